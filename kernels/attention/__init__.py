@@ -1,0 +1,1 @@
+"""Sliding-window and full attention that respects segments."""

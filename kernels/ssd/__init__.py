@@ -1,0 +1,1 @@
+"""The selective scan (state-space duality) of PLaMo 2."""

@@ -1,0 +1,1 @@
+"""The plamo2 command: one thin file a verb."""

@@ -1,0 +1,46 @@
+"""Entry point of the `plamo2` command: picks the verb and hands it the remaining arguments."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+VERBS = {
+    "tokenizer": "train a vocabulary, encode, decode",
+    "data": "build the bundled corpus, clean text, write tokenized shards",
+    "pretrain": "train a model from a config file",
+    "evaluate": "held-out bits per byte of a model",
+    "generate": "continue a prompt",
+    "convert": "read and write checkpoints of the public PLaMo 2 layout",
+    "logits": "logits of given tokens, for comparing implementations",
+    "report": "one HTML page from a run directory",
+}
+
+
+def usage() -> str:
+    """The text of `plamo2 --help`."""
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {text}" for verb, text in VERBS.items()]
+    return "\n".join(["usage: plamo2 VERB [options]        (plamo2 VERB --help explains a verb)", "", *lines])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; returns the exit status. Errors meant for the user are one sentence on stderr and status 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if argv else 2
+    if argv[0] not in VERBS:
+        print(f"plamo2: unknown verb {argv[0]!r}; it must be one of {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    # Imported on demand: `plamo2 --help` must not pay for importing jax.
+    verb = importlib.import_module(f"plamo2_jax.cli.{argv[0]}")
+    try:
+        return verb.main(argv[1:]) or 0
+    except (ValueError, OSError) as error:
+        print(f"plamo2 {argv[0]}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Checkpoints of the public PLaMo 2 layout, both ways."""

@@ -1,0 +1,1 @@
+"""From raw text to packed batches: sources, cleaning, shards, mixing, packing."""

@@ -1,0 +1,1 @@
+"""Sampling and generation with the hybrid cache."""

@@ -1,0 +1,1 @@
+"""The PLaMo 2 network as functional Flax Linen modules."""

@@ -1,0 +1,1 @@
+"""The PLaMo tokenizer: tokenizer.jsonl, encoding, training a vocabulary."""

@@ -1,0 +1,1 @@
+"""Pretraining: state, objective, optimizer, schedule, step, loop, checkpoints, metrics."""
