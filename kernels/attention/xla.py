@@ -1,0 +1,82 @@
+"""Attention over segments with an optional sliding window, as XLA operations with memory linear in the row length.
+
+A query sees a key if both are of one segment and `0 <= distance <= window`: `window` past tokens and itself, as the public PLaMo 2
+code masks (window + 1 keys). Padding sees only padding, so every query has a key and no row of the softmax is empty.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+# Queries a block: scores take h · block · (window + block) values at a time.
+_BLOCK = 512
+
+
+def attention(
+    q: Float[Array, "b t h p"],
+    k: Float[Array, "b t g p"],
+    v: Float[Array, "b t g p"],
+    *,
+    segment_ids: Int[Array, "b t"] | None = None,
+    window: int | None = None,
+    block_size: int = _BLOCK,
+) -> Float[Array, "b t h p"]:
+    """Causal self-attention of whole rows; query head i reads key/value head i // (h // g), scores are scaled by p^-0.5.
+
+    Args:
+        segment_ids: documents and padding (0); None: one document a row.
+        window: past tokens a query sees besides itself; None: all.
+        block_size: queries computed at a time; results do not depend on it beyond rounding.
+    """
+    b, t = q.shape[:2]
+    if segment_ids is None:
+        segment_ids = jnp.ones((b, t), jnp.int32)
+    index = jnp.broadcast_to(jnp.arange(t), (b, t))
+    if t <= block_size:
+        return masked_attention(q, k, v, segment_ids, segment_ids, index, index, window=window)
+
+    pad = -t % block_size
+    span = t if window is None else min(t, window + block_size)
+    blocks = [
+        jnp.pad(a, [(0, 0), (0, pad)] + [(0, 0)] * (a.ndim - 2)).reshape(b, -1, block_size, *a.shape[2:])
+        for a in (q, segment_ids, index)
+    ]
+
+    @jax.checkpoint
+    def one_block(block):
+        number, q_block, q_segments, q_index = block
+        start = jnp.clip((number + 1) * block_size - span, 0, t - span)
+        keys = [lax.dynamic_slice_in_dim(a, start, span, axis=1) for a in (k, v, segment_ids, index)]
+        return masked_attention(q_block, keys[0], keys[1], q_segments, keys[2], q_index, keys[3], window=window)
+
+    numbers = jnp.arange(blocks[0].shape[1])
+    out = lax.map(one_block, (numbers, *(jnp.moveaxis(a, 1, 0) for a in blocks)))
+    return jnp.moveaxis(out, 0, 1).reshape(b, -1, *q.shape[2:])[:, :t]
+
+
+@functools.partial(jax.named_call, name="masked_attention")
+def masked_attention(
+    q: Float[Array, "b t h p"],
+    k: Float[Array, "b s g p"],
+    v: Float[Array, "b s g p"],
+    q_segments: Int[Array, "b t"],
+    k_segments: Int[Array, "b s"],
+    q_positions: Int[Array, "b t"],
+    k_positions: Int[Array, "b s"],
+    *,
+    window: int | None = None,
+) -> Float[Array, "b t h p"]:
+    """Attention of queries to any set of keys, each with its segment and its position; scores in float32.
+
+    A query that may see no key gets a finite value without meaning.
+    """
+    distance = q_positions[:, :, None] - k_positions[:, None, :]
+    allowed = (q_segments[:, :, None] == k_segments[:, None, :]) & (distance >= 0)
+    if window is not None:
+        allowed &= distance <= window
+    return jax.nn.dot_product_attention(q, k, v, mask=allowed[:, None], implementation="xla")

@@ -1,0 +1,97 @@
+"""`ssd`: the selective scan, whichever way it is computed."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from plamo2_kernels.segments import carried_segments
+from plamo2_kernels.ssd.reference import ssd_reference
+from plamo2_kernels.ssd.step import ssd_step
+from plamo2_kernels.ssd.xla import ssd_xla
+
+Implementation = Literal["auto", "reference", "xla"]
+
+# Tokens a chunk where the caller leaves the choice: CPU caches favour small q×q blocks, matrix units large ones.
+_CHUNK_SIZE = {"cpu": 64, "gpu": 128, "tpu": 256}
+
+
+def ssd(
+    x: Float[Array, "b t h p"],
+    dt: Float[Array, "b t h"],
+    A: Float[Array, " h"],
+    B: Float[Array, "b t g n"],
+    C: Float[Array, "b t g n"],
+    D: Float[Array, " h"],
+    *,
+    segment_ids: Int[Array, "b t"] | None = None,
+    initial_state: Float[Array, "b h p n"] | None = None,
+    chunk_size: int | None = None,
+    implementation: Implementation = "auto",
+) -> tuple[Float[Array, "b t h p"], Float[Array, "b h p n"]]:
+    """Selective scan of Mamba-2 (arXiv:2405.21060): S_t = exp(dt_t A) S_{t-1} + dt_t x_t ⊗ B_t, y_t = S_t C_t + D x_t.
+
+    Segments: a token whose non-zero segment differs from that of the last token before it starts from a zero state; padding (segment 0)
+    leaves the state as it is, and y there carries no meaning. The initial state continues the first token's segment.
+
+    Args:
+        x: inputs; any float dtype.
+        dt: step sizes, already positive (after softplus).
+        A: decay rates, negative.
+        B: input projections; h must be a multiple of g, head i uses group i // (h // g).
+        C: output projections.
+        D: skip weights.
+        segment_ids: documents and padding of each row; None: one document a row.
+        initial_state: state before the first token; zero when None.
+        chunk_size: tokens a chunk for the chunked implementations; None lets the platform decide.
+        implementation: "auto" chooses; a named one is used as named.
+
+    Returns:
+        y in the dtype of x, and the state after the last token in float32 (float64 if x is).
+
+    Raises:
+        ValueError: shapes do not fit together, or an unknown implementation.
+    """
+    if implementation not in get_args(Implementation):
+        raise ValueError(f"ssd: implementation={implementation!r} must be one of {', '.join(get_args(Implementation))}")
+    _check_shapes(x, dt, A, B, C, D, segment_ids, initial_state)
+    b, t, h, p = x.shape
+    # float32 at least: decays close to 1 do not survive bfloat16.
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    if initial_state is None:
+        initial_state = jnp.zeros((b, h, p, B.shape[-1]), dtype)
+    initial_state, dt, A, D = (v.astype(dtype) for v in (initial_state, dt, A, D))
+    carried = None
+    if segment_ids is not None:
+        dt = jnp.where((segment_ids != 0)[..., None], dt, 0)
+        carried = carried_segments(segment_ids)
+    if implementation == "reference":
+        return ssd_reference(x, dt, A, B, C, D, carried, initial_state)
+    if implementation == "auto" and t == 1:
+        y, state = ssd_step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D, initial_state)
+        return y[:, None], state
+    chunk_size = chunk_size or _CHUNK_SIZE.get(jax.default_backend(), 128)
+    return ssd_xla(x, dt, A, B, C, D, carried, initial_state, chunk_size)
+
+
+def _check_shapes(x, dt, A, B, C, D, segment_ids, initial_state) -> None:
+    if x.ndim != 4 or x.shape[1] < 1:
+        raise ValueError(f"ssd: x has shape {x.shape}; it must be [b, t, h, p] with t >= 1")
+    if B.ndim != 4 or x.shape[2] % B.shape[2]:
+        raise ValueError(f"ssd: B has shape {B.shape}; it must be [b, t, g, n] with g dividing h={x.shape[2]}")
+    b, t, h, p = x.shape
+    expected = {
+        "dt": (dt, (b, t, h)),
+        "A": (A, (h,)),
+        "B": (B, (b, t, *B.shape[2:])),
+        "C": (C, B.shape),
+        "D": (D, (h,)),
+        "segment_ids": (segment_ids, (b, t)),
+        "initial_state": (initial_state, (b, h, p, B.shape[3])),
+    }
+    for name, (array, shape) in expected.items():
+        if array is not None and array.shape != shape:
+            raise ValueError(f"ssd: {name} has shape {array.shape}; with x {x.shape} it must be {shape}")

@@ -1,0 +1,102 @@
+"""The selective scan in chunks, as batched matrix products for XLA (state-space duality, arXiv:2405.21060, section 6).
+
+With a = dt A, cum its running sum inside a chunk and S_in the state that enters the chunk,
+
+    y_i    = Σ_{j≤i} exp(cum_i - cum_j) (C_i·B_j) dt_j x_j  +  exp(cum_i) S_in C_i  +  D x_i
+    S_out  = Σ_j exp(cum_last - cum_j) dt_j x_j ⊗ B_j       +  exp(cum_last) S_in
+
+A pair (i, j), or a state and a token, of different segments is masked out. C·Bᵀ is computed once a group and shared by its heads.
+Only the short recurrence over chunk states is sequential. The backward pass recomputes the chunk-local matrices (`jax.checkpoint`),
+so nothing of size [q,q] a head is kept between the passes.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+
+def ssd_xla(
+    x: Float[Array, "b t h p"],
+    dt: Float[Array, "b t h"],
+    A: Float[Array, " h"],
+    B: Float[Array, "b t g n"],
+    C: Float[Array, "b t g n"],
+    D: Float[Array, " h"],
+    carried: Int[Array, "b t"] | None,
+    initial_state: Float[Array, "b h p n"],
+    chunk_size: int,
+) -> tuple[Float[Array, "b t h p"], Float[Array, "b h p n"]]:
+    """Chunked scan; log-decays, states and sums in the dtype of `initial_state`. See `api.ssd` for the arguments.
+
+    Args:
+        carried: `segments.carried_segments` of the row (dt is already 0 at padding), or None for one document a row.
+        chunk_size: tokens a chunk; results do not depend on it beyond rounding.
+    """
+    b, t, h, p = x.shape
+    g = B.shape[2]
+    q = min(chunk_size, t)
+    pad = -t % q
+
+    def chunks(v, *shape, mode="constant"):
+        v = jnp.pad(v, [(0, 0), (0, pad)] + [(0, 0)] * (v.ndim - 2), mode=mode)
+        return v.reshape(b, -1, q, *shape)
+
+    # u indexes the heads of a group: h = g · u. A padded tail has dt = 0 and so changes no state.
+    u = h // g
+    outputs, final_state = _scan_chunks(
+        chunks(x, g, u, p),
+        chunks(dt.astype(initial_state.dtype), g, u),
+        A.reshape(g, u).astype(initial_state.dtype),
+        chunks(B, g, B.shape[-1]),
+        chunks(C, g, C.shape[-1]),
+        None if carried is None else chunks(carried, mode="edge"),
+        initial_state.reshape(b, g, u, p, -1),
+    )
+    y = outputs.reshape(b, -1, h, p)[:, :t] + D[:, None] * x
+    return y.astype(x.dtype), final_state.reshape(b, h, p, -1)
+
+
+@functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.nothing_saveable)
+def _scan_chunks(x, dt, A, B, C, segments, initial_state):
+    """x [b,c,q,g,u,p], dt [b,c,q,g,u], B and C [b,c,q,g,n], segments [b,c,q] or None, initial_state [b,g,u,p,n]."""
+    dtype = initial_state.dtype
+    dot = functools.partial(jnp.einsum, preferred_element_type=dtype)
+    q = x.shape[2]
+    cum = jnp.cumsum(dt * A, axis=2)
+
+    # Inside a chunk.
+    pairs = jnp.tril(jnp.ones((q, q), bool))
+    enters = leaves = None
+    if segments is not None:
+        pairs = (pairs & (segments[..., :, None] == segments[..., None, :]))[:, :, None, None]
+        before = jnp.concatenate([segments[:, :1, 0], segments[:, :-1, -1]], axis=1)
+        enters = segments == before[..., None]  # tokens that see the state entering their chunk
+        leaves = segments == segments[..., -1:]  # tokens whose contribution survives to the chunk's end
+    rows = jnp.moveaxis(cum, 2, -1)
+    decay = jnp.exp(jnp.where(pairs, rows[..., :, None] - rows[..., None, :], -jnp.inf))
+    scores = dot("bcign,bcjgn->bcgij", C, B)
+    weights = scores[:, :, :, None] * decay * jnp.moveaxis(dt, 2, -1)[..., None, :]
+    y = dot("bcguij,bcjgup->bcigup", weights.astype(x.dtype), x)
+
+    # What each chunk adds to the state, and how much of the state it lets through.
+    to_end = jnp.exp(cum[:, :, -1:] - cum) * dt
+    through = jnp.exp(cum[:, :, -1])
+    from_start = jnp.exp(cum)
+    if segments is not None:
+        to_end *= leaves[..., None, None]
+        through *= enters[:, :, -1, None, None]
+        from_start *= enters[..., None, None]
+    added = dot("bcjgup,bcjgn->bcgupn", (x * to_end[..., None]).astype(x.dtype), B)
+
+    def pass_on(state, chunk):
+        added_c, through_c = chunk
+        return through_c[..., None, None] * state + added_c, state
+
+    final_state, entering = lax.scan(pass_on, initial_state, (jnp.moveaxis(added, 1, 0), jnp.moveaxis(through, 1, 0)))
+    y += dot("bcign,cbgupn->bcigup", C.astype(dtype), entering) * from_start[..., None]
+    return y, final_state

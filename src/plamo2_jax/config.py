@@ -1,0 +1,339 @@
+"""ModelConfig: the shape of a PLaMo 2 network, the published presets and what follows from them.
+
+Field names are those of the public config.json, so that `ModelConfig.from_hf(json)` is a plain read. Dimensions of the presets are
+public (model cards, configs and file sizes of pfnet/plamo-2-*), except `plamo-2-31b`, which is this project's own proposal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+
+class LayerKind(enum.Enum):
+    """What mixes tokens in a layer."""
+
+    MAMBA = "mamba"
+    WINDOW = "window"  # attention over attention_window_size past tokens and the token itself
+    FULL = "full"  # attention over all past tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A stretch of equal periods of the layer stack, executed as one scan.
+
+    Layer `start + i * len(kinds) + j` of the network is position `j` of period `i`.
+    """
+
+    start: int
+    kinds: tuple[LayerKind, ...]
+    count: int
+
+    def layer_index(self, period: int, position: int) -> int:
+        """The network's layer number of one position of one period."""
+        return self.start + period * len(self.kinds) + position
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a PLaMo 2 network. Defaults are those of the public configuration class.
+
+    Raises:
+        ValueError: a field has a value outside its range; the message names the field, its value and what is allowed.
+    """
+
+    hidden_size: int = 4096
+    """Width of the residual stream."""
+    num_hidden_layers: int = 32
+    """Number of layers, state-space and attention ones together."""
+    intermediate_size: int = 13312
+    """Width of the gated MLP."""
+    num_attention_heads: int = 32
+    """Query heads of an attention layer."""
+    num_key_value_heads: int = 4
+    """Key/value heads; query head h reads key/value head h // (heads / kv_heads)."""
+    hidden_size_per_head: int = 128
+    """Width of a head, in attention and in the state-space mixer alike."""
+    mamba_num_heads: int = 64
+    """Heads of a state-space layer."""
+    mamba_d_state: int = 64
+    """State size per channel."""
+    mamba_d_conv: int = 4
+    """Taps of the depthwise causal convolution."""
+    mamba_step: int = 2
+    """Period of the layer pattern: layer i is attention where i mod step == step // 2."""
+    mamba_chunk_size: int = 256
+    """Chunk length the public checkpoints name for the scan; results do not depend on it."""
+    mamba_enabled: bool = True
+    """False makes every layer an attention layer."""
+    attention_window_size: int = 2048
+    """Past tokens a windowed attention layer sees, besides the token itself."""
+    full_attention_idx: tuple[int, ...] = ()
+    """Attention layers that see the whole document."""
+    rope_theta: float = 10000.0
+    """RoPE base of the layers in full_attention_idx."""
+    rope_local_theta: float | None = None
+    """RoPE base of windowed layers; rope_theta when absent."""
+    vocab_size: int = 32000
+    """Rows of the embedding."""
+    tie_word_embeddings: bool = True
+    """Whether the logits reuse the embedding."""
+    rms_norm_eps: float = 1e-6
+    """Epsilon of the block norms and of the B/C/dt norms."""
+    max_position_embeddings: int = 10485760
+    """Kept from the public config; RoPE has no limit of its own."""
+    initializer_range: float = 0.02
+    """Standard deviation of linear and embedding weights at initialisation."""
+    bos_token_id: int | None = 1
+    """Beginning of a document."""
+    eos_token_id: int | None = 2
+    """End of a document."""
+    pad_token_id: int | None = None
+    """Padding."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "full_attention_idx", tuple(sorted(self.full_attention_idx)))
+        for name in (
+            "hidden_size",
+            "num_hidden_layers",
+            "intermediate_size",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "hidden_size_per_head",
+            "mamba_num_heads",
+            "mamba_d_state",
+            "mamba_d_conv",
+            "mamba_chunk_size",
+            "attention_window_size",
+            "vocab_size",
+            "max_position_embeddings",
+        ):
+            self._require(name, _is_int(getattr(self, name)) and getattr(self, name) >= 1, "a positive integer")
+        self._require("mamba_step", _is_int(self.mamba_step) and self.mamba_step >= 2, "an integer of at least 2")
+        self._require("mamba_d_conv", self.mamba_d_conv >= 2, "an integer of at least 2")
+        self._require("hidden_size_per_head", self.hidden_size_per_head % 2 == 0, "even, since RoPE turns pairs")
+        self._require(
+            "num_key_value_heads",
+            self.num_attention_heads % self.num_key_value_heads == 0,
+            f"a divisor of num_attention_heads={self.num_attention_heads}",
+        )
+        for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
+            self._require(name, getattr(self, name) > 0, "positive")
+        self._require(
+            "rope_local_theta", self.rope_local_theta is None or self.rope_local_theta > 0, "positive or none"
+        )
+        attention = [i for i in range(self.num_hidden_layers) if not self._is_mamba(i)]
+        unknown = [i for i in self.full_attention_idx if i not in attention]
+        self._require("full_attention_idx", not unknown, f"a subset of the attention layers {attention}")
+        self._require(
+            "full_attention_idx", len(set(self.full_attention_idx)) == len(self.full_attention_idx), "without repeats"
+        )
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            allowed = f"none or an id below vocab_size={self.vocab_size}"
+            self._require(name, value is None or (_is_int(value) and 0 <= value < self.vocab_size), allowed)
+
+    def _require(self, name: str, condition: bool, allowed: str) -> None:
+        if not condition:
+            raise ValueError(f"ModelConfig.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
+
+    def _is_mamba(self, layer: int) -> bool:
+        if not self.mamba_enabled:
+            return False
+        if self.num_hidden_layers <= self.mamba_step // 2:
+            return layer != self.num_hidden_layers - 1
+        return layer % self.mamba_step != self.mamba_step // 2
+
+    @property
+    def dt_rank(self) -> int:
+        """Rank of the projection that makes dt."""
+        return max(64, self.hidden_size // 16)
+
+    @property
+    def local_theta(self) -> float:
+        """RoPE base of windowed layers."""
+        return self.rope_theta if self.rope_local_theta is None else self.rope_local_theta
+
+    @property
+    def layer_kinds(self) -> tuple[LayerKind, ...]:
+        """The kind of every layer, in order."""
+        return tuple(
+            LayerKind.MAMBA
+            if self._is_mamba(i)
+            else LayerKind.FULL
+            if i in self.full_attention_idx
+            else LayerKind.WINDOW
+            for i in range(self.num_hidden_layers)
+        )
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """The layer stack as runs of equal periods; a shorter last period is a run of its own."""
+        step = self.mamba_step if self.mamba_enabled else 1
+        kinds = self.layer_kinds
+        runs: list[Run] = []
+        for start in range(0, len(kinds), step):
+            period = kinds[start : start + step]
+            if runs and runs[-1].kinds == period:
+                runs[-1] = dataclasses.replace(runs[-1], count=runs[-1].count + 1)
+            else:
+                runs.append(Run(start, period, 1))
+        return tuple(runs)
+
+    def _matrix_parameters(self) -> dict[LayerKind, int]:
+        """Weights of the matrix products of a layer of each kind, MLP included."""
+        e, p = self.hidden_size, self.hidden_size_per_head
+        inner = self.mamba_num_heads * p
+        mamba = 3 * e * inner + inner * (2 * self.mamba_d_state + self.dt_rank) + self.dt_rank * self.mamba_num_heads
+        attention = 2 * e * p * (self.num_attention_heads + self.num_key_value_heads)
+        mlp = 3 * e * self.intermediate_size
+        return {
+            LayerKind.MAMBA: mamba + mlp,
+            LayerKind.WINDOW: attention + mlp,
+            LayerKind.FULL: attention + mlp,
+        }
+
+    def parameter_count(self) -> int:
+        """Number of parameters; equals the sizes of the published checkpoints."""
+        e, p, h, n = self.hidden_size, self.hidden_size_per_head, self.mamba_num_heads, self.mamba_d_state
+        norms = 4 * e
+        vectors = {
+            LayerKind.MAMBA: norms + h * p * self.mamba_d_conv + 3 * h + 2 * n + self.dt_rank,
+            LayerKind.WINDOW: norms + p * (self.num_attention_heads + self.num_key_value_heads),
+        }
+        vectors[LayerKind.FULL] = vectors[LayerKind.WINDOW]
+        matrices = self._matrix_parameters()
+        layers = sum(matrices[kind] + vectors[kind] for kind in self.layer_kinds)
+        embeddings = self.vocab_size * e * (1 if self.tie_word_embeddings else 2)
+        return embeddings + layers + e
+
+    def flops_per_token(self, sequence_length: int) -> float:
+        """Forward FLOPs a token, averaged over one document of `sequence_length` tokens; a training step costs three times that.
+
+        A multiply-add is 2. Counted: matrix products, attention scores and values over the keys that the mask allows, and the scan as
+        its recurrence (decay, update and read-out of h·p·n states: 5 h p n) and the convolution. Norms and activations are not.
+        """
+        t = sequence_length
+        w = min(self.attention_window_size, t - 1)
+        # Query i sees min(i, W) past keys and itself.
+        keys = {LayerKind.FULL: (t + 1) / 2, LayerKind.WINDOW: 1 + w - w * (w + 1) / (2 * t)}
+        inner = self.mamba_num_heads * self.hidden_size_per_head
+        mixing = {kind: 4 * self.num_attention_heads * self.hidden_size_per_head * seen for kind, seen in keys.items()}
+        mixing[LayerKind.MAMBA] = inner * (5 * self.mamba_d_state + 2 * self.mamba_d_conv)
+        matrices = self._matrix_parameters()
+        layers = sum(2 * matrices[kind] + mixing[kind] for kind in self.layer_kinds)
+        return layers + 2 * self.vocab_size * self.hidden_size
+
+    @classmethod
+    def from_hf(cls, json: Mapping[str, Any]) -> ModelConfig:
+        """Read a public config.json.
+
+        Keys that only name features which are off, or that belong to the file format, are passed over.
+
+        Raises:
+            ValueError: a value is out of range, or the file asks for a feature this model does not have.
+        """
+        for key in ("n_expert", "image_feature_size", "image_proj_type"):
+            if json.get(key):
+                raise ValueError(f"config.json: {key}={json[key]!r} is not supported; it must be absent or null")
+        if json.get("use_predefined_initial_state"):
+            raise ValueError("config.json: use_predefined_initial_state=true is not supported; it must be false")
+        names = {field.name for field in dataclasses.fields(cls)}
+        values = {key: value for key, value in json.items() if key in names}
+        if values.get("full_attention_idx", ()) is None:
+            del values["full_attention_idx"]
+        if values.get("rope_theta", 0) is None:
+            del values["rope_theta"]
+        if "full_attention_idx" in values:
+            values["full_attention_idx"] = tuple(values["full_attention_idx"])
+        if "attention_window_size" not in values and json.get("sliding_window"):
+            values["attention_window_size"] = json["sliding_window"]
+        return cls(**values)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The public config.json of this model."""
+        values = dataclasses.asdict(self)
+        values["full_attention_idx"] = list(self.full_attention_idx)
+        values["rope_local_theta"] = self.local_theta
+        return {
+            "architectures": ["Plamo2ForCausalLM"],
+            "model_type": "plamo2",
+            "auto_map": {
+                "AutoConfig": "modeling_plamo.Plamo2Config",
+                "AutoModelForCausalLM": "modeling_plamo.Plamo2ForCausalLM",
+            },
+            "tokenizer_class": "Plamo2Tokenizer",
+            "sliding_window": self.attention_window_size,
+            **values,
+        }
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_1B = ModelConfig(
+    hidden_size=2048,
+    num_hidden_layers=16,
+    intermediate_size=8192,
+    num_attention_heads=16,
+    num_key_value_heads=1,
+    mamba_num_heads=32,
+    vocab_size=100000,
+)
+_8B = ModelConfig(
+    hidden_size=4096,
+    num_hidden_layers=32,
+    intermediate_size=16384,
+    num_attention_heads=32,
+    num_key_value_heads=4,
+    mamba_num_heads=64,
+    vocab_size=100000,
+)
+# Full attention at 32K is published as a window of 32768: no key is cut off inside the context.
+_8B_32K = dataclasses.replace(_8B, vocab_size=100032, attention_window_size=32768, rope_theta=1e6)
+
+PRESETS: dict[str, ModelConfig] = {
+    "tiny": ModelConfig(
+        hidden_size=128,
+        num_hidden_layers=4,
+        intermediate_size=256,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        hidden_size_per_head=32,
+        mamba_num_heads=8,
+        mamba_d_state=16,
+        attention_window_size=64,
+        vocab_size=4096,
+    ),
+    "plamo-2-1b": _1B,
+    "plamo-2-8b": _8B,
+    "plamo-2-translate": dataclasses.replace(_8B_32K, tie_word_embeddings=False, eos_token_id=1, pad_token_id=3),
+    "plamo-2.1-2b": dataclasses.replace(_8B_32K, hidden_size=2048, intermediate_size=5632),
+    "plamo-2.1-8b": _8B_32K,
+    # Not public; a proposal. The 8B stack of 32 layers with residual width and every head count doubled, so that 8B weights clone into
+    # it (each axis an integer multiple but the MLP's) and an 8B is cut out of it by width alone, as the public 8B → 2B cut was. The MLP
+    # width, a multiple of 1024 (tensor parallelism by 8 over 128 lanes), brings the total to 31B.
+    "plamo-2-31b": dataclasses.replace(
+        _8B,
+        hidden_size=8192,
+        intermediate_size=26 * 1024,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        mamba_num_heads=128,
+        vocab_size=100032,
+    ),
+}
+
+
+def preset(name: str, **changes: Any) -> ModelConfig:
+    """A published (or proposed) shape by name, with fields replaced.
+
+    Raises:
+        ValueError: no such preset, or a changed field out of range.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; it must be one of {', '.join(PRESETS)}")
+    return dataclasses.replace(PRESETS[name], **changes)
