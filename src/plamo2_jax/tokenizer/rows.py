@@ -1,0 +1,124 @@
+"""Rows of a PLaMo `tokenizer.jsonl`: reading, checking and writing them.
+
+One row a line, the line number (from 0) is the token id. A row is a JSON list `[token, score, type, ...]`; published
+files carry four further fields which every known implementation ignores, and which are kept here untouched.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+NORMAL, UNKNOWN, CONTROL, BYTE = TYPES = ("NORMAL", "UNKNOWN", "CONTROL", "BYTE")
+
+MAX_SCORE = 200_000.0  # 1e4 * score is an integer cost; within int32 no text that fits in memory overflows an int64 sum
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The three fields that matter, column by column.
+
+    Attributes:
+        tokens: token strings, one per id; a BYTE row is spelled `<0xXX>`.
+        scores: [v] float64 log probabilities, as written in the file.
+        types: one of `NORMAL`, `UNKNOWN`, `CONTROL`, `BYTE` per id.
+        byte_ids: [256] int32, the id of the BYTE row of every byte value.
+    """
+
+    tokens: list[str]
+    scores: np.ndarray
+    types: list[str]
+    byte_ids: np.ndarray
+
+
+def parse_rows(data: bytes, source: str) -> Vocabulary:
+    """Reads and checks the bytes of a `tokenizer.jsonl`.
+
+    Args:
+        data: the whole file, UTF-8.
+        source: what to call the file in error messages.
+
+    Raises:
+        ValueError: a row is malformed, a token or a byte occurs twice, or a byte has no row; it names the line (from 1).
+    """
+    lines = data.split(b"\n")
+    if lines[-1] == b"":
+        lines.pop()
+    tokens: list[str] = []
+    scores: list[float] = []
+    types: list[str] = []
+    first_line: dict[str, int] = {}
+    byte_ids = np.full(256, -1, np.int32)
+    for number, line in enumerate(lines, start=1):
+        try:
+            token, score, kind = _parse_row(line)
+            if token in first_line:
+                raise ValueError(
+                    f"the token {token!r} already stands in line {first_line[token]}; tokens must be unique"
+                )
+            if kind == BYTE:
+                value = _byte_value(token)
+                if byte_ids[value] >= 0:
+                    raise ValueError(f"the byte {value:#04x} already stands in line {byte_ids[value] + 1}")
+                byte_ids[value] = number - 1
+        except ValueError as error:
+            raise ValueError(f"{source}, line {number}: {error}") from None
+        first_line[token] = number
+        tokens.append(token)
+        scores.append(score)
+        types.append(kind)
+    if (byte_ids < 0).any():
+        absent = ", ".join(f"<0x{value:02X}>" for value in np.flatnonzero(byte_ids < 0)[:4])
+        raise ValueError(
+            f"{source}, up to line {len(lines)} (the last): {int((byte_ids < 0).sum())} of the 256 BYTE rows are missing,"
+            f" first {absent}; without them some texts cannot be encoded"
+        )
+    return Vocabulary(tokens, np.array(scores, np.float64), types, byte_ids)
+
+
+def format_rows(rows: Iterable[Sequence]) -> bytes:
+    """The bytes of a `tokenizer.jsonl` holding `rows`, each `[token, score, type, ...]`, in the published spelling."""
+    return "".join(json.dumps(list(row), ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def _parse_row(line: bytes) -> tuple[str, float, str]:
+    try:
+        row = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 (byte {error.start} of the line)") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error})") from None
+    if not isinstance(row, list) or len(row) < 3:
+        raise ValueError(f"a row must be a list [token, score, type, ...], not {str(row)[:60]}")
+    token, score, kind = row[:3]
+    if not isinstance(token, str) or not token:
+        raise ValueError(f"the token must be a non-empty string, not {token!r}")
+    if not token.isascii():
+        try:
+            token.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"the token {token!r} holds a lone surrogate, which is not text") from None
+    if isinstance(score, bool) or not isinstance(score, int | float):
+        raise ValueError(f"the score of {token!r} must be a number, not {score!r}")
+    if not abs(score) <= MAX_SCORE:  # also catches NaN
+        shown = score if isinstance(score, float) and not math.isfinite(score) else "out of range"
+        raise ValueError(f"the score of {token!r} is {shown}; it must be finite and within ±{MAX_SCORE:g}")
+    if kind not in TYPES:
+        raise ValueError(f"the type of {token!r} is {kind!r}; it must be one of {', '.join(TYPES)}")
+    return token, float(score), kind
+
+
+def _byte_value(token: str) -> int:
+    digits = token[3:5]
+    if (
+        len(token) != 6
+        or token[:3] != "<0x"
+        or token[5] != ">"
+        or not all(c in "0123456789abcdefABCDEF" for c in digits)
+    ):
+        raise ValueError(f"a BYTE row must be spelled <0x00> to <0xFF>, not {token!r}")
+    return int(digits, 16)

@@ -1,0 +1,263 @@
+"""The PLaMo 2 tokenizer: exact unigram segmentation with integer costs and byte fallback, over a `tokenizer.jsonl`.
+
+There is no normalizer, no pre-tokenizer and no space prefix: text is a sequence of code points, spaces are literal in
+tokens, and `decode(encode(text)) == text` for every valid string. Control strings in text are ordinary text unless a
+caller asks otherwise.
+"""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from plamo2_jax.tokenizer.lattice import INVALID_COST, Trie, build_trie, cheapest_ids, compiled_encoder
+from plamo2_jax.tokenizer.rows import BYTE, CONTROL, UNKNOWN, format_rows, parse_rows
+
+FILE_NAME = "tokenizer.jsonl"
+UNK, BOS, EOS, PAD, OP = "<|plamo:unk|>", "<|plamo:bos|>", "<|plamo:eos|>", "<|plamo:pad|>", "<|plamo:op|>"
+
+
+class Tokenizer:
+    """Encodes text to ids and back. Immutable, safe to share between threads, and picklable.
+
+    Args:
+        data: the bytes of a `tokenizer.jsonl`; `Tokenizer.load` reads them from a file.
+        source: what to call them in error messages.
+
+    Raises:
+        ValueError: a row is malformed, a token occurs twice or one of the 256 BYTE rows is missing; it names the line.
+    """
+
+    def __init__(self, data: bytes, source: str = FILE_NAME):
+        vocabulary = parse_rows(data, source)
+        self._data = data
+        self._tokens = vocabulary.tokens
+        self._byte_ids = vocabulary.byte_ids
+        self._special = np.array([kind in (CONTROL, UNKNOWN) for kind in vocabulary.types])
+        self._is_byte = np.array([kind == BYTE for kind in vocabulary.types])
+        self._costs = -np.rint(1e4 * vocabulary.scores).astype(np.int64)
+        self._lengths = np.array([len(token) for token in self._tokens], np.int32)
+        self._ids = {token: i for i, token in enumerate(self._tokens)}
+        self._bytes = [token.encode() for token in self._tokens]
+        for value, i in enumerate(self._byte_ids):
+            self._bytes[i] = bytes([value])
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Tokenizer:
+        """Reads a `tokenizer.jsonl`, or the one in a folder."""
+        path = Path(path)
+        path = path / FILE_NAME if path.is_dir() else path
+        return cls(path.read_bytes(), str(path))
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Sequence], source: str = "rows") -> Tokenizer:
+        """Makes a tokenizer of rows `[token, score, type, ...]`."""
+        return cls(format_rows(rows), source)
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Writes the rows byte for byte as they were read, to a file or into a folder; returns the file's path."""
+        path = Path(path)
+        path = path / FILE_NAME if path.is_dir() else path
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            partial.write_bytes(self._data)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return path
+
+    def encode(self, text: str, *, allow_control: bool = False, bos: bool = False, eos: bool = False) -> np.ndarray:
+        """Ids of the cheapest segmentation of `text`.
+
+        Args:
+            text: any valid Unicode string.
+            allow_control: match control strings such as `<|plamo:op|>` as control tokens. Only for text you wrote
+                yourself: otherwise a document could end itself or forge a prompt.
+            bos: put the beginning-of-text id in front.
+            eos: put the end-of-text id behind.
+
+        Returns:
+            [t] int32.
+
+        Raises:
+            ValueError: the text holds a lone surrogate, which no encoding of Unicode can carry.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"encode takes a str, not {type(text).__name__}")
+        try:
+            points = np.frombuffer(text.encode("utf-32-le"), "<i4")
+        except UnicodeEncodeError as error:
+            surrogate = f"U+{ord(text[error.start]):04X}"
+            raise ValueError(
+                f"the text holds a lone surrogate ({surrogate}) at position {error.start}; it is not valid Unicode"
+            ) from None
+        ids = self._encode_points(points, allow_control)
+        if bos or eos:
+            ids = np.concatenate([[self.bos_id] if bos else [], ids, [self.eos_id] if eos else []]).astype(np.int32)
+        return ids
+
+    def encode_batch(
+        self, texts: Iterable[str], *, allow_control: bool = False, bos: bool = False, eos: bool = False
+    ) -> list[np.ndarray]:
+        """`encode` for every text."""
+        return [self.encode(text, allow_control=allow_control, bos=bos, eos=eos) for text in texts]
+
+    def decode(self, ids: Iterable[int], *, skip_control: bool = False) -> str:
+        """Text of `ids` ([t] integers); bytes that are not UTF-8 become U+FFFD.
+
+        Args:
+            ids: token ids; CONTROL and UNKNOWN rows decode to their own spelling.
+            skip_control: leave CONTROL and UNKNOWN rows out.
+
+        Raises:
+            ValueError: an id lies outside the vocabulary; it names the position.
+        """
+        array = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids))
+        if array.size == 0:
+            return ""
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise ValueError(f"ids must be one row of integers, not shape {array.shape} of {array.dtype}")
+        outside = (array < 0) | (array >= self.vocab_size)
+        if outside.any():
+            position = int(np.argmax(outside))
+            raise ValueError(
+                f"id {array[position]} at position {position} is outside the vocabulary of {self.vocab_size} rows"
+            )
+        if skip_control:
+            array = array[~self._special[array]]
+        return b"".join(map(self._bytes.__getitem__, array.tolist())).decode(errors="replace")
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes one id contributes to decoded text: one byte for a BYTE row, else the UTF-8 of the token."""
+        if not 0 <= id < self.vocab_size:
+            raise ValueError(f"id {id} is outside the vocabulary of {self.vocab_size} rows")
+        return self._bytes[id]
+
+    def is_special(self, id: int) -> bool:
+        """Whether the row is CONTROL or UNKNOWN: not text, and left out by `skip_control`."""
+        return 0 <= id < self.vocab_size and bool(self._special[id])
+
+    @functools.cached_property
+    def byte_lengths(self) -> np.ndarray:
+        """[v] int32, UTF-8 bytes of text that each id stands for; 0 for CONTROL and UNKNOWN rows."""
+        lengths = np.array([len(piece) for piece in self._bytes], np.int32)
+        lengths[self._special] = 0
+        return lengths
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the rows: what `sha256sum tokenizer.jsonl` prints."""
+        return hashlib.sha256(self._data).hexdigest()
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of rows. A model's embedding may hold more, for padding."""
+        return len(self._tokens)
+
+    @property
+    def tokens(self) -> Sequence[str]:
+        """Token strings by id; BYTE rows as `<0xXX>`."""
+        return tuple(self._tokens)
+
+    def id_of(self, token: str) -> int:
+        """The id of a token string.
+
+        Raises:
+            ValueError: the vocabulary has no such row.
+        """
+        if token not in self._ids:
+            raise ValueError(f"the vocabulary has no row {token!r}")
+        return self._ids[token]
+
+    @property
+    def unk_id(self) -> int:
+        """Id of `<|plamo:unk|>`."""
+        return self.id_of(UNK)
+
+    @property
+    def bos_id(self) -> int:
+        """Id of `<|plamo:bos|>`, which separates documents."""
+        return self.id_of(BOS)
+
+    @property
+    def eos_id(self) -> int:
+        """Id of `<|plamo:eos|>`."""
+        return self.id_of(EOS)
+
+    @property
+    def pad_id(self) -> int:
+        """Id of `<|plamo:pad|>`."""
+        return self.id_of(PAD)
+
+    @property
+    def op_id(self) -> int:
+        """Id of `<|plamo:op|>`, which opens a line of a prompt."""
+        return self.id_of(OP)
+
+    @functools.cached_property
+    def _trie(self) -> Trie:
+        matchable = ~self._is_byte & (self._costs < INVALID_COST)
+        return build_trie(self._tokens, np.flatnonzero(matchable), self._costs)
+
+    @functools.cached_property
+    def _text_tokens(self) -> np.ndarray:
+        """The trie's token per node without CONTROL and UNKNOWN rows."""
+        token = self._trie.token
+        return np.where((token >= 0) & self._special[token], -1, token).astype(np.int32)
+
+    def _tables(self, allow_control: bool) -> tuple:
+        trie = self._trie
+        window = 1 << trie.longest.bit_length()
+        token = trie.token if allow_control else self._text_tokens
+        return trie.root, trie.first_child, trie.label, token, trie.cost, self._lengths, self._byte_ids, window
+
+    def _encode_points(self, points: np.ndarray, allow_control: bool) -> np.ndarray:
+        encoder = compiled_encoder()
+        if encoder is not None:
+            return encoder(points, *self._tables(allow_control))
+        # Python indexes lists several times faster than arrays.
+        return cheapest_ids(points.tolist(), *self._list_tables(allow_control))
+
+    def _list_tables(self, allow_control: bool) -> tuple:
+        if allow_control:
+            return self._list_tables_control
+        return self._list_tables_text
+
+    @functools.cached_property
+    def _list_tables_text(self) -> tuple:
+        return tuple(x.tolist() if isinstance(x, np.ndarray) else x for x in self._tables(False))
+
+    @functools.cached_property
+    def _list_tables_control(self) -> tuple:
+        return tuple(x.tolist() if isinstance(x, np.ndarray) else x for x in self._tables(True))
+
+
+class StreamDecoder:
+    """Decodes ids one by one, holding back bytes until they complete a character.
+
+    The pieces joined equal `tokenizer.decode(ids, skip_control=skip_control)`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_control: bool = False):
+        self._tokenizer = tokenizer
+        self._skip_control = skip_control
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, id: int) -> str:
+        """The text that `id` completes; often the whole token, sometimes nothing yet."""
+        piece = self._tokenizer.token_bytes(id)
+        if self._skip_control and self._tokenizer.is_special(id):
+            return ""
+        return self._utf8.decode(piece)
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD where a character was never completed. The decoder is then as new."""
+        rest = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return rest
