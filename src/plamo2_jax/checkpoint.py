@@ -1,0 +1,220 @@
+"""The folder a model lives in: what is written where, and how parameters come back.
+
+A run folder holds::
+
+    config.json           the resolved configuration; its key "model" is the ModelConfig in public field names
+    tokenizer.jsonl       the vocabulary the model was trained with (absent for a model of numbers only)
+    checkpoints/STEP/     one Orbax checkpoint a step; every item apart, so that inference reads `params` alone
+
+Training adds further items beside `params` (optimizer state, data iterator); nothing here knows them. Orbax writes
+a step under a temporary name and renames it when it is whole, so a killed job leaves no step that looks finished.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from plamo2_jax.config import ModelConfig
+
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.jsonl"
+CHECKPOINTS = "checkpoints"
+PARAMS = "params"
+
+
+class CheckpointError(ValueError):
+    """A run folder or a checkpoint is missing, incomplete or of another shape; the message names the file or tensor."""
+
+
+class SavesItself(Protocol):
+    """What `save_model` needs of a tokenizer."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write tokenizer.jsonl."""
+
+
+def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The resolved configuration of a run folder.
+
+    Raises:
+        CheckpointError: there is no config.json in it, or it is not a JSON object.
+    """
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is not a run folder: it has no {CONFIG}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, not {type(config).__name__}")
+    return config
+
+
+def read_model_config(folder: str | os.PathLike[str]) -> ModelConfig:
+    """The shape of the model in a run folder.
+
+    Raises:
+        CheckpointError: config.json is missing, unreadable or has no key "model".
+        ValueError: a field of the model is out of range.
+    """
+    config = read_config(folder)
+    if not isinstance(config.get("model"), dict):
+        raise CheckpointError(f'{Path(folder) / CONFIG} has no object under the key "model"')
+    return ModelConfig.from_hf(config["model"])
+
+
+def steps(folder: str | os.PathLike[str]) -> list[int]:
+    """Steps of the finished checkpoints in a run folder, ascending."""
+    root = Path(folder).absolute() / CHECKPOINTS
+    return sorted(ocp.utils.checkpoint_steps(root)) if root.is_dir() else []
+
+
+def latest_step(folder: str | os.PathLike[str]) -> int | None:
+    """Step of the newest finished checkpoint, or None where there is none."""
+    return max(steps(folder), default=None)
+
+
+def save_model(
+    folder: str | os.PathLike[str], config: ModelConfig, params: Any, tokenizer: SavesItself | None = None
+) -> None:
+    """Write a run folder that holds a model and nothing else: parameters only, at step 0.
+
+    Everything is written beside `folder` under a temporary name that replaces it at the end. In a job of several
+    processes all of them call this, with the same arguments; each writes the shards it holds.
+
+    Args:
+        folder: where the model goes; it must not exist or be empty.
+        config: shape of the model.
+        params: tree of arrays, of any sharding and dtype.
+        tokenizer: written to tokenizer.jsonl when given.
+
+    Raises:
+        CheckpointError: `folder` exists and is not an empty folder.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists already; give a folder that does not exist or is empty")
+    partial = folder.with_name(f".{folder.name}.partial")
+    if jax.process_index() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write_json(partial / CONFIG, {"model": model_json(config)})
+        if tokenizer is not None:
+            tokenizer.save(partial / TOKENIZER)
+    _barrier("save_model: folder made")
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+    with ocp.CheckpointManager(partial / CHECKPOINTS, options=options, item_names=(PARAMS,)) as manager:
+        manager.save(0, args=ocp.args.Composite(**{PARAMS: ocp.args.StandardSave(params)}))
+    _barrier("save_model: parameters written")
+    if jax.process_index() == 0:
+        os.replace(partial, folder)
+    _barrier("save_model: done")
+
+
+def restore_params(folder: str | os.PathLike[str], abstract_params: Any, step: int | None = None) -> Any:
+    """Read the parameters of one checkpoint, and nothing else of it.
+
+    Args:
+        folder: a run folder.
+        abstract_params: tree of `jax.ShapeDtypeStruct`. A leaf with a sharding is read straight into it, each process
+            taking the slices it owns; one without goes to the first device. A dtype other than the stored one casts.
+        step: which checkpoint; the newest when None.
+
+    Returns:
+        A tree like `abstract_params`, of arrays.
+
+    Raises:
+        CheckpointError: no such checkpoint, or one that is incomplete, or whose tensors are not those asked for: a
+            missing, an extra or a misshapen tensor is named.
+    """
+    path = step_folder(folder, step) / PARAMS
+    abstract_params = jax.tree.map(_with_sharding, abstract_params)
+    with ocp.StandardCheckpointer() as checkpointer:
+        metadata = _read(path, lambda: checkpointer.metadata(path).item_metadata)
+        if metadata is None:
+            raise CheckpointError(f"{path} is incomplete: its Orbax metadata is missing")
+        _compare(path, metadata.tree, abstract_params)
+        return _read(path, lambda: checkpointer.restore(path, abstract_params))
+
+
+def step_folder(folder: str | os.PathLike[str], step: int | None = None) -> Path:
+    """Folder of one checkpoint (the newest when `step` is None).
+
+    Raises:
+        CheckpointError: there is no finished checkpoint, or not that one; the message lists those there are.
+    """
+    found = steps(folder)
+    if not found:
+        raise CheckpointError(f"{folder} holds no finished checkpoint (looked in {Path(folder) / CHECKPOINTS})")
+    if step is not None and step not in found:
+        raise CheckpointError(
+            f"{folder} has no finished checkpoint of step {step}; it has {', '.join(map(str, found))}"
+        )
+    return Path(folder).absolute() / CHECKPOINTS / str(found[-1] if step is None else step)
+
+
+def model_json(config: ModelConfig) -> dict[str, Any]:
+    """A ModelConfig as `read_model_config` reads it back: public field names, JSON types."""
+    fields = {name: getattr(config, name) for name in config.__dataclass_fields__}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
+def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:
+    # Without one Orbax would ask for the devices that wrote the checkpoint, which need not exist here.
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _compare(path: Path, stored: Any, wanted: Any) -> None:
+    """Raise, naming the first tensors that differ, unless both trees have the same names and shapes."""
+    stored, wanted = _shapes(stored), _shapes(wanted)
+    if missing := sorted(wanted.keys() - stored.keys()):
+        raise CheckpointError(f"{path} lacks {len(missing)} tensor(s) of this model: {_some(missing)}")
+    if extra := sorted(stored.keys() - wanted.keys()):
+        raise CheckpointError(f"{path} has {len(extra)} tensor(s) that this model lacks: {_some(extra)}")
+    for name, shape in wanted.items():
+        if stored[name] != shape:
+            raise CheckpointError(f"{path}: tensor {name} has shape {stored[name]}, the model wants {shape}")
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _read(path: Path, read: Any) -> Any:
+    """Call `read`, turning what Orbax and TensorStore raise on damaged files into a CheckpointError."""
+    try:
+        return read()
+    except Exception as error:
+        # Orbax raises the bare class for a chunk that cannot be read; every other class but these is a bug to be seen.
+        if type(error) is Exception or isinstance(error, ValueError | OSError):
+            raise CheckpointError(f"{path} is incomplete or damaged: {str(error).split(chr(10))[0][:300]}") from error
+        raise
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
