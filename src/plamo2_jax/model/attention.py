@@ -1,0 +1,79 @@
+"""The attention mixer: grouped queries, normed queries and keys, rotary positions, a window or the whole document."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from plamo2_jax.config import LayerKind, ModelConfig
+from plamo2_jax.model import axes
+from plamo2_jax.model.cache import AttentionCache
+from plamo2_jax.model.context import Context
+from plamo2_jax.model.layers import apply_rope, parameter, rms_normalize
+from plamo2_kernels.attention import attention, masked_attention
+
+# Of the norms of queries and keys; the public code does not take it from the config.
+_QK_EPSILON = 1e-6
+
+
+class Attention(nn.Module):
+    """Causal attention within segments; `kind` says whether a window limits it."""
+
+    config: ModelConfig
+    kind: LayerKind
+
+    @nn.compact
+    def __call__(
+        self, u: Float[Array, "b t d"], context: Context, cache: AttentionCache | None
+    ) -> tuple[Float[Array, "b t d"], AttentionCache | None]:
+        """Mix tokens; returns the output in the dtype of u and the new keys and values (None without a cache)."""
+        c = self.config
+        e, h, g, p = c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.hidden_size_per_head
+        normal, ones = nn.initializers.normal(c.initializer_range), nn.initializers.ones
+        q_proj = parameter(self, "q_proj", normal, (e, h, p), (axes.EMBED, axes.HEADS, axes.HEAD_DIM))
+        k_proj = parameter(self, "k_proj", normal, (e, g, p), (axes.EMBED, axes.KV_HEADS, axes.HEAD_DIM))
+        v_proj = parameter(self, "v_proj", normal, (e, g, p), (axes.EMBED, axes.KV_HEADS, axes.HEAD_DIM))
+        q_scale = parameter(self, "q_scale", ones, (h, p), (axes.HEADS, axes.HEAD_DIM))
+        k_scale = parameter(self, "k_scale", ones, (g, p), (axes.KV_HEADS, axes.HEAD_DIM))
+        o_proj = parameter(self, "o_proj", normal, (h, p, e), (axes.HEADS, axes.HEAD_DIM, axes.EMBED))
+        full = self.kind is LayerKind.FULL
+        window = None if full else c.attention_window_size
+        theta = c.rope_theta if full else c.local_theta
+
+        def project(weight):
+            return jnp.einsum("btd,dhp->bthp", u, weight.astype(u.dtype))
+
+        def rotate(x, scale):
+            x = rms_normalize(x, _QK_EPSILON) * scale.astype(x.dtype)
+            return apply_rope(x, context.positions, theta)
+
+        q, k, v = rotate(project(q_proj), q_scale), rotate(project(k_proj), k_scale), project(v_proj)
+        segments, positions = context.segment_ids, context.positions
+        if cache is None:
+            y = attention(q, k, v, segment_ids=segments, window=window)
+        else:
+            seen, cache = cache, cache.write(k, v, positions, segments, context.count)
+            if u.shape[1] == 1:
+                # The ring holds the window and the token itself, so one token needs no copy of it.
+                seen = cache
+            else:
+                seen = AttentionCache(
+                    *(
+                        jnp.concatenate([old.astype(new.dtype), new], axis=1)
+                        for old, new in zip(
+                            (seen.k, seen.v, seen.positions, seen.segment_ids), (k, v, positions, segments), strict=True
+                        )
+                    )
+                )
+            y = masked_attention(
+                q,
+                seen.k.astype(q.dtype),
+                seen.v.astype(q.dtype),
+                segments,
+                seen.segment_ids,
+                positions,
+                seen.positions,
+                window=window,
+            )
+        return jnp.einsum("bthp,hpd->btd", y, o_proj.astype(u.dtype)), cache

@@ -1,0 +1,96 @@
+"""What a model remembers of a row between calls: one explicit pytree.
+
+A `Cache` mirrors the layer stack: for every run a tuple with one entry a position of the period, its arrays stacked over the run's
+periods (leading axis l), as `nn.scan` wants them.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from plamo2_jax.config import LayerKind, ModelConfig
+
+
+class MambaCache(struct.PyTreeNode):
+    """State of a state-space layer."""
+
+    conv: Float[Array, "b k-1 h p"]
+    """The last inputs of the convolution, before it, in the activation dtype."""
+    ssm: Float[Array, "b h p n"]
+    """The scan's state, float32."""
+
+
+class AttentionCache(struct.PyTreeNode):
+    """Keys and values of an attention layer: a ring of `s` slots, slot = count of tokens mod s."""
+
+    k: Float[Array, "b s g p"]
+    """Keys after norm, scale and rotation."""
+    v: Float[Array, "b s g p"]
+    positions: Int[Array, "b s"]
+    segment_ids: Int[Array, "b s"]
+    """Segment of the token in each slot; -1 in an empty slot."""
+
+    def write(
+        self,
+        k: Float[Array, "b t g p"],
+        v: Float[Array, "b t g p"],
+        positions: Int[Array, "b t"],
+        segment_ids: Int[Array, "b t"],
+        count: Int[Array, " b"],
+    ) -> AttentionCache:
+        """Append the tokens that are not padding, the oldest making room; `count`: tokens written before, a row."""
+        slots = self.k.shape[1]
+        real = segment_ids != 0
+        rank = jnp.cumsum(real, axis=1) - 1
+        total = rank[:, -1:] + 1
+        # Of more tokens than slots only the last are written: a scatter with equal targets has no order. Others aim out of bounds.
+        kept = real & (rank >= total - slots)
+        slot = jnp.where(kept, (count[:, None] + rank) % slots, slots)
+
+        def put(old, new):
+            return jax.vmap(lambda o, s, n: o.at[s].set(n.astype(o.dtype), mode="drop"))(old, slot, new)
+
+        return AttentionCache(
+            put(self.k, k), put(self.v, v), put(self.positions, positions), put(self.segment_ids, segment_ids)
+        )
+
+
+class Cache(struct.PyTreeNode):
+    """State of a whole model for a batch of rows."""
+
+    runs: tuple[tuple[MambaCache | AttentionCache, ...], ...]
+    count: Int[Array, " b"]
+    """Tokens seen, padding not counted: the position of the next one."""
+    segment: Int[Array, " b"]
+    """Segment of the last token; 0 before the first."""
+
+
+def init_cache(config: ModelConfig, batch_size: int, max_length: int, dtype: jnp.dtype) -> Cache:
+    """An empty cache.
+
+    Args:
+        config: the model's shape.
+        batch_size: rows.
+        max_length: tokens of the longest row to come. A layer of full attention forgets its oldest tokens beyond it, so callers that
+            may pass it must refuse to.
+        dtype: of keys, values and convolution inputs; the scan's state is float32 (float64 if dtype is).
+    """
+    b, p, g = batch_size, config.hidden_size_per_head, config.num_key_value_heads
+
+    def layer(kind: LayerKind, count: int):
+        if kind is LayerKind.MAMBA:
+            h, n, k = config.mamba_num_heads, config.mamba_d_state, config.mamba_d_conv
+            state_dtype = jnp.promote_types(dtype, jnp.float32)
+            return MambaCache(jnp.zeros((count, b, k - 1, h, p), dtype), jnp.zeros((count, b, h, p, n), state_dtype))
+        s = min(max_length, config.attention_window_size + 1) if kind is LayerKind.WINDOW else max_length
+        kv = jnp.zeros((count, b, s, g, p), dtype)
+        return AttentionCache(kv, kv, jnp.zeros((count, b, s), jnp.int32), jnp.full((count, b, s), -1, jnp.int32))
+
+    return Cache(
+        tuple(tuple(layer(kind, run.count) for kind in run.kinds) for run in config.runs),
+        jnp.zeros((b,), jnp.int32),
+        jnp.zeros((b,), jnp.int32),
+    )

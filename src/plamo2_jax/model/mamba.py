@@ -1,0 +1,94 @@
+"""The state-space mixer: gated selective scan with a Mamba-1 style projection of B, C and dt after the convolution."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from plamo2_jax.config import ModelConfig
+from plamo2_jax.model import axes
+from plamo2_jax.model.cache import MambaCache
+from plamo2_jax.model.context import Context
+from plamo2_jax.model.layers import parameter, rms_normalize
+from plamo2_kernels.conv1d import causal_conv1d
+from plamo2_kernels.ssd import Implementation, ssd
+
+
+def _a_log_init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    """ln(h + 1) for head h: decay rates 1, 2, 3, ..."""
+    del key
+    return jnp.log(jnp.arange(1, shape[0] + 1, dtype=dtype))
+
+
+def _dt_bias_init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    """Inverse softplus of step sizes drawn log-uniformly from [1e-3, 1e-1], at least 1e-4."""
+    dt = jnp.exp(jax.random.uniform(key, shape, dtype, jnp.log(1e-3), jnp.log(1e-1)))
+    dt = jnp.maximum(dt, 1e-4)
+    return dt + jnp.log(-jnp.expm1(-dt))
+
+
+def _conv_init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    """Uniform in ±1/sqrt(taps)."""
+    bound = shape[-1] ** -0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class Mamba(nn.Module):
+    """u → z, x; x → convolution, silu → B, C, dt → scan; out(scan · silu(z))."""
+
+    config: ModelConfig
+    implementation: Implementation = "auto"
+
+    @nn.compact
+    def __call__(
+        self, u: Float[Array, "b t d"], context: Context, cache: MambaCache | None
+    ) -> tuple[Float[Array, "b t d"], MambaCache | None]:
+        """Mix tokens; returns the output in the dtype of u and the new state (None without a cache)."""
+        c = self.config
+        e, h, p, n, r = c.hidden_size, c.mamba_num_heads, c.hidden_size_per_head, c.mamba_d_state, c.dt_rank
+        inner = (axes.MAMBA_HEADS, axes.HEAD_DIM)
+        normal, ones = nn.initializers.normal(c.initializer_range), nn.initializers.ones
+        in_proj = parameter(self, "in_proj", normal, (e, h, 2, p), (axes.EMBED, axes.MAMBA_HEADS, None, axes.HEAD_DIM))
+        conv = parameter(self, "conv", _conv_init, (h, p, c.mamba_d_conv), (*inner, axes.CONV))
+        bc_proj = parameter(self, "bc_proj", normal, (h, p, 2, n), (*inner, None, axes.STATE))
+        dt_down = parameter(self, "dt_down", normal, (h, p, r), (*inner, axes.DT_RANK))
+        dt_up = parameter(self, "dt_up", normal, (r, h), (axes.DT_RANK, axes.MAMBA_HEADS))
+        b_norm = parameter(self, "b_norm", ones, (n,), (axes.STATE,))
+        c_norm = parameter(self, "c_norm", ones, (n,), (axes.STATE,))
+        dt_norm = parameter(self, "dt_norm", ones, (r,), (axes.DT_RANK,))
+        dt_bias = parameter(self, "dt_bias", _dt_bias_init, (h,), (axes.MAMBA_HEADS,))
+        a_log = parameter(self, "a_log", _a_log_init, (h,), (axes.MAMBA_HEADS,))
+        skip = parameter(self, "skip", ones, (h,), (axes.MAMBA_HEADS,))
+        out_proj = parameter(self, "out_proj", normal, (h, p, e), (*inner, axes.EMBED))
+
+        def norm(x, scale):
+            return rms_normalize(x, c.rms_norm_eps) * scale.astype(x.dtype)
+
+        conv_state = ssm_state = None
+        if cache is not None:
+            fresh = ~context.continues[:, None, None, None]
+            conv_state, ssm_state = jnp.where(fresh, 0, cache.conv), jnp.where(fresh, 0, cache.ssm)
+
+        dtype = u.dtype
+        zx = jnp.einsum("btd,dhcp->bthcp", u, in_proj.astype(dtype))
+        z, x = zx[..., 0, :], zx[..., 1, :]
+        x, conv_state = causal_conv1d(x, conv, segment_ids=context.segment_ids, initial_state=conv_state)
+        x = nn.silu(x)
+        bc = jnp.einsum("bthp,hpcn->btcn", x, bc_proj.astype(dtype))
+        low_rank = norm(jnp.einsum("bthp,hpr->btr", x, dt_down.astype(dtype)), dt_norm)
+        dt = jnp.einsum("btr,rh->bth", low_rank, dt_up.astype(dtype), preferred_element_type=dt_bias.dtype)
+        y, ssm_state = ssd(
+            x,
+            nn.softplus(dt + dt_bias),
+            -jnp.exp(a_log),
+            norm(bc[:, :, 0], b_norm)[:, :, None],
+            norm(bc[:, :, 1], c_norm)[:, :, None],
+            skip,
+            segment_ids=context.segment_ids,
+            initial_state=ssm_state,
+            implementation=self.implementation,
+        )
+        out = jnp.einsum("bthp,hpd->btd", y * nn.silu(z), out_proj.astype(dtype))
+        return out, None if cache is None else MambaCache(conv_state.astype(cache.conv.dtype), ssm_state)

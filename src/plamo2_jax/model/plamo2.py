@@ -1,0 +1,193 @@
+"""The PLaMo 2 network: embedding, runs of layers, norm, logits.
+
+The same call trains, prefills in pieces of any length, and decodes:
+
+    model = Plamo2(preset("tiny"))
+    params = init_params(model, jax.random.key(0))
+    logits, _ = model.apply({"params": params}, tokens, segment_ids)                    # whole rows
+    logits, cache = model.apply({"params": params}, piece, cache=model.init_cache(b, 4096))
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from plamo2_jax.config import LayerKind, ModelConfig, Run
+from plamo2_jax.model import axes
+from plamo2_jax.model.attention import Attention
+from plamo2_jax.model.cache import AttentionCache, Cache, MambaCache, init_cache
+from plamo2_jax.model.context import Context, advance, make_context
+from plamo2_jax.model.layers import MIXER_SCALE, MLP_SCALE, GatedMLP, RMSNorm, parameter
+from plamo2_jax.model.mamba import Mamba
+from plamo2_kernels.ssd import Implementation
+
+Remat = Literal["none", "full"]
+"""Whether the backward pass recomputes a period of layers from its input ("full") or keeps its activations ("none")."""
+
+
+class Block(nn.Module):
+    """One layer: x += norm(mixer(norm(x))); x += norm(mlp(norm(x)))."""
+
+    config: ModelConfig
+    kind: LayerKind
+    implementation: Implementation
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b t d"], context: Context, cache: MambaCache | AttentionCache | None
+    ) -> tuple[Float[Array, "b t d"], MambaCache | AttentionCache | None]:
+        """The residual stream after the layer, and the layer's new cache."""
+        c = self.config
+        if self.kind is LayerKind.MAMBA:
+            mixer = Mamba(c, self.implementation, name="mixer")
+        else:
+            mixer = Attention(c, self.kind, name="mixer")
+
+        def norm(name, offset):
+            return RMSNorm(offset, c.rms_norm_eps, name=name)
+
+        y, cache = mixer(norm("pre_mixer_norm", 1.0)(x), context, cache)
+        x = x + norm("post_mixer_norm", MIXER_SCALE)(y)
+        y = GatedMLP(c, name="mlp")(norm("pre_mlp_norm", 1.0)(x))
+        return x + norm("post_mlp_norm", MLP_SCALE)(y), cache
+
+
+class Period(nn.Module):
+    """One period of a run: a block of each of its kinds; the body of the scan over the run."""
+
+    config: ModelConfig
+    kinds: tuple[LayerKind, ...]
+    implementation: Implementation
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t d"], caches: tuple | None, context: Context):
+        """Residual stream and the caches of this period's layers, in and out."""
+        new = []
+        for position, kind in enumerate(self.kinds):
+            block = Block(self.config, kind, self.implementation, name=f"layer_{position}")
+            x, cache = block(x, context, None if caches is None else caches[position])
+            new.append(cache)
+        return x, None if caches is None else tuple(new)
+
+
+class Plamo2(nn.Module):
+    """PLaMo 2.
+
+    Attributes:
+        config: shape of the network.
+        dtype: of the activations; None: bfloat16 on accelerators, float32 on CPU. Parameters are float32, and so are norms' statistics,
+            softmax, the scan's state and the logits.
+        implementation: of the selective scan.
+        remat: what the backward pass recomputes.
+    """
+
+    config: ModelConfig
+    dtype: jnp.dtype | None = None
+    implementation: Implementation = "auto"
+    remat: Remat = "none"
+
+    def setup(self) -> None:
+        """Declare the parameters."""
+        c = self.config
+        init = nn.initializers.normal(c.initializer_range)
+        shape, names = (c.vocab_size, c.hidden_size), (axes.VOCAB, axes.EMBED)
+        self.embedding = parameter(self, "embedding", init, shape, names)
+        if not c.tie_word_embeddings:
+            self.lm_head = parameter(self, "lm_head", init, shape, names)
+        period = Period if self.remat == "none" else nn.remat(Period, prevent_cse=False)
+
+        def stack(run: Run, name: str) -> nn.Module:
+            scanned = nn.scan(
+                period,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(0, nn.broadcast),
+                length=run.count,
+                metadata_params={nn.PARTITION_NAME: axes.LAYERS},
+            )
+            return scanned(c, run.kinds, self.implementation, name=name)
+
+        # Scanning a run of one period too keeps one layout of parameters: every layer parameter has the axis `layers`.
+        self.runs = [stack(run, f"run_{i}") for i, run in enumerate(c.runs)]
+        self.final_norm = RMSNorm(1.0, c.rms_norm_eps)
+
+    @property
+    def activation_dtype(self) -> jnp.dtype:
+        """The dtype of the activations on this platform."""
+        if self.dtype is not None:
+            return jnp.dtype(self.dtype)
+        return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "b t"],
+        segment_ids: Int[Array, "b t"] | None = None,
+        positions: Int[Array, "b t"] | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[Float[Array, "b t v"], Cache | None]:
+        """Logits of the next token at every position.
+
+        Args:
+            tokens: token ids.
+            segment_ids: 0 padding, otherwise the document; nothing crosses a boundary. None: one document a row. Padding may lead or
+                trail a row or stand between documents.
+            positions: of each token in its document (or row: RoPE is relative), rising by one. None: counted from the row's start.
+            cache: state after the tokens before these; a piece that starts with another segment starts afresh.
+
+        Returns:
+            Logits in float32 (without meaning at padding), and the cache after these tokens (None if none was given).
+        """
+        x, cache = self.features(tokens, segment_ids, positions, cache)
+        return self.logits(x), cache
+
+    def features(
+        self,
+        tokens: Int[Array, "b t"],
+        segment_ids: Int[Array, "b t"] | None = None,
+        positions: Int[Array, "b t"] | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[Float[Array, "b t d"], Cache | None]:
+        """The normed residual stream that `logits` reads; arguments as in `__call__`."""
+        context = make_context(tokens, segment_ids, positions, cache)
+        # Cast before the lookup would cast the whole table.
+        x = self.embedding[tokens].astype(self.activation_dtype)
+        caches = []
+        for i, run in enumerate(self.runs):
+            x, new = run(x, None if cache is None else cache.runs[i], context)
+            caches.append(new)
+        return self.final_norm(x), None if cache is None else advance(cache, tuple(caches), context)
+
+    def logits(self, x: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
+        """Logits in float32 from features."""
+        weight = self.embedding if self.config.tie_word_embeddings else self.lm_head
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        return jnp.einsum("btd,vd->btv", x, weight.astype(x.dtype), preferred_element_type=dtype)
+
+    def init_cache(self, batch_size: int, max_length: int) -> Cache:
+        """An empty cache in this model's activation dtype; see `cache.init_cache`."""
+        return init_cache(self.config, batch_size, max_length, self.activation_dtype)
+
+
+def _init_boxed(model: Plamo2, rng: Array):
+    return model.init(rng, jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def init_params(model: Plamo2, rng: Array) -> dict:
+    """Parameters of a new model: a tree of float32 arrays. Jit or `jax.eval_shape` it to shard or to plan before allocating."""
+    return nn.meta.unbox(_init_boxed(model, rng))
+
+
+def abstract_params(model: Plamo2) -> dict:
+    """Shapes and dtypes of the parameters."""
+    return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+
+
+def logical_axes(model: Plamo2) -> dict:
+    """The tree of the parameters with the names of each one's axes as leaves."""
+    boxed = jax.eval_shape(lambda: _init_boxed(model, jax.random.key(0)))
+    return jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
