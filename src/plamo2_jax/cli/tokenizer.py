@@ -1,0 +1,121 @@
+"""`plamo2 tokenizer`: train a vocabulary, encode, decode."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+def train(
+    input: tuple[Path, ...],
+    output: Path,
+    *,
+    text_field: str = "text",
+    vocab_size: int = 8192,
+    sample_bytes: int = 4_000_000,
+    seed: int = 0,
+    character_coverage: float = 0.9995,
+    max_token_chars: int = 16,
+    cross_spaces: bool = True,
+    split_digits: bool = False,
+    seed_pieces: int = 8,
+) -> None:
+    """Train a vocabulary on text and write tokenizer.jsonl. Same input and options, same file.
+
+    Args:
+        input: Files or folders: plain text (a file is a document) or .jsonl (a line is); .gz, .xz, .bz2 are read through.
+        output: File to write, or an existing folder to write tokenizer.jsonl into.
+        text_field: Field of a JSON line that holds the text.
+        vocab_size: Rows in all; 7 control, 4 whitespace and 256 byte rows are among them.
+        sample_bytes: Bytes of text to train on; more text than this is sampled evenly, by documents.
+        seed: Seed of the sampling.
+        character_coverage: Share of characters that get a row of their own; the rest is spelled in bytes. For a small
+            vocabulary of Japanese lower it (0.995), or rare characters take the rows of frequent words.
+        max_token_chars: Longest token, in characters.
+        cross_spaces: Let tokens hold several words with the spaces between them.
+        split_digits: Make every digit a token of its own.
+        seed_pieces: Candidates to start from, as a multiple of vocab-size; training time grows with it.
+    """
+    from plamo2_jax.tokenizer.corpus import find_files, read_documents
+    from plamo2_jax.tokenizer.train import VocabularyOptions, train_tokenizer
+
+    options = VocabularyOptions(
+        vocab_size=vocab_size,
+        sample_bytes=sample_bytes,
+        seed=seed,
+        character_coverage=character_coverage,
+        max_token_chars=max_token_chars,
+        cross_spaces=cross_spaces,
+        split_digits=split_digits,
+        seed_pieces=seed_pieces,
+    )
+    find_files(input)  # a misspelled path should fail now, not after the first gigabyte
+    if not output.is_dir() and not output.parent.is_dir():
+        raise ValueError(f"--output {output}: the folder {output.parent} does not exist")
+    tokenizer = train_tokenizer(read_documents(input, text_field), options)
+    path = tokenizer.save(output)
+    print(f"{path}: {tokenizer.vocab_size} rows, sha256 {tokenizer.fingerprint}")
+
+
+def encode(
+    tokenizer: Annotated[Path, tyro.conf.Positional],
+    text: Annotated[str | None, tyro.conf.Positional] = None,
+    *,
+    allow_control: bool = False,
+    bos: bool = False,
+    eos: bool = False,
+) -> None:
+    """Print the ids of a text on one line.
+
+    Args:
+        tokenizer: A tokenizer.jsonl, or the folder that holds it.
+        text: The text; left out, standard input is read to its end, every byte counting.
+        allow_control: Match control strings such as <|plamo:op|> as control tokens. Not for text of others.
+        bos: Put <|plamo:bos|> in front.
+        eos: Put <|plamo:eos|> behind.
+    """
+    from plamo2_jax.tokenizer.tokenizer import Tokenizer
+
+    loaded = Tokenizer.load(tokenizer)
+    if text is None:
+        try:
+            text = sys.stdin.buffer.read().decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"standard input is not UTF-8 (byte {error.start})") from None
+    print(*loaded.encode(text, allow_control=allow_control, bos=bos, eos=eos).tolist())
+
+
+def decode(
+    tokenizer: Annotated[Path, tyro.conf.Positional],
+    ids: Annotated[tuple[int, ...], tyro.conf.Positional] = (),
+    *,
+    skip_control: bool = False,
+) -> None:
+    """Write the text of ids, with nothing added: `encode | decode` gives back its input.
+
+    Args:
+        tokenizer: A tokenizer.jsonl, or the folder that holds it.
+        ids: The ids; left out, they are read from standard input, separated by spaces or newlines.
+        skip_control: Leave control tokens out.
+    """
+    from plamo2_jax.tokenizer.tokenizer import Tokenizer
+
+    loaded = Tokenizer.load(tokenizer)
+    words = ids or sys.stdin.read().split()
+    try:
+        numbers = [int(word) for word in words]
+    except ValueError as error:
+        raise ValueError(f"ids must be integers: {error}") from None
+    sys.stdout.flush()
+    sys.stdout.buffer.write(loaded.decode(numbers, skip_control=skip_control).encode())
+    sys.stdout.buffer.flush()
+
+
+def main(argv: list[str]) -> None:
+    """Runs `plamo2 tokenizer train|encode|decode`."""
+    tyro.extras.subcommand_cli_from_dict(
+        {"train": train, "encode": encode, "decode": decode}, args=argv, prog="plamo2 tokenizer"
+    )

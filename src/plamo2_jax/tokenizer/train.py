@@ -1,0 +1,215 @@
+"""Training a vocabulary: SentencePiece's unigram model, written as PLaMo rows.
+
+The rows of a trained vocabulary:
+
+* 0 to 4: `<|plamo:unk|>`, `<|plamo:bos|>`, `<|plamo:eos|>`, `<|plamo:pad|>`, `<|plamo:op|>`, as published;
+* 5 and 6: CONTROL rows kept free, `<|plamo:reserved5|>` and `<|plamo:reserved6|>` (the published names are not known);
+* 7 to 10: space, ideographic space, tab and newline, NORMAL; newline is 10 as in the published file;
+* 11 to 266: the 256 BYTE rows;
+* the rest: NORMAL tokens, likeliest first.
+"""
+
+from __future__ import annotations
+
+import heapq
+import io
+import random
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from plamo2_jax.tokenizer.rows import BYTE, CONTROL, NORMAL, UNKNOWN
+from plamo2_jax.tokenizer.tokenizer import BOS, EOS, OP, PAD, UNK, Tokenizer
+
+CONTROL_ROWS = (BOS, EOS, PAD, OP, "<|plamo:reserved5|>", "<|plamo:reserved6|>")
+WHITESPACE = (" ", "\u3000", "\t", "\n")
+FIRST_TRAINED_ROW = 1 + len(CONTROL_ROWS) + len(WHITESPACE) + 256
+
+SPACE = "\u2581"  # SentencePiece's spelling of a space
+# U+2581 would be taken for a space; U+2585 and NUL make SentencePiece drop the whole sentence.
+UNTRAINABLE = re.compile("[\u2581\u2585\0]")
+SENTENCE_CHARS = 1000
+UNIT_CHARS = 20_000
+SPARE_PIECES = 64
+
+
+@dataclass(frozen=True)
+class VocabularyOptions:
+    """What to train. Same texts and options, same file.
+
+    Attributes:
+        vocab_size: rows in all, with control, byte and whitespace rows.
+        sample_bytes: UTF-8 bytes of text to train on; more text than this is sampled evenly, by documents.
+        seed: of the sampling.
+        character_coverage: share of the sample's characters that get a row of their own; the rest is spelled in bytes. For
+            a small vocabulary of Japanese lower it (0.995), or rare characters take the rows of frequent words.
+        max_token_chars: longest token, in characters.
+        cross_spaces: tokens may hold several words with the spaces between them.
+        split_digits: every digit is a token of its own.
+        seed_pieces: candidates to start from, as a multiple of vocab_size; training time grows with it.
+    """
+
+    vocab_size: int = 8192
+    sample_bytes: int = 4_000_000
+    seed: int = 0
+    character_coverage: float = 0.9995
+    max_token_chars: int = 16
+    cross_spaces: bool = True
+    split_digits: bool = False
+    seed_pieces: int = 8
+
+    def __post_init__(self):
+        def require(name: str, fits: bool, allowed: str) -> None:
+            if not fits:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {allowed}")
+
+        require("vocab_size", FIRST_TRAINED_ROW < self.vocab_size <= 1_000_000, f"{FIRST_TRAINED_ROW + 1} to 1000000")
+        require("sample_bytes", self.sample_bytes >= 10_000, "at least 10000")
+        require("character_coverage", 0.9 <= self.character_coverage <= 1.0, "0.9 to 1")
+        require("max_token_chars", 1 <= self.max_token_chars <= 512, "1 to 512")
+        require("seed_pieces", 2 <= self.seed_pieces <= 100, "2 to 100")
+
+
+def train_tokenizer(
+    texts: Iterable[str], options: VocabularyOptions = VocabularyOptions(), *, progress: bool = True
+) -> Tokenizer:
+    """Trains a vocabulary (unigram language model, Kudo, arXiv:1804.10959) on documents.
+
+    Whitespace is neither normalized, added nor removed, and newlines may be part of tokens, so the scores are those of the
+    text as the encoder sees it.
+
+    Args:
+        texts: documents; read once, at most about `options.sample_bytes` of them are held.
+        options: what to train.
+        progress: show what is going on, on stderr.
+
+    Raises:
+        ValueError: there is too little text for so many rows, or too few rows for the characters in the text.
+    """
+    sample = sample_texts(texts, options.sample_bytes, options.seed, progress=progress)
+    if not sample:
+        raise ValueError("there is no text to train a vocabulary on: every input is empty")
+    pieces = _train_pieces(sample, options, progress)
+    return Tokenizer.from_rows(_rows(pieces, options.vocab_size), "the trained vocabulary")
+
+
+def sample_texts(texts: Iterable[str], sample_bytes: int, seed: int, *, progress: bool = False) -> list[str]:
+    """An even sample of about `sample_bytes` UTF-8 bytes in document order, held in no more memory than that.
+
+    A document longer than 20000 characters is sampled in parts, so that one huge file still gives an even sample.
+    """
+    draw = random.Random(seed)
+    kept: list[tuple[float, int, str, int]] = []  # a heap with the largest draw on top: the next to give way
+    total = 0
+    bar = tqdm(desc="reading text", unit="B", unit_scale=True, disable=not progress)
+    for index, part in enumerate(_parts(texts)):
+        size = len(part.encode())
+        heapq.heappush(kept, (-draw.random(), index, part, size))
+        total += size
+        bar.update(size)
+        while total - kept[0][3] >= sample_bytes:
+            total -= heapq.heappop(kept)[3]
+    bar.close()
+    return [part for _, _, part, _ in sorted(kept, key=lambda item: item[1])]
+
+
+def _parts(texts: Iterable[str]) -> Iterator[str]:
+    for number, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"text {number} holds a lone surrogate at position {error.start}") from None
+        for start in range(0, len(text), UNIT_CHARS):
+            part = UNTRAINABLE.sub("", text[start : start + UNIT_CHARS])
+            if part:
+                yield part
+
+
+def _train_pieces(sample: list[str], options: VocabularyOptions, progress: bool) -> list[tuple[str, float]]:
+    """Runs SentencePiece; returns (token with literal spaces, log probability), likeliest first."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    arguments = {
+        "sentence_iterator": iter(
+            [part[i : i + SENTENCE_CHARS] for part in sample for i in range(0, len(part), SENTENCE_CHARS)]
+        ),
+        "model_writer": model,
+        "model_type": "unigram",
+        # <unk> and the byte pieces count; the spare ones stand in for pieces that cannot be rows.
+        "vocab_size": options.vocab_size - FIRST_TRAINED_ROW + len(WHITESPACE) + 257 + SPARE_PIECES,
+        "hard_vocab_limit": False,
+        "byte_fallback": True,
+        "seed_sentencepiece_size": options.seed_pieces * options.vocab_size,
+        "character_coverage": options.character_coverage,
+        "required_chars": "".join(WHITESPACE).replace(" ", SPACE),
+        "max_sentencepiece_length": options.max_token_chars,
+        "max_sentence_length": 8 * SENTENCE_CHARS,
+        "normalization_rule_name": "identity",
+        "add_dummy_prefix": False,
+        "remove_extra_whitespaces": False,
+        "allow_whitespace_only_pieces": True,
+        "split_by_whitespace": not options.cross_spaces,
+        "split_by_unicode_script": False,
+        "split_by_number": True,
+        "split_digits": options.split_digits,
+        "bos_id": -1,
+        "eos_id": -1,
+        "pad_id": -1,
+        "num_threads": 1,  # sums over threads would make scores depend on their number
+        "minloglevel": 2,
+    }
+    megabytes = sum(len(part.encode()) for part in sample) / 1e6
+    title = f"training {options.vocab_size} rows on {megabytes:.1f} MB"
+    # SentencePiece trains in one call that reports nothing, but it lets other threads run: show at least the time.
+    with (
+        ThreadPoolExecutor(1) as pool,
+        tqdm(desc=title, bar_format="{desc}: {elapsed}", disable=not progress) as bar,
+    ):
+        training = pool.submit(sentencepiece.SentencePieceTrainer.train, **arguments)
+        while wait([training], timeout=0.5).not_done:
+            bar.refresh()
+        try:
+            training.result()
+        except RuntimeError as error:
+            raise ValueError(f"SentencePiece cannot train {options.vocab_size} rows: {error}") from None
+    trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    return [
+        (trained.id_to_piece(i).replace(SPACE, " "), trained.get_score(i))
+        for i in range(trained.get_piece_size())
+        if not (trained.is_unknown(i) or trained.is_byte(i))
+    ]
+
+
+def _rows(pieces: list[tuple[str, float]], vocab_size: int) -> list[list]:
+    """PLaMo rows, exactly `vocab_size`; the least likely tokens of several characters give way."""
+    lowest = min(score for _, score in pieces)
+    scores = {token: score for token, score in pieces if _allowed(token)}
+    whitespace = [(token, scores.pop(token, lowest)) for token in WHITESPACE]
+    ranked = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+    excess = len(ranked) - (vocab_size - FIRST_TRAINED_ROW)
+    if excess < 0:
+        raise ValueError(
+            f"vocab_size is {vocab_size}, but the text supports only {vocab_size + excess} rows; ask for fewer or give more text"
+        )
+    long = [token for token, _ in ranked if len(token) > 1]
+    if excess > len(long):
+        raise ValueError(
+            f"vocab_size is {vocab_size}, but the characters of the text alone need {len(ranked) - len(long)} rows"
+            f" beside the fixed {FIRST_TRAINED_ROW}; ask for more rows or lower character_coverage"
+        )
+    dropped = set(long[len(long) - excess :])
+    rows = [[UNK, 0.0, UNKNOWN], *([token, 0.0, CONTROL] for token in CONTROL_ROWS)]
+    rows += [[token, score, NORMAL] for token, score in whitespace]
+    rows += [[f"<0x{value:02X}>", 0.0, BYTE] for value in range(256)]
+    rows += [[token, score, NORMAL] for token, score in ranked if token not in dropped]
+    # Four decimals are all that integer costs keep, and leave no half for implementations to round differently.
+    return [[token, round(score, 4), kind, 0, 0, 0, 0] for token, score, kind in rows]
+
+
+def _allowed(token: str) -> bool:
+    # Public decoders take any row that begins with <0x for a byte; control strings are rows already.
+    return not token.startswith("<0x") and token not in (UNK, *CONTROL_ROWS)
