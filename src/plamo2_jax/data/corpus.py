@@ -1,0 +1,72 @@
+"""The bundled bilingual corpus: Japanese and English documentation, a few MB compressed, carried in the package.
+
+Text of LibreOffice Help (MPL-2.0) and The Debian Administrator's Handbook (CC-BY-SA-3.0), page-aligned between the two
+languages; `scripts/build_corpus.py` rebuilds it. It is data under its own licences, which lie beside it in `bundled/`.
+
+A document is a dict of strings:
+    id: unique, "SOURCE/LANGUAGE/PATH".
+    text: paragraphs separated by one newline; an empty line before a heading.
+    language: "ja" or "en".
+    source, license, path: package, SPDX identifier, page within the package.
+    pair: the same for a page and its translation; the key of the held-out split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+from collections.abc import Iterator
+from importlib import resources
+from importlib.resources.abc import Traversable
+
+LANGUAGES = ("ja", "en")
+SPLITS = ("all", "train", "heldout")
+FIELDS = ("id", "text", "language", "source", "license", "path", "pair")
+HELDOUT_FRACTION = 0.07
+
+
+def bundled_folder() -> Traversable:
+    """The folder of the package that holds the corpus, its manifest and its licences."""
+    return resources.files("plamo2_jax.data") / "bundled"
+
+
+def manifest() -> dict:
+    """Hashes, sizes, counts, package versions and licences of the bundled corpus."""
+    return json.loads((bundled_folder() / "manifest.json").read_text(encoding="utf-8"))
+
+
+def split_of(pair: str) -> str:
+    """Where the documents of this pair key belong: "train" or "heldout".
+
+    Depends on the key alone, so that a page and its translation always fall on the same side and a rebuilt corpus keeps
+    its split. The key's SHA-256, read as a fraction of 1, is held out below `HELDOUT_FRACTION`.
+    """
+    digest = hashlib.sha256(pair.encode("utf-8")).digest()
+    return "heldout" if int.from_bytes(digest[:8], "big") < HELDOUT_FRACTION * 2**64 else "train"
+
+
+def documents(language: str | None = None, split: str = "all") -> Iterator[dict[str, str]]:
+    """Documents of the bundled corpus, in a fixed order: Japanese before English, each sorted by id.
+
+    Args:
+        language: "ja", "en" or None for both.
+        split: "all", "train" or "heldout".
+
+    Raises:
+        ValueError: an unknown language or split.
+    """
+    if language is not None and language not in LANGUAGES:
+        raise ValueError(f"language is {language!r}; it must be None or one of {', '.join(LANGUAGES)}")
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
+    return _read(LANGUAGES if language is None else (language,), split)
+
+
+def _read(languages: tuple[str, ...], split: str) -> Iterator[dict[str, str]]:
+    for language in languages:
+        packed = (bundled_folder() / f"{language}.jsonl.xz").read_bytes()
+        for line in lzma.decompress(packed).splitlines():
+            document = json.loads(line)
+            if split in ("all", split_of(document["pair"])):
+                yield document

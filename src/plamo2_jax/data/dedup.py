@@ -1,0 +1,154 @@
+"""Exact and near-duplicate removal over a stream of documents.
+
+Exact: two texts that differ only in white space. Near: estimated Jaccard similarity of their sets of character n-grams
+(MinHash, Broder 1997; locality-sensitive hashing by datasketch). Characters, not words: Japanese has no spaces.
+The first of each group of duplicates stays, so the order of the input decides; nothing is random but the fixed seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+_MAX_PER_UPDATE = 8192  # shingles hashed at once: bounds memory at 128 * 8192 * 8 bytes for texts of any length
+
+
+@dataclass(frozen=True)
+class DedupConfig:
+    """How alike two documents must be to count as one.
+
+    Attributes:
+        threshold: Jaccard similarity of the n-gram sets from which a document is a near-duplicate.
+        ngram: characters in a shingle. 5 suits Japanese and, with white space removed, English.
+        permutations: MinHash values; the standard error of the estimate is about 1 / sqrt(permutations).
+        seed: seed of the permutations.
+    """
+
+    threshold: float = 0.8
+    ngram: int = 5
+    permutations: int = 128
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold is {self.threshold}; it must lie in (0, 1]")
+        if self.ngram < 1:
+            raise ValueError(f"ngram is {self.ngram}; it must be at least 1")
+        if self.permutations < 16:
+            raise ValueError(f"permutations is {self.permutations}; it must be at least 16")
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """One removed document: its id, the id of the kept one it repeats, and their similarity (1.0 if exact)."""
+
+    id: str
+    duplicate_of: str
+    similarity: float
+
+
+@dataclass
+class DedupReport:
+    """What deduplication removed."""
+
+    documents_in: int = 0
+    documents_out: int = 0
+    exact: list[Duplicate] = field(default_factory=list)
+    near: list[Duplicate] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """One line for a log."""
+        return (
+            f"deduplication kept {self.documents_out} of {self.documents_in} documents; "
+            f"exact duplicates {len(self.exact)}, near-duplicates {len(self.near)}"
+        )
+
+
+def squeeze(text: str) -> str:
+    """The text without any white space."""
+    return "".join(text.split())
+
+
+def fingerprint(text: str) -> bytes:
+    """16 bytes that two texts share if and only if (but for hash collisions) they differ in white space alone."""
+    return hashlib.blake2b(squeeze(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def shingle_hashes(text: str, ngram: int) -> np.ndarray:
+    """Sorted distinct 32-bit hashes [k], uint32, of the character n-grams of the text without white space."""
+    codes = np.frombuffer(squeeze(text).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
+    if codes.size == 0:
+        return np.zeros(0, np.uint32)
+    ngram = min(ngram, codes.size)
+    count = codes.size - ngram + 1
+    value = np.zeros(count, np.uint64)
+    for offset in range(ngram):  # polynomial in a large odd base, modulo 2**64
+        value = value * np.uint64(0x9E3779B97F4A7C15) + codes[offset : offset + count]
+    # The high half of a multiplicative hash is the well-mixed one.
+    value ^= value >> np.uint64(29)
+    return np.unique(((value * np.uint64(0xBF58476D1CE4E5B9)) >> np.uint64(32)).astype(np.uint32))
+
+
+def minhash(text: str, config: DedupConfig):
+    """The datasketch `MinHash` of a text's shingles."""
+    from datasketch import MinHash
+
+    # The shingles are hashed already, all at once in numpy: the per-item hash function is the identity.
+    sketch = MinHash(num_perm=config.permutations, seed=config.seed, hashfunc=int)
+    hashes = shingle_hashes(text, config.ngram)
+    for start in range(0, hashes.size, _MAX_PER_UPDATE):
+        sketch.update_batch(hashes[start : start + _MAX_PER_UPDATE].tolist())
+    return sketch
+
+
+def deduplicate(
+    documents: Iterable[dict],
+    config: DedupConfig | None = None,
+    report: DedupReport | None = None,
+    total: int | None = None,
+    progress: bool = True,
+) -> Iterator[dict]:
+    """The documents that repeat no earlier one, in order, as a stream.
+
+    Keeps 16 bytes and one MinHash (8 * permutations bytes) for each kept document. Documents without text pass through
+    the exact test only.
+
+    Args:
+        documents: dicts with "text", and "id" for the report (their position where there is none).
+        config: how alike is alike.
+        report: filled in while the iterator runs.
+        total: number of documents, for the progress bar.
+        progress: show a progress bar on stderr.
+    """
+    from datasketch import MinHashLSH
+    from tqdm import tqdm
+
+    config = config or DedupConfig()
+    report = report if report is not None else DedupReport()
+    exact: dict[bytes, str] = {}
+    sketches: dict[str, object] = {}
+    index = MinHashLSH(threshold=config.threshold, num_perm=config.permutations)
+    for number, document in enumerate(tqdm(documents, "deduplicate", total, unit="doc", disable=not progress)):
+        report.documents_in += 1
+        name = str(document.get("id", number))
+        print_ = fingerprint(document["text"])
+        if print_ in exact:
+            report.exact.append(Duplicate(name, exact[print_], 1.0))
+            continue
+        sketch = minhash(document["text"], config)
+        # Ids may repeat in a user's data; the index needs a key of its own.
+        key = f"{number}:{name}"
+        if not sketch.is_empty():
+            similar = [(sketch.jaccard(sketches[other]), other) for other in index.query(sketch)]
+            best = max(similar, default=(0.0, ""))
+            if best[0] >= config.threshold:
+                report.near.append(Duplicate(name, best[1].partition(":")[2], best[0]))
+                continue
+            index.insert(key, sketch, check_duplication=False)
+            sketches[key] = sketch
+        exact[print_] = name
+        report.documents_out += 1
+        yield document
