@@ -167,11 +167,14 @@ def license_text(source: Source, cache: Path) -> str:
     """The full text of a source's licence, from the system's common licences or the package's copyright file."""
     if source.license_text != "copyright":
         return (COMMON_LICENSES / source.license_text).read_text(encoding="utf-8")
-    package = source.packages()[0]
-    notice = (cache / package / "usr/share/doc" / package / "copyright").read_text(encoding="utf-8")
-    paragraphs = notice.split(f"\nLicense: {source.license}\n")
+    # A package may share its notice with a sibling by a link that dangles here.
+    paths = [cache / package / "usr/share/doc" / package / "copyright" for package in source.packages()]
+    notices = [path.read_text(encoding="utf-8") for path in paths if path.is_file()]
+    if not notices:
+        raise OSError(f"no copyright file in any of the packages {', '.join(source.packages())}")
+    paragraphs = notices[0].split(f"\nLicense: {source.license}\n")
     if len(paragraphs) == 1:
-        return notice
+        return "\n\n".join(notices)
     # Debian's format indents the text by one space and writes an empty line as " .".
     lines = [line for line in paragraphs[-1].split("\n\n")[0].splitlines()]
     return "\n".join("" if line == " ." else line.removeprefix(" ") for line in lines).strip() + "\n"

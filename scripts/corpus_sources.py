@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from corpus_html import Block, Rules, by_class, by_id, extract_blocks, parse_html
+from corpus_man import read_man
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ _LIBREOFFICE = html_reader(
         alternatives=frozenset({"switch", "switchinline"}),
     )
 )
-_NUMBER = re.compile(r"^(?:\d+|[A-F])(?:\.\d+)+\.? |^第 \d+ 章 |^Chapter \d+\. |^付録 [A-F] |^Appendix [A-F]\. ")
+_NUMBER = re.compile(r"^(?:\d+|[A-F])(?:\.\d+)*\. |^第 ?\d+ ?章 ?|^Chapter \d+\. |^付録 ?[A-F]\.? ?|^Appendix [A-F]\. ")
 
 
 def _publican(path: Path) -> list[Block]:
@@ -128,4 +129,130 @@ BUNDLED = (
     ),
 )
 
-EXTRA: tuple[Source, ...] = ()
+
+def _docbook(path: Path) -> list[Block]:
+    """Blocks of a page made with the DocBook style sheets, without the numbers in its headings."""
+    roots = ("book", "chapter", "preface", "appendix", "glossary", "section", "sect1", "sect2", "sect3", "article")
+    rules = Rules(
+        root=by_class(*roots),
+        drop_classes=frozenset(
+            ["toc", "indexterm", "mediaobject", "navheader", "navfooter", "revhistory", "legalnotice"]
+        ),
+        heading_classes=frozenset({"title"}),
+    )
+    blocks = html_reader(rules)(path)
+    return [Block(b.kind, _NUMBER.sub("", b.text)) if b.kind == "heading" else b for b in blocks]
+
+
+_LILYPOND = html_reader(
+    Rules(
+        root=by_id("main"),
+        drop_classes=frozenset(["nav_table", "contents", "shortcontents", "menu", "index-cp", "footnote"]),
+        drop_ids=frozenset(["footer", "languages", "tocframe", "nav"]),
+    )
+)
+
+
+def _without(*endings: str) -> Callable[[str], str]:
+    """A page key: the path without its language and format endings."""
+    return lambda path: re.sub("(?:" + "|".join(map(re.escape, endings)) + ")+$", "", path)
+
+
+def _same_folder(package: str, folder: str, pattern: str, *endings: str) -> dict[str, tuple[Pages, ...]]:
+    """Pages of both languages where {language} in the three strings is all that differs."""
+    return {
+        language: (
+            Pages(
+                package.format(language=language),
+                folder.format(language=language),
+                pattern.format(language=language),
+                _without(*endings),
+            ),
+        )
+        for language in ("ja", "en")
+    }
+
+
+EXTRA = (
+    Source(
+        name="lilypond",
+        title="LilyPond documentation",
+        authors="the authors of LilyPond and their translators",
+        license="GFDL-1.3-or-later",
+        pages={
+            "ja": (
+                Pages(
+                    "lilypond-doc-html-ja",
+                    "usr/share/doc/lilypond/html/Documentation",
+                    "*/*.ja.html",
+                    _without(".ja.html"),
+                ),
+            ),
+            "en": (
+                Pages("lilypond-doc-html", "usr/share/doc/lilypond/html/Documentation", "*/*.html", _without(".html")),
+            ),
+        },
+        read=_LILYPOND,
+        # internals/ and contributor/ are not translated; the first is generated from the program.
+        skip=re.compile(
+            r"^(?:internals|contributor)/|(?:index|index_toc|all|big-page|fdl|gpl)$|gnu-free-documentation"
+        ),
+        license_text="GFDL-1.3",
+    ),
+    Source(
+        name="gimp-help",
+        title="GIMP Help",
+        authors="the GIMP Documentation Team",
+        license="GFDL-1.2-or-later",
+        pages=_same_folder("gimp-help-{language}", "usr/share/gimp/2.0/help/{language}", "*.html", ".html"),
+        read=_docbook,
+        skip=re.compile(r"^(?:index|gfdl|legalnotice|bibliography|glossary-index)"),
+        license_text="GFDL-1.2",
+    ),
+    Source(
+        name="debian-reference",
+        title="Debian Reference",
+        authors="Osamu Aoki and translators",
+        license="GPL-2.0-or-later",
+        pages=_same_folder(
+            "debian-reference-{language}",
+            "usr/share/debian-reference",
+            "*.{language}.html",
+            ".html",
+            ".en",
+            ".ja",
+        ),
+        read=_docbook,
+        skip=re.compile(r"^index$"),
+        license_text="GPL-2",
+    ),
+    Source(
+        name="installation-guide",
+        title="Debian GNU/Linux Installation Guide",
+        authors="the Debian Installer team and translators",
+        license="GPL-2.0-only",
+        pages=_same_folder(
+            "installation-guide-amd64", "usr/share/doc/installation-guide-amd64/{language}", "*.html", ".html"
+        ),
+        read=_docbook,
+        skip=re.compile(r"^(?:index|apf)"),
+        license_text="GPL-2",
+    ),
+    Source(
+        name="manpages",
+        title="Linux manual pages and their Japanese translation by the JM Project",
+        authors="the authors named in each page; translations by the JM Project",
+        license="LicenseRef-manpages",  # varies by page; the packages' notices are bundled as its text
+        pages={
+            "ja": tuple(
+                Pages(name, "usr/share/man/ja", "man*/*.gz", _without(".gz"))
+                for name in ("manpages-ja", "manpages-ja-dev")
+            ),
+            "en": tuple(
+                Pages(name, "usr/share/man", "man*/*.gz", _without(".gz")) for name in ("manpages", "manpages-dev")
+            ),
+        },
+        read=read_man,
+        skip=re.compile(r"^man7/(?:ascii|iso_8859|koi8|cp1251|armscii)"),
+    ),
+)
