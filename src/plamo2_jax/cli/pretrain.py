@@ -1,0 +1,70 @@
+"""`plamo2 pretrain CONFIG.py [--field value ...]`: train a model, or go on training it."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from plamo2_jax.train.config import PretrainConfig
+
+DESCRIPTION = """Train a model from a config file, or go on training one.
+
+usage: plamo2 pretrain CONFIG.py [--field value] [--part.field value] ...
+
+CONFIG.py is a Python file that sets `config = PretrainConfig(...)`; see configs/. Any field below can be replaced on the command line.
+The run is written to OUTPUT/NAME: config.json (what was resolved), tokenizer.jsonl, checkpoints/, metrics.jsonl and tensorboard/.
+The same command resumes a run that was stopped: it goes on from its newest checkpoint exactly as if it had never stopped. Ctrl-C and
+SIGTERM save a checkpoint and end it. Without a checkpoint of its own a run starts from --init-from, or else at random."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb; returns the exit status: 128 + the signal's number for a run that a signal ended early."""
+    import tyro
+
+    from plamo2_jax.train.config import PretrainConfig
+
+    if not argv or argv[0].startswith("-"):
+        help_asked = any(argument in ("-h", "--help") for argument in argv)
+        if help_asked:
+            tyro.cli(PretrainConfig, prog="plamo2 pretrain CONFIG.py", description=DESCRIPTION, args=["--help"])
+        print("plamo2 pretrain: the first argument must be a config file, such as configs/demo.py", file=sys.stderr)
+        return 2
+    path, *overrides = argv
+    config = tyro.cli(
+        PretrainConfig,
+        prog=f"plamo2 pretrain {path}",
+        description=DESCRIPTION,
+        default=load_config(Path(path)),
+        args=overrides,
+    )
+    from plamo2_jax.train.loop import pretrain
+
+    outcome = pretrain(config)
+    if outcome.signal is not None:
+        print(
+            f"stopped after step {outcome.step} of {config.steps}; the same command goes on from there", file=sys.stderr
+        )
+        return 128 + outcome.signal
+    for language, heldout in outcome.heldout.items():
+        print(f"held-out {language}: {heldout.bits_per_byte:.4f} bits per byte")
+    print(config.folder)
+    return 0
+
+
+def load_config(path: Path) -> PretrainConfig:
+    """The `config` of a config file, which is run as Python.
+
+    Raises:
+        ValueError: there is no such file, or it sets no PretrainConfig; or what it sets is out of range.
+    """
+    from plamo2_jax.train.config import PretrainConfig
+
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file; the first argument must be a config file, such as configs/demo.py")
+    config = runpy.run_path(str(path)).get("config")
+    if not isinstance(config, PretrainConfig):
+        raise ValueError(f"{path} must set `config` to a PretrainConfig; it sets it to {type(config).__name__}")
+    return config

@@ -1,0 +1,110 @@
+"""PretrainConfig: everything that decides a pretraining run, and its form as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from plamo2_jax.config import ModelConfig
+from plamo2_jax.data.pipeline import DataConfig
+from plamo2_jax.train.optimizer import OptimizerConfig
+from plamo2_jax.train.schedule import ScheduleConfig, make_schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """One pretraining run. The resolved configuration is written to config.json in the run's folder.
+
+    Raises:
+        ValueError: a field is out of range; the message names the field, its value and what is allowed.
+    """
+
+    name: str
+    """Name of the run, and of its folder under `output`."""
+    model: ModelConfig
+    """Shape of the network."""
+    tokenizer: Path
+    """tokenizer.jsonl, or a folder with one; it must be the one that the shards were written with."""
+    data: DataConfig
+    """What to train on, and how it is mixed, shuffled and packed."""
+    steps: int
+    """Number of updates."""
+    output: Path = Path("runs")
+    """Folder of runs; this one is written to output/name."""
+    init_from: Path | None = None
+    """Start from the parameters of this run folder (its newest checkpoint) instead of at random. A run that has a checkpoint of its
+    own goes on from that and does not look here."""
+    heldout: dict[str, Path] = dataclasses.field(default_factory=dict)
+    """Folders of held-out shards by language; bits per byte are reported for each."""
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    """AdamW, clipping and weight decay."""
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    """How the learning rate moves."""
+    accumulation: int = 1
+    """Micro-batches an update; it must divide the batch size. More of them need less memory, and change no result."""
+    z_loss: float = 1e-4
+    """Coefficient of log(Z)^2, which keeps logits from drifting (PaLM, arXiv:2204.02311); 0 turns it off."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of activations. Parameters, optimizer, scan state, norms' statistics, softmax and loss are float32 in any case."""
+    remat: Literal["none", "full"] = "none"
+    """full: the backward pass recomputes each period of layers from its input, for less memory and about a third more time."""
+    seed: int = 0
+    """Of the initial parameters. The data have a seed of their own."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; the last step has one in any case."""
+    keep: int = 3
+    """Checkpoints to keep; older ones are deleted."""
+    evaluate_every: int = 1000
+    """Steps between measurements of held-out bits per byte; the last step has one in any case."""
+    log_every: int = 10
+    """Steps between writes to the log. Every step has its line in it: this sets only how often the device is waited for."""
+
+    def __post_init__(self) -> None:
+        allowed = "a folder name: not empty, no slash, no leading dot"
+        self._require("name", bool(self.name) and "/" not in self.name and not self.name.startswith("."), allowed)
+        for name in ("steps", "accumulation", "checkpoint_every", "keep", "evaluate_every", "log_every"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("z_loss", self.z_loss >= 0 and math.isfinite(self.z_loss), "zero or positive")
+        self._require("dtype", self.dtype in ("bfloat16", "float32"), "bfloat16 or float32")
+        self._require("remat", self.remat in ("none", "full"), "none or full")
+        batch = self.data.batch_size
+        self._require("accumulation", batch % self.accumulation == 0, f"a divisor of data.batch_size={batch}")
+        make_schedule(self.schedule, self.steps)  # Raises where warm-up and decay do not fit into the steps.
+
+    def _require(self, name: str, condition: bool, allowed: str) -> None:
+        if not condition:
+            raise ValueError(f"PretrainConfig.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.output / self.name
+
+
+# What may change between two starts of one run: where it lies, what is watched and how often, but nothing that changes an update.
+WATCHING = frozenset({"output", "init_from", "heldout", "checkpoint_every", "keep", "evaluate_every", "log_every"})
+
+
+def to_json(config: Any) -> Any:
+    """A configuration as JSON types: dataclasses as objects by field name, paths as strings, tuples as lists."""
+    if dataclasses.is_dataclass(config):
+        return {field.name: to_json(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if isinstance(config, dict):
+        return {str(key): to_json(value) for key, value in config.items()}
+    if isinstance(config, tuple | list):
+        return [to_json(value) for value in config]
+    return str(config) if isinstance(config, Path) else config
+
+
+def differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
+    """Where two configurations in JSON form differ: one `field: ours, not theirs` for each field, dotted."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        found = []
+        for key in sorted(ours.keys() | theirs.keys()):
+            if not name and key in WATCHING:
+                continue
+            found += differences(ours.get(key), theirs.get(key), f"{name}.{key}" if name else key)
+        return found
+    return [] if ours == theirs else [f"{name}: {ours!r}, not {theirs!r}"]

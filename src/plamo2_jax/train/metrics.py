@@ -1,0 +1,104 @@
+"""The log of a run: metrics.jsonl, and the same figures for TensorBoard.
+
+metrics.jsonl is the record: one JSON object a line, `step` (updates made) and `time` (seconds since 1970) in each. Lines are flushed as
+they are written, so that a killed run keeps them. The TensorBoard folder is a view of it: when a run goes on from a checkpoint, lines
+past that step are dropped, since they will be written again, and the view is rebuilt from those that stay.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboard.summary import Writer
+
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+
+
+class MetricsLog:
+    """Writes the log of one run; a context manager.
+
+    Args:
+        folder: the run's folder.
+        step: the step the run starts from; lines of later steps are dropped.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], step: int = 0):
+        folder = Path(folder)
+        kept = [line for line in read_metrics(folder / METRICS) if line["step"] <= step] if step else []
+        partial = folder / f".{METRICS}.partial"
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        os.replace(partial, folder / METRICS)
+        self._file = (folder / METRICS).open("a", encoding="utf-8")
+        shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
+        self._tensorboard = Writer(str(folder / TENSORBOARD))
+        for line in kept:
+            self._show(line)
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._tensorboard.close()
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Add a line; `flush` makes it last."""
+        line = {"step": step, "time": time.time(), **figures}
+        self._file.write(json.dumps(line) + "\n")
+        self._show(line)
+
+    def flush(self) -> None:
+        """Hand everything written so far to the operating system: it outlives this process from here on."""
+        self._file.flush()
+        self._tensorboard.flush()
+
+    def _show(self, line: Mapping[str, float]) -> None:
+        for name, value in line.items():
+            if name not in ("step", "time"):
+                self._tensorboard.add_scalar(name, value, line["step"], wall_time=line["time"])
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
+    """The lines of a metrics.jsonl; none where there is no file. A last line cut off by a kill is passed over.
+
+    Raises:
+        ValueError: a line that is not the last is not a JSON object with a step; the message names the file and the line.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    # What follows the last newline is empty, or a line that never was finished.
+    return [_parse(path, number, line) for number, line in enumerate(lines[:-1], start=1)]
+
+
+def _parse(path: Path, number: int, line: str) -> dict[str, float]:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {number}, is not valid JSON: {error}") from error
+    if not isinstance(value, dict) or not isinstance(value.get("step"), int):
+        raise ValueError(f'{path}, line {number}, must be an object with an integer "step"')
+    return value
+
+
+def step_figures(sums: Mapping[str, float]) -> dict[str, float]:
+    """The figures of one step that go into the log, from the train step's metrics.
+
+    Sums over predicted tokens become bits a byte, nats a token and accuracy; any other sum is divided by the loss's weight.
+    """
+    figures = {name: sums[name] for name in ("loss", "grad_norm", "learning_rate")}
+    if sums.get("bytes"):
+        figures["bits_per_byte"] = sums["nats"] / math.log(2) / sums["bytes"]
+    if sums.get("tokens"):
+        figures["nats_per_token"] = sums["nats"] / sums["tokens"]
+        figures["accuracy"] = sums["correct"] / sums["tokens"]
+    others = sums.keys() - figures.keys() - {"weight", "nats", "tokens", "bytes", "correct"}
+    return figures | {name: sums[name] / sums["weight"] for name in sorted(others) if sums["weight"]}

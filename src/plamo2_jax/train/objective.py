@@ -1,0 +1,72 @@
+"""What training minimises: a pure function of parameters, a batch and a random key.
+
+An objective returns `(loss, metrics)`. The loss is a weighted mean over the batch; `metrics` are scalar float32 sums, so that those of
+several micro-batches or steps add up. `metrics["weight"]` is what the loss is a mean over: the train step weighs micro-batches by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from plamo2_jax.eval.perplexity import prediction_sums, token_nats
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+class Objective(Protocol):
+    """Anything one train step can minimise: pretraining, fine-tuning, preferences, distillation."""
+
+    def __call__(self, params: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Metrics]:
+        """The loss of a batch, and sums about it."""
+
+
+def cross_entropy(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array, z_loss: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Weighted next-token cross-entropy with z-loss, in float32.
+
+    The z-loss, z_loss * log(Z)^2 with Z the softmax's normaliser, keeps logits from drifting (PaLM, arXiv:2204.02311, section 5).
+
+    Args:
+        logits: [b, t, v], any float dtype.
+        targets: [b, t] int32.
+        weights: [b, t] float32; 0 leaves a position out.
+        z_loss: coefficient of the z-loss.
+
+    Returns:
+        The mean loss (a scalar, 0 where all weights are 0), the nats of each target [b, t] and the weighted sum of log(Z)^2.
+    """
+    nats, log_z = token_nats(logits, targets)
+    z = jnp.sum(weights * jnp.square(log_z))
+    total = jnp.sum(weights * nats) + z_loss * z
+    return total / jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny), nats, z
+
+
+def next_token(model: nn.Module, byte_lengths: jax.Array, z_loss: float = 0.0) -> Objective:
+    """The pretraining objective.
+
+    Args:
+        model: maps tokens, segment ids and positions to logits.
+        byte_lengths: [v] int32, UTF-8 bytes each token stands for.
+        z_loss: coefficient of the z-loss.
+
+    Returns:
+        An objective whose metrics are sums over the batch: `weight`; `nats`, `tokens`, `bytes` and `correct` over the targets of
+        non-zero weight; `z_loss`, the z-loss's part of the loss.
+    """
+
+    def objective(params: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Metrics]:
+        del rng  # The model has no dropout.
+        logits, _ = model.apply({"params": params}, batch["tokens"], batch["segment_ids"], batch["positions"])
+        weights = batch["loss_weights"]
+        loss, nats, z = cross_entropy(logits, batch["targets"], weights, z_loss)
+        sums = prediction_sums(logits, nats, batch["targets"], weights, byte_lengths)
+        return loss, {"weight": jnp.sum(weights), "z_loss": z_loss * z, **sums}
+
+    return objective

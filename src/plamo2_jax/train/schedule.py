@@ -1,0 +1,86 @@
+"""Learning-rate schedules: warm-up, then stable and decay, or cosine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """How the learning rate moves over a run.
+
+    Warm-up rises linearly, and reaches the peak with its last update. `wsd` then stays there and falls over the last `decay_fraction`
+    of the run (warm-up, stable, decay: MiniCPM, arXiv:2404.06395); `cosine` falls from the end of warm-up to the end of the run.
+
+    Raises:
+        ValueError: a field is out of range; the message names the field, its value and what is allowed.
+    """
+
+    kind: Literal["wsd", "cosine"] = "wsd"
+    """wsd: warm-up, constant, decay. cosine: warm-up, then half a cosine to the end."""
+    learning_rate: float = 3e-4
+    """Peak learning rate."""
+    warmup: float = 0.01
+    """Length of the warm-up: below 1 a fraction of all steps, from 1 up a number of steps."""
+    decay_fraction: float = 0.2
+    """wsd: the fraction of all steps, at the end, over which the rate falls."""
+    decay_shape: Literal["linear", "cosine", "one_minus_sqrt"] = "one_minus_sqrt"
+    """wsd: how it falls; one_minus_sqrt is the shape that Hägele et al. (arXiv:2405.18392) found best."""
+    final_fraction: float = 0.0
+    """Where the rate ends, as a fraction of the peak."""
+
+    def __post_init__(self) -> None:
+        self._require("kind", self.kind in ("wsd", "cosine"), "wsd or cosine")
+        self._require("learning_rate", self.learning_rate > 0, "positive")
+        self._require("warmup", self.warmup >= 0, "a fraction in [0, 1) or a number of steps")
+        self._require("decay_fraction", 0 <= self.decay_fraction <= 1, "in [0, 1]")
+        shapes = ("linear", "cosine", "one_minus_sqrt")
+        self._require("decay_shape", self.decay_shape in shapes, f"one of {', '.join(shapes)}")
+        self._require("final_fraction", 0 <= self.final_fraction <= 1, "in [0, 1]")
+
+    def _require(self, name: str, condition: bool, allowed: str) -> None:
+        if not condition:
+            raise ValueError(f"ScheduleConfig.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
+
+    def warmup_steps(self, steps: int) -> int:
+        """Number of warm-up updates in a run of `steps`."""
+        return round(self.warmup * steps) if self.warmup < 1 else round(self.warmup)
+
+
+def make_schedule(config: ScheduleConfig, steps: int) -> Callable[[jax.Array | int], jax.Array]:
+    """The learning rate of update 0, 1, ..., steps - 1, as a function that can be traced.
+
+    Raises:
+        ValueError: warm-up and decay together are longer than the run.
+    """
+    warmup = config.warmup_steps(steps)
+    decay = steps - warmup if config.kind == "cosine" else round(config.decay_fraction * steps)
+    if warmup + decay > steps:
+        raise ValueError(
+            f"ScheduleConfig.warmup={config.warmup!r} and decay_fraction={config.decay_fraction!r} are not allowed together: "
+            f"warm-up ({warmup}) and decay ({decay}) must fit into {steps} steps"
+        )
+    shape = "cosine" if config.kind == "cosine" else config.decay_shape
+
+    def learning_rate(step: jax.Array | int) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)
+        rise = jnp.minimum(1.0, (step + 1) / max(warmup, 1))
+        progress = jnp.clip((step - (steps - decay)) / max(decay, 1), 0.0, 1.0)
+        fall = config.final_fraction + (1 - config.final_fraction) * _remaining(shape, progress)
+        return config.learning_rate * rise * fall
+
+    return learning_rate
+
+
+def _remaining(shape: str, progress: jax.Array) -> jax.Array:
+    """What is left of the fall, from 1 at progress 0 to 0 at progress 1."""
+    if shape == "linear":
+        return 1 - progress
+    if shape == "cosine":
+        return 0.5 * (1 + jnp.cos(jnp.pi * progress))
+    return 1 - jnp.sqrt(progress)

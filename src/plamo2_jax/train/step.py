@@ -1,0 +1,82 @@
+"""One update: gradients of an objective, accumulated over micro-batches, and the optimizer's answer to them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from plamo2_jax.train.objective import Batch, Metrics, Objective
+from plamo2_jax.train.state import TrainState
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    schedule: Callable[[jax.Array], jax.Array],
+    accumulation: int = 1,
+) -> TrainStep:
+    """A pure train step `(state, batch) -> (state, metrics)`; jit it with the first argument donated.
+
+    With `accumulation` = k the batch is cut into k micro-batches that run one after the other. Each one's gradient is weighed by what
+    its loss is a mean over (`metrics["weight"]`), so that the result is the whole batch's gradient however padding falls.
+
+    Args:
+        objective: what to minimise.
+        optimizer: turns gradients into updates.
+        schedule: learning rate by step, for the metrics (the optimizer holds its own).
+        accumulation: number of micro-batches; it must divide b.
+
+    Returns:
+        The step. Its metrics are the objective's sums, `loss` (the batch's), `grad_norm` (before clipping) and `learning_rate`.
+    """
+
+    def gradients(params: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Metrics, Any]:
+        """The batch's loss sum, metric sums and gradient sum: the means times the weight."""
+        (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params, batch, rng)
+        weight = metrics["weight"]
+        return loss * weight, metrics, jax.tree.map(lambda grad: grad.astype(jnp.float32) * weight, grads)
+
+    def accumulate(params: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Metrics, Any]:
+        def add(total: Any, micro: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradients(params, *micro)), None
+
+        micro_batches = jax.tree.map(lambda array: _split(array, accumulation), dict(batch))
+        rngs = jax.random.split(rng, accumulation)
+        first = jax.eval_shape(gradients, params, jax.tree.map(lambda array: array[0], micro_batches), rngs[0])
+        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
+        return jax.lax.scan(add, zero, (micro_batches, rngs))[0]
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        loss, metrics, grads = (accumulate if accumulation > 1 else gradients)(state.params, batch, rng)
+        scale = 1 / jnp.maximum(metrics["weight"], jnp.finfo(jnp.float32).tiny)
+        grads = jax.tree.map(lambda grad: grad * scale, grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        metrics = {
+            **metrics,
+            "loss": loss * scale,
+            "grad_norm": optax.tree.norm(grads),
+            "learning_rate": schedule(state.step),
+        }
+        params = optax.apply_updates(state.params, updates)
+        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    return step
+
+
+def _split(array: jax.Array, parts: int) -> jax.Array:
+    """[b, ...] to [parts, b / parts, ...].
+
+    Row i goes to part i mod parts: each part takes rows from every device's share of a batch that is sharded over b, so that
+    splitting moves no data between devices.
+    """
+    if array.shape[0] % parts:
+        raise ValueError(f"accumulation={parts} is not allowed: it must divide the batch size {array.shape[0]}")
+    return array.reshape(array.shape[0] // parts, parts, *array.shape[1:]).swapaxes(0, 1)
