@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import platform
 import random
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -74,9 +73,8 @@ def measure(loaded: Tokenizer, prose: list[str], megabytes: list[float], repeats
     for size in megabytes:
         string = one_string(prose, size)
         length = len(string.encode()) / 1e6
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        grown = peak_growth_mib(lambda s=string: loaded.encode(s))
         ids, seconds = best(lambda s=string: loaded.encode(s), repeats)
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         back, decode_seconds = best(lambda i=ids: loaded.decode(i), repeats)
         if back != string:
             raise ValueError(f"{name}: {size} MB did not survive encoding and decoding")
@@ -98,6 +96,21 @@ def measure(loaded: Tokenizer, prose: list[str], megabytes: list[float], repeats
         f" without numba {figures['plain_python_mb_per_s']:.2f} MB/s"
     )
     return figures
+
+
+def peak_growth_mib(function: Callable) -> float:
+    """How far resident memory rises during one call, in MiB; NaN where the kernel cannot tell (not Linux)."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not reset.exists():
+        return float("nan")
+
+    def kib(field: str) -> int:
+        return int(status.read_text().split(f"{field}:")[1].split()[0])
+
+    reset.write_text("5")  # sets the high-water mark back to the present size
+    before = kib("VmRSS")
+    function()
+    return (kib("VmHWM") - before) / 1024
 
 
 def plain_python_rate(loaded: Tokenizer, string: str) -> float:
