@@ -23,6 +23,13 @@ def carried_segments(segment_ids: Int[Array, "b t"]) -> Int[Array, "b t"]:
     return jnp.take_along_axis(segment_ids, jnp.maximum(last, first), axis=1)
 
 
+def segment_ordinals(segment_ids: Int[Array, "b t"]) -> Int[Array, "b t"]:
+    """0 for the row's first segment, 1 for the next, ...: an id that returns after another one is a document of its own."""
+    carried = carried_segments(segment_ids)
+    changes = jnp.pad(carried[:, 1:] != carried[:, :-1], [(0, 0), (1, 0)])
+    return jnp.cumsum(changes, axis=1, dtype=jnp.int32)
+
+
 def first_segment(segment_ids: Int[Array, "b t"]) -> Int[Array, " b"]:
     """Segment of each row's first token that is not padding; 0 for a row of padding."""
     first = jnp.argmax(segment_ids != 0, axis=1, keepdims=True)

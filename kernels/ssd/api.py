@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from plamo2_kernels.segments import carried_segments
+from plamo2_kernels.segments import segment_ordinals
 from plamo2_kernels.ssd.reference import ssd_reference
 from plamo2_kernels.ssd.step import ssd_step
 from plamo2_kernels.ssd.xla import ssd_xla
@@ -64,17 +64,17 @@ def ssd(
     if initial_state is None:
         initial_state = jnp.zeros((b, h, p, B.shape[-1]), dtype)
     initial_state, dt, A, D = (v.astype(dtype) for v in (initial_state, dt, A, D))
-    carried = None
+    ordinals = None
     if segment_ids is not None:
         dt = jnp.where((segment_ids != 0)[..., None], dt, 0)
-        carried = carried_segments(segment_ids)
+        ordinals = segment_ordinals(segment_ids)
     if implementation == "reference":
-        return ssd_reference(x, dt, A, B, C, D, carried, initial_state)
+        return ssd_reference(x, dt, A, B, C, D, ordinals, initial_state)
     if implementation == "auto" and t == 1:
         y, state = ssd_step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D, initial_state)
         return y[:, None], state
     chunk_size = chunk_size or _CHUNK_SIZE.get(jax.default_backend(), 128)
-    return ssd_xla(x, dt, A, B, C, D, carried, initial_state, chunk_size)
+    return ssd_xla(x, dt, A, B, C, D, ordinals, initial_state, chunk_size)
 
 
 def _check_shapes(x, dt, A, B, C, D, segment_ids, initial_state) -> None:

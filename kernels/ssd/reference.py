@@ -20,19 +20,19 @@ def ssd_reference(
     B: Float[Array, "b t g n"],
     C: Float[Array, "b t g n"],
     D: Float[Array, " h"],
-    carried: Int[Array, "b t"] | None,
+    ordinals: Int[Array, "b t"] | None,
     initial_state: Float[Array, "b h p n"],
 ) -> tuple[Float[Array, "b t h p"], Float[Array, "b h p n"]]:
     """Sequential scan in the dtype of `initial_state`. See `api.ssd` for the meaning of the arguments.
 
     Args:
-        carried: `segments.carried_segments` of the row (dt is already 0 at padding), or None for one document a row.
+        ordinals: `segments.segment_ordinals` of the row (dt is already 0 at padding), or None for one document a row.
     """
     dtype = initial_state.dtype
     heads_per_group = x.shape[2] // B.shape[2]
     keep = jnp.ones(dt.shape[:2], dtype)
-    if carried is not None:
-        keep = keep.at[:, 1:].set((carried[:, 1:] == carried[:, :-1]).astype(dtype))
+    if ordinals is not None:
+        keep = keep.at[:, 1:].set((ordinals[:, 1:] == ordinals[:, :-1]).astype(dtype))
 
     def step(state, token):
         x_t, dt_t, B_t, C_t, keep_t = token

@@ -1,6 +1,6 @@
 """The selective scan in chunks, as batched matrix products for XLA (state-space duality, arXiv:2405.21060, section 6).
 
-With a = dt A, cum its running sum inside a chunk and S_in the state that enters the chunk,
+With a = dt A, cum its running sum inside a chunk (and segment) and S_in the state that enters the chunk,
 
     y_i    = Σ_{j≤i} exp(cum_i - cum_j) (C_i·B_j) dt_j x_j  +  exp(cum_i) S_in C_i  +  D x_i
     S_out  = Σ_j exp(cum_last - cum_j) dt_j x_j ⊗ B_j       +  exp(cum_last) S_in
@@ -27,14 +27,14 @@ def ssd_xla(
     B: Float[Array, "b t g n"],
     C: Float[Array, "b t g n"],
     D: Float[Array, " h"],
-    carried: Int[Array, "b t"] | None,
+    ordinals: Int[Array, "b t"] | None,
     initial_state: Float[Array, "b h p n"],
     chunk_size: int,
 ) -> tuple[Float[Array, "b t h p"], Float[Array, "b h p n"]]:
     """Chunked scan; log-decays, states and sums in the dtype of `initial_state`. See `api.ssd` for the arguments.
 
     Args:
-        carried: `segments.carried_segments` of the row (dt is already 0 at padding), or None for one document a row.
+        ordinals: `segments.segment_ordinals` of the row (dt is already 0 at padding), or None for one document a row.
         chunk_size: tokens a chunk; results do not depend on it beyond rounding.
     """
     b, t, h, p = x.shape
@@ -54,7 +54,7 @@ def ssd_xla(
         A.reshape(g, u).astype(initial_state.dtype),
         chunks(B, g, B.shape[-1]),
         chunks(C, g, C.shape[-1]),
-        None if carried is None else chunks(carried, mode="edge"),
+        None if ordinals is None else chunks(ordinals, mode="edge"),
         initial_state.reshape(b, g, u, p, -1),
     )
     y = outputs.reshape(b, -1, h, p)[:, :t] + D[:, None] * x
@@ -67,18 +67,21 @@ def _scan_chunks(x, dt, A, B, C, segments, initial_state):
     dtype = initial_state.dtype
     dot = functools.partial(jnp.einsum, preferred_element_type=dtype)
     q = x.shape[2]
-    cum = jnp.cumsum(dt * A, axis=2)
 
     # Inside a chunk.
-    pairs = jnp.tril(jnp.ones((q, q), bool))
+    pairs = jnp.tril(jnp.ones((q, q), bool))[None, None]
     enters = leaves = None
     if segments is not None:
-        pairs = (pairs & (segments[..., :, None] == segments[..., None, :]))[:, :, None, None]
+        pairs &= segments[..., :, None] == segments[..., None, :]
         before = jnp.concatenate([segments[:, :1, 0], segments[:, :-1, -1]], axis=1)
         enters = segments == before[..., None]  # tokens that see the state entering their chunk
         leaves = segments == segments[..., -1:]  # tokens whose contribution survives to the chunk's end
+    # The running sum starts anew with each segment, as a product with the mask: a difference of sums that run across a boundary would
+    # leave rounding errors of the other document in dt's gradient.
+    sums = jnp.broadcast_to(pairs, (*x.shape[:2], q, q)).astype(dtype)
+    cum = dot("bcij,bcjgu->bcigu", sums, dt * A, precision=lax.Precision.HIGHEST)
     rows = jnp.moveaxis(cum, 2, -1)
-    decay = jnp.exp(jnp.where(pairs, rows[..., :, None] - rows[..., None, :], -jnp.inf))
+    decay = jnp.exp(jnp.where(pairs[:, :, None, None], rows[..., :, None] - rows[..., None, :], -jnp.inf))
     scores = dot("bcign,bcjgn->bcgij", C, B)
     weights = scores[:, :, :, None] * decay * jnp.moveaxis(dt, 2, -1)[..., None, :]
     y = dot("bcguij,bcjgup->bcigup", weights.astype(x.dtype), x)
