@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -65,6 +66,17 @@ def test_without_numba_the_ids_are_the_same(rows, text, allow_control):
         actual = tokenizer.encode(text, allow_control=allow_control)
     np.testing.assert_array_equal(actual, expected)
     assert actual.dtype == expected.dtype == np.int32
+
+
+def test_numba_need_not_be_installed(golden, monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)  # importing it now raises ImportError
+    lattice.compiled_encoder.cache_clear()
+    try:
+        assert lattice.compiled_encoder() is None
+        for case in CASES:
+            assert golden.encode(case["text"], allow_control=True).tolist() == case["ids"]
+    finally:
+        lattice.compiled_encoder.cache_clear()
 
 
 def test_control_strings_in_untrusted_text_stay_text(golden):

@@ -185,3 +185,5 @@ def test_missing_inputs_are_named(tmp_path):
         list(read_documents([tmp_path / "nowhere"]))
     with pytest.raises(ValueError, match="holds no file"):
         list(read_documents([tmp_path]))
+    with pytest.raises(ValueError, match="no input is named"):
+        list(read_documents([]))

@@ -32,8 +32,8 @@ def train(
         vocab_size: Rows in all; 7 control, 4 whitespace and 256 byte rows are among them.
         sample_bytes: Bytes of text to train on; more text than this is sampled evenly, by documents.
         seed: Seed of the sampling.
-        character_coverage: Share of characters that get a row of their own; the rest is spelled in bytes. For a small
-            vocabulary of Japanese lower it (0.995), or rare characters take the rows of frequent words.
+        character_coverage: Share of the characters, counted as they occur, that have a row of their own; the rest is
+            spelled in bytes. Lower, more rows go to longer tokens and more rare characters cost three or four ids.
         max_token_chars: Longest token, in characters.
         cross_spaces: Let tokens hold several words with the spaces between them.
         split_digits: Make every digit a token of its own.

@@ -17,7 +17,7 @@ def find_files(inputs: Iterable[str | Path]) -> list[Path]:
     """The files named, and every file below the folders named (hidden ones left out), in sorted order.
 
     Raises:
-        ValueError: an input does not exist or a folder holds no file.
+        ValueError: nothing is named, an input does not exist or a folder holds no file.
     """
     files: list[Path] = []
     for name in map(Path, inputs):
@@ -30,6 +30,8 @@ def find_files(inputs: Iterable[str | Path]) -> list[Path]:
             files.append(name)
         else:
             raise ValueError(f"{name} is neither a file nor a folder")
+    if not files:
+        raise ValueError("no input is named; name at least one file or folder")
     return files
 
 

@@ -44,8 +44,8 @@ class VocabularyOptions:
         vocab_size: rows in all, with control, byte and whitespace rows.
         sample_bytes: UTF-8 bytes of text to train on; more text than this is sampled evenly, by documents.
         seed: of the sampling.
-        character_coverage: share of the sample's characters that get a row of their own; the rest is spelled in bytes. For
-            a small vocabulary of Japanese lower it (0.995), or rare characters take the rows of frequent words.
+        character_coverage: share of the sample's characters, counted as they occur, that have a row of their own; the rest
+            is spelled in bytes. Lower, more rows go to longer tokens and more rare characters cost three or four ids.
         max_token_chars: longest token, in characters.
         cross_spaces: tokens may hold several words with the spaces between them.
         split_digits: every digit is a token of its own.
