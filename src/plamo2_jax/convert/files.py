@@ -1,0 +1,179 @@
+"""The files of a public checkpoint: which tensor stands where, checked before a byte of any tensor is used.
+
+safetensors' own reader checks each header (sizes, overlaps, gaps, file length). Tensor bytes are then read at their offsets through a
+mapping that lives for one tensor: a mapping of the whole file would come to count as resident memory as large as the model.
+Nothing is unpickled, no code is run, and no file outside the folder is opened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from plamo2_jax.convert.errors import ConvertError
+from plamo2_jax.convert.layout import LM_HEAD, PublicTensor
+
+CONFIG = "config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor's bytes are."""
+
+    file: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def map(self, start: int, view: tuple[int, ...]) -> np.ndarray:
+        """Elements [start, start + size of view) in the shape `view`, mapped, not read.
+
+        The mapping is released with the array.
+        """
+        return np.memmap(self.file, self.dtype, "r", self.offset + start * self.dtype.itemsize, view)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of a file of the folder.
+
+    Raises:
+        ConvertError: it is not there, or it lies outside the folder, by its name or through a symbolic link.
+    """
+    if name != Path(name).name or name in (".", ".."):
+        raise ConvertError(f"{folder} names a file outside the folder: {name!r}; only plain file names are allowed")
+    path = folder / name
+    if not path.is_file():
+        raise ConvertError(f"{folder} has no file {name}")
+    if path.resolve().parent != folder.resolve():
+        raise ConvertError(
+            f"{path} is a symbolic link out of its folder, to {path.resolve()}; copy the files themselves (cp -L) and try again"
+        )
+    return path
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object of the folder.
+
+    Raises:
+        ConvertError: the file is missing, outside the folder, or not a JSON object.
+    """
+    path = inside(folder, name)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise ConvertError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConvertError(f"{path} must hold a JSON object, not {type(value).__name__}")
+    return value
+
+
+def find_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a folder, by public name.
+
+    Raises:
+        ConvertError: no safetensors in the folder, a damaged file, an index that disagrees with its files, a tensor in two of them.
+    """
+    single, index = folder / SINGLE, folder / INDEX
+    if single.exists() and index.exists():
+        raise ConvertError(f"{folder} has both {SINGLE} and {INDEX}; remove the one that is stale")
+    if index.exists():
+        return _sharded(folder)
+    if single.exists() or single.is_symlink():
+        return _read_header(inside(folder, SINGLE))
+    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    if pickled:
+        raise ConvertError(
+            f"{folder} has only pickled weights ({pickled[0]}); loading a pickle can run code, so it is refused: convert it to safetensors"
+        )
+    raise ConvertError(f"{folder} has neither {SINGLE} nor {INDEX}")
+
+
+def check_tensors(folder: Path, stored: dict[str, StoredTensor], wanted: list[PublicTensor], tied: bool) -> None:
+    """Raise ConvertError unless the folder holds exactly the tensors wanted, in their shapes, naming the first that differs."""
+    names = {tensor.name for tensor in wanted}
+    if missing := [tensor.name for tensor in wanted if tensor.name not in stored]:
+        raise ConvertError(f"{folder} lacks {len(missing)} tensor(s) of the model in its config.json: {_some(missing)}")
+    extra = sorted(name for name in stored if name not in names and not (tied and name == LM_HEAD))
+    if extra:
+        raise ConvertError(
+            f"{folder} has {len(extra)} tensor(s) unknown to the model in its config.json: {_some(extra)}"
+        )
+    for tensor in wanted:
+        found = stored[tensor.name]
+        if found.shape != tensor.shape and found.shape not in tensor.other_shapes:
+            raise ConvertError(
+                f"{found.file}: tensor {tensor.name} has shape {list(found.shape)}; config.json wants {list(tensor.shape)}"
+            )
+
+
+def _sharded(folder: Path) -> dict[str, StoredTensor]:
+    weight_map = read_json(folder, INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ConvertError(f'{folder / INDEX} has no object "weight_map"')
+    for name, file in weight_map.items():
+        if not isinstance(file, str):
+            raise ConvertError(f"{folder / INDEX}: the file of tensor {name} must be a string, not {file!r}")
+    stored: dict[str, StoredTensor] = {}
+    for file in sorted(set(weight_map.values())):
+        for name, tensor in _read_header(inside(folder, file)).items():
+            if name in stored:
+                raise ConvertError(f"{folder}: tensor {name} stands in two files, {stored[name].file.name} and {file}")
+            if name not in weight_map:
+                raise ConvertError(f"{folder / file} has tensor {name}, which {INDEX} does not name")
+            stored[name] = tensor
+    for name, file in weight_map.items():
+        if name not in stored:
+            raise ConvertError(f"{folder / file} lacks tensor {name}, which {INDEX} places there")
+        if stored[name].file.name != file:
+            raise ConvertError(f"{folder}: tensor {name} is in {stored[name].file.name}; {INDEX} places it in {file}")
+    return stored
+
+
+def _read_header(path: Path) -> dict[str, StoredTensor]:
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ConvertError(f"{path} is damaged or not a safetensors file: {error}") from error
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        try:
+            header = json.loads(file.read(length), object_pairs_hook=_without_repeats)
+        except ValueError as error:
+            raise ConvertError(f"{path} has a bad header: {error}") from error
+    header.pop("__metadata__", None)
+    stored = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in DTYPES:
+            raise ConvertError(
+                f"{path}: tensor {name} has dtype {entry['dtype']}; it must be one of {', '.join(DTYPES)}"
+            )
+        dtype, (begin, end) = DTYPES[entry["dtype"]], entry["data_offsets"]
+        shape = tuple(entry["shape"])
+        if end - begin != math.prod(shape) * dtype.itemsize:
+            raise ConvertError(f"{path}: tensor {name} has {end - begin} bytes, too few or too many for {list(shape)}")
+        stored[name] = StoredTensor(path, 8 + length + begin, shape, dtype)
+    return stored
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
+    return result
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -1,0 +1,130 @@
+"""The public checkpoint layout, tensor by tensor: which part of which of our parameters stands where in it.
+
+This is the only place that knows public tensor names. Reading and writing both follow it, in opposite directions.
+A public tensor is a stack of `Part`s along its first axis, every part one period of one of our parameters with its axes in another
+order; so any part, and any slice of it, can be read without touching the rest of the file.
+
+Public layout (names and shapes: model cards and inference ports of pfnet/plamo-2-*):
+
+- in_proj rows are, per head, the gate z and then x; qkv_proj rows are Q | K | V; bcdt_proj rows are B | C | dt; gate_up_proj rows are
+  gate | up. Linear weights are [out, in].
+- conv1d.weight is [h·p, 1, k]; MLX copies store it as [h·p, k, 1]. Both are read; the first is written.
+- lm_head.weight belongs to untied models only. A file of a tied model may carry it all the same: it is ignored, as public code does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+from plamo2_jax.config import LayerKind, ModelConfig
+
+LM_HEAD = "lm_head.weight"
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Rows of a public tensor that are one of our parameters, or one period of it."""
+
+    path: str
+    """Our parameter, its keys joined by "/"."""
+    period: int | None
+    """Index on our parameter's leading axis `layers`; None for a parameter without that axis."""
+    view: tuple[int, ...]
+    """Shape the rows are seen in: public axes taken apart, in public order."""
+    order: tuple[int, ...]
+    """Our axis a is axis order[a] of the view."""
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.view)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one period of our parameter."""
+        return tuple(self.view[axis] for axis in self.order)
+
+
+@dataclasses.dataclass(frozen=True)
+class PublicTensor:
+    """A tensor of the public layout."""
+
+    name: str
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+    """In the order of its rows."""
+    other_shapes: tuple[tuple[int, ...], ...] = ()
+    """Shapes of the same bytes that are accepted too."""
+
+
+def public_tensors(config: ModelConfig) -> list[PublicTensor]:
+    """Every tensor of a public checkpoint of this model, in the order of the network."""
+    v, d = config.vocab_size, config.hidden_size
+
+    def whole(name: str, path: str, *shape: int) -> PublicTensor:
+        return PublicTensor(name, shape, (Part(path, None, shape, tuple(range(len(shape)))),))
+
+    layers: list[tuple[int, list[PublicTensor]]] = []
+    for r, run in enumerate(config.runs):
+        for j, kind in enumerate(run.kinds):
+            for i in range(run.count):
+                index = run.layer_index(i, j)
+                layers.append((index, list(_layer(config, kind, index, f"run_{r}/layer_{j}", i))))
+    tensors = [whole("model.embed_tokens.weight", "embedding", v, d)]
+    for _, layer in sorted(layers, key=lambda pair: pair[0]):
+        tensors += layer
+    tensors.append(whole("model.norm.weight", "final_norm/scale", d))
+    if not config.tie_word_embeddings:
+        tensors.append(whole(LM_HEAD, "lm_head", v, d))
+    return tensors
+
+
+def _layer(config: ModelConfig, kind: LayerKind, index: int, root: str, period: int) -> Iterator[PublicTensor]:
+    d, f, p = config.hidden_size, config.intermediate_size, config.hidden_size_per_head
+    prefix = f"model.layers.layers.{index}."
+
+    def part(path: str, view: tuple[int, ...], order: tuple[int, ...] | None = None) -> Part:
+        return Part(f"{root}/{path}", period, view, tuple(range(len(view))) if order is None else order)
+
+    def tensor(name: str, shape: tuple[int, ...], *parts: Part, other_shapes=()) -> PublicTensor:
+        return PublicTensor(prefix + name, shape, parts, other_shapes)
+
+    yield tensor("pre_mixer_norm.weight", (d,), part("pre_mixer_norm/scale", (d,)))
+    if kind is LayerKind.MAMBA:
+        h, n, r, k = config.mamba_num_heads, config.mamba_d_state, config.dt_rank, config.mamba_d_conv
+        inner = h * p
+        yield tensor("mixer.in_proj.weight", (2 * inner, d), part("mixer/in_proj", (h, 2, p, d), (3, 0, 1, 2)))
+        yield tensor("mixer.conv1d.weight", (inner, 1, k), part("mixer/conv", (h, p, k)), other_shapes=((inner, k, 1),))
+        yield tensor(
+            "mixer.bcdt_proj.weight",
+            (2 * n + r, inner),
+            part("mixer/bc_proj", (2, n, h, p), (2, 3, 0, 1)),
+            part("mixer/dt_down", (r, h, p), (1, 2, 0)),
+        )
+        yield tensor("mixer.B_norm_weight", (n,), part("mixer/b_norm", (n,)))
+        yield tensor("mixer.C_norm_weight", (n,), part("mixer/c_norm", (n,)))
+        yield tensor("mixer.dt_norm_weight", (r,), part("mixer/dt_norm", (r,)))
+        yield tensor("mixer.dt_proj.weight", (h, r), part("mixer/dt_up", (h, r), (1, 0)))
+        yield tensor("mixer.dt_bias", (h,), part("mixer/dt_bias", (h,)))
+        yield tensor("mixer.A_log", (h,), part("mixer/a_log", (h,)))
+        yield tensor("mixer.D", (h,), part("mixer/skip", (h,)))
+        yield tensor("mixer.out_proj.weight", (d, inner), part("mixer/out_proj", (d, h, p), (1, 2, 0)))
+    else:
+        h, g = config.num_attention_heads, config.num_key_value_heads
+        yield tensor(
+            "mixer.qkv_proj.weight",
+            ((h + 2 * g) * p, d),
+            part("mixer/q_proj", (h, p, d), (2, 0, 1)),
+            part("mixer/k_proj", (g, p, d), (2, 0, 1)),
+            part("mixer/v_proj", (g, p, d), (2, 0, 1)),
+        )
+        yield tensor("mixer.q_weight", (h, p), part("mixer/q_scale", (h, p)))
+        yield tensor("mixer.k_weight", (g, p), part("mixer/k_scale", (g, p)))
+        yield tensor("mixer.o_proj.weight", (d, h * p), part("mixer/o_proj", (d, h, p), (1, 2, 0)))
+    yield tensor("post_mixer_norm.weight", (d,), part("post_mixer_norm/scale", (d,)))
+    yield tensor("pre_mlp_norm.weight", (d,), part("pre_mlp_norm/scale", (d,)))
+    yield tensor("mlp.gate_up_proj.weight", (2 * f, d), part("mlp/gate_up", (2, f, d), (2, 0, 1)))
+    yield tensor("mlp.down_proj.weight", (d, f), part("mlp/down", (d, f), (1, 0)))
+    yield tensor("post_mlp_norm.weight", (d,), part("post_mlp_norm/scale", (d,)))

@@ -1,0 +1,102 @@
+"""One way to open a model, whoever wrote it: a run folder of ours or a folder of the public layout."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from plamo2_jax import checkpoint
+from plamo2_jax.config import ModelConfig
+from plamo2_jax.convert.errors import ConvertError
+from plamo2_jax.convert.files import CONFIG, INDEX, SINGLE, inside, read_json
+from plamo2_jax.convert.read import read_params, read_public_config
+from plamo2_jax.model import Plamo2, abstract_params
+from plamo2_jax.tokenizer.tokenizer import FILE_NAME, Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to apply: `Plamo2(config).apply({"params": params}, tokens)`."""
+
+    config: ModelConfig
+    params: dict
+    tokenizer: Tokenizer | None
+    """None where the folder has no tokenizer.jsonl."""
+
+
+def is_run_folder(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder is one of ours (True) or of the public layout (False), judged by its config.json and what lies beside it.
+
+    Raises:
+        ConvertError: it is neither.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ConvertError(
+            f"{folder} is not a folder; a model is a run folder or a folder with config.json and safetensors"
+        )
+    config = read_json(folder, CONFIG)
+    if isinstance(config.get("model"), dict):
+        return True
+    if config.get("model_type") == "plamo2" or (folder / SINGLE).exists() or (folder / INDEX).exists():
+        return False
+    raise ConvertError(
+        f'{folder / CONFIG} describes no model: a run folder has the key "model" there, the public layout "model_type": "plamo2"'
+    )
+
+
+def read_tokenizer(folder: str | os.PathLike[str], config: ModelConfig) -> Tokenizer | None:
+    """The tokenizer beside a model, or None.
+
+    Raises:
+        ValueError: a malformed row, a link out of the folder, or more rows than the model's embedding has.
+    """
+    folder = Path(folder)
+    if not (folder / FILE_NAME).exists():
+        return None
+    path = inside(folder, FILE_NAME)
+    tokenizer = Tokenizer.load(path)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ConvertError(
+            f"{path} has {tokenizer.vocab_size} rows, more than the model's vocab_size={config.vocab_size}"
+        )
+    return tokenizer
+
+
+def load_model(
+    path: str | os.PathLike[str], *, step: int | None = None, dtype: Any = None, shardings: Any = None
+) -> LoadedModel:
+    """Open a model from a run folder or a folder of the public layout.
+
+    Args:
+        path: the folder.
+        step: checkpoint of a run folder; None: the newest.
+        dtype: of the parameters; None: float32.
+        shardings: a `jax.sharding.Sharding` for all parameters or a tree of them; None: the first local device. Each process reads
+            only the slices that its devices hold.
+
+    Raises:
+        ValueError: the folder is neither kind, or what it holds is missing, damaged or of another shape; the message names it.
+    """
+    dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
+    folder = Path(path)
+    if is_run_folder(folder):
+        config = checkpoint.read_model_config(folder)
+        abstract = _with(abstract_params(Plamo2(config)), dtype, shardings)
+        return LoadedModel(config, checkpoint.restore_params(folder, abstract, step), read_tokenizer(folder, config))
+    if step is not None:
+        raise ConvertError(f"{folder} is of the public layout and has no steps; leave the step out")
+    config = read_public_config(folder)
+    tokenizer = read_tokenizer(folder, config)
+    return LoadedModel(config, read_params(folder, config, dtype=dtype, shardings=shardings), tokenizer)
+
+
+def _with(abstract: Any, dtype: jnp.dtype, shardings: Any) -> Any:
+    if shardings is None or isinstance(shardings, jax.sharding.Sharding):
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=shardings), abstract)
+    return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=s), abstract, shardings)

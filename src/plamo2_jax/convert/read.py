@@ -1,0 +1,157 @@
+"""From the public layout to parameters: slice by slice, each straight into the array it belongs to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import jax
+import ml_dtypes
+import numpy as np
+
+from plamo2_jax.config import ModelConfig
+from plamo2_jax.convert.errors import ConvertError
+from plamo2_jax.convert.files import CONFIG, StoredTensor, check_tensors, find_tensors, read_json
+from plamo2_jax.convert.layout import Part, public_tensors
+from plamo2_jax.model import Plamo2, abstract_params
+
+# Bytes read and put in our order at a time: small enough for the caches and to leave peak memory alone, large enough for disks.
+_BLOCK_BYTES = 16 << 20
+
+
+def read_public_config(folder: str | os.PathLike[str]) -> ModelConfig:
+    """The ModelConfig of a folder of the public layout.
+
+    Raises:
+        ConvertError: config.json is missing, outside the folder, no JSON object, of another architecture or has a value of a wrong type.
+        ValueError: a value is out of range.
+    """
+    folder = Path(folder)
+    values = read_json(folder, CONFIG)
+    if values.get("model_type", "plamo2") != "plamo2":
+        raise ConvertError(
+            f"{folder / CONFIG}: model_type={values['model_type']!r} is not supported; it must be 'plamo2'"
+        )
+    try:
+        return ModelConfig.from_hf(values)
+    except TypeError as error:
+        raise ConvertError(f"{folder / CONFIG} has a value of the wrong type: {error}") from error
+
+
+def read_params(
+    folder: str | os.PathLike[str],
+    config: ModelConfig,
+    *,
+    dtype: Any = None,
+    shardings: Any = None,
+    on_read: Callable[[int], None] | None = None,
+) -> dict:
+    """Parameters from a folder of the public layout.
+
+    Every process reads the slices that its own devices hold, each once, and nothing else.
+
+    Args:
+        folder: with model.safetensors, or model.safetensors.index.json and the files it names.
+        config: shape of the model, as from `read_public_config`.
+        dtype: of the parameters; None: that of the files (float32 if they mix float32 and bfloat16). float32 to bfloat16 rounds to
+            nearest even.
+        shardings: a `jax.sharding.Sharding` for all parameters or a tree of them; None: the first local device.
+        on_read: called with the number of bytes of every block read (for progress and for accounting).
+
+    Returns:
+        The tree of `plamo2_jax.model.init_params`.
+
+    Raises:
+        ConvertError: a file is missing, damaged or outside the folder; a tensor is missing, unknown, misshapen or of another dtype.
+    """
+    folder = Path(folder)
+    tensors = public_tensors(config)
+    stored = find_tensors(folder)
+    check_tensors(folder, stored, tensors, config.tie_word_embeddings)
+    dtype = stored_dtype(stored) if dtype is None else np.dtype(dtype)
+
+    sources: dict[str, list[_Source]] = {}
+    for tensor in tensors:
+        start = 0
+        for part in tensor.parts:
+            sources.setdefault(part.path, []).append(_Source(stored[tensor.name], start, part))
+            start += part.size
+
+    leaves = flax.traverse_util.flatten_dict(abstract_params(Plamo2(config)), sep="/")
+    if shardings is None:
+        shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    if isinstance(shardings, jax.sharding.Sharding):
+        shardings = dict.fromkeys(leaves, shardings)
+    else:
+        shardings = flax.traverse_util.flatten_dict(shardings, sep="/")
+    on_read = on_read or (lambda count: None)
+    params = {
+        path: _make_array(sources[path], leaf.shape, dtype, shardings[path], on_read) for path, leaf in leaves.items()
+    }
+    return flax.traverse_util.unflatten_dict(params, sep="/")
+
+
+def stored_dtype(stored: dict[str, StoredTensor]) -> np.dtype:
+    """The one dtype that holds every tensor exactly."""
+    dtypes = {tensor.dtype for tensor in stored.values()}
+    return np.dtype(ml_dtypes.bfloat16) if dtypes == {np.dtype(ml_dtypes.bfloat16)} else np.dtype(np.float32)
+
+
+class _Source:
+    """One period of a parameter: a part of a stored tensor."""
+
+    def __init__(self, tensor: StoredTensor, start: int, part: Part):
+        self.tensor, self.start, self.part = tensor, start, part
+
+    def read_into(self, target: np.ndarray, index: tuple[slice, ...], on_read: Callable[[int], None]) -> None:
+        """Copy `index` of this period, in our axes, into `target`."""
+        order = self.part.order
+        mapped = self.tensor.map(self.start, self.part.view)[tuple(index[order.index(a)] for a in range(len(order)))]
+        target = target.transpose([order.index(a) for a in range(len(order))])
+        for rows in _blocks(mapped):
+            # Read in file order first: to gather from the mapping in our order would fetch its pages again and again.
+            block = np.ascontiguousarray(mapped[rows])
+            target[rows] = block
+            on_read(block.nbytes)
+
+
+def _blocks(array: np.ndarray) -> Iterator[slice]:
+    rows = max(1, _BLOCK_BYTES * len(array) // max(1, array.nbytes))
+    return (slice(start, start + rows) for start in range(0, len(array), rows))
+
+
+def _make_array(
+    sources: list[_Source],
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    sharding: jax.sharding.Sharding,
+    on_read: Callable[[int], None],
+) -> jax.Array:
+    read: dict[tuple, np.ndarray] = {}
+
+    def slice_of(index: tuple[slice, ...]) -> np.ndarray:
+        bounds = tuple(s.indices(size) for s, size in zip(index, shape, strict=True))
+        # Devices that hold copies of a slice share one reading of it.
+        if bounds not in read:
+            target = _aligned_empty(tuple(stop - start for start, stop, _ in bounds), dtype)
+            inner = tuple(slice(start, stop) for start, stop, _ in bounds)
+            if sources[0].part.period is None:
+                sources[0].read_into(target, inner, on_read)
+            else:
+                for i, period in enumerate(range(*bounds[0])):
+                    sources[period].read_into(target[i], inner[1:], on_read)
+            read[bounds] = target
+        return read[bounds]
+
+    return jax.make_array_from_callback(shape, sharding, slice_of, dtype=dtype)
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array at a multiple of 64 bytes, which jax takes over on CPU where it would copy another."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
