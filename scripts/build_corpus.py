@@ -196,7 +196,7 @@ def attribution(sources: list[Source], packages: list[dict[str, str]]) -> str:
         lines += [
             f"## {source.title} (`{source.name}`)",
             "",
-            f"- Authors: {source.authors}",
+            f"- Authors: {source.authors}; {source.url}",
             f"- Licence: {source.license}, full text in `LICENSE.{source.license}.txt`",
             f"- Debian packages: {debs} (`apt-get source` gives their source form)",
             "",

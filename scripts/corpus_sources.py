@@ -40,7 +40,7 @@ class Source:
 
     Attributes:
         name: short name; first part of every document id and pair key.
-        title, authors: for the attribution.
+        title, authors, url: for the attribution.
         license: SPDX identifier given to every document.
         pages: language to where its pages lie.
         read: blocks of one page, from its file.
@@ -52,6 +52,7 @@ class Source:
     name: str
     title: str
     authors: str
+    url: str
     license: str
     pages: dict[str, tuple[Pages, ...]]
     read: Callable[[Path], list[Block]]
@@ -108,6 +109,7 @@ BUNDLED = (
         name="libreoffice-help",
         title="LibreOffice Help 7.4",
         authors="Oracle and/or its affiliates, and LibreOffice contributors and/or their affiliates",
+        url="https://help.libreoffice.org/",
         license="MPL-2.0",
         pages={language: _libreoffice_pages(language) for language in ("ja", "en")},
         read=_LIBREOFFICE,
@@ -122,6 +124,7 @@ BUNDLED = (
         name="debian-handbook",
         title="The Debian Administrator's Handbook (Debian 11)",
         authors="Raphaël Hertzog, Roland Mas, Freexian SARL, and their translators",
+        url="https://debian-handbook.info/",
         license="CC-BY-SA-3.0",
         pages={language: _handbook_pages(language) for language in ("ja", "en")},
         read=_publican,
@@ -178,6 +181,7 @@ EXTRA = (
         name="lilypond",
         title="LilyPond documentation",
         authors="the authors of LilyPond and their translators",
+        url="https://lilypond.org/",
         license="GFDL-1.3-or-later",
         pages={
             "ja": (
@@ -203,6 +207,7 @@ EXTRA = (
         name="gimp-help",
         title="GIMP Help",
         authors="the GIMP Documentation Team",
+        url="https://docs.gimp.org/",
         license="GFDL-1.2-or-later",
         pages=_same_folder("gimp-help-{language}", "usr/share/gimp/2.0/help/{language}", "*.html", ".html"),
         read=_docbook,
@@ -213,6 +218,7 @@ EXTRA = (
         name="debian-reference",
         title="Debian Reference",
         authors="Osamu Aoki and translators",
+        url="https://www.debian.org/doc/manuals/debian-reference/",
         license="GPL-2.0-or-later",
         pages=_same_folder(
             "debian-reference-{language}",
@@ -230,6 +236,7 @@ EXTRA = (
         name="installation-guide",
         title="Debian GNU/Linux Installation Guide",
         authors="the Debian Installer team and translators",
+        url="https://www.debian.org/releases/stable/installmanual",
         license="GPL-2.0-only",
         pages=_same_folder(
             "installation-guide-amd64", "usr/share/doc/installation-guide-amd64/{language}", "*.html", ".html"
@@ -242,6 +249,7 @@ EXTRA = (
         name="manpages",
         title="Linux manual pages and their Japanese translation by the JM Project",
         authors="the authors named in each page; translations by the JM Project",
+        url="https://www.kernel.org/doc/man-pages/",
         license="LicenseRef-manpages",  # varies by page; the packages' notices are bundled as its text
         pages={
             "ja": tuple(
