@@ -40,6 +40,11 @@ def test_text_and_ids_as_arguments(capsysbinary, monkeypatch, golden):
     assert out == b"a"
 
 
+def test_the_text_none_is_a_text(capsysbinary, monkeypatch, golden):
+    _, out, _ = run(["encode", str(GOLDEN), "None"], capsysbinary, monkeypatch)
+    assert [int(word) for word in out.split()] == golden.encode("None").tolist()
+
+
 def test_train_writes_a_vocabulary_that_encodes(capsysbinary, monkeypatch, tmp_path):
     corpus = tmp_path / "corpus.jsonl"
     texts = [d["text"] for d in itertools.islice(documents("ja", "train"), 40)]

@@ -62,7 +62,7 @@ def train(
 
 def encode(
     tokenizer: Annotated[Path, tyro.conf.Positional],
-    text: Annotated[str | None, tyro.conf.Positional] = None,
+    text: Annotated[str, tyro.conf.Positional] = "-",
     *,
     allow_control: bool = False,
     bos: bool = False,
@@ -72,7 +72,7 @@ def encode(
 
     Args:
         tokenizer: A tokenizer.jsonl, or the folder that holds it.
-        text: The text; left out, standard input is read to its end, every byte counting.
+        text: The text; "-" reads standard input to its end, every byte counting.
         allow_control: Match control strings such as <|plamo:op|> as control tokens. Not for text of others.
         bos: Put <|plamo:bos|> in front.
         eos: Put <|plamo:eos|> behind.
@@ -80,7 +80,7 @@ def encode(
     from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
     loaded = Tokenizer.load(tokenizer)
-    if text is None:
+    if text == "-":
         try:
             text = sys.stdin.buffer.read().decode()
         except UnicodeDecodeError as error:
