@@ -153,6 +153,15 @@ def test_bad_arguments_are_named():
         corpus.documents("ja", "test")
 
 
+def test_other_folders_are_read_alike(tmp_path):
+    some = list(corpus.documents("ja"))[:3]
+    lines = "".join(json.dumps(d, ensure_ascii=False) + "\n" for d in some)
+    (tmp_path / "ja.jsonl.xz").write_bytes(lzma.compress(lines.encode()))
+    assert list(corpus.documents("ja", folder=tmp_path)) == some
+    with pytest.raises(FileNotFoundError, match=r"en\.jsonl\.xz"):
+        list(corpus.documents("en", folder=tmp_path))
+
+
 def test_manifest_is_plain_json():
     text = (corpus.bundled_folder() / "manifest.json").read_text(encoding="utf-8")
     assert json.loads(text) == corpus.manifest()

@@ -46,26 +46,30 @@ def split_of(pair: str) -> str:
     return "heldout" if int.from_bytes(digest[:8], "big") < HELDOUT_FRACTION * 2**64 else "train"
 
 
-def documents(language: str | None = None, split: str = "all") -> Iterator[dict[str, str]]:
+def documents(
+    language: str | None = None, split: str = "all", folder: Traversable | None = None
+) -> Iterator[dict[str, str]]:
     """Documents of the bundled corpus, in a fixed order: Japanese before English, each sorted by id.
 
     Args:
         language: "ja", "en" or None for both.
         split: "all", "train" or "heldout".
+        folder: another corpus written by `scripts/build_corpus.py --extra`; the bundled one if not given.
 
     Raises:
         ValueError: an unknown language or split.
+        FileNotFoundError: the folder holds no corpus.
     """
     if language is not None and language not in LANGUAGES:
         raise ValueError(f"language is {language!r}; it must be None or one of {', '.join(LANGUAGES)}")
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
-    return _read(LANGUAGES if language is None else (language,), split)
+    return _read(folder or bundled_folder(), LANGUAGES if language is None else (language,), split)
 
 
-def _read(languages: tuple[str, ...], split: str) -> Iterator[dict[str, str]]:
+def _read(folder: Traversable, languages: tuple[str, ...], split: str) -> Iterator[dict[str, str]]:
     for language in languages:
-        packed = (bundled_folder() / f"{language}.jsonl.xz").read_bytes()
+        packed = (folder / f"{language}.jsonl.xz").read_bytes()
         for line in lzma.decompress(packed).splitlines():
             document = json.loads(line)
             if split in ("all", split_of(document["pair"])):
