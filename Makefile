@@ -1,0 +1,67 @@
+# make demo, make test: from an empty machine with Python >= 3.11, make and a package index.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+RUN := runs/demo
+DATA := $(RUN)/data
+
+.PHONY: help install demo test lint bench peers clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo     set up, then tokenizer -> data -> pretraining -> evaluation -> text; open $(RUN)/report.html (about 7 minutes)'
+	@echo 'make test     set up, lint and all tests (about 10 minutes)'
+	@echo 'make install  only .venv with the plamo2 command in it'
+	@echo 'make lint     ruff and the import contracts'
+	@echo 'make bench    speed of the train step and the tokenizer on this machine'
+	@echo 'make peers    compare with other implementations (mlx-lm); needs the demo'
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "plamo2-jax needs Python 3.11 or later; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed-test
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[bench]'
+	touch $@
+
+install: $(VENV)/.installed
+
+demo: install
+	rm -rf $(RUN)
+	$(BIN)/plamo2 tokenizer train --input bundled:all:train --vocab-size 4096 --output $(RUN)
+	for language in ja en; do for split in train heldout; do \
+		$(BIN)/plamo2 data prepare --input bundled:$$language:$$split --tokenizer $(RUN) --output $(DATA)/$$language/$$split || exit 1; \
+	done; done
+	$(BIN)/plamo2 pretrain configs/demo.py
+	$(BIN)/plamo2 evaluate $(RUN) --heldout ja=$(DATA)/ja/heldout en=$(DATA)/en/heldout --output $(RUN)/evaluation.json
+	$(BIN)/plamo2 report $(RUN)
+
+$(RUN)/report.html:
+	$(MAKE) demo
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+test: $(VENV)/.installed-test lint
+	$(BIN)/python -m pytest --numprocesses 2
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python experiments/bench/train_step.py
+	$(BIN)/python experiments/bench/tokenizer.py
+
+peers: $(VENV)/.installed-bench $(RUN)/report.html
+	$(BIN)/python -m pytest -m peer
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info src/*.egg-info
