@@ -1,0 +1,207 @@
+"""Grain pipelines from folders of shards to batches: endless and shuffled for training, one pass in order for evaluation.
+
+Training: pieces of documents (`Pieces`) of each folder, shuffled over the whole folder anew in every epoch, repeated for ever,
+mixed by weight, divided among processes, packed, batched. What comes out depends on the configuration and the process alone,
+and the iterator's state (a few numbers; nothing is buffered in it) continues it exactly.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grain
+import grain.experimental
+import numpy as np
+
+from plamo2_jax.data.packing import Batch, Pieces, pack, to_batch
+from plamo2_jax.data.shards import Shards, open_shards
+from plamo2_jax.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class MixtureItem:
+    """A folder of shards and its share of the mixture."""
+
+    path: Path
+    """Folder that `plamo2 data prepare` wrote."""
+    weight: float = 1.0
+    """Share of the training tokens, relative to the other weights (kept to within 1 %). A small folder of large weight is repeated
+    more often."""
+
+    def __post_init__(self) -> None:
+        if not (0 < self.weight < float("inf")):
+            raise ValueError(f"MixtureItem.weight={self.weight!r} is not allowed: it must be positive and finite")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to train on, and how it is mixed, shuffled and packed."""
+
+    mixture: tuple[MixtureItem, ...]
+    """Folders of shards and their weights."""
+    sequence_length: int
+    """Positions in a row, t."""
+    batch_size: int
+    """Rows in a batch, over all processes."""
+    seed: int = 0
+    """Of the shuffling."""
+    packing_bins: int = 256
+    """Rows that are filled side by side: more of them leave less padding, but take memory and time (16 bytes a position)."""
+    shuffle: bool = True
+    """Off: documents come in the order of the shards, epoch after epoch."""
+    prefetch_batches: int = 4
+    """Batches made ahead in a thread, so that the accelerator does not wait; 0 makes each when it is asked for."""
+    read_threads: int = 2
+    """Threads that read documents ahead; 0 reads in line."""
+    worker_processes: int = 0
+    """Processes that read and pack, for hosts where one is too slow; each packs its own share, so their number changes the order. A
+    program that uses them must be started under `if __name__ == "__main__"`."""
+
+    def __post_init__(self) -> None:
+        self._require("mixture", len(self.mixture) >= 1, "at least one MixtureItem")
+        self._require("sequence_length", self.sequence_length >= 2, "at least 2")
+        for name in ("batch_size", "packing_bins"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("prefetch_batches", "read_threads", "worker_processes"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        self._require("seed", 0 <= self.seed < 2**32, "between 0 and 2**32 - 1")
+
+    def _require(self, name: str, condition: bool, allowed: str) -> None:
+        if not condition:
+            raise ValueError(f"DataConfig.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
+
+
+def train_iterator(
+    config: DataConfig, tokenizer: Tokenizer, *, process_index: int = 0, process_count: int = 1
+) -> grain.DatasetIterator[Batch]:
+    """Training batches without end.
+
+    `get_state` and `set_state` (or `grain.checkpoint.CheckpointSave` and `CheckpointRestore` through Orbax) continue it exactly.
+
+    Args:
+        config: what to read.
+        tokenizer: must be the one that the shards were made with.
+        process_index, process_count: this process of how many; each reads every process_count-th piece.
+
+    Returns:
+        An iterator of batches (see `plamo2_jax.data.packing`) with batch_size / process_count rows.
+
+    Raises:
+        ShardError: a folder cannot be read or was made with another tokenizer.
+        ValueError: the batch cannot be divided among the processes.
+    """
+    rows = _rows_per_process(config, process_index, process_count)
+    pieces = _mix(config, tokenizer)[process_index::process_count]
+    dataset = pieces.to_iter_dataset(_read_options(config.read_threads))
+    dataset = pack(dataset, config.sequence_length, config.packing_bins, config.seed, config.shuffle)
+    dataset = dataset.batch(rows, drop_remainder=True).map(to_batch)
+    if config.worker_processes:
+        _accept_default_flags()
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.worker_processes))
+    if config.prefetch_batches:
+        dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=config.prefetch_batches)
+    return iter(dataset)
+
+
+class HeldoutBatches:
+    """One pass over a folder of shards, in order, nothing left out; can be iterated again and again.
+
+    The last batch is filled up with rows of padding, so that all have one shape.
+
+    Attributes:
+        shards: the documents.
+        documents, tokens, bytes: how many there are; `bytes` is what bits per byte are divided by.
+        targets: targets over all batches, an end-of-text for each document among them.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        shards: Shards,
+        tokenizer: Tokenizer,
+        process_index: int,
+        process_count: int,
+    ):
+        self.shards = shards
+        self.documents, self.tokens, self.bytes = shards.documents, shards.tokens, shards.bytes
+        rows = _rows_per_process(config, process_index, process_count)
+        self._rows = slice(process_index * rows, (process_index + 1) * rows)
+        pieces = Pieces(shards, config.sequence_length, tokenizer.bos_id, tokenizer.eos_id)
+        self.targets = pieces.targets
+        dataset = grain.MapDataset.source(pieces).to_iter_dataset(_read_options(config.read_threads))
+        dataset = pack(dataset, config.sequence_length, config.packing_bins, seed=0, shuffle=False)
+        fill = functools.partial(grain.experimental.batch_and_pad, batch_size=config.batch_size)
+        self._dataset = dataset.batch(config.batch_size, drop_remainder=False, batch_fn=fill).map(to_batch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        # Every process packs everything and takes its rows: held-out text is small, and all must see as many batches.
+        for batch in self._dataset:
+            yield {name: array[self._rows] for name, array in batch.items()}
+
+
+def heldout_batches(
+    config: DataConfig,
+    folder: str | Path,
+    tokenizer: Tokenizer,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> HeldoutBatches:
+    """Batches of held-out text for evaluation: every document once, in the rows that `config` describes.
+
+    Args:
+        config: sequence_length, batch_size, packing_bins and read_threads are used.
+        folder: shards of held-out text.
+        tokenizer: must be the one that the shards were made with.
+        process_index, process_count: this process of how many; each gets its rows of every batch.
+
+    Raises:
+        ShardError: the folder cannot be read or was made with another tokenizer.
+        ValueError: the batch cannot be divided among the processes.
+    """
+    return HeldoutBatches(config, open_shards(folder, tokenizer), tokenizer, process_index, process_count)
+
+
+def _mix(config: DataConfig, tokenizer: Tokenizer) -> grain.MapDataset:
+    """Pieces of all folders, endless."""
+    parts, proportions = [], []
+    for number, item in enumerate(config.mixture):
+        shards = open_shards(item.path, tokenizer)
+        pieces = Pieces(shards, config.sequence_length, tokenizer.bos_id, tokenizer.eos_id)
+        part = grain.MapDataset.source(pieces)
+        if config.shuffle:
+            # Grain adds the epoch to the seed: hashed, so that no folder and no seed repeats another's orders.
+            seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
+            part = part.shuffle(seed=seed)
+        parts.append(part.repeat())
+        # Grain counts elements, and weights are of tokens.
+        proportions.append(item.weight * len(pieces) / pieces.targets)
+    return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, proportions)
+
+
+def _rows_per_process(config: DataConfig, process_index: int, process_count: int) -> int:
+    if not 0 <= process_index < process_count:
+        raise ValueError(
+            f"process_index is {process_index}; it must lie between 0 and process_count - 1 = {process_count - 1}"
+        )
+    rows, rest = divmod(config.batch_size, process_count)
+    if rest:
+        raise ValueError(
+            f"DataConfig.batch_size={config.batch_size} is not allowed: it must be a multiple of the number of processes, {process_count}"
+        )
+    return rows
+
+
+def _read_options(threads: int) -> grain.ReadOptions:
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=64 if threads else 0)
+
+
+def _accept_default_flags() -> None:
+    """Grain's worker processes read absl flags, which only `absl.app.run` would have parsed."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()

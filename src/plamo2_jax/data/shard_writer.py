@@ -1,0 +1,197 @@
+"""Tokenize documents into a folder of shards (the format is that of `plamo2_jax.data.shards`)."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plamo2_jax.data.documents import Document, ReadReport
+from plamo2_jax.data.shards import (
+    FORMAT,
+    LENGTHS,
+    MANIFEST,
+    SHARD_NAME,
+    WRITER_OPTIONS,
+    ShardError,
+    TokenizedDocument,
+    encode_record,
+)
+from plamo2_jax.tokenizer.tokenizer import Tokenizer
+
+TOKENS_PER_SHARD = 1 << 26
+_DOCUMENTS_PER_TASK = 64
+
+
+def write_shards(
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    folder: str | Path,
+    *,
+    report: ReadReport | None = None,
+    tokens_per_shard: int = TOKENS_PER_SHARD,
+    processes: int = 0,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Tokenize documents into shards, in order. The folder appears complete or not at all.
+
+    Args:
+        documents: what to write; read once, as a stream.
+        tokenizer: makes the ids; its fingerprint goes into the manifest. Control strings in text stay text.
+        folder: to be created.
+        report: what the reader of `documents` found; goes into the manifest.
+        tokens_per_shard: a shard is closed once it holds this many.
+        processes: worker processes that tokenize; 0 tokenizes in this one. The result is the same.
+        overwrite: replace the folder if it holds shards already.
+        progress: show a progress bar.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ShardError: the folder exists, or there is no document.
+    """
+    from tqdm import tqdm
+
+    folder = Path(folder)
+    if tokens_per_shard < 1 or processes < 0:
+        raise ValueError(
+            f"tokens_per_shard is {tokens_per_shard} and processes {processes}; at least 1 and at least 0 are allowed"
+        )
+    _check_target(folder, overwrite)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        writer = _Writer(partial, tokens_per_shard)
+        with tqdm(desc=f"tokenize {folder.name}", unit="B", unit_scale=True, disable=not progress) as bar:
+            for language, document in _tokenize(documents, tokenizer, processes):
+                writer.add(language, document)
+                bar.update(document.bytes)
+        writer.close_shard()
+        if not writer.lengths:
+            raise ShardError(f"there is no document to write to {folder}")
+        manifest = {
+            "format": FORMAT,
+            "tokenizer": {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
+            **writer.counts(),
+            "languages": dict(sorted(writer.languages.items())),
+            "shards": writer.shards,
+            "reading": None if report is None else report.to_json(),
+        }
+        np.save(partial / LENGTHS, np.array(writer.lengths, np.uint32), allow_pickle=False)
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        _move_into_place(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return manifest
+
+
+class _Writer:
+    """Appends documents to shards and keeps the accounts."""
+
+    def __init__(self, folder: Path, tokens_per_shard: int):
+        self._folder = folder
+        self._tokens_per_shard = tokens_per_shard
+        self._open: Any = None
+        self._in_shard = {"documents": 0, "tokens": 0}
+        self.shards: list[dict[str, Any]] = []
+        self.languages: dict[str, dict[str, int]] = {}
+        self.lengths: list[int] = []
+
+    def add(self, language: str, document: TokenizedDocument) -> None:
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        if self._open is None:
+            self._open = ArrayRecordWriter(str(self._folder / SHARD_NAME.format(len(self.shards))), WRITER_OPTIONS)
+        self._open.write(encode_record(document))
+        count = len(document.ids)
+        self.lengths.append(count)
+        totals = self.languages.setdefault(language, {"documents": 0, "tokens": 0, "bytes": 0})
+        for name, value in (("documents", 1), ("tokens", count), ("bytes", document.bytes)):
+            totals[name] += value
+        self._in_shard["documents"] += 1
+        self._in_shard["tokens"] += count
+        if self._in_shard["tokens"] >= self._tokens_per_shard:
+            self.close_shard()
+
+    def close_shard(self) -> None:
+        if self._open is None:
+            return
+        self._open.close()
+        self._open = None
+        name = SHARD_NAME.format(len(self.shards))
+        self.shards.append({"name": name, **self._in_shard, "size": (self._folder / name).stat().st_size})
+        self._in_shard = {"documents": 0, "tokens": 0}
+
+    def counts(self) -> dict[str, int]:
+        return {
+            name: sum(totals[name] for totals in self.languages.values()) for name in ("documents", "tokens", "bytes")
+        }
+
+
+def _tokenize(
+    documents: Iterable[Document], tokenizer: Tokenizer, processes: int
+) -> Iterator[tuple[str, TokenizedDocument]]:
+    """(language, document) in the order of `documents`."""
+    if processes == 0:
+        for document in documents:
+            yield _tokenize_one(document, tokenizer)
+        return
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    # Not forked: this process may hold threads (of JAX, of Grain) that a fork would leave in the middle of something.
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker, (tokenizer,)) as pool:
+        pending: collections.deque = collections.deque()
+        stream = iter(documents)
+        while task := list(itertools.islice(stream, _DOCUMENTS_PER_TASK)):
+            pending.append(pool.submit(_tokenize_task, task))
+            # Bounded, so that a fast reader does not fill memory.
+            if len(pending) > 4 * processes:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
+
+
+def _tokenize_one(document: Document, tokenizer: Tokenizer) -> tuple[str, TokenizedDocument]:
+    return document.language, TokenizedDocument(tokenizer.encode(document.text), len(document.text.encode("utf-8")))
+
+
+_worker_tokenizer: Tokenizer | None = None
+
+
+def _start_worker(tokenizer: Tokenizer) -> None:
+    global _worker_tokenizer
+    _worker_tokenizer = tokenizer
+
+
+def _tokenize_task(documents: list[Document]) -> list[tuple[str, TokenizedDocument]]:
+    return [_tokenize_one(document, _worker_tokenizer) for document in documents]
+
+
+def _check_target(folder: Path, overwrite: bool) -> None:
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if not overwrite:
+        raise ShardError(f"{folder} exists; choose another folder, or ask to overwrite it")
+    # Only what this module wrote is ever deleted.
+    if folder.is_symlink() or not (folder / MANIFEST).is_file():
+        raise ShardError(f"{folder} is not a folder of shards (it has no {MANIFEST}) and is not overwritten")
+
+
+def _move_into_place(partial: Path, folder: Path) -> None:
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,220 @@
+"""Tokenized text on disk: a folder of ArrayRecord shards with a manifest.
+
+    FOLDER/manifest.json            what it holds, and the fingerprint of the tokenizer that made it
+    FOLDER/lengths.npy              [documents] uint32: tokens of each document, in order
+    FOLDER/shard-00000.arrayrecord  documents, one a record; further shards follow in order
+
+A record is a 16-byte header and the ids, all little-endian:
+
+    offset 0   uint32   0x32534450, the bytes "PDS2"
+    offset 4   uint32   n, number of ids
+    offset 8   uint64   UTF-8 bytes of the document's text
+    offset 16  uint32   n ids; no beginning- or end-of-text id
+
+Records are stored one a group, so that any document is read by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from plamo2_jax.tokenizer.tokenizer import Tokenizer
+
+FORMAT = "plamo2-shards-1"
+MANIFEST, LENGTHS = "manifest.json", "lengths.npy"
+SHARD_NAME = "shard-{:05d}.arrayrecord"
+WRITER_OPTIONS = "group_size:1"
+_MAGIC = 0x32534450
+_HEADER = struct.Struct("<IIQ")
+_COUNTS = ("documents", "tokens", "bytes")
+
+
+class ShardError(ValueError):
+    """A folder of shards is missing, damaged or made with another tokenizer; the message says where and what is expected."""
+
+
+class TokenizedDocument(NamedTuple):
+    """The ids of a document ([n] int32, no specials) and the UTF-8 bytes of its text."""
+
+    ids: np.ndarray
+    bytes: int
+
+
+def encode_record(document: TokenizedDocument) -> bytes:
+    """The record of a document."""
+    return _HEADER.pack(_MAGIC, len(document.ids), document.bytes) + document.ids.astype("<u4").tobytes()
+
+
+def decode_record(record: bytes) -> TokenizedDocument:
+    """The document of a record.
+
+    Raises:
+        ShardError: it is not a record of this format.
+    """
+    if len(record) < _HEADER.size:
+        raise ShardError(f"a record has {len(record)} bytes; it must have at least {_HEADER.size}")
+    magic, count, size = _HEADER.unpack_from(record)
+    if magic != _MAGIC or len(record) != _HEADER.size + 4 * count:
+        raise ShardError(
+            f"a record of {len(record)} bytes starts with {record[:8].hex()}; it must start with {_MAGIC:08x} (little-endian) "
+            "and its number of ids, four bytes each"
+        )
+    return TokenizedDocument(np.frombuffer(record, "<u4", offset=_HEADER.size).astype(np.int32), size)
+
+
+class Shards:
+    """Random access to the documents of a folder of shards: `len(shards)`, `shards[i]`. Can be pickled and read from threads.
+
+    Attributes:
+        folder: where it lies.
+        manifest: the parsed manifest.json.
+        lengths: [documents] uint32, tokens of each document; mapped from disk, not read.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]):
+        import grain.sources
+
+        self.folder = folder
+        self.manifest = manifest
+        self.lengths = _load_lengths(folder, manifest)
+        paths = [str(folder / shard["name"]) for shard in manifest["shards"]]
+        try:
+            self._records = grain.sources.ArrayRecordDataSource(paths)
+        except (RuntimeError, ValueError) as error:
+            raise ShardError(f"the shards of {folder} cannot be opened: {_first_line(error)}") from None
+        if len(self._records) != self.documents:
+            raise ShardError(f"{folder} has {len(self._records)} records; {MANIFEST} says {self.documents}")
+
+    @property
+    def documents(self) -> int:
+        """Number of documents."""
+        return self.manifest["documents"]
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens, specials not counted."""
+        return self.manifest["tokens"]
+
+    @property
+    def bytes(self) -> int:
+        """UTF-8 bytes of all text."""
+        return self.manifest["bytes"]
+
+    def __len__(self) -> int:
+        return self.documents
+
+    def __getitem__(self, index: int) -> TokenizedDocument:
+        """Read document `index`.
+
+        Raises:
+            ShardError: the record is damaged.
+        """
+        try:
+            document = decode_record(self._records[index])
+        except (RuntimeError, ShardError) as error:
+            raise ShardError(f"{self.folder}, document {index}: {_first_line(error)}") from None
+        if len(document.ids) != self.lengths[index]:
+            raise ShardError(
+                f"{self.folder}, document {index}: {len(document.ids)} ids; {LENGTHS} says {self.lengths[index]}"
+            )
+        return document
+
+    def __repr__(self) -> str:
+        # Grain puts the source's repr into its messages and checks.
+        return f"Shards({str(self.folder)!r}, documents={self.documents})"
+
+
+def open_shards(folder: str | Path, tokenizer: Tokenizer | None = None) -> Shards:
+    """Open a folder that `write_shards` wrote.
+
+    Args:
+        folder: the folder.
+        tokenizer: what the ids are to be read with; None to look at the numbers only.
+
+    Raises:
+        ShardError: the folder is missing, incomplete or damaged, or was made with another tokenizer.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if tokenizer is not None and manifest["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
+        raise ShardError(
+            f"{folder} was tokenized with the tokenizer {manifest['tokenizer']['fingerprint'][:12]} "
+            f"({manifest['tokenizer']['vocab_size']} rows), not with the one given, {tokenizer.fingerprint[:12]} "
+            f"({tokenizer.vocab_size} rows); prepare the shards again, or use that tokenizer"
+        )
+    return Shards(folder, manifest)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The checked manifest of a folder of shards.
+
+    Raises:
+        ShardError: there is none, it is damaged, or a shard that it names is missing or has another size.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ShardError(f"{folder} is not a folder of shards: it has no {MANIFEST}; `plamo2 data prepare` writes one")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ShardError(f"{path} is not JSON: {error}") from None
+    _check_manifest(path, manifest)
+    for shard in manifest["shards"]:
+        file = folder / shard["name"]
+        if not file.is_file():
+            raise ShardError(f"{file} is missing; {MANIFEST} names it")
+        if file.stat().st_size != shard["size"]:
+            raise ShardError(f"{file} has {file.stat().st_size} bytes; {MANIFEST} says {shard['size']}")
+    return manifest
+
+
+def _check_manifest(path: Path, manifest: Any) -> None:
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise ShardError(f"{path}: format is {found!r}; it must be {FORMAT!r}")
+    tokenizer = manifest.get("tokenizer")
+    if not isinstance(tokenizer, dict) or not isinstance(tokenizer.get("fingerprint"), str):
+        raise ShardError(f"{path}: tokenizer is {tokenizer!r}; it must be an object with a fingerprint and vocab_size")
+    _check_counts(path, "tokenizer", tokenizer, ("vocab_size",))
+    _check_counts(path, "the manifest", manifest, _COUNTS)
+    shards = manifest.get("shards")
+    if not isinstance(shards, list) or not shards or not all(isinstance(shard, dict) for shard in shards):
+        raise ShardError(f"{path}: shards is {shards!r}; it must be a list of objects, not empty")
+    for i, shard in enumerate(shards):
+        # Names are ours to choose: anything else could point out of the folder.
+        if shard.get("name") != SHARD_NAME.format(i):
+            raise ShardError(f"{path}: shards[{i}].name is {shard.get('name')!r}; it must be {SHARD_NAME.format(i)!r}")
+        _check_counts(path, f"shards[{i}]", shard, ("documents", "size"))
+
+
+def _check_counts(path: Path, what: str, values: dict[str, Any], names: tuple[str, ...]) -> None:
+    for name in names:
+        value = values.get(name)
+        if type(value) is not int or value < 0:
+            raise ShardError(f"{path}: {name} of {what} is {value!r}; it must be a whole number, not negative")
+
+
+def _load_lengths(folder: Path, manifest: dict[str, Any]) -> np.ndarray:
+    path = folder / LENGTHS
+    try:
+        lengths = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ShardError(f"{path} cannot be read: {_first_line(error)}") from None
+    if lengths.shape != (manifest["documents"],) or lengths.dtype != np.uint32:
+        raise ShardError(
+            f"{path} is {lengths.dtype} {list(lengths.shape)}; it must be uint32 [{manifest['documents']}]"
+        )
+    if int(lengths.sum(dtype=np.int64)) != manifest["tokens"]:
+        raise ShardError(
+            f"{path} adds up to {int(lengths.sum(dtype=np.int64))} tokens; {MANIFEST} says {manifest['tokens']}"
+        )
+    return lengths
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
