@@ -57,7 +57,7 @@ class BadRecord:
         return f"{self.place}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
 
 
-class UnreadableRecord(ValueError):  # noqa: N818 - it says what the record is
+class UnreadableRecord(ValueError):
     """Raised by a reader for one record; `ReadReport` counts it."""
 
     def __init__(self, reason: str, detail: str = ""):
@@ -149,5 +149,5 @@ class ReadReport:
 
 
 def place(path: str | Path, unit: str, number: int) -> str:
-    """ "a.jsonl, line 3": where a record lies; lines, rows and records count from 1."""
+    """Where a record lies, as in "a.jsonl, line 3"; lines, rows and records count from 1."""
     return f"{path}, {unit} {number}"
