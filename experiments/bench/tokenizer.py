@@ -21,8 +21,8 @@ import numpy as np
 import tyro
 
 from plamo2_jax.data.corpus import documents
+from plamo2_jax.data.sources import read_documents
 from plamo2_jax.tokenizer import tokenizer as tokenizer_module
-from plamo2_jax.tokenizer.corpus import read_documents
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 PLAIN_PYTHON_MEGABYTES = 0.3
@@ -57,7 +57,7 @@ def main(
         f"{loaded.vocab_size} rows: loaded in {load_seconds:.2f} s, first encode (trie, compiled code) {first_seconds:.2f} s"
     )
     texts = (
-        {"text": list(read_documents(text))}
+        {"text": [document.text for document in read_documents(text)]}
         if text
         else {language: [document["text"] for document in documents(language)] for language in ("ja", "en")}
     )

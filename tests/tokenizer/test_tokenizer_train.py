@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import json
-import lzma
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +11,6 @@ from hypothesis import strategies as st
 from vocabularies import valid_texts
 
 from plamo2_jax.data.corpus import documents
-from plamo2_jax.tokenizer.corpus import read_documents
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.tokenizer.train import VocabularyOptions, sample_texts, train_tokenizer
 
@@ -146,44 +143,3 @@ def test_a_huge_document_is_sampled_throughout():
     assert 200_000 <= len(sample) <= 220_000
     assert min(sample.split("\n")[:-1]) < "000020000"
     assert max(sample.split("\n")[:-1]) > "000080000"
-
-
-def test_documents_come_from_files_folders_and_compressed_ones(tmp_path):
-    folder = tmp_path / "folder"
-    (folder / "inner").mkdir(parents=True)
-    (folder / ".hidden").write_text("not this")
-    (folder / "a.txt").write_text("一つ\n目\n")
-    (folder / "inner" / "b.jsonl").write_text('{"text": "二"}\n\n{"text": "\\u4e09", "id": 3}\n')
-    with gzip.open(folder / "c.jsonl.gz", "wt") as file:
-        file.write('{"text": "四"}')
-    with lzma.open(tmp_path / "d.txt.xz", "wt") as file:
-        file.write("五")
-    assert list(read_documents([folder, tmp_path / "d.txt.xz"])) == ["一つ\n目\n", "四", "二", "三", "五"]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.jsonl", b'{"text": "a"}\n{"body": "b"}\n', r"a\.jsonl, line 2: no string in the field 'text'"),
-        ("a.jsonl", b'{"text": 1}\n', r"a\.jsonl, line 1: no string in the field 'text'"),
-        ("a.jsonl", b"[1]\n", r"a\.jsonl, line 1: no string in the field 'text'"),
-        ("a.jsonl", b'{"text": "a"\n', r"a\.jsonl, line 1: not JSON"),
-        ("a.jsonl", b'{"text": "\xff"}\n', r"a\.jsonl, line 1: not UTF-8"),
-        ("a.txt", b"abc\xff", r"a\.txt is not UTF-8 text \(byte 3\)"),
-        ("a.txt.xz", b"not xz", r"a\.txt\.xz is damaged"),
-        ("a.txt.gz", gzip.compress(b"cut off")[:-4], r"a\.txt\.gz is damaged"),
-    ],
-)
-def test_bad_files_are_named(tmp_path, name, content, message):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        list(read_documents([tmp_path / name]))
-
-
-def test_missing_inputs_are_named(tmp_path):
-    with pytest.raises(ValueError, match="nowhere is neither a file nor a folder"):
-        list(read_documents([tmp_path / "nowhere"]))
-    with pytest.raises(ValueError, match="holds no file"):
-        list(read_documents([tmp_path]))
-    with pytest.raises(ValueError, match="no input is named"):
-        list(read_documents([]))

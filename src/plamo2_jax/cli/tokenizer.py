@@ -10,7 +10,7 @@ import tyro
 
 
 def train(
-    input: tuple[Path, ...],
+    input: tuple[str, ...],
     output: Path,
     *,
     text_field: str = "text",
@@ -26,9 +26,10 @@ def train(
     """Train a vocabulary on text and write tokenizer.jsonl. Same input and options, same file.
 
     Args:
-        input: Files or folders: plain text (a file is a document) or .jsonl (a line is); .gz, .xz, .bz2 are read through.
-        output: File to write, or an existing folder to write tokenizer.jsonl into.
-        text_field: Field of a JSON line that holds the text.
+        input: Files (.jsonl, .txt, also .gz, .xz, .bz2, .zst; .parquet; .arrayrecord), folders, "patterns/*.jsonl", tfds:NAME:SPLIT,
+            or the corpus in the package: bundled:ja:train, bundled:all:train.
+        output: Folder to write tokenizer.jsonl into, made if need be; or a file name that ends in .jsonl.
+        text_field: Field or column that holds the text.
         vocab_size: Rows in all; 7 control, 4 whitespace and 256 byte rows are among them.
         sample_bytes: Bytes of text to train on; more text than this is sampled evenly, by documents.
         seed: Seed of the sampling.
@@ -39,7 +40,8 @@ def train(
         split_digits: Make every digit a token of its own.
         seed_pieces: Candidates to start from, as a multiple of vocab-size; training time grows with it.
     """
-    from plamo2_jax.tokenizer.corpus import find_files, read_documents
+    from plamo2_jax.data.documents import ReadReport
+    from plamo2_jax.data.sources import read_documents
     from plamo2_jax.tokenizer.train import VocabularyOptions, train_tokenizer
 
     options = VocabularyOptions(
@@ -52,10 +54,12 @@ def train(
         split_digits=split_digits,
         seed_pieces=seed_pieces,
     )
-    find_files(input)  # a misspelled path should fail now, not after the first gigabyte
-    if not output.is_dir() and not output.parent.is_dir():
-        raise ValueError(f"--output {output}: the folder {output.parent} does not exist")
-    tokenizer = train_tokenizer(read_documents(input, text_field), options)
+    report = ReadReport()
+    documents = read_documents(input, text_field=text_field, report=report)
+    (output.parent if output.suffix == ".jsonl" else output).mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer((document.text for document in documents), options)
+    if report.bad:
+        print(report.summary(), file=sys.stderr)
     path = tokenizer.save(output)
     print(f"{path}: {tokenizer.vocab_size} rows, sha256 {tokenizer.fingerprint}")
 

@@ -1,0 +1,72 @@
+"""The wheel: it holds every package and data file, and works away from the source tree."""
+
+import configparser
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden" / "window"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A folder with the built wheel installed, dependencies left to the running environment."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", folder, ROOT], check=True)
+    (wheel,) = folder.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", folder / "site", wheel], check=True)
+    return folder / "site"
+
+
+def run(site, *arguments):
+    """`plamo2 ...` of the wheel, run from its own folder."""
+    script = f"import sys; sys.path.insert(0, {str(site)!r}); from plamo2_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    return subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)], cwd=site, check=True, capture_output=True, text=True
+    )
+
+
+def test_setup_cfg_lists_every_package():
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    listed = set(parser["options"]["packages"].split())
+    roots = {"plamo2_jax": ROOT / "src" / "plamo2_jax", "plamo2_kernels": ROOT / "kernels"}
+    found = {
+        ".".join([name, *init.parent.relative_to(root).parts])
+        for name, root in roots.items()
+        for init in root.rglob("__init__.py")
+    }
+    assert listed == found
+
+
+def test_every_file_that_is_not_code_is_in_the_wheel(site):
+    source = ROOT / "src" / "plamo2_jax"
+    data = {
+        path.relative_to(source)
+        for path in source.rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc") and "__pycache__" not in path.parts
+    }
+    assert {Path("report/page.html"), Path("data/bundled/ja.jsonl.xz")} <= data
+    for path in data:
+        assert (site / "plamo2_jax" / path).read_bytes() == (source / path).read_bytes(), path
+
+
+def test_the_installed_wheel_reads_its_corpus_and_runs_a_model(site, tmp_path):
+    script = "import sys; sys.path.insert(0, sys.argv[1]); import plamo2_jax; print(plamo2_jax.__file__)"
+    output = subprocess.run([sys.executable, "-c", script, site], cwd=site, check=True, capture_output=True, text=True)
+    assert Path(output.stdout.strip()).is_relative_to(site)
+
+    run(site, "data", "corpus", "--output", tmp_path / "ja.jsonl", "--language", "ja", "--split", "heldout")
+    assert len((tmp_path / "ja.jsonl").read_text(encoding="utf-8").splitlines()) > 50
+
+    cases = np.load(GOLDEN / "cases.npz")
+    np.savez(tmp_path / "in.npz", tokens=cases["single.tokens"][None], segment_ids=cases["single.segment_ids"][None])
+    run(site, "logits", GOLDEN, "--input", tmp_path / "in.npz", "--output", tmp_path / "out.npz")
+    logits = np.load(tmp_path / "out.npz")["logits"][0]
+    assert np.linalg.norm(logits - cases["single.logits"]) < 2e-5 * np.linalg.norm(cases["single.logits"])
+    assert "VERB" in run(site, "--help").stdout
