@@ -147,11 +147,9 @@ def restore_params(folder: str | os.PathLike[str], abstract_params: Any, step: i
     """
     path = step_folder(folder, step) / PARAMS
     abstract_params = jax.tree.map(_with_sharding, abstract_params)
+    metadata = _read(path, lambda: ocp.StandardCheckpointHandler().metadata(path))
+    _compare(path, metadata.tree, abstract_params)
     with ocp.StandardCheckpointer() as checkpointer:
-        metadata = _read(path, lambda: checkpointer.metadata(path).item_metadata)
-        if metadata is None:
-            raise CheckpointError(f"{path} is incomplete: its Orbax metadata is missing")
-        _compare(path, metadata.tree, abstract_params)
         return _read(path, lambda: checkpointer.restore(path, abstract_params))
 
 

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from plamo2_jax import checkpoint
 from plamo2_jax.data.pipeline import heldout_batches, train_iterator
+from plamo2_jax.eval.heldout import byte_lengths
 from plamo2_jax.eval.perplexity import HeldOut, make_evaluator
 from plamo2_jax.model.plamo2 import Plamo2, abstract_params, init_params, logical_axes
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -88,10 +89,10 @@ def pretrain(config: PretrainConfig, *, on_step: Callable[[int], None] | None = 
     resuming = _open_folder(config, tokenizer)
     iterator = train_iterator(config.data, tokenizer)
     model = Plamo2(config.model, dtype=jnp.dtype(config.dtype), remat=config.remat)
-    byte_lengths = _byte_lengths(config, tokenizer)
+    lengths = byte_lengths(tokenizer, config.model.vocab_size)
     schedule = make_schedule(config.schedule, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule, logical_axes(model))
-    objective = next_token(model, jnp.asarray(byte_lengths), config.z_loss)
+    objective = next_token(model, jnp.asarray(lengths), config.z_loss)
 
     # Data parallel over all devices: rows of a batch are divided, everything else is on each.
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
@@ -119,7 +120,7 @@ def pretrain(config: PretrainConfig, *, on_step: Callable[[int], None] | None = 
         .lower(abstract, abstract_batch)
         .compile()
     )
-    evaluate = make_evaluator(model, byte_lengths)
+    evaluate = make_evaluator(model, lengths)
 
     with RunCheckpoints(folder, config.keep) as checkpoints:
         # -- Restore: own run > init_from > scratch --------------------------------------------------------------------------------
@@ -221,13 +222,7 @@ def _load_tokenizer(config: PretrainConfig) -> Tokenizer:
         raise TrainingError(
             f"PretrainConfig.tokenizer={str(config.tokenizer)!r} does not exist; train one or copy one there"
         )
-    tokenizer = Tokenizer.load(config.tokenizer)
-    if tokenizer.vocab_size > config.model.vocab_size:
-        raise TrainingError(
-            f"ModelConfig.vocab_size={config.model.vocab_size} is not allowed: {config.tokenizer} has "
-            f"{tokenizer.vocab_size} rows, and the model needs at least as many"
-        )
-    return tokenizer
+    return Tokenizer.load(config.tokenizer)
 
 
 def _open_folder(config: PretrainConfig, tokenizer: Tokenizer) -> bool:
@@ -244,11 +239,6 @@ def _open_folder(config: PretrainConfig, tokenizer: Tokenizer) -> bool:
     checkpoint.write_json(folder / checkpoint.CONFIG, description)
     tokenizer.save(folder / checkpoint.TOKENIZER)
     return resuming
-
-
-def _byte_lengths(config: PretrainConfig, tokenizer: Tokenizer) -> np.ndarray:
-    """[v] int32; rows of the embedding beyond the tokenizer's stand for no bytes."""
-    return np.pad(tokenizer.byte_lengths, (0, config.model.vocab_size - tokenizer.vocab_size))
 
 
 def _check_rows(config: PretrainConfig, devices: int) -> None:

@@ -1,0 +1,95 @@
+"""`plamo2 evaluate MODEL --heldout ja=DIR en=DIR`: held-out bits per byte, beside those of xz."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Bits per byte of a model on held-out text, and those of `xz -9e` on the same text.
+
+    One pass over all documents, end-of-document tokens paid for: the sum of -log2 p over the text's UTF-8 bytes, which does not depend
+    on the vocabulary. Lower is better.
+    """
+
+    model: Annotated[Path, tyro.conf.Positional]
+    """Run folder, or folder of the public layout (config.json and safetensors)."""
+    heldout: tuple[str, ...]
+    """Held-out shards as LANGUAGE=FOLDER, for instance ja=runs/demo/data/ja/heldout en=runs/demo/data/en/heldout."""
+    output: Path | None = None
+    """Write all figures to this JSON file too."""
+    step: int | None = None
+    """Which checkpoint of a run folder; the newest when not given."""
+    tokenizer: Path | None = None
+    """tokenizer.jsonl for a model that comes without one."""
+    sequence_length: int | None = None
+    """Positions in a row; longer documents are cut. A run folder's own training length, else 2048, when not given."""
+    batch_size: int = 8
+    """Rows at once."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of activations."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb."""
+    options = tyro.cli(EvaluateOptions, prog="plamo2 evaluate", args=argv)
+    folders = parse_heldout(options.heldout)
+
+    import jax.numpy as jnp
+
+    from plamo2_jax.checkpoint import write_json
+    from plamo2_jax.convert.load import load_model
+    from plamo2_jax.eval.heldout import compare, table
+    from plamo2_jax.model.plamo2 import Plamo2
+    from plamo2_jax.tokenizer.tokenizer import Tokenizer
+
+    loaded = load_model(options.model, step=options.step)
+    tokenizer = loaded.tokenizer if options.tokenizer is None else Tokenizer.load(options.tokenizer)
+    if tokenizer is None:
+        raise ValueError(f"{options.model} has no tokenizer.jsonl; name one with --tokenizer")
+    results = compare(
+        Plamo2(loaded.config, dtype=jnp.dtype(options.dtype)),
+        loaded.params,
+        tokenizer,
+        folders,
+        sequence_length=options.sequence_length or training_length(options.model),
+        batch_size=options.batch_size,
+    )
+    print(table(results))
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(options.output, {language: result.figures() for language, result in results.items()})
+    return 0
+
+
+def parse_heldout(arguments: tuple[str, ...]) -> dict[str, Path]:
+    """`("ja=DIR", ...)` as a mapping.
+
+    Raises:
+        ValueError: an argument has no "=", or a language comes twice.
+    """
+    folders: dict[str, Path] = {}
+    for argument in arguments:
+        language, equals, folder = argument.partition("=")
+        if not (language and equals and folder):
+            raise ValueError(f"--heldout {argument!r} is not allowed: it must be LANGUAGE=FOLDER")
+        if language in folders:
+            raise ValueError(f"--heldout names {language!r} twice; each language must come once")
+        folders[language] = Path(folder)
+    if not folders:
+        raise ValueError("--heldout must name at least one LANGUAGE=FOLDER")
+    return folders
+
+
+def training_length(model: Path, default: int = 2048) -> int:
+    """Length of the rows a run was trained on; `default` for a model that does not say."""
+    from plamo2_jax.checkpoint import read_config
+
+    data = read_config(model).get("data")
+    length = data.get("sequence_length") if isinstance(data, dict) else None
+    return length if isinstance(length, int) else default
