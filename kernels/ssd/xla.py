@@ -48,16 +48,16 @@ def ssd_xla(
 
     # u indexes the heads of a group: h = g · u. A padded tail has dt = 0 and so changes no state.
     u = h // g
-    outputs, final_state = _scan_chunks(
+    y, final_state = _scan_chunks(
         chunks(x, g, u, p),
-        chunks(dt.astype(initial_state.dtype), g, u),
-        A.reshape(g, u).astype(initial_state.dtype),
+        chunks(dt, g, u),
+        A.reshape(g, u),
         chunks(B, g, B.shape[-1]),
         chunks(C, g, C.shape[-1]),
         None if ordinals is None else chunks(ordinals, mode="edge"),
         initial_state.reshape(b, g, u, p, -1),
     )
-    y = outputs.reshape(b, -1, h, p)[:, :t] + D[:, None] * x
+    y = y.reshape(b, -1, h, p)[:, :t] + D[:, None] * x
     return y.astype(x.dtype), final_state.reshape(b, h, p, -1)
 
 
@@ -66,40 +66,46 @@ def _scan_chunks(x, dt, A, B, C, segments, initial_state):
     """x [b,c,q,g,u,p], dt [b,c,q,g,u], B and C [b,c,q,g,n], segments [b,c,q] or None, initial_state [b,g,u,p,n]."""
     dtype = initial_state.dtype
     dot = functools.partial(jnp.einsum, preferred_element_type=dtype)
-    q = x.shape[2]
-
-    # Inside a chunk.
+    b, c, q, g, u, p = x.shape
+    # Layouts spare transposes, which cost more than the products: pairs of tokens are worked on head by head, [b,c,g,u,q,·], all that
+    # concerns states with a group's heads as one wide axis z = u · p, [b,c,q,g,z], against states [b,c,g,n,z].
     pairs = jnp.tril(jnp.ones((q, q), bool))[None, None]
-    enters = leaves = None
+    enters = leaves = jnp.ones((1, 1, q), bool)
     if segments is not None:
         pairs &= segments[..., :, None] == segments[..., None, :]
         before = jnp.concatenate([segments[:, :1, 0], segments[:, :-1, -1]], axis=1)
         enters = segments == before[..., None]  # tokens that see the state entering their chunk
         leaves = segments == segments[..., -1:]  # tokens whose contribution survives to the chunk's end
+
+    def wide(per_head):
+        """[b,c,q,g,u] factors times [b,c,q,g,u,p] inputs, as [b,c,q,g,z]."""
+        return (per_head[..., None] * x).astype(x.dtype).reshape(b, c, q, g, u * p)
+
     # The running sum starts anew with each segment, as a product with the mask: a difference of sums that run across a boundary would
     # leave rounding errors of the other document in dt's gradient.
-    sums = jnp.broadcast_to(pairs, (*x.shape[:2], q, q)).astype(dtype)
+    sums = jnp.broadcast_to(pairs, (b, c, q, q)).astype(dtype)
     cum = dot("bcij,bcjgu->bcigu", sums, dt * A, precision=lax.Precision.HIGHEST)
+
+    # Inside a chunk.
     rows = jnp.moveaxis(cum, 2, -1)
     decay = jnp.exp(jnp.where(pairs[:, :, None, None], rows[..., :, None] - rows[..., None, :], -jnp.inf))
     scores = dot("bcign,bcjgn->bcgij", C, B)
-    weights = scores[:, :, :, None] * decay * jnp.moveaxis(dt, 2, -1)[..., None, :]
-    y = dot("bcguij,bcjgup->bcigup", weights.astype(x.dtype), x)
+    weights = (scores[:, :, :, None] * decay).astype(x.dtype)
+    heads = jnp.moveaxis(wide(dt).reshape(x.shape), 2, 4)
+    y = jnp.moveaxis(dot("bcguij,bcgujp->bcguip", weights, heads), 4, 2)
 
     # What each chunk adds to the state, and how much of the state it lets through.
-    to_end = jnp.exp(cum[:, :, -1:] - cum) * dt
-    through = jnp.exp(cum[:, :, -1])
-    from_start = jnp.exp(cum)
-    if segments is not None:
-        to_end *= leaves[..., None, None]
-        through *= enters[:, :, -1, None, None]
-        from_start *= enters[..., None, None]
-    added = dot("bcjgup,bcjgn->bcgupn", (x * to_end[..., None]).astype(x.dtype), B)
+    added = dot("bcjgn,bcjgz->bcgnz", B, wide(jnp.exp(cum[:, :, -1:] - cum) * dt * leaves[..., None, None]))
+    through = jnp.exp(cum[:, :, -1]) * enters[:, :, -1, None, None]
 
     def pass_on(state, chunk):
         added_c, through_c = chunk
-        return through_c[..., None, None] * state + added_c, state
+        return jnp.repeat(through_c, p, axis=-1)[:, :, None] * state + added_c, state
 
-    final_state, entering = lax.scan(pass_on, initial_state, (jnp.moveaxis(added, 1, 0), jnp.moveaxis(through, 1, 0)))
-    y += dot("bcign,cbgupn->bcigup", C.astype(dtype), entering) * from_start[..., None]
-    return y, final_state
+    # [b,g,u,p,n] and [b,g,n,z] are one state in two layouts.
+    state = jnp.moveaxis(initial_state, -1, 2).reshape(b, g, -1, u * p)
+    state, entering = lax.scan(pass_on, state, (jnp.moveaxis(added, 1, 0), jnp.moveaxis(through, 1, 0)))
+    from_start = jnp.exp(cum) * enters[..., None, None]
+    read = dot("bcign,cbgnz->bcigz", C.astype(dtype), entering)
+    y += read.reshape(x.shape) * from_start[..., None]
+    return y, jnp.moveaxis(state.reshape(b, g, -1, u, p), 2, -1)
