@@ -76,8 +76,8 @@ def test_real_text_fills_98_percent_of_the_positions(corpus_shards, vocabulary, 
 
 
 def test_packing_of_a_folder_is_measured_without_a_tokenizer(corpus_shards):
-    one_row, many_rows = (measure_packing(open_shards(corpus_shards["ja"]), 512, bins) for bins in (1, 128))
-    assert one_row < 0.9
+    few_rows, many_rows = (measure_packing(open_shards(corpus_shards["ja"]), 2048, bins) for bins in (4, 64))
+    assert few_rows < 0.97
     assert 0.98 <= many_rows < 1
 
 

@@ -77,7 +77,7 @@ def test_without_shuffling_documents_come_in_order(folder, letters):
 @pytest.mark.parametrize("weights", [(3.0, 1.0), (0.2, 0.8), (1.0, 1.0)])
 def test_weights_are_shares_of_the_tokens(letters, tmp_path, weights):
     # Documents of very different lengths: weights by document would be far off.
-    lengths = {"short": [4] * 50, "long": [60] * 30}
+    lengths = {"short": [4] * 800, "long": [60] * 400}
     alphabets = {"short": range(300), "long": range(300, 600)}
     first_long = int(letters.encode(documents_of([1], letters=range(300, 301))[0].text)[0])
     for name in lengths:

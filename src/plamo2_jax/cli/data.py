@@ -177,7 +177,7 @@ def clean(
         data_dir: Where TensorFlow Datasets were prepared; left out, its default.
         max_bad_rate: Share of records that may be bad before reading fails.
     """
-    from plamo2_jax.data.clean import CleanConfig, CleanReport, boilerplate_lines, clean_documents
+    from plamo2_jax.data.clean import CleanConfig, CleanReport, boilerplate_lines, clean_documents, normalize_text
     from plamo2_jax.data.dedup import DedupConfig, DedupReport, deduplicate
     from plamo2_jax.data.sources import read_documents
 
@@ -200,7 +200,12 @@ def clean(
 
     boilerplate: frozenset[str] = frozenset()
     if boilerplate_documents:
-        boilerplate = boilerplate_lines(records(_report(max_bad_rate), "find boilerplate"), boilerplate_documents)
+        # Lines are compared as they will be once cleaned.
+        normal = (
+            {"text": normalize_text(record["text"], unicode_form)}
+            for record in records(_report(max_bad_rate), "find boilerplate")
+        )
+        boilerplate = boilerplate_lines(normal, boilerplate_documents)
     report, cleaning, deduplication = _report(max_bad_rate), CleanReport(), DedupReport()
     documents: Iterable[dict] = clean_documents(records(report, "clean"), config, cleaning, boilerplate)
     if duplicates == "near":

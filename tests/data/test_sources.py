@@ -1,0 +1,295 @@
+"""Readers of every format: documents as written, and every bad record named with its file and line."""
+
+import bz2
+import gzip
+import json
+import lzma
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+
+import plamo2_jax.data.tfds_builder  # noqa: F401 - registers "plamo2_corpus"
+from plamo2_jax.data import corpus
+from plamo2_jax.data.documents import Document, ReadReport, TooManyBadRecordsError
+from plamo2_jax.data.sources import find_files, read_documents, split_documents
+
+GOOD = [{"id": "one", "text": "東京は夜の七時", "language": "ja", "source": "song"}, {"text": "second line\nof it"}]
+# A line, and what is said of it.
+BAD_LINES = [
+    (b"nope", "not JSON"),
+    (b'{"text": "a"', "not JSON"),
+    (b"[" * 100_000, "not JSON (nested too deeply)"),
+    (b'["text"]', "not an object (JSON list)"),
+    (b"{}", "text missing (no value in the field 'text')"),
+    (b'{"text": null}', "text missing"),
+    (b'{"text": 3}', "text not a string (int in the field 'text')"),
+    (b'{"text": ""}', "empty text"),
+    (b'{"text": " \\n\\u3000"}', "empty text"),
+    (b'{"text": "\xe6\x9d"}', "invalid UTF-8 (byte 10 of the record)"),
+    (b'{"text": "ab\\ud800"}', "lone surrogate (character 2 of the field 'text')"),
+]
+
+
+def lenient() -> ReadReport:
+    return ReadReport(max_bad_rate=1.0)
+
+
+def jsonl(*lines: bytes) -> bytes:
+    return b"".join(line + b"\n" for line in lines)
+
+
+def good_lines() -> list[bytes]:
+    return [json.dumps(record, ensure_ascii=False).encode() for record in GOOD]
+
+
+def expected(path, unit) -> list[Document]:
+    return [
+        Document("東京は夜の七時", "one", {"language": "ja", "source": "song"}),
+        Document("second line\nof it", f"{path}, {unit} 2"),
+    ]
+
+
+def write_parquet(path, column: pa.Array, **more):
+    pa.parquet.write_table(pa.table({"text": column, **more}), path, row_group_size=2)
+
+
+def write_array_record(path, records):
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for record in records:
+        writer.write(record)
+    writer.close()
+
+
+def invalid_utf8_column(*values: bytes) -> pa.Array:
+    """A string column whose bytes nobody checked: what some writers leave behind."""
+    binary = pa.array(values, pa.binary())
+    return pa.Array.from_buffers(pa.string(), len(values), binary.buffers())
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".xz", ".bz2", ".zst"])
+def test_jsonl(tmp_path, suffix):
+    path = tmp_path / f"a.jsonl{suffix}"
+    data = b"\xef\xbb\xbf" + jsonl(*good_lines()) + b"\n"
+    if suffix == ".zst":
+        with pa.CompressedOutputStream(str(path), "zstd") as file:
+            file.write(data)
+    else:
+        path.write_bytes({"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}[suffix](data))
+    assert list(read_documents([path])) == expected(path, "line")
+
+
+def test_every_bad_line_is_named(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    lines = [line for bad, _ in BAD_LINES for line in (bad, b'{"text": "fine"}', b"")]
+    path.write_bytes(jsonl(*lines))
+    report = lenient()
+    assert len(list(read_documents([path], report=report))) == len(BAD_LINES)
+    assert (report.bad, report.records) == (len(BAD_LINES), 2 * len(BAD_LINES))
+    for i, (record, (_, said)) in enumerate(zip(report.first, BAD_LINES, strict=True)):
+        assert str(record).startswith(f"{path}, line {3 * i + 1}: {said}")
+
+
+def test_the_first_are_kept_and_all_are_counted(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(jsonl(*[b"nope"] * 30, *[b"{}"] * 5))
+    report = lenient()
+    assert list(read_documents([path], report=report)) == []
+    assert report.to_json()["reasons"] == {"not JSON": 30, "text missing": 5}
+    assert len(report.first) == 20
+    assert report.summary() == "read 35 records, 35 bad: not JSON 30, text missing 5"
+
+
+def test_too_many_bad_records_fail_at_the_end(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(jsonl(*[b'{"text": "fine"}'] * 49, b"nope"))
+    with pytest.raises(TooManyBadRecordsError) as error:
+        list(read_documents([path]))
+    assert str(error.value).startswith(f"{path}, line 50: not JSON")
+    assert "one of 1 bad records among 50 (2.00%), more than the 1.00% allowed" in str(error.value)
+    assert len(list(read_documents([path], report=ReadReport(max_bad_rate=0.02)))) == 49
+
+
+def test_too_many_bad_records_fail_early(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(jsonl(*[b'{"text": "fine"}'] * 80, *[b"nope"] * 100, *[b'{"text": "fine"}'] * 100_000))
+    report = ReadReport(max_bad_rate=0.2, judge_after=100)
+    with pytest.raises(TooManyBadRecordsError, match="line 101: not JSON"):
+        list(read_documents([path], report=report))
+    assert report.records == 101
+    # The same bad records are few among all.
+    assert len(list(read_documents([path], report=ReadReport(0.01, judge_after=50_000)))) == 100_080
+
+
+@pytest.mark.parametrize("fields", [{"max_bad_rate": 1.5}, {"max_bad_rate": -0.1}, {"judge_after": 0}, {"keep": 0}])
+def test_a_report_out_of_range_is_refused(fields):
+    with pytest.raises(ValueError, match=next(iter(fields))):
+        ReadReport(**fields)
+
+
+def test_text_files(tmp_path):
+    (tmp_path / "a.txt").write_text("一つの\n文書", encoding="utf-8")
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"another"))
+    (tmp_path / "c.txt").write_bytes(b"first\nsecond \xff")
+    (tmp_path / "d.txt").write_bytes(b"\n")
+    report = lenient()
+    documents = list(read_documents([tmp_path], language="ja", report=report))
+    assert documents == [
+        Document("一つの\n文書", str(tmp_path / "a.txt"), {"language": "ja"}),
+        Document("another", str(tmp_path / "b.txt.gz"), {"language": "ja"}),
+    ]
+    assert [str(record) for record in report.first] == [
+        f"{tmp_path / 'c.txt'}, line 2: invalid UTF-8 (byte 13 of the file)",
+        f"{tmp_path / 'd.txt'}: empty text (nothing but white space in the field 'text')",
+    ]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())])
+def test_parquet(tmp_path, kind):
+    path = tmp_path / "a.parquet"
+    texts = pa.array(["東京", None, "three", " ", "five"]).cast(kind)
+    write_parquet(path, texts, id=pa.array([1, 2, 3, 4, 5]), language=pa.array(["ja", "ja", "en", "en", None]), x=texts)
+    report = lenient()
+    assert list(read_documents([path], report=report)) == [
+        Document("東京", "1", {"language": "ja"}),
+        Document("three", "3", {"language": "en"}),
+        Document("five", "5"),
+    ]
+    assert [str(record) for record in report.first] == [
+        f"{path}, row 2: text missing (no value in the field 'text')",
+        f"{path}, row 4: empty text (nothing but white space in the field 'text')",
+    ]
+
+
+def test_parquet_rows_that_are_bad_are_named(tmp_path):
+    path = tmp_path / "a.parquet"
+    write_parquet(path, invalid_utf8_column(b"fine", b"ab\xff", b"fine too"))
+    report = lenient()
+    assert [document.text for document in read_documents([path], report=report)] == ["fine", "fine too"]
+    assert str(report.first[0]) == f"{path}, row 2: invalid UTF-8 (byte 2 of the field 'text')"
+    write_parquet(path, pa.array([1.5, 2.5]))
+    with pytest.raises(
+        TooManyBadRecordsError, match=r"a.parquet, row 1: text not a string \(float in the field 'text'\)"
+    ):
+        list(read_documents([path]))
+    with pytest.raises(ValueError, match=r"a.parquet has no column 'body'; its columns are text"):
+        list(read_documents([path], text_field="body"))
+
+
+def test_array_record(tmp_path):
+    path = tmp_path / "a.arrayrecord"
+    write_array_record(path, [*good_lines(), *(line for line, _ in BAD_LINES)])
+    report = lenient()
+    assert list(read_documents([path], report=report)) == expected(path, "record")
+    assert report.bad == len(BAD_LINES)
+    for i, (record, (_, said)) in enumerate(zip(report.first, BAD_LINES, strict=True)):
+        assert str(record).startswith(f"{path}, record {i + 3}: {said}")
+
+
+def test_tfds(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds")
+    tfds.data_source("plamo2_corpus/ja", split="heldout", data_dir=folder)
+    whole = list(read_documents(["tfds:plamo2_corpus/ja:heldout"], data_dir=folder))
+    assert [document.to_json() for document in whole] == list(corpus.documents("ja", "heldout"))
+    assert list(read_documents(["tfds:plamo2_corpus/ja:1.0.0:heldout[3:5]"], data_dir=folder)) == whole[3:5]
+    report = lenient()
+    assert (
+        list(read_documents(["tfds:plamo2_corpus/ja:heldout[:2]"], text_field="body", data_dir=folder, report=report))
+        == []
+    )
+    assert str(report.first[1]).startswith("tfds:plamo2_corpus/ja:heldout[:2], record 2: text missing")
+    for spec, message in [
+        ("tfds:plamo2_corpus/en:train", "plamo2_corpus/en:train is not prepared in"),
+        ("tfds:plamo2_corpus/ja:test", "cannot be read: Unknown split 'test'"),
+        ("tfds:plamo2_nothing:train", "cannot be read: Dataset plamo2_nothing not found"),
+        ("tfds:plamo2_corpus", "write tfds:NAME:SPLIT"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            list(read_documents([spec], data_dir=folder))
+
+
+def test_bundled():
+    assert [document.to_json() for document in read_documents(["bundled:en:heldout"])] == list(
+        corpus.documents("en", "heldout")
+    )
+    both = list(read_documents(["bundled:all:heldout"]))
+    assert {document.language for document in both} == {"ja", "en"}
+    with pytest.raises(ValueError, match="bundled:fr:train is not allowed; write bundled:LANGUAGE:SPLIT"):
+        list(read_documents(["bundled:fr:train"]))
+
+
+def test_files_of_folders_and_patterns(tmp_path):
+    for name in ("b.jsonl", "a/c.txt", "a/d.jsonl.xz", "a/README.md", ".git/x.txt", "e.array_record-00000-of-00001"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    names = [str(path.relative_to(tmp_path)) for path in find_files(str(tmp_path))]
+    assert names == ["a/c.txt", "a/d.jsonl.xz", "b.jsonl", "e.array_record-00000-of-00001"]
+    assert find_files(f"{tmp_path}/**/*.jsonl*") == [tmp_path / "a/d.jsonl.xz", tmp_path / "b.jsonl"]
+    for spec, message in [
+        (tmp_path / "a/README.md", r"README.md is of no format that can be read; the suffixes are .jsonl"),
+        (tmp_path / "none", "is neither a file, a folder, nor a pattern"),
+        (tmp_path / "*.csv", "is neither a file, a folder, nor a pattern"),
+        (tmp_path / ".git/empty", "the folder .* holds no file"),
+    ]:
+        (tmp_path / ".git/empty").mkdir(exist_ok=True)
+        # Known before anything is read.
+        with pytest.raises(ValueError, match=message):
+            read_documents([spec])
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.jsonl.gz", gzip.compress(jsonl(*good_lines()))[:-12]),
+        ("a.jsonl.gz", b"not gzip at all"),
+        ("a.jsonl.xz", lzma.compress(jsonl(*good_lines()))[:-12]),
+        ("a.jsonl.bz2", b"not bzip2 at all"),
+        ("a.jsonl.zst", b"not zstd at all"),
+        ("a.parquet", b"PAR1 but no parquet PAR1"),
+        ("a.arrayrecord", b"x" * 100_000),
+        ("a.arrayrecord", b""),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=rf"{name} is damaged"):
+        list(read_documents([tmp_path / name], report=lenient()))
+
+
+def test_inputs_and_fields_of_other_names(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"body": "x", "key": 7, "lang": "en", "text": "not this"}\n')
+    (tmp_path / "b.txt").write_text("y")
+    names = {"text_field": "body", "id_field": "key", "language_field": "lang"}
+    assert list(read_documents([tmp_path / "b.txt", tmp_path / "a.jsonl"], **names)) == [
+        Document("y", str(tmp_path / "b.txt")),
+        Document("x", "7", {"language": "en", "text": "not this"}),
+    ]
+
+
+def test_a_split_depends_on_the_documents_alone():
+    documents = [Document(f"text {i}", str(i), {"pair": f"pair {i // 2}"} if i < 400 else {}) for i in range(2000)]
+    heldout = list(split_documents(documents, "heldout", 0.1))
+    train = list(split_documents(documents, "train", 0.1))
+    assert sorted(heldout + train, key=lambda d: int(d.id)) == documents
+    assert 140 < len(heldout) < 260
+    assert set(map(id, split_documents(reversed(documents), "heldout", 0.1))) == set(map(id, heldout))
+    paired = {int(document.id) for document in heldout if int(document.id) < 400}
+    assert paired == {i ^ 1 for i in paired}
+    assert list(split_documents(documents, "all")) == documents
+    for split, fraction in (("test", 0.1), ("train", 0.0), ("train", 1.0)):
+        with pytest.raises(ValueError, match="must"):
+            list(split_documents(documents, split, fraction))
+
+
+def test_reading_files_needs_neither_jax_nor_tensorflow(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(jsonl(*good_lines()))
+    code = (
+        "import sys; from plamo2_jax.data.sources import read_documents; "
+        f"assert len(list(read_documents([{str(tmp_path)!r}]))) == 2; "
+        "assert not {'jax', 'tensorflow', 'tensorflow_datasets', 'grain'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
