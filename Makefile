@@ -4,7 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 RUN := runs/demo
-DATA := $(RUN)/data
 
 .PHONY: help install demo test lint bench peers clean
 .DELETE_ON_ERROR:
@@ -35,14 +34,17 @@ $(VENV)/.installed-bench: $(VENV)/.installed-test
 
 install: $(VENV)/.installed
 
+# The README lists these commands; a test holds the two together.
 demo: install
 	rm -rf $(RUN)
 	$(BIN)/plamo2 tokenizer train --input bundled:all:train --vocab-size 4096 --output $(RUN)
-	for language in ja en; do for split in train heldout; do \
-		$(BIN)/plamo2 data prepare --input bundled:$$language:$$split --tokenizer $(RUN) --output $(DATA)/$$language/$$split || exit 1; \
-	done; done
+	$(BIN)/plamo2 data prepare --input bundled:ja:train --tokenizer $(RUN) --output $(RUN)/data/ja/train
+	$(BIN)/plamo2 data prepare --input bundled:en:train --tokenizer $(RUN) --output $(RUN)/data/en/train
+	$(BIN)/plamo2 data prepare --input bundled:ja:heldout --tokenizer $(RUN) --output $(RUN)/data/ja/heldout
+	$(BIN)/plamo2 data prepare --input bundled:en:heldout --tokenizer $(RUN) --output $(RUN)/data/en/heldout
 	$(BIN)/plamo2 pretrain configs/demo.py
-	$(BIN)/plamo2 evaluate $(RUN) --heldout ja=$(DATA)/ja/heldout en=$(DATA)/en/heldout --output $(RUN)/evaluation.json
+	$(BIN)/plamo2 evaluate $(RUN) --heldout ja=$(RUN)/data/ja/heldout en=$(RUN)/data/en/heldout --output $(RUN)/evaluation.json
+	$(BIN)/plamo2 generate $(RUN) --prompt 日本語の文書を "To open the" --max-new-tokens 80 --json $(RUN)/samples.json
 	$(BIN)/plamo2 report $(RUN)
 
 $(RUN)/report.html:
