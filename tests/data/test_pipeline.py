@@ -171,6 +171,17 @@ def test_worker_processes_read_everything_and_go_on_exactly(folder, letters):
     assert_same(first + then, take(train_iterator(config_of(folder, packing_bins=4), letters), 8))
 
 
+@pytest.mark.parametrize("prefetch", [0, 4])
+def test_a_damaged_record_ends_training_with_its_place(letters, tmp_path, prefetch):
+    folder = write(tmp_path / "shards", documents_of(LENGTHS), letters)
+    shard = folder / "shard-00002.arrayrecord"
+    data = bytearray(shard.read_bytes())
+    data[64:200] = bytes(136)
+    shard.write_bytes(bytes(data))
+    with pytest.raises(ShardError, match=r"shards, document \d+"):
+        take(train_iterator(config_of(folder, packing_bins=4, prefetch_batches=prefetch), letters), 200)
+
+
 def test_heldout_repeats_and_divides_among_processes(folder, letters):
     config = config_of(folder, batch_size=6, packing_bins=4)
     whole = heldout_batches(config, folder, letters)

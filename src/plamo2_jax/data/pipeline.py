@@ -53,7 +53,8 @@ class DataConfig:
     shuffle: bool = True
     """Off: documents come in the order of the shards, epoch after epoch."""
     prefetch_batches: int = 4
-    """Batches made ahead in a thread, so that the accelerator does not wait; 0 makes each when it is asked for."""
+    """Batches made ahead in a thread, so that the accelerator does not wait, on top of one filling of the bins; 0 makes each batch
+    when it is asked for."""
     read_threads: int = 2
     """Threads that read documents ahead; 0 reads in line."""
     worker_processes: int = 0
@@ -102,7 +103,9 @@ def train_iterator(
         _accept_default_flags()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.worker_processes))
     if config.prefetch_batches:
-        dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=config.prefetch_batches)
+        # Rows come out a filling of the bins at a time: a buffer that holds one lets the packer work on the next meanwhile.
+        buffer = config.prefetch_batches + -(-config.packing_bins // rows)
+        dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=buffer)
     return iter(dataset)
 
 
