@@ -30,6 +30,8 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-bench: $(VENV)/.installed-test
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[bench]'
+	# Only for its tokenizer, in pure Python: its own dependencies are a camera's and a sound card's.
+	$(PIP) install --quiet --no-deps mlx-vlm==0.7.10
 	touch $@
 
 install: $(VENV)/.installed
@@ -44,7 +46,7 @@ demo: install
 	$(BIN)/plamo2 data prepare --input bundled:en:heldout --tokenizer $(RUN) --output $(RUN)/data/en/heldout
 	$(BIN)/plamo2 pretrain configs/demo.py
 	$(BIN)/plamo2 evaluate $(RUN) --heldout ja=$(RUN)/data/ja/heldout en=$(RUN)/data/en/heldout --output $(RUN)/evaluation.json
-	$(BIN)/plamo2 generate $(RUN) --prompt 日本語の文書を "To open the" --max-new-tokens 80 --json $(RUN)/samples.json
+	$(BIN)/plamo2 generate $(RUN) --prompt 日本語の文書を --prompt "To open the" --samples 2 --max-new-tokens 80 --json > $(RUN)/samples.jsonl
 	$(BIN)/plamo2 report $(RUN)
 
 $(RUN)/report.html:

@@ -1,7 +1,7 @@
 """The README, kept true by running it: the demo's commands on a shortened training, then everything that follows on its result."""
 
+import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -26,11 +26,17 @@ def commands(name):
 
 
 def plamo2(line, folder, shorter=()):
-    """Run one `plamo2 ...` line in a folder as a user would; returns what it printed."""
-    program, *arguments = shlex.split(line)
-    assert program == "plamo2"
-    command = [sys.executable, "-m", "plamo2_jax.cli.main", *arguments, *shorter]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    """Run one `plamo2 ...` line in a folder as a user would, in a shell; returns what it printed."""
+    command, redirect, target = line.partition(" > ")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        " ".join([command, *shorter]) + redirect + target,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        shell=True,
+        env=environment,
+    )
     assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

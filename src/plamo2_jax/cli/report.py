@@ -13,7 +13,7 @@ import tyro
 class Arguments:
     """Write RUN/report.html: configuration, curves, held-out bits per byte beside xz, and samples.
 
-    It reads config.json and metrics.jsonl, and where they are there evaluation.json (plamo2 evaluate --output) and samples.json
+    It reads config.json and metrics.jsonl, and where they are there evaluation.json (plamo2 evaluate --output) and samples.jsonl
     (plamo2 generate --json). The page needs no other file and no network.
     """
 

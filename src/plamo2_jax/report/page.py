@@ -18,13 +18,13 @@ from plamo2_jax.train.metrics import METRICS, read_metrics
 
 REPORT = "report.html"
 EVALUATION = "evaluation.json"
-SAMPLES = "samples.json"
+SAMPLES = "samples.jsonl"
 _LANGUAGES = {"ja": "Japanese", "en": "English"}
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def write_report(folder: str | os.PathLike[str]) -> Path:
-    """Write report.html into a run folder from its config.json and metrics.jsonl, with evaluation.json and samples.json if present.
+    """Write report.html into a run folder from its config.json and metrics.jsonl, with evaluation.json and samples.jsonl if present.
 
     Returns:
         The page, which needs no other file.
@@ -53,7 +53,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         seconds=metrics[-1]["time"] - metrics[0]["time"],
         languages=languages,
         plots=[Markup(svg) for svg in _plots(steps, languages)],
-        samples=_read_json(folder / SAMPLES) or [],
+        samples=_read_json_lines(folder / SAMPLES),
         versions={name: metadata.version(name) for name in _PACKAGES},
         machine=f"{platform.machine()}, {os.cpu_count()} CPU cores, Python {platform.python_version()}",
         config=json.dumps(config, indent=2, ensure_ascii=False),
@@ -71,6 +71,18 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def _read_json_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    samples = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            samples.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}, is not JSON: {error}") from error
+    return samples
 
 
 def _tokens(config: dict[str, Any], steps: list[dict[str, float]]) -> int:
