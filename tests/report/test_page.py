@@ -1,0 +1,77 @@
+"""The report page: what it says comes from the run's files, and what is not there is said."""
+
+import json
+
+import pytest
+
+from plamo2_jax import checkpoint
+from plamo2_jax.config import preset
+from plamo2_jax.report.page import write_report
+
+DATA = {"batch_size": 2, "sequence_length": 8}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder's files as training and evaluation write them, with figures known beforehand."""
+    config = {"name": "a <b> run", "model": preset("tiny").to_hf(), "data": DATA}
+    checkpoint.write_json(tmp_path / checkpoint.CONFIG, config)
+    steps = [
+        {
+            "step": i,
+            "time": 100.0 + i,
+            "loss": 9.0 - i,
+            "bits_per_byte": 3.0 / i,
+            "learning_rate": 1e-3,
+            "grad_norm": 1.0,
+        }
+        for i in range(1, 5)
+    ]
+    heldout = {"step": 4, "time": 105.0, "heldout/ja/bits_per_byte": 1.25, "heldout/en/bits_per_byte": 2.5}
+    lines = [json.dumps(line) + "\n" for line in [*steps, heldout]]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
+    return tmp_path
+
+
+def test_figures_samples_and_names_are_on_the_page(run):
+    languages = {
+        "ja": {"bits_per_byte": 1.25, "xz_bits_per_byte": 2.0, "bytes": 1234},
+        "en": {"bits_per_byte": 2.5, "xz_bits_per_byte": 2.0, "bytes": 99},
+    }
+    (run / "evaluation.json").write_text(json.dumps({"languages": languages}), encoding="utf-8")
+    sample = {"prompt": "日本", "text": "語 & <i>", "finish_reason": "length", "token_ids": [1, 2, 3]}
+    (run / "samples.jsonl").write_text(json.dumps(sample) + "\n", encoding="utf-8")
+    page = write_report(run).read_text(encoding="utf-8")
+    for text in (
+        "1.250",
+        "2.000",
+        "1,234",
+        "38 % fewer than xz",
+        "25 % more than xz",
+        "語 &amp; &lt;i&gt;",
+        "3 tokens",
+    ):
+        assert text in page
+    assert "a &lt;b&gt; run" in page
+    assert "1,267,440 parameters" in page
+    assert page.count("<svg") == 4
+
+
+def test_a_run_without_evaluation_still_has_its_curves(run):
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "1.250" in page
+    assert "than xz" not in page
+    assert "What it writes" not in page
+
+
+def test_a_folder_without_steps_is_refused(run):
+    (run / "metrics.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"metrics\.jsonl has no training step yet"):
+        write_report(run)
+    assert not (run / "report.html").exists()
+
+
+def test_a_damaged_file_is_named(run):
+    (run / "evaluation.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"evaluation\.json is not JSON"):
+        write_report(run)
