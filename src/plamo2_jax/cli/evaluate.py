@@ -52,18 +52,14 @@ def main(argv: list[str]) -> int:
     tokenizer = loaded.tokenizer if options.tokenizer is None else Tokenizer.load(options.tokenizer)
     if tokenizer is None:
         raise ValueError(f"{options.model} has no tokenizer.jsonl; name one with --tokenizer")
-    results = compare(
-        Plamo2(loaded.config, dtype=jnp.dtype(options.dtype)),
-        loaded.params,
-        tokenizer,
-        folders,
-        sequence_length=options.sequence_length or training_length(options.model),
-        batch_size=options.batch_size,
-    )
+    length = options.sequence_length or training_length(options.model)
+    model = Plamo2(loaded.config, dtype=jnp.dtype(options.dtype))
+    results = compare(model, loaded.params, tokenizer, folders, sequence_length=length, batch_size=options.batch_size)
     print(table(results))
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(options.output, {language: result.figures() for language, result in results.items()})
+        languages = {language: result.figures() for language, result in results.items()}
+        write_json(options.output, {"model": str(options.model), "sequence_length": length, "languages": languages})
     return 0
 
 

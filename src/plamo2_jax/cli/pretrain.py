@@ -27,9 +27,9 @@ def main(argv: list[str]) -> int:
     from plamo2_jax.train.config import PretrainConfig
 
     if not argv or argv[0].startswith("-"):
-        help_asked = any(argument in ("-h", "--help") for argument in argv)
-        if help_asked:
-            tyro.cli(PretrainConfig, prog="plamo2 pretrain CONFIG.py", description=DESCRIPTION, args=["--help"])
+        if "-h" in argv or "--help" in argv:
+            prog = "plamo2 pretrain CONFIG.py"
+            tyro.cli(PretrainConfig, prog=prog, description=DESCRIPTION, default=example(), args=["--help"])
         print("plamo2 pretrain: the first argument must be a config file, such as configs/demo.py", file=sys.stderr)
         return 2
     path, *overrides = argv
@@ -52,6 +52,21 @@ def main(argv: list[str]) -> int:
         print(f"held-out {language}: {heldout.bits_per_byte:.4f} bits per byte")
     print(config.folder)
     return 0
+
+
+def example() -> PretrainConfig:
+    """The values that the help shows where no config file gives others."""
+    from plamo2_jax.config import preset
+    from plamo2_jax.data.pipeline import DataConfig, MixtureItem
+    from plamo2_jax.train.config import PretrainConfig
+
+    return PretrainConfig(
+        name="example",
+        model=preset("tiny"),
+        tokenizer=Path("tokenizer.jsonl"),
+        data=DataConfig((MixtureItem(Path("data/train")),), sequence_length=256, batch_size=16),
+        steps=1000,
+    )
 
 
 def load_config(path: Path) -> PretrainConfig:

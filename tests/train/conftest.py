@@ -1,0 +1,73 @@
+"""A small run on real text: a byte vocabulary, shards of bundled documents, a two-layer model."""
+
+import itertools
+from pathlib import Path
+
+import jax
+import pytest
+
+from plamo2_jax.config import preset
+from plamo2_jax.data.corpus import documents
+from plamo2_jax.data.documents import Document
+from plamo2_jax.data.pipeline import DataConfig, MixtureItem
+from plamo2_jax.data.shard_writer import write_shards
+from plamo2_jax.tokenizer.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
+from plamo2_jax.train.config import PretrainConfig
+
+ROWS = [
+    [UNK, 0.0, "UNKNOWN"],
+    *([name, 0.0, "CONTROL"] for name in (BOS, EOS, PAD)),
+    *([f"<0x{value:02X}>", -20.0, "BYTE"] for value in range(256)),
+    *([chr(code), -8.0, "NORMAL"] for code in range(32, 92)),
+]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_once(tmp_path_factory):
+    """Runs of one configuration, in this process and in others, share their compiled programs."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = str(tmp_path_factory.mktemp("compiled"))
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        yield
+        jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory) -> Path:
+    """Folder with tokenizer.jsonl and shards train, heldout/ja and heldout/en."""
+    home = tmp_path_factory.mktemp("pretrain")
+    tokenizer = Tokenizer.from_rows(ROWS)
+    tokenizer.save(home / "tokenizer.jsonl")
+    parts = {"train": ("ja", "train", 6), "heldout/ja": ("ja", "heldout", 2), "heldout/en": ("en", "heldout", 2)}
+    for name, (language, split, count) in parts.items():
+        texts = (entry["text"][:400] for entry in itertools.islice(documents(language, split), count))
+        some = [Document(text, f"{name}/{i}", {"language": language}) for i, text in enumerate(texts)]
+        write_shards(some, tokenizer, home / name, progress=False)
+    return home
+
+
+@pytest.fixture(scope="session")
+def make_config(home):
+    """A function `(name, **fields) -> PretrainConfig` of runs that make the same updates."""
+
+    def make(name: str, **fields) -> PretrainConfig:
+        defaults = {
+            "model": preset(
+                "tiny", hidden_size=32, intermediate_size=32, num_hidden_layers=2, mamba_num_heads=2, vocab_size=320
+            ),
+            "tokenizer": home / "tokenizer.jsonl",
+            "data": DataConfig((MixtureItem(home / "train"),), sequence_length=32, batch_size=8, packing_bins=16),
+            "steps": 12,
+            "output": home / "runs",
+            "heldout": {language: home / "heldout" / language for language in ("ja", "en")},
+            "dtype": "float32",
+            "checkpoint_every": 4,
+            "evaluate_every": 6,
+            "log_every": 3,
+        }
+        return PretrainConfig(name=name, **(defaults | fields))
+
+    return make

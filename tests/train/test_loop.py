@@ -1,0 +1,181 @@
+"""Whole runs: what they leave behind, and that stopping one changes nothing about it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
+
+from plamo2_jax import checkpoint
+from plamo2_jax.config import preset
+from plamo2_jax.model.plamo2 import Plamo2, abstract_params
+from plamo2_jax.train.loop import TrainingError, pretrain
+from plamo2_jax.train.metrics import read_metrics
+
+
+def stop_after(step):
+    """Ends a run the way a scheduler does."""
+    return lambda done: signal.raise_signal(signal.SIGTERM) if done == step else None
+
+
+def record(config):
+    """The lines of a run's log without the clock's figures. JSON spells floats so that they read back to the same bits."""
+    clock = ("time", "tokens_per_second", "mfu")
+    lines = read_metrics(config.folder / "metrics.jsonl")
+    return [{name: value for name, value in line.items() if name not in clock} for line in lines]
+
+
+def params_of(config, step=None):
+    return checkpoint.restore_params(config.folder, abstract_params(Plamo2(config.model)), step)
+
+
+def assert_same_params(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(make_config):
+    """A run that was never stopped."""
+    config = make_config("uninterrupted")
+    outcome = pretrain(config)
+    return config, outcome
+
+
+def test_a_run_leaves_what_the_layout_says(uninterrupted):
+    config, outcome = uninterrupted
+    assert (outcome.step, outcome.signal) == (12, None)
+    assert checkpoint.steps(config.folder) == [4, 8, 12]
+    assert checkpoint.read_model_config(config.folder) == config.model
+    assert (config.folder / "tokenizer.jsonl").read_bytes() == config.tokenizer.read_bytes()
+    items = {path.name for path in (config.folder / "checkpoints" / "12").iterdir() if path.is_dir()}
+    assert items == {"params", "training", "data"}
+
+
+def test_every_step_has_a_line_and_every_evaluation(uninterrupted):
+    config, outcome = uninterrupted
+    lines = read_metrics(config.folder / "metrics.jsonl")
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
+    names = {"loss", "bits_per_byte", "grad_norm", "learning_rate", "z_loss", "tokens_per_second", "accuracy"}
+    assert all(names <= line.keys() for line in lines if "loss" in line)
+    measured = [line for line in lines if "heldout/ja/bits_per_byte" in line]
+    assert [line["step"] for line in measured] == [6, 12]
+    assert measured[-1]["heldout/en/bits_per_byte"] == outcome.heldout["en"].bits_per_byte
+    assert lines[0]["nats_per_token"] == pytest.approx(np.log(config.model.vocab_size), rel=0.02)
+
+
+def test_tensorboard_shows_the_same(uninterrupted):
+    config, _ = uninterrupted
+    events = EventAccumulator(str(config.folder / "tensorboard"), size_guidance={"tensors": 0}).Reload()
+    shown = {event.step: make_ndarray(event.tensor_proto).item() for event in events.Tensors("loss")}
+    written = {line["step"]: line["loss"] for line in record(config) if "loss" in line}
+    assert shown == pytest.approx(written)
+
+
+def test_a_run_stopped_twice_is_bit_identical(uninterrupted, make_config):
+    expected, _ = uninterrupted
+    config = make_config("stopped")
+    outcome = pretrain(config, on_step=stop_after(5))
+    assert (outcome.step, outcome.signal) == (5, signal.SIGTERM)
+    assert checkpoint.latest_step(config.folder) == 5
+    assert pretrain(config, on_step=stop_after(10)).step == 10
+    assert pretrain(config).step == 12
+    assert record(config) == record(expected)
+    assert_same_params(params_of(config), params_of(expected))
+    # A run that is complete has nothing left to do.
+    assert pretrain(config).step == 12
+
+
+def test_a_killed_run_keeps_its_log_and_resumes(uninterrupted, make_config, tmp_path):
+    """kill -9 in the middle: the log is whole lines, and going on drops those past the checkpoint instead of doubling them."""
+    expected, _ = uninterrupted
+    config = make_config("killed")
+    script = tmp_path / "run.py"
+    # The child waits for ever after step 7: past the checkpoint of step 4 and the log of step 6.
+    script.write_text(CHILD.format(name="killed", config=repr(str(tmp_path / "config.json"))))
+    (tmp_path / "config.json").write_text(json.dumps({"home": str(config.tokenizer.parent)}))
+    log = config.folder / "metrics.jsonl"
+    child = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL, cwd=os.path.dirname(__file__))
+    try:
+        deadline = time.monotonic() + 240
+        while not (log.exists() and len(log.read_bytes().splitlines()) >= 7 and checkpoint.latest_step(config.folder)):
+            assert child.poll() is None, "the run ended by itself"
+            assert time.monotonic() < deadline, "the run wrote no checkpoint"
+            time.sleep(0.05)
+    finally:
+        child.kill()
+        child.wait()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    # A line that was being written when the power went is passed over.
+    with log.open("a") as file:
+        file.write('{"step": 7, "loss": 5.')
+    assert pretrain(config).step == 12
+    assert record(config) == record(expected)
+    assert_same_params(params_of(config), params_of(expected))
+
+
+CHILD = """
+import json, pathlib, sys, time
+
+sys.path.insert(0, ".")
+import conftest
+from plamo2_jax.train.loop import pretrain
+
+home = pathlib.Path(json.loads(pathlib.Path({config}).read_text())["home"])
+config = conftest.make_config.__wrapped__(home)({name!r})
+pretrain(config, on_step=lambda step: time.sleep(600) if step == 7 else None)
+"""
+
+
+def test_another_configuration_does_not_resume(uninterrupted, make_config):
+    config, _ = uninterrupted
+    before = (config.folder / "config.json").read_bytes()
+    with pytest.raises(TrainingError, match=r"\(model\.rope_theta: 5\.0, not 10000\.0; seed: 1, not 0\)"):
+        pretrain(make_config("uninterrupted", seed=1, model=preset_like(config.model, rope_theta=5.0)))
+    assert (config.folder / "config.json").read_bytes() == before
+
+
+def preset_like(model, **changes):
+    fields = {name: getattr(model, name) for name in model.__dataclass_fields__}
+    return preset("tiny", **(fields | changes))
+
+
+def test_how_often_one_looks_may_change(uninterrupted, make_config):
+    outcome = pretrain(make_config("uninterrupted", log_every=1, evaluate_every=2, keep=5))
+    assert outcome.step == 12
+
+
+def test_a_run_starts_from_another_ones_parameters(uninterrupted, make_config):
+    config, _ = uninterrupted
+    continued = make_config("continued", init_from=config.folder, steps=1)
+    pretrain(continued)
+    final = [line for line in read_metrics(config.folder / "metrics.jsonl") if "loss" in line][-1]
+    first = read_metrics(continued.folder / "metrics.jsonl")[0]
+    assert first["loss"] < 1.01 * final["loss"]
+    assert first["loss"] < record(config)[0]["loss"]
+
+
+def test_a_diverging_run_stops_with_advice(make_config):
+    schedule = {"learning_rate": 1e30, "warmup": 0}
+    config = make_config("diverging", log_every=1)
+    config = type(config)(**{**vars(config), "schedule": type(config.schedule)(**schedule)})
+    with pytest.raises(TrainingError, match=r"step \d+: loss (nan|inf).* lower schedule\.learning_rate"):
+        pretrain(config)
+
+
+def test_a_missing_tokenizer_is_named(make_config, tmp_path):
+    with pytest.raises(TrainingError, match=r"PretrainConfig\.tokenizer=.*nowhere.* does not exist"):
+        pretrain(make_config("none", tokenizer=tmp_path / "nowhere"))
+
+
+def test_a_vocabulary_larger_than_the_model_is_named(make_config):
+    model = preset("tiny", num_hidden_layers=2, vocab_size=319)
+    with pytest.raises(ValueError, match=r"ModelConfig\.vocab_size=319 is not allowed.* 320 rows"):
+        pretrain(make_config("narrow", model=model))

@@ -1,0 +1,122 @@
+"""`plamo2 pretrain` and the configurations that come with the project."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from plamo2_jax.cli import pretrain as cli
+from plamo2_jax.cli.main import main
+from plamo2_jax.model.plamo2 import Plamo2, abstract_params, logical_axes
+from plamo2_jax.train.config import differences, to_json
+from plamo2_jax.train.optimizer import make_optimizer
+from plamo2_jax.train.schedule import make_schedule
+from plamo2_jax.train.state import TrainState
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.mark.parametrize("name", ["demo", "pretrain_1b", "pretrain_8b"])
+def test_the_configurations_can_be_planned(name):
+    """Shapes of the whole training state, with nothing allocated."""
+    config = cli.load_config(CONFIGS / f"{name}.py")
+    model = Plamo2(config.model)
+    optimizer = make_optimizer(config.optimizer, make_schedule(config.schedule, config.steps), logical_axes(model))
+    state = jax.eval_shape(lambda params: TrainState.create(params, optimizer, config.seed), abstract_params(model))
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == config.model.parameter_count()
+    # Adam keeps two more of everything, and the schedule and Adam a counter each.
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.opt_state)) == 2 * config.model.parameter_count() + 2
+
+
+@pytest.mark.parametrize("arguments", [["--help"], [str(CONFIGS / "demo.py"), "--help"]])
+def test_help_teaches(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["pretrain", *arguments])
+    assert ended.value.code == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for words in (
+        "CONFIG.py is a Python file",
+        "resumes a run that was stopped",
+        "--schedule.learning-rate",
+        "Peak learning rate.",
+        "--data.sequence-length",
+        "--model.hidden-size",
+        "keeps logits from drifting",
+    ):
+        assert words in text, words
+
+
+def write_config(make_config, folder, **fields):
+    """A config file that sets `config` to what the fixture makes."""
+    config = make_config("cli", **fields)
+    path = folder / "config.py"
+    path.write_text(
+        "from pathlib import *\n"
+        "from plamo2_jax.config import *\n"
+        "from plamo2_jax.data.pipeline import *\n"
+        "from plamo2_jax.train.config import *\n"
+        "from plamo2_jax.train.optimizer import *\n"
+        "from plamo2_jax.train.schedule import *\n"
+        f"config = {config!r}\n"
+    )
+    return path, config
+
+
+def test_overrides_reach_the_run_and_its_record(make_config, tmp_path, capsys):
+    path, config = write_config(make_config, tmp_path, steps=2, output=tmp_path)
+    arguments = ["--schedule.learning-rate", "0.002", "--name", "other", "--data.seed", "7"]
+    assert main(["pretrain", str(path), *arguments]) == 0
+    assert "held-out ja:" in capsys.readouterr().out
+    recorded = (tmp_path / "other" / "config.json").read_text()
+    expected = dataclasses.replace(
+        config,
+        name="other",
+        schedule=dataclasses.replace(config.schedule, learning_rate=0.002),
+        data=dataclasses.replace(config.data, seed=7),
+    )
+    recorded = {key: value for key, value in json.loads(recorded).items() if key != "tokenizer_fingerprint"}
+    assert recorded == json.loads(json.dumps(to_json(expected)))
+
+
+def test_errors_are_one_sentence(make_config, tmp_path, capsys):
+    path, _ = write_config(make_config, tmp_path)
+    for arguments, message in [
+        (["nowhere.py"], "nowhere.py is not a file"),
+        ([], "the first argument must be a config file"),
+        ([str(path), "--tokenizer", "missing.jsonl"], "PretrainConfig.tokenizer='missing.jsonl' does not exist"),
+    ]:
+        assert main(["pretrain", *arguments]) == 2
+        error = capsys.readouterr().err.strip()
+        assert message in error
+        assert "\n" not in error
+    empty = tmp_path / "empty.py"
+    empty.write_text("x = 1")
+    assert main(["pretrain", str(empty)]) == 2
+    assert "must set `config` to a PretrainConfig" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", "a/b"),
+        ("steps", 0),
+        ("accumulation", 3),
+        ("z_loss", -1.0),
+        ("dtype", "float16"),
+        ("keep", 0),
+        ("log_every", 0),
+    ],
+)
+def test_a_bad_field_is_named(make_config, field, value):
+    with pytest.raises(ValueError, match=rf"PretrainConfig\.{field}={value!r} is not allowed: it must be"):
+        make_config(**({"name": "run"} | {field: value}))
+
+
+def test_differences_are_dotted_and_leave_out_what_only_watches(make_config):
+    left = to_json(make_config("run"))
+    right = to_json(make_config("run", log_every=1, keep=9, z_loss=0.5))
+    assert differences(left, right) == ["z_loss: 0.0001, not 0.5"]
+    right["data"]["sequence_length"] = 64
+    assert differences(left, right) == ["data.sequence_length: 32, not 64", "z_loss: 0.0001, not 0.5"]
