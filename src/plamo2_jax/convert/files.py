@@ -36,6 +36,11 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: np.dtype
 
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
     def map(self, start: int, view: tuple[int, ...]) -> np.ndarray:
         """Elements [start, start + size of view) in the shape `view`, mapped, not read.
 

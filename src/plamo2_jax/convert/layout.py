@@ -42,6 +42,11 @@ class Part:
         return math.prod(self.view)
 
     @property
+    def inverse(self) -> tuple[int, ...]:
+        """The view's axis a is axis inverse[a] of ours."""
+        return tuple(self.order.index(axis) for axis in range(len(self.order)))
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one period of our parameter."""
         return tuple(self.view[axis] for axis in self.order)
@@ -57,6 +62,11 @@ class PublicTensor:
     """In the order of its rows."""
     other_shapes: tuple[tuple[int, ...], ...] = ()
     """Shapes of the same bytes that are accepted too."""
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
 
 
 def public_tensors(config: ModelConfig) -> list[PublicTensor]:

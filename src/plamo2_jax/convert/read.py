@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,11 @@ import ml_dtypes
 import numpy as np
 
 from plamo2_jax.config import ModelConfig
+from plamo2_jax.convert.blocks import Progress, blocks
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.files import CONFIG, StoredTensor, check_tensors, find_tensors, read_json
 from plamo2_jax.convert.layout import Part, public_tensors
 from plamo2_jax.model import Plamo2, abstract_params
-
-# Bytes read and put in our order at a time: small enough for the caches and to leave peak memory alone, large enough for disks.
-_BLOCK_BYTES = 16 << 20
 
 
 def read_public_config(folder: str | os.PathLike[str]) -> ModelConfig:
@@ -47,7 +47,7 @@ def read_params(
     *,
     dtype: Any = None,
     shardings: Any = None,
-    on_read: Callable[[int], None] | None = None,
+    on_read: Progress | None = None,
 ) -> dict:
     """Parameters from a folder of the public layout.
 
@@ -59,7 +59,7 @@ def read_params(
         dtype: of the parameters; None: that of the files (float32 if they mix float32 and bfloat16). float32 to bfloat16 rounds to
             nearest even.
         shardings: a `jax.sharding.Sharding` for all parameters or a tree of them; None: the first local device.
-        on_read: called with the number of bytes of every block read (for progress and for accounting).
+        on_read: called for every block read with its bytes and those of the whole model.
 
     Returns:
         The tree of `plamo2_jax.model.init_params`.
@@ -71,7 +71,8 @@ def read_params(
     tensors = public_tensors(config)
     stored = find_tensors(folder)
     check_tensors(folder, stored, tensors, config.tie_word_embeddings)
-    dtype = stored_dtype(stored) if dtype is None else np.dtype(dtype)
+    dtype = common_dtype(stored[tensor.name].dtype for tensor in tensors) if dtype is None else np.dtype(dtype)
+    total = sum(tensor.size * stored[tensor.name].dtype.itemsize for tensor in tensors)
 
     sources: dict[str, list[_Source]] = {}
     for tensor in tensors:
@@ -87,40 +88,42 @@ def read_params(
         shardings = dict.fromkeys(leaves, shardings)
     else:
         shardings = flax.traverse_util.flatten_dict(shardings, sep="/")
-    on_read = on_read or (lambda count: None)
+
+    def count(bytes_read: int) -> None:
+        if on_read:
+            on_read(bytes_read, total)
+
     params = {
-        path: _make_array(sources[path], leaf.shape, dtype, shardings[path], on_read) for path, leaf in leaves.items()
+        path: _make_array(sources[path], leaf.shape, dtype, shardings[path], count) for path, leaf in leaves.items()
     }
     return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
-def stored_dtype(stored: dict[str, StoredTensor]) -> np.dtype:
-    """The one dtype that holds every tensor exactly."""
-    dtypes = {tensor.dtype for tensor in stored.values()}
-    return np.dtype(ml_dtypes.bfloat16) if dtypes == {np.dtype(ml_dtypes.bfloat16)} else np.dtype(np.float32)
+def common_dtype(dtypes: Iterable[np.dtype]) -> np.dtype:
+    """The one dtype that holds values of all these exactly: bfloat16 if all are, else float32."""
+    bfloat16 = np.dtype(ml_dtypes.bfloat16)
+    return bfloat16 if set(dtypes) == {bfloat16} else np.dtype(np.float32)
 
 
+@dataclasses.dataclass(frozen=True)
 class _Source:
-    """One period of a parameter: a part of a stored tensor."""
+    """One period of a parameter: a part of a stored tensor, from element `start` on."""
 
-    def __init__(self, tensor: StoredTensor, start: int, part: Part):
-        self.tensor, self.start, self.part = tensor, start, part
+    tensor: StoredTensor
+    start: int
+    part: Part
 
-    def read_into(self, target: np.ndarray, index: tuple[slice, ...], on_read: Callable[[int], None]) -> None:
+    def read_into(self, target: np.ndarray, index: tuple[slice, ...], count: Callable[[int], None]) -> None:
         """Copy `index` of this period, in our axes, into `target`."""
-        order = self.part.order
-        mapped = self.tensor.map(self.start, self.part.view)[tuple(index[order.index(a)] for a in range(len(order)))]
-        target = target.transpose([order.index(a) for a in range(len(order))])
-        for rows in _blocks(mapped):
+        inverse = self.part.inverse
+        mapped = self.tensor.map(self.start, self.part.view)[tuple(index[axis] for axis in inverse)]
+        target = target.transpose(inverse)
+        for rows in blocks(mapped):
             # Read in file order first: to gather from the mapping in our order would fetch its pages again and again.
             block = np.ascontiguousarray(mapped[rows])
-            target[rows] = block
-            on_read(block.nbytes)
-
-
-def _blocks(array: np.ndarray) -> Iterator[slice]:
-    rows = max(1, _BLOCK_BYTES * len(array) // max(1, array.nbytes))
-    return (slice(start, start + rows) for start in range(0, len(array), rows))
+            with np.errstate(invalid="ignore"):  # a NaN is carried over, not an error
+                target[rows] = block
+            count(block.nbytes)
 
 
 def _make_array(
@@ -128,7 +131,7 @@ def _make_array(
     shape: tuple[int, ...],
     dtype: np.dtype,
     sharding: jax.sharding.Sharding,
-    on_read: Callable[[int], None],
+    count: Callable[[int], None],
 ) -> jax.Array:
     read: dict[tuple, np.ndarray] = {}
 
@@ -139,10 +142,10 @@ def _make_array(
             target = _aligned_empty(tuple(stop - start for start, stop, _ in bounds), dtype)
             inner = tuple(slice(start, stop) for start, stop, _ in bounds)
             if sources[0].part.period is None:
-                sources[0].read_into(target, inner, on_read)
+                sources[0].read_into(target, inner, count)
             else:
                 for i, period in enumerate(range(*bounds[0])):
-                    sources[period].read_into(target[i], inner[1:], on_read)
+                    sources[period].read_into(target[i], inner[1:], count)
             read[bounds] = target
         return read[bounds]
 
@@ -151,7 +154,7 @@ def _make_array(
 
 def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An empty array at a multiple of 64 bytes, which jax takes over on CPU where it would copy another."""
-    size = int(np.prod(shape)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
     return memory[start : start + size].view(dtype).reshape(shape)

@@ -1,0 +1,92 @@
+"""`plamo2 convert`: checkpoints of the public PLaMo 2 layout, both ways."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def from_hf(
+    source: Annotated[Path, tyro.conf.Positional],
+    output: Annotated[Path, tyro.conf.Positional],
+    *,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+) -> None:
+    """Read a folder of the public layout (config.json, safetensors, tokenizer.jsonl) and write a run folder of ours.
+
+    Only safetensors are read, never a pickle; no code that comes with the folder is run. Conversion without --dtype is exact to the bit.
+
+    Args:
+        source: Folder with config.json and model.safetensors, or model.safetensors.index.json and its files.
+        output: Run folder to make; it must not exist or be empty.
+        dtype: Of the parameters written; left out, that of the files. Training and inference read either into float32.
+    """
+    from plamo2_jax.convert.hf import from_public
+
+    with _progress("reading") as advance:
+        config = from_public(source, output, dtype=dtype, on_read=advance)
+    print(f"{output}: {config.parameter_count():,} parameters")
+
+
+def to_hf(
+    source: Annotated[Path, tyro.conf.Positional],
+    output: Annotated[Path, tyro.conf.Positional],
+    *,
+    step: int | None = None,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+    max_shard_size: str = "5GB",
+) -> None:
+    """Read a run folder and write a folder of the public layout, which other implementations open.
+
+    Args:
+        source: Run folder, such as runs/demo.
+        output: Folder to make; it must not exist or be empty.
+        step: Which checkpoint; left out, the newest.
+        dtype: Of the files; left out, that of the checkpoint.
+        max_shard_size: Bytes of tensors in one safetensors file: a number, or one with KB, MB, GB, KiB, MiB or GiB.
+    """
+    from plamo2_jax.convert.hf import to_public
+
+    size = parse_size(max_shard_size)
+    with _progress("writing") as advance:
+        config = to_public(source, output, step=step, dtype=dtype, max_shard_bytes=size, on_write=advance)
+    print(f"{output}: {config.parameter_count():,} parameters")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 5GB, 500 MiB or 1000000.
+
+    Raises:
+        ValueError: not such a size, or less than a byte.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text.strip())
+    unit = match and _UNITS.get(match[2].upper().removesuffix("B") + "B" if match[2] else "")
+    size = int(float(match[1]) * unit) if unit else 0
+    if size < 1:
+        raise ValueError(f"--max-shard-size {text!r} is not a size; it must be like 5GB, 500MiB or 1000000")
+    return size
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit="B", unit_scale=True, delay=1) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done)
+
+        yield advance
+
+
+def main(argv: list[str]) -> None:
+    """Runs `plamo2 convert from-hf|to-hf`."""
+    tyro.extras.subcommand_cli_from_dict({"from-hf": from_hf, "to-hf": to_hf}, args=argv, prog="plamo2 convert")

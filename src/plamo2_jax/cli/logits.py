@@ -1,0 +1,145 @@
+"""`plamo2 logits MODEL --input in.npz --output out.npz`: logits of given tokens, for comparing implementations."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from plamo2_jax.convert.load import LoadedModel
+
+# Positions whose logits are made at a time: 256 of a vocabulary of 100,000 are 100 MB.
+_BLOCK = 256
+
+
+def logits(
+    model: Annotated[Path, tyro.conf.Positional],
+    *,
+    input: Path,
+    output: Path,
+    step: int | None = None,
+    batch_size: int = 4,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> None:
+    """Logits of given tokens, for comparing implementations.
+
+    Writes an .npz with the array logits [b, t, v] float32: at every position those of the next token. Padding (segment 0) has logits
+    without meaning. Memory is bounded by the batch, not by the file.
+
+    Args:
+        model: A run folder, or a folder of the public layout.
+        input: An .npz with the array tokens [b, t] of integers and, if rows are packed or padded, segment_ids [b, t]: 0 padding,
+            1 and up the document. Nothing crosses from one document to the next.
+        output: The .npz to write.
+        step: Which checkpoint of a run folder; left out, the newest.
+        batch_size: Rows at a time.
+        dtype: Of the activations. Parameters and logits are float32 either way.
+    """
+    from plamo2_jax.convert.load import load_model
+
+    if batch_size < 1:
+        raise ValueError(f"--batch-size {batch_size} is not allowed; it must be at least 1")
+    if not output.parent.is_dir():
+        raise ValueError(f"--output {output}: the folder {output.parent} does not exist")
+    tokens, segment_ids = read_input(input)
+    loaded = load_model(model, step=step)
+    check_tokens(input, tokens, segment_ids, loaded.config.vocab_size)
+    write_logits(output, loaded, tokens, segment_ids, batch_size, dtype)
+    print(f"{output}: logits {[*tokens.shape, loaded.config.vocab_size]} float32")
+
+
+def read_input(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and segment ids [b, t] of an .npz; all segments are 1 where it has none.
+
+    Raises:
+        ValueError: no .npz, an array is missing, or of another shape or dtype.
+    """
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a readable .npz of plain arrays: {error}") from error
+    if "tokens" not in found:
+        raise ValueError(f"{path} has no array tokens; it has {', '.join(sorted(found)) or 'none'}")
+    tokens = found["tokens"]
+    segment_ids = found.get("segment_ids", np.ones(tokens.shape, np.int32))
+    for name, array in (("tokens", tokens), ("segment_ids", segment_ids)):
+        if array.dtype.kind not in "iu":
+            raise ValueError(f"{path}: {name} must be integers, not {array.dtype}")
+    if tokens.ndim != 2 or 0 in tokens.shape:
+        raise ValueError(f"{path}: tokens must have two axes [b, t], neither empty, not shape {tokens.shape}")
+    if segment_ids.shape != tokens.shape:
+        raise ValueError(f"{path}: segment_ids has shape {segment_ids.shape}; tokens has {tokens.shape}")
+    return tokens, segment_ids
+
+
+def check_tokens(path: Path, tokens: np.ndarray, segment_ids: np.ndarray, vocab_size: int) -> None:
+    """Raise ValueError, naming row and column, where an id lies outside the vocabulary or a segment id is out of range."""
+    import numpy as np
+
+    limits = (("tokens", tokens, vocab_size - 1), ("segment_ids", segment_ids, np.iinfo(np.int32).max))
+    for name, array, largest in limits:
+        wrong = np.argwhere((array < 0) | (array > largest))
+        if len(wrong):
+            row, column = wrong[0]
+            raise ValueError(
+                f"{path}: {name}[{row}, {column}] is {array[row, column]}; it must be from 0 to {largest}"
+                f" ({len(wrong)} value(s) are not)"
+            )
+
+
+def write_logits(
+    path: Path, loaded: LoadedModel, tokens: np.ndarray, segment_ids: np.ndarray, batch_size: int, dtype: str
+) -> None:
+    """Write the .npz block by block; it takes its name when it is whole."""
+    import jax
+    import numpy as np
+    from tqdm import tqdm
+
+    from plamo2_jax.model import Plamo2
+
+    model = Plamo2(loaded.config, dtype=np.dtype(dtype) if dtype == "float32" else jax.numpy.bfloat16)
+    features = jax.jit(lambda params, *args: model.apply({"params": params}, *args, method="features")[0])
+    project = jax.jit(lambda params, x: model.apply({"params": params}, x, method="logits"))
+    b, t = tokens.shape
+    shape = (b, t, loaded.config.vocab_size)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with (
+            zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive,
+            archive.open("logits.npy", "w", force_zip64=True) as file,
+            tqdm(total=b * t, desc="logits", unit="token", unit_scale=True, delay=1) as bar,
+        ):
+            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+            for start in range(0, b, batch_size):
+                rows = slice(start, start + batch_size)
+                batch = [_fill(array[rows].astype(np.int32), batch_size) for array in (tokens, segment_ids)]
+                x = features(loaded.params, *batch)
+                for row in range(len(tokens[rows])):
+                    for block in range(0, t, _BLOCK):
+                        y = project(loaded.params, x[row : row + 1, block : block + _BLOCK])
+                        file.write(np.ascontiguousarray(y, "<f4").data)
+                        bar.update(y.shape[1])
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _fill(rows: np.ndarray, batch_size: int) -> np.ndarray:
+    """Rows of padding behind the last ones, so that every batch has one shape and compiles once."""
+    import numpy as np
+
+    return np.pad(rows, ((0, batch_size - len(rows)), (0, 0)))
+
+
+def main(argv: list[str]) -> None:
+    """Runs `plamo2 logits`."""
+    tyro.cli(logits, args=argv, prog="plamo2 logits")

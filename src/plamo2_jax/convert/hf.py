@@ -1,0 +1,153 @@
+"""Whole folders, both ways: the public layout to a run folder and back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from plamo2_jax import checkpoint
+from plamo2_jax.config import ModelConfig
+from plamo2_jax.convert.blocks import Progress
+from plamo2_jax.convert.errors import ConvertError
+from plamo2_jax.convert.files import CONFIG
+from plamo2_jax.convert.load import is_run_folder, read_tokenizer
+from plamo2_jax.convert.read import common_dtype, read_params, read_public_config
+from plamo2_jax.convert.write import write_params
+from plamo2_jax.model import Plamo2, abstract_params
+from plamo2_jax.tokenizer.tokenizer import PAD, UNK, Tokenizer
+
+
+def from_public(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    dtype: Any = None,
+    shardings: Any = None,
+    on_read: Progress | None = None,
+) -> ModelConfig:
+    """Read a folder of the public layout and write a run folder that holds the model at step 0.
+
+    Args:
+        source: folder with config.json and safetensors; its tokenizer.jsonl, if any, comes along.
+        output: run folder to make; it must not exist or be empty.
+        dtype: of the parameters; None: that of the files.
+        shardings: where parameters are held meanwhile; see `read_params`.
+        on_read: see `read_params`.
+
+    Returns:
+        The shape of the model.
+
+    Raises:
+        ValueError: something is missing, damaged or of another shape; the message names it, and nothing is left behind.
+    """
+    source, output = Path(source), Path(output)
+    refuse_occupied(output)
+    if is_run_folder(source):
+        raise ConvertError(f"{source} is a run folder already; from-hf reads folders of the public layout")
+    config = read_public_config(source)
+    tokenizer = read_tokenizer(source, config)
+    params = read_params(source, config, dtype=dtype, shardings=shardings, on_read=on_read)
+    checkpoint.save_model(output, config, params, tokenizer)
+    return config
+
+
+def to_public(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    dtype: Any = None,
+    max_shard_bytes: int = 5_000_000_000,
+    on_write: Progress | None = None,
+) -> ModelConfig:
+    """Read a run folder and write a folder of the public layout.
+
+    Args:
+        source: run folder.
+        output: folder to make; it must not exist or be empty.
+        step: which checkpoint; None: the newest.
+        dtype: of the files, float32 or bfloat16; None: that of the checkpoint.
+        max_shard_bytes: bytes of tensors in one safetensors file.
+        on_write: see `write_params`.
+
+    Returns:
+        The shape of the model.
+
+    Raises:
+        ValueError: something is missing, damaged or of another shape; the message names it, and nothing is left behind.
+    """
+    source, output = Path(source), Path(output).absolute()
+    refuse_occupied(output)
+    if not is_run_folder(source):
+        raise ConvertError(f"{source} is of the public layout already; to-hf reads run folders")
+    config = checkpoint.read_model_config(source)
+    tokenizer = read_tokenizer(source, config)
+    dtype = np.dtype(checkpoint_dtype(source, step) if dtype is None else dtype)
+    params = checkpoint.restore_params(
+        source,
+        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), abstract_params(Plamo2(config))),
+        step,
+    )
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        write_params(partial, config, params, dtype=dtype, max_shard_bytes=max_shard_bytes, on_write=on_write)
+        checkpoint.write_json(partial / CONFIG, {**config.to_hf(), "torch_dtype": dtype.name})
+        checkpoint.write_json(partial / "generation_config.json", _generation_config(config))
+        if tokenizer is not None:
+            tokenizer.save(partial)
+            checkpoint.write_json(partial / "tokenizer_config.json", _tokenizer_config(config, tokenizer))
+        os.replace(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return config
+
+
+def refuse_occupied(folder: Path) -> None:
+    """Raise ConvertError where there is something already, before any work is done."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConvertError(f"{folder} exists already; give a folder that does not exist or is empty")
+
+
+def checkpoint_dtype(folder: Path, step: int | None = None) -> np.dtype:
+    """The one dtype that holds every parameter of a checkpoint exactly."""
+    path = checkpoint.step_folder(folder, step) / checkpoint.PARAMS
+    try:
+        metadata = ocp.StandardCheckpointHandler().metadata(path)
+    except (ValueError, OSError) as error:
+        raise ConvertError(f"{path} is incomplete or damaged: {error}") from error
+    return common_dtype(np.dtype(leaf.dtype) for leaf in jax.tree.leaves(metadata.tree))
+
+
+def _generation_config(config: ModelConfig) -> dict[str, Any]:
+    ids = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return {name: value for name, value in ids.items() if value is not None}
+
+
+def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    def token(id: int | None) -> str | None:
+        return tokenizer.tokens[id] if id is not None and id < tokenizer.vocab_size else None
+
+    present = {name: name if name in tokenizer.tokens else None for name in (PAD, UNK)}
+    return {
+        "tokenizer_class": "Plamo2Tokenizer",
+        # Takes effect once the public repository's tokenization_plamo.py is put beside it.
+        "auto_map": {"AutoTokenizer": ["tokenization_plamo.Plamo2Tokenizer", None]},
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "bos_token": token(config.bos_token_id),
+        "eos_token": token(config.eos_token_id),
+        "pad_token": token(config.pad_token_id) or present[PAD],
+        "unk_token": present[UNK],
+        "cls_token": None,
+        "sep_token": None,
+        "mask_token": None,
+        "clean_up_tokenization_spaces": False,
+    }

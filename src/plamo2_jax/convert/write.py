@@ -1,0 +1,136 @@
+"""From parameters to the public layout: safetensors files written tensor by tensor, a file at a time.
+
+safetensors' own writer wants a whole file's tensors in memory at once; a shard may be as large as the model. Its format is a length, a JSON
+header and the bytes, so the header is written from the shapes and the bytes follow as they are made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import numpy as np
+
+from plamo2_jax.config import ModelConfig
+from plamo2_jax.convert.blocks import Progress, blocks
+from plamo2_jax.convert.errors import ConvertError
+from plamo2_jax.convert.files import DTYPES, INDEX, SINGLE
+from plamo2_jax.convert.layout import Part, PublicTensor, public_tensors
+from plamo2_jax.model import Plamo2, abstract_params
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One file to write."""
+
+    name: str
+    tensors: tuple[PublicTensor, ...]
+
+    def bytes(self, dtype: np.dtype) -> int:
+        """Bytes of its tensors."""
+        return sum(tensor.size for tensor in self.tensors) * dtype.itemsize
+
+
+def plan_shards(tensors: Sequence[PublicTensor], dtype: np.dtype, max_shard_bytes: int) -> list[Shard]:
+    """Files for these tensors, in their order, none above `max_shard_bytes` unless one tensor alone is."""
+    groups: list[list[PublicTensor]] = [[]]
+    size = 0
+    for tensor in tensors:
+        added = tensor.size * dtype.itemsize
+        if groups[-1] and size + added > max_shard_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(tensor)
+        size += added
+    if len(groups) == 1:
+        return [Shard(SINGLE, tuple(groups[0]))]
+    return [Shard(f"model-{i:05}-of-{len(groups):05}.safetensors", tuple(group)) for i, group in enumerate(groups, 1)]
+
+
+def write_params(
+    folder: Path,
+    config: ModelConfig,
+    params: Any,
+    *,
+    dtype: Any,
+    max_shard_bytes: int,
+    on_write: Progress | None = None,
+) -> None:
+    """Write parameters into an existing folder as model.safetensors, or as shards with model.safetensors.index.json.
+
+    Args:
+        folder: where the files go.
+        config: shape of the model.
+        params: the tree of `plamo2_jax.model.init_params`, all of it on this process's devices or in NumPy.
+        dtype: float32 or bfloat16; of the files.
+        max_shard_bytes: bytes of tensors in a file, unless a single tensor is larger.
+        on_write: called for every block written with its bytes and those of the whole model.
+
+    Raises:
+        ConvertError: `params` is not of this model, or dtype or shard size is not allowed.
+    """
+    dtype = np.dtype(dtype)
+    if dtype not in _NAMES:
+        raise ConvertError(f"dtype {dtype} is not allowed; it must be float32 or bfloat16")
+    if max_shard_bytes < 1:
+        raise ConvertError(f"max shard size {max_shard_bytes} is not allowed; it must be at least 1 byte")
+    leaves = flax.traverse_util.flatten_dict(params, sep="/")
+    _check(config, leaves)
+    shards = plan_shards(public_tensors(config), dtype, max_shard_bytes)
+    total = sum(shard.bytes(dtype) for shard in shards)
+    for shard in shards:
+        with (folder / shard.name).open("wb") as file:
+            file.write(header(shard.tensors, dtype))
+            for tensor in shard.tensors:
+                for part in tensor.parts:
+                    for block in _public_blocks(leaves[part.path], part, dtype):
+                        file.write(block.reshape(-1).view(np.uint8).data)
+                        if on_write:
+                            on_write(block.nbytes, total)
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": total},
+            "weight_map": dict(sorted((tensor.name, shard.name) for shard in shards for tensor in shard.tensors)),
+        }
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def header(tensors: Sequence[PublicTensor], dtype: np.dtype) -> bytes:
+    """The beginning of a safetensors file that holds these tensors in this order: length, JSON, padding to 8 bytes."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in tensors:
+        start, end = end, end + tensor.size * dtype.itemsize
+        entries[tensor.name] = {"dtype": _NAMES[dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _public_blocks(leaf: Any, part: Part, dtype: np.dtype) -> Iterator[np.ndarray]:
+    """A part in public order, in contiguous blocks of rows."""
+    ours = np.asarray(leaf)  # on CPU the array itself, not a copy
+    ours = ours if part.period is None else ours[part.period]
+    public = ours.transpose(part.inverse)
+    for rows in blocks(public):
+        with np.errstate(invalid="ignore"):  # a NaN is carried over, not an error
+            block = np.ascontiguousarray(public[rows].astype(dtype, copy=False))
+        yield block
+
+
+def _check(config: ModelConfig, leaves: dict[str, Any]) -> None:
+    wanted = flax.traverse_util.flatten_dict(abstract_params(Plamo2(config)), sep="/")
+    if different := sorted(wanted.keys() ^ leaves.keys()):
+        raise ConvertError(
+            f"the parameters are not those of the config; in one of the two only: {', '.join(different[:5])}"
+        )
+    for path, leaf in wanted.items():
+        if leaves[path].shape != leaf.shape:
+            raise ConvertError(f"parameter {path} has shape {leaves[path].shape}; the config wants {leaf.shape}")
