@@ -1,0 +1,151 @@
+"""Choosing the next token: pure functions of logits.
+
+Steps compose in the order that users of HF Transformers know: repetition penalty, temperature, top-k, top-p (of what top-k left,
+renormalised), min-p, draw. A temperature of 0 takes the largest logit after the penalty: no filter removes it.
+
+Every row draws with its own key, and noise belongs to the token id, not to its rank: a row's token depends neither on its
+neighbours in the batch nor on how near-ties were ordered.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is chosen. The defaults draw from the model's own distribution.
+
+    Raises:
+        ValueError: a field is out of its range; the message names the field, its value and what is allowed.
+    """
+
+    temperature: float = 1.0
+    """Divides the logits; 0: always the likeliest token."""
+    top_k: int | None = None
+    """Draw among the k likeliest tokens; of equals the lower ids. None: among all."""
+    top_p: float = 1.0
+    """Draw among the likeliest tokens that together reach this probability: the first that reaches it is still in."""
+    min_p: float = 0.0
+    """Draw among tokens at least this fraction as likely as the likeliest."""
+    repetition_penalty: float = 1.0
+    """Above 1 makes tokens of the prompt and of the text so far less likely (Keskar et al., CTRL, arXiv:1909.05858)."""
+
+    def __post_init__(self) -> None:
+        top_k = self.top_k
+        whole = isinstance(top_k, int) and not isinstance(top_k, bool) and top_k >= 1
+        positive = self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty)
+        self._require("temperature", self.temperature >= 0 and math.isfinite(self.temperature), "0 or positive")
+        self._require("top_k", top_k is None or whole, "none or an integer of at least 1")
+        self._require("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
+        self._require("min_p", 0 <= self.min_p <= 1, "from 0 to 1")
+        self._require("repetition_penalty", positive, "positive")
+
+    def _require(self, name: str, condition: bool, allowed: str) -> None:
+        if not condition:
+            raise ValueError(f"SamplingConfig.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
+
+
+def penalize_repetition(logits: Float[Array, "b v"], seen: Bool[Array, "b v"], penalty: float) -> Float[Array, "b v"]:
+    """Divide positive logits of seen tokens by `penalty`, multiply the others by it (arXiv:1909.05858)."""
+    return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def apply_temperature(logits: Float[Array, "b v"], temperature: float) -> Float[Array, "b v"]:
+    """Logits over a positive temperature, less the row's largest so that a tiny temperature cannot overflow."""
+    return (logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature
+
+
+def _keep_down_to(
+    logits: Float[Array, "b v"], value: Float[Array, " b"], token: Int[Array, " b"]
+) -> Float[Array, "b v"]:
+    """Drop what comes after (value, token) in the order of falling logits, equals by rising id."""
+    value, token = value[:, None], token[:, None]
+    kept = (logits > value) | ((logits == value) & (jnp.arange(logits.shape[-1]) <= token))
+    return jnp.where(kept, logits, -jnp.inf)
+
+
+def keep_top_k(logits: Float[Array, "b v"], k: int) -> Float[Array, "b v"]:
+    """Logits of the k likeliest tokens, -inf elsewhere."""
+    values, tokens = jax.lax.top_k(logits, min(k, logits.shape[-1]))
+    return _keep_down_to(logits, values[:, -1], tokens[:, -1])
+
+
+def keep_top_p(logits: Float[Array, "b v"], p: float, *, among: int | None = None) -> Float[Array, "b v"]:
+    """Logits of the fewest likeliest tokens whose probability reaches p (at least one), -inf elsewhere.
+
+    `among`: how many logits are above -inf at most, where the caller knows: spares sorting the whole vocabulary.
+    (Holtzman et al., arXiv:1904.09751.)
+    """
+    v = logits.shape[-1]
+    values, tokens = jax.lax.top_k(logits, v if among is None else min(among, v))
+    probabilities = jax.nn.softmax(values, axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    last = jnp.maximum(jnp.sum(before < p, axis=-1, keepdims=True) - 1, 0)
+
+    def at_last(x):
+        return jnp.take_along_axis(x, last, axis=-1)[:, 0]
+
+    return _keep_down_to(logits, at_last(values), at_last(tokens))
+
+
+def keep_min_p(logits: Float[Array, "b v"], p: float) -> Float[Array, "b v"]:
+    """Logits of tokens whose probability is at least p times the largest, -inf elsewhere (arXiv:2407.01082). p > 0."""
+    return jnp.where(logits >= jnp.max(logits, axis=-1, keepdims=True) + math.log(p), logits, -jnp.inf)
+
+
+def filter_logits(
+    logits: Float[Array, "b v"], config: SamplingConfig, seen: Bool[Array, "b v"] | None = None
+) -> Float[Array, "b v"]:
+    """The logits that a draw at a positive temperature is made from: penalty, temperature, top-k, top-p, min-p."""
+    if config.repetition_penalty != 1.0:
+        if seen is None:
+            raise ValueError(
+                f"a repetition_penalty={config.repetition_penalty} needs the mask of tokens seen [b, v]; it is None"
+            )
+        logits = penalize_repetition(logits, seen, config.repetition_penalty)
+    if config.temperature == 0:
+        return logits
+    logits = apply_temperature(logits, config.temperature)
+    if config.top_k is not None:
+        logits = keep_top_k(logits, config.top_k)
+    if config.top_p < 1:
+        logits = keep_top_p(logits, config.top_p, among=config.top_k)
+    if config.min_p > 0:
+        logits = keep_min_p(logits, config.min_p)
+    return logits
+
+
+def sample(
+    logits: Float[Array, "b v"],
+    keys: Key[Array, " b"],
+    config: SamplingConfig,
+    seen: Bool[Array, "b v"] | None = None,
+) -> tuple[Int[Array, " b"], Float[Array, " b"]]:
+    """One token a row.
+
+    Args:
+        logits: float32; -inf forbids a token.
+        keys: a random key a row, unused at temperature 0.
+        config: static under jit.
+        seen: tokens of the prompt and the text so far; needed with a repetition penalty.
+
+    Returns:
+        Token ids i32, and their log-probabilities in nats under `logits` as given, before any of the config's steps.
+
+    Raises:
+        ValueError: a repetition penalty without `seen`.
+    """
+    filtered = filter_logits(logits, config, seen)
+    if config.temperature == 0:
+        tokens = jnp.argmax(filtered, axis=-1)
+    else:
+        tokens = jax.vmap(jax.random.categorical)(keys, filtered)
+    tokens = tokens.astype(jnp.int32)
+    logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), tokens[:, None], axis=-1)
+    return tokens, logprobs[:, 0]
