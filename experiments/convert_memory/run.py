@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--preset", default="plamo-2-1b")
     parser.add_argument("--scratch", type=Path, help="folder for the checkpoints; default: a temporary one")
     parser.add_argument("--shard-bytes", type=int, default=2_000_000_000)
+    parser.add_argument("--label", default="bounded", help="key of this run in results.json; other runs there are kept")
     parser.add_argument("--output", type=Path, default=HERE / "results.json")
     arguments = parser.parse_args()
     config = preset(arguments.preset)
@@ -130,7 +131,8 @@ def main() -> None:
         | {name: version(name) for name in ("jax", "orbax-checkpoint", "tensorstore", "safetensors", "numpy")},
         "rows": rows,
     }
-    arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+    runs = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    arguments.output.write_text(json.dumps({**runs, arguments.label: results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
