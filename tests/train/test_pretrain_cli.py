@@ -118,5 +118,5 @@ def test_differences_are_dotted_and_leave_out_what_only_watches(make_config):
     left = to_json(make_config("run"))
     right = to_json(make_config("run", log_every=1, keep=9, z_loss=0.5))
     assert differences(left, right) == ["z_loss: 0.0001, not 0.5"]
-    right["data"]["sequence_length"] = 64
+    right["data"] |= {"sequence_length": 64, "read_threads": 0}
     assert differences(left, right) == ["data.sequence_length: 32, not 64", "z_loss: 0.0001, not 0.5"]

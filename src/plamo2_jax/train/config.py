@@ -83,8 +83,22 @@ class PretrainConfig:
         return self.output / self.name
 
 
-# What may change between two starts of one run: where it lies, what is watched and how often, but nothing that changes an update.
-WATCHING = frozenset({"output", "init_from", "heldout", "checkpoint_every", "keep", "evaluate_every", "log_every"})
+# What may change between two starts of one run: where things lie, what is watched and how often, how data are read ahead; nothing that
+# changes an update. (The tokenizer is compared by its fingerprint.)
+FREE_TO_CHANGE = frozenset(
+    {
+        "output",
+        "init_from",
+        "tokenizer",
+        "heldout",
+        "checkpoint_every",
+        "keep",
+        "evaluate_every",
+        "log_every",
+        "data.prefetch_batches",
+        "data.read_threads",
+    }
+)
 
 
 def to_json(config: Any) -> Any:
@@ -99,12 +113,12 @@ def to_json(config: Any) -> Any:
 
 
 def differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
-    """Where two configurations in JSON form differ: one `field: ours, not theirs` for each field, dotted."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        found = []
-        for key in sorted(ours.keys() | theirs.keys()):
-            if not name and key in WATCHING:
-                continue
-            found += differences(ours.get(key), theirs.get(key), f"{name}.{key}" if name else key)
-        return found
-    return [] if ours == theirs else [f"{name}: {ours!r}, not {theirs!r}"]
+    """Where two configurations in JSON form differ, but for what is free to change: `field: ours, not theirs`, dotted."""
+    if name in FREE_TO_CHANGE or ours == theirs:
+        return []
+    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
+        return [f"{name}: {ours!r}, not {theirs!r}"]
+    found = []
+    for key in sorted(ours.keys() | theirs.keys()):
+        found += differences(ours.get(key), theirs.get(key), f"{name}.{key}" if name else key)
+    return found

@@ -152,7 +152,8 @@ def pretrain(config: PretrainConfig, *, on_step: Callable[[int], None] | None = 
                 stopping, complete = stop.signal is not None, step == config.steps
                 saving = complete or stopping or step % config.checkpoint_every == 0
                 # Whoever asks a process to end may not wait for a pass over the held-out text.
-                evaluating = complete or (step % config.evaluate_every == 0 and not stopping)
+                due = complete or (step % config.evaluate_every == 0 and not stopping)
+                evaluating = due and bool(config.heldout)
                 if evaluating or saving or step % config.log_every == 0:
                     progress.set_postfix(window.write(log))
                 if evaluating:
