@@ -95,7 +95,9 @@ def _scan_chunks(x, dt, A, B, C, segments, initial_state):
     y = jnp.moveaxis(dot("bcguij,bcgujp->bcguip", weights, heads), 4, 2)
 
     # What each chunk adds to the state, and how much of the state it lets through.
-    added = dot("bcjgn,bcjgz->bcgnz", B, wide(jnp.exp(cum[:, :, -1:] - cum) * dt * leaves[..., None, None]))
+    # Masked before exp: the difference of two segments' sums can be large and positive.
+    to_end = jnp.exp(jnp.where(leaves[..., None, None], cum[:, :, -1:] - cum, -jnp.inf))
+    added = dot("bcjgn,bcjgz->bcgnz", B, wide(to_end * dt))
     through = jnp.exp(cum[:, :, -1]) * enters[:, :, -1, None, None]
 
     def pass_on(state, chunk):

@@ -161,6 +161,18 @@ def test_extreme_steps_and_decays_stay_finite_and_right(rng, dt, decay):
     assert error(state, expected[1]) < 1e-4
 
 
+def test_a_long_fast_decaying_document_before_a_short_one_in_a_chunk_stays_finite(rng):
+    """Log-decays of the two differ by far more than float32's exponent holds."""
+    args = jax.tree.map(np.float32, {**arguments(rng), "dt": np.full((B, T, H), 5.0), "A": np.full(H, -30.0)})
+    segment_ids = np.tile(segments_from([(1, 30), (1, 2), (0, 1), (1, 4)]), (B, 1))
+    cotangents = (np.ones((B, T, H, P), np.float32), np.ones((B, H, P, N), np.float32))
+    grads = gradients(args, segment_ids, cotangents, "xla", 64)
+    expected = gradients(args, segment_ids, cotangents, "reference")
+    for name in NAMES:
+        assert np.isfinite(grads[name]).all(), name
+        np.testing.assert_allclose(grads[name], expected[name], rtol=1e-4, atol=1e-4, err_msg=name)
+
+
 def test_bfloat16_inputs_keep_a_float32_state(rng):
     args = arguments(rng)
     half = {**args, **{n: jnp.asarray(args[n], jnp.bfloat16) for n in ("x", "B", "C")}}
