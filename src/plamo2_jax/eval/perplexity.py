@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,31 +50,44 @@ class HeldOut:
         }
 
 
-def token_nats(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """-ln p of each target, and the log of the softmax's normaliser, both [b, t] float32; logits [b, t, v], targets [b, t]."""
+class Prediction(NamedTuple):
+    """What logits say of their targets."""
+
+    nats: jax.Array
+    """-ln p of each target [b, t] float32."""
+    log_z: jax.Array
+    """Log of the softmax's normaliser [b, t] float32."""
+    correct: jax.Array
+    """Whether no other token is likelier [b, t] bool."""
+
+
+def predict(logits: jax.Array, targets: jax.Array) -> Prediction:
+    """Nats, normaliser and first choices in float32; logits [b, t, v], targets [b, t]."""
     logits = logits.astype(jnp.float32)
     log_z = jax.nn.logsumexp(logits, axis=-1)
-    return log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0], log_z
+    # A masked sum instead of a gather, whose gradient would be a scatter into zeros of the logits' size.
+    chosen = targets[..., None] == jnp.arange(logits.shape[-1])
+    target_logits = jnp.sum(jnp.where(chosen, logits, 0), axis=-1)
+    return Prediction(log_z - target_logits, log_z, target_logits >= jnp.max(logits, axis=-1))
 
 
 def prediction_sums(
-    logits: jax.Array, nats: jax.Array, targets: jax.Array, weights: jax.Array, byte_lengths: jax.Array
+    prediction: Prediction, targets: jax.Array, weights: jax.Array, byte_lengths: jax.Array
 ) -> dict[str, jax.Array]:
     """Scalar float32 sums over the targets of non-zero weight: nats, tokens, bytes and correct first choices.
 
     Args:
-        logits: [b, t, v].
-        nats: [b, t], from `token_nats`.
+        prediction: from `predict`.
         targets: [b, t] int32.
         weights: [b, t]; 0 leaves a position out, any other value counts it once.
         byte_lengths: [v] int32, UTF-8 bytes each token stands for.
     """
     counted = weights != 0
     sums = {
-        "nats": nats,
-        "tokens": jnp.ones_like(nats),
+        "nats": prediction.nats,
+        "tokens": jnp.ones_like(prediction.nats),
         "bytes": byte_lengths[targets],
-        "correct": jnp.argmax(logits, axis=-1) == targets,
+        "correct": prediction.correct,
     }
     return {name: jnp.sum(jnp.where(counted, value, 0), dtype=jnp.float32) for name, value in sums.items()}
 
@@ -92,8 +105,8 @@ def make_evaluator(
     @jax.jit
     def batch_sums(params: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         logits, _ = model.apply({"params": params}, batch["tokens"], batch["segment_ids"], batch["positions"])
-        nats, _ = token_nats(logits, batch["targets"])
-        return prediction_sums(logits, nats, batch["targets"], batch["loss_weights"], jnp.asarray(byte_lengths))
+        prediction = predict(logits, batch["targets"])
+        return prediction_sums(prediction, batch["targets"], batch["loss_weights"], jnp.asarray(byte_lengths))
 
     def evaluate(params: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> HeldOut:
         pending = [batch_sums(params, batch) for batch in batches]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from plamo2_jax.eval.perplexity import prediction_sums, token_nats
+from plamo2_jax.eval.perplexity import Prediction, predict, prediction_sums
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -28,7 +28,7 @@ class Objective(Protocol):
 
 def cross_entropy(
     logits: jax.Array, targets: jax.Array, weights: jax.Array, z_loss: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, Prediction, jax.Array]:
     """Weighted next-token cross-entropy with z-loss, in float32.
 
     The z-loss, z_loss * log(Z)^2 with Z the softmax's normaliser, keeps logits from drifting (PaLM, arXiv:2204.02311, section 5).
@@ -40,12 +40,12 @@ def cross_entropy(
         z_loss: coefficient of the z-loss.
 
     Returns:
-        The mean loss (a scalar, 0 where all weights are 0), the nats of each target [b, t] and the weighted sum of log(Z)^2.
+        The mean loss (a scalar, 0 where all weights are 0), what the logits say of each target, and the weighted sum of log(Z)^2.
     """
-    nats, log_z = token_nats(logits, targets)
-    z = jnp.sum(weights * jnp.square(log_z))
-    total = jnp.sum(weights * nats) + z_loss * z
-    return total / jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny), nats, z
+    prediction = predict(logits, targets)
+    z = jnp.sum(weights * jnp.square(prediction.log_z))
+    total = jnp.sum(weights * prediction.nats) + z_loss * z
+    return total / jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny), prediction, z
 
 
 def next_token(model: nn.Module, byte_lengths: jax.Array, z_loss: float = 0.0) -> Objective:
@@ -65,8 +65,8 @@ def next_token(model: nn.Module, byte_lengths: jax.Array, z_loss: float = 0.0) -
         del rng  # The model has no dropout.
         logits, _ = model.apply({"params": params}, batch["tokens"], batch["segment_ids"], batch["positions"])
         weights = batch["loss_weights"]
-        loss, nats, z = cross_entropy(logits, batch["targets"], weights, z_loss)
-        sums = prediction_sums(logits, nats, batch["targets"], weights, byte_lengths)
+        loss, prediction, z = cross_entropy(logits, batch["targets"], weights, z_loss)
+        sums = prediction_sums(prediction, batch["targets"], weights, byte_lengths)
         return loss, {"weight": jnp.sum(weights), "z_loss": z_loss * z, **sums}
 
     return objective
