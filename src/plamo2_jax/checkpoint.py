@@ -13,6 +13,7 @@ a step under a temporary name and renames it when it is whole, so a killed job l
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
@@ -29,6 +31,9 @@ CONFIG = "config.json"
 TOKENIZER = "tokenizer.jsonl"
 CHECKPOINTS = "checkpoints"
 PARAMS = "params"
+
+# Stored arrays are cut into chunks of this size. With Orbax's default, one chunk an array, the owner of a slice would read all of it.
+_CHUNK_BYTES = 64 << 20
 
 
 class CheckpointError(ValueError):
@@ -121,8 +126,10 @@ def save_model(
             tokenizer.save(partial / TOKENIZER)
     _barrier("save_model: folder made")
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
-    with ocp.CheckpointManager(partial / CHECKPOINTS, options=options, item_names=(PARAMS,)) as manager:
-        manager.save(0, args=ocp.args.Composite(**{PARAMS: ocp.args.StandardSave(params)}))
+    chunked = jax.tree.map(lambda leaf: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), params)
+    handlers = {PARAMS: _frugal_handler(params)}
+    with ocp.CheckpointManager(partial / CHECKPOINTS, options=options, item_handlers=handlers) as manager:
+        manager.save(0, args=ocp.args.Composite(**{PARAMS: ocp.args.StandardSave(params, save_args=chunked)}))
     _barrier("save_model: parameters written")
     if jax.process_index() == 0:
         os.replace(partial, folder)
@@ -149,8 +156,8 @@ def restore_params(folder: str | os.PathLike[str], abstract_params: Any, step: i
     abstract_params = jax.tree.map(_with_sharding, abstract_params)
     metadata = _read(path, lambda: ocp.StandardCheckpointHandler().metadata(path))
     _compare(path, metadata.tree, abstract_params)
-    with ocp.StandardCheckpointer() as checkpointer:
-        return _read(path, lambda: checkpointer.restore(path, abstract_params))
+    with ocp.Checkpointer(_frugal_handler(metadata.tree, abstract_params)) as checkpointer:
+        return _read(path, lambda: checkpointer.restore(path, args=ocp.args.StandardRestore(abstract_params)))
 
 
 def step_folder(folder: str | os.PathLike[str], step: int | None = None) -> Path:
@@ -173,6 +180,14 @@ def model_json(config: ModelConfig) -> dict[str, Any]:
     """A ModelConfig as `read_model_config` reads it back: public field names, JSON types."""
     fields = {name: getattr(config, name) for name in config.__dataclass_fields__}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
+def _frugal_handler(*trees: Any) -> ocp.StandardCheckpointHandler:
+    """A handler that works on about one array at a time; by default Orbax's buffers beside the arrays come to the model's size again."""
+    sizes = [math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for tree in trees for leaf in jax.tree.leaves(tree)]
+    # It refuses an array that is not smaller than the limit; reading counts whole chunks.
+    gigabytes = (1.1 * max(sizes, default=0) + 2 * _CHUNK_BYTES) / 1e9
+    return ocp.StandardCheckpointHandler(save_concurrent_gb=gigabytes, restore_concurrent_gb=gigabytes)
 
 
 def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:
