@@ -62,6 +62,12 @@ def test_min_p_keeps_those_near_the_likeliest(logits, p):
     assert kept(keep_min_p(logits, p)) == want
 
 
+def test_both_zeros_are_equals():
+    zeros = np.array([[-0.0, 0.0, -0.0, -1.0]], np.float32)
+    assert kept(keep_top_k(zeros, 2)) == [{0, 1}]
+    assert kept(keep_top_p(zeros, 0.1)) == [{0}]
+
+
 def test_filters_leave_what_they_keep_unchanged(logits):
     for filtered in (keep_top_k(logits, 5), keep_top_p(logits, 0.7), keep_min_p(logits, 0.1)):
         filtered = np.asarray(filtered)
