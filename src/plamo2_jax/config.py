@@ -94,7 +94,10 @@ class ModelConfig:
     """Padding."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "full_attention_idx", tuple(sorted(self.full_attention_idx)))
+        layers = self.full_attention_idx
+        listed = isinstance(layers, tuple | list) and all(map(_is_int, layers))
+        self._require("full_attention_idx", listed, "a list of layer numbers")
+        object.__setattr__(self, "full_attention_idx", tuple(sorted(layers)))
         for name in (
             "hidden_size",
             "num_hidden_layers",
@@ -246,8 +249,6 @@ class ModelConfig:
             del values["full_attention_idx"]
         if values.get("rope_theta", 0) is None:
             del values["rope_theta"]
-        if "full_attention_idx" in values:
-            values["full_attention_idx"] = tuple(values["full_attention_idx"])
         if "attention_window_size" not in values and json.get("sliding_window"):
             values["attention_window_size"] = json["sliding_window"]
         return cls(**values)
@@ -256,7 +257,8 @@ class ModelConfig:
         """The public config.json of this model."""
         values = dataclasses.asdict(self)
         values["full_attention_idx"] = list(self.full_attention_idx)
-        values["rope_local_theta"] = self.local_theta
+        if self.rope_local_theta is None:
+            del values["rope_local_theta"]  # Readers fall back to rope_theta.
         return {
             "architectures": ["Plamo2ForCausalLM"],
             "model_type": "plamo2",
@@ -272,6 +274,10 @@ class ModelConfig:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
 _1B = ModelConfig(

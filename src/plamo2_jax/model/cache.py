@@ -86,8 +86,9 @@ def init_cache(config: ModelConfig, batch_size: int, max_length: int, dtype: jnp
             state_dtype = jnp.promote_types(dtype, jnp.float32)
             return MambaCache(jnp.zeros((count, b, k - 1, h, p), dtype), jnp.zeros((count, b, h, p, n), state_dtype))
         s = min(max_length, config.attention_window_size + 1) if kind is LayerKind.WINDOW else max_length
-        kv = jnp.zeros((count, b, s, g, p), dtype)
-        return AttentionCache(kv, kv, jnp.zeros((count, b, s), jnp.int32), jnp.full((count, b, s), -1, jnp.int32))
+        # Two buffers, not one twice: a cache may be donated.
+        k, v = (jnp.zeros((count, b, s, g, p), dtype) for _ in range(2))
+        return AttentionCache(k, v, jnp.zeros((count, b, s), jnp.int32), jnp.full((count, b, s), -1, jnp.int32))
 
     return Cache(
         tuple(tuple(layer(kind, run.count) for kind in run.kinds) for run in config.runs),
