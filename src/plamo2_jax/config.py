@@ -123,10 +123,11 @@ class ModelConfig:
             f"a divisor of num_attention_heads={self.num_attention_heads}",
         )
         for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
-            self._require(name, getattr(self, name) > 0, "positive")
-        self._require(
-            "rope_local_theta", self.rope_local_theta is None or self.rope_local_theta > 0, "positive or none"
-        )
+            self._require(name, _is_positive(getattr(self, name)), "a positive number")
+        local = self.rope_local_theta
+        self._require("rope_local_theta", local is None or _is_positive(local), "a positive number or none")
+        for name in ("mamba_enabled", "tie_word_embeddings"):
+            self._require(name, isinstance(getattr(self, name), bool), "true or false")
         attention = [i for i in range(self.num_hidden_layers) if not self._is_mamba(i)]
         unknown = [i for i in self.full_attention_idx if i not in attention]
         self._require("full_attention_idx", not unknown, f"a subset of the attention layers {attention}")

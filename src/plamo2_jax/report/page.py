@@ -125,7 +125,6 @@ def _plots(steps: list[dict[str, float]], languages: list[dict[str, Any]]) -> li
             [("training batches", x, series("bits_per_byte"))],
             [(row["name"], *zip(*row["curve"], strict=True)) for row in languages],
             [(f"xz -9e, {row['name']}", row["xz"]) for row in languages if row["xz"]],
-            log_scale=True,
         ),
         curves("learning rate", [("learning rate", x, series("learning_rate"))]),
         curves("gradient norm before clipping", [("norm", x, series("grad_norm"))], log_scale=True),

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -94,10 +95,10 @@ def pretrain(config: PretrainConfig, *, on_step: Callable[[int], None] | None = 
     optimizer = make_optimizer(config.optimizer, schedule, logical_axes(model))
     objective = next_token(model, jnp.asarray(lengths), config.z_loss)
 
-    # Data parallel over all devices: rows of a batch are divided, everything else is on each.
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+    # Data parallel over devices: rows of a batch are divided, everything else is on each.
+    devices = _devices(config)
+    mesh = jax.sharding.Mesh(np.array(devices), ("data",))
     replicated, by_rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
-    _check_rows(config, mesh.size)
 
     def create(params: Any) -> TrainState:
         return TrainState.create(params, optimizer, config.seed)
@@ -143,7 +144,7 @@ def pretrain(config: PretrainConfig, *, on_step: Callable[[int], None] | None = 
             StopRequest() as stop,
             tqdm(total=config.steps, initial=start, unit="step", desc=config.name, dynamic_ncols=True) as progress,
         ):
-            window = _Window(config)
+            window = _Window(config, devices)
             for step in range(start + 1, config.steps + 1):
                 state, metrics = train_step(state, put(next(iterator)))
                 window.add(step, metrics)
@@ -176,8 +177,9 @@ def pretrain(config: PretrainConfig, *, on_step: Callable[[int], None] | None = 
 class _Window:
     """Steps whose figures are still on the device, so that the host runs ahead of it between writes of the log."""
 
-    def __init__(self, config: PretrainConfig):
+    def __init__(self, config: PretrainConfig, devices: Sequence[jax.Device]):
         self._config = config
+        self._devices = devices
         self.restart()
 
     def restart(self) -> None:
@@ -211,7 +213,7 @@ class _Window:
         return shown | {"tokens/s": f"{rates['tokens_per_second']:,.0f}"}
 
     def _rates(self, tokens_per_second: float) -> dict[str, float]:
-        config, devices = self._config, jax.devices()
+        config, devices = self._config, self._devices
         mfu = model_flops_utilization(
             config.model, config.data.sequence_length, tokens_per_second, devices[0].device_kind, len(devices)
         )
@@ -242,13 +244,17 @@ def _open_folder(config: PretrainConfig, tokenizer: Tokenizer) -> bool:
     return resuming
 
 
-def _check_rows(config: PretrainConfig, devices: int) -> None:
-    rows = config.data.batch_size // config.accumulation
-    if rows % devices:
-        raise TrainingError(
-            f"data.batch_size={config.data.batch_size} is not allowed: a micro-batch has {rows} rows, which must be a multiple "
-            f"of the number of devices, {devices}"
+def _devices(config: PretrainConfig) -> list[jax.Device]:
+    """The devices to train on: as many as the rows of a micro-batch can be divided among, which is said if it is not all."""
+    devices, rows = jax.devices(), config.data.batch_size // config.accumulation
+    usable = math.gcd(rows, len(devices))
+    if usable < len(devices):
+        tqdm.write(
+            f"training on {usable} of {len(devices)} devices: a micro-batch has {rows} rows (data.batch_size / accumulation), and "
+            "only a multiple of the number of devices uses them all",
+            file=sys.stderr,
         )
+    return devices[:usable]
 
 
 def _heldout_figures(heldout: Mapping[str, HeldOut]) -> dict[str, float]:
