@@ -1,6 +1,6 @@
 """Tokens a second of the demo model's train step: the chunked scan against the same model with a sequential `lax.scan`.
 
-    python experiments/bench/train_step.py [--rounds 7] [--json results.json]
+    python experiments/bench/train_step.py [--rounds 7] [--output train_step.json]
 
 Both are measured in one run, taking turns, so that what else the machine does falls on both. Random tokens; speed does not depend on them.
 """
@@ -41,7 +41,7 @@ class Arguments:
     """A pretraining config."""
     rounds: int = 7
     """Measurements of each implementation."""
-    json: Path | None = None
+    output: Path | None = None
     """Write the figures here."""
 
 
@@ -90,12 +90,13 @@ def main() -> None:
                 seconds[name].append(time.perf_counter() - start)
     rates = {name: sorted(batch["tokens"].size / s for s in times) for name, times in seconds.items()}
     results = {
-        "command": "python experiments/bench/train_step.py",
+        "command": "make bench",
         "config": arguments.config.name,
         "parameters": config.model.parameter_count(),
         "batch": list(batch["tokens"].shape),
         "dtype": config.dtype,
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {jax.devices()[0].device_kind}",
+        "environment": {name: os.environ[name] for name in ("GLIBC_TUNABLES", "XLA_FLAGS") if name in os.environ},
         "versions": {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")},
         "tokens_per_second": {
             name: {"median": statistics.median(r), "least": r[0], "most": r[-1]} for name, r in rates.items()
@@ -106,8 +107,8 @@ def main() -> None:
     for name, r in results["tokens_per_second"].items():
         print(f"  {name:<10} {r['median']:>10,.0f} tokens/s  ({r['least']:,.0f} to {r['most']:,.0f})")
     print(f"  chunked scan over sequential scan: {results['ratio_of_medians']:.2f}x")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    if arguments.output:
+        arguments.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
