@@ -32,13 +32,45 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
-$(VENV)/.installed-bench: install
+$(VENV)/.installed-peers: $(VENV)/.installed-test
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[bench]'
+	# Only for its tokenizer, in pure Python: its own dependencies are a camera's and a sound card's.
+	$(PIP) install --quiet --no-deps mlx-vlm==0.7.10
+	touch $@
+
+install: $(VENV)/.installed
+
+# The README lists these commands; a test holds the two together.
+demo: install
+	rm -rf $(RUN)
+	$(BIN)/plamo2 tokenizer train --input bundled:all:train --vocab-size 4096 --output $(RUN)
+	$(BIN)/plamo2 data prepare --input bundled:ja:train --tokenizer $(RUN) --output $(RUN)/data/ja/train
+	$(BIN)/plamo2 data prepare --input bundled:en:train --tokenizer $(RUN) --output $(RUN)/data/en/train
+	$(BIN)/plamo2 data prepare --input bundled:ja:heldout --tokenizer $(RUN) --output $(RUN)/data/ja/heldout
+	$(BIN)/plamo2 data prepare --input bundled:en:heldout --tokenizer $(RUN) --output $(RUN)/data/en/heldout
+	$(BIN)/plamo2 pretrain configs/demo.py
+	$(BIN)/plamo2 evaluate $(RUN) --heldout ja=$(RUN)/data/ja/heldout en=$(RUN)/data/en/heldout --output $(RUN)/evaluation.json
+	$(BIN)/plamo2 generate $(RUN) --prompt 日本語の文書を --prompt "To open the" --samples 2 --max-new-tokens 80 --json > $(RUN)/samples.jsonl
+	$(BIN)/plamo2 report $(RUN)
+
+$(RUN)/report.html:
+	$(MAKE) demo
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+test: $(VENV)/.installed-test lint
+	$(BIN)/python -m pytest --numprocesses 2
+
+bench: install
 	$(BIN)/python experiments/bench/train_step.py --output experiments/bench/train_step.json
 	$(BIN)/plamo2 tokenizer train --input bundled:all:train --vocab-size 8192 --output runs/bench
 	$(BIN)/python experiments/bench/tokenizer.py runs/bench --output experiments/bench/tokenizer.json
 
-peers: $(VENV)/.installed-bench $(RUN)/report.html
-	$(BIN)/python -m pytest -m peer
+peers: $(VENV)/.installed-peers $(RUN)/report.html
+	$(BIN)/python -m pytest -m peer tests/peer
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info src/*.egg-info

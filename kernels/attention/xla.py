@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-# Queries a block: scores take h · block · (window + block) values at a time.
-_BLOCK = 512
+# Queries a block where the caller leaves the choice: scores take h · block · (window + block) values at a time, so a block of about the
+# window wastes little on keys outside it; below the least, blocks are too small to fill a matrix unit.
+_LEAST_BLOCK, _MOST_BLOCK = 128, 512
 
 
 def attention(
@@ -24,15 +25,17 @@ def attention(
     *,
     segment_ids: Int[Array, "b t"] | None = None,
     window: int | None = None,
-    block_size: int = _BLOCK,
+    block_size: int | None = None,
 ) -> Float[Array, "b t h p"]:
     """Causal self-attention of whole rows; query head i reads key/value head i // (h // g), scores are scaled by p^-0.5.
 
     Args:
         segment_ids: documents and padding (0); None: one document a row.
         window: past tokens a query sees besides itself; None: all.
-        block_size: queries computed at a time; results do not depend on it beyond rounding.
+        block_size: queries computed at a time; results do not depend on it beyond rounding. None: by the window.
     """
+    if block_size is None:
+        block_size = _MOST_BLOCK if window is None else min(max(window, _LEAST_BLOCK), _MOST_BLOCK)
     b, t = q.shape[:2]
     if segment_ids is None:
         segment_ids = jnp.ones((b, t), jnp.int32)

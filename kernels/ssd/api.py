@@ -16,7 +16,7 @@ from plamo2_kernels.ssd.xla import ssd_xla
 Implementation = Literal["auto", "reference", "xla"]
 
 # Tokens a chunk where the caller leaves the choice: CPU caches favour small q×q blocks, matrix units large ones.
-_CHUNK_SIZE = {"cpu": 64, "gpu": 128, "tpu": 256}
+_CHUNK_SIZE = {"cpu": 32, "gpu": 128, "tpu": 256}
 
 
 def ssd(
