@@ -91,6 +91,7 @@ def test_the_python_example_runs():
 
 
 def test_the_map_names_what_exists():
+    assert "NUMBERS" not in README
     for path in re.findall(r"^\| `([^`]+)` \|", README, re.MULTILINE):
         assert (ROOT / path).exists(), path
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):

@@ -71,7 +71,18 @@ def test_a_folder_without_steps_is_refused(run):
     assert not (run / "report.html").exists()
 
 
-def test_a_damaged_file_is_named(run):
-    (run / "evaluation.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"evaluation\.json is not JSON"):
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("evaluation.json", "{", r"evaluation\.json is not JSON"),
+        ("evaluation.json", "[1]", r"evaluation\.json must be a JSON object, not list"),
+        ("evaluation.json", '{"x": 1}', r'evaluation\.json must hold "languages"'),
+        ("samples.jsonl", '{"prompt": "a"}', r"samples\.jsonl, line 1, lacks finish_reason, text, token_ids"),
+        ("samples.jsonl", "no", r"samples\.jsonl, line 1, is not JSON"),
+    ],
+)
+def test_a_damaged_file_is_named(run, name, content, message):
+    (run / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
         write_report(run)
+    assert not (run / "report.html").exists()

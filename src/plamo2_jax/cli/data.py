@@ -104,6 +104,15 @@ def inspect(
         sequence_length: Length of the rows in which packing is measured.
         packing_bins: Rows that are filled side by side.
     """
+    for name, value, least in (
+        ("--sequence-length", sequence_length, 2),
+        ("--packing-bins", packing_bins, 1),
+        ("--documents", documents, 0),
+        ("--characters", characters, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name} {value} is not allowed: it must be at least {least}")
+
     from plamo2_jax.data.packing import measure_packing
     from plamo2_jax.data.shards import open_shards
     from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -181,6 +190,8 @@ def clean(
     from plamo2_jax.data.dedup import DedupConfig, DedupReport, deduplicate
     from plamo2_jax.data.sources import read_documents
 
+    if output.exists() and Path(input).exists() and output.samefile(input):
+        raise ValueError(f"{output} is the input too; give another file, so that the text as it was is not lost")
     config = CleanConfig(unicode_form, languages, min_chars, max_duplicate_lines, max_top_ngram)
     dedup_config = DedupConfig(threshold=similarity)
 

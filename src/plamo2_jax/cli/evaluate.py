@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
     tokenizer = loaded.tokenizer if options.tokenizer is None else Tokenizer.load(options.tokenizer)
     if tokenizer is None:
         raise ValueError(f"{options.model} has no tokenizer.jsonl; name one with --tokenizer")
-    length = options.sequence_length or training_length(options.model)
+    length = training_length(options.model) if options.sequence_length is None else options.sequence_length
     model = Plamo2(loaded.config, dtype=jnp.dtype(options.dtype))
     results = compare(model, loaded.params, tokenizer, folders, sequence_length=length, batch_size=options.batch_size)
     print(table(results))

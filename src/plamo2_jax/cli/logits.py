@@ -66,7 +66,7 @@ def read_input(path: Path) -> tuple[np.ndarray, np.ndarray]:
         with np.load(path, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
     except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a readable .npz of plain arrays: {error}") from error
+        raise ValueError(f"{path} is not a readable .npz file of plain arrays, as numpy.savez writes them") from error
     if "tokens" not in found:
         raise ValueError(f"{path} has no array tokens; it has {', '.join(sorted(found)) or 'none'}")
     tokens = found["tokens"]

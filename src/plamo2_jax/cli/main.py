@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
 
 VERBS = {
@@ -37,6 +39,13 @@ def main(argv: list[str] | None = None) -> int:
     verb = importlib.import_module(f"plamo2_jax.cli.{argv[0]}")
     try:
         return verb.main(argv[1:]) or 0
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; nothing more may be written, at exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        print(f"plamo2 {argv[0]}: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     except (ValueError, OSError) as error:
         print(f"plamo2 {argv[0]}: {error}", file=sys.stderr)
         return 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,13 +74,24 @@ def load_config(path: Path) -> PretrainConfig:
     """The `config` of a config file, which is run as Python.
 
     Raises:
-        ValueError: there is no such file, or it sets no PretrainConfig; or what it sets is out of range.
+        ValueError: there is no such file, it is not right Python, it sets no PretrainConfig, or what it sets is out of range.
     """
     from plamo2_jax.train.config import PretrainConfig
 
     if not path.is_file():
         raise ValueError(f"{path} is not a file; the first argument must be a config file, such as configs/demo.py")
-    config = runpy.run_path(str(path)).get("config")
+    try:
+        config = runpy.run_path(str(path)).get("config")
+    except (SyntaxError, ImportError, TypeError, NameError, AttributeError) as error:
+        raise ValueError(f"{path}, line {_line(error, path)}: {error}") from error
     if not isinstance(config, PretrainConfig):
         raise ValueError(f"{path} must set `config` to a PretrainConfig; it sets it to {type(config).__name__}")
     return config
+
+
+def _line(error: Exception, path: Path) -> int | None:
+    """The line of the config file at which its execution stopped."""
+    if isinstance(error, SyntaxError):
+        return error.lineno
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return lines[-1] if lines else None

@@ -56,8 +56,11 @@ def train(
     )
     report = ReadReport()
     documents = read_documents(input, text_field=text_field, report=report)
-    (output.parent if output.suffix == ".jsonl" else output).mkdir(parents=True, exist_ok=True)
+    folder = output.parent if output.suffix == ".jsonl" else output
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output {output}: {folder} is a file; give a folder, or a file name that ends in .jsonl")
     tokenizer = train_tokenizer((document.text for document in documents), options)
+    folder.mkdir(parents=True, exist_ok=True)
     if report.bad:
         print(report.summary(), file=sys.stderr)
     path = tokenizer.save(output)

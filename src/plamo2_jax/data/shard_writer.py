@@ -183,7 +183,7 @@ def _check_target(folder: Path, overwrite: bool) -> None:
     if not folder.exists() and not folder.is_symlink():
         return
     if not overwrite:
-        raise ShardError(f"{folder} exists; choose another folder, or ask to overwrite it")
+        raise ShardError(f"{folder} exists; choose another folder, or replace it with --overwrite (overwrite=True)")
     # Only what this module wrote is ever deleted.
     if folder.is_symlink() or not (folder / MANIFEST).is_file():
         raise ShardError(f"{folder} is not a folder of shards (it has no {MANIFEST}) and is not overwritten")

@@ -36,7 +36,8 @@ class Completion:
     token_ids: tuple[int, ...]
     """All tokens generated, the stop id included."""
     logprobs: tuple[float, ...]
-    """Log-probability of each in nats under the model alone: temperature, filters and penalty left aside."""
+    """Log-probability of each in nats among the tokens that could be drawn, under the model alone: temperature, filters and penalty
+    left aside."""
     finish_reason: FinishReason
 
 

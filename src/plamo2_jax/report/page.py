@@ -39,7 +39,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     if not steps:
         raise ValueError(f"{folder / METRICS} has no training step yet; there is nothing to report")
     model = checkpoint.read_model_config(folder)
-    evaluation = _read_json(folder / EVALUATION)
+    evaluation = _read_evaluation(folder / EVALUATION)
     languages = _languages(metrics, evaluation)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("plamo2_jax.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
@@ -53,7 +53,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         seconds=metrics[-1]["time"] - metrics[0]["time"],
         languages=languages,
         plots=[Markup(svg) for svg in _plots(steps, languages)],
-        samples=_read_json_lines(folder / SAMPLES),
+        samples=_read_samples(folder / SAMPLES),
         versions={name: metadata.version(name) for name in _PACKAGES},
         machine=f"{platform.machine()}, {os.cpu_count()} CPU cores, Python {platform.python_version()}",
         config=json.dumps(config, indent=2, ensure_ascii=False),
@@ -64,24 +64,38 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     return folder / REPORT
 
 
-def _read_json(path: Path) -> Any:
-    if not path.exists():
-        return None
+def _parse(text: str, where: str) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise ValueError(f"{where} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} must be a JSON object, not {type(value).__name__}")
+    return value
 
 
-def _read_json_lines(path: Path) -> list[dict[str, Any]]:
+def _read_evaluation(path: Path) -> dict[str, dict[str, float]]:
+    """Figures by language; none where there is no evaluation."""
+    if not path.exists():
+        return {}
+    languages = _parse(path.read_text(encoding="utf-8"), str(path)).get("languages")
+    if not isinstance(languages, dict) or not all(isinstance(figures, dict) for figures in languages.values()):
+        raise ValueError(f'{path} must hold "languages", figures by language, as plamo2 evaluate --output writes it')
+    return languages
+
+
+def _read_samples(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     samples = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            samples.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}, is not JSON: {error}") from error
+        sample = _parse(line, f"{path}, line {number},")
+        missing = {"prompt", "text", "token_ids", "finish_reason"} - sample.keys()
+        if missing:
+            raise ValueError(
+                f"{path}, line {number}, lacks {', '.join(sorted(missing))}; plamo2 generate --json writes it"
+            )
+        samples.append(sample)
     return samples
 
 
@@ -90,15 +104,14 @@ def _tokens(config: dict[str, Any], steps: list[dict[str, float]]) -> int:
     return len(steps) * config["data"]["batch_size"] * config["data"]["sequence_length"]
 
 
-def _languages(metrics: list[dict[str, float]], evaluation: dict[str, Any] | None) -> list[dict[str, Any]]:
+def _languages(metrics: list[dict[str, float]], evaluation: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
     """Held-out figures by language: the curve from the log, the final figure and xz's from the evaluation."""
     names = sorted({key.split("/")[1] for line in metrics for key in line if key.startswith("heldout/")})
-    final = (evaluation or {}).get("languages", {})
     rows = []
     for name in names:
         key = f"heldout/{name}/bits_per_byte"
         curve = [(line["step"], line[key]) for line in metrics if key in line]
-        figures = final.get(name, {})
+        figures = evaluation.get(name, {})
         rows.append(
             {
                 "code": name,

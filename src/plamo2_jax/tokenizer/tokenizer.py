@@ -53,6 +53,8 @@ class Tokenizer:
         """Reads a `tokenizer.jsonl`, or the one in a folder."""
         path = Path(path)
         path = path / FILE_NAME if path.is_dir() else path
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist; name a {FILE_NAME}, or the folder that holds one")
         return cls(path.read_bytes(), str(path))
 
     @classmethod

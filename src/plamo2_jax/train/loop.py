@@ -87,8 +87,10 @@ def pretrain(config: PretrainConfig, *, on_step: Callable[[int], None] | None = 
     # -- Build: data, model, optimizer, step ---------------------------------------------------------------------------------------
     folder = config.folder
     tokenizer = _load_tokenizer(config)
+    iterator = train_iterator(
+        config.data, tokenizer
+    )  # Before anything is written: it refuses shards of another tokenizer.
     resuming = _open_folder(config, tokenizer)
-    iterator = train_iterator(config.data, tokenizer)
     model = Plamo2(config.model, dtype=jnp.dtype(config.dtype), remat=config.remat)
     lengths = byte_lengths(tokenizer, config.model.vocab_size)
     schedule = make_schedule(config.schedule, config.steps)
