@@ -123,7 +123,7 @@ SINGLE = {
     "config out of range": (lambda f, t: change_config(f, hidden_size=-1), "hidden_size=-1 is not allowed"),
     "config of a wrong type": (
         lambda f, t: change_config(f, rms_norm_eps="x"),
-        "config.json has a value of the wrong type",
+        "config.json: ModelConfig.rms_norm_eps='x' is not allowed",
     ),
     "tied by config, untied file of another width": (
         lambda f, t: change_config(f, vocab_size=800),

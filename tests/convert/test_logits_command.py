@@ -91,7 +91,7 @@ def bad(tokens, segment_ids):
         ),
         "id negative": ({"tokens": at(tokens, -1)}, "tokens[2, 5] is -1; it must be from 0 to 255"),
         "segment negative": ({"tokens": tokens, "segment_ids": at(segment_ids, -1)}, "segment_ids[2, 5] is -1"),
-        "pickled": ({"tokens": np.array([[None]])}, "in.npz is not a readable .npz of plain arrays"),
+        "pickled": ({"tokens": np.array([[None]])}, "in.npz is not a readable .npz file of plain arrays"),
     }
 
 

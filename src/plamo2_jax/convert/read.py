@@ -26,8 +26,7 @@ def read_public_config(folder: str | os.PathLike[str]) -> ModelConfig:
     """The ModelConfig of a folder of the public layout.
 
     Raises:
-        ConvertError: config.json is missing, outside the folder, no JSON object, of another architecture or has a value of a wrong type.
-        ValueError: a value is out of range.
+        ConvertError: config.json is missing, outside the folder, no JSON object, of another architecture, or a value of it is not allowed.
     """
     folder = Path(folder)
     values = read_json(folder, CONFIG)
@@ -37,8 +36,8 @@ def read_public_config(folder: str | os.PathLike[str]) -> ModelConfig:
         )
     try:
         return ModelConfig.from_hf(values)
-    except TypeError as error:
-        raise ConvertError(f"{folder / CONFIG} has a value of the wrong type: {error}") from error
+    except ValueError as error:
+        raise ConvertError(f"{folder / CONFIG}: {error}") from error
 
 
 def read_params(
