@@ -66,6 +66,7 @@ test: $(VENV)/.installed-test lint
 
 bench: install
 	$(BIN)/python experiments/bench/train_step.py --output experiments/bench/train_step.json
+	$(BIN)/python experiments/bench/train_step.py --batch-size 8 --output experiments/bench/train_step_batch8.json
 	$(BIN)/plamo2 tokenizer train --input bundled:all:train --vocab-size 8192 --output runs/bench
 	$(BIN)/python experiments/bench/tokenizer.py runs/bench --output experiments/bench/tokenizer.json
 

@@ -39,6 +39,8 @@ class Arguments:
 
     config: Path = Path(__file__).parents[2] / "configs" / "demo.py"
     """A pretraining config."""
+    batch_size: int | None = None
+    """Rows; the config's when left out."""
     rounds: int = 7
     """Measurements of each implementation."""
     output: Path | None = None
@@ -77,6 +79,8 @@ def main() -> None:
     """Print and optionally write the figures."""
     arguments = tyro.cli(Arguments, description=__doc__)
     config = runpy.run_path(str(arguments.config))["config"]
+    if arguments.batch_size is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=arguments.batch_size))
     batch = random_batch(config)
     steps = {name: prepare(config, name) for name in IMPLEMENTATIONS}
     seconds: dict[str, list[float]] = {name: [] for name in IMPLEMENTATIONS}
