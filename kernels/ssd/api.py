@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from plamo2_kernels.segments import segment_ordinals
+from plamo2_kernels.ssd.pallas_gpu import ssd_pallas_gpu
+from plamo2_kernels.ssd.pallas_tpu import ssd_pallas_tpu
 from plamo2_kernels.ssd.reference import ssd_reference
 from plamo2_kernels.ssd.step import ssd_step
 from plamo2_kernels.ssd.xla import ssd_xla
 
-Implementation = Literal["auto", "reference", "xla"]
+Implementation = Literal["auto", "reference", "xla", "pallas_tpu", "pallas_gpu"]
 
 # Tokens a chunk where the caller leaves the choice: CPU caches favour small q×q blocks, matrix units large ones.
 _CHUNK_SIZE = {"cpu": 32, "gpu": 128, "tpu": 256}
@@ -31,6 +33,7 @@ def ssd(
     initial_state: Float[Array, "b h p n"] | None = None,
     chunk_size: int | None = None,
     implementation: Implementation = "auto",
+    interpret: Any = False,
 ) -> tuple[Float[Array, "b t h p"], Float[Array, "b h p n"]]:
     """Selective scan of Mamba-2 (arXiv:2405.21060): S_t = exp(dt_t A) S_{t-1} + dt_t x_t ⊗ B_t, y_t = S_t C_t + D x_t.
 
@@ -47,7 +50,8 @@ def ssd(
         segment_ids: documents and padding of each row; None: one document a row.
         initial_state: state before the first token; zero when None.
         chunk_size: tokens a chunk for the chunked implementations; None lets the platform decide.
-        implementation: "auto" chooses; a named one is used as named.
+        implementation: "auto" chooses by the platform; a named one is used as named.
+        interpret: run a Pallas kernel in the interpreter, on any platform: True, or `pltpu.InterpretParams()` for the simulated TPU.
 
     Returns:
         y in the dtype of x, and the state after the last token in float32 (float64 if x is).
@@ -73,6 +77,10 @@ def ssd(
     if implementation == "auto" and t == 1:
         y, state = ssd_step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D, initial_state)
         return y[:, None], state
+    if implementation == "pallas_tpu":
+        return ssd_pallas_tpu(x, dt, A, B, C, D, ordinals, initial_state, chunk_size, interpret=interpret)
+    if implementation == "pallas_gpu":
+        return ssd_pallas_gpu(x, dt, A, B, C, D, ordinals, initial_state, chunk_size, interpret=interpret)
     chunk_size = chunk_size or _CHUNK_SIZE.get(jax.default_backend(), 128)
     return ssd_xla(x, dt, A, B, C, D, ordinals, initial_state, chunk_size)
 

@@ -1,0 +1,5 @@
+"""Placeholder while being written."""
+
+
+def ssd_pallas_tpu(*a, **k):
+    raise NotImplementedError
