@@ -74,8 +74,9 @@ class Mamba(nn.Module):
         dtype = u.dtype
         zx = jnp.einsum("btd,dhcp->bthcp", u, in_proj.astype(dtype))
         z, x = zx[..., 0, :], zx[..., 1, :]
-        x, conv_state = causal_conv1d(x, conv, segment_ids=context.segment_ids, initial_state=conv_state)
-        x = nn.silu(x)
+        x, conv_state = causal_conv1d(
+            x, conv, segment_ids=context.segment_ids, initial_state=conv_state, activation="silu"
+        )
         bc = jnp.einsum("bthp,hpcn->btcn", x, bc_proj.astype(dtype))
         low_rank = norm(jnp.einsum("bthp,hpr->btr", x, dt_down.astype(dtype)), dt_norm)
         dt = jnp.einsum("btr,rh->bth", low_rank, dt_up.astype(dtype), preferred_element_type=dt_bias.dtype)
