@@ -1,5 +1,6 @@
 """Sliding-window and full attention that respects segments."""
 
-from plamo2_kernels.attention.xla import attention, masked_attention
+from plamo2_kernels.attention.api import Implementation, attention
+from plamo2_kernels.attention.xla import masked_attention
 
-__all__ = ["attention", "masked_attention"]
+__all__ = ["Implementation", "attention", "masked_attention"]

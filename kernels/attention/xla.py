@@ -1,12 +1,9 @@
-"""Attention over segments with an optional sliding window, as XLA operations with memory linear in the row length.
-
-A query sees a key if both are of one segment and `0 <= distance <= window`: `window` past tokens and itself, as the public PLaMo 2
-code masks (window + 1 keys). Padding sees only padding, so every query has a key and no row of the softmax is empty.
-"""
+"""Attention over segments with an optional sliding window, as XLA operations with memory linear in the row length."""
 
 from __future__ import annotations
 
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,46 +13,54 @@ from jaxtyping import Array, Float, Int
 # Queries a block where the caller leaves the choice: scores take h · block · (window + block) values at a time, so a block of about the
 # window wastes little on keys outside it; below the least, blocks are too small to fill a matrix unit.
 _LEAST_BLOCK, _MOST_BLOCK = 128, 512
+# The keys of a block are this many or a multiple: matrix units and cuDNN take no odd lengths well.
+_KEY_MULTIPLE = 8
 
 
-def attention(
+def banded_attention(
     q: Float[Array, "b t h p"],
     k: Float[Array, "b t g p"],
     v: Float[Array, "b t g p"],
+    segment_ids: Int[Array, "b t"] | None,
+    window: int | None,
+    block_size: int | None,
     *,
-    segment_ids: Int[Array, "b t"] | None = None,
-    window: int | None = None,
-    block_size: int | None = None,
+    implementation: Literal["xla", "cudnn"] = "xla",
 ) -> Float[Array, "b t h p"]:
-    """Causal self-attention of whole rows; query head i reads key/value head i // (h // g), scores are scaled by p^-0.5.
+    """`attention` as a loop over blocks of queries, each with the keys that any of them may see, recomputed in the backward pass.
 
     Args:
-        segment_ids: documents and padding (0); None: one document a row.
-        window: past tokens a query sees besides itself; None: all.
-        block_size: queries computed at a time; results do not depend on it beyond rounding. None: by the window.
+        block_size: queries a block; None: by the window.
+        implementation: of `jax.nn.dot_product_attention` within a block.
     """
     if block_size is None:
         block_size = _MOST_BLOCK if window is None else min(max(window, _LEAST_BLOCK), _MOST_BLOCK)
     b, t = q.shape[:2]
     if segment_ids is None:
         segment_ids = jnp.ones((b, t), jnp.int32)
-    index = jnp.broadcast_to(jnp.arange(t), (b, t))
+    attend = functools.partial(masked_attention, window=window, implementation=implementation)
     if t <= block_size:
-        return masked_attention(q, k, v, segment_ids, segment_ids, index, index, window=window)
+        index = jnp.broadcast_to(jnp.arange(t), (b, t))
+        return attend(q, k, v, segment_ids, segment_ids, index, index)
 
+    # Padding is a segment of its own, so padded keys are seen by padded queries only.
     pad = -t % block_size
-    span = t if window is None else min(t, window + block_size)
-    blocks = [
-        jnp.pad(a, [(0, 0), (0, pad)] + [(0, 0)] * (a.ndim - 2)).reshape(b, -1, block_size, *a.shape[2:])
-        for a in (q, segment_ids, index)
-    ]
+    if pad:
+        q, k, v, segment_ids = (
+            jnp.pad(a, [(0, 0), (0, pad)] + [(0, 0)] * (a.ndim - 2)) for a in (q, k, v, segment_ids)
+        )
+    index = jnp.broadcast_to(jnp.arange(t + pad), (b, t + pad))
+    span = t + pad
+    if window is not None:
+        span = min(span, window + block_size + -(window + block_size) % _KEY_MULTIPLE)
+    blocks = [a.reshape(b, -1, block_size, *a.shape[2:]) for a in (q, segment_ids, index)]
 
     @jax.checkpoint
     def one_block(block):
         number, q_block, q_segments, q_index = block
-        start = jnp.clip((number + 1) * block_size - span, 0, t - span)
+        start = jnp.maximum((number + 1) * block_size - span, 0)
         keys = [lax.dynamic_slice_in_dim(a, start, span, axis=1) for a in (k, v, segment_ids, index)]
-        return masked_attention(q_block, keys[0], keys[1], q_segments, keys[2], q_index, keys[3], window=window)
+        return attend(q_block, keys[0], keys[1], q_segments, keys[2], q_index, keys[3])
 
     numbers = jnp.arange(blocks[0].shape[1])
     out = lax.map(one_block, (numbers, *(jnp.moveaxis(a, 1, 0) for a in blocks)))
@@ -73,6 +78,7 @@ def masked_attention(
     k_positions: Int[Array, "b s"],
     *,
     window: int | None = None,
+    implementation: Literal["xla", "cudnn"] = "xla",
 ) -> Float[Array, "b t h p"]:
     """Attention of queries to any set of keys, each with its segment and its position; scores in float32.
 
@@ -82,4 +88,4 @@ def masked_attention(
     allowed = (q_segments[:, :, None] == k_segments[:, None, :]) & (distance >= 0)
     if window is not None:
         allowed &= distance <= window
-    return jax.nn.dot_product_attention(q, k, v, mask=allowed[:, None], implementation="xla")
+    return jax.nn.dot_product_attention(q, k, v, mask=allowed[:, None], implementation=implementation)

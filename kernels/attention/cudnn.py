@@ -1,0 +1,57 @@
+"""Attention on NVIDIA GPUs by cuDNN's flash attention, through `jax.nn.dot_product_attention`.
+
+One document a row is what cuDNN knows by itself: causal, with a left window. Segments it takes as a mask, and a mask of a whole row is
+quadratic, so rows with segments go through the banded loop and cuDNN gets the mask of one block at a time.
+
+Its layout for packed sequences (`q_offsets`, `kv_offsets` of `jax._src.cudnn`) would need no mask, but it is private to jax, needs
+Hopper and a static bound on the documents of a row, and computes the offsets of keys from the heads of the queries (jax 0.10.2), which
+is wrong for grouped heads. Leaving the segments out, as maxtext did (AI-Hypercomputer/maxtext#4476), lets documents see each other.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from plamo2_kernels.attention.xla import banded_attention
+
+# Larger heads need Hopper; lengths under a mask must be even in the backward pass.
+_MOST_HEAD_DIM, _MULTIPLE = 128, 8
+
+
+def obstacle(q: Float[Array, "b t h p"], block_size: int | None) -> str | None:
+    """Why cuDNN cannot take these queries, in words; None if it can."""
+    if q.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"cuDNN takes bfloat16 or float16, not {q.dtype}"
+    if q.shape[3] % 8 or q.shape[3] > _MOST_HEAD_DIM:
+        return f"its heads must be a multiple of 8 up to {_MOST_HEAD_DIM}, not {q.shape[3]}"
+    if block_size is not None and block_size % _MULTIPLE:
+        return f"block_size={block_size} must be a multiple of {_MULTIPLE}"
+    return None
+
+
+def cudnn_attention(
+    q: Float[Array, "b t h p"],
+    k: Float[Array, "b t g p"],
+    v: Float[Array, "b t g p"],
+    segment_ids: Int[Array, "b t"] | None,
+    window: int | None,
+    block_size: int | None,
+) -> Float[Array, "b t h p"]:
+    """`attention` on a GPU; raises ValueError where jax finds no cuDNN."""
+    try:
+        if segment_ids is None:
+            # jax counts the left window without the token itself, as we do, and adds it for cuDNN.
+            local = None if window is None else (window, 0)
+            return jax.nn.dot_product_attention(
+                q, k, v, is_causal=True, local_window_size=local, implementation="cudnn"
+            )
+        t = q.shape[1]
+        if pad := -t % _MULTIPLE:
+            q, k, v, segment_ids = (
+                jnp.pad(a, [(0, 0), (0, pad)] + [(0, 0)] * (a.ndim - 2)) for a in (q, k, v, segment_ids)
+            )
+        return banded_attention(q, k, v, segment_ids, window, block_size, implementation="cudnn")[:, :t]
+    except (RuntimeError, NotImplementedError) as error:
+        raise ValueError(f"attention: implementation='cudnn' cannot run: {error}") from error
