@@ -1,0 +1,151 @@
+"""The backward kernel of the scan on TPU: one grid step is one chunk of a block of heads, the last chunk first.
+
+See `pallas_tpu` for the formulas. Pairs are kept with the earlier token first, [s,q], so that no decay matrix need be transposed.
+The heads pass through three stages, a head apart, so that the matrix units work on one while the vector units work on another: the
+products with dy and x, the decays, the products with the decays.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from plamo2_kernels.ssd.pallas_tpu_math import NN, NT, TN, decay, dot, keep, log_decays, make_masks, masked_sum
+
+
+def backward_kernel(*refs, unroll: int, segmented: bool) -> None:
+    """Grid (batch, block of heads, chunk from the last to the first). Refs, in order (leading axes of length 1 left out):
+
+    In: x, dy [j,q,p], dt [j,q], A [j,1], D [j,p], B [q,n] and [n,q], C [n,q], segments [2,q] (if segmented), entering states
+    [j,n,p], gradient of the final state [j,n,p].
+    Out: dx [j,q,p], ddt [j,q], dA and dD [j,q] (sums over chunks; tokens are left to sum), dB, dC [n,q] (of this block's heads), gradient
+    of the state [j,n,p] (the accumulator; in the end that of the initial state).
+    Scratch: numbers a head and token [j,q], then matrices, as named below.
+    """
+    refs = list(refs)
+    x_ref, dy_ref, dt_ref, A_ref, D_ref, B_ref, Bt_ref, Ct_ref = (refs.pop(0) for _ in range(8))
+    segments_ref = refs.pop(0) if segmented else None
+    entering_ref, d_final_ref, dx_ref, ddt_ref, dA_ref, dD_ref, dB_ref, dC_ref, d_state_ref = (
+        refs.pop(0) for _ in range(9)
+    )
+    (
+        cum_ref,
+        from_start_ref,
+        to_end_ref,
+        through_ref,
+        d_cum_ref,
+        from_x_ref,
+        from_state_ref,
+        column_ref,
+        d_through_ref,
+    ) = refs[:9]
+    scores_ref, strict_ref, eye_ref, d_scores_ref, pair_ref, state_ref, within_ref = refs[9:]
+    heads, q, p = x_ref.shape[1:]
+    n, dtype = Bt_ref.shape[2], x_ref.dtype
+
+    @pl.when(pl.program_id(2) == 0)
+    def _():
+        d_state_ref[...] = d_final_ref[...]
+        dA_ref[...] = jnp.zeros(dA_ref.shape, jnp.float32)
+        dD_ref[...] = jnp.zeros(dD_ref.shape, jnp.float32)
+
+    # What the heads share.
+    masks = make_masks(segments_ref[0] if segmented else None)
+    earlier, later = lax.broadcasted_iota(jnp.int32, (q, q), 0), lax.broadcasted_iota(jnp.int32, (q, q), 1)
+    pairs = earlier <= later if masks.same is None else (earlier <= later) & masks.same
+    scores = dot(B_ref[0, 0], Ct_ref[0, 0], NN)
+    scores_ref[...] = jnp.where(pairs, scores, 0.0)
+    # A token's decay to itself is 1: left in, it would cancel between the sums over rows and columns only up to rounding.
+    strict_ref[...] = jnp.where(pairs & (earlier != later), scores, 0.0)
+    eye_ref[...] = jnp.where(earlier == later, 1.0, 0.0)
+    diagonal = jnp.sum(jnp.where(earlier == later, scores, 0.0), axis=0, keepdims=True)
+    d_scores_ref[...] = jnp.zeros(d_scores_ref.shape, jnp.float32)
+    dB_ref[0, 0] = jnp.zeros((n, q), jnp.float32)
+    dC_ref[0, 0] = jnp.zeros((n, q), jnp.float32)
+
+    # What is a number a head and token.
+    dt, ones = dt_ref[0, 0], pairs.astype(jnp.bfloat16)
+    cum = masked_sum(log_decays(dt, A_ref[0]), ones, NN)
+    from_start, to_end = keep(masks.enters, jnp.exp2(cum)), keep(masks.leaves, decay(cum[:, q - 1 :] - cum))
+    through = from_start[:, q - 1 :]
+    cum_ref[...], from_start_ref[...], to_end_ref[...] = cum, from_start, to_end
+    through_ref[...] = jnp.broadcast_to(through, (heads, p))
+
+    def some_heads(i, carry):
+        rows = pl.ds(pl.multiple_of(i * unroll, unroll), unroll)
+        cum, dt = cum_ref[rows, :], dt_ref[0, 0, rows, :]
+        from_start, to_end = from_start_ref[rows, :], to_end_ref[rows, :]
+        cum_columns, dt_columns = cum.T, dt.T
+        lane = lax.broadcasted_iota(jnp.int32, (q, unroll), 1)
+
+        def project(k):
+            head, slot = i * unroll + k, k % 2
+            x, dy = x_ref[0, head], dy_ref[0, head]
+            pair_ref[slot] = dot(x, dy, NT)
+            state_ref[slot, :n] = dot(entering_ref[0, 0, head].astype(dtype), dy, NT)
+            state_ref[slot, n:] = dot(d_state_ref[0, head].astype(dtype), x, NT)
+
+        def weigh(k, sums):
+            """Everything that is summed to a number a token, and what the next stage multiplies with; adds to `sums` [q,unroll]."""
+            head, slot = pl.ds(i * unroll + k, 1), k % 2
+            only = slice(k, k + 1)
+            reading = Ct_ref[0, 0].astype(jnp.float32) * from_start[only]
+            writing = Bt_ref[0, 0].astype(jnp.float32) * to_end[only]
+            decays = decay(cum[only] - jnp.broadcast_to(cum_columns[:, only], (q, q)))
+            within_ref[slot] = (decays * scores_ref[...]).astype(dtype)
+            pair = pair_ref[slot]
+            own = jnp.sum(pair * eye_ref[...], axis=0, keepdims=True)
+            pair = pair * decays
+            stepped = pair * jnp.broadcast_to(dt_columns[:, only], (q, q))
+            d_scores_ref[...] += stepped
+            strict = strict_ref[...]
+            read = state_ref[slot, :n]
+            written = state_ref[slot, n:]
+            dC_ref[0, 0] += read * from_start[only]
+            dB_ref[0, 0] += written * (to_end[only] * dt[only])
+            d_cum_ref[head, :] = jnp.sum(stepped * strict, axis=0, keepdims=True) + jnp.sum(
+                read * reading, axis=0, keepdims=True
+            )
+            from_state_ref[head, :] = jnp.sum(written * writing, axis=0, keepdims=True)
+            from_x_ref[head, :] = own * diagonal
+            dD_ref[0, 0, head, :] += own
+            return jnp.where(lane == k, jnp.sum(pair * strict, axis=1, keepdims=True), sums)
+
+        def accumulate(k):
+            head, slot = i * unroll + k, k % 2
+            only, one = slice(k, k + 1), pl.ds(head, 1)
+            dy, d_state = dy_ref[0, head], d_state_ref[0, head]
+            reading = (Ct_ref[0, 0].astype(jnp.float32) * from_start[only]).astype(dtype)
+            writing = (Bt_ref[0, 0].astype(jnp.float32) * to_end[only]).astype(dtype)
+            dx = dot(within_ref[slot], dy, NN) + dot(writing, d_state.astype(dtype), TN)
+            dx = dx * jnp.broadcast_to(dt_columns[:, only], (q, p)) + dy.astype(jnp.float32) * D_ref[0, one, :]
+            dx_ref[0, head] = dx.astype(dtype)
+            d_through_ref[one, :] = jnp.sum(d_state * entering_ref[0, 0, head], axis=0, keepdims=True)
+            d_state_ref[0, head] = d_state * through_ref[one, :] + dot(reading, dy, NN)
+
+        sums = jnp.zeros((q, unroll), jnp.float32)
+        for k in range(unroll + 2):
+            if k < unroll:
+                project(k)
+            if 1 <= k <= unroll:
+                sums = weigh(k - 1, sums)
+            if k >= 2:
+                accumulate(k - 2)
+        column_ref[rows, :] = sums.T
+        return carry
+
+    lax.fori_loop(0, heads // unroll, some_heads, 0)
+
+    from_others, from_state = column_ref[...], from_state_ref[...]
+    d_last = jnp.sum(d_through_ref[...], axis=1, keepdims=True) * through + jnp.sum(
+        from_state * dt, axis=1, keepdims=True
+    )
+    at_end = lax.broadcasted_iota(jnp.int32, (heads, q), 1) == q - 1
+    d_cum = d_cum_ref[...] - (from_others + from_state) * dt + jnp.where(at_end, d_last, 0.0)
+    da = masked_sum(d_cum, ones, NT)
+    ddt_ref[0, 0] = da * A_ref[0] + from_x_ref[...] + from_others + from_state
+    dA_ref[0, 0] += da * dt
+    d_scores = jnp.where(pairs, d_scores_ref[...], 0.0).astype(dtype)
+    dC_ref[0, 0] += dot(Bt_ref[0, 0], d_scores, NN)
+    dB_ref[0, 0] += dot(Ct_ref[0, 0], d_scores, NT)
