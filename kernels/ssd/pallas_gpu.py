@@ -18,6 +18,8 @@ no order, so nothing can be carried from one to the next; the work is cut into t
 
 The q×q decays live and die in registers. What is [b,t,h] (cum and the factors made of it) is left to XLA, and differentiated by JAX.
 Kept for the backward pass: the inputs and the states that enter the chunks; the rest is computed again.
+
+jax 0.11.2 and later call Pallas on Triton deprecated: it works, with a warning, up to the 0.12.0 that is the newest at this writing.
 """
 
 from __future__ import annotations
@@ -32,16 +34,21 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 from jaxtyping import Array, Float, Int
 
+from plamo2_kernels.ssd.pallas_gpu_kernels import carry_kernel, gradients_kernel, outputs_kernel
+
 
 class _Blocks(NamedTuple):
-    """How the work is cut: chunk and heads bound what a block of outputs and gradients holds, rows what a block of carry does."""
+    """How the work is cut. Everything Triton loads is a power of two."""
 
     chunk: int
-    """Tokens a chunk; a power of two, as everything Triton loads."""
-    heads: int
-    """Heads that share a block's C·Bᵀ."""
+    """Tokens a chunk."""
     rows: int
-    """Channels of a head whose state one block of carry keeps."""
+    """Channels of a head that are worked on at once; `carry` keeps the state of so many a block."""
+    heads: int
+    """Heads that share a block of `outputs` or `gradients`, and its C·Bᵀ."""
+    warps: int
+    """Warps of a block of `outputs`."""
+    gradient_warps: int
 
 
 def ssd_pallas_gpu(
@@ -60,6 +67,7 @@ def ssd_pallas_gpu(
     """Chunked scan on a GPU; log-decays, states and sums in float32, products in the dtype of x, B and C. See `api.ssd`.
 
     Args:
+        A: decay rates, negative: the kernels rely on decays of at most 1.
         ordinals: `segments.segment_ordinals` of the row (dt is already 0 at padding), or None for one document a row.
         chunk_size: at most so many tokens a chunk, where the table of block sizes allows more; results do not depend on it.
         interpret: run the kernels in the interpreter, on any platform.
@@ -99,14 +107,33 @@ def _power_of_two(size: int) -> int:
     return max(16, pl.next_power_of_2(size))
 
 
+# Speed is NOT MEASURED: no GPU was at hand. What a compiler can tell is: Triton (in the CUDA plugin of jaxlib 0.10.2) and ptxas 12.9 built
+# the kernels for sm_90, Hopper, whose multiprocessor has 228 KB of shared memory and 64 k registers: two blocks of 4 warps at 255 registers
+# a thread, or one of 8. For p=128, n=64, registers a thread and shared memory a block, where carry has 4 warps in either case:
+#
+#            chunk rows warps     carry         outputs       gradients
+#   2 bytes     64   32     4     78   29 KB    187   25 KB   255   57 KB   448 bytes a thread spilled to memory
+#   4 bytes     32   16     8     52   23 KB     59   21 KB   180   35 KB
+#
+# - Full float32 products run outside the tensor cores and hold their operands in registers, so blocks are smaller. With 64 tokens, or with
+#   all channels of a head at once, gradients spilled 4 to 40 KB.
+# - The tensor cores of Hopper want 64 tokens for 4 warps; 8 warps would do the same products twice. With n over 64 the gradients take 8
+#   nevertheless: at p=64, n=128 they spill 0.2 KB, with 4 warps 1.1 KB.
+# - A longer chunk writes and reads fewer states, which at 64 tokens and n=64 have four times the bytes of x in bfloat16; but a chunk of 128
+#   spilled 1.2 KB in the gradients, with 8 warps.
+# - 8 heads a block leave 512 blocks to a row of 4096 tokens and 64 heads, for the 132 multiprocessors of an H100.
 def _blocks(dtype, t: int, heads_per_group: int, p: int, n: int, chunk_size: int | None) -> _Blocks:
-    chunk = 64 if dtype.itemsize == 2 else 32
+    chunk, rows, warps = (64, 32, 4) if dtype.itemsize == 2 else (32, 16, 8)
     if chunk_size is not None:
         # Down to a power of two.
-        chunk = min(chunk, max(16, 1 << chunk_size.bit_length() - 1))
-    chunk = min(chunk, _power_of_two(t))
-    heads = max(d for d in range(1, 9) if heads_per_group % d == 0)
-    return _Blocks(chunk, heads, min(p, 64))
+        chunk = min(chunk, _power_of_two(chunk_size // 2 + 1))
+    return _Blocks(
+        chunk=min(chunk, _power_of_two(t)),
+        rows=min(rows, p),
+        heads=max(d for d in range(1, 9) if heads_per_group % d == 0),
+        warps=warps,
+        gradient_warps=8 if n > 64 else warps,
+    )
 
 
 class _Terms(NamedTuple):
@@ -169,27 +196,6 @@ def _backward(blocks, interpret, saved, cotangents):
 _scan.defvjp(_save, _backward)
 
 
-def _dot(a, b, contract):
-    """Product over axis contract[0] of a and contract[1] of b, in float32; of float32 inputs in full, where Triton's default is TF32."""
-    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    dims = (contract[:1], contract[1:]), ((), ())
-    return lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
-
-
-def _carry_kernel(u_ref, v_ref, weight_ref, through_ref, start_ref, before_ref, end_ref, *, chunk, from_the_end):
-    """Refs u [t, rows], v [t, n], weight [t], through [c], start and end [rows, n], before [c, rows, n]."""
-    chunks = through_ref.shape[0]
-
-    def step(i, state):
-        c = chunks - 1 - i if from_the_end else i
-        before_ref[c] = state
-        tokens = pl.ds(c * chunk, chunk)
-        weighted = (u_ref[tokens, :] * weight_ref[tokens][:, None]).astype(u_ref.dtype)
-        return through_ref[c] * state + _dot(weighted, v_ref[tokens, :], (0, 0))
-
-    end_ref[...] = lax.fori_loop(0, chunks, step, start_ref[...])
-
-
 def _carry(
     u: Float[Array, "b t h p"],
     v: Float[Array, "b t g n"],
@@ -207,7 +213,7 @@ def _carry(
     heads_per_group = h // g
     state = pl.BlockSpec((None, None, rows, n), lambda k, i, r: (r, i, k, 0))
     return pl.pallas_call(
-        functools.partial(_carry_kernel, chunk=blocks.chunk, from_the_end=from_the_end),
+        functools.partial(carry_kernel, chunk=blocks.chunk, from_the_end=from_the_end),
         grid=(p // rows, h, b),
         in_specs=[
             pl.BlockSpec((None, t, None, rows), lambda k, i, r: (r, 0, i, k)),
@@ -221,40 +227,17 @@ def _carry(
             jax.ShapeDtypeStruct((b, chunks, h, p, n), jnp.float32),
             jax.ShapeDtypeStruct((b, h, p, n), jnp.float32),
         ],
-        compiler_params=pltriton.CompilerParams(num_warps=4, num_stages=4),
+        compiler_params=pltriton.CompilerParams(num_warps=4, num_stages=3),
         interpret=interpret,
         name="ssd_carry",
     )(u, v, weight, through, start)
-
-
-def _pairs(ordinals):
-    """Whether token j (columns) is at or before token i (rows), in its segment."""
-    token = jnp.arange(ordinals.shape[0])
-    return (token[:, None] >= token[None, :]) & (ordinals[:, None] == ordinals[None, :])
-
-
-def _outputs_kernel(x_ref, B_ref, C_ref, D_ref, dt_ref, cum_ref, from_start_ref, ordinals_ref, entering_ref, y_ref):
-    """Refs x and y [q, heads, p], B and C [q, n], D [heads], dt, cum and from_start [heads, q], ordinals [q], entering [heads, p, n]."""
-    C = C_ref[...]
-    scores = _dot(C, B_ref[...], (1, 1))
-    pairs = _pairs(ordinals_ref[...])
-
-    def head(i, carry):
-        x, cum = x_ref[:, i, :], cum_ref[i, :]
-        weights = scores * _masked_exp(pairs, cum[:, None] - cum[None, :]) * dt_ref[i, :][None, :]
-        y = _dot(weights.astype(x.dtype), x, (1, 0))
-        y += _dot(C, entering_ref[i].astype(C.dtype), (1, 1)) * from_start_ref[i, :][:, None]
-        y_ref[:, i, :] = (y + D_ref[i] * x).astype(y_ref.dtype)
-        return carry
-
-    lax.fori_loop(0, x_ref.shape[1], head, 0)
 
 
 def _outputs(x, B, C, D, terms: _Terms, ordinals, entering, blocks: _Blocks, interpret) -> Float[Array, "b t h p"]:
     b, t, h, p = x.shape
     specs = _specs(blocks, h // B.shape[2], p, B.shape[3])
     return pl.pallas_call(
-        _outputs_kernel,
+        functools.partial(outputs_kernel, rows=blocks.rows),
         grid=(h // blocks.heads, t // blocks.chunk, b),
         in_specs=[
             specs.inputs,
@@ -267,78 +250,10 @@ def _outputs(x, B, C, D, terms: _Terms, ordinals, entering, blocks: _Blocks, int
         ],
         out_specs=specs.inputs,
         out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
-        compiler_params=pltriton.CompilerParams(num_warps=4, num_stages=2),
+        compiler_params=pltriton.CompilerParams(num_warps=blocks.warps, num_stages=2),
         interpret=interpret,
         name="ssd_outputs",
     )(x, B, C, D, terms.dt, terms.cum, terms.from_start, ordinals, entering)
-
-
-def _gradients_kernel(
-    x_ref,
-    dy_ref,
-    B_ref,
-    C_ref,
-    D_ref,
-    dt_ref,
-    cum_ref,
-    from_start_ref,
-    survives_ref,
-    ordinals_ref,
-    entering_ref,
-    leaving_ref,
-    dx_ref,
-    dB_ref,
-    dC_ref,
-    d_skip_ref,
-    d_dt_ref,
-    d_cum_ref,
-    d_from_start_ref,
-    d_survives_ref,
-    d_through_ref,
-):
-    """Refs as in `_outputs_kernel`; leaving [heads, p, n] is the gradient of the states that leave the chunk, d_through [heads]."""
-    dtype = x_ref.dtype
-    B, C = B_ref[...], C_ref[...]
-    scores = _dot(C, B, (1, 1))
-    own_score = jnp.sum(B.astype(jnp.float32) * C.astype(jnp.float32), axis=1)
-    pairs = _pairs(ordinals_ref[...])
-    token = jnp.arange(scores.shape[0])
-    earlier = token[:, None] > token[None, :]
-
-    def head(i, sums):
-        dB, dC, d_scores = sums
-        x, dy = x_ref[:, i, :], dy_ref[:, i, :]
-        dt, cum, from_start, survives = (ref[i, :] for ref in (dt_ref, cum_ref, from_start_ref, survives_ref))
-
-        # Pairs of tokens. What a token owes itself is summed apart: its decay is 1 whatever cum is, and left among the pairs would cancel
-        # in d_cum only up to rounding.
-        decay = _masked_exp(pairs, cum[:, None] - cum[None, :])
-        d_weights = _dot(dy, x, (1, 1)) * decay
-        d_scores += d_weights * dt[None, :]
-        d_pairs = jnp.where(earlier, d_weights * scores, 0)
-        to_later = jnp.sum(d_pairs, axis=0)
-        own = jnp.sum(dy.astype(jnp.float32) * x.astype(jnp.float32), axis=1)
-        d_skip_ref[i, :] = own
-        d_dt_ref[i, :] = to_later + own * own_score
-        d_cum_ref[i, :] = jnp.sum(d_pairs * dt[None, :], axis=1) - to_later * dt
-        dx = _dot((scores * decay * dt[None, :]).astype(dtype), dy, (0, 0)) + D_ref[i] * dy
-
-        # The state that enters and the one that leaves.
-        entering, leaving = entering_ref[i], leaving_ref[i]
-        d_through_ref[i] = jnp.sum(entering * leaving)
-        to_C = _dot(dy, entering.astype(dtype), (1, 0))
-        to_B = _dot(x, leaving.astype(dtype), (1, 0))
-        d_from_start_ref[i, :] = jnp.sum(to_C * C, axis=1)
-        d_survives_ref[i, :] = jnp.sum(to_B * B, axis=1)
-        dx += _dot(B, leaving.astype(dtype), (1, 1)) * survives[:, None]
-        dx_ref[:, i, :] = dx.astype(dx_ref.dtype)
-        return dB + to_B * survives[:, None], dC + to_C * from_start[:, None], d_scores
-
-    zeros = jnp.zeros(B.shape, jnp.float32)
-    dB, dC, d_scores = lax.fori_loop(0, x_ref.shape[1], head, (zeros, zeros, jnp.zeros_like(scores)))
-    d_scores = d_scores.astype(dtype)
-    dB_ref[...] = dB + _dot(d_scores, C, (0, 0))
-    dC_ref[...] = dC + _dot(d_scores, B, (1, 0))
 
 
 def _gradients(x, dy, B, C, D, terms: _Terms, ordinals, entering, leaving, blocks: _Blocks, interpret):
@@ -354,7 +269,7 @@ def _gradients(x, dy, B, C, D, terms: _Terms, ordinals, entering, leaving, block
     a_token = jax.ShapeDtypeStruct((b, h, t), jnp.float32)
     a_sum = jax.ShapeDtypeStruct((splits, b, t, g, n), jnp.float32)
     dx, dB, dC, d_skip, d_dt, d_cum, d_from_start, d_survives, d_through = pl.pallas_call(
-        _gradients_kernel,
+        functools.partial(gradients_kernel, rows=blocks.rows),
         grid=(h // blocks.heads, t // blocks.chunk, b),
         in_specs=[
             specs.inputs,
@@ -381,7 +296,7 @@ def _gradients(x, dy, B, C, D, terms: _Terms, ordinals, entering, leaving, block
             *[a_token] * 5,
             jax.ShapeDtypeStruct((b, h, t // blocks.chunk), jnp.float32),
         ],
-        compiler_params=pltriton.CompilerParams(num_warps=8, num_stages=2),
+        compiler_params=pltriton.CompilerParams(num_warps=blocks.gradient_warps, num_stages=2),
         interpret=interpret,
         name="ssd_gradients",
     )(x, dy, B, C, D, terms.dt, terms.cum, terms.from_start, terms.survives, ordinals, entering, leaving)
