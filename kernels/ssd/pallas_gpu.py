@@ -19,7 +19,7 @@ no order, so nothing can be carried from one to the next; the work is cut into t
 The q×q decays live and die in registers. What is [b,t,h] (cum and the factors made of it) is left to XLA, and differentiated by JAX.
 Kept for the backward pass: the inputs and the states that enter the chunks; the rest is computed again.
 
-jax 0.11.2 and later call Pallas on Triton deprecated: it works, with a warning, up to the 0.12.0 that is the newest at this writing.
+From jax 0.11.2 on Pallas for Triton is deprecated: it works, with a warning, in 0.12.0.1, the newest as this is written.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _power_of_two(size: int) -> int:
 #   all channels of a head at once, gradients spilled 4 to 40 KB.
 # - The tensor cores of Hopper want 64 tokens for 4 warps; 8 warps would do the same products twice. With n over 64 the gradients take 8
 #   nevertheless: at p=64, n=128 they spill 0.2 KB, with 4 warps 1.1 KB.
-# - A longer chunk writes and reads fewer states, which at 64 tokens and n=64 have four times the bytes of x in bfloat16; but a chunk of 128
+# - A longer chunk writes and reads fewer states, which at 64 tokens and n=64 have twice the bytes of x in bfloat16; but a chunk of 128
 #   spilled 1.2 KB in the gradients, with 8 warps.
 # - 8 heads a block leave 512 blocks to a row of 4096 tokens and 64 heads, for the 132 multiprocessors of an H100.
 def _blocks(dtype, t: int, heads_per_group: int, p: int, n: int, chunk_size: int | None) -> _Blocks:
