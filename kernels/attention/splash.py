@@ -3,7 +3,8 @@
 Segments it compares inside the kernel; blocks of other documents are computed and masked. Its fused backward kernel is not used: it
 writes the gradient of the queries once for every block of keys, t/block times the queries, which is quadratic in the row.
 
-XLA cannot partition a Pallas kernel: over several devices call `attention` inside `jax.shard_map` over rows and heads.
+XLA cannot partition a Pallas kernel: over several devices call `attention` inside `jax.shard_map(..., check_vma=False)` over rows and
+heads. (The library does not tell shard_map over which axes its outputs vary.)
 """
 
 from __future__ import annotations
@@ -18,15 +19,23 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jaxtyping import Array, Float, Int
 
 _LANES = 128
-_BLOCK = 512
+# Tokens a block, of queries and of keys, by the TPU compiler's schedules (v5p and v6e, p = 128, the three kernels together): a step of
+# 1024 takes 3.1 times one of 512 and does the work of 4, so it pays where blocks are mostly full. Under a window of at most
+# `_SMALL_WINDOW` the keys that it masks cost more than that. 256 takes 1.9 times as long as 1024 (v5p, window 2048).
+_BLOCK, _SMALL_BLOCK, _SMALL_WINDOW = 1024, 512, 1024
+_MOST_HEAD_BYTES = 512
+# Sizes of heads that were compiled: 16, 32, 64, 96, 128, 192, 256. Those below 128 leave lanes empty.
+_HEAD_MULTIPLE = 16
+# Keys of a block that are multiplied at a time in the kernels that go along the keys.
+_COMPUTE = 512
 
 
 def obstacle(q: Float[Array, "b t h p"], block_size: int | None) -> str | None:
     """Why splash cannot take these queries, in words; None if it can."""
     if q.dtype not in (jnp.bfloat16, jnp.float32):
         return f"splash takes bfloat16 or float32, not {q.dtype}"
-    if q.shape[3] % _LANES:
-        return f"its heads must be a multiple of {_LANES}, not {q.shape[3]}"
+    if q.shape[3] % _HEAD_MULTIPLE:
+        return f"its heads must be a multiple of {_HEAD_MULTIPLE}, not {q.shape[3]}"
     if block_size is not None and block_size % _LANES:
         return f"block_size={block_size} must be a multiple of {_LANES}"
     return None
@@ -44,7 +53,7 @@ def splash_attention(
 ) -> Float[Array, "b t h p"]:
     """`attention` on TPU; rows are padded to a multiple of the block."""
     t, h, p = q.shape[1:]
-    block = min(block_size or _BLOCK, t + -t % _LANES)
+    block = min(block_size or _choose_block(t, window, p * q.dtype.itemsize), t + -t % _LANES)
     pad = -t % block
     # The kernel does not scale.
     q = (q.astype(jnp.float32) * p**-0.5).astype(q.dtype)
@@ -59,6 +68,12 @@ def splash_attention(
     return y.swapaxes(1, 2)[:, :t]
 
 
+def _choose_block(t: int, window: int | None, head_bytes: int) -> int:
+    # A larger block of larger heads overflows the VMEM that a v5e gives a kernel.
+    small = t % _BLOCK or head_bytes > _MOST_HEAD_BYTES or (window is not None and window <= _SMALL_WINDOW)
+    return _SMALL_BLOCK if small else _BLOCK
+
+
 @functools.lru_cache(maxsize=32)
 def _kernel(t: int, h: int, window: int | None, block: int, interpret: bool) -> library.SplashAttentionKernel:
     """The kernel for rows of t tokens; its tables of blocks are of the order of t²/block² bytes and constants of the program."""
@@ -66,13 +81,14 @@ def _kernel(t: int, h: int, window: int | None, block: int, interpret: bool) -> 
         mask = masks.CausalMask((t, t))
     else:
         mask = masks.LocalMask((t, t), (window, 0), offset=0)
+    compute = block if block % _COMPUTE else _COMPUTE
     sizes = library.BlockSizes(
         block_q=block,
         block_kv=block,
-        block_kv_compute=block,
+        block_kv_compute=compute,
         block_q_dkv=block,
         block_kv_dkv=block,
-        block_kv_dkv_compute=block,
+        block_kv_dkv_compute=compute,
         block_q_dq=block,
         block_kv_dq=block,
     )

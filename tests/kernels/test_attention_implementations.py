@@ -165,7 +165,7 @@ def test_cudnn_lowers_for_cuda_without_a_mask_of_the_whole_row(monkeypatch, segm
     ("settings", "message"),
     [
         ({"implementation": "flash"}, "implementation='flash' must be one of auto, xla, splash, cudnn"),
-        ({"implementation": "splash", "p": 64}, "'splash' cannot run: its heads must be a multiple of 128, not 64"),
+        ({"implementation": "splash", "p": 100}, "'splash' cannot run: its heads must be a multiple of 16, not 100"),
         ({"implementation": "splash", "dtype": jnp.float16}, "'splash' cannot run: .* not float16"),
         (
             {"implementation": "splash", "block_size": 100},
@@ -190,8 +190,41 @@ def test_what_cannot_run_is_refused_in_a_sentence(settings, message):
         attention(q, kv, kv, **settings)
 
 
-def test_auto_takes_xla_on_cpu(rng, monkeypatch):
-    for module in ("splash.splash_attention", "cudnn.cudnn_attention"):
-        monkeypatch.setattr(f"plamo2_kernels.attention.{module}", lambda *args, **settings: pytest.fail("not on CPU"))
-    q, k, v, _ = inputs(rng)
-    assert attention(q, k, v, window=8).shape == q.shape
+@pytest.mark.parametrize(
+    ("platform", "devices", "dtype", "chosen"),
+    [
+        ("tpu", 1, jnp.float32, "splash.splash_attention"),
+        ("tpu", 8, jnp.float32, "api.banded_attention"),
+        ("tpu", 1, jnp.float16, "api.banded_attention"),
+        ("gpu", 1, jnp.bfloat16, "cudnn.cudnn_attention"),
+        ("gpu", 1, jnp.float32, "api.banded_attention"),
+        ("cpu", 1, jnp.bfloat16, "api.banded_attention"),
+    ],
+)
+def test_auto_chooses_by_the_platform_and_by_what_its_library_takes(monkeypatch, platform, devices, dtype, chosen):
+    taken = []
+    for name in ("splash.splash_attention", "cudnn.cudnn_attention", "api.banded_attention"):
+        monkeypatch.setattr(f"plamo2_kernels.attention.{name}", lambda *args, name=name, **settings: taken.append(name))
+    client = types.SimpleNamespace(platform_version="cuda 12090" if platform == "gpu" else "")
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    q = jnp.zeros((1, 16, H, P), dtype)
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(client=client)])
+    attention(q, q, q)
+    assert taken == [chosen]
+
+
+def test_auto_takes_splash_on_each_device_of_a_shard_map(monkeypatch):
+    taken = []
+
+    def splash(q, *args, **settings):
+        taken.append(q.shape)
+        return q
+
+    monkeypatch.setattr("plamo2_kernels.attention.splash.splash_attention", splash)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "model"))
+    spec = PartitionSpec("data", None, "model")
+    q = jnp.zeros((2, 16, H, P))
+    jax.shard_map(lambda q: attention(q, q, q), mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(q)
+    assert taken == [(1, 16, H // 2, P)]

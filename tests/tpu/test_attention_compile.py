@@ -36,7 +36,7 @@ def devices():
     return functools.cache(lambda name: topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
 
 
-def compile_gradient(t, window, rows, heads, b=1, wrap=lambda f: f):
+def compile_gradient(t, window, rows, heads, b=1, wrap=lambda f: f, dtype=jnp.bfloat16, h=H, g=G, p=P):
     """Forward and gradient of `b` rows, compiled for where the shardings of rows [b, t] and of heads [b, t, h, p] lie."""
 
     @wrap
@@ -48,7 +48,7 @@ def compile_gradient(t, window, rows, heads, b=1, wrap=lambda f: f):
         y, vjp = jax.vjp(lambda q, k, v: forward(q, k, v, segment_ids), q, k, v)
         return y, vjp(dy)
 
-    q, k, v, dy = (jax.ShapeDtypeStruct((b, t, n, P), jnp.bfloat16, sharding=heads) for n in (H, G, G, H))
+    q, k, v, dy = (jax.ShapeDtypeStruct((b, t, n, p), dtype, sharding=heads) for n in (h, g, g, h))
     return step.lower(q, k, v, jax.ShapeDtypeStruct((b, t), jnp.int32, sharding=rows), dy).compile()
 
 
@@ -58,6 +58,12 @@ def test_it_compiles(devices, name, window):
     one = SingleDeviceSharding(devices(name)[0])
     compiled = compile_gradient(8192, window, one, one)
     assert compiled.as_text().count("tpu_custom_call") == 3
+
+
+@pytest.mark.parametrize(("dtype", "p"), [(jnp.bfloat16, 16), (jnp.bfloat16, 64), (jnp.float32, P), (jnp.float32, 256)])
+def test_blocks_fit_the_least_vmem_for_other_heads(devices, dtype, p):
+    one = SingleDeviceSharding(devices("v5e:2x2")[0])
+    compile_gradient(4096, WINDOW, one, one, dtype=dtype, h=4, g=1, p=p)
 
 
 @pytest.mark.parametrize("window", [WINDOW, None], ids=["window", "full"])

@@ -11,17 +11,18 @@ from plamo2_jax.model import axes
 from plamo2_jax.model.cache import AttentionCache
 from plamo2_jax.model.context import Context
 from plamo2_jax.model.layers import apply_rope, parameter, rms_normalize
-from plamo2_kernels.attention import attention, masked_attention
+from plamo2_kernels.attention import Implementation, attention, masked_attention
 
 # Of the norms of queries and keys; the public code does not take it from the config.
 _QK_EPSILON = 1e-6
 
 
 class Attention(nn.Module):
-    """Causal attention within segments; `kind` says whether a window limits it."""
+    """Causal attention within segments; `kind` says whether a window limits it, `implementation` how whole rows are computed."""
 
     config: ModelConfig
     kind: LayerKind
+    implementation: Implementation = "auto"
 
     @nn.compact
     def __call__(
@@ -51,7 +52,7 @@ class Attention(nn.Module):
         q, k, v = rotate(project(q_proj), q_scale), rotate(project(k_proj), k_scale), project(v_proj)
         segments, positions = context.segment_ids, context.positions
         if cache is None:
-            y = attention(q, k, v, segment_ids=segments, window=window)
+            y = attention(q, k, v, segment_ids=segments, window=window, implementation=self.implementation)
         else:
             seen, cache = cache, cache.write(k, v, positions, segments, context.count)
             if u.shape[1] == 1:
