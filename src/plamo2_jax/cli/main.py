@@ -16,6 +16,7 @@ VERBS = {
     "convert": "read and write checkpoints of the public PLaMo 2 layout",
     "logits": "logits of given tokens, for comparing implementations",
     "report": "one HTML page from a run directory",
+    "plan": "what a program costs on a TPU that is not there, by its compiler",
 }
 
 

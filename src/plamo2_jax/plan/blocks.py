@@ -1,0 +1,105 @@
+"""What a Pallas TPU kernel moves between HBM and VMEM: its blocks, and how often each is fetched or written back.
+
+The pipeline around a kernel fetches a block when its index map gives another index than the step before, and writes one back when the next
+step's index is another one. So the index maps, evaluated over the whole grid, tell the traffic exactly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One operand of a kernel."""
+
+    output: bool
+    bytes: int
+    """Of one block in HBM, its last two axes padded to the tiles (8, 128)."""
+    moves: int
+    """Times a block is fetched, or written back."""
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelCall:
+    """One `pallas_call` of a traced function."""
+
+    name: str
+    grid: tuple[int, ...]
+    blocks: tuple[Block, ...]
+    """Inputs, then outputs, in the order of the call."""
+    scratch_bytes: int
+
+    @property
+    def steps(self) -> int:
+        """Grid steps."""
+        return math.prod(self.grid)
+
+
+def kernel_calls(jaxpr: ClosedJaxpr) -> list[KernelCall]:
+    """The kernels that a traced function calls, in order.
+
+    Raises:
+        ValueError: a grid has dynamic bounds, or index maps read prefetched scalars, so that the traffic depends on data.
+    """
+    return [_kernel_call(parameters) for parameters in _pallas_parameters(jaxpr.jaxpr)]
+
+
+def _pallas_parameters(jaxpr: Jaxpr) -> Iterator[dict[str, Any]]:
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "pallas_call":
+            yield equation.params
+            continue
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(inner, ClosedJaxpr):
+                    yield from _pallas_parameters(inner.jaxpr)
+                elif isinstance(inner, Jaxpr):
+                    yield from _pallas_parameters(inner)
+
+
+def _kernel_call(parameters: dict[str, Any]) -> KernelCall:
+    mapping = parameters["grid_mapping"]
+    name = parameters["name"] if "name" in parameters else parameters["name_and_src_info"].name
+    if mapping.num_dynamic_grid_bounds or mapping.num_index_operands:
+        raise ValueError(f"the traffic of the kernel {name} depends on data: a dynamic grid or prefetched scalars")
+    grid = tuple(map(int, mapping.grid))
+    blocks = tuple(
+        Block(
+            index >= mapping.num_inputs,
+            _padded_bytes(block.block_aval.inner_aval if hasattr(block.block_aval, "inner_aval") else block.block_aval),
+            count_moves(block.index_map_jaxpr, grid),
+        )
+        for index, block in enumerate(mapping.block_mappings)
+    )
+    scratch = sum(_padded_bytes(aval.inner_aval) for aval in mapping.scratch_avals if hasattr(aval, "inner_aval"))
+    return KernelCall(name, grid, blocks, scratch)
+
+
+def count_moves(index_map: ClosedJaxpr, grid: tuple[int, ...]) -> int:
+    """Runs of equal block indices as the grid's steps are taken in order, the last axis fastest."""
+    if 0 in grid:
+        return 0
+    steps = [jnp.asarray(axis.ravel(), jnp.int32) for axis in np.indices(grid)]
+    count = math.prod(grid)
+    if not steps:
+        return 1
+    indices = jax.vmap(jaxpr_as_fun(index_map))(*steps)
+    table = np.stack([np.broadcast_to(np.asarray(index), (count,)) for index in indices], axis=-1)
+    return 1 + int(np.sum(np.any(table[1:] != table[:-1], axis=-1)))
+
+
+def _padded_bytes(aval: Any) -> int:
+    """Bytes of a block; axes that are squeezed away in the kernel do not matter."""
+    shape = [1, 1, *aval.shape]
+    shape[-1] = math.ceil(shape[-1] / 128) * 128
+    shape[-2] = math.ceil(shape[-2] / 8) * 8
+    return math.prod(shape) * jnp.dtype(aval.dtype).itemsize if hasattr(aval, "dtype") else 0

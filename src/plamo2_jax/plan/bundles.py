@@ -1,0 +1,146 @@
+"""Read the VLIW schedule that libtpu writes: `*-final_bundles.txt`, one bundle a line, one bundle a cycle.
+
+The text lists a bundle once, however often it runs. What decides how often, the scalar instructions and the branches, is in it too, so it
+is parsed into a program of the scalar core, which `scalar.py` then runs.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from collections.abc import Iterator
+
+_BUNDLE = re.compile(r"^ *(0x[0-9a-f]+|0) +(?:[A-Z]{2})? *:", re.MULTILINE)
+_COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
+_STARTS = re.compile(r"Start(?:/End empty)? region (\d+)")
+_ENDS = re.compile(r"End region \d+")
+_STATEMENT = re.compile(r"%(\w+) = ([\w.]+)(.*)", re.DOTALL)
+_PREDICATE = re.compile(r"\((!?)%(\w+)(?:, ([^)]*))?\)")
+_SLOT = re.compile(r"\[smem:\[([^\]]*)\]\]")
+_REGISTER = re.compile(r"[sp]\d+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Predicate:
+    """What an instruction waits for."""
+
+    name: str
+    negated: bool
+    otherwise: str | None = None
+    """Operand that is the result where the predicate does not hold; None: the old value stays."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One instruction of the scalar core. Values have names, unique in the program; a name ends in the register that holds it."""
+
+    op: str
+    """Mnemonic up to its first dot."""
+    kind: str
+    """The dotted rest: types, and the relation of a comparison."""
+    name: str | None
+    operands: tuple[str, ...] = ()
+    predicate: Predicate | None = None
+    target: int | None = None
+    """Region a branch goes to."""
+
+    @property
+    def register(self) -> str | None:
+        """Where the result lies; values joined by a phi share their register."""
+        tail = self.name and self.name.rpartition("_")[2]
+        return tail if tail and _REGISTER.fullmatch(tail) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The schedule of one operation."""
+
+    length: int
+    """Bundles in the text."""
+    scalar: dict[int, tuple[Instruction, ...]]
+    """Scalar instructions of those bundles that have any, phis first and definitions before uses."""
+    regions: dict[int, int]
+    """First bundle of each region, which branches name."""
+    delay_slots: int
+    """Bundles that still run after a branch, taken or not."""
+
+
+def parse_schedule(text: str) -> Program:
+    """The program of a `*-final_bundles.txt` file."""
+    scalar: dict[int, tuple[Instruction, ...]] = {}
+    regions: dict[int, int] = {}
+    ends: list[int] = []
+    branches: list[tuple[int, int]] = []
+    for index, bundle in enumerate(_bundles(text)):
+        for number in _STARTS.findall(bundle):
+            regions[int(number)] = index
+        if _ENDS.search(bundle):
+            ends.append(index)
+        instructions = _in_order([i for i in map(_instruction, _statements(bundle)) if i is not None])
+        if instructions:
+            scalar[index] = instructions
+        branches += [(index, i.target) for i in instructions if i.target is not None]
+    # The region behind the last bundle that does anything is not marked.
+    for _, target in branches:
+        regions.setdefault(target, index)
+    return Program(index + 1, scalar, regions, _delay_slots(branches, regions, ends))
+
+
+def _bundles(text: str) -> Iterator[str]:
+    starts = [match.end() for match in _BUNDLE.finditer(text)]
+    if not starts:
+        raise ValueError("not a schedule: it has no bundles")
+    yield from (text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True))
+
+
+def _statements(bundle: str) -> list[str]:
+    # A comment may say what a load reads, the only place where it can be seen.
+    bundle = bundle.replace("/* core id */", " core_id")
+    return _COMMENT.sub("", bundle).split(";;")
+
+
+def _instruction(statement: str) -> Instruction | None:
+    """The statement, if the scalar core runs it and its result can matter to a branch; else None."""
+    match = _STATEMENT.search(statement)
+    if not match:
+        return None
+    name, mnemonic, rest = match.groups()
+    op, _, kind = mnemonic.partition(".")
+    named = name if re.search(r"_[sp]\d+$", name) else None
+    if named is None and op not in ("sbr", "sst"):
+        return None
+    predicate = None
+    if found := _PREDICATE.match(rest.strip()):
+        negated, condition, otherwise = found.groups()
+        predicate = Predicate(condition, negated == "!", otherwise and otherwise.lstrip("%"))
+        rest = rest.strip()[found.end() :]
+    if op == "sbr":
+        target = re.search(r"target = \$region(\d+)", rest)
+        return Instruction(op, kind, None, (), predicate, int(target[1]) if target else None)
+    if slot := _SLOT.search(rest):
+        # A load's only operand is its slot; a store has the value behind it.
+        value = re.findall(r"%(\w+)", rest[slot.end() :])
+        op = "core_id" if "core_id" in rest else op
+        return Instruction(op, kind, named, (slot[1], *value[:1]), predicate)
+    operands = [part.strip().split(" ")[0].lstrip("%") for part in re.sub(r"[{}]", "", rest).split(",")]
+    return Instruction(op, kind, named, tuple(filter(None, operands)), predicate)
+
+
+def _in_order(instructions: list[Instruction]) -> tuple[Instruction, ...]:
+    """Phis first. A pseudo-instruction may read what another one of its bundle writes: it comes after that one."""
+    left = sorted(instructions, key=lambda i: i.op != "sphi")
+    ordered = []
+    while left:
+        pending = {i.name for i in left if i.op != "sphi"}
+        ready = next((i for i in left if i.op == "sphi" or not pending & set(i.operands) - {i.name}), left[0])
+        left.remove(ready)
+        ordered.append(ready)
+    return tuple(ordered)
+
+
+def _delay_slots(branches: list[tuple[int, int]], regions: dict[int, int], ends: list[int]) -> int:
+    """Read off the branches back to a loop's head: some region ends with their last slot."""
+    back = [index for index, target in branches if regions.get(target, index + 1) <= index] or [i for i, _ in branches]
+    distances = collections.Counter(min((end - index for end in ends if end > index), default=0) for index in back)
+    return distances.most_common(1)[0][0] if distances else 0

@@ -1,0 +1,206 @@
+"""Run the scalar core of a schedule, to count how often each of its bundles runs.
+
+Grid steps, `fori_loop`s and `pl.when`s of a Pallas kernel are branches on scalar values that follow from constants, so that a run over them
+is exact: the first and last chunk's extra work, the pipeline's prologue and epilogue, trip counts. Where a branch hangs on data (a value
+that comes from memory or from the vector units), the code behind a forward branch is counted and the count says so.
+
+A bundle is one cycle. Waiting for memory is not in it: a wait is one bundle, however long it would be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import operator
+import statistics
+from collections.abc import Callable
+
+from plamo2_jax.plan.bundles import Instruction, Predicate, Program
+
+_MASK = 0xFFFFFFFF
+_LIMIT = 50_000_000
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 32) if value >> 31 else value
+
+
+_ARITHMETIC: dict[str, Callable[..., int]] = {
+    "smov": lambda a: a,
+    "pmov": lambda a: a,
+    "int_to_ptr": lambda a: a,
+    "sadd": operator.add,
+    "ssub": operator.sub,
+    "smul": operator.mul,
+    "sshll": lambda a, b: a << min(b, 32),
+    "sshrl": lambda a, b: a >> min(b, 32),
+    "sshra": lambda a, b: _signed(a) >> min(b, 31),
+    "sand": operator.and_,
+    "sor": operator.or_,
+    "sxor": operator.xor,
+    "scalar_select": lambda p, a, b: a if p else b,
+    "por": lambda a, b: a or b,
+    "pand": lambda a, b: a and b,
+    "pnand": lambda a, b: not (a and b),
+    "pnor": lambda a, b: not (a or b),
+    "pxor": lambda a, b: bool(a) != bool(b),
+    "pneg": lambda a: not a,
+}
+_ORDERED = {"smin": min, "smax": max}
+_RELATIONS = {name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
+# Known even where one side is not.
+_SHORT_CIRCUIT = {"por": (True, True), "pand": (False, False), "pnand": (False, True), "pnor": (True, False)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a schedule ran."""
+
+    counts: tuple[int, ...]
+    """Times each bundle ran."""
+    rounds: tuple[int, ...]
+    """Bundles of each round of the loop that ran longest, but the first round: of a Pallas kernel, its grid steps."""
+    assumed: int
+    """Branches that hung on data, and whose code was counted."""
+
+    @property
+    def cycles(self) -> int:
+        """Bundles run."""
+        return sum(self.counts)
+
+    @property
+    def step(self) -> float:
+        """Bundles of a step in the steady state: the median round."""
+        return statistics.median(self.rounds) if self.rounds else self.cycles
+
+
+def run_schedule(program: Program, core: int = 0) -> Execution:
+    """Run the program as one core of the chip; the cores share the work of a "parallel" grid axis.
+
+    Raises:
+        ValueError: the number of rounds of a loop hangs on data, or the run is endless.
+    """
+    return _Machine(program, core).run()
+
+
+class _Machine:
+    def __init__(self, program: Program, core: int) -> None:
+        self.program, self.core = program, core
+        self.values: dict[str, int | None] = {}
+        self.registers: dict[str, int | None] = {}
+        self.memory: dict[str, int | None] = {}
+        self.assumed: set[int] = set()
+        self.cycles = 0
+        # Times a straight run of bundles begins at an index, less those that end before it.
+        self.edges = [0] * (program.length + 1)
+        self.heads: dict[int, list[int]] = {}
+
+    def run(self) -> Execution:
+        points = sorted(self.program.scalar)
+        following = {a: b for a, b in itertools.pairwise(points)}
+        first = dict(_first_at_or_after(points, [0, *self.program.regions.values()]))
+        start, point, jump = 0, first[0], None
+        while True:
+            # A jump comes into effect behind its delay slots; a second branch inside them is void then.
+            if jump is not None and (point is None or point > jump[0]):
+                end, target = jump
+                self._ran(start, end)
+                if target <= end:
+                    self.heads.setdefault(target, []).append(self.cycles)
+                start, point, jump = target, first[target], None
+                continue
+            if point is None:
+                break
+            for instruction in self.program.scalar[point]:
+                if instruction.op == "sbr":
+                    if jump is None and self._taken(point, instruction):
+                        jump = point + self.program.delay_slots, self.program.regions[instruction.target]
+                else:
+                    self._execute(instruction)
+            point = following.get(point)
+            if self.cycles > _LIMIT:
+                raise ValueError(f"a schedule that has run for {_LIMIT:,} bundles is taken to be endless")
+        self._ran(start, self.program.length - 1)
+        counts = tuple(itertools.accumulate(self.edges[:-1]))
+        return Execution(counts, self._rounds(), len(self.assumed))
+
+    def _ran(self, start: int, end: int) -> None:
+        self.cycles += end - start + 1
+        self.edges[start] += 1
+        self.edges[end + 1] -= 1
+
+    def _rounds(self) -> tuple[int, ...]:
+        """Of the loop whose jumps back to its head span most of the run."""
+        times = max(self.heads.values(), key=lambda times: times[-1] - times[0], default=[])
+        return tuple(b - a for a, b in itertools.pairwise(times))
+
+    def _value(self, operand: str) -> int | None:
+        if operand in self.values:
+            return self.values[operand]
+        try:
+            return int(operand, 0) & _MASK
+        except ValueError:
+            return None
+
+    def _holds(self, predicate: Predicate | None) -> bool | None:
+        if predicate is None:
+            return True
+        value = self._value(predicate.name)
+        return None if value is None else bool(value) != predicate.negated
+
+    def _taken(self, index: int, branch: Instruction) -> bool:
+        holds = self._holds(branch.predicate)
+        if holds is not None:
+            return holds
+        if self.program.regions[branch.target] <= index:
+            raise ValueError("the number of rounds of a loop depends on data; its cycles cannot be counted")
+        self.assumed.add(index)
+        return False
+
+    def _execute(self, instruction: Instruction) -> None:
+        holds = self._holds(instruction.predicate)
+        if instruction.op == "sst":
+            slot, value = instruction.operands[0], instruction.operands[-1]
+            if holds is not False:
+                self.memory[slot] = self._value(value) if holds else None
+            return
+        register = instruction.register
+        if holds is False:
+            otherwise = instruction.predicate.otherwise
+            result = self.registers.get(register) if otherwise is None else self._value(otherwise)
+        else:
+            result = self._result(instruction) if holds else None
+        self.values[instruction.name] = self.registers[register] = result
+
+    def _result(self, instruction: Instruction) -> int | None:
+        op = instruction.op
+        if op == "sphi":
+            # Its operands were written to the register it stands for: the last one written is the value.
+            return self.registers.get(instruction.register)
+        if op == "core_id":
+            return self.core
+        if op == "sld":
+            return self.memory.get(instruction.operands[0])
+        operands = [self._value(operand) for operand in instruction.operands]
+        if op == "scmp":
+            relation, type_ = instruction.kind.split(".")[:2]
+            if None in operands or relation not in _RELATIONS:
+                return None
+            return _RELATIONS[relation](*(map(_signed, operands) if type_ == "s32" else operands))
+        if op in _SHORT_CIRCUIT and _SHORT_CIRCUIT[op][0] in [bool(v) for v in operands if v is not None]:
+            return _SHORT_CIRCUIT[op][1]
+        if op == "scalar_select" and operands[0] is not None:
+            return operands[1] if operands[0] else operands[2]
+        if None in operands:
+            return None
+        if op in _ORDERED:
+            return _ORDERED[op](operands, key=_signed if instruction.kind == "s32" else None)
+        if op in _ARITHMETIC:
+            result = _ARITHMETIC[op](*operands)
+            return result if isinstance(result, bool) else result & _MASK
+        return None
+
+
+def _first_at_or_after(points: list[int], indices: list[int]):
+    for index in indices:
+        yield index, next((point for point in points if point >= index), None)

@@ -1,0 +1,75 @@
+"""Compile programs in a process of its own: `python -m plamo2_jax.plan.worker DUMP`, started by `run.py`.
+
+Reads one request a line from standard input, writes one answer a line to standard output, both JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental.layout import Format, Layout
+from jax.sharding import SingleDeviceSharding
+
+from plamo2_jax.plan.blocks import kernel_calls
+from plamo2_jax.plan.chips import chip_of
+from plamo2_jax.plan.compiler import first_line, topology_devices
+from plamo2_jax.plan.cost import Cost, program_cost
+from plamo2_jax.plan.dump import Schedules
+from plamo2_jax.plan.hlo import parse_module
+from plamo2_jax.plan.ssd import SsdProgram
+
+
+def compile_cost(function, operands, device, layouts: str, dump: Path) -> Cost:
+    """Compile a function for one device of a slice and read what it costs.
+
+    Args:
+        function: of positional arrays.
+        operands: their shapes.
+        device: of a topology.
+        layouts: of arguments and results: "default", what an array has that nobody asked anything of, or "auto", the compiler's choice.
+        dump: the folder the process was told to dump to; it is emptied.
+    """
+    for path in dump.iterdir():
+        path.unlink()
+    sharding = SingleDeviceSharding(device)
+    form = Format(Layout.AUTO, sharding) if layouts == "auto" else sharding
+    traced = jax.jit(function, in_shardings=form, out_shardings=form).trace(*operands)
+    compiled = traced.lower().compile()
+    return program_cost(
+        parse_module(compiled.as_text()),
+        Schedules(dump),
+        kernel_calls(traced.jaxpr),
+        chip_of(device.device_kind),
+        compiled.memory_analysis().temp_size_in_bytes,
+    )
+
+
+def answer(request: dict[str, Any], dump: Path) -> dict[str, Any]:
+    """The cost as plain data; {"error": ...} where the program does not compile, {"refused": ...} where the request is wrong."""
+    try:
+        device = topology_devices(request["topology"])[0]
+        chip_of(device.device_kind)
+        function, operands = SsdProgram(**request["program"]).build()
+    except ValueError as error:
+        return {"refused": str(error)}
+    try:
+        cost = compile_cost(function, operands, device, request["layouts"], dump)
+    except Exception as error:  # The compiler's refusal is an answer, whatever its type: Mosaic, XLA and the kernel raise different ones.
+        return {"error": f"does not compile: {first_line(error)}"}
+    return {"cost": dataclasses.asdict(cost)}
+
+
+def main() -> None:
+    """Answer requests until there are no more."""
+    dump = Path(sys.argv[1])
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line), dump)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
