@@ -23,7 +23,7 @@ class Block:
 
     output: bool
     bytes: int
-    """Of one block in HBM, its last two axes padded to the tiles (8, 128)."""
+    """Of one block in HBM, its last two axes padded to tiles."""
     moves: int
     """Times a block is fetched, or written back."""
 
@@ -98,8 +98,8 @@ def count_moves(index_map: ClosedJaxpr, grid: tuple[int, ...]) -> int:
 
 
 def _padded_bytes(aval: Any) -> int:
-    """Bytes of a block; axes that are squeezed away in the kernel do not matter."""
+    """Bytes of a block. Tiles are 128 wide and 8 high, or less where the array has fewer rows."""
     shape = [1, 1, *aval.shape]
-    shape[-1] = math.ceil(shape[-1] / 128) * 128
-    shape[-2] = math.ceil(shape[-2] / 8) * 8
+    height = min(8, 1 << (shape[-2] - 1).bit_length())
+    shape[-2:] = math.ceil(shape[-2] / height) * height, math.ceil(shape[-1] / 128) * 128
     return math.prod(shape) * jnp.dtype(aval.dtype).itemsize if hasattr(aval, "dtype") else 0

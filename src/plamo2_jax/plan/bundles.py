@@ -19,6 +19,9 @@ _STATEMENT = re.compile(r"%(\w+) = ([\w.]+)(.*)", re.DOTALL)
 _PREDICATE = re.compile(r"\((!?)%(\w+)(?:, ([^)]*))?\)")
 _SLOT = re.compile(r"\[smem:\[([^\]]*)\]\]")
 _REGISTER = re.compile(r"[sp]\d+")
+_MATMUL = re.compile(r"= vmatmul\.(?:mubr\.)?([a-z]+)(\d+)")
+# A vector register has 8 rows of 32 bits, and as many rows of a narrower type as fit.
+_REGISTER_BITS = 8 * 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,9 @@ class Program:
     length: int
     """Bundles in the text."""
     scalar: dict[int, tuple[Instruction, ...]]
-    """Scalar instructions of those bundles that have any, phis first and definitions before uses."""
+    """Instructions of the scalar core of those bundles that have any, phis first and definitions before uses."""
+    matmul_rows: dict[int, int]
+    """Rows that those bundles with matrix products push through matrix units."""
     regions: dict[int, int]
     """First bundle of each region, which branches name."""
     delay_slots: int
@@ -72,19 +77,24 @@ def parse_schedule(text: str) -> Program:
     regions: dict[int, int] = {}
     ends: list[int] = []
     branches: list[tuple[int, int]] = []
+    rows: dict[int, int] = {}
     for index, bundle in enumerate(_bundles(text)):
         for number in _STARTS.findall(bundle):
             regions[int(number)] = index
         if _ENDS.search(bundle):
             ends.append(index)
-        instructions = _in_order([i for i in map(_instruction, _statements(bundle)) if i is not None])
+        statements = _statements(bundle)
+        instructions = _in_order([i for i in map(_instruction, statements) if i is not None])
+        matmuls = [match for match in map(_MATMUL.search, statements) if match]
+        if matmuls:
+            rows[index] = sum(_REGISTER_BITS // int(match[2]) for match in matmuls)
         if instructions:
             scalar[index] = instructions
         branches += [(index, i.target) for i in instructions if i.target is not None]
     # The region behind the last bundle that does anything is not marked.
     for _, target in branches:
         regions.setdefault(target, index)
-    return Program(index + 1, scalar, regions, _delay_slots(branches, regions, ends))
+    return Program(index + 1, scalar, rows, regions, _delay_slots(branches, regions, ends))
 
 
 def _bundles(text: str) -> Iterator[str]:
@@ -101,28 +111,33 @@ def _statements(bundle: str) -> list[str]:
 
 
 def _instruction(statement: str) -> Instruction | None:
-    """The statement, if the scalar core runs it and its result can matter to a branch; else None."""
+    """The statement, if it branches, may matter to a branch or moves data between HBM and VMEM; else None."""
     match = _STATEMENT.search(statement)
     if not match:
         return None
     name, mnemonic, rest = match.groups()
     op, _, kind = mnemonic.partition(".")
     named = name if re.search(r"_[sp]\d+$", name) else None
-    if named is None and op not in ("sbr", "sst"):
+    copies = op == "dma" and ("hbm" in kind or kind == "general")
+    if named is None and op not in ("sbr", "sst") and not copies:
         return None
+    slot = _SLOT.search(rest)
+    rest = (rest.replace(slot[0], "") if slot else rest).strip().removeprefix("[thread:$0]").lstrip()
     predicate = None
-    if found := _PREDICATE.match(rest.strip()):
+    if found := _PREDICATE.match(rest):
         negated, condition, otherwise = found.groups()
         predicate = Predicate(condition, negated == "!", otherwise and otherwise.lstrip("%"))
-        rest = rest.strip()[found.end() :]
+        rest = rest[found.end() :].lstrip(" ,")
     if op == "sbr":
         target = re.search(r"target = \$region(\d+)", rest)
         return Instruction(op, kind, None, (), predicate, int(target[1]) if target else None)
-    if slot := _SLOT.search(rest):
+    if copies:
+        # Operands: source, size, target, ...
+        return Instruction(op, kind, None, (rest.split(",")[1].strip().lstrip("%"),), predicate)
+    if slot:
         # A load's only operand is its slot; a store has the value behind it.
-        value = re.findall(r"%(\w+)", rest[slot.end() :])
         op = "core_id" if "core_id" in rest else op
-        return Instruction(op, kind, named, (slot[1], *value[:1]), predicate)
+        return Instruction(op, kind, named, (slot[1], *re.findall(r"%(\w+)", rest)[:1]), predicate)
     operands = [part.strip().split(" ")[0].lstrip("%") for part in re.sub(r"[{}]", "", rest).split(",")]
     return Instruction(op, kind, named, tuple(filter(None, operands)), predicate)
 

@@ -9,6 +9,7 @@ from plamo2_jax.plan.blocks import KernelCall
 from plamo2_jax.plan.chips import Chip
 from plamo2_jax.plan.dump import Schedules
 from plamo2_jax.plan.hlo import Computation, Instruction, Module, hbm_bytes
+from plamo2_jax.plan.scalar import Execution
 from plamo2_jax.plan.traffic import instruction_bytes
 
 _MOVES = frozenset(("copy", "transpose", "reshape", "bitcast", "parameter"))
@@ -28,13 +29,21 @@ class Operation:
     estimated_cycles: int | None
     """XLA's cost model, in which waiting for HBM is included. None: it says nothing, as of every Pallas kernel."""
     bundles: int | None
-    """Bundles of its schedule as they are executed; waiting is not included. None: it has no schedule."""
+    """Bundles of its schedule as they are executed; waiting is not included. None: it has no schedule, or how often its loops run
+    depends on data."""
+    mxu_cycles: float
+    """What its matrix products take at the matrix units' peak. Schedules let them follow each other faster than that."""
     hbm_bytes: int
 
     @property
     def cycles(self) -> int:
         """XLA's estimate where there is one, else the bundles."""
         return (self.bundles if self.estimated_cycles is None else self.estimated_cycles) or 0
+
+    @property
+    def compute(self) -> float:
+        """The least that the core is busy with it."""
+        return max(self.bundles or 0, self.mxu_cycles)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +58,12 @@ class Kernel:
     """Of a grid step in the steady state."""
     assumed_branches: int
     """Branches that depend on data; the code behind them is counted."""
+    mxu_cycles: float
+    """Of the whole call, at the matrix units' peak."""
     hbm_bytes: int
     """From the block specs."""
+    transferred_bytes: int
+    """By the transfers that the schedule starts, as far as their sizes are known; the same, unless the kernel has some of its own."""
     vmem_bytes: int
     utilization: dict[str, float]
     """Share of the slots of each unit in use."""
@@ -79,6 +92,11 @@ class Cost:
         return sum(o.times * (o.bundles or 0) for o in self.operations)
 
     @property
+    def mxu_cycles(self) -> float:
+        """Of all matrix products at peak."""
+        return sum(o.times * o.mxu_cycles for o in self.operations)
+
+    @property
     def hbm_bytes(self) -> int:
         """Moved to and from HBM."""
         return sum(o.times * o.hbm_bytes for o in self.operations)
@@ -90,8 +108,8 @@ class Cost:
 
     @property
     def bound(self) -> float:
-        """The roofline in cycles: no schedule of these instructions and bytes is faster."""
-        return max(self.bundles, self.hbm_cycles)
+        """The roofline in cycles: these instructions, products and bytes take no less."""
+        return max(sum(o.times * o.compute for o in self.operations), self.hbm_cycles)
 
     def by_kind(self) -> dict[str, int]:
         """Cycles of each kind of operation, most first."""
@@ -117,9 +135,11 @@ def program_cost(module: Module, schedules: Schedules, calls: list[KernelCall], 
     operations, kernels, waiting = [], [], list(calls)
     vmem_bytes = 0
     for instruction, computation, times in module.executed():
-        run = schedules.run(instruction.name, chip.cores)
+        runs = _runs(schedules, instruction, chip)
+        longest = max(runs, key=lambda run: run.cycles, default=None)
+        mxu_cycles = chip.mxu_cycles(longest.matmul_rows) if longest else 0.0
         if instruction.is_kernel:
-            if run is None:
+            if longest is None:
                 raise ValueError(f"the compiler wrote no schedule for the kernel {instruction.name}")
             call = _take(waiting, instruction)
             moved = _kernel_bytes(call, instruction, computation)
@@ -127,12 +147,14 @@ def program_cost(module: Module, schedules: Schedules, calls: list[KernelCall], 
                 Kernel(
                     call.name,
                     call.grid,
-                    run.cycles,
-                    run.step,
-                    run.assumed,
+                    longest.cycles,
+                    longest.step,
+                    longest.assumed,
+                    mxu_cycles,
                     moved,
+                    sum(run.hbm_bytes for run in runs),
                     instruction.vmem_bytes,
-                    schedules.utilization(instruction.name, run),
+                    schedules.utilization(instruction.name, longest),
                 )
             )
         else:
@@ -146,11 +168,22 @@ def program_cost(module: Module, schedules: Schedules, calls: list[KernelCall], 
                 times,
                 # A kernel's would be what its author wrote into the call.
                 None if instruction.is_kernel else instruction.estimated_cycles,
-                run and run.cycles,
+                longest and longest.cycles,
+                mxu_cycles,
                 moved,
             )
         )
     return Cost(chip, tuple(operations), tuple(kernels), temp_bytes, vmem_bytes)
+
+
+def _runs(schedules: Schedules, instruction: Instruction, chip: Chip) -> list[Execution]:
+    try:
+        return schedules.runs(instruction.name, chip.cores)
+    except ValueError:
+        # A kernel that cannot be counted is no answer; one of XLA's small operations is told by its estimate.
+        if instruction.is_kernel:
+            raise
+        return []
 
 
 def _take(calls: list[KernelCall], instruction: Instruction) -> KernelCall:

@@ -35,17 +35,17 @@ class Schedules:
     def _file(self, name: str, kind: str) -> Path | None:
         return self._files.get((name, kind)) or self._files.get((self._compiled_as.get(name, name), kind))
 
-    def run(self, name: str, cores: int) -> Execution | None:
-        """The operation's schedule, run; of the cores that share its work, the one that runs longest. None: it has no schedule.
+    def runs(self, name: str, cores: int) -> list[Execution]:
+        """The operation's schedule, run by each of the cores that share its work; nothing where it has no schedule.
 
         Raises:
             ValueError: how often a loop runs depends on data.
         """
         path = self._file(name, "final_bundles")
         if path is None:
-            return None
+            return []
         program = parse_schedule(path.read_text())
-        return max((run_schedule(program, core) for core in range(cores)), key=lambda run: run.cycles)
+        return [run_schedule(program, core) for core in range(cores)]
 
     def utilization(self, name: str, run: Execution) -> dict[str, float]:
         """Share of each functional unit's slots that is in use over a run; reloads and spills of registers are in the units' own."""

@@ -13,8 +13,17 @@ _COMMENT = re.compile(r"/\*.*?\*/")
 _REFERENCE = re.compile(r"%([\w.\-]+)")
 # Instructions that only name or rename a buffer, or whose work another instruction is charged with.
 FREE = frozenset(
-    "parameter constant tuple get-tuple-element bitcast copy-done after-all opt-barrier "
-    "async-done async-update slice-done partition-id replica-id".split()
+    (
+        "parameter",
+        "constant",
+        "tuple",
+        "get-tuple-element",
+        "bitcast",
+        "after-all",
+        "opt-barrier",
+        "partition-id",
+        "replica-id",
+    )
 )
 
 
@@ -89,7 +98,7 @@ class Module:
                 yield from self._walk(max(branches, key=lambda branch: len(self.computations[branch])), times)
             elif instruction.op in ("call", "async-start"):
                 yield from self._walk(instruction.called("to_apply") or instruction.called("calls"), times)
-            elif instruction.op not in FREE:
+            elif instruction.op not in FREE and not instruction.op.endswith(("-done", "-update")):
                 yield instruction, computation, times
 
     def trip_count(self, loop: Instruction, computation: Computation) -> int:

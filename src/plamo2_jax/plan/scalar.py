@@ -19,6 +19,8 @@ from plamo2_jax.plan.bundles import Instruction, Predicate, Program
 
 _MASK = 0xFFFFFFFF
 _LIMIT = 50_000_000
+_GRANULE = 32
+"""Bytes of the unit that sizes of transfers are written in."""
 
 
 def _signed(value: int) -> int:
@@ -62,6 +64,10 @@ class Execution:
     """Bundles of each round of the loop that ran longest, but the first round: of a Pallas kernel, its grid steps."""
     assumed: int
     """Branches that hung on data, and whose code was counted."""
+    hbm_bytes: int
+    """Of the transfers between HBM and VMEM that it starts; those whose size hangs on data are left out."""
+    matmul_rows: int
+    """Pushed through matrix units, all units together."""
 
     @property
     def cycles(self) -> int:
@@ -94,6 +100,7 @@ class _Machine:
         # Times a straight run of bundles begins at an index, less those that end before it.
         self.edges = [0] * (program.length + 1)
         self.heads: dict[int, list[int]] = {}
+        self.hbm_bytes = 0
 
     def run(self) -> Execution:
         points = sorted(self.program.scalar)
@@ -122,7 +129,8 @@ class _Machine:
                 raise ValueError(f"a schedule that has run for {_LIMIT:,} bundles is taken to be endless")
         self._ran(start, self.program.length - 1)
         counts = tuple(itertools.accumulate(self.edges[:-1]))
-        return Execution(counts, self._rounds(), len(self.assumed))
+        rows = sum(counts[index] * rows for index, rows in self.program.matmul_rows.items())
+        return Execution(counts, self._rounds(), len(self.assumed), self.hbm_bytes, rows)
 
     def _ran(self, start: int, end: int) -> None:
         self.cycles += end - start + 1
@@ -159,6 +167,10 @@ class _Machine:
 
     def _execute(self, instruction: Instruction) -> None:
         holds = self._holds(instruction.predicate)
+        if instruction.op == "dma":
+            if holds is not False:
+                self.hbm_bytes += _GRANULE * (self._value(instruction.operands[0]) or 0)
+            return
         if instruction.op == "sst":
             slot, value = instruction.operands[0], instruction.operands[-1]
             if holds is not False:

@@ -17,9 +17,10 @@ COLUMNS = {
     "layouts": "of arguments and results: default, or chosen by the compiler (auto), as inside a model",
     "cycles": "a token: XLA's estimate, which includes waiting for HBM, and of a Pallas kernel its bundles, which do not",
     "bundles": "a token: scheduled, every loop and branch counted as often as it runs; nothing waits",
+    "MXU": "cycles a token: the matrix products at the matrix units' peak",
     "HBM bytes": "a token: by the kernels' block specs and the operands of XLA's operations",
     "HBM cycles": "a token: those bytes over the bandwidth",
-    "bound": "a token: the roofline, the larger of bundles and HBM cycles",
+    "bound": "cycles a token: the roofline, the largest of bundles, MXU and HBM cycles",
     "VMEM MiB": "the most that one operation takes, of one core",
     "temp MiB": "of HBM",
 }
@@ -46,6 +47,7 @@ def row(result: Result) -> list[str]:
         result.layouts,
         f"{cost.cycles / tokens:.1f}",
         f"{cost.bundles / tokens:.1f}",
+        f"{cost.mxu_cycles / tokens:.1f}",
         f"{cost.hbm_bytes / tokens:,.0f}",
         f"{cost.hbm_cycles / tokens:.1f}",
         f"{cost.bound / tokens:.1f}",
@@ -94,8 +96,10 @@ def kernels(result: Result) -> Iterator[str]:
         assumed = f", {kernel.assumed_branches} branches on data counted" if kernel.assumed_branches else ""
         yield (
             f"{kernel.name}: grid {kernel.grid}, {kernel.step_bundles:,.0f} bundles a step, {kernel.bundles:,} in all{assumed}, "
-            f"{kernel.hbm_bytes / _MiB:.1f} MiB moved, {kernel.vmem_bytes / _MiB:.1f} MiB of VMEM"
+            f"{kernel.mxu_cycles:,.0f} MXU cycles, {kernel.hbm_bytes / _MiB:.1f} MiB moved, {kernel.vmem_bytes / _MiB:.1f} MiB of VMEM"
         )
+        if abs(kernel.transferred_bytes - kernel.hbm_bytes) > 0.02 * kernel.hbm_bytes:
+            yield f"  by its schedule it moves {kernel.transferred_bytes / _MiB:.1f} MiB: not its block specs alone move data"
         yield "  slots in use: " + ", ".join(f"{unit} {share:.0%}" for unit, share in kernel.utilization.items())
 
 
@@ -129,6 +133,7 @@ def to_json(result: Result) -> dict[str, Any]:
         **data,
         "cycles_per_token": cost.cycles / tokens,
         "bundles_per_token": cost.bundles / tokens,
+        "mxu_cycles_per_token": cost.mxu_cycles / tokens,
         "hbm_bytes_per_token": cost.hbm_bytes / tokens,
         "hbm_cycles_per_token": cost.hbm_cycles / tokens,
         "bound_cycles_per_token": cost.bound / tokens,

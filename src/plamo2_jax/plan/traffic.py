@@ -14,8 +14,8 @@ def instruction_bytes(module: Module, computation: Computation, instruction: Ins
     over an array would otherwise be charged for all of it every round.
     """
     shapes = [computation[name].shape if name in computation else "" for name in instruction.operands]
-    if instruction.op == "copy-start":
-        # Its result is a tuple of target, source and a flag.
+    if instruction.op.endswith("-start"):
+        # An asynchronous copy: its result is a tuple of target, source and a flag.
         target = instruction.shape[1:].split("}, ")[0] + "}"
         return hbm_bytes(shapes[0]) + hbm_bytes(target)
     if instruction.op == "dynamic-update-slice":
