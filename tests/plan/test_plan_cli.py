@@ -1,0 +1,124 @@
+"""`plamo2 plan`: refusals in one line, and the table of results made by hand."""
+
+import dataclasses
+import importlib.util
+import json
+
+import pytest
+
+from plamo2_jax.cli.main import main
+from plamo2_jax.plan import table
+from plamo2_jax.plan.chips import CHIPS, chip_of
+from plamo2_jax.plan.cost import Cost, Kernel, Operation
+from plamo2_jax.plan.run import Result
+from plamo2_jax.plan.ssd import SsdProgram
+from plamo2_jax.train.flops import PEAK_FLOPS
+
+SSD = ["plan", "kernel", "ssd", "--topology", "v5p:2x2x1"]
+
+
+def refused(argv, capsys):
+    """The one line on stderr of a call that must be refused."""
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--preset", "plamo-3"], "--preset plamo-3 is not allowed; it must be one of tiny, plamo-2-1b"),
+        (["--chunk", "256", "0"], "--chunk 0 is not allowed; it must be at least 1"),
+        (["--tokens", "0"], "--tokens 0 is not allowed"),
+        (["--output", "nowhere/plan.json"], "the folder nowhere does not exist"),
+    ],
+)
+def test_options_out_of_range_are_refused_before_anything_is_compiled(options, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused([*SSD, *options], capsys)
+
+
+def test_without_libtpu_the_extra_is_named(capsys, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "libtpu" else found(name, *rest)
+    )
+    assert "pip install 'plamo2-jax[tpu]'" in refused(SSD, capsys)
+
+
+@pytest.mark.parametrize("argv", [["plan", "--help"], ["plan", "kernel", "--help"]])
+def test_help_teaches_the_command(argv, capsys):
+    assert main(argv) == 0
+    text = capsys.readouterr().out
+    assert "plamo2 plan kernel ssd --topology" in text
+    assert "not measured time" in text
+
+
+def test_help_of_the_kernel_explains_its_options(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["plan", "kernel", "ssd", "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert "--topology" in text
+    assert "v5p:2x2x1" in text
+
+
+def test_an_unknown_plan_is_refused(capsys):
+    assert "unknown plan 'kernel attention'" in refused(["plan", "kernel", "attention"], capsys)
+
+
+def test_chips_have_the_peaks_that_training_uses_and_plausible_clocks():
+    assert all(chip.peak_flops == PEAK_FLOPS[kind] for kind, chip in CHIPS.items())
+    clocks = {kind: round(chip.clock / 1e9, 2) for kind, chip in CHIPS.items()}
+    assert clocks == {"TPU v5 lite": 1.5, "TPU v5": 1.75, "TPU v6 lite": 1.75, "TPU7x": 2.2}
+    # A product 256×256×1024 pushes 256 rows through each of 2·8 arrays of weights 128×128; v5e has four units.
+    assert CHIPS["TPU v5 lite"].mxu_cycles(256 * 2 * 8) == 1024
+    with pytest.raises(ValueError, match="no figures for TPU v2"):
+        chip_of("TPU v2")
+
+
+@pytest.fixture
+def results():
+    program = SsdProgram("plamo-2-8b", "pallas_tpu", 256, "forward", tokens=1000)
+    operations = (
+        Operation("ssd.1", "kernel", "jit(f)/ssd/pallas_call", 1, None, 40_000, 50_000.0, 2_000_000),
+        Operation("copy.1", "copy", "jit(f)/transpose", 2, 10_000, 1_000, 0.0, 500_000),
+    )
+    kernel = Kernel("ssd", (1, 2, 4), 40_000, 5000.0, 0, 50_000.0, 2_000_000, 2_000_000, 2**20, {"MXU": 0.5})
+    cost = Cost(CHIPS["TPU v5"], operations, (kernel,), temp_bytes=2**20, vmem_bytes=2**21)
+    refusal = Result(dataclasses.replace(program, implementation="xla"), "auto", None, "does not compile: no room")
+    return [Result(program, "default", cost), refusal]
+
+
+def test_a_program_is_bound_by_bundles_matrix_units_or_memory(results):
+    cost = results[0].cost
+    assert cost.cycles == 40_000 + 2 * 10_000
+    assert cost.bundles == 42_000
+    assert cost.bound == 50_000 + 2 * 1_000
+    slower = dataclasses.replace(cost, operations=(dataclasses.replace(cost.operations[0], hbm_bytes=10**9),))
+    assert slower.bound == slower.hbm_cycles == 10**9 / cost.chip.hbm_bytes_per_cycle
+
+
+def test_the_table_has_a_row_for_each_result(results):
+    lines = table.table(results).splitlines()
+    cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    assert cells[:7] == ["pallas_tpu", "256", "forward", "default", "60.0", "42.0", "50.0"]
+    assert len(cells) == len(table.COLUMNS)
+    assert lines[3].endswith("| does not compile: no room |")
+
+
+def test_the_breakdown_names_what_takes_most(results):
+    lines = list(table.breakdown(results[0]))
+    assert lines[0] == "kernel 67%, copy 33%"
+    assert "kernel ssd.1" in lines[1]
+    assert "copy copy.1 ×2" in lines[2]
+    assert list(table.breakdown(results[1])) == []
+
+
+def test_json_has_figures_a_token_and_the_reason_of_a_refusal(results):
+    compiled, refusal = json.loads(json.dumps([table.to_json(result) for result in results]))
+    assert compiled["cycles_per_token"] == 60
+    assert compiled["kernels"][0]["grid"] == [1, 2, 4]
+    assert refusal["error"] == "does not compile: no room"

@@ -1,0 +1,90 @@
+"""Compiled programs as XLA prints them: trip counts, what is executed, and the bytes it moves."""
+
+from pathlib import Path
+
+import pytest
+
+from plamo2_jax.plan.chips import CHIPS
+from plamo2_jax.plan.cost import program_cost
+from plamo2_jax.plan.dump import Schedules
+from plamo2_jax.plan.hlo import hbm_bytes, parse_module
+from plamo2_jax.plan.traffic import instruction_bytes
+
+# Cut down from what the compiler prints for a matrix product, a change of layout, and a loop that walks over an array [32,8,128] and writes
+# to another.
+TEXT = (Path(__file__).parent / "program.txt").read_text()
+MATRIX = 8 * 128 * 4
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ("f32[8,128]{1,0:T(8,128)}", 4096),
+        ("f32[8,128]{1,0:T(8,128)S(1)}", 0),
+        ("bf16[1,8192,1,64]{3,2,1,0:T(1,128)(2,1)}", 8192 * 128 * 2),
+        ("bf16[1,8192,1,64]{1,3,2,0:T(8,128)(2,1)}", 8192 * 64 * 2),
+        ("f32[3,5]{1,0:T(8,128)}", 4096),
+        ("f32[64]{0:T(128)}", 512),
+        ("s32[]{:T(128)}", 4),
+        ("pred[32,256]{1,0:T(8,128)(4,1)}", 32 * 256),
+        ("f8e4m3fn[128,128]{1,0}", 128 * 128),
+        ("(f32[8,128]{1,0:T(8,128)S(1)}, f32[8,128]{1,0:T(8,128)}, u32[]{:S(2)})", 4096),
+    ],
+)
+def test_bytes_of_a_shape_are_those_of_its_tiles_in_hbm(shape, size):
+    assert hbm_bytes(shape) == size
+
+
+def test_what_runs_and_how_often():
+    module = parse_module(TEXT)
+    assert {i.name: times for i, _, times in module.executed()} == {
+        "copy-start": 1,
+        "dot": 1,
+        "turned": 1,
+        "walk": 32,
+        "next": 32,
+    }
+
+
+def test_a_stated_trip_count_goes_before_the_condition():
+    stated = TEXT.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"7"}}')
+    assert {times for i, _, times in parse_module(stated).executed() if i.name == "walk"} == {7}
+
+
+def test_a_bound_that_is_carried_into_the_loop_is_found():
+    carried = TEXT.replace(
+        "%rounds = s32[]{:T(128)} constant(32)", "%rounds = s32[]{:T(128)} get-tuple-element(%state.1), index=3"
+    )
+    carried = carried.replace("tuple(%zero.1, %b, %b, %zero.1)", "tuple(%zero.1, %b, %b, %nine)")
+    carried = carried.replace("  %init =", "  %nine = s32[]{:T(128)} constant(9)\n  %init =")
+    assert {times for i, _, times in parse_module(carried).executed() if i.name == "walk"} == {9}
+
+
+def test_a_trip_count_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="trip count of the loop loop"):
+        list(parse_module(TEXT.replace("direction=LT", "direction=NE")).executed())
+
+
+def test_a_text_without_an_entry_is_refused():
+    with pytest.raises(ValueError, match="no entry computation"):
+        parse_module("HloModule jit_f\n")
+
+
+def test_bytes_that_an_operation_moves():
+    module = parse_module(TEXT)
+    moved = {i.name: instruction_bytes(module, c, i) for i, c, _ in module.executed()}
+    assert moved["copy-start"] == 128 * 128 * 4  # Read only: it writes to VMEM.
+    assert moved["dot"] == 2 * 256 * MATRIX  # The weights are in VMEM.
+    assert moved["turned"] == 256 * MATRIX + 256 * 16 * MATRIX  # Eight columns take the room of 128.
+    assert moved["walk"] == pytest.approx(2 * MATRIX, abs=8)  # One matrix read, one written in place, and the counter.
+
+
+def test_cost_of_a_program_adds_up(tmp_path):
+    cost = program_cost(parse_module(TEXT), Schedules(tmp_path), [], CHIPS["TPU v5 lite"], temp_bytes=12)
+    assert cost.cycles == 5000 + 700 + 32 * 100
+    assert cost.by_kind() == {"convolution": 5000, "fusion": 3200, "copy": 700, "copy-start": 0, "add": 0}
+    assert cost.bundles == 0
+    assert cost.vmem_bytes == 65536
+    assert cost.temp_bytes == 12
+    assert cost.bound == cost.hbm_cycles == cost.hbm_bytes / cost.chip.hbm_bytes_per_cycle
+    assert {o.name: o.op_name for o in cost.operations}["dot"] == "jit(f)/dot_general"

@@ -1,0 +1,131 @@
+"""Schedules as libtpu wrote them for one small kernel, read and run.
+
+The kernel, compiled for v5e, v5p and TPU7x: blocks [64,128] f32, grid (2, 3) with the first axis parallel. Every step adds to its output
+block what 5 rounds of a `fori_loop` make of its input block; a `pl.when` clears the output at the first of the 3 steps, another takes its
+exponential at the last. On v5p the two cores take a half of the grid each.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from plamo2_jax.plan.bundles import parse_schedule
+from plamo2_jax.plan.dump import Schedules, parse_utilization
+from plamo2_jax.plan.scalar import run_schedule
+
+FOLDER = Path(__file__).parent
+BLOCK = 64 * 128 * 4
+
+
+def program(chip):
+    return parse_schedule((FOLDER / f"schedule_{chip}.txt").read_text())
+
+
+@pytest.mark.parametrize(("chip", "slots"), [("v5e", 4), ("v5p", 4), ("tpu7x", 6)])
+def test_delay_slots_are_read_off_the_text(chip, slots):
+    assert program(chip).delay_slots == slots
+
+
+def test_every_bundle_is_counted_as_often_as_it_runs():
+    """The counts were made by hand from the text: where its loops and branches begin and end, with the slots behind each branch."""
+    run = run_schedule(program("v5e"))
+    assert run.assumed == 0
+    # Six grid steps and two rounds in which the pipeline fills and empties.
+    assert [run.counts[i] for i in (0x0, 0x8, 0x9, 0x24, 0x28, 0x6F, 0x7A, 0x7E, 0x7F, 0x82)] == [
+        1,
+        1,
+        8,
+        8,
+        8,
+        8,
+        8,
+        8,
+        1,
+        1,
+    ]
+    # The body of a step, which the filling and emptying rounds jump over.
+    assert {run.counts[i] for i in range(0x29, 0x31)} == {6}
+    # The first step of three clears; behind its last slot.
+    assert {run.counts[i] for i in range(0x31, 0x3A)} == {2}
+    # The fori_loop: 6 steps × 5 rounds, its four slots included.
+    assert {run.counts[i] for i in range(0x41, 0x49)} == {30}
+    assert {run.counts[i] for i in range(0x49, 0x51)} == {6}
+    # The last step of three takes the exponential.
+    assert {run.counts[i] for i in range(0x51, 0x63)} == {2}
+    assert run.cycles == sum(run.counts) == 901
+
+
+def test_steps_of_the_steady_state_are_told_from_the_first_and_last():
+    run = run_schedule(program("v5e"))
+    first, middle, last = run.rounds[:3]
+    assert first == middle + 9  # What clearing takes behind the branch's slots.
+    assert last > middle
+    assert middle <= run.step <= last
+
+
+@pytest.mark.parametrize(("chip", "cores"), [("v5e", 1), ("v5p", 2)])
+def test_transfers_are_those_of_the_blocks(chip, cores):
+    runs = [run_schedule(program(chip), core) for core in range(cores)]
+    assert sum(run.hbm_bytes for run in runs) == (6 + 2) * BLOCK
+
+
+def test_operands_that_stay_in_vmem_are_not_transferred():
+    """For TPU7x the compiler placed the input in VMEM before the call."""
+    assert run_schedule(program("tpu7x")).hbm_bytes == 2 * BLOCK
+
+
+def test_cores_share_a_parallel_axis():
+    halves = [run_schedule(program("v5p"), core) for core in (0, 1)]
+    assert halves[0].cycles == halves[1].cycles
+    # Three steps a core, with a first round to fill the pipeline, which is not among them, and one to empty it.
+    assert len(halves[0].rounds) == 3
+
+
+def test_a_loop_that_hangs_on_data_is_refused_and_a_branch_counted():
+    whole = program("v5e")
+
+    def blind(index):
+        """The program with the branch at a bundle made to hang on a value from memory."""
+        hidden = tuple(
+            dataclasses.replace(i, predicate=dataclasses.replace(i.predicate, name="p0_p0")) if i.op == "sbr" else i
+            for i in whole.scalar[index]
+        )
+        return dataclasses.replace(whole, scalar={**whole.scalar, index: hidden})
+
+    run = run_schedule(blind(0x4C))
+    assert run.assumed == 1
+    assert {run.counts[i] for i in range(0x51, 0x63)} == {6}
+    with pytest.raises(ValueError, match="number of rounds of a loop depends on data"):
+        run_schedule(blind(0x44))
+
+
+def test_a_text_without_bundles_is_refused():
+    with pytest.raises(ValueError, match="no bundles"):
+        parse_schedule("= control target key start\n")
+
+
+def test_utilization_weighs_bundles_by_their_counts():
+    text = "== CAPACTIY:\nMXU, VALU\n    4     2\n== UTILIZATION:\n4 0\n0 1\n"
+    run = dataclasses.replace(run_schedule(program("v5e")), counts=(1, 3))
+    assert parse_utilization(text, run) == {"MXU": 4 / 16, "VALU": 3 / 8}
+
+
+def test_recorded_utilization_covers_the_schedule():
+    run = run_schedule(program("v5e"))
+    shares = parse_utilization((FOLDER / "utilization_v5e.txt").read_text(), run)
+    assert shares["MXU"] == 0
+    assert 0 < shares["VALU"] < 1
+
+
+def test_a_dump_folder_is_read_by_name_and_shares_what_was_compiled_once(tmp_path):
+    text = (FOLDER / "schedule_v5e.txt").read_text()
+    (tmp_path / "1795-tiny.1-02-final_bundles.txt").write_text(text)
+    (tmp_path / "1795-tiny.1-01-schedule-analysis_final_bundles.txt").write_text("Schedule analysis:\n")
+    table = "key:tiny.1\nordinal:1\nequivalent_hlos[size=2]:\n  tiny.1\n  tiny.2\n"
+    (tmp_path / "1795-TLP-00-deduplication-map.txt").write_text(table)
+    schedules = Schedules(tmp_path)
+    assert [run.cycles for run in schedules.runs("tiny.1", 1)] == [901]
+    assert [run.cycles for run in schedules.runs("tiny.2", 1)] == [901]
+    assert schedules.runs("tiny.3", 1) == []
+    assert schedules.utilization("tiny.1", schedules.runs("tiny.1", 1)[0]) == {}
