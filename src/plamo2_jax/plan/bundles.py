@@ -9,17 +9,19 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 _BUNDLE = re.compile(r"^ *(0x[0-9a-f]+|0) +(?:[A-Z]{2})? *:", re.MULTILINE)
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 _STARTS = re.compile(r"Start(?:/End empty)? region (\d+)")
-_ENDS = re.compile(r"End region \d+")
+_ENDS = re.compile(r"End (?:empty )?region \d+")
 _STATEMENT = re.compile(r"%(\w+) = ([\w.]+)(.*)", re.DOTALL)
 _PREDICATE = re.compile(r"\((!?)%(\w+)(?:, ([^)]*))?\)")
 _SLOT = re.compile(r"\[smem:\[([^\]]*)\]\]")
+_HINT = re.compile(r"\[resolvable:[^\]]*\]|[{}]")
 _REGISTER = re.compile(r"[sp]\d+")
 _MATMUL = re.compile(r"= vmatmul\.(?:mubr\.)?([a-z]+)(\d+)")
+_MOST_SLOTS = 8
 # A vector register has 8 rows of 32 bits, and as many rows of a narrower type as fit.
 _REGISTER_BITS = 8 * 32
 
@@ -75,14 +77,14 @@ def parse_schedule(text: str) -> Program:
     """The program of a `*-final_bundles.txt` file."""
     scalar: dict[int, tuple[Instruction, ...]] = {}
     regions: dict[int, int] = {}
-    ends: list[int] = []
+    ends: set[int] = set()
     branches: list[tuple[int, int]] = []
     rows: dict[int, int] = {}
     for index, bundle in enumerate(_bundles(text)):
         for number in _STARTS.findall(bundle):
             regions[int(number)] = index
         if _ENDS.search(bundle):
-            ends.append(index)
+            ends.add(index)
         statements = _statements(bundle)
         instructions = _in_order([i for i in map(_instruction, statements) if i is not None])
         matmuls = [match for match in map(_MATMUL.search, statements) if match]
@@ -94,7 +96,7 @@ def parse_schedule(text: str) -> Program:
     # The region behind the last bundle that does anything is not marked.
     for _, target in branches:
         regions.setdefault(target, index)
-    return Program(index + 1, scalar, rows, regions, _delay_slots(branches, regions, ends))
+    return Program(index + 1, scalar, rows, regions, _delay_slots([index for index, _ in branches], ends))
 
 
 def _bundles(text: str) -> Iterator[str]:
@@ -138,7 +140,7 @@ def _instruction(statement: str) -> Instruction | None:
         # A load's only operand is its slot; a store has the value behind it.
         op = "core_id" if "core_id" in rest else op
         return Instruction(op, kind, named, (slot[1], *re.findall(r"%(\w+)", rest)[:1]), predicate)
-    operands = [part.strip().split(" ")[0].lstrip("%") for part in re.sub(r"[{}]", "", rest).split(",")]
+    operands = [part.strip().split(" ")[0].lstrip("%") for part in _HINT.sub("", rest).split(",")]
     return Instruction(op, kind, named, tuple(filter(None, operands)), predicate)
 
 
@@ -154,8 +156,7 @@ def _in_order(instructions: list[Instruction]) -> tuple[Instruction, ...]:
     return tuple(ordered)
 
 
-def _delay_slots(branches: list[tuple[int, int]], regions: dict[int, int], ends: list[int]) -> int:
-    """Read off the branches back to a loop's head: some region ends with their last slot."""
-    back = [index for index, target in branches if regions.get(target, index + 1) <= index] or [i for i, _ in branches]
-    distances = collections.Counter(min((end - index for end in ends if end > index), default=0) for index in back)
-    return distances.most_common(1)[0][0] if distances else 0
+def _delay_slots(branches: Iterable[int], ends: set[int]) -> int:
+    """The distance at which some region ends behind most branches: a branch's region ends with its last slot."""
+    votes = collections.Counter(d for index in branches for d in range(1, _MOST_SLOTS + 1) if index + d in ends)
+    return max(votes, key=lambda d: (votes[d], d), default=0)
