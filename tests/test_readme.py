@@ -87,7 +87,7 @@ def test_the_python_example_runs():
     exec(compile(example, "README.md", "exec"), scope)
     assert scope["logits"].shape == (1, 12, 4096)
     axes = scope["logical_axes"](scope["model"])["run_0"]["layer_0"]["mixer"]["in_proj"]
-    assert axes == ("layers", "embed", "mamba_heads", None, "head_dim")
+    assert axes == ("layers", None, "embed", "mamba_heads", "head_dim")
 
 
 def test_the_map_names_what_exists():

@@ -153,7 +153,7 @@ class TestInitialValues:
         assert (np.asarray(params["run_0"]["layer_0"]["post_mlp_norm"]["scale"]) == 0).all()
 
     def test_matrices_are_normal_with_the_configured_deviation(self, model, params):
-        for leaf in (params["embedding"], params["run_0"]["layer_1"]["mlp"]["gate_up"]):
+        for leaf in (params["embedding"], params["run_0"]["layer_1"]["mlp"]["gate"]):
             assert np.std(leaf) == pytest.approx(model.config.initializer_range, rel=0.03)
             assert abs(np.mean(leaf)) < 0.003
 

@@ -12,9 +12,9 @@ from plamo2_jax.train.optimizer import OptimizerConfig, decay_mask, make_optimiz
 MODEL = Plamo2(preset("tiny", num_hidden_layers=2, vocab_size=320))
 
 MATRICES = {
-    *(f"run_0/layer_0/mixer/{name}" for name in ("in_proj", "bc_proj", "dt_down", "dt_up", "out_proj")),
+    *(f"run_0/layer_0/mixer/{name}" for name in ("in_proj", "b_proj", "c_proj", "dt_down", "dt_up", "out_proj")),
     *(f"run_0/layer_1/mixer/{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")),
-    *(f"run_0/layer_{layer}/mlp/{name}" for layer in (0, 1) for name in ("gate_up", "down")),
+    *(f"run_0/layer_{layer}/mlp/{name}" for layer in (0, 1) for name in ("gate", "up", "down")),
 }
 
 

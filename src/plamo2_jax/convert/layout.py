@@ -105,12 +105,13 @@ def _layer(config: ModelConfig, kind: LayerKind, index: int, root: str, period: 
     if kind is LayerKind.MAMBA:
         h, n, r, k = config.mamba_num_heads, config.mamba_d_state, config.dt_rank, config.mamba_d_conv
         inner = h * p
-        yield tensor("mixer.in_proj.weight", (2 * inner, d), part("mixer/in_proj", (h, 2, p, d), (3, 0, 1, 2)))
+        yield tensor("mixer.in_proj.weight", (2 * inner, d), part("mixer/in_proj", (h, 2, p, d), (1, 3, 0, 2)))
         yield tensor("mixer.conv1d.weight", (inner, 1, k), part("mixer/conv", (h, p, k)), other_shapes=((inner, k, 1),))
         yield tensor(
             "mixer.bcdt_proj.weight",
             (2 * n + r, inner),
-            part("mixer/bc_proj", (2, n, h, p), (2, 3, 0, 1)),
+            part("mixer/b_proj", (n, h, p), (1, 2, 0)),
+            part("mixer/c_proj", (n, h, p), (1, 2, 0)),
             part("mixer/dt_down", (r, h, p), (1, 2, 0)),
         )
         yield tensor("mixer.B_norm_weight", (n,), part("mixer/b_norm", (n,)))
@@ -135,6 +136,7 @@ def _layer(config: ModelConfig, kind: LayerKind, index: int, root: str, period: 
         yield tensor("mixer.o_proj.weight", (d, h * p), part("mixer/o_proj", (d, h, p), (1, 2, 0)))
     yield tensor("post_mixer_norm.weight", (d,), part("post_mixer_norm/scale", (d,)))
     yield tensor("pre_mlp_norm.weight", (d,), part("pre_mlp_norm/scale", (d,)))
-    yield tensor("mlp.gate_up_proj.weight", (2 * f, d), part("mlp/gate_up", (2, f, d), (2, 0, 1)))
+    gate_up = [part(f"mlp/{name}", (f, d), (1, 0)) for name in ("gate", "up")]
+    yield tensor("mlp.gate_up_proj.weight", (2 * f, d), *gate_up)
     yield tensor("mlp.down_proj.weight", (d, f), part("mlp/down", (d, f), (1, 0)))
     yield tensor("post_mlp_norm.weight", (d,), part("post_mlp_norm/scale", (d,)))

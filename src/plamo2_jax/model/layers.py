@@ -52,10 +52,14 @@ class GatedMLP(nn.Module):
         c = self.config
         init = nn.initializers.normal(c.initializer_range)
         e, f = c.hidden_size, c.intermediate_size
-        gate_up = parameter(self, "gate_up", init, (e, 2, f), (axes.EMBED, None, axes.MLP))
+        gate = parameter(self, "gate", init, (e, f), (axes.EMBED, axes.MLP))
+        up = parameter(self, "up", init, (e, f), (axes.EMBED, axes.MLP))
         down = parameter(self, "down", init, (f, e), (axes.MLP, axes.EMBED))
-        y = jnp.einsum("btd,dcf->btcf", x, gate_up.astype(x.dtype))
-        return jnp.einsum("btf,fd->btd", nn.silu(y[:, :, 0]) * y[:, :, 1], down.astype(x.dtype))
+
+        def widen(weight):
+            return jnp.einsum("btd,df->btf", x, weight.astype(x.dtype))
+
+        return jnp.einsum("btf,fd->btd", nn.silu(widen(gate)) * widen(up), down.astype(x.dtype))
 
 
 def apply_rope(x: Float[Array, "b t h p"], positions: Int[Array, "b t"], theta: float) -> Float[Array, "b t h p"]:

@@ -50,9 +50,11 @@ class Mamba(nn.Module):
         e, h, p, n, r = c.hidden_size, c.mamba_num_heads, c.hidden_size_per_head, c.mamba_d_state, c.dt_rank
         inner = (axes.MAMBA_HEADS, axes.HEAD_DIM)
         normal, ones = nn.initializers.normal(c.initializer_range), nn.initializers.ones
-        in_proj = parameter(self, "in_proj", normal, (e, h, 2, p), (axes.EMBED, axes.MAMBA_HEADS, None, axes.HEAD_DIM))
+        # Of z and of x; the pair leads, since as one of the last two axes it would fill a quarter of a TPU's tiles.
+        in_proj = parameter(self, "in_proj", normal, (2, e, h, p), (None, axes.EMBED, *inner))
         conv = parameter(self, "conv", _conv_init, (h, p, c.mamba_d_conv), (*inner, axes.CONV))
-        bc_proj = parameter(self, "bc_proj", normal, (h, p, 2, n), (*inner, None, axes.STATE))
+        b_proj = parameter(self, "b_proj", normal, (h, p, n), (*inner, axes.STATE))
+        c_proj = parameter(self, "c_proj", normal, (h, p, n), (*inner, axes.STATE))
         dt_down = parameter(self, "dt_down", normal, (h, p, r), (*inner, axes.DT_RANK))
         dt_up = parameter(self, "dt_up", normal, (r, h), (axes.DT_RANK, axes.MAMBA_HEADS))
         b_norm = parameter(self, "b_norm", ones, (n,), (axes.STATE,))
@@ -72,20 +74,23 @@ class Mamba(nn.Module):
             conv_state, ssm_state = jnp.where(fresh, 0, cache.conv), jnp.where(fresh, 0, cache.ssm)
 
         dtype = u.dtype
-        zx = jnp.einsum("btd,dhcp->bthcp", u, in_proj.astype(dtype))
-        z, x = zx[..., 0, :], zx[..., 1, :]
+        z, x = (jnp.einsum("btd,dhp->bthp", u, weight) for weight in in_proj.astype(dtype))
         x, conv_state = causal_conv1d(
             x, conv, segment_ids=context.segment_ids, initial_state=conv_state, activation="silu"
         )
-        bc = jnp.einsum("bthp,hpcn->btcn", x, bc_proj.astype(dtype))
-        low_rank = norm(jnp.einsum("bthp,hpr->btr", x, dt_down.astype(dtype)), dt_norm)
+        # Three products read x: without the barrier XLA may run the convolution anew for each.
+        x = jax.lax.optimization_barrier(x)
+        B, C, low_rank = (
+            norm(jnp.einsum("bthp,hpn->btn", x, weight.astype(dtype)), scale)
+            for weight, scale in ((b_proj, b_norm), (c_proj, c_norm), (dt_down, dt_norm))
+        )
         dt = jnp.einsum("btr,rh->bth", low_rank, dt_up.astype(dtype), preferred_element_type=dt_bias.dtype)
         y, ssm_state = ssd(
             x,
             nn.softplus(dt + dt_bias),
             -jnp.exp(a_log),
-            norm(bc[:, :, 0], b_norm)[:, :, None],
-            norm(bc[:, :, 1], c_norm)[:, :, None],
+            B[:, :, None],
+            C[:, :, None],
             skip,
             segment_ids=context.segment_ids,
             initial_state=ssm_state,
