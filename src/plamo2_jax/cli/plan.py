@@ -23,7 +23,7 @@ def ssd(
     topology: str,
     preset: str = "plamo-2-8b",
     implementation: tuple[Literal["xla", "pallas_tpu"], ...] = ("xla", "pallas_tpu"),
-    chunk: tuple[int, ...] = (256,),
+    chunk: tuple[int, ...] = (),
     direction: tuple[Literal["forward", "forward+backward"], ...] = ("forward", "forward+backward"),
     layouts: tuple[Literal["default", "auto"], ...] = ("default", "auto"),
     tokens: int = 8192,
@@ -43,7 +43,7 @@ def ssd(
         topology: The slice to compile for, such as v5e:2x2, v5p:2x2x1, v6e:2x2 or tpu7x:2x2x1.
         preset: The model whose layer it is.
         implementation: Ways to compute the scan.
-        chunk: Tokens a chunk.
+        chunk: Tokens a chunk, several to compare; left out, what each implementation chooses on TPU.
         direction: The scan alone, or with its gradient.
         layouts: Of arguments and results: what arrays have by default, or what the compiler chooses, as it does inside a model.
         tokens: Of a row.
@@ -71,7 +71,7 @@ def ssd(
     programs = [
         (SsdProgram(preset, name, size, way, tokens, batch, segments, initial_state), layout)
         for name in implementation
-        for size in chunk
+        for size in chunk or (None,)
         for way in direction
         for layout in layouts
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Iterator
 
@@ -19,7 +20,6 @@ _STATEMENT = re.compile(r"%(\w+) = ([\w.]+)(.*)", re.DOTALL)
 _PREDICATE = re.compile(r"\((!?)%(\w+)(?:, ([^)]*))?\)")
 _SLOT = re.compile(r"\[smem:\[([^\]]*)\]\]")
 _HINT = re.compile(r"\[resolvable:[^\]]*\]|[{}]")
-_REGISTER = re.compile(r"[sp]\d+")
 _MATMUL = re.compile(r"= vmatmul\.(?:mubr\.)?([a-z]+)(\d+)")
 _MOST_SLOTS = 8
 # A vector register has 8 rows of 32 bits, and as many rows of a narrower type as fit.
@@ -50,11 +50,17 @@ class Instruction:
     target: int | None = None
     """Region a branch goes to."""
 
-    @property
-    def register(self) -> str | None:
+    @functools.cached_property
+    def register(self) -> str:
         """Where the result lies; values joined by a phi share their register."""
-        tail = self.name and self.name.rpartition("_")[2]
-        return tail if tail and _REGISTER.fullmatch(tail) else None
+        return self.name.rpartition("_")[2]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of values, and the slot of a load."""
+        names = self.operands[1:] if self.op == "sst" else self.operands
+        predicate = (self.predicate.name, self.predicate.otherwise or "") if self.predicate else ()
+        return (*names, *predicate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +99,7 @@ def parse_schedule(text: str) -> Program:
         if instructions:
             scalar[index] = instructions
         branches += [(index, i.target) for i in instructions if i.target is not None]
+    scalar = _that_matter(scalar)
     # The region behind the last bundle that does anything is not marked.
     for _, target in branches:
         regions.setdefault(target, index)
@@ -154,6 +161,30 @@ def _in_order(instructions: list[Instruction]) -> tuple[Instruction, ...]:
         left.remove(ready)
         ordered.append(ready)
     return tuple(ordered)
+
+
+def _that_matter(scalar: dict[int, tuple[Instruction, ...]]) -> dict[int, tuple[Instruction, ...]]:
+    """Branches and transfers, and what decides whether and how they run; addresses and bounds checks are most of a kernel's scalar code."""
+    writers = collections.defaultdict(list)
+    for instruction in (i for instructions in scalar.values() for i in instructions):
+        # A store writes to the slot that a load names.
+        writers[instruction.operands[0] if instruction.op == "sst" else instruction.name].append(instruction)
+    wanted: set[str] = set()
+    found = writers[None]
+    while found:
+        reads = {name for i in found for name in i.reads} - wanted
+        wanted |= reads
+        found = [i for name in reads for i in writers.get(name, ())]
+
+    def matters(instruction: Instruction) -> bool:
+        return (
+            instruction.name in wanted
+            if instruction.name
+            else instruction.op != "sst" or instruction.operands[0] in wanted
+        )
+
+    kept = {index: tuple(filter(matters, instructions)) for index, instructions in scalar.items()}
+    return {index: instructions for index, instructions in kept.items() if instructions}
 
 
 def _delay_slots(branches: Iterable[int], ends: set[int]) -> int:

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from plamo2_jax.config import preset
 from plamo2_kernels.ssd import ssd
 
+_XLA_CHUNK = 256
+
 
 @dataclasses.dataclass(frozen=True)
 class SsdProgram:
@@ -19,7 +21,8 @@ class SsdProgram:
 
     preset: str
     implementation: str
-    chunk_size: int
+    chunk_size: int | None
+    """Tokens a chunk; None: the implementation's own choice on TPU."""
     direction: Literal["forward", "forward+backward"]
     tokens: int = 8192
     batch: int = 1
@@ -44,6 +47,8 @@ class SsdProgram:
         inputs += [state] if self.initial_state else []
         segments = [struct(jnp.int32, b, t)] if self.segments else []
         count = len(inputs)
+        # `ssd` would choose by the platform of the process, which is a CPU.
+        chunk_size = self.chunk_size or (_XLA_CHUNK if self.implementation == "xla" else None)
 
         def forward(*arrays):
             return ssd(
@@ -51,7 +56,7 @@ class SsdProgram:
                 initial_state=arrays[6] if self.initial_state else None,
                 segment_ids=arrays[count] if self.segments else None,
                 implementation=self.implementation,
-                chunk_size=self.chunk_size,
+                chunk_size=chunk_size,
             )
 
         def both(*arrays):

@@ -9,10 +9,11 @@ from typing import Any
 from plamo2_jax.plan.chips import Chip
 from plamo2_jax.plan.cost import Cost
 from plamo2_jax.plan.run import Result
+from plamo2_jax.plan.ssd import SsdProgram
 
 COLUMNS = {
     "implementation": "",
-    "chunk": "tokens a chunk",
+    "chunk": "tokens a chunk; own: what the implementation chooses on TPU",
     "program": "forward, or forward and gradient of every input",
     "layouts": "of arguments and results: default, or chosen by the compiler (auto), as inside a model",
     "cycles": "a token: XLA's estimate, which includes waiting for HBM, and of a Pallas kernel its bundles, which do not",
@@ -36,13 +37,18 @@ def describe_chip(chip: Chip) -> str:
     )
 
 
+def chunk(program: SsdProgram) -> str:
+    """Its chunk size."""
+    return "own" if program.chunk_size is None else str(program.chunk_size)
+
+
 def row(result: Result) -> list[str]:
     """The cells of a result that compiled, in the order of COLUMNS."""
     program, cost = result.program, result.cost
     tokens = program.batch * program.tokens
     return [
         program.implementation,
-        str(program.chunk_size),
+        chunk(program),
         program.direction,
         result.layouts,
         f"{cost.cycles / tokens:.1f}",
@@ -62,9 +68,7 @@ def table(results: list[Result]) -> str:
     for result in results:
         program = result.program
         if result.cost is None:
-            rows.append(
-                [program.implementation, str(program.chunk_size), program.direction, result.layouts, result.error]
-            )
+            rows.append([program.implementation, chunk(program), program.direction, result.layouts, result.error])
         else:
             rows.append(row(result))
     full = [list(COLUMNS), *(r for r in rows if len(r) == len(COLUMNS))]
