@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from plamo2_kernels.devices import on_one_device
 from plamo2_kernels.segments import segment_ordinals
 from plamo2_kernels.ssd.pallas_gpu import ssd_pallas_gpu
 from plamo2_kernels.ssd.pallas_tpu import ssd_pallas_tpu
@@ -17,8 +18,15 @@ from plamo2_kernels.ssd.xla import ssd_xla
 
 Implementation = Literal["auto", "reference", "xla", "pallas_tpu", "pallas_gpu"]
 
-# Tokens a chunk where the caller leaves the choice: CPU caches favour small q×q blocks, matrix units large ones.
-_CHUNK_SIZE = {"cpu": 32, "gpu": 128, "tpu": 256}
+# Tokens a chunk of "xla" where the caller leaves the choice.
+_CHUNK_SIZE = {
+    # Measured, forward and both passes of b=4 t=512 h=8 p=n=64: 16 takes 0.9 and 1.1 of the time, 64 takes 1.2 and 1.1.
+    "cpu": 32,
+    # Not measured for want of a GPU.
+    "gpu": 128,
+    # The v5p compiler's cycles a token at h=64 p=128 n=64, both passes: 128 and 512 take 1.01 and 1.1 of them, forward 1.2 and 0.96.
+    "tpu": 256,
+}
 
 
 def ssd(
@@ -50,7 +58,7 @@ def ssd(
         segment_ids: documents and padding of each row; None: one document a row.
         initial_state: state before the first token; zero when None.
         chunk_size: tokens a chunk for the chunked implementations; None lets the platform decide.
-        implementation: "auto" chooses by the platform; a named one is used as named.
+        implementation: "auto" is the one-token update for t = 1, "pallas_tpu" on a single TPU, else "xla"; a named one is used as named.
         interpret: run a Pallas kernel in the interpreter, on any platform: True, or `pltpu.InterpretParams()` for the simulated TPU.
 
     Returns:
@@ -74,9 +82,13 @@ def ssd(
         ordinals = segment_ordinals(segment_ids)
     if implementation == "reference":
         return ssd_reference(x, dt, A, B, C, D, ordinals, initial_state)
-    if implementation == "auto" and t == 1:
-        y, state = ssd_step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D, initial_state)
-        return y[:, None], state
+    if implementation == "auto":
+        if t == 1:
+            y, state = ssd_step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D, initial_state)
+            return y[:, None], state
+        # On GPU "xla" until a GPU has shown which is faster.
+        on_tpu = jax.default_backend() == "tpu" and x.dtype in (jnp.bfloat16, jnp.float32) and on_one_device()
+        implementation = "pallas_tpu" if on_tpu and not (chunk_size or 128) % 128 else "xla"
     if implementation == "pallas_tpu":
         return ssd_pallas_tpu(x, dt, A, B, C, D, ordinals, initial_state, chunk_size, interpret=interpret)
     if implementation == "pallas_gpu":

@@ -215,17 +215,19 @@ def _gradients(chunks, entering, dy, A, D, d_state, cpu):
         _by_head(dy.astype(chunks.x.dtype)),
     )
     terms = _terms(dt, A, chunks.segments, chunks.before)
-    B_wide, C_wide = B.astype(dtype), C.astype(dtype)
+    C_wide = C.astype(dtype)
 
-    # Inside a chunk. A token's share in its own output does not depend on decays: it is left out of `weights`, and joins D. Its terms
-    # would cancel in d_cum only up to rounding.
+    # Inside a chunk.
     scores = dot("bcgin,bcgjn->bcgij", C, B)
-    itself = jnp.eye(x.shape[4], dtype=bool)
-    weights = jnp.where(itself, 0, scores[:, :, :, None] * terms.decay)
+    weights = scores[:, :, :, None] * terms.decay
     d_weights = dot("bcguip,bcgujp->bcguij", dy, x)
     d_scores = _sum_heads(d_weights * (terms.decay * dt[..., None, :]), cpu).astype(x.dtype)
-    d_skip = _sum_last(jnp.where(itself, d_weights, 0), cpu)
-    d_cum = _sum_last(d_weights * (weights * dt[..., None, :]), cpu)
+    # A pair's decay grows with cum of the reader and falls with that of the writer. Both sums are taken of one matrix, and without a
+    # token's decay to itself, which is 1: what cancels between them then does so as far as float32 allows.
+    itself = jnp.eye(x.shape[4], dtype=bool)
+    d_decays = jnp.where(itself, 0, d_weights * (weights * dt[..., None, :]))
+    d_cum = _sum_last(d_decays, cpu) - jnp.sum(d_decays, axis=-2)
+    dD = jnp.sum(jnp.where(itself, d_weights, 0), axis=(-2, -1))
     d_inputs = dot("bcguij,bcguip->bcgujp", weights.astype(x.dtype), dy)
     dC = dot("bcgij,bcgjn->bcgin", d_scores, B)
     dB = dot("bcgij,bcgin->bcgjn", d_scores, C)
@@ -243,17 +245,14 @@ def _gradients(chunks, entering, dy, A, D, d_state, cpu):
 
     # What tokens add to the state that leaves their chunk.
     dB += _states_by_tokens(dot, d_leaving, x * (terms.to_end * dt)[..., None], cpu)
-    d_added = _flip(dot("bcgjn,bcgnup->bcgjup", B_wide, d_leaving)) * terms.to_end[..., None]
-    d_last += jnp.sum(_sum_last(d_added * x, cpu) * dt, axis=-1)
+    d_added = _flip(dot("bcgjn,bcgnup->bcgjup", B.astype(dtype), d_leaving)) * terms.to_end[..., None]
+    d_survives = _sum_last(d_added * x, cpu) * dt
+    d_cum = (d_cum - d_survives).at[..., -1].add(d_last + jnp.sum(d_survives, axis=-1))
 
-    # A pair's decay grows with cum of the reader and falls with that of the writer, whose sum over readers is its x · d_inputs.
     d_inputs += d_added
-    d_dt = _sum_last(d_inputs * x, cpu)
-    d_cum = (d_cum - d_dt * dt).at[..., -1].add(d_last)
     d_sums = dot("bcij,bcgui->bcguj", terms.sums, d_cum, precision=lax.Precision.HIGHEST)
-    to_itself = jnp.sum(B_wide * C_wide, axis=-1)[:, :, :, None]
-    d_dt += d_sums * A[..., None] + d_skip * to_itself
-    dx = d_inputs * dt[..., None] + (D[..., None] + dt * to_itself)[..., None] * dy
+    d_dt = _sum_last(d_inputs * x, cpu) + d_sums * A[..., None]
+    dx = d_inputs * dt[..., None] + D[..., None, None] * dy
     return (
         (
             _by_token(dx).astype(x.dtype),
@@ -261,7 +260,7 @@ def _gradients(chunks, entering, dy, A, D, d_state, cpu):
             _by_group(dB).astype(B.dtype),
             _by_group(dC).astype(C.dtype),
             jnp.sum(d_sums * dt, axis=-1),
-            jnp.sum(d_skip, axis=-1),
+            dD,
         ),
         d_state,
     )

@@ -173,6 +173,40 @@ def test_a_long_fast_decaying_document_before_a_short_one_in_a_chunk_stays_finit
         np.testing.assert_allclose(grads[name], expected[name], rtol=1e-4, atol=1e-4, err_msg=name)
 
 
+def test_a_long_row_of_extreme_steps_stays_finite_and_right(rng):
+    """32,768 tokens, each nearly forgetting everything or nothing; nothing is lost along the way."""
+    t, h, p, n = 32768, 2, 4, 4
+    normal = {name: rng.normal(size=(1, t, *shape)) for name, shape in {"x": (h, p), "B": (1, n), "C": (1, n)}.items()}
+    steps = {"dt": rng.choice([1e-6, 1e-3, 20.0], size=(1, t, h), p=[0.5, 0.49, 0.01]), "A": np.array([-1e-3, -64.0])}
+    args = {**normal, **steps, "D": rng.normal(size=h), "initial_state": rng.normal(size=(1, h, p, n))}
+    segment_ids = segments_from([(1, 20000), (0, 7), (1, 1), (1, 12000)], t)[None]
+    cotangents = (rng.normal(size=args["x"].shape) * (segment_ids != 0)[..., None, None], rng.normal(size=(1, h, p, n)))
+    with jax.enable_x64(True):
+        expected = run(args, segment_ids, "reference"), gradients(args, segment_ids, cotangents, "reference")
+    args, cotangents = jax.tree.map(np.float32, (args, cotangents))
+    actual = run(args, segment_ids, "xla"), gradients(args, segment_ids, cotangents, "xla")
+    real = segment_ids != 0
+    # Log-decays add up to thousands in a chunk, and float32 holds such a sum to 3e-4: a relative error of what decays by it.
+    assert error(np.asarray(actual[0][0])[real], np.asarray(expected[0][0])[real]) < 1e-3
+    assert error(actual[0][1], expected[0][1]) < 1e-3
+    for name in NAMES:
+        assert np.isfinite(actual[1][name]).all(), name
+        assert error(actual[1][name], expected[1][name]) < 1e-3, name
+
+
+def test_nothing_of_pairs_a_head_is_kept_between_the_passes():
+    """Inputs and the states entering the chunks are; one [q,q] matrix a head and chunk would be more than all bounds here."""
+    t, q = 2048, 64
+    args = {name: np.float32(a) for name, a in arguments(np.random.default_rng(0), t=t).items()}
+    pairs = 4 * B * H * t * q
+    _, pullback = jax.eval_shape(lambda args: jax.vjp(lambda a: run(a, None, "xla", q), args), args)
+    kept = sum(np.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(pullback))
+    assert kept < pairs / 2
+    y, state = jax.eval_shape(lambda a: run(a, None, "xla", q), args)
+    analysis = gradients.lower(args, None, (y, state), "xla", q).compile().memory_analysis()
+    assert analysis.temp_size_in_bytes < pairs
+
+
 def test_bfloat16_inputs_keep_a_float32_state(rng):
     args = arguments(rng)
     half = {**args, **{n: jnp.asarray(args[n], jnp.bfloat16) for n in ("x", "B", "C")}}
