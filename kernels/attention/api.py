@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import jax
-from jax.sharding import AxisType
 from jaxtyping import Array, Float, Int
 
 from plamo2_kernels.attention import cudnn, splash
 from plamo2_kernels.attention.xla import banded_attention
+from plamo2_kernels.devices import on_one_device
 
 Implementation = Literal["auto", "xla", "splash", "cudnn"]
 
@@ -63,7 +63,7 @@ def attention(
 
 def _choose(q: Array, block_size: int | None) -> Implementation:
     platform = jax.default_backend()
-    if platform == "tpu" and _on_one_device() and splash.obstacle(q, block_size) is None:
+    if platform == "tpu" and on_one_device() and splash.obstacle(q, block_size) is None:
         return "splash"
     # ROCm calls itself a GPU too, and has no cuDNN.
     if (
@@ -73,12 +73,6 @@ def _choose(q: Array, block_size: int | None) -> Implementation:
     ):
         return "cudnn"
     return "xla"
-
-
-def _on_one_device() -> bool:
-    """Whether what is traced runs on one device as it stands: XLA refuses to partition a Pallas kernel over several."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return jax.device_count() == 1 or (not mesh.empty and set(mesh.axis_types) == {AxisType.Manual})
 
 
 def _check_shapes(q, k, v, segment_ids, window) -> None:

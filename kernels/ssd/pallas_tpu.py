@@ -46,8 +46,19 @@ from jaxtyping import Array, Float, Int
 from plamo2_kernels.ssd.pallas_tpu_backward import backward_kernel
 from plamo2_kernels.ssd.pallas_tpu_forward import forward_kernel
 
+# Chunk and heads by the compiler's figures at the 8B shape (b=1, t=8192, h=64, p=128, n=64, bfloat16), cycles a token of the chip, forward
+# and forward + backward, of `plamo2 plan kernel ssd --layouts auto --chunk N`. They rank alike on every chip, so there is one choice:
+#
+#   chunk  v5e         v5p         v6e         tpu7x
+#   128    78 / 236    44 / 126    66 / 196    60 / 194    least decay matrix a token
+#   256    88 / 251    49 / 130    73 / 198    66 / 196    half the saved states: 64 MiB less; ask for it where memory is short
+#
+# 16 heads a block cost 12 % more on v5p, since the scores and masks of a chunk are made once a block; 64 save 3 % and leave b=1 one block,
+# so that one of v5p's two cores idles.
+_CHUNK = 128
 _MOST_HEADS = 32
-_VMEM_LIMIT = 64 * 2**20
+# Of 64 MiB on TPU7x and 128 MiB on the others; 14 MiB are used at the 8B shape, 27 MiB in float32.
+_VMEM_LIMIT = 48 * 2**20
 
 
 class Blocks(NamedTuple):
@@ -67,7 +78,7 @@ def choose_blocks(b: int, h: int, g: int, chunk_size: int | None) -> Blocks:
     Raises:
         ValueError: a chunk size that is no multiple of 128.
     """
-    chunk = chunk_size or 128
+    chunk = chunk_size or _CHUNK
     if chunk % 128:
         raise ValueError(
             f"ssd: chunk_size={chunk} is not allowed with pallas_tpu: it must be a multiple of 128, the lanes of a register"

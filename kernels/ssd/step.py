@@ -1,4 +1,8 @@
-"""One token of the selective scan, for decoding."""
+"""One token of the selective scan, for decoding.
+
+Not joined by hand with the convolution before it and the gate after it: written as one function, the three compile to the same fifteen
+operations on CPU, and take the same 28 µs a layer and token at the demo's size (b=2 h=8 p=n=64).
+"""
 
 from __future__ import annotations
 

