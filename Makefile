@@ -9,12 +9,13 @@ RUN := runs/demo
 # step of the demo takes 0.7 of the time. Other C libraries than glibc do not look at this.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000
 
-.PHONY: help install demo test lint bench peers clean
+.PHONY: help install demo test test-tpu lint bench peers clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo     set up, then tokenizer -> data -> pretraining -> evaluation -> text; open $(RUN)/report.html (about 7 minutes)'
 	@echo 'make test     set up, lint and all tests (about 10 minutes)'
+	@echo 'make test-tpu kernels and plans through the TPU compiler (libtpu, 0.2 GB; no TPU is needed)'
 	@echo 'make install  only .venv with the plamo2 command in it'
 	@echo 'make lint     ruff and the import contracts'
 	@echo 'make bench    speed of the train step and the tokenizer on this machine'
@@ -30,6 +31,11 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/pytho
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+# The tpu extra is jax[tpu]: libtpu, whose compiler runs on a machine without a TPU.
+$(VENV)/.installed-tpu: $(VENV)/.installed-test
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[tpu]'
 	touch $@
 
 $(VENV)/.installed-peers: $(VENV)/.installed-test
@@ -63,6 +69,14 @@ lint: $(VENV)/.installed-test
 
 test: $(VENV)/.installed-test lint
 	$(BIN)/python -m pytest --numprocesses 2
+
+# Without these libtpu asks the cloud where it is, and refuses a second process.
+test-tpu: export TPU_SKIP_MDS_QUERY := 1
+test-tpu: export TPU_WORKER_HOSTNAMES := localhost
+test-tpu: export TPU_WORKER_ID := 0
+test-tpu: export ALLOW_MULTIPLE_LIBTPU_LOAD := 1
+test-tpu: $(VENV)/.installed-tpu
+	$(BIN)/python -m pytest -m tpu --numprocesses 2
 
 bench: install
 	$(BIN)/python experiments/bench/train_step.py --output experiments/bench/train_step.json
