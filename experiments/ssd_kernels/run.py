@@ -4,6 +4,7 @@ Compiles the scan of the 8B model's layer (1 × 8192 tokens, several documents a
 and with its gradient, and records what `plamo2 plan kernel ssd` prints. Nothing is measured: no TPU is used. Needs the tpu extra.
 
     python experiments/ssd_kernels/run.py               # an hour or so on two cores; results are kept as they come, and not made again
+    python experiments/ssd_kernels/run.py v5p v6e       # only these generations
     python experiments/ssd_kernels/run.py --table       # only the table and the plot of what is there
 """
 
@@ -71,11 +72,11 @@ def store(results: dict[str, Any]) -> None:
     os.replace(partial, RESULTS)
 
 
-def compile_all() -> None:
+def compile_all(generations: list[str]) -> None:
     """Compile what has no result yet, or one of other sources or another compiler."""
     results = load()
-    for generation, topology in TOPOLOGIES.items():
-        with Compiler(topology) as compiler:
+    for generation in generations:
+        with Compiler(topology := TOPOLOGIES[generation]) as compiler:
             stamps = {name: {"libtpu": compiler.libtpu, "sources": sources(name)} for name in CHUNKS}
             todo = [
                 (program, layouts)
@@ -191,8 +192,12 @@ def main() -> None:
     """Compile, then print the table and draw the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true", help="compile nothing")
-    if not parser.parse_args().table:
-        compile_all()
+    parser.add_argument("generations", nargs="*", metavar="TPU", help="left out: all")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.generations) - set(TOPOLOGIES):
+        parser.error(f"{', '.join(sorted(unknown))}: must be of {', '.join(TOPOLOGIES)}")
+    if not arguments.table:
+        compile_all(arguments.generations or list(TOPOLOGIES))
     results = load()
     print(markdown(results))
     plot(results)
