@@ -173,7 +173,8 @@ def plot(results: dict[str, Any]) -> None:
                     continue
                 bound = r["bound_cycles_per_token"]
                 axis.bar(position + offset, bound, 0.38, color=colour, label=name if position == 0 else None)
-                axis.text(position + offset, bound, f"{bound:,.0f}", ha="center", va="bottom", fontsize=8)
+                above = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": 8}
+                axis.annotate(f"{bound:,.0f}", (position + offset, bound), **above)
                 for figure_name, marker in (("bundles_per_token", "_"), ("hbm_cycles_per_token", "x")):
                     label = {"_": "bundles", "x": "HBM cycles"}[marker] if position == 0 and name == "xla" else None
                     axis.plot(position + offset, r[figure_name], marker, color="black", ms=9, ls="", label=label)

@@ -90,9 +90,10 @@ def ssd(
         program = result.program
         lines = [*table.kernels(result), *(table.breakdown(result) if breakdown else ())]
         if lines:
-            print(
-                f"\n{program.implementation}, chunk {program.chunk_size}, {program.direction}, layouts {result.layouts}"
+            title = (
+                f"{program.implementation}, chunk {table.chunk(program)}, {program.direction}, layouts {result.layouts}"
             )
+            print(f"\n{title}")
             print("\n".join(f"  {line}" for line in lines))
     if output is not None:
         _write(

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,19 +50,17 @@ def kernel_calls(jaxpr: ClosedJaxpr) -> list[KernelCall]:
     Raises:
         ValueError: a grid has dynamic bounds, or index maps read prefetched scalars, so that the traffic depends on data.
     """
-    return [_kernel_call(parameters) for parameters in _pallas_parameters(jaxpr.jaxpr)]
+    return [_kernel_call(parameters) for parameters in _pallas_parameters(jaxpr)]
 
 
-def _pallas_parameters(jaxpr: Jaxpr) -> Iterator[dict[str, Any]]:
+def _pallas_parameters(jaxpr: ClosedJaxpr) -> Iterator[dict[str, Any]]:
     for equation in jaxpr.eqns:
         if equation.primitive.name == "pallas_call":
             yield equation.params
             continue
         for value in equation.params.values():
             for inner in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(inner, ClosedJaxpr):
-                    yield from _pallas_parameters(inner.jaxpr)
-                elif isinstance(inner, Jaxpr):
+                if hasattr(inner, "eqns"):
                     yield from _pallas_parameters(inner)
 
 
