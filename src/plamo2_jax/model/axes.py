@@ -1,4 +1,4 @@
-"""Names of parameter axes. A parameter declares them where it is made; sharding, pruning, growth and weight decay read them there."""
+"""Names of parameter axes, declared where a parameter is made and read by all that treats parameters by kind; names of mesh axes."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ CONV = "conv"
 
 Axes = tuple[str | None, ...]
 """The axes of one parameter; None for a stack of unlike parts (z and x, gate and up, B and C)."""
+
+
+# Axes of a mesh of devices.
+DATA = "data"
+FSDP = "fsdp"
+SEQUENCE = "sequence"
+TENSOR = "tensor"
 
 
 def is_axes(leaf: object) -> bool:
