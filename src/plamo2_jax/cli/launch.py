@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -92,20 +92,20 @@ _PLACES = {"gcloud": gcloud, "xpk": xpk, "slurm": slurm, "local": local}
 def _parse(place: str, options: Any, argv: list[str], overrides: tuple[str, ...]) -> tuple[Job, Any, bool]:
     """The job, the place's options and whether only to print, from the command line."""
 
-    def read(config: Path, options: Any, dry_run: bool = False) -> tuple[Path, Any, bool]:
+    def read(config: Path, place: Any, dry_run: bool = False) -> tuple[Path, Any, bool]:
         """Launch a pretraining run.
 
         Args:
             config: The config file of the run, such as configs/demo.py.
-            options: Options of the place.
+            place: Where and how.
             dry_run: Print what would be run, and do nothing.
         """
-        return config, options, dry_run
+        return config, place, dry_run
 
     # The options' type is known only now.
     read.__annotations__ = {
-        "config": tyro.conf.Positional[Path],
-        "options": tyro.conf.OmitArgPrefixes[options],
+        "config": Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG.py")],
+        "place": tyro.conf.OmitArgPrefixes[options],
         "dry_run": tyro.conf.FlagCreatePairsOff[bool],
     }
     config, chosen, dry_run = tyro.cli(read, args=argv, prog=f"plamo2 launch {place}", description=_DESCRIPTIONS[place])

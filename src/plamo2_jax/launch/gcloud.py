@@ -47,7 +47,12 @@ class Gcloud:
     cleanup: Literal["success", "always", "never"] = "success"
     """When the resource is deleted at the end. One that is kept costs money."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse values out of range. (Not on construction: tyro would put a frame around the message.)
+
+        Raises:
+            ValueError: a value is not allowed.
+        """
         for field in ("attempts", "poll"):
             if getattr(self, field) < 1:
                 raise ValueError(f"--{field} {getattr(self, field)} is not allowed; it must be at least 1")
@@ -59,6 +64,7 @@ def script(job: Job, options: Gcloud) -> str:
     Raises:
         ValueError: no project, no zone, no such slice, or a config file outside the checkout.
     """
+    options.check()
     chosen = parse_slice(options.accelerator)
     runtime = options.runtime_version or chosen.generation.runtime
     if runtime is None:
@@ -229,8 +235,8 @@ for ((attempt = 1; attempt <= attempts; attempt++)); do
   acquire || finish 1
   say "$name is ACTIVE; attempt $attempt of $attempts"
   if install_on_workers; then
-    # In the background, since bash answers signals while it waits, not while a command runs.
-    on_workers "$train" &
+    # In the background, since bash answers signals while it waits, not while a command runs; deaf to Ctrl-C, to show what workers say then.
+    (trap '' INT && on_workers "$train") &
     wait $!
     status=$?
   else

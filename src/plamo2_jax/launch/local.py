@@ -30,7 +30,12 @@ class Local:
     grace: int = 60
     """Seconds between SIGTERM and SIGKILL for processes that are to end because another failed."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse values out of range. (Not on construction: tyro would put a frame around the message.)
+
+        Raises:
+            ValueError: a value is not allowed.
+        """
         for field, least in (("processes", 1), ("devices", 1), ("port", 0), ("grace", 0)):
             value = getattr(self, field)
             if value is not None and value < least:
@@ -51,7 +56,12 @@ class Process:
 def plan(
     job: Job, options: Local, program: tuple[str, ...] = (sys.executable, "-m", "plamo2_jax.cli.main")
 ) -> list[Process]:
-    """The processes of a job."""
+    """The processes of a job.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+    options.check()
     environment = {}
     if options.devices is not None:
         count = f"--xla_force_host_platform_device_count={options.devices}"
@@ -116,8 +126,9 @@ def run(processes: Sequence[Process], grace: float) -> int:
                 readers.append(threading.Thread(target=_prefix, args=(source, target, number), daemon=True))
                 readers[-1].start()
         while running:
-            for passed in range(passed + 1, len(caught) + 1):
-                to_all(caught[passed - 1])
+            while passed < len(caught):
+                to_all(caught[passed])
+                passed += 1
             for number, process in list(running.items()):
                 code = process.poll()
                 if code is None:

@@ -41,7 +41,12 @@ class Slurm:
     program: str = ".venv/bin/plamo2"
     """The plamo2 command as the nodes find it, from the folder where sbatch is called."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse values out of range. (Not on construction: tyro would put a frame around the message.)
+
+        Raises:
+            ValueError: a value is not allowed.
+        """
         for field, least in (("nodes", 1), ("gpus_per_node", 0), ("grace", 1)):
             self._require(field, getattr(self, field) >= least, f"at least {least}")
         for field in ("processes_per_node", "cpus_per_process"):
@@ -75,6 +80,7 @@ def script(job: Job, options: Slurm) -> str:
     Raises:
         ValueError: the run's name does not do as the job's.
     """
+    options.check()
     name = resource_name(options.job_name, job.name, 64)
     directives = [
         f"--job-name={name}",
@@ -117,7 +123,7 @@ _SCRIPT = """#!/usr/bin/env bash
 
 set -uo pipefail
 
-{devices}# When one process ends, the others are left to notice: to kill them at once would cut short the checkpoint of a run that was stopped.
+{devices}# When one process ends, the others are left to notice: to kill them at once would cut short the checkpoint of a stopped run.
 srun {cpus}--kill-on-bad-exit=0 {command}
 status=$?
 

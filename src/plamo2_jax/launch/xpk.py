@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 import subprocess
 from typing import Any, Literal
 
@@ -53,7 +54,12 @@ class Xpk:
     zone: str | None = None
     """With --by xpk: the cluster's zone; left out, CLOUDSDK_COMPUTE_ZONE or gcloud's property compute/zone."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse values out of range. (Not on construction: tyro would put a frame around the message.)
+
+        Raises:
+            ValueError: a value is not allowed.
+        """
         for field, least in (("slices", 1), ("restarts", 0), ("grace", 1)):
             if getattr(self, field) < least:
                 raise ValueError(f"--{field} {getattr(self, field)} is not allowed; it must be at least {least}")
@@ -88,6 +94,7 @@ def manifest(job: Job, options: Xpk) -> dict[str, Any]:
     Raises:
         ValueError: the image is missing, or there is no such slice.
     """
+    options.check()
     chosen = parse_slice(options.accelerator)
     _require_image(options)
     labels = {"app.kubernetes.io/name": "plamo2-jax"}
@@ -179,6 +186,7 @@ def xpk_command(job: Job, options: Xpk) -> list[str]:
     Raises:
         ValueError: image, cluster, project or zone are missing, or there is no such slice.
     """
+    options.check()
     chosen = parse_slice(options.accelerator)
     _require_image(options)
     require({"cluster": (options.cluster, "--cluster (`gcloud container clusters list` shows them)")})
@@ -195,7 +203,7 @@ def xpk_command(job: Job, options: Xpk) -> list[str]:
         f"--max-restarts={options.restarts}",
         f"--termination-grace-period-seconds={options.grace}",
         *["--spot"] * options.spot,
-        f"--command={wrapped(job.command(('plamo2',), *AUTO))}",
+        f"--command={shlex.join(job.command(('plamo2',), *AUTO))}",
     ]
 
 
