@@ -22,4 +22,4 @@ def check_bash(text):
 
 
 # Values that a shell would take apart, given as overrides.
-AWKWARD = ("--name", "a b'c\"$(touch broken)`touch broken`;&", "--output", "gs://bucket/$HOME/*")
+AWKWARD = ("--name", "a b'c\"$(touch broken)`touch broken`;&\ntouch broken #", "--output", "gs://bucket/$HOME/*")

@@ -43,6 +43,14 @@ def test_without_a_place_the_usage_is_an_error(capsys):
     assert captured.err.startswith("usage: plamo2 launch")
 
 
+def test_the_launchers_do_not_need_jax():
+    """They could run on a laptop; only the config file imports it."""
+    source = (
+        "import sys, plamo2_jax.launch.gcloud, plamo2_jax.launch.xpk, plamo2_jax.launch.slurm, plamo2_jax.launch.local"
+    )
+    subprocess.run([sys.executable, "-c", f"{source}\nassert 'jax' not in sys.modules"], check=True)
+
+
 def test_a_config_file_that_is_not_there_is_named(checkout, capsys):
     assert main(["launch", "slurm", "nowhere.py", "--dry-run"]) == 2
     assert "nowhere.py is not a file" in capsys.readouterr().err

@@ -172,6 +172,23 @@ def test_a_resource_that_cannot_be_made_ends_it(cloud):
     assert cloud.calls() == ["create"]
 
 
+def test_a_state_that_cannot_be_read_is_asked_for_ten_times(cloud, printed):
+    for name in ("states", "statuses"):
+        (cloud.folder / name).write_text("BROKEN\n", encoding="utf-8")
+    text = printed("gcloud", *SLICE).replace("poll=30", "poll=0.01")
+    done = subprocess.run(["bash", "-c", text], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.count("launch: ERROR: no network") == 10
+    assert cloud.calls() == []
+
+
+def test_data_are_brought_before_each_run(cloud):
+    assert cloud.run(["ACTIVE"], [0], "--setup", "mkdir -p data && echo 'it is' >data/here") == 0
+    assert (cloud.folder / "home/plamo2/demo/data/here").read_text(encoding="utf-8") == "it is\n"
+    assert cloud.run(["ACTIVE"], [], "--setup", "false") == 1
+    assert cloud.calls() == [*TRAIN, "delete", "scp", "ssh"]
+
+
 def test_ctrl_c_stops_the_workers_with_a_checkpoint(cloud):
     process = cloud.start(["ACTIVE"], ["forever"])
     deadline = time.monotonic() + 60
@@ -200,7 +217,7 @@ def test_gcloud_knows_the_commands(printed):
     # The script's own functions, with gcloud printing what it is called with, once for each thing asked of it.
     head = text[: text.index("made=0")]
     calls = 'gcloud() { printf "gcloud"; printf " %q" "$@"; echo; }\n' + (
-        'resource describe --format="value(state.state)"; resource create "${create[@]}"; resource delete --force --quiet\n'
+        'resource describe --format="value(state.state)"; resource create "${create[@]}"; resource delete --force\n'
         'on_workers "$train"; on_workers "$install"; on_workers "$stop"\n'
     )
     scp = next(line.strip().removesuffix(" &&") for line in text.splitlines() if "tpu-vm scp" in line)

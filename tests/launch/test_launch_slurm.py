@@ -5,6 +5,8 @@ import subprocess
 import pytest
 from launch_tools import AWKWARD, check_bash
 
+from plamo2_jax.cli.main import main
+
 
 def directives(text):
     """Options of the script's #SBATCH lines."""
@@ -33,8 +35,19 @@ def test_one_process_a_gpu(printed):
 
 
 def test_one_process_a_node_is_told_all_of_the_nodes_gpus(printed):
-    text = printed("slurm", "--gpus-per-node", "4", "--processes-per-node", "1", "--cpus-per-process", "16")
+    text = printed(
+        "slurm",
+        "--gpus-per-node",
+        "4",
+        "--processes-per-node",
+        "1",
+        "--cpus-per-process",
+        "16",
+        "--setup",
+        "module load cuda",
+    )
     assert "export JAX_LOCAL_DEVICE_IDS=0,1,2,3\n" in text
+    assert "\nmodule load cuda\n" in text
     # srun does not take it over from sbatch since SLURM 22.05.
     assert directives(text)["--cpus-per-task"] == "16"
     assert "srun --cpus-per-task=16 " in text
@@ -88,6 +101,11 @@ def test_only_a_run_that_was_stopped_is_queued_again(printed, tmp_path, status, 
 )
 def test_refusals(refused, arguments, message):
     assert message in refused("slurm", *arguments)
+
+
+def test_an_output_on_each_nodes_own_disk_is_warned_of(checkout, capsys):
+    assert main(["launch", "slurm", "configs/demo.py", "--nodes", "2", "--dry-run", "--", "--output", "/tmp/runs"]) == 0
+    assert "output /tmp/runs lies on each node's own disk" in capsys.readouterr().err
 
 
 def test_where_there_is_no_sbatch_it_says_so(refused, monkeypatch, tmp_path):

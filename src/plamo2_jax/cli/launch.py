@@ -44,7 +44,7 @@ def gcloud(argv: list[str], overrides: tuple[str, ...]) -> int:
 
     job, options, dry_run = _parse("gcloud", place.Gcloud, argv, overrides)
     text = place.script(job, options)
-    several = parse_slice(options.accelerator).hosts > 1
+    several = not parse_slice(options.accelerator).fits_one_machine
     if job.output_is_local and (several or options.spot):
         why = "each of several machines has its own" if several else "a preempted one takes it along"
         _warn(job, f"the disk of a TPU VM ({why}): add -- --output gs://BUCKET/runs")
@@ -70,7 +70,10 @@ def slurm(argv: list[str], overrides: tuple[str, ...]) -> int:
     from plamo2_jax.launch import slurm as place
 
     job, options, dry_run = _parse("slurm", place.Slurm, argv, overrides)
-    return _print(place.script(job, options)) if dry_run else place.launch(job, options)
+    text = place.script(job, options)
+    if options.nodes > 1 and job.output.startswith(("/tmp/", "/var/tmp/", "/dev/shm/")):
+        _warn(job, "each node's own disk: add -- --output FOLDER, one that all nodes share")
+    return _print(text) if dry_run else place.launch(job, options)
 
 
 def local(argv: list[str], overrides: tuple[str, ...]) -> int:

@@ -40,6 +40,8 @@ class Gcloud:
     """The project's git checkout, which is copied to the workers as it is, but for what git ignores. The config file lies in it."""
     python: str = "3.12"
     """Python of the workers. (Their own, 3.10, is older than jax wants.)"""
+    setup: str = ""
+    """Shell command for every worker after the installation, in the checkout there: what brings or mounts the data."""
     attempts: int = 100
     """How often the training command is started, and the resource made, before giving up."""
     poll: int = 30
@@ -85,7 +87,8 @@ def script(job: Job, options: Gcloud) -> str:
         "zone": zone,
         "source": str(source),
         "archive": f"{name}.tar.gz",
-        "install": _INSTALL.format(folder=folder, archive=f"{name}.tar.gz", python=shlex.quote(options.python)),
+        "install": _INSTALL.format(folder=folder, archive=f"{name}.tar.gz", python=shlex.quote(options.python))
+        + options.setup,
         "train": _TRAIN.format(folder=folder, stop=_STOP, command=wrapped(command)),
         "stop": f"cd {folder} || exit 1\n{_STOP}",
         "cleanup": options.cleanup,
@@ -96,7 +99,7 @@ def script(job: Job, options: Gcloud) -> str:
         [
             "#!/usr/bin/env bash",
             "# shellcheck disable=SC2016,SC2329  # What is in single quotes is expanded on the workers; `stop` is called by traps.",
-            f"# Trains {shlex.quote(job.name)} on {chosen.accelerator}, {chosen.chips} chips of shape {chosen.shape}.",
+            f"# Trains {name} on {chosen.accelerator}, {chosen.chips} chips of shape {chosen.shape}.",
             "set -uo pipefail",
             "",
             *(f"{key}={shlex.quote(value)}" for key, value in values.items()),
@@ -127,9 +130,10 @@ _INSTALL = """set -e
 mkdir -p {folder}
 tar -xzf {archive} -C {folder}
 cd {folder}
-python3 -m pip install --quiet --user uv
+PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
 [ -x .venv/bin/python ] || "$HOME/.local/bin/uv" venv --quiet --python {python} .venv
-"$HOME/.local/bin/uv" pip install --quiet --python .venv/bin/python --constraint constraints.txt --editable '.[tpu]'"""
+"$HOME/.local/bin/uv" pip install --quiet --python .venv/bin/python --constraint constraints.txt --editable '.[tpu]'
+"""
 
 # Of a run that is still there, when the connection to it was lost or Ctrl-C ends it: asked to stop, and waited for. The pattern beside
 # the file of its number keeps an unrelated process safe that has the number now.
@@ -147,11 +151,11 @@ say() {{ printf 'launch: %s\\n' "$*" >&2; }}
 resource() {{ # VERB [FLAG...]
   local verb=$1
   shift
-  gcloud compute tpus queued-resources "$verb" "$name" --project="$project" --zone="$zone" "$@"
+  gcloud compute tpus queued-resources "$verb" "$name" --project="$project" --zone="$zone" "$@" --quiet
 }}
 
 on_workers() {{ # COMMAND; the exit status is that of the first worker that failed
-  gcloud compute tpus tpu-vm ssh "$name" --project="$project" --zone="$zone" --worker=all --command="$1"
+  gcloud compute tpus tpu-vm ssh "$name" --project="$project" --zone="$zone" --worker=all --quiet --command="$1"
 }}
 
 state() {{ # Prints the resource's state: also ABSENT, and UNKNOWN when gcloud could not tell.
@@ -182,7 +186,7 @@ acquire() {{ # Returns when the resource is ACTIVE; makes it, also anew when it 
       ;;
     FAILED | SUSPENDED)
       say "$name is $now; it is made anew"
-      resource delete --force --quiet || return 1
+      resource delete --force || return 1
       continue
       ;;
     UNKNOWN)
@@ -203,7 +207,7 @@ install_on_workers() {{ # The working tree as it is, but for what git ignores; t
   GIT_INDEX_FILE="$folder/index" git -C "$source" add --all &&
     tree=$(GIT_INDEX_FILE="$folder/index" git -C "$source" write-tree) &&
     git -C "$source" archive --format=tar.gz --output="$folder/$archive" "$tree" &&
-    gcloud compute tpus tpu-vm scp "$folder/$archive" "$name:$archive" --project="$project" --zone="$zone" --worker=all &&
+    gcloud compute tpus tpu-vm scp "$folder/$archive" "$name:$archive" --project="$project" --zone="$zone" --worker=all --quiet &&
     on_workers "$install"
   status=$?
   rm -rf "$folder"
@@ -212,7 +216,7 @@ install_on_workers() {{ # The working tree as it is, but for what git ignores; t
 
 finish() {{ # STATUS
   if [[ $cleanup == always || ($cleanup == success && $1 == 0) ]]; then
-    resource delete --force --quiet
+    resource delete --force
   else
     say "$name may still be there, and cost money, until you run:"
     say "gcloud compute tpus queued-resources delete $name --project=$project --zone=$zone --force"

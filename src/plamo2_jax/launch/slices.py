@@ -61,12 +61,17 @@ class Slice:
 
     @property
     def chips_per_host(self) -> int:
-        """Four, in a machine of a multi-host slice; v5e and v6e have 8 in one machine too, which GKE offers beside two of 4."""
+        """Four. (Of v5e and v6e there are machines with 8 too: a TPU VM has them, and GKE where a node pool of such was made.)"""
         return min(self.chips, 4)
 
     @property
+    def fits_one_machine(self) -> bool:
+        """Whether one TPU VM has all of it: four chips, or of v5e and v6e eight."""
+        return self.hosts == 1 or self.shape == "2x4"
+
+    @property
     def hosts(self) -> int:
-        """Number of machines."""
+        """Number of machines of so many chips."""
         return self.chips // self.chips_per_host
 
 

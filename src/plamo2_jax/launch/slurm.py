@@ -34,6 +34,8 @@ class Slurm:
     """Partition; left out, the cluster's default."""
     account: str | None = None
     """Account to charge; left out, the user's default."""
+    setup: str = ""
+    """Shell command before the run, such as "module load cuda"."""
     sbatch_flag: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Further option of sbatch, as in --sbatch-flag=--qos=high; may be given several times."""
     job_name: str | None = None
@@ -99,6 +101,7 @@ def script(job: Job, options: Slurm) -> str:
     ]
     return _SCRIPT.format(
         directives="\n".join(f"#SBATCH {each}" for each in directives),
+        setup=f"{options.setup}\n\n" if options.setup else "",
         devices=_devices(options),
         cpus=f"--cpus-per-task={options.cpus_per_process} " if options.cpus_per_process else "",
         command=wrapped(job.command((options.program,), *AUTO)),
@@ -123,7 +126,7 @@ _SCRIPT = """#!/usr/bin/env bash
 
 set -uo pipefail
 
-{devices}# When one process ends, the others are left to notice: to kill them at once would cut short the checkpoint of a stopped run.
+{setup}{devices}# When one process ends, the others are left to notice: killed at once, a run that was stopped would lose its checkpoint.
 srun {cpus}--kill-on-bad-exit=0 {command}
 status=$?
 
