@@ -11,6 +11,7 @@ VERBS = {
     "tokenizer": "train a vocabulary, encode, decode",
     "data": "build the bundled corpus, clean text, write tokenized shards",
     "pretrain": "train a model from a config file",
+    "launch": "run pretrain on TPU slices, in GKE, under SLURM or as several processes",
     "evaluate": "held-out bits per byte of a model",
     "generate": "continue a prompt",
     "convert": "read and write checkpoints of the public PLaMo 2 layout",

@@ -1,0 +1,142 @@
+"""`plamo2 launch PLACE CONFIG.py`: run `plamo2 pretrain` on TPU slices, on a SLURM cluster, or as several processes here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+if TYPE_CHECKING:
+    from plamo2_jax.launch.job import Job
+
+_USAGE = """usage: plamo2 launch PLACE CONFIG.py [options] [--dry-run] [-- --field value ...]
+
+Runs `plamo2 pretrain CONFIG.py` somewhere else, on every machine that it needs. What follows -- goes to pretrain. --dry-run prints
+what would be run, and nothing else, so that it can be read, kept, or piped into shellcheck, bash, kubectl or sbatch.
+
+  gcloud    a TPU slice of your own: a queued resource, installed, trained on, made anew when it is preempted
+  xpk       TPU slices of a GKE cluster: a JobSet for kubectl, or XPK's command
+  slurm     a SLURM cluster: an sbatch script that queues itself again
+  local     several processes on this machine
+
+plamo2 launch PLACE --help explains a place; docs/launch.md has each in five lines. A run goes on from its newest checkpoint wherever
+it is started again: let --output be a bucket (gs://...) or a shared file system where there is more than one machine."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb; returns the exit status of what was launched."""
+    place, rest = (argv[0], argv[1:]) if argv else (None, [])
+    if place in (None, "-h", "--help"):
+        print(_USAGE, file=sys.stderr if place is None else sys.stdout)
+        return 2 if place is None else 0
+    if place not in _PLACES:
+        raise ValueError(f"unknown place {place!r}; it must be one of {', '.join(_PLACES)}")
+    split = rest.index("--") if "--" in rest else len(rest)
+    return _PLACES[place](rest[:split], tuple(rest[split + 1 :]))
+
+
+def gcloud(argv: list[str], overrides: tuple[str, ...]) -> int:
+    """A queued TPU resource."""
+    from plamo2_jax.launch import gcloud as place
+    from plamo2_jax.launch.slices import parse_slice
+
+    job, options, dry_run = _parse("gcloud", place.Gcloud, argv, overrides)
+    text = place.script(job, options)
+    several = not parse_slice(options.accelerator).fits_one_machine
+    if job.output_is_local and (several or options.spot):
+        why = "each of several machines has its own" if several else "a preempted one takes it along"
+        _warn(job, f"the disk of a TPU VM ({why}): add -- --output gs://BUCKET/runs")
+    return _print(text) if dry_run else place.launch(job, options)
+
+
+def xpk(argv: list[str], overrides: tuple[str, ...]) -> int:
+    """A JobSet in GKE."""
+    from plamo2_jax.launch import xpk as place
+
+    job, options, dry_run = _parse("xpk", place.Xpk, argv, overrides)
+    text = place.text(job, options)
+    if job.output_is_local:
+        _warn(
+            job,
+            "the disk of a pod, which ends with it: add -- --output gs://BUCKET/runs, or a shared file system's folder",
+        )
+    return _print(text) if dry_run else place.launch(job, options)
+
+
+def slurm(argv: list[str], overrides: tuple[str, ...]) -> int:
+    """An sbatch script."""
+    from plamo2_jax.launch import slurm as place
+
+    job, options, dry_run = _parse("slurm", place.Slurm, argv, overrides)
+    text = place.script(job, options)
+    if options.nodes > 1 and job.output.startswith(("/tmp/", "/var/tmp/", "/dev/shm/")):
+        _warn(job, "each node's own disk: add -- --output FOLDER, one that all nodes share")
+    return _print(text) if dry_run else place.launch(job, options)
+
+
+def local(argv: list[str], overrides: tuple[str, ...]) -> int:
+    """Processes on this machine."""
+    from plamo2_jax.launch import local as place
+
+    job, options, dry_run = _parse("local", place.Local, argv, overrides)
+    return _print(place.script(job, options)) if dry_run else place.launch(job, options)
+
+
+def _print(text: str) -> int:
+    print(text, end="")
+    return 0
+
+
+_PLACES = {"gcloud": gcloud, "xpk": xpk, "slurm": slurm, "local": local}
+
+
+def _parse(place: str, options: Any, argv: list[str], overrides: tuple[str, ...]) -> tuple[Job, Any, bool]:
+    """The job, the place's options and whether only to print, from the command line."""
+
+    def read(config: Path, place: Any, dry_run: bool = False) -> tuple[Path, Any, bool]:
+        """Launch a pretraining run.
+
+        Args:
+            config: The config file of the run, such as configs/demo.py.
+            place: Where and how.
+            dry_run: Print what would be run, and do nothing.
+        """
+        return config, place, dry_run
+
+    # The options' type is known only now.
+    read.__annotations__ = {
+        "config": Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG.py")],
+        "place": tyro.conf.OmitArgPrefixes[options],
+        "dry_run": tyro.conf.FlagCreatePairsOff[bool],
+    }
+    config, chosen, dry_run = tyro.cli(read, args=argv, prog=f"plamo2 launch {place}", description=_DESCRIPTIONS[place])
+    return load_job(config, overrides), chosen, dry_run
+
+
+_DESCRIPTIONS = {
+    "gcloud": "Train on a TPU slice: make a queued resource, wait for it, install the project on all workers, train, and do so again "
+    "when it was preempted. Needs gcloud with an account, a project and a zone.",
+    "xpk": "Train on TPU slices of a GKE cluster with JobSet installed. Needs a container image with the project, and kubectl or xpk.",
+    "slurm": "Train on a SLURM cluster, from a folder that all nodes share. Needs sbatch.",
+    "local": "Train by several processes on this machine; their lines come out with the process's number before them.",
+}
+
+
+def load_job(path: Path, overrides: tuple[str, ...]) -> Job:
+    """The job of a config file. Overrides are resolved here too, so that what pretrain would refuse costs no machine.
+
+    Raises:
+        ValueError: the config file or an override is wrong.
+    """
+    from plamo2_jax.cli.pretrain import load_config
+    from plamo2_jax.launch.job import Job
+    from plamo2_jax.train.config import PretrainConfig
+
+    config = tyro.cli(PretrainConfig, prog=f"plamo2 launch ... {path} --", default=load_config(path), args=overrides)
+    return Job(path, config.name, str(config.output), overrides)
+
+
+def _warn(job: Job, where: str) -> None:
+    print(f"plamo2 launch: warning: output {job.output} lies on {where}", file=sys.stderr)

@@ -1,0 +1,262 @@
+"""A TPU slice of one's own: a queued resource, and the run on all of its workers, again after each preemption.
+
+Everything is one bash script that needs only gcloud and git, so that what --dry-run prints is what runs, here or elsewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
+
+import tyro
+
+from plamo2_jax.launch.checks import project_and_zone, require_account, require_tool, resource_name
+from plamo2_jax.launch.job import AUTO, REFUSED, TERMINATED, Job, wrapped
+from plamo2_jax.launch.slices import parse_slice
+
+
+@dataclasses.dataclass(frozen=True)
+class Gcloud:
+    """Options of `plamo2 launch gcloud`."""
+
+    accelerator: str
+    """The slice: v5litepod-16, v5p-128, v6e-256, ...; or its generation and shape, v5p:4x4x4."""
+    project: str | None = None
+    """Google Cloud project; left out, CLOUDSDK_CORE_PROJECT or gcloud's property core/project."""
+    zone: str | None = None
+    """Zone; left out, CLOUDSDK_COMPUTE_ZONE or gcloud's property compute/zone."""
+    spot: bool = False
+    """Take spare capacity, cheaper and preempted at any time. The script then makes the resource anew and goes on."""
+    job_name: str | None = None
+    """Name of the queued resource and of its node; left out, the run's."""
+    runtime_version: str | None = None
+    """Software of the TPU VMs; left out, the one that belongs to the generation."""
+    create_flag: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Further flag of `gcloud compute tpus queued-resources create`, as in --create-flag=--reserved; may be given several times."""
+    source: Path = Path(".")
+    """The project's git checkout, which is copied to the workers as it is, but for what git ignores. The config file lies in it."""
+    python: str = "3.12"
+    """Python of the workers. (Their own, 3.10, is older than jax wants.)"""
+    setup: str = ""
+    """Shell command for every worker after the installation, in the checkout there: what brings or mounts the data."""
+    attempts: int = 100
+    """How often the training command is started, and the resource made, before giving up."""
+    poll: int = 30
+    """Seconds between looks at the resource's state."""
+    cleanup: Literal["success", "always", "never"] = "success"
+    """When the resource is deleted at the end. One that is kept costs money."""
+
+    def check(self) -> None:
+        """Refuse values out of range. (Not on construction: tyro would put a frame around the message.)
+
+        Raises:
+            ValueError: a value is not allowed.
+        """
+        for field in ("attempts", "poll"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"--{field} {getattr(self, field)} is not allowed; it must be at least 1")
+
+
+def script(job: Job, options: Gcloud) -> str:
+    """The bash script that trains on a slice.
+
+    Raises:
+        ValueError: no project, no zone, no such slice, or a config file outside the checkout.
+    """
+    options.check()
+    chosen = parse_slice(options.accelerator)
+    runtime = options.runtime_version or chosen.generation.runtime
+    if runtime is None:
+        raise ValueError(f"--accelerator {options.accelerator} is to be had in GKE only: use plamo2 launch xpk")
+    name = resource_name(options.job_name, job.name, 61)
+    project, zone = project_and_zone(options.project, options.zone)
+    source = options.source.resolve()
+    if not (source / ".git").exists() or not (source / "setup.cfg").exists():
+        raise ValueError(f"--source {options.source} is not a git checkout of plamo2-jax")
+    config = job.config.resolve()
+    if not config.is_relative_to(source):
+        raise ValueError(f"{job.config} lies outside --source {options.source}, and would not be copied to the workers")
+    folder = f"plamo2/{name}"  # Of a worker, under its home.
+    command = job.command((".venv/bin/plamo2",), *AUTO, config=config.relative_to(source))
+    values = {
+        "name": name,
+        "project": project,
+        "zone": zone,
+        "source": str(source),
+        "archive": f"{name}.tar.gz",
+        "install": _INSTALL.format(folder=folder, archive=f"{name}.tar.gz", python=shlex.quote(options.python))
+        + options.setup,
+        "train": _TRAIN.format(folder=folder, stop=_STOP, command=wrapped(command)),
+        "stop": f"cd {folder} || exit 1\n{_STOP}",
+        "cleanup": options.cleanup,
+    }
+    flags = [f"--accelerator-type={chosen.accelerator}", f"--runtime-version={runtime}", f"--node-id={name}"]
+    flags += ["--spot"] * options.spot + list(options.create_flag)
+    return "\n".join(
+        [
+            "#!/usr/bin/env bash",
+            "# shellcheck disable=SC2016,SC2329  # What is in single quotes is expanded on the workers; `stop` is called by traps.",
+            f"# Trains {name} on {chosen.accelerator}, {chosen.chips} chips of shape {chosen.shape}.",
+            "set -uo pipefail",
+            "",
+            *(f"{key}={shlex.quote(value)}" for key, value in values.items()),
+            f"create=({shlex.join(flags)})",
+            f"attempts={options.attempts}",
+            f"poll={options.poll}",
+            _BODY.format(refused=REFUSED, terminated=TERMINATED),
+        ]
+    )
+
+
+def launch(job: Job, options: Gcloud) -> NoReturn:
+    """Become the script.
+
+    Raises:
+        ValueError: a program, an account or a value is missing.
+    """
+    text = script(job, options)
+    require_tool("gcloud")
+    require_tool("git")
+    require_account()
+    # In place of this process, so that signals reach the script and its answer to them is ours.
+    os.execvp("bash", ["bash", "-c", text])
+
+
+# On every worker, once: the project, and a Python that is new enough.
+_INSTALL = """set -e
+mkdir -p {folder}
+tar -xzf {archive} -C {folder}
+cd {folder}
+PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
+[ -x .venv/bin/python ] || "$HOME/.local/bin/uv" venv --quiet --python {python} .venv
+"$HOME/.local/bin/uv" pip install --quiet --python .venv/bin/python --constraint constraints.txt --editable '.[tpu]'
+"""
+
+# Of a run that is still there, when the connection to it was lost or Ctrl-C ends it: asked to stop, and waited for. The pattern beside
+# the file of its number keeps an unrelated process safe that has the number now.
+_STOP = """pkill -TERM -F run.pid -f 'plamo2 pretrain' 2>/dev/null
+for _ in $(seq 300); do pgrep -F run.pid -f 'plamo2 pretrain' >/dev/null 2>&1 || break; sleep 1; done"""
+
+_TRAIN = """cd {folder} || exit 1
+{stop}
+echo $$ >run.pid
+exec {command}"""
+
+_BODY = """
+say() {{ printf 'launch: %s\\n' "$*" >&2; }}
+
+resource() {{ # VERB [FLAG...]
+  local verb=$1
+  shift
+  gcloud compute tpus queued-resources "$verb" "$name" --project="$project" --zone="$zone" "$@" --quiet
+}}
+
+on_workers() {{ # COMMAND; the exit status is that of the first worker that failed
+  gcloud compute tpus tpu-vm ssh "$name" --project="$project" --zone="$zone" --worker=all --quiet --command="$1"
+}}
+
+state() {{ # Prints the resource's state: also ABSENT, and UNKNOWN when gcloud could not tell.
+  local answer
+  if answer=$(resource describe --format='value(state.state)' 2>&1); then
+    echo "${{answer##*$'\\n'}}"
+  elif [[ $answer == *NOT_FOUND* ]]; then
+    echo ABSENT
+  else
+    say "$answer"
+    echo UNKNOWN
+  fi
+}}
+
+made=0
+acquire() {{ # Returns when the resource is ACTIVE; makes it, also anew when it was preempted.
+  local now unknown=0
+  while true; do
+    now=$(state)
+    case $now in
+    ACTIVE) return 0 ;;
+    ABSENT)
+      if ((++made > attempts)); then
+        say "gave up: the resource was made $attempts times"
+        return 1
+      fi
+      resource create "${{create[@]}}" || return 1
+      ;;
+    FAILED | SUSPENDED)
+      say "$name is $now; it is made anew"
+      resource delete --force || return 1
+      continue
+      ;;
+    UNKNOWN)
+      if ((++unknown >= 10)); then
+        say "gave up: the state of $name cannot be read"
+        return 1
+      fi
+      ;;
+    *) say "waiting: $name is $now" ;;
+    esac
+    sleep "$poll"
+  done
+}}
+
+install_on_workers() {{ # The working tree as it is, but for what git ignores; the index of the checkout is left alone.
+  local folder tree status
+  folder=$(mktemp -d) || return 1
+  GIT_INDEX_FILE="$folder/index" git -C "$source" add --all &&
+    tree=$(GIT_INDEX_FILE="$folder/index" git -C "$source" write-tree) &&
+    git -C "$source" archive --format=tar.gz --output="$folder/$archive" "$tree" &&
+    gcloud compute tpus tpu-vm scp "$folder/$archive" "$name:$archive" --project="$project" --zone="$zone" --worker=all --quiet &&
+    on_workers "$install"
+  status=$?
+  rm -rf "$folder"
+  return $status
+}}
+
+finish() {{ # STATUS
+  if [[ $cleanup == always || ($cleanup == success && $1 == 0) ]]; then
+    resource delete --force
+  else
+    say "$name may still be there, and cost money, until you run:"
+    say "gcloud compute tpus queued-resources delete $name --project=$project --zone=$zone --force"
+  fi
+  exit "$1"
+}}
+
+stop() {{ # STATUS: Ctrl-C or SIGTERM here. Processes on the workers would outlive the connection.
+  trap '' INT TERM
+  say "asking the run on the workers to save a checkpoint and stop"
+  on_workers "$stop"
+  wait
+  finish "$1"
+}}
+trap 'stop 130' INT
+trap 'stop 143' TERM
+
+status=1
+for ((attempt = 1; attempt <= attempts; attempt++)); do
+  acquire || finish 1
+  say "$name is ACTIVE; attempt $attempt of $attempts"
+  if install_on_workers; then
+    # In the background, since bash answers signals while it waits, not while a command runs; deaf to Ctrl-C, to show what workers say then.
+    (trap '' INT && on_workers "$train") &
+    wait $!
+    status=$?
+  else
+    status=1
+  fi
+  case $status in
+  0 | {refused}) finish $status ;; # done; or the configuration is wrong, and would be again
+  {terminated} | 255) ;; # stopped by SIGTERM with a checkpoint; the connection was lost
+  *) # A failure of its own, unless the slice goes away: then workers end in any way.
+    sleep "$poll"
+    [[ $(state) != ACTIVE ]] || finish $status
+    ;;
+  esac
+  say "ended with status $status; the same command goes on from the newest checkpoint"
+  sleep "$poll"
+done
+say "gave up after $attempts attempts"
+finish $status
+"""

@@ -1,0 +1,167 @@
+"""Several processes on this machine, for trying out what several machines do: each with its own CPU devices, or sharing the GPUs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import IO
+
+from plamo2_jax.launch.job import Job, process_flags, wrapped
+
+
+@dataclasses.dataclass(frozen=True)
+class Local:
+    """Options of `plamo2 launch local`."""
+
+    processes: int = 2
+    """Number of processes."""
+    devices: int | None = None
+    """CPU devices of each process; left out, what JAX finds, which then is the same for each."""
+    port: int = 0
+    """Port on 127.0.0.1 at which the processes meet; 0 takes a free one."""
+    grace: int = 60
+    """Seconds between SIGTERM and SIGKILL for processes that are to end because another failed."""
+
+    def check(self) -> None:
+        """Refuse values out of range. (Not on construction: tyro would put a frame around the message.)
+
+        Raises:
+            ValueError: a value is not allowed.
+        """
+        for field, least in (("processes", 1), ("devices", 1), ("port", 0), ("grace", 0)):
+            value = getattr(self, field)
+            if value is not None and value < least:
+                raise ValueError(f"--{field} {value} is not allowed; it must be at least {least}")
+        if self.port > 65535:
+            raise ValueError(f"--port {self.port} is not allowed; it must be at most 65535")
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """One process to start."""
+
+    arguments: list[str]
+    environment: dict[str, str]
+    """What it has beside this process's environment."""
+
+
+def plan(
+    job: Job, options: Local, program: tuple[str, ...] = (sys.executable, "-m", "plamo2_jax.cli.main")
+) -> list[Process]:
+    """The processes of a job.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+    options.check()
+    environment = {}
+    if options.devices is not None:
+        count = f"--xla_force_host_platform_device_count={options.devices}"
+        # The last of several is the one that counts.
+        environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {count}".strip()}
+    if options.processes == 1:
+        return [Process(job.command(program), environment)]
+    coordinator = f"127.0.0.1:{options.port or free_port()}"
+    flags = [process_flags(coordinator, number, options.processes) for number in range(options.processes)]
+    return [Process(job.command(program, *each), environment) for each in flags]
+
+
+def script(job: Job, options: Local) -> str:
+    """The processes as a bash script. Here they are started by `run`, which also looks after them."""
+    lines = ["#!/usr/bin/env bash", "trap 'kill $(jobs -p); wait' INT TERM"]
+    for process in plan(job, options):
+        settings = [f"{key}={shlex.quote(value)}" for key, value in process.environment.items()]
+        lines.append(" ".join([*settings, wrapped(process.arguments), "&"]))
+    return "\n".join([*lines, "wait", ""])
+
+
+def launch(job: Job, options: Local) -> int:
+    """Run the processes to their end; returns the exit status."""
+    return run(plan(job, options), options.grace)
+
+
+def run(processes: Sequence[Process], grace: float) -> int:
+    """Run processes side by side; their lines come out with the process's number before them.
+
+    SIGINT and SIGTERM are passed to all. When one fails the others are ended, by SIGTERM and after `grace` seconds by SIGKILL.
+
+    Returns:
+        The exit status of the first that failed, 128 + N for one that signal N ended; 0 when all went well.
+    """
+    caught: list[int] = []
+    passed = 0
+    running: dict[int, subprocess.Popen[bytes]] = {}
+
+    def to_all(number: int) -> None:
+        for process in running.values():
+            process.send_signal(number)  # Does nothing for one that has ended and been waited for.
+
+    # Only noted here, and passed on by the loop below: a process that is just being started must not miss it.
+    before = {
+        number: signal.signal(number, lambda caught_number, frame: caught.append(caught_number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    readers = []
+    status, deadline = 0, None
+    try:
+        for number, process in enumerate(processes):
+            # A session each: Ctrl-C in a terminal goes to every process of the session, and would reach them twice.
+            running[number] = subprocess.Popen(
+                process.arguments,
+                env=os.environ | process.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+            for source, target in ((running[number].stdout, sys.stdout), (running[number].stderr, sys.stderr)):
+                readers.append(threading.Thread(target=_prefix, args=(source, target, number), daemon=True))
+                readers[-1].start()
+        while running:
+            while passed < len(caught):
+                to_all(caught[passed])
+                passed += 1
+            for number, process in list(running.items()):
+                code = process.poll()
+                if code is None:
+                    continue
+                del running[number]
+                if code != 0 and status == 0:
+                    status = code if code > 0 else 128 - code
+                    print(f"launch: process {number} ended with status {status}", file=sys.stderr, flush=True)
+                    # After a signal all are ending already, and a second one would cut short their checkpoint.
+                    if not passed:
+                        to_all(signal.SIGTERM)
+                        deadline = time.monotonic() + grace
+            if deadline is not None and time.monotonic() > deadline:
+                to_all(signal.SIGKILL)
+            time.sleep(0.05)
+    finally:
+        to_all(signal.SIGKILL)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for reader in readers:
+        reader.join(timeout=5)  # A process that ended may have left one behind that holds its output open.
+    return status
+
+
+def _prefix(source: IO[bytes], target: IO[str], number: int) -> None:
+    """Copy lines, each with the process's number before it, whole."""
+    for line in source:
+        target.write(f"[{number}] {line.decode(errors='replace').rstrip()}\n")
+        target.flush()
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens at now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

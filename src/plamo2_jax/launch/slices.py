@@ -1,0 +1,94 @@
+"""TPU slices by accelerator type: chips, hosts, the shape, the runtime they boot and what GKE calls them.
+
+Sources (read in November 2026):
+    types, shapes, chips a host    cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} and /tpu/docs/supported-tpu-configurations
+    runtime versions               cloud.google.com/tpu/docs/runtimes
+    labels of GKE nodes            cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus
+    tpu7x only in GKE              cloud.google.com/tpu/docs/queued-resources
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+_CUBES = ("4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16")
+_SQUARES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBOIDS = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", *_CUBES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """What the slices of one TPU generation have in common."""
+
+    prefix: str
+    """Of the accelerator type."""
+    units: int
+    """What the number in the accelerator type counts, a chip: 2 where it counts TensorCores, 1 where it counts chips."""
+    runtime: str | None
+    """Software of a TPU VM; None where the generation is to be had in GKE only."""
+    gke: str
+    """Value of the node label cloud.google.com/gke-tpu-accelerator."""
+    shapes: tuple[str, ...]
+    """Shapes on offer."""
+
+
+GENERATIONS = {
+    "v4": Generation("v4", 2, "tpu-ubuntu2204-base", "tpu-v4-podslice", _CUBOIDS),
+    "v5e": Generation("v5litepod", 1, "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice", _SQUARES),
+    "v5p": Generation("v5p", 2, "v2-alpha-tpuv5", "tpu-v5p-slice", (*_CUBOIDS, "16x16x16", "16x16x24")),
+    "v6e": Generation("v6e", 1, "v2-alpha-tpuv6e", "tpu-v6e-slice", _SQUARES),
+    "tpu7x": Generation("tpu7x", 2, None, "tpu7x", (*_CUBOIDS, "16x16x16")),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """One TPU slice."""
+
+    generation: Generation
+    shape: str
+
+    @property
+    def chips(self) -> int:
+        """Number of chips."""
+        return math.prod(map(int, self.shape.split("x")))
+
+    @property
+    def accelerator(self) -> str:
+        """The accelerator type, such as v5p-128."""
+        return f"{self.generation.prefix}-{self.chips * self.generation.units}"
+
+    @property
+    def chips_per_host(self) -> int:
+        """Four. (Of v5e and v6e there are machines with 8 too: a TPU VM has them, and GKE where a node pool of such was made.)"""
+        return min(self.chips, 4)
+
+    @property
+    def fits_one_machine(self) -> bool:
+        """Whether one TPU VM has all of it: four chips, or of v5e and v6e eight."""
+        return self.hosts == 1 or self.shape == "2x4"
+
+    @property
+    def hosts(self) -> int:
+        """Number of machines of so many chips."""
+        return self.chips // self.chips_per_host
+
+
+def parse_slice(text: str) -> Slice:
+    """A slice from its accelerator type (v5litepod-16, v5p-128, v6e-256), or its generation and shape (v5p:4x4x4).
+
+    Raises:
+        ValueError: there is none of that name; the message lists those of the generation.
+    """
+    name, separator, size = text.replace(":", "-", 1).partition("-")
+    generation = GENERATIONS.get("v5e" if name == "v5litepod" else name)
+    if generation is None or not separator:
+        known = ", ".join(parse_slice(f"{name}:{each.shapes[3]}").accelerator for name, each in GENERATIONS.items())
+        raise ValueError(f"--accelerator {text} is not known; it must be an accelerator type such as {known}")
+    slices = [Slice(generation, shape) for shape in generation.shapes]
+    for found in slices:
+        if size in (found.shape, found.accelerator.partition("-")[2]):
+            return found
+    allowed = ", ".join(each.accelerator for each in slices)
+    raise ValueError(f"--accelerator {text} is not offered; of this generation there are {allowed}")

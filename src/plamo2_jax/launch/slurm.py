@@ -1,0 +1,150 @@
+"""A SLURM cluster: an sbatch script that srun runs on every node, and that queues itself again when it was stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import subprocess
+from typing import Annotated
+
+import tyro
+
+from plamo2_jax.launch.checks import require_tool, resource_name
+from plamo2_jax.launch.job import AUTO, TERMINATED, Job, wrapped
+
+
+@dataclasses.dataclass(frozen=True)
+class Slurm:
+    """Options of `plamo2 launch slurm`."""
+
+    nodes: int = 1
+    """Number of nodes."""
+    gpus_per_node: int = 0
+    """GPUs of each node; 0 for a job on CPUs."""
+    processes_per_node: int | None = None
+    """Processes of each node; left out, one a GPU, or one on CPUs. They share the node's GPUs in equal parts."""
+    cpus_per_process: int | None = None
+    """CPU cores of each process; left out, the cluster's default."""
+    time: str = "24:00:00"
+    """Time limit, after which the job is queued again: minutes, hours:minutes:seconds or days-hours:minutes:seconds."""
+    grace: int = 120
+    """Seconds before the time limit at which the run is asked to save a checkpoint and stop."""
+    partition: str | None = None
+    """Partition; left out, the cluster's default."""
+    account: str | None = None
+    """Account to charge; left out, the user's default."""
+    setup: str = ""
+    """Shell command before the run, such as "module load cuda"."""
+    sbatch_flag: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Further option of sbatch, as in --sbatch-flag=--qos=high; may be given several times."""
+    job_name: str | None = None
+    """Name of the job; left out, the run's."""
+    program: str = ".venv/bin/plamo2"
+    """The plamo2 command as the nodes find it, from the folder where sbatch is called."""
+
+    def check(self) -> None:
+        """Refuse values out of range. (Not on construction: tyro would put a frame around the message.)
+
+        Raises:
+            ValueError: a value is not allowed.
+        """
+        for field, least in (("nodes", 1), ("gpus_per_node", 0), ("grace", 1)):
+            self._require(field, getattr(self, field) >= least, f"at least {least}")
+        for field in ("processes_per_node", "cpus_per_process"):
+            self._require(field, getattr(self, field) is None or getattr(self, field) >= 1, "at least 1")
+        shared = self.gpus_per_node == 0 or self.gpus_per_node % self.processes == 0
+        self._require("processes_per_node", shared, f"a divisor of --gpus-per-node {self.gpus_per_node}")
+        self._require(
+            "time", re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", self.time) is not None, "such as 24:00:00 or 2-00:00:00"
+        )
+        for field in ("partition", "account"):
+            value = getattr(self, field)
+            self._require(field, value is None or re.fullmatch(r"[\w.,-]+", value) is not None, "a name without spaces")
+        for flag in self.sbatch_flag:
+            if not flag.startswith("-") or "\n" in flag:
+                raise ValueError(f"--sbatch-flag {flag!r} is not allowed; it must be one option, such as --qos=high")
+
+    def _require(self, field: str, condition: bool, allowed: str) -> None:
+        if not condition:
+            option = field.replace("_", "-")
+            raise ValueError(f"--{option} {getattr(self, field)} is not allowed; it must be {allowed}")
+
+    @property
+    def processes(self) -> int:
+        """Processes a node."""
+        return self.processes_per_node or max(self.gpus_per_node, 1)
+
+
+def script(job: Job, options: Slurm) -> str:
+    """The sbatch script.
+
+    Raises:
+        ValueError: the run's name does not do as the job's.
+    """
+    options.check()
+    name = resource_name(options.job_name, job.name, 64)
+    directives = [
+        f"--job-name={name}",
+        f"--nodes={options.nodes}",
+        f"--ntasks-per-node={options.processes}",
+        *([f"--gpus-per-node={options.gpus_per_node}"] if options.gpus_per_node else []),
+        *([f"--cpus-per-task={options.cpus_per_process}"] if options.cpus_per_process else []),
+        f"--time={options.time}",
+        *([f"--partition={options.partition}"] if options.partition else []),
+        *([f"--account={options.account}"] if options.account else []),
+        f"--output={name}-%j.log",
+        "--open-mode=append",  # A job that is queued again goes on writing where it was.
+        f"--signal=TERM@{options.grace}",
+        "--requeue",
+        *map(shlex.quote, options.sbatch_flag),
+    ]
+    return _SCRIPT.format(
+        directives="\n".join(f"#SBATCH {each}" for each in directives),
+        setup=f"{options.setup}\n\n" if options.setup else "",
+        devices=_devices(options),
+        cpus=f"--cpus-per-task={options.cpus_per_process} " if options.cpus_per_process else "",
+        command=wrapped(job.command((options.program,), *AUTO)),
+        terminated=TERMINATED,
+    )
+
+
+def _devices(options: Slurm) -> str:
+    """JAX gives a process under SLURM the one GPU of its own number. Where it is to have more of them, it must be told which."""
+    each = options.gpus_per_node // options.processes
+    if each < 2:
+        return ""
+    if options.processes == 1:
+        return f"export JAX_LOCAL_DEVICE_IDS={','.join(map(str, range(each)))}\n\n"
+    raise ValueError(
+        f"--processes-per-node {options.processes} is not allowed; it must be 1 or --gpus-per-node {options.gpus_per_node}"
+    )
+
+
+_SCRIPT = """#!/usr/bin/env bash
+{directives}
+
+set -uo pipefail
+
+{setup}{devices}# When one process ends, the others are left to notice: killed at once, a run that was stopped would lose its checkpoint.
+srun {cpus}--kill-on-bad-exit=0 {command}
+status=$?
+
+# {terminated}: stopped by SIGTERM, with a checkpoint: by the time limit, or to make room. (By scancel too: then it is to stay ended.)
+if ((status == {terminated})) && [[ $(squeue --noheader --format=%T --job "$SLURM_JOB_ID") == RUNNING ]]; then
+  echo "launch: stopped with a checkpoint; queued again" >&2
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status
+"""
+
+
+def launch(job: Job, options: Slurm) -> int:
+    """Give the script to sbatch; returns its exit status.
+
+    Raises:
+        ValueError: there is no sbatch, or something is not allowed.
+    """
+    text = script(job, options)
+    require_tool("sbatch")
+    return subprocess.run(["sbatch"], input=text, text=True).returncode

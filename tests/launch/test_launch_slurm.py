@@ -1,0 +1,113 @@
+"""The sbatch script: its directives, its bash, and what it does with each exit status, with stand-ins for the cluster's commands."""
+
+import subprocess
+
+import pytest
+from launch_tools import AWKWARD, check_bash
+
+from plamo2_jax.cli.main import main
+
+
+def directives(text):
+    """Options of the script's #SBATCH lines."""
+    lines = [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH")]
+    return dict(line.partition("=")[::2] for line in lines)
+
+
+def test_one_process_a_gpu(printed):
+    text = printed("slurm", "--nodes", "4", "--gpus-per-node", "8", "--partition", "h100", "--account", "lab")
+    assert directives(text) == {
+        "--job-name": "demo",
+        "--nodes": "4",
+        "--ntasks-per-node": "8",
+        "--gpus-per-node": "8",
+        "--time": "24:00:00",
+        "--partition": "h100",
+        "--account": "lab",
+        "--output": "demo-%j.log",
+        "--open-mode": "append",
+        "--signal": "TERM@120",
+        "--requeue": "",
+    }
+    assert "--distributed.auto" in text
+    assert "JAX_LOCAL_DEVICE_IDS" not in text
+    check_bash(text)
+
+
+def test_one_process_a_node_is_told_all_of_the_nodes_gpus(printed):
+    text = printed(
+        "slurm",
+        "--gpus-per-node",
+        "4",
+        "--processes-per-node",
+        "1",
+        "--cpus-per-process",
+        "16",
+        "--setup",
+        "module load cuda",
+    )
+    assert "export JAX_LOCAL_DEVICE_IDS=0,1,2,3\n" in text
+    assert "\nmodule load cuda\n" in text
+    # srun does not take it over from sbatch since SLURM 22.05.
+    assert directives(text)["--cpus-per-task"] == "16"
+    assert "srun --cpus-per-task=16 " in text
+    check_bash(text)
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "requeued"),
+    [
+        (0, "RUNNING", False),
+        (1, "RUNNING", False),
+        (2, "RUNNING", False),
+        (143, "RUNNING", True),
+        (143, "CANCELLED", False),
+    ],
+)
+def test_only_a_run_that_was_stopped_is_queued_again(printed, tmp_path, status, state, requeued):
+    text = printed("slurm", "--job-name", "x", "--sbatch-flag=--qos=a b", overrides=AWKWARD)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, body in {
+        "srun": f'shift; printf "%s\\0" "$@" >"{tmp_path}/srun"; exit {status}',
+        "squeue": f"echo {state}",
+        "scontrol": f'echo "$@" >"{tmp_path}/scontrol"',
+    }.items():
+        (tools / name).write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
+        (tools / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-c", text], env={"PATH": f"{tools}:/usr/bin:/bin", "SLURM_JOB_ID": "17"}, cwd=tmp_path
+    )
+    assert done.returncode == status
+    assert (tmp_path / "scontrol").exists() == requeued
+    if requeued:
+        assert (tmp_path / "scontrol").read_text() == "requeue 17\n"
+    command = (tmp_path / "srun").read_bytes().decode().rstrip("\0").split("\0")
+    assert command == [".venv/bin/plamo2", "pretrain", "configs/demo.py", *AWKWARD, "--distributed.auto"]
+    assert not (tmp_path / "broken").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nodes", "0"], "--nodes 0 is not allowed; it must be at least 1"),
+        (["--gpus-per-node", "8", "--processes-per-node", "3"], "a divisor of --gpus-per-node 8"),
+        (["--gpus-per-node", "8", "--processes-per-node", "2"], "it must be 1 or --gpus-per-node 8"),
+        (["--time", "soon"], "--time soon is not allowed"),
+        (["--partition", "a b"], "a name without spaces"),
+        (["--sbatch-flag=qos"], "it must be one option"),
+        (["--job-name", "A_b"], "--job-name 'A_b' is not allowed"),
+    ],
+)
+def test_refusals(refused, arguments, message):
+    assert message in refused("slurm", *arguments)
+
+
+def test_an_output_on_each_nodes_own_disk_is_warned_of(checkout, capsys):
+    assert main(["launch", "slurm", "configs/demo.py", "--nodes", "2", "--dry-run", "--", "--output", "/tmp/runs"]) == 0
+    assert "output /tmp/runs lies on each node's own disk" in capsys.readouterr().err
+
+
+def test_where_there_is_no_sbatch_it_says_so(refused, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "sbatch is not on PATH: run this on a login node" in refused("slurm")
