@@ -57,7 +57,8 @@ def test_no_large_parameter_of_a_published_shape_is_whole_anywhere(name, strateg
     held = sum(math.prod(place.shard_shape(shapes[path].shape)) for path, place in places.items())
     assert held < 1.1 * total / parts
     whole = [shapes[path].size for path, place in places.items() if share(place, shapes[path]) == 1]
-    assert max(whole) < total / 1000
+    # The largest is a 1B's k_proj over tensor, whose one head every device reads.
+    assert max(whole) < total / 500
 
 
 def test_an_axis_that_does_not_divide_is_named_with_parameter_and_mesh():

@@ -106,7 +106,8 @@ def test_an_update_is_that_of_one_device(params, stepper, sharded_step):
 def test_a_donated_state_is_updated_in_place(sharded_step):
     step, *_ = sharded_step
     memory = step.memory_analysis()
-    assert memory.alias_size_in_bytes >= 0.99 * memory.output_size_in_bytes
+    # All of the output but the metrics.
+    assert memory.alias_size_in_bytes > 0.95 * memory.output_size_in_bytes
 
 
 def test_parameters_and_optimizer_state_are_born_divided(cube, params, sharded_step):
@@ -182,14 +183,10 @@ def test_recomputing_changes_nothing_and_keeps_less(deep, keeps_all):
 
 
 def test_offloading_puts_the_inputs_of_periods_into_host_memory():
-    """In what is handed to the compiler: on CPU, host memory is the device's."""
-    shapes = described()[1]
-    lowered = {
-        remat: jax.jit(loss_and_gradients(make_model(remat=remat))).lower(shapes, make_batch()).as_text()
-        for remat in ("block", "offload")
-    }
-    assert "pinned_host" in lowered["offload"]
-    assert "pinned_host" not in lowered["block"]
+    """In what a TPU's compiler is handed: on CPU the two memories are one."""
+    for remat, moves in (("block", False), ("offload", True)):
+        traced = jax.jit(loss_and_gradients(make_model(remat=remat))).trace(described()[1], make_batch())
+        assert ("pinned_host" in traced.lower(lowering_platforms=("tpu",)).as_text()) == moves
 
 
 def test_a_chunk_that_does_not_divide_is_named():
