@@ -91,7 +91,9 @@ def test_every_mesh_of_eight_devices_equals_one_device(shape):
     assert_mesh_equals_one_device(CONFIG, shape)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 8, 1), (1, 2, 2, 2), (1, 1, 2, 4)], ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 8, 1), (1, 2, 2, 2), (1, 1, 2, 4)], ids=lambda shape: "x".join(map(str, shape))
+)
 def test_full_attention_over_a_mesh_equals_one_device(shape):
     assert_mesh_equals_one_device(dataclasses.replace(CONFIG, full_attention_idx=(1,)), shape)
 
