@@ -168,7 +168,7 @@ def test_a_run_goes_on_on_another_mesh(uninterrupted, make_config):
 
 def test_an_axis_that_the_mesh_does_not_divide_is_refused_before_anything_is_written(make_config):
     config = make_config("undivided", mesh=MeshConfig(fsdp=1, tensor=8))
-    with pytest.raises(ShardingError, match=r"parameter .*: axis 'heads' of size 4 is not divisible by tensor=8"):
+    with pytest.raises(ShardingError, match=r"parameter .*: axis 'mamba_heads' of size 2 is not divisible by tensor=8"):
         pretrain(config)
     assert not config.folder.exists()
 
