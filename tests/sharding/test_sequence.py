@@ -82,9 +82,9 @@ def of_shard(mixer, args, segment_ids, **settings):
     if mixer == "scan":
         y, state = sharded_ssd(**args, axis_name="sequence", segment_ids=segment_ids, **settings)
         return y, state[:, None]
-    return (
-        sharded_attention(**args, axis_name="sequence", segment_ids=segment_ids, window=WINDOWS[mixer], **settings),
-    )
+    # Shards of two blocks, of one, and of less.
+    settings |= {"axis_name": "sequence", "window": WINDOWS[mixer], "block_size": 4}
+    return (sharded_attention(**args, segment_ids=segment_ids, **settings),)
 
 
 def sharded(mixer, shards, *, check_vma=True, **settings):

@@ -68,7 +68,7 @@ def compile_gradient(devices, mixer, t, shape):
     return step.lower(params, u, struct(rows, jax.ShapeDtypeStruct((1, t), jnp.int32)), u).compile()
 
 
-# Kernels, forward and backward; bounds of temporary memory a chip, 5 % above what was compiled (window and full of jax 0.10.2).
+# Kernels of both passes, and a bound of a chip's temporary MiB, 5 % above what jax 0.10.2 with libtpu 0.0.42 takes.
 MIXERS = {
     "scan": (functools.partial(Mamba, CONFIG, "pallas_tpu"), 2, 1070),
     "window": (functools.partial(Attention, CONFIG, LayerKind.WINDOW, "splash"), 3, 390),
