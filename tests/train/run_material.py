@@ -1,12 +1,45 @@
-"""Runs in processes of their own."""
+"""What a run left behind, and runs in processes of their own."""
 
 import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import jax
+import numpy as np
+
+from plamo2_jax import checkpoint
+from plamo2_jax.model.plamo2 import Plamo2, abstract_params
 from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.metrics import read_metrics
+
+SLOW = """
+import time
+from plamo2_jax.train.window import Window
+add = Window.add
+Window.add = lambda *arguments: (time.sleep(0.3), add(*arguments))
+"""
+"""A preamble that makes steps slow enough to be interrupted."""
+
+
+def record(config):
+    """The lines of a run's log without the clock's figures. JSON spells floats so that they read back to the same bits."""
+    clock = ("time", "tokens_per_second", "mfu", "data_wait", "goodput")
+    lines = read_metrics(config.folder / "metrics.jsonl")
+    return [
+        {name: value for name, value in line.items() if name not in clock and not name.startswith("step_seconds")}
+        for line in lines
+    ]
+
+
+def params_of(config, step=None):
+    return checkpoint.restore_params(config.folder, abstract_params(Plamo2(config.model)), step)
+
+
+def assert_same_params(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
 def write_config(config: PretrainConfig, folder: Path) -> Path:
@@ -50,11 +83,8 @@ def start(
 def finish(process: subprocess.Popen, timeout: float = 300) -> tuple[int, list[str]]:
     """Exit status, and the lines of stderr without those of the progress bar."""
     _, error = process.communicate(timeout=timeout)
-    return process.returncode, [
-        line
-        for line in error.replace("\r", "\n").splitlines()
-        if line.strip() and "step/s" not in line and "?step" not in line
-    ]
+    lines = error.replace("\r", "\n").splitlines()
+    return process.returncode, [line for line in lines if line.strip() and "step/s" not in line and "?step" not in line]
 
 
 def job(config_file: Path, *options: str, count: int = 2, **arguments) -> list[subprocess.Popen]:
@@ -67,3 +97,12 @@ def job(config_file: Path, *options: str, count: int = 2, **arguments) -> list[s
         start(config_file, *options, *named, "--distributed.process-id", str(index), **arguments)
         for index in range(count)
     ]
+
+
+def wait_for(condition, process: subprocess.Popen, timeout: float = 240) -> None:
+    """Wait until something is true of a running process."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.02)
