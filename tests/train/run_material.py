@@ -1,6 +1,7 @@
 """What a run left behind, and runs in processes of their own."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,11 @@ add = Window.add
 Window.add = lambda *arguments: (time.sleep(0.3), add(*arguments))
 """
 """A preamble that makes steps slow enough to be interrupted."""
+
+
+def stop_after(step):
+    """Ends a run the way a scheduler does."""
+    return lambda done: signal.raise_signal(signal.SIGTERM) if done == step else None
 
 
 def record(config):
@@ -84,7 +90,8 @@ def finish(process: subprocess.Popen, timeout: float = 300) -> tuple[int, list[s
     """Exit status, and the lines of stderr without those of the progress bar."""
     _, error = process.communicate(timeout=timeout)
     lines = error.replace("\r", "\n").splitlines()
-    return process.returncode, [line for line in lines if line.strip() and "step/s" not in line and "?step" not in line]
+    bar = ("step/s", "s/step", "?step")
+    return process.returncode, [line for line in lines if line.strip() and not any(part in line for part in bar)]
 
 
 def job(config_file: Path, *options: str, count: int = 2, **arguments) -> list[subprocess.Popen]:

@@ -3,14 +3,13 @@
 import dataclasses
 import json
 import math
-import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from run_material import assert_same_params, params_of, record
+from run_material import assert_same_params, params_of, record, stop_after
 
 from plamo2_jax.data.pipeline import train_iterator
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -71,11 +70,21 @@ def test_a_guard_goes_on_from_its_state():
     assert before + see(second, losses[31:], first=32) == found
 
 
-def test_too_many_rollbacks_stop_the_run():
-    guard = Guard(5, SpikeConfig(factor=2.0, max_rollbacks=1))
-    guard.rolled_back(Spike(1, 2, 3.0))
-    with pytest.raises(Divergence, match=r"step 2: the loss left its median, 3, for the 2th time"):
-        guard.rolled_back(Spike(1, 2, 3.0))
+def test_a_second_rollback_to_one_checkpoint_goes_further_in_the_data():
+    config = SpikeConfig(factor=2.0, steps=1, window=3, max_rollbacks=2)
+    running, saved = Guard(5, config), Guard(5, config)
+    see(running, [1, 1, 1, 1])
+    saved.set_state(running.get_state())
+    assert running.roll_back(running.see(5, 9, 1.0), saved) == 1
+    # Step 5 is made with batch 6 now. It goes well, and step 6 does not.
+    assert (running.rollbacks, running.passed_over, running.step) == (1, 1, 4)
+    see(running, [1], first=5)
+    assert running.roll_back(running.see(6, 9, 1.0), saved) == 3
+    assert (running.rollbacks, running.passed_over, running.step) == (2, 3, 4)
+    with pytest.raises(
+        Divergence, match=r"step 5: the loss left its median, 1, and spike\.max_rollbacks \(2\) are used up"
+    ):
+        running.roll_back(running.see(5, 9, 1.0), saved)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +98,7 @@ def test_a_bad_field_is_named(field, value):
 def test_rollbacks_pass_over_the_data_and_resume_to_the_same_bits(make_config, capfd):
     """Losses hover, and the factor is so near to 1 that some of them count as spikes."""
     fields = {
-        "spike": SpikeConfig(factor=1.001, steps=1, window=3, max_rollbacks=50),
+        "spike": SpikeConfig(factor=1.002, steps=1, window=3, max_rollbacks=20),
         "heldout": {},
         "checkpoint_every": 2,
         "keep": 20,
@@ -102,19 +111,10 @@ def test_rollbacks_pass_over_the_data_and_resume_to_the_same_bits(make_config, c
     assert rollbacks
     assert "the loss rose far above its median" in capfd.readouterr().err
 
-    # Another rhythm of the log, and stops in between.
+    # Another rhythm of the log, and two stops in between, one of them between two checkpoints.
     other = dataclasses.replace(whole, name="spikes-stopped", log_every=1)
-    stops = iter((3, 6, 9))
-    pending = [next(stops)]
-
-    def stop(step):
-        if pending and step >= pending[0]:
-            pending.pop()
-            signal.raise_signal(signal.SIGTERM)
-
-    for _ in range(4):
-        outcome = pretrain(other, on_step=stop)
-        pending[:] = [following] if (following := next(stops, None)) else []
+    for stop in (3, 10, 12):
+        outcome = pretrain(other, on_step=stop_after(stop))
     assert outcome.step == 12
     assert record(other) == record(whole)
     assert_same_params(params_of(other), params_of(whole))
@@ -127,5 +127,5 @@ def test_rollbacks_pass_over_the_data_and_resume_to_the_same_bits(make_config, c
         next(iterator)
         drawn += 1
         assert drawn < 200
-    assert drawn > 12
+    assert drawn == 12 + rollbacks[-1]["passed_over"] > 12
     assert saved["guard"]["rollbacks"] == rollbacks[-1]["rollbacks"]

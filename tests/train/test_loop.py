@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from run_material import assert_same_params, params_of, record
+from run_material import assert_same_params, params_of, record, stop_after
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
@@ -18,11 +18,6 @@ from plamo2_jax.config import preset
 from plamo2_jax.train.guard import Divergence
 from plamo2_jax.train.loop import TrainingError, pretrain
 from plamo2_jax.train.metrics import read_metrics
-
-
-def stop_after(step):
-    """Ends a run the way a scheduler does."""
-    return lambda done: signal.raise_signal(signal.SIGTERM) if done == step else None
 
 
 def test_a_run_leaves_what_the_layout_says(uninterrupted):

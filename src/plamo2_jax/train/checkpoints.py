@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -137,18 +138,27 @@ class RunCheckpoints:
             raise CheckpointError(f"{path} cannot be resumed from: {_first_line(error)}") from error
         return TrainState(params=params, **restored[TRAINING])
 
-    def step_before(self, step: int, suffix: str) -> int | None:
-        """The newest checkpoint before a step; those from the step on are set aside. None, and nothing set aside, where there is none."""
+    def step_before(self, step: int, every: int) -> int | None:
+        """The newest checkpoint before a spike that was saved by the clock; all after it are set aside.
+
+        One that a signal caused is passed over: a run that was never stopped has none there, and must not go another way.
+
+        Args:
+            step: the first of high loss.
+            every: steps between checkpoints.
+
+        Returns:
+            None, and nothing set aside, where there is none.
+        """
         self._manager.wait_until_finished()
         found = checkpoint.steps(self._folder)
-        before = [number for number in found if number < step]
-        if not before:
-            return None
-        for number in found[len(before) :]:
-            self._set_aside(
-                self._folder / CHECKPOINTS / str(number), suffix, f"lies in a spike of the loss from step {step}"
-            )
-        return before[-1]
+        before = max((number for number in found if number < step and number % every == 0), default=None)
+        if before is not None:
+            for number in found:
+                if number > before:
+                    reason = f"lies before or in the spike of the loss from step {step}"
+                    self._set_aside(self._folder / CHECKPOINTS / str(number), "spike", reason)
+        return before
 
     def _find_damage(self, path: Path) -> tuple[str | None, bool]:
         """What is wrong with a checkpoint, and whether it had a manifest to tell by; the same in every process."""
@@ -193,7 +203,9 @@ def no_checkpoint_left(folder: Path) -> CheckpointError:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    """What went wrong, without TensorStore's description of the array and of its own source."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.split(r" \[(?:tensorstore_spec|source locations)=", line)[0][:600]
 
 
 def _without_params(state: TrainState) -> dict[str, Any]:

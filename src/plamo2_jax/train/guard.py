@@ -76,7 +76,11 @@ class Guard:
         self._losses: collections.deque[float] = collections.deque(maxlen=spike.window)
         self._skipped_in_a_row = 0
         self._high = 0
+        self.step = 0
+        """The last step seen."""
         self.rollbacks = 0
+        self.passed_over = 0
+        """Batches that rollbacks left out: step s is made with batch s + passed_over."""
 
     def see(self, step: int, loss: float, grad_norm: float) -> Spike | None:
         """Judge one step.
@@ -91,6 +95,7 @@ class Guard:
         Raises:
             Divergence: one skipped update in a row too many.
         """
+        self.step = step
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             self._skipped_in_a_row += 1
             if self._skipped_in_a_row > self._max_skipped:
@@ -113,18 +118,31 @@ class Guard:
             return None
         return Spike(step - self._high + 1, step, median)
 
-    def rolled_back(self, spike: Spike) -> None:
-        """Count a rollback; call it on the guard as it was at the checkpoint.
+    def roll_back(self, spike: Spike, saved: Guard) -> int:
+        """Go on from the guard of a checkpoint before a spike, with the data after the spike.
+
+        Counts do not go back: a second spike after the same checkpoint is met with data further on, and counts as a second.
+
+        Args:
+            spike: what `see` returned.
+            saved: the guard as it was at the checkpoint.
+
+        Returns:
+            How many batches to pass over, from the checkpoint's position in the data.
 
         Raises:
-            Divergence: it is one too many.
+            Divergence: it is one rollback too many.
         """
-        self.rollbacks += 1
-        if self.rollbacks > self._spike.max_rollbacks:
+        drawn, drawn_then = spike.last + self.passed_over, saved.step + saved.passed_over
+        rollbacks = self.rollbacks + 1
+        if rollbacks > self._spike.max_rollbacks:
             raise Divergence(
-                f"step {spike.last}: the loss left its median, {spike.median:.4g}, for the {self.rollbacks}th time "
-                f"(spike.max_rollbacks is {self._spike.max_rollbacks})"
+                f"step {spike.last}: the loss left its median, {spike.median:.4g}, and spike.max_rollbacks "
+                f"({self._spike.max_rollbacks}) are used up"
             )
+        self.set_state(saved.get_state())
+        self.rollbacks, self.passed_over = rollbacks, drawn - saved.step
+        return drawn - drawn_then
 
     def go_on(self) -> None:
         """Take the losses of a spike as the new normal, where there is nothing to go back to."""
@@ -138,6 +156,8 @@ class Guard:
             "skipped_in_a_row": self._skipped_in_a_row,
             "high": self._high,
             "rollbacks": self.rollbacks,
+            "passed_over": self.passed_over,
+            "step": self.step,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -145,4 +165,4 @@ class Guard:
         self._losses.clear()
         self._losses.extend(state["losses"])
         self._skipped_in_a_row, self._high = state["skipped_in_a_row"], state["high"]
-        self.rollbacks = state["rollbacks"]
+        self.rollbacks, self.passed_over, self.step = state["rollbacks"], state["passed_over"], state["step"]

@@ -166,16 +166,17 @@ def pretrain(
 
             def roll_back(spike: Spike) -> TrainState | None:
                 """The state before a spike, with the data up to its end passed over; None where there is no checkpoint to go back to."""
-                before = checkpoints.step_before(spike.first, "spike")
+                before = checkpoints.step_before(spike.first, config.checkpoint_every)
                 if before is None:
                     guard.go_on()
                     return None
-                state = checkpoints.restore_step(before, abstract, iterator, guard)
-                guard.rolled_back(spike)
-                for _ in range(spike.last - before):
+                saved = Guard(config.max_skipped, config.spike)
+                state = checkpoints.restore_step(before, abstract, iterator, saved)
+                for _ in range(guard.roll_back(spike, saved)):
                     next(iterator)
                 log.drop_after(before)
-                log.write(before, {"rollbacks": guard.rollbacks, "rolled_back_from": spike.last})
+                # Under the step that comes next: whoever goes on from this checkpoint meets the spike and writes this line again.
+                log.write(before + 1, {"rollbacks": guard.rollbacks, "passed_over": guard.passed_over})
                 return state
 
             while step < config.steps:
