@@ -92,20 +92,24 @@ def test_weights_are_shares_of_the_tokens(letters, tmp_path, weights):
     np.testing.assert_allclose(counts / counts.sum(), np.array(weights) / sum(weights), atol=0.02)
 
 
-def test_processes_share_the_stream(folder, letters):
-    config = config_of(folder, packing_bins=1)
-    whole = stream(config, letters, 40)
-    count = len(expected_segments(documents_of(LENGTHS), letters, T))
-    parts = [stream(config, letters, 40, process_index=i, process_count=2) for i in range(2)]
-    for index, part in enumerate(parts):
-        common = min(len(part), len(whole) // 2)
-        assert common > count
-        assert part[:common] == whole[index::2][:common]
-    # In an epoch of an even number of segments each is read by one of them alone.
-    assert count % 2 == 0
-    halves = [Counter(part[: count // 2]) for part in parts]
-    assert not halves[0] & halves[1]
-    assert halves[0] + halves[1] == Counter(whole[:count])
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_rows_of_all_processes_are_the_batches_of_one(folder, letters, count):
+    config = config_of(folder, packing_bins=7)
+    whole = take(train_iterator(config, letters), 20)
+    parts = [train_iterator(config, letters, process_index=i, process_count=count) for i in range(count)]
+    batches = zip(*(take(part, 20) for part in parts), strict=True)
+    assert_same(
+        [{name: np.concatenate([part[name] for part in batch]) for name in batch[0]} for batch in batches], whole
+    )
+    # The position in the data is that of the whole: a job of another size goes on from it.
+    state = parts[1].get_state()
+    other = train_iterator(config, letters)
+    other.set_state(state)
+    assert_same(take(other, 5), take_from(config, letters, 20, 5))
+
+
+def take_from(config, tokenizer, start, count):
+    return take(train_iterator(config, tokenizer), start + count)[start:]
 
 
 def test_processes_divide_the_batch(folder, letters):

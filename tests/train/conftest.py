@@ -13,6 +13,7 @@ from plamo2_jax.data.pipeline import DataConfig, MixtureItem
 from plamo2_jax.data.shard_writer import write_shards
 from plamo2_jax.tokenizer.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.loop import pretrain
 
 ROWS = [
     [UNK, 0.0, "UNKNOWN"],
@@ -71,3 +72,10 @@ def make_config(home):
         return PretrainConfig(name=name, **(defaults | fields))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(make_config):
+    """A run that was never stopped, and its outcome."""
+    config = make_config("uninterrupted")
+    return config, pretrain(config)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from run_material import write_config
 
 from plamo2_jax.cli import pretrain as cli
 from plamo2_jax.cli.main import main
@@ -44,29 +45,21 @@ def test_help_teaches(arguments, capsys):
         "--data.sequence-length",
         "--model.hidden-size",
         "keeps logits from drifting",
+        "--profile",
+        "--distributed.coordinator",
+        "exit status:",
     ):
         assert words in text, words
 
 
-def write_config(make_config, folder, **fields):
-    """A config file that sets `config` to what the fixture makes."""
+def make_file(make_config, folder, **fields):
+    """A config file and what it sets."""
     config = make_config("cli", **fields)
-    path = folder / "config.py"
-    path.write_text(
-        "from pathlib import *\n"
-        "from plamo2_jax.config import *\n"
-        "from plamo2_jax.data.pipeline import *\n"
-        "from plamo2_jax.sharding.mesh import *\n"
-        "from plamo2_jax.train.config import *\n"
-        "from plamo2_jax.train.optimizer import *\n"
-        "from plamo2_jax.train.schedule import *\n"
-        f"config = {config!r}\n"
-    )
-    return path, config
+    return write_config(config, folder), config
 
 
 def test_overrides_reach_the_run_and_its_record(make_config, tmp_path, capsys):
-    path, config = write_config(make_config, tmp_path, steps=2, output=tmp_path)
+    path, config = make_file(make_config, tmp_path, steps=2, output=tmp_path)
     arguments = ["--schedule.learning-rate", "0.002", "--name", "other", "--data.seed", "7"]
     assert main(["pretrain", str(path), *arguments]) == 0
     assert "held-out ja:" in capsys.readouterr().out
@@ -82,7 +75,7 @@ def test_overrides_reach_the_run_and_its_record(make_config, tmp_path, capsys):
 
 
 def test_errors_are_one_sentence(make_config, tmp_path, capsys):
-    path, _ = write_config(make_config, tmp_path)
+    path, _ = make_file(make_config, tmp_path)
     for arguments, message in [
         (["nowhere.py"], "nowhere.py is not a file"),
         ([], "the first argument must be a config file"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import runpy
 import sys
 import traceback
@@ -17,33 +18,41 @@ usage: plamo2 pretrain CONFIG.py [--field value] [--part.field value] ...
 
 CONFIG.py is a Python file that sets `config = PretrainConfig(...)`; see configs/. Any field below can be replaced on the command line.
 The run is written to OUTPUT/NAME: config.json (what was resolved), tokenizer.jsonl, checkpoints/, metrics.jsonl and tensorboard/.
-The same command resumes a run that was stopped: it goes on from its newest checkpoint exactly as if it had never stopped. Ctrl-C and
-SIGTERM save a checkpoint and end it. Without a checkpoint of its own a run starts from --init-from, or else at random."""
+The same command resumes a run that was stopped: it goes on from its newest checkpoint that is whole exactly as if it had never
+stopped. Ctrl-C and SIGTERM save a checkpoint and end it. Without a checkpoint of its own a run starts from --init-from, or else at random.
+
+Several processes make one job when each is given --distributed.coordinator HOST:PORT (of the first), --distributed.process-count N and
+--distributed.process-id 0 .. N-1; or --distributed.coordinator auto on a TPU pod, under Slurm or Open MPI. They share one file system.
+
+exit status:
+  0        all steps are made
+  2        an error, in one line on stderr; what is saved stays as it is, but the same command fails again until its cause is gone
+  75       another process of the job is gone: start all of them again and they go on
+  130, 143 Ctrl-C or SIGTERM (128 + the signal): a checkpoint was saved, and the same command goes on
+  137, 134 killed, or aborted by jax because the coordinator is gone: the same command goes on from the newest checkpoint"""
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb; returns the exit status: 128 + the signal's number for a run that a signal ended early."""
-    import tyro
-
-    from plamo2_jax.train.config import PretrainConfig
+    """Run the verb; returns the exit status, as DESCRIPTION tells it."""
+    from plamo2_jax.cli.pretrain_options import parse
 
     if not argv or argv[0].startswith("-"):
         if "-h" in argv or "--help" in argv:
-            prog = "plamo2 pretrain CONFIG.py"
-            tyro.cli(PretrainConfig, prog=prog, description=DESCRIPTION, default=example(), args=["--help"])
+            parse("CONFIG.py", example(), ["--help"], DESCRIPTION)
         print("plamo2 pretrain: the first argument must be a config file, such as configs/demo.py", file=sys.stderr)
         return 2
     path, *overrides = argv
-    config = tyro.cli(
-        PretrainConfig,
-        prog=f"plamo2 pretrain {path}",
-        description=DESCRIPTION,
-        default=load_config(Path(path)),
-        args=overrides,
-    )
+    options = parse(path, load_config(Path(path)), overrides, DESCRIPTION)
+    config = options.config
+    # Orbax logs the whole stack of an error that we raise in one line.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     from plamo2_jax.train.loop import pretrain
+    from plamo2_jax.train.processes import join
+    from plamo2_jax.train.watch import ProfileSteps
 
-    outcome = pretrain(config)
+    profile = None if options.profile is None else ProfileSteps.parse(options.profile)
+    join(options.distributed)
+    outcome = pretrain(config, profile=profile)
     if outcome.signal is not None:
         print(
             f"stopped after step {outcome.step} of {config.steps}; the same command goes on from there", file=sys.stderr

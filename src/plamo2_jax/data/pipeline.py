@@ -1,14 +1,18 @@
 """Grain pipelines from folders of shards to batches: endless and shuffled for training, one pass in order for evaluation.
 
 Training: pieces of documents (`Pieces`) of each folder, shuffled over the whole folder anew in every epoch, repeated for ever,
-mixed by weight, divided among processes, packed, batched. What comes out depends on the configuration and the process alone,
-and the iterator's state (a few numbers; nothing is buffered in it) continues it exactly.
+mixed by weight, packed, batched. What comes out depends on the configuration alone, and the iterator's state (a few numbers;
+nothing is buffered in it) continues it exactly.
+
+In a job of several processes each of them packs every batch whole and keeps its rows: the rows together are the batches of a job of
+one, and the iterator's state is the same in all processes and for any number of them. That costs each host the reading and packing of
+all rows.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +89,7 @@ def train_iterator(
     Args:
         config: what to read.
         tokenizer: must be the one that the shards were made with.
-        process_index, process_count: this process of how many; each reads every process_count-th piece.
+        process_index, process_count: this process of how many; each gets its rows of every batch.
 
     Returns:
         An iterator of batches (see `plamo2_jax.data.packing`) with batch_size / process_count rows.
@@ -94,17 +98,17 @@ def train_iterator(
         ShardError: a folder cannot be read or was made with another tokenizer.
         ValueError: the batch cannot be divided among the processes.
     """
-    rows = _rows_per_process(config, process_index, process_count)
-    pieces = _mix(config, tokenizer)[process_index::process_count]
-    dataset = pieces.to_iter_dataset(_read_options(config.read_threads))
+    rows = _rows_of_process(config, process_index, process_count)
+    dataset = _mix(config, tokenizer).to_iter_dataset(_read_options(config.read_threads))
     dataset = pack(dataset, config.sequence_length, config.packing_bins, config.seed, config.shuffle)
-    dataset = dataset.batch(rows, drop_remainder=True).map(to_batch)
+    dataset = dataset.batch(config.batch_size, drop_remainder=True)
+    dataset = dataset.map(functools.partial(_take_rows, rows=rows)).map(to_batch)
     if config.worker_processes:
         _accept_default_flags()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.worker_processes))
     if config.prefetch_batches:
         # Rows come out a filling of the bins at a time: a buffer that holds one lets the packer work on the next meanwhile.
-        buffer = config.prefetch_batches + -(-config.packing_bins // rows)
+        buffer = config.prefetch_batches + -(-config.packing_bins // config.batch_size)
         dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=buffer)
     return iter(dataset)
 
@@ -130,19 +134,17 @@ class HeldoutBatches:
     ):
         self.shards = shards
         self.documents, self.tokens, self.bytes = shards.documents, shards.tokens, shards.bytes
-        rows = _rows_per_process(config, process_index, process_count)
-        self._rows = slice(process_index * rows, (process_index + 1) * rows)
+        rows = _rows_of_process(config, process_index, process_count)
         pieces = Pieces(shards, config.sequence_length, tokenizer.bos_id, tokenizer.eos_id)
         self.targets = pieces.targets
         dataset = grain.MapDataset.source(pieces).to_iter_dataset(_read_options(config.read_threads))
         dataset = pack(dataset, config.sequence_length, config.packing_bins, seed=0, shuffle=False)
         fill = functools.partial(grain.experimental.batch_and_pad, batch_size=config.batch_size)
-        self._dataset = dataset.batch(config.batch_size, drop_remainder=False, batch_fn=fill).map(to_batch)
+        dataset = dataset.batch(config.batch_size, drop_remainder=False, batch_fn=fill)
+        self._dataset = dataset.map(functools.partial(_take_rows, rows=rows)).map(to_batch)
 
     def __iter__(self) -> Iterator[Batch]:
-        # Every process packs everything and takes its rows: held-out text is small, and all must see as many batches.
-        for batch in self._dataset:
-            yield {name: array[self._rows] for name, array in batch.items()}
+        return iter(self._dataset)
 
 
 def heldout_batches(
@@ -185,7 +187,11 @@ def _mix(config: DataConfig, tokenizer: Tokenizer) -> grain.MapDataset:
     return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, proportions)
 
 
-def _rows_per_process(config: DataConfig, process_index: int, process_count: int) -> int:
+def _take_rows(batch: Mapping[str, np.ndarray], rows: slice) -> dict[str, np.ndarray]:
+    return {name: array[rows] for name, array in batch.items()}
+
+
+def _rows_of_process(config: DataConfig, process_index: int, process_count: int) -> slice:
     if not 0 <= process_index < process_count:
         raise ValueError(
             f"process_index is {process_index}; it must lie between 0 and process_count - 1 = {process_count - 1}"
@@ -195,7 +201,7 @@ def _rows_per_process(config: DataConfig, process_index: int, process_count: int
         raise ValueError(
             f"DataConfig.batch_size={config.batch_size} is not allowed: it must be a multiple of the number of processes, {process_count}"
         )
-    return rows
+    return slice(process_index * rows, (process_index + 1) * rows)
 
 
 def _read_options(threads: int) -> grain.ReadOptions:

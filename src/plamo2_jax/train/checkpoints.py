@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import grain
-import grain.checkpoint
+import jax
 import orbax.checkpoint as ocp
 
-from plamo2_jax.checkpoint import CHECKPOINTS, PARAMS, CheckpointError, restore_params, step_folder
+from plamo2_jax import checkpoint
+from plamo2_jax.checkpoint import CHECKPOINTS, PARAMS, CheckpointError
+from plamo2_jax.train import integrity, processes
+from plamo2_jax.train.guard import Guard
 from plamo2_jax.train.state import TrainState
 
 TRAINING = "training"
 """Item with all of the TrainState but its parameters."""
 DATA = "data"
-"""Item with the state of the Grain iterator."""
+"""Item with the state of the Grain iterator, the same in every process, and that of the guard."""
+_ITEMS = (PARAMS, TRAINING, DATA)
 
 
 class RunCheckpoints:
@@ -26,53 +33,179 @@ class RunCheckpoints:
     Args:
         folder: the run's folder.
         keep: how many checkpoints to keep.
+        about: what to record in each one's manifest besides code versions; JSON types.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], keep: int):
+    def __init__(self, folder: str | os.PathLike[str], keep: int, about: Mapping[str, Any]):
         self._folder = Path(folder).absolute()
+        self._about = {**integrity.provenance(), **about}
+        self._saving: int | None = None
         self._manager = ocp.CheckpointManager(
             self._folder / CHECKPOINTS,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
-            item_names=(PARAMS, TRAINING, DATA),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
+            ),
+            item_names=_ITEMS,
         )
 
     def __enter__(self) -> RunCheckpoints:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._manager.close()
+        except Exception as error:
+            # Whatever ends the run already says more than that its last checkpoint is not whole either.
+            if kind is None:
+                raise self._unwritten(error) from error
 
-    def save(self, state: TrainState, iterator: grain.DatasetIterator) -> None:
-        """Save after the current step. Arrays are copied before this returns, so the state may be donated; writing goes on behind."""
+    def save(self, state: TrainState, iterator: grain.DatasetIterator, guard: Guard) -> None:
+        """Save after the current step. Arrays are copied before this returns, so the state may be donated; writing goes on behind.
+
+        Raises:
+            CheckpointError: this checkpoint, or the one before it, could not be written; those before that are untouched.
+        """
         items = {
             PARAMS: ocp.args.StandardSave(state.params),
             TRAINING: ocp.args.StandardSave(_without_params(state)),
-            DATA: grain.checkpoint.CheckpointSave(iterator),
+            DATA: ocp.args.JsonSave({"iterator": iterator.get_state(), "guard": guard.get_state()}),
         }
-        self._manager.save(int(state.step), args=ocp.args.Composite(**items), force=True)
+        try:
+            self._manager.wait_until_finished()
+            self._saving = int(state.step)
+            self._manager.save(self._saving, args=ocp.args.Composite(**items), force=True)
+        except Exception as error:
+            raise self._unwritten(error) from error
 
-    def restore(self, abstract: TrainState, iterator: grain.DatasetIterator) -> TrainState:
-        """Read the newest checkpoint.
+    def check(self) -> None:
+        """Notice a save that failed behind our back.
+
+        Raises:
+            CheckpointError: it could not be written; the message says why.
+        """
+        try:
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._unwritten(error) from error
+
+    def restore(self, abstract: TrainState, iterator: grain.DatasetIterator, guard: Guard) -> TrainState:
+        """Read the newest checkpoint that is whole. One that is not is named on stderr, set aside (renamed), and the one before it is read.
+
+        A checkpoint without a manifest (an older version of this package wrote none) is judged by whether it can be read.
 
         Args:
             abstract: the state's shapes, dtypes and shardings.
             iterator: moved to the position in the data that was saved with the state.
+            guard: given the state that was saved with it.
+
+        Raises:
+            CheckpointError: none is left, or one that is whole is of another shape.
+        """
+        while (step := checkpoint.latest_step(self._folder)) is not None:
+            path = self._folder / CHECKPOINTS / str(step)
+            damage, checked = self._find_damage(path)
+            if damage is None:
+                try:
+                    return self.restore_step(step, abstract, iterator, guard)
+                except CheckpointError as error:
+                    if checked:
+                        raise
+                    damage = str(error)
+            self._set_aside(path, integrity.DAMAGED, f"is damaged: {damage}")
+        raise no_checkpoint_left(self._folder)
+
+    def restore_step(
+        self, step: int, abstract: TrainState, iterator: grain.DatasetIterator, guard: Guard
+    ) -> TrainState:
+        """Read one checkpoint; arguments as for `restore`.
 
         Raises:
             CheckpointError: a part of it is missing, damaged or of another shape.
         """
-        path = step_folder(self._folder)
-        step = int(path.name)
-        params = restore_params(self._folder, abstract.params, step)
+        params = checkpoint.restore_params(self._folder, abstract.params, step)
         items = {
             TRAINING: ocp.args.StandardRestore(_without_params(abstract)),
-            DATA: grain.checkpoint.CheckpointRestore(iterator),
+            DATA: ocp.args.JsonRestore(),
         }
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        except (ValueError, KeyError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be resumed from: {str(error).splitlines()[0][:300]}") from error
+            iterator.set_state(restored[DATA]["iterator"])
+            guard.set_state(restored[DATA]["guard"])
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            path = self._folder / CHECKPOINTS / str(step)
+            raise CheckpointError(f"{path} cannot be resumed from: {_first_line(error)}") from error
         return TrainState(params=params, **restored[TRAINING])
+
+    def step_before(self, step: int, every: int) -> int | None:
+        """The newest checkpoint before a spike that was saved by the clock; all after it are set aside.
+
+        One that a signal caused is passed over: a run that was never stopped has none there, and must not go another way.
+
+        Args:
+            step: the first of high loss.
+            every: steps between checkpoints.
+
+        Returns:
+            None, and nothing set aside, where there is none.
+        """
+        self._manager.wait_until_finished()
+        found = checkpoint.steps(self._folder)
+        before = max((number for number in found if number < step and number % every == 0), default=None)
+        if before is not None:
+            for number in found:
+                if number > before:
+                    reason = f"lies before or in the spike of the loss from step {step}"
+                    self._set_aside(self._folder / CHECKPOINTS / str(number), "spike", reason)
+        return before
+
+    def _find_damage(self, path: Path) -> tuple[str | None, bool]:
+        """What is wrong with a checkpoint, and whether it had a manifest to tell by; the same in every process."""
+        damage, checked = None, True
+        if jax.process_index() == 0:
+            try:
+                damage = integrity.find_damage(path)
+            except FileNotFoundError:
+                checked = False
+        damage, checked = processes.from_first((damage, checked))
+        return damage, checked
+
+    def _set_aside(self, path: Path, suffix: str, reason: str) -> None:
+        processes.barrier(f"{path.name} judged")  # Nobody may still be reading it.
+        if jax.process_index() == 0:
+            moved = integrity.set_aside(path, suffix)
+            print(f"{path} {reason}; it is kept as {moved.name}", file=sys.stderr)
+        processes.barrier(f"{path.name} set aside")
+        self._manager.reload()
+
+    def _write_manifest(self) -> None:
+        """Called by Orbax, in its thread of the first process, when the items are whole and before the folder gets its name."""
+        root, step = self._folder / CHECKPOINTS, str(self._saving)
+        # Where renaming is not atomic (object stores) Orbax writes under the final name and marks the end by a file.
+        unfinished = sorted(root.glob(f"{step}{ocp.utils.TMP_DIR_SUFFIX}*"))
+        integrity.write_manifest((unfinished or [root / step])[0], _ITEMS, self._about)
+
+    def _unwritten(self, error: Exception) -> CheckpointError:
+        kept = ", ".join(map(str, checkpoint.steps(self._folder))) or "none"
+        return CheckpointError(
+            f"the checkpoint of step {self._saving} could not be written to {self._folder / CHECKPOINTS}: {_first_line(error)}; "
+            f"finished checkpoints there: {kept}"
+        )
+
+
+def no_checkpoint_left(folder: Path) -> CheckpointError:
+    """The error for a run whose checkpoints are all damaged."""
+    return CheckpointError(
+        f"{folder} has no checkpoint left to go on from, only damaged ones ({', '.join(integrity.damaged(folder))}); restore one from a "
+        "copy, or start the run anew under another name"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    """What went wrong, without TensorStore's description of the array and of its own source."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.split(r" \[(?:tensorstore_spec|source locations)=", line)[0][:600]
 
 
 def _without_params(state: TrainState) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from plamo2_jax.data.pipeline import DataConfig
 from plamo2_jax.model.plamo2 import Remat
 from plamo2_jax.sharding.mesh import MeshConfig
 from plamo2_jax.sharding.rules import Strategy
+from plamo2_jax.train.guard import SpikeConfig
 from plamo2_jax.train.optimizer import OptimizerConfig
 from plamo2_jax.train.schedule import ScheduleConfig, make_schedule
 
@@ -73,11 +74,20 @@ class PretrainConfig:
     log_every: int = 10
     """Steps between writes to the log. Every step has its line in it: this sets only how often the device is waited for."""
 
+    max_skipped: int = 5
+    """Updates that are not finite are skipped and counted; more of them in a row than this stop the run."""
+    spike: SpikeConfig = dataclasses.field(default_factory=SpikeConfig)
+    """Going back to a checkpoint when the loss jumps; off unless spike.factor is given."""
+    stall_seconds: float = 600.0
+    """After so long without a step the stacks of all threads go to stderr and to stalls.txt. Compiling is no stall."""
+
     def __post_init__(self) -> None:
         allowed = "a folder name: not empty, no slash, no leading dot"
         self._require("name", bool(self.name) and "/" not in self.name and not self.name.startswith("."), allowed)
         for name in ("steps", "accumulation", "checkpoint_every", "keep", "evaluate_every", "log_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("max_skipped", self.max_skipped >= 0, "0 or more")
+        self._require("stall_seconds", 0 < self.stall_seconds < math.inf, "positive and finite")
         self._require("z_loss", self.z_loss >= 0 and math.isfinite(self.z_loss), "zero or positive")
         self._require("dtype", self.dtype in ("bfloat16", "float32"), "bfloat16 or float32")
         for name, kinds in (("remat", get_args(Remat)), ("sharding", get_args(Strategy))):
@@ -115,6 +125,8 @@ FREE_TO_CHANGE = frozenset(
         "sharding",
         "remat",
         "loss_chunk",
+        "max_skipped",
+        "stall_seconds",
         "data.prefetch_batches",
         "data.read_threads",
     }

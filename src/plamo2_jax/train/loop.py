@@ -7,16 +7,14 @@ Where the first state comes from, in this order:
 3. scratch.
 
 A run that was stopped and goes on makes the same updates, bit for bit, as one that was never stopped: a checkpoint holds parameters,
-optimizer, step, random key and the position in the data, and nothing else decides an update.
+optimizer, step, random key, the position in the data and what the guard against bad steps has seen, and nothing else decides an update.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -32,16 +30,19 @@ from plamo2_jax.model.plamo2 import Plamo2, abstract_params, init_params, logica
 from plamo2_jax.sharding.mesh import make_mesh
 from plamo2_jax.sharding.rules import batch_sharding, param_shardings, process_part, replicated, with_shardings
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
-from plamo2_jax.train.checkpoints import RunCheckpoints
+from plamo2_jax.train import integrity, processes
+from plamo2_jax.train.checkpoints import RunCheckpoints, no_checkpoint_left
 from plamo2_jax.train.config import PretrainConfig, differences, to_json
-from plamo2_jax.train.flops import model_flops_utilization
-from plamo2_jax.train.metrics import MetricsLog, step_figures
-from plamo2_jax.train.objective import Metrics, next_token
+from plamo2_jax.train.guard import Guard, Spike
+from plamo2_jax.train.metrics import MetricsLog, NoLog
+from plamo2_jax.train.objective import next_token
 from plamo2_jax.train.optimizer import make_optimizer
 from plamo2_jax.train.schedule import make_schedule
 from plamo2_jax.train.state import TrainState, state_shardings
 from plamo2_jax.train.step import make_step
 from plamo2_jax.train.stop import StopRequest
+from plamo2_jax.train.watch import Goodput, Profiler, ProfileSteps, StallWatchdog
+from plamo2_jax.train.window import Window
 
 _BATCH_DTYPES = {
     "tokens": jnp.int32,
@@ -53,7 +54,7 @@ _BATCH_DTYPES = {
 
 
 class TrainingError(ValueError):
-    """A run cannot start, go on or resume; the message says why."""
+    """A run cannot start or resume; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,22 +69,28 @@ class Outcome:
     """The last measurement on held-out text, by language."""
 
 
-def pretrain(config: PretrainConfig, *, on_step: Callable[[int], None] | None = None) -> Outcome:
+def pretrain(
+    config: PretrainConfig, *, profile: ProfileSteps | None = None, on_step: Callable[[int], None] | None = None
+) -> Outcome:
     """Train, or go on training, the run that `config` describes.
 
     Everything is written to `config.folder`: config.json, tokenizer.jsonl, checkpoints/, metrics.jsonl, tensorboard/.
-    SIGINT and SIGTERM end the run after the current step, with a checkpoint.
+    SIGINT and SIGTERM end the run after the current step, with a checkpoint. A job of several processes (`processes.join`) agrees to
+    stop at the next write of the log, whichever of them was signalled.
 
     Args:
-        config: the run.
-        on_step: called with the number of updates made after each one, before it is logged.
+        config: the run; the same in all processes.
+        profile: steps to trace into profile/.
+        on_step: called with the number of updates handed to the device after each one, before it is logged.
 
     Returns:
         How it ended.
 
     Raises:
-        TrainingError: the run in the folder has another configuration or tokenizer, or the loss is no longer finite.
-        ValueError: a file that the configuration names is missing or unfit.
+        TrainingError: the run in the folder has another configuration or tokenizer.
+        Divergence: too many updates were skipped in a row, or too many spikes rolled back.
+        CheckpointError: a checkpoint could not be written, or none is left that can be read.
+        ValueError, OSError: a file that the configuration names is missing or unfit, or cannot be written.
     """
     # -- Build: mesh, model, optimizer, data, step ---------------------------------------------------------------------------------
     # Whatever can be refused is refused before anything is written.
@@ -132,10 +139,12 @@ def pretrain(config: PretrainConfig, *, on_step: Callable[[int], None] | None = 
     )
     evaluate = make_evaluator(model, lengths, config.loss_chunk)
 
-    with RunCheckpoints(folder, config.keep) as checkpoints:
+    guard = Guard(config.max_skipped, config.spike)
+    about = {"config": to_json(config), "mesh": dict(mesh.shape), "processes": jax.process_count()}
+    with RunCheckpoints(folder, config.keep, about) as checkpoints:
         # -- Restore: own run > init_from > scratch --------------------------------------------------------------------------------
         if resuming:
-            state = checkpoints.restore(abstract, iterator)
+            state = checkpoints.restore(abstract, iterator, guard)
         else:
             if config.init_from is not None:
                 params = checkpoint.restore_params(config.init_from, abstract.params)
@@ -143,91 +152,98 @@ def pretrain(config: PretrainConfig, *, on_step: Callable[[int], None] | None = 
                 params = initialise()
             state = jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
             del params
-        start = int(state.step)
+        step = int(state.step)
 
         # -- Loop ----------------------------------------------------------------------------------------------------------------
         heldout: dict[str, HeldOut] = {}
+        writes = jax.process_index() == 0
         with (
-            MetricsLog(folder, start) as log,
+            MetricsLog(folder, step) if writes else NoLog() as log,
             StopRequest() as stop,
-            tqdm(total=config.steps, initial=start, unit="step", desc=config.name, dynamic_ncols=True) as progress,
+            StallWatchdog(folder, config.stall_seconds) as watchdog,
+            Profiler(folder, profile) as profiler,
+            tqdm(
+                total=config.steps, initial=step, unit="step", desc=config.name, dynamic_ncols=True, disable=not writes
+            ) as progress,
+            processes.leave_when_broken(folder),
         ):
-            window = _Window(config, mesh.devices.ravel())
-            for step in range(start + 1, config.steps + 1):
-                state, metrics = train_step(state, put(next(iterator)))
+            devices = list(mesh.devices.ravel())
+            window = Window(config, devices, log, guard, watchdog, Goodput(folder) if writes else None)
+
+            def roll_back(spike: Spike) -> TrainState | None:
+                """The state before a spike, with the data up to its end passed over; None where there is no checkpoint to go back to."""
+                before = checkpoints.step_before(spike.first, config.checkpoint_every)
+                if before is None:
+                    guard.go_on()
+                    return None
+                saved = Guard(config.max_skipped, config.spike)
+                state = checkpoints.restore_step(before, abstract, iterator, saved)
+                for _ in range(guard.roll_back(spike, saved)):
+                    next(iterator)
+                log.drop_after(before)
+                # Under the step that comes next: whoever goes on from this checkpoint meets the spike and writes this line again.
+                log.write(before + 1, {"rollbacks": guard.rollbacks, "passed_over": guard.passed_over})
+                return state
+
+            while step < config.steps:
+                step += 1
+                profiler.before(step)
+                with window.clock.data_wait():
+                    batch = put(next(iterator))
+                state, metrics = train_step(state, batch)
                 window.add(step, metrics)
+                profiler.after(step, metrics)
                 if on_step is not None:
                     on_step(step)
-                stopping, complete = stop.signal is not None, step == config.steps
-                saving = complete or stopping or step % config.checkpoint_every == 0
+                complete, due = step == config.steps, step % config.checkpoint_every == 0
+                writing = complete or due or step % config.log_every == 0 or step % config.evaluate_every == 0
+                stopping = stop.agreed(writing)
+                saving = complete or stopping or due
                 # Whoever asks a process to end may not wait for a pass over the held-out text.
-                due = complete or (step % config.evaluate_every == 0 and not stopping)
-                evaluating = due and bool(config.heldout)
-                if evaluating or saving or step % config.log_every == 0:
-                    progress.set_postfix(window.write(log))
+                evaluating = (complete or step % config.evaluate_every == 0) and not stopping and bool(config.heldout)
+                if writing or stopping:
+                    spike = window.write()
+                    progress.set_postfix(window.shown)
+                    if spike is not None and (restored := roll_back(spike)) is not None:
+                        state, step = restored, int(restored.step)
+                        _say_rolled_back(spike, step)
+                        progress.n = step
+                        window.restart()
+                        continue
                 if evaluating:
                     for language, shards in config.heldout.items():
                         batches = heldout_batches(
                             config.data, shards, tokenizer, process_index=part, process_count=parts
                         )
-                        heldout[language] = evaluate(state.params, map(put, batches))
+                        heldout[language] = evaluate(state.params, map(put, _beating(batches, watchdog)))
                     log.write(step, _heldout_figures(heldout))
                 log.flush()
                 if saving:
-                    checkpoints.save(state, iterator)
+                    checkpoints.save(state, iterator, guard)
+                elif writing:
+                    checkpoints.check()
                 progress.update()
                 if evaluating or saving:
                     window.restart()
                 if stopping:
                     break
-        step = int(state.step)
-        return Outcome(step, stop.signal if step < config.steps else None, heldout)
+            signal = stop.signal if step < config.steps else None
+        return Outcome(step, signal, heldout)
 
 
-class _Window:
-    """Steps whose figures are still on the device, so that the host runs ahead of it between writes of the log."""
+def _say_rolled_back(spike: Spike, step: int) -> None:
+    print(
+        f"the loss rose far above its median {spike.median:.4g} in steps {spike.first} to {spike.last}: back to the checkpoint of step "
+        f"{step}, past the data up to step {spike.last}",
+        file=sys.stderr,
+    )
 
-    def __init__(self, config: PretrainConfig, devices: Sequence[jax.Device]):
-        self._config = config
-        self._devices = devices
-        self.restart()
 
-    def restart(self) -> None:
-        """Start the clock of the rates anew, after time that was not spent on steps."""
-        self._steps: list[tuple[int, Metrics]] = []
-        self._since = time.perf_counter()
-
-    def add(self, step: int, metrics: Metrics) -> None:
-        self._steps.append((step, metrics))
-
-    def write(self, log: MetricsLog) -> dict[str, str]:
-        """Wait for the device, write a line for each step, and return what the progress bar shows."""
-        lines = [
-            (step, {name: float(value) for name, value in sums.items()}) for step, sums in jax.device_get(self._steps)
-        ]
-        seconds = time.perf_counter() - self._since
-        rates = self._rates(sum(sums["tokens"] for _, sums in lines) / seconds)
-        for step, sums in lines:
-            figures = step_figures(sums)
-            # JSON has no number for it, and no step after it is worth its time.
-            if not math.isfinite(figures["loss"]) or not math.isfinite(figures["grad_norm"]):
-                raise TrainingError(
-                    f"step {step}: loss {figures['loss']} with gradient norm {figures['grad_norm']}; lower "
-                    f"schedule.learning_rate ({self._config.schedule.learning_rate}) or optimizer.clip_norm, or lengthen the warm-up"
-                )
-            log.write(step, figures | rates)
-        self.restart()
-        shown = {"loss": f"{figures['loss']:.3f}"}
-        if "bits_per_byte" in figures:
-            shown["bits/byte"] = f"{figures['bits_per_byte']:.3f}"
-        return shown | {"tokens/s": f"{rates['tokens_per_second']:,.0f}"}
-
-    def _rates(self, tokens_per_second: float) -> dict[str, float]:
-        config, devices = self._config, self._devices
-        mfu = model_flops_utilization(
-            config.model, config.data.sequence_length, tokens_per_second, devices[0].device_kind, len(devices)
-        )
-        return {"tokens_per_second": tokens_per_second} | ({} if mfu is None else {"mfu": mfu})
+def _beating(batches: Iterable[Any], watchdog: StallWatchdog) -> Iterator[Any]:
+    """The batches, each of which shows the watchdog that an evaluation moves."""
+    for batch in batches:
+        watchdog.beat()
+        yield batch
 
 
 def _load_tokenizer(config: PretrainConfig) -> Tokenizer:
@@ -248,9 +264,14 @@ def _open_folder(config: PretrainConfig, tokenizer: Tokenizer) -> bool:
             f"{folder} holds a run of another configuration, which this one cannot resume ({'; '.join(different)}); give this run "
             "another name, or init_from that one"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(folder / checkpoint.CONFIG, description)
-    tokenizer.save(folder / checkpoint.TOKENIZER)
+    if not resuming and integrity.damaged(folder):
+        raise no_checkpoint_left(folder)
+    processes.barrier("run folder looked at")
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_json(folder / checkpoint.CONFIG, description)
+        tokenizer.save(folder / checkpoint.TOKENIZER)
+    processes.barrier("run folder written")
     return resuming
 
 

@@ -30,8 +30,14 @@ class MetricsLog:
     """
 
     def __init__(self, folder: str | os.PathLike[str], step: int = 0):
-        folder = Path(folder)
+        self._folder = Path(folder)
+        self._open(step)
+
+    def _open(self, step: int) -> None:
+        folder = self._folder
         kept = [line for line in read_metrics(folder / METRICS) if line["step"] <= step] if step else []
+        self.seconds = sum(line.get("step_seconds", 0.0) for line in kept)
+        """Time spent on the steps in the log."""
         partial = folder / f".{METRICS}.partial"
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         os.replace(partial, folder / METRICS)
@@ -48,10 +54,17 @@ class MetricsLog:
         self._file.close()
         self._tensorboard.close()
 
+    def drop_after(self, step: int) -> None:
+        """Drop the lines of later steps: they did not count."""
+        self._file.close()
+        self._tensorboard.close()
+        self._open(step)
+
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Add a line; `flush` makes it last."""
         line = {"step": step, "time": time.time(), **figures}
         self._file.write(json.dumps(line) + "\n")
+        self.seconds += figures.get("step_seconds", 0.0)
         self._show(line)
 
     def flush(self) -> None:
@@ -63,6 +76,27 @@ class MetricsLog:
         for name, value in line.items():
             if name not in ("step", "time"):
                 self._tensorboard.add_scalar(name, value, line["step"], wall_time=line["time"])
+
+
+class NoLog:
+    """Stands for the log in a process that does not write it."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> NoLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def drop_after(self, step: int) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
@@ -94,7 +128,7 @@ def step_figures(sums: Mapping[str, float]) -> dict[str, float]:
 
     Sums over predicted tokens become bits a byte, nats a token and accuracy; any other sum is divided by the loss's weight.
     """
-    figures = {name: sums[name] for name in ("loss", "grad_norm", "learning_rate")}
+    figures = {name: sums[name] for name in ("loss", "grad_norm", "learning_rate", "skipped") if name in sums}
     if sums.get("bytes"):
         figures["bits_per_byte"] = sums["nats"] / math.log(2) / sums["bytes"]
     if sums.get("tokens"):

@@ -36,7 +36,9 @@ def make_step(
         shardings: tree of the parameters' shardings, which their gradients are given too; None: whatever XLA makes of them.
 
     Returns:
-        The step. Its metrics are the objective's sums, `loss` (the batch's), `grad_norm` (before clipping) and `learning_rate`.
+        The step. Its metrics are the objective's sums, `loss` (the batch's), `grad_norm` (before clipping), `learning_rate` and
+        `skipped`: 1 where loss or gradient is not finite. Such a step counts as one, but leaves parameters and optimizer as they
+        were; the optimizer's own count, by which its learning rate moves, stays behind by it.
     """
 
     def gradients(params: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Metrics, Any]:
@@ -64,13 +66,20 @@ def make_step(
         scale = 1 / jnp.maximum(metrics["weight"], jnp.finfo(jnp.float32).tiny)
         grads = jax.tree.map(lambda grad: grad * scale, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        loss, grad_norm = loss * scale, optax.tree.norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         metrics = {
             **metrics,
-            "loss": loss * scale,
-            "grad_norm": optax.tree.norm(grads),
+            "loss": loss,
+            "grad_norm": grad_norm,
             "learning_rate": schedule(state.step),
+            "skipped": 1 - finite.astype(jnp.float32),
         }
         params = optax.apply_updates(state.params, updates)
+        # A selection, not a branch: it fuses into the update, and all devices run the same collectives either way.
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+        )
         return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return step

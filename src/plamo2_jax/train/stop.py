@@ -6,6 +6,10 @@ import signal
 import threading
 from types import FrameType
 
+import jax
+
+from plamo2_jax.train import processes
+
 
 class StopRequest:
     """Notes SIGINT and SIGTERM instead of dying of them; a context manager.
@@ -27,6 +31,17 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def agreed(self, everyone_asks: bool) -> bool:
+        """Whether to stop now. Of several processes each may be signalled at another time, and they must stop after the same step: they
+        agree where all of them ask, and `signal` is the same in all from then on.
+
+        Args:
+            everyone_asks: whether all processes ask after this step; where not, only a job of one process stops.
+        """
+        if everyone_asks and jax.process_count() > 1:
+            self.signal = processes.largest(self.signal or 0) or None
+        return self.signal is not None and (everyone_asks or jax.process_count() == 1)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number

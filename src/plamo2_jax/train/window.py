@@ -1,0 +1,112 @@
+"""The steps between two writes of the log: their figures, still on the device, and their times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+
+from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.flops import model_flops_utilization
+from plamo2_jax.train.guard import Guard, Spike
+from plamo2_jax.train.metrics import MetricsLog, NoLog, step_figures
+from plamo2_jax.train.objective import Metrics
+from plamo2_jax.train.watch import Goodput, StallWatchdog, StepClock, memory_in_use
+
+
+class Window:
+    """Collects steps, one of which may be under way while the next is queued, and writes them.
+
+    The host is so never more than a step ahead: enough to keep the device busy, and each step's end is seen when it comes.
+
+    Args:
+        config: the run.
+        devices: what it runs on.
+        log: where figures go.
+        guard: sees each step before it is written.
+        watchdog: told of each step.
+        goodput: None where another process writes the log.
+    """
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        devices: Sequence[jax.Device],
+        log: MetricsLog | NoLog,
+        guard: Guard,
+        watchdog: StallWatchdog,
+        goodput: Goodput | None,
+    ):
+        self._config, self._devices = config, devices
+        self._log, self._guard = log, guard
+        self._watchdog, self._goodput = watchdog, goodput
+        self.clock = StepClock()
+        self.shown: dict[str, str] = {}
+        """What the progress bar shows."""
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was not written, and start the clock anew, after time that was not spent on steps."""
+        self._steps: list[tuple[int, Metrics]] = []
+        self._seconds: list[float] = []
+        self.clock.restart()
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        """Take the figures of a step that was just handed to the device; returns when the one before it is done."""
+        self._steps.append((step, metrics))
+        if len(self._steps) > 1:
+            self._await(self._steps[-2][1])
+
+    def write(self) -> Spike | None:
+        """Wait for the device and write a line for each step.
+
+        Returns:
+            A spike of the loss. The steps after the one that completed it are neither judged nor written.
+
+        Raises:
+            Divergence: too many updates in a row were skipped.
+        """
+        if not self._steps:
+            return None
+        self._await(self._steps[-1][1])
+        lines = [
+            (step, {name: float(value) for name, value in sums.items()}) for step, sums in jax.device_get(self._steps)
+        ]
+        tokens = sum(sums["tokens"] for _, sums in lines if math.isfinite(sums["tokens"]))
+        rates = self._rates(tokens / sum(self._seconds))
+        spike = None
+        for (step, sums), seconds in zip(lines, self._seconds, strict=True):
+            figures = step_figures(sums)
+            if figures["skipped"]:
+                # JSON has no number for what is not finite, and a line with a loss is an update.
+                figures = {name: value for name, value in figures.items() if math.isfinite(value) and name != "loss"}
+            figures |= rates | {"step_seconds": seconds}
+            if step == lines[-1][0]:
+                figures |= self._watched(seconds)
+            self._log.write(step, figures)
+            if (spike := self._guard.see(step, sums["loss"], sums["grad_norm"])) is not None:
+                break
+        self.shown = {"loss": f"{sums['loss']:.3f}"}
+        if "bits_per_byte" in figures:
+            self.shown["bits/byte"] = f"{figures['bits_per_byte']:.3f}"
+        self.shown["tokens/s"] = f"{rates['tokens_per_second']:,.0f}"
+        self.restart()
+        return spike
+
+    def _await(self, metrics: Metrics) -> None:
+        jax.block_until_ready(metrics["loss"])
+        self._seconds.append(self.clock.step())
+        self._watchdog.beat()
+
+    def _rates(self, tokens_per_second: float) -> dict[str, float]:
+        config, devices = self._config, self._devices
+        mfu = model_flops_utilization(
+            config.model, config.data.sequence_length, tokens_per_second, devices[0].device_kind, len(devices)
+        )
+        return {"tokens_per_second": tokens_per_second} | ({} if mfu is None else {"mfu": mfu})
+
+    def _watched(self, seconds: float) -> dict[str, float]:
+        """What is measured once a write: `seconds` are those of the step that is not in the log yet."""
+        goodput = {} if self._goodput is None else {"goodput": self._goodput.share(self._log.seconds + seconds)}
+        return self.clock.figures() | memory_in_use(self._devices) | goodput

@@ -1,0 +1,116 @@
+"""What a run left behind, and runs in processes of their own."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from plamo2_jax import checkpoint
+from plamo2_jax.model.plamo2 import Plamo2, abstract_params
+from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.metrics import read_metrics
+
+SLOW = """
+import time
+from plamo2_jax.train.window import Window
+add = Window.add
+Window.add = lambda *arguments: (time.sleep(0.3), add(*arguments))
+"""
+"""A preamble that makes steps slow enough to be interrupted."""
+
+
+def stop_after(step):
+    """Ends a run the way a scheduler does."""
+    return lambda done: signal.raise_signal(signal.SIGTERM) if done == step else None
+
+
+def record(config):
+    """The lines of a run's log without the clock's figures. JSON spells floats so that they read back to the same bits."""
+    clock = ("time", "tokens_per_second", "mfu", "data_wait", "goodput")
+    lines = read_metrics(config.folder / "metrics.jsonl")
+    return [
+        {name: value for name, value in line.items() if name not in clock and not name.startswith("step_seconds")}
+        for line in lines
+    ]
+
+
+def params_of(config, step=None):
+    return checkpoint.restore_params(config.folder, abstract_params(Plamo2(config.model)), step)
+
+
+def assert_same_params(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def write_config(config: PretrainConfig, folder: Path) -> Path:
+    """A config file that sets `config`."""
+    path = folder / "config.py"
+    path.write_text(
+        "from pathlib import *\n"
+        "from plamo2_jax.config import *\n"
+        "from plamo2_jax.data.pipeline import *\n"
+        "from plamo2_jax.sharding.mesh import *\n"
+        "from plamo2_jax.train.config import *\n"
+        "from plamo2_jax.train.guard import *\n"
+        "from plamo2_jax.train.optimizer import *\n"
+        "from plamo2_jax.train.schedule import *\n"
+        f"config = {config!r}\n"
+    )
+    return path
+
+
+def start(
+    config_file: Path, *options: str, devices: int = 1, preamble: str = "", **environment: str
+) -> subprocess.Popen:
+    """`plamo2 pretrain`, on so many CPU devices.
+
+    Args:
+        config_file: the run.
+        options: further options of the command.
+        devices: of this process.
+        preamble: Python that runs first.
+        environment: variables to set.
+    """
+    program = f"import sys\n{preamble}\nfrom plamo2_jax.cli.main import main\nsys.exit(main(sys.argv[1:]))"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, "pretrain", str(config_file), *options],
+        env={**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen, timeout: float = 300) -> tuple[int, list[str]]:
+    """Exit status, and the lines of stderr without those of the progress bar."""
+    _, error = process.communicate(timeout=timeout)
+    lines = error.replace("\r", "\n").splitlines()
+    bar = ("step/s", "s/step", "?step")
+    return process.returncode, [line for line in lines if line.strip() and not any(part in line for part in bar)]
+
+
+def job(config_file: Path, *options: str, count: int = 2, **arguments) -> list[subprocess.Popen]:
+    """The processes of a job of several."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    named = ["--distributed.coordinator", f"127.0.0.1:{port}", "--distributed.process-count", str(count)]
+    return [
+        start(config_file, *options, *named, "--distributed.process-id", str(index), **arguments)
+        for index in range(count)
+    ]
+
+
+def wait_for(condition, process: subprocess.Popen, timeout: float = 240) -> None:
+    """Wait until something is true of a running process."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.02)
