@@ -9,7 +9,7 @@ RUN := runs/demo
 # step of the demo takes 0.7 of the time. Other C libraries than glibc do not look at this.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000
 
-.PHONY: help install demo test test-tpu lint bench peers clean
+.PHONY: help install demo test test-tpu lint bench chaos peers clean
 .DELETE_ON_ERROR:
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo 'make install  only .venv with the plamo2 command in it'
 	@echo 'make lint     ruff and the import contracts'
 	@echo 'make bench    speed of the train step and the tokenizer on this machine'
+	@echo 'make chaos    kill and damage a run at random and compare it with one that was let alone'
 	@echo 'make peers    compare with other implementations (mlx-lm); needs the demo'
 
 $(VENV)/bin/python:
@@ -83,6 +84,9 @@ bench: install
 	$(BIN)/python experiments/bench/train_step.py --batch-size 8 --output experiments/bench/train_step_batch8.json
 	$(BIN)/plamo2 tokenizer train --input bundled:all:train --vocab-size 8192 --output runs/bench
 	$(BIN)/python experiments/bench/tokenizer.py runs/bench --output experiments/bench/tokenizer.json
+
+chaos: install
+	$(BIN)/python experiments/chaos/run.py
 
 peers: $(VENV)/.installed-peers $(RUN)/report.html
 	$(BIN)/python -m pytest -m peer tests/peer

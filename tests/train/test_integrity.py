@@ -112,9 +112,17 @@ def test_names_of_what_is_set_aside_do_not_collide(tmp_path):
 def test_a_full_disk_is_one_line_and_loses_nothing(copy, tmp_path):
     """A limit on the size of files stands for the full disk: small files still fit, arrays do not."""
     shutil.rmtree(copy.folder / "checkpoints" / "12")
-    preamble = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))"
-    # One device more or less is another program: that of this process is compiled already.
-    status, lines = finish(start(write_config(copy, tmp_path), preamble=preamble, devices=jax.device_count()))
+    preamble = """
+import resource
+from plamo2_jax.train.checkpoints import RunCheckpoints
+save = RunCheckpoints.save
+def save_on_a_full_disk(*arguments):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+    save(*arguments)
+RunCheckpoints.save = save_on_a_full_disk
+"""
+    file = write_config(dataclasses.replace(copy, heldout={}), tmp_path)
+    status, lines = finish(start(file, preamble=preamble))
     assert status == 2, lines
     error = [line for line in lines if line.startswith("plamo2 pretrain:")]
     assert len(error) == 1, lines

@@ -16,7 +16,7 @@ from plamo2_jax.train.processes import PEER_LOST, ProcessesConfig
 def alone(make_config, tmp_path_factory):
     """The run of one process with two devices."""
     folder = tmp_path_factory.mktemp("alone")
-    config = make_config("job", output=folder, data=dataclasses.replace(make_config("job").data, prefetch_batches=1))
+    config = make_config("job", output=folder, heldout={})
     status, lines = finish(start(write_config(config, folder), devices=2))
     assert status == 0, lines
     return config
