@@ -165,6 +165,12 @@ def plot(results: dict[str, Any]) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    labelled: set[str] = set()
+
+    def once(label: str) -> str | None:
+        """A label for the legend, the first time it is wanted."""
+        return None if label in labelled or labelled.add(label) else label
+
     for axis, direction in zip(axes, DIRECTIONS, strict=True):
         for offset, (name, colour) in zip((-0.2, 0.2), (("xla", "#9aa5b1"), ("pallas_tpu", "#3b6fb6")), strict=True):
             for position, generation in enumerate(TOPOLOGIES):
@@ -172,11 +178,11 @@ def plot(results: dict[str, Any]) -> None:
                 if r is None:
                     continue
                 bound = r["bound_cycles_per_token"]
-                axis.bar(position + offset, bound, 0.38, color=colour, label=name if position == 0 else None)
+                axis.bar(position + offset, bound, 0.38, color=colour, label=once(name))
                 above = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": 8}
                 axis.annotate(f"{bound:,.0f}", (position + offset, bound), **above)
                 for figure_name, marker in (("bundles_per_token", "_"), ("hbm_cycles_per_token", "x")):
-                    label = {"_": "bundles", "x": "HBM cycles"}[marker] if position == 0 and name == "xla" else None
+                    label = once({"_": "bundles", "x": "HBM cycles"}[marker])
                     axis.plot(position + offset, r[figure_name], marker, color="black", ms=9, ls="", label=label)
         axis.set_xticks(range(len(TOPOLOGIES)), list(TOPOLOGIES))
         axis.set_title(direction)
