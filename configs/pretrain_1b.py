@@ -38,7 +38,8 @@ config = PretrainConfig(
     # Peak rate and warm-up of OLMo 2 1B. Stable, then decay over the last eighth: the share that the second phase has of the tokens.
     schedule=ScheduleConfig(kind="wsd", learning_rate=4e-4, warmup=2000, decay_fraction=0.125),
     z_loss=1e-5,  # OLMo 2
-    remat="full",
+    remat="block",
+    loss_chunk=512,
     checkpoint_every=2000,
     evaluate_every=2000,
     keep=5,

@@ -7,6 +7,7 @@ bytes of the text. One pass, nothing averaged over batches.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+
+from plamo2_jax.model.axes import SEQUENCE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,53 @@ def predict(logits: jax.Array, targets: jax.Array) -> Prediction:
     return Prediction(log_z - target_logits, log_z, target_logits >= jnp.max(logits, axis=-1))
 
 
+def predict_batch(
+    model: nn.Module, params: Any, batch: Mapping[str, jax.Array], chunk: int | None = None
+) -> Prediction:
+    """What a model says of a batch's targets.
+
+    With `chunk` the logits of that many positions of each row exist at a time: [b, chunk, v] instead of [b, t, v], in the backward
+    pass too, which computes them again.
+
+    Args:
+        model: maps tokens, segment ids and positions to logits; with `chunk`, has the methods `features` and `logits` too.
+        params: its parameters.
+        batch: arrays [b, t].
+        chunk: positions; None: all at once.
+
+    Raises:
+        ValueError: `chunk` does not divide t, or the mesh axis that tokens are divided over does not divide `chunk`.
+    """
+    variables, inputs = {"params": params}, (batch["tokens"], batch["segment_ids"], batch["positions"])
+    if chunk is None:
+        logits, _ = model.apply(variables, *inputs)
+        return predict(logits, batch["targets"])
+    b, t = batch["tokens"].shape
+    parts = 1 if model.mesh is None else model.mesh.shape[SEQUENCE]
+    if t % chunk or chunk % parts:
+        raise ValueError(
+            f"loss_chunk={chunk} is not allowed: it must divide the {t} positions of a row, and {parts} must divide it"
+        )
+    features, _ = model.apply(variables, *inputs, method="features")
+
+    def cut(array: jax.Array) -> jax.Array:
+        """[b, t, ...] to [t / chunk, b, chunk, ...]; each chunk has positions of every device's part of the row."""
+        pieces = array.reshape(b, parts, t // chunk, chunk // parts, *array.shape[2:])
+        return jnp.moveaxis(pieces, 2, 0).reshape(t // chunk, b, chunk, *array.shape[2:])
+
+    def join(array: jax.Array) -> jax.Array:
+        pieces = array.reshape(t // chunk, b, parts, chunk // parts)
+        return jnp.moveaxis(pieces, 0, 2).reshape(b, t)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def step(carry: None, piece: tuple[jax.Array, jax.Array]) -> tuple[None, Prediction]:
+        x, targets = piece
+        return carry, predict(model.apply(variables, x, method="logits"), targets)
+
+    _, prediction = jax.lax.scan(step, None, (cut(features), cut(batch["targets"])))
+    return Prediction(*map(join, prediction))
+
+
 def prediction_sums(
     prediction: Prediction, targets: jax.Array, weights: jax.Array, byte_lengths: jax.Array
 ) -> dict[str, jax.Array]:
@@ -93,19 +143,19 @@ def prediction_sums(
 
 
 def make_evaluator(
-    model: nn.Module, byte_lengths: np.ndarray
+    model: nn.Module, byte_lengths: np.ndarray, chunk: int | None = None
 ) -> Callable[[Any, Iterable[Mapping[str, np.ndarray]]], HeldOut]:
     """A function `(params, batches) -> HeldOut`, compiled once for each shape of batch.
 
     Args:
         model: maps tokens, segment ids and positions to logits.
         byte_lengths: [v] int32, UTF-8 bytes each token stands for.
+        chunk: see `predict_batch`.
     """
 
     @jax.jit
     def batch_sums(params: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        logits, _ = model.apply({"params": params}, batch["tokens"], batch["segment_ids"], batch["positions"])
-        prediction = predict(logits, batch["targets"])
+        prediction = predict_batch(model, params, batch, chunk)
         return prediction_sums(prediction, batch["targets"], batch["loss_weights"], jnp.asarray(byte_lengths))
 
     def evaluate(params: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> HeldOut:

@@ -1,4 +1,7 @@
-"""Names of parameter axes. A parameter declares them where it is made; sharding, pruning, growth and weight decay read them there."""
+"""Names of axes: of parameters, which declare them where they are made, and of the mesh of devices.
+
+Sharding, pruning, growth and weight decay read a parameter's axes there.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,25 @@ DT_RANK = "dt_rank"
 CONV = "conv"
 """Taps of the convolution."""
 
+# Axes of the mesh (see plamo2_jax.sharding.mesh).
+DATA = "data"
+FSDP = "fsdp"
+SEQUENCE = "sequence"
+TENSOR = "tensor"
+ROWS = (DATA, FSDP)
+"""Mesh axes that the rows of a batch are divided over."""
+
 Axes = tuple[str | None, ...]
 """The axes of one parameter; None for a stack of unlike parts (z and x, gate and up, B and C)."""
+
+# Axes along which a weight does not map one feature to another: the stack of layers, the taps of a depthwise filter,
+# and the channels inside a head, which belong to the head's axis.
+_NOT_FEATURES = frozenset({None, LAYERS, CONV, HEAD_DIM})
+
+
+def is_matrix(names: Axes) -> bool:
+    """Whether a parameter maps features to other features; norms, biases, per-head scales and depthwise filters do not."""
+    return len(set(names) - _NOT_FEATURES) >= 2
 
 
 def is_axes(leaf: object) -> bool:

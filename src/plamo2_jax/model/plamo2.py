@@ -15,6 +15,8 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from plamo2_jax.config import LayerKind, ModelConfig, Run
@@ -26,8 +28,30 @@ from plamo2_jax.model.layers import MIXER_SCALE, MLP_SCALE, GatedMLP, RMSNorm, p
 from plamo2_jax.model.mamba import Mamba
 from plamo2_kernels.ssd import Implementation
 
-Remat = Literal["none", "full"]
-"""Whether the backward pass recomputes a period of layers from its input ("full") or keeps its activations ("none")."""
+Remat = Literal["none", "dots", "block", "offload"]
+"""What the forward pass keeps of a period of layers for the backward pass, which recomputes the rest.
+
+none: all of it. dots: its input, and what products with weights give. block: its input. offload: its input, in the host's memory.
+"""
+
+_INPUT = "period_input"
+
+
+def _recomputed(period: type[nn.Module], remat: Remat) -> type[nn.Module]:
+    """A period that keeps what `remat` says."""
+    policies = jax.checkpoint_policies
+    policy = {
+        # Attention scores and the scan's products have batch axes: they are recomputed.
+        "dots": policies.dots_with_no_batch_dims_saveable,
+        "block": policies.nothing_saveable,
+        "offload": policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[_INPUT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        ),
+    }
+    return period if remat == "none" else nn.remat(period, prevent_cse=False, policy=policy[remat])
 
 
 class Block(nn.Module):
@@ -67,6 +91,7 @@ class Period(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"], caches: tuple | None, context: Context):
         """Residual stream and the caches of this period's layers, in and out."""
+        x = checkpoint_name(x, _INPUT)
         new = []
         for position, kind in enumerate(self.kinds):
             block = Block(self.config, kind, self.implementation, name=f"layer_{position}")
@@ -84,12 +109,15 @@ class Plamo2(nn.Module):
             softmax, the scan's state and the logits.
         implementation: of the selective scan.
         remat: what the backward pass recomputes.
+        mesh: devices that a batch is divided over, rows over data × fsdp and tokens over sequence; None: whatever XLA makes of the
+            arguments' shardings.
     """
 
     config: ModelConfig
     dtype: jnp.dtype | None = None
     implementation: Implementation = "auto"
     remat: Remat = "none"
+    mesh: jax.sharding.Mesh | None = None
 
     def setup(self) -> None:
         """Declare the parameters."""
@@ -99,7 +127,7 @@ class Plamo2(nn.Module):
         self.embedding = parameter(self, "embedding", init, shape, names)
         if not c.tie_word_embeddings:
             self.lm_head = parameter(self, "lm_head", init, shape, names)
-        period = Period if self.remat == "none" else nn.remat(Period, prevent_cse=False)
+        period = _recomputed(Period, self.remat)
 
         def stack(run: Run, name: str) -> nn.Module:
             scanned = nn.scan(
@@ -154,11 +182,11 @@ class Plamo2(nn.Module):
     ) -> tuple[Float[Array, "b t d"], Cache | None]:
         """The normed residual stream that `logits` reads; arguments as in `__call__`."""
         context = make_context(tokens, segment_ids, positions, cache)
-        # Cast before the lookup would cast the whole table.
-        x = self.embedding[tokens].astype(self.activation_dtype)
+        x = self._constrain(self._lookup(tokens))
         caches = []
         for i, run in enumerate(self.runs):
             x, new = run(x, None if cache is None else cache.runs[i], context)
+            x = self._constrain(x)
             caches.append(new)
         return self.final_norm(x), None if cache is None else advance(cache, tuple(caches), context)
 
@@ -166,7 +194,26 @@ class Plamo2(nn.Module):
         """Logits in float32 from features."""
         weight = self.embedding if self.config.tie_word_embeddings else self.lm_head
         dtype = jnp.promote_types(x.dtype, jnp.float32)
-        return jnp.einsum("btd,vd->btv", x, weight.astype(x.dtype), preferred_element_type=dtype)
+        logits = jnp.einsum("btd,vd->btv", x, weight.astype(x.dtype), preferred_element_type=dtype)
+        return self._constrain(logits, axes.TENSOR)
+
+    def _lookup(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        """Rows of the embedding."""
+        # Cast before the lookup would cast the whole table.
+        x = self.embedding[tokens].astype(self.activation_dtype)
+        if self.mesh is None or x.shape[-1] % (self.mesh.shape[axes.FSDP] * self.mesh.shape[axes.SEQUENCE]):
+            return x
+        # Each device looks all its group's tokens up in the columns it holds, and columns are exchanged for tokens after that:
+        # otherwise XLA gathers the table on every device, and sums a gradient of its size.
+        spec = PartitionSpec(axes.DATA, None, (axes.FSDP, axes.SEQUENCE))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+    def _constrain(self, x: Float[Array, "b t c"], channels: str | None = None) -> Float[Array, "b t c"]:
+        """Keep rows and tokens where the batch has them, channels over a mesh axis or whole. XLA would rather follow the weights."""
+        if self.mesh is None:
+            return x
+        spec = PartitionSpec(axes.ROWS, axes.SEQUENCE, channels)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
     def init_cache(self, batch_size: int, max_length: int) -> Cache:
         """An empty cache in this model's activation dtype; see `cache.init_cache`."""
@@ -174,6 +221,8 @@ class Plamo2(nn.Module):
 
 
 def _init_boxed(model: Plamo2, rng: Array):
+    # One token, which no mesh divides: shapes and values do not depend on one.
+    model = model.clone(mesh=None)
     return model.init(rng, jnp.zeros((1, 1), jnp.int32))["params"]
 
 

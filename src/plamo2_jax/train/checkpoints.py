@@ -9,7 +9,6 @@ from typing import Any
 
 import grain
 import grain.checkpoint
-import jax
 import orbax.checkpoint as ocp
 
 from plamo2_jax.checkpoint import CHECKPOINTS, PARAMS, CheckpointError, restore_params, step_folder
@@ -79,8 +78,3 @@ class RunCheckpoints:
 def _without_params(state: TrainState) -> dict[str, Any]:
     names = [field.name for field in dataclasses.fields(state) if field.name != "params"]
     return {name: getattr(state, name) for name in names}
-
-
-def abstract_like(tree: Any, sharding: jax.sharding.Sharding) -> Any:
-    """Shapes and dtypes of a tree, every leaf with one sharding."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.data.pipeline import DataConfig
+from plamo2_jax.model.plamo2 import Remat
+from plamo2_jax.sharding.mesh import MeshConfig
+from plamo2_jax.sharding.rules import Strategy
 from plamo2_jax.train.optimizer import OptimizerConfig
 from plamo2_jax.train.schedule import ScheduleConfig, make_schedule
 
@@ -48,8 +51,17 @@ class PretrainConfig:
     """Coefficient of log(Z)^2, which keeps logits from drifting (PaLM, arXiv:2204.02311); 0 turns it off."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of activations. Parameters, optimizer, scan state, norms' statistics, softmax and loss are float32 in any case."""
-    remat: Literal["none", "full"] = "none"
-    """full: the backward pass recomputes each period of layers from its input, for less memory and about a third more time."""
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    """The devices, and what is divided over them. By default parameters and rows are divided over all that the rows can be."""
+    sharding: Strategy = "fsdp_tensor"
+    """Which axes of parameters and optimizer state are divided over which axes of the mesh; see plamo2_jax.sharding.rules."""
+    remat: Remat = "none"
+    """What the forward pass keeps of each period of layers; the backward pass recomputes the rest. none: all of it. dots: its input
+    and the products with weights. block: its input, for least memory and about a third more time. offload: its input, in the
+    host's memory."""
+    loss_chunk: int | None = None
+    """Positions of each row whose logits exist at a time; none: all. With a large vocabulary logits are the largest activation by far:
+    rows × sequence_length × vocab_size × 4 bytes. A chunk costs computing them twice."""
     seed: int = 0
     """Of the initial parameters. The data have a seed of their own."""
     checkpoint_every: int = 1000
@@ -68,7 +80,10 @@ class PretrainConfig:
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("z_loss", self.z_loss >= 0 and math.isfinite(self.z_loss), "zero or positive")
         self._require("dtype", self.dtype in ("bfloat16", "float32"), "bfloat16 or float32")
-        self._require("remat", self.remat in ("none", "full"), "none or full")
+        for name, kinds in (("remat", get_args(Remat)), ("sharding", get_args(Strategy))):
+            self._require(name, getattr(self, name) in kinds, f"one of {', '.join(kinds)}")
+        divides = self.loss_chunk is None or (self.loss_chunk >= 1 and self.data.sequence_length % self.loss_chunk == 0)
+        self._require("loss_chunk", divides, f"none or a divisor of data.sequence_length={self.data.sequence_length}")
         batch = self.data.batch_size
         self._require("accumulation", batch % self.accumulation == 0, f"a divisor of data.batch_size={batch}")
         make_schedule(self.schedule, self.steps)  # Raises where warm-up and decay do not fit into the steps.
@@ -83,8 +98,9 @@ class PretrainConfig:
         return self.output / self.name
 
 
-# What may change between two starts of one run: where things lie, what is watched and how often, how data are read ahead; nothing that
-# changes an update. (The tokenizer is compared by its fingerprint.)
+# What may change between two starts of one run: where things lie, what is watched and how often, how data are read ahead, which devices
+# compute and what they keep; nothing that changes an update by more than the order of its sums. (The tokenizer is compared by its
+# fingerprint.)
 FREE_TO_CHANGE = frozenset(
     {
         "output",
@@ -95,6 +111,10 @@ FREE_TO_CHANGE = frozenset(
         "keep",
         "evaluate_every",
         "log_every",
+        "mesh",
+        "sharding",
+        "remat",
+        "loss_chunk",
         "data.prefetch_batches",
         "data.read_threads",
     }

@@ -22,7 +22,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from plamo2_jax import checkpoint
@@ -30,15 +29,17 @@ from plamo2_jax.data.pipeline import heldout_batches, train_iterator
 from plamo2_jax.eval.heldout import byte_lengths
 from plamo2_jax.eval.perplexity import HeldOut, make_evaluator
 from plamo2_jax.model.plamo2 import Plamo2, abstract_params, init_params, logical_axes
+from plamo2_jax.sharding.mesh import make_mesh
+from plamo2_jax.sharding.rules import batch_sharding, param_shardings, process_part, replicated, with_shardings
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
-from plamo2_jax.train.checkpoints import RunCheckpoints, abstract_like
+from plamo2_jax.train.checkpoints import RunCheckpoints
 from plamo2_jax.train.config import PretrainConfig, differences, to_json
 from plamo2_jax.train.flops import model_flops_utilization
 from plamo2_jax.train.metrics import MetricsLog, step_figures
 from plamo2_jax.train.objective import Metrics, next_token
 from plamo2_jax.train.optimizer import make_optimizer
 from plamo2_jax.train.schedule import make_schedule
-from plamo2_jax.train.state import TrainState
+from plamo2_jax.train.state import TrainState, state_shardings
 from plamo2_jax.train.step import make_step
 from plamo2_jax.train.stop import StopRequest
 
@@ -84,46 +85,52 @@ def pretrain(config: PretrainConfig, *, on_step: Callable[[int], None] | None = 
         TrainingError: the run in the folder has another configuration or tokenizer, or the loss is no longer finite.
         ValueError: a file that the configuration names is missing or unfit.
     """
-    # -- Build: data, model, optimizer, step ---------------------------------------------------------------------------------------
+    # -- Build: mesh, model, optimizer, data, step ---------------------------------------------------------------------------------
+    # Whatever can be refused is refused before anything is written.
     folder = config.folder
     tokenizer = _load_tokenizer(config)
-    iterator = train_iterator(
-        config.data, tokenizer
-    )  # Before anything is written: it refuses shards of another tokenizer.
-    resuming = _open_folder(config, tokenizer)
-    model = Plamo2(config.model, dtype=jnp.dtype(config.dtype), remat=config.remat)
+    mesh = make_mesh(config.mesh, _devices(config))
+    model = Plamo2(config.model, dtype=jnp.dtype(config.dtype), remat=config.remat, mesh=mesh)
     lengths = byte_lengths(tokenizer, config.model.vocab_size)
     schedule = make_schedule(config.schedule, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule, logical_axes(model))
-    objective = next_token(model, jnp.asarray(lengths), config.z_loss)
-
-    # Data parallel over devices: rows of a batch are divided, everything else is on each.
-    devices = _devices(config)
-    mesh = jax.sharding.Mesh(np.array(devices), ("data",))
-    replicated, by_rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+    objective = next_token(model, jnp.asarray(lengths), config.z_loss, config.loss_chunk)
 
     def create(params: Any) -> TrainState:
         return TrainState.create(params, optimizer, config.seed)
 
-    def put(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        return {name: jax.make_array_from_process_local_data(by_rows, array) for name, array in batch.items()}
+    # Shapes first: nothing is allocated before its sharding is known, and everything is made in it.
+    shapes = jax.eval_shape(create, abstract_params(model))
+    places = param_shardings(logical_axes(model), shapes.params, mesh, config.sharding)
+    shardings = state_shardings(shapes, optimizer, places)
+    abstract = with_shardings(shapes, shardings)
+    initialise = jax.jit(lambda: init_params(model, jax.random.key(config.seed)), out_shardings=shardings.params)
 
-    # Shapes first: nothing is allocated before its sharding is known.
-    abstract = abstract_like(jax.eval_shape(create, abstract_params(model)), replicated)
     batch_shape = (config.data.batch_size, config.data.sequence_length)
+    by_rows = batch_sharding(mesh, batch_shape, config.accumulation)
+    part, parts = process_part(by_rows, batch_shape)
+    iterator = train_iterator(config.data, tokenizer, process_index=part, process_count=parts)
+    resuming = _open_folder(config, tokenizer)
+
+    def put(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """A batch on the devices, from this process's rows of it."""
+        return {
+            name: jax.make_array_from_process_local_data(by_rows, array, batch_shape) for name, array in batch.items()
+        }
+
     abstract_batch = {
         name: jax.ShapeDtypeStruct(batch_shape, dtype, sharding=by_rows) for name, dtype in _BATCH_DTYPES.items()
     }
     train_step = (
         jax.jit(
-            make_step(objective, optimizer, schedule, config.accumulation),
-            out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), replicated),
+            make_step(objective, optimizer, schedule, config.accumulation, shardings.params),
+            out_shardings=(shardings, replicated(mesh)),
             donate_argnums=0,
         )
         .lower(abstract, abstract_batch)
         .compile()
     )
-    evaluate = make_evaluator(model, lengths)
+    evaluate = make_evaluator(model, lengths, config.loss_chunk)
 
     with RunCheckpoints(folder, config.keep) as checkpoints:
         # -- Restore: own run > init_from > scratch --------------------------------------------------------------------------------
@@ -133,9 +140,8 @@ def pretrain(config: PretrainConfig, *, on_step: Callable[[int], None] | None = 
             if config.init_from is not None:
                 params = checkpoint.restore_params(config.init_from, abstract.params)
             else:
-                initialise = jax.jit(lambda: init_params(model, jax.random.key(config.seed)), out_shardings=replicated)
                 params = initialise()
-            state = jax.jit(create, out_shardings=replicated)(params)
+            state = jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
             del params
         start = int(state.step)
 
@@ -146,7 +152,7 @@ def pretrain(config: PretrainConfig, *, on_step: Callable[[int], None] | None = 
             StopRequest() as stop,
             tqdm(total=config.steps, initial=start, unit="step", desc=config.name, dynamic_ncols=True) as progress,
         ):
-            window = _Window(config, devices)
+            window = _Window(config, mesh.devices.ravel())
             for step in range(start + 1, config.steps + 1):
                 state, metrics = train_step(state, put(next(iterator)))
                 window.add(step, metrics)
@@ -161,7 +167,9 @@ def pretrain(config: PretrainConfig, *, on_step: Callable[[int], None] | None = 
                     progress.set_postfix(window.write(log))
                 if evaluating:
                     for language, shards in config.heldout.items():
-                        batches = heldout_batches(config.data, shards, tokenizer)
+                        batches = heldout_batches(
+                            config.data, shards, tokenizer, process_index=part, process_count=parts
+                        )
                         heldout[language] = evaluate(state.params, map(put, batches))
                     log.write(step, _heldout_figures(heldout))
                 log.flush()
@@ -247,15 +255,21 @@ def _open_folder(config: PretrainConfig, tokenizer: Tokenizer) -> bool:
 
 
 def _devices(config: PretrainConfig) -> list[jax.Device]:
-    """The devices to train on: as many as the rows of a micro-batch can be divided among, which is said if it is not all."""
+    """The devices to train on: as many as the rows of a micro-batch can be divided among, which is said if it is not all.
+
+    Raises:
+        TrainingError: some would be idle in a job of several processes, each of which must have a part in it.
+    """
     devices, rows = jax.devices(), config.data.batch_size // config.accumulation
-    usable = math.gcd(rows, len(devices))
+    usable = config.mesh.usable_devices(len(devices), rows)
     if usable < len(devices):
-        tqdm.write(
+        said = (
             f"training on {usable} of {len(devices)} devices: a micro-batch has {rows} rows (data.batch_size / accumulation), and "
-            "only a multiple of the number of devices uses them all",
-            file=sys.stderr,
+            "only a multiple of the number of parts of the batch (mesh.data × mesh.fsdp) uses them all"
         )
+        if jax.process_count() > 1:
+            raise TrainingError(f"{said}; with several processes that is not allowed")
+        tqdm.write(said, file=sys.stderr)
     return devices[:usable]
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from plamo2_jax.eval.perplexity import Prediction, predict, prediction_sums
+from plamo2_jax.eval.perplexity import Prediction, predict_batch, prediction_sums
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -26,35 +26,32 @@ class Objective(Protocol):
         """The loss of a batch, and sums about it."""
 
 
-def cross_entropy(
-    logits: jax.Array, targets: jax.Array, weights: jax.Array, z_loss: float
-) -> tuple[jax.Array, Prediction, jax.Array]:
+def cross_entropy(prediction: Prediction, weights: jax.Array, z_loss: float) -> tuple[jax.Array, jax.Array]:
     """Weighted next-token cross-entropy with z-loss, in float32.
 
     The z-loss, z_loss * log(Z)^2 with Z the softmax's normaliser, keeps logits from drifting (PaLM, arXiv:2204.02311, section 5).
 
     Args:
-        logits: [b, t, v], any float dtype.
-        targets: [b, t] int32.
+        prediction: what the logits say of each target [b, t].
         weights: [b, t] float32; 0 leaves a position out.
         z_loss: coefficient of the z-loss.
 
     Returns:
-        The mean loss (a scalar, 0 where all weights are 0), what the logits say of each target, and the weighted sum of log(Z)^2.
+        The mean loss (a scalar, 0 where all weights are 0), and the weighted sum of log(Z)^2.
     """
-    prediction = predict(logits, targets)
     z = jnp.sum(weights * jnp.square(prediction.log_z))
     total = jnp.sum(weights * prediction.nats) + z_loss * z
-    return total / jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny), prediction, z
+    return total / jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny), z
 
 
-def next_token(model: nn.Module, byte_lengths: jax.Array, z_loss: float = 0.0) -> Objective:
+def next_token(model: nn.Module, byte_lengths: jax.Array, z_loss: float = 0.0, chunk: int | None = None) -> Objective:
     """The pretraining objective.
 
     Args:
         model: maps tokens, segment ids and positions to logits.
         byte_lengths: [v] int32, UTF-8 bytes each token stands for.
         z_loss: coefficient of the z-loss.
+        chunk: positions of each row whose logits exist at a time; None: all. See `predict_batch`.
 
     Returns:
         An objective whose metrics are sums over the batch: `weight`; `nats`, `tokens`, `bytes` and `correct` over the targets of
@@ -63,9 +60,8 @@ def next_token(model: nn.Module, byte_lengths: jax.Array, z_loss: float = 0.0) -
 
     def objective(params: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Metrics]:
         del rng  # The model has no dropout.
-        logits, _ = model.apply({"params": params}, batch["tokens"], batch["segment_ids"], batch["positions"])
-        weights = batch["loss_weights"]
-        loss, prediction, z = cross_entropy(logits, batch["targets"], weights, z_loss)
+        prediction, weights = predict_batch(model, params, batch, chunk), batch["loss_weights"]
+        loss, z = cross_entropy(prediction, weights, z_loss)
         sums = prediction_sums(prediction, batch["targets"], weights, byte_lengths)
         return loss, {"weight": jnp.sum(weights), "z_loss": z_loss * z, **sums}
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import optax
 
 from plamo2_jax.model import axes
-
-# Axes along which a weight does not map one feature to another: the stack of layers, the taps of a depthwise filter,
-# and the channels inside a head, which belong to the head's axis.
-_NOT_FEATURES = frozenset({axes.LAYERS, axes.CONV, axes.HEAD_DIM})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +32,10 @@ class OptimizerConfig:
     """Whether parameters with a vocabulary axis decay too."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
+    mu_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the mean of gradients between updates; bfloat16 saves 2 bytes a parameter."""
+    nu_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the mean of squared gradients between updates; bfloat16 saves 2 bytes a parameter."""
 
     def __post_init__(self) -> None:
         self._require("beta1", 0 <= self.beta1 < 1, "in [0, 1)")
@@ -43,6 +43,12 @@ class OptimizerConfig:
         self._require("epsilon", self.epsilon > 0, "positive")
         self._require("weight_decay", self.weight_decay >= 0, "zero or positive")
         self._require("clip_norm", self.clip_norm > 0, "positive")
+        for name in ("mu_dtype", "nu_dtype"):
+            self._require(name, getattr(self, name) in ("float32", "bfloat16"), "float32 or bfloat16")
+        for name, beta in (("mu_dtype", self.beta1), ("nu_dtype", self.beta2)):
+            # Half a step of a bfloat16 is 1/512 to 1/256 of it: a mean that moves by less in an update stands still.
+            kept = getattr(self, name) == "float32" or 1 - beta >= 1 / 128
+            self._require(name, kept, f"float32 with a beta of {beta}: bfloat16 would round its updates away")
 
     def _require(self, name: str, condition: bool, allowed: str) -> None:
         if not condition:
@@ -57,7 +63,7 @@ def decays(names: axes.Axes, *, decay_embedding: bool = False) -> bool:
     """
     if axes.VOCAB in names and not decay_embedding:
         return False
-    return len({name for name in names if name is not None} - _NOT_FEATURES) >= 2
+    return axes.is_matrix(names)
 
 
 def decay_mask(logical_axes: Any, *, decay_embedding: bool = False) -> Any:
@@ -68,15 +74,33 @@ def decay_mask(logical_axes: Any, *, decay_embedding: bool = False) -> Any:
 def make_optimizer(
     config: OptimizerConfig, schedule: Callable[[jax.Array], jax.Array], logical_axes: Any
 ) -> optax.GradientTransformation:
-    """Clipping, then AdamW; its state is float32 and shaped like the parameters."""
+    """Clipping, then AdamW; its state is shaped like the parameters, of the dtypes that `config` names."""
+    adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon, mu_dtype=config.mu_dtype)
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            schedule,
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-            mask=decay_mask(logical_axes, decay_embedding=config.decay_embedding),
+        optax.chain(
+            _keep_nu_as(adam, config.nu_dtype),
+            optax.add_decayed_weights(
+                config.weight_decay, decay_mask(logical_axes, decay_embedding=config.decay_embedding)
+            ),
+            optax.scale_by_learning_rate(schedule),
         ),
     )
+
+
+def _keep_nu_as(adam: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:
+    """`adam`, which computes in float32, with its second moments in another dtype between updates (optax has this for the first)."""
+    if dtype == "float32":
+        return adam
+
+    def cast(state: optax.ScaleByAdamState, dtype: str) -> optax.ScaleByAdamState:
+        return state._replace(nu=jax.tree.map(lambda leaf: leaf.astype(dtype), state.nu))
+
+    def init(params: Any) -> optax.ScaleByAdamState:
+        return cast(adam.init(params), dtype)
+
+    def update(grads: Any, state: optax.ScaleByAdamState, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
+        updates, state = adam.update(grads, cast(state, "float32"), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(init, update)

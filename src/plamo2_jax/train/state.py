@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from plamo2_jax.sharding.rules import replicated
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +22,7 @@ class TrainState:
     params: Any
     """Master parameters, float32."""
     opt_state: optax.OptState
-    """State of the optimizer, float32."""
+    """State of the optimizer, of the dtypes that OptimizerConfig names."""
     rng: jax.Array
     """Raw random key [2] uint32; a step's own key is this one folded with the step number."""
 
@@ -33,3 +35,18 @@ class TrainState:
             opt_state=optimizer.init(params),
             rng=jax.random.key_data(jax.random.key(seed)),
         )
+
+
+def state_shardings(abstract: TrainState, optimizer: optax.GradientTransformation, params: Any) -> TrainState:
+    """Where each part of a state lies: the optimizer's trees like the parameters, step, counters and random key on every device.
+
+    Args:
+        abstract: the state's shapes.
+        optimizer: the one whose state it is.
+        params: tree of the parameters' NamedShardings, all of one mesh.
+    """
+    everywhere = replicated(jax.tree.leaves(params)[0].mesh)
+    opt_state = optax.tree.map_params(
+        optimizer, lambda _, sharding: sharding, abstract.opt_state, params, transform_non_params=lambda _: everywhere
+    )
+    return TrainState(step=everywhere, params=params, opt_state=opt_state, rng=everywhere)

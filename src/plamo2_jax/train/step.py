@@ -21,6 +21,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     schedule: Callable[[jax.Array], jax.Array],
     accumulation: int = 1,
+    shardings: Any = None,
 ) -> TrainStep:
     """A pure train step `(state, batch) -> (state, metrics)`; jit it with the first argument donated.
 
@@ -32,6 +33,7 @@ def make_step(
         optimizer: turns gradients into updates.
         schedule: learning rate by step, for the metrics (the optimizer holds its own).
         accumulation: number of micro-batches; it must divide b.
+        shardings: tree of the parameters' shardings, which their gradients are given too; None: whatever XLA makes of them.
 
     Returns:
         The step. Its metrics are the objective's sums, `loss` (the batch's), `grad_norm` (before clipping) and `learning_rate`.
@@ -40,6 +42,9 @@ def make_step(
     def gradients(params: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Metrics, Any]:
         """The batch's loss sum, metric sums and gradient sum: the means times the weight."""
         (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params, batch, rng)
+        if shardings is not None:
+            # Each micro-batch's are summed over devices part by part, so that no device ever holds a whole one.
+            grads = jax.lax.with_sharding_constraint(grads, shardings)
         weight = metrics["weight"]
         return loss * weight, metrics, jax.tree.map(lambda grad: grad.astype(jnp.float32) * weight, grads)
 

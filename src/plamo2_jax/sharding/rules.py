@@ -1,0 +1,172 @@
+"""Which axes of a parameter are divided over which axes of the mesh: one table a strategy, and the shardings that follow from it.
+
+In the shapes below F stands for fsdp × sequence, T for tensor, and `/` for "divided by": each device holds a part of that shape. The axis
+`layers`, which leads every parameter of a layer, is what a scan steps through and is never divided.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from plamo2_jax.model import axes
+from plamo2_jax.model.axes import FSDP, ROWS, SEQUENCE, TENSOR
+
+Strategy = Literal["fsdp", "fsdp_tensor", "tensor"]
+"""fsdp: parameters divided over fsdp × sequence along the residual width, gathered where they are used (ZeRO-3).
+fsdp_tensor: that, and heads, MLP columns and vocabulary over tensor (Megatron); with tensor=1 the same as fsdp.
+tensor: over tensor alone, for decoding, which would wait for the gathering at each token."""
+
+_PARTS = (FSDP, SEQUENCE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Mesh axes by logical axis. Within a parameter the rows go from the top, and a mesh axis is used once."""
+
+    matrices: Mapping[str, tuple[str, ...]]
+    """Of parameters that map features to features (`axes.is_matrix`)."""
+    vectors: Mapping[str, tuple[str, ...]]
+    """Of all others. They come to less than a thousandth of a model: dividing them would save nothing and cost a message each."""
+
+
+_BY_WIDTH = {
+    axes.EMBED: _PARTS,  # embedding, lm_head [v, e/F]; in_proj [2, e/F, h, p]; q_proj, k_proj, v_proj [e/F, h, p]; gate, up [e/F, f];
+    #                      down [f, e/F]; out_proj, o_proj [h, p, e/F]
+    axes.HEAD_DIM: _PARTS,  # what has no width: b_proj, c_proj [h, p/F, n]; dt_down [h, p/F, r]
+}
+_BY_HEADS = {
+    axes.VOCAB: (TENSOR,),  # embedding, lm_head [v/T, e]
+    axes.MLP: (TENSOR,),  # gate, up [e, f/T]; down [f/T, e]
+    axes.HEADS: (TENSOR,),  # q_proj [e, h/T, p]; o_proj [h/T, p, e]; q_scale [h/T, p]
+    axes.KV_HEADS: (TENSOR,),  # k_proj, v_proj [e, g/T, p]; k_scale [g/T, p]; whole where g < T, see _WHOLE_IF_FEWER
+    axes.MAMBA_HEADS: (
+        TENSOR,
+    ),  # in_proj [2, e, h/T, p]; out_proj [h/T, p, e]; b_proj, c_proj [h/T, p, n]; dt_down [h/T, p, r];
+    #                               dt_up [r, h/T]; conv [h/T, p, taps]; a_log, dt_bias, skip [h/T]
+}
+
+RULES: Mapping[Strategy, Rules] = {
+    "fsdp": Rules(_BY_WIDTH, {}),
+    "fsdp_tensor": Rules(_BY_WIDTH | _BY_HEADS, _BY_HEADS),
+    "tensor": Rules(_BY_HEADS, _BY_HEADS),
+}
+
+# Fewer key/value heads than tensor has parts: groups of devices then read the same head, so each device holds all of them. A 1B has
+# one such head, and its k_proj and v_proj are a sixteenth of q_proj.
+_WHOLE_IF_FEWER = frozenset({axes.KV_HEADS})
+
+
+class ShardingError(ValueError):
+    """A parameter or a batch cannot be divided over a mesh; the message names it, the axis, its size and the mesh."""
+
+
+def param_shardings(logical_axes: Any, abstract: Any, mesh: Mesh, strategy: Strategy) -> Any:
+    """Where each parameter lies.
+
+    Args:
+        logical_axes: tree of the names of each parameter's axes (`plamo2_jax.model.logical_axes`).
+        abstract: tree of the same structure, of anything with a shape.
+        mesh: from `make_mesh`.
+        strategy: which table.
+
+    Returns:
+        A tree of NamedSharding.
+
+    Raises:
+        ShardingError: an axis does not divide, or the strategy leaves the mesh axis `tensor` idle.
+    """
+    rules = RULES[strategy]
+    if mesh.shape[TENSOR] > 1 and not any(TENSOR in row for row in rules.matrices.values()):
+        raise ShardingError(
+            f"the strategy {strategy!r} divides nothing over tensor={mesh.shape[TENSOR]}; use fsdp_tensor, or tensor=1"
+        )
+
+    def place(path: tuple, names: axes.Axes, leaf: Any) -> NamedSharding:
+        return NamedSharding(
+            mesh, _spec(jax.tree_util.keystr(path, simple=True, separator="/"), names, leaf.shape, mesh, rules)
+        )
+
+    return jax.tree_util.tree_map_with_path(place, logical_axes, abstract, is_leaf=axes.is_axes)
+
+
+def _spec(path: str, names: axes.Axes, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> PartitionSpec:
+    table = rules.matrices if axes.is_matrix(names) else rules.vectors
+    entries: list[tuple[str, ...] | None] = [None] * len(names)
+    used: set[str] = set()
+    for name, mesh_axes in table.items():
+        if name not in names or used & set(mesh_axes):
+            continue
+        position = names.index(name)
+        size, parts = shape[position], math.prod(mesh.shape[axis] for axis in mesh_axes)
+        if name in _WHOLE_IF_FEWER and size < parts:
+            continue
+        if size % parts:
+            spelled = " × ".join(f"{axis}={mesh.shape[axis]}" for axis in mesh_axes)
+            raise ShardingError(
+                f"parameter {path}: axis {name!r} of size {size} is not divisible by {spelled} of the mesh ({_spell(mesh)})"
+            )
+        entries[position] = mesh_axes
+        used.update(mesh_axes)
+    return PartitionSpec(*entries)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole on every device: for scalars."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, shape: tuple[int, int], accumulation: int = 1) -> NamedSharding:
+    """Where the arrays [b, t] of a batch lie: rows over data × fsdp, tokens over sequence.
+
+    Args:
+        mesh: from `make_mesh`.
+        shape: b and t.
+        accumulation: micro-batches that the rows are cut into; each of them is divided.
+
+    Raises:
+        ShardingError: b / accumulation or t does not divide.
+    """
+    for name, size, mesh_axes in (("b / accumulation", shape[0] // accumulation, ROWS), ("t", shape[1], (SEQUENCE,))):
+        if size % math.prod(mesh.shape[axis] for axis in mesh_axes):
+            spelled = " × ".join(f"{axis}={mesh.shape[axis]}" for axis in mesh_axes)
+            raise ShardingError(
+                f"the batch's {name} = {size} is not divisible by {spelled} of the mesh ({_spell(mesh)})"
+            )
+    return NamedSharding(mesh, PartitionSpec(ROWS, SEQUENCE))
+
+
+def process_part(sharding: NamedSharding, shape: tuple[int, int]) -> tuple[int, int]:
+    """Which part of a batch's rows this process supplies, of how many: `(index, count)`.
+
+    Processes whose devices hold the same rows (they differ in sequence or tensor) supply the same part.
+
+    Raises:
+        ShardingError: processes hold overlapping but unlike rows.
+    """
+    held: dict[int, set[int]] = {}
+    for device, (rows, _) in sharding.devices_indices_map(shape).items():
+        held.setdefault(device.process_index, set()).add(rows.indices(shape[0])[0])
+    parts = sorted({tuple(sorted(starts)) for starts in held.values()})
+    if len({len(part) for part in parts}) > 1 or len({start for part in parts for start in part}) < sum(
+        map(len, parts)
+    ):
+        raise ShardingError(
+            f"the processes' devices hold unlike shares of a batch's rows on the mesh ({_spell(sharding.mesh)}); make "
+            "sequence × tensor divide, or be divisible by, the devices of a process"
+        )
+    return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
+
+
+def with_shardings(abstract: Any, shardings: Any) -> Any:
+    """Shapes and dtypes of a tree with the shardings of another of its structure."""
+    return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), abstract, shardings)
+
+
+def _spell(mesh: Mesh) -> str:
+    return ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
