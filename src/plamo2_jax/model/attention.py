@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from plamo2_jax.config import LayerKind, ModelConfig
-from plamo2_jax.model import axes
+from plamo2_jax.model import axes, parallel
 from plamo2_jax.model.cache import AttentionCache
 from plamo2_jax.model.context import Context
 from plamo2_jax.model.layers import apply_rope, parameter, rms_normalize
@@ -23,6 +24,7 @@ class Attention(nn.Module):
     config: ModelConfig
     kind: LayerKind
     implementation: Implementation = "auto"
+    mesh: jax.sharding.Mesh | None = None
 
     @nn.compact
     def __call__(
@@ -51,7 +53,9 @@ class Attention(nn.Module):
 
         q, k, v = rotate(project(q_proj), q_scale), rotate(project(k_proj), k_scale), project(v_proj)
         segments, positions = context.segment_ids, context.positions
-        if cache is None:
+        if cache is None and self.mesh is not None and not self.is_initializing():
+            y = parallel.attend(self.mesh, q, k, v, segments, window, self.implementation)
+        elif cache is None:
             y = attention(q, k, v, segment_ids=segments, window=window, implementation=self.implementation)
         else:
             seen, cache = cache, cache.write(k, v, positions, segments, context.count)

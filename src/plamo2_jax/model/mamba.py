@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from plamo2_jax.config import ModelConfig
-from plamo2_jax.model import axes
+from plamo2_jax.model import axes, parallel
 from plamo2_jax.model.cache import MambaCache
 from plamo2_jax.model.context import Context
 from plamo2_jax.model.layers import parameter, rms_normalize
@@ -40,6 +40,7 @@ class Mamba(nn.Module):
 
     config: ModelConfig
     implementation: Implementation = "auto"
+    mesh: jax.sharding.Mesh | None = None
 
     @nn.compact
     def __call__(
@@ -75,9 +76,14 @@ class Mamba(nn.Module):
 
         dtype = u.dtype
         z, x = (jnp.einsum("btd,dhp->bthp", u, weight) for weight in in_proj.astype(dtype))
-        x, conv_state = causal_conv1d(
-            x, conv, segment_ids=context.segment_ids, initial_state=conv_state, activation="silu"
-        )
+        # Pieces with a cache, and the one token that parameters are made with, are not cut.
+        mesh = None if cache is not None or self.is_initializing() else self.mesh
+        if mesh is None:
+            x, conv_state = causal_conv1d(
+                x, conv, segment_ids=context.segment_ids, initial_state=conv_state, activation="silu"
+            )
+        else:
+            x = parallel.convolve(mesh, x, conv, context.segment_ids)
         # Three products read x: without the barrier XLA may run the convolution anew for each.
         x = jax.lax.optimization_barrier(x)
         B, C, low_rank = (
@@ -85,16 +91,15 @@ class Mamba(nn.Module):
             for weight, scale in ((b_proj, b_norm), (c_proj, c_norm), (dt_down, dt_norm))
         )
         dt = jnp.einsum("btr,rh->bth", low_rank, dt_up.astype(dtype), preferred_element_type=dt_bias.dtype)
-        y, ssm_state = ssd(
-            x,
-            nn.softplus(dt + dt_bias),
-            -jnp.exp(a_log),
-            B[:, :, None],
-            C[:, :, None],
-            skip,
-            segment_ids=context.segment_ids,
-            initial_state=ssm_state,
-            implementation=self.implementation,
-        )
+        arrays = x, nn.softplus(dt + dt_bias), -jnp.exp(a_log), B[:, :, None], C[:, :, None], skip
+        if mesh is None:
+            y, ssm_state = ssd(
+                *arrays,
+                segment_ids=context.segment_ids,
+                initial_state=ssm_state,
+                implementation=self.implementation,
+            )
+        else:
+            y = parallel.scan(mesh, *arrays, context.segment_ids, self.implementation)
         out = jnp.einsum("bthp,hpd->btd", y * nn.silu(z), out_proj.astype(dtype))
         return out, None if cache is None else MambaCache(conv_state.astype(cache.conv.dtype), ssm_state)

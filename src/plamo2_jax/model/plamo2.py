@@ -26,6 +26,7 @@ from plamo2_jax.model.cache import AttentionCache, Cache, MambaCache, init_cache
 from plamo2_jax.model.context import Context, advance, make_context
 from plamo2_jax.model.layers import MIXER_SCALE, MLP_SCALE, GatedMLP, RMSNorm, parameter
 from plamo2_jax.model.mamba import Mamba
+from plamo2_kernels.attention import Implementation as AttentionImplementation
 from plamo2_kernels.ssd import Implementation
 
 Remat = Literal["none", "dots", "block", "offload"]
@@ -60,6 +61,8 @@ class Block(nn.Module):
     config: ModelConfig
     kind: LayerKind
     implementation: Implementation
+    attention_implementation: AttentionImplementation = "auto"
+    mesh: jax.sharding.Mesh | None = None
 
     @nn.compact
     def __call__(
@@ -68,9 +71,9 @@ class Block(nn.Module):
         """The residual stream after the layer, and the layer's new cache."""
         c = self.config
         if self.kind is LayerKind.MAMBA:
-            mixer = Mamba(c, self.implementation, name="mixer")
+            mixer = Mamba(c, self.implementation, self.mesh, name="mixer")
         else:
-            mixer = Attention(c, self.kind, name="mixer")
+            mixer = Attention(c, self.kind, self.attention_implementation, self.mesh, name="mixer")
 
         def norm(name, offset):
             return RMSNorm(offset, c.rms_norm_eps, name=name)
@@ -87,6 +90,8 @@ class Period(nn.Module):
     config: ModelConfig
     kinds: tuple[LayerKind, ...]
     implementation: Implementation
+    attention_implementation: AttentionImplementation = "auto"
+    mesh: jax.sharding.Mesh | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"], caches: tuple | None, context: Context):
@@ -94,7 +99,14 @@ class Period(nn.Module):
         x = checkpoint_name(x, _INPUT)
         new = []
         for position, kind in enumerate(self.kinds):
-            block = Block(self.config, kind, self.implementation, name=f"layer_{position}")
+            block = Block(
+                self.config,
+                kind,
+                self.implementation,
+                self.attention_implementation,
+                self.mesh,
+                name=f"layer_{position}",
+            )
             x, cache = block(x, context, None if caches is None else caches[position])
             new.append(cache)
         return x, None if caches is None else tuple(new)
@@ -109,8 +121,9 @@ class Plamo2(nn.Module):
             softmax, the scan's state and the logits.
         implementation: of the selective scan.
         remat: what the backward pass recomputes.
-        mesh: devices that a batch is divided over, rows over data × fsdp and tokens over sequence; None: whatever XLA makes of the
-            arguments' shardings.
+        mesh: devices over which whole rows are computed, with the axes of `model.axes`; see `model.parallel`. None: as XLA sees fit. Calls
+            with a cache do not look at it.
+        attention_implementation: of attention over whole rows.
     """
 
     config: ModelConfig
@@ -118,6 +131,7 @@ class Plamo2(nn.Module):
     implementation: Implementation = "auto"
     remat: Remat = "none"
     mesh: jax.sharding.Mesh | None = None
+    attention_implementation: AttentionImplementation = "auto"
 
     def setup(self) -> None:
         """Declare the parameters."""
@@ -138,7 +152,7 @@ class Plamo2(nn.Module):
                 length=run.count,
                 metadata_params={nn.PARTITION_NAME: axes.LAYERS},
             )
-            return scanned(c, run.kinds, self.implementation, name=name)
+            return scanned(c, run.kinds, self.implementation, self.attention_implementation, self.mesh, name=name)
 
         # Scanning a run of one period too keeps one layout of parameters: every layer parameter has the axis `layers`.
         self.runs = [stack(run, f"run_{i}") for i, run in enumerate(c.runs)]

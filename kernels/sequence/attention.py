@@ -1,0 +1,126 @@
+"""Attention over a row in shards: a halo of `window` keys, or the keys of the whole row.
+
+Queries stay where they are; keys and values, which grouped heads make few, come to them. With full attention every shard holds those of
+the row, 2·g·p numbers a token (64 MiB for 32,768 tokens with 4 heads of 128 in bfloat16); a ring would hold two shards of them, but would
+need the normalisers of an online softmax from every kernel. Shards are contiguous, so the last one has the most to do and sets the
+pace: each of them works through as many blocks as it.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from plamo2_kernels.attention import Implementation, api, attention, cudnn, masked_attention, splash
+from plamo2_kernels.sequence.halo import preceding, rest_of_the_row
+from plamo2_kernels.sequence.splash import trailing_splash
+
+# Queries a block of the loop, as in the loop over a whole row; lengths that matrix units and cuDNN take well.
+_LEAST_BLOCK, _MOST_BLOCK, _MULTIPLE = 128, 512, 8
+
+
+def sharded_attention(
+    q: Float[Array, "b t h p"],
+    k: Float[Array, "b t g p"],
+    v: Float[Array, "b t g p"],
+    *,
+    axis_name: str,
+    segment_ids: Int[Array, "b t"] | None = None,
+    window: int | None = None,
+    implementation: Implementation = "auto",
+    block_size: int | None = None,
+    interpret: bool = False,
+) -> Float[Array, "b t h p"]:
+    """`attention` of this shard's queries to the keys of the row.
+
+    A query sees a key if their segment ids are equal, wherever they are, as in a whole row.
+
+    Raises:
+        ValueError: a named implementation that cannot run.
+    """
+    shards, t = lax.axis_size(axis_name), q.shape[1]
+    if shards == 1:
+        return attention(
+            q,
+            k,
+            v,
+            segment_ids=segment_ids,
+            window=window,
+            implementation=implementation,
+            block_size=block_size,
+            interpret=interpret,
+        )
+    implementation = _implementation(q, block_size, implementation)
+    if segment_ids is None:
+        # Zeros stand for keys before the row, so there are segments even where the row is one document.
+        segment_ids = jnp.ones_like(q, jnp.int32, shape=q.shape[:2])
+
+    def with_earlier(a):
+        if window is None or window >= (shards - 1) * t:
+            return jnp.concatenate([rest_of_the_row(a, axis_name), a], axis=1)
+        return jnp.concatenate([preceding(a, window, axis_name), a], axis=1)
+
+    k, v, key_segments = map(with_earlier, (k, v, segment_ids))
+    if implementation == "splash":
+        return trailing_splash(q, k, v, segment_ids, key_segments, window, block_size, interpret=interpret)
+    return _trailing(q, k, v, segment_ids, key_segments, window, block_size, implementation)
+
+
+def _implementation(q, block_size, implementation):
+    if implementation == "auto":
+        return api._choose(q, block_size)
+    obstacle = {"splash": splash.obstacle, "cudnn": cudnn.obstacle}.get(implementation, lambda q, block_size: None)
+    if reason := obstacle(q, block_size):
+        raise ValueError(f"attention: implementation={implementation!r} cannot run: {reason}")
+    return implementation
+
+
+def _trailing(q, k, v, segments, key_segments, window, block_size, implementation):
+    """`banded_attention` of queries [b,t,h,p] that are the last t of the s tokens of k and v [b,s,g,p]."""
+    t, s = q.shape[1], k.shape[1]
+    if block_size is None:
+        block_size = _MOST_BLOCK if window is None else min(max(window, _LEAST_BLOCK), _MOST_BLOCK)
+        block_size = min(block_size, t)
+        block_size += -block_size % _MULTIPLE
+    pad = -t % block_size
+    # Padding, and so seen by padding only.
+    lead = -(s + pad) % _MULTIPLE
+    q, segments = (_padded(a, 0, pad) for a in (q, segments))
+    k, v, key_segments = (_padded(a, lead, pad) for a in (k, v, key_segments))
+    b, s = k.shape[:2]
+    first = s - q.shape[1]
+    span = s
+    if window is not None:
+        span = min(s, window + block_size + -(window + block_size) % _MULTIPLE)
+
+    @jax.checkpoint
+    def one_block(block):
+        number, q_block, segments_block = block
+        end = first + (number + 1) * block_size
+        start = jnp.maximum(end - span, 0)
+        k_block, v_block, key_segments_block = (
+            lax.dynamic_slice_in_dim(a, start, span, axis=1) for a in (k, v, key_segments)
+        )
+        places = (jnp.broadcast_to(jnp.arange(n), (b, n)) for n in (block_size, span))
+        q_places, k_places = (place + offset for place, offset in zip(places, (end - block_size, start), strict=True))
+        return masked_attention(
+            q_block,
+            k_block,
+            v_block,
+            segments_block,
+            key_segments_block,
+            q_places,
+            k_places,
+            window=window,
+            implementation=implementation,
+        )
+
+    blocks = [jnp.moveaxis(a.reshape(b, -1, block_size, *a.shape[2:]), 1, 0) for a in (q, segments)]
+    out = lax.map(one_block, (jnp.arange(blocks[0].shape[0]), *blocks))
+    return jnp.moveaxis(out, 0, 1).reshape(q.shape)[:, :t]
+
+
+def _padded(a, before, after):
+    return jnp.pad(a, [(0, 0), (before, after)] + [(0, 0)] * (a.ndim - 2))

@@ -1,0 +1,35 @@
+"""What a shard needs of the shards before it in the row."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Shaped
+
+
+def preceding(x: Shaped[Array, "b t *c"], size: int, axis_name: str) -> Shaped[Array, "b size *c"]:
+    """The last `size` tokens before this shard, from as many shards as that takes; zeros before the row's start.
+
+    Zeros are right for segment ids too: 0 is padding, which no token sees.
+    """
+    t, shards = x.shape[1], lax.axis_size(axis_name)
+    farthest = min(-(-size // t), shards - 1)
+    pieces = []
+    for hop in range(farthest, 0, -1):
+        piece = x[:, t - min(t, size - (hop - 1) * t) :]
+        pieces.append(lax.ppermute(piece, axis_name, [(i, i + hop) for i in range(shards - hop)]))
+    halo = jnp.concatenate(pieces, axis=1) if pieces else x[:, :0]
+    return jnp.pad(halo, [(0, 0), (size - halo.shape[1], 0)] + [(0, 0)] * (x.ndim - 2))
+
+
+def rest_of_the_row(x: Shaped[Array, "b t *c"], axis_name: str) -> Shaped[Array, "b s-t *c"]:
+    """All other shards of the row, zeros in place of later ones; what is before this shard ends where it begins.
+
+    The zeros lead, so that in every shard its own tokens come last, and one program with one mask serves all of them.
+    """
+    shards, here = lax.axis_size(axis_name), lax.axis_index(axis_name)
+    row = lax.all_gather(x, axis_name)
+    turned = jnp.roll(row, shards - 1 - here, axis=0)[:-1]
+    earlier = jnp.arange(shards - 1) >= shards - 1 - here
+    turned = jnp.where(earlier.reshape(-1, *[1] * x.ndim), turned, 0)
+    return jnp.moveaxis(turned, 0, 1).reshape(x.shape[0], -1, *x.shape[2:])

@@ -1,0 +1,90 @@
+"""The network over every mesh of eight devices against the network on one: logits and gradients."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from plamo2_jax.config import preset
+from plamo2_jax.model import Plamo2, axes, init_params
+
+AXES = (axes.DATA, axes.FSDP, axes.SEQUENCE, axes.TENSOR)
+MESHES = [shape for shape in np.ndindex(9, 9, 9, 9) if math.prod(shape) == 8]
+B, T = 8, 32
+# A layer of each kind. The window reaches over three shards of eight; key heads divide by 2 devices of `tensor`, not by 4 or 8.
+CONFIG = preset(
+    "tiny",
+    hidden_size=16,
+    num_hidden_layers=4,
+    intermediate_size=24,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    hidden_size_per_head=8,
+    mamba_num_heads=8,
+    mamba_d_state=4,
+    attention_window_size=9,
+    full_attention_idx=(3,),
+    vocab_size=31,
+    initializer_range=0.1,
+)
+LAYOUTS = [
+    [(1, 32)],
+    [(1, 10), (2, 22)],
+    [(0, 5), (1, 9), (2, 1), (3, 14), (0, 3)],
+    [(1, 3), (0, 9), (2, 20)],
+]
+SEGMENTS = np.array([[i for i, length in layout for _ in range(length)] for layout in LAYOUTS * 2], np.int32)
+REAL = (SEGMENTS != 0)[..., None]
+
+
+def tokens():
+    return np.random.default_rng(0).integers(0, CONFIG.vocab_size, size=(B, T)).astype(np.int32)
+
+
+def with_gradients(model):
+    """Jitted: logits, and the gradient of every parameter."""
+
+    def scalar(params, tokens, segment_ids):
+        logits, _ = model.apply({"params": params}, tokens, segment_ids)
+        weights = jnp.cos(jnp.arange(logits.size, dtype=jnp.float32)).reshape(logits.shape)
+        return jnp.sum(jnp.where(REAL, logits * weights, 0)), logits
+
+    return jax.jit(jax.grad(scalar, has_aux=True))
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(functools.partial(init_params, Plamo2(CONFIG)))(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def expected(params):
+    return jax.device_get(with_gradients(Plamo2(CONFIG))(params, tokens(), SEGMENTS))
+
+
+def assert_equal(actual, expected):
+    def compare(path, got, wanted):
+        got = np.asarray(got)
+        if got.shape[:2] == (B, T):
+            got, wanted = got * REAL, wanted * REAL
+        assert np.linalg.norm(got - wanted) <= 1e-5 * np.linalg.norm(wanted), jax.tree_util.keystr(path)
+
+    jax.tree_util.tree_map_with_path(compare, actual, expected)
+
+
+def placed(mesh, params):
+    """Parameters on every device, batches cut as the mixers cut them."""
+    everywhere, rows = (
+        NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec((axes.DATA, axes.FSDP), axes.SEQUENCE))
+    )
+    return jax.device_put((params, tokens(), SEGMENTS), (everywhere, rows, rows))
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=lambda shape: "x".join(map(str, shape)))
+def test_every_mesh_of_eight_devices_equals_one_device(params, expected, shape):
+    mesh = Mesh(np.array(jax.devices()).reshape(shape), AXES)
+    assert_equal(with_gradients(Plamo2(CONFIG, mesh=mesh))(*placed(mesh, params)), expected)
