@@ -14,7 +14,9 @@ from plamo2_jax.plan.hlo import Computation, Instruction, Module, array_bytes
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 # Three spellings: numbers, a permuted range cut into groups, and axes of a mesh.
-_GROUPS = re.compile(r"replica_groups=(\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?|\{\{.*?\}\}|mesh\[[^\]]*\](?:\([^)]*\))? \{[^}]*\})")
+_GROUPS = re.compile(
+    r"replica_groups=(\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?|\{\{.*?\}\}|mesh\[[^\]]*\](?:\([^)]*\))? \{[^}]*\})"
+)
 _AXIS = re.compile(r"'(\w+)'=(\d+)")
 _CHOSEN = re.compile(r"'(\w+)'(?::\((\d+)\)(\d+))?")
 _PAIRS = re.compile(r"source_target_pairs=\{(\{.*?\})\}")
