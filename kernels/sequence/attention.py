@@ -8,6 +8,8 @@ pace: each of them works through as many blocks as it.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -95,30 +97,22 @@ def _trailing(q, k, v, segments, key_segments, window, block_size, implementatio
     if window is not None:
         span = min(s, window + block_size + -(window + block_size) % _MULTIPLE)
 
-    @jax.checkpoint
     def one_block(block):
         number, q_block, segments_block = block
         end = first + (number + 1) * block_size
         start = jnp.maximum(end - span, 0)
-        k_block, v_block, key_segments_block = (
-            lax.dynamic_slice_in_dim(a, start, span, axis=1) for a in (k, v, key_segments)
+        keys = [lax.dynamic_slice_in_dim(a, start, span, axis=1) for a in (k, v, key_segments)]
+        places = (
+            jnp.broadcast_to(offset + jnp.arange(n), (b, n))
+            for offset, n in ((end - block_size, block_size), (start, span))
         )
-        places = (jnp.broadcast_to(jnp.arange(n), (b, n)) for n in (block_size, span))
-        q_places, k_places = (place + offset for place, offset in zip(places, (end - block_size, start), strict=True))
-        return masked_attention(
-            q_block,
-            k_block,
-            v_block,
-            segments_block,
-            key_segments_block,
-            q_places,
-            k_places,
-            window=window,
-            implementation=implementation,
-        )
+        return attend(q_block, keys[0], keys[1], segments_block, keys[2], *places)
 
+    attend = functools.partial(masked_attention, window=window, implementation=implementation)
+    if q.shape[1] == block_size:
+        return one_block((0, q, segments))[:, :t]
     blocks = [jnp.moveaxis(a.reshape(b, -1, block_size, *a.shape[2:]), 1, 0) for a in (q, segments)]
-    out = lax.map(one_block, (jnp.arange(blocks[0].shape[0]), *blocks))
+    out = lax.map(jax.checkpoint(one_block), (jnp.arange(blocks[0].shape[0]), *blocks))
     return jnp.moveaxis(out, 0, 1).reshape(q.shape)[:, :t]
 
 

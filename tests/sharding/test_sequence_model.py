@@ -1,5 +1,6 @@
 """The network over every mesh of eight devices against the network on one: logits and gradients."""
 
+import dataclasses
 import functools
 import math
 
@@ -15,11 +16,11 @@ from plamo2_jax.model import Plamo2, axes, init_params
 AXES = (axes.DATA, axes.FSDP, axes.SEQUENCE, axes.TENSOR)
 MESHES = [shape for shape in np.ndindex(9, 9, 9, 9) if math.prod(shape) == 8]
 B, T = 8, 32
-# A layer of each kind. The window reaches over three shards of eight; key heads divide by 2 devices of `tensor`, not by 4 or 8.
+# The window reaches over three shards of eight; key heads divide by 2 devices of `tensor`, not by 4 or 8.
 CONFIG = preset(
     "tiny",
     hidden_size=16,
-    num_hidden_layers=4,
+    num_hidden_layers=2,
     intermediate_size=24,
     num_attention_heads=8,
     num_key_value_heads=2,
@@ -27,7 +28,6 @@ CONFIG = preset(
     mamba_num_heads=8,
     mamba_d_state=4,
     attention_window_size=9,
-    full_attention_idx=(3,),
     vocab_size=31,
     initializer_range=0.1,
 )
@@ -56,14 +56,14 @@ def with_gradients(model):
     return jax.jit(jax.grad(scalar, has_aux=True))
 
 
-@pytest.fixture(scope="module")
-def params():
-    return jax.jit(functools.partial(init_params, Plamo2(CONFIG)))(jax.random.key(0))
+@functools.cache
+def params(config):
+    return jax.jit(functools.partial(init_params, Plamo2(config)))(jax.random.key(0))
 
 
-@pytest.fixture(scope="module")
-def expected(params):
-    return jax.device_get(with_gradients(Plamo2(CONFIG))(params, tokens(), SEGMENTS))
+@functools.cache
+def expected(config):
+    return jax.device_get(with_gradients(Plamo2(config))(params(config), tokens(), SEGMENTS))
 
 
 def assert_equal(actual, expected):
@@ -76,15 +76,50 @@ def assert_equal(actual, expected):
     jax.tree_util.tree_map_with_path(compare, actual, expected)
 
 
-def placed(mesh, params):
-    """Parameters on every device, batches cut as the mixers cut them."""
+def assert_mesh_equals_one_device(config, shape):
+    mesh = Mesh(np.array(jax.devices()).reshape(shape), AXES)
+    # Parameters on every device, batches cut as the mixers cut them.
     everywhere, rows = (
         NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec((axes.DATA, axes.FSDP), axes.SEQUENCE))
     )
-    return jax.device_put((params, tokens(), SEGMENTS), (everywhere, rows, rows))
+    arguments = jax.device_put((params(config), tokens(), SEGMENTS), (everywhere, rows, rows))
+    assert_equal(with_gradients(Plamo2(config, mesh=mesh))(*arguments), expected(config))
 
 
 @pytest.mark.parametrize("shape", MESHES, ids=lambda shape: "x".join(map(str, shape)))
-def test_every_mesh_of_eight_devices_equals_one_device(params, expected, shape):
-    mesh = Mesh(np.array(jax.devices()).reshape(shape), AXES)
-    assert_equal(with_gradients(Plamo2(CONFIG, mesh=mesh))(*placed(mesh, params)), expected)
+def test_every_mesh_of_eight_devices_equals_one_device(shape):
+    assert_mesh_equals_one_device(CONFIG, shape)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 8, 1), (1, 2, 2, 2), (1, 1, 2, 4)], ids=lambda shape: "x".join(map(str, shape)))
+def test_full_attention_over_a_mesh_equals_one_device(shape):
+    assert_mesh_equals_one_device(dataclasses.replace(CONFIG, full_attention_idx=(1,)), shape)
+
+
+def test_a_cache_and_new_parameters_need_no_whole_mesh():
+    """One row of seven tokens, on a mesh that would cut both."""
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 2, 2, 1), AXES)
+    row, model = tokens()[:1, :7], Plamo2(CONFIG, mesh=mesh)
+    jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
+    logits, _ = model.apply({"params": params(CONFIG)}, row, cache=model.init_cache(1, 16))
+    wanted, _ = Plamo2(CONFIG).apply({"params": params(CONFIG)}, row)
+    assert np.linalg.norm(logits - wanted) <= 1e-5 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((3, 32), r"b=3 must be a multiple of the mesh's data=2 × fsdp=2"),
+        ((4, 31), r"t=31 must be a multiple of the mesh's sequence=2"),
+    ],
+)
+def test_what_does_not_divide_is_named(shape, message):
+    model = Plamo2(CONFIG, mesh=Mesh(np.array(jax.devices()).reshape(2, 2, 2, 1), AXES))
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(model.apply, {"params": params(CONFIG)}, np.zeros(shape, np.int32))
+
+
+def test_heads_that_do_not_divide_are_computed_on_every_device():
+    """Three key heads for six query heads over two devices, each of which reads one and a half; five state-space heads."""
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 3, "mamba_num_heads": 5}
+    assert_mesh_equals_one_device(dataclasses.replace(CONFIG, **heads), (2, 1, 2, 2))

@@ -1,0 +1,85 @@
+"""Rows in shards through the TPU compiler, at the shape of the 8B model's mixers and 32,768 tokens: kernels, memory, what travels."""
+
+import functools
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from plamo2_jax.config import LayerKind, preset
+from plamo2_jax.model.attention import Attention
+from plamo2_jax.model.axes import DATA, FSDP, SEQUENCE, TENSOR
+from plamo2_jax.model.context import make_context
+from plamo2_jax.model.mamba import Mamba
+
+pytestmark = pytest.mark.tpu
+CONFIG = preset("plamo-2.1-8b")
+T = 32768
+MiB = 2**20
+
+
+@pytest.fixture(scope="module")
+def devices():
+    """The four chips of a slice that is not there."""
+    pytest.importorskip("libtpu", reason="the TPU compiler comes with the tpu extra")
+    # Without these libtpu asks the cloud where it is, and refuses a second process.
+    settings = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_WORKER_ID": "0",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+    return np.array(topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1").devices)
+
+
+def compile_gradient(devices, mixer, t, shape):
+    """Forward and gradients, by parameters too, of a mixer with a row of t tokens over a mesh."""
+    mesh = Mesh(devices.reshape(shape), (DATA, FSDP, SEQUENCE, TENSOR))
+    mixer = mixer(mesh=mesh)
+
+    def forward(params, u, segment_ids):
+        return mixer.apply({"params": params}, u, make_context(segment_ids, segment_ids, None, None), None)[0]
+
+    @jax.jit
+    def step(params, u, segment_ids, dy):
+        y, vjp = jax.vjp(lambda params, u: forward(params, u, segment_ids), params, u)
+        return y, vjp(dy)
+
+    def struct(spec, a):
+        return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, spec))
+
+    def initial(key):
+        ids = jnp.ones((1, 1), jnp.int32)
+        u = jnp.zeros((1, 1, CONFIG.hidden_size), jnp.bfloat16)
+        return mixer.init(key, u, make_context(ids, ids, None, None), None)["params"]
+
+    import flax.linen as nn
+
+    params = jax.tree.map(
+        functools.partial(struct, PartitionSpec()), nn.meta.unbox(jax.eval_shape(initial, jax.random.key(0)))
+    )
+    rows = PartitionSpec((DATA, FSDP), SEQUENCE)
+    u = struct(rows, jax.ShapeDtypeStruct((1, t, CONFIG.hidden_size), jnp.bfloat16))
+    return step.lower(params, u, struct(rows, jax.ShapeDtypeStruct((1, t), jnp.int32)), u).compile()
+
+
+MIXERS = {
+    "scan": functools.partial(Mamba, CONFIG, "pallas_tpu"),
+    "window": functools.partial(Attention, CONFIG, LayerKind.WINDOW, "splash"),
+    "full": functools.partial(Attention, CONFIG, LayerKind.FULL, "splash"),
+}
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_row_over_four_chips_takes_about_a_quarter_of_the_memory(devices, name):
+    compiled = compile_gradient(devices, MIXERS[name], T, (1, 1, 4, 1))
+    text = compiled.as_text()
+    print(name, compiled.memory_analysis().temp_size_in_bytes / MiB)
+    open(f"/tmp/seq_{name}.hlo", "w").write(text)
+    assert text.count("tpu_custom_call") >= 2
