@@ -9,7 +9,7 @@ RUN := runs/demo
 # step of the demo takes 0.7 of the time. Other C libraries than glibc do not look at this.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000
 
-.PHONY: help install demo test lint bench peers clean
+.PHONY: help install demo test lint bench plans peers clean
 .DELETE_ON_ERROR:
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo 'make install  only .venv with the plamo2 command in it'
 	@echo 'make lint     ruff and the import contracts'
 	@echo 'make bench    speed of the train step and the tokenizer on this machine'
+	@echo 'make plans    compile the ready configurations for TPU slices, without a TPU (15 minutes on two cores; fetches libtpu)'
 	@echo 'make peers    compare with other implementations (mlx-lm); needs the demo'
 
 $(VENV)/bin/python:
@@ -32,7 +33,14 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
-$(VENV)/.installed-peers: $(VENV)/.installed-test
+$(VENV)/.installed-$(VENV)/.installed-tpu: $(VENV)/.installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[tpu]'
+	touch $@
+
+plans: $(VENV)/.installed-tpu
+	$(BIN)/python experiments/tpu_plans/run.py --again
+
+peers: $(VENV)/.installed-test
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[bench]'
 	# Only for its tokenizer, in pure Python: its own dependencies are a camera's and a sound card's.
 	$(PIP) install --quiet --no-deps mlx-vlm==0.7.10
@@ -69,6 +77,13 @@ bench: install
 	$(BIN)/python experiments/bench/train_step.py --batch-size 8 --output experiments/bench/train_step_batch8.json
 	$(BIN)/plamo2 tokenizer train --input bundled:all:train --vocab-size 8192 --output runs/bench
 	$(BIN)/python experiments/bench/tokenizer.py runs/bench --output experiments/bench/tokenizer.json
+
+$(VENV)/.installed-tpu: $(VENV)/.installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[tpu]'
+	touch $@
+
+plans: $(VENV)/.installed-tpu
+	$(BIN)/python experiments/tpu_plans/run.py --again
 
 peers: $(VENV)/.installed-peers $(RUN)/report.html
 	$(BIN)/python -m pytest -m peer tests/peer

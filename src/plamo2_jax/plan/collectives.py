@@ -72,6 +72,8 @@ class Collective:
     """That a chip sends."""
     seconds: float
     """That its links are busy, at their published speed."""
+    asynchronous: bool
+    """Whether the program computes something else meanwhile; else it waits."""
 
 
 def collectives(module: Module, topology: Slice) -> list[Collective]:
@@ -81,8 +83,14 @@ def collectives(module: Module, topology: Slice) -> list[Collective]:
         for inner, scope in _inside(module, instruction, computation):
             kind = _kind(inner)
             if kind is not None and not _continues(inner, scope):
+                kind = "reduce-scatter" if kind == "all-reduce" and _scatters(scope) else kind
                 found.append(_collective(kind, inner, scope, times, topology))
     return found
+
+
+def _scatters(scope: Computation) -> bool:
+    """Whether a fusion keeps only a slice of a sum over all: what XLA makes of a scatter on TPU, and runs as one."""
+    return any(i.root and i.op == "dynamic-slice" for i in scope.values())
 
 
 def _continues(instruction: Instruction, scope: Computation) -> bool:
@@ -137,7 +145,10 @@ def _collective(kind: str, instruction: Instruction, scope: Computation, times: 
 
 
 def _timed(kind, instruction, times, group, links, wire, speed) -> Collective:
-    return Collective(kind, instruction.name, instruction.op_name, times, group, links, wire, wire / speed)
+    asynchronous = instruction.op.endswith("-start") or "chain_id=" in instruction.attributes
+    return Collective(
+        kind, instruction.name, instruction.op_name, times, group, links, wire, wire / speed, asynchronous
+    )
 
 
 def wire_bytes(kind: str, operand_bytes: float, group: int) -> float:

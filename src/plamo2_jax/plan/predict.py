@@ -39,6 +39,8 @@ class Times:
     """Bytes on the links between chips over their bandwidth."""
     dcn: float
     """Bytes between slices over the data centre's network."""
+    waiting: float
+    """Of both, in collectives that nothing is computed beside."""
     serial: float
     """Nothing overlaps: every operation waits for its bytes, and everything waits for every collective."""
 
@@ -63,13 +65,14 @@ def times(operations: Iterable[Operation], moved: Sequence[Collective], chip: Ch
     """
     compute = hbm = slower = 0.0
     for o in operations:
-        seconds, waiting = operation_seconds(o, chip)
+        seconds, moving = operation_seconds(o, chip)
         compute += seconds
-        hbm += waiting
-        slower += max(seconds, waiting)
+        hbm += moving
+        slower += max(seconds, moving)
     ici = sum(c.times * c.seconds for c in moved if c.links)
     dcn = sum(c.times * c.seconds for c in moved if not c.links)
-    return Times(compute, hbm, ici, dcn, slower + ici + dcn)
+    waiting = sum(c.times * c.seconds for c in moved if not c.asynchronous)
+    return Times(compute, hbm, ici, dcn, waiting, slower + ici + dcn)
 
 
 def operation_seconds(operation: Operation, chip: Chip) -> tuple[float, float]:

@@ -74,12 +74,14 @@ def train_program(config: PretrainConfig, devices: Sequence[jax.Device], kernels
     """
     mesh = make_mesh(config.mesh, devices)
     model = Plamo2(config.model, dtype=jnp.dtype(config.dtype), remat=config.remat, mesh=mesh, **_KERNELS[kernels])
+    # Shapes are made with a single token, which the kernels need not take.
+    plain = Plamo2(config.model)
     schedule = make_schedule(config.schedule, config.steps)
-    optimizer = make_optimizer(config.optimizer, schedule, logical_axes(model))
+    optimizer = make_optimizer(config.optimizer, schedule, logical_axes(plain))
     lengths = jnp.zeros(config.model.vocab_size, jnp.int32)
     objective = next_token(model, lengths, config.z_loss, config.loss_chunk)
-    shapes = jax.eval_shape(lambda p: TrainState.create(p, optimizer, config.seed), abstract_params(model))
-    places = param_shardings(logical_axes(model), shapes.params, mesh, config.sharding)
+    shapes = jax.eval_shape(lambda p: TrainState.create(p, optimizer, config.seed), abstract_params(plain))
+    places = param_shardings(logical_axes(plain), shapes.params, mesh, config.sharding)
     shardings = state_shardings(shapes, optimizer, places)
     state = with_shardings(shapes, shardings)
     shape = (config.data.batch_size, config.data.sequence_length)

@@ -63,6 +63,7 @@ def lines(plan: StepPlan) -> Iterator[str]:
         ("hbm", "HBM"),
         ("ici", "links between chips"),
         ("dcn", "network between slices"),
+        ("waiting", "of these, in collectives that nothing is computed beside"),
         ("serial", "one after the other"),
     ):
         if plan.times[name]:
@@ -81,8 +82,9 @@ def lines(plan: StepPlan) -> Iterator[str]:
     yield "Collectives a chip"
     for c in plan.collectives:
         road = f"{c['links']} links" if c["links"] else "between slices"
+        road += "" if c["asynchronous"] else ", waiting"
         yield (
-            f"  {c['kind']:<20}of {c['group']:>4} over {road:<15}×{c['count']:<7,}{c['bytes'] / 1e9:10.2f} GB{c['seconds']:10.4f} s"
+            f"  {c['kind']:<20}of {c['group']:>4} over {road:<23}×{c['count']:<7,}{c['bytes'] / 1e9:10.2f} GB{c['seconds']:10.4f} s"
         )
 
 

@@ -160,19 +160,9 @@ def _by_kind(moved: Sequence[Collective]) -> list[dict[str, Any]]:
     sums: dict[tuple, dict[str, Any]] = {}
     largest: dict[tuple, float] = {}
     for c in moved:
-        key = (c.kind, c.group, c.links)
-        row = sums.setdefault(
-            key,
-            {
-                "kind": c.kind,
-                "group": c.group,
-                "links": c.links,
-                "count": 0,
-                "bytes": 0.0,
-                "seconds": 0.0,
-                "longest": "",
-            },
-        )
+        key = (c.kind, c.group, c.links, c.asynchronous)
+        empty = {"count": 0, "bytes": 0.0, "seconds": 0.0, "longest": ""}
+        row = sums.setdefault(key, dict(zip(("kind", "group", "links", "asynchronous"), key, strict=True)) | empty)
         row["count"] += c.times
         row["bytes"] += c.times * c.wire_bytes
         row["seconds"] += c.times * c.seconds

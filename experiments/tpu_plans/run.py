@@ -1,0 +1,138 @@
+"""Compile the ready configurations for their slices and write what they take: results.json, and the tables of README.md.
+
+Resumable: a plan that is in results.json is not compiled again (--again does). `--table` only prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+
+import tyro
+
+from plamo2_jax.cli.pretrain import load_config
+from plamo2_jax.config import preset
+from plamo2_jax.plan import report
+from plamo2_jax.plan.compiler import libtpu_version
+from plamo2_jax.plan.request import Request
+from plamo2_jax.plan.steps import gpu_argument_bytes, nearest_fit, plan
+from plamo2_jax.train.config import PretrainConfig
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+RESULTS = HERE / "results.json"
+V6E = "--mesh.data 16 --mesh.fsdp 16 --accumulation 2 --remat block --loss-chunk 1024"
+
+# name: configuration, slice, options of the run, kind of program, implementation.
+PLANS = {
+    "1b v5e:4x4": ("pretrain_1b", "v5e:4x4", "", "train", "pallas"),
+    "8b v5p:4x4x4": ("pretrain_8b", "v5p:4x4x4", "", "train", "pallas"),
+    "8b v6e:16x16": ("pretrain_8b", "v6e:16x16", V6E, "train", "pallas"),
+    "8b 32k v5p:4x4x4": ("pretrain_8b_32k", "v5p:4x4x4", "", "train", "pallas"),
+    "31b v5p:8x8x8": ("pretrain_31b", "v5p:8x8x8", "", "train", "pallas"),
+    "8b v5p:4x4x4, remat block": ("pretrain_8b", "v5p:4x4x4", "--remat block", "train", "pallas"),
+    "8b v5e:4x4": ("pretrain_8b", "v5e:4x4", "--mesh.data 1 --accumulation 32", "train", "pallas"),
+    "8b prefill v5e:2x4": ("pretrain_8b", "v5e:2x4", "", "prefill", "xla"),
+    "8b decode v5e:2x4": ("pretrain_8b", "v5e:2x4", "", "decode", "xla"),
+}
+# The same train step at a quarter of the layers, to see what depth costs in compilation.
+DEPTHS = (8, 16, 32)
+
+
+def configuration(name: str, options: str) -> PretrainConfig:
+    """A config file with fields replaced, as on the command line."""
+    return tyro.cli(PretrainConfig, default=load_config(ROOT / "configs" / f"{name}.py"), args=options.split())
+
+
+def one(name: str) -> dict:
+    """One plan, and where it does not fit the nearest change that does."""
+    config, topology, options, kind, kernels = PLANS[name]
+    request = Request(configuration(config, options), topology, kind, kernels)
+    found = plan(request)
+    data = {"config": config, "topology": topology, "options": options, "kind": kind, "implementation": kernels}
+    data |= report.to_json(found)
+    if kind == "train" and found.error is None and not found.fits:
+        nearest = nearest_fit(request, found.devices)
+        data["nearest"] = nearest and {"changes": nearest[0], **report.to_json(nearest[2])}
+    return data
+
+
+def depth(layers: int) -> dict:
+    """Seconds to trace and to compile the 8B's width at another depth."""
+    config = configuration("pretrain_8b", "")
+    config = dataclasses.replace(config, model=preset("plamo-2-8b", num_hidden_layers=layers))
+    found = plan(Request(config, "v5p:4x4x4"))
+    return {"layers": layers, "trace": found.seconds_to_trace, "compile": found.seconds_to_compile}
+
+
+def gpus() -> dict:
+    """Bytes of the 8B's state on each of eight GPUs."""
+    return gpu_argument_bytes(Request(configuration("pretrain_8b", "--mesh.data 1"), "", gpus=8))
+
+
+def table(results: dict) -> str:
+    """The plans as Markdown."""
+    lines = [
+        "| plan | chips | HBM used / available | predicted step | MFU bound | without overlap | limit | collectives that take most |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- | --- |",
+    ]
+    for name, p in results["plans"].items():
+        head = f"| {name} | {p['devices']} | {report.gib(p['hbm_needed'])} / {report.gib(p['hbm_available'])} |"
+        if p["error"] or not p["fits"]:
+            over = p["error"] or f"does not fit: {report.gib(p['hbm_needed'] - p['hbm_available'])} over"
+            near = p.get("nearest")
+            lines.append(f"{head} {over}" + (f"; fits with {' '.join(near['changes'])}" if near else "") + " | | | | |")
+            continue
+        top = "; ".join(
+            f"{c['kind']} ×{c['count']} {c['bytes'] / 1e9:.1f} GB {c['seconds']:.2f} s" for c in p["collectives"][:3]
+        )
+        lines.append(
+            f"{head} {p['predicted_seconds']:.3f} s | {p['mfu_bound']:.1%} | {p['mfu_without_overlap']:.1%} | {p['times']['limit']} | {top} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Compile what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--table", action="store_true", help="only print what is in results.json")
+    parser.add_argument("--again", action="store_true", help="compile all anew")
+    parser.add_argument("--only", nargs="*", help="names of plans")
+    arguments = parser.parse_args()
+    results = {"plans": {}, "depth": {}, "gpus": {}}
+    if RESULTS.exists() and not arguments.again:
+        results = json.loads(RESULTS.read_text())
+    if not arguments.table:
+        results |= {"note": report.NOTE, "libtpu": libtpu_version()}
+        fill(results, "plans", PLANS if arguments.only is None else arguments.only, one)
+        if arguments.only is None:
+            fill(results, "gpus", ["8b h100x8"], lambda _: gpus())
+            fill(results, "depth", [str(n) for n in DEPTHS], lambda n: depth(int(n)))
+    print(table(results))
+    for row in results["depth"].values():
+        print(f"{row['layers']} layers of the 8B: traced in {row['trace']:.0f} s, compiled in {row['compile']:.0f} s")
+    for name, kinds in results["gpus"].items():
+        print(f"{name}: " + ", ".join(f"{kind} {report.gib(size)}" for kind, size in kinds.items()) + " a GPU")
+
+
+def fill(results: dict, section: str, names, function) -> None:
+    """Add what is missing to a section; what is done is written at once."""
+    for name in names:
+        if name in results[section]:
+            continue
+        begin = time.perf_counter()
+        results[section][name] = function(name)
+        # In the order of PLANS, whatever was compiled first.
+        results["plans"] = {key: results["plans"][key] for key in PLANS if key in results["plans"]}
+        partial = RESULTS.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, RESULTS)
+        print(f"{section} {name}: {time.perf_counter() - begin:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
