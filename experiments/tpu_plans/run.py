@@ -91,7 +91,8 @@ def table(results: dict) -> str:
             f"{c['kind']} ×{c['count']} {c['bytes'] / 1e9:.1f} GB {c['seconds']:.2f} s" for c in p["collectives"][:3]
         )
         lines.append(
-            f"{head} {p['predicted_seconds']:.3f} s | {p['mfu_bound']:.1%} | {p['mfu_without_overlap']:.1%} | {p['times']['limit']} | {top} |"
+            f"{head} {p['predicted_seconds']:.3f} s | {p['mfu_bound']:.1%} | {p['mfu_without_overlap']:.1%} | "
+            f"{p['times']['limit']} | {top} |"
         )
     return "\n".join(lines)
 

@@ -15,7 +15,7 @@ from plamo2_jax.plan.hlo import Computation, Instruction, Module, array_bytes
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 # Three spellings: numbers, a permuted range cut into groups, and axes of a mesh.
 _GROUPS = re.compile(
-    r"replica_groups=(\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?|\{\{.*?\}\}|mesh\[[^\]]*\](?:\([^)]*\))? \{[^}]*\})"
+    r"replica_groups=(\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?|\{\{.*?\}\}|mesh\[[^\]]*\](?:, device_ids=\(.*?\)(?= \{))? \{[^}]*\})"
 )
 _AXIS = re.compile(r"'(\w+)'=(\d+)")
 _CHOSEN = re.compile(r"'(\w+)'(?::\((\d+)\)(\d+))?")
@@ -173,6 +173,8 @@ def wire_bytes(kind: str, operand_bytes: float, group: int) -> float:
 def replica_group(attributes: str, partitions: int) -> list[int]:
     """The partitions of the first group; the others are like it. No groups: all partitions."""
     match = _GROUPS.search(attributes)
+    if match is None and "replica_groups=" in attributes and "replica_groups={}" not in attributes:
+        raise ValueError(f"groups of a collective in an unknown spelling: {attributes[:200]}")
     if match is None or match[1] == "{{}}":
         return list(range(partitions))
     text = match[1]
@@ -180,20 +182,30 @@ def replica_group(attributes: str, partitions: int) -> list[int]:
         return _mesh_group(text)
     if text.startswith("{"):
         return [int(n) for n in re.findall(r"\d+", text[: text.index("}")])]
-    shape, _, rest = text.partition("<=")
-    dims, _, permutation = rest.partition("T")
+    shape, _, order = text.partition("<=")
+    return _iota(order).reshape(_numbers(shape))[0].tolist()
+
+
+def _iota(text: str) -> np.ndarray:
+    """Numbers in the order of `[2,4]T(1,0)`: counted in that shape, read after the transposition."""
+    dims, _, permutation = text.partition("T")
     sizes = _numbers(dims)
     ids = np.arange(math.prod(sizes)).reshape(sizes)
-    if permutation:
-        ids = ids.transpose(_numbers(permutation))
-    return ids.reshape(_numbers(shape))[0].tolist()
+    return (ids.transpose(_numbers(permutation)) if permutation else ids).ravel()
 
 
 def _mesh_group(text: str) -> list[int]:
-    """The group of partition 0 along axes of a mesh, `mesh['a'=2,'b'=8] {'b'}`, or a part of an axis, `{'b':(2)4}`: 4 behind 2."""
+    """The first group along axes of a mesh, `mesh['a'=2,'b'=8] {'b'}`, or along a part of an axis, `{'b':(2)4}`: 4 behind 2.
+
+    Devices are counted through the mesh, or listed: `mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}`.
+    """
     mesh, _, chosen = text.rpartition("{")
+    mesh, _, listed = mesh.partition("device_ids=")
     sizes = {name: int(size) for name, size in _AXIS.findall(mesh)}
-    ids = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+    ids = np.arange(math.prod(sizes.values()))
+    if listed:
+        ids = _iota(listed) if "[" in listed else np.array(_numbers(listed))
+    ids = ids.reshape(tuple(sizes.values()))
     picks = {name: (int(before or 1), int(size or sizes[name])) for name, before, size in _CHOSEN.findall(chosen)}
     for axis, name in enumerate(sizes):
         before, size = picks.get(name, (1, 1))
