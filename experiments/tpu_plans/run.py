@@ -6,20 +6,18 @@ Resumable: a plan that is in results.json is not compiled again (--again does). 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import concurrent.futures
 import json
 import os
-import time
 from pathlib import Path
 
 import tyro
 
 from plamo2_jax.cli.pretrain import load_config
-from plamo2_jax.config import preset
 from plamo2_jax.plan import report
 from plamo2_jax.plan.compiler import libtpu_version
 from plamo2_jax.plan.request import Request
-from plamo2_jax.plan.steps import gpu_argument_bytes, nearest_fit, plan
+from plamo2_jax.plan.steps import gpu_argument_bytes, plan
 from plamo2_jax.train.config import PretrainConfig
 
 HERE = Path(__file__).parent
@@ -34,13 +32,12 @@ PLANS = {
     "8b v6e:16x16": ("pretrain_8b", "v6e:16x16", V6E, "train", "pallas"),
     "8b 32k v5p:4x4x4": ("pretrain_8b_32k", "v5p:4x4x4", "", "train", "pallas"),
     "31b v5p:8x8x8": ("pretrain_31b", "v5p:8x8x8", "", "train", "pallas"),
-    "8b v5p:4x4x4, remat block": ("pretrain_8b", "v5p:4x4x4", "--remat block", "train", "pallas"),
-    "8b v5e:4x4": ("pretrain_8b", "v5e:4x4", "--mesh.data 1 --accumulation 32", "train", "pallas"),
+    "8b v5e:2x2": ("pretrain_8b", "v5e:2x2", "--mesh.data 1 --data.batch-size 4 --accumulation 1", "train", "pallas"),
     "8b prefill v5e:2x4": ("pretrain_8b", "v5e:2x4", "", "prefill", "xla"),
     "8b decode v5e:2x4": ("pretrain_8b", "v5e:2x4", "", "decode", "xla"),
 }
-# The same train step at a quarter of the layers, to see what depth costs in compilation.
-DEPTHS = (8, 16, 32)
+# Compiled at a time: libtpu keeps about one core busy.
+AT_ONCE = 2
 
 
 def configuration(name: str, options: str) -> PretrainConfig:
@@ -49,24 +46,13 @@ def configuration(name: str, options: str) -> PretrainConfig:
 
 
 def one(name: str) -> dict:
-    """One plan, and where it does not fit the nearest change that does."""
+    """One plan."""
     config, topology, options, kind, kernels = PLANS[name]
     request = Request(configuration(config, options), topology, kind, kernels)
     found = plan(request)
     data = {"config": config, "topology": topology, "options": options, "kind": kind, "implementation": kernels}
     data |= report.to_json(found)
-    if kind == "train" and found.error is None and not found.fits:
-        nearest = nearest_fit(request, found.devices)
-        data["nearest"] = nearest and {"changes": nearest[0], **report.to_json(nearest[2])}
     return data
-
-
-def depth(layers: int) -> dict:
-    """Seconds to trace and to compile the 8B's width at another depth."""
-    config = configuration("pretrain_8b", "")
-    config = dataclasses.replace(config, model=preset("plamo-2-8b", num_hidden_layers=layers))
-    found = plan(Request(config, "v5p:4x4x4"))
-    return {"layers": layers, "trace": found.seconds_to_trace, "compile": found.seconds_to_compile}
 
 
 def gpus() -> dict:
@@ -84,8 +70,7 @@ def table(results: dict) -> str:
         head = f"| {name} | {p['devices']} | {report.gib(p['hbm_needed'])} / {report.gib(p['hbm_available'])} |"
         if p["error"] or not p["fits"]:
             over = p["error"] or f"does not fit: {report.gib(p['hbm_needed'] - p['hbm_available'])} over"
-            near = p.get("nearest")
-            lines.append(f"{head} {over}" + (f"; fits with {' '.join(near['changes'])}" if near else "") + " | | | | |")
+            lines.append(f"{head} {over} | | | | |")
             continue
         top = "; ".join(
             f"{c['kind']} ×{c['count']} {c['bytes'] / 1e9:.1f} GB {c['seconds']:.2f} s" for c in p["collectives"][:3]
@@ -104,7 +89,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="compile all anew")
     parser.add_argument("--only", nargs="*", help="names of plans")
     arguments = parser.parse_args()
-    results = {"plans": {}, "depth": {}, "gpus": {}}
+    results = {"plans": {}, "gpus": {}}
     if RESULTS.exists() and not arguments.again:
         results = json.loads(RESULTS.read_text())
     if not arguments.table:
@@ -112,27 +97,29 @@ def main() -> None:
         fill(results, "plans", PLANS if arguments.only is None else arguments.only, one)
         if arguments.only is None:
             fill(results, "gpus", ["8b h100x8"], lambda _: gpus())
-            fill(results, "depth", [str(n) for n in DEPTHS], lambda n: depth(int(n)))
     print(table(results))
-    for row in results["depth"].values():
-        print(f"{row['layers']} layers of the 8B: traced in {row['trace']:.0f} s, compiled in {row['compile']:.0f} s")
+    for name, p in results["plans"].items():
+        print(
+            f"{name}: traced in {p['seconds_to_trace']:.0f} s, compiled in {p['seconds_to_compile']:.0f} s, "
+            f"{p['cpu_seconds_to_compile']:.0f} s of processors"
+        )
     for name, kinds in results["gpus"].items():
         print(f"{name}: " + ", ".join(f"{kind} {report.gib(size)}" for kind, size in kinds.items()) + " a GPU")
 
 
 def fill(results: dict, section: str, names, function) -> None:
     """Add what is missing to a section; what is done is written at once."""
-    for name in names:
-        if name in results[section]:
-            continue
-        begin = time.perf_counter()
-        results[section][name] = function(name)
-        # In the order of PLANS, whatever was compiled first.
-        results["plans"] = {key: results["plans"][key] for key in PLANS if key in results["plans"]}
-        partial = RESULTS.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, RESULTS)
-        print(f"{section} {name}: {time.perf_counter() - begin:.0f} s", flush=True)
+    missing = [name for name in names if name not in results[section]]
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        waiting = {pool.submit(function, name): name for name in missing}
+        for done in concurrent.futures.as_completed(waiting):
+            results[section][waiting[done]] = done.result()
+            # In the order of PLANS, whatever was compiled first.
+            results["plans"] = {key: results["plans"][key] for key in PLANS if key in results["plans"]}
+            partial = RESULTS.with_suffix(f".{os.getpid()}.partial")
+            partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            os.replace(partial, RESULTS)
+            print(f"{section} {waiting[done]}: done", flush=True)
 
 
 if __name__ == "__main__":

@@ -208,7 +208,12 @@ def test_utilization_is_of_all_devices():
 )
 def test_operations_are_told_by_their_names(op_name, name, of):
     assert part(operation(op_name=op_name)) == name
-    assert phase(op_name) == of
+    assert phase(operation(op_name=op_name)) == of
+
+
+def test_kernels_of_gradients_are_told_by_their_own_names():
+    kernel = operation(name="splash_mha_dkv_segmented_no_residuals.1", op_name="", kind="kernel")
+    assert (part(kernel), phase(kernel)) == ("attention kernels (splash)", "backward")
 
 
 def test_chips_of_a_slice():

@@ -19,7 +19,9 @@ def pretraining(name, **changes):
     from plamo2_jax.cli.pretrain import load_config
 
     config = load_config(CONFIGS / f"{name}.py")
-    data = dataclasses.replace(config.data, **{k: changes.pop(k) for k in ("batch_size", "sequence_length") if k in changes})
+    data = dataclasses.replace(
+        config.data, **{k: changes.pop(k) for k in ("batch_size", "sequence_length") if k in changes}
+    )
     return dataclasses.replace(config, data=data, **changes)
 
 

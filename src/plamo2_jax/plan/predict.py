@@ -15,7 +15,7 @@ PHASES = ("forward", "recomputed", "backward", "update")
 # First match counts: where in the model an operation comes from, by the names that modules and kernels leave in the program.
 _PARTS = (
     (r"splash", "attention kernels (splash)"),
-    (r"ssd_(forward|backward|states|gradients)|pallas.*ssd", "scan kernels (ssd)"),
+    (r"\bssd_\w+", "scan kernels (ssd)"),
     (r"causal_conv1d", "convolution"),
     (r"logits|log_softmax|predict|cross_entropy", "logits and loss"),
     (r"features/(gather|scatter|take|sort)|embedding", "embedding"),
@@ -87,11 +87,13 @@ def utilization(flops: float, seconds: float, devices: int, chip: Chip) -> float
     return flops / (seconds * devices * chip.peak_flops)
 
 
-def phase(op_name: str) -> str:
+def phase(operation: Operation) -> str:
     """Which part of a step an operation belongs to."""
+    op_name = operation.op_name
     if "rematted_computation" in op_name:
         return "recomputed"
-    if "transpose(" in op_name:
+    # The compiler loses where the kernels of a gradient come from, but not their names.
+    if "transpose(" in op_name or re.search(r"_(dkv|dq|backward)_?", operation.name):
         return "backward"
     return "forward" if "jvp(" in op_name or "Plamo2" in op_name else "update"
 
@@ -101,9 +103,9 @@ def part(operation: Operation) -> str:
     if operation.kind == "copy":
         return "copies and changes of layout"
     for pattern, name in _PARTS:
-        if re.search(pattern, operation.op_name):
+        if re.search(pattern, f"{operation.op_name} {operation.name}"):
             return name
-    if not operation.op_name or phase(operation.op_name) != "update":
+    if not operation.op_name or phase(operation) != "update":
         return "other"
     return "optimizer and sums of gradients"
 
@@ -113,5 +115,5 @@ def by_part(operations: Iterable[Operation], chip: Chip) -> dict[str, dict[str, 
     sums: dict[str, dict[str, float]] = {}
     for o in operations:
         row = sums.setdefault(part(o), dict.fromkeys(PHASES, 0.0))
-        row[phase(o.op_name)] += max(operation_seconds(o, chip))
+        row[phase(o)] += max(operation_seconds(o, chip))
     return dict(sorted(sums.items(), key=lambda item: -sum(item[1].values())))
