@@ -97,6 +97,7 @@ def main() -> None:
         fill(results, "plans", PLANS if arguments.only is None else arguments.only, one)
         if arguments.only is None:
             fill(results, "gpus", ["8b h100x8"], lambda _: gpus())
+    write_readme(table(results))
     print(table(results))
     for name, p in results["plans"].items():
         print(
@@ -107,13 +108,25 @@ def main() -> None:
         print(f"{name}: " + ", ".join(f"{kind} {report.gib(size)}" for kind, size in kinds.items()) + " a GPU")
 
 
+def write_readme(text: str) -> None:
+    """Put the table where README.md has it."""
+    path = HERE / "README.md"
+    head, _, rest = path.read_text(encoding="utf-8").partition("<!-- table -->")
+    _, _, tail = rest.partition("<!-- end -->")
+    path.write_text(f"{head}<!-- table -->\n\n{text}\n\n<!-- end -->{tail}", encoding="utf-8")
+
+
 def fill(results: dict, section: str, names, function) -> None:
     """Add what is missing to a section; what is done is written at once."""
     missing = [name for name in names if name not in results[section]]
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
         waiting = {pool.submit(function, name): name for name in missing}
         for done in concurrent.futures.as_completed(waiting):
-            results[section][waiting[done]] = done.result()
+            try:
+                results[section][waiting[done]] = done.result()
+            except (ValueError, RuntimeError) as error:
+                print(f"{section} {waiting[done]}: {error}", flush=True)
+                continue
             # In the order of PLANS, whatever was compiled first.
             results["plans"] = {key: results["plans"][key] for key in PLANS if key in results["plans"]}
             partial = RESULTS.with_suffix(f".{os.getpid()}.partial")

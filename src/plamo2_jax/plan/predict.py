@@ -95,6 +95,8 @@ def phase(operation: Operation) -> str:
     # The compiler loses where the kernels of a gradient come from, but not their names.
     if "transpose(" in op_name or re.search(r"_(dkv|dq|backward)_?", operation.name):
         return "backward"
+    if operation.kind == "kernel" and not op_name:
+        return "forward"
     return "forward" if "jvp(" in op_name or "Plamo2" in op_name else "update"
 
 
