@@ -16,6 +16,8 @@ from tensorboard.util.tensor_util import make_ndarray
 from plamo2_jax import checkpoint
 from plamo2_jax.config import preset
 from plamo2_jax.model.plamo2 import Plamo2, abstract_params
+from plamo2_jax.sharding.mesh import MeshConfig
+from plamo2_jax.sharding.rules import ShardingError
 from plamo2_jax.train.loop import TrainingError, pretrain
 from plamo2_jax.train.metrics import read_metrics
 
@@ -150,6 +152,25 @@ def preset_like(model, **changes):
 def test_how_often_one_looks_may_change(uninterrupted, make_config):
     outcome = pretrain(make_config("uninterrupted", log_every=1, evaluate_every=2, keep=5))
     assert outcome.step == 12
+
+
+def test_a_run_goes_on_on_another_mesh(uninterrupted, make_config):
+    """From parts over eight devices to copies of parts by heads, with the loss in chunks."""
+    expected, _ = uninterrupted
+    meshes = (MeshConfig(), 5), (MeshConfig(data=2, fsdp=2, tensor=2), 6)
+    for mesh, step in meshes:
+        assert pretrain(make_config("moved", mesh=mesh, loss_chunk=16), on_step=stop_after(step)).step == step
+    losses = [
+        [line["loss"] for line in record(config) if "loss" in line][:6] for config in (expected, make_config("moved"))
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_an_axis_that_the_mesh_does_not_divide_is_refused_before_anything_is_written(make_config):
+    config = make_config("undivided", mesh=MeshConfig(fsdp=1, tensor=8))
+    with pytest.raises(ShardingError, match=r"parameter .*: axis 'mamba_heads' of size 2 is not divisible by tensor=8"):
+        pretrain(config)
+    assert not config.folder.exists()
 
 
 def test_a_run_starts_from_another_ones_parameters(uninterrupted, make_config):

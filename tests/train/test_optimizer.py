@@ -58,7 +58,29 @@ def test_gradients_are_clipped_to_the_global_norm():
     np.testing.assert_allclose(updates["w"], -0.5, rtol=1e-3)
 
 
-@pytest.mark.parametrize(("field", "value"), [("beta1", 1.0), ("beta2", -0.1), ("epsilon", 0), ("clip_norm", 0)])
+def test_moments_in_bfloat16_give_almost_the_same_updates(rng):
+    params = {"w": jnp.ones((4, 8))}
+    grads = [{"w": jnp.asarray(rng.standard_normal((4, 8)) + 1, jnp.float32)} for _ in range(20)]
+    results = []
+    for dtype in ("float32", "bfloat16"):
+        config = OptimizerConfig(clip_norm=1e6, mu_dtype=dtype, nu_dtype=dtype)
+        optimizer = make_optimizer(config, lambda step: 1.0, {"w": ("embed", "mlp")})
+        state = optimizer.init(params)
+        for grad in grads:
+            update, state = optimizer.update(grad, state, params)
+        results.append(update["w"])
+        assert {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim} == {jnp.dtype(dtype)}
+    np.testing.assert_allclose(results[1], results[0], atol=0.02)
+
+
+def test_a_moment_that_bfloat16_would_hold_still_is_refused():
+    with pytest.raises(ValueError, match=r"nu_dtype='bfloat16' is not allowed: .* beta of 0\.999"):
+        OptimizerConfig(beta2=0.999, nu_dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("beta1", 1.0), ("beta2", -0.1), ("epsilon", 0), ("clip_norm", 0), ("mu_dtype", "float16")]
+)
 def test_a_bad_field_is_named(field, value):
     with pytest.raises(ValueError, match=rf"OptimizerConfig\.{field}=.* must be"):
         OptimizerConfig(**{field: value})

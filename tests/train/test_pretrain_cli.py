@@ -56,6 +56,7 @@ def write_config(make_config, folder, **fields):
         "from pathlib import *\n"
         "from plamo2_jax.config import *\n"
         "from plamo2_jax.data.pipeline import *\n"
+        "from plamo2_jax.sharding.mesh import *\n"
         "from plamo2_jax.train.config import *\n"
         "from plamo2_jax.train.optimizer import *\n"
         "from plamo2_jax.train.schedule import *\n"
@@ -107,6 +108,9 @@ def test_errors_are_one_sentence(make_config, tmp_path, capsys):
         ("dtype", "float16"),
         ("keep", 0),
         ("log_every", 0),
+        ("remat", "full"),
+        ("sharding", "zero"),
+        ("loss_chunk", 5),
     ],
 )
 def test_a_bad_field_is_named(make_config, field, value):
