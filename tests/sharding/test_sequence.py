@@ -82,9 +82,9 @@ def of_shard(mixer, args, segment_ids, **settings):
     if mixer == "scan":
         y, state = sharded_ssd(**args, axis_name="sequence", segment_ids=segment_ids, **settings)
         return y, state[:, None]
-    return (
-        sharded_attention(**args, axis_name="sequence", segment_ids=segment_ids, window=WINDOWS[mixer], **settings),
-    )
+    # Shards of two blocks, of one, and of less.
+    settings |= {"axis_name": "sequence", "window": WINDOWS[mixer], "block_size": 4}
+    return (sharded_attention(**args, segment_ids=segment_ids, **settings),)
 
 
 def sharded(mixer, shards, *, check_vma=True, **settings):
@@ -174,7 +174,7 @@ def test_nothing_crosses_a_boundary_of_shards_and_segments(rng, mixer):
     """Gradients of one document's outputs by the inputs of the row: exactly zero outside it, in every row where no id returns."""
     args, rows = chosen(arrays(rng), mixer), np.array([0, 1, 2, 3, 6])
     for document in (1, 2, 3):
-        inside = SEGMENTS == document
+        inside = document == SEGMENTS
         y, *states = cotangents_for(rng, mixer, inside[..., None, None])
         _, gradients = compiled(mixer, 8)(args, SEGMENTS, (y, *(np.zeros_like(state) for state in states)))
         for name in set(args) - {"A", "D", "initial_state", "weight"}:
@@ -227,9 +227,9 @@ def test_the_scan_passes_its_state_through_every_implementation(rng, implementat
 
 
 @pytest.mark.parametrize("window", [150, None])
-def test_splash_takes_queries_at_the_end_of_their_keys(rng, window, t=256):
-    """Shards of a block and of less; in the interpreter."""
-    q, k, v, dy = (np.float32(rng.normal(size=(1, t, heads, 16))) for heads in (2, 1, 1, 2))
+def test_splash_takes_queries_at_the_end_of_their_keys(rng, window):
+    """In the interpreter."""
+    q, k, v, dy = (np.float32(rng.normal(size=(1, 256, heads, 16))) for heads in (2, 1, 1, 2))
     segment_ids = np.repeat([1, 2, 0, 3], [100, 50, 6, 100])[None].astype(np.int32)
     real = (segment_ids != 0)[..., None, None]
 
@@ -266,18 +266,18 @@ def test_what_travels_for_the_scan_and_the_convolution_does_not_grow_with_the_ro
     shapes = {"x": (1, t, H, P), "dt": (1, t, H), "B": (1, t, G, N), "C": (1, t, G, N), "A": (H,), "D": (H,)}
     shapes |= {"initial_state": (1, H, P, N), "weight": (H, P, K)}
     segment_ids = jax.ShapeDtypeStruct((1, t), jnp.int32)
+    rows = jax.sharding.NamedSharding(Mesh(jax.devices(), ("sequence",)), ROW)
+
+    def place(a):
+        return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows) if t in a.shape else a
+
     for mixer in ("scan", "conv"):
+        run = sharded(mixer, shards)
         args = {name: jax.ShapeDtypeStruct(shapes[name], jnp.float32) for name in INPUTS[mixer]}
-        step = jax.jit(functools.partial(with_gradients, sharded(mixer, shards)))
-        outputs = jax.eval_shape(sharded(mixer, shards), args, segment_ids)
-        rows = jax.sharding.NamedSharding(Mesh(jax.devices(), ("sequence",)), ROW)
-        place = functools.partial(
-            jax.tree.map,
-            lambda a: a if t not in a.shape else jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows),
-        )
-        text = step.lower(place(args), place(segment_ids), place(outputs)).compile().as_text()
-        moved = COLLECTIVE.findall(text)
-        # One exchange to shift the scan by one and three rounds of it for 8 shards, each way; the convolution moves its halo.
+        inputs = args, segment_ids, jax.eval_shape(run, args, segment_ids)
+        step = jax.jit(functools.partial(with_gradients, run))
+        moved = COLLECTIVE.findall(step.lower(*jax.tree.map(place, inputs)).compile().as_text())
+        # For 8 shards the scan is shifted by one and goes three rounds, each way; the convolution moves its halo.
         assert len([op for _, op in moved if op == "collective-permute"]) >= (8 if mixer == "scan" else 2)
         for result, op in moved:
             sizes = [np.prod([int(n) for n in dims.split(",") if n]) for dims in re.findall(r"\[([\d,]*)\]", result)]

@@ -2,7 +2,9 @@
 
 import functools
 import os
+import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,9 +19,8 @@ from plamo2_jax.model.context import make_context
 from plamo2_jax.model.mamba import Mamba
 
 pytestmark = pytest.mark.tpu
-CONFIG = preset("plamo-2.1-8b")
-T = 32768
-MiB = 2**20
+CONFIG = preset("plamo-2-8b")
+T, MiB = 32768, 2**20
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +60,6 @@ def compile_gradient(devices, mixer, t, shape):
         u = jnp.zeros((1, 1, CONFIG.hidden_size), jnp.bfloat16)
         return mixer.init(key, u, make_context(ids, ids, None, None), None)["params"]
 
-    import flax.linen as nn
-
     params = jax.tree.map(
         functools.partial(struct, PartitionSpec()), nn.meta.unbox(jax.eval_shape(initial, jax.random.key(0)))
     )
@@ -69,17 +68,29 @@ def compile_gradient(devices, mixer, t, shape):
     return step.lower(params, u, struct(rows, jax.ShapeDtypeStruct((1, t), jnp.int32)), u).compile()
 
 
+# Kernels of both passes, and a bound of a chip's temporary MiB, 5 % above what jax 0.10.2 with libtpu 0.0.42 takes.
 MIXERS = {
-    "scan": functools.partial(Mamba, CONFIG, "pallas_tpu"),
-    "window": functools.partial(Attention, CONFIG, LayerKind.WINDOW, "splash"),
-    "full": functools.partial(Attention, CONFIG, LayerKind.FULL, "splash"),
+    "scan": (functools.partial(Mamba, CONFIG, "pallas_tpu"), 2, 1070),
+    "window": (functools.partial(Attention, CONFIG, LayerKind.WINDOW, "splash"), 3, 390),
+    "full": (functools.partial(Attention, CONFIG, LayerKind.FULL, "splash"), 3, 390),
 }
 
 
 @pytest.mark.parametrize("name", MIXERS)
-def test_a_row_over_four_chips_takes_about_a_quarter_of_the_memory(devices, name):
-    compiled = compile_gradient(devices, MIXERS[name], T, (1, 1, 4, 1))
+def test_a_row_over_four_chips(devices, name, record_property):
+    mixer, kernels, most = MIXERS[name]
+    compiled = compile_gradient(devices, mixer, T, (1, 1, 4, 1))
+    used = compiled.memory_analysis().temp_size_in_bytes / MiB
+    record_property("temp_MiB", used)
+    print(f"{name}: {used:.0f} MiB of temporaries a chip")
+    assert used < most
     text = compiled.as_text()
-    print(name, compiled.memory_analysis().temp_size_in_bytes / MiB)
-    open(f"/tmp/seq_{name}.hlo", "w").write(text)
-    assert text.count("tpu_custom_call") >= 2
+    assert text.count("tpu_custom_call") == kernels
+    moved = {dims for dims in re.findall(r"\[([\d,]+)\][^=]*? collective-permute-start\(", text)}
+    gathered = " all-gather(" in text
+    assert gathered == (name == "full")
+    if name == "scan":
+        assert {"1,3,64,128", "1,64,128,64"} <= moved
+        assert not any(str(T // 4) in dims.split(",") for dims in moved)
+    if name == "window":
+        assert "1,2048,4,128" in moved
