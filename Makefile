@@ -9,7 +9,7 @@ RUN := runs/demo
 # step of the demo takes 0.7 of the time. Other C libraries than glibc do not look at this.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000
 
-.PHONY: help install demo test test-tpu lint bench chaos peers clean
+.PHONY: help install demo test test-tpu lint bench chaos plans peers clean
 .DELETE_ON_ERROR:
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo 'make lint     ruff and the import contracts'
 	@echo 'make bench    speed of the train step and the tokenizer on this machine'
 	@echo 'make chaos    kill and damage a run at random and compare it with one that was let alone'
+	@echo 'make plans    compile the ready configurations for TPU slices, without a TPU (15 minutes on two cores; fetches libtpu)'
 	@echo 'make peers    compare with other implementations (mlx-lm); needs the demo'
 
 $(VENV)/bin/python:
@@ -87,6 +88,9 @@ bench: install
 
 chaos: install
 	$(BIN)/python experiments/chaos/run.py
+
+plans: $(VENV)/.installed-tpu
+	$(BIN)/python experiments/tpu_plans/run.py --again
 
 peers: $(VENV)/.installed-peers $(RUN)/report.html
 	$(BIN)/python -m pytest -m peer tests/peer

@@ -2,6 +2,8 @@
 
 The shape and the number of tokens (4T) are public; the recipe is not, so it is ours, with its source beside each figure. Needs folders
 of shards (`plamo2 data prepare`) under data/.
+
+Micro-batches are for a TPU v5e:4x4; experiments/tpu_plans has what they take there.
 """
 
 from pathlib import Path
@@ -38,8 +40,9 @@ config = PretrainConfig(
     # Peak rate and warm-up of OLMo 2 1B. Stable, then decay over the last eighth: the share that the second phase has of the tokens.
     schedule=ScheduleConfig(kind="wsd", learning_rate=4e-4, warmup=2000, decay_fraction=0.125),
     z_loss=1e-5,  # OLMo 2
-    remat="block",
-    loss_chunk=512,
+    accumulation=16,
+    remat="dots",
+    loss_chunk=1024,
     checkpoint_every=2000,
     evaluate_every=2000,
     keep=5,

@@ -2,19 +2,22 @@
 
 The shape and the number of tokens (6T) are public; the recipe is not, so it is ours, with its source beside each figure. Needs folders
 of shards (`plamo2 data prepare`) under data/.
+
+The mesh is for a TPU v5p:4x4x4; experiments/tpu_plans has what it takes there, and on a v6e:16x16 with the options it names.
 """
 
 from pathlib import Path
 
 from plamo2_jax.config import preset
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem
+from plamo2_jax.sharding.mesh import MeshConfig
 from plamo2_jax.train.config import PretrainConfig
 from plamo2_jax.train.optimizer import OptimizerConfig
 from plamo2_jax.train.schedule import ScheduleConfig
 
 DATA = Path("data")
 TOKENS = 6e12  # plamo-2-8b was trained on 6T tokens
-ROWS, LENGTH = 1024, 4096  # 4.2M tokens an update, as OLMo 2 7B (arXiv:2501.00656) and Llama 2 7B (arXiv:2307.09288)
+ROWS, LENGTH = 512, 8192  # 4.2M tokens an update, as OLMo 2 7B (arXiv:2501.00656) and Llama 2 7B (arXiv:2307.09288)
 
 config = PretrainConfig(
     name="pretrain_8b",
@@ -39,8 +42,11 @@ config = PretrainConfig(
     # the tokens.
     schedule=ScheduleConfig(kind="wsd", learning_rate=3e-4, warmup=2000, decay_fraction=0.125),
     z_loss=1e-5,  # OLMo 2
-    remat="block",
-    loss_chunk=512,
+    # Parameters over 16 of 64 chips, two axes of the torus: over all three the TPU compiler knows no gathering and sums padded arrays.
+    mesh=MeshConfig(data=4),
+    accumulation=8,
+    remat="dots",
+    loss_chunk=2048,
     checkpoint_every=2000,
     evaluate_every=2000,
     keep=5,

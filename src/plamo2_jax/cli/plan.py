@@ -10,11 +10,14 @@ from typing import Literal
 
 import tyro
 
-_USAGE = """usage: plamo2 plan kernel ssd --topology SLICE --preset MODEL [options]
+_USAGE = """usage: plamo2 plan CONFIG.py --topology SLICE [options] [--field value] ...
+       plamo2 plan kernel ssd --topology SLICE --preset MODEL [options]
 
 Compiles for a TPU slice on a machine without one, and prints what the compiler says: cycles, bytes, memory. These are the compiler's
 figures, not measured time. Needs the tpu extra: pip install 'plamo2-jax[tpu]'
 
+  CONFIG.py     the train step of a run, a prefill, a decoding step: HBM a chip, collectives, predicted time and MFU bound
+                                                              (plamo2 plan CONFIG.py --help explains it)
   kernel ssd    the selective scan at a preset's shape        (plamo2 plan kernel ssd --help explains it)"""
 
 
@@ -117,7 +120,11 @@ def _write(path: Path, header: dict, results: list) -> None:
 
 
 def main(argv: list[str]) -> int | None:
-    """Runs `plamo2 plan kernel ssd`."""
+    """Runs `plamo2 plan CONFIG.py` or `plamo2 plan kernel ssd`."""
+    if argv and argv[0].endswith(".py"):
+        from plamo2_jax.cli.plan_step import main as plan_step
+
+        return plan_step(argv)
     words = [word for word in argv[:2] if not word.startswith("-")]
     if words == ["kernel", "ssd"]:
         tyro.cli(ssd, args=argv[2:], prog="plamo2 plan kernel ssd")
@@ -128,4 +135,6 @@ def main(argv: list[str]) -> int | None:
     if not words:
         print(_USAGE, file=sys.stderr)
         return 2
-    raise ValueError(f"unknown plan {' '.join(words)!r}; it must be: kernel ssd")
+    raise ValueError(
+        f"unknown plan {' '.join(words)!r}; it must be: kernel ssd, or a config file such as configs/pretrain_8b.py"
+    )

@@ -41,8 +41,8 @@ def environment(dump: Path) -> dict[str, str]:
     return {**os.environ, **ENVIRONMENT, "LIBTPU_INIT_ARGS": f"{before} {flags}".strip()}
 
 
-def topology_devices(name: str) -> list:
-    """The devices of a slice, such as "v5p:2x2x1"; for a process with `environment`.
+def topology_devices(name: str, slices: int = 1) -> list:
+    """The devices of one or more equal slices, such as "v5p:2x2x1"; for a process with `environment`.
 
     Raises:
         ValueError: the compiler knows no such slice.
@@ -51,7 +51,8 @@ def topology_devices(name: str) -> list:
     from jax.experimental import topologies
 
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+        several = {"num_slices": slices} if slices > 1 else {}
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **several).devices
     except (JaxRuntimeError, NotImplementedError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"no TPU slice {name!r}; names look like {', '.join(TOPOLOGIES)} ({reason})") from error

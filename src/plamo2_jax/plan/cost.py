@@ -176,6 +176,34 @@ def program_cost(module: Module, schedules: Schedules, calls: list[KernelCall], 
     return Cost(chip, tuple(operations), tuple(kernels), temp_bytes, vmem_bytes)
 
 
+def operation_of(
+    module: Module, instruction: Instruction, computation: Computation, times: int, schedules: Schedules, chip: Chip
+) -> Operation:
+    """One instruction of a program too large to count every schedule of: XLA's estimate, and of a kernel its schedule.
+
+    A kernel's bytes are those of the transfers that its schedule starts. Where they or its loops depend on data, they are those of its
+    operands and results, and its bundles are None.
+    """
+    runs: list[Execution] = []
+    if instruction.is_kernel:
+        try:
+            runs = schedules.runs(instruction.name, chip.cores)
+        except ValueError:
+            runs = []
+    longest = max(runs, key=lambda run: run.cycles, default=None)
+    moved = sum(run.hbm_bytes for run in runs) or instruction_bytes(module, computation, instruction)
+    return Operation(
+        instruction.name,
+        _kind(module, instruction),
+        instruction.op_name,
+        times,
+        None if instruction.is_kernel else instruction.estimated_cycles,
+        longest and longest.cycles,
+        chip.mxu_cycles(longest.matmul_rows) if longest else 0.0,
+        moved,
+    )
+
+
 def _runs(schedules: Schedules, instruction: Instruction, chip: Chip) -> list[Execution]:
     try:
         return schedules.runs(instruction.name, chip.cores)

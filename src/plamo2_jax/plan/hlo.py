@@ -180,6 +180,11 @@ def hbm_bytes(shape: str) -> int:
     return sum(map(_array_bytes, _ARRAY.findall(shape)))
 
 
+def array_bytes(shape: str) -> int:
+    """Bytes of the arrays of a shape, wherever they live."""
+    return hbm_bytes(re.sub(r"S\(\d+\)", "", shape))
+
+
 def _array_bytes(array: tuple[str, str, str]) -> int:
     dtype, dims, layout = array
     # S(0), HBM, is not printed; S(1) is VMEM.

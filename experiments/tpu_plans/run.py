@@ -1,0 +1,139 @@
+"""Compile the ready configurations for their slices and write what they take: results.json, and the tables of README.md.
+
+Resumable: a plan that is in results.json is not compiled again (--again does). `--table` only prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import os
+from pathlib import Path
+
+import tyro
+
+from plamo2_jax.cli.pretrain import load_config
+from plamo2_jax.plan import report
+from plamo2_jax.plan.compiler import libtpu_version
+from plamo2_jax.plan.request import Request
+from plamo2_jax.plan.steps import gpu_argument_bytes, plan
+from plamo2_jax.train.config import PretrainConfig
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+RESULTS = HERE / "results.json"
+V6E = "--mesh.data 16 --mesh.fsdp 16 --accumulation 2 --remat block --loss-chunk 1024"
+
+# name: configuration, slice, options of the run, kind of program, implementation.
+PLANS = {
+    "1b v5e:4x4": ("pretrain_1b", "v5e:4x4", "", "train", "pallas"),
+    "8b v5p:4x4x4": ("pretrain_8b", "v5p:4x4x4", "", "train", "pallas"),
+    "8b v6e:16x16": ("pretrain_8b", "v6e:16x16", V6E, "train", "pallas"),
+    "8b 32k v5p:4x4x4": ("pretrain_8b_32k", "v5p:4x4x4", "", "train", "pallas"),
+    "31b v5p:8x8x8": ("pretrain_31b", "v5p:8x8x8", "", "train", "pallas"),
+    "8b v5e:2x2": ("pretrain_8b", "v5e:2x2", "--mesh.data 1 --data.batch-size 4 --accumulation 1", "train", "pallas"),
+    "8b prefill v5e:2x4": ("pretrain_8b", "v5e:2x4", "", "prefill", "xla"),
+    "8b decode v5e:2x4": ("pretrain_8b", "v5e:2x4", "", "decode", "xla"),
+}
+# Compiled at a time: libtpu keeps about one core busy.
+AT_ONCE = 2
+
+
+def configuration(name: str, options: str) -> PretrainConfig:
+    """A config file with fields replaced, as on the command line."""
+    return tyro.cli(PretrainConfig, default=load_config(ROOT / "configs" / f"{name}.py"), args=options.split())
+
+
+def one(name: str) -> dict:
+    """One plan."""
+    config, topology, options, kind, kernels = PLANS[name]
+    request = Request(configuration(config, options), topology, kind, kernels)
+    found = plan(request)
+    data = {"config": config, "topology": topology, "options": options, "kind": kind, "implementation": kernels}
+    data |= report.to_json(found)
+    return data
+
+
+def gpus() -> dict:
+    """Bytes of the 8B's state on each of eight GPUs."""
+    return gpu_argument_bytes(Request(configuration("pretrain_8b", "--mesh.data 1"), "", gpus=8))
+
+
+def table(results: dict) -> str:
+    """The plans as Markdown."""
+    lines = [
+        "| plan | chips | HBM used / available | predicted step | MFU bound | without overlap | limit | collectives that take most |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- | --- |",
+    ]
+    for name, p in results["plans"].items():
+        head = f"| {name} | {p['devices']} | {report.gib(p['hbm_needed'])} / {report.gib(p['hbm_available'])} |"
+        if p["error"] or not p["fits"]:
+            over = p["error"] or f"does not fit: {report.gib(p['hbm_needed'] - p['hbm_available'])} over"
+            lines.append(f"{head} {over} | | | | |")
+            continue
+        top = "; ".join(
+            f"{c['kind']} ×{c['count']} {c['bytes'] / 1e9:.1f} GB {c['seconds']:.2f} s" for c in p["collectives"][:3]
+        )
+        lines.append(
+            f"{head} {p['predicted_seconds']:.3f} s | {p['mfu_bound']:.1%} | {p['mfu_without_overlap']:.1%} | "
+            f"{p['times']['limit']} | {top} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Compile what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--table", action="store_true", help="only print what is in results.json")
+    parser.add_argument("--again", action="store_true", help="compile all anew")
+    parser.add_argument("--only", nargs="*", help="names of plans")
+    arguments = parser.parse_args()
+    results = {"plans": {}, "gpus": {}}
+    if RESULTS.exists() and not arguments.again:
+        results = json.loads(RESULTS.read_text())
+    if not arguments.table:
+        results |= {"note": report.NOTE, "libtpu": libtpu_version()}
+        fill(results, "plans", PLANS if arguments.only is None else arguments.only, one)
+        if arguments.only is None:
+            fill(results, "gpus", ["8b h100x8"], lambda _: gpus())
+    write_readme(table(results))
+    print(table(results))
+    for name, p in results["plans"].items():
+        print(
+            f"{name}: traced in {p['seconds_to_trace']:.0f} s, compiled in {p['seconds_to_compile']:.0f} s, "
+            f"{p['cpu_seconds_to_compile']:.0f} s of processors"
+        )
+    for name, kinds in results["gpus"].items():
+        print(f"{name}: " + ", ".join(f"{kind} {report.gib(size)}" for kind, size in kinds.items()) + " a GPU")
+
+
+def write_readme(text: str) -> None:
+    """Put the table where README.md has it."""
+    path = HERE / "README.md"
+    head, _, rest = path.read_text(encoding="utf-8").partition("<!-- table -->")
+    _, _, tail = rest.partition("<!-- end -->")
+    path.write_text(f"{head}<!-- table -->\n\n{text}\n\n<!-- end -->{tail}", encoding="utf-8")
+
+
+def fill(results: dict, section: str, names, function) -> None:
+    """Add what is missing to a section; what is done is written at once."""
+    missing = [name for name in names if name not in results[section]]
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        waiting = {pool.submit(function, name): name for name in missing}
+        for done in concurrent.futures.as_completed(waiting):
+            try:
+                results[section][waiting[done]] = done.result()
+            except (ValueError, RuntimeError) as error:
+                print(f"{section} {waiting[done]}: {error}", flush=True)
+                continue
+            # In the order of PLANS, whatever was compiled first.
+            results["plans"] = {key: results["plans"][key] for key in PLANS if key in results["plans"]}
+            partial = RESULTS.with_suffix(f".{os.getpid()}.partial")
+            partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            os.replace(partial, RESULTS)
+            print(f"{section} {waiting[done]}: done", flush=True)
+
+
+if __name__ == "__main__":
+    main()

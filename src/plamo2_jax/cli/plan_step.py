@@ -1,0 +1,159 @@
+"""`plamo2 plan CONFIG.py`: what a run's programs take on a TPU slice that is not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from plamo2_jax.plan.request import Request
+    from plamo2_jax.plan.step import StepPlan
+
+_DESCRIPTION = """Compile a run's train step for a TPU slice, on a machine without one, and say what it takes there.
+
+usage: plamo2 plan CONFIG.py --topology SLICE [options] [--field value] [--part.field value] ...
+
+Prints HBM a chip by kind, collectives, the compiler's scheduled cycles, and a step time and MFU bound predicted from them. Nothing is
+measured, and no data are needed. Where it does not fit, the bytes that are over and the nearest change that fits. Any field of the run
+can be replaced as in plamo2 pretrain. Needs the tpu extra: pip install 'plamo2-jax[tpu]'"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to compile, and for what."""
+
+    topology: str | None = None
+    """The slice: v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:4x4x4, ...; of each slice where --mesh.slices is more than 1."""
+    gpu: str | None = None
+    """Instead of a slice, a node of GPUs such as h100x8: bytes of parameters and optimizer on each. Without the GPU's compiler nothing
+    more can be known."""
+    implementation: Literal["pallas", "xla"] = "pallas"
+    """Of scan and attention in the train step: the Pallas kernels for TPU, or what XLA makes of plain arrays."""
+    prefill: int | None = None
+    """Plan a prefill of rows of so many tokens instead of the train step."""
+    decode: int | None = None
+    """Plan a decoding step behind so many tokens instead of the train step."""
+    rows: int = 8
+    """Rows of every copy of the model, in prefill and decode."""
+    sweep: bool = False
+    """Compile for several meshes and remat policies, and rank those that fit."""
+    search: bool = True
+    """Where the train step does not fit, look for the nearest change that does."""
+    longest: bool = False
+    """Print the longest operations."""
+    json: Path | None = None
+    """A file to write everything to."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the verb; 1 where the program does not fit or does not compile."""
+    from plamo2_jax.cli.pretrain import load_config
+    from plamo2_jax.plan.request import Request
+    from plamo2_jax.train.config import PretrainConfig
+
+    path, *rest = argv
+    prog = f"plamo2 plan {path}"
+    if {"-h", "--help"} & set(rest):
+        print(_DESCRIPTION + "\n")
+        tyro.cli(Options, prog=prog, args=["--help"])
+    options, fields = tyro.cli(Options, prog=prog, args=rest, return_unknown_args=True)
+    config = tyro.cli(PretrainConfig, prog=prog, default=load_config(Path(path)), args=fields)
+    if (options.topology is None) == (options.gpu is None):
+        raise ValueError("plamo2 plan needs either --topology SLICE, such as v5p:4x4x4, or --gpu NODE, such as h100x8")
+    if options.prefill is not None and options.decode is not None:
+        raise ValueError("--prefill and --decode are two plans; give one of them")
+    if options.json is not None and not options.json.absolute().parent.is_dir():
+        raise ValueError(f"--json {options.json}: the folder {options.json.parent} does not exist")
+    if options.gpu is not None:
+        return _gpus(options, Request(config, "", gpus=_gpu_count(options.gpu)))
+    context = options.prefill or options.decode or config.data.sequence_length
+    kind = "prefill" if options.prefill else "decode" if options.decode else "train"
+    request = Request(config, options.topology, kind, options.implementation, options.rows, context)
+    return _sweep(options, request) if options.sweep else _one(options, request)
+
+
+def _one(options: Options, request: Request) -> int:
+    from plamo2_jax.plan import report
+    from plamo2_jax.plan.steps import nearest_fit, plan
+
+    found = plan(request)
+    print(f"{request.kind} step of {request.config.name} on {request.topology}")
+    print("\n".join(report.lines(found)))
+    if options.longest:
+        print("\n" + "\n".join(report.operations(found)))
+    data = {"topology": request.topology, "kind": request.kind, "plan": report.to_json(found)}
+    if not found.fits and found.error is None and request.kind == "train" and options.search:
+        nearest = nearest_fit(request, found.devices)
+        if nearest is None:
+            print("no change of remat, micro-batches or mesh makes it fit")
+        else:
+            made, _, fitting = nearest
+            print(f"the nearest change that fits: {' '.join(made)}\n  {report.summary(fitting)}")
+            data["nearest"] = {"changes": made, "plan": report.to_json(fitting)}
+    _write(options, data)
+    return 0 if found.fits else 1
+
+
+def _sweep(options: Options, request: Request) -> int:
+    from tqdm import tqdm
+
+    from plamo2_jax.plan import report
+    from plamo2_jax.plan.steps import plan, sweep_points
+    from plamo2_jax.plan.topology import chips
+
+    points = list(sweep_points(request.config, chips(request.topology) * request.config.mesh.slices))
+    if not points:
+        raise ValueError("--sweep finds no mesh over which a micro-batch's rows divide; lower --accumulation")
+    found: list[tuple[str, StepPlan]] = []
+    for label, config in tqdm(points, desc="compile", unit="plan"):
+        try:
+            found.append((label, plan(dataclasses.replace(request, config=config))))
+        except ValueError as error:
+            print(f"{label}: {error}", file=sys.stderr)
+    found.sort(key=lambda item: -item[1].mfu if item[1].fits else 1)
+    for label, each in found:
+        print(f"{label}\n  {report.summary(each)}")
+    _write(options, {"topology": request.topology, "sweep": {label: report.to_json(each) for label, each in found}})
+    return 0 if any(each.fits for _, each in found) else 1
+
+
+def _gpus(options: Options, request: Request) -> int:
+    from plamo2_jax.plan.report import gib
+    from plamo2_jax.plan.steps import gpu_argument_bytes
+
+    found = gpu_argument_bytes(request)
+    print(f"train step of {request.config.name} on {options.gpu}, bytes on each GPU by the shapes' shardings:")
+    for kind, size in found.items():
+        print(f"  {kind:<12}{gib(size):>12}")
+    print(
+        "Temporaries and activations are not known: they are what the GPU's compiler makes of the program, and it is not here."
+    )
+    _write(options, {"gpu": options.gpu, "arguments": found})
+    return 0
+
+
+def _gpu_count(node: str) -> int:
+    match = re.fullmatch(r"[a-z]+\d*x(\d+)", node)
+    if not match or int(match[1]) < 1:
+        raise ValueError(f"--gpu {node} is not allowed; it must be a kind and a number of GPUs, such as h100x8")
+    return int(match[1])
+
+
+def _write(options: Options, data: dict) -> None:
+    if options.json is None:
+        return
+    partial = options.json.with_name(f".{options.json.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, options.json)
+    finally:
+        partial.unlink(missing_ok=True)
+    print(f"{options.json}", file=sys.stderr)

@@ -1,0 +1,159 @@
+"""Where the HBM of one chip goes: arguments by kind, what is kept for the backward pass, gradients, temporaries; and refusals read."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+
+from plamo2_jax.plan.hlo import Computation, Instruction, Module, hbm_bytes
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = r"([\d.]+)([KMGT]?)"
+# The first is said before buffers are assigned, the second after; both count arguments in.
+_REFUSALS = (
+    re.compile(rf"total memory required[^(]*\({_SIZE}\) exceeds available HBM \({_SIZE}\)"),
+    re.compile(rf"Used {_SIZE} of {_SIZE} hbm"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Overflow:
+    """A program that the compiler refuses for want of HBM; bytes of one chip."""
+
+    needed: int
+    available: int
+
+    @property
+    def over(self) -> int:
+        """Bytes too many."""
+        return self.needed - self.available
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """HBM of one chip in bytes."""
+
+    available: int
+    arguments: Mapping[str, int]
+    """By kind: parameters, optimizer, batch, cache; without padding."""
+    argument_bytes: int
+    """All of them, as the compiler lays them out."""
+    kept: int
+    """Activations that a loop over layers keeps for the backward pass."""
+    gradients: int
+    """Of the parameters, summed by a loop over layers or over micro-batches."""
+    temporary_bytes: int
+    """Everything that lives only during the program, `kept` and `gradients` in it. Buffers share space when they do not live at once, so
+    the two may together be more than this."""
+    output_bytes: int
+    """Results that do not take the place of an argument."""
+    code_bytes: int
+
+    @property
+    def used(self) -> int:
+        """At once."""
+        return self.argument_bytes + self.temporary_bytes + self.output_bytes + self.code_bytes
+
+    @property
+    def other_temporaries(self) -> int:
+        """Temporaries that are neither kept activations nor gradients."""
+        return max(0, self.temporary_bytes - self.kept - self.gradients)
+
+
+def parse_overflow(message: str) -> Overflow | None:
+    """What a refusal of the compiler says of HBM; None where it refuses for another reason."""
+    for pattern in _REFUSALS:
+        if match := pattern.search(message):
+            needed, unit, available, other = match.groups()
+            return Overflow(round(float(needed) * _UNITS[unit]), round(float(available) * _UNITS[other]))
+    return None
+
+
+def chip_bytes(tree: Any) -> int:
+    """Bytes that a tree of `jax.ShapeDtypeStruct`s with shardings takes on one device, without padding."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def memory_of(
+    module: Module, statistics: Any, arguments: Mapping[str, int], parameter_shapes: Iterable[tuple[int, ...]], hbm: int
+) -> Memory:
+    """The memory of a compiled program.
+
+    Args:
+        module: the program.
+        statistics: `compiled.memory_analysis()`.
+        arguments: bytes by kind.
+        parameter_shapes: of one chip's parts, to tell gradients from activations.
+        hbm: bytes that the chip has.
+    """
+    kept, gradients = _carried(module, set(parameter_shapes))
+    return Memory(
+        hbm,
+        dict(arguments),
+        statistics.argument_size_in_bytes,
+        kept,
+        gradients,
+        statistics.temp_size_in_bytes,
+        statistics.output_size_in_bytes - statistics.alias_size_in_bytes,
+        statistics.generated_code_size_in_bytes,
+    )
+
+
+def _carried(module: Module, parameters: set[tuple[int, ...]]) -> tuple[int, int]:
+    """Bytes of the arrays that loops fill slice by slice: activations of the forward pass, gradients of the backward pass.
+
+    An array that several loops pass on is filled by one of them; loops inside a layer, over chunks or blocks, fill small ones that do not
+    outlive the layer, and only the outermost two levels are looked at.
+    """
+    kept = gradients = 0
+    for loop, computation in _loops(module, module.entry, 2):
+        body = module.computations[loop.called("body")]
+        for index, shape in enumerate(_elements(loop.shape)):
+            filled = _filled(module, body, index)
+            if filled and _dims(shape) in parameters:
+                gradients += hbm_bytes(shape)
+            elif filled and "transpose(" not in loop.op_name:
+                kept += hbm_bytes(shape)
+        del computation
+    return kept, gradients
+
+
+def _loops(module: Module, name: str, depth: int) -> Iterable[tuple[Instruction, Computation]]:
+    computation = module.computations[name]
+    for instruction in computation.values():
+        if instruction.op == "while" and depth:
+            yield instruction, computation
+            yield from _loops(module, instruction.called("body"), depth - 1)
+
+
+def _filled(module: Module, body: Computation, index: int) -> bool:
+    """Whether a loop writes a slice of the element of its tuple in each round."""
+    root = next(i for i in body.values() if i.root)
+    if root.op != "tuple" or index >= len(root.operands):
+        return False
+    value = body.get(root.operands[index])
+    while value is not None and value.op in ("bitcast", "copy-done", "copy", "get-tuple-element") and value.operands:
+        value = body.get(value.operands[0])
+    if value is not None and value.op == "fusion":
+        inner = module.computations[value.called("calls")]
+        value = next(i for i in inner.values() if i.root)
+        if value.op == "tuple":
+            return any(inner[name].op == "dynamic-update-slice" for name in value.operands)
+        while value.op == "bitcast":
+            value = inner[value.operands[0]]
+    return value is not None and value.op == "dynamic-update-slice"
+
+
+def _elements(shape: str) -> list[str]:
+    """The arrays of a tuple's shape."""
+    return re.findall(r"\w+\[[\d,]*\](?:\{[^{}]*\})?", shape)
+
+
+def _dims(shape: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in re.findall(r"\d+", shape[shape.index("[") : shape.index("]")]))

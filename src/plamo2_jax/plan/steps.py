@@ -1,0 +1,131 @@
+"""Plans of a run's programs: each compiled in a process of its own; what to change where one does not fit; sweeps."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from plamo2_jax.plan.compiler import ENVIRONMENT, environment, libtpu_version
+from plamo2_jax.plan.request import Request
+from plamo2_jax.plan.step import StepPlan
+from plamo2_jax.train.config import PretrainConfig
+
+# From most kept to least.
+_REMAT = ("none", "dots", "block", "offload")
+
+
+def plan(request: Request) -> StepPlan:
+    """Compile one program for its slice.
+
+    Raises:
+        ValueError: libtpu is not installed, there is no such slice, or the run does not divide over it.
+        RuntimeError: the process that compiles died; the message has its last words.
+    """
+    libtpu_version()
+    data = _ask(request, environment)
+    for name in ("unknown", "collectives", "operations"):
+        data[name] = tuple(data[name])
+    return StepPlan(**data)
+
+
+def gpu_argument_bytes(request: Request) -> dict[str, int]:
+    """Bytes of a train step's arguments on each of `request.gpus` devices, by kind; "all" as a compiler lays them out.
+
+    Raises:
+        ValueError: the run does not divide over them.
+        RuntimeError: the process that compiles died.
+    """
+    # The program is compiled for its arguments' sake and never run: code need not be good.
+    flags = f"--xla_force_host_platform_device_count={request.gpus} --xla_backend_optimization_level=0"
+    return _ask(request, lambda _: {**os.environ, **ENVIRONMENT, "XLA_FLAGS": flags})["arguments"]
+
+
+def _ask(request: Request, environment_for) -> dict:
+    with tempfile.TemporaryDirectory(prefix="plamo2-plan-") as folder:
+        process = subprocess.run(
+            [sys.executable, "-m", "plamo2_jax.plan.step_worker", folder],
+            input=pickle.dumps(request),
+            env=environment_for(Path(folder)),
+            capture_output=True,
+        )
+    lines = process.stdout.decode().strip().splitlines()
+    if not lines:
+        raise RuntimeError(f"the process that compiles has ended: {process.stderr.decode()[-2000:]}")
+    data = json.loads(lines[-1])
+    if "refused" in data:
+        raise ValueError(data["refused"])
+    return data
+
+
+def changes(config: PretrainConfig, devices: int) -> Iterator[tuple[str, PretrainConfig]]:
+    """Changes that take less memory, the nearest first, each on top of those before it that go the same way."""
+    per_device = config.data.batch_size // config.accumulation // _row_parts(config, devices)
+    replace = dataclasses.replace
+    for remat in _REMAT[_REMAT.index(config.remat) + 1 : -1]:
+        config = replace(config, remat=remat)
+        yield f"--remat {remat}", config
+    if config.loss_chunk is None and config.data.sequence_length % 512 == 0:
+        config = replace(config, loss_chunk=512)
+        yield "--loss-chunk 512", config
+    while per_device > 1 and per_device % 2 == 0:
+        per_device //= 2
+        config = replace(config, accumulation=config.accumulation * 2)
+        yield f"--accumulation {config.accumulation}", config
+    data = config.mesh.data
+    while data > 1 and data % 2 == 0 and (data // 2) % config.mesh.slices == 0:
+        data //= 2
+        fsdp = config.mesh.fsdp if config.mesh.fsdp == -1 else config.mesh.fsdp * 2
+        config = replace(config, mesh=replace(config.mesh, data=data, fsdp=fsdp))
+        yield f"--mesh.data {data}" + (f" --mesh.fsdp {fsdp}" if fsdp != -1 else ""), config
+    for tensor in (2, 4, 8):
+        if devices % (tensor * max(data, 1)) == 0 and config.mesh.fsdp == -1 and config.mesh.tensor < tensor:
+            config = replace(config, mesh=replace(config.mesh, tensor=tensor))
+            yield f"--mesh.tensor {tensor}", config
+
+
+def nearest_fit(request: Request, devices: int) -> tuple[list[str], Request, StepPlan] | None:
+    """The first of `changes` with which the program fits, with the changes that lead there; None if none does."""
+    made: list[str] = []
+    for change, config in changes(request.config, devices):
+        option = change.split()[0]
+        made = [other for other in made if other.split()[0] != option] + [change]
+        changed = dataclasses.replace(request, config=config)
+        try:
+            found = plan(changed)
+        except ValueError:
+            continue
+        if found.fits:
+            return made, changed, found
+    return None
+
+
+def sweep_points(config: PretrainConfig, devices: int) -> Iterator[tuple[str, PretrainConfig]]:
+    """Meshes and remat policies worth comparing: data × fsdp × tensor that divide rows and heads, dots and block."""
+    replace = dataclasses.replace
+    slices, sequence = config.mesh.slices, config.mesh.sequence
+    heads = math.gcd(config.model.num_attention_heads, config.model.mamba_num_heads)
+    rows = config.data.batch_size // config.accumulation
+    for tensor in (1, 2, 4):
+        over = devices // (tensor * sequence)
+        if devices % (tensor * sequence) or heads % tensor:
+            continue
+        for data in (1, 2, 4, 8, 16):
+            if over % data or data % slices or rows % over or over // data < 4:
+                continue
+            for remat in ("dots", "block"):
+                mesh = replace(config.mesh, data=data, fsdp=over // data, tensor=tensor)
+                label = f"--mesh.data {data} --mesh.fsdp {over // data} --mesh.tensor {tensor} --remat {remat}"
+                yield label, replace(config, mesh=mesh, remat=remat)
+
+
+def _row_parts(config: PretrainConfig, devices: int) -> int:
+    shape = config.mesh.shape(devices)
+    return shape[0] * shape[1]

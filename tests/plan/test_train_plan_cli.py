@@ -1,0 +1,78 @@
+"""`plamo2 plan CONFIG.py`: what it refuses, and which changes and meshes it tries, without compiling."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import pytest
+
+from plamo2_jax.cli.plan import main
+from plamo2_jax.cli.pretrain import load_config
+from plamo2_jax.plan.memory import chip_bytes
+from plamo2_jax.plan.program import serving_program, train_program
+from plamo2_jax.plan.steps import changes, sweep_points
+from plamo2_jax.sharding.mesh import MeshConfig
+
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
+CONFIG = str(CONFIGS / "pretrain_8b.py")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "needs either --topology SLICE"),
+        (["--topology", "v5e:2x2", "--gpu", "h100x8"], "needs either --topology SLICE"),
+        (["--topology", "v5e:2x2", "--prefill", "8", "--decode", "8"], "--prefill and --decode are two plans"),
+        (["--gpu", "h100"], "--gpu h100 is not allowed"),
+        (["--topology", "v5e:2x2", "--json", "nowhere/at/all.json"], "the folder nowhere/at does not exist"),
+        (["--topology", "v5e", "--sweep"], "no TPU slice 'v5e'"),
+    ],
+)
+def test_it_refuses_in_one_sentence(options, message):
+    with pytest.raises(ValueError, match=message):
+        main([CONFIG, *options])
+
+
+def test_changes_go_from_the_nearest_to_the_farthest():
+    config = load_config(Path(CONFIG))
+    config = dataclasses.replace(config, mesh=MeshConfig(data=4), accumulation=2, loss_chunk=None)
+    options = [change for change, _ in changes(config, 64)]
+    assert options[:5] == ["--remat block", "--loss-chunk 512", "--accumulation 4", "--accumulation 8", "--mesh.data 2"]
+    *_, (_, last) = changes(config, 64)
+    assert (last.remat, last.accumulation, last.mesh.data) == ("block", 8, 1)
+
+
+def test_a_sweep_covers_every_chip_and_both_policies():
+    points = list(sweep_points(load_config(Path(CONFIG)), 64))
+    assert {config.remat for _, config in points} == {"dots", "block"}
+    for _, config in points:
+        mesh = config.mesh
+        assert mesh.data * mesh.fsdp * mesh.tensor == 64
+        assert config.data.batch_size // config.accumulation % (mesh.data * mesh.fsdp) == 0
+
+
+@pytest.mark.parametrize("name", ["pretrain_1b", "pretrain_8b", "pretrain_31b", "pretrain_8b_32k"])
+def test_the_ready_configurations_load(name):
+    config = load_config(CONFIGS / f"{name}.py")
+    assert config.name == name
+    assert config.steps * config.data.batch_size * config.data.sequence_length > 9e10
+
+
+@pytest.mark.parametrize("decode", [False, True])
+def test_prefill_and_decode_are_traced_with_their_cache(decode):
+    config = dataclasses.replace(load_config(CONFIGS / "demo.py"), mesh=MeshConfig(fsdp=1))
+    program = serving_program(config, jax.devices()[:1], rows=2, tokens=64, decode=decode)
+    traced = program.trace()
+    ids, cache = traced.out_info
+    assert ids.shape == (2,)
+    assert jax.tree.structure(cache) == jax.tree.structure(program.parts["cache"])
+    assert program.tokens == (2 if decode else 128)
+
+
+def test_a_train_step_is_described_as_the_loop_compiles_it():
+    config = dataclasses.replace(load_config(CONFIGS / "demo.py"), mesh=MeshConfig(fsdp=1))
+    program = train_program(config, jax.devices()[:1], "xla")
+    assert chip_bytes(program.parts["parameters"]) == 4 * config.model.parameter_count()
+    # Two moments, and the counts of steps.
+    assert chip_bytes(program.parts["optimizer"]) == pytest.approx(8 * config.model.parameter_count(), abs=64)
+    assert program.trace().out_info[0].step.shape == ()

@@ -1,0 +1,65 @@
+"""Train steps through libtpu's compiler: a small model's plan is whole, an 8B is refused with the bytes that are over."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from plamo2_jax.config import ModelConfig
+from plamo2_jax.plan import report
+from plamo2_jax.plan.request import Request
+from plamo2_jax.plan.steps import plan
+from plamo2_jax.sharding.mesh import MeshConfig
+
+pytestmark = pytest.mark.tpu
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
+
+
+def pretraining(name, **changes):
+    from plamo2_jax.cli.pretrain import load_config
+
+    config = load_config(CONFIGS / f"{name}.py")
+    data = dataclasses.replace(
+        config.data, **{k: changes.pop(k) for k in ("batch_size", "sequence_length") if k in changes}
+    )
+    return dataclasses.replace(config, data=data, **changes)
+
+
+def test_a_small_model_fits_and_every_figure_is_there():
+    model = ModelConfig(
+        hidden_size=512,
+        num_hidden_layers=4,
+        intermediate_size=1024,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        mamba_num_heads=8,
+        attention_window_size=512,
+        vocab_size=4096,
+    )
+    config = pretraining("pretrain_1b", model=model, batch_size=8, sequence_length=2048, accumulation=1, remat="block")
+    found = plan(Request(config, "v5e:2x2"))
+    assert found.fits, report.summary(found)
+    assert found.devices == 4
+    # float32 parameters, two moments of them, a quarter on each chip but for vectors.
+    assert found.arguments["parameters"] == pytest.approx(model.parameter_count(), rel=0.02)
+    assert found.arguments["optimizer"] == pytest.approx(2 * model.parameter_count(), rel=0.02)
+    assert 0 < found.memory["used"] < found.hbm_available
+    assert found.memory["kept"] > 0
+    assert {"all-gather"} <= {c["kind"] for c in found.collectives}
+    assert not found.unknown
+    names = set(found.parts)
+    assert {"scan kernels (ssd)", "attention kernels (splash)", "MLP products"} <= names
+    assert 0 < found.serial_mfu <= found.mfu < 1
+    assert "fits" in report.summary(found)
+    assert any("HBM a chip" in line for line in report.lines(found))
+
+
+def test_an_8b_on_four_v5e_says_how_many_bytes_are_over():
+    config = pretraining("pretrain_8b", batch_size=4, accumulation=1, mesh=MeshConfig())
+    found = plan(Request(config, "v5e:2x2"))
+    assert not found.fits
+    assert found.error is None
+    # The state alone, 12 bytes a parameter, is more than four chips have.
+    assert found.hbm_needed > 3 * config.model.parameter_count()
+    assert found.hbm_needed - found.hbm_available > 8 * 2**30
+    assert "GiB over" in report.summary(found)
