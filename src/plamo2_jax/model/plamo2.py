@@ -10,6 +10,7 @@ The same call trains, prefills in pieces of any length, and decodes:
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import flax.linen as nn
@@ -209,24 +210,28 @@ class Plamo2(nn.Module):
         weight = self.embedding if self.config.tie_word_embeddings else self.lm_head
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         logits = jnp.einsum("btd,vd->btv", x, weight.astype(x.dtype), preferred_element_type=dtype)
-        return self._constrain(logits, axes.TENSOR)
+        return self._constrain(logits, (axes.TENSOR,))
 
     def _lookup(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """Rows of the embedding."""
         # Cast before the lookup would cast the whole table.
         x = self.embedding[tokens].astype(self.activation_dtype)
-        if self.mesh is None or x.shape[-1] % (self.mesh.shape[axes.FSDP] * self.mesh.shape[axes.SEQUENCE]):
-            return x
         # Each device looks all its group's tokens up in the columns it holds, and columns are exchanged for tokens after that:
         # otherwise XLA gathers the table on every device, and sums a gradient of its size.
-        spec = PartitionSpec(axes.DATA, None, (axes.FSDP, axes.SEQUENCE))
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+        return self._place(x, (axes.DATA,), (), (axes.FSDP, axes.SEQUENCE))
 
-    def _constrain(self, x: Float[Array, "b t c"], channels: str | None = None) -> Float[Array, "b t c"]:
+    def _constrain(self, x: Float[Array, "b t c"], channels: tuple[str, ...] = ()) -> Float[Array, "b t c"]:
         """Keep rows and tokens where the batch has them, channels over a mesh axis or whole. XLA would rather follow the weights."""
+        return self._place(x, axes.ROWS, (axes.SEQUENCE,), channels)
+
+    def _place(self, x: Float[Array, "b t c"], *cut: tuple[str, ...]) -> Float[Array, "b t c"]:
+        """Cut each axis over the mesh axes given for it; one that they do not divide (a short row, a small batch) stays whole."""
         if self.mesh is None:
             return x
-        spec = PartitionSpec(axes.ROWS, axes.SEQUENCE, channels)
+        devices = [math.prod(self.mesh.shape[name] for name in over) for over in cut]
+        spec = PartitionSpec(
+            *(over or None if size % n == 0 else None for over, size, n in zip(cut, x.shape, devices, strict=True))
+        )
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
     def init_cache(self, batch_size: int, max_length: int) -> Cache:
