@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 # How `plamo2 pretrain` is told of its other processes: the one place where these flags are spelled.
-AUTO = ("--distributed.auto",)
+AUTO = ("--distributed.coordinator", "auto")
 """jax.distributed finds coordinator, count and number by itself: on TPU slices, in GKE and under SLURM."""
 
 
