@@ -141,7 +141,7 @@ def pretrain(
 
     guard = Guard(config.max_skipped, config.spike)
     about = {"config": to_json(config), "mesh": dict(mesh.shape), "processes": jax.process_count()}
-    with RunCheckpoints(folder, config.keep, about) as checkpoints:
+    with RunCheckpoints(folder, config.keep, about) as checkpoints, processes.leave_when_broken(folder):
         # -- Restore: own run > init_from > scratch --------------------------------------------------------------------------------
         if resuming:
             state = checkpoints.restore(abstract, iterator, guard)
@@ -165,7 +165,6 @@ def pretrain(
             tqdm(
                 total=config.steps, initial=step, unit="step", desc=config.name, dynamic_ncols=True, disable=not writes
             ) as progress,
-            processes.leave_when_broken(folder),
         ):
             devices = list(mesh.devices.ravel())
             window = Window(config, devices, log, guard, watchdog, Goodput(folder) if writes else None)

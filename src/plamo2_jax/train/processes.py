@@ -8,12 +8,13 @@ in a job of one process. The first process alone writes logs and configuration; 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import json
 import os
-import sys
+import signal
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -116,7 +117,7 @@ def largest(value: int) -> int:
 
 @contextlib.contextmanager
 def leave_when_broken(folder: os.PathLike[str]) -> Iterator[None]:
-    """In a job of several processes, end this one at once when a collective fails.
+    """In a job of several processes, end this one at once when something fails between them: a collective, or a barrier of Orbax's.
 
     It fails because another process is gone. Unwinding would wait for that one at the next barrier, in Orbax or in jax's shutdown,
     so the process ends here, with status PEER_LOST and one line on stderr. Finished checkpoints are whole; a half-written one counts
@@ -124,14 +125,55 @@ def leave_when_broken(folder: os.PathLike[str]) -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+    except Exception as error:
+        if jax.process_count() == 1 or (broken := _between_processes(error)) is None:
             raise
-        reason = str(error).strip().splitlines()[0][:200]
-        print(
-            f"process {jax.process_index()} of {jax.process_count()}: a collective failed, so another process is gone or out of reach; "
-            f"this one ends too. Start all of them again: {os.fspath(folder)} goes on from its newest checkpoint. ({reason})",
-            file=sys.stderr,
-            flush=True,
+        reason = str(broken).strip().splitlines()[0][:200]
+        _leave(
+            f"a collective failed, so another process is gone or out of reach; this one ends too. {_again(folder)} ({reason})"
         )
-        os._exit(PEER_LOST)
+
+
+def leave_when_aborted(folder: os.PathLike[str]) -> None:
+    """In a job of several processes, have jax's abort end this one as `leave_when_broken` does.
+
+    jax's own thread aborts the process when the coordinator is gone, or says that another one is. That can come before a collective
+    fails, or where none is waited for; Python is not asked. So SIGABRT is caught, in C, since Python's own handlers run too late.
+    The line comes after the stack that jax writes, and is the last.
+    """
+    if jax.process_count() == 1:
+        return
+    line = f"jax aborted this one (above), most likely because another process is gone. {_again(folder)}"
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def on_abort(_: int) -> None:
+        _leave(line)
+
+    _handlers.append(on_abort)
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, type(on_abort)), ctypes.c_void_p
+    libc.signal(signal.SIGABRT, on_abort)
+
+
+_handlers: list[object] = []
+"""What C calls must outlive the call that set it up."""
+
+
+def _between_processes(error: BaseException | None) -> BaseException | None:
+    """The error of jax's runtime that this one is, or comes from: Orbax and our own classes wrap it."""
+    while error is not None and not isinstance(error, jax.errors.JaxRuntimeError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _again(folder: os.PathLike[str]) -> str:
+    return f"Start all of them again: {os.fspath(folder)} goes on from its newest checkpoint."
+
+
+def _leave(why: str) -> NoReturn:
+    """Write the line, as the last one, and end."""
+    said = os.dup(2)
+    # Other threads may be writing their stacks.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    os.write(said, f"\nplamo2 pretrain: process {jax.process_index()} of {jax.process_count()}: {why}\n".encode())
+    os._exit(PEER_LOST)
