@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from plamo2_jax.config import ModelConfig
+from plamo2_jax.storage import absolute, address, is_remote, located, write_whole
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.jsonl"
@@ -49,10 +50,7 @@ class SavesItself(Protocol):
 
 def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
     """Write a JSON file whole or not at all."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(located(path), (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -61,7 +59,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         CheckpointError: there is no config.json in it, or it is not a JSON object.
     """
-    path = Path(folder) / CONFIG
+    path = located(folder) / CONFIG
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a run folder: it has no {CONFIG}")
     try:
@@ -82,13 +80,13 @@ def read_model_config(folder: str | os.PathLike[str]) -> ModelConfig:
     """
     config = read_config(folder)
     if not isinstance(config.get("model"), dict):
-        raise CheckpointError(f'{Path(folder) / CONFIG} has no object under the key "model"')
+        raise CheckpointError(f'{located(folder) / CONFIG} has no object under the key "model"')
     return ModelConfig.from_hf(config["model"])
 
 
 def steps(folder: str | os.PathLike[str]) -> list[int]:
     """Steps of the finished checkpoints in a run folder, ascending."""
-    root = Path(folder).absolute() / CHECKPOINTS
+    root = absolute(folder) / CHECKPOINTS
     return sorted(ocp.utils.checkpoint_steps(root)) if root.is_dir() else []
 
 
@@ -112,8 +110,12 @@ def save_model(
         tokenizer: written to tokenizer.jsonl when given.
 
     Raises:
-        CheckpointError: `folder` exists and is not an empty folder.
+        CheckpointError: `folder` exists and is not an empty folder, or is not of this machine.
     """
+    if is_remote(folder):
+        raise CheckpointError(
+            f"{address(folder)}: a model is written to a folder of this machine; copy it to the bucket from there"
+        )
     folder = Path(folder).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists already; give a folder that does not exist or is empty")
@@ -168,12 +170,12 @@ def step_folder(folder: str | os.PathLike[str], step: int | None = None) -> Path
     """
     found = steps(folder)
     if not found:
-        raise CheckpointError(f"{folder} holds no finished checkpoint (looked in {Path(folder) / CHECKPOINTS})")
+        raise CheckpointError(f"{folder} holds no finished checkpoint (looked in {located(folder) / CHECKPOINTS})")
     if step is not None and step not in found:
         raise CheckpointError(
             f"{folder} has no finished checkpoint of step {step}; it has {', '.join(map(str, found))}"
         )
-    return Path(folder).absolute() / CHECKPOINTS / str(found[-1] if step is None else step)
+    return absolute(folder) / CHECKPOINTS / str(found[-1] if step is None else step)
 
 
 def model_json(config: ModelConfig) -> dict[str, Any]:

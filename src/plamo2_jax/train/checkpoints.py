@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 
 from plamo2_jax import checkpoint
 from plamo2_jax.checkpoint import CHECKPOINTS, PARAMS, CheckpointError
+from plamo2_jax.storage import absolute
 from plamo2_jax.train import integrity, processes
 from plamo2_jax.train.guard import Guard
 from plamo2_jax.train.state import TrainState
@@ -37,7 +38,7 @@ class RunCheckpoints:
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int, about: Mapping[str, Any]):
-        self._folder = Path(folder).absolute()
+        self._folder = absolute(folder)
         self._about = {**integrity.provenance(), **about}
         self._saving: int | None = None
         self._manager = ocp.CheckpointManager(

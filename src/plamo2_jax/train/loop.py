@@ -29,6 +29,7 @@ from plamo2_jax.eval.perplexity import HeldOut, make_evaluator
 from plamo2_jax.model.plamo2 import Plamo2, abstract_params, init_params, logical_axes
 from plamo2_jax.sharding.mesh import make_mesh
 from plamo2_jax.sharding.rules import batch_sharding, param_shardings, process_part, replicated, with_shardings
+from plamo2_jax.storage import located
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train import integrity, processes
 from plamo2_jax.train.checkpoints import RunCheckpoints, no_checkpoint_left
@@ -218,6 +219,7 @@ def pretrain(
                     log.write(step, _heldout_figures(heldout))
                 log.flush()
                 if saving:
+                    log.upload()  # Before the checkpoint, so that whoever goes on from that finds all lines up to it.
                     checkpoints.save(state, iterator, guard)
                 elif writing:
                     checkpoints.check()
@@ -246,7 +248,7 @@ def _beating(batches: Iterable[Any], watchdog: StallWatchdog) -> Iterator[Any]:
 
 
 def _load_tokenizer(config: PretrainConfig) -> Tokenizer:
-    if not config.tokenizer.exists():
+    if not located(config.tokenizer).exists():
         raise TrainingError(
             f"PretrainConfig.tokenizer={str(config.tokenizer)!r} does not exist; train one or copy one there"
         )
