@@ -157,7 +157,7 @@ def recover_from(damage: Callable[[Path], None], whole: PretrainConfig, folder: 
     named = [line for line in error.splitlines() if "is damaged: " in line]
     return {
         "damage": damage.__name__,
-        "said": named[0].split("is damaged: ")[1] if named else None,
+        "said": named[0].split("is damaged: ")[1].replace(f"{folder}/", "") if named else None,
         "set_aside": (copy.folder / checkpoint.CHECKPOINTS / f"{whole.steps}.damaged").is_dir(),
         "same_bits": same_bits(whole, copy),
     }
