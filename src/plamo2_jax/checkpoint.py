@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -126,16 +127,16 @@ def save_model(
         write_json(partial / CONFIG, {"model": model_json(config)})
         if tokenizer is not None:
             tokenizer.save(partial / TOKENIZER)
-    _barrier("save_model: folder made")
+    barrier("save_model: folder made")
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
     chunked = jax.tree.map(lambda leaf: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), params)
     handlers = {PARAMS: _frugal_handler(params)}
     with ocp.CheckpointManager(partial / CHECKPOINTS, options=options, item_handlers=handlers) as manager:
         manager.save(0, args=ocp.args.Composite(**{PARAMS: ocp.args.StandardSave(params, save_args=chunked)}))
-    _barrier("save_model: parameters written")
+    barrier("save_model: parameters written")
     if jax.process_index() == 0:
         os.replace(partial, folder)
-    _barrier("save_model: done")
+    barrier("save_model: done")
 
 
 def restore_params(folder: str | os.PathLike[str], abstract_params: Any, step: int | None = None) -> Any:
@@ -184,6 +185,12 @@ def model_json(config: ModelConfig) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
 
+def first_line(error: BaseException) -> str:
+    """What went wrong, without TensorStore's description of the array and of its own source."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.split(r" \[(?:tensorstore_spec|source locations)=", line)[0][:600]
+
+
 def _frugal_handler(*trees: Any) -> ocp.StandardCheckpointHandler:
     """A handler that works on about one array at a time; by default Orbax's buffers beside the arrays come to the model's size again."""
     sizes = [math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for tree in trees for leaf in jax.tree.leaves(tree)]
@@ -226,10 +233,11 @@ def _read(path: Path, read: Any) -> Any:
     except Exception as error:
         # Orbax raises the bare class for a chunk that cannot be read; every other class but these is a bug to be seen.
         if type(error) is Exception or isinstance(error, ValueError | OSError):
-            raise CheckpointError(f"{path} is incomplete or damaged: {str(error).split(chr(10))[0][:300]}") from error
+            raise CheckpointError(f"{path} is incomplete or damaged: {first_line(error)}") from error
         raise
 
 
-def _barrier(name: str) -> None:
+def barrier(name: str) -> None:
+    """Wait until every process is here; nothing in a job of one."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

@@ -267,12 +267,12 @@ def _open_folder(config: PretrainConfig, tokenizer: Tokenizer) -> bool:
         )
     if not resuming and integrity.damaged(folder):
         raise no_checkpoint_left(folder)
-    processes.barrier("run folder looked at")
+    checkpoint.barrier("run folder looked at")
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.write_json(folder / checkpoint.CONFIG, description)
         tokenizer.save(folder / checkpoint.TOKENIZER)
-    processes.barrier("run folder written")
+    checkpoint.barrier("run folder written")
     return resuming
 
 

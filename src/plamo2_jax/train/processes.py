@@ -20,6 +20,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from plamo2_jax.checkpoint import first_line
+
 PEER_LOST = 75
 """Exit status of a process that ends because it lost another (EX_TEMPFAIL of sysexits.h): start all of them again."""
 
@@ -82,16 +84,9 @@ def join(config: ProcessesConfig) -> None:
             shutdown_timeout_seconds=config.heartbeat_seconds,
         )
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:300]
         raise ValueError(
-            f"the job at distributed.coordinator={config.coordinator} cannot be joined: {reason}"
+            f"the job at distributed.coordinator={config.coordinator} cannot be joined: {first_line(error)}"
         ) from error
-
-
-def barrier(name: str) -> None:
-    """Wait until every process is here; nothing in a job of one."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def from_first(value: Any) -> Any:
@@ -128,35 +123,46 @@ def leave_when_broken(folder: os.PathLike[str]) -> Iterator[None]:
     except Exception as error:
         if jax.process_count() == 1 or (broken := _between_processes(error)) is None:
             raise
-        reason = str(broken).strip().splitlines()[0][:200]
         _leave(
-            f"a collective failed, so another process is gone or out of reach; this one ends too. {_again(folder)} ({reason})"
+            f"a collective failed, so another process is gone or out of reach; this one ends too. {_again(folder)} "
+            f"({first_line(broken)[:200]})"
         )
 
 
 def leave_when_aborted(folder: os.PathLike[str]) -> None:
-    """In a job of several processes, have jax's abort end this one as `leave_when_broken` does.
+    """In a job of several processes, have jax's abort end this one as `leave_when_broken` does; where numba is missing, it stays an abort.
 
     jax's own thread aborts the process when the coordinator is gone, or says that another one is. That can come before a collective
-    fails, or where none is waited for; Python is not asked. So SIGABRT is caught, in C, since Python's own handlers run too late.
-    The line comes after the stack that jax writes, and is the last.
+    fails, or where none is waited for; Python is not asked. So SIGABRT is caught. The handler must not wait for Python's lock, which a
+    thread that waits for the aborting one may hold (in jax's shutdown, say), so numba compiles it. The line comes after the stack that
+    jax writes, and is the last.
     """
     if jax.process_count() == 1:
         return
-    line = f"jax aborted this one (above), most likely because another process is gone. {_again(folder)}"
-
-    @ctypes.CFUNCTYPE(None, ctypes.c_int)
-    def on_abort(_: int) -> None:
-        _leave(line)
-
-    _handlers.append(on_abort)
+    try:
+        import numba
+    except ImportError:
+        return
+    line = _line(f"jax aborted this one (above), most likely because another process is gone. {_again(folder)}")
+    text = ctypes.create_string_buffer(line)
+    address, size, status = ctypes.addressof(text), len(line), PEER_LOST
     libc = ctypes.CDLL(None)
-    libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, type(on_abort)), ctypes.c_void_p
-    libc.signal(signal.SIGABRT, on_abort)
+    write, leave = libc.write, libc._exit
+    write.argtypes, write.restype = (ctypes.c_int, ctypes.c_size_t, ctypes.c_size_t), ctypes.c_ssize_t
+    leave.argtypes, leave.restype = (ctypes.c_int,), None
+
+    @numba.cfunc("void(int32)")
+    def on_abort(_):  # No annotations, which numba would not read.
+        write(2, address, size)
+        leave(status)
+
+    _kept.extend((text, on_abort))
+    libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    libc.signal(signal.SIGABRT, on_abort.address)
 
 
-_handlers: list[object] = []
-"""What C calls must outlive the call that set it up."""
+_kept: list[object] = []
+"""What the handler uses outlives the call that set it up."""
 
 
 def _between_processes(error: BaseException | None) -> BaseException | None:
@@ -170,10 +176,14 @@ def _again(folder: os.PathLike[str]) -> str:
     return f"Start all of them again: {os.fspath(folder)} goes on from its newest checkpoint."
 
 
+def _line(why: str) -> bytes:
+    return f"\nplamo2 pretrain: process {jax.process_index()} of {jax.process_count()}: {why}\n".encode()
+
+
 def _leave(why: str) -> NoReturn:
     """Write the line, as the last one, and end."""
     said = os.dup(2)
     # Other threads may be writing their stacks.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    os.write(said, f"\nplamo2 pretrain: process {jax.process_index()} of {jax.process_count()}: {why}\n".encode())
+    os.write(said, _line(why))
     os._exit(PEER_LOST)
