@@ -12,6 +12,7 @@ from plamo2_jax.data.pipeline import DataConfig
 from plamo2_jax.model.plamo2 import Remat
 from plamo2_jax.sharding.mesh import MeshConfig
 from plamo2_jax.sharding.rules import Strategy
+from plamo2_jax.storage import address, located
 from plamo2_jax.train.guard import SpikeConfig
 from plamo2_jax.train.optimizer import OptimizerConfig
 from plamo2_jax.train.schedule import ScheduleConfig, make_schedule
@@ -36,7 +37,7 @@ class PretrainConfig:
     steps: int
     """Number of updates."""
     output: Path = Path("runs")
-    """Folder of runs; this one is written to output/name."""
+    """Folder of runs, or gs://BUCKET/FOLDER; this one is written to output/name."""
     init_from: Path | None = None
     """Start from the parameters of this run folder (its newest checkpoint) instead of at random. A run that has a checkpoint of its
     own goes on from that and does not look here."""
@@ -105,7 +106,7 @@ class PretrainConfig:
     @property
     def folder(self) -> Path:
         """The run's folder."""
-        return self.output / self.name
+        return located(self.output) / self.name
 
 
 # What may change between two starts of one run: where things lie, what is watched and how often, how data are read ahead, which devices
@@ -141,7 +142,7 @@ def to_json(config: Any) -> Any:
         return {str(key): to_json(value) for key, value in config.items()}
     if isinstance(config, tuple | list):
         return [to_json(value) for value in config]
-    return str(config) if isinstance(config, Path) else config
+    return address(config) if isinstance(config, Path) else config
 
 
 def differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
