@@ -35,9 +35,15 @@ class Attention(nn.Module):
         e, h, g, p = c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.hidden_size_per_head
         inner = (axes.HEADS, axes.HEAD_DIM)
         normal, ones = nn.initializers.normal(c.initializer_range), nn.initializers.ones
-        q_proj = parameter(self, "q_proj", normal, (e, h, p), (axes.EMBED, axes.HEADS, axes.HEAD_DIM), reads=(axes.EMBED,))
-        k_proj = parameter(self, "k_proj", normal, (e, g, p), (axes.EMBED, axes.KV_HEADS, axes.HEAD_DIM), reads=(axes.EMBED,))
-        v_proj = parameter(self, "v_proj", normal, (e, g, p), (axes.EMBED, axes.KV_HEADS, axes.HEAD_DIM), reads=(axes.EMBED,))
+        q_proj = parameter(
+            self, "q_proj", normal, (e, h, p), (axes.EMBED, axes.HEADS, axes.HEAD_DIM), reads=(axes.EMBED,)
+        )
+        k_proj = parameter(
+            self, "k_proj", normal, (e, g, p), (axes.EMBED, axes.KV_HEADS, axes.HEAD_DIM), reads=(axes.EMBED,)
+        )
+        v_proj = parameter(
+            self, "v_proj", normal, (e, g, p), (axes.EMBED, axes.KV_HEADS, axes.HEAD_DIM), reads=(axes.EMBED,)
+        )
         q_scale = parameter(self, "q_scale", ones, (h, p), (axes.HEADS, axes.HEAD_DIM))
         k_scale = parameter(self, "k_scale", ones, (g, p), (axes.KV_HEADS, axes.HEAD_DIM))
         o_proj = parameter(self, "o_proj", normal, (h, p, e), (*inner, axes.EMBED), reads=inner)
