@@ -24,7 +24,8 @@ def grow(
 ) -> None:
     """Write a larger model, in the public layout, that reuses a smaller one's weights; pretrain starts from it with --init-from.
 
-    The optimizer starts anew. With clone or zero, and identity, the larger model computes what the smaller one does.
+    Of the target only sizes count: windows, RoPE bases and token ids stay the source's. The optimizer starts anew. With clone or zero,
+    and identity, the larger model computes what the smaller one does.
 
     Args:
         source: The model to grow: a run folder or a folder of the public layout. With --plan a shape will do.
@@ -34,17 +35,19 @@ def grow(
             silent channels beside the old ones, exact.
         depth: How layers are added. stack: the whole stack again. interleave: each period again. identity: the same, but silent at
             first, which is exact.
-        noise: Tells copies apart, which would have the same gradients for ever: standard deviation over a weight's root mean square. Copies'
-            noise cancels, so that the function is kept.
+        noise: Tells copies apart, which would have the same gradients for ever: standard deviation over a weight's root mean square. It
+            cancels over the copies, so that the function is kept.
         seed: Of the noise, and of what starts at random.
         set: FIELD=VALUE, replaces a field of the target's shape; may be given several times.
         step: Which checkpoint of a run folder; left out, the newest.
         dtype: Of the file.
         plan: Only print what would grow.
     """
-    from plamo2_jax.surgery.shapes import changes_table, read_shape
+    from plamo2_jax.surgery.depth import grown_config
+    from plamo2_jax.surgery.shapes import changes_table, read_shape, with_sizes
 
-    old, new = read_shape(source), read_shape(target, set)
+    old = read_shape(source)
+    new = grown_config(old, with_sizes(old, read_shape(target, set)), depth)
     if noise < 0:
         raise ValueError(f"--noise {noise} is not allowed: it must be zero or positive")
 
@@ -68,7 +71,7 @@ def grow(
     refuse_occupied(output)
     reuse.check(old, new, method, depth)
     loaded = load_model(source, step=step)
-    write_public(output, new, run(loaded.params), loaded.tokenizer, dtype=dtype)
+    write_public(output, new, run(jax.device_get(loaded.params)), loaded.tokenizer, dtype=dtype)
     print(changes_table(old, new))
     print(output)
 

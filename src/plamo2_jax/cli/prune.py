@@ -32,6 +32,7 @@ def prune(
 ) -> None:
     """Write a smaller model, in the public layout, cut out of a larger one; pretrain goes on from it with --init-from.
 
+    Of the target only sizes count: windows, RoPE bases and token ids stay the model's.
     What stays is chosen by importance, measured on calibration data: the residual width for all layers together, MLP, heads and state
     in each layer, and whole periods of layers. Key/value heads stay or go with their queries.
 
@@ -42,7 +43,8 @@ def prune(
         calibration: Folder of shards that `plamo2 data prepare` wrote with the model's tokenizer.
         method: Of ranking channels. activation: size of activations. taylor: first-order change of the loss. magnitude: size of weights.
             random: for comparison.
-        depth: Of ranking layers. influence: how far they turn the residual stream. loss: how much the loss rises without them. same: as --method.
+        depth: Of ranking layers. influence: how far they turn the residual stream. loss: how much the loss rises without them. same: as
+            --method.
         rounds: How often to measure, sizes falling by equal ratios.
         batches: Calibration batches.
         batch_size: Rows in one.
@@ -58,11 +60,11 @@ def prune(
     """
     from plamo2_jax.convert.hf import refuse_occupied, write_public
     from plamo2_jax.surgery.search import candidates
-    from plamo2_jax.surgery.shapes import changes_table, read_shape
+    from plamo2_jax.surgery.shapes import changes_table, read_shape, with_sizes
     from plamo2_jax.surgery.shrink import check_target
 
     old = read_shape(model)
-    shapes = [read_shape(target, set)]
+    shapes = [with_sizes(old, read_shape(target, set))]
     for bound, cost in (
         (max_parameters, lambda config: config.parameter_count()),
         (max_flops, lambda config: config.flops_per_token(sequence_length)),

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-import jax.numpy as jnp
-
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.model import axes
 from plamo2_jax.surgery.structure import SurgeryError, describe_kinds
@@ -38,7 +36,7 @@ def layer_plan(source: ModelConfig, target: ModelConfig, depth: Depth) -> LayerP
     projection is zero: here it is the closing norm's whole factor, which is exact too and which training moves at once.
 
     Raises:
-        SurgeryError: layers would be lost, the period differs or its rest does, or with identity a layer's window does.
+        SurgeryError: layers would be lost, or the period differs or its rest does.
     """
     old, new = source.num_hidden_layers, target.num_hidden_layers
     if new < old:
@@ -53,7 +51,7 @@ def layer_plan(source: ModelConfig, target: ModelConfig, depth: Depth) -> LayerP
         )
     if (new - old) % step or (new != old and old <= step // 2):
         raise SurgeryError(
-            f"num_hidden_layers is {old} and would be {new}; whole periods of {step} layers are repeated, so it must grow by a multiple of {step}"
+            f"num_hidden_layers is {old} and would be {new}; whole periods are repeated, so it must grow by a multiple of {step}"
         )
     rest = old % step
     periods, wanted = old // step, new // step
@@ -65,16 +63,27 @@ def layer_plan(source: ModelConfig, target: ModelConfig, depth: Depth) -> LayerP
         order = [(index, repeat and depth == "identity") for (index, _), repeat in zip(order, repeated, strict=True)]
     layers = [(index * step + j, silent) for index, silent in order for j in range(step)]
     layers += [(old - rest + j, False) for j in range(rest)]
-    for layer, (origin, silent) in enumerate(layers):
-        kinds = source.layer_kinds[origin], target.layer_kinds[layer]
-        if depth == "identity" and not silent and kinds[0] is not kinds[1]:
-            raise SurgeryError(
-                f"layer {layer} of the target is of kind {kinds[1].value!r}, the layer {origin} that it takes over of kind {kinds[0].value!r}; "
-                "the function stays only if full_attention_idx names the layers taken over"
-            )
     return LayerPlan(tuple(origin for origin, _ in layers), tuple(silent for _, silent in layers))
+
+
+def check_kinds(source: ModelConfig, target: ModelConfig, plan: LayerPlan) -> None:
+    """Raise SurgeryError, naming the layer, where one that must compute what it did would see more or fewer tokens."""
+    for layer, (origin, silent) in enumerate(zip(plan.source, plan.silent, strict=True)):
+        old, new = source.layer_kinds[origin], target.layer_kinds[layer]
+        if not silent and old is not new:
+            raise SurgeryError(
+                f"layer {layer} of the target is of kind {new.value!r}, layer {origin}, which it takes over, of kind {old.value!r}; the "
+                "function stays only if full_attention_idx names the layers taken over"
+            )
+
+
+def grown_config(source: ModelConfig, target: ModelConfig, depth: Depth) -> ModelConfig:
+    """The target with full attention in the layers whose source has it."""
+    plan = layer_plan(source, dataclasses.replace(target, full_attention_idx=()), depth)
+    full = (layer for layer, origin in enumerate(plan.source) if origin in source.full_attention_idx)
+    return dataclasses.replace(target, full_attention_idx=tuple(full))
 
 
 def close(declared: axes.Declaration, leaf):
     """A layer's parameter with its branches closed: the factors that end them are zero."""
-    return jnp.full_like(leaf, -declared.offset) if declared.closes else leaf
+    return leaf * 0 - declared.offset if declared.closes else leaf

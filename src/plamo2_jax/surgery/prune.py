@@ -102,7 +102,7 @@ def prune(params: Params, source: ModelConfig, target: ModelConfig, batches: Seq
     """Measure, choose and cut; arguments and errors as for `find_masks`."""
     masks, scores = find_masks(params, source, target, batches, **options)
     config = cut_config(source, target, masks)
-    return Pruned(config, jax.jit(lambda params: shrink(params, masks, source, config))(params), masks, scores)
+    return Pruned(config, shrink(params, masks, source, config), masks, scores)
 
 
 def schedule(source: ModelConfig, target: ModelConfig, rounds: int) -> list[ModelConfig]:

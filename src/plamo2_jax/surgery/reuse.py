@@ -8,13 +8,12 @@ from __future__ import annotations
 import zlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.model import Plamo2, axes, init_params
-from plamo2_jax.surgery.depth import Depth, LayerPlan, close, layer_plan
+from plamo2_jax.surgery.depth import Depth, LayerPlan, check_kinds, close, layer_plan
 from plamo2_jax.surgery.expansion import Expansion, Width, expansions
 from plamo2_jax.surgery.structure import (
     Params,
@@ -44,7 +43,7 @@ def grow(
     """Parameters of the larger network. Pure: it can be jitted with shardings of what comes out, or run on shapes alone.
 
     Args:
-        params: of the smaller network, float32.
+        params: of the smaller network, float32, in JAX or NumPy; what comes out is the same.
         source, target: shapes of both. They may differ in width (embed, mlp, heads, kv_heads, mamba_heads, state, and dt_rank that
             follows from embed) and depth, not in vocabulary, head size or pattern of layers.
         width: how channels are added; see `Width`. clone and zero keep the function.
@@ -99,15 +98,15 @@ def grow_moments(
 
     def carry(tree: Params, power: int) -> Params:
         result = {}
-        deep = flatten(_deepen(tree, source, target, plan, silence=jnp.zeros_like))
+        deep = flatten(_deepen(tree, source, target, plan, silence=lambda leaf: leaf * 0))
         for path, leaf in deep.items():
             declared = structure(target).declared[path]
             for position, name in enumerate(declared.names):
                 if name in grown:
                     e = grown[name]
                     weight = e.gradient_weight(declared, name) ** power
-                    leaf = _take(leaf, e, position) * _along(weight, leaf.ndim, position)
-            result[path] = leaf.astype(jnp.float32)
+                    leaf = _take(leaf, e, position) * _along(weight.astype(np.float32), leaf.ndim, position)
+            result[path] = leaf
         return unflatten(result)
 
     return carry(mu, 1), carry(nu, 2)
@@ -122,6 +121,8 @@ def _plan(
                 f"{name} is {getattr(source, name)} and would be {getattr(target, name)}; growing leaves it alone, so it must stay"
             )
     plan = layer_plan(source, target, depth)
+    if depth == "identity":
+        check_kinds(source, target, plan)
     return expansions(source, target, width), plan
 
 
@@ -144,7 +145,7 @@ def _deepen(params: Params, source: ModelConfig, target: ModelConfig, plan: Laye
 
 
 def _take(leaf: Array, expansion: Expansion, position: int) -> Array:
-    return jnp.take(leaf, np.maximum(expansion.source, 0), axis=position)
+    return leaf.take(np.maximum(expansion.source, 0), axis=position)
 
 
 def _along(values: np.ndarray, ndim: int, position: int) -> np.ndarray:
@@ -193,7 +194,7 @@ def _noise(
     drawn = np.random.default_rng(seed).standard_normal(value.shape)
     for position, name in read:
         drawn = grown[name].project(drawn, position, declared)
-    size = jnp.sqrt(jnp.mean(jnp.square(value + (declared.offset or 0.0))))
+    size = ((value + (declared.offset or 0.0)) ** 2).mean() ** 0.5
     return noise * size * drawn.astype(np.float32)
 
 

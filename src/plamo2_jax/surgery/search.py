@@ -48,7 +48,7 @@ def candidates(
                 found.append(shape)
     if not found:
         raise SurgeryError(
-            f"no shape with at least {least_depth:g} of {source.num_hidden_layers} layers and sizes that are multiples of {multiple_of} fits "
+            f"no shape with at least {least_depth:g} of {source.num_hidden_layers} layers and sizes in multiples of {multiple_of} fits "
             f"a budget of {budget:,.0f}; the source costs {cost(source):,.0f}"
         )
     return found

@@ -56,6 +56,35 @@ def read_shape(name: str, changes: Sequence[str] = ()) -> ModelConfig:
     return dataclasses.replace(config, **values)
 
 
+# What a surgery changes; all else (windows, RoPE bases, ids) says how the same weights are used.
+_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_size_per_head",
+    "mamba_num_heads",
+    "mamba_d_state",
+    "mamba_d_conv",
+    "mamba_step",
+    "mamba_enabled",
+    "vocab_size",
+    "tie_word_embeddings",
+)
+
+
+def with_sizes(source: ModelConfig, target: ModelConfig) -> ModelConfig:
+    """The source with the target's sizes; full attention is left to what becomes of the layers that have it.
+
+    Raises:
+        ValueError: a size does not go with what stays, such as a vocabulary without the source's ids.
+    """
+    same = source.num_hidden_layers == target.num_hidden_layers
+    kept = source.full_attention_idx if same and source.mamba_step == target.mamba_step else ()
+    return dataclasses.replace(source, full_attention_idx=kept, **{name: getattr(target, name) for name in _SIZES})
+
+
 def changes_table(source: ModelConfig, target: ModelConfig) -> str:
     """Old and new size of every axis, and the counts of parameters, as lines of text."""
     old, new = structure(source).sizes, structure(target).sizes

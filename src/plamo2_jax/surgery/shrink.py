@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from plamo2_jax.config import ModelConfig
@@ -15,6 +14,7 @@ from plamo2_jax.surgery.structure import (
     FIXED,
     Params,
     SurgeryError,
+    array_module,
     describe_kinds,
     flatten,
     layer_places,
@@ -53,7 +53,7 @@ def check_target(source: ModelConfig, target: ModelConfig, multiple_of: int | No
         )
     if (old - new) % step:
         raise SurgeryError(
-            f"num_hidden_layers is {old} and would be {new}; whole periods of {step} layers are dropped, so it must fall by a multiple of {step}"
+            f"num_hidden_layers is {old} and would be {new}; whole periods are dropped, so it must fall by a multiple of {step}"
         )
     rest = old % step
     wanted = describe_kinds(source)[: new - rest] + describe_kinds(source)[old - rest :]
@@ -80,8 +80,8 @@ def check_target(source: ModelConfig, target: ModelConfig, multiple_of: int | No
             sizes = before[member] // before[shared], after[member] // after[shared]
             if sizes[1] > sizes[0]:
                 raise SurgeryError(
-                    f"axis {member!r} goes from {before[shared]} groups of {sizes[0]} to {after[shared]} of {sizes[1]}; a group cannot gain "
-                    f"members, so {member} must be at most {sizes[0]} · {shared} = {sizes[0] * after[shared]}"
+                    f"axis {member!r} goes from {before[shared]} groups of {sizes[0]} to {after[shared]} of {sizes[1]}; a group "
+                    f"cannot gain members, so {member} must be at most {sizes[0]} · {shared} = {sizes[0] * after[shared]}"
                 )
 
 
@@ -134,13 +134,13 @@ def shrink(params: Params, masks: Masks, source: ModelConfig, target: ModelConfi
         place = "/".join(path[:2])
         for position, axis in enumerate(declared.names):
             if axis in masks[EVERYWHERE]:
-                leaf = jnp.take(leaf, np.flatnonzero(masks[EVERYWHERE][axis]), axis=position)
+                leaf = leaf.take(np.flatnonzero(masks[EVERYWHERE][axis]), axis=position)
             elif axis not in (None, axes.LAYERS) and axis in masks.get(place, {}):
                 mask = np.asarray(masks[place][axis])
                 indices = np.stack([np.flatnonzero(row) for row in mask])
                 shape = [1] * leaf.ndim
                 shape[declared.names.index(axes.LAYERS)], shape[position] = indices.shape
-                leaf = jnp.take_along_axis(leaf, jnp.asarray(indices.reshape(shape)), axis=position)
+                leaf = array_module(leaf).take_along_axis(leaf, indices.reshape(shape), axis=position)
         return leaf
 
     flat = flatten(params)

@@ -10,6 +10,7 @@ from typing import Any
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from plamo2_jax.config import LayerKind, ModelConfig
 from plamo2_jax.model import Plamo2, abstract_params, axes, declarations
@@ -120,8 +121,13 @@ def restack(outside: Params, layers: Sequence[Params], config: ModelConfig) -> P
         stacks.setdefault((run, position), []).append(layer)
     tree = {key: value for key, value in outside.items() if not key.startswith("run_")}
     for (run, position), stack in stacks.items():
-        tree.setdefault(run, {})[position] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *stack)
+        tree.setdefault(run, {})[position] = jax.tree.map(lambda *leaves: array_module(*leaves).stack(leaves), *stack)
     return tree
+
+
+def array_module(*leaves: Any) -> Any:
+    """NumPy where all leaves are NumPy's: then surgery works in the host's memory and compiles nothing; else jax.numpy."""
+    return np if all(isinstance(leaf, np.ndarray) for leaf in leaves) else jnp
 
 
 def is_attention(kind: LayerKind) -> bool:
