@@ -67,9 +67,11 @@ def test_masked_is_shrunk(originals, name, changes):
 
 
 def test_full_masks_change_nothing_and_cut_parameters_do_not_matter(originals):
-    config, params, whole = originals["tied"]
+    config, params, _ = originals["tied"]
     masks = full_masks(config)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), apply_masks(params, masks, config), params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), apply_masks(params, masks, config), params
+    )
     target = dataclasses.replace(config, hidden_size=15, mamba_num_heads=3)
     masks = random_masks(config, target)
     keep = keep_tree(masks, config)
@@ -181,7 +183,8 @@ def test_the_loss_without_a_period_is_that_of_the_cut_network(scored):
     masks["run_0"]["layers"][0] = False
     small = cut_config(config, dataclasses.replace(config, num_hidden_layers=2), masks)
     cut = shrink(params, masks, config, small)
-    assert float(mean_loss(small)(cut, batch) - loss(params, batch)) == pytest.approx(rises[0], abs=1e-4)
+    whole, less = (float(jax.jit(f)(tree, batch)) for f, tree in ((loss, params), (mean_loss(small), cut)))
+    assert less - whole == pytest.approx(rises[0], abs=1e-4)
 
 
 def test_rounds_shrink_step_by_step(scored):

@@ -1,12 +1,13 @@
 """Growing keeps the function: along every axis, in depth, and all at once."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from surgery_material import TIED, UNTIED, applied, difference, logits, make_tokens
+from surgery_material import TIED, UNTIED, difference, logits, make_tokens
 
 from plamo2_jax.model import Plamo2, abstract_params, axes
 from plamo2_jax.surgery.depth import grown_config, layer_plan
@@ -28,14 +29,47 @@ TIED_GROWTH = {
 }
 
 
-@pytest.mark.parametrize("width", ["clone", "zero"])
+WIDER = {
+    "hidden_size": 40,
+    "intermediate_size": 40,
+    "mamba_d_state": 10,
+    "mamba_num_heads": 7,
+    "num_attention_heads": 8,
+}
+
+
+@functools.cache
+def gradient(config):
+    """The compiled gradient of some function of a model's logits."""
+    tokens, segment_ids = make_tokens(config)
+    model = Plamo2(config)
+
+    def value(params):
+        return jnp.sum(jnp.sin(model.apply({"params": params}, tokens, segment_ids)[0]) * (segment_ids != 0)[..., None])
+
+    return jax.jit(jax.grad(value))
+
+
 @pytest.mark.parametrize("changes", TIED_GROWTH.values(), ids=TIED_GROWTH.keys())
-def test_growing_along_each_axis_keeps_the_logits(originals, changes, width):
+def test_cloning_along_each_axis_keeps_the_logits(originals, changes):
     config, params, expected = originals["tied"]
     target = dataclasses.replace(config, **changes)
     # The noise is as large as the weights themselves.
-    grown = grow(params, config, target, width=width, noise=1.0, seed=1)
+    grown = grow(params, config, target, noise=1.0, seed=1)
     assert difference(logits(target, grown), expected) < 1e-5
+
+
+def test_silent_channels_keep_the_logits_and_can_learn(originals):
+    """No parameter of the grown network is without a gradient, but those of the new states' makers are small: both start near zero."""
+    config, params, expected = originals["tied"]
+    target = dataclasses.replace(config, **WIDER)
+    grown = grow(params, config, target, width="zero")
+    assert difference(logits(target, grown), expected) < 1e-5
+    slopes = flatten(gradient(target)(grown))
+    for path, names in ((("mlp", "down"), 0), (("mixer", "out_proj"), 0), (("mixer", "b_proj"), 2)):
+        slope = np.asarray(slopes[("run_0", "layer_0", *path)])
+        new = np.moveaxis(slope[0], names, 0)[-1]
+        assert np.abs(new).max() > 1e-7, path
 
 
 @pytest.mark.parametrize("width", ["clone", "zero"])
@@ -84,37 +118,23 @@ def test_golden_values_of_cloning_and_padding():
 def test_copies_are_told_apart_by_noise_alone(originals):
     """Without noise the gradients of copies are equal, so that training could never tell them apart."""
     config, params, _ = originals["tied"]
-    target = dataclasses.replace(config, intermediate_size=40)
-    tokens, segments = make_tokens(config)
-    model = Plamo2(target)
-    slope = jax.jit(
-        jax.grad(
-            lambda p: jnp.sum(jnp.sin(model.apply({"params": p}, tokens, segments)[0]) * (segments != 0)[..., None])
-        )
-    )
+    target = dataclasses.replace(config, **WIDER)
     for noise, alike in ((0.0, True), (0.5, False)):
-        grads = slope(grow(params, config, target, noise=noise))["run_0"]["layer_0"]["mlp"]["up"]
-        first, second = np.split(np.asarray(grads), 2, axis=-1)
+        slopes = gradient(target)(grow(params, config, target, noise=noise))["run_0"]["layer_0"]["mlp"]["up"]
+        first, second = np.split(np.asarray(slopes), 2, axis=-1)
         assert np.allclose(first, second, rtol=1e-3, atol=1e-5 * np.abs(first).max()) is alike
 
 
 def test_moments_grow_as_gradients_do(originals):
     config, params, _ = originals["tied"]
-    target = dataclasses.replace(config, hidden_size=40, mamba_d_state=10, mamba_num_heads=7, num_attention_heads=8)
-    tokens, segments = make_tokens(config)
-
-    def gradient(config, params):
-        def value(params):
-            return jnp.sum(jnp.sin(applied(config)(params, tokens, segments)) * (segments != 0)[..., None])
-
-        return jax.jit(jax.grad(value))(params)
-
-    small, large = gradient(config, params), gradient(target, grow(params, config, target))
-    mu, nu = grow_moments(small, jax.tree.map(jnp.square, small), config, target)
+    target = dataclasses.replace(config, **WIDER)
+    small = jax.tree.map(np.asarray, gradient(config)(params))
+    large = gradient(target)(grow(params, config, target))
+    mu, nu = grow_moments(small, jax.tree.map(np.square, small), config, target)
     for path, expected in flatten(large).items():
-        size = float(jnp.linalg.norm(expected)) + 1e-3
-        assert float(jnp.linalg.norm(flatten(mu)[path] - expected)) < 1e-3 * size, path
-        assert float(jnp.linalg.norm(flatten(nu)[path] - expected**2)) < 2e-3 * size**2, path
+        size = np.linalg.norm(expected) + 1e-3
+        assert np.linalg.norm(flatten(mu)[path] - expected) < 1e-3 * size, path
+        assert np.linalg.norm(flatten(nu)[path] - np.square(expected)) < 2e-3 * size**2, path
 
 
 def test_plans_of_layers():
@@ -148,17 +168,28 @@ def test_stacked_layers_are_the_old_ones(originals, depth):
         ({"num_hidden_layers": 2}, "growing cannot drop layers"),
         ({"mamba_step": 4}, "the layers' pattern MAMA (mamba_step=2) differs"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings is True and would be False"),
-        ({"num_attention_heads": 6, "num_key_value_heads": 6}, "cannot be cut into so few groups"),
+        (
+            {"num_attention_heads": 4, "num_key_value_heads": 4, "mamba_d_state": 3},
+            "axis 'state' has size 6 and would have 3",
+        ),
         ({"full_attention_idx": (1,)}, "layer 1 of the target is of kind 'full'"),
     ],
 )
 def test_what_cannot_grow_is_refused(changes, message):
-    config = dataclasses.replace(TIED, num_attention_heads=6) if "num_key_value_heads" in changes else TIED
-    if "num_key_value_heads" in changes:
-        changes = {**changes, "num_attention_heads": 10, "num_key_value_heads": 5}
     with pytest.raises(SurgeryError) as error:
-        grow(abstract_params(Plamo2(config)), config, dataclasses.replace(config, **changes))
+        grow(abstract_params(Plamo2(TIED)), TIED, dataclasses.replace(TIED, **changes))
     assert message in str(error.value)
+
+
+def test_groups_that_cannot_be_cut_are_refused():
+    config = dataclasses.replace(TIED, num_attention_heads=6)
+    for heads, groups, message in (
+        (10, 5, "cannot be cut into whole groups of 2"),
+        (6, 3, "cannot be cut into whole groups of 2"),
+    ):
+        target = dataclasses.replace(config, num_attention_heads=heads, num_key_value_heads=groups)
+        with pytest.raises(SurgeryError, match=message):
+            expansions(config, target, "clone")
 
 
 def test_every_axis_of_channels_has_growth():

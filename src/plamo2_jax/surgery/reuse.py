@@ -158,31 +158,34 @@ def _expand(
     declared: axes.Declaration, leaf: Array, fresh: Array | None, grown: dict[str, Expansion], paired: frozenset[str]
 ) -> Array:
     offset = declared.offset or 0.0
-    value, random = leaf + offset, np.zeros(())  # random: how much of a fresh value an entry has
-    silent = np.zeros((), bool)
+    value = leaf + offset
     for position, name in enumerate(declared.names):
-        if name not in grown:
+        if name in grown:
+            weight = grown[name].weight(declared, name).astype(np.float32)
+            value = _take(value, grown[name], position) * _along(weight, leaf.ndim, position)
+    if fresh is not None and (starts := _starts(declared, grown, paired)) is not None:
+        value = value + starts * (fresh + offset)
+    return value - offset
+
+
+def _starts(declared: axes.Declaration, grown: dict[str, Expansion], paired: frozenset[str]) -> np.ndarray | None:
+    """How much of a fresh value each entry starts with, broadcasting to the parameter; None: nothing anywhere."""
+    starts, silent = None, np.zeros((), bool)
+    for position, name in enumerate(declared.names):
+        if name not in grown or grown[name].copied.all():
             continue
         e = grown[name]
-        value = _take(value, e, position) * _along(e.weight(declared, name).astype(np.float32), leaf.ndim, position)
-        new = _along(~e.copied, leaf.ndim, position)
-        if declared.offset is not None:
-            random = np.maximum(random, new * 1.0)
-        elif name in declared.reads:
-            # What reads a silent channel may start at random; what reads one that sounds must be zero.
-            if e.normed:
-                random = np.maximum(random, new * 1.0)
-            else:
-                silent = silent | new
-        elif not e.normed:
-            random = np.maximum(random, new * 1.0)
-        elif name in paired:
-            random = np.where(new, _LEAK, random)
-        else:
+        new = _along(~e.copied, len(declared.names), position)
+        reads = declared.offset is None and name in declared.reads
+        makes = declared.offset is None and name not in declared.reads
+        # What reads a silent channel may start at random, what reads one that sounds must be zero; and what makes a channel under a
+        # norm must be zero, or the norm's mean would move.
+        if (reads and not e.normed) or (makes and e.normed and name not in paired):
             silent = silent | new
-    random = np.where(silent, 0.0, random).astype(np.float32)
-    value = value if fresh is None else value + random * (fresh + offset)
-    return value - offset
+        else:
+            share = np.where(new, np.float32(_LEAK if makes and name in paired else 1), np.float32(0))
+            starts = share if starts is None else np.maximum(starts, share)
+    return None if starts is None else np.where(silent, np.float32(0), starts)
 
 
 def _noise(
