@@ -111,20 +111,22 @@ def cut(work: Path, slug: str, method: str, rounds: int, seed: int, batches: int
 def page(results: dict) -> str:
     """The README."""
     large, small = results["parameters"]
-    rows = [
-        f"| {name} | {spread(found['first_loss']) if found['first_loss'] else ''} | {spread(found['final_loss'])} | {spread(found['heldout'])} |"
-        for name, found in results["methods"].items()
-    ]
+    rows = []
+    for name, found in results["methods"].items():
+        first = spread(found["first_loss"]) if found["first_loss"] else ""
+        rows.append(f"| {name} | {first} | {spread(found['final_loss'])} | {spread(found['heldout'])} |")
+    steps, large_steps, longer = results["steps"], results["large_steps"], results["longer_steps"]
+    a_step, seeds = results["tokens_a_step"], results["seeds"]
     return f"""# Which importance to prune by, and is pruning worth it?
 
 **Question.** Is a model of {small:,} parameters better cut out of one of {large:,} than trained from scratch, and does it matter how the
 channels that stay are chosen?
 
-**Method.** A model is trained {results["large_steps"]} steps of {results["tokens_a_step"]} tokens, cut in width (residual stream, MLP, heads
-of both mixers) by each importance, and trained {results["steps"]} steps more on cross-entropy, with a new optimizer and the same schedule, data and
-order of data as the model from scratch. "Same FLOPs" is from scratch with {results["longer_steps"]} steps: what the large model's training cost is
-added. {results["seeds"]} seeds, mean ± standard deviation. Losses are training losses in nats a token, the final one a mean of 20 steps;
-held-out is the mean of Japanese and English bits per byte.
+**Method.** A model is trained {large_steps} steps of {a_step} tokens, cut in width (residual stream, MLP, heads of both mixers) by each
+importance, and trained {steps} steps more on cross-entropy, with a new optimizer and the same schedule, data and order of data as the
+model from scratch. "Same FLOPs" is from scratch with {longer} steps: what the large model's training cost is added. {seeds} seeds,
+mean ± standard deviation. Losses are training losses in nats a token, the final one a mean of 20 steps; held-out is the mean of Japanese
+and English bits per byte.
 
 | method | loss after the cut | final loss | held-out bits/byte |
 |---|---|---|---|

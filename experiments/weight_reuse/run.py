@@ -60,7 +60,7 @@ def main() -> None:
         trials["scratch"].append(train(work, f"scratch-{seed}", LARGE, steps, seed))
         trials["scratch, same FLOPs"].append(train(work, f"longer-{seed}", LARGE, longer, seed))
         for name, (width, depth, noise) in METHODS.items():
-            slug = f"{name.replace(' + ', '-').replace(', ', '-').replace(' ', '-')}-{seed}"
+            slug = f"{width}-{depth}-{noise:g}-{seed}"
             folder = work / "grown" / slug
             if not folder.exists():
                 small = load_model(work / "runs" / f"small-{seed}")
@@ -105,20 +105,22 @@ def page(results: dict) -> str:
     for name, found in results["methods"].items():
         reached = [step for step in found["steps_to_scratch"] if step is not None]
         saved = [100 * (1 - step / results["steps"]) for step in reached]
-        rows.append(
-            f"| {name} | {spread(found['first_loss']) if found['first_loss'] else ''} | {spread(found['final_loss'])} | "
-            f"{spread(found['heldout'])} | {spread(saved, 0) + ' %' if saved else 'not reached'}"
-            f"{f' ({len(reached)} of {results["seeds"]} seeds)' if 0 < len(reached) < results['seeds'] else ''} |"
-        )
+        some = "" if len(reached) in (0, results["seeds"]) else f" ({len(reached)} of {results['seeds']} seeds)"
+        first = spread(found["first_loss"]) if found["first_loss"] else ""
+        tokens = f"{spread(saved, 0)} %{some}" if saved else "not reached"
+        final, heldout = spread(found["final_loss"]), spread(found["heldout"])
+        rows.append(f"| {name} | {first} | {final} | {heldout} | {tokens} |")
+    steps, small_steps, longer = results["steps"], results["small_steps"], results["longer_steps"]
+    a_step, seeds = results["tokens_a_step"], results["seeds"]
     return f"""# Does a trained small model give a larger one a start?
 
 **Question.** How many tokens does a model of {large:,} parameters save when it starts from one of {small:,}?
 
-**Method.** A small model is trained {results["small_steps"]} steps of {results["tokens_a_step"]} tokens, grown by each method, and trained
-{results["steps"]} steps more, with a new optimizer and the same schedule, data and order of data as the model from scratch. "Same FLOPs" is from
-scratch with {results["longer_steps"]} steps: what the small model's training cost is added. {results["seeds"]} seeds, mean ± standard deviation.
-Losses are training losses in nats a token, means of 20 steps; held-out is the mean of Japanese and English bits per byte.
-"Tokens saved" is up to the smoothed loss with which scratch ends.
+**Method.** A small model is trained {small_steps} steps of {a_step} tokens, grown by each method, and trained {steps} steps more, with a
+new optimizer and the same schedule, data and order of data as the model from scratch. "Same FLOPs" is from scratch with {longer} steps:
+what the small model's training cost is added. {seeds} seeds, mean ± standard deviation. Losses are training losses in nats a token, means
+of 20 steps but for the first; held-out is the mean of Japanese and English bits per byte. "Tokens saved" is up to the smoothed loss with
+which scratch ends.
 
 | method | first loss | final loss | held-out bits/byte | tokens saved |
 |---|---|---|---|---|
