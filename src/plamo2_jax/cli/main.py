@@ -16,6 +16,8 @@ VERBS = {
     "generate": "continue a prompt",
     "convert": "read and write checkpoints of the public PLaMo 2 layout",
     "logits": "logits of given tokens, for comparing implementations",
+    "grow": "start a larger model from a smaller one's weights",
+    "prune": "cut a smaller model out of a larger one",
     "report": "one HTML page from a run directory",
     "plan": "what a program costs on a TPU that is not there, by its compiler",
 }

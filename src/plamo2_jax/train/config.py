@@ -39,8 +39,8 @@ class PretrainConfig:
     output: Path = Path("runs")
     """Folder of runs, or gs://BUCKET/FOLDER; this one is written to output/name."""
     init_from: Path | None = None
-    """Start from the parameters of this run folder (its newest checkpoint) instead of at random. A run that has a checkpoint of its
-    own goes on from that and does not look here."""
+    """Start from the parameters of this folder, a run's (its newest checkpoint) or one of the public layout, instead of at random. A run
+    that has a checkpoint of its own goes on from that and does not look here."""
     heldout: dict[str, Path] = dataclasses.field(default_factory=dict)
     """Folders of held-out shards by language; bits per byte are reported for each."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)

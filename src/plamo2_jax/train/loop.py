@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from plamo2_jax import checkpoint
+from plamo2_jax.convert.load import load_params
 from plamo2_jax.data.pipeline import heldout_batches, train_iterator
 from plamo2_jax.eval.heldout import byte_lengths
 from plamo2_jax.eval.perplexity import HeldOut, make_evaluator
@@ -148,7 +149,7 @@ def pretrain(
             state = checkpoints.restore(abstract, iterator, guard)
         else:
             if config.init_from is not None:
-                params = checkpoint.restore_params(config.init_from, abstract.params)
+                params = load_params(config.init_from, config.model, abstract.params)
             else:
                 params = initialise()
             state = jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
