@@ -31,6 +31,8 @@ CONFIG = "config.json"
 TOKENIZER = "tokenizer.jsonl"
 CHECKPOINTS = "checkpoints"
 PARAMS = "params"
+EMA = "ema"
+"""Item with the moving average of the parameters, of runs that keep one."""
 
 # Stored arrays are cut into chunks of this size. With Orbax's default, one chunk an array, the owner of a slice would read all of it.
 _CHUNK_BYTES = 64 << 20

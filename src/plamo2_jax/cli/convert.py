@@ -30,7 +30,7 @@ def from_hf(
     """
     from plamo2_jax.convert.hf import from_public
 
-    with _progress("reading") as advance:
+    with progress("reading") as advance:
         config = from_public(source, output, dtype=dtype, on_read=advance)
     print(f"{output}: {config.parameter_count():,} parameters")
 
@@ -55,7 +55,7 @@ def to_hf(
     from plamo2_jax.convert.hf import to_public
 
     size = parse_size(max_shard_size)
-    with _progress("writing") as advance:
+    with progress("writing") as advance:
         config = to_public(source, output, step=step, dtype=dtype, max_shard_bytes=size, on_write=advance)
     print(f"{output}: {config.parameter_count():,} parameters")
 
@@ -75,7 +75,8 @@ def parse_size(text: str) -> int:
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for bytes done: `advance(done, total)`."""
     from tqdm import tqdm
 
     with tqdm(desc=what, unit="B", unit_scale=True, delay=1) as bar:

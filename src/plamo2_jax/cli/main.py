@@ -16,6 +16,10 @@ VERBS = {
     "generate": "continue a prompt",
     "convert": "read and write checkpoints of the public PLaMo 2 layout",
     "logits": "logits of given tokens, for comparing implementations",
+    "merge": "one model out of several: means, differences from a base, checkpoints of a run",
+    "extend": "a wider attention window, full attention, another RoPE base",
+    "distill": "write a teacher's logits to disk for distillation",
+    "probe": "retrieval at chosen lengths: phonebook and needle",
     "report": "one HTML page from a run directory",
     "plan": "what a program costs on a TPU that is not there, by its compiler",
 }

@@ -1,0 +1,1 @@
+"""Operations on trained models: growing, pruning, merging, distilling, opening the attention window."""
