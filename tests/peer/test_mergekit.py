@@ -136,25 +136,19 @@ class Group:
         self.non_base = [Entry(torch.as_tensor(model.copy())) for model in models]
 
 
-def unwrapped(function):
-    """The function that a merge method of mergekit was declared with."""
-    for name in ("function", "func", "_func", "__wrapped__", "_function"):
-        if hasattr(function, name):
-            return unwrapped(getattr(function, name))
-    return function
-
-
 def test_model_stock_and_nearswap(torch_and_kit, tensors):
     from mergekit.merge_methods import model_stock, nearswap
 
     base, *models = tensors
-    expected = unwrapped(model_stock.model_stock_merge_method)(Group(torch_and_kit, base, models)).numpy()
+    expected = model_stock.model_stock_merge_method.merge_group(Group(torch_and_kit, base, models)).numpy()
     actual = methods.model_stock(base.copy(), [model.copy() for model in models])
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
-    expected = unwrapped(nearswap.nearswap_merge)(Group(torch_and_kit, base, models[:1]), t=0.05).numpy()
+    expected = nearswap.nearswap_merge.merge_group(Group(torch_and_kit, base, models[:1]), t=0.05).numpy()
     np.testing.assert_allclose(methods.nearswap(base.copy(), models[0].copy(), 0.05), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_linear(torch_and_kit, tensors):
     expected = functools.reduce(np.add, (w * t for w, t in zip((1, 2, 3, 4), tensors, strict=True))) / 10
-    np.testing.assert_allclose(methods.linear([t.copy() for t in tensors], [1, 2, 3, 4]), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        methods.linear([t.copy() for t in tensors], [1, 2, 3, 4]), expected, rtol=1e-5, atol=1e-6
+    )

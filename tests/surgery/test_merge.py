@@ -11,7 +11,6 @@ import pytest
 from public_checkpoints import CONFIG, write_public
 from safetensors.numpy import load_file
 
-from plamo2_jax import checkpoint
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.hf import from_public
 from plamo2_jax.convert.layout import public_tensors
@@ -135,7 +134,7 @@ def test_a_truncated_file_leaves_nothing_behind(models, tmp_path):
     data = next((tmp_path / "a" / "checkpoints" / "0" / "params").rglob("d/*"))
     for file in data.parent.iterdir():
         file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(ValueError, match="damaged|incomplete|cannot|Error"):
+    with pytest.raises(ValueError, match=r"damaged|incomplete"):
         merge([str(tmp_path / "a"), str(models / "b")], tmp_path / "out", MergeConfig("linear"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
 

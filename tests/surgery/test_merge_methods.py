@@ -95,7 +95,9 @@ def test_della_keeps_large_differences_rather():
     unbiased = methods.drop_by_rank(row.copy(), 0.5, 0.2, np.random.default_rng(0), "probability")
     assert unbiased.sum() == pytest.approx(row.sum(), rel=0.05)
     # A row of one element has no rank to go by.
-    assert np.isfinite(methods.drop_by_rank(np.ones((4, 1), np.float32), 0.5, 0.2, np.random.default_rng(0), "none")).all()
+    assert np.isfinite(
+        methods.drop_by_rank(np.ones((4, 1), np.float32), 0.5, 0.2, np.random.default_rng(0), "none")
+    ).all()
 
 
 def test_model_stock_by_hand():

@@ -40,6 +40,7 @@ def to_hf(
     output: Annotated[Path, tyro.conf.Positional],
     *,
     step: int | None = None,
+    ema: bool = False,
     dtype: Literal["float32", "bfloat16"] | None = None,
     max_shard_size: str = "5GB",
 ) -> None:
@@ -49,6 +50,7 @@ def to_hf(
         source: Run folder, such as runs/demo.
         output: Folder to make; it must not exist or be empty.
         step: Which checkpoint; left out, the newest.
+        ema: Write the moving average of the parameters, which runs with ema_decay keep, instead of the parameters.
         dtype: Of the files; left out, that of the checkpoint.
         max_shard_size: Bytes of tensors in one safetensors file: a number, or one with KB, MB, GB, KiB, MiB or GiB.
     """
@@ -56,7 +58,7 @@ def to_hf(
 
     size = parse_size(max_shard_size)
     with progress("writing") as advance:
-        config = to_public(source, output, step=step, dtype=dtype, max_shard_bytes=size, on_write=advance)
+        config = to_public(source, output, step=step, ema=ema, dtype=dtype, max_shard_bytes=size, on_write=advance)
     print(f"{output}: {config.parameter_count():,} parameters")
 
 

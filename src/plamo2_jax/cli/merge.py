@@ -16,13 +16,15 @@ from plamo2_jax.surgery.merge_methods import Rescale
 class MergeOptions:
     """Merge models of one shape and one tokenizer, tensor by tensor, into a folder of the public layout.
 
-    A model is a folder of the public layout, a run folder (its newest checkpoint), one of its checkpoints, RUN@STEP, or the moving average of its
-    parameters, RUN@ema or RUN@STEP,ema. Two checkpoints of one run averaged: plamo2 merge runs/demo@350 runs/demo@700 averaged
+    A model is a folder of the public layout, a run folder (its newest checkpoint), one of its checkpoints, RUN@STEP, or the moving
+    average of its parameters, RUN@ema or RUN@STEP,ema. Two checkpoints of one run averaged: plamo2 merge runs/demo@350
+    runs/demo@700 averaged
 
     Without a base: linear (weighted mean), slerp (two models, along the circle between them), karcher (the same for any number).
-    With --base, the model that all of them were trained from, on their differences from it: task_arithmetic (added), ties (the largest, of the
-    elected sign), dare_linear and dare_ties (thinned out at random), della (small ones rather), breadcrumbs (neither the smallest nor the very
-    largest), model_stock (mean, pulled to the base as far as the models disagree), nearswap (one model; the base moved to it by at most --t).
+    With --base, the model that all of them were trained from, on their differences from it: task_arithmetic (added), ties (the
+    largest, of the elected sign), dare_linear and dare_ties (thinned out at random), della (small ones rather), breadcrumbs
+    (neither the smallest nor the very largest), model_stock (mean, pulled to the base as far as the models disagree), nearswap (one
+    model; the base moved to it by at most --t).
     """
 
     models_and_output: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL MODEL ... OUT")]
@@ -34,8 +36,9 @@ class MergeOptions:
     weight: tuple[float, ...] = ()
     """One a model, in order; left out, all 1. linear, slerp and karcher divide by their sum."""
     weights_for: tuple[str, ...] = ()
-    """REGEX=w1,w2,... gives other weights to the tensors in whose description the expression is found: the public name, our parameters and their
-    axes, such as "model.layers.layers.1.mixer.o_proj.weight run_0/layer_1/mixer/o_proj axes=heads,head_dim,embed". The last one found counts.
+    """REGEX=w1,w2,... gives other weights to the tensors in whose description the expression is found: the public name, our
+    parameters and their axes, such as "model.layers.layers.1.mixer.o_proj.weight run_0/layer_1/mixer/o_proj
+    axes=heads,head_dim,embed". The last one found counts.
     For instance 'layers\\.[0-3]\\.=1,0' or 'axes=.*mamba_heads=0.3,0.7'."""
     density: float | None = None
     """Share of each difference that is kept: ties 0.2, breadcrumbs 0.9, dare and della 0.5 when left out."""
@@ -44,8 +47,8 @@ class MergeOptions:
     normalize: bool | None = None
     """Whether differences are divided by the weights; left out, they are for ties and della."""
     rescale: Rescale = "probability"
-    """dare, della: kept differences are divided by the probability of being kept, as in the papers; or scaled to the sum of magnitudes before (norm),
-    as mergekit 0.1 does; or left alone."""
+    """dare, della: kept differences are divided by the probability of being kept, as in the papers; or scaled to the sum of
+    magnitudes before (norm), as mergekit 0.1 does; or left alone."""
     epsilon: float = 0.15
     """della: probabilities of being kept go from density - epsilon to density + epsilon."""
     gamma: float = 0.01

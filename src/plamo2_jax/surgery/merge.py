@@ -1,8 +1,8 @@
 """Merging models tensor by tensor: what `plamo2 merge` does.
 
-Tensors are those of the public layout, for which most merged models of others were made too: a method that looks at a whole tensor (lengths,
-angles, thresholds) looks at the same one here. Arithmetic is float32 with float64 sums. At most one tensor of each model is in memory, and
-one more: the result is written as it comes, into its place in a safetensors file whose header is known before.
+Tensors are those of the public layout, for which most merged models of others were made too: a method that looks at a whole tensor
+(lengths, angles, thresholds) looks at the same one here. Arithmetic is float32 with float64 sums. At most one tensor of each model
+is in memory, and one more: the result is written as it comes, into its place in a safetensors file whose header is known before.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class MergeConfig:
     weights: tuple[float, ...] = ()
     """One a model, in order; none: all 1. linear, slerp and karcher divide by their sum (slerp's t is the second's share)."""
     weights_for: tuple[tuple[str, tuple[float, ...]], ...] = ()
-    """Pairs of a regular expression and other weights, for the tensors in whose description it is found (see `describe`); the last that is
-    found counts."""
+    """Pairs of a regular expression and other weights, for the tensors in whose description it is found (see `describe`); the last
+    that is found counts."""
     density: float | None = None
     """Share of each difference that is kept; None: 0.2 for ties, 0.9 for breadcrumbs, 0.5 for dare and della."""
     scale: float = 1.0
@@ -170,7 +170,10 @@ def merge_tensor(
         return methods.nearswap(base, models[0], config.t)
     thin = None
     if method != "task_arithmetic":
-        thin = [_thinner(config, np.random.default_rng([config.seed, i, zlib.crc32(name.encode())])) for i in range(len(models))]
+        thin = [
+            _thinner(config, np.random.default_rng([config.seed, i, zlib.crc32(name.encode())]))
+            for i in range(len(models))
+        ]
     return methods.add_differences(
         base,
         models,
@@ -215,7 +218,8 @@ def merge(
         on_write: called for every tensor written with its bytes and those of the whole model.
 
     Raises:
-        ValueError: the models do not go together, or one is missing or damaged; the message says which and why, and nothing is left behind.
+        ValueError: the models do not go together, or one is missing or damaged; the message says which and why, and nothing is left
+        behind.
     """
     output = Path(output).absolute()
     refuse_occupied(output)
@@ -286,7 +290,9 @@ def _check_alike(sources: Sequence[Source]) -> None:
             if ours[name] != theirs[name] and name not in _WITHOUT_EFFECT
         ]
         if different:
-            raise MergeError(f"{first.name} and {other.name} are of different shapes ({'; '.join(different)}): only equal ones can be merged")
+            raise MergeError(
+                f"{first.name} and {other.name} are of different shapes ({'; '.join(different)}): only equal ones can be merged"
+            )
     named = [source for source in sources if source.tokenizer is not None]
     for other in named[1:]:
         if other.tokenizer.fingerprint != named[0].tokenizer.fingerprint:
@@ -333,7 +339,9 @@ def _write_description(
 ) -> None:
     if len(shards) > 1:
         names = {tensor.name: shard.name for shard in shards for tensor in shard.tensors}
-        checkpoint.write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(names.items()))})
+        checkpoint.write_json(
+            folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(names.items()))}
+        )
     checkpoint.write_json(folder / CONFIG, {**first.config.to_hf(), "torch_dtype": dtype.name})
     tokenizer = next((source.tokenizer for source in sources if source.tokenizer is not None), None)
     if tokenizer is not None:

@@ -1,8 +1,9 @@
 """Merging as arithmetic: one tensor of each model in, one tensor out.
 
-Methods are pure but for one thing: to need little memory they use the arrays they are given as working space, and the result is one of them.
-Whatever follows from lengths and angles alone is computed from the Gram matrix of the tensors, float64 and read off in blocks; element-wise work
-goes in blocks too. So beside its arguments a method needs at most one array of the tensor's size (for the thresholds of TIES and breadcrumbs).
+Methods are pure but for one thing: to need little memory they use the arrays they are given as working space, and the result is one
+of them. Whatever follows from lengths and angles alone is computed from the Gram matrix of the tensors, float64 and read off in
+blocks; element-wise work goes in blocks too. So beside its arguments a method needs at most one array of the tensor's size (for the
+thresholds of TIES and breadcrumbs).
 
 linear           weighted mean (model soups, arXiv:2203.05482)
 slerp            spherical interpolation of two models
@@ -25,8 +26,8 @@ from typing import Literal
 import numpy as np
 
 Rescale = Literal["probability", "norm", "none"]
-"""What makes up for dropped differences: one over the probability of keeping each (as in the papers), the ratio of sums of magnitudes
-before and after (as in mergekit 0.1), or nothing."""
+"""What makes up for dropped differences: one over the probability of keeping each (as in the papers), the ratio of sums of
+magnitudes before and after (as in mergekit 0.1), or nothing."""
 
 _BLOCK = 1 << 18
 
@@ -35,7 +36,8 @@ def _blocks(size: int) -> Iterator[slice]:
     return (slice(start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK))
 
 
-# -- Methods that are a weighted sum: coefficients from weights and the Gram matrix -------------------------------------------------------
+# -- Methods that are a weighted sum: coefficients from weights and the Gram matrix
+# -------------------------------------------------------
 
 
 def gram(tensors: Sequence[np.ndarray], base: np.ndarray | None = None) -> np.ndarray:
@@ -68,7 +70,9 @@ def linear(tensors: Sequence[np.ndarray], weights: Sequence[float], normalize: b
 
 
 def slerp(a: np.ndarray, b: np.ndarray, t: float) -> np.ndarray:
-    """From a (t = 0) to b (t = 1) along the great circle between their directions; a straight line where they are (anti)parallel."""
+    """From a (t = 0) to b (t = 1) along the great circle between their directions; a straight line where they are
+    (anti)parallel.
+    """
     return combine([a, b], slerp_coefficients(gram([a, b]), t))
 
 
@@ -151,7 +155,8 @@ def nearswap(a: np.ndarray, b: np.ndarray, t: float) -> np.ndarray:
     return a
 
 
-# -- Methods on differences from a base: thin out, elect signs, add -----------------------------------------------------------------------
+# -- Methods on differences from a base: thin out, elect signs, add
+# -----------------------------------------------------------------------
 
 Thin = Callable[[np.ndarray], np.ndarray]
 """Thins a difference out in its own memory."""
@@ -227,7 +232,8 @@ def drop_random(delta: np.ndarray, density: float, rng: np.random.Generator, res
 def drop_by_rank(
     delta: np.ndarray, density: float, epsilon: float, rng: np.random.Generator, rescale: Rescale
 ) -> np.ndarray:
-    """Keep elements with a probability that rises with their rank by magnitude in their row: density - epsilon to density + epsilon.
+    """Keep elements with a probability that rises with their rank by magnitude in their row: density - epsilon to density +
+    epsilon.
 
     A row is what belongs to one index of the first axis; a vector is one row.
     """
@@ -264,7 +270,9 @@ def _masked(delta: np.ndarray, mask: Callable[[slice], tuple[np.ndarray, float]]
 
 
 def _keep_ranks(delta: np.ndarray, first: int, last: int) -> np.ndarray:
-    """Zero all elements but those whose rank by magnitude, ascending, lies in [first, last); among equals the earlier ranks lower."""
+    """Zero all elements but those whose rank by magnitude, ascending, lies in [first, last); among equals the earlier ranks
+    lower.
+    """
     flat = delta.reshape(-1)
     if last <= first:
         flat[...] = 0

@@ -1,7 +1,7 @@
 """Models to merge, read tensor by tensor: folders of the public layout and checkpoints of runs.
 
-Both give tensors of the public layout, so that a merge does not depend on how a model is stored. Of a run folder one checkpoint is named by
-`RUN@STEP`, the moving average of its parameters by `RUN@ema` or `RUN@STEP,ema`; `RUN` alone is the newest.
+Both give tensors of the public layout, so that a merge does not depend on how a model is stored. Of a run folder one checkpoint is
+named by `RUN@STEP`, the moving average of its parameters by `RUN@ema` or `RUN@STEP,ema`; `RUN` alone is the newest.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -75,7 +77,7 @@ class RunSource(Source):
         if not self._path.is_dir():
             raise MergeError(f"{root} has no {item}; only runs with ema_decay keep a moving average")
         config = checkpoint.read_model_config(folder)
-        metadata = ocp.StandardCheckpointHandler().metadata(self._path).tree
+        metadata = self._try(lambda: ocp.StandardCheckpointHandler().metadata(self._path).tree)
         leaves = {key: leaf for key, leaf in _flatten(metadata)}
         sizes = [math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves.values()]
         # A period is cut out of an array whose chunks may hold all periods: the last chunk stays, so that it is decoded once.
@@ -105,19 +107,23 @@ class RunSource(Source):
         public = ours.transpose(part.inverse) if part.inverse else ours
         rows = max(1, BLOCK_BYTES * len(target) // max(1, target.nbytes)) if target.ndim else 1
         for first in range(0, len(target), rows):
-            block = public[first : min(first + rows, len(target))].read().result()
+            piece = public[first : min(first + rows, len(target))]
+            block = self._try(lambda piece=piece: piece.read().result())
             target[first : first + rows] = np.asarray(block)
 
     def _store(self, path: str) -> ts.TensorStore:
         if path not in self._open:
             base = {"driver": "ocdbt", "base": f"file://{self._path}/", "path": path.replace("/", ".") + "/"}
             spec = {"driver": "zarr", "kvstore": base, "recheck_cached_data": False}
-            try:
-                self._open[path] = ts.open(spec, open=True, read=True, context=self._context).result()
-            except (ValueError, OSError) as error:
-                first = str(error).splitlines()[0][:300]
-                raise MergeError(f"{self._path} is incomplete or damaged: {first}") from error
+            self._open[path] = self._try(lambda: ts.open(spec, open=True, read=True, context=self._context).result())
         return self._open[path]
+
+    def _try(self, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except (ValueError, OSError) as error:
+            first = str(error).splitlines()[0].split(" [tensorstore_spec=")[0][:300]
+            raise MergeError(f"{self._path} is incomplete or damaged: {first}") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,8 +61,12 @@ class PretrainConfig:
     and the products with weights. block: its input, for least memory and about a third more time. offload: its input, in the
     host's memory."""
     loss_chunk: int | None = None
-    """Positions of each row whose logits exist at a time; none: all. With a large vocabulary logits are the largest activation by far:
-    rows × sequence_length × vocab_size × 4 bytes. A chunk costs computing them twice."""
+    """Positions of each row whose logits exist at a time; none: all. With a large vocabulary logits are the largest activation by
+    far: rows × sequence_length × vocab_size × 4 bytes. A chunk costs computing them twice."""
+    ema_decay: float | None = None
+    """Keep a moving average of the parameters, decaying by this an update (0.999: over about the last thousand). Checkpoints hold
+    it beside the parameters (RUN@ema names it to merge, extend and convert) and held-out text is measured with it too. None: keep
+    none."""
     seed: int = 0
     """Of the initial parameters. The data have a seed of their own."""
     checkpoint_every: int = 1000
@@ -87,6 +91,7 @@ class PretrainConfig:
         for name in ("steps", "accumulation", "checkpoint_every", "keep", "evaluate_every", "log_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("max_skipped", self.max_skipped >= 0, "0 or more")
+        self._require("ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "between 0 and 1, or none")
         self._require("stall_seconds", 0 < self.stall_seconds < math.inf, "positive and finite")
         self._require("z_loss", self.z_loss >= 0 and math.isfinite(self.z_loss), "zero or positive")
         self._require("dtype", self.dtype in ("bfloat16", "float32"), "bfloat16 or float32")
@@ -108,9 +113,9 @@ class PretrainConfig:
         return self.output / self.name
 
 
-# What may change between two starts of one run: where things lie, what is watched and how often, how data are read ahead, which devices
-# compute and what they keep; nothing that changes an update by more than the order of its sums. (The tokenizer is compared by its
-# fingerprint.)
+# What may change between two starts of one run: where things lie, what is watched and how often, how data are read ahead, which
+# devices compute and what they keep; nothing that changes an update by more than the order of its sums. (The tokenizer is compared
+# by its fingerprint.)
 FREE_TO_CHANGE = frozenset(
     {
         "output",

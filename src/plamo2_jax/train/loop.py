@@ -104,7 +104,7 @@ def pretrain(
     objective = next_token(model, jnp.asarray(lengths), config.z_loss, config.loss_chunk)
 
     def create(params: Any) -> TrainState:
-        return TrainState.create(params, optimizer, config.seed)
+        return TrainState.create(params, optimizer, config.seed, config.ema_decay is not None)
 
     # Shapes first: nothing is allocated before its sharding is known, and everything is made in it.
     shapes = jax.eval_shape(create, abstract_params(model))
@@ -130,7 +130,7 @@ def pretrain(
     }
     train_step = (
         jax.jit(
-            make_step(objective, optimizer, schedule, config.accumulation, shardings.params),
+            make_step(objective, optimizer, schedule, config.accumulation, shardings.params, config.ema_decay),
             out_shardings=(shardings, replicated(mesh)),
             donate_argnums=0,
         )
@@ -156,6 +156,7 @@ def pretrain(
 
         # -- Loop ----------------------------------------------------------------------------------------------------------------
         heldout: dict[str, HeldOut] = {}
+        averaged: dict[str, HeldOut] = {}
         writes = jax.process_index() == 0
         with (
             MetricsLog(folder, step) if writes else NoLog() as log,
@@ -216,7 +217,9 @@ def pretrain(
                             config.data, shards, tokenizer, process_index=part, process_count=parts
                         )
                         heldout[language] = evaluate(state.params, map(put, _beating(batches, watchdog)))
-                    log.write(step, _heldout_figures(heldout))
+                        if state.ema is not None:
+                            averaged[language] = evaluate(state.ema, map(put, _beating(batches, watchdog)))
+                    log.write(step, _heldout_figures(heldout) | _heldout_figures(averaged, "heldout_ema"))
                 log.flush()
                 if saving:
                     checkpoints.save(state, iterator, guard)
@@ -294,10 +297,10 @@ def _devices(config: PretrainConfig) -> list[jax.Device]:
     return devices[:usable]
 
 
-def _heldout_figures(heldout: Mapping[str, HeldOut]) -> dict[str, float]:
-    """`heldout/LANGUAGE/FIGURE` for the log."""
+def _heldout_figures(heldout: Mapping[str, HeldOut], prefix: str = "heldout") -> dict[str, float]:
+    """`PREFIX/LANGUAGE/FIGURE` for the log: `heldout`, or `heldout_ema` measured with the moving average."""
     return {
-        f"heldout/{language}/{name}": value
+        f"{prefix}/{language}/{name}": value
         for language, result in heldout.items()
         for name, value in result.figures().items()
     }

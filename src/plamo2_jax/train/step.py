@@ -22,6 +22,7 @@ def make_step(
     schedule: Callable[[jax.Array], jax.Array],
     accumulation: int = 1,
     shardings: Any = None,
+    ema_decay: float | None = None,
 ) -> TrainStep:
     """A pure train step `(state, batch) -> (state, metrics)`; jit it with the first argument donated.
 
@@ -34,6 +35,8 @@ def make_step(
         schedule: learning rate by step, for the metrics (the optimizer holds its own).
         accumulation: number of micro-batches; it must divide b.
         shardings: tree of the parameters' shardings, which their gradients are given too; None: whatever XLA makes of them.
+        ema_decay: of the state's moving average of the parameters, once the run is long enough: update n has min(decay, (1 + n) /
+            (10 + n)), so that the random beginning is soon forgotten. None: the state has no average.
 
     Returns:
         The step. Its metrics are the objective's sums, `loss` (the batch's), `grad_norm` (before clipping), `learning_rate` and
@@ -80,7 +83,12 @@ def make_step(
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
         )
-        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
+        ema = state.ema
+        if ema_decay is not None:
+            n = state.step.astype(jnp.float32)
+            rate = jnp.where(finite, 1 - jnp.minimum(ema_decay, (1 + n) / (10 + n)), 0.0)
+            ema = optax.incremental_update(params, ema, rate)
+        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
 
     return step
 
