@@ -52,7 +52,10 @@ def main(argv: list[str]) -> int:
 
     profile = None if options.profile is None else ProfileSteps.parse(options.profile)
     join(options.distributed)
-    outcome = pretrain(config, profile=profile)
+    make_objective = None
+    if config.distillation is not None:
+        from plamo2_jax.surgery.distill import make_objective
+    outcome = pretrain(config, profile=profile, make_objective=make_objective)
     if outcome.signal is not None:
         print(
             f"stopped after step {outcome.step} of {config.steps}; the same command goes on from there", file=sys.stderr

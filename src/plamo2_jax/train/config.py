@@ -12,6 +12,7 @@ from plamo2_jax.data.pipeline import DataConfig
 from plamo2_jax.model.plamo2 import Remat
 from plamo2_jax.sharding.mesh import MeshConfig
 from plamo2_jax.sharding.rules import Strategy
+from plamo2_jax.train.distillation import DistillationConfig
 from plamo2_jax.train.guard import SpikeConfig
 from plamo2_jax.train.optimizer import OptimizerConfig
 from plamo2_jax.train.schedule import ScheduleConfig, make_schedule
@@ -46,6 +47,8 @@ class PretrainConfig:
     """AdamW, clipping and weight decay."""
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     """How the learning rate moves."""
+    distillation: DistillationConfig | None = None
+    """Learn from a teacher too; none: from the text alone."""
     accumulation: int = 1
     """Micro-batches an update; it must divide the batch size. More of them need less memory, and change no result."""
     z_loss: float = 1e-4
@@ -132,6 +135,8 @@ FREE_TO_CHANGE = frozenset(
         "loss_chunk",
         "max_skipped",
         "stall_seconds",
+        "distillation.logits",
+        "distillation.teacher",
         "data.prefetch_batches",
         "data.read_threads",
     }

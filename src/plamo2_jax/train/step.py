@@ -13,7 +13,8 @@ import optax
 from plamo2_jax.train.objective import Batch, Metrics, Objective
 from plamo2_jax.train.state import TrainState
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
+"""`(state, batch)`, or `(state, batch, frozen)` where the objective has frozen arrays."""
 
 
 def make_step(
@@ -44,28 +45,28 @@ def make_step(
         were; the optimizer's own count, by which its learning rate moves, stays behind by it.
     """
 
-    def gradients(params: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Metrics, Any]:
+    def gradients(params: Any, batch: Batch, rng: jax.Array, *frozen: Any) -> tuple[jax.Array, Metrics, Any]:
         """The batch's loss sum, metric sums and gradient sum: the means times the weight."""
-        (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params, batch, rng)
+        (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params, batch, rng, *frozen)
         if shardings is not None:
             # Each micro-batch's are summed over devices part by part, so that no device ever holds a whole one.
             grads = jax.lax.with_sharding_constraint(grads, shardings)
         weight = metrics["weight"]
         return loss * weight, metrics, jax.tree.map(lambda grad: grad.astype(jnp.float32) * weight, grads)
 
-    def accumulate(params: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Metrics, Any]:
+    def accumulate(params: Any, batch: Batch, rng: jax.Array, *frozen: Any) -> tuple[jax.Array, Metrics, Any]:
         def add(total: Any, micro: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradients(params, *micro)), None
+            return jax.tree.map(jnp.add, total, gradients(params, *micro, *frozen)), None
 
         micro_batches = jax.tree.map(lambda array: _split(array, accumulation), dict(batch))
         rngs = jax.random.split(rng, accumulation)
-        first = jax.eval_shape(gradients, params, jax.tree.map(lambda array: array[0], micro_batches), rngs[0])
+        first = jax.eval_shape(gradients, params, jax.tree.map(lambda array: array[0], micro_batches), rngs[0], *frozen)
         zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
         return jax.lax.scan(add, zero, (micro_batches, rngs))[0]
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, *frozen: Any) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        loss, metrics, grads = (accumulate if accumulation > 1 else gradients)(state.params, batch, rng)
+        loss, metrics, grads = (accumulate if accumulation > 1 else gradients)(state.params, batch, rng, *frozen)
         scale = 1 / jnp.maximum(metrics["weight"], jnp.finfo(jnp.float32).tiny)
         grads = jax.tree.map(lambda grad: grad * scale, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
