@@ -20,6 +20,7 @@ VERBS = {
     "extend": "a wider attention window, full attention, another RoPE base",
     "distill": "write a teacher's logits to disk for distillation",
     "probe": "retrieval at chosen lengths: phonebook and needle",
+    "phonebook": "write phonebooks as training text",
     "report": "one HTML page from a run directory",
     "plan": "what a program costs on a TPU that is not there, by its compiler",
 }
