@@ -33,6 +33,8 @@ CONFIG = "config.json"
 TOKENIZER = "tokenizer.jsonl"
 CHECKPOINTS = "checkpoints"
 PARAMS = "params"
+EMA = "ema"
+"""Item with the moving average of the parameters, of runs that keep one."""
 
 # Stored arrays are cut into chunks of this size. With Orbax's default, one chunk an array, the owner of a slice would read all of it.
 _CHUNK_BYTES = 64 << 20
@@ -139,7 +141,9 @@ def save_model(
     barrier("save_model: done")
 
 
-def restore_params(folder: str | os.PathLike[str], abstract_params: Any, step: int | None = None) -> Any:
+def restore_params(
+    folder: str | os.PathLike[str], abstract_params: Any, step: int | None = None, item: str = PARAMS
+) -> Any:
     """Read the parameters of one checkpoint, and nothing else of it.
 
     Args:
@@ -147,6 +151,7 @@ def restore_params(folder: str | os.PathLike[str], abstract_params: Any, step: i
         abstract_params: tree of `jax.ShapeDtypeStruct`. A leaf with a sharding is read straight into it, each process
             taking the slices it owns; one without goes to the first device. A dtype other than the stored one casts.
         step: which checkpoint; the newest when None.
+        item: PARAMS, or EMA for their moving average.
 
     Returns:
         A tree like `abstract_params`, of arrays.
@@ -155,7 +160,9 @@ def restore_params(folder: str | os.PathLike[str], abstract_params: Any, step: i
         CheckpointError: no such checkpoint, or one that is incomplete, or whose tensors are not those asked for: a
             missing, an extra or a misshapen tensor is named.
     """
-    path = step_folder(folder, step) / PARAMS
+    path = step_folder(folder, step) / item
+    if item == EMA and not path.is_dir():
+        raise CheckpointError(f"{path.parent} has no {EMA}; only runs with ema_decay keep a moving average")
     abstract_params = jax.tree.map(_with_sharding, abstract_params)
     metadata = _read(path, lambda: ocp.StandardCheckpointHandler().metadata(path))
     _compare(path, metadata.tree, abstract_params)

@@ -1,7 +1,21 @@
-"""Models shared by the tests of surgery."""
+"""What the tests of surgery share: models, folders of the public layout, small runs."""
+
+import sys
+from pathlib import Path
 
 import pytest
-from surgery_material import CONFIGS, logits, make_params
+
+TESTS = Path(__file__).parents[1]
+for folder in ("convert", "train"):
+    if str(TESTS / folder) not in sys.path:
+        sys.path.append(str(TESTS / folder))
+
+from surgery_material import CONFIGS, logits, make_params  # noqa: E402
+
+
+@pytest.fixture
+def golden_tokenizer():
+    return TESTS / "golden" / "tokenizer" / "tokenizer.jsonl"
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ def from_hf(
     """
     from plamo2_jax.convert.hf import from_public
 
-    with _progress("reading") as advance:
+    with progress("reading") as advance:
         config = from_public(source, output, dtype=dtype, on_read=advance)
     print(f"{output}: {config.parameter_count():,} parameters")
 
@@ -40,6 +40,7 @@ def to_hf(
     output: Annotated[Path, tyro.conf.Positional],
     *,
     step: int | None = None,
+    ema: bool = False,
     dtype: Literal["float32", "bfloat16"] | None = None,
     max_shard_size: str = "5GB",
 ) -> None:
@@ -49,14 +50,15 @@ def to_hf(
         source: Run folder, such as runs/demo.
         output: Folder to make; it must not exist or be empty.
         step: Which checkpoint; left out, the newest.
+        ema: Write the moving average of the parameters, which runs with ema_decay keep, instead of the parameters.
         dtype: Of the files; left out, that of the checkpoint.
         max_shard_size: Bytes of tensors in one safetensors file: a number, or one with KB, MB, GB, KiB, MiB or GiB.
     """
     from plamo2_jax.convert.hf import to_public
 
     size = parse_size(max_shard_size)
-    with _progress("writing") as advance:
-        config = to_public(source, output, step=step, dtype=dtype, max_shard_bytes=size, on_write=advance)
+    with progress("writing") as advance:
+        config = to_public(source, output, step=step, ema=ema, dtype=dtype, max_shard_bytes=size, on_write=advance)
     print(f"{output}: {config.parameter_count():,} parameters")
 
 
@@ -75,7 +77,8 @@ def parse_size(text: str) -> int:
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for bytes done: `advance(done, total)`."""
     from tqdm import tqdm
 
     with tqdm(desc=what, unit="B", unit_scale=True, delay=1) as bar:

@@ -144,7 +144,7 @@ def corpus(
     """
     from plamo2_jax.data.corpus import documents
 
-    with _write_jsonl(output) as write:
+    with write_jsonl(output) as write:
         count = sum(map(write, documents(language, split)))
     print(f"{output}: {count} documents")
 
@@ -221,7 +221,7 @@ def clean(
     documents: Iterable[dict] = clean_documents(records(report, "clean"), config, cleaning, boilerplate)
     if duplicates == "near":
         documents = deduplicate(documents, dedup_config, deduplication, progress=False)
-    with _write_jsonl(output) as write:
+    with write_jsonl(output) as write:
         count = sum(map(write, documents))
     _print_bad(report)
     print(cleaning.summary())
@@ -282,7 +282,7 @@ def _print_documents(shards: Shards, tokenizer: Tokenizer, count: int, character
 
 
 @contextlib.contextmanager
-def _write_jsonl(path: Path) -> Iterator[Any]:
+def write_jsonl(path: Path) -> Iterator[Any]:
     """A function that appends one object to the file and returns 1; the file appears when all went well."""
     if not path.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.xz", ".jsonl.bz2")):
         raise ValueError(f"{path} must end in .jsonl, .jsonl.gz, .jsonl.xz or .jsonl.bz2")

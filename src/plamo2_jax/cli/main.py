@@ -18,6 +18,11 @@ VERBS = {
     "logits": "logits of given tokens, for comparing implementations",
     "grow": "start a larger model from a smaller one's weights",
     "prune": "cut a smaller model out of a larger one",
+    "merge": "one model out of several: means, differences from a base, checkpoints of a run",
+    "extend": "a wider attention window, full attention, another RoPE base",
+    "distill": "write a teacher's logits to disk for distillation",
+    "probe": "retrieval at chosen lengths: phonebook and needle",
+    "phonebook": "write phonebooks as training text",
     "report": "one HTML page from a run directory",
     "plan": "what a program costs on a TPU that is not there, by its compiler",
 }

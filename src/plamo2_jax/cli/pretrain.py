@@ -53,8 +53,11 @@ def main(argv: list[str]) -> int:
     profile = None if options.profile is None else ProfileSteps.parse(options.profile)
     join(options.distributed)
     leave_when_aborted(config.folder)
+    make_objective = None
+    if config.distillation is not None:
+        from plamo2_jax.surgery.distill import make_objective
     with leave_when_broken(config.folder):
-        outcome = pretrain(config, profile=profile)
+        outcome = pretrain(config, profile=profile, make_objective=make_objective)
     if outcome.signal is not None:
         print(
             f"stopped after step {outcome.step} of {config.steps}; the same command goes on from there", file=sys.stderr

@@ -62,6 +62,7 @@ def to_public(
     output: str | os.PathLike[str],
     *,
     step: int | None = None,
+    ema: bool = False,
     dtype: Any = None,
     max_shard_bytes: int = 5_000_000_000,
     on_write: Progress | None = None,
@@ -72,6 +73,7 @@ def to_public(
         source: run folder.
         output: folder to make; it must not exist or be empty.
         step: which checkpoint; None: the newest.
+        ema: write the moving average of the parameters instead of the parameters.
         dtype: of the files, float32 or bfloat16; None: that of the checkpoint.
         max_shard_bytes: bytes of tensors in one safetensors file.
         on_write: see `write_params`.
@@ -93,6 +95,7 @@ def to_public(
         source,
         jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), abstract_params(Plamo2(config))),
         step,
+        checkpoint.EMA if ema else checkpoint.PARAMS,
     )
     write_public(output, config, params, tokenizer, dtype=dtype, max_shard_bytes=max_shard_bytes, on_write=on_write)
     return config

@@ -69,7 +69,12 @@ def read_tokenizer(folder: str | os.PathLike[str], config: ModelConfig) -> Token
 
 
 def load_model(
-    path: str | os.PathLike[str], *, step: int | None = None, dtype: Any = None, shardings: Any = None
+    path: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    dtype: Any = None,
+    shardings: Any = None,
+    ema: bool = False,
 ) -> LoadedModel:
     """Open a model from a run folder or a folder of the public layout.
 
@@ -79,6 +84,7 @@ def load_model(
         dtype: of the parameters; None: float32.
         shardings: a `jax.sharding.Sharding` for all parameters or a tree of them; None: the first local device. Each process reads
             only the slices that its devices hold.
+        ema: the moving average of a run's parameters instead of the parameters.
 
     Raises:
         ValueError: the folder is neither kind, or what it holds is missing, damaged or of another shape; the message names it.
@@ -88,8 +94,10 @@ def load_model(
     if is_run_folder(folder):
         config = checkpoint.read_model_config(folder)
         abstract = _with(abstract_params(Plamo2(config)), dtype, shardings)
-        return LoadedModel(config, checkpoint.restore_params(folder, abstract, step), read_tokenizer(folder, config))
-    if step is not None:
+        item = checkpoint.EMA if ema else checkpoint.PARAMS
+        params = checkpoint.restore_params(folder, abstract, step, item)
+        return LoadedModel(config, params, read_tokenizer(folder, config))
+    if step is not None or ema:
         raise ConvertError(f"{folder} is of the public layout and has no steps; leave the step out")
     config = read_public_config(folder)
     tokenizer = read_tokenizer(folder, config)

@@ -47,6 +47,14 @@ class Pieces:
         """Targets in all pieces: every token of every document, and an end for each."""
         return self._shards.tokens + self._shards.documents
 
+    def documents(self) -> np.ndarray:
+        """[pieces] int64, the document that each piece is of."""
+        return np.repeat(np.arange(len(self._first) - 1), np.diff(self._first))
+
+    def document_lengths(self) -> np.ndarray:
+        """[documents] tokens of each document."""
+        return self._shards.lengths
+
     def __len__(self) -> int:
         return int(self._first[-1])
 

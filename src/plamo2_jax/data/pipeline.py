@@ -22,6 +22,7 @@ import numpy as np
 
 from plamo2_jax.data.packing import Batch, Pieces, pack, to_batch
 from plamo2_jax.data.shards import Shards, open_shards
+from plamo2_jax.data.upsampling import UpsampledPieces
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 
@@ -54,6 +55,11 @@ class DataConfig:
     """Of the shuffling."""
     packing_bins: int = 256
     """Rows that are filled side by side: more of them leave less padding, but take memory and time (16 bytes a position)."""
+    long_document_tokens: int | None = None
+    """Documents of at least so many tokens are read `long_document_repeats` times for each time that others are: for training at a new
+    length, of which short documents teach nothing (arXiv:2402.10171). The weights of the mixture hold all the same."""
+    long_document_repeats: int = 1
+    """See long_document_tokens."""
     shuffle: bool = True
     """Off: documents come in the order of the shards, epoch after epoch."""
     prefetch_batches: int = 4
@@ -68,6 +74,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         self._require("mixture", len(self.mixture) >= 1, "at least one MixtureItem")
         self._require("sequence_length", self.sequence_length >= 2, "at least 2")
+        repeats = "at least 1, and 1 without long_document_tokens"
+        allowed = self.long_document_repeats >= 1 and (self.long_document_tokens or self.long_document_repeats == 1)
+        self._require("long_document_repeats", bool(allowed), repeats)
         for name in ("batch_size", "packing_bins"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("prefetch_batches", "read_threads", "worker_processes"):
@@ -176,6 +185,8 @@ def _mix(config: DataConfig, tokenizer: Tokenizer) -> grain.MapDataset:
     for number, item in enumerate(config.mixture):
         shards = open_shards(item.path, tokenizer)
         pieces = Pieces(shards, config.sequence_length, tokenizer.bos_id, tokenizer.eos_id)
+        if config.long_document_tokens is not None:
+            pieces = UpsampledPieces(pieces, config.long_document_tokens, config.long_document_repeats)
         part = grain.MapDataset.source(pieces)
         if config.shuffle:
             # Grain adds the epoch to the seed: hashed, so that no folder and no seed repeats another's orders.

@@ -189,7 +189,7 @@ def start_decoding(request: Request) -> DecodeState:
         seen = jnp.asarray(seen.repeat(samples, axis=0))
     b = len(prompts) * samples
     return DecodeState(
-        cache=_repeat_rows(cache, samples),
+        cache=repeat_rows(cache, samples),
         token=jnp.asarray(np.repeat([prompt[-1] for prompt in prompts], samples), jnp.int32),
         alive=jnp.ones((b,), bool),
         seen=seen,
@@ -219,7 +219,7 @@ def vocabulary_of(request: Request) -> Vocabulary:
     return Vocabulary(jnp.arange(v) < known, jnp.asarray(stop), jnp.int32(request.stop.min_new_tokens))
 
 
-def _repeat_rows(cache: Cache, samples: int) -> Cache:
+def repeat_rows(cache: Cache, samples: int) -> Cache:
     """The cache with every row repeated; prompts are read once, however many samples."""
     if samples == 1:
         return cache

@@ -1,1 +1,1 @@
-"""Models out of models: growing, pruning, merging."""
+"""Operations on trained models: growing, pruning, merging, distilling, opening the attention window."""

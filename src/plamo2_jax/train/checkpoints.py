@@ -14,17 +14,17 @@ import jax
 import orbax.checkpoint as ocp
 
 from plamo2_jax import checkpoint
-from plamo2_jax.checkpoint import CHECKPOINTS, PARAMS, CheckpointError, first_line
+from plamo2_jax.checkpoint import CHECKPOINTS, EMA, PARAMS, CheckpointError, first_line
 from plamo2_jax.storage import absolute
 from plamo2_jax.train import integrity, processes
 from plamo2_jax.train.guard import Guard
 from plamo2_jax.train.state import TrainState
 
 TRAINING = "training"
-"""Item with all of the TrainState but its parameters."""
+"""Item with all of the TrainState but its parameters and their average."""
 DATA = "data"
 """Item with the state of the Grain iterator, the same in every process, and that of the guard."""
-_ITEMS = (PARAMS, TRAINING, DATA)
+_ITEMS = (PARAMS, TRAINING, DATA, EMA)
 
 
 class RunCheckpoints:
@@ -72,6 +72,8 @@ class RunCheckpoints:
             TRAINING: ocp.args.StandardSave(_without_params(state)),
             DATA: ocp.args.JsonSave({"iterator": iterator.get_state(), "guard": guard.get_state()}),
         }
+        if state.ema is not None:
+            items[EMA] = ocp.args.StandardSave(state.ema)
         try:
             self._manager.wait_until_finished()
             self._saving = int(state.step)
@@ -125,6 +127,9 @@ class RunCheckpoints:
             CheckpointError: a part of it is missing, damaged or of another shape.
         """
         params = checkpoint.restore_params(self._folder, abstract.params, step)
+        ema = None
+        if abstract.ema is not None:
+            ema = checkpoint.restore_params(self._folder, abstract.ema, step, item=EMA)
         items = {
             TRAINING: ocp.args.StandardRestore(_without_params(abstract)),
             DATA: ocp.args.JsonRestore(),
@@ -136,7 +141,7 @@ class RunCheckpoints:
         except (ValueError, KeyError, TypeError, OSError) as error:
             path = self._folder / CHECKPOINTS / str(step)
             raise CheckpointError(f"{path} cannot be resumed from: {first_line(error)}") from error
-        return TrainState(params=params, **restored[TRAINING])
+        return TrainState(params=params, ema=ema, **restored[TRAINING])
 
     def step_before(self, step: int, every: int) -> int | None:
         """The newest checkpoint before a spike that was saved by the clock; all after it are set aside.
@@ -203,5 +208,5 @@ def no_checkpoint_left(folder: Path) -> CheckpointError:
 
 
 def _without_params(state: TrainState) -> dict[str, Any]:
-    names = [field.name for field in dataclasses.fields(state) if field.name != "params"]
+    names = [field.name for field in dataclasses.fields(state) if field.name not in ("params", "ema")]
     return {name: getattr(state, name) for name in names}

@@ -13,6 +13,7 @@ from plamo2_jax.model.plamo2 import Remat
 from plamo2_jax.sharding.mesh import MeshConfig
 from plamo2_jax.sharding.rules import Strategy
 from plamo2_jax.storage import address, located
+from plamo2_jax.train.distillation import DistillationConfig
 from plamo2_jax.train.guard import SpikeConfig
 from plamo2_jax.train.optimizer import OptimizerConfig
 from plamo2_jax.train.schedule import ScheduleConfig, make_schedule
@@ -47,6 +48,8 @@ class PretrainConfig:
     """AdamW, clipping and weight decay."""
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     """How the learning rate moves."""
+    distillation: DistillationConfig | None = None
+    """Learn from a teacher too; none: from the text alone."""
     accumulation: int = 1
     """Micro-batches an update; it must divide the batch size. More of them need less memory, and change no result."""
     z_loss: float = 1e-4
@@ -62,8 +65,12 @@ class PretrainConfig:
     and the products with weights. block: its input, for least memory and about a third more time. offload: its input, in the
     host's memory."""
     loss_chunk: int | None = None
-    """Positions of each row whose logits exist at a time; none: all. With a large vocabulary logits are the largest activation by far:
-    rows × sequence_length × vocab_size × 4 bytes. A chunk costs computing them twice."""
+    """Positions of each row whose logits exist at a time; none: all. With a large vocabulary logits are the largest activation by
+    far: rows × sequence_length × vocab_size × 4 bytes. A chunk costs computing them twice."""
+    ema_decay: float | None = None
+    """Keep a moving average of the parameters, decaying by this an update (0.999: over about the last thousand). Checkpoints hold
+    it beside the parameters (RUN@ema names it to merge, extend and convert) and held-out text is measured with it too. None: keep
+    none."""
     seed: int = 0
     """Of the initial parameters. The data have a seed of their own."""
     checkpoint_every: int = 1000
@@ -88,6 +95,7 @@ class PretrainConfig:
         for name in ("steps", "accumulation", "checkpoint_every", "keep", "evaluate_every", "log_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("max_skipped", self.max_skipped >= 0, "0 or more")
+        self._require("ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "between 0 and 1, or none")
         self._require("stall_seconds", 0 < self.stall_seconds < math.inf, "positive and finite")
         self._require("z_loss", self.z_loss >= 0 and math.isfinite(self.z_loss), "zero or positive")
         self._require("dtype", self.dtype in ("bfloat16", "float32"), "bfloat16 or float32")
@@ -109,9 +117,9 @@ class PretrainConfig:
         return located(self.output) / self.name
 
 
-# What may change between two starts of one run: where things lie, what is watched and how often, how data are read ahead, which devices
-# compute and what they keep; nothing that changes an update by more than the order of its sums. (The tokenizer is compared by its
-# fingerprint.)
+# What may change between two starts of one run: where things lie, what is watched and how often, how data are read ahead, which
+# devices compute and what they keep; nothing that changes an update by more than the order of its sums. (The tokenizer is compared
+# by its fingerprint.)
 FREE_TO_CHANGE = frozenset(
     {
         "output",
@@ -128,6 +136,8 @@ FREE_TO_CHANGE = frozenset(
         "loss_chunk",
         "max_skipped",
         "stall_seconds",
+        "distillation.logits",
+        "distillation.teacher",
         "data.prefetch_batches",
         "data.read_threads",
     }

@@ -2,12 +2,13 @@
 
 Where the first state comes from, in this order:
 
-1. the newest checkpoint of this very run, when its folder has one (its configuration must be the same: an error names what differs);
-2. the parameters of `init_from`, with a fresh optimizer;
+1. the newest checkpoint of this very run, when its folder has one (its configuration must be the same: an error names what
+differs); 2. the parameters of `init_from`, with a fresh optimizer;
 3. scratch.
 
-A run that was stopped and goes on makes the same updates, bit for bit, as one that was never stopped: a checkpoint holds parameters,
-optimizer, step, random key, the position in the data and what the guard against bad steps has seen, and nothing else decides an update.
+A run that was stopped and goes on makes the same updates, bit for bit, as one that was never stopped: a checkpoint holds
+parameters, optimizer, step, random key, the position in the data and what the guard against bad steps has seen, and nothing else
+decides an update.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train import integrity, processes
 from plamo2_jax.train.checkpoints import RunCheckpoints, no_checkpoint_left
 from plamo2_jax.train.config import PretrainConfig, differences, to_json
+from plamo2_jax.train.distillation import Beside
 from plamo2_jax.train.guard import Guard, Spike
 from plamo2_jax.train.metrics import MetricsLog, NoLog
-from plamo2_jax.train.objective import next_token
+from plamo2_jax.train.objective import Objective, next_token
 from plamo2_jax.train.optimizer import make_optimizer
 from plamo2_jax.train.schedule import make_schedule
 from plamo2_jax.train.state import TrainState, state_shardings
@@ -72,18 +74,24 @@ class Outcome:
 
 
 def pretrain(
-    config: PretrainConfig, *, profile: ProfileSteps | None = None, on_step: Callable[[int], None] | None = None
+    config: PretrainConfig,
+    *,
+    profile: ProfileSteps | None = None,
+    on_step: Callable[[int], None] | None = None,
+    make_objective: Callable[[PretrainConfig, Beside], Objective] | None = None,
 ) -> Outcome:
     """Train, or go on training, the run that `config` describes.
 
     Everything is written to `config.folder`: config.json, tokenizer.jsonl, checkpoints/, metrics.jsonl, tensorboard/.
-    SIGINT and SIGTERM end the run after the current step, with a checkpoint. A job of several processes (`processes.join`) agrees to
-    stop at the next write of the log, whichever of them was signalled.
+    SIGINT and SIGTERM end the run after the current step, with a checkpoint. A job of several processes (`processes.join`) agrees
+    to stop at the next write of the log, whichever of them was signalled.
 
     Args:
         config: the run; the same in all processes.
         profile: steps to trace into profile/.
         on_step: called with the number of updates handed to the device after each one, before it is logged.
+        make_objective: builds what to minimise; None: next-token cross-entropy. A run that distils wants
+        `surgery.distill.make_objective`.
 
     Returns:
         How it ended.
@@ -103,10 +111,18 @@ def pretrain(
     lengths = byte_lengths(tokenizer, config.model.vocab_size)
     schedule = make_schedule(config.schedule, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule, logical_axes(model))
-    objective = next_token(model, jnp.asarray(lengths), config.z_loss, config.loss_chunk)
+    if make_objective is not None:
+        objective = make_objective(config, Beside(model, jnp.asarray(lengths), tokenizer, mesh))
+    elif config.distillation is None:
+        objective = next_token(model, jnp.asarray(lengths), config.z_loss, config.loss_chunk)
+    else:
+        raise TrainingError("a run with distillation needs make_objective=plamo2_jax.surgery.distill.make_objective")
+    # What the objective reads besides parameters and tokens: arrays that are not trained, and more in each batch.
+    frozen = (objective.frozen,) if getattr(objective, "frozen", None) is not None else ()
+    augment, extra = getattr(objective, "augment", None), dict(getattr(objective, "extra", {}))
 
     def create(params: Any) -> TrainState:
-        return TrainState.create(params, optimizer, config.seed)
+        return TrainState.create(params, optimizer, config.seed, config.ema_decay is not None)
 
     # Shapes first: nothing is allocated before its sharding is known, and everything is made in it.
     shapes = jax.eval_shape(create, abstract_params(model))
@@ -123,20 +139,32 @@ def pretrain(
 
     def put(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """A batch on the devices, from this process's rows of it."""
+        if augment is not None:
+            batch = augment(batch)
+        return {
+            name: jax.make_array_from_process_local_data(by_rows, array, (*batch_shape, *array.shape[2:]))
+            for name, array in batch.items()
+        }
+
+    def put_tokens(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """A batch that is only measured."""
         return {
             name: jax.make_array_from_process_local_data(by_rows, array, batch_shape) for name, array in batch.items()
         }
 
     abstract_batch = {
         name: jax.ShapeDtypeStruct(batch_shape, dtype, sharding=by_rows) for name, dtype in _BATCH_DTYPES.items()
+    } | {
+        name: jax.ShapeDtypeStruct((*batch_shape, *shape), dtype, sharding=by_rows)
+        for name, (shape, dtype) in extra.items()
     }
     train_step = (
         jax.jit(
-            make_step(objective, optimizer, schedule, config.accumulation, shardings.params),
+            make_step(objective, optimizer, schedule, config.accumulation, shardings.params, config.ema_decay),
             out_shardings=(shardings, replicated(mesh)),
             donate_argnums=0,
         )
-        .lower(abstract, abstract_batch)
+        .lower(abstract, abstract_batch, *frozen)
         .compile()
     )
     evaluate = make_evaluator(model, lengths, config.loss_chunk)
@@ -158,6 +186,7 @@ def pretrain(
 
         # -- Loop ----------------------------------------------------------------------------------------------------------------
         heldout: dict[str, HeldOut] = {}
+        averaged: dict[str, HeldOut] = {}
         writes = jax.process_index() == 0
         with (
             MetricsLog(folder, step) if writes else NoLog() as log,
@@ -172,7 +201,9 @@ def pretrain(
             window = Window(config, devices, log, guard, watchdog, Goodput(folder) if writes else None)
 
             def roll_back(spike: Spike) -> TrainState | None:
-                """The state before a spike, with the data up to its end passed over; None where there is no checkpoint to go back to."""
+                """The state before a spike, with the data up to its end passed over; None where there is no checkpoint to go back
+                to.
+                """
                 before = checkpoints.step_before(spike.first, config.checkpoint_every)
                 if before is None:
                     guard.go_on()
@@ -191,7 +222,7 @@ def pretrain(
                 profiler.before(step)
                 with window.clock.data_wait():
                     batch = put(next(iterator))
-                state, metrics = train_step(state, batch)
+                state, metrics = train_step(state, batch, *frozen)
                 window.add(step, metrics)
                 profiler.after(step, metrics)
                 if on_step is not None:
@@ -216,8 +247,10 @@ def pretrain(
                         batches = heldout_batches(
                             config.data, shards, tokenizer, process_index=part, process_count=parts
                         )
-                        heldout[language] = evaluate(state.params, map(put, _beating(batches, watchdog)))
-                    log.write(step, _heldout_figures(heldout))
+                        heldout[language] = evaluate(state.params, map(put_tokens, _beating(batches, watchdog)))
+                        if state.ema is not None:
+                            averaged[language] = evaluate(state.ema, map(put_tokens, _beating(batches, watchdog)))
+                    log.write(step, _heldout_figures(heldout) | _heldout_figures(averaged, "heldout_ema"))
                 log.flush()
                 if saving:
                     log.upload()  # Before the checkpoint, so that whoever goes on from that finds all lines up to it.
@@ -257,7 +290,9 @@ def _load_tokenizer(config: PretrainConfig) -> Tokenizer:
 
 
 def _open_folder(config: PretrainConfig, tokenizer: Tokenizer) -> bool:
-    """Write what describes the run, or check that it is the run already there; returns whether there is a checkpoint to go on from."""
+    """Write what describes the run, or check that it is the run already there; returns whether there is a checkpoint to go on
+    from.
+    """
     folder = config.folder
     description = {**to_json(config), "tokenizer_fingerprint": tokenizer.fingerprint}
     resuming = checkpoint.latest_step(folder) is not None
@@ -296,10 +331,10 @@ def _devices(config: PretrainConfig) -> list[jax.Device]:
     return devices[:usable]
 
 
-def _heldout_figures(heldout: Mapping[str, HeldOut]) -> dict[str, float]:
-    """`heldout/LANGUAGE/FIGURE` for the log."""
+def _heldout_figures(heldout: Mapping[str, HeldOut], prefix: str = "heldout") -> dict[str, float]:
+    """`PREFIX/LANGUAGE/FIGURE` for the log: `heldout`, or `heldout_ema` measured with the moving average."""
     return {
-        f"heldout/{language}/{name}": value
+        f"{prefix}/{language}/{name}": value
         for language, result in heldout.items()
         for name, value in result.figures().items()
     }

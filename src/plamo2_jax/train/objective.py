@@ -1,7 +1,8 @@
 """What training minimises: a pure function of parameters, a batch and a random key.
 
-An objective returns `(loss, metrics)`. The loss is a weighted mean over the batch; `metrics` are scalar float32 sums, so that those of
-several micro-batches or steps add up. `metrics["weight"]` is what the loss is a mean over: the train step weighs micro-batches by it.
+An objective returns `(loss, metrics)`. The loss is a weighted mean over the batch; `metrics` are scalar float32 sums, so that those
+of several micro-batches or steps add up. `metrics["weight"]` is what the loss is a mean over: the train step weighs micro-batches
+by it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ Metrics = dict[str, jax.Array]
 
 
 class Objective(Protocol):
-    """Anything one train step can minimise: pretraining, fine-tuning, preferences, distillation."""
+    """Anything one train step can minimise: pretraining, fine-tuning, preferences, distillation.
+
+    One that needs arrays which are not trained (a teacher's parameters) has them as the attribute `frozen` and gets them back as a
+    fourth argument. One that needs more of a batch than its tokens has `augment` (a batch on the host → the same with more) and
+    `extra` (name → shape after [b, t] and dtype of what that adds).
+    """
 
     def __call__(self, params: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Metrics]:
         """The loss of a batch, and sums about it."""

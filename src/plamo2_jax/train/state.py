@@ -25,15 +25,21 @@ class TrainState:
     """State of the optimizer, of the dtypes that OptimizerConfig names."""
     rng: jax.Array
     """Raw random key [2] uint32; a step's own key is this one folded with the step number."""
+    ema: Any = None
+    """Moving average of the parameters, float32; None where none is kept."""
 
     @classmethod
-    def create(cls, params: Any, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-        """The state before the first update."""
+    def create(
+        cls, params: Any, optimizer: optax.GradientTransformation, seed: int, keep_ema: bool = False
+    ) -> TrainState:
+        """The state before the first update; with `keep_ema` the average begins as a copy of the parameters."""
         return cls(
             step=jnp.zeros((), jnp.int32),
             params=params,
             opt_state=optimizer.init(params),
             rng=jax.random.key_data(jax.random.key(seed)),
+            # A copy: the step that is given both may reuse the memory of each.
+            ema=jax.tree.map(jnp.copy, params) if keep_ema else None,
         )
 
 
@@ -49,4 +55,5 @@ def state_shardings(abstract: TrainState, optimizer: optax.GradientTransformatio
     opt_state = optax.tree.map_params(
         optimizer, lambda _, sharding: sharding, abstract.opt_state, params, transform_non_params=lambda _: everywhere
     )
-    return TrainState(step=everywhere, params=params, opt_state=opt_state, rng=everywhere)
+    ema = None if abstract.ema is None else params
+    return TrainState(step=everywhere, params=params, opt_state=opt_state, rng=everywhere, ema=ema)

@@ -13,7 +13,8 @@ import optax
 from plamo2_jax.train.objective import Batch, Metrics, Objective
 from plamo2_jax.train.state import TrainState
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
+"""`(state, batch)`, or `(state, batch, frozen)` where the objective has frozen arrays."""
 
 
 def make_step(
@@ -22,6 +23,7 @@ def make_step(
     schedule: Callable[[jax.Array], jax.Array],
     accumulation: int = 1,
     shardings: Any = None,
+    ema_decay: float | None = None,
 ) -> TrainStep:
     """A pure train step `(state, batch) -> (state, metrics)`; jit it with the first argument donated.
 
@@ -34,6 +36,8 @@ def make_step(
         schedule: learning rate by step, for the metrics (the optimizer holds its own).
         accumulation: number of micro-batches; it must divide b.
         shardings: tree of the parameters' shardings, which their gradients are given too; None: whatever XLA makes of them.
+        ema_decay: of the state's moving average of the parameters, once the run is long enough: update n has min(decay, (1 + n) /
+            (10 + n)), so that the random beginning is soon forgotten. None: the state has no average.
 
     Returns:
         The step. Its metrics are the objective's sums, `loss` (the batch's), `grad_norm` (before clipping), `learning_rate` and
@@ -41,28 +45,28 @@ def make_step(
         were; the optimizer's own count, by which its learning rate moves, stays behind by it.
     """
 
-    def gradients(params: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Metrics, Any]:
+    def gradients(params: Any, batch: Batch, rng: jax.Array, *frozen: Any) -> tuple[jax.Array, Metrics, Any]:
         """The batch's loss sum, metric sums and gradient sum: the means times the weight."""
-        (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params, batch, rng)
+        (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params, batch, rng, *frozen)
         if shardings is not None:
             # Each micro-batch's are summed over devices part by part, so that no device ever holds a whole one.
             grads = jax.lax.with_sharding_constraint(grads, shardings)
         weight = metrics["weight"]
         return loss * weight, metrics, jax.tree.map(lambda grad: grad.astype(jnp.float32) * weight, grads)
 
-    def accumulate(params: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Metrics, Any]:
+    def accumulate(params: Any, batch: Batch, rng: jax.Array, *frozen: Any) -> tuple[jax.Array, Metrics, Any]:
         def add(total: Any, micro: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradients(params, *micro)), None
+            return jax.tree.map(jnp.add, total, gradients(params, *micro, *frozen)), None
 
         micro_batches = jax.tree.map(lambda array: _split(array, accumulation), dict(batch))
         rngs = jax.random.split(rng, accumulation)
-        first = jax.eval_shape(gradients, params, jax.tree.map(lambda array: array[0], micro_batches), rngs[0])
+        first = jax.eval_shape(gradients, params, jax.tree.map(lambda array: array[0], micro_batches), rngs[0], *frozen)
         zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
         return jax.lax.scan(add, zero, (micro_batches, rngs))[0]
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, *frozen: Any) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        loss, metrics, grads = (accumulate if accumulation > 1 else gradients)(state.params, batch, rng)
+        loss, metrics, grads = (accumulate if accumulation > 1 else gradients)(state.params, batch, rng, *frozen)
         scale = 1 / jnp.maximum(metrics["weight"], jnp.finfo(jnp.float32).tiny)
         grads = jax.tree.map(lambda grad: grad * scale, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -80,7 +84,12 @@ def make_step(
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
         )
-        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
+        ema = state.ema
+        if ema_decay is not None:
+            n = state.step.astype(jnp.float32)
+            rate = jnp.where(finite, 1 - jnp.minimum(ema_decay, (1 + n) / (10 + n)), 0.0)
+            ema = optax.incremental_update(params, ema, rate)
+        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
 
     return step
 

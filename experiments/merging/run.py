@@ -1,0 +1,219 @@
+"""Two fine-tunes of one base, on Japanese and on English, merged by every method: what each keeps of both.
+
+python experiments/merging/run.py --seeds 0 1 2        # goes on where it was stopped; writes results.json, plot.png, README.md
+python experiments/merging/run.py --seeds 0 --small    # a minute, to see that it runs
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from plamo2_jax import checkpoint
+from plamo2_jax.cli.main import main as plamo2
+from plamo2_jax.config import preset
+from plamo2_jax.convert.load import load_model
+from plamo2_jax.data.pipeline import DataConfig, MixtureItem, heldout_batches
+from plamo2_jax.eval.heldout import byte_lengths
+from plamo2_jax.eval.perplexity import make_evaluator
+from plamo2_jax.model import Plamo2
+from plamo2_jax.surgery.merge import MergeConfig, merge
+from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.loop import pretrain
+from plamo2_jax.train.schedule import ScheduleConfig
+
+HERE = Path(__file__).resolve().parent
+LANGUAGES = ("ja", "en")
+METHODS = {
+    "linear": MergeConfig("linear"),
+    "slerp": MergeConfig("slerp"),
+    "karcher": MergeConfig("karcher"),
+    "task_arithmetic, λ = 0.5": MergeConfig("task_arithmetic", scale=0.5),
+    "task_arithmetic, λ = 0.8": MergeConfig("task_arithmetic", scale=0.8),
+    "ties, density 0.2": MergeConfig("ties"),
+    "ties, density 0.5": MergeConfig("ties", density=0.5),
+    "dare_linear, λ = 0.5": MergeConfig("dare_linear", scale=0.5),
+    "dare_ties, λ = 0.5": MergeConfig("dare_ties", scale=0.5),
+    "della": MergeConfig("della"),
+    "breadcrumbs, λ = 0.5": MergeConfig("breadcrumbs", scale=0.5),
+    "model_stock": MergeConfig("model_stock"),
+}
+
+
+def prepare(home: Path, vocab_size: int) -> None:
+    """Tokenizer and shards of the bundled corpus."""
+    if not (home / "tokenizer" / "tokenizer.jsonl").exists():
+        run(
+            "tokenizer",
+            "train",
+            "--input",
+            "bundled:all:train",
+            "--vocab-size",
+            vocab_size,
+            "--output",
+            home / "tokenizer",
+        )
+    for language in LANGUAGES:
+        for split in ("train", "heldout"):
+            folder = home / "data" / language / split
+            if not folder.exists():
+                source = f"bundled:{language}:{split}"
+                run("data", "prepare", "--input", source, "--tokenizer", home / "tokenizer", "--output", folder)
+
+
+def run(*arguments: object) -> None:
+    """One `plamo2` command."""
+    if status := plamo2([str(argument) for argument in arguments]):
+        raise SystemExit(status)
+
+
+def train(
+    home: Path, name: str, seed: int, steps: int, rate: float, languages: tuple[str, ...], base: Path | None
+) -> Path:
+    """A run of the tiny model, or what is left of it to do."""
+    config = PretrainConfig(
+        name=f"{name}-{seed}",
+        output=home / "runs",
+        model=preset("tiny", vocab_size=2048, mamba_chunk_size=64),
+        tokenizer=home / "tokenizer",
+        data=DataConfig(
+            tuple(MixtureItem(home / "data" / language / "train") for language in languages),
+            sequence_length=256,
+            batch_size=4,
+            seed=seed + (1000 if base else 0),
+        ),
+        steps=steps,
+        init_from=base,
+        schedule=ScheduleConfig(learning_rate=rate, warmup=0.05, decay_fraction=0.5, decay_shape="linear"),
+        dtype="float32",
+        seed=seed,
+        checkpoint_every=max(1, steps // 2),
+        keep=1,
+    )
+    if checkpoint.latest_step(config.folder) != steps:
+        pretrain(config)
+    return config.folder
+
+
+def losses(home: Path, folder: Path) -> dict[str, float]:
+    """Held-out bits a byte of each language."""
+    loaded = load_model(folder)
+    model = Plamo2(loaded.config)
+    evaluate = make_evaluator(model, byte_lengths(loaded.tokenizer, loaded.config.vocab_size))
+    data = DataConfig((MixtureItem(home / "data" / "ja" / "heldout"),), sequence_length=256, batch_size=8)
+    return {
+        language: evaluate(
+            loaded.params, heldout_batches(data, home / "data" / language / "heldout", loaded.tokenizer)
+        ).bits_per_byte
+        for language in LANGUAGES
+    }
+
+
+def measure(home: Path, seed: int, steps: int, tuning: int) -> dict[str, dict[str, float]]:
+    """Bits a byte of base, parents and every merge."""
+    base = train(home, "base", seed, steps, 3e-3, LANGUAGES, None)
+    parents = [train(home, language, seed, tuning, 1e-3, (language,), base) for language in LANGUAGES]
+    found = {name: losses(home, folder) for name, folder in zip(("base", "ja", "en"), (base, *parents), strict=True)}
+    for name, config in METHODS.items():
+        output = home / "merged"
+        shutil.rmtree(output, ignore_errors=True)
+        origin = None if config.method in ("linear", "slerp", "karcher") else str(base)
+        merge([str(parent) for parent in parents], output, config, base=origin)
+        found[name] = losses(home, output)
+    shutil.rmtree(output)
+    return found
+
+
+def plot(path: Path, figures: dict[str, dict[str, list[float]]]) -> None:
+    """Japanese across, English up; nearer to the lower left is better."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panel = plt.subplots(figsize=(8, 6), layout="constrained")
+    for i, (name, values) in enumerate(figures.items()):
+        x, y = (np.mean(values[language]) for language in LANGUAGES)
+        marker = {"base": "s", "ja": "^", "en": "v"}.get(name, "o")
+        panel.scatter(values["ja"], values["en"], s=10, color=f"C{i % 10}", alpha=0.4)
+        panel.scatter([x], [y], marker=marker, s=60, color=f"C{i % 10}", edgecolor="k", label=name)
+    panel.set(xlabel="Japanese, held-out bits a byte", ylabel="English, held-out bits a byte")
+    panel.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def write(output: Path, results: dict) -> None:
+    """results.json, plot.png and README.md."""
+    checkpoint.write_json(output / "results.json", results)
+    by_seed = results["seeds"]
+    names = list(next(iter(by_seed.values())))
+    figures = {
+        name: {language: [seed[name][language] for seed in by_seed.values()] for language in LANGUAGES}
+        for name in names
+    }
+    plot(output / "plot.png", figures)
+    mean = {
+        name: {language: float(np.mean(values[language])) for language in LANGUAGES} for name, values in figures.items()
+    }
+    both = {name: (values["ja"] + values["en"]) / 2 for name, values in mean.items()}
+    best = min((name for name in names if name not in ("base", "ja", "en")), key=both.get)
+    rows = [
+        f"| {name} | {mean[name]['ja']:.4f} | {mean[name]['en']:.4f} | {both[name]:.4f} | "
+        f"{mean[name]['ja'] - mean['ja']['ja']:+.4f} | {mean[name]['en'] - mean['en']['en']:+.4f} |"
+        for name in names
+    ]
+    output.joinpath("README.md").write_text(
+        f"""# Merging two fine-tunes of one base
+
+Question: how much of a Japanese and of an English fine-tune does each way of merging them keep?
+
+Method: a model of the preset `tiny` (vocabulary 2048) is trained for {results["steps"]} steps on the bundled corpus, both languages \
+alike, then for {results["tuning"]} steps on each alone; the two are merged by `plamo2 merge`. Held-out bits a byte, mean of \
+{len(by_seed)} seed(s); lower is better. The last two columns compare with the fine-tune of that language.
+
+| model | Japanese | English | mean | Japanese − its fine-tune | English − its fine-tune |
+|---|---|---|---|---|---|
+{chr(10).join(rows)}
+
+Best of the merges by the mean: {best}, {both[best]:.4f}; the base has {both["base"]:.4f}, the better of the two fine-tunes \
+{min(both["ja"], both["en"]):.4f}.
+
+![Japanese and English bits a byte](plot.png)
+
+Again: `python experiments/merging/run.py --seeds {" ".join(by_seed)}`. Models this small say nothing of how methods rank at 8B.
+""",
+        encoding="utf-8",
+    )
+
+
+def main() -> None:
+    """Run what is missing and write everything anew."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--home", type=Path, default=Path("runs/merging"), help="where runs and shards lie")
+    parser.add_argument("--output", type=Path, default=HERE, help="where results go")
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--tuning", type=int, default=300)
+    parser.add_argument("--small", action="store_true", help="a few steps, into HOME/small")
+    options = parser.parse_args()
+    if options.small:
+        options.steps, options.tuning = 6, 3
+        options.home, options.output = options.home / "small", options.home / "small"
+    prepare(options.home, 2048)
+    path = options.output / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    if (results.get("steps"), results.get("tuning")) != (options.steps, options.tuning):
+        results = {"steps": options.steps, "tuning": options.tuning, "seeds": {}}
+    for seed in options.seeds:
+        if str(seed) not in results["seeds"]:
+            results["seeds"][str(seed)] = measure(options.home, seed, options.steps, options.tuning)
+            checkpoint.write_json(path, results)
+    write(options.output, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""`plamo2 distill CONFIG.py OUT`: a teacher's logits to disk, for a run that distils from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillOptions:
+    """Write the likeliest logits of a run's teacher for every row that the run will read.
+
+    CONFIG.py sets `config = PretrainConfig(..., distillation=DistillationConfig(teacher=...))`. Then train with them:
+    plamo2 pretrain CONFIG.py --distillation.logits OUT
+
+    Rows are found again by what they hold; logits of another teacher, tokenizer, temperature or other data are refused. A row takes
+    sequence-length × (8 × top-k + 4) bytes. Without this step the teacher runs beside the student.
+    """
+
+    config: Annotated[Path, tyro.conf.Positional]
+    """The config file of the run."""
+    output: Annotated[Path, tyro.conf.Positional]
+    """Folder to make; it must not exist or be empty."""
+    top_k: int = 32
+    """Tokens of each position."""
+    steps: int | None = None
+    """Batches to write; left out, those of the whole run."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb."""
+    options = tyro.cli(DistillOptions, prog="plamo2 distill", args=argv)
+    from plamo2_jax.cli.pretrain import load_config
+    from plamo2_jax.surgery.teacher_logits import write_teacher_logits
+    from plamo2_jax.tokenizer.tokenizer import Tokenizer
+
+    config = load_config(options.config)
+    if config.distillation is None:
+        raise ValueError(f"{options.config} names no teacher: give its PretrainConfig a DistillationConfig")
+    steps = config.steps if options.steps is None else options.steps
+    if steps < 1:
+        raise ValueError(f"--steps {steps} is not allowed: it must be at least 1")
+    tokenizer = Tokenizer.load(config.tokenizer)
+    rows = write_teacher_logits(config, options.output, tokenizer, steps=steps, top_k=options.top_k)
+    print(f"{options.output}: {rows:,} rows")
+    return 0

@@ -1,0 +1,73 @@
+"""`plamo2 extend MODEL OUT`: open a model's attention."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtendOptions:
+    """Give a model a wider attention window, full attention or another RoPE base, and write it as a run folder.
+
+    The published move to 32K: plamo2 extend runs/pretrain_8b runs/8b_32k --window 32768 --rope-theta 1e6
+    The same by full attention: plamo2 extend runs/pretrain_8b runs/8b_full --full-attention all --rope-theta 1e6
+
+    No weight changes, and with the same RoPE base neither does what the model says of text that its old window held whole. With
+    another base it has
+    to be trained on before use: plamo2 pretrain configs/extend_32k.py --init-from OUT
+    Full-attention layers turn with rope_theta; windowed ones with rope_local_theta, or with rope_theta where that is absent.
+    """
+
+    model: Annotated[str, tyro.conf.Positional]
+    """Run folder, folder of the public layout, RUN@STEP or RUN@ema."""
+    output: Annotated[Path, tyro.conf.Positional]
+    """Run folder to make; it must not exist or be empty."""
+    window: int | None = None
+    """Past tokens that a windowed layer sees; not less than before."""
+    rope_theta: float | None = None
+    """RoPE base of full-attention layers, and of windowed ones without a base of their own."""
+    rope_local_theta: float | None = None
+    """RoPE base of windowed layers."""
+    full_attention: str | None = None
+    """all, none, or layer numbers such as 1,7,15: the attention layers that see everything."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb."""
+    options = tyro.cli(ExtendOptions, prog="plamo2 extend", args=argv)
+    from plamo2_jax.surgery.context import extend
+
+    config = extend(
+        options.model,
+        options.output,
+        window=options.window,
+        rope_theta=options.rope_theta,
+        rope_local_theta=options.rope_local_theta,
+        full_attention=parse_layers(options.full_attention),
+    )
+    full = ", ".join(map(str, config.full_attention_idx)) or "none"
+    print(
+        f"{options.output}: window {config.attention_window_size:,}, RoPE base {config.rope_theta:g}, "
+        f"full attention in layers: {full}"
+    )
+    return 0
+
+
+def parse_layers(text: str | None) -> str | tuple[int, ...] | None:
+    """`all`, `none` or numbers.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if text in (None, "all", "none"):
+        return text
+    parts = text.split(",")
+    if not all(part.strip().isdigit() for part in parts):
+        raise ValueError(
+            f"--full-attention {text!r} is not allowed: it must be all, none or layer numbers such as 1,7,15"
+        )
+    return tuple(int(part) for part in parts)

@@ -1,0 +1,51 @@
+"""`plamo2 phonebook OUT.jsonl`: phonebooks as training text."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclasses.dataclass(frozen=True)
+class PhonebookOptions:
+    """Write phonebooks with their queries answered as JSON lines, for `plamo2 data prepare`: what a small model needs to have seen
+    before `plamo2 probe --task phonebook` can tell what its attention holds.
+    """
+
+    output: Annotated[Path, tyro.conf.Positional]
+    """File to write; .jsonl, or compressed .jsonl.gz, .jsonl.xz, .jsonl.bz2."""
+    documents: int = 1000
+    """How many."""
+    entries: tuple[int, int] = (4, 40)
+    """Least and most entries of a book."""
+    queries: int = 4
+    """Names asked for again at the end of each."""
+    language: str = "ja,en"
+    """ja, en or both with a comma, which then alternate."""
+    digits: int | None = None
+    """Digits of a number; left out, telephone numbers."""
+    seed: int = 0
+    """Same seed, same documents."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb."""
+    options = tyro.cli(PhonebookOptions, prog="plamo2 phonebook", args=argv)
+    from plamo2_jax.cli.data import write_jsonl
+    from plamo2_jax.eval.phonebook import documents
+
+    found = documents(
+        count=options.documents,
+        entries=options.entries,
+        languages=tuple(part.strip() for part in options.language.split(",")),
+        queries=options.queries,
+        digits=options.digits,
+        seed=options.seed,
+    )
+    with write_jsonl(options.output) as write:
+        count = sum(map(write, found))
+    print(f"{options.output}: {count} documents")
+    return 0

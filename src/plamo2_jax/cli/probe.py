@@ -1,0 +1,138 @@
+"""`plamo2 probe MODEL`: retrieval at chosen lengths."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from plamo2_jax.eval.retrieval import Answered, Question
+    from plamo2_jax.tokenizer.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeOptions:
+    """Ask a model for one fact in a long text, and write how often it finds it, by length and depth.
+
+    phonebook: names and numbers line by line, then one of the names; the model must say its number (arXiv:2402.01032).
+    needle: a sentence with a number somewhere in held-out text, then its beginning.
+
+    exact counts greedy answers that are right to the letter; ranked counts questions whose answer is likelier than all other
+    candidates, which are other numbers of the same book. The second shows what small models know; its chance is 1 / candidates.
+
+    Writes OUTPUT/results.json, OUTPUT/answers.jsonl and OUTPUT/heat_map.png. Phonebooks to train a small model on: plamo2
+    phonebook.
+    """
+
+    model: Annotated[str, tyro.conf.Positional]
+    """Run folder, folder of the public layout, RUN@STEP or RUN@ema."""
+    output: Path
+    """Folder to make; it must not exist or be empty."""
+    task: Literal["phonebook", "needle"] = "phonebook"
+    lengths: tuple[int, ...] = (512, 1024, 2048, 4096)
+    """Tokens of prompt and answer."""
+    language: str = "ja,en"
+    """ja, en or both with a comma."""
+    depths: int = 5
+    """So many places from the beginning to the end of the text."""
+    samples: int = 4
+    """Questions of each language, length and depth."""
+    candidates: int = 8
+    """Numbers to choose from."""
+    digits: int | None = None
+    """Digits of a number; left out, telephone numbers in phonebooks and 5 in needles. Few suit small models."""
+    batch_size: int = 4
+    """Prompts at once."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of activations."""
+    seed: int = 0
+    """Same seed, same questions."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb."""
+    options = tyro.cli(ProbeOptions, prog="plamo2 probe", args=argv)
+    languages = tuple(part.strip() for part in options.language.split(","))
+    for name, least in (("depths", 1), ("samples", 1), ("candidates", 2), ("batch_size", 1)):
+        if getattr(options, name) < least:
+            option = f"--{name.replace('_', '-')} {getattr(options, name)}"
+            raise ValueError(f"{option} is not allowed: it must be at least {least}")
+    from plamo2_jax.convert.hf import refuse_occupied
+
+    refuse_occupied(options.output)
+    import jax.numpy as jnp
+    from tqdm import tqdm
+
+    from plamo2_jax.convert.load import load_model
+    from plamo2_jax.eval.retrieval import as_text, ask, table
+    from plamo2_jax.infer.answer import ModelAnswerer
+    from plamo2_jax.infer.weights import cast_matrices
+    from plamo2_jax.model import Plamo2
+    from plamo2_jax.surgery.merge_sources import ModelName
+
+    name = ModelName.parse(options.model)
+    loaded = load_model(name.folder, step=name.step, ema=name.ema)
+    if loaded.tokenizer is None:
+        raise ValueError(f"{name.folder} has no tokenizer.jsonl, without which there is no text to read")
+    model = Plamo2(loaded.config, dtype=jnp.dtype(options.dtype))
+    questions = list(_questions(options, loaded.tokenizer, languages))
+    answerer = ModelAnswerer(model, cast_matrices(model, loaded.params), loaded.tokenizer)
+    with tqdm(total=len(questions), unit="question", desc=options.task) as progress:
+        answered = ask(questions, answerer, loaded.tokenizer, batch_size=options.batch_size, on_answer=progress.update)
+    rows = table(answered)
+    _write(options, answered, rows)
+    print(as_text(rows))
+    print(options.output)
+    return 0
+
+
+def _questions(options: ProbeOptions, tokenizer: Tokenizer, languages: tuple[str, ...]) -> Iterator[Question]:
+    from plamo2_jax.eval import needle, phonebook, retrieval
+    from plamo2_jax.eval.people import LANGUAGES
+
+    if unknown := sorted(set(languages) - set(LANGUAGES)):
+        raise ValueError(f"--language {','.join(unknown)} is not allowed: it must be {' or '.join(LANGUAGES)}, or both")
+    shared = {
+        "lengths": options.lengths,
+        "depths": retrieval.depths(options.depths),
+        "samples": options.samples,
+        "candidates": options.candidates,
+        "seed": options.seed,
+    }
+    if options.task == "phonebook":
+        return phonebook.questions(tokenizer, languages=languages, digits=options.digits, **shared)
+    from plamo2_jax.data.corpus import documents
+
+    texts = {language: [entry["text"] for entry in documents(language, "heldout")] for language in languages}
+    return needle.questions(tokenizer, texts, digits=5 if options.digits is None else options.digits, **shared)
+
+
+def _write(options: ProbeOptions, answered: list[Answered], rows: list[dict]) -> None:
+    import os
+    import shutil
+
+    from plamo2_jax.checkpoint import write_json
+    from plamo2_jax.eval.retrieval_plot import heat_map
+
+    output = options.output.absolute()
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        settings = {**dataclasses.asdict(options), "output": str(options.output)}
+        write_json(partial / "results.json", {"settings": settings, "rows": rows})
+        with (partial / "answers.jsonl").open("w", encoding="utf-8") as file:
+            for one in answered:
+                question = dataclasses.asdict(one.question) | {"prompt": one.question.prompt[-120:]}
+                record = {**question, "tokens": one.tokens, "exact": one.exact, "ranked": one.ranked, "text": one.text}
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        heat_map(partial / "heat_map.png", rows, f"{options.task}: {options.model}")
+        os.replace(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

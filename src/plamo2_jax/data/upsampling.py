@@ -1,0 +1,40 @@
+"""Reading long documents more often, for training at a new length.
+
+Most documents are shorter than the length that a model is moved to, and short ones teach it nothing about distance. Giving long
+documents of every source more weight, without changing the mixture of sources, is per-source length upsampling (Fu et al.,
+arXiv:2402.10171).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from plamo2_jax.data.packing import Batch, Pieces
+
+
+class UpsampledPieces:
+    """Pieces of which those of long documents stand several times: `len(pieces)`, `pieces[i]`, `pieces.targets`.
+
+    Args:
+        pieces: of all documents.
+        long_tokens: documents of at least so many tokens are long.
+        repeats: how often a long document is read for once that another is.
+    """
+
+    def __init__(self, pieces: Pieces, long_tokens: int, repeats: int):
+        self._pieces = pieces
+        document, lengths = pieces.documents(), pieces.document_lengths()
+        is_long = (lengths >= long_tokens)[document]
+        counts = np.where(is_long, repeats, 1)
+        self._indices = np.repeat(np.arange(len(pieces), dtype=np.int64), counts)
+        self.targets = int(np.sum((lengths.astype(np.int64) + 1) * np.where(lengths >= long_tokens, repeats, 1)))
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Batch:
+        """See `Pieces`."""
+        return self._pieces[int(self._indices[index])]
+
+    def __repr__(self) -> str:
+        return f"UpsampledPieces({self._pieces!r}, {len(self)} pieces)"

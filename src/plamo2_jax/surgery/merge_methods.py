@@ -1,0 +1,298 @@
+"""Merging as arithmetic: one tensor of each model in, one tensor out.
+
+Methods are pure but for one thing: to need little memory they use the arrays they are given as working space, and the result is one
+of them. Whatever follows from lengths and angles alone is computed from the Gram matrix of the tensors, float64 and read off in
+blocks; element-wise work goes in blocks too. So beside its arguments a method needs at most one array of the tensor's size (for the
+thresholds of TIES and breadcrumbs).
+
+linear           weighted mean (model soups, arXiv:2203.05482)
+slerp            spherical interpolation of two models
+karcher          mean on the sphere of any number, with the mean length (Fréchet/Karcher mean)
+task_arithmetic  base + scale * sum of weighted differences (arXiv:2212.04089)
+ties             ... of the largest differences, those of the elected sign only (arXiv:2306.01708)
+dare_linear      ... of differences dropped at random and scaled up (arXiv:2311.03099)
+dare_ties        ... and those of the elected sign only
+della            ... dropped at random, small ones rather, and those of the elected sign only (arXiv:2406.11617)
+breadcrumbs      ... without the smallest and without the very largest (arXiv:2312.06795)
+model_stock      between base and mean, nearer to the mean the more the models agree (arXiv:2403.19522)
+nearswap         the first, moved towards the second by at most t an element
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+
+Rescale = Literal["probability", "norm", "none"]
+"""What makes up for dropped differences: one over the probability of keeping each (as in the papers), the ratio of sums of
+magnitudes before and after (as in mergekit 0.1), or nothing."""
+
+_BLOCK = 1 << 18
+
+
+def _blocks(size: int) -> Iterator[slice]:
+    return (slice(start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK))
+
+
+# -- Methods that are a weighted sum: coefficients from weights and the Gram matrix
+# -------------------------------------------------------
+
+
+def gram(tensors: Sequence[np.ndarray], base: np.ndarray | None = None) -> np.ndarray:
+    """[m, m] float64: scalar products of all pairs of m tensors, or of their differences from `base`."""
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    total = np.zeros((len(flat), len(flat)))
+    for block in _blocks(flat[0].size):
+        rows = np.stack([tensor[block].astype(np.float64) for tensor in flat])
+        if base is not None:
+            rows -= base.reshape(-1)[block]
+        total += rows @ rows.T
+    return total
+
+
+def combine(tensors: Sequence[np.ndarray], coefficients: Sequence[float]) -> np.ndarray:
+    """The sum of coefficient times tensor, in the memory of the first tensor."""
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    for block in _blocks(flat[0].size):
+        total = flat[0][block].astype(np.float64) * coefficients[0]
+        for tensor, coefficient in zip(flat[1:], coefficients[1:], strict=True):
+            total += coefficient * tensor[block]
+        flat[0][block] = total
+    return tensors[0]
+
+
+def linear(tensors: Sequence[np.ndarray], weights: Sequence[float], normalize: bool = True) -> np.ndarray:
+    """The weighted sum, divided by the sum of weights if `normalize`."""
+    total = sum(weights) if normalize else 1.0
+    return combine(tensors, [weight / total for weight in weights])
+
+
+def slerp(a: np.ndarray, b: np.ndarray, t: float) -> np.ndarray:
+    """From a (t = 0) to b (t = 1) along the great circle between their directions; a straight line where they are
+    (anti)parallel.
+    """
+    return combine([a, b], slerp_coefficients(gram([a, b]), t))
+
+
+def slerp_coefficients(products: np.ndarray, t: float, parallel: float = 0.9995, epsilon: float = 1e-8) -> list[float]:
+    """Coefficients of the two tensors, from their Gram matrix; above `parallel` in |cosine| the line is taken."""
+    norms = np.sqrt(np.diag(products))
+    norms = np.where(norms > epsilon, norms, 1.0)
+    cosine = float(np.clip(products[0, 1] / norms[0] / norms[1], -1, 1))
+    if abs(cosine) > parallel:
+        return [1 - t, t]
+    angle = np.arccos(cosine)
+    return [float(np.sin((1 - t) * angle) / np.sin(angle)), float(np.sin(t * angle) / np.sin(angle))]
+
+
+def karcher(tensors: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+    """The Karcher mean of the directions times the weighted mean of the lengths."""
+    return combine(tensors, karcher_coefficients(gram(tensors), weights))
+
+
+def karcher_coefficients(
+    products: np.ndarray, weights: Sequence[float], iterations: int = 100, tolerance: float = 1e-9
+) -> list[float]:
+    """Coefficients of the tensors. The mean stays in their span, so that the iteration runs on coefficients alone.
+
+    Args:
+        products: Gram matrix [m, m].
+        weights: [m], not negative, of positive sum.
+        iterations: at most so many.
+        tolerance: the iteration ends where the mean moves by less, in radians; tensors of less length have no direction.
+    """
+    lengths = np.sqrt(np.diag(products))
+    share = np.asarray(weights, np.float64) / sum(weights)
+    valid = lengths > tolerance
+    if not valid.any():
+        return [0.0] * len(lengths)
+    norms = np.where(valid, lengths, 1.0)
+    cosines = products / norms[:, None] / norms[None, :]
+    alphas = np.where(valid, share, 0.0)
+    alphas = alphas / alphas.sum() if alphas.sum() else valid / valid.sum()
+    mean = alphas.copy()
+    length = np.sqrt(max(mean @ cosines @ mean, 0.0))
+    mean = mean / length if length > 1e-6 else np.eye(len(lengths))[int(np.argmax(valid))]
+    for _ in range(iterations):
+        cosine = np.clip(cosines @ mean, -1.0, 1.0)
+        angles = np.arccos(cosine)
+        # At angle 0 the logarithm map is the identity.
+        ratio = alphas * np.where(angles > 1e-7, angles / np.maximum(np.sin(angles), 1e-12), 1.0)
+        tangent = ratio - (ratio @ cosine) * mean
+        step = np.sqrt(max(tangent @ cosines @ tangent, 0.0))
+        if step < tolerance:
+            break
+        mean = np.cos(step) * mean + np.sin(step) / step * tangent
+        mean = mean / np.sqrt(mean @ cosines @ mean)
+    return list(np.where(valid, (share @ lengths) * mean / norms, 0.0))
+
+
+def model_stock(base: np.ndarray, tensors: Sequence[np.ndarray]) -> np.ndarray:
+    """base + ratio * (mean - base), with the ratio that the angles between the differences give."""
+    ratio = model_stock_ratio(gram(tensors, base))
+    return combine([base, *tensors], [1 - ratio, *[ratio / len(tensors)] * len(tensors)])
+
+
+def model_stock_ratio(products: np.ndarray) -> float:
+    """k cos / (1 + (k - 1) cos) of the mean cosine between k differences; 0 where it has a pole (differences that cancel)."""
+    k = len(products)
+    norms = np.sqrt(np.diag(products))
+    pairs = [(i, j) for i in range(k) for j in range(i + 1, k)]
+    cosine = np.mean([np.clip(products[i, j] / max(norms[i] * norms[j], 1e-6), -1, 1) for i, j in pairs])
+    pole = 1 + (k - 1) * cosine
+    return float(k * cosine / pole) if abs(pole) >= 1e-6 else 0.0
+
+
+def nearswap(a: np.ndarray, b: np.ndarray, t: float) -> np.ndarray:
+    """a, moved towards b in each element by at most t (all the way where they are nearer than that)."""
+    flat_a, flat_b = a.reshape(-1), b.reshape(-1)
+    for block in _blocks(a.size):
+        difference = flat_b[block] - flat_a[block]
+        share = np.clip(t / np.maximum(np.abs(difference), 1e-6), 0, 1)
+        flat_a[block] += share * difference
+    return a
+
+
+# -- Methods on differences from a base: thin out, elect signs, add
+# -----------------------------------------------------------------------
+
+Thin = Callable[[np.ndarray], np.ndarray]
+"""Thins a difference out in its own memory."""
+
+
+def add_differences(
+    base: np.ndarray,
+    tensors: Sequence[np.ndarray],
+    weights: Sequence[float],
+    *,
+    thin: Sequence[Thin] | None = None,
+    elect: bool = False,
+    normalize: bool = False,
+    scale: float = 1.0,
+) -> np.ndarray:
+    """base + scale * merged differences, in the memory of `base`.
+
+    Args:
+        base: [...] float32.
+        tensors: the models', of the same shape; overwritten by their differences.
+        weights: one a model.
+        thin: what leaves elements of each difference out; None: nothing.
+        elect: count only those of the sign that the weighted sum has, element by element (TIES).
+        normalize: divide by the weights: of those counted, if `elect`, else of all.
+        scale: lambda of the papers.
+    """
+    for i, tensor in enumerate(tensors):
+        flat, origin = tensor.reshape(-1), base.reshape(-1)
+        for block in _blocks(flat.size):
+            flat[block] -= origin[block]
+        if thin is not None:
+            thin[i](tensor)
+    factors = np.asarray(weights, np.float32)[:, None]
+    origin, flat = base.reshape(-1), [tensor.reshape(-1) for tensor in tensors]
+    for block in _blocks(origin.size):
+        weighted = np.stack([tensor[block] for tensor in flat]) * factors
+        if elect:
+            majority = np.where(weighted.sum(0) >= 0, 1, -1)
+            counted = np.sign(weighted) == majority
+            total, divisor = (weighted * counted).sum(0), (factors * counted).sum(0)
+            divisor = np.where(divisor == 0, 1, divisor)
+        else:
+            total, divisor = weighted.sum(0), np.float32(sum(weights))
+            divisor = divisor if abs(divisor) >= 1e-8 else np.float32(1)
+        origin[block] += scale * (total / divisor if normalize else total)
+    return base
+
+
+def keep_largest(delta: np.ndarray, density: float) -> np.ndarray:
+    """Zero all but the share `density` of largest magnitude (at least one element)."""
+    if density >= 1:
+        return delta
+    return _keep_ranks(delta, delta.size - max(1, int(density * delta.size)), delta.size)
+
+
+def keep_middle(delta: np.ndarray, density: float, gamma: float) -> np.ndarray:
+    """Zero the share `gamma` of largest magnitude and then the smallest, so that the share `density` is left."""
+    if density >= 1:
+        return delta
+    kept = int(density * delta.size)
+    first = max(0, delta.size - kept - int(gamma * delta.size))
+    return _keep_ranks(delta, first, first + kept)
+
+
+def drop_random(delta: np.ndarray, density: float, rng: np.random.Generator, rescale: Rescale) -> np.ndarray:
+    """Keep each element with probability `density`."""
+    if density >= 1:
+        return delta
+    flat = delta.reshape(-1)
+    return _masked(delta, lambda block: (rng.random(flat[block].size, np.float32) < density, density), rescale)
+
+
+def drop_by_rank(
+    delta: np.ndarray, density: float, epsilon: float, rng: np.random.Generator, rescale: Rescale
+) -> np.ndarray:
+    """Keep elements with a probability that rises with their rank by magnitude in their row: density - epsilon to density +
+    epsilon.
+
+    A row is what belongs to one index of the first axis; a vector is one row.
+    """
+    if density >= 1:
+        return delta
+    rows = delta.reshape(1 if delta.ndim < 2 else len(delta), -1)
+    before = after = 0.0
+    for row in rows:
+        rank = np.empty(row.size, np.float32)
+        rank[np.argsort(np.abs(row), kind="stable")] = np.linspace(-1, 1, row.size) if row.size > 1 else 0
+        probability = density + epsilon * rank
+        before += float(np.abs(row).sum(dtype=np.float64))
+        row *= rng.random(row.size, np.float32) < probability
+        after += float(np.abs(row).sum(dtype=np.float64))
+        if rescale == "probability":
+            row /= probability
+    if rescale == "norm" and min(before, after) >= 1e-7:
+        rows *= before / after
+    return delta
+
+
+def _masked(delta: np.ndarray, mask: Callable[[slice], tuple[np.ndarray, float]], rescale: Rescale) -> np.ndarray:
+    flat, before, after = delta.reshape(-1), 0.0, 0.0
+    for block in _blocks(flat.size):
+        keep, probability = mask(block)
+        before += float(np.abs(flat[block]).sum(dtype=np.float64))
+        flat[block] *= keep
+        after += float(np.abs(flat[block]).sum(dtype=np.float64))
+        if rescale == "probability":
+            flat[block] /= probability
+    if rescale == "norm" and min(before, after) >= 1e-7:
+        flat *= np.float32(before / after)
+    return delta
+
+
+def _keep_ranks(delta: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Zero all elements but those whose rank by magnitude, ascending, lies in [first, last); among equals the earlier ranks
+    lower.
+    """
+    flat = delta.reshape(-1)
+    if last <= first:
+        flat[...] = 0
+        return delta
+    magnitudes = np.abs(flat)
+    magnitudes.partition([first, last - 1])
+    low, high = magnitudes[first], magnitudes[last - 1]
+    # Ranks of the first elements that are equal to the two thresholds.
+    low_rank = int(np.count_nonzero(magnitudes[:first] < low))
+    high_rank = int(np.count_nonzero(magnitudes[:last] < high))
+    del magnitudes
+    for block in _blocks(flat.size):
+        size = np.abs(flat[block])
+        at_low, at_high = size == low, size == high
+        keep = (size > low) & (size < high)
+        low_ranks = low_rank + np.cumsum(at_low) - 1
+        high_ranks = high_rank + np.cumsum(at_high) - 1
+        keep |= at_low & (low_ranks >= first) & (low_ranks < last)
+        keep |= at_high & (high_ranks >= first) & (high_ranks < last)
+        low_rank += int(np.count_nonzero(at_low))
+        high_rank += int(np.count_nonzero(at_high))
+        flat[block] *= keep
+    return delta

@@ -1,0 +1,181 @@
+"""Models to merge, read tensor by tensor: folders of the public layout and checkpoints of runs.
+
+Both give tensors of the public layout, so that a merge does not depend on how a model is stored. Of a run folder one checkpoint is
+named by `RUN@STEP`, the moving average of its parameters by `RUN@ema` or `RUN@STEP,ema`; `RUN` alone is the newest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+
+from plamo2_jax import checkpoint
+from plamo2_jax.config import ModelConfig
+from plamo2_jax.convert.blocks import BLOCK_BYTES
+from plamo2_jax.convert.errors import ConvertError
+from plamo2_jax.convert.files import StoredTensor, check_tensors, find_tensors
+from plamo2_jax.convert.layout import Part, PublicTensor, public_tensors
+from plamo2_jax.convert.load import is_run_folder, read_tokenizer
+from plamo2_jax.convert.read import read_public_config
+from plamo2_jax.tokenizer.tokenizer import Tokenizer
+
+
+class MergeError(ValueError):
+    """Models cannot be merged; the message says which and why."""
+
+
+class Source:
+    """A model on disk.
+
+    Attributes:
+        name: what the user called it.
+        config: its shape.
+        tokenizer: what lies beside it, or None.
+        dtype: the one dtype that holds all its tensors exactly.
+    """
+
+    def __init__(self, name: str, config: ModelConfig, tokenizer: Tokenizer | None, dtype: np.dtype):
+        self.name, self.config, self.tokenizer, self.dtype = name, config, tokenizer, dtype
+
+    def read(self, tensor: PublicTensor) -> np.ndarray:
+        """The tensor in its public shape, float32, in memory of its own."""
+        raise NotImplementedError
+
+
+class PublicSource(Source):
+    """A folder of the public layout."""
+
+    def __init__(self, folder: Path):
+        config = read_public_config(folder)
+        wanted = public_tensors(config)
+        self._stored = find_tensors(folder)
+        check_tensors(folder, self._stored, wanted, config.tie_word_embeddings)
+        dtypes = {self._stored[tensor.name].dtype for tensor in wanted}
+        dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+        super().__init__(str(folder), config, read_tokenizer(folder, config), dtype)
+
+    def read(self, tensor: PublicTensor) -> np.ndarray:
+        """The tensor in its public shape, float32; the file is read, not mapped, so that none of it stays resident."""
+        return _read(self._stored[tensor.name]).reshape(tensor.shape)
+
+
+class RunSource(Source):
+    """A checkpoint of a run folder, opened array by array through TensorStore."""
+
+    def __init__(self, folder: Path, step: int | None, ema: bool):
+        item = checkpoint.EMA if ema else checkpoint.PARAMS
+        root = checkpoint.step_folder(folder, step)
+        self._path = root / item
+        if not self._path.is_dir():
+            raise MergeError(f"{root} has no {item}; only runs with ema_decay keep a moving average")
+        config = checkpoint.read_model_config(folder)
+        metadata = self._try(lambda: ocp.StandardCheckpointHandler().metadata(self._path).tree)
+        leaves = {key: leaf for key, leaf in _flatten(metadata)}
+        sizes = [math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves.values()]
+        # A period is cut out of an array whose chunks may hold all periods: the last chunk stays, so that it is decoded once.
+        self._context = ts.Context({"cache_pool": {"total_bytes_limit": int(1.1 * max(sizes)) + (1 << 20)}})
+        self._open: dict[str, ts.TensorStore] = {}
+        dtypes = {np.dtype(leaf.dtype) for leaf in leaves.values()}
+        dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+        for tensor in public_tensors(config):
+            for part in tensor.parts:
+                if part.path not in leaves:
+                    raise MergeError(f"{self._path} lacks the parameter {part.path} of the model in its config.json")
+        name = f"{folder}@{root.name}" + (",ema" if ema else "")
+        super().__init__(name, config, read_tokenizer(folder, config), dtype)
+
+    def read(self, tensor: PublicTensor) -> np.ndarray:
+        """The tensor in its public shape, float32."""
+        target = np.empty(tensor.size, np.float32)
+        start = 0
+        for part in tensor.parts:
+            self._read_part(part, target[start : start + part.size].reshape(part.view))
+            start += part.size
+        return target.reshape(tensor.shape)
+
+    def _read_part(self, part: Part, target: np.ndarray) -> None:
+        store = self._store(part.path)
+        ours = store if part.period is None else store[part.period]
+        public = ours.transpose(part.inverse) if part.inverse else ours
+        rows = max(1, BLOCK_BYTES * len(target) // max(1, target.nbytes)) if target.ndim else 1
+        for first in range(0, len(target), rows):
+            piece = public[first : min(first + rows, len(target))]
+            block = self._try(lambda piece=piece: piece.read().result())
+            target[first : first + rows] = np.asarray(block)
+
+    def _store(self, path: str) -> ts.TensorStore:
+        if path not in self._open:
+            base = {"driver": "ocdbt", "base": f"file://{self._path}/", "path": path.replace("/", ".") + "/"}
+            spec = {"driver": "zarr", "kvstore": base, "recheck_cached_data": False}
+            self._open[path] = self._try(lambda: ts.open(spec, open=True, read=True, context=self._context).result())
+        return self._open[path]
+
+    def _try(self, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except (ValueError, OSError) as error:
+            first = str(error).splitlines()[0].split(" [tensorstore_spec=")[0][:300]
+            raise MergeError(f"{self._path} is incomplete or damaged: {first}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelName:
+    """FOLDER, FOLDER@STEP, FOLDER@ema or FOLDER@STEP,ema."""
+
+    folder: Path
+    step: int | None = None
+    ema: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> ModelName:
+        """Read one; a folder that exists under the whole name is that folder."""
+        match = re.fullmatch(r"(.+)@(?:(\d+)(,ema)?|(ema))", text)
+        if match is None or Path(text).exists():
+            return cls(Path(text))
+        return cls(Path(match[1]), None if match[2] is None else int(match[2]), bool(match[3] or match[4]))
+
+
+def open_source(name: str) -> Source:
+    """Open a model by its name.
+
+    Raises:
+        ValueError: there is no such model, it is damaged, or the name asks for what it does not have.
+    """
+    parsed = ModelName.parse(name)
+    if is_run_folder(parsed.folder):
+        return RunSource(parsed.folder, parsed.step, parsed.ema)
+    if parsed.step is not None or parsed.ema:
+        raise ConvertError(f"{parsed.folder} is of the public layout and has no steps; leave out what follows the @")
+    return PublicSource(parsed.folder)
+
+
+def _read(stored: StoredTensor) -> np.ndarray:
+    result = np.empty(stored.size, np.float32)
+    count = max(1, BLOCK_BYTES // stored.dtype.itemsize)
+    with stored.file.open("rb", buffering=0) as file:
+        file.seek(stored.offset)
+        for start in range(0, stored.size, count):
+            part = result[start : start + count]
+            block = part if stored.dtype == np.float32 else np.empty(part.size, stored.dtype)
+            view = memoryview(block.view(np.uint8))
+            while len(view):
+                if not (got := file.readinto(view)):
+                    raise MergeError(f"{stored.file} ends before its tensors do")
+                view = view[got:]
+            if block is not part:
+                part[...] = block
+    return result
+
+
+def _flatten(tree: dict, prefix: str = "") -> list:
+    if not isinstance(tree, dict):
+        return [(prefix, tree)]
+    return [item for key, value in tree.items() for item in _flatten(value, f"{prefix}/{key}" if prefix else str(key))]

@@ -1,0 +1,228 @@
+"""A teacher's likeliest logits on disk, row by row of the training batches.
+
+    FOLDER/manifest.json   what made them: fingerprints of teacher and tokenizer, temperature, k, positions a row, rows
+    FOLDER/keys.npy        [rows] uint64, digest of each row's tokens and segments, ascending
+    FOLDER/order.npy       [rows] int64, where the row of each key stands in the following
+    FOLDER/ids.npy         [rows, t, k] int32
+    FOLDER/logits.npy      [rows, t, k] float32, over the temperature
+    FOLDER/log_z.npy       [rows, t] float32, log-normaliser over the whole vocabulary
+
+A row is found by what it holds, not by a count: resuming, rolling back, another order or another batch size need no care, and a row
+of other data has no entry, which is an error and not a wrong target.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from plamo2_jax.checkpoint import write_json
+from plamo2_jax.convert.hf import refuse_occupied
+from plamo2_jax.data.pipeline import DataConfig, train_iterator
+from plamo2_jax.model import Plamo2
+from plamo2_jax.surgery.distill import (
+    TEACHER_IDS,
+    TEACHER_LOG_Z,
+    TEACHER_LOGITS,
+    check_vocabulary,
+    fingerprint,
+    load_teacher,
+    top_logits,
+)
+from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.distillation import DistillationConfig
+
+FORMAT = "plamo2-teacher-logits-1"
+MANIFEST = "manifest.json"
+
+
+def row_keys(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    """[b] uint64: digests of the rows of `tokens` and `segment_ids` [b, t]."""
+    rows = zip(batch["tokens"], batch["segment_ids"], strict=True)
+    digests = (
+        hashlib.blake2b(tokens.astype("<i4").tobytes() + ids.astype("<i4").tobytes(), digest_size=8)
+        for tokens, ids in rows
+    )
+    return np.array([int.from_bytes(digest.digest(), "little") for digest in digests], np.uint64)
+
+
+def write_teacher_logits(
+    config: PretrainConfig, output: str | os.PathLike[str], tokenizer: Tokenizer, *, steps: int, top_k: int
+) -> int:
+    """Write the logits of `config.distillation.teacher` for the rows of the first `steps` batches of a run.
+
+    Args:
+        config: the run; its data and `distillation` are used.
+        output: folder to make; it must not exist or be empty.
+        tokenizer: the run's.
+        steps: batches; rows that come again in later epochs are kept once.
+        top_k: tokens of each position.
+
+    Returns:
+        The number of rows written.
+
+    Raises:
+        ValueError: the folder is occupied, or teacher, tokenizer and shards do not go together. Nothing is left behind.
+    """
+    output, distillation = Path(output).absolute(), config.distillation
+    refuse_occupied(output)
+    model, params = load_teacher(distillation, None, config.sharding, config.dtype)
+    check_vocabulary(model.config, config.model, distillation)
+    if not 1 <= top_k <= model.config.vocab_size:
+        raise ValueError(
+            f"top_k={top_k} is not allowed: it must lie between 1 and vocab_size={model.config.vocab_size}"
+        )
+    apply = jax.jit(lambda params, batch: _top(model, params, batch, distillation.temperature, top_k))
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        t = config.data.sequence_length
+        capacity = steps * config.data.batch_size
+        shapes = {"ids": (t, top_k), "logits": (t, top_k), "log_z": (t,)}
+        files = {name: (partial / f"{name}.raw").open("wb") for name in shapes}
+        seen: dict[int, int] = {}
+        for batch in itertools.islice(train_iterator(_quiet(config.data), tokenizer), steps):
+            keys = row_keys(batch)
+            top = jax.device_get(apply(params, {name: jnp.asarray(value) for name, value in batch.items()}))
+            for i, key in enumerate(map(int, keys)):
+                if key not in seen:
+                    seen[key] = len(seen)
+                    for file, array in zip(files.values(), top, strict=True):
+                        file.write(np.ascontiguousarray(array[i]).tobytes())
+        for file in files.values():
+            file.close()
+        assert len(seen) <= capacity
+        for name, shape in shapes.items():
+            _to_npy(partial, name, np.int32 if name == "ids" else np.float32, (len(seen), *shape))
+        keys = np.fromiter(seen.keys(), np.uint64, len(seen))
+        order = np.argsort(keys)
+        np.save(partial / "keys.npy", keys[order])
+        np.save(partial / "order.npy", np.fromiter(seen.values(), np.int64, len(seen))[order])
+        manifest = {
+            "format": FORMAT,
+            "teacher": fingerprint(model.config, params),
+            "tokenizer": tokenizer.fingerprint,
+            "temperature": distillation.temperature,
+            "top_k": top_k,
+            "sequence_length": t,
+            "rows": len(seen),
+        }
+        write_json(partial / MANIFEST, manifest)
+        os.replace(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return len(seen)
+
+
+class TeacherLogits:
+    """A folder of logits, mapped from disk.
+
+    Attributes:
+        manifest: the parsed manifest.json.
+        extra: what `augment` adds to a batch: name → (shape after [b, t], dtype).
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]):
+        self.folder, self.manifest = folder, manifest
+        self._keys, self._order = np.load(folder / "keys.npy"), np.load(folder / "order.npy")
+        self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "logits", "log_z")}
+        k = manifest["top_k"]
+        self.extra = {
+            TEACHER_IDS: ((k,), jnp.int32),
+            TEACHER_LOGITS: ((k,), jnp.float32),
+            TEACHER_LOG_Z: ((), jnp.float32),
+        }
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> TeacherLogits:
+        """Open what `write_teacher_logits` wrote.
+
+        Raises:
+            ValueError: it is missing, or not such a folder.
+        """
+        folder = Path(folder)
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise ValueError(f"{folder} holds no teacher's logits: it has no {MANIFEST}; `plamo2 distill` writes one")
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest.get("format") != FORMAT:
+            raise ValueError(f"{path}: format is {manifest.get('format')!r}; it must be {FORMAT!r}")
+        return cls(folder, manifest)
+
+    def check(self, config: DistillationConfig, tokenizer: str, sequence_length: int) -> None:
+        """Raise ValueError unless the logits are of this teacher, tokenizer, temperature, k and length of row."""
+        model, params = load_teacher(config, None, "fsdp_tensor", "float32")
+        wanted = {
+            "teacher": fingerprint(model.config, params),
+            "tokenizer": tokenizer,
+            "temperature": config.temperature,
+            "top_k": config.top_k or self.manifest["top_k"],
+            "sequence_length": sequence_length,
+        }
+        for name, value in wanted.items():
+            if self.manifest[name] != value:
+                raise ValueError(
+                    f"{self.folder} was written for {name} {self.manifest[name]!r}, not for this run's {value!r}; write it again with "
+                    "plamo2 distill"
+                )
+
+    def augment(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The batch with the teacher's logits of its rows.
+
+        Raises:
+            ValueError: a row has none: the data are others, or the run is longer than what was written for it.
+        """
+        keys = row_keys(batch)
+        places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        if not np.array_equal(self._keys[places], keys):
+            missing = int(np.count_nonzero(self._keys[places] != keys))
+            raise ValueError(
+                f"{self.folder} has no logits for {missing} of {len(keys)} rows of a batch: the data, their seed or their packing are "
+                "others, or it was written for fewer steps"
+            )
+        rows = self._order[places]
+        names = {"ids": TEACHER_IDS, "logits": TEACHER_LOGITS, "log_z": TEACHER_LOG_Z}
+        return {**batch, **{name: self._arrays[file][rows] for file, name in names.items()}}
+
+
+def _top(model: Plamo2, params: Any, batch: Mapping[str, jax.Array], temperature: float, top_k: int) -> Any:
+    """ids, logits [b, t, k] and log-normaliser [b, t]; logits of one row at a time."""
+    features, _ = model.apply(
+        {"params": params}, batch["tokens"], batch["segment_ids"], batch["positions"], method="features"
+    )
+    return jax.lax.map(
+        lambda row: top_logits(model.apply({"params": params}, row[None], method="logits")[0], temperature, top_k),
+        features,
+    )
+
+
+def _quiet(data: DataConfig) -> DataConfig:
+    """The same batches, made as they are asked for."""
+    import dataclasses
+
+    return dataclasses.replace(data, prefetch_batches=0)
+
+
+def _to_npy(folder: Path, name: str, dtype: Any, shape: tuple[int, ...]) -> None:
+    """A file of raw values as .npy, copied in pieces."""
+    raw = folder / f"{name}.raw"
+    target = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
+    with raw.open("rb") as file:
+        flat = target.reshape(-1)
+        for start in range(0, flat.size, 1 << 22):
+            part = flat[start : start + (1 << 22)]
+            part[...] = np.frombuffer(file.read(part.nbytes), dtype)
+    target.flush()
+    raw.unlink()

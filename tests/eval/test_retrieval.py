@@ -1,0 +1,175 @@
+"""Retrieval probes: what is asked, how it is scored, and the command."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from plamo2_jax import checkpoint
+from plamo2_jax.cli.main import main
+from plamo2_jax.config import preset
+from plamo2_jax.eval import needle, phonebook
+from plamo2_jax.eval.retrieval import Question, ask, depths, split, table
+from plamo2_jax.infer.answer import ModelAnswerer
+from plamo2_jax.model import Plamo2, init_params
+from plamo2_jax.tokenizer.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
+
+ROWS = [
+    [UNK, 0.0, "UNKNOWN"],
+    *([name, 0.0, "CONTROL"] for name in (BOS, EOS, PAD)),
+    *([f"<0x{value:02X}>", -20.0, "BYTE"] for value in range(256)),
+    *([chr(code), -8.0, "NORMAL"] for code in range(32, 127)),
+    # Tokens across the boundary of question and answer, and ones of two digits.
+    *([text, -9.0, "NORMAL"] for text in (": ", ": 0", "12", "34", "の", "は「")),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.from_rows(ROWS)
+
+
+def test_phonebooks_fit_their_length_and_hold_the_answer_once(tokenizer):
+    found = list(phonebook.questions(tokenizer, lengths=(200, 400), depths=(0, 0.5, 1), samples=2))
+    assert len(found) == 2 * 2 * 3 * 2
+    for question in found:
+        prompt, candidates = split(question, tokenizer)
+        assert question.length * 0.75 < len(prompt) + len(candidates[0]) <= question.length
+        assert question.prompt.count(question.answer) == 1
+        name = question.prompt.rsplit("\n", 1)[1]
+        assert f"\n{name}{question.answer}\n" in question.prompt
+        assert len(set(question.candidates)) == len(question.candidates)
+        assert all(candidate in question.prompt for candidate in question.candidates)
+        place = question.prompt.index(question.answer) / len(question.prompt)
+        assert abs(place - question.depth) < 0.4
+    again = list(phonebook.questions(tokenizer, lengths=(200, 400), depths=(0, 0.5, 1), samples=2))
+    assert found == again
+    with pytest.raises(ValueError, match="length 30 is not allowed"):
+        list(phonebook.questions(tokenizer, lengths=(30,), depths=(0,)))
+
+
+def test_needles_stand_where_they_should(tokenizer):
+    texts = {"ja": ["雨が降る。" * 50], "en": ["The rain is falling. " * 50, "Snow is white. " * 40]}
+    found = list(needle.questions(tokenizer, texts, lengths=(300,), depths=(0.0, 0.5, 1.0), samples=2, digits=4))
+    for question in found:
+        prompt, candidates = split(question, tokenizer)
+        assert 300 - 30 < len(prompt) + len(candidates[0]) <= 300 + 4
+        assert question.prompt.count(question.answer) == 1
+        assert abs(question.prompt.index(question.answer) / len(question.prompt) - question.depth) < 0.3
+    with pytest.raises(ValueError, match="length 40 is not allowed"):
+        list(needle.questions(tokenizer, texts, lengths=(40,), depths=(0.0,)))
+
+
+def test_a_token_across_the_boundary_belongs_to_the_answer(tokenizer):
+    question = Question("x:", " 01", (" 01", " 91"), "en", 10, 0.0)
+    prompt, candidates = split(question, tokenizer)
+    assert tokenizer.decode(prompt[1:]) == "x"
+    assert [tokenizer.decode(ids) for ids in candidates] == [": 01", ": 91"]
+
+
+class Oracle:
+    """Answers right in the first half of the questions."""
+
+    def __init__(self, tokenizer, right):
+        self.tokenizer, self.right, self.asked = tokenizer, right, 0
+
+    def complete(self, prompts, max_new_tokens):
+        return [np.array(self.tokenizer.encode(": 111" if self.right(i) else "nothing")) for i in range(len(prompts))]
+
+    def log_likelihoods(self, prompts, candidates):
+        return [np.array([0.0 if self.right(i) else -2.0, -1.0]) for i in range(len(prompts))]
+
+
+def test_accuracies_by_length_and_depth(tokenizer):
+    made = [Question("a:", " 111", (" 111", " 222"), "en", length, depth) for length in (8, 16) for depth in (0.0, 1.0)]
+    answered = ask(made, Oracle(tokenizer, lambda i: i == 0), tokenizer, batch_size=2)
+    assert [one.exact for one in answered] == [True, False, True, False]
+    rows = table(answered)
+    assert [(row["length"], row["depth"], row["exact"], row["ranked"]) for row in rows] == [
+        (8, None, 0.5, 0.5),
+        (8, 0.0, 1.0, 1.0),
+        (8, 1.0, 0.0, 0.0),
+        (16, None, 0.5, 0.5),
+        (16, 0.0, 1.0, 1.0),
+        (16, 1.0, 0.0, 0.0),
+    ]
+    assert depths(3) == (0, 0.5, 1)
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = preset(
+        "tiny", hidden_size=32, intermediate_size=32, num_hidden_layers=2, mamba_num_heads=2, vocab_size=384,
+        attention_window_size=20,
+    )  # fmt: skip
+    model = Plamo2(config)
+    return model, jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
+
+
+def test_likelihoods_are_those_of_the_whole_text(model):
+    network, params = model
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(4, 384, n) for n in (37, 25)]
+    candidates = [[rng.integers(4, 384, n) for n in (3, 5, 1)] for _ in prompts]
+    scores = ModelAnswerer(network, params, prefill_size=16).log_likelihoods(prompts, candidates)
+    apply = jax.jit(network.apply)
+    for prompt, row, score in zip(prompts, candidates, scores, strict=True):
+        for ids, value in zip(row, score, strict=True):
+            whole = np.concatenate([prompt, ids])
+            padded = np.pad(whole, (0, 48 - len(whole)))[None]
+            logits, _ = apply({"params": params}, padded, (np.arange(48) < len(whole))[None].astype(np.int32))
+            logprobs = jax.nn.log_softmax(logits[0])[np.arange(len(prompt) - 1, len(whole) - 1), ids]
+            assert value == pytest.approx(float(logprobs.sum()), rel=1e-4)
+
+
+def test_the_command_writes_results_answers_and_a_map(model, tokenizer, tmp_path, capsys):
+    network, params = model
+    checkpoint.save_model(tmp_path / "model", network.config, params, tokenizer)
+    out = tmp_path / "out"
+    argv = [
+        "probe",
+        str(tmp_path / "model"),
+        "--output",
+        str(out),
+        "--lengths",
+        "160",
+        "--depths",
+        "2",
+        "--samples",
+        "1",
+    ]
+    assert main([*argv, "--digits", "3"]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert {row["language"] for row in results["rows"]} == {"ja", "en"}
+    assert all(0 <= row["exact"] <= 1 for row in results["rows"])
+    assert len((out / "answers.jsonl").read_text().splitlines()) == 4
+    assert (out / "heat_map.png").read_bytes().startswith(b"\x89PNG")
+    assert "ranked" in capsys.readouterr().out
+    assert main(argv) == 2
+    assert "exists already" in capsys.readouterr().err
+    argv[3] = str(tmp_path / "other")
+    assert main([*argv, "--language", "fr"]) == 2
+    assert "--language fr is not allowed" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_phonebooks_to_train_on(tmp_path, capsys):
+    path = tmp_path / "books.jsonl"
+    assert (
+        main(["phonebook", str(path), "--documents", "6", "--entries", "3", "5", "--queries", "2", "--digits", "4"])
+        == 0
+    )
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [record["language"] for record in records] == ["ja", "en"] * 3
+    for record in records:
+        book, asked = record["text"].split("\n\n")
+        assert 3 <= len(book.splitlines()) - 1 <= 5
+        assert set(asked.splitlines()[1:]) <= set(book.splitlines())
+    assert main(["phonebook", str(path), "--entries", "5", "3"]) == 2
+    assert "the least must be" in capsys.readouterr().err
+
+
+def test_every_field_of_a_question_is_kept():
+    assert {field.name for field in dataclasses.fields(Question)} >= {"depth", "length", "language"}
