@@ -7,6 +7,7 @@ python experiments/merging/run.py --seeds 0 --small    # a minute, to see that i
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -99,31 +100,34 @@ def train(
     return config.folder
 
 
-def losses(home: Path, folder: Path) -> dict[str, float]:
-    """Held-out bits a byte of each language."""
+def losses(home: Path, folder: Path, batches: int) -> dict[str, float]:
+    """Bits a byte of the first batches of each language's held-out text."""
     loaded = load_model(folder)
     model = Plamo2(loaded.config)
     evaluate = make_evaluator(model, byte_lengths(loaded.tokenizer, loaded.config.vocab_size))
     data = DataConfig((MixtureItem(home / "data" / "ja" / "heldout"),), sequence_length=256, batch_size=8)
     return {
         language: evaluate(
-            loaded.params, heldout_batches(data, home / "data" / language / "heldout", loaded.tokenizer)
+            loaded.params,
+            itertools.islice(heldout_batches(data, home / "data" / language / "heldout", loaded.tokenizer), batches),
         ).bits_per_byte
         for language in LANGUAGES
     }
 
 
-def measure(home: Path, seed: int, steps: int, tuning: int) -> dict[str, dict[str, float]]:
+def measure(home: Path, seed: int, steps: int, tuning: int, batches: int) -> dict[str, dict[str, float]]:
     """Bits a byte of base, parents and every merge."""
     base = train(home, "base", seed, steps, 3e-3, LANGUAGES, None)
     parents = [train(home, language, seed, tuning, 1e-3, (language,), base) for language in LANGUAGES]
-    found = {name: losses(home, folder) for name, folder in zip(("base", "ja", "en"), (base, *parents), strict=True)}
+    found = {
+        name: losses(home, folder, batches) for name, folder in zip(("base", "ja", "en"), (base, *parents), strict=True)
+    }
     for name, config in METHODS.items():
         output = home / "merged"
         shutil.rmtree(output, ignore_errors=True)
         origin = None if config.method in ("linear", "slerp", "karcher") else str(base)
         merge([str(parent) for parent in parents], output, config, base=origin)
-        found[name] = losses(home, output)
+        found[name] = losses(home, output, batches)
     shutil.rmtree(output)
     return found
 
@@ -198,10 +202,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE, help="where results go")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--tuning", type=int, default=300)
+    parser.add_argument("--batches", type=int, default=40, help="of 8 rows of held-out text in each language")
     parser.add_argument("--small", action="store_true", help="a few steps, into HOME/small")
     options = parser.parse_args()
     if options.small:
-        options.steps, options.tuning = 6, 3
+        options.steps, options.tuning, options.batches = 6, 3, 2
         options.home, options.output = options.home / "small", options.home / "small"
     prepare(options.home, 2048)
     path = options.output / "results.json"
@@ -210,7 +215,7 @@ def main() -> None:
         results = {"steps": options.steps, "tuning": options.tuning, "seeds": {}}
     for seed in options.seeds:
         if str(seed) not in results["seeds"]:
-            results["seeds"][str(seed)] = measure(options.home, seed, options.steps, options.tuning)
+            results["seeds"][str(seed)] = measure(options.home, seed, options.steps, options.tuning, options.batches)
             checkpoint.write_json(path, results)
     write(options.output, results)
 
