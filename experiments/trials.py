@@ -15,7 +15,9 @@ from plamo2_jax.checkpoint import write_json
 from plamo2_jax.cli.main import main as plamo2
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem
+from plamo2_jax.surgery.distill import make_objective
 from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.distillation import DistillationConfig
 from plamo2_jax.train.loop import pretrain
 from plamo2_jax.train.metrics import METRICS, read_metrics
 from plamo2_jax.train.optimizer import OptimizerConfig
@@ -71,8 +73,17 @@ def run(*arguments: object) -> None:
         raise SystemExit(f"plamo2 {' '.join(map(str, arguments))} failed")
 
 
-def train(work: Path, name: str, model: ModelConfig, steps: int, seed: int, init_from: Path | None = None) -> Trial:
+def train(
+    work: Path,
+    name: str,
+    model: ModelConfig,
+    steps: int,
+    seed: int,
+    init_from: Path | None = None,
+    teacher: Path | None = None,
+) -> Trial:
     """Train to the end, going on where an earlier call stopped; a run that is done is read."""
+    distillation = None if teacher is None else DistillationConfig(teacher)
     config = PretrainConfig(
         name=name,
         model=model,
@@ -86,6 +97,7 @@ def train(work: Path, name: str, model: ModelConfig, steps: int, seed: int, init
         steps=steps,
         output=work / "runs",
         init_from=init_from,
+        distillation=distillation,
         heldout={language: work / "data" / language / "heldout" for language in LANGUAGES},
         optimizer=OptimizerConfig(),
         schedule=ScheduleConfig(learning_rate=3e-3, warmup=0.05, decay_fraction=0.5, decay_shape="linear"),
@@ -96,7 +108,7 @@ def train(work: Path, name: str, model: ModelConfig, steps: int, seed: int, init
     )
     result = config.folder / "trial.json"
     if not result.exists():
-        outcome = pretrain(config)
+        outcome = pretrain(config, make_objective=None if teacher is None else make_objective)
         if outcome.signal is not None:
             raise SystemExit("stopped; the same command goes on from there")
         losses = {line["step"]: line["loss"] for line in read_metrics(config.folder / METRICS) if "loss" in line}

@@ -41,6 +41,8 @@ METHODS = {
     "magnitude": ("magnitude", 1),
     "random": ("random", 1),
 }
+# Trained on with the large model as teacher: name, where it starts.
+DISTILLED = {"activation, distilled": "activation", "scratch, distilled": "scratch"}
 
 
 def main() -> None:
@@ -57,10 +59,11 @@ def main() -> None:
     prepare(work)
     ratio = LARGE.flops_per_token(LENGTH) / SMALL.flops_per_token(LENGTH)
     longer = steps + round(options.large_steps * ratio)
-    trials = {name: [] for name in ("scratch", "scratch, same FLOPs", *METHODS)}
+    trials = {name: [] for name in ("scratch", "scratch, same FLOPs", *DISTILLED, *METHODS)}
     after = {name: [] for name in METHODS}
     for seed in range(options.seeds):
         train(work, f"large-{seed}", LARGE, options.large_steps, 1000 + seed)
+        large = work / "runs" / f"large-{seed}"
         trials["scratch"].append(train(work, f"scratch-{seed}", SMALL, steps, seed))
         trials["scratch, same FLOPs"].append(train(work, f"longer-{seed}", SMALL, longer, seed))
         for name, (method, rounds) in METHODS.items():
@@ -68,6 +71,10 @@ def main() -> None:
             cut(work, slug, method, rounds, seed, options.batches)
             trials[name].append(train(work, slug, SMALL, steps, seed, work / "cut" / slug))
             after[name].append(trials[name][-1].losses[0])
+        for name, start in DISTILLED.items():
+            slug = f"{start}-distilled-{seed}"
+            folder = None if start == "scratch" else work / "cut" / f"{start}-{seed}"
+            trials[name].append(train(work, slug, SMALL, steps, seed, folder, large))
     results = {
         "large": dataclasses.asdict(LARGE),
         "small": dataclasses.asdict(SMALL),
@@ -123,10 +130,11 @@ def page(results: dict) -> str:
 channels that stay are chosen?
 
 **Method.** A model is trained {large_steps} steps of {a_step} tokens, cut in width (residual stream, MLP, heads of both mixers) by each
-importance, and trained {steps} steps more on cross-entropy, with a new optimizer and the same schedule, data and order of data as the
-model from scratch. "Same FLOPs" is from scratch with {longer} steps: what the large model's training cost is added. {seeds} seeds,
-mean ± standard deviation. Losses are training losses in nats a token, the final one a mean of 20 steps; held-out is the mean of Japanese
-and English bits per byte.
+importance, and trained {steps} steps more, with a new optimizer and the same schedule, data and order of data as the model from
+scratch: on cross-entropy, or where the name says so on half cross-entropy, half divergence from the large model ("distilled": the
+teacher's forward passes are not counted). "Same FLOPs" is from scratch with {longer} steps: what the large model's training cost is
+added. {seeds} seeds, mean ± standard deviation. Losses are training losses in nats a token, the final one a mean of 20 steps; held-out
+is the mean of Japanese and English bits per byte.
 
 | method | loss after the cut | final loss | held-out bits/byte |
 |---|---|---|---|
