@@ -42,6 +42,7 @@ METHODS = {
     "della": MergeConfig("della"),
     "breadcrumbs, λ = 0.5": MergeConfig("breadcrumbs", scale=0.5),
     "model_stock": MergeConfig("model_stock"),
+    "nearswap, ja towards en": MergeConfig("nearswap"),
 }
 
 
@@ -126,7 +127,10 @@ def measure(home: Path, seed: int, steps: int, tuning: int, batches: int) -> dic
         output = home / "merged"
         shutil.rmtree(output, ignore_errors=True)
         origin = None if config.method in ("linear", "slerp", "karcher") else str(base)
-        merge([str(parent) for parent in parents], output, config, base=origin)
+        models = [str(parent) for parent in parents]
+        if config.method == "nearswap":
+            origin, *models = models
+        merge(models, output, config, base=origin)
         found[name] = losses(home, output, batches)
     shutil.rmtree(output)
     return found
@@ -160,13 +164,15 @@ def write(output: Path, results: dict) -> None:
         for name in names
     }
     plot(output / "plot.png", figures)
-    mean = {
-        name: {language: float(np.mean(values[language])) for language in LANGUAGES} for name, values in figures.items()
-    }
+    mean, spread = (
+        {name: {language: float(of(values[language])) for language in LANGUAGES} for name, values in figures.items()}
+        for of in (np.mean, np.std)
+    )
     both = {name: (values["ja"] + values["en"]) / 2 for name, values in mean.items()}
     best = min((name for name in names if name not in ("base", "ja", "en")), key=both.get)
     rows = [
-        f"| {name} | {mean[name]['ja']:.4f} | {mean[name]['en']:.4f} | {both[name]:.4f} | "
+        f"| {name} | {mean[name]['ja']:.4f} ± {spread[name]['ja']:.4f} | {mean[name]['en']:.4f} ± {spread[name]['en']:.4f} | "
+        f"{both[name]:.4f} | "
         f"{mean[name]['ja'] - mean['ja']['ja']:+.4f} | {mean[name]['en'] - mean['en']['en']:+.4f} |"
         for name in names
     ]
@@ -177,7 +183,7 @@ Question: how much of a Japanese and of an English fine-tune does each way of me
 
 Method: a model of the preset `tiny` (vocabulary 2048) is trained for {results["steps"]} steps on the bundled corpus, both languages \
 alike, then for {results["tuning"]} steps on each alone; the two are merged by `plamo2 merge`. Held-out bits a byte, mean of \
-{len(by_seed)} seed(s); lower is better. The last two columns compare with the fine-tune of that language.
+{len(by_seed)} seed(s) ± standard deviation; lower is better. The last two columns compare with the fine-tune of that language.
 
 | model | Japanese | English | mean | Japanese − its fine-tune | English − its fine-tune |
 |---|---|---|---|---|---|
