@@ -1,4 +1,4 @@
-"""The README, kept true by running it: the demo's commands on a shortened training, then everything that follows on its result."""
+"""README and docs, kept true by running them: the demo's commands on a shortened training, then everything that follows on its result."""
 
 import os
 import re
@@ -27,9 +27,9 @@ def shorter(line):
     return SHORTER.get(verb) or SHORTER.get(f"{verb} {action}") or []
 
 
-def commands(name):
+def commands(name, page=README):
     """The lines of the shell block that follows `<!-- name -->`."""
-    block = re.search(rf"<!-- {name} -->\n```sh\n(.*?)```", README, re.DOTALL).group(1)
+    block = re.search(rf"<!-- {name} -->\n```sh\n(.*?)```", page, re.DOTALL).group(1)
     return block.strip().splitlines()
 
 
@@ -83,6 +83,12 @@ def test_every_command_of_the_readme_works(home):
     assert (home / "exported" / "model.safetensors").exists()
     lines = (home / "clean-ja.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) > 1000
+
+
+def test_surgery_on_the_demo_works(home):
+    for line in commands("demo", (ROOT / "docs" / "surgery.md").read_text(encoding="utf-8")):
+        plamo2(line, home, [] if line.startswith("plamo2 generate") else shorter(line))
+    assert (home / "phonebook" / "heat_map.png").exists()
 
 
 def test_the_python_example_runs():

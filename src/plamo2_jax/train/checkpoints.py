@@ -40,6 +40,7 @@ class RunCheckpoints:
         self._folder = absolute(folder)
         self._about = {**integrity.provenance(), **about}
         self._saving: int | None = None
+        self._items: tuple[str, ...] = ()
         self._manager = ocp.CheckpointManager(
             self._folder / CHECKPOINTS,
             options=ocp.CheckpointManagerOptions(
@@ -76,7 +77,7 @@ class RunCheckpoints:
             items[EMA] = ocp.args.StandardSave(state.ema)
         try:
             self._manager.wait_until_finished()
-            self._saving = int(state.step)
+            self._saving, self._items = int(state.step), tuple(items)
             self._manager.save(self._saving, args=ocp.args.Composite(**items), force=True)
         except Exception as error:
             raise self._unwritten(error) from error
@@ -189,7 +190,7 @@ class RunCheckpoints:
         root, step = self._folder / CHECKPOINTS, str(self._saving)
         # Where renaming is not atomic (object stores) Orbax writes under the final name and marks the end by a file.
         unfinished = sorted(root.glob(f"{step}{ocp.utils.TMP_DIR_SUFFIX}*"))
-        integrity.write_manifest((unfinished or [root / step])[0], _ITEMS, self._about)
+        integrity.write_manifest((unfinished or [root / step])[0], self._items, self._about)
 
     def _unwritten(self, error: Exception) -> CheckpointError:
         kept = ", ".join(map(str, checkpoint.steps(self._folder))) or "none"
