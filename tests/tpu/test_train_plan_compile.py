@@ -28,7 +28,7 @@ def pretraining(name, **changes):
 def test_a_small_model_fits_and_every_figure_is_there():
     model = ModelConfig(
         hidden_size=512,
-        num_hidden_layers=4,
+        num_hidden_layers=8,
         intermediate_size=1024,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -36,7 +36,8 @@ def test_a_small_model_fits_and_every_figure_is_there():
         attention_window_size=512,
         vocab_size=4096,
     )
-    config = pretraining("pretrain_1b", model=model, batch_size=8, sequence_length=2048, accumulation=1, remat="block")
+    changes = {"batch_size": 8, "sequence_length": 2048, "accumulation": 1, "remat": "block", "mesh": MeshConfig()}
+    config = pretraining("pretrain_1b", model=model, **changes)
     found = plan(Request(config, "v5e:2x2"))
     assert found.fits, report.summary(found)
     assert found.devices == 4
