@@ -4,13 +4,11 @@ The compiler of libtpu runs on a machine without a TPU and reports what does not
 """
 
 import functools
-import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from plamo2_kernels.attention import attention
@@ -18,22 +16,6 @@ from plamo2_kernels.attention import attention
 pytestmark = pytest.mark.tpu
 H, G, P, WINDOW = 32, 4, 128, 2048
 HEADS, ROWS = PartitionSpec("data", None, "model"), PartitionSpec("data")
-
-
-@pytest.fixture(scope="module")
-def devices():
-    """The devices of a slice that is not there, by its name."""
-    pytest.importorskip("libtpu", reason="the TPU compiler comes with the tpu extra")
-    # Without these libtpu asks the cloud where it is, and refuses a second process.
-    settings = {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_WORKER_ID": "0",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
-    return functools.cache(lambda name: topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
 
 
 def compile_gradient(t, window, rows, heads, b=1, wrap=lambda f: f, dtype=jnp.bfloat16, h=H, g=G, p=P):

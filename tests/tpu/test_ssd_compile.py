@@ -4,16 +4,13 @@ The compiler of libtpu runs on a machine without a TPU and reports what does not
 """
 
 import functools
-import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from plamo2_jax.plan.compiler import ENVIRONMENT
 from plamo2_jax.plan.ssd import SsdProgram
 from plamo2_kernels.ssd import ssd
 
@@ -23,15 +20,6 @@ PRESETS = ["plamo-2-1b", "plamo-2.1-2b", "plamo-2-8b", "plamo-2-31b"]
 # XLA's program is the same for all heads: the smallest and the largest shape stand for it, since it takes long to compile.
 SHAPES = [("pallas_tpu", name) for name in PRESETS] + [("xla", "plamo-2-1b"), ("xla", "plamo-2-31b")]
 TOKENS = 2048
-
-
-@pytest.fixture(scope="module")
-def devices():
-    """The devices of a slice that is not there, by its name."""
-    pytest.importorskip("libtpu", reason="the TPU compiler comes with the tpu extra")
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    return functools.cache(lambda name: topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
 
 
 def program(name, implementation, direction, **options):

@@ -6,6 +6,7 @@ named by `RUN@STEP`, the moving average of its parameters by `RUN@ema` or `RUN@S
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 import re
@@ -32,7 +33,7 @@ class MergeError(ValueError):
     """Models cannot be merged; the message says which and why."""
 
 
-class Source:
+class Source(abc.ABC):
     """A model on disk.
 
     Attributes:
@@ -45,9 +46,9 @@ class Source:
     def __init__(self, name: str, config: ModelConfig, tokenizer: Tokenizer | None, dtype: np.dtype):
         self.name, self.config, self.tokenizer, self.dtype = name, config, tokenizer, dtype
 
+    @abc.abstractmethod
     def read(self, tensor: PublicTensor) -> np.ndarray:
         """The tensor in its public shape, float32, in memory of its own."""
-        raise NotImplementedError
 
 
 class PublicSource(Source):
