@@ -44,8 +44,8 @@ $(VENV)/.installed-peers: $(VENV)/.installed-test
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[bench]'
 	# Only for its tokenizer, in pure Python: its own dependencies are a camera's and a sound card's.
 	$(PIP) install --quiet --no-deps mlx-vlm==0.7.10
-	# Only for its arithmetic of merging: its own dependencies hold back what we need newer, and torch's build for CPU is enough.
-	$(PIP) install --quiet torch==2.13.0 transformers accelerate peft pydantic immutables
+	# Only for its arithmetic of merging (and TRL for its losses): its own dependencies hold back what we need newer, and torch's build for CPU is enough.
+	$(PIP) install --quiet torch==2.13.0 transformers accelerate peft pydantic immutables trl==1.16.0
 	$(PIP) install --quiet --no-deps mergekit==0.1.5
 	touch $@
 

@@ -97,11 +97,15 @@ def test_swapped_pairs_have_the_opposite_margin(rng, name):
     if name != "hinge":
         # −log σ(x) + log σ(−x) = −x.
         losses = dpo.LOSSES[name](pairs, config) - dpo.LOSSES[name](swapped(pairs), config)
-        margins = config.beta * {
-            "sigmoid": pairs.chosen_ratio - pairs.rejected_ratio,
-            "sigmoid_norm": pairs.chosen_ratio / pairs.chosen_lengths - pairs.rejected_ratio / pairs.rejected_lengths,
-            "simpo": pairs.chosen / pairs.chosen_lengths - pairs.rejected / pairs.rejected_lengths,
-        }[name]
+        margins = (
+            config.beta
+            * {
+                "sigmoid": pairs.chosen_ratio - pairs.rejected_ratio,
+                "sigmoid_norm": pairs.chosen_ratio / pairs.chosen_lengths
+                - pairs.rejected_ratio / pairs.rejected_lengths,
+                "simpo": pairs.chosen / pairs.chosen_lengths - pairs.rejected / pairs.rejected_lengths,
+            }[name]
+        )
         np.testing.assert_allclose(losses, -margins, atol=1e-6)
 
 
@@ -117,7 +121,9 @@ def test_dpo_positive_by_hand(rng):
 
 def test_bco_takes_the_mean_reward_off(rng):
     pairs = make_pairs(rng)
-    shifted = pairs._replace(reference_chosen=pairs.reference_chosen + 7, reference_rejected=pairs.reference_rejected + 7)
+    shifted = pairs._replace(
+        reference_chosen=pairs.reference_chosen + 7, reference_rejected=pairs.reference_rejected + 7
+    )
     np.testing.assert_allclose(value(pairs, "bco_pair"), value(shifted, "bco_pair"), rtol=1e-5)
 
 
@@ -125,7 +131,9 @@ def test_label_smoothing_is_the_mean_over_labels(rng):
     pairs = make_pairs(rng)
     right, wrong = value(pairs, "sigmoid"), value(swapped(pairs), "sigmoid")
     np.testing.assert_allclose(value(pairs, "sigmoid", label_smoothing=0.2), 0.8 * right + 0.2 * wrong, rtol=1e-5)
-    noisy = 0.8 * value(pairs, "robust", label_smoothing=0.2) + 0.2 * value(swapped(pairs), "robust", label_smoothing=0.2)
+    noisy = 0.8 * value(pairs, "robust", label_smoothing=0.2) + 0.2 * value(
+        swapped(pairs), "robust", label_smoothing=0.2
+    )
     np.testing.assert_allclose(noisy, right, rtol=1e-5)  # unbiased
 
 

@@ -109,7 +109,9 @@ class _Answering:
 def _trainer(**fields):
     accelerator = mock.MagicMock(device="cpu", gather_for_metrics=lambda value: value)
     metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
-    return SimpleNamespace(accelerator=accelerator, _metrics=metrics, aux_loss_enabled=False, _total_train_tokens=0, **fields)
+    return SimpleNamespace(
+        accelerator=accelerator, _metrics=metrics, aux_loss_enabled=False, _total_train_tokens=0, **fields
+    )
 
 
 def _dpo(loss_type, tensors, beta, smoothing):
