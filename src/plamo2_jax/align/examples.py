@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 
@@ -33,7 +34,7 @@ class Examples:
         """Positions in all examples."""
         return int(self._ends[-1])
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """BLAKE2b of all arrays and lengths."""
         digest = hashlib.blake2b(self._ends.astype("<i8").tobytes(), digest_size=16)

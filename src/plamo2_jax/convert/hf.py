@@ -20,6 +20,7 @@ from plamo2_jax.convert.load import is_run_folder, read_tokenizer
 from plamo2_jax.convert.read import common_dtype, read_params, read_public_config
 from plamo2_jax.convert.write import write_params
 from plamo2_jax.model import Plamo2, abstract_params
+from plamo2_jax.tokenizer import chat_template
 from plamo2_jax.tokenizer.tokenizer import PAD, UNK, Tokenizer
 
 
@@ -54,6 +55,7 @@ def from_public(
     tokenizer = read_tokenizer(source, config)
     params = read_params(source, config, dtype=dtype, shardings=shardings, on_read=on_read)
     checkpoint.save_model(output, config, params, tokenizer)
+    copy_chat_template(source, output)
     return config
 
 
@@ -107,10 +109,20 @@ def to_public(
         if tokenizer is not None:
             tokenizer.save(partial)
             checkpoint.write_json(partial / "tokenizer_config.json", _tokenizer_config(config, tokenizer))
+        copy_chat_template(source, partial)
         os.replace(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return config
+
+
+def copy_chat_template(source: Path, output: Path) -> bool:
+    """Copy chat_template.jinja from one folder to another, where there is one; returns whether there is."""
+    path = source / chat_template.FILE_NAME
+    if not path.is_file():
+        return False
+    (output / chat_template.FILE_NAME).write_bytes(path.read_bytes())
+    return True
 
 
 def refuse_occupied(folder: Path) -> None:

@@ -108,7 +108,9 @@ class PretrainConfig:
 
     def _require(self, name: str, condition: bool, allowed: str) -> None:
         if not condition:
-            raise ValueError(f"PretrainConfig.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
+            raise ValueError(
+                f"{type(self).__name__}.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}"
+            )
 
     @property
     def folder(self) -> Path:
