@@ -20,7 +20,7 @@ import numpy as np
 from plamo2_jax.data.documents import BadRecord, ReadReport, UnreadableRecord
 from plamo2_jax.data.readers import format_of, read_array_record, read_jsonl
 from plamo2_jax.data.sources import find_files
-from plamo2_jax.tokenizer.chat_template import ChatTemplate, ChatTemplateError
+from plamo2_jax.tokenizer.chat_template import ChatTemplate, ChatTemplateError, EncodedChat
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -217,15 +217,24 @@ def require_marks(template: ChatTemplate) -> None:
         )
 
 
-def _encode(
-    conversation: Conversation, messages: Sequence[Mapping[str, Any]], template: ChatTemplate, tokenizer: Tokenizer
-) -> Example:
+def encode_chat(conversation: Conversation, template: ChatTemplate, tokenizer: Tokenizer) -> EncodedChat:
+    """What a template makes of a conversation.
+
+    Raises:
+        UnreadableRecord: the template refuses it.
+    """
     try:
-        chat = template.encode(tokenizer, messages, **_variables(conversation.variables))
+        return template.encode(tokenizer, conversation.messages, **_variables(conversation.variables))
     except ChatTemplateError as error:
         raise UnreadableRecord("refused by the chat template", str(error)) from None
     except ValueError as error:
         raise UnreadableRecord("not text", str(error)) from None
+
+
+def _encode(
+    conversation: Conversation, messages: Sequence[Mapping[str, Any]], template: ChatTemplate, tokenizer: Tokenizer
+) -> Example:
+    chat = encode_chat(dataclasses.replace(conversation, messages=tuple(messages)), template, tokenizer)
     if not chat.answer.any():
         raise UnreadableRecord("no answer", "the chat template marks nothing as the assistant's")
     return Example(chat.ids, chat.answer > 0)

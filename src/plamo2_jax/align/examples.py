@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,15 @@ class Examples:
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
+
+    def with_array(self, name: str, values: np.ndarray) -> Examples:
+        """The same examples with one more array, given end to end [positions]."""
+        if len(values) != self.targets:
+            raise ValueError(f"{name} has {len(values)} values for {self.targets} positions")
+        other = copy.copy(self)
+        other.__dict__.pop("fingerprint", None)
+        other._arrays = {**self._arrays, name: values}
+        return other
 
     def __len__(self) -> int:
         return len(self._ends) - 1
