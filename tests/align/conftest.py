@@ -9,9 +9,11 @@ import pytest
 
 from plamo2_jax import checkpoint
 from plamo2_jax.config import preset
+from plamo2_jax.data.pipeline import DataConfig, MixtureItem
 from plamo2_jax.model import Plamo2, init_params
 from plamo2_jax.tokenizer.chat_template import ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from plamo2_jax.train.schedule import ScheduleConfig
 
 TESTS = Path(__file__).parents[1]
 if str(TESTS / "train") not in sys.path:
@@ -73,3 +75,46 @@ def base(tmp_path_factory, params, tokenizer) -> Path:
     folder = tmp_path_factory.mktemp("base") / "base"
     checkpoint.save_model(folder, SHAPE, params, tokenizer)
     return folder
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """Folder with conversations (chat-a, chat-b, chat-heldout) and pairs (pairs, pairs-heldout)."""
+    folder = tmp_path_factory.mktemp("data")
+
+    def write(name, records):
+        lines = (json.dumps(record, ensure_ascii=False) for record in records)
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    for name, letters in (("chat-a", "abcdefgh"), ("chat-b", "ijklmnop"), ("chat-heldout", "abij")):
+        write(name, [{"instruction": f"{c}?", "output": c * 3} for c in letters])
+    for name, letters in (("pairs", "abcdefgh"), ("pairs-heldout", "mn")):
+        write(name, [{"prompt": f"{c}?", "chosen": c * 2, "rejected": f"{c}!" * 3} for c in letters])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fields(data, base):
+    """Fields of a run, but for its name and data."""
+    return {
+        "model": SHAPE,
+        "tokenizer": base,
+        "steps": 6,
+        "init_from": base,
+        "dtype": "float32",
+        "schedule": ScheduleConfig(learning_rate=1e-2, warmup=0.0),
+        "checkpoint_every": 3,
+        "evaluate_every": 6,
+        "log_every": 3,
+    }
+
+
+@pytest.fixture(scope="session")
+def rows_of():
+    """A function `(paths) -> DataConfig` of small rows."""
+
+    def make(*paths, sequence_length=96):
+        items = tuple(MixtureItem(path) for path in paths)
+        return DataConfig(items, sequence_length, batch_size=2, packing_bins=4, prefetch_batches=0)
+
+    return make

@@ -31,7 +31,7 @@ FORMAT = "plamo2-reference-log-probs-1"
 MANIFEST, LOG_PROBS = "manifest.json", "log_probs.npy"
 
 
-class ReferenceError(ValueError):
+class ReferenceLogProbsError(ValueError):
     """A folder of log-probabilities is missing, or of another model, tokenizer or data; the message says which."""
 
 
@@ -47,38 +47,38 @@ class ReferenceLogProbs:
         """Open what `write_reference` wrote.
 
         Raises:
-            ReferenceError: it is missing, or not such a folder.
+            ReferenceLogProbsError: it is missing, or not such a folder.
         """
         folder = Path(folder)
         path = folder / MANIFEST
         if not path.is_file():
-            raise ReferenceError(f"{folder} holds no reference's log-probabilities: it has no {MANIFEST}")
+            raise ReferenceLogProbsError(f"{folder} holds no reference's log-probabilities: it has no {MANIFEST}")
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest.get("format") != FORMAT:
-            raise ReferenceError(f"{path}: format is {manifest.get('format')!r}; it must be {FORMAT!r}")
+            raise ReferenceLogProbsError(f"{path}: format is {manifest.get('format')!r}; it must be {FORMAT!r}")
         return cls(folder, manifest)
 
     def check(self, reference: str, tokenizer: str) -> None:
-        """Raise ReferenceError unless they are this reference's and this tokenizer's."""
+        """Raise ReferenceLogProbsError unless they are this reference's and this tokenizer's."""
         for name, value in (("reference", reference), ("tokenizer", tokenizer)):
             if self.manifest[name] != value:
-                raise ReferenceError(
-                    f"{self.folder} was written for the {name} {self.manifest[name]}, not for this run's {value}; remove it or name another "
-                    "folder, and it is written anew"
+                raise ReferenceLogProbsError(
+                    f"{self.folder} was written for the {name} {self.manifest[name]}, not for this run's {value}; remove it or "
+                    "name another folder, and it is written anew"
                 )
 
     def of(self, examples: str) -> np.ndarray:
         """[positions] float32, those of the pairs with this fingerprint.
 
         Raises:
-            ReferenceError: there are none.
+            ReferenceLogProbsError: there are none.
         """
         start = 0
         for part in self.manifest["parts"]:
             if part["fingerprint"] == examples:
                 return self._values[start : start + part["positions"]]
             start += part["positions"]
-        raise ReferenceError(
+        raise ReferenceLogProbsError(
             f"{self.folder} holds nothing for these pairs: the data, their template or their truncation are others; remove it or name "
             "another folder, and it is written anew"
         )

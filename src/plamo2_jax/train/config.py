@@ -137,6 +137,7 @@ FREE_TO_CHANGE = frozenset(
         "loss_chunk",
         "max_skipped",
         "stall_seconds",
+        "reference_log_probs",
         "distillation.logits",
         "distillation.teacher",
         "data.prefetch_batches",
