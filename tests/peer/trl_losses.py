@@ -71,7 +71,7 @@ def theirs(case, pairs):
     else:
         loss = _dpo({"nll": "sft"}.get(case["loss"], case["loss"]), tensors, beta, smoothing)
     loss.backward()
-    return float(loss), [chosen.grad.tolist(), rejected.grad.tolist()]
+    return float(loss.detach()), [chosen.grad.tolist(), rejected.grad.tolist()]
 
 
 def _spread(sums, lengths):
