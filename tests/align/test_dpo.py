@@ -33,33 +33,44 @@ def value(pairs, *losses, **fields):
     return float(preference_loss(pairs, PreferenceConfig(losses=losses, **fields))[0])
 
 
-@pytest.mark.parametrize("case", TRL, ids=lambda case: f"{case['loss']}-{case['beta']}-{case['label_smoothing']}")
-def test_the_value_and_the_gradient_are_trls(case):
-    pairs = Pairs(*(jnp.asarray(column) for column in case["pairs"].values()), jnp.ones(8))
-    config = PreferenceConfig(losses=(case["loss"],), beta=case["beta"], label_smoothing=case["label_smoothing"])
+@pytest.fixture(scope="module")
+def ours():
+    """Our values and gradients of TRL's cases, all in one program."""
 
-    def loss(chosen, rejected):
-        return preference_loss(pairs._replace(chosen=chosen, rejected=rejected), config)[0]
+    def one(case, pairs):
+        config = PreferenceConfig(losses=(case["loss"],), beta=case["beta"], label_smoothing=case["label_smoothing"])
+        loss, gradient = jax.value_and_grad(lambda pairs: preference_loss(pairs, config)[0])(pairs)
+        return loss, (gradient.chosen, gradient.rejected)
 
-    actual, gradient = jax.value_and_grad(loss, argnums=(0, 1))(pairs.chosen, pairs.rejected)
-    np.testing.assert_allclose(actual, case["value"], rtol=1e-5)
+    given = [
+        Pairs(*(jnp.asarray(column, jnp.float32) for column in case["pairs"].values()), jnp.ones(8)) for case in TRL
+    ]
+    return jax.jit(lambda given: [one(*each) for each in zip(TRL, given, strict=True)])(given)
+
+
+@pytest.mark.parametrize("number", range(len(TRL)), ids=lambda i: f"{TRL[i]['loss']}-{TRL[i]['beta']}")
+def test_the_value_and_the_gradient_are_trls(ours, number):
+    (value, gradient), case = ours[number], TRL[number]
+    np.testing.assert_allclose(value, case["value"], rtol=1e-5)
     np.testing.assert_allclose(gradient, case["gradient"], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", get_args(dpo.Loss))
-def test_gradients_are_finite_differences(rng, name):
+def test_gradients_are_finite_differences(rng):
     with jax.enable_x64(True):
         pairs = Pairs(*(jnp.asarray(column, jnp.float64) for column in make_pairs(rng)))
-        # Statistics over the batch carry no gradient: differences are taken with them held, so of pairs that do not move them.
-        config = PreferenceConfig(losses=(name,), beta=0.3, label_smoothing=0.1, dpop_lambda=2.0)
+        config = PreferenceConfig(beta=0.3, label_smoothing=0.1, dpop_lambda=2.0)
 
-        def total(shift):
+        @jax.jit
+        def totals(shift):
+            # Statistics over the batch carry no gradient: this moves the pairs, but not their mean.
             moved = pairs._replace(chosen=pairs.chosen + shift, rejected=pairs.rejected - shift)
-            return jnp.sum(dpo.LOSSES[name](moved, config))
+            return jnp.stack([jnp.sum(loss(moved, config)) for loss in dpo.LOSSES.values()])
 
         step = 1e-6
-        numeric = (total(step) - total(-step)) / (2 * step)
-        np.testing.assert_allclose(jax.grad(total)(0.0), numeric, rtol=1e-5, atol=1e-7)
+        numeric = (totals(step) - totals(-step)) / (2 * step)
+        analytic = jax.jit(jax.jacfwd(totals))(0.0)
+        assert analytic.shape == (len(get_args(dpo.Loss)),)
+        np.testing.assert_allclose(analytic, numeric, rtol=1e-5, atol=1e-7)
 
 
 def test_a_policy_equal_to_its_reference(rng):
@@ -147,7 +158,7 @@ def test_places_without_a_pair_change_nothing(rng):
     pairs = make_pairs(rng)
     empty = Pairs(*(np.concatenate([column, np.zeros(3, np.float32)]) for column in pairs))
     config = PreferenceConfig(losses=get_args(dpo.Loss))
-    step = jax.value_and_grad(lambda pairs: preference_loss(pairs, config), has_aux=True)
+    step = jax.jit(jax.value_and_grad(lambda pairs: preference_loss(pairs, config), has_aux=True))
     (loss, figures), gradient = step(jax.tree.map(jnp.asarray, pairs))
     (padded, padded_figures), padded_gradient = step(jax.tree.map(jnp.asarray, empty))
     np.testing.assert_allclose(padded, loss, rtol=1e-6)
@@ -179,10 +190,14 @@ def test_answers_worlds_apart_stay_finite(rng, scale):
     pairs = make_pairs(rng)
     far = pairs._replace(reference_chosen=pairs.chosen + scale, reference_rejected=pairs.rejected - scale)
     # Squares of such numbers are none.
-    names = set(get_args(dpo.Loss)) - ({"ipo", "sppo_hard"} if scale > 1e10 else set())
-    for name in names:
-        config = PreferenceConfig(losses=(name,))
-        loss, gradient = jax.value_and_grad(lambda p, config=config: preference_loss(p, config)[0])(far)
+    names = sorted(set(get_args(dpo.Loss)) - ({"ipo", "sppo_hard"} if scale > 1e10 else set()))
+
+    @jax.jit
+    def each(pairs):
+        one = (lambda p, name=name: preference_loss(p, PreferenceConfig(losses=(name,)))[0] for name in names)
+        return [jax.value_and_grad(loss)(pairs) for loss in one]
+
+    for name, (loss, gradient) in zip(names, each(jax.tree.map(jnp.asarray, far)), strict=True):
         assert np.isfinite(loss), name
         assert all(np.all(np.isfinite(leaf)) for leaf in gradient), name
 

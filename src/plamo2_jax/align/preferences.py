@@ -156,7 +156,8 @@ class Preference:
         loss, metrics = preference_loss(pairs, self._config)
         metrics["tokens"] = jnp.sum(batch["loss_weights"])
         if reference is not None:
-            difference = reference - jax.lax.stop_gradient(policy)
+            # Cut off where its exponential would leave float32: a figure that is no number would have no place in the log.
+            difference = jnp.minimum(reference - jax.lax.stop_gradient(policy), 60.0)
             metrics["kl"] = jnp.sum(jnp.expm1(difference) - difference)
         return loss, metrics
 
