@@ -21,7 +21,7 @@ help:
 	@echo 'make bench    speed of the train step and the tokenizer on this machine'
 	@echo 'make chaos    kill and damage a run at random and compare it with one that was let alone'
 	@echo 'make plans    compile the ready configurations for TPU slices, without a TPU (15 minutes on two cores; fetches libtpu)'
-	@echo 'make peers    compare with other implementations (mlx-lm, mergekit); needs the demo'
+	@echo 'make peers    compare with other implementations (mlx-lm, mergekit, TRL, PEFT, transformers); needs the demo'
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "plamo2-jax needs Python 3.11 or later; try make PYTHON=python3.12")'

@@ -130,10 +130,10 @@ def fields(data, base):
 
 @pytest.fixture(scope="session")
 def rows_of():
-    """A function `(paths) -> DataConfig` of small rows."""
+    """A function `(paths) -> DataConfig` of small rows; two of them are divided over two devices."""
 
-    def make(*paths, sequence_length=96):
+    def make(*paths, sequence_length=96, batch_size=2):
         items = tuple(MixtureItem(path) for path in paths)
-        return DataConfig(items, sequence_length, batch_size=2, packing_bins=4, prefetch_batches=0)
+        return DataConfig(items, sequence_length, batch_size, packing_bins=4, prefetch_batches=0)
 
     return make

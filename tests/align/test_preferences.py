@@ -31,7 +31,7 @@ def make_config(tmp_path_factory, data, fields, rows_of):
             **{
                 **fields,
                 "name": name,
-                "data": rows_of(data / "pairs.jsonl", sequence_length=128),
+                "data": rows_of(data / "pairs.jsonl", sequence_length=192, batch_size=1),
                 "heldout": {"pairs": data / "pairs-heldout.jsonl"},
                 "output": output,
                 "pairs": PairsConfig(max_pairs=2),
