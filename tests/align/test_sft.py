@@ -150,6 +150,8 @@ def test_adapters_alone_are_trained_and_added(make_config, small_params, base, t
     assert losses[-1] < losses[0]
     adapters = checkpoint.restore_params(config.folder, Adapters(config.model, lora).abstract)
     expected = Adapters(config.model, lora).apply(small_params, adapters)
+    with pytest.raises(ValueError, match="holds adapters, not a model: plamo2 lora MODEL"):
+        load_model(config.folder)
     assert main(["lora", str(base), str(config.folder), str(tmp_path / "one")]) == 0
     assert (tmp_path / "one" / "chat_template.jinja").is_file()
     for merged in (load_model(tmp_path / "one").params, merged_model(base, config.folder / "adapter").params):
