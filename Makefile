@@ -13,7 +13,7 @@ export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.ma
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo     set up, then tokenizer -> data -> pretraining -> evaluation -> text; open $(RUN)/report.html (about 7 minutes)'
+	@echo 'make demo     set up, then tokenizer -> data -> pretraining -> text -> pruning -> distillation -> merging; open $(RUN)/report.html (about 7 minutes)'
 	@echo 'make test     set up, lint and all tests (about 10 minutes)'
 	@echo 'make test-tpu kernels and plans through the TPU compiler (libtpu, 0.2 GB; no TPU is needed)'
 	@echo 'make install  only .venv with the plamo2 command in it'
@@ -62,6 +62,10 @@ demo: install
 	$(BIN)/plamo2 pretrain configs/demo.py
 	$(BIN)/plamo2 evaluate $(RUN) --heldout ja=$(RUN)/data/ja/heldout en=$(RUN)/data/en/heldout --output $(RUN)/evaluation.json
 	$(BIN)/plamo2 generate $(RUN) --prompt 日本語の文書を --prompt "To open the" --samples 2 --max-new-tokens 80 --json > $(RUN)/samples.jsonl
+	$(BIN)/plamo2 prune $(RUN) $(RUN) $(RUN)/pruned --set intermediate_size=256 --set mamba_num_heads=4 --calibration $(RUN)/data/ja/train
+	$(BIN)/plamo2 pretrain configs/demo_small.py
+	$(BIN)/plamo2 merge --method linear $(RUN)/small@60 $(RUN)/small@120 $(RUN)/merged
+	$(BIN)/plamo2 evaluate $(RUN)/merged --heldout ja=$(RUN)/data/ja/heldout en=$(RUN)/data/en/heldout --output $(RUN)/merged.json
 	$(BIN)/plamo2 report $(RUN)
 
 $(RUN)/report.html:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from plamo2_jax.config import preset
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem
+from plamo2_jax.sharding.mesh import MeshConfig
 from plamo2_jax.train.config import PretrainConfig
 from plamo2_jax.train.optimizer import OptimizerConfig
 from plamo2_jax.train.schedule import ScheduleConfig
@@ -40,7 +41,9 @@ config = PretrainConfig(
     # Peak rate and warm-up of OLMo 2 1B. Stable, then decay over the last eighth: the share that the second phase has of the tokens.
     schedule=ScheduleConfig(kind="wsd", learning_rate=4e-4, warmup=2000, decay_fraction=0.125),
     z_loss=1e-5,  # OLMo 2
-    accumulation=16,
+    # Parameters over 4 of 16 chips: over 16 the compiler cuts products into pieces too small for the matrix units (experiments/tpu_plans).
+    mesh=MeshConfig(data=4),
+    accumulation=32,
     remat="dots",
     loss_chunk=1024,
     checkpoint_every=2000,

@@ -9,6 +9,7 @@ import os
 import platform
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -69,27 +70,41 @@ def same_bits(left: PretrainConfig, right: PretrainConfig) -> bool:
 
 
 def kill_at_random(
-    config: PretrainConfig, folder: Path, kills: int, longest: float, rng: random.Random
+    config: PretrainConfig,
+    folder: Path,
+    kills: int,
+    longest: float,
+    rng: random.Random,
+    on_end: Callable[[], None] = lambda: None,
 ) -> list[dict[str, float]]:
-    """SIGKILL a run so many times, each at a time drawn from [0, longest] seconds after its start; says what each one cost."""
+    """SIGKILL a run so many times, each at a time drawn from [0, longest] seconds after its start; says what each one cost.
+
+    `on_end` is called when the run got to its end in between; it is then begun anew, so that each kill hits a run with work to do.
+    """
     found = []
     while len(found) < kills:
         seconds = rng.uniform(0, longest)
         process = start(config, folder)
+        killed = False
         try:
-            process.communicate(timeout=seconds)
+            _, error = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.communicate()
+            killed = True
+            _, error = process.communicate()
         if process.returncode == 0:
-            # It was done: from here on kills would hit nothing. Take its last checkpoints away, so that there is work again.
-            shutil.rmtree(config.folder / checkpoint.CHECKPOINTS / str(config.steps))
+            on_end()
+            shutil.rmtree(config.folder)
             continue
+        # Only what we killed is a kill: a run that fails by itself must not pass for one.
+        if not (killed and process.returncode == -signal.SIGKILL):
+            raise SystemExit(f"{config.name} ended by itself with status {process.returncode}: {error[-3000:]}")
         made = max(losses(config), default=0)
         saved = checkpoint.latest_step(config.folder) or 0
-        # A kill between two starts of the log leaves lines of steps that the killed process had not reached again.
+        # A kill while a process starts leaves the lines of steps that it had not reached again: nothing more is lost by it.
         lost = max(0, made - saved)
         found.append({"seconds": round(seconds, 2), "steps_made": made, "newest_checkpoint": saved, "steps_lost": lost})
+        print(f"kill {len(found)}: {found[-1]}", file=sys.stderr, flush=True)
     return found
 
 
@@ -142,7 +157,7 @@ def recover_from(damage: Callable[[Path], None], whole: PretrainConfig, folder: 
     named = [line for line in error.splitlines() if "is damaged: " in line]
     return {
         "damage": damage.__name__,
-        "said": named[0].split("is damaged: ")[1] if named else None,
+        "said": named[0].split("is damaged: ")[1].replace(f"{folder}/", "") if named else None,
         "set_aside": (copy.folder / checkpoint.CHECKPOINTS / f"{whole.steps}.damaged").is_dir(),
         "same_bits": same_bits(whole, copy),
     }
@@ -166,8 +181,14 @@ def campaign(config: PretrainConfig, folder: Path, kills: int, seed: int) -> dic
     killed = dataclasses.replace(whole, name="killed")
     # A life is long enough to start and to make a tenth of the steps on average, so that kills fall into all that a run does.
     longest = first + 0.2 * last
-    costs = kill_at_random(killed, folder, kills, longest, random.Random(seed))
+    equal: list[bool] = []
+
+    def compare() -> None:
+        equal.append(same_bits(whole, killed))
+
+    costs = kill_at_random(killed, folder, kills, longest, random.Random(seed), compare)
     finish(killed, folder)
+    compare()
     return {
         "steps": config.steps,
         "checkpoint_every": config.checkpoint_every,
@@ -175,14 +196,16 @@ def campaign(config: PretrainConfig, folder: Path, kills: int, seed: int) -> dic
         "seconds_a_step": round(last / (config.steps - 1), 4),
         "kills": costs,
         "most_steps_lost": max(cost["steps_lost"] for cost in costs),
+        "kills_that_cost_more_than_an_interval": sum(cost["steps_lost"] > config.checkpoint_every for cost in costs),
         "steps_lost_beyond_an_interval": sum(max(0, cost["steps_lost"] - config.checkpoint_every) for cost in costs),
-        "killed_same_bits": same_bits(whole, killed),
+        "runs_ended": len(equal),
+        "killed_same_bits": all(equal),
         "damages": [recover_from(damage, whole, folder) for damage in DAMAGES],
     }
 
 
 def small_demo(folder: Path) -> PretrainConfig:
-    """The demo's run, a quarter as wide and shorter, on the bundled English text."""
+    """The demo's run, half as wide and shorter, on the bundled held-out English text."""
     plamo2 = [sys.executable, "-m", "plamo2_jax.cli.main"]
     tokenizer = [
         "tokenizer",
@@ -199,16 +222,16 @@ def small_demo(folder: Path) -> PretrainConfig:
         subprocess.run(plamo2 + command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     demo = load_config(ROOT / "configs" / "demo.py")
     fields = {name: getattr(demo.model, name) for name in demo.model.__dataclass_fields__}
-    model = type(demo.model)(**(fields | {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 1024}))
+    model = type(demo.model)(**(fields | {"hidden_size": 128, "intermediate_size": 256, "vocab_size": 1024}))
     item = dataclasses.replace(demo.data.mixture[0], path=folder / "shards", weight=1.0)
     return dataclasses.replace(
         demo,
         model=model,
         tokenizer=folder / "tokenizer.jsonl",
-        data=dataclasses.replace(demo.data, mixture=(item,), sequence_length=256),
+        data=dataclasses.replace(demo.data, mixture=(item,)),
         heldout={},
-        steps=200,
-        checkpoint_every=10,
+        steps=160,
+        checkpoint_every=20,
         log_every=1,
     )
 

@@ -7,6 +7,7 @@ python experiments/full_attention/run.py --seeds 0 --small    # a minute, to see
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def train(home: Path, name: str, seed: int, steps: int, rate: float, model: Mode
     return config.folder
 
 
-def measure(home: Path, folder: Path, samples: int) -> dict:
+def measure(home: Path, folder: Path, samples: int, batches: int) -> dict:
     """Held-out bits a byte by language, and accuracies by length."""
     loaded = load_model(folder)
     model = Plamo2(loaded.config)
@@ -92,7 +93,8 @@ def measure(home: Path, folder: Path, samples: int) -> dict:
     data = DataConfig((MixtureItem(home / "data" / "ja" / "heldout"),), sequence_length=LENGTH, batch_size=4)
     bits = {
         language: evaluate(
-            loaded.params, heldout_batches(data, home / "data" / language / "heldout", loaded.tokenizer)
+            loaded.params,
+            itertools.islice(heldout_batches(data, home / "data" / language / "heldout", loaded.tokenizer), batches),
         ).bits_per_byte
         for language in LANGUAGES
     }
@@ -103,7 +105,7 @@ def measure(home: Path, folder: Path, samples: int) -> dict:
     return {"bits_per_byte": bits, "rows": table(answered)}
 
 
-def one_seed(home: Path, seed: int, steps: int, more: int, samples: int) -> dict[str, dict]:
+def one_seed(home: Path, seed: int, steps: int, more: int, samples: int, batches: int) -> dict[str, dict]:
     """The windowed model, the same trained on, and its continuation under full attention."""
     shape = preset("tiny", vocab_size=2048, mamba_chunk_size=64, attention_window_size=WINDOW)
     windowed = train(home, "windowed", seed, steps, 3e-3, shape, None)
@@ -113,7 +115,7 @@ def one_seed(home: Path, seed: int, steps: int, more: int, samples: int) -> dict
         extend(str(windowed), opened, full_attention="all", rope_theta=shape.rope_theta)
     full = train(home, "full", seed, more, 1e-3, checkpoint.read_model_config(opened), opened)
     folders = dict(zip(MODELS, (windowed, control, full), strict=True))
-    return {name: measure(home, folder, samples) for name, folder in folders.items()}
+    return {name: measure(home, folder, samples, batches) for name, folder in folders.items()}
 
 
 def accuracy(found: dict, score: str, length: int) -> float:
@@ -150,7 +152,8 @@ def write(output: Path, results: dict) -> None:
             panel.plot(LENGTHS, means[name][score], color=f"C{i}", marker="o", label=name)
         panel.axvline(WINDOW, color="k", linestyle=":", label=f"window, {WINDOW}")
         panel.set(xscale="log", xlabel="tokens of the phonebook", ylabel="accuracy", title=score, ylim=(0, 1.02))
-        panel.set_xticks(LENGTHS, list(map(str, LENGTHS)), minor=False)
+        panel.set_xticks(LENGTHS, list(map(str, LENGTHS)))
+        panel.minorticks_off()
     panels[0].legend()
     figure.savefig(output / "plot.png", dpi=120)
     plt.close(figure)
@@ -200,11 +203,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--more", type=int, default=600)
     parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--batches", type=int, default=40, help="of 4 rows of held-out text in each language")
     parser.add_argument("--documents", type=int, default=20000)
     parser.add_argument("--small", action="store_true", help="a few steps, into HOME/small")
     options = parser.parse_args()
     if options.small:
-        options.steps, options.more, options.samples, options.documents = 6, 3, 1, 600
+        options.steps, options.more, options.samples, options.documents, options.batches = 6, 3, 1, 600, 2
         options.home, options.output = options.home / "small", options.home / "small"
     prepare(options.home, options.documents)
     path = options.output / "results.json"
@@ -214,7 +218,9 @@ def main() -> None:
         results = {**wanted, "seeds": {}}
     for seed in options.seeds:
         if str(seed) not in results["seeds"]:
-            results["seeds"][str(seed)] = one_seed(options.home, seed, options.steps, options.more, options.samples)
+            results["seeds"][str(seed)] = one_seed(
+                options.home, seed, options.steps, options.more, options.samples, options.batches
+            )
             checkpoint.write_json(path, results)
     write(options.output, results)
 

@@ -7,6 +7,7 @@ python experiments/merging/run.py --seeds 0 --small    # a minute, to see that i
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -41,6 +42,7 @@ METHODS = {
     "della": MergeConfig("della"),
     "breadcrumbs, λ = 0.5": MergeConfig("breadcrumbs", scale=0.5),
     "model_stock": MergeConfig("model_stock"),
+    "nearswap, ja towards en": MergeConfig("nearswap"),
 }
 
 
@@ -99,31 +101,37 @@ def train(
     return config.folder
 
 
-def losses(home: Path, folder: Path) -> dict[str, float]:
-    """Held-out bits a byte of each language."""
+def losses(home: Path, folder: Path, batches: int) -> dict[str, float]:
+    """Bits a byte of the first batches of each language's held-out text."""
     loaded = load_model(folder)
     model = Plamo2(loaded.config)
     evaluate = make_evaluator(model, byte_lengths(loaded.tokenizer, loaded.config.vocab_size))
     data = DataConfig((MixtureItem(home / "data" / "ja" / "heldout"),), sequence_length=256, batch_size=8)
     return {
         language: evaluate(
-            loaded.params, heldout_batches(data, home / "data" / language / "heldout", loaded.tokenizer)
+            loaded.params,
+            itertools.islice(heldout_batches(data, home / "data" / language / "heldout", loaded.tokenizer), batches),
         ).bits_per_byte
         for language in LANGUAGES
     }
 
 
-def measure(home: Path, seed: int, steps: int, tuning: int) -> dict[str, dict[str, float]]:
+def measure(home: Path, seed: int, steps: int, tuning: int, batches: int) -> dict[str, dict[str, float]]:
     """Bits a byte of base, parents and every merge."""
     base = train(home, "base", seed, steps, 3e-3, LANGUAGES, None)
     parents = [train(home, language, seed, tuning, 1e-3, (language,), base) for language in LANGUAGES]
-    found = {name: losses(home, folder) for name, folder in zip(("base", "ja", "en"), (base, *parents), strict=True)}
+    found = {
+        name: losses(home, folder, batches) for name, folder in zip(("base", "ja", "en"), (base, *parents), strict=True)
+    }
     for name, config in METHODS.items():
         output = home / "merged"
         shutil.rmtree(output, ignore_errors=True)
         origin = None if config.method in ("linear", "slerp", "karcher") else str(base)
-        merge([str(parent) for parent in parents], output, config, base=origin)
-        found[name] = losses(home, output)
+        models = [str(parent) for parent in parents]
+        if config.method == "nearswap":
+            origin, *models = models
+        merge(models, output, config, base=origin)
+        found[name] = losses(home, output, batches)
     shutil.rmtree(output)
     return found
 
@@ -156,13 +164,15 @@ def write(output: Path, results: dict) -> None:
         for name in names
     }
     plot(output / "plot.png", figures)
-    mean = {
-        name: {language: float(np.mean(values[language])) for language in LANGUAGES} for name, values in figures.items()
-    }
+    mean, spread = (
+        {name: {language: float(of(values[language])) for language in LANGUAGES} for name, values in figures.items()}
+        for of in (np.mean, np.std)
+    )
     both = {name: (values["ja"] + values["en"]) / 2 for name, values in mean.items()}
     best = min((name for name in names if name not in ("base", "ja", "en")), key=both.get)
     rows = [
-        f"| {name} | {mean[name]['ja']:.4f} | {mean[name]['en']:.4f} | {both[name]:.4f} | "
+        f"| {name} | {mean[name]['ja']:.4f} ± {spread[name]['ja']:.4f} | {mean[name]['en']:.4f} ± {spread[name]['en']:.4f} | "
+        f"{both[name]:.4f} | "
         f"{mean[name]['ja'] - mean['ja']['ja']:+.4f} | {mean[name]['en'] - mean['en']['en']:+.4f} |"
         for name in names
     ]
@@ -173,7 +183,7 @@ Question: how much of a Japanese and of an English fine-tune does each way of me
 
 Method: a model of the preset `tiny` (vocabulary 2048) is trained for {results["steps"]} steps on the bundled corpus, both languages \
 alike, then for {results["tuning"]} steps on each alone; the two are merged by `plamo2 merge`. Held-out bits a byte, mean of \
-{len(by_seed)} seed(s); lower is better. The last two columns compare with the fine-tune of that language.
+{len(by_seed)} seed(s) ± standard deviation; lower is better. The last two columns compare with the fine-tune of that language.
 
 | model | Japanese | English | mean | Japanese − its fine-tune | English − its fine-tune |
 |---|---|---|---|---|---|
@@ -198,10 +208,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE, help="where results go")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--tuning", type=int, default=300)
+    parser.add_argument("--batches", type=int, default=40, help="of 8 rows of held-out text in each language")
     parser.add_argument("--small", action="store_true", help="a few steps, into HOME/small")
     options = parser.parse_args()
     if options.small:
-        options.steps, options.tuning = 6, 3
+        options.steps, options.tuning, options.batches = 6, 3, 2
         options.home, options.output = options.home / "small", options.home / "small"
     prepare(options.home, 2048)
     path = options.output / "results.json"
@@ -210,7 +221,7 @@ def main() -> None:
         results = {"steps": options.steps, "tuning": options.tuning, "seeds": {}}
     for seed in options.seeds:
         if str(seed) not in results["seeds"]:
-            results["seeds"][str(seed)] = measure(options.home, seed, options.steps, options.tuning)
+            results["seeds"][str(seed)] = measure(options.home, seed, options.steps, options.tuning, options.batches)
             checkpoint.write_json(path, results)
     write(options.output, results)
 

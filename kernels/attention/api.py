@@ -49,11 +49,7 @@ def attention(
         names = ", ".join(get_args(Implementation))
         raise ValueError(f"attention: implementation={implementation!r} must be one of {names}")
     _check_shapes(q, k, v, segment_ids, window)
-    if implementation == "auto":
-        implementation = _choose(q, block_size)
-    obstacle = {"splash": splash.obstacle, "cudnn": cudnn.obstacle}.get(implementation, lambda q, block_size: None)
-    if reason := obstacle(q, block_size):
-        raise ValueError(f"attention: implementation={implementation!r} cannot run: {reason}")
+    implementation = choose_implementation(q, block_size, implementation)
     if implementation == "splash":
         return splash.splash_attention(q, k, v, segment_ids, window, block_size, interpret=interpret)
     if implementation == "cudnn":
@@ -61,7 +57,17 @@ def attention(
     return banded_attention(q, k, v, segment_ids, window, block_size)
 
 
-def _choose(q: Array, block_size: int | None) -> Implementation:
+def choose_implementation(q: Array, block_size: int | None, implementation: Implementation) -> Implementation:
+    """What "auto" stands for here, or a named one that can run.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    obstacle = {"splash": splash.obstacle, "cudnn": cudnn.obstacle}.get(implementation, lambda q, block_size: None)
+    if reason := obstacle(q, block_size):
+        raise ValueError(f"attention: implementation={implementation!r} cannot run: {reason}")
+    if implementation != "auto":
+        return implementation
     platform = jax.default_backend()
     if platform == "tpu" and on_one_device() and splash.obstacle(q, block_size) is None:
         return "splash"

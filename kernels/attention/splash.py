@@ -43,29 +43,40 @@ def obstacle(q: Float[Array, "b t h p"], block_size: int | None) -> str | None:
 
 def splash_attention(
     q: Float[Array, "b t h p"],
-    k: Float[Array, "b t g p"],
-    v: Float[Array, "b t g p"],
+    k: Float[Array, "b s g p"],
+    v: Float[Array, "b s g p"],
     segment_ids: Int[Array, "b t"] | None,
     window: int | None,
     block_size: int | None,
     *,
+    key_segment_ids: Int[Array, "b s"] | None = None,
     interpret: bool = False,
 ) -> Float[Array, "b t h p"]:
-    """`attention` on TPU; rows are padded to a multiple of the block."""
+    """`attention` on TPU; rows are padded to a multiple of the block.
+
+    The queries are the last t of the s tokens of the row. Where there are more keys than queries, `segment_ids` and `key_segment_ids` say
+    whose they are; as many of both share `segment_ids`.
+    """
     t, h, p = q.shape[1:]
     block = min(block_size or _choose_block(t, window, p * q.dtype.itemsize), t + -t % _LANES)
     pad = -t % block
+    lead = -(k.shape[1] + pad) % block
     # The kernel does not scale.
     q = (q.astype(jnp.float32) * p**-0.5).astype(q.dtype)
-    q, k, v = (jnp.pad(a, [(0, 0), (0, pad), (0, 0), (0, 0)]).swapaxes(1, 2) for a in (q, k, v))
-    kernel = _kernel(t + pad, h, window, block, interpret)
+    q = _padded(q, 0, pad).swapaxes(1, 2)
+    k, v = (_padded(a, lead, pad).swapaxes(1, 2) for a in (k, v))
+    kernel = _kernel(q.shape[2], k.shape[2], h, window, block, interpret)
     if segment_ids is None:
         # Causality hides the padding, which trails.
         y = jax.vmap(kernel)(q, k, v)
     else:
-        segment_ids = jnp.pad(segment_ids, [(0, 0), (0, pad)])
-        y = jax.vmap(kernel)(q, k, v, library.SegmentIds(segment_ids, segment_ids))
+        keys = segment_ids if key_segment_ids is None else key_segment_ids
+        y = jax.vmap(kernel)(q, k, v, library.SegmentIds(_padded(segment_ids, 0, pad), _padded(keys, lead, pad)))
     return y.swapaxes(1, 2)[:, :t]
+
+
+def _padded(a: Array, lead: int, trail: int) -> Array:
+    return jnp.pad(a, [(0, 0), (lead, trail)] + [(0, 0)] * (a.ndim - 2))
 
 
 def _choose_block(t: int, window: int | None, head_bytes: int) -> int:
@@ -75,12 +86,12 @@ def _choose_block(t: int, window: int | None, head_bytes: int) -> int:
 
 
 @functools.lru_cache(maxsize=32)
-def _kernel(t: int, h: int, window: int | None, block: int, interpret: bool) -> library.SplashAttentionKernel:
-    """The kernel for rows of t tokens; its tables of blocks are of the order of t²/block² bytes and constants of the program."""
-    if window is None or window >= t - 1:
-        mask = masks.CausalMask((t, t))
+def _kernel(t: int, s: int, h: int, window: int | None, block: int, interpret: bool) -> library.SplashAttentionKernel:
+    """The kernel for t queries at the end of s keys; its tables of blocks, of the order of ts/block² bytes, are constants."""
+    if window is None or window >= s - 1:
+        mask = masks.CausalMask((t, s), offset=s - t)
     else:
-        mask = masks.LocalMask((t, t), (window, 0), offset=0)
+        mask = masks.LocalMask((t, s), (window, 0), offset=s - t)
     compute = block if block % _COMPUTE else _COMPUTE
     sizes = library.BlockSizes(
         block_q=block,

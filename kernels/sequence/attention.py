@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from plamo2_kernels.attention import Implementation, api, attention, cudnn, masked_attention, splash
+from plamo2_kernels.attention import Implementation, attention, choose_implementation, masked_attention
+from plamo2_kernels.attention.splash import splash_attention
 from plamo2_kernels.sequence.halo import preceding, rest_of_the_row
-from plamo2_kernels.sequence.splash import trailing_splash
 
 # Queries a block of the loop, as in the loop over a whole row; lengths that matrix units and cuDNN take well.
 _LEAST_BLOCK, _MOST_BLOCK, _MULTIPLE = 128, 512, 8
@@ -54,7 +54,7 @@ def sharded_attention(
             block_size=block_size,
             interpret=interpret,
         )
-    implementation = _implementation(q, block_size, implementation)
+    implementation = choose_implementation(q, block_size, implementation)
     if segment_ids is None:
         # Zeros stand for keys before the row, so there are segments even where the row is one document.
         segment_ids = jnp.ones_like(q, jnp.int32, shape=q.shape[:2])
@@ -66,17 +66,10 @@ def sharded_attention(
 
     k, v, key_segments = map(with_earlier, (k, v, segment_ids))
     if implementation == "splash":
-        return trailing_splash(q, k, v, segment_ids, key_segments, window, block_size, interpret=interpret)
+        return splash_attention(
+            q, k, v, segment_ids, window, block_size, key_segment_ids=key_segments, interpret=interpret
+        )
     return _trailing(q, k, v, segment_ids, key_segments, window, block_size, implementation)
-
-
-def _implementation(q, block_size, implementation):
-    if implementation == "auto":
-        return api._choose(q, block_size)
-    obstacle = {"splash": splash.obstacle, "cudnn": cudnn.obstacle}.get(implementation, lambda q, block_size: None)
-    if reason := obstacle(q, block_size):
-        raise ValueError(f"attention: implementation={implementation!r} cannot run: {reason}")
-    return implementation
 
 
 def _trailing(q, k, v, segments, key_segments, window, block_size, implementation):

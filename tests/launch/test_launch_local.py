@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from launch_tools import AWKWARD, check_bash
@@ -116,10 +115,6 @@ def test_a_wrong_configuration_ends_the_launch_with_2(checkout, capfd):
 
 def test_processes_that_train_together(checkout, capfd):
     """Two real `plamo2 pretrain` whose data are not there: both are told of each other, and say what is missing."""
-    from plamo2_jax.cli import pretrain
-
-    if "distributed" not in Path(pretrain.__file__).read_text(encoding="utf-8"):
-        pytest.skip("plamo2 pretrain has no --distributed flags yet")
     assert main(["launch", "local", "configs/demo.py", "--processes", "2", "--devices", "2", "--grace", "5"]) == 2
     assert "plamo2 pretrain: " in capfd.readouterr().err
 

@@ -6,6 +6,7 @@ import pytest
 from launch_tools import AWKWARD, check_bash
 
 from plamo2_jax.cli.main import main
+from plamo2_jax.launch.job import AUTO
 
 
 def directives(text):
@@ -29,7 +30,7 @@ def test_one_process_a_gpu(printed):
         "--signal": "TERM@120",
         "--requeue": "",
     }
-    assert "--distributed.auto" in text
+    assert "--distributed.coordinator auto" in text
     assert "JAX_LOCAL_DEVICE_IDS" not in text
     check_bash(text)
 
@@ -83,7 +84,7 @@ def test_only_a_run_that_was_stopped_is_queued_again(printed, tmp_path, status, 
     if requeued:
         assert (tmp_path / "scontrol").read_text() == "requeue 17\n"
     command = (tmp_path / "srun").read_bytes().decode().rstrip("\0").split("\0")
-    assert command == [".venv/bin/plamo2", "pretrain", "configs/demo.py", *AWKWARD, "--distributed.auto"]
+    assert command == [".venv/bin/plamo2", "pretrain", "configs/demo.py", *AWKWARD, *AUTO]
     assert not (tmp_path / "broken").exists()
 
 

@@ -6,6 +6,7 @@ import pytest
 import yaml
 from launch_tools import AWKWARD, check_bash
 
+from plamo2_jax.launch.job import AUTO
 from plamo2_jax.launch.slices import GENERATIONS, parse_slice
 
 IMAGE = ("--image", "us-docker.pkg.dev/project/images/plamo2:1")
@@ -127,7 +128,7 @@ def test_a_wrong_configuration_ends_the_jobset_and_all_else_restarts_it(printed)
 
 def test_arguments_reach_the_container_as_they_are(printed):
     _, pod = jobset(printed("xpk", *SLICE, "--job-name", "x", overrides=AWKWARD))
-    assert pod["containers"][0]["command"] == ["plamo2", "pretrain", "configs/demo.py", *AWKWARD, "--distributed.auto"]
+    assert pod["containers"][0]["command"] == ["plamo2", "pretrain", "configs/demo.py", *AWKWARD, *AUTO]
 
 
 @pytest.mark.parametrize("accelerator", ["v5litepod-16", "v5p-128", "v6e-256", "tpu7x-128"])
@@ -166,9 +167,7 @@ def test_xpk_is_given_the_same_job(printed):
     words = shlex.split(text.replace("\\\n", ""))
     assert words[:3] == ["xpk", "workload", "create"]
     options = dict(word.removeprefix("--").split("=", 1) for word in words[3:])
-    assert options.pop("command") == shlex.join(
-        ["plamo2", "pretrain", "configs/demo.py", *AWKWARD, "--distributed.auto"]
-    )
+    assert options.pop("command") == shlex.join(["plamo2", "pretrain", "configs/demo.py", *AWKWARD, *AUTO])
     assert options == {
         "workload": "x",
         "cluster": "my-cluster",

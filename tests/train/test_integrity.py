@@ -110,7 +110,6 @@ def test_names_of_what_is_set_aside_do_not_collide(tmp_path):
     assert names == ["7.damaged", "7.damaged-2", "7.damaged-3"]
 
 
-@pytest.mark.xfail(reason="the one line comes after a stack of Orbax's in some runs", strict=False)
 def test_a_full_disk_is_one_line_and_loses_nothing(copy, tmp_path):
     """A limit on the size of files stands for the full disk: small files still fit, arrays do not."""
     shutil.rmtree(copy.folder / "checkpoints" / "12")

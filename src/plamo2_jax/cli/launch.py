@@ -132,10 +132,11 @@ def load_job(path: Path, overrides: tuple[str, ...]) -> Job:
     """
     from plamo2_jax.cli.pretrain import load_config
     from plamo2_jax.launch.job import Job
+    from plamo2_jax.storage import address
     from plamo2_jax.train.config import PretrainConfig
 
     config = tyro.cli(PretrainConfig, prog=f"plamo2 launch ... {path} --", default=load_config(path), args=overrides)
-    return Job(path, config.name, str(config.output), overrides)
+    return Job(path, config.name, address(config.output), overrides)
 
 
 def _warn(job: Job, where: str) -> None:

@@ -19,6 +19,8 @@ VERBS = {
     "generate": "continue a prompt",
     "convert": "read and write checkpoints of the public PLaMo 2 layout",
     "logits": "logits of given tokens, for comparing implementations",
+    "grow": "start a larger model from a smaller one's weights",
+    "prune": "cut a smaller model out of a larger one",
     "merge": "one model out of several: means, differences from a base, checkpoints of a run",
     "extend": "a wider attention window, full attention, another RoPE base",
     "distill": "write a teacher's logits to disk for distillation",

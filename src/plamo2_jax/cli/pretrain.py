@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import runpy
 import sys
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from plamo2_jax.cli.quiet import quieten
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,9 +31,9 @@ Several processes make one job when each is given --distributed.coordinator HOST
 exit status:
   0        all steps are made
   2        an error, in one line on stderr; what is saved stays as it is, but the same command fails again until its cause is gone
-  75       another process of the job is gone: start all of them again and they go on
+  75       another process of the job is gone, as the last line on stderr says: start all of them again and they go on
   130, 143 Ctrl-C or SIGTERM (128 + the signal): a checkpoint was saved, and the same command goes on
-  137, 134 killed, or aborted by jax because the coordinator is gone: the same command goes on from the newest checkpoint"""
+  137      killed: the same command goes on from the newest checkpoint"""
 
 
 def main(argv: list[str]) -> int:
@@ -85,15 +86,16 @@ def train(
     path, *overrides = argv
     options = parse(verb, path, load_config(Path(path), type(example())), overrides, description)
     config = options.config
-    # Orbax logs the whole stack of an error that we raise in one line.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    quieten()
     from plamo2_jax.train.loop import pretrain
-    from plamo2_jax.train.processes import join
+    from plamo2_jax.train.processes import join, leave_when_aborted, leave_when_broken
     from plamo2_jax.train.watch import ProfileSteps
 
     profile = None if options.profile is None else ProfileSteps.parse(options.profile)
     join(options.distributed)
-    outcome = pretrain(config, profile=profile, **hooks(config))
+    leave_when_aborted(config.folder)
+    with leave_when_broken(config.folder):
+        outcome = pretrain(config, profile=profile, **hooks(config))
     if outcome.signal is not None:
         print(
             f"stopped after step {outcome.step} of {config.steps}; the same command goes on from there", file=sys.stderr

@@ -99,6 +99,36 @@ def to_public(
         step,
         checkpoint.EMA if ema else checkpoint.PARAMS,
     )
+    write_public(output, config, params, tokenizer, dtype=dtype, max_shard_bytes=max_shard_bytes, on_write=on_write)
+    return config
+
+
+def write_public(
+    output: str | os.PathLike[str],
+    config: ModelConfig,
+    params: Any,
+    tokenizer: Tokenizer | None,
+    *,
+    dtype: Any = np.float32,
+    max_shard_bytes: int = 5_000_000_000,
+    on_write: Progress | None = None,
+) -> None:
+    """Write a folder of the public layout from parameters in memory, whole or not at all.
+
+    Args:
+        output: folder to make; it must not exist or be empty.
+        config: shape of the model.
+        params: tree of its parameters, all of it on this process's devices or in NumPy.
+        tokenizer: written beside them when given.
+        dtype: of the files, float32 or bfloat16.
+        max_shard_bytes: bytes of tensors in one safetensors file.
+        on_write: see `write_params`.
+
+    Raises:
+        ConvertError: `output` is occupied, or the parameters are not those of the config.
+    """
+    output, dtype = Path(output).absolute(), np.dtype(dtype)
+    refuse_occupied(output)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -113,7 +143,6 @@ def to_public(
         os.replace(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return config
 
 
 def copy_chat_template(source: Path, output: Path) -> bool:

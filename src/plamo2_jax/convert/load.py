@@ -106,6 +106,23 @@ def load_model(
     return LoadedModel(config, read_params(folder, config, dtype=dtype, shardings=shardings), tokenizer)
 
 
+def load_params(path: str | os.PathLike[str], config: ModelConfig, abstract: Any) -> Any:
+    """The newest parameters of a folder, for a model whose shape is known.
+
+    Args:
+        path: a run folder or a folder of the public layout.
+        config: shape of the model.
+        abstract: tree of `jax.ShapeDtypeStruct` with shardings, which the parameters are read straight into.
+
+    Raises:
+        ValueError: the folder is neither kind, or a tensor is missing, damaged or of another shape than the model's; the message names it.
+    """
+    if is_run_folder(path):
+        return checkpoint.restore_params(path, abstract)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return read_params(path, config, dtype=jnp.float32, shardings=shardings)
+
+
 def _with(abstract: Any, dtype: jnp.dtype, shardings: Any) -> Any:
     if shardings is None or isinstance(shardings, jax.sharding.Sharding):
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=shardings), abstract)

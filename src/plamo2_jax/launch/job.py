@@ -6,8 +6,10 @@ import dataclasses
 import shlex
 from pathlib import Path
 
+from plamo2_jax.storage import is_remote
+
 # How `plamo2 pretrain` is told of its other processes: the one place where these flags are spelled.
-AUTO = ("--distributed.auto",)
+AUTO = ("--distributed.coordinator", "auto")
 """jax.distributed finds coordinator, count and number by itself: on TPU slices, in GKE and under SLURM."""
 
 
@@ -46,8 +48,8 @@ class Job:
 
     @property
     def output_is_local(self) -> bool:
-        """Whether the output is a path, rather than a bucket. (A Path of gs://bucket has lost a slash.)"""
-        return not self.output.startswith(("gs:/", "s3:/"))
+        """Whether the output is a path, rather than a bucket."""
+        return not is_remote(self.output)
 
 
 def wrapped(arguments: list[str]) -> str:

@@ -11,7 +11,7 @@ from plamo2_jax.config import LayerKind, ModelConfig
 from plamo2_jax.model import axes, parallel
 from plamo2_jax.model.cache import AttentionCache
 from plamo2_jax.model.context import Context
-from plamo2_jax.model.layers import apply_rope, parameter, rms_normalize
+from plamo2_jax.model.layers import apply_rope, observe, parameter, rms_normalize
 from plamo2_kernels.attention import Implementation, attention, masked_attention
 
 # Of the norms of queries and keys; the public code does not take it from the config.
@@ -33,13 +33,20 @@ class Attention(nn.Module):
         """Mix tokens; returns the output in the dtype of u and the new keys and values (None without a cache)."""
         c = self.config
         e, h, g, p = c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.hidden_size_per_head
+        inner = (axes.HEADS, axes.HEAD_DIM)
         normal, ones = nn.initializers.normal(c.initializer_range), nn.initializers.ones
-        q_proj = parameter(self, "q_proj", normal, (e, h, p), (axes.EMBED, axes.HEADS, axes.HEAD_DIM))
-        k_proj = parameter(self, "k_proj", normal, (e, g, p), (axes.EMBED, axes.KV_HEADS, axes.HEAD_DIM))
-        v_proj = parameter(self, "v_proj", normal, (e, g, p), (axes.EMBED, axes.KV_HEADS, axes.HEAD_DIM))
+        q_proj = parameter(
+            self, "q_proj", normal, (e, h, p), (axes.EMBED, axes.HEADS, axes.HEAD_DIM), reads=(axes.EMBED,)
+        )
+        k_proj = parameter(
+            self, "k_proj", normal, (e, g, p), (axes.EMBED, axes.KV_HEADS, axes.HEAD_DIM), reads=(axes.EMBED,)
+        )
+        v_proj = parameter(
+            self, "v_proj", normal, (e, g, p), (axes.EMBED, axes.KV_HEADS, axes.HEAD_DIM), reads=(axes.EMBED,)
+        )
         q_scale = parameter(self, "q_scale", ones, (h, p), (axes.HEADS, axes.HEAD_DIM))
         k_scale = parameter(self, "k_scale", ones, (g, p), (axes.KV_HEADS, axes.HEAD_DIM))
-        o_proj = parameter(self, "o_proj", normal, (h, p, e), (axes.HEADS, axes.HEAD_DIM, axes.EMBED))
+        o_proj = parameter(self, "o_proj", normal, (h, p, e), (*inner, axes.EMBED), reads=inner)
         full = self.kind is LayerKind.FULL
         window = None if full else c.attention_window_size
         theta = c.rope_theta if full else c.local_theta
@@ -81,4 +88,5 @@ class Attention(nn.Module):
                 seen.positions,
                 window=window,
             )
+        observe(self, y, inner, segments)
         return jnp.einsum("bthp,hpd->btd", y, o_proj.astype(u.dtype)), cache

@@ -5,6 +5,8 @@ Sharding, pruning, growth and weight decay read a parameter's axes there.
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 
 LAYERS = "layers"
@@ -33,12 +35,40 @@ TENSOR = "tensor"
 ROWS = (DATA, FSDP)
 """Mesh axes that the rows of a batch are divided over."""
 
+GROUPS = {KV_HEADS: HEADS}
+"""Axes whose every entry is shared by a run of equally many entries of another: head h reads key/value head h // (heads / kv_heads)."""
+
 Axes = tuple[str | None, ...]
 """The axes of one parameter; None for a stack of unlike parts (z and x, gate and up, B and C)."""
 
 # Axes along which a weight does not map one feature to another: the stack of layers, the taps of a depthwise filter,
 # and the channels inside a head, which belong to the head's axis.
 _NOT_FEATURES = frozenset({None, LAYERS, CONV, HEAD_DIM})
+
+
+@dataclasses.dataclass(frozen=True)
+class Declaration:
+    """What a parameter says of itself where it is made; growing and pruning know no more of the network than this.
+
+    Raises:
+        ValueError: it reads an axis that it does not have, or is a norm's scale of more or fewer than one axis.
+    """
+
+    names: Axes
+    """Its axes."""
+    reads: tuple[str, ...] = ()
+    """Axes that are summed over where it is used. Along its others it makes the channels, or multiplies them one by one."""
+    offset: float | None = None
+    """Of the scale of an RMS norm over its one axis: the norm multiplies by offset + scale. None: not such a scale.
+    One that `reads` its axis stands for a reader that has no weight of its own: what it scales is summed over without one."""
+    closes: bool = False
+    """Whether a residual branch ends in it: where the whole factor is 0 the branch adds nothing."""
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.reads) - set(self.names):
+            raise ValueError(f"a parameter with the axes {self.names} cannot read {', '.join(sorted(unknown))}")
+        if self.offset is not None and len([name for name in self.names if name != LAYERS]) != 1:
+            raise ValueError(f"a norm's scale has one axis, not {self.names}")
 
 
 def is_matrix(names: Axes) -> bool:

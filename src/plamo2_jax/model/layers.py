@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Array, Float, Int
 
 from plamo2_jax.config import ModelConfig
@@ -15,11 +16,83 @@ MIXER_SCALE = 1 / 5
 MLP_SCALE = 1 / 5**1.5
 
 
+class DeclaredParameter(nn.LogicallyPartitioned):
+    """A parameter that carries the names of its axes, and what is done along them."""
+
+    reads: tuple[str, ...] = struct.field(default=(), pytree_node=False)
+    offset: float | None = struct.field(default=None, pytree_node=False)
+    closes: bool = struct.field(default=False, pytree_node=False)
+
+    @property
+    def declaration(self) -> axes.Declaration:
+        """What the parameter declares."""
+        return axes.Declaration(tuple(self.names), self.reads, self.offset, self.closes)
+
+
 def parameter(
-    module: nn.Module, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...], names: axes.Axes
+    module: nn.Module,
+    name: str,
+    init: nn.initializers.Initializer,
+    shape: tuple[int, ...],
+    names: axes.Axes,
+    *,
+    reads: tuple[str, ...] = (),
+    offset: float | None = None,
+    closes: bool = False,
 ) -> Array:
-    """A float32 parameter that carries the names of its axes."""
-    return module.param(name, nn.with_logical_partitioning(init, names), shape, jnp.float32)
+    """A float32 parameter that carries its declaration; see `axes.Declaration` for names, reads, offset and closes."""
+    declared = axes.Declaration(names, reads, offset, closes)
+
+    def boxed(*args):
+        return DeclaredParameter(
+            init(*args), declared.names, reads=declared.reads, offset=declared.offset, closes=declared.closes
+        )
+
+    return module.param(name, boxed, shape, jnp.float32)
+
+
+OBSERVED = "observed"
+"""The collection that `observe` writes to: `model.apply(..., mutable=[OBSERVED])`."""
+
+
+def observe(module: nn.Module, x: Float[Array, "b t *c"], names: axes.Axes, segment_ids: Int[Array, "b t"]) -> None:
+    """Record how large the channels of `x` are, under the name of their axis; does nothing unless OBSERVED is mutable.
+
+    Args:
+        module: whose collection is written.
+        x: activations.
+        names: of the axes after b and t: one axis, or one and HEAD_DIM, over which the norm is taken.
+        segment_ids: tokens of segment 0 are left out.
+
+    What is recorded is the mean over a row's tokens of each channel's magnitude, [b, c] float32.
+    """
+    if module.is_initializing() or not module.is_mutable_collection(OBSERVED):
+        return
+    x = jnp.abs(x.astype(jnp.float32))
+    if axes.HEAD_DIM in names:
+        x = jnp.linalg.norm(x, axis=2 + names.index(axes.HEAD_DIM))
+    (name,) = (name for name in names if name != axes.HEAD_DIM)
+    module.sow(OBSERVED, name, _mean_over_tokens(x, segment_ids))
+
+
+def observe_turn(
+    module: nn.Module, before: Float[Array, "b t d"], after: Float[Array, "b t d"], segment_ids: Int[Array, "b t"]
+) -> None:
+    """Record how far layers turn the stream: the mean over a row's tokens of 1 - cos, [b], under the name of the layers' axis.
+
+    That is the block influence of ShortGPT (arXiv:2403.03853, equation 1).
+    """
+    if module.is_initializing() or not module.is_mutable_collection(OBSERVED):
+        return
+    a, b = before.astype(jnp.float32), after.astype(jnp.float32)
+    lengths = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
+    cosine = jnp.sum(a * b, axis=-1) / jnp.maximum(lengths, jnp.finfo(jnp.float32).tiny)
+    module.sow(OBSERVED, axes.LAYERS, _mean_over_tokens(1 - cosine, segment_ids))
+
+
+def _mean_over_tokens(x: Float[Array, "b t *c"], segment_ids: Int[Array, "b t"]) -> Float[Array, " b *c"]:
+    seen = (segment_ids != 0).reshape(*segment_ids.shape, *(1,) * (x.ndim - 2))
+    return jnp.sum(jnp.where(seen, x, 0), axis=1) / jnp.maximum(jnp.sum(seen, axis=1), 1)
 
 
 def rms_normalize(x: Float[Array, "*b d"], epsilon: float) -> Float[Array, "*b d"]:
@@ -29,15 +102,33 @@ def rms_normalize(x: Float[Array, "*b d"], epsilon: float) -> Float[Array, "*b d
 
 
 class RMSNorm(nn.Module):
-    """RMS norm over the residual stream, times (offset + scale); `scale` starts at 0."""
+    """RMS norm over the residual stream, times (offset + scale); `scale` starts at 0.
+
+    Attributes:
+        offset: see above.
+        epsilon: of the norm.
+        closes: whether a residual branch ends here.
+        reads: whether what comes out is summed over by a matrix that is not this norm's reader alone (see `axes.Declaration.offset`).
+    """
 
     offset: float
     epsilon: float
+    closes: bool = False
+    reads: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """Same shape and dtype as x."""
-        scale = parameter(self, "scale", nn.initializers.zeros, x.shape[-1:], (axes.EMBED,))
+        scale = parameter(
+            self,
+            "scale",
+            nn.initializers.zeros,
+            x.shape[-1:],
+            (axes.EMBED,),
+            reads=(axes.EMBED,) if self.reads else (),
+            offset=self.offset,
+            closes=self.closes,
+        )
         return rms_normalize(x, self.epsilon) * (self.offset + scale).astype(x.dtype)
 
 
@@ -47,19 +138,21 @@ class GatedMLP(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    def __call__(self, x: Float[Array, "b t d"], segment_ids: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """Same shape and dtype as x."""
         c = self.config
         init = nn.initializers.normal(c.initializer_range)
         e, f = c.hidden_size, c.intermediate_size
-        gate = parameter(self, "gate", init, (e, f), (axes.EMBED, axes.MLP))
-        up = parameter(self, "up", init, (e, f), (axes.EMBED, axes.MLP))
-        down = parameter(self, "down", init, (f, e), (axes.MLP, axes.EMBED))
+        gate = parameter(self, "gate", init, (e, f), (axes.EMBED, axes.MLP), reads=(axes.EMBED,))
+        up = parameter(self, "up", init, (e, f), (axes.EMBED, axes.MLP), reads=(axes.EMBED,))
+        down = parameter(self, "down", init, (f, e), (axes.MLP, axes.EMBED), reads=(axes.MLP,))
 
         def widen(weight):
             return jnp.einsum("btd,df->btf", x, weight.astype(x.dtype))
 
-        return jnp.einsum("btf,fd->btd", nn.silu(widen(gate)) * widen(up), down.astype(x.dtype))
+        y = nn.silu(widen(gate)) * widen(up)
+        observe(self, y, (axes.MLP,), segment_ids)
+        return jnp.einsum("btf,fd->btd", y, down.astype(x.dtype))
 
 
 def apply_rope(x: Float[Array, "b t h p"], positions: Int[Array, "b t"], theta: float) -> Float[Array, "b t h p"]:

@@ -11,7 +11,7 @@ from plamo2_jax.config import ModelConfig
 from plamo2_jax.model import axes, parallel
 from plamo2_jax.model.cache import MambaCache
 from plamo2_jax.model.context import Context
-from plamo2_jax.model.layers import parameter, rms_normalize
+from plamo2_jax.model.layers import observe, parameter, rms_normalize
 from plamo2_kernels.conv1d import causal_conv1d
 from plamo2_kernels.ssd import Implementation, ssd
 
@@ -52,19 +52,20 @@ class Mamba(nn.Module):
         inner = (axes.MAMBA_HEADS, axes.HEAD_DIM)
         normal, ones = nn.initializers.normal(c.initializer_range), nn.initializers.ones
         # Of z and of x; the pair leads, since as one of the last two axes it would fill a quarter of a TPU's tiles.
-        in_proj = parameter(self, "in_proj", normal, (2, e, h, p), (None, axes.EMBED, *inner))
+        in_proj = parameter(self, "in_proj", normal, (2, e, h, p), (None, axes.EMBED, *inner), reads=(axes.EMBED,))
         conv = parameter(self, "conv", _conv_init, (h, p, c.mamba_d_conv), (*inner, axes.CONV))
-        b_proj = parameter(self, "b_proj", normal, (h, p, n), (*inner, axes.STATE))
-        c_proj = parameter(self, "c_proj", normal, (h, p, n), (*inner, axes.STATE))
-        dt_down = parameter(self, "dt_down", normal, (h, p, r), (*inner, axes.DT_RANK))
-        dt_up = parameter(self, "dt_up", normal, (r, h), (axes.DT_RANK, axes.MAMBA_HEADS))
-        b_norm = parameter(self, "b_norm", ones, (n,), (axes.STATE,))
-        c_norm = parameter(self, "c_norm", ones, (n,), (axes.STATE,))
-        dt_norm = parameter(self, "dt_norm", ones, (r,), (axes.DT_RANK,))
+        b_proj = parameter(self, "b_proj", normal, (h, p, n), (*inner, axes.STATE), reads=inner)
+        c_proj = parameter(self, "c_proj", normal, (h, p, n), (*inner, axes.STATE), reads=inner)
+        dt_down = parameter(self, "dt_down", normal, (h, p, r), (*inner, axes.DT_RANK), reads=inner)
+        dt_up = parameter(self, "dt_up", normal, (r, h), (axes.DT_RANK, axes.MAMBA_HEADS), reads=(axes.DT_RANK,))
+        b_norm = parameter(self, "b_norm", ones, (n,), (axes.STATE,), offset=0.0)
+        # The scan sums over the product of B and C; C's scale stands for the reader of the state.
+        c_norm = parameter(self, "c_norm", ones, (n,), (axes.STATE,), reads=(axes.STATE,), offset=0.0)
+        dt_norm = parameter(self, "dt_norm", ones, (r,), (axes.DT_RANK,), offset=0.0)
         dt_bias = parameter(self, "dt_bias", _dt_bias_init, (h,), (axes.MAMBA_HEADS,))
         a_log = parameter(self, "a_log", _a_log_init, (h,), (axes.MAMBA_HEADS,))
         skip = parameter(self, "skip", ones, (h,), (axes.MAMBA_HEADS,))
-        out_proj = parameter(self, "out_proj", normal, (h, p, e), (*inner, axes.EMBED))
+        out_proj = parameter(self, "out_proj", normal, (h, p, e), (*inner, axes.EMBED), reads=inner)
 
         def norm(x, scale):
             return rms_normalize(x, c.rms_norm_eps) * scale.astype(x.dtype)
@@ -90,6 +91,8 @@ class Mamba(nn.Module):
             norm(jnp.einsum("bthp,hpn->btn", x, weight.astype(dtype)), scale)
             for weight, scale in ((b_proj, b_norm), (c_proj, c_norm), (dt_down, dt_norm))
         )
+        observe(self, B * C, (axes.STATE,), context.segment_ids)
+        observe(self, low_rank, (axes.DT_RANK,), context.segment_ids)
         dt = jnp.einsum("btr,rh->bth", low_rank, dt_up.astype(dtype), preferred_element_type=dt_bias.dtype)
         arrays = x, nn.softplus(dt + dt_bias), -jnp.exp(a_log), B[:, :, None], C[:, :, None], skip
         if mesh is None:
@@ -101,5 +104,7 @@ class Mamba(nn.Module):
             )
         else:
             y = parallel.scan(mesh, *arrays, context.segment_ids, self.implementation)
-        out = jnp.einsum("bthp,hpd->btd", y * nn.silu(z), out_proj.astype(dtype))
+        y = y * nn.silu(z)
+        observe(self, y, inner, context.segment_ids)
+        out = jnp.einsum("bthp,hpd->btd", y, out_proj.astype(dtype))
         return out, None if cache is None else MambaCache(conv_state.astype(cache.conv.dtype), ssm_state)

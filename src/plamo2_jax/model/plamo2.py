@@ -25,7 +25,17 @@ from plamo2_jax.model import axes
 from plamo2_jax.model.attention import Attention
 from plamo2_jax.model.cache import AttentionCache, Cache, MambaCache, init_cache
 from plamo2_jax.model.context import Context, advance, make_context
-from plamo2_jax.model.layers import MIXER_SCALE, MLP_SCALE, GatedMLP, RMSNorm, parameter
+from plamo2_jax.model.layers import (
+    MIXER_SCALE,
+    MLP_SCALE,
+    OBSERVED,
+    DeclaredParameter,
+    GatedMLP,
+    RMSNorm,
+    observe,
+    observe_turn,
+    parameter,
+)
 from plamo2_jax.model.mamba import Mamba
 from plamo2_kernels.attention import Implementation as AttentionImplementation
 from plamo2_kernels.ssd import Implementation
@@ -76,13 +86,18 @@ class Block(nn.Module):
         else:
             mixer = Attention(c, self.kind, self.attention_implementation, self.mesh, name="mixer")
 
-        def norm(name, offset):
-            return RMSNorm(offset, c.rms_norm_eps, name=name)
+        def opening(name):
+            y = RMSNorm(1.0, c.rms_norm_eps, name=name)(x)
+            observe(self, y, (axes.EMBED,), context.segment_ids)
+            return y
 
-        y, cache = mixer(norm("pre_mixer_norm", 1.0)(x), context, cache)
-        x = x + norm("post_mixer_norm", MIXER_SCALE)(y)
-        y = GatedMLP(c, name="mlp")(norm("pre_mlp_norm", 1.0)(x))
-        return x + norm("post_mlp_norm", MLP_SCALE)(y), cache
+        def closing(name, offset):
+            return RMSNorm(offset, c.rms_norm_eps, closes=True, name=name)
+
+        y, cache = mixer(opening("pre_mixer_norm"), context, cache)
+        x = x + closing("post_mixer_norm", MIXER_SCALE)(y)
+        y = GatedMLP(c, name="mlp")(opening("pre_mlp_norm"), context.segment_ids)
+        return x + closing("post_mlp_norm", MLP_SCALE)(y), cache
 
 
 class Period(nn.Module):
@@ -98,7 +113,7 @@ class Period(nn.Module):
     def __call__(self, x: Float[Array, "b t d"], caches: tuple | None, context: Context):
         """Residual stream and the caches of this period's layers, in and out."""
         x = checkpoint_name(x, _INPUT)
-        new = []
+        before, new = x, []
         for position, kind in enumerate(self.kinds):
             block = Block(
                 self.config,
@@ -110,6 +125,7 @@ class Period(nn.Module):
             )
             x, cache = block(x, context, None if caches is None else caches[position])
             new.append(cache)
+        observe_turn(self, before, x, context.segment_ids)
         return x, None if caches is None else tuple(new)
 
 
@@ -147,7 +163,7 @@ class Plamo2(nn.Module):
         def stack(run: Run, name: str) -> nn.Module:
             scanned = nn.scan(
                 period,
-                variable_axes={"params": 0},
+                variable_axes={"params": 0, OBSERVED: 0},
                 split_rngs={"params": True},
                 in_axes=(0, nn.broadcast),
                 length=run.count,
@@ -157,7 +173,8 @@ class Plamo2(nn.Module):
 
         # Scanning a run of one period too keeps one layout of parameters: every layer parameter has the axis `layers`.
         self.runs = [stack(run, f"run_{i}") for i, run in enumerate(c.runs)]
-        self.final_norm = RMSNorm(1.0, c.rms_norm_eps)
+        # The rows of the table that logits are read with are channels of the stream as well, so this norm's scale stands for the reader.
+        self.final_norm = RMSNorm(1.0, c.rms_norm_eps, reads=True)
 
     @property
     def activation_dtype(self) -> jnp.dtype:
@@ -257,7 +274,12 @@ def abstract_params(model: Plamo2) -> dict:
     return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
+def declarations(model: Plamo2) -> dict:
+    """The tree of the parameters with an `axes.Declaration` for each."""
+    boxed = jax.eval_shape(lambda: _init_boxed(model, jax.random.key(0)))
+    return jax.tree.map(lambda box: box.declaration, boxed, is_leaf=lambda leaf: isinstance(leaf, DeclaredParameter))
+
+
 def logical_axes(model: Plamo2) -> dict:
     """The tree of the parameters with the names of each one's axes as leaves."""
-    boxed = jax.eval_shape(lambda: _init_boxed(model, jax.random.key(0)))
-    return jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+    return jax.tree.map(lambda declared: declared.names, declarations(model))

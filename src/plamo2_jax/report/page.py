@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from plamo2_jax import checkpoint
 from plamo2_jax.report.plots import curves
+from plamo2_jax.storage import located, write_whole
 from plamo2_jax.train.metrics import METRICS, read_metrics
 
 REPORT = "report.html"
@@ -32,7 +33,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     Raises:
         ValueError: the folder is not a run that has logged a step, or one of its files is not what it should be.
     """
-    folder = Path(folder)
+    folder = located(folder)
     config = checkpoint.read_config(folder)
     metrics = read_metrics(folder / METRICS)
     steps = [line for line in metrics if "loss" in line]
@@ -58,9 +59,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         machine=f"{platform.machine()}, {os.cpu_count()} CPU cores, Python {platform.python_version()}",
         config=json.dumps(config, indent=2, ensure_ascii=False),
     )
-    partial = folder / f".{REPORT}.partial"
-    partial.write_text(html, encoding="utf-8")
-    os.replace(partial, folder / REPORT)
+    write_whole(folder / REPORT, html.encode())
     return folder / REPORT
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from plamo2_jax.storage import located, write_whole
 from plamo2_jax.tokenizer.lattice import INVALID_COST, Trie, build_trie, cheapest_ids, compiled_encoder
 from plamo2_jax.tokenizer.rows import BYTE, CONTROL, UNKNOWN, format_rows, parse_rows
 
@@ -51,7 +52,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | os.PathLike) -> Tokenizer:
         """Reads a `tokenizer.jsonl`, or the one in a folder."""
-        path = Path(path)
+        path = located(path)
         path = path / FILE_NAME if path.is_dir() else path
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist; name a {FILE_NAME}, or the folder that holds one")
@@ -64,14 +65,9 @@ class Tokenizer:
 
     def save(self, path: str | os.PathLike) -> Path:
         """Writes the rows byte for byte as they were read, to a file or into a folder; returns the file's path."""
-        path = Path(path)
+        path = located(path)
         path = path / FILE_NAME if path.is_dir() else path
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            partial.write_bytes(self._data)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(path, self._data)
         return path
 
     def encode(self, text: str, *, allow_control: bool = False, bos: bool = False, eos: bool = False) -> np.ndarray:

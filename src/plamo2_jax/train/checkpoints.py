@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from plamo2_jax import checkpoint
-from plamo2_jax.checkpoint import CHECKPOINTS, EMA, PARAMS, CheckpointError
+from plamo2_jax.checkpoint import CHECKPOINTS, EMA, PARAMS, CheckpointError, first_line
+from plamo2_jax.storage import absolute
 from plamo2_jax.train import integrity, processes
 from plamo2_jax.train.guard import Guard
 from plamo2_jax.train.state import TrainState
@@ -37,9 +37,10 @@ class RunCheckpoints:
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int, about: Mapping[str, Any]):
-        self._folder = Path(folder).absolute()
+        self._folder = absolute(folder)
         self._about = {**integrity.provenance(), **about}
         self._saving: int | None = None
+        self._items: tuple[str, ...] = ()
         self._manager = ocp.CheckpointManager(
             self._folder / CHECKPOINTS,
             options=ocp.CheckpointManagerOptions(
@@ -76,7 +77,7 @@ class RunCheckpoints:
             items[EMA] = ocp.args.StandardSave(state.ema)
         try:
             self._manager.wait_until_finished()
-            self._saving = int(state.step)
+            self._saving, self._items = int(state.step), tuple(items)
             self._manager.save(self._saving, args=ocp.args.Composite(**items), force=True)
         except Exception as error:
             raise self._unwritten(error) from error
@@ -140,7 +141,7 @@ class RunCheckpoints:
             guard.set_state(restored[DATA]["guard"])
         except (ValueError, KeyError, TypeError, OSError) as error:
             path = self._folder / CHECKPOINTS / str(step)
-            raise CheckpointError(f"{path} cannot be resumed from: {_first_line(error)}") from error
+            raise CheckpointError(f"{path} cannot be resumed from: {first_line(error)}") from error
         return TrainState(params=params, ema=ema, **restored[TRAINING])
 
     def step_before(self, step: int, every: int) -> int | None:
@@ -177,11 +178,11 @@ class RunCheckpoints:
         return damage, checked
 
     def _set_aside(self, path: Path, suffix: str, reason: str) -> None:
-        processes.barrier(f"{path.name} judged")  # Nobody may still be reading it.
+        checkpoint.barrier(f"{path.name} judged")  # Nobody may still be reading it.
         if jax.process_index() == 0:
             moved = integrity.set_aside(path, suffix)
             print(f"{path} {reason}; it is kept as {moved.name}", file=sys.stderr)
-        processes.barrier(f"{path.name} set aside")
+        checkpoint.barrier(f"{path.name} set aside")
         self._manager.reload()
 
     def _write_manifest(self) -> None:
@@ -189,12 +190,12 @@ class RunCheckpoints:
         root, step = self._folder / CHECKPOINTS, str(self._saving)
         # Where renaming is not atomic (object stores) Orbax writes under the final name and marks the end by a file.
         unfinished = sorted(root.glob(f"{step}{ocp.utils.TMP_DIR_SUFFIX}*"))
-        integrity.write_manifest((unfinished or [root / step])[0], _ITEMS, self._about)
+        integrity.write_manifest((unfinished or [root / step])[0], self._items, self._about)
 
     def _unwritten(self, error: Exception) -> CheckpointError:
         kept = ", ".join(map(str, checkpoint.steps(self._folder))) or "none"
         return CheckpointError(
-            f"the checkpoint of step {self._saving} could not be written to {self._folder / CHECKPOINTS}: {_first_line(error)}; "
+            f"the checkpoint of step {self._saving} could not be written to {self._folder / CHECKPOINTS}: {first_line(error)}; "
             f"finished checkpoints there: {kept}"
         )
 
@@ -205,12 +206,6 @@ def no_checkpoint_left(folder: Path) -> CheckpointError:
         f"{folder} has no checkpoint left to go on from, only damaged ones ({', '.join(integrity.damaged(folder))}); restore one from a "
         "copy, or start the run anew under another name"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    """What went wrong, without TensorStore's description of the array and of its own source."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return re.split(r" \[(?:tensorstore_spec|source locations)=", line)[0][:600]
 
 
 def _without_params(state: TrainState) -> dict[str, Any]:

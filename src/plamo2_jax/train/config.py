@@ -12,6 +12,7 @@ from plamo2_jax.data.pipeline import DataConfig
 from plamo2_jax.model.plamo2 import Remat
 from plamo2_jax.sharding.mesh import MeshConfig
 from plamo2_jax.sharding.rules import Strategy
+from plamo2_jax.storage import address, located
 from plamo2_jax.train.distillation import DistillationConfig
 from plamo2_jax.train.guard import SpikeConfig
 from plamo2_jax.train.optimizer import OptimizerConfig
@@ -37,10 +38,10 @@ class PretrainConfig:
     steps: int
     """Number of updates."""
     output: Path = Path("runs")
-    """Folder of runs; this one is written to output/name."""
+    """Folder of runs, or gs://BUCKET/FOLDER; this one is written to output/name."""
     init_from: Path | None = None
-    """Start from the parameters of this run folder (its newest checkpoint) instead of at random. A run that has a checkpoint of its
-    own goes on from that and does not look here."""
+    """Start from the parameters of this folder, a run's (its newest checkpoint) or one of the public layout, instead of at random. A run
+    that has a checkpoint of its own goes on from that and does not look here."""
     heldout: dict[str, Path] = dataclasses.field(default_factory=dict)
     """Folders of held-out shards by language; bits per byte are reported for each."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -115,7 +116,7 @@ class PretrainConfig:
     @property
     def folder(self) -> Path:
         """The run's folder."""
-        return self.output / self.name
+        return located(self.output) / self.name
 
 
 # What may change between two starts of one run: where things lie, what is watched and how often, how data are read ahead, which
@@ -154,7 +155,7 @@ def to_json(config: Any) -> Any:
         return {str(key): to_json(value) for key, value in config.items()}
     if isinstance(config, tuple | list):
         return [to_json(value) for value in config]
-    return str(config) if isinstance(config, Path) else config
+    return address(config) if isinstance(config, Path) else config
 
 
 def differences(ours: Any, theirs: Any, name: str = "") -> list[str]:

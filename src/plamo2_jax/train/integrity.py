@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ import jax
 
 import plamo2_jax
 from plamo2_jax.checkpoint import CHECKPOINTS, write_json
+from plamo2_jax.storage import files_below, is_remote
 
 MANIFEST = "manifest.json"
 DAMAGED = "damaged"
@@ -36,7 +36,7 @@ def write_manifest(step_folder: Path, items: Iterable[str], about: Mapping[str, 
         items: its items; Orbax still changes the files beside them.
         about: what else to record; JSON types.
     """
-    files = sorted(path for item in items for path in (step_folder / item).rglob("*") if path.is_file())
+    files = sorted(path for item in items for path in files_below(step_folder / item))
     with ThreadPoolExecutor(_THREADS) as pool:
         entries = dict(
             zip((str(path.relative_to(step_folder)) for path in files), pool.map(_entry, files), strict=True)
@@ -63,8 +63,8 @@ def find_damage(step_folder: Path) -> str | None:
         path = step_folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        if (found := _size(path)) != size:
+            return f"{name} has {found} bytes instead of {size}"
     with ThreadPoolExecutor(_THREADS) as pool:
         for name, entry in zip(expected, pool.map(_entry, map(step_folder.joinpath, expected)), strict=True):
             if entry["blake2b"] != expected[name][1]:
@@ -109,4 +109,9 @@ def _commit() -> str | None:
 def _entry(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        return {"bytes": os.fstat(file.fileno()).st_size, "blake2b": digest}
+        return {"bytes": file.tell(), "blake2b": digest}
+
+
+def _size(path: Path) -> int:
+    status = path.stat()
+    return status.length if is_remote(path) else status.st_size

@@ -29,6 +29,7 @@ from plamo2_jax.eval.perplexity import make_evaluator
 from plamo2_jax.model.plamo2 import Plamo2
 from plamo2_jax.sharding.mesh import make_mesh
 from plamo2_jax.sharding.rules import batch_sharding, param_shardings, process_part, replicated, with_shardings
+from plamo2_jax.storage import located
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train import integrity, processes
 from plamo2_jax.train.checkpoints import RunCheckpoints, no_checkpoint_left
@@ -180,7 +181,7 @@ def pretrain(
 
     guard = Guard(config.max_skipped, config.spike)
     about = {"config": to_json(config), "mesh": dict(mesh.shape), "processes": jax.process_count()}
-    with RunCheckpoints(folder, config.keep, about) as checkpoints:
+    with RunCheckpoints(folder, config.keep, about) as checkpoints, processes.leave_when_broken(folder):
         # -- Restore: own run > init_from > scratch --------------------------------------------------------------------------------
         if resuming:
             state = checkpoints.restore(abstract, iterator, guard)
@@ -202,7 +203,6 @@ def pretrain(
             tqdm(
                 total=config.steps, initial=step, unit="step", desc=config.name, dynamic_ncols=True, disable=not writes
             ) as progress,
-            processes.leave_when_broken(folder),
         ):
             devices = list(mesh.devices.ravel())
             window = Window(config, devices, log, guard, watchdog, Goodput(folder) if writes else None)
@@ -258,6 +258,7 @@ def pretrain(
                     log.write(step, _heldout_figures(heldout) | _heldout_figures(averaged, "heldout_ema"))
                 log.flush()
                 if saving:
+                    log.upload()  # Before the checkpoint, so that whoever goes on from that finds all lines up to it.
                     checkpoints.save(state, iterator, guard)
                 elif writing:
                     checkpoints.check()
@@ -286,7 +287,7 @@ def _beating(batches: Iterable[Any], watchdog: StallWatchdog) -> Iterator[Any]:
 
 
 def _load_tokenizer(config: PretrainConfig) -> Tokenizer:
-    if not config.tokenizer.exists():
+    if not located(config.tokenizer).exists():
         raise TrainingError(
             f"PretrainConfig.tokenizer={str(config.tokenizer)!r} does not exist; train one or copy one there"
         )
@@ -307,14 +308,14 @@ def _open_folder(config: PretrainConfig, tokenizer: Tokenizer, source: Source) -
         )
     if not resuming and integrity.damaged(folder):
         raise no_checkpoint_left(folder)
-    processes.barrier("run folder looked at")
+    checkpoint.barrier("run folder looked at")
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.write_json(folder / checkpoint.CONFIG, description)
         tokenizer.save(folder / checkpoint.TOKENIZER)
         for name, text in source.files.items():
             (folder / name).write_text(text, encoding="utf-8")
-    processes.barrier("run folder written")
+    checkpoint.barrier("run folder written")
     return resuming
 
 

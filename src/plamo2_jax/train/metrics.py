@@ -1,8 +1,9 @@
 """The log of a run: metrics.jsonl, and the same figures for TensorBoard.
 
 metrics.jsonl is the record: one JSON object a line, `step` (updates made) and `time` (seconds since 1970) in each. Lines are flushed as
-they are written, so that a killed run keeps them. The TensorBoard folder is a view of it: when a run goes on from a checkpoint, lines
-past that step are dropped, since they will be written again, and the view is rebuilt from those that stay.
+they are written, so that a killed run keeps them; those of a run in a bucket get there with each checkpoint. The TensorBoard folder is a
+view of it: when a run goes on from a checkpoint, lines past that step are dropped, since they will be written again, and the view is
+rebuilt from those that stay.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from tensorboard.summary import Writer
+
+from plamo2_jax.storage import Mirror, located
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -30,7 +32,9 @@ class MetricsLog:
     """
 
     def __init__(self, folder: str | os.PathLike[str], step: int = 0):
-        self._folder = Path(folder)
+        self._mirror = Mirror(folder)
+        self._folder = self._mirror.folder
+        self._mirror.download(METRICS)
         self._open(step)
 
     def _open(self, step: int) -> None:
@@ -42,7 +46,7 @@ class MetricsLog:
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         os.replace(partial, folder / METRICS)
         self._file = (folder / METRICS).open("a", encoding="utf-8")
-        shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
+        self._mirror.clear(TENSORBOARD)
         self._tensorboard = Writer(str(folder / TENSORBOARD))
         for line in kept:
             self._show(line)
@@ -53,6 +57,7 @@ class MetricsLog:
     def __exit__(self, *_: object) -> None:
         self._file.close()
         self._tensorboard.close()
+        self._mirror.close()
 
     def drop_after(self, step: int) -> None:
         """Drop the lines of later steps: they did not count."""
@@ -71,6 +76,11 @@ class MetricsLog:
         """Hand everything written so far to the operating system: it outlives this process from here on."""
         self._file.flush()
         self._tensorboard.flush()
+
+    def upload(self) -> None:
+        """For a run in a bucket: copy what is written so far there."""
+        self.flush()
+        self._mirror.upload()
 
     def _show(self, line: Mapping[str, float]) -> None:
         for name, value in line.items():
@@ -98,6 +108,9 @@ class NoLog:
     def flush(self) -> None:
         """Nothing."""
 
+    def upload(self) -> None:
+        """Nothing."""
+
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
     """The lines of a metrics.jsonl; none where there is no file. A last line cut off by a kill is passed over.
@@ -105,7 +118,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
     Raises:
         ValueError: a line that is not the last is not a JSON object with a step; the message names the file and the line.
     """
-    path = Path(path)
+    path = located(path)
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")

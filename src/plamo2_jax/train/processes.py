@@ -8,16 +8,19 @@ in a job of one process. The first process alone writes logs and configuration; 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import json
 import os
-import sys
+import signal
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from plamo2_jax.checkpoint import first_line
 
 PEER_LOST = 75
 """Exit status of a process that ends because it lost another (EX_TEMPFAIL of sysexits.h): start all of them again."""
@@ -81,16 +84,9 @@ def join(config: ProcessesConfig) -> None:
             shutdown_timeout_seconds=config.heartbeat_seconds,
         )
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:300]
         raise ValueError(
-            f"the job at distributed.coordinator={config.coordinator} cannot be joined: {reason}"
+            f"the job at distributed.coordinator={config.coordinator} cannot be joined: {first_line(error)}"
         ) from error
-
-
-def barrier(name: str) -> None:
-    """Wait until every process is here; nothing in a job of one."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def from_first(value: Any) -> Any:
@@ -116,7 +112,7 @@ def largest(value: int) -> int:
 
 @contextlib.contextmanager
 def leave_when_broken(folder: os.PathLike[str]) -> Iterator[None]:
-    """In a job of several processes, end this one at once when a collective fails.
+    """In a job of several processes, end this one at once when something fails between them: a collective, or a barrier of Orbax's.
 
     It fails because another process is gone. Unwinding would wait for that one at the next barrier, in Orbax or in jax's shutdown,
     so the process ends here, with status PEER_LOST and one line on stderr. Finished checkpoints are whole; a half-written one counts
@@ -124,14 +120,70 @@ def leave_when_broken(folder: os.PathLike[str]) -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+    except Exception as error:
+        if jax.process_count() == 1 or (broken := _between_processes(error)) is None:
             raise
-        reason = str(error).strip().splitlines()[0][:200]
-        print(
-            f"process {jax.process_index()} of {jax.process_count()}: a collective failed, so another process is gone or out of reach; "
-            f"this one ends too. Start all of them again: {os.fspath(folder)} goes on from its newest checkpoint. ({reason})",
-            file=sys.stderr,
-            flush=True,
+        _leave(
+            f"a collective failed, so another process is gone or out of reach; this one ends too. {_again(folder)} "
+            f"({first_line(broken)[:200]})"
         )
-        os._exit(PEER_LOST)
+
+
+def leave_when_aborted(folder: os.PathLike[str]) -> None:
+    """In a job of several processes, have jax's abort end this one as `leave_when_broken` does; where numba is missing, it stays an abort.
+
+    jax's own thread aborts the process when the coordinator is gone, or says that another one is. That can come before a collective
+    fails, or where none is waited for; Python is not asked. So SIGABRT is caught. The handler must not wait for Python's lock, which a
+    thread that waits for the aborting one may hold (in jax's shutdown, say), so numba compiles it. The line comes after the stack that
+    jax writes, and is the last.
+    """
+    if jax.process_count() == 1:
+        return
+    try:
+        import numba
+    except ImportError:
+        return
+    line = _line(f"jax aborted this one (above), most likely because another process is gone. {_again(folder)}")
+    text = ctypes.create_string_buffer(line)
+    address, size, status = ctypes.addressof(text), len(line), PEER_LOST
+    libc = ctypes.CDLL(None)
+    write, leave = libc.write, libc._exit
+    write.argtypes, write.restype = (ctypes.c_int, ctypes.c_size_t, ctypes.c_size_t), ctypes.c_ssize_t
+    leave.argtypes, leave.restype = (ctypes.c_int,), None
+
+    @numba.cfunc("void(int32)")
+    def on_abort(_):  # No annotations, which numba would not read.
+        write(2, address, size)
+        leave(status)
+
+    _kept.extend((text, on_abort))
+    libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    libc.signal(signal.SIGABRT, on_abort.address)
+
+
+_kept: list[object] = []
+"""What the handler uses outlives the call that set it up."""
+
+
+def _between_processes(error: BaseException | None) -> BaseException | None:
+    """The error of jax's runtime that this one is, or comes from: Orbax and our own classes wrap it."""
+    while error is not None and not isinstance(error, jax.errors.JaxRuntimeError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _again(folder: os.PathLike[str]) -> str:
+    return f"Start all of them again: {os.fspath(folder)} goes on from its newest checkpoint."
+
+
+def _line(why: str) -> bytes:
+    return f"\nplamo2 pretrain: process {jax.process_index()} of {jax.process_count()}: {why}\n".encode()
+
+
+def _leave(why: str) -> NoReturn:
+    """Write the line, as the last one, and end."""
+    said = os.dup(2)
+    # Other threads may be writing their stacks.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    os.write(said, _line(why))
+    os._exit(PEER_LOST)

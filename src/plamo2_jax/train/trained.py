@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import jax
 
-from plamo2_jax import checkpoint
+from plamo2_jax.convert.load import load_params
 from plamo2_jax.model.plamo2 import Plamo2, abstract_params, init_params, logical_axes
 from plamo2_jax.sharding.rules import with_shardings
 from plamo2_jax.train.config import PretrainConfig
@@ -34,6 +34,7 @@ class WholeModel:
     def create(self, shardings: Any) -> Any:
         """See `Trained`."""
         if self._config.init_from is not None:
-            return checkpoint.restore_params(self._config.init_from, with_shardings(self.abstract, shardings))
+            abstract = with_shardings(self.abstract, shardings)
+            return load_params(self._config.init_from, self._config.model, abstract)
         key = jax.random.key(self._config.seed)
         return jax.jit(lambda: init_params(self._model, key), out_shardings=shardings)()

@@ -9,15 +9,16 @@ import faulthandler
 import json
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
 
 from plamo2_jax.checkpoint import write_json
+from plamo2_jax.storage import Mirror, append, located
 
 GOODPUT = "goodput.json"
 STALLS = "stalls.txt"
@@ -74,7 +75,7 @@ class Goodput:
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
-        path = Path(folder) / GOODPUT
+        path = located(folder) / GOODPUT
         try:
             self._first_start = float(json.loads(path.read_text())["first_start"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -107,7 +108,7 @@ class StallWatchdog:
     """
 
     def __init__(self, folder: str | os.PathLike[str], seconds: float):
-        self._path = Path(folder) / STALLS
+        self._path = located(folder) / STALLS
         self._seconds = seconds
         self._beats = 0
         self._stalled = False
@@ -148,10 +149,12 @@ class StallWatchdog:
     def _dump(self) -> None:
         line = f"no step for {self._seconds:g} s; the stacks of all threads are in {self._path}"
         print(line, file=sys.stderr, flush=True)
-        with contextlib.suppress(OSError), self._path.open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        with contextlib.suppress(OSError), tempfile.TemporaryFile() as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n".encode())
             file.flush()
             faulthandler.dump_traceback(file)
+            file.seek(0)
+            append(self._path, file.read())
         with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr may be no real file.
             faulthandler.dump_traceback(sys.stderr)
 
@@ -187,7 +190,7 @@ class Profiler:
     """
 
     def __init__(self, folder: str | os.PathLike[str], steps: ProfileSteps | None):
-        self._folder, self._steps = Path(folder) / PROFILE, steps
+        self._folder, self._steps = located(folder) / PROFILE, steps
         self._tracing = False
 
     def __enter__(self) -> Profiler:
@@ -199,7 +202,8 @@ class Profiler:
     def before(self, step: int) -> None:
         """Begin the trace if this step is to be in it."""
         if self._steps and not self._tracing and self._steps.first <= step <= self._steps.last:
-            jax.profiler.start_trace(self._folder)
+            self._mirror = Mirror(self._folder)
+            jax.profiler.start_trace(self._mirror.folder)
             self._tracing = True
 
     def after(self, step: int, result: object) -> None:
@@ -212,3 +216,4 @@ class Profiler:
         if self._tracing:
             self._tracing = False
             jax.profiler.stop_trace()
+            self._mirror.close()

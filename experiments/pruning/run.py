@@ -1,0 +1,150 @@
+"""Cut a trained model to about a quarter of its parameters by each importance, train on, and compare with that shape from scratch."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import sys
+from pathlib import Path
+
+import jax
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from trials import LANGUAGES, LENGTH, MODEL, ROWS, TOKENS, plot, prepare, smooth, spread, train, write_results  # noqa: E402
+
+from plamo2_jax.convert.hf import write_public  # noqa: E402
+from plamo2_jax.convert.load import load_model  # noqa: E402
+from plamo2_jax.data.pipeline import DataConfig, MixtureItem, train_iterator  # noqa: E402
+from plamo2_jax.surgery.prune import mean_loss, prune  # noqa: E402
+
+LARGE = dataclasses.replace(
+    MODEL,
+    hidden_size=128,
+    num_hidden_layers=4,
+    intermediate_size=512,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    mamba_num_heads=8,
+)
+# Width alone, as the public cut of the 8B to a 2B; heads go too, since beside so narrow a stream they weigh more.
+SMALL = dataclasses.replace(
+    LARGE, hidden_size=64, intermediate_size=176, num_attention_heads=4, num_key_value_heads=2, mamba_num_heads=4
+)
+# importance, rounds
+METHODS = {
+    "activation": ("activation", 1),
+    "taylor": ("taylor", 1),
+    "taylor, 4 rounds": ("taylor", 4),
+    "magnitude": ("magnitude", 1),
+    "random": ("random", 1),
+}
+# Trained on with the large model as teacher: name, where it starts.
+DISTILLED = {"activation, distilled": "activation", "scratch, distilled": "scratch"}
+
+
+def main() -> None:
+    """Runs what is not done yet, and writes results, plot and README."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("runs/pruning"))
+    parser.add_argument("--output", type=Path, default=HERE)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--large-steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batches", type=int, default=16)
+    options = parser.parse_args()
+    work, steps = options.work, options.steps
+    prepare(work)
+    ratio = LARGE.flops_per_token(LENGTH) / SMALL.flops_per_token(LENGTH)
+    longer = steps + round(options.large_steps * ratio)
+    trials = {name: [] for name in ("scratch", "scratch, same FLOPs", *DISTILLED, *METHODS)}
+    after = {name: [] for name in METHODS}
+    for seed in range(options.seeds):
+        train(work, f"large-{seed}", LARGE, options.large_steps, 1000 + seed)
+        large = work / "runs" / f"large-{seed}"
+        trials["scratch"].append(train(work, f"scratch-{seed}", SMALL, steps, seed))
+        trials["scratch, same FLOPs"].append(train(work, f"longer-{seed}", SMALL, longer, seed))
+        for name, (method, rounds) in METHODS.items():
+            slug = f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+            cut(work, slug, method, rounds, seed, options.batches)
+            trials[name].append(train(work, slug, SMALL, steps, seed, work / "cut" / slug))
+            after[name].append(trials[name][-1].losses[0])
+        for name, start in DISTILLED.items():
+            slug = f"{start}-distilled-{seed}"
+            folder = None if start == "scratch" else work / "cut" / f"{start}-{seed}"
+            trials[name].append(train(work, slug, SMALL, steps, seed, folder, large))
+    results = {
+        "large": dataclasses.asdict(LARGE),
+        "small": dataclasses.asdict(SMALL),
+        "parameters": [LARGE.parameter_count(), SMALL.parameter_count()],
+        "seeds": options.seeds,
+        "large_steps": options.large_steps,
+        "steps": steps,
+        "longer_steps": longer,
+        "tokens_a_step": TOKENS,
+        "methods": {
+            name: {
+                "first_loss": after.get(name),
+                "final_loss": [float(smooth(trial.losses)[-1]) for trial in found],
+                "heldout": [trial.heldout for trial in found],
+            }
+            for name, found in trials.items()
+        },
+    }
+    # The longer run would squeeze the others.
+    shown = {name: [t.losses[:steps] for t in found] for name, found in trials.items() if name != "scratch, same FLOPs"}
+    plot(shown, options.output / "loss.png", "pruning, then training")
+    write_results(options.output, results, page)
+
+
+def cut(work: Path, slug: str, method: str, rounds: int, seed: int, batches: int) -> None:
+    """Write the cut model, unless it is there."""
+    folder = work / "cut" / slug
+    if folder.exists():
+        return
+    large = load_model(work / "runs" / f"large-{seed}")
+    mixture = tuple(MixtureItem(work / "data" / language / "train", share) for language, share in LANGUAGES.items())
+    data = DataConfig(mixture, LENGTH, ROWS, seed=2000 + seed, prefetch_batches=0)
+    examples = list(itertools.islice(train_iterator(data, large.tokenizer), batches))
+    pruned = prune(large.params, LARGE, SMALL, examples, method=method, rounds=rounds, seed=seed)
+    loss = jax.jit(mean_loss(SMALL))
+    print(slug, "cut, nats a token:", float(loss(pruned.params, examples[0])), flush=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    write_public(folder, pruned.config, pruned.params, large.tokenizer)
+
+
+def page(results: dict) -> str:
+    """The README."""
+    large, small = results["parameters"]
+    rows = []
+    for name, found in results["methods"].items():
+        first = spread(found["first_loss"]) if found["first_loss"] else ""
+        rows.append(f"| {name} | {first} | {spread(found['final_loss'])} | {spread(found['heldout'])} |")
+    steps, large_steps, longer = results["steps"], results["large_steps"], results["longer_steps"]
+    a_step, seeds = results["tokens_a_step"], results["seeds"]
+    return f"""# Which importance to prune by, and is pruning worth it?
+
+**Question.** Is a model of {small:,} parameters better cut out of one of {large:,} than trained from scratch, and does it matter how the
+channels that stay are chosen?
+
+**Method.** A model is trained {large_steps} steps of {a_step} tokens, cut in width (residual stream, MLP, heads of both mixers) by each
+importance, and trained {steps} steps more, with a new optimizer and the same schedule, data and order of data as the model from
+scratch: on cross-entropy, or where the name says so on half cross-entropy, half divergence from the large model ("distilled": the
+teacher's forward passes are not counted). "Same FLOPs" is from scratch with {longer} steps: what the large model's training cost is
+added. {seeds} seeds, mean ± standard deviation. Losses are training losses in nats a token, the final one a mean of 20 steps; held-out
+is the mean of Japanese and English bits per byte.
+
+| method | loss after the cut | final loss | held-out bits/byte |
+|---|---|---|---|
+{chr(10).join(rows)}
+
+![loss by tokens](loss.png)
+
+`python experiments/pruning/run.py` repeats it; it goes on where it was stopped.
+"""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""What the experiments on surgery share: data, short resumable runs, curves of loss by tokens, and tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from plamo2_jax.checkpoint import write_json
+from plamo2_jax.cli.main import main as plamo2
+from plamo2_jax.config import ModelConfig
+from plamo2_jax.data.pipeline import DataConfig, MixtureItem
+from plamo2_jax.surgery.distill import make_objective
+from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.distillation import DistillationConfig
+from plamo2_jax.train.loop import pretrain
+from plamo2_jax.train.metrics import METRICS, read_metrics
+from plamo2_jax.train.optimizer import OptimizerConfig
+from plamo2_jax.train.schedule import ScheduleConfig
+
+LANGUAGES = {"ja": 0.33, "en": 0.67}
+LENGTH, ROWS = 256, 4
+TOKENS = LENGTH * ROWS
+"""Of a step."""
+MODEL = ModelConfig(
+    hidden_size=64,
+    num_hidden_layers=2,
+    intermediate_size=192,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    hidden_size_per_head=32,
+    mamba_num_heads=4,
+    mamba_d_state=16,
+    mamba_chunk_size=64,
+    attention_window_size=128,
+    vocab_size=2048,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One run's outcome."""
+
+    losses: list[float]
+    """Training loss of every step."""
+    heldout: float
+    """Mean of the languages' held-out bits per byte at the end."""
+
+
+def prepare(work: Path) -> None:
+    """A tokenizer and shards of the bundled corpus, once; programs that are compiled are kept too."""
+    work.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(work / "compiled"))
+    if not (work / "tokenizer.jsonl").exists():
+        run("tokenizer", "train", "--input", "bundled:all:train", "--vocab-size", "2048", "--output", work)
+    for language in LANGUAGES:
+        for split in ("train", "heldout"):
+            folder = work / "data" / language / split
+            if not folder.exists():
+                run(
+                    "data", "prepare", "--input", f"bundled:{language}:{split}", "--tokenizer", work, "--output", folder
+                )
+
+
+def run(*arguments: object) -> None:
+    """`plamo2 ...`, which must succeed."""
+    if plamo2([str(argument) for argument in arguments]):
+        raise SystemExit(f"plamo2 {' '.join(map(str, arguments))} failed")
+
+
+def train(
+    work: Path,
+    name: str,
+    model: ModelConfig,
+    steps: int,
+    seed: int,
+    init_from: Path | None = None,
+    teacher: Path | None = None,
+) -> Trial:
+    """Train to the end, going on where an earlier call stopped; a run that is done is read."""
+    distillation = None if teacher is None else DistillationConfig(teacher)
+    config = PretrainConfig(
+        name=name,
+        model=model,
+        tokenizer=work / "tokenizer.jsonl",
+        data=DataConfig(
+            tuple(MixtureItem(work / "data" / language / "train", share) for language, share in LANGUAGES.items()),
+            LENGTH,
+            ROWS,
+            seed=seed,
+        ),
+        steps=steps,
+        output=work / "runs",
+        init_from=init_from,
+        distillation=distillation,
+        heldout={language: work / "data" / language / "heldout" for language in LANGUAGES},
+        optimizer=OptimizerConfig(),
+        schedule=ScheduleConfig(learning_rate=3e-3, warmup=0.05, decay_fraction=0.5, decay_shape="linear"),
+        dtype="float32",
+        seed=seed,
+        checkpoint_every=max(1, steps // 2),
+        evaluate_every=steps,
+    )
+    result = config.folder / "trial.json"
+    if not result.exists():
+        outcome = pretrain(config, make_objective=None if teacher is None else make_objective)
+        if outcome.signal is not None:
+            raise SystemExit("stopped; the same command goes on from there")
+        losses = {line["step"]: line["loss"] for line in read_metrics(config.folder / METRICS) if "loss" in line}
+        heldout = statistics.mean(found.bits_per_byte for found in outcome.heldout.values())
+        write_json(result, {"losses": [losses[step] for step in sorted(losses)], "heldout": heldout})
+    return Trial(**json.loads(result.read_text(encoding="utf-8")))
+
+
+def smooth(losses: list[float], span: int = 20) -> np.ndarray:
+    """Mean of the last `span` steps, at each step."""
+    total = np.cumsum(np.concatenate([[0.0], losses]))
+    ends = np.arange(1, len(losses) + 1)
+    starts = np.maximum(ends - span, 0)
+    return (total[ends] - total[starts]) / (ends - starts)
+
+
+def steps_to_reach(losses: list[float], goal: float) -> int | None:
+    """First step whose smoothed loss is at most the goal, and None where none is."""
+    below = np.flatnonzero(smooth(losses) <= goal)
+    return int(below[0]) + 1 if below.size else None
+
+
+def spread(values: list[float], digits: int = 3) -> str:
+    """Mean and standard deviation over seeds as text."""
+    text = f"{statistics.mean(values):.{digits}f}"
+    return text if len(values) < 2 else f"{text} ± {statistics.stdev(values):.{digits}f}"
+
+
+def plot(curves: Mapping[str, list[list[float]]], path: Path, title: str) -> None:
+    """Smoothed training loss by tokens, the mean over seeds, a line a method."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for name, runs in curves.items():
+        mean = np.mean([smooth(losses) for losses in runs], axis=0)
+        axis.plot(np.arange(1, len(mean) + 1) * TOKENS / 1e6, mean, label=name)
+    axis.set(xlabel="million tokens", ylabel="nats a token, mean of 20 steps", title=title)
+    axis.set_ylim(top=float(np.max([smooth(losses)[len(losses) // 10] for losses in curves["scratch"]])))
+    axis.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def write_results(folder: Path, results: dict, page: Callable[[dict], str]) -> None:
+    """results.json, and the README that follows from it."""
+    write_json(folder / "results.json", results)
+    (folder / "README.md").write_text(page(results), encoding="utf-8")

@@ -1,0 +1,136 @@
+"""Grow a trained small model by each method, train on, and compare with a model of that shape from scratch."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from trials import LENGTH, MODEL, TOKENS, plot, prepare, smooth, spread, steps_to_reach, train, write_results  # noqa: E402
+
+from plamo2_jax.convert.hf import write_public  # noqa: E402
+from plamo2_jax.convert.load import load_model  # noqa: E402
+from plamo2_jax.surgery.reuse import grow  # noqa: E402
+
+SMALL = MODEL
+WIDE = dataclasses.replace(
+    MODEL,
+    hidden_size=128,
+    intermediate_size=384,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    mamba_num_heads=8,
+)
+LARGE = dataclasses.replace(WIDE, num_hidden_layers=4)
+# width, depth, noise
+METHODS = {
+    "clone + identity": ("clone", "identity", 0.1),
+    "clone + stack": ("clone", "stack", 0.1),
+    "clone + interleave": ("clone", "interleave", 0.1),
+    "clone + identity, no noise": ("clone", "identity", 0.0),
+    "zero + identity": ("zero", "identity", 0.0),
+}
+
+
+def main() -> None:
+    """Runs what is not done yet, and writes results, plot and README."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("runs/weight_reuse"))
+    parser.add_argument("--output", type=Path, default=HERE)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--small-steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=400)
+    options = parser.parse_args()
+    work, steps = options.work, options.steps
+    prepare(work)
+    ratio = SMALL.flops_per_token(LENGTH) / LARGE.flops_per_token(LENGTH)
+    # What the small model's training cost, in steps of the large one.
+    longer = steps + round(options.small_steps * ratio)
+    trials = {name: [] for name in ("scratch", "scratch, same FLOPs", *METHODS)}
+    start = {name: [] for name in METHODS}
+    for seed in range(options.seeds):
+        # Other documents first: a grown model may not see its data twice where one from scratch sees them once.
+        train(work, f"small-{seed}", SMALL, options.small_steps, 1000 + seed)
+        trials["scratch"].append(train(work, f"scratch-{seed}", LARGE, steps, seed))
+        trials["scratch, same FLOPs"].append(train(work, f"longer-{seed}", LARGE, longer, seed))
+        for name, (width, depth, noise) in METHODS.items():
+            slug = f"{width}-{depth}-{noise:g}-{seed}"
+            folder = work / "grown" / slug
+            if not folder.exists():
+                small = load_model(work / "runs" / f"small-{seed}")
+                params = jax.device_get(small.params)
+                grown = grow(params, SMALL, LARGE, width=width, depth=depth, noise=noise, seed=seed)
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                write_public(folder, LARGE, grown, small.tokenizer)
+            trials[name].append(train(work, slug, LARGE, steps, seed, folder))
+            start[name].append(trials[name][-1].losses[0])
+    results = {
+        "small": dataclasses.asdict(SMALL),
+        "large": dataclasses.asdict(LARGE),
+        "parameters": [SMALL.parameter_count(), LARGE.parameter_count()],
+        "seeds": options.seeds,
+        "steps": steps,
+        "small_steps": options.small_steps,
+        "longer_steps": longer,
+        "tokens_a_step": TOKENS,
+        "methods": {
+            name: {
+                "heldout": [trial.heldout for trial in found],
+                "final_loss": [float(smooth(trial.losses)[-1]) for trial in found],
+                "first_loss": start.get(name),
+                "steps_to_scratch": [
+                    steps_to_reach(trial.losses, float(smooth(scratch.losses)[-1]))
+                    for trial, scratch in zip(found, trials["scratch"], strict=True)
+                ],
+            }
+            for name, found in trials.items()
+        },
+    }
+    plot(
+        {name: [t.losses for t in found] for name, found in trials.items()}, options.output / "loss.png", "weight reuse"
+    )
+    write_results(options.output, results, page)
+
+
+def page(results: dict) -> str:
+    """The README."""
+    small, large = results["parameters"]
+    rows = []
+    for name, found in results["methods"].items():
+        reached = [step for step in found["steps_to_scratch"] if step is not None]
+        saved = [100 * (1 - step / results["steps"]) for step in reached]
+        some = "" if len(reached) in (0, results["seeds"]) else f" ({len(reached)} of {results['seeds']} seeds)"
+        first = spread(found["first_loss"]) if found["first_loss"] else ""
+        tokens = f"{spread(saved, 0)} %{some}" if saved else "not reached"
+        final, heldout = spread(found["final_loss"]), spread(found["heldout"])
+        rows.append(f"| {name} | {first} | {final} | {heldout} | {tokens} |")
+    steps, small_steps, longer = results["steps"], results["small_steps"], results["longer_steps"]
+    a_step, seeds = results["tokens_a_step"], results["seeds"]
+    return f"""# Does a trained small model give a larger one a start?
+
+**Question.** How many tokens does a model of {large:,} parameters save when it starts from one of {small:,}?
+
+**Method.** A small model is trained {small_steps} steps of {a_step} tokens, grown by each method, and trained {steps} steps more, with a
+new optimizer and the same schedule, data and order of data as the model from scratch. "Same FLOPs" is from scratch with {longer} steps:
+what the small model's training cost is added. {seeds} seeds, mean ± standard deviation. Losses are training losses in nats a token, means
+of 20 steps but for the first; held-out is the mean of Japanese and English bits per byte. "Tokens saved" is up to the smoothed loss with
+which scratch ends.
+
+| method | first loss | final loss | held-out bits/byte | tokens saved |
+|---|---|---|---|---|
+{chr(10).join(rows)}
+
+![loss by tokens](loss.png)
+
+`python experiments/weight_reuse/run.py` repeats it; it goes on where it was stopped.
+"""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""`plamo2 prune MODEL TARGET OUT --calibration DATA`: a smaller model cut out of a larger one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+def prune(
+    model: Annotated[str, tyro.conf.Positional],
+    target: Annotated[str, tyro.conf.Positional],
+    output: Annotated[Path, tyro.conf.Positional],
+    *,
+    calibration: Path | None = None,
+    method: Literal["activation", "taylor", "magnitude", "random"] = "activation",
+    depth: Literal["influence", "loss", "same"] = "influence",
+    rounds: int = 1,
+    batches: int = 8,
+    batch_size: int = 8,
+    sequence_length: int = 512,
+    multiple_of: int | None = None,
+    max_parameters: float | None = None,
+    max_flops: float | None = None,
+    seed: int = 0,
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    step: int | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    plan: bool = False,
+) -> None:
+    """Write a smaller model, in the public layout, cut out of a larger one; pretrain goes on from it with --init-from.
+
+    Of the target only sizes count: windows, RoPE bases and token ids stay the model's.
+    What stays is chosen by importance, measured on calibration data: the residual width for all layers together, MLP, heads and state
+    in each layer, and whole periods of layers. Key/value heads stay or go with their queries.
+
+    Args:
+        model: The model to cut: a run folder or a folder of the public layout. With --plan a shape will do.
+        target: The shape to cut to: a preset, a config.json, or a model's folder (the model's own, with --set or a budget).
+        output: Folder to make; it must not exist or be empty.
+        calibration: Folder of shards that `plamo2 data prepare` wrote with the model's tokenizer.
+        method: Of ranking channels. activation: size of activations. taylor: first-order change of the loss. magnitude: size of weights.
+            random: for comparison.
+        depth: Of ranking layers. influence: how far they turn the residual stream. loss: how much the loss rises without them. same: as
+            --method.
+        rounds: How often to measure, sizes falling by equal ratios.
+        batches: Calibration batches.
+        batch_size: Rows in one.
+        sequence_length: Positions in a row.
+        multiple_of: Hidden and MLP sizes must be multiples of this; 128 fits the matrix units of TPUs.
+        max_parameters: Search splits of depth and width with at most so many parameters, and cut to the one of lowest loss.
+        max_flops: The same for forward FLOPs a token at --sequence-length.
+        seed: Of the data's order and of random.
+        set: FIELD=VALUE, replaces a field of the target's shape; may be given several times.
+        step: Which checkpoint of a run folder; left out, the newest.
+        dtype: Of the file.
+        plan: Only print what would be cut, or the shapes within the budget.
+    """
+    from plamo2_jax.convert.hf import refuse_occupied, write_public
+    from plamo2_jax.surgery.search import candidates
+    from plamo2_jax.surgery.shapes import changes_table, read_shape, with_sizes
+    from plamo2_jax.surgery.shrink import check_target
+
+    old = read_shape(model)
+    shapes = [with_sizes(old, read_shape(target, set))]
+    for bound, cost in (
+        (max_parameters, lambda config: config.parameter_count()),
+        (max_flops, lambda config: config.flops_per_token(sequence_length)),
+    ):
+        if bound is not None:
+            shapes = candidates(shapes[0], bound, cost, multiple_of=multiple_of or 1)
+            break
+    for shape in shapes:
+        check_target(old, shape, multiple_of)
+    if plan:
+        for shape in shapes:
+            _check_on_shapes(old, shape)
+            print(changes_table(old, shape), end="\n\n" if len(shapes) > 1 else "\n")
+        return
+    for name, value in (("rounds", rounds), ("batches", batches)):
+        if value < 1:
+            raise ValueError(f"--{name} {value} is not allowed: it must be at least 1")
+    if calibration is None:
+        raise ValueError("--calibration must name a folder of shards (see plamo2 data prepare)")
+    refuse_occupied(output)
+
+    import itertools
+
+    import jax
+
+    from plamo2_jax.convert.load import load_model
+    from plamo2_jax.data.pipeline import DataConfig, MixtureItem, train_iterator
+    from plamo2_jax.surgery import prune as surgery
+
+    loaded = load_model(model, step=step)
+    if loaded.tokenizer is None:
+        raise ValueError(f"{model} has no tokenizer.jsonl, which the calibration data are checked against")
+    data = DataConfig((MixtureItem(calibration),), sequence_length, batch_size, seed=seed, prefetch_batches=0)
+    examples = list(itertools.islice(train_iterator(data, loaded.tokenizer), batches))
+
+    def cut(shape):
+        return surgery.prune(loaded.params, old, shape, examples, method=method, depth=depth, rounds=rounds, seed=seed)
+
+    best, lowest = None, float("inf")
+    for shape in shapes:
+        pruned = cut(shape)
+        loss = surgery.mean_loss(pruned.config)
+        measure = jax.jit(lambda params, batch, loss=loss: loss(params, batch))
+        nats = sum(float(measure(pruned.params, batch)) for batch in examples) / len(examples)
+        print(
+            f"{pruned.config.num_hidden_layers} layers, hidden {pruned.config.hidden_size}, MLP {pruned.config.intermediate_size}, "
+            f"{pruned.config.parameter_count():,} parameters: {nats:.4f} nats a token of the calibration data",
+            file=sys.stderr,
+        )
+        if best is None or nats < lowest:
+            best, lowest = pruned, nats
+    write_public(output, best.config, best.params, loaded.tokenizer, dtype=dtype)
+    print(changes_table(old, best.config))
+    print(output)
+
+
+def _check_on_shapes(old, new) -> None:
+    """Cut on shapes alone: that every parameter of the target comes out of the source."""
+    import jax
+
+    from plamo2_jax.model import Plamo2, abstract_params
+    from plamo2_jax.surgery.select import first_masks
+    from plamo2_jax.surgery.shrink import cut_config, shrink
+
+    masks = first_masks(old, new)
+    config = cut_config(old, new, masks)
+    cut = jax.eval_shape(lambda params: shrink(params, masks, old, config), abstract_params(Plamo2(old)))
+    if cut != abstract_params(Plamo2(config)):
+        raise ValueError("the shapes that come out are not those of the target")
+
+
+def main(argv: list[str]) -> None:
+    """Runs `plamo2 prune`."""
+    tyro.cli(prune, args=argv, prog="plamo2 prune")

@@ -1,0 +1,84 @@
+"""Which shape to prune to: splits of a budget between depth and width, the best by its loss after cutting."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from plamo2_jax.config import ModelConfig
+from plamo2_jax.surgery.structure import SurgeryError
+
+Cost = Callable[[ModelConfig], float]
+"""What is bounded: parameters, or FLOPs a token."""
+
+
+def candidates(
+    source: ModelConfig,
+    budget: float,
+    cost: Cost,
+    *,
+    multiple_of: int = 1,
+    least_depth: float = 0.5,
+    mlp_ratios: Sequence[float] = (0.5, 0.75, 1.0),
+) -> list[ModelConfig]:
+    """Shapes within a budget, as wide as it allows, one for each depth and each share of the MLP (as Minitron's search, arXiv:2407.14679).
+
+    Heads and state are kept: the published cut of the 8B to a 2B keeps them too.
+
+    Args:
+        source: what is cut.
+        budget: bound of `cost`.
+        cost: for instance `ModelConfig.parameter_count`.
+        multiple_of: hidden and MLP sizes are multiples of it.
+        least_depth: fewest layers, as a fraction.
+        mlp_ratios: MLP width over hidden width, as fractions of the source's.
+
+    Raises:
+        SurgeryError: nothing fits.
+    """
+    step = source.mamba_step if source.mamba_enabled else 1
+    rest = source.num_hidden_layers % step
+    found: list[ModelConfig] = []
+    for layers in range(source.num_hidden_layers, step - 1, -step):
+        if layers < least_depth * source.num_hidden_layers or layers - rest < step:
+            break
+        for ratio in mlp_ratios:
+            shape = _widest(source, layers, ratio, budget, cost, multiple_of)
+            if shape is not None and shape not in found:
+                found.append(shape)
+    if not found:
+        raise SurgeryError(
+            f"no shape with at least {least_depth:g} of {source.num_hidden_layers} layers and sizes in multiples of {multiple_of} fits "
+            f"a budget of {budget:,.0f}; the source costs {cost(source):,.0f}"
+        )
+    return found
+
+
+def _widest(
+    source: ModelConfig, layers: int, ratio: float, budget: float, cost: Cost, multiple_of: int
+) -> ModelConfig | None:
+    for hidden in range(source.hidden_size // multiple_of * multiple_of, 0, -multiple_of):
+        mlp = source.intermediate_size * ratio * hidden / source.hidden_size
+        mlp = max(int(mlp) // multiple_of * multiple_of, multiple_of)
+        shape = dataclasses.replace(
+            source,
+            hidden_size=hidden,
+            intermediate_size=min(mlp, source.intermediate_size),
+            num_hidden_layers=layers,
+            # Which layers are kept is not known yet; see `shrink.cut_config`.
+            full_attention_idx=tuple(i for i in source.full_attention_idx if i < layers),
+        )
+        if cost(shape) <= budget:
+            return shape
+    return None
+
+
+def best(shapes: Sequence[ModelConfig], loss: Callable[[ModelConfig], float]) -> tuple[ModelConfig, list[float]]:
+    """The shape of lowest loss, and the losses of all.
+
+    Args:
+        shapes: from `candidates`.
+        loss: of the network cut to a shape, for instance on calibration data after `prune.prune`, or after a short training.
+    """
+    losses = [loss(shape) for shape in shapes]
+    return shapes[losses.index(min(losses))], losses

@@ -1,0 +1,98 @@
+"""A target's shape as a user names it, and what a surgery would change."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from plamo2_jax import checkpoint
+from plamo2_jax.config import PRESETS, ModelConfig
+from plamo2_jax.convert.load import is_run_folder
+from plamo2_jax.convert.read import read_public_config
+from plamo2_jax.surgery.structure import SurgeryError, structure
+
+
+def read_shape(name: str, changes: Sequence[str] = ()) -> ModelConfig:
+    """The shape of a preset, of a model's folder, or of a config.json, with fields replaced.
+
+    Args:
+        name: a preset's name, a run folder, a folder of the public layout, or a JSON file of either's kind.
+        changes: `FIELD=VALUE`, values as in JSON; fields are those of ModelConfig.
+
+    Raises:
+        ValueError: there is no such shape, or a field is unknown or out of range.
+    """
+    path = Path(name)
+    if name in PRESETS:
+        config = PRESETS[name]
+    elif path.is_dir():
+        config = checkpoint.read_model_config(path) if is_run_folder(path) else read_public_config(path)
+    elif path.is_file():
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise SurgeryError(f"{path} is not valid JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise SurgeryError(f"{path} must hold a JSON object, not {type(values).__name__}")
+        config = ModelConfig.from_hf(values["model"] if isinstance(values.get("model"), dict) else values)
+    else:
+        raise SurgeryError(
+            f"{name} is no shape; it must be a model's folder, a config.json or one of {', '.join(PRESETS)}"
+        )
+    fields = {field.name for field in dataclasses.fields(ModelConfig)}
+    values = {}
+    for change in changes:
+        field, equals, text = change.partition("=")
+        if not equals or field not in fields:
+            raise SurgeryError(
+                f"--set {change!r} is not allowed; it must be FIELD=VALUE with a field of the model's config.json"
+            )
+        try:
+            values[field] = json.loads(text)
+        except ValueError:
+            raise SurgeryError(f"--set {change!r} is not allowed: {text!r} is not a JSON value") from None
+    return dataclasses.replace(config, **values)
+
+
+# What a surgery changes; all else (windows, RoPE bases, ids) says how the same weights are used.
+_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_size_per_head",
+    "mamba_num_heads",
+    "mamba_d_state",
+    "mamba_d_conv",
+    "mamba_step",
+    "mamba_enabled",
+    "vocab_size",
+    "tie_word_embeddings",
+)
+
+
+def with_sizes(source: ModelConfig, target: ModelConfig) -> ModelConfig:
+    """The source with the target's sizes; full attention is left to what becomes of the layers that have it.
+
+    Raises:
+        ValueError: a size does not go with what stays, such as a vocabulary without the source's ids.
+    """
+    same = source.num_hidden_layers == target.num_hidden_layers
+    kept = source.full_attention_idx if same and source.mamba_step == target.mamba_step else ()
+    return dataclasses.replace(source, full_attention_idx=kept, **{name: getattr(target, name) for name in _SIZES})
+
+
+def changes_table(source: ModelConfig, target: ModelConfig) -> str:
+    """Old and new size of every axis, and the counts of parameters, as lines of text."""
+    old, new = structure(source).sizes, structure(target).sizes
+    names = [name for name in old if name is not None and name in new]
+    rows = [("axis", "from", "to")]
+    rows += [(name, f"{old[name]:,}", f"{new[name]:,}" if old[name] != new[name] else "kept") for name in sorted(names)]
+    layers = source.num_hidden_layers, target.num_hidden_layers
+    rows.append(("layers", f"{layers[0]:,}", f"{layers[1]:,}" if layers[0] != layers[1] else "kept"))
+    rows.append(("parameters", f"{source.parameter_count():,}", f"{target.parameter_count():,}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(f"{a.ljust(widths[0])}  {b.rjust(widths[1])}  {c.rjust(widths[2])}" for a, b, c in rows)

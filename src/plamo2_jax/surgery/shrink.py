@@ -1,0 +1,149 @@
+"""Smaller models out of larger ones: what the masks keep, cut out of every parameter by the names of its axes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from plamo2_jax.config import ModelConfig
+from plamo2_jax.model import axes
+from plamo2_jax.surgery.masks import EVERYWHERE, Masks, full_masks
+from plamo2_jax.surgery.structure import (
+    FIXED,
+    Params,
+    SurgeryError,
+    array_module,
+    describe_kinds,
+    flatten,
+    layer_places,
+    restack,
+    structure,
+    unflatten,
+    unstack,
+)
+
+
+def check_target(source: ModelConfig, target: ModelConfig, multiple_of: int | None = None) -> None:
+    """Refuse a target that cannot be cut out of the source.
+
+    Args:
+        source, target: shapes of both.
+        multiple_of: sizes of embed, mlp and dt_rank that are cut must be multiples of this (the lanes of a TPU's tiles are 128).
+
+    Raises:
+        SurgeryError: the message names the axis or field, both sizes and what is allowed.
+    """
+    for name in ("tie_word_embeddings", "rms_norm_eps", "vocab_size", "hidden_size_per_head", "mamba_d_conv"):
+        if getattr(source, name) != getattr(target, name):
+            raise SurgeryError(
+                f"{name} is {getattr(source, name)} and would be {getattr(target, name)}; pruning leaves it alone, so it must stay"
+            )
+    step = source.mamba_step if source.mamba_enabled else 1
+    if (source.mamba_enabled, step) != (target.mamba_enabled, target.mamba_step if target.mamba_enabled else 1):
+        raise SurgeryError(
+            f"the layers' pattern {describe_kinds(source)} (mamba_step={source.mamba_step}) differs from that of the target, "
+            f"{describe_kinds(target)} (mamba_step={target.mamba_step}); both must have the same period"
+        )
+    old, new = source.num_hidden_layers, target.num_hidden_layers
+    if new > old:
+        raise SurgeryError(
+            f"num_hidden_layers is {old} and would be {new}; pruning cannot add layers (see plamo2 grow)"
+        )
+    if (old - new) % step:
+        raise SurgeryError(
+            f"num_hidden_layers is {old} and would be {new}; whole periods are dropped, so it must fall by a multiple of {step}"
+        )
+    rest = old % step
+    wanted = describe_kinds(source)[: new - rest] + describe_kinds(source)[old - rest :]
+    if describe_kinds(target) != wanted:
+        raise SurgeryError(
+            f"num_hidden_layers is {old} and would be {new}: the target's layers would be {describe_kinds(target)}, but what can be kept "
+            f"of {describe_kinds(source)} are {wanted}; keep at least one whole period of {step} layers"
+        )
+    before, after = structure(source).sizes, structure(target).sizes
+    for name in (name for name in before if name in after and name not in FIXED):
+        if after[name] > before[name]:
+            raise SurgeryError(
+                f"axis {name!r} has size {before[name]} and would have {after[name]}; the target must not be larger than the source "
+                "(see plamo2 grow)"
+            )
+        lanes = name in {axes.EMBED, axes.MLP, axes.DT_RANK}
+        if multiple_of and lanes and after[name] != before[name] and after[name] % multiple_of:
+            raise SurgeryError(
+                f"axis {name!r} would have size {after[name]}, which is no multiple of {multiple_of}; "
+                f"{after[name] // multiple_of * multiple_of} and {-(-after[name] // multiple_of) * multiple_of} are"
+            )
+    for shared, member in axes.GROUPS.items():
+        if shared in before and shared in after:
+            sizes = before[member] // before[shared], after[member] // after[shared]
+            if sizes[1] > sizes[0]:
+                raise SurgeryError(
+                    f"axis {member!r} goes from {before[shared]} groups of {sizes[0]} to {after[shared]} of {sizes[1]}; a group "
+                    f"cannot gain members, so {member} must be at most {sizes[0]} · {shared} = {sizes[0] * after[shared]}"
+                )
+
+
+def cut_config(source: ModelConfig, target: ModelConfig, masks: Masks) -> ModelConfig:
+    """The target with full attention in the layers that had it and are kept."""
+    kept = _kept_layers(source, masks)
+    return dataclasses.replace(
+        target, full_attention_idx=tuple(i for i, layer in enumerate(kept) if layer in source.full_attention_idx)
+    )
+
+
+def _kept_layers(source: ModelConfig, masks: Masks) -> list[int]:
+    """Layers of the source that are kept, in order."""
+
+    def keeps(run: str, period: int) -> bool:
+        mask = masks.get(run, {}).get(axes.LAYERS)
+        return mask is None or bool(np.asarray(mask)[period])
+
+    return [layer for layer, (run, _, period) in enumerate(layer_places(source)) if keeps(run, period)]
+
+
+def shrink(params: Params, masks: Masks, source: ModelConfig, target: ModelConfig) -> Params:
+    """The network that `apply_masks` describes, without what is masked. Pure in `params`; any tree like them can be cut (Adam's moments).
+
+    Args:
+        params: of the source.
+        masks: concrete booleans; what they leave out is kept whole.
+        source, target: shapes of both, the target as `cut_config` makes it.
+
+    Raises:
+        SurgeryError: the masks do not keep what the target wants; the message names the axis and place.
+    """
+    s, wanted = structure(source), structure(target).sizes
+    masks = {place: {**whole, **masks.get(place, {})} for place, whole in full_masks(source).items()}
+    layers = _kept_layers(source, masks)
+    if len(layers) != target.num_hidden_layers:
+        raise SurgeryError(f"the masks keep {len(layers)} layers, the target wants {target.num_hidden_layers}")
+    for place, shapes in masks.items():
+        for axis, mask in shapes.items():
+            if axis == axes.LAYERS or axis not in wanted:
+                continue
+            counts = np.asarray(mask).reshape(-1, np.shape(mask)[-1]).sum(-1)
+            if set(counts) != {wanted[axis]}:
+                raise SurgeryError(
+                    f"the masks keep {', '.join(map(str, sorted(set(counts))))} channels of axis {axis!r} in {place or 'all layers'}, "
+                    f"the target wants {wanted[axis]}"
+                )
+
+    def cut(path: tuple[str, ...], declared: axes.Declaration, leaf: jax.Array) -> jax.Array:
+        place = "/".join(path[:2])
+        for position, axis in enumerate(declared.names):
+            if axis in masks[EVERYWHERE]:
+                leaf = leaf.take(np.flatnonzero(masks[EVERYWHERE][axis]), axis=position)
+            elif axis not in (None, axes.LAYERS) and axis in masks.get(place, {}):
+                mask = np.asarray(masks[place][axis])
+                indices = np.stack([np.flatnonzero(row) for row in mask])
+                shape = [1] * leaf.ndim
+                shape[declared.names.index(axes.LAYERS)], shape[position] = indices.shape
+                leaf = array_module(leaf).take_along_axis(leaf, indices.reshape(shape), axis=position)
+        return leaf
+
+    flat = flatten(params)
+    narrow = unflatten({path: cut(path, declared, flat[path]) for path, declared in s.declared.items()})
+    old = unstack(narrow, source)
+    return restack(narrow, [old[layer] for layer in layers], target)
