@@ -47,8 +47,8 @@ class ModelAnswerer:
     def log_likelihoods(
         self, prompts: Sequence[np.ndarray], candidates: Sequence[Sequence[np.ndarray]]
     ) -> list[np.ndarray]:
-        """For each prompt [c] float32, the log-probability of each candidate behind it; every prompt has as many."""
-        count, b = len(candidates[0]), len(prompts)
+        """For each prompt [c] float32, the log-probability of each of its c candidates behind it."""
+        count, b = max(map(len, candidates)), len(prompts)
         longest = max(len(ids) for row in candidates for ids in row)
         # The last token of each prompt is read with the candidates: it predicts their first.
         cache = empty_cache(self._model, b, power_of_two(max(map(len, prompts)) + longest, 64))
@@ -62,7 +62,7 @@ class ModelAnswerer:
                 targets[place, : len(ids)] = ids
                 segments[place, : len(ids)] = 1
         scores = _score(self._model, self._params, repeat_rows(cache, count), inputs, targets, segments)
-        return list(np.asarray(scores).reshape(b, count))
+        return [row[: len(own)] for row, own in zip(np.asarray(scores).reshape(b, count), candidates, strict=True)]
 
 
 @functools.partial(jax.jit, static_argnames="model")
