@@ -99,7 +99,8 @@ def to_public(
         step,
         checkpoint.EMA if ema else checkpoint.PARAMS,
     )
-    write_public(output, config, params, tokenizer, dtype=dtype, max_shard_bytes=max_shard_bytes, on_write=on_write)
+    options = {"dtype": dtype, "max_shard_bytes": max_shard_bytes, "on_write": on_write, "template_from": source}
+    write_public(output, config, params, tokenizer, **options)
     return config
 
 
@@ -112,6 +113,7 @@ def write_public(
     dtype: Any = np.float32,
     max_shard_bytes: int = 5_000_000_000,
     on_write: Progress | None = None,
+    template_from: Path | None = None,
 ) -> None:
     """Write a folder of the public layout from parameters in memory, whole or not at all.
 
@@ -123,6 +125,7 @@ def write_public(
         dtype: of the files, float32 or bfloat16.
         max_shard_bytes: bytes of tensors in one safetensors file.
         on_write: see `write_params`.
+        template_from: folder whose chat template, if it has one, is copied.
 
     Raises:
         ConvertError: `output` is occupied, or the parameters are not those of the config.
@@ -139,7 +142,8 @@ def write_public(
         if tokenizer is not None:
             tokenizer.save(partial)
             checkpoint.write_json(partial / "tokenizer_config.json", _tokenizer_config(config, tokenizer))
-        copy_chat_template(source, partial)
+        if template_from is not None:
+            copy_chat_template(template_from, partial)
         os.replace(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
