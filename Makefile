@@ -21,7 +21,7 @@ help:
 	@echo 'make bench    speed of the train step and the tokenizer on this machine'
 	@echo 'make chaos    kill and damage a run at random and compare it with one that was let alone'
 	@echo 'make plans    compile the ready configurations for TPU slices, without a TPU (15 minutes on two cores; fetches libtpu)'
-	@echo 'make peers    compare with other implementations (mlx-lm, mergekit); needs the demo'
+	@echo 'make peers    compare with other implementations (mlx-lm, mergekit, TRL, PEFT, transformers); needs the demo'
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "plamo2-jax needs Python 3.11 or later; try make PYTHON=python3.12")'
@@ -44,8 +44,8 @@ $(VENV)/.installed-peers: $(VENV)/.installed-test
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[bench]'
 	# Only for its tokenizer, in pure Python: its own dependencies are a camera's and a sound card's.
 	$(PIP) install --quiet --no-deps mlx-vlm==0.7.10
-	# Only for its arithmetic of merging: its own dependencies hold back what we need newer, and torch's build for CPU is enough.
-	$(PIP) install --quiet torch==2.13.0 transformers accelerate peft pydantic immutables
+	# Only for its arithmetic of merging (and TRL for its losses): its own dependencies hold back what we need newer, and torch's build for CPU is enough.
+	$(PIP) install --quiet torch==2.13.0 transformers accelerate peft pydantic immutables trl==1.16.0
 	$(PIP) install --quiet --no-deps mergekit==0.1.5
 	touch $@
 

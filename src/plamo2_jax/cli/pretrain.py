@@ -6,12 +6,15 @@ import runpy
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from plamo2_jax.cli.quiet import quieten
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from plamo2_jax.train.config import PretrainConfig
+    from plamo2_jax.train.loop import Outcome
 
 DESCRIPTION = """Train a model from a config file, or go on training one.
 
@@ -35,15 +38,53 @@ exit status:
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit status, as DESCRIPTION tells it."""
+
+    def hooks(config: PretrainConfig) -> dict[str, Any]:
+        if config.distillation is None:
+            return {}
+        from plamo2_jax.surgery.distill import make_objective
+
+        return {"make_objective": make_objective}
+
+    def report(config: PretrainConfig, outcome: Outcome) -> None:
+        for language, heldout in outcome.heldout.items():
+            print(f"held-out {language}: {heldout.bits_per_byte:.4f} bits per byte")
+
+    return train("pretrain", argv, example, DESCRIPTION, "configs/demo.py", hooks, report)
+
+
+def train(
+    verb: str,
+    argv: list[str],
+    example: Callable[[], PretrainConfig],
+    description: str,
+    such_as: str,
+    hooks: Callable[[Any], dict[str, Any]],
+    report: Callable[[Any, Outcome], None],
+) -> int:
+    """Train from a config file: what `pretrain`, `sft` and `dpo` share.
+
+    Args:
+        verb: which of them.
+        argv: config file and overrides.
+        example: makes the values that the help shows where no config file gives others; config files must set one of its class.
+        description: of the help.
+        such_as: a config file to name in messages.
+        hooks: what `train.loop.pretrain` gets besides the configuration.
+        report: prints what a run that is complete came to.
+
+    Returns:
+        The exit status, as DESCRIPTION tells it.
+    """
     from plamo2_jax.cli.pretrain_options import parse
 
     if not argv or argv[0].startswith("-"):
         if "-h" in argv or "--help" in argv:
-            parse("CONFIG.py", example(), ["--help"], DESCRIPTION)
-        print("plamo2 pretrain: the first argument must be a config file, such as configs/demo.py", file=sys.stderr)
+            parse(verb, "CONFIG.py", example(), ["--help"], description)
+        print(f"plamo2 {verb}: the first argument must be a config file, such as {such_as}", file=sys.stderr)
         return 2
     path, *overrides = argv
-    options = parse(path, load_config(Path(path)), overrides, DESCRIPTION)
+    options = parse(verb, path, load_config(Path(path), type(example())), overrides, description)
     config = options.config
     quieten()
     from plamo2_jax.train.loop import pretrain
@@ -53,18 +94,14 @@ def main(argv: list[str]) -> int:
     profile = None if options.profile is None else ProfileSteps.parse(options.profile)
     join(options.distributed)
     leave_when_aborted(config.folder)
-    make_objective = None
-    if config.distillation is not None:
-        from plamo2_jax.surgery.distill import make_objective
     with leave_when_broken(config.folder):
-        outcome = pretrain(config, profile=profile, make_objective=make_objective)
+        outcome = pretrain(config, profile=profile, **hooks(config))
     if outcome.signal is not None:
         print(
             f"stopped after step {outcome.step} of {config.steps}; the same command goes on from there", file=sys.stderr
         )
         return 128 + outcome.signal
-    for language, heldout in outcome.heldout.items():
-        print(f"held-out {language}: {heldout.bits_per_byte:.4f} bits per byte")
+    report(config, outcome)
     print(config.folder)
     return 0
 
@@ -84,13 +121,18 @@ def example() -> PretrainConfig:
     )
 
 
-def load_config(path: Path) -> PretrainConfig:
+def load_config(path: Path, kind: type | None = None) -> Any:
     """The `config` of a config file, which is run as Python.
 
+    Args:
+        path: the file.
+        kind: exact class that it must be of; None: PretrainConfig.
+
     Raises:
-        ValueError: there is no such file, it is not right Python, it sets no PretrainConfig, or what it sets is out of range.
+        ValueError: there is no such file, it is not right Python, it sets no such configuration, or what it sets is out of range.
     """
-    from plamo2_jax.train.config import PretrainConfig
+    if kind is None:
+        from plamo2_jax.train.config import PretrainConfig as kind
 
     if not path.is_file():
         raise ValueError(f"{path} is not a file; the first argument must be a config file, such as configs/demo.py")
@@ -98,8 +140,8 @@ def load_config(path: Path) -> PretrainConfig:
         config = runpy.run_path(str(path)).get("config")
     except (SyntaxError, ImportError, TypeError, NameError, AttributeError) as error:
         raise ValueError(f"{path}, line {_line(error, path)}: {error}") from error
-    if not isinstance(config, PretrainConfig):
-        raise ValueError(f"{path} must set `config` to a PretrainConfig; it sets it to {type(config).__name__}")
+    if type(config) is not kind:
+        raise ValueError(f"{path} must set `config` to a {kind.__name__}; it sets it to {type(config).__name__}")
     return config
 
 

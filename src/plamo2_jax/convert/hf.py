@@ -20,6 +20,7 @@ from plamo2_jax.convert.load import is_run_folder, read_tokenizer
 from plamo2_jax.convert.read import common_dtype, read_params, read_public_config
 from plamo2_jax.convert.write import write_params
 from plamo2_jax.model import Plamo2, abstract_params
+from plamo2_jax.tokenizer import chat_template
 from plamo2_jax.tokenizer.tokenizer import PAD, UNK, Tokenizer
 
 
@@ -54,6 +55,7 @@ def from_public(
     tokenizer = read_tokenizer(source, config)
     params = read_params(source, config, dtype=dtype, shardings=shardings, on_read=on_read)
     checkpoint.save_model(output, config, params, tokenizer)
+    copy_chat_template(source, output)
     return config
 
 
@@ -97,7 +99,8 @@ def to_public(
         step,
         checkpoint.EMA if ema else checkpoint.PARAMS,
     )
-    write_public(output, config, params, tokenizer, dtype=dtype, max_shard_bytes=max_shard_bytes, on_write=on_write)
+    options = {"dtype": dtype, "max_shard_bytes": max_shard_bytes, "on_write": on_write, "template_from": source}
+    write_public(output, config, params, tokenizer, **options)
     return config
 
 
@@ -110,6 +113,7 @@ def write_public(
     dtype: Any = np.float32,
     max_shard_bytes: int = 5_000_000_000,
     on_write: Progress | None = None,
+    template_from: Path | None = None,
 ) -> None:
     """Write a folder of the public layout from parameters in memory, whole or not at all.
 
@@ -121,6 +125,7 @@ def write_public(
         dtype: of the files, float32 or bfloat16.
         max_shard_bytes: bytes of tensors in one safetensors file.
         on_write: see `write_params`.
+        template_from: folder whose chat template, if it has one, is copied.
 
     Raises:
         ConvertError: `output` is occupied, or the parameters are not those of the config.
@@ -137,9 +142,20 @@ def write_public(
         if tokenizer is not None:
             tokenizer.save(partial)
             checkpoint.write_json(partial / "tokenizer_config.json", _tokenizer_config(config, tokenizer))
+        if template_from is not None:
+            copy_chat_template(template_from, partial)
         os.replace(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def copy_chat_template(source: Path, output: Path) -> bool:
+    """Copy chat_template.jinja from one folder to another, where there is one; returns whether there is."""
+    path = source / chat_template.FILE_NAME
+    if not path.is_file():
+        return False
+    (output / chat_template.FILE_NAME).write_bytes(path.read_bytes())
+    return True
 
 
 def refuse_occupied(folder: Path) -> None:

@@ -93,6 +93,8 @@ def load_model(
     folder = Path(path)
     if is_run_folder(folder):
         config = checkpoint.read_model_config(folder)
+        if checkpoint.read_config(folder).get("lora"):
+            raise ConvertError(f"{folder} holds adapters, not a model: plamo2 lora MODEL {folder} OUT adds them to one")
         abstract = _with(abstract_params(Plamo2(config)), dtype, shardings)
         item = checkpoint.EMA if ema else checkpoint.PARAMS
         params = checkpoint.restore_params(folder, abstract, step, item)

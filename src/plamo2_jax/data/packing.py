@@ -13,8 +13,9 @@ A batch is a dict of arrays [b, t]:
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import grain
 import grain.experimental
@@ -78,7 +79,15 @@ class Pieces:
         return f"Pieces({self._shards!r}, sequence_length={self._length})"
 
 
-def pack(pieces: grain.IterDataset, sequence_length: int, bins: int, seed: int, shuffle: bool) -> grain.IterDataset:
+def pack(
+    pieces: grain.IterDataset,
+    sequence_length: int,
+    bins: int,
+    seed: int,
+    shuffle: bool,
+    features: tuple[str, ...] = ("tokens", "targets"),
+    max_pieces: int | None = None,
+) -> grain.IterDataset:
     """Rows of `sequence_length`, each filled with whole pieces.
 
     Args:
@@ -87,13 +96,16 @@ def pack(pieces: grain.IterDataset, sequence_length: int, bins: int, seed: int, 
         bins: rows that are filled side by side; more of them waste less and need more memory.
         seed: of the order in which filled rows come out.
         shuffle: whether they come out in random order.
+        features: arrays of an element, all of one length.
+        max_pieces: in a row; None: as many as fit.
     """
     return grain.experimental.BestFitPackIterDataset(
         pieces,
-        length_struct={"tokens": sequence_length, "targets": sequence_length},
+        length_struct=dict.fromkeys(features, sequence_length),
         num_packing_bins=bins,
         seed=seed,
         shuffle_bins=shuffle,
+        max_sequences_per_bin=max_pieces,
     )
 
 
@@ -107,6 +119,18 @@ def to_batch(packed: Mapping[str, np.ndarray]) -> Batch:
         "positions": packed["tokens_positions"],
         "loss_weights": (segment_ids != 0).astype(np.float32),
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How elements become a batch. The default is that of text."""
+
+    features: tuple[str, ...] = ("tokens", "targets")
+    """Arrays of an element, all of one length."""
+    to_batch: Callable[[Mapping[str, np.ndarray]], Batch] = to_batch
+    """The batch of the packer's rows, stacked: of each feature also `FEATURE_segment_ids` and `FEATURE_positions`."""
+    max_pieces: int | None = None
+    """Elements in a row; None: as many as fit."""
 
 
 def packing_efficiency(batches: Iterable[Mapping[str, np.ndarray]]) -> float:

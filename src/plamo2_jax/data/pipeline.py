@@ -12,15 +12,16 @@ all rows.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import grain
 import grain.experimental
 import numpy as np
 
-from plamo2_jax.data.packing import Batch, Pieces, pack, to_batch
+from plamo2_jax.data.packing import Batch, Layout, Pieces, pack
 from plamo2_jax.data.shards import Shards, open_shards
 from plamo2_jax.data.upsampling import UpsampledPieces
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -107,11 +108,57 @@ def train_iterator(
         ShardError: a folder cannot be read or was made with another tokenizer.
         ValueError: the batch cannot be divided among the processes.
     """
+    parts = []
+    for item in config.mixture:
+        shards = open_shards(item.path, tokenizer)
+        pieces = Pieces(shards, config.sequence_length, tokenizer.bos_id, tokenizer.eos_id)
+        if config.long_document_tokens is not None:
+            pieces = UpsampledPieces(pieces, config.long_document_tokens, config.long_document_repeats)
+        parts.append(pieces)
+    return mixed_batches(config, parts, process_index=process_index, process_count=process_count)
+
+
+class Elements(Protocol):
+    """What is mixed and packed: random access to elements, each a dict of arrays of one length."""
+
+    targets: int
+    """Positions in all elements."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]: ...
+
+
+def mixed_batches(
+    config: DataConfig,
+    parts: Sequence[Elements],
+    layout: Layout | None = None,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator[Batch]:
+    """Batches without end of elements of several sources; arguments and result otherwise as for `train_iterator`.
+
+    Args:
+        config: `mixture[i].weight` is the weight of `parts[i]`.
+        parts: the sources.
+        layout: how elements become a batch; None: that of text.
+        process_index, process_count: see `train_iterator`.
+    """
+    layout = layout or Layout()
     rows = _rows_of_process(config, process_index, process_count)
-    dataset = _mix(config, tokenizer).to_iter_dataset(_read_options(config.read_threads))
-    dataset = pack(dataset, config.sequence_length, config.packing_bins, config.seed, config.shuffle)
+    dataset = _mix(config, parts).to_iter_dataset(_read_options(config.read_threads))
+    dataset = pack(
+        dataset,
+        config.sequence_length,
+        config.packing_bins,
+        config.seed,
+        config.shuffle,
+        layout.features,
+        layout.max_pieces,
+    )
     dataset = dataset.batch(config.batch_size, drop_remainder=True)
-    dataset = dataset.map(functools.partial(_take_rows, rows=rows)).map(to_batch)
+    dataset = dataset.map(functools.partial(_take_rows, rows=rows)).map(layout.to_batch)
     if config.worker_processes:
         _accept_default_flags()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.worker_processes))
@@ -143,14 +190,9 @@ class HeldoutBatches:
     ):
         self.shards = shards
         self.documents, self.tokens, self.bytes = shards.documents, shards.tokens, shards.bytes
-        rows = _rows_of_process(config, process_index, process_count)
         pieces = Pieces(shards, config.sequence_length, tokenizer.bos_id, tokenizer.eos_id)
         self.targets = pieces.targets
-        dataset = grain.MapDataset.source(pieces).to_iter_dataset(_read_options(config.read_threads))
-        dataset = pack(dataset, config.sequence_length, config.packing_bins, seed=0, shuffle=False)
-        fill = functools.partial(grain.experimental.batch_and_pad, batch_size=config.batch_size)
-        dataset = dataset.batch(config.batch_size, drop_remainder=False, batch_fn=fill)
-        self._dataset = dataset.map(functools.partial(_take_rows, rows=rows)).map(to_batch)
+        self._dataset = one_pass(config, pieces, process_index=process_index, process_count=process_count)
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self._dataset)
@@ -179,14 +221,36 @@ def heldout_batches(
     return HeldoutBatches(config, open_shards(folder, tokenizer), tokenizer, process_index, process_count)
 
 
-def _mix(config: DataConfig, tokenizer: Tokenizer) -> grain.MapDataset:
-    """Pieces of all folders, endless."""
+def one_pass(
+    config: DataConfig,
+    elements: Elements,
+    layout: Layout | None = None,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.IterDataset[Batch]:
+    """Batches of every element once, in order, the last one filled up with rows of padding; arguments as for `mixed_batches`."""
+    layout = layout or Layout()
+    rows = _rows_of_process(config, process_index, process_count)
+    dataset = grain.MapDataset.source(elements).to_iter_dataset(_read_options(config.read_threads))
+    dataset = pack(
+        dataset,
+        config.sequence_length,
+        config.packing_bins,
+        seed=0,
+        shuffle=False,
+        features=layout.features,
+        max_pieces=layout.max_pieces,
+    )
+    fill = functools.partial(grain.experimental.batch_and_pad, batch_size=config.batch_size)
+    dataset = dataset.batch(config.batch_size, drop_remainder=False, batch_fn=fill)
+    return dataset.map(functools.partial(_take_rows, rows=rows)).map(layout.to_batch)
+
+
+def _mix(config: DataConfig, sources: Sequence[Elements]) -> grain.MapDataset:
+    """Elements of all sources, endless."""
     parts, proportions = [], []
-    for number, item in enumerate(config.mixture):
-        shards = open_shards(item.path, tokenizer)
-        pieces = Pieces(shards, config.sequence_length, tokenizer.bos_id, tokenizer.eos_id)
-        if config.long_document_tokens is not None:
-            pieces = UpsampledPieces(pieces, config.long_document_tokens, config.long_document_repeats)
+    for number, (item, pieces) in enumerate(zip(config.mixture, sources, strict=True)):
         part = grain.MapDataset.source(pieces)
         if config.shuffle:
             # Grain adds the epoch to the seed: hashed, so that no folder and no seed repeats another's orders.

@@ -75,7 +75,11 @@ def predict(logits: jax.Array, targets: jax.Array) -> Prediction:
 
 
 def predict_batch(
-    model: nn.Module, params: Any, batch: Mapping[str, jax.Array], chunk: int | None = None
+    model: nn.Module,
+    params: Any,
+    batch: Mapping[str, jax.Array],
+    chunk: int | None = None,
+    embedding_noise: jax.Array | None = None,
 ) -> Prediction:
     """What a model says of a batch's targets.
 
@@ -87,21 +91,23 @@ def predict_batch(
         params: its parameters.
         batch: arrays [b, t].
         chunk: positions; None: all at once.
+        embedding_noise: [b, t, d], added to the embedded tokens; the model then has the methods `features` and `logits` too.
 
     Raises:
         ValueError: `chunk` does not divide t, or the mesh axis that tokens are divided over does not divide `chunk`.
     """
     variables, inputs = {"params": params}, (batch["tokens"], batch["segment_ids"], batch["positions"])
-    if chunk is None:
+    if chunk is None and embedding_noise is None:
         logits, _ = model.apply(variables, *inputs)
         return predict(logits, batch["targets"])
     b, t = batch["tokens"].shape
+    chunk = t if chunk is None else chunk
     parts = 1 if model.mesh is None else model.mesh.shape[SEQUENCE]
     if t % chunk or chunk % parts:
         raise ValueError(
             f"loss_chunk={chunk} is not allowed: it must divide the {t} positions of a row, and {parts} must divide it"
         )
-    features, _ = model.apply(variables, *inputs, method="features")
+    features, _ = model.apply(variables, *inputs, embedding_noise=embedding_noise, method="features")
 
     def cut(array: jax.Array) -> jax.Array:
         """[b, t, ...] to [t / chunk, b, chunk, ...]; each chunk has positions of every device's part of the row."""

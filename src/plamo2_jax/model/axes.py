@@ -24,6 +24,9 @@ DT_RANK = "dt_rank"
 CONV = "conv"
 """Taps of the convolution."""
 
+RANK = "rank"
+"""Between the two factors of a low-rank adapter."""
+
 # Axes of the mesh (see plamo2_jax.sharding.mesh).
 DATA = "data"
 FSDP = "fsdp"

@@ -211,10 +211,12 @@ class Plamo2(nn.Module):
         segment_ids: Int[Array, "b t"] | None = None,
         positions: Int[Array, "b t"] | None = None,
         cache: Cache | None = None,
+        embedding_noise: Float[Array, "b t d"] | None = None,
     ) -> tuple[Float[Array, "b t d"], Cache | None]:
-        """The normed residual stream that `logits` reads; arguments as in `__call__`."""
+        """The normed residual stream that `logits` reads; arguments as in `__call__`, and noise to add to the embedded tokens."""
         context = make_context(tokens, segment_ids, positions, cache)
-        x = self._constrain(self._lookup(tokens))
+        x = self._lookup(tokens)
+        x = self._constrain(x if embedding_noise is None else x + embedding_noise.astype(x.dtype))
         caches = []
         for i, run in enumerate(self.runs):
             x, new = run(x, None if cache is None else cache.runs[i], context)

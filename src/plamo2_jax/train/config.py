@@ -109,7 +109,9 @@ class PretrainConfig:
 
     def _require(self, name: str, condition: bool, allowed: str) -> None:
         if not condition:
-            raise ValueError(f"PretrainConfig.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
+            raise ValueError(
+                f"{type(self).__name__}.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}"
+            )
 
     @property
     def folder(self) -> Path:
@@ -136,6 +138,7 @@ FREE_TO_CHANGE = frozenset(
         "loss_chunk",
         "max_skipped",
         "stall_seconds",
+        "reference_log_probs",
         "distillation.logits",
         "distillation.teacher",
         "data.prefetch_batches",

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +24,9 @@ import numpy as np
 from tqdm import tqdm
 
 from plamo2_jax import checkpoint
-from plamo2_jax.convert.load import load_params
-from plamo2_jax.data.pipeline import heldout_batches, train_iterator
 from plamo2_jax.eval.heldout import byte_lengths
-from plamo2_jax.eval.perplexity import HeldOut, make_evaluator
-from plamo2_jax.model.plamo2 import Plamo2, abstract_params, init_params, logical_axes
+from plamo2_jax.eval.perplexity import make_evaluator
+from plamo2_jax.model.plamo2 import Plamo2
 from plamo2_jax.sharding.mesh import make_mesh
 from plamo2_jax.sharding.rules import batch_sharding, param_shardings, process_part, replicated, with_shardings
 from plamo2_jax.storage import located
@@ -42,9 +40,11 @@ from plamo2_jax.train.metrics import MetricsLog, NoLog
 from plamo2_jax.train.objective import Objective, next_token
 from plamo2_jax.train.optimizer import make_optimizer
 from plamo2_jax.train.schedule import make_schedule
+from plamo2_jax.train.source import ShardSource, Source
 from plamo2_jax.train.state import TrainState, state_shardings
 from plamo2_jax.train.step import make_step
 from plamo2_jax.train.stop import StopRequest
+from plamo2_jax.train.trained import Trained, WholeModel
 from plamo2_jax.train.watch import Goodput, Profiler, ProfileSteps, StallWatchdog
 from plamo2_jax.train.window import Window
 
@@ -61,6 +61,13 @@ class TrainingError(ValueError):
     """A run cannot start or resume; the message says why."""
 
 
+class Measured(Protocol):
+    """What was measured on held-out data."""
+
+    def figures(self) -> dict[str, float]:
+        """All figures by name."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """How a call of `pretrain` ended."""
@@ -69,8 +76,8 @@ class Outcome:
     """Updates made, those before a resume included."""
     signal: int | None
     """The signal that stopped it early; None for a run that is complete."""
-    heldout: Mapping[str, HeldOut]
-    """The last measurement on held-out text, by language."""
+    heldout: Mapping[str, Measured]
+    """The last measurement on held-out data, by name; `HeldOut` where the objective does not measure otherwise."""
 
 
 def pretrain(
@@ -79,6 +86,7 @@ def pretrain(
     profile: ProfileSteps | None = None,
     on_step: Callable[[int], None] | None = None,
     make_objective: Callable[[PretrainConfig, Beside], Objective] | None = None,
+    make_source: Callable[[PretrainConfig, Tokenizer], Source] = ShardSource,
 ) -> Outcome:
     """Train, or go on training, the run that `config` describes.
 
@@ -92,6 +100,7 @@ def pretrain(
         on_step: called with the number of updates handed to the device after each one, before it is logged.
         make_objective: builds what to minimise; None: next-token cross-entropy. A run that distils wants
         `surgery.distill.make_objective`.
+        make_source: builds what batches come from.
 
     Returns:
         How it ended.
@@ -110,13 +119,14 @@ def pretrain(
     model = Plamo2(config.model, dtype=jnp.dtype(config.dtype), remat=config.remat, mesh=mesh)
     lengths = byte_lengths(tokenizer, config.model.vocab_size)
     schedule = make_schedule(config.schedule, config.steps)
-    optimizer = make_optimizer(config.optimizer, schedule, logical_axes(model))
     if make_objective is not None:
         objective = make_objective(config, Beside(model, jnp.asarray(lengths), tokenizer, mesh))
     elif config.distillation is None:
         objective = next_token(model, jnp.asarray(lengths), config.z_loss, config.loss_chunk)
     else:
         raise TrainingError("a run with distillation needs make_objective=plamo2_jax.surgery.distill.make_objective")
+    trained: Trained = getattr(objective, "trained", None) or WholeModel(config, model)
+    optimizer = make_optimizer(config.optimizer, schedule, trained.axes)
     # What the objective reads besides parameters and tokens: arrays that are not trained, and more in each batch.
     frozen = (objective.frozen,) if getattr(objective, "frozen", None) is not None else ()
     augment, extra = getattr(objective, "augment", None), dict(getattr(objective, "extra", {}))
@@ -125,17 +135,17 @@ def pretrain(
         return TrainState.create(params, optimizer, config.seed, config.ema_decay is not None)
 
     # Shapes first: nothing is allocated before its sharding is known, and everything is made in it.
-    shapes = jax.eval_shape(create, abstract_params(model))
-    places = param_shardings(logical_axes(model), shapes.params, mesh, config.sharding)
+    shapes = jax.eval_shape(create, trained.abstract)
+    places = param_shardings(trained.axes, shapes.params, mesh, config.sharding)
     shardings = state_shardings(shapes, optimizer, places)
     abstract = with_shardings(shapes, shardings)
-    initialise = jax.jit(lambda: init_params(model, jax.random.key(config.seed)), out_shardings=shardings.params)
 
     batch_shape = (config.data.batch_size, config.data.sequence_length)
     by_rows = batch_sharding(mesh, batch_shape, config.accumulation)
     part, parts = process_part(by_rows, batch_shape)
-    iterator = train_iterator(config.data, tokenizer, process_index=part, process_count=parts)
-    resuming = _open_folder(config, tokenizer)
+    source = make_source(config, tokenizer)
+    iterator = source.train(part, parts)
+    resuming = _open_folder(config, tokenizer, source)
 
     def put(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """A batch on the devices, from this process's rows of it."""
@@ -167,7 +177,7 @@ def pretrain(
         .lower(abstract, abstract_batch, *frozen)
         .compile()
     )
-    evaluate = make_evaluator(model, lengths, config.loss_chunk)
+    evaluate = getattr(objective, "evaluate", None) or make_evaluator(model, lengths, config.loss_chunk)
 
     guard = Guard(config.max_skipped, config.spike)
     about = {"config": to_json(config), "mesh": dict(mesh.shape), "processes": jax.process_count()}
@@ -176,17 +186,14 @@ def pretrain(
         if resuming:
             state = checkpoints.restore(abstract, iterator, guard)
         else:
-            if config.init_from is not None:
-                params = load_params(config.init_from, config.model, abstract.params)
-            else:
-                params = initialise()
+            params = trained.create(shardings.params)
             state = jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
             del params
         step = int(state.step)
 
         # -- Loop ----------------------------------------------------------------------------------------------------------------
-        heldout: dict[str, HeldOut] = {}
-        averaged: dict[str, HeldOut] = {}
+        heldout: dict[str, Measured] = {}
+        averaged: dict[str, Measured] = {}
         writes = jax.process_index() == 0
         with (
             MetricsLog(folder, step) if writes else NoLog() as log,
@@ -243,10 +250,8 @@ def pretrain(
                         window.restart()
                         continue
                 if evaluating:
-                    for language, shards in config.heldout.items():
-                        batches = heldout_batches(
-                            config.data, shards, tokenizer, process_index=part, process_count=parts
-                        )
+                    for language in config.heldout:
+                        batches = source.heldout(language, part, parts)
                         heldout[language] = evaluate(state.params, map(put_tokens, _beating(batches, watchdog)))
                         if state.ema is not None:
                             averaged[language] = evaluate(state.ema, map(put_tokens, _beating(batches, watchdog)))
@@ -289,12 +294,12 @@ def _load_tokenizer(config: PretrainConfig) -> Tokenizer:
     return Tokenizer.load(config.tokenizer)
 
 
-def _open_folder(config: PretrainConfig, tokenizer: Tokenizer) -> bool:
+def _open_folder(config: PretrainConfig, tokenizer: Tokenizer, source: Source) -> bool:
     """Write what describes the run, or check that it is the run already there; returns whether there is a checkpoint to go on
     from.
     """
     folder = config.folder
-    description = {**to_json(config), "tokenizer_fingerprint": tokenizer.fingerprint}
+    description = {**to_json(config), "tokenizer_fingerprint": tokenizer.fingerprint, **source.description}
     resuming = checkpoint.latest_step(folder) is not None
     if resuming and (different := differences(description, checkpoint.read_config(folder))):
         raise TrainingError(
@@ -308,6 +313,8 @@ def _open_folder(config: PretrainConfig, tokenizer: Tokenizer) -> bool:
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.write_json(folder / checkpoint.CONFIG, description)
         tokenizer.save(folder / checkpoint.TOKENIZER)
+        for name, text in source.files.items():
+            (folder / name).write_text(text, encoding="utf-8")
     checkpoint.barrier("run folder written")
     return resuming
 
@@ -331,7 +338,7 @@ def _devices(config: PretrainConfig) -> list[jax.Device]:
     return devices[:usable]
 
 
-def _heldout_figures(heldout: Mapping[str, HeldOut], prefix: str = "heldout") -> dict[str, float]:
+def _heldout_figures(heldout: Mapping[str, Measured], prefix: str = "heldout") -> dict[str, float]:
     """`PREFIX/LANGUAGE/FIGURE` for the log: `heldout`, or `heldout_ema` measured with the moving average."""
     return {
         f"{prefix}/{language}/{name}": value

@@ -144,7 +144,7 @@ def step_figures(sums: Mapping[str, float]) -> dict[str, float]:
     figures = {name: sums[name] for name in ("loss", "grad_norm", "learning_rate", "skipped") if name in sums}
     if sums.get("bytes"):
         figures["bits_per_byte"] = sums["nats"] / math.log(2) / sums["bytes"]
-    if sums.get("tokens"):
+    if sums.get("tokens") and "nats" in sums:
         figures["nats_per_token"] = sums["nats"] / sums["tokens"]
         figures["accuracy"] = sums["correct"] / sums["tokens"]
     others = sums.keys() - figures.keys() - {"weight", "nats", "tokens", "bytes", "correct"}

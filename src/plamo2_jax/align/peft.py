@@ -1,0 +1,268 @@
+"""Adapters in PEFT's layout: adapter_config.json and adapter_model.safetensors, named after the modules of the public layout.
+
+A public matrix may be several of our parameters (qkv_proj: q, k and v), each with an adapter of its own. Together they are one adapter of
+the public matrix whose rank is the sum: their A lie on top of each other, their B on a block diagonal. rank_pattern and
+alpha_pattern say so for each module, so that the sum of weights is the same to the last bit of A and B.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from plamo2_jax import checkpoint
+from plamo2_jax.align.lora import A, Adapters, B, LoraConfig, Split, add, split_axes
+from plamo2_jax.config import ModelConfig
+from plamo2_jax.convert.hf import refuse_occupied
+from plamo2_jax.convert.layout import Part, PublicTensor, public_tensors
+from plamo2_jax.convert.load import LoadedModel, load_model
+from plamo2_jax.model import Plamo2, logical_axes
+
+CONFIG, WEIGHTS, FOLDER = "adapter_config.json", "adapter_model.safetensors", "adapter"
+_PREFIX = "base_model.model."
+
+
+class AdapterError(ValueError):
+    """A folder holds no adapters, or not of this model; the message says which tensor."""
+
+
+def write_peft(
+    folder: str | os.PathLike[str], config: ModelConfig, lora: LoraConfig, adapters: Any, base: str | None = None
+) -> Path:
+    """Write adapters into a new folder in PEFT's layout.
+
+    Args:
+        folder: to make; one that a run wrote before is replaced.
+        config: shape of the model.
+        lora: of the adapters.
+        adapters: tree of `Adapters.abstract`'s shapes.
+        base: name of the model that they belong to, for people.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: there is something else in the folder's place.
+    """
+    folder = Path(folder).absolute()
+    if not (folder / CONFIG).is_file():
+        refuse_occupied(folder)
+    targets = Adapters(config, lora).targets
+    leaves = {path: np.asarray(leaf) for path, leaf in flax.traverse_util.flatten_dict(adapters, sep="/").items()}
+    tensors, ranks = {}, {}
+    for tensor in public_tensors(config):
+        if any(part.path in targets for part in tensor.parts):
+            module = tensor.name.removesuffix(".weight")
+            a, b = _to_public(tensor, targets, leaves)
+            tensors[f"{_PREFIX}{module}.lora_A.weight"], tensors[f"{_PREFIX}{module}.lora_B.weight"] = a, b
+            ranks[module] = len(a)
+    about = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": lora.scale * lora.rank,
+        "lora_dropout": lora.dropout,
+        "target_modules": sorted(ranks),
+        "rank_pattern": {re.escape(module): rank for module, rank in sorted(ranks.items()) if rank != lora.rank},
+        "alpha_pattern": {
+            re.escape(module): lora.scale * rank for module, rank in sorted(ranks.items()) if rank != lora.rank
+        },
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+        "modules_to_save": None,
+    }
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+        checkpoint.write_json(partial / CONFIG, about)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def read_peft(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[dict[str, Split], Any, float]:
+    """Adapters of PEFT's layout, ours or another's, as `lora.add` takes them: targets, tree and scale.
+
+    Raises:
+        AdapterError: a file is missing, a tensor is of no matrix of this model or of another shape, or it is no plain LoRA.
+    """
+    folder = Path(folder)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise AdapterError(f"{folder} holds no adapters: it has no {name}")
+    about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if about.get("peft_type") != "LORA" or about.get("use_dora") or about.get("bias", "none") != "none":
+        raise AdapterError(f"{folder / CONFIG} is not allowed: it must be LORA, without use_dora and bias")
+    tensors = load_file(folder / WEIGHTS)
+    axes = flax.traverse_util.flatten_dict(logical_axes(Plamo2(config)), sep="/")
+    # Periods of one parameter may have adapters of unlike rank, or none: they are filled up with zeros.
+    found: dict[str, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
+    for tensor in public_tensors(config):
+        module = tensor.name.removesuffix(".weight")
+        names = [f"{_PREFIX}{module}.lora_{letter}.weight" for letter in "AB"]
+        if not all(name in tensors for name in names):
+            continue
+        a, b = (tensors.pop(name).astype(np.float32) for name in names)
+        wanted = (a.shape[0], tensor.shape[1]), (tensor.shape[0], a.shape[0])
+        if len(tensor.shape) != 2 or (a.shape, b.shape) != wanted:
+            raise AdapterError(
+                f"{folder / WEIGHTS}: {names[0]} and lora_B have shapes {a.shape} and {b.shape}, not {wanted}"
+            )
+        b = b * _scale(about, module, a.shape[0])
+        start = 0
+        for part in tensor.parts:
+            rows = part.size // tensor.shape[1]
+            found.setdefault(part.path, {})[part.period or 0] = (a, b[start : start + rows])
+            start += rows
+    if tensors:
+        raise AdapterError(f"{folder / WEIGHTS}: {next(iter(tensors))} belongs to no matrix of this model")
+    if not found:
+        raise AdapterError(f"{folder / WEIGHTS} holds no adapter")
+    parts = {(part.path, part.period or 0): part for tensor in public_tensors(config) for part in tensor.parts}
+    targets, leaves = {}, {}
+    for path, periods in found.items():
+        split = split_axes(axes[path])
+        if split is None:
+            raise AdapterError(f"{folder / WEIGHTS}: {path} can have no adapter")
+        rank = max(len(a) for a, _ in periods.values())
+        stacked = [
+            _to_ours(parts[path, i], split, periods.get(i), rank)
+            for i in range(sum(1 for other, _ in parts if other == path))
+        ]
+        targets[path] = split
+        leaves[f"{path}/{A}"], leaves[f"{path}/{B}"] = (np.stack(some) for some in zip(*stacked, strict=True))
+    return targets, flax.traverse_util.unflatten_dict(leaves, sep="/"), 1.0
+
+
+def write_run_adapter(run: str | os.PathLike[str], step: int | None = None) -> Path:
+    """Write the adapters of a run's checkpoint to its folder `adapter`; returns that.
+
+    Raises:
+        ValueError: the run trained no adapters, or has no such checkpoint.
+    """
+    config, lora, adapters = read_run(run, step)
+    base = checkpoint.read_config(run).get("init_from")
+    return write_peft(Path(run) / FOLDER, config, lora, adapters, base)
+
+
+def read_run(run: str | os.PathLike[str], step: int | None = None) -> tuple[ModelConfig, LoraConfig, Any]:
+    """Shape of the model, configuration of the adapters, and the adapters of a run's checkpoint.
+
+    Raises:
+        ValueError: the run trained no adapters, or has no such checkpoint.
+    """
+    fields = checkpoint.read_config(run).get("lora")
+    if not isinstance(fields, Mapping):
+        raise AdapterError(f"{run} trained no adapters: its config.json has no lora")
+    lora = LoraConfig(**{**fields, "targets": tuple(fields["targets"])})
+    config = checkpoint.read_model_config(run)
+    return config, lora, checkpoint.restore_params(run, Adapters(config, lora).abstract, step)
+
+
+def merged_model(
+    model: str | os.PathLike[str], adapter: str | os.PathLike[str], step: int | None = None
+) -> LoadedModel:
+    """A model with adapters added to its weights, in float32.
+
+    Args:
+        model: run folder or folder of the public layout.
+        adapter: run folder that trained adapters, or a folder of PEFT's layout.
+        step: which checkpoint of a run with adapters; None: the newest.
+
+    Raises:
+        ValueError: a folder is neither, or they do not go together.
+    """
+    loaded = load_model(model)
+    if (Path(adapter) / CONFIG).is_file():
+        targets, adapters, scale = read_peft(adapter, loaded.config)
+    else:
+        config, lora, adapters = read_run(adapter, step)
+        if _shapes(config) != _shapes(loaded.config):
+            raise AdapterError(f"{adapter} holds adapters of a model of another shape than {model}")
+        targets, scale = Adapters(config, lora).targets, lora.scale
+    return LoadedModel(loaded.config, add(loaded.params, adapters, targets, scale), loaded.tokenizer)
+
+
+def _shapes(config: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:
+    return [(tensor.name, tensor.shape) for tensor in public_tensors(config)]
+
+
+def _scale(about: Mapping[str, Any], module: str, rank: int) -> float:
+    """What PEFT multiplies a module's adapter by."""
+
+    def of(patterns: Mapping[str, Any] | None, default: Any) -> Any:
+        found = (value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", module))
+        return next(found, default)
+
+    alpha = of(about.get("alpha_pattern"), about.get("lora_alpha", 8))
+    return alpha / (math.sqrt(rank) if about.get("use_rslora") else rank)
+
+
+def _orders(part: Part, split: Split) -> tuple[list[int], list[int]]:
+    """Our input axes and our output axes, without `layers`, in the order that the public tensor has them in."""
+    lead = int(split.stacked)
+    return tuple(sorted((i - lead for i in some), key=part.order.__getitem__) for some in (split.inputs, split.outputs))
+
+
+def _to_public(
+    tensor: PublicTensor, targets: Mapping[str, Split], leaves: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """A [ranks, in] and B [out, ranks] of a public matrix, float32."""
+    all_a, all_b = [], []
+    for part in tensor.parts:
+        if part.path not in targets:
+            all_b.append(np.zeros((part.size // tensor.shape[1], 0), np.float32))
+            continue
+        split = targets[part.path]
+        a, b = (leaves[f"{part.path}/{name}"] for name in (A, B))
+        if split.stacked:
+            a, b = a[part.period], b[part.period]
+        inputs, outputs = _orders(part, split)
+        # A has our input axes in our order and the rank last; B the rank first.
+        places_a, places_b = sorted(inputs), sorted(outputs)
+        a = a.transpose(*(places_a.index(i) for i in inputs), a.ndim - 1).reshape(-1, a.shape[-1]).T
+        b = b.transpose(*(1 + places_b.index(i) for i in outputs), 0).reshape(-1, b.shape[0])
+        all_a.append(a)
+        all_b.append(b)
+    ranks = sum(b.shape[1] for b in all_b)
+    joined, row, column = np.zeros((tensor.shape[0], ranks), np.float32), 0, 0
+    for b in all_b:
+        joined[row : row + b.shape[0], column : column + b.shape[1]] = b
+        row, column = row + b.shape[0], column + b.shape[1]
+    return np.ascontiguousarray(np.concatenate(all_a), np.float32), joined
+
+
+def _to_ours(
+    part: Part, split: Split, adapter: tuple[np.ndarray, np.ndarray] | None, rank: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A and B of one period of our parameter, filled up with zeros to a rank."""
+    inputs, outputs = _orders(part, split)
+    shape = part.shape
+    in_shape, out_shape = [shape[i] for i in inputs], [shape[i] for i in outputs]
+    if adapter is None:
+        adapter = np.zeros((0, math.prod(in_shape)), np.float32), np.zeros((math.prod(out_shape), 0), np.float32)
+    a, b = adapter
+    a = np.pad(a, ((0, rank - len(a)), (0, 0))).T.reshape(*in_shape, rank)
+    b = np.pad(b, ((0, 0), (0, rank - b.shape[1]))).reshape(*out_shape, rank)
+    back_a = [inputs.index(i) for i in sorted(inputs)]
+    back_b = [outputs.index(i) for i in sorted(outputs)]
+    return a.transpose(*back_a, a.ndim - 1), b.transpose(b.ndim - 1, *back_b)

@@ -1,0 +1,198 @@
+"""Pairs of answers: read from JSON lines, checked, and packed so that both answers of a pair lie in one row.
+
+A record is `{"prompt": ..., "chosen": ..., "rejected": ...}`. The prompt is a text, or messages; an answer is a text, a message, or
+messages. Without a prompt, chosen and rejected are whole conversations, and the prompt is what they begin with in common.
+Further fields are variables of the chat template.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from plamo2_jax.align.chat import Conversation, check_messages, encode_chat, read_records
+from plamo2_jax.data.documents import BadRecord, ReadReport, UnreadableRecord
+from plamo2_jax.data.packing import Batch, Layout
+from plamo2_jax.tokenizer.chat_template import ChatTemplate
+from plamo2_jax.tokenizer.tokenizer import Tokenizer
+
+PairTruncate = Literal["first", "refuse"]
+"""What becomes of a pair that is too long. first: the first exchanges of its prompt go, but not the system message, until it fits.
+refuse: it is left out. Answers are never cut: half an answer was preferred by nobody."""
+REFERENCE = "reference"
+"""What an element and a batch hold of precomputed log-probabilities: [n], [b, t] float32, of each target under the reference."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A prompt and two answers, all messages."""
+
+    prompt: tuple[Mapping[str, Any], ...]
+    chosen: tuple[Mapping[str, Any], ...]
+    rejected: tuple[Mapping[str, Any], ...]
+    place: str
+    """File and line."""
+    variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Of the chat template."""
+
+
+def read_pairs(spec: str | Path, report: ReadReport) -> Iterator[Pair]:
+    """The pairs of a file, a folder or a pattern. Bad lines are counted in `report`, by reason, with file and line.
+
+    Raises:
+        ValueError: there is no such file, or it is damaged as a whole.
+        TooManyBadRecordsError: more lines are bad than `report` allows; the message names one.
+    """
+    for where, fields in read_records(spec, report):
+        try:
+            pair = to_pair(fields, where)
+        except UnreadableRecord as error:
+            report.count_bad(BadRecord(where, error.reason, error.detail))
+            continue
+        report.count_good()
+        yield pair
+    report.judge()
+
+
+def to_pair(fields: Mapping[str, Any], where: str) -> Pair:
+    """The pair of a record.
+
+    Raises:
+        UnreadableRecord: a field is missing, an answer is empty, or both are the same.
+    """
+    for name in ("chosen", "rejected"):
+        if fields.get(name) is None:
+            raise UnreadableRecord("no pair", f"no value in the field {name}")
+    chosen, rejected = (_messages(fields[name], "assistant", name) for name in ("chosen", "rejected"))
+    if fields.get("prompt") is not None:
+        prompt = _messages(fields["prompt"], "user", "prompt")
+    else:
+        common = 0
+        while common < min(len(chosen), len(rejected)) - 1 and chosen[common] == rejected[common]:
+            common += 1
+        prompt, chosen, rejected = chosen[:common], chosen[common:], rejected[common:]
+    if not prompt:
+        raise UnreadableRecord("no prompt", "neither a field prompt, nor messages that chosen and rejected begin with")
+    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+        if not answer or answer[0].get("role") != "assistant" or answer[-1].get("role") != "assistant":
+            raise UnreadableRecord("no answer", f"{name} must begin and end with a message of the assistant")
+        try:
+            check_messages([*prompt, *answer])
+        except UnreadableRecord as error:
+            raise UnreadableRecord(error.reason, f"{error.detail}, counted from the prompt's first to {name}") from None
+    if chosen == rejected:
+        raise UnreadableRecord("identical answers", "chosen and rejected are the same")
+    used = {"prompt", "chosen", "rejected"}
+    variables = {name: value for name, value in fields.items() if name not in used}
+    return Pair(tuple(prompt), tuple(chosen), tuple(rejected), where, variables)
+
+
+def encode_pair(
+    pair: Pair, template: ChatTemplate, tokenizer: Tokenizer, limit: int, truncate: PairTruncate
+) -> tuple[dict[str, np.ndarray] | None, str]:
+    """A pair as an element of at most `limit` positions, and what was done to it: "whole", "truncated" or "too long".
+
+    Returns:
+        Arrays [n], the chosen answer behind its prompt and then the rejected one behind its own: `tokens`, `targets` int32; `weights`
+        float32, 1 at targets that are an answer's; `places` int32, positions in each of the two; `sides` int32, 0 and 1.
+
+    Raises:
+        UnreadableRecord: the template refuses it, or both answers have the same tokens.
+    """
+    prompt, what = list(pair.prompt), "whole"
+    while True:
+        sides = [_encode_side(pair, prompt, answer, template, tokenizer) for answer in (pair.chosen, pair.rejected)]
+        if np.array_equal(sides[0]["targets"], sides[1]["targets"]):
+            raise UnreadableRecord("identical answers", "chosen and rejected have the same tokens")
+        lengths = [len(side["tokens"]) for side in sides]
+        if sum(lengths) <= limit:
+            joined = {name: np.concatenate([side[name] for side in sides]) for name in sides[0]}
+            places = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
+            return {**joined, "places": places, "sides": np.repeat(np.arange(2, dtype=np.int32), lengths)}, what
+        head = [message for message in prompt[:1] if message["role"] == "system"]
+        rest = prompt[len(head) + 1 :]
+        while rest and rest[0]["role"] != "user":
+            rest = rest[1:]
+        if truncate == "refuse" or not rest:
+            return None, "too long"
+        prompt, what = [*head, *rest], "truncated"
+
+
+def encode_pairs(
+    pairs: Iterable[Pair],
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    limit: int,
+    truncate: PairTruncate,
+    report: ReadReport,
+) -> tuple[list[dict[str, np.ndarray]], Counter[str]]:
+    """All pairs that fit, in order, and how many were whole, truncated and too long.
+
+    Raises:
+        TooManyBadRecordsError: the template refuses more of them than `report` allows.
+    """
+    elements, counts = [], Counter()
+    for pair in pairs:
+        try:
+            element, what = encode_pair(pair, template, tokenizer, limit, truncate)
+        except UnreadableRecord as error:
+            report.count_bad(BadRecord(pair.place, error.reason, error.detail))
+            continue
+        counts[what] += 1
+        if element is not None:
+            elements.append(element)
+    report.judge()
+    return elements, counts
+
+
+def layout(max_pairs: int, with_reference: bool) -> Layout:
+    """How pairs become a batch: the usual arrays, with segments 2k − 1 and 2k for the answers of a row's pair k, and `reference`."""
+    features = ("tokens", "targets", "weights", "places", "sides", *([REFERENCE] if with_reference else []))
+    return Layout(features, _to_batch, max_pairs)
+
+
+def _to_batch(packed: Mapping[str, np.ndarray]) -> Batch:
+    number = packed["tokens_segment_ids"]
+    batch = {
+        "tokens": packed["tokens"],
+        "targets": packed["targets"],
+        "segment_ids": np.where(number > 0, 2 * number - 1 + packed["sides"], 0).astype(np.int32),
+        "positions": packed["places"],
+        "loss_weights": packed["weights"],
+    }
+    return {**batch, REFERENCE: packed[REFERENCE]} if REFERENCE in packed else batch
+
+
+def _encode_side(
+    pair: Pair,
+    prompt: list[Mapping[str, Any]],
+    answer: tuple[Mapping[str, Any], ...],
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+) -> dict[str, np.ndarray]:
+    """Inputs, targets and weights of prompt and answer. Answers in the prompt are not the pair's."""
+    whole = encode_chat(Conversation((*prompt, *answer), pair.place, pair.variables), template, tokenizer)
+    before = sum(message["role"] == "assistant" for message in prompt)
+    weights = (whole.answer > before).astype(np.float32)[1:]
+    if not weights.any():
+        raise UnreadableRecord("no answer", "the chat template marks nothing of it as the assistant's")
+    # What follows the last answer says nothing about it.
+    end = int(np.flatnonzero(weights)[-1]) + 1
+    return {"tokens": whole.ids[:-1][:end], "targets": whole.ids[1:][:end], "weights": weights[:end]}
+
+
+def _messages(value: Any, role: str, name: str) -> list[Mapping[str, Any]]:
+    if isinstance(value, str):
+        if not value.strip():
+            raise UnreadableRecord("empty message", f"the field {name}")
+        return [{"role": role, "content": value}]
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        raise UnreadableRecord("no messages", f"the field {name} must be a text, a message or a list of messages")
+    return value

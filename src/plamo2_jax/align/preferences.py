@@ -1,0 +1,264 @@
+"""Training on preferences: a configuration, an objective and a data source for the train loop, which is that of pretraining."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from plamo2_jax.align.chat import require_marks
+from plamo2_jax.align.dpo import PreferenceConfig, preference_loss
+from plamo2_jax.align.examples import Examples
+from plamo2_jax.align.logprobs import gather_pairs, token_log_probs
+from plamo2_jax.align.lora import Adapters, LoraConfig, WithAdapters
+from plamo2_jax.align.preference_data import REFERENCE, PairTruncate, encode_pairs, layout, read_pairs
+from plamo2_jax.align.reference import ReferenceLogProbs
+from plamo2_jax.align.sft import refuse_unfit, say_counts
+from plamo2_jax.align.start import StartingModel, place_params
+from plamo2_jax.data.documents import ReadReport
+from plamo2_jax.data.packing import Batch
+from plamo2_jax.data.pipeline import mixed_batches, one_pass
+from plamo2_jax.model.plamo2 import Plamo2
+from plamo2_jax.surgery.distill import fingerprint
+from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate
+from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.distillation import Beside
+from plamo2_jax.train.objective import Metrics, Objective
+
+
+@dataclasses.dataclass(frozen=True)
+class PairsConfig:
+    """How pairs become rows."""
+
+    template: str = "chat"
+    """Chat template: `chat`, `translate`, a Jinja file, or a folder with chat_template.jinja. It goes with the run."""
+    truncate: PairTruncate = "first"
+    """What becomes of pairs whose two answers with their prompts are longer than a row together. first: the first exchanges of the
+    prompt go. refuse: they are left out. Answers are never cut; what fits by no rule is left out, and all are counted."""
+    max_pairs: int = 16
+    """Pairs in a row at most."""
+    max_bad_rate: float = 0.0
+    """Share of bad lines up to which they are only counted; 0: the first one ends the program."""
+
+    def __post_init__(self) -> None:
+        if self.max_pairs < 1:
+            raise ValueError(f"PairsConfig.max_pairs={self.max_pairs!r} is not allowed: it must be at least 1")
+        if not 0 <= self.max_bad_rate < 1:
+            raise ValueError(f"PairsConfig.max_bad_rate={self.max_bad_rate!r} is not allowed: it must be in [0, 1)")
+
+    def report(self) -> ReadReport:
+        """The account of bad lines."""
+        return ReadReport(max_bad_rate=self.max_bad_rate, judge_after=1000 if self.max_bad_rate else 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class DpoConfig(PretrainConfig):
+    """One run on preferences: a PretrainConfig whose data.mixture and heldout name JSON lines of pairs instead of shards, and whose
+    init_from may be of the public layout too.
+    """
+
+    z_loss: float = 0.0
+    """Has no part here: it must be 0."""
+    pairs: PairsConfig = dataclasses.field(default_factory=PairsConfig)
+    """How pairs become rows."""
+    preference: PreferenceConfig = dataclasses.field(default_factory=PreferenceConfig)
+    """What is minimised over them."""
+    reference: Path | None = None
+    """The reference, a model of this shape: run folder or folder of the public layout; none: init_from."""
+    reference_log_probs: Path | None = None
+    """Folder for the reference's log-probabilities: computed once and written there, read from there from then on. None: the reference
+    runs beside the policy, which costs its memory and a third of the time."""
+    lora: LoraConfig | None = None
+    """Train adapters instead of the model. The reference is then the model without them, at no cost of memory."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("z_loss", self.z_loss == 0, "0: preferences have no such term")
+        refuse_unfit(self)
+        self._require("lora", self.lora is None or self.init_from is not None, "none without init_from")
+        needs = self.preference.needs_reference
+        self._require("reference", not needs or self.reference_folder is not None, "given where init_from is not")
+        unread = "none where no loss reads a reference"
+        for name in ("reference", "reference_log_probs"):
+            self._require(name, needs or getattr(self, name) is None, unread)
+
+    @property
+    def reference_folder(self) -> Path | None:
+        """Where the reference is."""
+        return self.reference or self.init_from
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceFigures:
+    """What was measured on held-out pairs: means over them."""
+
+    values: Mapping[str, float]
+
+    def figures(self) -> dict[str, float]:
+        """By name: `loss`, `pairs`, and those of `dpo.preference_loss`."""
+        return dict(self.values)
+
+
+class Preference:
+    """The objective: a preference loss of packed pairs.
+
+    Args:
+        model: policy and reference are of its shape.
+        config: what is minimised.
+        max_pairs: pairs in a row at most.
+        chunk: positions of each row whose logits exist at a time; None: all.
+        reference: the reference's parameters; None: batches hold its log-probabilities, or nothing reads them.
+        reference_is_start: the reference is the model that adapters are added to; `WithAdapters` gives it.
+    """
+
+    def __init__(
+        self,
+        model: Plamo2,
+        config: PreferenceConfig,
+        max_pairs: int,
+        chunk: int | None = None,
+        reference: Any = None,
+        reference_is_start: bool = False,
+    ):
+        self._model, self._config, self._max_pairs, self._chunk = model, config, max_pairs, chunk
+        self.frozen, self.reference_is_start = reference, reference_is_start
+        self.extra: dict[str, Any] = {}
+        """What batches hold besides: name → (shape after [b, t], dtype)."""
+        if config.needs_reference and reference is None and not reference_is_start:
+            self.extra[REFERENCE] = ((), jnp.float32)
+        self._sums = jax.jit(self._measure)
+
+    def __call__(
+        self, params: Any, batch: Mapping[str, Array], rng: Array, frozen: Any = None
+    ) -> tuple[Array, Metrics]:
+        """The loss, a mean over pairs, and sums: those of `dpo.preference_loss`, `tokens` of answers, and with a reference `kl`, Schulman's
+        third estimator of KL(π ‖ π_ref) summed over an answer's tokens, which on answers that are not the policy's own is a distance
+        of policy and reference, not an unbiased estimate.
+        """
+        del rng
+        policy = token_log_probs(self._model, params, batch, self._chunk)
+        reference = None
+        if self._config.needs_reference:
+            if REFERENCE in self.extra:
+                reference = batch[REFERENCE]
+            else:
+                theirs = self.frozen if frozen is None else frozen
+                reference = token_log_probs(self._model, theirs, batch, self._chunk)
+            reference = jax.lax.stop_gradient(jnp.where(batch["loss_weights"] != 0, reference, 0.0))
+        pairs = gather_pairs(policy, reference, batch, self._max_pairs)
+        loss, metrics = preference_loss(pairs, self._config)
+        metrics["tokens"] = jnp.sum(batch["loss_weights"])
+        if reference is not None:
+            # Cut off where its exponential would leave float32: a figure that is no number would have no place in the log.
+            difference = jnp.minimum(reference - jax.lax.stop_gradient(policy), 60.0)
+            metrics["kl"] = jnp.sum(jnp.expm1(difference) - difference)
+        return loss, metrics
+
+    def _measure(self, params: Any, batch: Mapping[str, Array], *frozen: Any) -> Metrics:
+        loss, metrics = self(params, batch, None, *frozen)
+        return {**metrics, "loss": loss * metrics["weight"]}
+
+    def evaluate(self, params: Any, batches: Iterable[Mapping[str, Array]], *frozen: Any) -> PreferenceFigures:
+        """Means over all pairs of the batches.
+
+        Raises:
+            ValueError: there is no pair.
+        """
+        if not frozen and self.frozen is not None:
+            frozen = (self.frozen,)
+        sums = [jax.device_get(self._sums(params, batch, *frozen)) for batch in batches]
+        totals = {name: sum(float(some[name]) for some in sums) for name in (sums[0] if sums else {})}
+        pairs = totals.pop("weight", 0.0)
+        if not pairs:
+            raise ValueError("the held-out data hold no pair")
+        totals.pop("tokens")
+        return PreferenceFigures({"pairs": pairs, **{name: total / pairs for name, total in totals.items()}})
+
+
+def make_objective(config: DpoConfig, beside: Beside) -> Objective:
+    """What the train loop minimises for this run.
+
+    Raises:
+        ValueError: init_from or the reference is of another shape, damaged, or no model; the log-probabilities on disk are another
+        reference's; or no matrix is a target of `lora`.
+    """
+
+    def load(folder: Path) -> Any:
+        return place_params(folder, beside.model, beside.mesh, config.sharding)
+
+    start = None if config.lora is None else load(config.init_from)
+    reference, is_start = None, False
+    if config.preference.needs_reference:
+        is_start = start is not None and config.reference in (None, config.init_from)
+        if config.reference_log_probs is not None:
+            params = start if is_start else load(config.reference_folder)
+            store = ReferenceLogProbs.open(config.reference_log_probs)
+            store.check(fingerprint(config.model, params), beside.tokenizer.fingerprint)
+            is_start = False
+        elif not is_start:
+            reference = load(config.reference_folder)
+    preference = Preference(
+        beside.model, config.preference, config.pairs.max_pairs, config.loss_chunk, reference, is_start
+    )
+    if config.lora is None:
+        preference.trained = StartingModel(config, beside.model)
+        return preference
+    return WithAdapters(preference, Adapters(config.model, config.lora, config.seed), start)
+
+
+def read_elements(path: Path, config: DpoConfig, template: ChatTemplate, tokenizer: Tokenizer) -> Examples:
+    """The pairs of a file, encoded; how many fitted goes to stderr.
+
+    Raises:
+        ValueError: the file is missing or damaged, has more bad lines than allowed, or no pair that fits into a row.
+    """
+    report, limit = config.pairs.report(), config.data.sequence_length
+    pairs = read_pairs(path, report)
+    elements, counts = encode_pairs(pairs, template, tokenizer, limit, config.pairs.truncate, report)
+    say_counts(path, "pairs", counts, report)
+    if not elements:
+        raise ValueError(f"{path} holds no pair whose answers with their prompts come to at most {limit} tokens")
+    return Examples(elements)
+
+
+class PairSource:
+    """Pairs as the train loop's source (`train.source.Source`)."""
+
+    def __init__(self, config: DpoConfig, tokenizer: Tokenizer):
+        self._config = config
+        template = ChatTemplate.load(config.pairs.template)
+        require_marks(template)
+        self._layout = layout(config.pairs.max_pairs, config.reference_log_probs is not None)
+        parts = [read_elements(item.path, config, template, tokenizer) for item in config.data.mixture]
+        heldout = {name: read_elements(path, config, template, tokenizer) for name, path in config.heldout.items()}
+        self.files = {FILE_NAME: template.source}
+        self.description = {"examples": [part.fingerprint for part in parts]}
+        if config.reference_log_probs is not None:
+            store = ReferenceLogProbs.open(config.reference_log_probs)
+            parts = [part.with_array(REFERENCE, store.of(part.fingerprint)) for part in parts]
+            heldout = {name: part.with_array(REFERENCE, store.of(part.fingerprint)) for name, part in heldout.items()}
+            self.description["reference_fingerprint"] = store.manifest["reference"]
+        self._parts, self._heldout = parts, heldout
+
+    def train(self, process_index: int, process_count: int) -> grain.DatasetIterator[Batch]:
+        """See `train.source.Source`."""
+        return mixed_batches(
+            self._config.data, self._parts, self._layout, process_index=process_index, process_count=process_count
+        )
+
+    def heldout(self, name: str, process_index: int, process_count: int) -> Iterable[Batch]:
+        """See `train.source.Source`."""
+        return one_pass(
+            self._config.data,
+            self._heldout[name],
+            self._layout,
+            process_index=process_index,
+            process_count=process_count,
+        )

@@ -1,0 +1,152 @@
+"""A reference's log-probabilities on disk, so that it need not run beside the policy.
+
+    FOLDER/manifest.json    what made them: fingerprints of reference and tokenizer; fingerprint and positions of each set of pairs
+    FOLDER/log_probs.npy    [positions of all sets] float32, of each target of an answer, 0 elsewhere
+
+They are kept by pair and position, not by row: packing, order and batch size may change. Other pairs have another fingerprint, which is
+an error and not a wrong number.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from plamo2_jax.align.examples import Examples
+from plamo2_jax.align.logprobs import token_log_probs
+from plamo2_jax.checkpoint import write_json
+from plamo2_jax.convert.hf import refuse_occupied
+from plamo2_jax.model.plamo2 import Plamo2
+from plamo2_jax.surgery.distill import fingerprint
+
+FORMAT = "plamo2-reference-log-probs-1"
+MANIFEST, LOG_PROBS = "manifest.json", "log_probs.npy"
+
+
+class ReferenceLogProbsError(ValueError):
+    """A folder of log-probabilities is missing, or of another model, tokenizer or data; the message says which."""
+
+
+class ReferenceLogProbs:
+    """A folder of log-probabilities, mapped from disk."""
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any]):
+        self.folder, self.manifest = folder, manifest
+        self._values = np.load(folder / LOG_PROBS, mmap_mode="r")
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> ReferenceLogProbs:
+        """Open what `write_reference` wrote.
+
+        Raises:
+            ReferenceLogProbsError: it is missing, or not such a folder.
+        """
+        folder = Path(folder)
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise ReferenceLogProbsError(f"{folder} holds no reference's log-probabilities: it has no {MANIFEST}")
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest.get("format") != FORMAT:
+            raise ReferenceLogProbsError(f"{path}: format is {manifest.get('format')!r}; it must be {FORMAT!r}")
+        return cls(folder, manifest)
+
+    def check(self, reference: str, tokenizer: str) -> None:
+        """Raise ReferenceLogProbsError unless they are this reference's and this tokenizer's."""
+        for name, value in (("reference", reference), ("tokenizer", tokenizer)):
+            if self.manifest[name] != value:
+                raise ReferenceLogProbsError(
+                    f"{self.folder} was written for the {name} {self.manifest[name]}, not for this run's {value}; remove it or "
+                    "name another folder, and it is written anew"
+                )
+
+    def of(self, examples: str) -> np.ndarray:
+        """[positions] float32, those of the pairs with this fingerprint.
+
+        Raises:
+            ReferenceLogProbsError: there are none.
+        """
+        start = 0
+        for part in self.manifest["parts"]:
+            if part["fingerprint"] == examples:
+                return self._values[start : start + part["positions"]]
+            start += part["positions"]
+        raise ReferenceLogProbsError(
+            f"{self.folder} holds nothing for these pairs: the data, their template or their truncation are others; remove it or name "
+            "another folder, and it is written anew"
+        )
+
+
+def write_reference(
+    folder: str | os.PathLike[str],
+    model: Plamo2,
+    params: Any,
+    tokenizer: str,
+    parts: Sequence[Examples],
+    sequence_length: int,
+    batch_size: int,
+    chunk: int | None = None,
+) -> None:
+    """Compute and write the log-probabilities of pairs under a reference, pair by pair, a row each.
+
+    Args:
+        folder: to make; it must not exist or be empty.
+        model, params: the reference.
+        tokenizer: fingerprint of the one that the pairs were made with.
+        parts: sets of elements of `preference_data.encode_pair`.
+        sequence_length: positions of a row; no element is longer.
+        batch_size: rows at once.
+        chunk: see `token_log_probs`.
+
+    Raises:
+        ValueError: the folder is occupied. Nothing is left behind.
+    """
+    folder = Path(folder).absolute()
+    refuse_occupied(folder)
+    apply = jax.jit(lambda params, batch: token_log_probs(model, params, batch, chunk))
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        total = sum(part.targets for part in parts)
+        values = np.lib.format.open_memmap(partial / LOG_PROBS, "w+", np.float32, (total,))
+        place = 0
+        for part in parts:
+            for first in range(0, len(part), batch_size):
+                elements = [part[i] for i in range(first, min(first + batch_size, len(part)))]
+                log_probs = jax.device_get(apply(params, _rows(elements, sequence_length, batch_size)))
+                for row, element in zip(log_probs, elements, strict=False):
+                    n = len(element["tokens"])
+                    values[place : place + n] = row[:n]
+                    place += n
+        values.flush()
+        manifest = {
+            "format": FORMAT,
+            "reference": fingerprint(model.config, params),
+            "tokenizer": tokenizer,
+            "parts": [{"fingerprint": part.fingerprint, "positions": part.targets} for part in parts],
+        }
+        write_json(partial / MANIFEST, manifest)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _rows(elements: Sequence[Mapping[str, np.ndarray]], t: int, b: int) -> dict[str, jax.Array]:
+    """A batch of one element a row, padded to [b, t]."""
+    names = {"tokens": "tokens", "targets": "targets", "positions": "places", "loss_weights": "weights"}
+    batch = {name: np.zeros((b, t), elements[0][source].dtype) for name, source in names.items()}
+    batch["segment_ids"] = np.zeros((b, t), np.int32)
+    for i, element in enumerate(elements):
+        n = len(element["tokens"])
+        for name, source in names.items():
+            batch[name][i, :n] = element[source]
+        batch["segment_ids"][i, :n] = 1 + element["sides"]
+    return {name: jnp.asarray(array) for name, array in batch.items()}

@@ -1,0 +1,209 @@
+"""Supervised fine-tuning: next-token cross-entropy on what the assistant says, in packed rows of whole conversations.
+
+A configuration, an objective and a data source for the train loop, which is that of pretraining.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from plamo2_jax.align.chat import Example, Truncate, encode_all, read_conversations, require_marks
+from plamo2_jax.align.examples import Examples
+from plamo2_jax.align.lora import Adapters, LoraConfig, WithAdapters
+from plamo2_jax.align.start import StartingModel, place_params
+from plamo2_jax.data.documents import ReadReport
+from plamo2_jax.data.packing import Batch, Layout
+from plamo2_jax.data.pipeline import mixed_batches, one_pass
+from plamo2_jax.eval.perplexity import make_evaluator, predict_batch, prediction_sums
+from plamo2_jax.model.plamo2 import Plamo2
+from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate
+from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.distillation import Beside
+from plamo2_jax.train.objective import Metrics, Objective, cross_entropy
+
+Weighting = Literal["token", "conversation"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatConfig:
+    """How conversations become rows."""
+
+    template: str = "chat"
+    """Chat template: `chat`, `translate`, a Jinja file, or a folder with chat_template.jinja. It goes with the run."""
+    truncate: Truncate = "last"
+    """What becomes of conversations that are longer than a row. last: their last messages go. first: their first exchanges go, not the
+    system message. end: as last, and an only answer that is too long is cut. refuse: they are left out. What fits by no rule is left
+    out; all are counted."""
+    weighting: Weighting = "token"
+    """token: every trained token counts the same. conversation: every conversation does, however long its answers."""
+    max_bad_rate: float = 0.0
+    """Share of bad lines up to which they are only counted; 0: the first one ends the program."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_bad_rate < 1:
+            raise ValueError(f"ChatConfig.max_bad_rate={self.max_bad_rate!r} is not allowed: it must be in [0, 1)")
+
+    def report(self) -> ReadReport:
+        """The account of bad lines."""
+        return ReadReport(max_bad_rate=self.max_bad_rate, judge_after=1000 if self.max_bad_rate else 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig(PretrainConfig):
+    """One run of supervised fine-tuning: a PretrainConfig whose data.mixture and heldout name JSON lines of conversations instead of
+    shards, and whose init_from may be of the public layout too.
+    """
+
+    chat: ChatConfig = dataclasses.field(default_factory=ChatConfig)
+    """How conversations become rows."""
+    neftune_alpha: float = 0.0
+    """NEFTune (arXiv:2310.05914): embedded tokens get uniform noise of alpha / √(tokens of the conversation × hidden_size); 5 to 15
+    is usual, 0 is off."""
+    lora: LoraConfig | None = None
+    """Train adapters instead of the model."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("neftune_alpha", 0 <= self.neftune_alpha < math.inf, "zero or positive, and finite")
+        refuse_unfit(self)
+        self._require("lora", self.lora is None or self.init_from is not None, "none without init_from")
+
+
+def refuse_unfit(config: PretrainConfig) -> None:
+    """Raise ValueError for fields that only text has."""
+    if config.data.long_document_tokens is not None:
+        raise ValueError("data.long_document_tokens is not allowed here: it is for text")
+    if config.distillation is not None:
+        raise ValueError(f"distillation is not allowed in a {type(config).__name__}")
+
+
+def noise_scale(segment_ids: Array, hidden_size: int, alpha: float) -> Float[Array, "b t"]:
+    """NEFTune's alpha / √(L d), L the tokens of the segment that each token is in; 0 at padding."""
+    t = segment_ids.shape[1]
+    length = jax.vmap(lambda ids: jnp.zeros(t + 1, jnp.float32).at[ids].add(1.0)[ids])(segment_ids)
+    return jnp.where(segment_ids != 0, alpha / jnp.sqrt(length * hidden_size), 0.0)
+
+
+class Sft:
+    """The objective: `train.objective.next_token` with NEFTune."""
+
+    def __init__(
+        self,
+        model: Plamo2,
+        byte_lengths: Array,
+        z_loss: float = 0.0,
+        chunk: int | None = None,
+        neftune_alpha: float = 0.0,
+    ):
+        self._model, self._lengths, self._z_loss, self._chunk = model, byte_lengths, z_loss, chunk
+        self._alpha = neftune_alpha
+        self._evaluate = make_evaluator(model, np.asarray(byte_lengths), chunk)
+
+    def __call__(self, params: Any, batch: Mapping[str, Array], rng: Array) -> tuple[Array, Metrics]:
+        """The loss, a mean over trained tokens by their weights, and the sums of `train.objective.next_token`."""
+        noise = None
+        if self._alpha:
+            scale = noise_scale(batch["segment_ids"], self._model.config.hidden_size, self._alpha)
+            shape = (*batch["tokens"].shape, self._model.config.hidden_size)
+            noise = scale[..., None] * jax.random.uniform(rng, shape, jnp.float32, -1.0, 1.0)
+        prediction = predict_batch(self._model, params, batch, self._chunk, noise)
+        weights = batch["loss_weights"]
+        loss, z = cross_entropy(prediction, weights, self._z_loss)
+        sums = prediction_sums(prediction, batch["targets"], weights, self._lengths)
+        return loss, {"weight": jnp.sum(weights), "z_loss": self._z_loss * z, **sums}
+
+    def evaluate(self, params: Any, batches: Iterable[Mapping[str, Array]]) -> Any:
+        """Bits per byte of what the assistant says."""
+        return self._evaluate(params, batches)
+
+
+def make_objective(config: SftConfig, beside: Beside) -> Objective:
+    """What the train loop minimises for this run.
+
+    Raises:
+        ValueError: `init_from` is of another shape, damaged, or no model; or no matrix is a target of `lora`.
+    """
+    sft = Sft(beside.model, beside.byte_lengths, config.z_loss, config.loss_chunk, config.neftune_alpha)
+    if config.lora is None:
+        sft.trained = StartingModel(config, beside.model)
+        return sft
+    params = place_params(config.init_from, beside.model, beside.mesh, config.sharding)
+    return WithAdapters(sft, Adapters(config.model, config.lora, config.seed), params)
+
+
+def to_element(example: Example, weighting: Weighting) -> dict[str, np.ndarray]:
+    """An example as inputs, targets and weights of the loss [n - 1]."""
+    trained = example.trained[1:].astype(np.float32)
+    if weighting == "conversation":
+        trained /= max(trained.sum(), 1)
+    return {"tokens": example.ids[:-1], "targets": example.ids[1:], "weights": trained}
+
+
+def _to_batch(packed: Mapping[str, np.ndarray]) -> Batch:
+    return {
+        "tokens": packed["tokens"],
+        "targets": packed["targets"],
+        "segment_ids": packed["tokens_segment_ids"],
+        "positions": packed["tokens_positions"],
+        "loss_weights": packed["weights"],
+    }
+
+
+LAYOUT = Layout(("tokens", "targets", "weights"), _to_batch)
+
+
+class ChatSource:
+    """Conversations as the train loop's source (`train.source.Source`)."""
+
+    def __init__(self, config: SftConfig, tokenizer: Tokenizer):
+        self._config, self._tokenizer = config, tokenizer
+        self._template = ChatTemplate.load(config.chat.template)
+        require_marks(self._template)
+        self._parts = [self._read(item.path) for item in config.data.mixture]
+        self._heldout = {name: self._read(path) for name, path in config.heldout.items()}
+        self.files = {FILE_NAME: self._template.source}
+        self.description = {"examples": [part.fingerprint for part in self._parts]}
+
+    def _read(self, path: Path) -> Examples:
+        chat, report = self._config.chat, self._config.chat.report()
+        # A row of t positions holds t + 1 ids: the first is never a target.
+        limit = self._config.data.sequence_length + 1
+        conversations = read_conversations(path, report)
+        examples, counts = encode_all(conversations, self._template, self._tokenizer, limit, chat.truncate, report)
+        say_counts(path, "conversations", counts, report)
+        if not examples:
+            raise ValueError(f"{path} holds no conversation of at most {limit} tokens")
+        return Examples([to_element(example, chat.weighting) for example in examples])
+
+    def train(self, process_index: int, process_count: int) -> grain.DatasetIterator[Batch]:
+        """See `train.source.Source`."""
+        return mixed_batches(
+            self._config.data, self._parts, LAYOUT, process_index=process_index, process_count=process_count
+        )
+
+    def heldout(self, name: str, process_index: int, process_count: int) -> Iterable[Batch]:
+        """See `train.source.Source`."""
+        return one_pass(
+            self._config.data, self._heldout[name], LAYOUT, process_index=process_index, process_count=process_count
+        )
+
+
+def say_counts(path: Path, what: str, counts: Mapping[str, int], report: ReadReport) -> None:
+    """One line on stderr, of the first process."""
+    if jax.process_index() == 0:
+        others = [f"{counts[name]:,} {name}" for name in ("truncated", "too long") if counts.get(name)]
+        others += [f"{report.bad:,} bad"] if report.bad else []
+        kept = counts.get("whole", 0) + counts.get("truncated", 0)
+        print(", ".join([f"{path}: {kept:,} {what}", *others]), file=sys.stderr)

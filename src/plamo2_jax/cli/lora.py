@@ -1,0 +1,45 @@
+"""`plamo2 lora MODEL ADAPTER OUT`: add trained adapters to a model's weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+def lora(
+    model: Annotated[Path, tyro.conf.Positional],
+    adapter: Annotated[Path, tyro.conf.Positional],
+    output: Annotated[Path, tyro.conf.Positional],
+    *,
+    step: int | None = None,
+) -> None:
+    """Add trained adapters to a model's weights, and write the sum as a run folder, which every other verb takes.
+
+    Args:
+        model: The model that the adapters were trained on: a run folder, or a folder of the public layout.
+        adapter: A run that trained adapters, or a folder in PEFT's layout, ours or another's.
+        output: Run folder to make; it must not exist or be empty.
+        step: Which checkpoint of a run with adapters; left out, the newest.
+    """
+    from plamo2_jax import checkpoint
+    from plamo2_jax.align.peft import CONFIG, merged_model
+    from plamo2_jax.convert.hf import copy_chat_template, refuse_occupied
+
+    refuse_occupied(output)
+    if step is not None and (adapter / CONFIG).is_file():
+        raise ValueError(f"{adapter} is of PEFT's layout and has no steps; leave --step out")
+    merged = merged_model(model, adapter, step)
+    checkpoint.save_model(output, merged.config, merged.params, merged.tokenizer)
+    # A folder `adapter` lies in the run that trained it, and so does its template.
+    for folder in (adapter, adapter.parent, model):
+        if copy_chat_template(folder, output):
+            break
+    print(output)
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb."""
+    tyro.cli(lora, prog="plamo2 lora", args=argv)
+    return 0

@@ -1,0 +1,202 @@
+"""Adapters: which matrices have them, what they add, and PEFT's layout."""
+
+import json
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from plamo2_jax.align import peft
+from plamo2_jax.align.lora import Adapters, LoraConfig, add, find_targets, split_axes
+from plamo2_jax.convert.layout import public_tensors
+from plamo2_jax.model import abstract_params
+
+LORA = LoraConfig(rank=3, alpha=6.0)
+
+
+def flat(tree):
+    return flax.traverse_util.flatten_dict(tree, sep="/")
+
+
+def random_like(tree, seed=0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), tree)
+
+
+def public(config, params):
+    """Matrices [out, in] and vectors of the public layout, by name."""
+    leaves, tensors = flat(params), {}
+    for tensor in public_tensors(config):
+        rows = []
+        for part in tensor.parts:
+            ours = np.asarray(leaves[part.path])
+            ours = ours if part.period is None else ours[part.period]
+            rows.append(ours.transpose(part.inverse).reshape(-1))
+        tensors[tensor.name] = np.concatenate(rows).reshape(tensor.shape)
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("names", "inputs", "outputs"),
+    [
+        (("layers", None, "embed", "mamba_heads", "head_dim"), (2,), (1, 3, 4)),
+        (("layers", "heads", "head_dim", "embed"), (1, 2), (3,)),
+        (("layers", "embed", "kv_heads", "head_dim"), (1,), (2, 3)),
+        (("layers", "dt_rank", "mamba_heads"), (1,), (2,)),
+        (("layers", "mlp", "embed"), (1,), (2,)),
+    ],
+)
+def test_a_matrix_is_split_into_input_and_output(names, inputs, outputs):
+    split = split_axes(names)
+    assert (split.inputs, split.outputs) == (inputs, outputs)
+
+
+def test_targets_are_found_by_name_axis_and_public_name(model):
+    names = {path.rsplit("/", 1)[1] for path in find_targets(model.config, LORA)}
+    assert names == {
+        *("in_proj", "b_proj", "c_proj", "dt_down", "dt_up", "out_proj"),
+        *("q_proj", "k_proj", "v_proj", "o_proj", "gate", "up", "down"),
+    }
+    by = {
+        r"/(q|v)_proj ": {"q_proj", "v_proj"},
+        r"axes=.*mamba_heads,head_dim,embed": {"out_proj"},
+        r"layers\.1\.mlp\.gate_up_proj": {"gate", "up"},
+    }
+    for target, expected in by.items():
+        found = find_targets(model.config, LoraConfig(targets=(target,)))
+        assert {path.rsplit("/", 1)[1] for path in found} == expected, target
+    for target in ("embedding", "norm/scale", "a_log", "nothing"):
+        with pytest.raises(ValueError, match="no matrix of the layers"):
+            find_targets(model.config, LoraConfig(targets=(target,)))
+
+
+def test_new_adapters_change_nothing(model, params):
+    adapters = Adapters(model.config, LORA)
+    made = adapters.create(None)
+    assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, adapters.abstract)
+    jax.tree.map(np.testing.assert_array_equal, adapters.apply(params, made), params)
+    a = [leaf for path, leaf in flat(made).items() if path.endswith("lora_a")]
+    assert all(float(jnp.std(leaf)) > 0.01 for leaf in a)
+
+
+def test_what_is_added_by_hand(model, params):
+    adapters = Adapters(model.config, LORA)
+    made = random_like(adapters.abstract)
+    merged, parts, before = flat(adapters.apply(params, made)), flat(made), flat(params)
+    path = "run_0/layer_1/mixer/o_proj"
+    a, b = parts[f"{path}/lora_a"], parts[f"{path}/lora_b"]
+    expected = before[path] + 2.0 * np.tensordot(a[0], b[0], 1)[None]
+    np.testing.assert_allclose(merged[path], expected, rtol=1e-5, atol=1e-5)
+    path = "run_0/layer_0/mixer/in_proj"
+    a, b = parts[f"{path}/lora_a"], parts[f"{path}/lora_b"]
+    expected = before[path] + 2.0 * np.einsum("ler,lrzhp->lzehp", a, b)
+    np.testing.assert_allclose(merged[path], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_leaves_input_features_out_and_keeps_the_mean(model, params):
+    adapters = Adapters(model.config, LoraConfig(rank=3, dropout=0.5, targets=("/down ",)))
+    made = random_like(adapters.abstract)
+    path = next(iter(adapters.targets))
+    zero = jax.tree.map(jnp.zeros_like, params)
+    full = flat(adapters.apply(zero, made))[path]
+    draws = [np.asarray(flat(adapters.apply(zero, made, jax.random.key(i)))[path]) for i in range(40)]
+    left_out = np.all(draws[0] == 0, axis=-1)
+    assert 0.2 < left_out.mean() < 0.8
+    np.testing.assert_allclose(draws[0][~left_out], 2 * full[~left_out], rtol=1e-5)
+    assert np.abs(np.mean(draws, 0) - full).mean() < 0.3 * np.abs(full).mean()
+
+
+@pytest.fixture
+def written(model, tmp_path):
+    adapters = random_like(Adapters(model.config, LORA).abstract)
+    return adapters, peft.write_peft(tmp_path / "adapter", model.config, LORA, adapters, "some/base")
+
+
+def test_pefts_layout_says_the_same_sum(model, params, written):
+    """What PEFT computes from the files, in the public layout: W + alpha / r · B A."""
+    adapters, folder = written
+    about, tensors = (
+        json.loads((folder / "adapter_config.json").read_text()),
+        load_file(folder / "adapter_model.safetensors"),
+    )
+    ours = public(model.config, Adapters(model.config, LORA).apply(params, adapters))
+    for name, weight in public(model.config, params).items():
+        module = name.removesuffix(".weight")
+        if module in about["target_modules"]:
+            a, b = (tensors[f"base_model.model.{module}.lora_{letter}.weight"] for letter in "AB")
+            key = module.replace(".", r"\.")
+            rank, alpha = (
+                about["rank_pattern"].get(key, about["r"]),
+                about["alpha_pattern"].get(key, about["lora_alpha"]),
+            )
+            assert len(a) == rank
+            weight = weight + alpha / rank * b @ a
+        np.testing.assert_allclose(ours[name], weight, rtol=1e-4, atol=1e-4, err_msg=name)
+    assert len(tensors) == 2 * len(about["target_modules"]) == 2 * 10
+
+
+def test_what_is_written_is_read_back(model, params, written):
+    adapters, folder = written
+    merged = add(params, *_swap(peft.read_peft(folder, model.config)))
+    expected = Adapters(model.config, LORA).apply(params, adapters)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), merged, expected)
+
+
+def _swap(read):
+    targets, adapters, scale = read
+    return adapters, targets, scale
+
+
+def test_adapters_of_others_are_read(model, params, tmp_path):
+    """One dense adapter of a matrix that is three of our parameters."""
+    rng = np.random.default_rng(0)
+    module = "model.layers.layers.1.mixer.qkv_proj"
+    before = public(model.config, params)
+    out, into = before[f"{module}.weight"].shape
+    a, b = rng.normal(size=(4, into)).astype(np.float32), rng.normal(size=(out, 4)).astype(np.float32)
+    tensors = {f"base_model.model.{module}.lora_{name}.weight": value for name, value in (("A", a), ("B", b))}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    about = {"peft_type": "LORA", "r": 4, "lora_alpha": 16, "use_rslora": True}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(about))
+    after = public(model.config, add(params, *_swap(peft.read_peft(tmp_path, model.config))))
+    before[f"{module}.weight"] = before[f"{module}.weight"] + 8 * b @ a
+    for name, weight in before.items():
+        np.testing.assert_allclose(after[name], weight, rtol=1e-4, atol=1e-4, err_msg=name)
+
+    save_file({**tensors, "base_model.model.x.lora_A.weight": a}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(peft.AdapterError, match=r"base_model.model.x.lora_A.weight belongs to no matrix"):
+        peft.read_peft(tmp_path, model.config)
+    save_file({name: value[:, :3] for name, value in tensors.items()}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(peft.AdapterError, match="have shapes"):
+        peft.read_peft(tmp_path, model.config)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**about, "use_dora": True}))
+    with pytest.raises(peft.AdapterError, match="without use_dora"):
+        peft.read_peft(tmp_path, model.config)
+    with pytest.raises(peft.AdapterError, match="holds no adapters"):
+        peft.read_peft(tmp_path / "nowhere", model.config)
+
+
+def test_adapters_are_few(model):
+    adapters = Adapters(model.config, LoraConfig(rank=1, targets=("/q_proj ",)))
+    full = flat(abstract_params(model))["run_0/layer_1/mixer/q_proj"].shape
+    a, b = (leaf.shape for _, leaf in sorted(flat(adapters.abstract).items()))
+    assert a == (full[0], full[1], 1)
+    assert b == (full[0], 1, *full[2:])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rank": 0}, "rank=0"),
+        ({"alpha": 0.0}, "alpha=0.0"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"targets": ()}, "targets="),
+        ({"targets": ("(",)}, "is no regular expression"),
+    ],
+)
+def test_settings_out_of_range(fields, message):
+    with pytest.raises(ValueError, match=message):
+        LoraConfig(**fields)

@@ -1,0 +1,198 @@
+"""Training on preferences: the objective, the reference beside the policy and from disk, and runs."""
+
+import dataclasses
+import itertools
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from run_material import record
+
+from plamo2_jax.align.dpo import PreferenceConfig
+from plamo2_jax.align.lora import Adapters, LoraConfig, WithAdapters
+from plamo2_jax.align.preference_data import REFERENCE
+from plamo2_jax.align.preferences import DpoConfig, PairsConfig, PairSource, Preference, make_objective
+from plamo2_jax.align.reference import ReferenceLogProbs, ReferenceLogProbsError
+from plamo2_jax.cli.dpo import prepare
+from plamo2_jax.cli.main import main
+from plamo2_jax.convert.load import load_model
+from plamo2_jax.train.loop import pretrain
+
+
+@pytest.fixture(scope="module")
+def make_config(tmp_path_factory, data, fields, rows_of):
+    output = tmp_path_factory.mktemp("runs")
+
+    def make(name, **other):
+        return DpoConfig(
+            **{
+                **fields,
+                "name": name,
+                "data": rows_of(data / "pairs.jsonl", sequence_length=192, batch_size=1),
+                "heldout": {"pairs": data / "pairs-heldout.jsonl"},
+                "output": output,
+                "pairs": PairsConfig(max_pairs=2),
+                **other,
+            }
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def stored(make_config, tmp_path_factory):
+    """A configuration whose reference has written its log-probabilities."""
+    config = make_config("stored", reference_log_probs=tmp_path_factory.mktemp("reference") / "log_probs")
+    prepare(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def policy(small_params):
+    """A model some way from the reference."""
+    leaves, structure = jax.tree.flatten(small_params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [leaf + 0.02 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(structure, moved)
+
+
+@pytest.fixture(scope="module")
+def measured(small, small_params, policy, stored, tokenizer):
+    """Loss and sums of one batch: reference beside, from disk, and policy equal to it."""
+    batch = next(iter(PairSource(stored, tokenizer).train(0, 1)))
+    config = PreferenceConfig(losses=("sigmoid", "nll"), weights=(1.0, 0.1))
+    beside, disk = Preference(small, config, 2, reference=small_params), Preference(small, config, 2)
+    plain = Preference(small, PreferenceConfig(), 2, reference_is_start=True)
+    adapters = Adapters(small.config, LoraConfig(rank=2))
+    # The reference of adapters is the model without them: no second copy of it.
+    plain = WithAdapters(plain, adapters, small_params)
+    assert plain.frozen["inner"] is None
+    assert plain.extra == {}
+    new = adapters.create(None)
+
+    @jax.jit
+    def all_three(policy, params, batch):
+        return (
+            beside(policy, batch, None, params),
+            disk(policy, batch, None),
+            plain(new, batch, jax.random.key(0), {"params": params, "inner": None}),
+        )
+
+    assert disk.extra == {REFERENCE: ((), jnp.float32)}
+    assert beside.extra == {}
+    return batch, all_three(policy, small_params, batch)
+
+
+def test_the_reference_says_the_same_from_disk(measured):
+    _, ((loss, sums), (from_disk, disk_sums), _) = measured
+    np.testing.assert_allclose(from_disk, loss, rtol=1e-5)
+    assert sums.keys() == disk_sums.keys()
+    for name, value in sums.items():
+        np.testing.assert_allclose(disk_sums[name], value, rtol=1e-4, atol=1e-4, err_msg=name)
+    assert abs(sums["log_ratio_chosen"]) > 0.01
+    assert sums["kl"] > 0
+
+
+def test_a_policy_equal_to_its_reference_has_no_margin(measured):
+    batch, (_, _, (loss, sums)) = measured
+    np.testing.assert_allclose(loss, math.log(2), rtol=1e-5)
+    assert abs(sums["reward_margin"]) < 1e-4
+    assert abs(sums["kl"]) < 1e-6
+    pairs = sum(row.max() // 2 for row in batch["segment_ids"])
+    assert sums["weight"] == pairs > 1
+    assert sums["tokens"] == sums["length_chosen"] + sums["length_rejected"] == batch["loss_weights"].sum()
+
+
+def test_what_was_written_is_checked(stored, tokenizer, tmp_path):
+    store = ReferenceLogProbs.open(stored.reference_log_probs)
+    store.check(store.manifest["reference"], tokenizer.fingerprint)
+    with pytest.raises(ReferenceLogProbsError, match=r"was written for the reference .* not for this run's other"):
+        store.check("other", tokenizer.fingerprint)
+    with pytest.raises(ReferenceLogProbsError, match="was written for the tokenizer"):
+        store.check(store.manifest["reference"], "other")
+    rows = dataclasses.replace(stored.data, sequence_length=400)
+    other = dataclasses.replace(stored, data=rows, pairs=PairsConfig(template="translate"))
+    with pytest.raises(ReferenceLogProbsError, match="holds nothing for these pairs"):
+        PairSource(other, tokenizer)
+    with pytest.raises(ReferenceLogProbsError, match=r"it has no manifest.json"):
+        ReferenceLogProbs.open(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"format": "x"}')
+    with pytest.raises(ReferenceLogProbsError, match="format is 'x'"):
+        ReferenceLogProbs.open(tmp_path)
+
+
+def test_a_run_learns_to_prefer(make_config):
+    """The whole model, the reference beside it."""
+    config = make_config("beside", preference=PreferenceConfig(beta=0.5))
+    outcome = pretrain(config, make_objective=make_objective, make_source=PairSource)
+    lines = [line for line in record(config) if "loss" in line]
+    np.testing.assert_allclose(lines[0]["loss"], math.log(2), rtol=1e-5)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert lines[-1]["reward_accuracy"] > 0.9
+    assert lines[-1]["kl"] > 0
+    figures = outcome.heldout["pairs"].figures()
+    assert figures["pairs"] == 2
+    assert figures["reward_accuracy"] in (0.0, 0.5, 1.0)
+    assert load_model(config.folder).tokenizer is not None
+    assert "{%- generation -%}" in (config.folder / "chat_template.jinja").read_text()
+
+
+def test_adapters_on_a_stored_reference_through_the_command_line(stored, tmp_path, capsys):
+    config = dataclasses.replace(
+        stored, name="cli", lora=LoraConfig(rank=2), steps=3, checkpoint_every=3, evaluate_every=3
+    )
+    path = tmp_path / "config.py"
+    path.write_text(
+        "from pathlib import *\nfrom plamo2_jax.align.dpo import *\nfrom plamo2_jax.align.lora import *\n"
+        "from plamo2_jax.align.preferences import *\nfrom plamo2_jax.config import *\nfrom plamo2_jax.data.pipeline import *\n"
+        "from plamo2_jax.sharding.mesh import *\nfrom plamo2_jax.train.guard import *\nfrom plamo2_jax.train.optimizer import *\n"
+        f"from plamo2_jax.train.schedule import *\nconfig = {config!r}\n"
+    )
+    assert main(["dpo", str(path), "--preference.losses", "sigmoid", "nll", "--preference.weights", "1", "0.2"]) == 0
+    assert "of 2 pairs right" in capsys.readouterr().out
+    first, *_, last = (line["loss"] for line in record(config) if "loss" in line)
+    assert last < first
+    assert (config.folder / "adapter" / "adapter_model.safetensors").is_file()
+    described = json.loads((config.folder / "config.json").read_text())
+    assert (
+        described["reference_fingerprint"] == ReferenceLogProbs.open(config.reference_log_probs).manifest["reference"]
+    )
+
+    manifest = config.reference_log_probs / "manifest.json"
+    text = manifest.read_text()
+    manifest.write_text(text.replace(described["reference_fingerprint"], "0" * 32))
+    assert main(["dpo", str(path), "--name", "again"]) == 2
+    assert "was written for the reference 000" in capsys.readouterr().err
+    manifest.write_text(text)
+
+
+def test_losses_without_reference_load_none(make_config, small, tokenizer):
+    config = make_config("x", preference=PreferenceConfig(losses=("simpo", "nll"), beta=2.0), reference=None)
+    objective = Preference(small, config.preference, 2)
+    assert objective.frozen is None
+    assert objective.extra == {}
+    batch = next(itertools.islice(PairSource(config, tokenizer).train(0, 1), 1))
+    assert REFERENCE not in batch
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"z_loss": 1e-4}, "DpoConfig.z_loss=0.0001 is not allowed: it must be 0"),
+        ({"init_from": None}, "given where init_from is not"),
+        ({"preference": PreferenceConfig(losses=("simpo",)), "reference": "x"}, "none where no loss reads a reference"),
+    ],
+)
+def test_settings_out_of_range(make_config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_config("x", **changes)
+
+
+def test_rows_and_bad_lines_have_limits():
+    with pytest.raises(ValueError, match="max_pairs=0"):
+        PairsConfig(max_pairs=0)
+    with pytest.raises(ValueError, match=r"max_bad_rate=1.0"):
+        PairsConfig(max_bad_rate=1.0)

@@ -1,0 +1,180 @@
+"""Fine-tuning: weights of the loss, noise, mixtures, and runs of the whole model and of adapters."""
+
+import dataclasses
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from run_material import assert_same_params, record, stop_after
+
+from plamo2_jax import checkpoint
+from plamo2_jax.align.chat import Example
+from plamo2_jax.align.lora import Adapters, LoraConfig
+from plamo2_jax.align.peft import merged_model
+from plamo2_jax.align.sft import ChatConfig, ChatSource, Sft, SftConfig, make_objective, noise_scale, to_element
+from plamo2_jax.align.start import load_params
+from plamo2_jax.cli.main import main
+from plamo2_jax.convert.load import load_model
+from plamo2_jax.data.pipeline import MixtureItem
+from plamo2_jax.model.plamo2 import Plamo2, abstract_params
+from plamo2_jax.train.loop import pretrain
+from plamo2_jax.train.objective import next_token
+
+
+@pytest.fixture(scope="module")
+def make_config(tmp_path_factory, data, fields, rows_of):
+    output = tmp_path_factory.mktemp("runs")
+
+    def make(name, **other):
+        return SftConfig(
+            **{
+                **fields,
+                "name": name,
+                "data": rows_of(data / "chat-a.jsonl", data / "chat-b.jsonl"),
+                "heldout": {"chat": data / "chat-heldout.jsonl"},
+                "output": output,
+                **other,
+            }
+        )
+
+    return make
+
+
+def test_weights_by_token_and_by_conversation():
+    example = Example(np.arange(6, dtype=np.int32), np.array([False, False, True, False, True, True]))
+    by_token = to_element(example, "token")
+    assert by_token["tokens"].tolist() == [0, 1, 2, 3, 4]
+    assert by_token["targets"].tolist() == [1, 2, 3, 4, 5]
+    assert by_token["weights"].tolist() == [0, 1, 0, 1, 1]
+    np.testing.assert_allclose(to_element(example, "conversation")["weights"], np.array([0, 1, 0, 1, 1]) / 3)
+
+
+def test_noise_is_as_wide_as_the_conversation_is_long():
+    ids = jnp.array([[1, 1, 1, 2, 0]])
+    expected = 5 / np.sqrt(np.array([3, 3, 3, 1, np.inf]) * 16)
+    np.testing.assert_allclose(noise_scale(ids, 16, 5.0)[0], expected, rtol=1e-6)
+
+
+def test_rows_decode_to_conversations_and_weights_to_answers(make_config, tokenizer, capsys):
+    source = ChatSource(make_config("x"), tokenizer)
+    assert "chat-a.jsonl: 8 conversations" in capsys.readouterr().err
+    seen = set()
+    for batch in itertools.islice(source.train(0, 1), 4):
+        for row in range(2):
+            for segment in range(1, batch["segment_ids"][row].max() + 1):
+                here = batch["segment_ids"][row] == segment
+                answer = tokenizer.decode(batch["targets"][row][here & (batch["loss_weights"][row] > 0)])
+                letter = answer[0]
+                assert answer == letter * 3 + "<|plamo:eos|>"
+                assert f"user\n{letter}?\n" in tokenizer.decode(batch["tokens"][row][here])
+                seen.add(letter)
+    assert seen & set("abcdefgh")
+    assert seen & set("ijklmnop")
+    heldout = [batch["loss_weights"].sum() for batch in source.heldout("chat", 0, 1)]
+    assert sum(heldout) == 4 * len(tokenizer.encode("aaa", eos=True))
+
+
+def test_the_mixture_keeps_to_its_weights(make_config, data, tokenizer):
+    config = make_config("x")
+    items = (MixtureItem(data / "chat-a.jsonl", 3.0), MixtureItem(data / "chat-b.jsonl", 1.0))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, mixture=items))
+    counts = {True: 0, False: 0}
+    for batch in itertools.islice(ChatSource(config, tokenizer).train(0, 1), 40):
+        for target in batch["targets"][batch["loss_weights"] > 0]:
+            if target != tokenizer.eos_id:
+                counts[tokenizer.decode([target])[0] < "i"] += 1
+    assert 0.65 < counts[True] / sum(counts.values()) < 0.85
+
+
+def test_the_objective_is_that_of_pretraining_but_for_noise(make_config, small, small_params, tokenizer):
+    batch = next(iter(ChatSource(make_config("x"), tokenizer).train(0, 1)))
+    lengths = jnp.ones(864, jnp.int32)
+    plain, ours = next_token(small, lengths, 1e-4), Sft(small, lengths, 1e-4)
+    noisy = Sft(small, lengths, 1e-4, neftune_alpha=5.0)
+    key = jax.random.key(0)
+    # One program: what they share is compiled once.
+    losses = jax.jit(lambda *args: [objective(*args)[0] for objective in (plain, ours, noisy)])(
+        small_params, batch, key
+    )
+    assert losses[0] == losses[1]
+    assert 1e-6 < abs(losses[2] - losses[0]) < 1
+
+
+@pytest.fixture(scope="module")
+def whole(make_config):
+    """A run of the whole model, with NEFTune."""
+    config = make_config("whole", neftune_alpha=1.0)
+    return config, pretrain(config, make_objective=make_objective, make_source=ChatSource)
+
+
+def test_a_run_learns_its_conversations(whole):
+    config, outcome = whole
+    lines = record(config)
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < losses[0]
+    assert outcome.heldout["chat"].loss == next(
+        line["heldout/chat/loss"] for line in lines if "heldout/chat/loss" in line
+    )
+    assert "{%- generation -%}" in (config.folder / "chat_template.jinja").read_text()
+    described = json.loads((config.folder / "config.json").read_text())
+    assert len(described["examples"]) == 2
+    assert load_model(config.folder).tokenizer is not None
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(whole, make_config):
+    config = make_config("stopped", neftune_alpha=1.0)
+    hooks = {"make_objective": make_objective, "make_source": ChatSource}
+    assert pretrain(config, on_step=stop_after(4), **hooks).step == 4
+    pretrain(config, **hooks)
+    assert record(config) == record(whole[0])
+    shapes = abstract_params(Plamo2(config.model))
+    assert_same_params(*(checkpoint.restore_params(c.folder, shapes) for c in (config, whole[0])))
+
+
+def test_adapters_alone_are_trained_and_added(make_config, small_params, base, tmp_path, capsys):
+    """Through the command line: train, write PEFT's layout, add, export."""
+    lora = LoraConfig(rank=2, dropout=0.1, targets=("/mlp/", "q_proj"))
+    config = make_config("adapters", lora=lora)
+    path = tmp_path / "config.py"
+    path.write_text(
+        "from pathlib import *\nfrom plamo2_jax.align.lora import *\nfrom plamo2_jax.align.sft import *\nfrom plamo2_jax.config import *\n"
+        "from plamo2_jax.data.pipeline import *\nfrom plamo2_jax.sharding.mesh import *\nfrom plamo2_jax.train.guard import *\n"
+        f"from plamo2_jax.train.optimizer import *\nfrom plamo2_jax.train.schedule import *\nconfig = {config!r}\n"
+    )
+    assert main(["sft", str(path), "--chat.weighting", "conversation"]) == 0
+    assert "held-out chat: " in capsys.readouterr().out
+    losses = [line["loss"] for line in record(config) if "loss" in line]
+    assert losses[-1] < losses[0]
+    adapters = checkpoint.restore_params(config.folder, Adapters(config.model, lora).abstract)
+    expected = Adapters(config.model, lora).apply(small_params, adapters)
+    with pytest.raises(ValueError, match="holds adapters, not a model: plamo2 lora MODEL"):
+        load_model(config.folder)
+    assert main(["lora", str(base), str(config.folder), str(tmp_path / "one")]) == 0
+    assert (tmp_path / "one" / "chat_template.jinja").is_file()
+    for merged in (load_model(tmp_path / "one").params, merged_model(base, config.folder / "adapter").params):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), merged, expected)
+    assert np.array_equal(merged["embedding"], small_params["embedding"])
+    assert main(["convert", "to-hf", str(tmp_path / "one"), str(tmp_path / "public")]) == 0
+    assert (tmp_path / "public" / "chat_template.jinja").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"neftune_alpha": -1.0}, r"SftConfig.neftune_alpha=-1.0 is not allowed"),
+        ({"lora": LoraConfig(), "init_from": None}, "none without init_from"),
+        ({"chat": {"max_bad_rate": 1.0}}, "max_bad_rate=1.0"),
+    ],
+)
+def test_settings_out_of_range(make_config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_config("x", **{k: ChatConfig(**v) if k == "chat" else v for k, v in changes.items()})
+
+
+def test_a_model_of_another_shape_is_refused(base, small):
+    other = Plamo2(dataclasses.replace(small.config, intermediate_size=16))
+    with pytest.raises(ValueError, match="holds a model of another shape than this run's `model`"):
+        load_params(base, other, None)

@@ -1,0 +1,203 @@
+"""TRL's own loss functions on given log-probabilities: values and gradients.
+
+`python tests/peer/trl_losses.py` writes tests/golden/trl_losses.json anew; it needs torch and trl (made with trl 1.16.0, torch 2.13.0).
+The trainers are driven with a model that returns the given log-probabilities, so that the arithmetic is theirs from there on.
+"""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "trl_losses.json"
+NAMES = ("chosen", "rejected", "reference_chosen", "reference_rejected", "chosen_lengths", "rejected_lengths")
+CASES = [
+    *(
+        {"loss": loss, "beta": beta, "label_smoothing": smoothing}
+        for loss in ("sigmoid", "sigmoid_norm", "hinge", "ipo", "nca_pair", "sppo_hard", "apo_zero", "apo_down")
+        for beta, smoothing in ((0.1, 0.0), (0.5, 0.0))
+    ),
+    *(
+        {"loss": loss, "beta": beta, "label_smoothing": smoothing}
+        for loss in ("robust", "exo_pair")
+        for beta, smoothing in ((0.1, 0.1), (0.5, 0.3))
+    ),
+    {"loss": "bco_pair", "beta": 0.1, "label_smoothing": 0.0},
+    {"loss": "nll", "beta": 0.1, "label_smoothing": 0.0},
+    {"loss": "simpo", "beta": 2.0, "label_smoothing": 0.0},
+    {"loss": "simpo", "beta": 2.5, "label_smoothing": 0.2},
+    {"loss": "orpo", "beta": 1.0, "label_smoothing": 0.0},
+    {"loss": "kto_pair", "beta": 0.1, "label_smoothing": 0.0},
+    {"loss": "kto_pair", "beta": 0.5, "label_smoothing": 0.0},
+]
+
+
+def material(loss):
+    """Eight pairs, as lists by name."""
+    rng = np.random.default_rng(0)
+    n = 8
+    lengths = rng.integers(2, 9, (2, n))
+    if loss == "nll":
+        # Theirs is a mean over tokens, ours over pairs.
+        lengths[:] = 5
+    policy = -rng.uniform(0.2, 3.0, (2, n)) * lengths
+    reference = policy + rng.normal(size=(2, n)) * 3
+    if loss == "bco_pair":
+        # Theirs takes no mean reward off: it is 0 here.
+        reference += np.mean(policy - reference)
+    if loss == "kto_pair":
+        # A distance above 0, where theirs and ours are cut off.
+        reference -= 2
+    values = (*policy, *reference, *lengths)
+    return {name: value.tolist() for name, value in zip(NAMES, values, strict=True)}
+
+
+def theirs(case, pairs):
+    """TRL's loss, a float, and its gradient by (chosen, rejected), two lists."""
+    import torch
+
+    tensors = {name: torch.tensor(values, dtype=torch.float64) for name, values in pairs.items()}
+    chosen, rejected = (tensors[name].requires_grad_() for name in ("chosen", "rejected"))
+    beta, smoothing = case["beta"], case["label_smoothing"]
+    if case["loss"] == "simpo":
+        loss = _simpo(chosen / tensors["chosen_lengths"], rejected / tensors["rejected_lengths"], beta, smoothing)
+    elif case["loss"] == "orpo":
+        loss = _orpo(chosen / tensors["chosen_lengths"], rejected / tensors["rejected_lengths"], beta)
+    elif case["loss"] == "kto_pair":
+        loss = _kto(tensors, beta)
+    else:
+        loss = _dpo({"nll": "sft"}.get(case["loss"], case["loss"]), tensors, beta, smoothing)
+    loss.backward()
+    return float(loss.detach()), [chosen.grad.tolist(), rejected.grad.tolist()]
+
+
+def _spread(sums, lengths):
+    """[n, t] log-probabilities of tokens that add up to sums [n], and the mask of the tokens."""
+    import torch
+
+    mask = (torch.arange(int(lengths.max()))[None] < lengths[:, None]).to(sums.dtype)
+    return mask * (sums / lengths)[:, None], mask
+
+
+def _answers(tensors):
+    import torch
+
+    sums = torch.cat([tensors["chosen"], tensors["rejected"]])
+    return _spread(sums, torch.cat([tensors["chosen_lengths"], tensors["rejected_lengths"]]))
+
+
+class _Answering:
+    """Stands for a model: its output holds given log-probabilities."""
+
+    training = False
+
+    def __init__(self, log_probs):
+        import torch
+
+        zeros = torch.zeros_like(log_probs)
+        self._output = SimpleNamespace(
+            log_probs=log_probs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool(), log_sum_sq_probs=zeros
+        )
+
+    def __call__(self, **_):
+        return self._output
+
+
+def _trainer(**fields):
+    accelerator = mock.MagicMock(device="cpu", gather_for_metrics=lambda value: value)
+    metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
+    return SimpleNamespace(
+        accelerator=accelerator, _metrics=metrics, aux_loss_enabled=False, _total_train_tokens=0, **fields
+    )
+
+
+def _dpo(loss_type, tensors, beta, smoothing):
+    import torch
+    from trl import DPOTrainer
+
+    log_probs, mask = _answers(tensors)
+    model = _Answering(log_probs)
+    trainer = _trainer(
+        model=model,
+        beta=beta,
+        label_smoothing=smoothing,
+        loss_types=[loss_type],
+        loss_weights=[1.0],
+        ld_alpha=None,
+        precompute_ref_logps=True,
+        f_divergence_type="reverse_kl",
+        use_weighting=False,
+    )
+    with_prompt = torch.cat([torch.zeros_like(mask[:, :1]), mask], 1)
+    inputs = {
+        "input_ids": torch.zeros_like(with_prompt, dtype=torch.long),
+        "attention_mask": torch.ones_like(with_prompt),
+        "completion_mask": with_prompt,
+        "ref_chosen_logps": tensors["reference_chosen"],
+        "ref_rejected_logps": tensors["reference_rejected"],
+    }
+    return DPOTrainer._compute_loss(trainer, model, inputs, return_outputs=False)
+
+
+def _kto(tensors, beta):
+    """Both answers of each pair as examples, with our estimate of the distance."""
+    import torch
+    from trl import KTOTrainer
+
+    log_probs, mask = _answers(tensors)
+    reference = torch.cat([tensors["reference_chosen"], tensors["reference_rejected"]])
+    n = len(tensors["chosen"])
+    model = _Answering(log_probs)
+    kl = (log_probs.detach().sum(1) - reference).mean()
+    trainer = _trainer(
+        model=model,
+        beta=beta,
+        loss_type="kto",
+        desirable_weight=1.0,
+        undesirable_weight=1.0,
+        calculate_KL=True,
+        precompute_ref_logps=True,
+        _compute_kl_logps=lambda *_: kl.expand(2 * n),
+    )
+    with_prompt = torch.cat([torch.zeros_like(mask[:, :1]), mask], 1)
+    inputs = {
+        "input_ids": torch.zeros_like(with_prompt, dtype=torch.long),
+        "attention_mask": torch.ones_like(with_prompt),
+        "completion_mask": with_prompt,
+        "label": torch.tensor([True] * n + [False] * n),
+        "ref_logps": reference,
+        "ref_KL_logps": torch.zeros(2 * n, dtype=torch.float64),
+    }
+    # Theirs is a mean over answers, ours over pairs.
+    return 2 * KTOTrainer._compute_loss(trainer, model, inputs, return_outputs=False)
+
+
+def _simpo(chosen, rejected, beta, smoothing):
+    from trl.experimental.cpo import CPOTrainer
+
+    fields = {"alpha": 0.0, "beta": beta, "loss_type": "simpo", "simpo_gamma": 0.5, "label_smoothing": smoothing}
+    return CPOTrainer.cpo_loss(_trainer(**fields), chosen, rejected)[0].mean()
+
+
+def _orpo(chosen, rejected, beta):
+    from trl.experimental.orpo import ORPOTrainer
+
+    # Theirs is what is taken off the likelihood of the chosen answers.
+    return -ORPOTrainer.odds_ratio_loss(_trainer(beta=beta), chosen.float(), rejected.float())[0].mean()
+
+
+def golden():
+    """All cases with their pairs, TRL's loss and its gradient."""
+    cases = []
+    for case in CASES:
+        pairs = material(case["loss"])
+        loss, gradient = theirs(case, pairs)
+        cases.append({**case, "pairs": pairs, "value": loss, "gradient": gradient})
+    return cases
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(golden(), indent=1) + "\n", encoding="utf-8")
