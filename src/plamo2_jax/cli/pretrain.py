@@ -121,27 +121,29 @@ def example() -> PretrainConfig:
     )
 
 
-def load_config(path: Path, kind: type | None = None) -> Any:
+def load_config(path: Path, *kinds: type) -> Any:
     """The `config` of a config file, which is run as Python.
 
     Args:
         path: the file.
-        kind: exact class that it must be of; None: PretrainConfig.
+        kinds: exact classes of which it must be one; none: PretrainConfig.
 
     Raises:
         ValueError: there is no such file, it is not right Python, it sets no such configuration, or what it sets is out of range.
     """
-    if kind is None:
-        from plamo2_jax.train.config import PretrainConfig as kind
+    if not kinds:
+        from plamo2_jax.train.config import PretrainConfig
 
+        kinds = (PretrainConfig,)
     if not path.is_file():
         raise ValueError(f"{path} is not a file; the first argument must be a config file, such as configs/demo.py")
     try:
         config = runpy.run_path(str(path)).get("config")
     except (SyntaxError, ImportError, TypeError, NameError, AttributeError) as error:
         raise ValueError(f"{path}, line {_line(error, path)}: {error}") from error
-    if type(config) is not kind:
-        raise ValueError(f"{path} must set `config` to a {kind.__name__}; it sets it to {type(config).__name__}")
+    if type(config) not in kinds:
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{path} must set `config` to a {wanted}; it sets it to {type(config).__name__}")
     return config
 
 
