@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import statistics
 from collections.abc import Callable, Mapping
@@ -11,10 +12,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from plamo2_jax.checkpoint import write_json
+from plamo2_jax.checkpoint import latest_step, write_json
 from plamo2_jax.cli.main import main as plamo2
 from plamo2_jax.config import ModelConfig
-from plamo2_jax.data.pipeline import DataConfig, MixtureItem
+from plamo2_jax.convert.load import load_model
+from plamo2_jax.data.pipeline import DataConfig, MixtureItem, heldout_batches
+from plamo2_jax.eval.heldout import byte_lengths
+from plamo2_jax.eval.perplexity import make_evaluator
+from plamo2_jax.model import Plamo2
 from plamo2_jax.surgery.distill import make_objective
 from plamo2_jax.train.config import PretrainConfig
 from plamo2_jax.train.distillation import DistillationConfig
@@ -27,6 +32,7 @@ LANGUAGES = {"ja": 0.33, "en": 0.67}
 LENGTH, ROWS = 256, 4
 TOKENS = LENGTH * ROWS
 """Of a step."""
+STOPPED = "stopped; the same command goes on from there"
 MODEL = ModelConfig(
     hidden_size=64,
     num_hidden_layers=2,
@@ -65,6 +71,30 @@ def prepare(work: Path) -> None:
                 run(
                     "data", "prepare", "--input", f"bundled:{language}:{split}", "--tokenizer", work, "--output", folder
                 )
+
+
+def train_to_end(config: PretrainConfig) -> Path:
+    """The run's folder, once its last step is done; a run that is done is left alone.
+
+    Raises:
+        SystemExit: it was told to stop.
+    """
+    if latest_step(config.folder) != config.steps and pretrain(config).signal is not None:
+        raise SystemExit(STOPPED)
+    return config.folder
+
+
+def heldout_bits(work: Path, model: Path, length: int, rows: int, batches: int) -> dict[str, float]:
+    """Bits a byte of a model on the first batches of each language's held-out text."""
+    loaded = load_model(model)
+    evaluate = make_evaluator(Plamo2(loaded.config), byte_lengths(loaded.tokenizer, loaded.config.vocab_size))
+    found = {}
+    for language in LANGUAGES:
+        folder = work / "data" / language / "heldout"
+        data = DataConfig((MixtureItem(folder),), length, rows)
+        first = itertools.islice(heldout_batches(data, folder, loaded.tokenizer), batches)
+        found[language] = evaluate(loaded.params, first).bits_per_byte
+    return found
 
 
 def run(*arguments: object) -> None:
@@ -110,7 +140,7 @@ def train(
     if not result.exists():
         outcome = pretrain(config, make_objective=None if teacher is None else make_objective)
         if outcome.signal is not None:
-            raise SystemExit("stopped; the same command goes on from there")
+            raise SystemExit(STOPPED)
         losses = {line["step"]: line["loss"] for line in read_metrics(config.folder / METRICS) if "loss" in line}
         heldout = statistics.mean(found.bits_per_byte for found in outcome.heldout.values())
         write_json(result, {"losses": [losses[step] for step in sorted(losses)], "heldout": heldout})

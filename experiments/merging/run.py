@@ -7,28 +7,25 @@ python experiments/merging/run.py --seeds 0 --small    # a minute, to see that i
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 
-from plamo2_jax import checkpoint
-from plamo2_jax.cli.main import main as plamo2
-from plamo2_jax.config import preset
-from plamo2_jax.convert.load import load_model
-from plamo2_jax.data.pipeline import DataConfig, MixtureItem, heldout_batches
-from plamo2_jax.eval.heldout import byte_lengths
-from plamo2_jax.eval.perplexity import make_evaluator
-from plamo2_jax.model import Plamo2
-from plamo2_jax.surgery.merge import MergeConfig, merge
-from plamo2_jax.train.config import PretrainConfig
-from plamo2_jax.train.loop import pretrain
-from plamo2_jax.train.schedule import ScheduleConfig
-
 HERE = Path(__file__).resolve().parent
-LANGUAGES = ("ja", "en")
+sys.path.insert(0, str(HERE.parent))
+
+from trials import LANGUAGES, LENGTH, heldout_bits, prepare, train_to_end  # noqa: E402
+
+from plamo2_jax import checkpoint  # noqa: E402
+from plamo2_jax.config import preset  # noqa: E402
+from plamo2_jax.data.pipeline import DataConfig, MixtureItem  # noqa: E402
+from plamo2_jax.surgery.merge import MergeConfig, merge  # noqa: E402
+from plamo2_jax.train.config import PretrainConfig  # noqa: E402
+from plamo2_jax.train.schedule import ScheduleConfig  # noqa: E402
+
 METHODS = {
     "linear": MergeConfig("linear"),
     "slerp": MergeConfig("slerp"),
@@ -46,33 +43,6 @@ METHODS = {
 }
 
 
-def prepare(home: Path, vocab_size: int) -> None:
-    """Tokenizer and shards of the bundled corpus."""
-    if not (home / "tokenizer" / "tokenizer.jsonl").exists():
-        run(
-            "tokenizer",
-            "train",
-            "--input",
-            "bundled:all:train",
-            "--vocab-size",
-            vocab_size,
-            "--output",
-            home / "tokenizer",
-        )
-    for language in LANGUAGES:
-        for split in ("train", "heldout"):
-            folder = home / "data" / language / split
-            if not folder.exists():
-                source = f"bundled:{language}:{split}"
-                run("data", "prepare", "--input", source, "--tokenizer", home / "tokenizer", "--output", folder)
-
-
-def run(*arguments: object) -> None:
-    """One `plamo2` command."""
-    if status := plamo2([str(argument) for argument in arguments]):
-        raise SystemExit(status)
-
-
 def train(
     home: Path, name: str, seed: int, steps: int, rate: float, languages: tuple[str, ...], base: Path | None
 ) -> Path:
@@ -81,10 +51,10 @@ def train(
         name=f"{name}-{seed}",
         output=home / "runs",
         model=preset("tiny", vocab_size=2048, mamba_chunk_size=64),
-        tokenizer=home / "tokenizer",
+        tokenizer=home / "tokenizer.jsonl",
         data=DataConfig(
             tuple(MixtureItem(home / "data" / language / "train") for language in languages),
-            sequence_length=256,
+            sequence_length=LENGTH,
             batch_size=4,
             seed=seed + (1000 if base else 0),
         ),
@@ -96,32 +66,16 @@ def train(
         checkpoint_every=max(1, steps // 2),
         keep=1,
     )
-    if checkpoint.latest_step(config.folder) != steps:
-        pretrain(config)
-    return config.folder
-
-
-def losses(home: Path, folder: Path, batches: int) -> dict[str, float]:
-    """Bits a byte of the first batches of each language's held-out text."""
-    loaded = load_model(folder)
-    model = Plamo2(loaded.config)
-    evaluate = make_evaluator(model, byte_lengths(loaded.tokenizer, loaded.config.vocab_size))
-    data = DataConfig((MixtureItem(home / "data" / "ja" / "heldout"),), sequence_length=256, batch_size=8)
-    return {
-        language: evaluate(
-            loaded.params,
-            itertools.islice(heldout_batches(data, home / "data" / language / "heldout", loaded.tokenizer), batches),
-        ).bits_per_byte
-        for language in LANGUAGES
-    }
+    return train_to_end(config)
 
 
 def measure(home: Path, seed: int, steps: int, tuning: int, batches: int) -> dict[str, dict[str, float]]:
     """Bits a byte of base, parents and every merge."""
-    base = train(home, "base", seed, steps, 3e-3, LANGUAGES, None)
+    base = train(home, "base", seed, steps, 3e-3, tuple(LANGUAGES), None)
     parents = [train(home, language, seed, tuning, 1e-3, (language,), base) for language in LANGUAGES]
     found = {
-        name: losses(home, folder, batches) for name, folder in zip(("base", "ja", "en"), (base, *parents), strict=True)
+        name: heldout_bits(home, folder, LENGTH, 8, batches)
+        for name, folder in zip(("base", "ja", "en"), (base, *parents), strict=True)
     }
     for name, config in METHODS.items():
         output = home / "merged"
@@ -131,7 +85,7 @@ def measure(home: Path, seed: int, steps: int, tuning: int, batches: int) -> dic
         if config.method == "nearswap":
             origin, *models = models
         merge(models, output, config, base=origin)
-        found[name] = losses(home, output, batches)
+        found[name] = heldout_bits(home, output, LENGTH, 8, batches)
     shutil.rmtree(output)
     return found
 
@@ -214,7 +168,7 @@ def main() -> None:
     if options.small:
         options.steps, options.tuning, options.batches = 6, 3, 2
         options.home, options.output = options.home / "small", options.home / "small"
-    prepare(options.home, 2048)
+    prepare(options.home)
     path = options.output / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     if (results.get("steps"), results.get("tuning")) != (options.steps, options.tuning):
