@@ -1,0 +1,358 @@
+"""What each stage of post-training does to the demo's model: fine-tuning, merging, preferences, merging.
+
+python experiments/post_training/run.py --base runs/demo                      # after make demo; goes on where it was stopped
+python experiments/post_training/run.py --base runs/demo --small              # minutes, to see that it runs
+python experiments/post_training/run.py --base gs://BUCKET/8b --sft-steps 2000 --dpo-steps 500 --prompts 20000      # on accelerators
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from trials import STOPPED, heldout_bits, run, spread  # noqa: E402
+
+from plamo2_jax.align import preferences, rules, sft  # noqa: E402
+from plamo2_jax.align.dpo import PreferenceConfig  # noqa: E402
+from plamo2_jax.align.pairing import PairingConfig  # noqa: E402
+from plamo2_jax.align.prefer import PreferConfig, prefer  # noqa: E402
+from plamo2_jax.align.preferences import DpoConfig, PairsConfig, PairSource, Preference  # noqa: E402
+from plamo2_jax.align.prompts import read_prompts  # noqa: E402
+from plamo2_jax.align.sft import ChatSource, SftConfig  # noqa: E402
+from plamo2_jax.align.speakers import Failure, Question, SpeakerConfig, open_speaker  # noqa: E402
+from plamo2_jax.checkpoint import latest_step, write_json  # noqa: E402
+from plamo2_jax.convert.load import load_model  # noqa: E402
+from plamo2_jax.data.pipeline import DataConfig, MixtureItem  # noqa: E402
+from plamo2_jax.eval.heldout import byte_lengths  # noqa: E402
+from plamo2_jax.eval.perplexity import make_evaluator  # noqa: E402
+from plamo2_jax.infer.sampling import SamplingConfig  # noqa: E402
+from plamo2_jax.infer.stop import StopConfig  # noqa: E402
+from plamo2_jax.model import Plamo2  # noqa: E402
+from plamo2_jax.train.loop import pretrain  # noqa: E402
+from plamo2_jax.train.optimizer import OptimizerConfig  # noqa: E402
+from plamo2_jax.train.schedule import ScheduleConfig  # noqa: E402
+
+MODELS = ("base", "SFT", "SFT merged", "DPO", "DPO merged")
+LENGTH, ROWS = 512, 2
+FORMS = ("matches", "json")
+"""Rules about the form of an answer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run of the experiment is; another one's results are not mixed with it."""
+
+    base: str
+    sft_steps: int
+    sft_rate: float
+    dpo_steps: int
+    dpo_rate: float
+    beta: float
+    prompts: int
+    samples: int
+    questions: int
+
+
+def fit(work: Path, config: SftConfig | DpoConfig, rooms: object) -> Path:
+    """The run's folder, once its last step is done."""
+    if latest_step(config.folder) != config.steps:
+        source = ChatSource if isinstance(config, SftConfig) else PairSource
+        if pretrain(config, make_objective=rooms.make_objective, make_source=source).signal is not None:
+            raise SystemExit(STOPPED)
+    return config.folder
+
+
+def sft_config(plan: Plan, work: Path, name: str, seed: int) -> SftConfig:
+    """Fine-tuning on the instructions; two runs differ in the order of the data."""
+    base = load_model(Path(plan.base))
+    return SftConfig(
+        name=name,
+        output=work / "runs",
+        model=base.config,
+        tokenizer=Path(plan.base),
+        init_from=Path(plan.base),
+        data=DataConfig((MixtureItem(work / "instructions/train.jsonl"),), LENGTH, ROWS, seed=seed, packing_bins=64),
+        steps=plan.sft_steps,
+        heldout={"answers": work / "instructions/heldout.jsonl"},
+        optimizer=OptimizerConfig(weight_decay=0.0),
+        schedule=ScheduleConfig(kind="cosine", learning_rate=plan.sft_rate, warmup=0.1, final_fraction=0.1),
+        z_loss=0.0,
+        dtype="float32",
+        seed=seed,
+        checkpoint_every=plan.sft_steps,
+        keep=1,
+    )
+
+
+def dpo_config(plan: Plan, work: Path, name: str, seed: int, start: Path, pairs: Path) -> DpoConfig:
+    """Preferences on top of the merged fine-tune."""
+    loaded = load_model(start)
+    return DpoConfig(
+        name=name,
+        output=work / "runs",
+        model=loaded.config,
+        tokenizer=start,
+        init_from=start,
+        data=DataConfig((MixtureItem(pairs / "pairs.jsonl"),), LENGTH, ROWS, seed=seed, packing_bins=16),
+        steps=plan.dpo_steps,
+        heldout={"pairs": pairs / "heldout.jsonl"},
+        pairs=PairsConfig(template=str(start), max_pairs=8),
+        preference=PreferenceConfig(losses=("sigmoid", "nll"), weights=(1.0, 0.1), beta=plan.beta),
+        optimizer=OptimizerConfig(weight_decay=0.0),
+        schedule=ScheduleConfig(kind="cosine", learning_rate=plan.dpo_rate, warmup=0.1, final_fraction=0.1),
+        dtype="float32",
+        seed=seed,
+        checkpoint_every=plan.dpo_steps,
+        keep=1,
+    )
+
+
+def merged(work: Path, name: str, models: Iterable[Path]) -> Path:
+    """The mean of models."""
+    folder = work / "merged" / name
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        run("merge", "--method", "linear", *models, folder)
+    return folder
+
+
+def preference_data(plan: Plan, work: Path, policy: Path, seed: int) -> Path:
+    """Pairs of the policy's own answers, scored by rules alone."""
+    folder = work / f"pairs-{seed}"
+    prefer(
+        PreferConfig(
+            output=folder,
+            prompts=(work / f"prompts-{seed}" / "train.jsonl",),
+            policy=SpeakerConfig(model=str(policy), rows=64),
+            samples=plan.samples,
+            sampling=SamplingConfig(0.8, top_p=0.95),
+            stop=StopConfig(max_new_tokens=96),
+            pairing=PairingConfig(margin=0.1),
+            heldout_share=0.2,
+            seed=seed,
+        )
+    )
+    return folder
+
+
+def rule_scores(plan: Plan, work: Path, model: Path) -> dict[str, float]:
+    """Means over greedy answers to held-out requests: of all rules, of each kind, and of answers that obey every one."""
+    prompts = read_prompts((work / "instructions" / "heldout.jsonl",), {})
+    chosen = [prompts[i * len(prompts) // plan.questions] for i in range(plan.questions)]
+    speaker = open_speaker(SpeakerConfig(model=str(model), rows=64))
+    replies = speaker.answer(
+        [Question(prompt.id, prompt.messages) for prompt in chosen],
+        samples=1,
+        seed=0,
+        sampling=SamplingConfig(0.0),
+        stop=StopConfig(max_new_tokens=96),
+    )
+    scores = []
+    for prompt, reply in zip(chosen, replies, strict=True):
+        if isinstance(reply, Failure):
+            raise SystemExit(f"{prompt.id}: {reply.reason}")
+        scores.append(rules.score(prompt.rules, reply[0].text, reply[0].finished))
+    forms = [score[name] for score in scores for name in FORMS if name in score]
+    return {
+        "rules": statistics.fmean(map(rules.mean, scores)),
+        "all_obeyed": statistics.fmean(float(min(score.values()) >= 0.5) for score in scores),
+        "form": statistics.fmean(forms),
+        "language": statistics.fmean(score["language"] for score in scores),
+        "finished": statistics.fmean(score["finished"] for score in scores),
+    }
+
+
+def answer_bits(config: SftConfig, model: Path) -> float:
+    """Held-out bits a byte of what the assistant says."""
+    loaded = load_model(model)
+    evaluate = make_evaluator(Plamo2(loaded.config), byte_lengths(loaded.tokenizer, loaded.config.vocab_size))
+    return evaluate(loaded.params, ChatSource(config, loaded.tokenizer).heldout("answers", 0, 1)).bits_per_byte
+
+
+def reward_accuracy(config: DpoConfig, model: Path, reference: Path) -> dict[str, float]:
+    """Share of held-out pairs whose chosen answer has the larger log-ratio of model to reference, and the mean margin over β."""
+    loaded = load_model(model)
+    network = Plamo2(loaded.config)
+    preference = Preference(
+        network, PreferenceConfig(beta=1.0), config.pairs.max_pairs, reference=load_model(reference).params
+    )
+    batches = PairSource(config, loaded.tokenizer).heldout("pairs", 0, 1)
+    found = preference.evaluate(loaded.params, batches).figures()
+    return {
+        "reward_accuracy": found["reward_accuracy"],
+        "reward_margin": found["reward_margin"],
+        "pairs": found["pairs"],
+    }
+
+
+def one_seed(plan: Plan, work: Path, seed: int) -> dict[str, list[dict[str, float]]]:
+    """Figures of every model; where two runs differ in their data's order, of both."""
+    base = Path(plan.base)
+    if not (work / f"prompts-{seed}").exists():
+        run("data", "instructions", "--output", work / f"prompts-{seed}", "--seed", 100 + seed, "--limit", plan.prompts)
+    tuning = [sft_config(plan, work, f"sft-{seed}-{i}", 10 * seed + i) for i in (1, 2)]
+    tuned = [fit(work, config, sft) for config in tuning]
+    middle = merged(work, f"sft-{seed}", tuned)
+    pairs = preference_data(plan, work, middle, seed)
+    preferring = [dpo_config(plan, work, f"dpo-{seed}-{i}", 10 * seed + i, middle, pairs) for i in (1, 2)]
+    preferred = [fit(work, config, preferences) for config in preferring]
+    last = merged(work, f"dpo-{seed}", preferred)
+    # Each with what its stage began from, which its rewards are taken against.
+    models = ((base, None), (tuned, base), (middle, base), (preferred, middle), (last, middle))
+    return {
+        name: [
+            {
+                "answer_bits": answer_bits(tuning[0], model),
+                **rule_scores(plan, work, model),
+                **({} if reference is None else reward_accuracy(preferring[0], model, reference)),
+                **{f"text_{language}": bits for language, bits in heldout_bits(base, model, LENGTH, 4, 40).items()},
+            }
+            for model in (found if isinstance(found, list) else [found])
+        ]
+        for name, (found, reference) in zip(MODELS, models, strict=True)
+    }
+
+
+COLUMNS = {
+    "answer_bits": ("answers, bits a byte", 3),
+    "rules": ("rules, mean", 3),
+    "all_obeyed": ("all rules obeyed", 3),
+    "form": ("form", 3),
+    "language": ("language", 3),
+    "finished": ("stopped", 3),
+    "reward_accuracy": ("reward accuracy", 3),
+    "text_ja": ("text ja, bits a byte", 3),
+    "text_en": ("text en, bits a byte", 3),
+}
+
+
+def plot(path: Path, means: dict[str, dict[str, list[float]]]) -> None:
+    """Rules, answers and ordinary text by model."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
+    for panel, title, names in zip(
+        panels,
+        ("rules obeyed by greedy answers", "held-out answers, bits a byte", "ordinary text, bits a byte"),
+        (("rules", "form", "finished"), ("answer_bits",), ("text_ja", "text_en")),
+        strict=True,
+    ):
+        for i, name in enumerate(names):
+            values = [means[model][name] for model in MODELS]
+            centre = [statistics.fmean(some) for some in values]
+            panel.plot(MODELS, centre, color=f"C{i}", marker="o", label=COLUMNS[name][0].split(",")[0])
+            for x, some in enumerate(values):
+                panel.scatter([x] * len(some), some, color=f"C{i}", s=12, alpha=0.5)
+        panel.set_title(title)
+        panel.tick_params(axis="x", rotation=30)
+        if len(names) > 1:
+            panel.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def write(output: Path, results: dict) -> None:
+    """results.json, plot.png and README.md."""
+    write_json(output / "results.json", results)
+    seeds = list(results["seeds"].values())
+    # A seed's two runs count as one figure: their mean.
+    means = {
+        model: {
+            name: [statistics.fmean(run[name] for run in seed[model]) for seed in seeds]
+            for name in COLUMNS
+            if name in seeds[0][model][0]
+        }
+        for model in MODELS
+    }
+    plot(output / "plot.png", means)
+    rows = [
+        f"| {model} | "
+        + " | ".join(
+            spread(means[model][name], digits) if name in means[model] else "" for name, (_, digits) in COLUMNS.items()
+        )
+        + " |"
+        for model in MODELS
+    ]
+    plan = results["plan"]
+    output.joinpath("README.md").write_text(
+        f"""# What each stage of post-training does
+
+**Question.** What do fine-tuning, preferences, and merging after each, as PLaMo 2 was made, do to a small model: to held-out answers, to
+rules that a program can check, to the rewards of held-out pairs, and to ordinary text?
+
+**Method.** The demo's model (`{plan["base"]}`, {results["parameters"]:,} parameters) is fine-tuned on instructions made from the
+bundled corpus (`plamo2 data instructions`), {plan["sft_steps"]} steps of {ROWS} × {LENGTH} tokens, twice with other orders of the data;
+the two are averaged. The average answers {plan["prompts"]} requests {plan["samples"]} times each; of each request's answers the best and the
+worst by rules (language, length, form, stopped by itself) make a pair, a fifth of them held out. DPO (sigmoid, β = {plan["beta"]},
++ 0.1 × NLL, {plan["dpo_steps"]} steps) starts twice from the average and its two models are averaged again. {len(seeds)} seeds of everything
+but the base; mean ± standard deviation over them, the two runs of a seed taken as their mean. Rules are scored on greedy answers to
+{plan["questions"]} held-out requests; `form` is that an asked-for form (JSON with two keys, "Title: …", bullets) is met; "all rules
+obeyed" counts answers in which every rule has at least a half. Rewards are log-ratios to the model that the stage began from; chance
+is 0.5. "Text" is held-out text of the corpus.
+
+| model | {" | ".join(title for title, _ in COLUMNS.values())} |
+|---|{"---|" * len(COLUMNS)}
+{chr(10).join(rows)}
+
+![by stage](plot.png)
+
+`python experiments/post_training/run.py --base {plan["base"]}` repeats it; it goes on where it was stopped.
+""",
+        encoding="utf-8",
+    )
+
+
+def main() -> None:
+    """Run what is missing and write everything anew."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--base", default="runs/demo", help="model to begin with; its folder holds data/LANGUAGE/heldout too"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--work", type=Path, default=Path("runs/post_training"))
+    parser.add_argument("--output", type=Path, default=HERE)
+    parser.add_argument("--sft-steps", type=int, default=200)
+    parser.add_argument("--sft-rate", type=float, default=1e-3)
+    parser.add_argument("--dpo-steps", type=int, default=60)
+    parser.add_argument("--dpo-rate", type=float, default=1e-4)
+    parser.add_argument("--beta", type=float, default=0.1)
+    parser.add_argument("--prompts", type=int, default=300)
+    parser.add_argument("--samples", type=int, default=6)
+    parser.add_argument("--questions", type=int, default=192)
+    parser.add_argument("--small", action="store_true", help="a few steps, into WORK/small")
+    options = parser.parse_args()
+    if options.small:
+        options.sft_steps, options.dpo_steps, options.prompts, options.questions = 20, 6, 40, 24
+        options.work = options.output = options.work / "small"
+    options.work.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(options.work / "compiled"))
+    if not (options.work / "instructions").exists():
+        run("data", "instructions", "--output", options.work / "instructions")
+    plan = Plan(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Plan)})
+    path = options.output / "results.json"
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if results.get("plan") != dataclasses.asdict(plan):
+        parameters = load_model(Path(plan.base)).config.parameter_count()
+        results = {"plan": dataclasses.asdict(plan), "parameters": parameters, "seeds": {}}
+    for seed in options.seeds:
+        if str(seed) not in results["seeds"]:
+            results["seeds"][str(seed)] = one_seed(plan, options.work, seed)
+            write_json(path, results)
+    write(options.output, results)
+
+
+if __name__ == "__main__":
+    main()
