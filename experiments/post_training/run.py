@@ -295,12 +295,12 @@ rules that a program can check, to the rewards of held-out pairs, and to ordinar
 
 **Method.** The demo's model (`{plan["base"]}`, {results["parameters"]:,} parameters) is fine-tuned on instructions made from the
 bundled corpus (`plamo2 data instructions`), {plan["sft_steps"]} steps of {ROWS} × {LENGTH} tokens, twice with other orders of the data;
-the two are averaged. The average answers {plan["prompts"]} requests {plan["samples"]} times each; of each request's answers the best and the
-worst by rules (language, length, form, stopped by itself) make a pair, a fifth of them held out. DPO (sigmoid, β = {plan["beta"]},
-+ 0.1 × NLL, {plan["dpo_steps"]} steps) starts twice from the average and its two models are averaged again. {len(seeds)} seeds of everything
-but the base; mean ± standard deviation over them, the two runs of a seed taken as their mean. Rules are scored on greedy answers to
-{plan["questions"]} held-out requests; `form` is that an asked-for form (JSON with two keys, "Title: …", bullets) is met; "all rules
-obeyed" counts answers in which every rule has at least a half. Rewards are log-ratios to the model that the stage began from; chance
+the two are averaged. The average answers {plan["prompts"]} requests {plan["samples"]} times each; of each request's answers the best and
+the worst by rules (language, length, form, stopped by itself) make a pair, a fifth of them held out. DPO (sigmoid, β = {plan["beta"]},
++ 0.1 × NLL, {plan["dpo_steps"]} steps) starts twice from the average and its two models are averaged again. {len(seeds)} seeds of
+everything but the base; mean ± standard deviation over them, the two runs of a seed taken as their mean. Rules are scored on greedy
+answers to {plan["questions"]} held-out requests; `form` is that an asked-for form (JSON with two keys, "Title: …", bullets) is met; "all
+rules obeyed" counts answers in which every rule has at least a half. Rewards are log-ratios to the model that the stage began from; chance
 is 0.5. "Text" is held-out text of the corpus.
 
 | model | {" | ".join(title for title, _ in COLUMNS.values())} |
