@@ -33,7 +33,7 @@ from plamo2_jax.surgery.context import extend  # noqa: E402
 from plamo2_jax.train.config import PretrainConfig  # noqa: E402
 from plamo2_jax.train.schedule import ScheduleConfig  # noqa: E402
 
-WINDOW, LENGTHS, LENGTH, ROWS = 64, (32, 64, 128, 256), 256, 16
+WINDOW, LENGTHS, LENGTH, ROWS = 64, (48, 64, 128, 256), 256, 16
 # Numbers of two digits, each a token as names are, behind a tab, which is joined with nothing: a model this small then learns to look up
 # in minutes, where it would take hours to learn to spell.
 DIGITS, SEPARATOR = 2, "\t"
