@@ -1,7 +1,8 @@
 """Two fine-tunes of one base, on Japanese and on English, merged by every method: what each keeps of both.
 
 python experiments/merging/run.py --seeds 0 1 2        # goes on where it was stopped; writes results.json, plot.png, README.md
-python experiments/merging/run.py --seeds 0 --small    # a minute, to see that it runs
+python experiments/merging/run.py --seeds 0 --small    # minutes, to see that it runs
+python experiments/merging/run.py --steps 5000 --tuning 2000    # on an accelerator
 """
 
 from __future__ import annotations

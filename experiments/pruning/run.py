@@ -1,4 +1,8 @@
-"""Cut a trained model to about a quarter of its parameters by each importance, train on, and compare with that shape from scratch."""
+"""Cut a trained model to about a quarter of its parameters by each importance, train on, and compare with that shape from scratch.
+
+python experiments/pruning/run.py                                        # goes on where it was stopped
+python experiments/pruning/run.py --large-steps 5000 --steps 3000        # on an accelerator
+"""
 
 from __future__ import annotations
 
@@ -47,12 +51,12 @@ DISTILLED = {"activation, distilled": "activation", "scratch, distilled": "scrat
 
 def main() -> None:
     """Runs what is not done yet, and writes results, plot and README."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/pruning"))
     parser.add_argument("--output", type=Path, default=HERE)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--large-steps", type=int, default=500)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--large-steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batches", type=int, default=16)
     options = parser.parse_args()
     work, steps = options.work, options.steps
