@@ -2,7 +2,7 @@
 
 python experiments/post_training/run.py --base runs/demo                      # after make demo; goes on where it was stopped
 python experiments/post_training/run.py --base runs/demo --small              # minutes, to see that it runs
-python experiments/post_training/run.py --base gs://BUCKET/8b --sft-steps 2000 --dpo-steps 500 --prompts 20000      # on accelerators
+python experiments/post_training/run.py --base runs/8b --sft-steps 2000 --dpo-steps 500 --prompts 20000    # on an accelerator
 """
 
 from __future__ import annotations
