@@ -46,14 +46,17 @@ def pruned(home):
     return home / "pruned"
 
 
-def test_a_grown_model_computes_the_same_and_generates(home, capsys):
+@pytest.mark.parametrize("method", ["clone", "zero"])
+def test_a_grown_model_computes_the_same_and_generates(home, method, capsys):
     changes = ("hidden_size=40", "num_hidden_layers=6", "mamba_d_state=9")
-    assert main(["grow", str(home / "model"), str(home / "model"), str(home / "grown"), *options(changes)]) == 0
+    grown = home / f"grown-{method}"
+    argv = ["grow", str(home / "model"), str(home / "model"), str(grown), "--method", method, *options(changes)]
+    assert main(argv) == 0
     assert "parameters" in capsys.readouterr().out
-    small, large = load_model(home / "model"), load_model(home / "grown")
+    small, large = load_model(home / "model"), load_model(grown)
     assert (large.config.hidden_size, large.config.num_hidden_layers, large.config.mamba_d_state) == (40, 6, 9)
     assert difference(logits(large.config, large.params), logits(small.config, small.params)) < 1e-5
-    argv = ["generate", str(home / "grown"), "--prompt", "doc", "--max-new-tokens", "3", "--temperature", "0", "--json"]
+    argv = ["generate", str(grown), "--prompt", "doc", "--max-new-tokens", "3", "--temperature", "0", "--json"]
     assert main(argv) == 0
     assert '"token_ids"' in capsys.readouterr().out
 

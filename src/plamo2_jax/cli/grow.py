@@ -13,7 +13,7 @@ def grow(
     target: Annotated[str, tyro.conf.Positional],
     output: Annotated[Path, tyro.conf.Positional],
     *,
-    method: Literal["clone", "tile", "zero"] = "clone",
+    method: Literal["clone", "tile", "zero"] = "zero",
     depth: Literal["stack", "interleave", "identity"] = "identity",
     noise: float = 0.1,
     seed: int = 0,
@@ -32,7 +32,7 @@ def grow(
         target: The shape to grow to: a preset, a config.json, or a model's folder.
         output: Folder to make; it must not exist or be empty.
         method: How channels are added. clone: copies, exact for any sizes. tile: copies read alike, exact for whole multiples only. zero:
-            silent channels beside the old ones, exact.
+            silent channels beside the old ones, exact; the one that saved most tokens (experiments/weight_reuse).
         depth: How layers are added. stack: the whole stack again. interleave: each period again. identity: the same, but silent at
             first, which is exact.
         noise: Tells copies apart, which would have the same gradients for ever: standard deviation over a weight's root mean square. It
