@@ -14,6 +14,7 @@ VERBS = {
     "sft": "fine-tune a model on conversations",
     "dpo": "train a model on pairs of answers, one preferred",
     "lora": "add trained adapters to a model's weights",
+    "pipeline": "run such commands as a graph; what is done is not done again",
     "launch": "run pretrain on TPU slices, in GKE, under SLURM or as several processes",
     "evaluate": "held-out bits per byte of a model",
     "generate": "continue a prompt",

@@ -134,15 +134,30 @@ def load_config(path: Path, kind: type | None = None) -> Any:
     if kind is None:
         from plamo2_jax.train.config import PretrainConfig as kind
 
+    return load_setting(path, "config", kind, "configs/demo.py")
+
+
+def load_setting(path: Path, name: str, kind: type, such_as: str) -> Any:
+    """What a Python file sets a name to.
+
+    Args:
+        path: the file.
+        name: the name that it must set.
+        kind: exact class that it must be of.
+        such_as: a file to name in messages.
+
+    Raises:
+        ValueError: there is no such file, it is not right Python, it sets no such thing, or what it sets is out of range.
+    """
     if not path.is_file():
-        raise ValueError(f"{path} is not a file; the first argument must be a config file, such as configs/demo.py")
+        raise ValueError(f"{path} is not a file; the first argument must be a {name} file, such as {such_as}")
     try:
-        config = runpy.run_path(str(path)).get("config")
+        found = runpy.run_path(str(path)).get(name)
     except (SyntaxError, ImportError, TypeError, NameError, AttributeError) as error:
         raise ValueError(f"{path}, line {_line(error, path)}: {error}") from error
-    if type(config) is not kind:
-        raise ValueError(f"{path} must set `config` to a {kind.__name__}; it sets it to {type(config).__name__}")
-    return config
+    if type(found) is not kind:
+        raise ValueError(f"{path} must set `{name}` to a {kind.__name__}; it sets it to {type(found).__name__}")
+    return found
 
 
 def _line(error: Exception, path: Path) -> int | None:
