@@ -1,4 +1,4 @@
-"""`plamo2 data`: clean text, export the bundled corpus, write tokenized shards and look into them."""
+"""`plamo2 data`: clean text, export the bundled corpus or instructions made from it, write tokenized shards and look into them."""
 
 from __future__ import annotations
 
@@ -230,11 +230,43 @@ def clean(
     print(f"{output}: {count} documents")
 
 
+def instructions(output: Path, *, per_page: int = 6, seed: int = 0) -> None:
+    """Write conversations made from the bundled corpus, with rules to check answers by: train.jsonl and heldout.jsonl.
+
+    Questions, summaries, titles, headings, JSON records and translations between Japanese and English, all in the words of the corpus
+    and under its licences. `plamo2 sft` and `plamo2 prefer` read them. No page is on both sides.
+
+    Args:
+        output: Folder to write into; it may exist, as long as neither file does.
+        per_page: Conversations made from a page and its translation, at most.
+        seed: Of the choice among what a page offers, and of the wording.
+    """
+    from plamo2_jax.data.instructions import count_tasks
+    from plamo2_jax.data.instructions import instructions as lines_of
+
+    for split in ("train", "heldout"):
+        if (output / f"{split}.jsonl").exists():
+            raise ValueError(f"{output / f'{split}.jsonl'} exists; remove it or give another folder")
+    output.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "heldout"):
+        lines = list(lines_of(split, per_page=per_page, seed=seed))
+        path = output / f"{split}.jsonl"
+        with write_jsonl(path) as write:
+            count = sum(map(write, lines))
+        tasks = ", ".join(f"{name} {number}" for name, number in count_tasks(lines).items())
+        print(f"{path}: {count} conversations ({tasks})")
+
+
 def main(argv: list[str]) -> None:
-    """Runs `plamo2 data prepare|inspect|corpus|clean`."""
-    tyro.extras.subcommand_cli_from_dict(
-        {"prepare": prepare, "inspect": inspect, "corpus": corpus, "clean": clean}, args=argv, prog="plamo2 data"
-    )
+    """Runs `plamo2 data prepare|inspect|corpus|clean|instructions`."""
+    verbs = {
+        "prepare": prepare,
+        "inspect": inspect,
+        "corpus": corpus,
+        "clean": clean,
+        "instructions": instructions,
+    }
+    tyro.extras.subcommand_cli_from_dict(verbs, args=argv, prog="plamo2 data")
 
 
 def _report(max_bad_rate: float) -> ReadReport:

@@ -27,6 +27,8 @@ class PhonebookOptions:
     """ja, en or both with a comma, which then alternate."""
     digits: int | None = None
     """Digits of a number; left out, telephone numbers."""
+    separator: str = ": "
+    """Between name and number; $'\\t' for a tab, which tokenizers seldom join with its neighbours."""
     seed: int = 0
     """Same seed, same documents."""
 
@@ -43,6 +45,7 @@ def main(argv: list[str]) -> int:
         languages=tuple(part.strip() for part in options.language.split(",")),
         queries=options.queries,
         digits=options.digits,
+        separator=options.separator,
         seed=options.seed,
     )
     with write_jsonl(options.output) as write:

@@ -51,7 +51,7 @@ def pipeline(
     from plamo2_jax.pipeline.stage import Pipeline
     from plamo2_jax.pipeline.state import State
 
-    graph = Graph(load_setting(file, "pipeline", Pipeline, "configs/pipeline_demo.py"), describe)
+    graph = Graph(load_setting(file, "pipeline", (Pipeline,), "configs/pipeline_demo.py"), describe)
     for name in (*force, *([] if until is None else [until])):
         if name not in graph.stages:
             raise ValueError(f"{file} has no stage {name!r}; it has {', '.join(graph.stages)}")

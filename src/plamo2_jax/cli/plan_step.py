@@ -22,8 +22,8 @@ _DESCRIPTION = """Compile a run's train step for a TPU slice, on a machine witho
 usage: plamo2 plan CONFIG.py --topology SLICE [options] [--field value] [--part.field value] ...
 
 Prints HBM a chip by kind, collectives, the compiler's scheduled cycles, and a step time and MFU bound predicted from them. Nothing is
-measured, and no data are needed. Where it does not fit, the bytes that are over and the nearest change that fits. Any field of the run
-can be replaced as in plamo2 pretrain. Needs the tpu extra: pip install 'plamo2-jax[tpu]'"""
+measured, and no data are needed. Where it does not fit, the bytes that are over and the nearest change that fits. CONFIG.py may be one of
+plamo2 sft or plamo2 dpo too. Any field of the run can be replaced as there. Needs the tpu extra: pip install 'plamo2-jax[tpu]'"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +55,8 @@ class Options:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; 1 where the program does not fit or does not compile."""
+    from plamo2_jax.align.preferences import DpoConfig
+    from plamo2_jax.align.sft import SftConfig
     from plamo2_jax.cli.pretrain import load_config
     from plamo2_jax.plan.request import Request
     from plamo2_jax.train.config import PretrainConfig
@@ -65,7 +67,8 @@ def main(argv: Sequence[str]) -> int:
         print(_DESCRIPTION + "\n")
         tyro.cli(Options, prog=prog, args=["--help"])
     options, fields = tyro.cli(Options, prog=prog, args=rest, return_unknown_args=True)
-    config = tyro.cli(PretrainConfig, prog=prog, default=load_config(Path(path)), args=fields)
+    default = load_config(Path(path), PretrainConfig, SftConfig, DpoConfig)
+    config = tyro.cli(type(default), prog=prog, default=default, args=fields)
     if (options.topology is None) == (options.gpu is None):
         raise ValueError("plamo2 plan needs either --topology SLICE, such as v5p:4x4x4, or --gpu NODE, such as h100x8")
     if options.prefill is not None and options.decode is not None:

@@ -121,33 +121,34 @@ def example() -> PretrainConfig:
     )
 
 
-def load_config(path: Path, kind: type | None = None) -> Any:
+def load_config(path: Path, *kinds: type) -> Any:
     """The `config` of a config file, which is run as Python.
 
     Args:
         path: the file.
-        kind: exact class that it must be of; None: PretrainConfig.
+        kinds: exact classes, one of which it must be of; none: PretrainConfig.
 
     Raises:
         ValueError: there is no such file, it is not right Python, it sets no such configuration, or what it sets is out of range.
     """
-    if kind is None:
-        from plamo2_jax.train.config import PretrainConfig as kind
+    if not kinds:
+        from plamo2_jax.train.config import PretrainConfig
 
-    return load_setting(path, "config", kind, "configs/demo.py")
+        kinds = (PretrainConfig,)
+    return load_setting(path, "config", kinds, "configs/demo.py")
 
 
-def load_setting(path: Path, name: str, kind: type, such_as: str) -> Any:
+def load_setting(path: Path, name: str, kinds: tuple[type, ...], such_as: str) -> Any:
     """What a Python file sets a name to.
 
     Args:
         path: the file.
         name: the name that it must set.
-        kind: exact class that it must be of.
+        kinds: exact classes, one of which it must be of.
         such_as: a file to name in messages.
 
     Raises:
-        ValueError: there is no such file, it is not right Python, it sets no such thing, or what it sets is out of range.
+        ValueError: as `load_config`.
     """
     if not path.is_file():
         raise ValueError(f"{path} is not a file; the first argument must be a {name} file, such as {such_as}")
@@ -155,8 +156,9 @@ def load_setting(path: Path, name: str, kind: type, such_as: str) -> Any:
         found = runpy.run_path(str(path)).get(name)
     except (SyntaxError, ImportError, TypeError, NameError, AttributeError) as error:
         raise ValueError(f"{path}, line {_line(error, path)}: {error}") from error
-    if type(found) is not kind:
-        raise ValueError(f"{path} must set `{name}` to a {kind.__name__}; it sets it to {type(found).__name__}")
+    if type(found) not in kinds:
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{path} must set `{name}` to a {wanted}; it sets it to {type(found).__name__}")
     return found
 
 

@@ -47,6 +47,8 @@ class ProbeOptions:
     """Numbers to choose from."""
     digits: int | None = None
     """Digits of a number; left out, telephone numbers in phonebooks and 5 in needles. Few suit small models."""
+    separator: str = ": "
+    """Between name and number of a phonebook."""
     batch_size: int = 4
     """Prompts at once."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -106,7 +108,9 @@ def _questions(options: ProbeOptions, tokenizer: Tokenizer, languages: tuple[str
         "seed": options.seed,
     }
     if options.task == "phonebook":
-        return phonebook.questions(tokenizer, languages=languages, digits=options.digits, **shared)
+        return phonebook.questions(
+            tokenizer, languages=languages, digits=options.digits, separator=options.separator, **shared
+        )
     from plamo2_jax.data.corpus import documents
 
     texts = {language: [entry["text"] for entry in documents(language, "heldout")] for language in languages}

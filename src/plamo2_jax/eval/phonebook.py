@@ -18,8 +18,13 @@ _TITLE = {"ja": "電話帳\n", "en": "Phone book\n"}
 _QUERY = {"ja": "\n番号案内\n", "en": "\nDirectory enquiries\n"}
 
 
-def _entry(name: str, number: str) -> str:
-    return f"{name}: {number}\n"
+SEPARATOR = ": "
+"""Between name and number. Where a tokenizer joins it with its neighbours (": 4" as one token), a question, which ends with the
+separator, is not spelt as what was trained on; a tab is seldom joined."""
+
+
+def _book(names: Sequence[str], book: Sequence[str], separator: str) -> str:
+    return "".join(f"{name}{separator}{number}\n" for name, number in zip(names, book, strict=True))
 
 
 def questions(
@@ -31,6 +36,7 @@ def questions(
     samples: int = 4,
     candidates: int = 8,
     digits: int | None = None,
+    separator: str = SEPARATOR,
     seed: int = 0,
 ) -> Iterator[Question]:
     """Questions of every language, length and depth.
@@ -43,6 +49,7 @@ def questions(
         samples: questions of each.
         candidates: numbers to choose from, the others of the same book.
         digits: of a number; None: telephone numbers.
+        separator: between name and number; a question ends with it, spaces at its end left to the answer.
         seed: same seed, same questions.
 
     Raises:
@@ -53,7 +60,7 @@ def questions(
             for depth in depths:
                 for sample in range(samples):
                     rng = np.random.default_rng([seed, LANGUAGES.index(language), length, round(depth * 1000), sample])
-                    yield _question(tokenizer, rng, language, length, depth, candidates, digits)
+                    yield _question(tokenizer, rng, language, length, depth, candidates, digits, separator)
 
 
 def _question(
@@ -64,14 +71,17 @@ def _question(
     depth: float,
     candidates: int,
     digits: int | None,
+    separator: str,
 ) -> Question:
-    size = _entries_that_fit(tokenizer, language, length, digits)
+    size = _entries_that_fit(tokenizer, language, length, digits, separator)
+    asked = separator.rstrip(" ")
+    space = separator[len(asked) :]
     while True:
         state = rng.bit_generator.state
         names, book = people(rng, language, size), numbers(rng, language, size, digits)
         target = round(depth * (size - 1))
-        text = _TITLE[language] + "".join(map(_entry, names, book)) + _QUERY[language]
-        prompt, answer = f"{text}{names[target]}:", f" {book[target]}"
+        text = _TITLE[language] + _book(names, book, separator) + _QUERY[language]
+        prompt, answer = f"{text}{names[target]}{asked}", f"{space}{book[target]}"
         # Other names are longer: leave one out until it fits.
         if count_tokens(tokenizer, prompt + answer) <= length:
             break
@@ -81,12 +91,12 @@ def _question(
             raise ValueError(f"length {length} is not allowed: a phonebook of two entries is longer")
     others = [number for i, number in enumerate(book) if i != target]
     chosen = rng.choice(len(others), min(candidates - 1, len(others)), replace=False)
-    return Question(prompt, answer, (answer, *(f" {others[i]}" for i in chosen)), language, length, float(depth))
+    return Question(prompt, answer, (answer, *(f"{space}{others[i]}" for i in chosen)), language, length, float(depth))
 
 
-def _entries_that_fit(tokenizer: Tokenizer, language: str, length: int, digits: int | None) -> int:
+def _entries_that_fit(tokenizer: Tokenizer, language: str, length: int, digits: int | None, separator: str) -> int:
     rng = np.random.default_rng(0)
-    sample = "".join(map(_entry, people(rng, language, 50), [number for number in _many(rng, language, digits)]))
+    sample = _book(people(rng, language, 50), _many(rng, language, digits), separator)
     per_entry = count_tokens(tokenizer, sample) / 50
     frame = count_tokens(tokenizer, _TITLE[language] + _QUERY[language])
     # A few more than the mean says: books are cut down to what fits.
@@ -104,6 +114,7 @@ def documents(
     languages: Sequence[str] = LANGUAGES,
     queries: int = 4,
     digits: int | None = None,
+    separator: str = SEPARATOR,
     seed: int = 0,
 ) -> Iterator[dict[str, str]]:
     """Phonebooks with their queries answered, as JSON records to train on; never the very book of a question.
@@ -114,6 +125,7 @@ def documents(
         languages: in turn.
         queries: names asked for again at the end of each.
         digits: of a number; None: telephone numbers.
+        separator: between name and number.
         seed: same seed, same documents.
 
     Raises:
@@ -133,6 +145,6 @@ def documents(
         size = int(rng.integers(least, most + 1))
         names, book = people(rng, language, size), numbers(rng, language, size, digits)
         asked = rng.choice(size, min(queries, size), replace=False)
-        text = _TITLE[language] + "".join(map(_entry, names, book)) + _QUERY[language]
-        text += "".join(_entry(names[j], book[j]) for j in asked)
+        text = _TITLE[language] + _book(names, book, separator) + _QUERY[language]
+        text += _book([names[j] for j in asked], [book[j] for j in asked], separator)
         yield {"id": f"phonebook-{language}-{seed}-{i}", "text": text, "language": language}

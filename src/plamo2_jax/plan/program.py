@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from plamo2_jax.align.preferences import DpoConfig, Preference
+from plamo2_jax.align.sft import Sft, SftConfig
 from plamo2_jax.infer.weights import cast_matrices
 from plamo2_jax.model import axes
 from plamo2_jax.model.cache import AttentionCache, Cache, MambaCache
@@ -19,7 +21,7 @@ from plamo2_jax.model.plamo2 import Plamo2, abstract_params, logical_axes
 from plamo2_jax.sharding.mesh import MeshConfig, make_mesh
 from plamo2_jax.sharding.rules import batch_sharding, param_shardings, replicated, with_shardings
 from plamo2_jax.train.config import PretrainConfig
-from plamo2_jax.train.objective import next_token
+from plamo2_jax.train.objective import Objective, next_token
 from plamo2_jax.train.optimizer import make_optimizer
 from plamo2_jax.train.schedule import make_schedule
 from plamo2_jax.train.state import TrainState, state_shardings
@@ -78,27 +80,48 @@ def train_program(config: PretrainConfig, devices: Sequence[jax.Device], kernels
     plain = Plamo2(config.model)
     schedule = make_schedule(config.schedule, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule, logical_axes(plain))
-    lengths = jnp.zeros(config.model.vocab_size, jnp.int32)
-    objective = next_token(model, lengths, config.z_loss, config.loss_chunk)
+    objective = _objective(config, model)
     shapes = jax.eval_shape(lambda p: TrainState.create(p, optimizer, config.seed), abstract_params(plain))
     places = param_shardings(logical_axes(plain), shapes.params, mesh, config.sharding)
     shardings = state_shardings(shapes, optimizer, places)
     state = with_shardings(shapes, shardings)
     shape = (config.data.batch_size, config.data.sequence_length)
     by_rows = batch_sharding(mesh, shape, config.accumulation)
-    batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=by_rows) for name, dtype in _BATCH.items()}
+    dtypes = _BATCH | {name: dtype for name, (_, dtype) in getattr(objective, "extra", {}).items()}
+    batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=by_rows) for name, dtype in dtypes.items()}
+    # A reference that runs beside the policy lies as its parameters do.
+    frozen = (state.params,) if getattr(objective, "frozen", None) is not None else ()
     step = make_step(objective, optimizer, schedule, config.accumulation, shardings.params)
     tokens = math.prod(shape)
     return Program(
         step,
-        (state, batch),
-        {"parameters": state.params, "optimizer": state.opt_state, "batch": batch},
+        (state, batch, *frozen),
+        {
+            "parameters": state.params,
+            "optimizer": state.opt_state,
+            "batch": batch,
+            **({"reference": frozen} if frozen else {}),
+        },
         (shardings, replicated(mesh)),
         (0,),
         mesh,
         3 * config.model.flops_per_token(shape[1]) * tokens,
         tokens,
     )
+
+
+def _objective(config: PretrainConfig, model: Plamo2) -> Objective:
+    """What the run's verb minimises, without reading anything."""
+    if getattr(config, "lora", None) is not None:
+        raise ValueError("lora is not allowed in a plan: it compiles the training of whole models")
+    lengths = jnp.zeros(config.model.vocab_size, jnp.int32)
+    if isinstance(config, DpoConfig):
+        beside = config.preference.needs_reference and config.reference_log_probs is None
+        reference = abstract_params(Plamo2(config.model)) if beside else None
+        return Preference(model, config.preference, config.pairs.max_pairs, config.loss_chunk, reference)
+    if isinstance(config, SftConfig):
+        return Sft(model, lengths, config.z_loss, config.loss_chunk, config.neftune_alpha)
+    return next_token(model, lengths, config.z_loss, config.loss_chunk)
 
 
 def serving_mesh(config: PretrainConfig, devices: Sequence[jax.Device]) -> Mesh:
