@@ -13,6 +13,7 @@ VERBS = {
     "pretrain": "train a model from a config file",
     "sft": "fine-tune a model on conversations",
     "dpo": "train a model on pairs of answers, one preferred",
+    "prefer": "pairs of answers for dpo, sampled from a model and scored by rules and a judge",
     "lora": "add trained adapters to a model's weights",
     "pipeline": "run such commands as a graph; what is done is not done again",
     "launch": "run pretrain on TPU slices, in GKE, under SLURM or as several processes",
