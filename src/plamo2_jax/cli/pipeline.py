@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from plamo2_jax.pipeline.graph import Description, Graph
     from plamo2_jax.pipeline.run import Ran
 
-_CONFIGURED = ("pretrain", "sft", "dpo", "distill")
-"""Verbs whose first argument is a config file."""
+_RESUMING = ("pretrain", "sft", "dpo", "prefer")
+"""Verbs whose first argument is a config file, whose options are its fields, and which go on with what they left."""
 _MADE = ("output", "reference_log_probs")
 """Fields of configs that name what a run writes."""
 
@@ -76,28 +77,29 @@ def describe(argv: list[str]) -> Description:
     from plamo2_jax.pipeline.graph import Description
 
     verb, *rest = argv
-    if verb not in _CONFIGURED or not rest or rest[0].startswith("-"):
+    if verb not in (*_RESUMING, "distill") or not rest or rest[0].startswith("-"):
         return Description(None)
-    import importlib
-
+    from plamo2_jax.cli import prefer_options, pretrain_options
     from plamo2_jax.cli.pretrain import load_config
-    from plamo2_jax.cli.pretrain_options import parse
     from plamo2_jax.train.config import to_json
 
     path, *overrides = rest
-    training = verb != "distill"  # That takes a run's config file, without overrides.
-    module = importlib.import_module(f"plamo2_jax.cli.{verb if training else 'pretrain'}")
-    config = load_config(Path(path), type(module.example()))
-    if training and overrides:
-        config = parse(verb, path, config, overrides, "").config
+    if verb == "distill":  # It takes the config file of a pretraining run, and no overrides.
+        config, outputs = load_config(Path(path)), ()
+    else:
+        config = load_config(Path(path), type(importlib.import_module(f"plamo2_jax.cli.{verb}").example()))
+        options = prefer_options if verb == "prefer" else pretrain_options
+        if overrides:
+            config = options.parse(verb, path, config, overrides, "").config
+        outputs = (config.output if verb == "prefer" else config.folder,)
     leaves = list(_leaves(config))
     return Description(
         to_json(config),
         paths=tuple(str(value) for value in leaves if isinstance(value, Path)),
         words=tuple(value for value in leaves if isinstance(value, str) and "/" in value),
-        outputs=(config.folder,) if training else (),
+        outputs=outputs,
         file=path,
-        resumes=training,
+        resumes=verb in _RESUMING,
     )
 
 

@@ -134,7 +134,6 @@ class Graph:
             raise ValueError(f"stages {other} and {name} both make {shown(path)}: each output must have one stage")
 
     def _inputs(self, stage: Stage, description: Description) -> tuple[Path, ...]:
-        own = set(self._outputs(stage, description))
         found: dict[Path, None] = {}
         for text in (*map(str, stage.inputs), *description.paths):
             path = absolute(text)
@@ -148,7 +147,7 @@ class Graph:
             if not text or text == description.file or is_remote(text) or ":" in text:
                 continue
             path = absolute(text)
-            if own.intersection((path, *path.parents)):
+            if self.owner(path) == stage.name:
                 continue
             if self.makers(path) or ("/" in text and os.path.exists(path)):
                 found[path] = None
@@ -156,7 +155,7 @@ class Graph:
                 raise ValueError(
                     f"stage {stage.name} names {text}, which does not exist and which no stage makes; its own outputs are to be listed"
                 )
-        return tuple(path for path in found if not own.intersection((path, *path.parents)))
+        return tuple(path for path in found if self.owner(path) != stage.name)
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
