@@ -39,3 +39,10 @@ def write(stages: dict[str, str], outputs: dict[str, str], inputs: dict[str, str
         read = f", inputs=(Path({inputs[name]!r}),)" if inputs and name in inputs else ""
         lines.append(f"    Stage({name!r}, {command!r}{made}{read}),")
     Path("p.py").write_text(FILE.format(stages="\n".join(lines)), encoding="utf-8")
+
+
+def write_trained() -> None:
+    """A pipeline file of the four stages and a run that trains, two of whose checkpoints are merged."""
+    Path("model.py").write_text(CONFIG, encoding="utf-8")
+    stages = {**STAGES, "model": "pretrain model.py", "merged": "merge runs/model@4 runs/model@6 runs/merged"}
+    write(stages, {**OUTPUTS, "merged": "runs/merged"})

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline_material import CONFIG, OUTPUTS, STAGES, write
+from pipeline_material import CONFIG, OUTPUTS, STAGES, write, write_trained
 
 from plamo2_jax.cli.main import main
 from plamo2_jax.pipeline.state import State
@@ -123,19 +123,8 @@ def test_a_damaged_record_is_named(small, run, refused):
     assert "ids.json is not the record of a stage" in refused("--dry-run")
 
 
-def trained(small):
-    """The four stages and a run that trains, two of its checkpoints merged."""
-    Path("model.py").write_text(CONFIG)
-    stages = {
-        **STAGES,
-        "model": "pretrain model.py",
-        "merged": "merge runs/model@4 runs/model@6 runs/merged",
-    }
-    write(stages, {**OUTPUTS, "merged": "runs/merged"})
-
-
 def test_a_changed_config_reruns_the_run_and_what_is_made_of_it(small, run, plan):
-    trained(small)
+    write_trained()
     assert list(run()) == [*STAGES, "model", "merged"]
     first = Path("runs/merged/model.safetensors").read_bytes()
     # Another text of the same config, and a look at the log, change nothing.
@@ -151,7 +140,7 @@ def test_a_changed_config_reruns_the_run_and_what_is_made_of_it(small, run, plan
 
 
 def test_sigterm_stops_a_run_with_a_checkpoint_and_the_pipeline_with_its_status(small, run):
-    trained(small)
+    write_trained()
     run("--until", "shards")
     Path("model.py").write_text(CONFIG.replace("steps=6", "steps=200000"))
     process = subprocess.Popen(
