@@ -12,6 +12,12 @@ from typing import Any
 LOGS = frozenset({"metrics.jsonl", "tensorboard", "goodput.json", "stalls.txt", "profile"})
 """What a run writes about itself, with times in it: no other stage's result depends on it, and looking at it may change it."""
 
+
+def counts(name: str) -> bool:
+    """Whether a file or folder of this name is something made: no log, and nothing that was left half-written."""
+    return not (name in LOGS or name.startswith(".") or ".orbax-checkpoint-tmp" in name)
+
+
 Files = dict[str, list[Any]]
 """By path within a folder (`.` for a file that is given itself): bytes, time of change in ns, SHA-256."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import plamo2_jax
-from plamo2_jax.pipeline.files import LOGS, Files, digest, entry, scan
+from plamo2_jax.pipeline.files import Files, counts, digest, entry, scan
 from plamo2_jax.pipeline.graph import Graph, shown
 from plamo2_jax.pipeline.state import Record, State
 
@@ -78,7 +78,7 @@ class Planner:
         outputs, found = graph.outputs(name), {}
 
         def skip(path: Path) -> bool:
-            return path not in outputs and (path.name in LOGS or graph.foreign(path, name))
+            return path not in outputs and (not counts(path.name) or graph.foreign(path, name))
 
         for path in outputs:
             files = scan(path, {}, skip)
