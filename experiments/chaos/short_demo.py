@@ -12,6 +12,8 @@ _OPTIONS = {
     "pretrain": _SMALLER,
     "sft": _SMALLER,
     "dpo": _SMALLER,
+    "data prepare": "--split heldout --heldout-fraction 0.06",
+    "prune": "--batches 1",
     "data instructions": "--limit 24",
     # A model that knows nothing hardly makes answers of different worth.
     "prefer": "--samples 3 --stop.max-new-tokens 8 --pairing.margin 0.001 --heldout-share 0.3",
