@@ -15,7 +15,7 @@ VERBS = {
     "dpo": "train a model on pairs of answers, one preferred",
     "prefer": "pairs of answers for dpo, sampled from a model and scored by rules and a judge",
     "lora": "add trained adapters to a model's weights",
-    "pipeline": "run such commands as a graph; what is done is not done again",
+    "pipeline": "run commands as a graph; what is done is not done again",
     "launch": "run pretrain on TPU slices, in GKE, under SLURM or as several processes",
     "evaluate": "held-out bits per byte of a model",
     "generate": "continue a prompt",
