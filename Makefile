@@ -9,17 +9,17 @@ RUN := runs/demo
 # step of the demo takes 0.7 of the time. Other C libraries than glibc do not look at this.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000
 
-.PHONY: help install demo test test-tpu lint bench chaos plans peers clean
+.PHONY: help install demo clean-demo test test-tpu lint bench chaos plans peers clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo     set up, then tokenizer -> data -> pretraining -> text -> pruning -> distillation -> merging; open $(RUN)/report.html (about 8 minutes)'
+	@echo 'make demo     set up, then a model from nothing: pretrained, pruned and distilled, extended, tuned; open $(RUN)/report.html (about 12 minutes)'
 	@echo 'make test     set up, lint and all tests (about 15 minutes)'
 	@echo 'make test-tpu kernels and plans through the TPU compiler (libtpu, 0.2 GB; no TPU is needed)'
 	@echo 'make install  only .venv with the plamo2 command in it'
 	@echo 'make lint     ruff and the import contracts'
 	@echo 'make bench    speed of the train step and the tokenizer on this machine'
-	@echo 'make chaos    kill and damage a run at random and compare it with one that was let alone'
+	@echo 'make chaos    kill and damage a run, and kill a pipeline, at random and compare with those that were let alone'
 	@echo 'make plans    compile the ready configurations for TPU slices, without a TPU (15 minutes on two cores; fetches libtpu)'
 	@echo 'make peers    compare with other implementations (mlx-lm, mergekit, TRL, PEFT, transformers); needs the demo'
 
@@ -51,22 +51,12 @@ $(VENV)/.installed-peers: $(VENV)/.installed-test
 
 install: $(VENV)/.installed
 
-# The README lists these commands; a test holds the two together.
+# What is done already is not done again; make clean-demo begins anew.
 demo: install
+	$(BIN)/plamo2 pipeline configs/pipeline_demo.py
+
+clean-demo:
 	rm -rf $(RUN)
-	$(BIN)/plamo2 tokenizer train --input bundled:all:train --vocab-size 4096 --output $(RUN)
-	$(BIN)/plamo2 data prepare --input bundled:ja:train --tokenizer $(RUN) --output $(RUN)/data/ja/train
-	$(BIN)/plamo2 data prepare --input bundled:en:train --tokenizer $(RUN) --output $(RUN)/data/en/train
-	$(BIN)/plamo2 data prepare --input bundled:ja:heldout --tokenizer $(RUN) --output $(RUN)/data/ja/heldout
-	$(BIN)/plamo2 data prepare --input bundled:en:heldout --tokenizer $(RUN) --output $(RUN)/data/en/heldout
-	$(BIN)/plamo2 pretrain configs/demo.py
-	$(BIN)/plamo2 evaluate $(RUN) --heldout ja=$(RUN)/data/ja/heldout en=$(RUN)/data/en/heldout --output $(RUN)/evaluation.json
-	$(BIN)/plamo2 generate $(RUN) --prompt 日本語の文書を --prompt "To open the" --samples 2 --max-new-tokens 80 --json > $(RUN)/samples.jsonl
-	$(BIN)/plamo2 prune $(RUN) $(RUN) $(RUN)/pruned --set intermediate_size=256 --set mamba_num_heads=4 --calibration $(RUN)/data/ja/train
-	$(BIN)/plamo2 pretrain configs/demo_small.py
-	$(BIN)/plamo2 merge --method linear $(RUN)/small@60 $(RUN)/small@120 $(RUN)/merged
-	$(BIN)/plamo2 evaluate $(RUN)/merged --heldout ja=$(RUN)/data/ja/heldout en=$(RUN)/data/en/heldout --output $(RUN)/merged.json
-	$(BIN)/plamo2 report $(RUN)
 
 $(RUN)/report.html:
 	$(MAKE) demo
@@ -95,6 +85,7 @@ bench: install
 
 chaos: install
 	$(BIN)/python experiments/chaos/run.py
+	$(BIN)/python experiments/chaos/pipeline.py
 
 plans: $(VENV)/.installed-tpu
 	$(BIN)/python experiments/tpu_plans/run.py --again

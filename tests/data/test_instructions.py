@@ -91,3 +91,8 @@ def test_verb(tmp_path, lines, capsys):
         assert f"{split}.jsonl: {len(found)} conversations" in printed
     with pytest.raises(ValueError, match=r"train\.jsonl exists"):
         main(["instructions", "--output", str(tmp_path / "chat")])
+    main(["instructions", "--output", str(tmp_path / "few"), "--limit", "5"])
+    few = [json.loads(line) for line in (tmp_path / "few" / "heldout.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert few == [lines["heldout"][i * len(lines["heldout"]) // 5] for i in range(5)]
+    with pytest.raises(ValueError, match="--limit 0 is not allowed: it must be at least 1"):
+        main(["instructions", "--output", str(tmp_path / "none"), "--limit", "0"])

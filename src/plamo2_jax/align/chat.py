@@ -224,7 +224,7 @@ def encode_chat(conversation: Conversation, template: ChatTemplate, tokenizer: T
         UnreadableRecord: the template refuses it.
     """
     try:
-        return template.encode(tokenizer, conversation.messages, **_variables(conversation.variables))
+        return template.encode(tokenizer, conversation.messages, **template_variables(conversation.variables))
     except ChatTemplateError as error:
         raise UnreadableRecord("refused by the chat template", str(error)) from None
     except ValueError as error:
@@ -240,7 +240,7 @@ def _encode(
     return Example(chat.ids, chat.answer > 0)
 
 
-def _variables(variables: Mapping[str, Any]) -> dict[str, Any]:
+def template_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
     """Those that are names, and not ours to set."""
     taken = ("messages", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "unk_token", "tokenizer")
     return {name: value for name, value in variables.items() if name.isidentifier() and name not in taken}

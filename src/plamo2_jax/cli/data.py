@@ -230,7 +230,7 @@ def clean(
     print(f"{output}: {count} documents")
 
 
-def instructions(output: Path, *, per_page: int = 6, seed: int = 0) -> None:
+def instructions(output: Path, *, per_page: int = 6, limit: int | None = None, seed: int = 0) -> None:
     """Write conversations made from the bundled corpus, with rules to check answers by: train.jsonl and heldout.jsonl.
 
     Questions, summaries, titles, headings, JSON records and translations between Japanese and English, all in the words of the corpus
@@ -239,17 +239,22 @@ def instructions(output: Path, *, per_page: int = 6, seed: int = 0) -> None:
     Args:
         output: Folder to write into; it may exist, as long as neither file does.
         per_page: Conversations made from a page and its translation, at most.
+        limit: Conversations in a file, at most; evenly chosen.
         seed: Of the choice among what a page offers, and of the wording.
     """
     from plamo2_jax.data.instructions import count_tasks
     from plamo2_jax.data.instructions import instructions as lines_of
 
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit {limit} is not allowed: it must be at least 1")
     for split in ("train", "heldout"):
         if (output / f"{split}.jsonl").exists():
             raise ValueError(f"{output / f'{split}.jsonl'} exists; remove it or give another folder")
     output.mkdir(parents=True, exist_ok=True)
     for split in ("train", "heldout"):
         lines = list(lines_of(split, per_page=per_page, seed=seed))
+        count = len(lines) if limit is None else min(limit, len(lines))
+        lines = [lines[i * len(lines) // count] for i in range(count)]
         path = output / f"{split}.jsonl"
         with write_jsonl(path) as write:
             count = sum(map(write, lines))

@@ -126,7 +126,7 @@ def load_config(path: Path, *kinds: type) -> Any:
 
     Args:
         path: the file.
-        kinds: exact classes of which it must be one; none: PretrainConfig.
+        kinds: exact classes, one of which it must be of; none: PretrainConfig.
 
     Raises:
         ValueError: there is no such file, it is not right Python, it sets no such configuration, or what it sets is out of range.
@@ -135,16 +135,31 @@ def load_config(path: Path, *kinds: type) -> Any:
         from plamo2_jax.train.config import PretrainConfig
 
         kinds = (PretrainConfig,)
+    return load_setting(path, "config", kinds, "configs/demo.py")
+
+
+def load_setting(path: Path, name: str, kinds: tuple[type, ...], such_as: str) -> Any:
+    """What a Python file sets a name to.
+
+    Args:
+        path: the file.
+        name: the name that it must set.
+        kinds: exact classes, one of which it must be of.
+        such_as: a file to name in messages.
+
+    Raises:
+        ValueError: as `load_config`.
+    """
     if not path.is_file():
-        raise ValueError(f"{path} is not a file; the first argument must be a config file, such as configs/demo.py")
+        raise ValueError(f"{path} is not a file; the first argument must be a {name} file, such as {such_as}")
     try:
-        config = runpy.run_path(str(path)).get("config")
+        found = runpy.run_path(str(path)).get(name)
     except (SyntaxError, ImportError, TypeError, NameError, AttributeError) as error:
         raise ValueError(f"{path}, line {_line(error, path)}: {error}") from error
-    if type(config) not in kinds:
+    if type(found) not in kinds:
         wanted = " or ".join(kind.__name__ for kind in kinds)
-        raise ValueError(f"{path} must set `config` to a {wanted}; it sets it to {type(config).__name__}")
-    return config
+        raise ValueError(f"{path} must set `{name}` to a {wanted}; it sets it to {type(found).__name__}")
+    return found
 
 
 def _line(error: Exception, path: Path) -> int | None:

@@ -1,0 +1,33 @@
+"""Preferences on top of the demo's fine-tuned model, its own answers against each other; two runs differ in the order of the data."""
+
+from pathlib import Path
+
+from plamo2_jax.align.dpo import PreferenceConfig
+from plamo2_jax.align.preferences import DpoConfig, PairsConfig
+from plamo2_jax.cli.pretrain import load_config
+from plamo2_jax.data.pipeline import DataConfig, MixtureItem
+from plamo2_jax.train.optimizer import OptimizerConfig
+from plamo2_jax.train.schedule import ScheduleConfig
+
+long = load_config(Path(__file__).parent / "demo_extend.py")
+HOME = Path("runs/demo")
+
+config = DpoConfig(
+    name="dpo",
+    output=HOME,
+    model=long.model,
+    tokenizer=HOME / "tokenizer.jsonl",
+    init_from=HOME / "sft",
+    data=DataConfig(
+        mixture=(MixtureItem(HOME / "preferences/pairs.jsonl"),), sequence_length=512, batch_size=2, packing_bins=16
+    ),
+    steps=40,
+    heldout={"pairs": HOME / "preferences/heldout.jsonl"},
+    pairs=PairsConfig(max_pairs=8),
+    preference=PreferenceConfig(losses=("sigmoid", "nll"), weights=(1.0, 0.1), beta=0.1),
+    optimizer=OptimizerConfig(weight_decay=0.0),
+    schedule=ScheduleConfig(kind="cosine", learning_rate=1e-4, warmup=0.1, final_fraction=0.1),
+    dtype="float32",
+    checkpoint_every=20,
+    evaluate_every=40,
+)

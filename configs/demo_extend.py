@@ -1,0 +1,29 @@
+"""The demo's third model: the first with full attention, trained on for half a minute on rows of twice the length.
+
+`plamo2 extend` opens the attention and turns RoPE by a larger base first (configs/pipeline_demo.py). Documents of half a row and more are
+read four times as often as others.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from plamo2_jax.cli.pretrain import load_config
+from plamo2_jax.surgery.context import extended_config
+
+demo = load_config(Path(__file__).parent / "demo.py")
+HOME = Path("runs/demo")
+
+config = dataclasses.replace(
+    demo,
+    name="long",
+    output=HOME,
+    model=extended_config(demo.model, full_attention="all", rope_theta=40000.0),
+    init_from=HOME / "opened",
+    data=dataclasses.replace(
+        demo.data, sequence_length=1024, batch_size=1, long_document_tokens=512, long_document_repeats=4, seed=2
+    ),
+    schedule=dataclasses.replace(demo.schedule, learning_rate=1e-3),
+    steps=60,
+    heldout={},  # The tuned model is measured.
+    checkpoint_every=60,
+)

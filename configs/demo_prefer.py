@@ -1,0 +1,22 @@
+"""Answers of the demo's fine-tuned model, four to a prompt, the best against the worst by rules that a program can check."""
+
+from pathlib import Path
+
+from plamo2_jax.align.pairing import PairingConfig
+from plamo2_jax.align.prefer import PreferConfig
+from plamo2_jax.align.speakers import SpeakerConfig
+from plamo2_jax.infer.sampling import SamplingConfig
+from plamo2_jax.infer.stop import StopConfig
+
+HOME = Path("runs/demo")
+
+config = PreferConfig(
+    output=HOME / "preferences",
+    prompts=(HOME / "prompts/train.jsonl",),
+    policy=SpeakerConfig(model=str(HOME / "sft"), rows=64),
+    samples=4,
+    sampling=SamplingConfig(temperature=0.8, top_p=0.95),
+    stop=StopConfig(max_new_tokens=96),
+    pairing=PairingConfig(margin=0.1),
+    heldout_share=0.1,
+)

@@ -1,0 +1,34 @@
+"""Fine-tuning of the demo's long model on conversations made of the bundled corpus; two runs of it differ in the order of the data.
+
+`--name sft_1 --data.seed 1` and `--name sft_2 --data.seed 2` (configs/pipeline_demo.py); their mean is a better model than either.
+"""
+
+from pathlib import Path
+
+from plamo2_jax.align.sft import SftConfig
+from plamo2_jax.cli.pretrain import load_config
+from plamo2_jax.data.pipeline import DataConfig, MixtureItem
+from plamo2_jax.train.optimizer import OptimizerConfig
+from plamo2_jax.train.schedule import ScheduleConfig
+
+long = load_config(Path(__file__).parent / "demo_extend.py")
+HOME = Path("runs/demo")
+
+config = SftConfig(
+    name="sft",
+    output=HOME,
+    model=long.model,
+    tokenizer=HOME / "tokenizer.jsonl",
+    init_from=HOME / "long",
+    data=DataConfig(
+        mixture=(MixtureItem(HOME / "instructions/train.jsonl"),), sequence_length=512, batch_size=2, packing_bins=64
+    ),
+    steps=100,
+    heldout={"answers": HOME / "prompts/heldout.jsonl"},
+    optimizer=OptimizerConfig(weight_decay=0.0),
+    schedule=ScheduleConfig(kind="cosine", learning_rate=1e-3, warmup=0.1, final_fraction=0.1),
+    z_loss=0.0,
+    dtype="float32",
+    checkpoint_every=50,
+    evaluate_every=100,
+)

@@ -1,0 +1,26 @@
+"""Preference data from a model's own answers: `plamo2 prefer configs/prefer.py` after `plamo2 sft configs/sft.py`, before `plamo2 dpo`.
+
+Put JSON lines of prompts where DATA says: `{"prompt": "...", "rules": {"language": "ja", "characters": [20, 400]}}`, or conversations,
+whose last answer is left out. A judge is a model as the policy is: `--judge.model NAME --judge.url http://localhost:8000/v1`.
+"""
+
+from pathlib import Path
+
+from plamo2_jax.align.pairing import PairingConfig
+from plamo2_jax.align.prefer import PreferConfig
+from plamo2_jax.align.speakers import SpeakerConfig
+from plamo2_jax.infer.sampling import SamplingConfig
+from plamo2_jax.infer.stop import StopConfig
+
+POLICY, DATA = Path("runs/sft"), Path("data/chat")
+
+config = PreferConfig(
+    output=Path("data/pairs"),
+    prompts=(DATA / "prompts.jsonl",),
+    policy=SpeakerConfig(model=str(POLICY), rows=64),
+    samples=4,
+    sampling=SamplingConfig(temperature=0.8, top_p=0.95),
+    stop=StopConfig(max_new_tokens=256),
+    rules={"finished": True},
+    pairing=PairingConfig(choose="best_worst", margin=0.1, length_ratio=3.0),
+)

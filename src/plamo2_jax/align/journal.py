@@ -1,0 +1,88 @@
+"""A journal: what is done, a line each, written so that a kill at any moment costs no more than the line being written.
+
+A line is a JSON object and its end. What a kill left behind the last line end, and from the first line that is none on, is cut off when
+the journal is opened again: what those lines said is done anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+class Lock:
+    """A folder that this process alone works in, until it ends, however it does.
+
+    Raises:
+        ValueError: another process does.
+    """
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._file)
+            raise ValueError(f"{folder} is in use by another process") from None
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._file)
+
+
+class Journal:
+    """A file of lines by id; the last line of an id counts.
+
+    Args:
+        path: the file, which need not exist.
+    """
+
+    def __init__(self, path: Path):
+        self.entries: dict[str, Mapping[str, Any]] = {}
+        """By id, what is done."""
+        self._lock = threading.Lock()
+        # Written at once and never by a buffer's leave: a line is there when `append` returns.
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        whole = 0
+        with path.open("rb") as file:
+            for line in file:
+                entry = _parse(line)
+                if entry is None:
+                    break
+                self.entries[entry["id"]] = entry
+                whole += len(line)
+        os.ftruncate(self._file, whole)
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        """Write a line with an `id`; safe to call from threads."""
+        line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+        with self._lock:
+            while line:
+                line = line[os.write(self._file, line) :]
+            os.fsync(self._file)
+            self.entries[entry["id"]] = entry
+
+    def close(self) -> None:
+        """No more lines."""
+        os.close(self._file)
+
+
+def _parse(line: bytes) -> Mapping[str, Any] | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and isinstance(entry.get("id"), str) else None

@@ -1,0 +1,320 @@
+"""Preference data: a policy answers prompts several times, rules and a judge score the answers, and pairs are made of them.
+
+    OUTPUT/config.json      what decides the outcome, and the fingerprints of prompts, policy and judge
+    OUTPUT/journal.jsonl    what is done, a line a prompt, as it is done
+    OUTPUT/answers.jsonl    all answers with their scores and the judge's verdicts, in the order of the prompts
+    OUTPUT/pairs.jsonl      what `plamo2 dpo` reads, with where it comes from under `provenance`
+    OUTPUT/heldout.jsonl    the same, of prompts that are held out
+    OUTPUT/report.json      counts, means, and what failed
+
+Prompts are answered in groups that the order of the file fixes, with randomness that the seed, the prompt and the sample's number fix.
+So a run that is killed and started again, any number of times, ends in the bytes of one that nobody touched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from plamo2_jax.align import rules as rule
+from plamo2_jax.align.journal import Journal, Lock
+from plamo2_jax.align.judge import JudgeConfig, compare, win_shares
+from plamo2_jax.align.pair_files import write_files
+from plamo2_jax.align.pairing import PairingConfig, repeated
+from plamo2_jax.align.prompts import Prompt, digest, drop_alike, read_prompts
+from plamo2_jax.align.speakers import Failure, Question, Reply, Speaker, SpeakerConfig, open_speaker
+from plamo2_jax.checkpoint import write_json
+from plamo2_jax.infer.sampling import SamplingConfig
+from plamo2_jax.infer.stop import StopConfig
+from plamo2_jax.train.config import differences, to_json
+
+CONFIG, JOURNAL, REPORT = "config.json", "journal.jsonl", "report.json"
+FILES = (JOURNAL, "answers.jsonl", "pairs.jsonl", "heldout.jsonl", REPORT, CONFIG)
+
+Progress = Callable[[int, int], None]
+"""Called with the number of prompts that are done, and of all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferConfig:
+    """One set of preference data.
+
+    Raises:
+        ValueError: a field is out of range; the message names the field, its value and what is allowed.
+    """
+
+    output: Path
+    """Folder to write."""
+    prompts: tuple[Path, ...]
+    """JSON lines of prompts or conversations: files, folders or patterns; see plamo2_jax.align.prompts."""
+    policy: SpeakerConfig
+    """Who answers."""
+    samples: int = 4
+    """Answers to each prompt."""
+    sampling: SamplingConfig = dataclasses.field(default_factory=lambda: SamplingConfig(0.8, top_p=0.95))
+    """How their tokens are chosen."""
+    stop: StopConfig = dataclasses.field(default_factory=StopConfig)
+    """What ends an answer besides the end that the chat template gives it; `ids` are further ones."""
+    rules: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Of every prompt, under those of its own line; see plamo2_jax.align.rules."""
+    rules_weight: float = 1.0
+    """Of the rules' mean in an answer's score, beside the judge's weight."""
+    judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
+    """Who compares answers, if anybody."""
+    pairing: PairingConfig = dataclasses.field(default_factory=PairingConfig)
+    """Which answers stand against each other."""
+    near_prompts: float | None = 0.95
+    """Jaccard similarity of character 5-grams from which a prompt repeats an earlier one, and is left out; none: none does."""
+    heldout_share: float = 0.05
+    """Share of the prompts whose pairs are held out; which ones is decided by their ids alone."""
+    seed: int = 0
+    """Of all answers: same seed, same answers."""
+
+    def __post_init__(self) -> None:
+        self._require("prompts", len(self.prompts) > 0, "one or several files")
+        self._require("policy", bool(self.policy.model), "one with a model")
+        self._require("samples", self.samples >= 2, "at least 2: a pair is made of two answers")
+        self._require("rules_weight", 0 <= self.rules_weight < math.inf, "zero or positive, and finite")
+        weighed = self.rules_weight > 0 or bool(self.judge.model)
+        self._require("rules_weight", weighed, "positive where there is no judge")
+        near = self.near_prompts
+        self._require("near_prompts", near is None or 0 < near <= 1, "above 0 and at most 1, or none")
+        self._require("heldout_share", 0 <= self.heldout_share < 1, "in [0, 1)")
+        self._require("seed", 0 <= self.seed < 1 << 32, f"from 0 to {(1 << 32) - 1}")
+        try:
+            rule.check_rules(self.rules)
+        except rule.RuleError as error:
+            raise ValueError(f"PreferConfig.rules: {error}") from None
+
+    def _require(self, name: str, condition: bool, allowed: str) -> None:
+        if not condition:
+            raise ValueError(f"PreferConfig.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
+
+
+# Where things lie and how they are reached changes no answer.
+_FREE = {"": ("output",), "policy": ("url", "key_variable", "concurrency", "timeout", "attempts", "backoff")}
+_FREE["judge"] = _FREE["policy"]
+
+
+def identity(config: PreferConfig) -> dict[str, Any]:
+    """A configuration as JSON, without what may change between two starts."""
+    found = to_json(config)
+    for part, names in _FREE.items():
+        for name in names:
+            (found[part] if part else found).pop(name)
+    return found
+
+
+def prefer(config: PreferConfig, *, again: bool = False, on_progress: Progress | None = None) -> dict[str, Any]:
+    """Make preference data, or go on making it; what is complete is left as it is.
+
+    Args:
+        config: what to make.
+        again: remove what an earlier run left in the folder first.
+        on_progress: told of every prompt that is done.
+
+    Returns:
+        What report.json holds. Prompts that failed for good are in it, and are tried again by the next call.
+
+    Raises:
+        ValueError: the folder is in use or of another configuration, a prompt or rule is malformed, a model cannot be read, or an
+            endpoint refuses all requests.
+    """
+    output = Path(config.output)
+    prompts = read_prompts(config.prompts, config.rules)
+    ours = {"config": identity(config), "prompts": digest(prompts)}
+    with Lock(output):
+        if again:
+            for name in FILES:
+                (output / name).unlink(missing_ok=True)
+        theirs = _read(output / CONFIG)
+        if theirs is None and (output / JOURNAL).exists():
+            raise ValueError(
+                f"{output} holds a {JOURNAL} without its {CONFIG}; give another --output, or --again to begin anew"
+            )
+        if theirs is not None:
+            _refuse_other(output, ours, theirs)
+            report = _read(output / REPORT)
+            if report is not None and not report["failed"]:
+                return report
+        return _Run(config, prompts, on_progress).run(ours, theirs)
+
+
+class _Run:
+    """One start."""
+
+    def __init__(self, config: PreferConfig, prompts: Sequence[Prompt], on_progress: Progress | None):
+        self._config, self._on_progress = config, on_progress
+        self._prompts, self._alike = drop_alike(prompts, config.near_prompts)
+        self._policy = open_speaker(config.policy)
+        self._judge: Speaker | None = open_speaker(config.judge) if config.judge.model else None
+        self._scorers = ThreadPoolExecutor(os.cpu_count() or 1)
+
+    def run(self, ours: Mapping[str, Any], theirs: Mapping[str, Any] | None) -> dict[str, Any]:
+        output = Path(self._config.output)
+        speakers = {"policy": self._policy, "judge": self._judge}
+        described = {name: one and dict(one.description) for name, one in speakers.items()}
+        whole = {**ours, **described}
+        if theirs is not None:
+            for name, found in described.items():
+                if found != theirs.get(name) and self._is_own(name):
+                    raise ValueError(
+                        f"{output} was begun with another {name}: {theirs.get(name)}, not {found}; {_OR_AGAIN}"
+                    )
+        else:
+            write_json(output / CONFIG, whole)
+        journal = Journal(output / JOURNAL)
+        try:
+            self._answer_all(journal)
+            return write_files(output, self._config, self._prompts, self._alike, journal.entries, described)
+        finally:
+            journal.close()
+            self._scorers.shutdown(wait=False, cancel_futures=True)
+            for speaker in (self._policy, self._judge):
+                if speaker is not None:
+                    speaker.close()
+
+    def _is_own(self, name: str) -> bool:
+        return getattr(self._config, name).url is None
+
+    def _answer_all(self, journal: Journal) -> None:
+        """Put into the journal what is missing there."""
+        groups = [group for group in self._groups() if any(_is_missing(journal, prompt) for prompt in group)]
+        done = len(self._prompts) - sum(map(len, groups))
+
+        def work(group: Sequence[Prompt]) -> int:
+            # Whole groups, as without an interruption: answers depend on what shares a batch, if only by their logits' last bits.
+            for entry in self._entries(group):
+                if entry["id"] not in journal.entries or "failed" in journal.entries[entry["id"]]:
+                    journal.append(entry)
+            return len(group)
+
+        def tell(count: int) -> None:
+            nonlocal done
+            done += count
+            if self._on_progress:
+                self._on_progress(done, len(self._prompts))
+
+        tell(0)
+        if not self._parallel:
+            for group in groups:
+                tell(work(group))
+            return
+        pool = ThreadPoolExecutor(self._config.policy.concurrency)
+        try:
+            for future in as_completed([pool.submit(work, group) for group in groups]):
+                tell(future.result())
+        finally:
+            for speaker in (self._policy, self._judge):
+                if speaker is not None:
+                    speaker.close()
+            pool.shutdown(cancel_futures=True)
+
+    @property
+    def _parallel(self) -> bool:
+        return self._policy.parallel and (self._judge is None or self._judge.parallel)
+
+    def _groups(self) -> list[Sequence[Prompt]]:
+        """The prompts in groups of the policy's batch, in order; of one where endpoints are asked for many things at a time."""
+        own = self._config.judge if self._policy.parallel else self._config.policy
+        size = 1 if self._parallel else max(1, own.rows // self._config.samples)
+        return [self._prompts[start : start + size] for start in range(0, len(self._prompts), size)]
+
+    def _entries(self, group: Sequence[Prompt]) -> list[dict[str, Any]]:
+        """A journal's line for each prompt."""
+        questions = [Question(prompt.id, prompt.messages, prompt.variables) for prompt in group]
+        config = self._config
+        replies = self._policy.answer(
+            questions, samples=config.samples, seed=config.seed, sampling=config.sampling, stop=config.stop
+        )
+        answers = [
+            [] if isinstance(some, Failure) else self._scored(prompt, some)
+            for prompt, some in zip(group, replies, strict=True)
+        ]
+        verdicts: list[Any] = [[] for _ in group]
+        if self._judge is not None:
+            texts = [{one["sample"]: one["text"] for one in some if one["dropped"] is None} for some in answers]
+            verdicts = compare(self._judge, config.judge, questions, texts, config.seed)
+        entries = []
+        for prompt, some, judged, reply in zip(group, answers, verdicts, replies, strict=True):
+            failure = next((one for one in (reply, judged) if isinstance(one, Failure)), None)
+            if failure is not None:
+                entries.append({"id": prompt.id, "failed": failure.reason, "retries": failure.retries})
+                continue
+            self._add_scores(prompt, some, judged)
+            entries.append({"id": prompt.id, "answers": some, "verdicts": [dataclasses.asdict(one) for one in judged]})
+        return entries
+
+    def _scored(self, prompt: Prompt, replies: Sequence[Reply]) -> list[dict[str, Any]]:
+        """Answers with what rules give them, and why they are left out, if they are."""
+        scores = list(self._scorers.map(lambda one: rule.score(prompt.rules, one.text, one.finished), replies))
+        repeats = repeated([one.text for one in replies], self._config.pairing.near_answers)
+        answers = []
+        for sample, (reply, found, earlier) in enumerate(zip(replies, scores, repeats, strict=True)):
+            dropped = _unusable(reply.text) or (None if earlier is None else f"repeats {earlier}")
+            answers.append(
+                {
+                    "sample": sample,
+                    **dataclasses.asdict(reply),
+                    "dropped": dropped,
+                    "rules": found,
+                    "rules_mean": round(rule.mean(found), 6),
+                }
+            )
+        return answers
+
+    def _add_scores(self, prompt: Prompt, answers: Sequence[dict[str, Any]], verdicts: Sequence[Any]) -> None:
+        """Put the judge's share and the score in."""
+        stay = [one["sample"] for one in answers if one["dropped"] is None]
+        shares = win_shares(stay, verdicts) if self._judge is not None else {}
+        # Where a line has no rules, the judge alone decides.
+        rules_weight = self._config.rules_weight if prompt.rules or not shares else 0.0
+        for one in answers:
+            share = shares.get(one["sample"])
+            weights = [
+                (rules_weight, one["rules_mean"]),
+                (0.0 if share is None else self._config.judge.weight, share or 0.0),
+            ]
+            total = sum(weight for weight, _ in weights)
+            one["judge"] = None if share is None else round(share, 6)
+            one["score"] = round(sum(weight * value for weight, value in weights) / total, 6) if total else None
+
+
+_OR_AGAIN = "give another --output, or --again to make it anew"
+
+
+def _refuse_other(output: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    if found := differences(ours["config"], theirs.get("config")):
+        raise ValueError(f"{output} holds preference data of another configuration ({'; '.join(found)}); {_OR_AGAIN}")
+    if ours["prompts"] != theirs.get("prompts"):
+        raise ValueError(f"{output} holds preference data of other prompts than are in the files now; {_OR_AGAIN}")
+
+
+def _is_missing(journal: Journal, prompt: Prompt) -> bool:
+    entry = journal.entries.get(prompt.id)
+    return entry is None or "failed" in entry
+
+
+def _unusable(text: str) -> str | None:
+    """Why a text cannot be trained on: it is empty, or has broken characters or noncharacters, which chat templates refuse."""
+    if not text.strip():
+        return "empty"
+    return "broken" if any(c == "\ufffd" or "\ufdd0" <= c <= "\ufdd2" for c in text) else None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise ValueError(f"{path} is not JSON; {_OR_AGAIN}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold a JSON object; {_OR_AGAIN}")
+    return found

@@ -1,0 +1,162 @@
+"""`plamo2 pipeline PIPELINE.py`: run the stages of a pipeline that are not done."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+if TYPE_CHECKING:
+    from plamo2_jax.pipeline.graph import Description, Graph
+    from plamo2_jax.pipeline.run import Ran
+
+_RESUMING = ("pretrain", "sft", "dpo", "prefer")
+"""Verbs whose first argument is a config file, whose options are its fields, and which go on with what they left."""
+_MADE = ("output", "reference_log_probs")
+"""Fields of configs that name what a run writes."""
+
+
+def pipeline(
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PIPELINE.py")],
+    *,
+    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False,
+    until: str | None = None,
+    force: tuple[str, ...] = (),
+) -> int:
+    """Run plamo2 commands in the order that follows from what each reads and writes; what is done is not done again.
+
+    PIPELINE.py is a Python file that sets `pipeline = Pipeline(home=..., stages=(Stage(...), ...))`; see configs/pipeline_demo.py and
+    docs/pipeline.md. A stage is done while its command, its resolved config, its inputs, its outputs and the version of this package
+    are what they were when it ended. The same command goes on after Ctrl-C, SIGTERM or a kill: a training run from its newest
+    checkpoint, any other stage from its beginning. What a stage left that has to begin anew is set aside to HOME/.pipeline/stale.
+
+    The exit status is that of the stage that failed or was stopped, as plamo2 pretrain --help tells it; 2 also where nothing was run
+    because the pipeline is wrong.
+
+    Args:
+        file: The pipeline.
+        dry_run: Print what would be run and why, and do nothing.
+        until: Only this stage and what it depends on.
+        force: Run these stages even if they are done.
+    """
+    from plamo2_jax.cli.pretrain import load_setting
+    from plamo2_jax.pipeline.graph import Graph
+    from plamo2_jax.pipeline.plan import Planner
+    from plamo2_jax.pipeline.run import run
+    from plamo2_jax.pipeline.stage import Pipeline
+    from plamo2_jax.pipeline.state import State
+
+    graph = Graph(load_setting(file, "pipeline", (Pipeline,), "configs/pipeline_demo.py"), describe)
+    for name in (*force, *([] if until is None else [until])):
+        if name not in graph.stages:
+            raise ValueError(f"{file} has no stage {name!r}; it has {', '.join(graph.stages)}")
+    names = set(graph.stages) if until is None else graph.ancestors(until)
+    if dry_run:
+        verdicts = Planner(graph, State(graph.home), force).plan(names)
+        for number, (name, verdict) in enumerate(verdicts.items(), start=1):
+            told = "done" if verdict.why is None else f"to run ({verdict.why})"
+            print(f"{number:2} {name}: {told}\n   plamo2 {graph.stages[name].command}")
+        return 0
+    status, ran = run(graph, names, force, command)
+    print(table(graph, ran))
+    return status
+
+
+def describe(argv: list[str]) -> Description:
+    """What the config file in a command says, as the verb would resolve it.
+
+    Raises:
+        ValueError: there is no such file, or it is not right.
+    """
+    from plamo2_jax.pipeline.graph import Description
+
+    verb, *rest = argv
+    if verb not in (*_RESUMING, "distill") or not rest or rest[0].startswith("-"):
+        return Description(None)
+    from plamo2_jax.cli import prefer_options, pretrain_options
+    from plamo2_jax.cli.pretrain import load_config
+    from plamo2_jax.train.config import to_json
+
+    path, *overrides = rest
+    if verb == "distill":  # It takes the config file of a pretraining run, and no overrides.
+        config, outputs = load_config(Path(path)), ()
+    else:
+        config = load_config(Path(path), type(importlib.import_module(f"plamo2_jax.cli.{verb}").example()))
+        options = prefer_options if verb == "prefer" else pretrain_options
+        if overrides:
+            config = options.parse(verb, path, config, overrides, "").config
+        outputs = (config.output if verb == "prefer" else config.folder,)
+    leaves = list(_leaves(config))
+    return Description(
+        to_json(config),
+        paths=tuple(str(value) for value in leaves if isinstance(value, Path)),
+        words=tuple(value for value in leaves if isinstance(value, str) and "/" in value),
+        outputs=outputs,
+        file=path,
+        resumes=verb in _RESUMING,
+    )
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """All values in a config, but for the paths that a run writes."""
+    if hasattr(value, "__dataclass_fields__"):
+        value = {name: getattr(value, name) for name in value.__dataclass_fields__ if name not in _MADE}
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, tuple | list):
+        for each in value:
+            yield from _leaves(each)
+    else:
+        yield value
+
+
+def command(argv: list[str], stdout: Path | None) -> int:
+    """Run one command in this process, which spares starting Python and jax for each; a kill ends both at once.
+
+    Args:
+        argv: the arguments of `plamo2`.
+        stdout: where what it prints goes, which appears once it is complete.
+    """
+    from plamo2_jax.cli.main import main as plamo2
+
+    try:
+        if stdout is None:
+            return _status(plamo2, argv)
+        partial = stdout.with_name(f".{stdout.name}.partial")
+        with partial.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+            status = _status(plamo2, argv)
+        if status == 0:
+            os.replace(partial, stdout)
+        partial.unlink(missing_ok=True)
+        return status
+    finally:
+        gc.collect()  # Arrays in reference cycles would lie on the device through the stages to come.
+
+
+def _status(plamo2: Any, argv: list[str]) -> int:
+    try:
+        return plamo2(argv)
+    except SystemExit as error:  # An option that tyro refuses.
+        return error.code if isinstance(error.code, int) else 2
+
+
+def table(graph: Graph, ran: list[Ran]) -> str:
+    """What became of each stage, and the time that was spent now."""
+    width = max(map(len, graph.stages))
+    lines = [
+        f"{each.name:<{width}}  {'done before' if each.why is None else 'run':<11}  {each.seconds:8.1f} s"
+        for each in ran
+    ]
+    spent = sum(each.seconds for each in ran if each.why is not None)
+    return "\n".join([*lines, f"{'':<{width}}  {'now':<11}  {spent:8.1f} s"])
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb; returns the exit status."""
+    return tyro.cli(pipeline, args=argv, prog="plamo2 pipeline")

@@ -1,0 +1,99 @@
+"""What is remembered of stages, in HOME/.pipeline: a JSON file each, a lock, and what was set aside."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from plamo2_jax.pipeline.files import Files
+from plamo2_jax.storage import write_whole
+
+FOLDER = ".pipeline"
+STALE = "stale"
+
+
+@dataclasses.dataclass
+class Record:
+    """What is known of one stage: written when it begins, and again when it has ended well."""
+
+    key: dict[str, Any]
+    """All that decides its outputs."""
+    external: dict[str, Files] = dataclasses.field(default_factory=dict)
+    """Files it read that no stage makes, by input."""
+    outputs: Files | None = None
+    """Files it made, by path from the pipeline's home; None: it has begun, and not ended."""
+    seconds: float = 0.0
+    """What it took, from its last start."""
+
+
+class State:
+    """The records of a pipeline.
+
+    Args:
+        home: the pipeline's folder; nothing is made in it before something is written.
+    """
+
+    def __init__(self, home: Path):
+        self.folder = home / FOLDER
+
+    def read(self, name: str) -> Record | None:
+        """The record of a stage; None where there is none.
+
+        Raises:
+            ValueError: the file is not what was written.
+        """
+        path = self.folder / f"{name}.json"
+        try:
+            return Record(**json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{path} is not the record of a stage ({error}); remove it to run the stage anew"
+            ) from error
+
+    def write(self, name: str, record: Record) -> None:
+        """Put the record of a stage in place of the one before."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = json.dumps(dataclasses.asdict(record), ensure_ascii=False, indent=1)
+        write_whole(self.folder / f"{name}.json", content.encode())
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from running this pipeline; the lock ends with the process, however that ends.
+
+        Raises:
+            ValueError: another process has it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise ValueError(
+                    f"{self.folder.parent} is in use by another plamo2 pipeline (process {file.read().strip()}); wait for its end, or "
+                    "end it"
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def set_aside(self, name: str, paths: list[Path]) -> None:
+        """Move what a stage left, all of it below the pipeline's home, to .pipeline/stale/NAME; what lay there goes."""
+        if not paths:
+            return
+        target = self.folder / STALE / name
+        shutil.rmtree(target, ignore_errors=True)
+        for path in paths:
+            place = target / path.relative_to(self.folder.parent)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(path, place)

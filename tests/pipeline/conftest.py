@@ -1,0 +1,77 @@
+"""Running pipelines in a folder of their own."""
+
+import jax
+import pytest
+from pipeline_material import OUTPUTS, STAGES, write
+
+from plamo2_jax.cli.main import main
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_once(tmp_path_factory):
+    """Runs of one shape, in this process and in others, share their compiled programs."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = str(tmp_path_factory.mktemp("compiled"))
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        yield
+        jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def small(folder):
+    """A working directory with p.py of the four stages."""
+    write(STAGES, OUTPUTS)
+    return folder
+
+
+@pytest.fixture
+def run(capsys):
+    """A function that runs p.py, which must go well; returns the stages that were run and why."""
+
+    def run(*options: str) -> dict[str, str]:
+        capsys.readouterr()
+        assert main(["pipeline", "p.py", *options]) == 0
+        heads = [
+            line for line in capsys.readouterr().err.splitlines() if line.startswith("[") and "done in" not in line
+        ]
+        return dict(line.split("] ", 1)[1].split(": ", 1) for line in heads)
+
+    return run
+
+
+@pytest.fixture
+def plan(capsys):
+    """A function that plans p.py; returns by stage what is to become of it."""
+
+    def plan(*options: str) -> dict[str, str]:
+        capsys.readouterr()
+        assert main(["pipeline", "p.py", "--dry-run", *options]) == 0
+        heads = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("   ")]
+        return dict(line.strip().split(" ", 1)[1].split(": ", 1) for line in heads)
+
+    return plan
+
+
+@pytest.fixture
+def refused(capsys):
+    """A function that runs p.py, which must be refused; returns the one line on stderr."""
+
+    def refused(*options: str) -> str:
+        capsys.readouterr()
+        assert main(["pipeline", "p.py", *options]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.count("\n") == 1
+        return captured.err
+
+    return refused

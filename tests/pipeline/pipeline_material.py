@@ -1,0 +1,48 @@
+"""A pipeline of cheap real stages, phonebooks, their vocabulary, shards, and some ids, and a run that trains on them."""
+
+from pathlib import Path
+
+STAGES = {
+    "books": "phonebook runs/books.jsonl --documents 60 --entries 4 8 --digits 4",
+    "vocabulary": "tokenizer train --input runs/books.jsonl --vocab-size 480 --output runs/tokenizer.jsonl",
+    "shards": "data prepare --input runs/books.jsonl --tokenizer runs/tokenizer.jsonl --output runs/shards",
+    "ids": "tokenizer encode runs/tokenizer.jsonl '12 34' > runs/ids.txt",
+}
+OUTPUTS = {"books": "runs/books.jsonl", "vocabulary": "runs/tokenizer.jsonl", "shards": "runs/shards"}
+FILE = """from pathlib import Path
+from plamo2_jax.pipeline.stage import Pipeline, Stage
+pipeline = Pipeline(home=Path("runs"), stages=(
+{stages}
+))
+"""
+CONFIG = """from pathlib import Path
+from plamo2_jax.config import preset
+from plamo2_jax.data.pipeline import DataConfig, MixtureItem
+from plamo2_jax.train.config import PretrainConfig
+config = PretrainConfig(
+    name="model",
+    output=Path("runs"),
+    model=preset("tiny", hidden_size=32, intermediate_size=32, num_hidden_layers=1, mamba_num_heads=2, vocab_size=480),
+    tokenizer=Path("runs/tokenizer.jsonl"),
+    data=DataConfig((MixtureItem(Path("runs/shards")),), sequence_length=32, batch_size=8, packing_bins=8, prefetch_batches=0),
+    steps=6, dtype="float32", checkpoint_every=2, log_every=1,
+)
+"""
+"""Of one layer, which is compiled in a few seconds."""
+
+
+def write(stages: dict[str, str], outputs: dict[str, str], inputs: dict[str, str] | None = None) -> None:
+    """A pipeline file p.py in the working directory."""
+    lines = []
+    for name, command in stages.items():
+        made = f", outputs=(Path({outputs[name]!r}),)" if name in outputs else ""
+        read = f", inputs=(Path({inputs[name]!r}),)" if inputs and name in inputs else ""
+        lines.append(f"    Stage({name!r}, {command!r}{made}{read}),")
+    Path("p.py").write_text(FILE.format(stages="\n".join(lines)), encoding="utf-8")
+
+
+def write_trained() -> None:
+    """A pipeline file of the four stages and a run that trains, two of whose checkpoints are merged."""
+    Path("model.py").write_text(CONFIG, encoding="utf-8")
+    stages = {**STAGES, "model": "pretrain model.py", "merged": "merge runs/model@4 runs/model@6 runs/merged"}
+    write(stages, {**OUTPUTS, "merged": "runs/merged"})

@@ -1,0 +1,97 @@
+"""What a pipeline file may say, and the order that follows from it."""
+
+from pathlib import Path
+
+import pytest
+from pipeline_material import CONFIG, OUTPUTS, STAGES, write
+
+from plamo2_jax.pipeline.graph import Description, Graph, absolute
+from plamo2_jax.pipeline.stage import Pipeline, Stage
+
+
+def graph(*stages, home="runs"):
+    return Graph(Pipeline(Path(home), stages), lambda argv: Description(None))
+
+
+def test_words_of_a_command_that_other_stages_make_are_its_inputs(folder):
+    found = graph(
+        Stage("merged", "merge runs/a@60 runs/a@120 runs/m", outputs=(Path("runs/m"),)),
+        Stage("figures", "evaluate runs/m --heldout ja=runs/d/ja en=runs/d/en > runs/figures.json"),
+        Stage("ja", "data prepare --output runs/d/ja", outputs=(Path("runs/d/ja"),)),
+        Stage("en", "data prepare --output runs/d/en", outputs=(Path("runs/d/en"),)),
+        Stage("a", "pretrain a.py", outputs=(Path("runs/a"),), inputs=(Path("runs/d"),)),
+    )
+    assert found.before("a") == ["ja", "en"]
+    assert found.before("merged") == ["a"]
+    assert found.before("figures") == ["merged", "ja", "en"]
+    assert list(found.stages) == ["ja", "en", "a", "merged", "figures"]
+    assert found.ancestors("merged") == {"merged", "a", "ja", "en"}
+
+
+def test_a_path_belongs_to_the_stage_with_the_longest_output(folder):
+    """A run's folder may hold what others make."""
+    found = graph(
+        Stage("run", "pretrain a.py", outputs=(Path("runs"),)),
+        Stage("cut", "prune runs runs runs/cut", outputs=(Path("runs/cut"),)),
+    )
+    assert found.before("cut") == ["run"]
+    assert found.before("run") == []
+    for name in ("config.json", "checkpoints/4/x", "cut/config.json", ".pipeline/run.json"):
+        path = folder / "runs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    left = [absolute(folder / "runs" / name) for name in ("checkpoints", "config.json")]
+    assert found.left_by("run") == left
+    assert found.left_by("cut") == [absolute(folder / "runs" / "cut")]
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        (
+            (("a", "x runs/b > runs/a"), ("b", "x runs/a > runs/b")),
+            "stages go in a circle, each reading what the next makes: a <- b <- a",
+        ),
+        (
+            (("a", "x > runs/f"), ("b", "x > runs/f")),
+            "stages a and b both make runs/f: each output must have one stage",
+        ),
+        (
+            (("a", "x runs/nothing > runs/f"),),
+            "stage a names runs/nothing, which does not exist and which no stage makes; its own outputs are to be listed",
+        ),
+        ((("a", "x > elsewhere/f"),), "stage a makes elsewhere/f, which is outside of the pipeline's home runs"),
+        (
+            (("a", "x > runs/.pipeline/f"),),
+            "stage a makes runs/.pipeline/f, which is where the pipeline keeps its records",
+        ),
+        ((("a", "x"), ("a", "y")), "Pipeline.stages is not allowed: a is the name of 2 of them"),
+        ((("a/b", "x"),), "Stage.name='a/b' is not allowed: it must be letters, digits, _, - and ."),
+        ((("a", "plamo2 merge"),), "stage a: the command must begin with a verb of plamo2, such as merge"),
+        ((("a", "generate 'x"),), 'stage a: the command "generate \'x" cannot be read: No closing quotation'),
+        ((("a", "generate > f x"),), "stage a: > FILE is allowed once, at the end of the command"),
+        ((), "Pipeline.stages=() is not allowed: there must be at least one"),
+    ],
+)
+def test_refusals(folder, refused, stages, message):
+    lines = "".join(f"    Stage({name!r}, {command!r}),\n" for name, command in stages)
+    source = f"from pathlib import Path\nfrom plamo2_jax.pipeline.stage import *\npipeline = Pipeline(Path('runs'), (\n{lines}))\n"
+    Path("p.py").write_text(source)
+    assert refused() == f"plamo2 pipeline: {message}\n"
+    assert [path.name for path in folder.iterdir()] == ["p.py"]
+
+
+def test_inputs_that_nobody_makes_are_refused_wherever_they_are_named(small, refused):
+    write(STAGES, OUTPUTS, {"shards": "texts/more.jsonl"})
+    assert "stage shards reads texts/more.jsonl, which does not exist and which no stage makes" in refused()
+    Path("model.py").write_text(CONFIG.replace("runs/shards", "shards"))
+    write({**STAGES, "model": "pretrain model.py"}, OUTPUTS)
+    assert "stage model reads shards, which does not exist and which no stage makes" in refused()
+
+
+def test_unknown_stages_and_bad_files_are_refused(small, refused):
+    assert "p.py has no stage 'modle'; it has books, vocabulary, shards, ids" in refused("--until", "modle")
+    Path("p.py").write_text("pipeline = 3\n")
+    assert "p.py must set `pipeline` to a Pipeline; it sets it to int" in refused()
+    Path("p.py").unlink()
+    assert "p.py is not a file; the first argument must be a pipeline file" in refused()

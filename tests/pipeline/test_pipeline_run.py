@@ -1,0 +1,167 @@
+"""What is run of a pipeline, and what is not: real stages, in this process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pipeline_material import CONFIG, OUTPUTS, STAGES, write, write_trained
+
+from plamo2_jax.cli.main import main
+from plamo2_jax.pipeline.state import State
+
+
+def contents():
+    """Bytes and time of change of all files here."""
+    files = [path for path in Path().rglob("*") if path.is_file()]
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def test_what_is_done_is_not_done_again(small, run, plan):
+    assert plan() == {
+        "books": "to run (new)",
+        "vocabulary": "to run (follows from books)",
+        "shards": "to run (follows from books)",
+        "ids": "to run (follows from vocabulary)",
+    }
+    assert [path.name for path in small.iterdir()] == ["p.py"]
+    assert list(run()) == list(STAGES)
+    before = contents()
+    assert set(plan().values()) == {"done"}
+    assert run() == {}
+    lock = Path("runs/.pipeline/lock")
+    assert {path: file for path, file in contents().items() if path != lock} == {
+        path: file for path, file in before.items() if path != lock
+    }
+
+
+def test_a_change_reruns_what_depends_on_it_and_nothing_else(small, run, plan):
+    run()
+    write({**STAGES, "shards": STAGES["shards"] + " --tokens-per-shard 500"}, OUTPUTS)
+    assert plan()["shards"] == "to run (its command changed)"
+    assert run() == {"shards": "its command changed"}
+    write({**STAGES, "books": STAGES["books"] + " --seed 3"}, OUTPUTS)
+    why = run()
+    assert why["books"] == "its command changed"
+    assert why["vocabulary"] == "input runs/books.jsonl changed"
+
+
+def test_outputs_that_are_gone_or_changed_are_made_again_and_stages_with_equal_inputs_are_not(small, run, plan):
+    run()
+    ids = Path("runs/ids.txt").read_text()
+    Path("runs/ids.txt").write_text("1\n")
+    Path("runs/books.jsonl").unlink()
+    assert plan() == {
+        "books": "to run (output runs/books.jsonl is missing)",
+        "vocabulary": "to run (follows from books)",
+        "shards": "to run (follows from books)",
+        "ids": "to run (follows from vocabulary)",
+    }
+    # The phonebooks come out as they were, so what is made of them stands.
+    assert run() == {"books": "output runs/books.jsonl is missing", "ids": "output runs/ids.txt changed"}
+    assert Path("runs/ids.txt").read_text() == ids
+    assert Path("runs/.pipeline/stale/ids/ids.txt").read_text() == "1\n"
+
+
+def test_touching_is_not_changing(small, run):
+    run()
+    for path in ("runs/books.jsonl", "runs/tokenizer.jsonl"):
+        os.utime(path, (1, 1))
+    Path("runs/mine.txt").touch()
+    assert run() == {}
+
+
+def test_a_file_of_the_users_is_an_input_by_its_content(folder, run, plan):
+    Path("text").mkdir()
+    Path("text/a.txt").write_text("one two three " * 40)
+    stages = {"vocabulary": "tokenizer train --input text/a.txt --vocab-size 274 --output runs/tokenizer.jsonl"}
+    write(stages, OUTPUTS)
+    assert run() == {"vocabulary": "new"}
+    os.utime("text/a.txt")
+    assert plan() == {"vocabulary": "done"}
+    Path("text/a.txt").write_text("one two tree " * 40)
+    assert plan() == {"vocabulary": "to run (input text/a.txt changed)"}
+
+
+def test_only_what_is_asked_for(small, run, plan):
+    assert list(run("--until", "vocabulary")) == ["books", "vocabulary"]
+    assert plan()["shards"] == "to run (new)"
+    assert run("--until", "ids", "--force", "vocabulary") == {"vocabulary": "asked for", "ids": "new"}
+
+
+def test_a_stage_that_fails_ends_the_pipeline_and_leaves_what_is_done(small, run, capsys):
+    write({**STAGES, "vocabulary": STAGES["vocabulary"].replace("480", "8")}, OUTPUTS)
+    assert main(["pipeline", "p.py"]) == 2
+    assert "[2/4] vocabulary: ended with status 2" in capsys.readouterr().err
+    assert not Path("runs/shards").exists()
+    write(STAGES, OUTPUTS)
+    assert list(run()) == ["vocabulary", "shards", "ids"]
+
+
+def test_a_stage_that_prints_keeps_nothing_when_it_fails(small, run, capsys):
+    write({**STAGES, "ids": "tokenizer decode runs/tokenizer.jsonl 5 x > runs/ids.txt"}, OUTPUTS)
+    assert main(["pipeline", "p.py"]) == 2
+    assert not any("ids" in path.name for path in Path("runs").iterdir())
+
+
+def test_an_output_that_does_not_come_is_an_error(small, capsys):
+    write({"books": STAGES["books"].replace("runs/books", "else")}, {"books": "runs/book.jsonl"})
+    assert main(["pipeline", "p.py"]) == 2
+    assert "stage books ended well but did not make runs/book.jsonl" in capsys.readouterr().err
+
+
+def test_two_at_once_are_refused(small, refused):
+    with State(small / "runs").lock():
+        assert f"runs is in use by another plamo2 pipeline (process {os.getpid()})" in refused()
+
+
+def test_a_damaged_record_is_named(small, run, refused):
+    run()
+    Path("runs/.pipeline/ids.json").write_text("{")
+    assert "ids.json is not the record of a stage" in refused("--dry-run")
+
+
+def test_a_changed_config_reruns_the_run_and_what_is_made_of_it(small, run, plan):
+    write_trained()
+    assert list(run()) == [*STAGES, "model", "merged"]
+    first = Path("runs/merged/model.safetensors").read_bytes()
+    # Another text of the same config, and a look at the log, change nothing.
+    Path("model.py").write_text(CONFIG + "# The same.\n")
+    (Path("runs/model/metrics.jsonl")).write_text("")
+    assert set(plan().values()) == {"done"}
+    Path("model.py").write_text(CONFIG.replace("steps=6", "steps=6, seed=5"))
+    why = "config changed: seed: 0, now 5"
+    assert run() == {"model": why, "merged": "input runs/model changed"}
+    assert Path("runs/merged/model.safetensors").read_bytes() != first
+    assert Path("runs/.pipeline/stale/merged/merged/model.safetensors").read_bytes() == first
+    assert Path("runs/.pipeline/stale/model/model/config.json").exists()
+
+
+def test_sigterm_stops_a_run_with_a_checkpoint_and_the_pipeline_with_its_status(small, run):
+    write_trained()
+    run("--until", "shards")
+    Path("model.py").write_text(CONFIG.replace("steps=6", "steps=200000"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "plamo2_jax.cli.main", "pipeline", "p.py"], stderr=subprocess.PIPE
+    )
+    metrics = Path("runs/model/metrics.jsonl")
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    error = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "model: ended with status 143" in error
+    assert any(path.name.isdigit() for path in Path("runs/model/checkpoints").iterdir())
+    assert (
+        "did not end: goes on"
+        in subprocess.run(
+            [sys.executable, "-m", "plamo2_jax.cli.main", "pipeline", "p.py", "--dry-run"],
+            capture_output=True,
+            text=True,
+        ).stdout
+    )
