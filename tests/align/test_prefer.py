@@ -160,7 +160,8 @@ config = PreferConfig(
 
 def test_killed_at_random_moments_it_ends_in_the_same_bytes(base, prompts, tmp_path):
     environment = {
-        **{name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
+        **os.environ,
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
@@ -198,7 +199,7 @@ def test_our_own_model_judges_too(make_config, base, prompts, tmp_path):
     judge = JudgeConfig(str(base), rows=16, max_new_tokens=4, max_prompt_tokens=2000)
     few = tmp_path / "few.jsonl"
     few.write_text("".join(prompts.read_text(encoding="utf-8").splitlines(keepends=True)[:2]), encoding="utf-8")
-    config = dataclasses.replace(make_config(tmp_path / "out"), prompts=(few,), judge=judge, samples=2)
+    config = dataclasses.replace(make_config(tmp_path / "out"), prompts=(few,), judge=judge)
     report = prefer(config)
     # A model of noise says nothing of use: every verdict is a tie, and is counted as unreadable.
     assert report["verdicts"]["pairs"] == report["verdicts"]["ties"] == report["verdicts"]["unreadable"] > 0
@@ -377,9 +378,9 @@ def test_what_a_round_sets_itself_is_refused(rounds):
     config, _ = rounds
     with pytest.raises(ValueError, match=r"RoundsConfig\.train\.reference=.*is not allowed"):
         dataclasses.replace(config, train=dataclasses.replace(config.train, reference=config.start))
+    remote = dataclasses.replace(config.prefer, policy=SpeakerConfig("m", "http://localhost:1/v1"))
     with pytest.raises(ValueError, match=r"RoundsConfig\.prefer\.policy\.url"):
-        policy = SpeakerConfig("m", "http://localhost:1/v1")
-        dataclasses.replace(config, prefer=dataclasses.replace(config.prefer, policy=policy))
+        dataclasses.replace(config, prefer=remote)
 
 
 @pytest.mark.parametrize("verb", ["prefer", "iterate"])
