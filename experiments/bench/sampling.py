@@ -1,6 +1,6 @@
 """Tokens a second of sampling the demo model: many rows in one batch against the same rows one by one.
 
-    python experiments/bench/sampling.py MODEL [--rows 128] [--rounds 5] [--output sampling.json]
+    python experiments/bench/sampling.py MODEL [--rows 64] [--rounds 5] [--output sampling.json]
 
 Both take turns in one process, so that what else the machine does falls on both. A row is a prompt of the bundled held-out text and as many
 new tokens as are asked for, with the end of the document switched off, so that both do the same work. Reading the prompts counts.
@@ -34,7 +34,7 @@ class Arguments:
 
     model: Annotated[Path, tyro.conf.Positional]
     """A run folder, or a folder of the public layout."""
-    rows: int = 128
+    rows: int = 64
     """Rows of the batch: answers, samples of a prompt side by side."""
     samples: int = 4
     """Answers to each prompt; one by one, each reads the prompt anew."""
