@@ -2,9 +2,9 @@
 
     python experiments/chaos/prefer.py [--kills 10] [--folder runs/chaos_prefer] [--output prefer.json]
 
-Each kill is a SIGKILL at a time drawn evenly from 0 to twice what the first start takes until a prompt is done, so that kills fall into
-starting, compiling, sampling and writing. When the run gets to its end in between, it is compared and begun anew. Afterwards it is run
-to its end.
+Each kill is a SIGKILL at a time drawn evenly from 0 to what a whole undisturbed run takes once its programs are compiled, so that kills
+fall into starting, sampling and writing. When the run gets to its end in between, it is compared and begun anew. Afterwards it is run to
+its end.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from plamo2_jax.model import Plamo2, init_params
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 FILES = ("answers.jsonl", "pairs.jsonl", "heldout.jsonl", "config.json", "report.json")
-PROMPTS = 96
+PROMPTS = 48
 CONFIG = """
 from pathlib import Path
 
@@ -96,19 +96,17 @@ def campaign(folder: Path, kills: int, seed: int) -> dict:
     """All of it, in an empty folder."""
     prepare(folder)
     whole, killed = folder / "whole", folder / "killed"
-    began, first = time.monotonic(), None
-    process, journal = start(whole), whole / "out" / "journal.jsonl"
-    while process.poll() is None:
-        if first is None and journal.exists() and journal.stat().st_size:
-            first = time.monotonic() - began
-        time.sleep(0.01)
-    if process.returncode or first is None:
-        raise SystemExit(f"the undisturbed run ended with status {process.returncode}: {process.stderr.read()[-2000:]}")
+    finish(whole)
+    warm = folder / "warm"
+    began = time.monotonic()
+    finish(warm)
     took = time.monotonic() - began
+    if not same(whole, warm):
+        raise SystemExit("two undisturbed runs differ")
     draw, found, equal = random.Random(seed), [], []
     journal = killed / "out" / "journal.jsonl"
     while len(found) < kills:
-        seconds = draw.uniform(0, 2 * first)
+        seconds = draw.uniform(0, took)
         process = start(killed)
         try:
             _, error = process.communicate(timeout=seconds)
@@ -128,7 +126,6 @@ def campaign(folder: Path, kills: int, seed: int) -> dict:
     equal.append(same(whole, killed))
     return {
         "prompts": PROMPTS,
-        "seconds_to_first_prompt": round(first, 2),
         "seconds_undisturbed": round(took, 2),
         "kills": found,
         "runs_ended": len(equal),
