@@ -18,8 +18,8 @@ help:
 	@echo 'make test-tpu kernels and plans through the TPU compiler (libtpu, 0.2 GB; no TPU is needed)'
 	@echo 'make install  only .venv with the plamo2 command in it'
 	@echo 'make lint     ruff and the import contracts'
-	@echo 'make bench    speed of the train step and the tokenizer on this machine'
-	@echo 'make chaos    kill and damage a run, and kill a pipeline, at random and compare with those that were let alone'
+	@echo 'make bench    speed of the train step, the tokenizer and sampling on this machine; needs the demo'
+	@echo 'make chaos    kill and damage runs, pipelines and sampling at random and compare with those that were let alone'
 	@echo 'make plans    compile the ready configurations for TPU slices, without a TPU (15 minutes on two cores; fetches libtpu)'
 	@echo 'make peers    compare with other implementations (mlx-lm, mergekit, TRL, PEFT, transformers); needs the demo'
 
@@ -77,15 +77,17 @@ test-tpu: export ALLOW_MULTIPLE_LIBTPU_LOAD := 1
 test-tpu: $(VENV)/.installed-tpu
 	$(BIN)/python -m pytest -m tpu --numprocesses 2
 
-bench: install
+bench: install $(RUN)/report.html
 	$(BIN)/python experiments/bench/train_step.py --output experiments/bench/train_step.json
 	$(BIN)/python experiments/bench/train_step.py --batch-size 8 --output experiments/bench/train_step_batch8.json
 	$(BIN)/plamo2 tokenizer train --input bundled:all:train --vocab-size 8192 --output runs/bench
 	$(BIN)/python experiments/bench/tokenizer.py runs/bench --output experiments/bench/tokenizer.json
+	$(BIN)/python experiments/bench/sampling.py $(RUN) --output experiments/bench/sampling.json
 
 chaos: install
 	$(BIN)/python experiments/chaos/run.py
 	$(BIN)/python experiments/chaos/pipeline.py
+	$(BIN)/python experiments/chaos/prefer.py
 
 plans: $(VENV)/.installed-tpu
 	$(BIN)/python experiments/tpu_plans/run.py --again

@@ -1,6 +1,6 @@
 """Preferences of your own on top of fine-tuning: `plamo2 dpo configs/dpo.py` after `plamo2 sft configs/sft.py`.
 
-Put JSON lines of `{"prompt": "...", "chosen": "...", "rejected": "..."}` where DATA says.
+Put JSON lines of `{"prompt": "...", "chosen": "...", "rejected": "..."}` where DATA says, or let `plamo2 prefer` make them there.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ config = DpoConfig(
     model=read_model_config(INIT),
     tokenizer=INIT,
     init_from=INIT,
-    data=DataConfig(mixture=(MixtureItem(DATA / "train.jsonl"),), sequence_length=1024, batch_size=4),
+    data=DataConfig(mixture=(MixtureItem(DATA / "pairs.jsonl"),), sequence_length=1024, batch_size=4),
     steps=200,
     heldout={"pairs": DATA / "heldout.jsonl"},
     pairs=PairsConfig(template=str(INIT), max_pairs=16),

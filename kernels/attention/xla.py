@@ -8,7 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 # Queries a block where the caller leaves the choice: scores take h · block · (window + block) values at a time, so a block of about the
 # window wastes little on keys outside it; below the least, blocks are too small to fill a matrix unit.
@@ -88,4 +88,19 @@ def masked_attention(
     allowed = (q_segments[:, :, None] == k_segments[:, None, :]) & (distance >= 0)
     if window is not None:
         allowed &= distance <= window
+    if q.shape[1] == 1 and implementation == "xla":
+        return _attend_one(q[:, 0], k, v, allowed[:, 0])[:, None]
     return jax.nn.dot_product_attention(q, k, v, mask=allowed[:, None], implementation=implementation)
+
+
+def _attend_one(
+    q: Float[Array, "b h p"], k: Float[Array, "b s g p"], v: Float[Array, "b s g p"], allowed: Bool[Array, "b s"]
+) -> Float[Array, "b h p"]:
+    """One query a row: as products of keys with it, not of it with keys, which on CPU would turn all keys round first."""
+    b, h, p = q.shape
+    g = k.shape[2]
+    q = q.reshape(b, g, h // g, p)
+    scores = jnp.einsum("bsgp,bgup->bgsu", k, q, preferred_element_type=jnp.float32) * p**-0.5
+    scores = jnp.where(allowed[:, None, :, None], scores, jnp.finfo(scores.dtype).min)
+    weights = jax.nn.softmax(scores, axis=2).astype(v.dtype)
+    return jnp.einsum("bgsu,bsgp->bgup", weights, v).reshape(b, h, p)

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from plamo2_kernels.devices import on_one_device
 from plamo2_kernels.segments import segment_ordinals
@@ -39,6 +39,7 @@ def ssd(
     *,
     segment_ids: Int[Array, "b t"] | None = None,
     initial_state: Float[Array, "b h p n"] | None = None,
+    continues: Bool[Array, " b"] | None = None,
     chunk_size: int | None = None,
     implementation: Implementation = "auto",
     interpret: Any = False,
@@ -57,6 +58,7 @@ def ssd(
         D: skip weights.
         segment_ids: documents and padding of each row; None: one document a row.
         initial_state: state before the first token; zero when None.
+        continues: rows whose initial state counts; the others start from zero. None: all.
         chunk_size: tokens a chunk for the chunked implementations; None lets the platform decide.
         implementation: "auto" is the one-token update for t = 1, "pallas_tpu" on a single TPU, else "xla"; a named one is used as named.
         interpret: run a Pallas kernel in the interpreter, on any platform: True, or `pltpu.InterpretParams()` for the simulated TPU.
@@ -80,11 +82,14 @@ def ssd(
     if segment_ids is not None:
         dt = jnp.where((segment_ids != 0)[..., None], dt, 0)
         ordinals = segment_ordinals(segment_ids)
+    one_token = implementation == "auto" and t == 1
+    if continues is not None and not one_token:
+        initial_state = jnp.where(continues[:, None, None, None], initial_state, 0)
     if implementation == "reference":
         return ssd_reference(x, dt, A, B, C, D, ordinals, initial_state)
     if implementation == "auto":
-        if t == 1:
-            y, state = ssd_step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D, initial_state)
+        if one_token:
+            y, state = ssd_step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D, initial_state, continues)
             return y[:, None], state
         # On GPU "xla" until a GPU has shown which is faster.
         on_tpu = jax.default_backend() == "tpu" and x.dtype in (jnp.bfloat16, jnp.float32) and on_one_device()

@@ -7,7 +7,7 @@ operations on CPU, and take the same 28 µs a layer and token at the demo's size
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 def ssd_step(
@@ -18,14 +18,23 @@ def ssd_step(
     C: Float[Array, "b g n"],
     D: Float[Array, " h"],
     state: Float[Array, "b h p n"],
+    continues: Bool[Array, " b"] | None = None,
 ) -> tuple[Float[Array, "b h p"], Float[Array, "b h p n"]]:
-    """S = exp(dt A) S + (dt x) ⊗ B; y = S C + D x. The state is updated in its own dtype, y returned in that of x."""
+    """S' = exp(dt A) S + (dt x) ⊗ B; y = S' C + D x. The state is updated in its own dtype, y returned in that of x.
+
+    S is zero where a row does not continue. S' C is computed as exp(dt A) (S C) + (B · C) dt x, so that nothing waits for the new state,
+    and it is written once.
+    """
     b, h, p = x.shape
     g = B.shape[1]
     dtype = state.dtype
     dt, grouped = dt.astype(dtype), (b, g, h // g)
-    decay = jnp.exp(dt * A)
-    update = (x * dt[..., None]).reshape(*grouped, p)[..., None] * B.astype(dtype)[:, :, None, None, :]
-    state = state * decay[..., None, None] + update.reshape(state.shape)
-    y = jnp.einsum("bgupn,bgn->bgup", state.reshape(*grouped, p, -1), C.astype(dtype)).reshape(x.shape)
-    return (y + D[:, None] * x).astype(x.dtype), state
+    B, C = B.astype(dtype), C.astype(dtype)
+    decay, dx = jnp.exp(dt * A)[..., None], x * dt[..., None]
+    read = jnp.einsum("bgupn,bgn->bgup", state.reshape(*grouped, p, -1), C).reshape(x.shape)
+    BC = jnp.repeat(jnp.sum(B * C, axis=-1), h // g, axis=1)[..., None]
+    if continues is not None:
+        read, state = (jnp.where(continues.reshape(b, *(1,) * (v.ndim - 1)), v, 0) for v in (read, state))
+    y = decay * read + BC * dx + D[:, None] * x
+    update = dx.reshape(*grouped, p)[..., None] * B[:, :, None, None, :]
+    return y.astype(x.dtype), state * decay[..., None] + update.reshape(state.shape)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from plamo2_jax.infer import generation
 from plamo2_jax.infer.generate import Generator, default_stop_ids
 from plamo2_jax.infer.sampling import SamplingConfig
 from plamo2_jax.infer.stop import StopConfig
@@ -210,3 +211,11 @@ def test_logits_that_are_no_numbers_are_reported(model, params):
     broken = jax.tree.map(lambda leaf: leaf * np.nan, params)
     with pytest.raises(ValueError, match="not finite numbers"):
         Generator(model, broken).generate([[1, 2]], sampling=WARM, stop=endless(3))
+
+
+def test_periods_one_by_one_write_what_a_scan_over_them_does(generator, model, params, tokenizer, monkeypatch):
+    before = generator.generate(PROMPTS, sampling=GREEDY, stop=endless(8))
+    monkeypatch.setattr(generation, "_MOST_UNROLLED", 0)
+    scanned = Generator(model, params, tokenizer, prefill_size=16).generate(PROMPTS, sampling=GREEDY, stop=endless(8))
+    assert [row.token_ids for row in before] == [row.token_ids for row in scanned]
+    np.testing.assert_allclose([row.logprobs for row in before], [row.logprobs for row in scanned], atol=1e-4)

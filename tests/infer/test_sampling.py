@@ -164,3 +164,10 @@ def test_config_names_what_is_out_of_range(field, value):
 def test_penalty_without_a_mask_is_refused(logits):
     with pytest.raises(ValueError, match="mask of tokens seen"):
         sample(jnp.asarray(logits), jax.random.split(jax.random.key(0), 8), SamplingConfig(repetition_penalty=1.2))
+
+
+def test_a_draw_is_the_categorical_one(logits):
+    keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), len(logits))
+    forbidden = jnp.asarray(logits).at[:, ::3].set(-jnp.inf)
+    tokens, _ = sample(forbidden, keys, SamplingConfig())
+    np.testing.assert_array_equal(tokens, jax.vmap(jax.random.categorical)(keys, forbidden))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from plamo2_kernels.attention import attention
+from plamo2_kernels.attention import attention, masked_attention
 
 B, T, H, G, P = 2, 41, 4, 2, 8
 SEGMENTS = np.stack([np.repeat([1, 2, 3], [17, 1, 23]), np.repeat([0, 1, 0, 2, 0], [3, 12, 2, 20, 4])]).astype(np.int32)
@@ -72,3 +72,13 @@ def test_memory_grows_linearly_with_the_row():
         return jax.jit(step).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(4096) < 2.5 * temporaries(2048)
+
+
+def test_one_query_a_row_equals_the_last_of_many(rng):
+    q, k, v = inputs(rng)
+    expected = dense(q, k, v, SEGMENTS, 5)
+    positions = np.tile(np.arange(T), (B, 1))
+    for i in (3, 20, T - 6):
+        one = slice(i, i + 1)
+        y = masked_attention(q[:, one], k, v, SEGMENTS[:, one], SEGMENTS, positions[:, one], positions, window=5)
+        np.testing.assert_allclose(y, expected[:, one], rtol=2e-5, atol=2e-6)

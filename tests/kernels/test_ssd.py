@@ -226,3 +226,15 @@ def test_shapes_that_do_not_fit_are_named(rng):
         ssd(**{**args, "B": np.zeros((B, T, 3, N), np.float32)})
     with pytest.raises(ValueError, match="implementation='triton' must be one of auto"):
         ssd(**args, implementation="triton")
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_one_token_equals_the_recurrence_where_rows_go_on_and_where_they_do_not(rng, groups):
+    arrays = arguments(rng, groups, t=1)
+    state = np.stack([arrays["initial_state"][0], np.zeros((H, P, N))])
+    expected = by_hand(**{**arrays, "initial_state": state}, segment_ids=np.ones((B, 1), np.int32))
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    for implementation in ("auto", "reference"):
+        found = ssd(**arrays, continues=np.array([True, False]), implementation=implementation)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert error(ours, theirs) < 1e-6

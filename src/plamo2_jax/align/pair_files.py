@@ -83,7 +83,11 @@ def _pair(
         "margin": round(chosen["score"] - rejected["score"], 6),
         "chosen": {name: chosen[name] for name in _SCORES},
         "rejected": {name: rejected[name] for name in _SCORES},
-        "verdicts": [one for one in verdicts if sorted(one["pair"]) == sorted(samples)],
+        "verdicts": [
+            {name: one[name] for name in ("pair", "said", "winner")}
+            for one in verdicts
+            if sorted(one["pair"]) == sorted(samples)
+        ],
         **speakers,
     }
     # The template gets the variables that the policy's prompt was made with.

@@ -94,7 +94,9 @@ def _language(wanted: str, answer: str, finished: bool) -> float:
 def _characters(bounds: list[int], answer: str, finished: bool) -> float:
     least, most = bounds
     length = len(answer.strip())
-    return length / least if length < least else min(1.0, most / max(1, length))
+    if length < least:
+        return length / least
+    return most / length if length > most else 1.0
 
 
 def _matches(pattern: str, answer: str, finished: bool) -> float:

@@ -48,8 +48,10 @@ try:
 except (ImportError, OSError, AttributeError):
     pass
 for name, value in given["limits"].items():
-    if hasattr(resource, name):
+    try:
         resource.setrlimit(getattr(resource, name), (value, value))
+    except (AttributeError, ValueError, OSError):
+        pass  # macOS knows the limit on memory, and refuses it.
 if os.geteuid() == 0:
     os.setgroups([])
     os.setgid({_NOBODY})

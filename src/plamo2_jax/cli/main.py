@@ -14,6 +14,7 @@ VERBS = {
     "sft": "fine-tune a model on conversations",
     "dpo": "train a model on pairs of answers, one preferred",
     "prefer": "pairs of answers for dpo, sampled from a model and scored by rules and a judge",
+    "iterate": "rounds of prefer, dpo and merge",
     "lora": "add trained adapters to a model's weights",
     "pipeline": "run commands as a graph; what is done is not done again",
     "launch": "run pretrain on TPU slices, in GKE, under SLURM or as several processes",

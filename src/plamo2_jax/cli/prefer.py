@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from plamo2_jax.align.prefer import PreferConfig
     from plamo2_jax.cli.prefer_options import Options
@@ -35,16 +36,9 @@ def main(argv: list[str]) -> int:
     options = options_of("prefer", argv, example, DESCRIPTION, "configs/prefer.py")
     if options is None:
         return 2
-    from tqdm import tqdm
-
     from plamo2_jax.align.prefer import prefer
 
-    with tqdm(desc="prefer", unit="prompt", delay=2) as bar:
-
-        def on_progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with progress("prefer") as on_progress:
         report = prefer(options.config, again=options.again, on_progress=on_progress)
     print(
         f"{report['answers']:,} answers to {report['prompts']:,} prompts: {report['pairs']:,} pairs, {report['heldout_pairs']:,} held out",
@@ -58,6 +52,20 @@ def main(argv: list[str]) -> int:
         )
     print(options.config.output)
     return 1 if report["failed"] else 0
+
+
+@contextlib.contextmanager
+def progress(verb: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar; call what it gives with the prompts that are done, and all."""
+    from tqdm import tqdm
+
+    with tqdm(desc=verb, unit="prompt", delay=2) as bar:
+
+        def on_progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield on_progress
 
 
 def options_of(

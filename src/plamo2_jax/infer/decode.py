@@ -53,6 +53,12 @@ def prefill(
     return model.apply({"params": params}, tokens, segment_ids, cache=cache, method="features")[1]
 
 
+@jax.jit
+def unstack(cache: Cache) -> Cache:
+    """`Cache.unstack`, every array in memory of its own, as donation wants it."""
+    return cache.unstack()
+
+
 @functools.partial(jax.jit, static_argnames=("model", "sampling", "capacity"), donate_argnames="state")
 def decode(
     model: Plamo2,

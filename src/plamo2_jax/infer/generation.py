@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from plamo2_jax.infer.decode import DecodeState, Vocabulary, decode, empty_cache, prefill
+from plamo2_jax.infer.decode import DecodeState, Vocabulary, decode, empty_cache, prefill, unstack
 from plamo2_jax.infer.prefill import power_of_two, prefill_pieces
 from plamo2_jax.infer.sampling import SamplingConfig
 from plamo2_jax.infer.stop import RowText, StopConfig
@@ -25,6 +25,8 @@ from plamo2_jax.tokenizer.tokenizer import Tokenizer
 FinishReason = Literal["stop_id", "stop_string", "length"]
 
 _SMALLEST_CACHE = 64
+# Periods of layers up to which decoding is compiled without a scan over them: it runs faster, and compiles longer the more they are.
+_MOST_UNROLLED = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,8 +190,11 @@ def start_decoding(request: Request) -> DecodeState:
             row[prompt] = True
         seen = jnp.asarray(seen.repeat(samples, axis=0))
     b = len(prompts) * samples
+    cache = repeat_rows(cache, samples)
+    if sum(run.count for run in request.model.config.runs) <= _MOST_UNROLLED:
+        cache = unstack(cache)
     return DecodeState(
-        cache=repeat_rows(cache, samples),
+        cache=cache,
         token=jnp.asarray(np.repeat([prompt[-1] for prompt in prompts], samples), jnp.int32),
         alive=jnp.ones((b,), bool),
         seen=seen,

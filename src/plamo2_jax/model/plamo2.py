@@ -197,7 +197,7 @@ class Plamo2(nn.Module):
             segment_ids: 0 padding, otherwise the document; nothing crosses a boundary. None: one document a row. Padding may lead or
                 trail a row or stand between documents.
             positions: of each token in its document (or row: RoPE is relative), rising by one. None: counted from the row's start.
-            cache: state after the tokens before these; a piece that starts with another segment starts afresh.
+            cache: state after the tokens before these, stacked or not; a piece that starts with another segment starts afresh.
 
         Returns:
             Logits in float32 (without meaning at padding), and the cache after these tokens (None if none was given).
@@ -219,10 +219,24 @@ class Plamo2(nn.Module):
         x = self._constrain(x if embedding_noise is None else x + embedding_noise.astype(x.dtype))
         caches = []
         for i, run in enumerate(self.runs):
-            x, new = run(x, None if cache is None else cache.runs[i], context)
+            old = None if cache is None else cache.runs[i]
+            x, new = self._unrolled(i, x, old, context) if isinstance(old, list) else run(x, old, context)
             x = self._constrain(x)
             caches.append(new)
         return self.final_norm(x), None if cache is None else advance(cache, tuple(caches), context)
+
+    def _unrolled(
+        self, number: int, x: Float[Array, "b t d"], caches: list[tuple], context: Context
+    ) -> tuple[Float[Array, "b t d"], list[tuple]]:
+        """A run's periods one by one, with an unstacked cache."""
+        c, stacked = self.config, self.variables["params"][f"run_{number}"]
+        kinds, implementations = c.runs[number].kinds, (self.implementation, self.attention_implementation)
+        period, new = Period(c, kinds, *implementations, self.mesh, parent=None), []
+        for i, old in enumerate(caches):
+            params = jax.tree.map(lambda array, i=i: array[i], stacked)
+            x, cache = period.apply({"params": params}, x, old, context)
+            new.append(cache)
+        return x, new
 
     def logits(self, x: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
         """Logits in float32 from features."""

@@ -1,0 +1,176 @@
+"""Iterated DPO: a model answers, its answers are paired, it is trained on the pairs, and what comes out answers next.
+
+    OUTPUT/config.json            what decides the outcome
+    OUTPUT/round_N/pairs/         of `prefer`: the model's own answers, scored and paired
+    OUTPUT/round_N/train/         the run on them; its reference is the model that the round begins with (Iterative Reasoning
+                                  Preference Optimization, arXiv:2404.19733; Self-Rewarding Language Models, arXiv:2401.10020)
+    OUTPUT/round_N/round.json     what the round came to
+    OUTPUT/round_N/model/         both merged: the model of the next round, a folder of the public layout
+
+Each stage is left alone once it is complete and goes on where it was otherwise, so the same command goes on after a kill.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from plamo2_jax.align.journal import Lock
+from plamo2_jax.align.prefer import CONFIG, REPORT, PreferConfig, Progress, identity, prefer
+from plamo2_jax.align.preferences import DpoConfig, PairSource, make_objective
+from plamo2_jax.checkpoint import read_config, write_json
+from plamo2_jax.convert.hf import copy_chat_template
+from plamo2_jax.data.pipeline import MixtureItem
+from plamo2_jax.surgery.merge import MergeConfig, merge
+from plamo2_jax.train.config import differences, to_json
+from plamo2_jax.train.loop import pretrain
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundsConfig:
+    """Some rounds.
+
+    Raises:
+        ValueError: a field is out of range; the message names the field, its value and what is allowed.
+    """
+
+    output: Path
+    """Folder to write."""
+    start: Path
+    """The model that the first round begins with: run folder (its newest checkpoint) or folder of the public layout."""
+    prefer: PreferConfig
+    """How pairs are made. In each round the policy is the model so far, with the template of `train.pairs`; `output` is the round's
+    folder, and the seed counts up."""
+    train: DpoConfig
+    """The training. `init_from`, `output`, `name`, `heldout` and `data.mixture` are the round's."""
+    rounds: int = 2
+    """How many; more can be added later."""
+    merge: MergeConfig = dataclasses.field(default_factory=lambda: MergeConfig("linear", (0.5, 0.5)))
+    """How the model that a round begins with, and then the trained one, become the model of the next. linear, slerp or karcher; weights
+    0 1 take the trained one alone."""
+
+    def __post_init__(self) -> None:
+        self._require("rounds", self.rounds >= 1, "at least 1")
+        self._require("merge", self.merge.method in ("linear", "slerp", "karcher"), "linear, slerp or karcher")
+        self.merge.check(2, base=False)
+        unset = "none here: the policy of a round is the model so far"
+        self._require("prefer.policy.url", self.prefer.policy.url is None, unset)
+        self._require("train.lora", self.train.lora is None, "none here: a round ends with a whole model")
+        unread = "none here: the reference of a round is the model that it begins with"
+        for name in ("reference", "reference_log_probs"):
+            self._require(f"train.{name}", getattr(self.train, name) is None, unread)
+
+    def _require(self, name: str, condition: bool, allowed: str) -> None:
+        if not condition:
+            value: Any = self
+            for part in name.split("."):
+                value = getattr(value, part)
+            raise ValueError(f"RoundsConfig.{name}={value!r} is not allowed: it must be {allowed}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a call of `iterate` ended."""
+
+    model: Path
+    """The newest model."""
+    signal: int | None
+    """The signal that stopped training early; None where all rounds are complete."""
+
+
+def iterate(
+    config: RoundsConfig,
+    *,
+    again: bool = False,
+    on_progress: Progress | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Ended:
+    """Make all rounds, or go on making them.
+
+    Args:
+        config: what to make.
+        again: remove what an earlier run left first.
+        on_progress: told of every prompt that is answered.
+        say: told what each stage came to.
+
+    Raises:
+        ValueError: the folder is in use or of another configuration, a round makes no pair, or what its stages raise.
+    """
+    output = Path(config.output)
+    with Lock(output):
+        if again:
+            for path in (*output.glob("round_*"), output / CONFIG):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        _refuse_other(config)
+        start = Path(config.start)
+        for number in range(1, config.rounds + 1):
+            folder = output / f"round_{number}"
+            model = folder / "model"
+            if not model.is_dir():
+                signal = _round(config, number, folder, start, on_progress, say)
+                if signal is not None:
+                    return Ended(start, signal)
+            # Behind the test: a kill may have come between the two.
+            copy_chat_template(folder / "train", model)
+            start = model
+    return Ended(start, None)
+
+
+def _round(
+    config: RoundsConfig,
+    number: int,
+    folder: Path,
+    start: Path,
+    on_progress: Progress | None,
+    say: Callable[[str], None],
+) -> int | None:
+    """One round, from where it is; the signal that stopped it, if one did."""
+    run, pairs = folder / "train", folder / "pairs"
+    # Training on pairs has begun: prompts that failed are not tried again under its feet.
+    if not (run.exists() and (pairs / REPORT).exists()):
+        policy = dataclasses.replace(config.prefer.policy, model=str(start), template=config.train.pairs.template)
+        seed = config.prefer.seed + number - 1
+        prefer(dataclasses.replace(config.prefer, output=pairs, policy=policy, seed=seed), on_progress=on_progress)
+    report = json.loads((pairs / REPORT).read_text(encoding="utf-8"))
+    said = {name: report[name] for name in ("answers", "pairs", "heldout_pairs", "rules", "score")}
+    say(f"round {number}: {json.dumps(said)}")
+    if not report["pairs"]:
+        raise ValueError(f"{pairs} has no pair: {report['prompts_without_pair']}, failed {len(report['failed'])}")
+    heldout = {"pairs": pairs / "heldout.jsonl"} if report["heldout_pairs"] else {}
+    training = dataclasses.replace(
+        config.train,
+        name=run.name,
+        output=folder,
+        init_from=start,
+        data=dataclasses.replace(config.train.data, mixture=(MixtureItem(pairs / "pairs.jsonl"),)),
+        heldout=heldout,
+    )
+    outcome = pretrain(training, make_objective=make_objective, make_source=PairSource)
+    if outcome.signal is not None:
+        return outcome.signal
+    measured = {name: found.figures() for name, found in outcome.heldout.items()}
+    write_json(folder / "round.json", {"round": number, "start": str(start), **said, "heldout": measured})
+    say(f"round {number}: trained; held-out {json.dumps(measured)}")
+    merge([str(start), str(run)], folder / "model", config.merge)
+    return None
+
+
+def _refuse_other(config: RoundsConfig) -> None:
+    """Raise ValueError where the folder holds rounds of another configuration; write this one where it holds none."""
+    path = Path(config.output) / CONFIG
+    ours = to_json(config) | {"prefer": identity(config.prefer)}
+    ours["prefer"].pop("policy")
+    if path.exists():
+        theirs, kept = read_config(path.parent), ("start", "merge", "prefer", "train")
+        found = [line for name in kept for line in differences(ours[name], theirs.get(name), "")]
+        if found:
+            raise ValueError(
+                f"{path.parent} holds rounds of another configuration ({'; '.join(found)}); give another --output, or --again to make "
+                "them anew"
+            )
+    else:
+        write_json(path, ours)

@@ -1,0 +1,241 @@
+"""An endpoint over real HTTP that fails, hangs and talks nonsense before it works."""
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from plamo2_jax.align.endpoint import EndpointError, EndpointSpeaker, row_seed
+from plamo2_jax.align.judge import JudgeConfig
+from plamo2_jax.align.prefer import PreferConfig, prefer
+from plamo2_jax.align.speakers import Failure, Question, Reply, SpeakerConfig
+from plamo2_jax.cli.main import main
+from plamo2_jax.infer.sampling import SamplingConfig
+from plamo2_jax.infer.stop import StopConfig
+
+
+class Server:
+    """An OpenAI-compatible endpoint; `troubles` by the last message's text are what its next requests meet."""
+
+    def __init__(self):
+        self.requests, self.troubles, self.lock = [], {}, threading.Lock()
+        self.free = threading.Event()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                asked = body["messages"][-1]["content"]
+                with outer.lock:
+                    outer.requests.append((self.path, dict(self.headers), body))
+                    troubles = next((some for text, some in outer.troubles.items() if text in asked), [])
+                    trouble = troubles.pop(0) if troubles else None
+                outer.respond(self, trouble, body)
+
+            def log_message(self, *_):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+
+    def close(self):
+        self.free.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def respond(self, handler, trouble, body):
+        if trouble == "hang":
+            self.free.wait(30)
+            return
+        if trouble == "cut":
+            handler.send_response(200)
+            handler.send_header("Content-Length", "1000")
+            handler.end_headers()
+            handler.wfile.write(b"{")
+            handler.close_connection = True
+            return
+        if trouble == "redirect":
+            handler.send_response(302)
+            handler.send_header("Location", self.url.replace("127.0.0.1", "localhost"))
+            handler.end_headers()
+            return
+        status, content = 200, json.dumps(self.answer(body)).encode()
+        if isinstance(trouble, int):
+            status = trouble
+        elif trouble is not None:
+            content = trouble
+        handler.send_response(status)
+        handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    def answer(self, body):
+        asked = body["messages"][-1]["content"]
+        if "# 回答A" in asked:
+            a, b = asked.split("# 回答A\n")[1].split("\n\n# 回答B\n")
+            text = f"理由。[[{'A' if len(a) > len(b) else 'B' if len(b) > len(a) else 'C'}]]"
+        else:
+            text = f"{asked}への答え" + "です。" * (1 + body["seed"] % 5)
+        choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        return {"choices": [choice], "usage": {"completion_tokens": len(text)}}
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = Server()
+    yield server
+    server.close()
+
+
+def speaker(server, **fields):
+    fields = {"timeout": 5.0, "attempts": 4, "backoff": 0.01, **fields}
+    return EndpointSpeaker(SpeakerConfig("model", server.url, **fields))
+
+
+def ask(speaker, *texts, samples=1, **fields):
+    questions = [Question(text, ({"role": "user", "content": text},)) for text in texts]
+    settings = {"samples": samples, "seed": 3, "sampling": SamplingConfig(0.8, top_p=0.9), "stop": StopConfig(50)}
+    return speaker.answer(questions, **{**settings, **fields})
+
+
+def test_a_request_says_what_is_wanted(server, monkeypatch):
+    monkeypatch.setenv("SOME_KEY", "secret")
+    ((one, two),) = ask(speaker(server, key_variable="SOME_KEY"), "猫", samples=2)
+    assert (one.finished, one.retries, one.tokens) == (True, 0, len(one.text))
+    assert one.text.startswith("猫への答え")
+    assert len(server.requests) == 2
+    path, headers, body = server.requests[0]
+    assert (path, headers["Authorization"]) == ("/v1/chat/completions", "Bearer secret")
+    assert body["model"] == "model"
+    assert (body["temperature"], body["top_p"], body["max_tokens"]) == (0.8, 0.9, 50)
+    assert {body["seed"] for *_, body in server.requests} == {row_seed(3, "猫", sample) for sample in (0, 1)}
+    assert "top_k" not in body
+    assert isinstance(two, Reply)
+
+
+def test_a_missing_key_is_said(server):
+    with pytest.raises(ValueError, match="the environment variable NO_SUCH_KEY is empty"):
+        speaker(server, key_variable="NO_SUCH_KEY")
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        500,
+        503,
+        429,
+        "cut",
+        b"",
+        b"not json",
+        b"[]",
+        b'{"choices": []}',
+        b'{"choices": [{"message": {"content": null}}]}',
+        b'{"choices": [{"message": {"content": "\\ud800"}}]}',
+        b'{"choices": [{"message": {"content": "useless"}}]}',
+    ],
+)
+def test_what_may_pass_is_tried_again_and_counted(server, trouble):
+    server.troubles["猫"] = [trouble, trouble]
+    ((reply,),) = ask(speaker(server), "猫", accept=lambda text: text != "useless")
+    assert reply.retries == 2
+    assert len(server.requests) == 3
+
+
+def test_one_that_hangs_is_given_up_and_asked_again(server):
+    server.troubles["猫"] = ["hang"]
+    start = time.monotonic()
+    ((reply,),) = ask(speaker(server, timeout=0.3), "猫")
+    assert reply.retries == 1
+    assert time.monotonic() - start < 4
+
+
+def test_what_does_not_pass_fails_its_question_alone(server):
+    server.troubles = {"猫": [500] * 9, "犬": [400]}
+    cat, dog, bird = ask(speaker(server), "猫", "犬", "鳥")
+    assert cat == Failure("HTTP 500 Internal Server Error (4 tries)", 3)
+    assert dog.reason.startswith("HTTP 400 Bad Request")
+    assert dog.retries == 0
+    assert isinstance(bird[0], Reply)
+
+
+@pytest.mark.parametrize("trouble", [401, 404, "redirect"])
+def test_an_endpoint_that_will_never_answer_ends_it(server, trouble):
+    server.troubles["猫"] = [trouble]
+    with pytest.raises(EndpointError, match=r"refuses requests for the model 'model': HTTP"):
+        ask(speaker(server), "猫")
+    assert len(server.requests) == 1
+
+
+def test_pauses_grow_and_heed_retry_after(server, monkeypatch):
+    pauses = []
+    asked = speaker(server, backoff=1.0, attempts=5)
+    monkeypatch.setattr(asked._closed, "wait", pauses.append)
+    server.troubles["猫"] = [500] * 5
+    ask(asked, "猫")
+    assert len(pauses) == 4
+    assert all(2**i / 2 <= pause <= 2**i for i, pause in enumerate(pauses))
+
+
+@pytest.fixture
+def make_config(server, write_lines, tmp_path):
+    def make(**fields):
+        prompts = write_lines([{"id": name, "prompt": f"{name}とは？"} for name in "猫犬鳥魚"], "prompts.jsonl")
+        endpoint = {"url": server.url, "attempts": 2, "backoff": 0.01, "timeout": 5.0, "concurrency": 3}
+        settings = {
+            "output": tmp_path / "out",
+            "prompts": (prompts,),
+            "policy": SpeakerConfig("policy", **endpoint),
+            "judge": JudgeConfig("judge", **endpoint),
+            "rules": {"language": "ja"},
+            "near_prompts": None,
+            "heldout_share": 0.0,
+        }
+        return PreferConfig(**{**settings, **fields})
+
+    return make
+
+
+def test_preference_data_from_endpoints(make_config, server, tmp_path):
+    server.troubles = {"犬とは？": [500] * 8, "鳥とは？": [b"garbage"]}
+    report = prefer(make_config())
+    assert list(report["failed"]) == ["犬"]
+    assert report["retries"] >= 2
+    assert report["prompts"] == 4
+    # What failed is tried again, and nothing else is.
+    before = len(server.requests)
+    again = prefer(make_config())
+    assert again["failed"] == {}
+    assert all("犬" in body["messages"][-1]["content"] for *_, body in server.requests[before:])
+    count = len(server.requests)
+    assert prefer(make_config()) == again
+    assert len(server.requests) == count
+    pairs = [json.loads(line) for line in (tmp_path / "out" / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(pairs) == again["pairs"] > 0
+    for pair in pairs:
+        assert len(pair["chosen"]) > len(pair["rejected"])  # as the judge likes it
+        assert pair["provenance"]["policy"]["model"] == "policy"
+        assert [one["pair"] for one in pair["provenance"]["verdicts"]] == [sorted(pair["provenance"]["samples"])]
+    # Without trouble the same comes out.
+    server.troubles = {}
+    prefer(make_config(output=tmp_path / "calm"))
+    for name in ("pairs.jsonl", "heldout.jsonl"):
+        assert (tmp_path / "calm" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+def test_a_wrong_key_ends_the_program_in_one_line(make_config, server, tmp_path, capsys):
+    prompts = make_config().prompts[0]
+    server.troubles = {"とは？": [401] * 99}
+    (tmp_path / "c.py").write_text(
+        "from pathlib import Path\nfrom plamo2_jax.align.prefer import PreferConfig\n"
+        "from plamo2_jax.align.speakers import SpeakerConfig\n"
+        f"config = PreferConfig(Path({str(tmp_path / 'no')!r}), (Path({str(prompts)!r}),), SpeakerConfig('m', {server.url!r}))\n",
+        encoding="utf-8",
+    )
+    assert main(["prefer", str(tmp_path / "c.py")]) == 2
+    assert "refuses requests for the model 'm': HTTP 401" in capsys.readouterr().err
+    assert not (tmp_path / "no" / "pairs.jsonl").exists()

@@ -1,0 +1,389 @@
+"""`plamo2 prefer` and `iterate` on a tiny model: the files, what goes on after a kill, what is refused."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from plamo2_jax.align.judge import JudgeConfig
+from plamo2_jax.align.pairing import PairingConfig
+from plamo2_jax.align.prefer import PreferConfig, prefer
+from plamo2_jax.align.preference_data import encode_pairs, read_pairs
+from plamo2_jax.align.preferences import DpoConfig, PairsConfig
+from plamo2_jax.align.prompts import is_heldout, read_prompts
+from plamo2_jax.align.rounds import RoundsConfig, iterate
+from plamo2_jax.align.speakers import OwnSpeaker, Question, SpeakerConfig, end_ids
+from plamo2_jax.cli.main import main
+from plamo2_jax.convert.load import load_model
+from plamo2_jax.data.documents import ReadReport
+from plamo2_jax.infer.sampling import SamplingConfig
+from plamo2_jax.infer.stop import StopConfig
+from plamo2_jax.tokenizer.chat_template import ChatTemplate
+
+OUTPUTS = ("answers.jsonl", "pairs.jsonl", "heldout.jsonl", "config.json", "report.json")
+COUNT = 24
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    lines = [
+        {"id": f"p{i}", "prompt": f"{'あいうえお'[i % 5]}{i}？", "rules": {"characters": [4, 12]}, "task": "count"}
+        for i in range(COUNT)
+    ]
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def make_config(base, prompts):
+    def make(output, **fields):
+        settings = {
+            "policy": SpeakerConfig(str(base), rows=8),
+            "samples": 4,
+            "sampling": SamplingConfig(1.0),
+            "stop": StopConfig(max_new_tokens=6),
+            "pairing": PairingConfig(margin=0.05),
+            "near_prompts": None,
+            "heldout_share": 0.2,
+        }
+        return PreferConfig(output, (prompts,), **{**settings, **fields})
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def done(make_config, tmp_path_factory):
+    """A folder, its configuration and its report."""
+    config = make_config(tmp_path_factory.mktemp("done") / "out")
+    return config, prefer(config)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_pairs_are_what_dpo_reads_and_say_where_they_come_from(done, tokenizer, template):
+    config, report = done
+    pairs = lines(config.output / "pairs.jsonl")
+    assert len(pairs) == report["pairs"] > 5
+    for pair in pairs:
+        origin = pair["provenance"]
+        assert origin["chosen"]["score"] - origin["rejected"]["score"] == pytest.approx(origin["margin"], abs=1e-6)
+        assert origin["margin"] >= 0.05
+        assert pair["task"] == "count"
+        assert origin["place"].endswith(f"prompts.jsonl, line {int(origin['id'][1:]) + 1}")
+        assert not is_heldout(origin["id"], 0.2)
+        assert len(origin["policy"]["fingerprint"]) == 32
+    assert all(is_heldout(pair["provenance"]["id"], 0.2) for pair in lines(config.output / "heldout.jsonl"))
+    account = ReadReport(max_bad_rate=0.0, judge_after=1)
+    elements, counts = encode_pairs(
+        read_pairs(config.output / "pairs.jsonl", account), template, tokenizer, 512, "refuse", account
+    )
+    assert len(elements) == counts["whole"] == len(pairs)
+
+
+def test_every_answer_is_kept_with_its_scores(done):
+    config, report = done
+    found = lines(config.output / "answers.jsonl")
+    assert [one["id"] for one in found] == [f"p{i}" for i in range(COUNT)]
+    answers = [answer for one in found for answer in one["answers"]]
+    assert len(answers) == report["answers"] == 4 * COUNT
+    assert len({answer["text"] for answer in answers}) > COUNT
+    assert all(answer["rules"].keys() == {"characters"} for answer in answers)
+    assert sum(report["prompts_without_pair"].values()) == COUNT - report["pairs"] - report["heldout_pairs"]
+
+
+def test_a_complete_folder_is_left_alone_and_another_configuration_refused(done):
+    config, report = done
+    before = {name: (config.output / name).stat().st_mtime_ns for name in OUTPUTS}
+    assert prefer(config) == report
+    assert before == {name: (config.output / name).stat().st_mtime_ns for name in OUTPUTS}
+    with pytest.raises(
+        ValueError, match=r"another configuration \(samples: 3, not 4\); give another --output, or --again"
+    ):
+        prefer(dataclasses.replace(config, samples=3))
+    # Where a model is reached changes no answer.
+    elsewhere = dataclasses.replace(config.policy, timeout=1.0)
+    assert prefer(dataclasses.replace(config, policy=elsewhere)) == report
+
+
+def test_other_prompts_are_refused_and_made_anew_when_asked(make_config, prompts, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    some = prompts.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(some[:2]), encoding="utf-8")
+    config = dataclasses.replace(make_config(tmp_path / "out"), prompts=(path,))
+    prefer(config)
+    path.write_text("".join(some[:3]), encoding="utf-8")
+    with pytest.raises(ValueError, match="of other prompts than are in the files now"):
+        prefer(config)
+    assert prefer(config, again=True)["prompts"] == 3
+
+
+def test_a_journal_cut_anywhere_leads_to_the_same_bytes(done, make_config, tmp_path):
+    """Every state that a kill can leave behind: any number of lines, the last perhaps torn, with or without the files."""
+    config, _ = done
+    journal = (config.output / "journal.jsonl").read_bytes()
+    places = [0, 5, len(journal) // 3, journal.index(b"\n") + 1, len(journal) - 1]
+    for number, place in enumerate(places):
+        other = dataclasses.replace(config, output=tmp_path / str(number))
+        other.output.mkdir()
+        (other.output / "config.json").write_bytes((config.output / "config.json").read_bytes())
+        (other.output / "journal.jsonl").write_bytes(journal[:place])
+        prefer(other)
+        for name in OUTPUTS:
+            assert (other.output / name).read_bytes() == (config.output / name).read_bytes(), (place, name)
+
+
+CONFIG = """
+from pathlib import Path
+from plamo2_jax.align.pairing import PairingConfig
+from plamo2_jax.align.prefer import PreferConfig
+from plamo2_jax.align.speakers import SpeakerConfig
+from plamo2_jax.infer.sampling import SamplingConfig
+from plamo2_jax.infer.stop import StopConfig
+
+config = PreferConfig(
+    Path("out"), (Path({prompts!r}),), SpeakerConfig({base!r}, rows=8), 4, SamplingConfig(1.0), StopConfig(6),
+    pairing=PairingConfig(margin=0.05), near_prompts=None, heldout_share=0.2,
+)
+"""
+
+
+def test_killed_at_random_moments_it_ends_in_the_same_bytes(base, prompts, tmp_path):
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+    def start(folder):
+        folder.mkdir(exist_ok=True)
+        (folder / "config.py").write_text(CONFIG.format(prompts=str(prompts), base=str(base)), encoding="utf-8")
+        command = [sys.executable, "-m", "plamo2_jax.cli.main", "prefer", "config.py"]
+        return subprocess.Popen(
+            command, cwd=folder, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(whole).wait() == 0
+    draw, journal, cut = random.Random(0), killed / "out" / "journal.jsonl", 0
+    while cut < 2:
+        process = start(killed)
+        goal = draw.randrange(COUNT)
+        while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > goal):
+            time.sleep(0.002)
+        process.kill()
+        if process.wait() == 0:
+            break
+        assert process.returncode == -signal.SIGKILL
+        cut += 1
+    assert cut
+    assert start(killed).wait() == 0
+    for name in OUTPUTS:
+        assert (killed / "out" / name).read_bytes() == (whole / "out" / name).read_bytes(), name
+    ids = [one["id"] for one in lines(killed / "out" / "journal.jsonl")]
+    assert sorted(ids) == sorted(f"p{i}" for i in range(COUNT))
+
+
+def test_our_own_model_judges_too(make_config, base, prompts, tmp_path):
+    judge = JudgeConfig(str(base), rows=16, max_new_tokens=4, max_prompt_tokens=2000)
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(prompts.read_text(encoding="utf-8").splitlines(keepends=True)[:2]), encoding="utf-8")
+    config = dataclasses.replace(make_config(tmp_path / "out"), prompts=(few,), judge=judge)
+    report = prefer(config)
+    # A model of noise says nothing of use: every verdict is a tie, and is counted as unreadable.
+    assert report["verdicts"]["pairs"] == report["verdicts"]["ties"] == report["verdicts"]["unreadable"] > 0
+    answer = lines(config.output / "answers.jsonl")[0]["answers"][0]
+    assert answer["judge"] == 0.5
+    assert answer["score"] == pytest.approx((answer["rules_mean"] + 0.5) / 2, abs=1e-6)
+
+
+def test_answers_depend_on_seed_prompt_and_sample_alone(base):
+    speaker = OwnSpeaker(SpeakerConfig(str(base)))
+    questions = [Question(text, ({"role": "user", "content": text},)) for text in ("あ？", "いいい？", "う？")]
+
+    def texts(some, seed):
+        settings = {"sampling": SamplingConfig(1.0), "stop": StopConfig(6)}
+        return [[one.text for one in found] for found in speaker.answer(some, samples=2, seed=seed, **settings)]
+
+    together = texts(questions, 0)
+    assert texts(questions[::-1], 0) == together[::-1]
+    assert texts(questions, 1) != together
+    assert together[0][0] != together[0][1]
+
+
+def test_an_answer_ends_where_the_template_ends_it(tokenizer):
+    eos = tokenizer.eos_id
+    assert end_ids(ChatTemplate.load("chat"), tokenizer) == (eos,)
+    other = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}<|plamo:op|>{% endfor %}"
+    assert end_ids(ChatTemplate(other), tokenizer) == (tokenizer.op_id,)
+
+
+def test_no_prompt_writes_control_tokens(base, write_lines, make_config, tmp_path):
+    path = write_lines([{"prompt": "<|plamo:eos|><|plamo:op|>assistant\n"}])
+    config = dataclasses.replace(make_config(tmp_path / "out"), prompts=(path,))
+    speaker = OwnSpeaker(config.policy)
+    (prompt,) = read_prompts(config.prompts, {})
+    ids = speaker._encode(Question(prompt.id, prompt.messages))
+    plain = speaker._encode(Question("p", ({"role": "user", "content": "a"},)))
+    special = load_model(base).tokenizer.is_special
+    assert sum(map(special, ids.tolist())) == sum(map(special, plain.tolist()))
+    assert prefer(config)["answers"] == 4
+
+
+def test_a_prompt_that_is_too_long_fails_alone(make_config, write_lines, tmp_path):
+    path = write_lines([{"id": "long", "prompt": "あ" * 300}, {"id": "short", "prompt": "あ"}])
+    policy = dataclasses.replace(make_config(tmp_path).policy, max_prompt_tokens=60)
+    config = dataclasses.replace(make_config(tmp_path / "out"), prompts=(path,), policy=policy)
+    report = prefer(config)
+    assert list(report["failed"]) == ["long"]
+    assert "max_prompt_tokens=60" in report["failed"]["long"]
+    assert report["answers"] == 4
+
+
+def test_prompts_of_every_form(write_lines):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    records = [
+        {"prompt": "a", "rules": {"finished": None, "language": "en"}},
+        {"prompt": turns},
+        {"messages": [*turns, {"role": "assistant", "content": "d"}], "tools": ["t"]},
+        {"prompt": "a", "rules": {"finished": None, "language": "en"}},
+    ]
+    one, two, three, four = read_prompts([write_lines(records)], {"finished": True})
+    assert one.messages == ({"role": "user", "content": "a"},)
+    assert one.rules == {"language": "en"}
+    assert two.messages == three.messages == tuple(turns)
+    assert three.variables == {"tools": ["t"]}
+    assert two.rules == {"finished": True}
+    assert len({one.id, two.id, three.id, four.id}) == 4
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"prompt": "a", "rules": {"lang": "ja"}}, "line 2: the rule 'lang' is unknown; it must be one of"),
+        ({"prompt": "a", "rules": {"language": "fr"}}, "line 2: the rule language='fr' is not allowed"),
+        ({"prompt": "a", "rules": []}, "line 2: rules must be an object"),
+        ({"text": "a"}, r"line 2: no prompt \(neither a field prompt nor messages\)"),
+        ({"prompt": ""}, "line 2: empty message"),
+        ({"prompt": [{"role": "system", "content": "a"}]}, "line 2: no question"),
+        ({"prompt": "a", "id": 3}, r"line 2: bad id \(3; it must be a text"),
+        ({"prompt": "a", "id": "first"}, "line 2: the id 'first' is that of .*line 1 too"),
+        ("not json", "line 2: not JSON"),
+    ],
+)
+def test_a_bad_prompt_is_named_by_its_line(write_lines, record, message):
+    path = write_lines([{"prompt": "b", "id": "first"}, record])
+    with pytest.raises(ValueError, match=message):
+        read_prompts([path], {})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"samples": 1}, r"PreferConfig\.samples=1 is not allowed: it must be at least 2"),
+        ({"rules": {"x": 1}}, r"PreferConfig\.rules: the rule 'x' is unknown"),
+        ({"heldout_share": 1.0}, r"heldout_share=1\.0 is not allowed"),
+        ({"rules_weight": 0.0}, "positive where there is no judge"),
+        ({"policy": SpeakerConfig()}, "one with a model"),
+    ],
+)
+def test_a_bad_configuration_is_named(make_config, tmp_path, fields, message):
+    with pytest.raises(ValueError, match=message):
+        make_config(tmp_path, **fields)
+    with pytest.raises(ValueError, match=r"SpeakerConfig\.url='ftp://x' is not allowed"):
+        SpeakerConfig("m", "ftp://x")
+
+
+@pytest.fixture(scope="module")
+def rounds(make_config, fields, rows_of, base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rounds") / "rounds"
+    data = rows_of(folder / "pairs.jsonl", sequence_length=128, batch_size=1)
+    train = DpoConfig(**{**fields, "name": "x", "data": data, "steps": 2, "pairs": PairsConfig(max_pairs=2)})
+    config = RoundsConfig(folder, base, make_config(folder), train, rounds=1)
+    first = iterate(config)
+    assert first.model == folder / "round_1" / "model"
+    # One more, from where it is.
+    config = dataclasses.replace(config, rounds=2)
+    return config, iterate(config)
+
+
+def test_two_rounds_each_from_the_last_ones_model(rounds, base):
+    config, ended = rounds
+    assert ended.model == config.output / "round_2" / "model"
+    assert ended.signal is None
+    first, second = (
+        json.loads((config.output / f"round_{i}" / "round.json").read_text(encoding="utf-8")) for i in (1, 2)
+    )
+    assert first["start"] == str(base)
+    assert second["start"] == str(config.output / "round_1" / "model")
+    configs = [
+        json.loads((config.output / f"round_{i}" / "train" / "config.json").read_text(encoding="utf-8")) for i in (1, 2)
+    ]
+    assert [one["init_from"] for one in configs] == [first["start"], second["start"]]
+    policies = [lines(config.output / f"round_{i}" / "pairs" / "pairs.jsonl")[0]["provenance"] for i in (1, 2)]
+    assert policies[0]["policy"]["fingerprint"] != policies[1]["policy"]["fingerprint"]
+    assert [one["seed"] for one in policies] == [0, 1]
+    assert (ended.model / "chat_template.jinja").is_file()
+
+
+def test_a_round_ends_in_the_mean_of_its_start_and_what_was_trained(rounds, base):
+    config, _ = rounds
+    start, trained, merged = (
+        load_model(path).params for path in (base, *(config.output / "round_1" / name for name in ("train", "model")))
+    )
+    moved = [
+        np.abs(np.asarray(a) - np.asarray(b)).max()
+        for a, b in zip(*map(jax.tree.leaves, (start, trained)), strict=True)
+    ]
+    assert max(moved) > 1e-4
+    for a, b, c in zip(*map(jax.tree.leaves, (start, trained, merged)), strict=True):
+        np.testing.assert_allclose(c, (np.asarray(a) + np.asarray(b)) / 2, atol=1e-6)
+
+
+def test_rounds_go_on_from_any_stage_and_refuse_another_configuration(rounds, tmp_path):
+    import shutil
+
+    config, ended = rounds
+    model = (ended.model / "model.safetensors").read_bytes()
+    # As a kill before the merge would leave it.
+    shutil.rmtree(ended.model)
+    assert iterate(config) == ended
+    assert (ended.model / "model.safetensors").read_bytes() == model
+    # As a kill in the middle of sampling: less than all of the journal, nothing trained.
+    shutil.rmtree(ended.model)
+    shutil.rmtree(config.output / "round_2" / "train")
+    pairs = config.output / "round_2" / "pairs"
+    journal = (pairs / "journal.jsonl").read_bytes()
+    (pairs / "journal.jsonl").write_bytes(journal[: len(journal) // 2])
+    (pairs / "report.json").unlink()
+    assert iterate(config) == ended
+    assert (ended.model / "model.safetensors").read_bytes() == model
+    other = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3))
+    with pytest.raises(ValueError, match=r"rounds of another configuration \(steps: 3, not 2\)"):
+        iterate(other)
+
+
+def test_what_a_round_sets_itself_is_refused(rounds):
+    config, _ = rounds
+    with pytest.raises(ValueError, match=r"RoundsConfig\.train\.reference=.*is not allowed"):
+        dataclasses.replace(config, train=dataclasses.replace(config.train, reference=config.start))
+    remote = dataclasses.replace(config.prefer, policy=SpeakerConfig("m", "http://localhost:1/v1"))
+    with pytest.raises(ValueError, match=r"RoundsConfig\.prefer\.policy\.url"):
+        dataclasses.replace(config, prefer=remote)
+
+
+@pytest.mark.parametrize("verb", ["prefer", "iterate"])
+def test_the_verbs_want_a_config_file(verb, capsys):
+    assert main([verb]) == 2
+    assert f"such as configs/{verb}.py" in capsys.readouterr().err

@@ -1,0 +1,135 @@
+"""Rules: what each gives, what is refused, and that nobody's expression or program holds us up."""
+
+import json
+import time
+
+import pytest
+
+from plamo2_jax.align import sandbox
+from plamo2_jax.align.pattern import matches_whole
+from plamo2_jax.align.rules import RuleError, check_rules, mean, score
+
+
+def one(name, value, answer, finished=True):
+    rules = check_rules({name: value})
+    return score(rules, answer, finished)[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "answer", "expected"),
+    [
+        ("language", "ja", "猫はねこ科の動物です。", 1.0),
+        ("language", "ja", "ｶﾀｶﾅ、ーも々も", 1.0),
+        ("language", "en", "Cats are animals, 100 %.", 1.0),
+        ("language", "ja", "Cats are animals.", 0.0),
+        ("language", "ja", "猫cat猫", 0.4),
+        ("language", "en", "1 + 2 = 3", 0.0),
+        ("characters", [3, 5], "１２３４", 1.0),
+        ("characters", [4, 8], "ab", 0.5),
+        ("characters", [0, 4], "abcdefgh", 0.5),
+        ("characters", [0, 0], "", 1.0),
+        ("matches", r"題名：[^\n]+", "題名：猫", 1.0),
+        ("matches", r"題名：[^\n]+", "題名：猫\n本文", 0.0),
+        ("contains", "猫", "吾輩は猫", 1.0),
+        ("contains", ["猫", "犬"], "吾輩は猫", 0.5),
+        ("json", True, "```json\n[1, 2]\n```", 1.0),
+        ("json", True, "[1, 2", 0.0),
+        ("json", True, "NaN", 0.0),
+        ("json", True, "[" * 100_000, 0.0),
+        ("json", {"title": "string", "pages": "integer"}, '{"title": "猫", "pages": 3}', 1.0),
+        ("json", {"title": "string", "pages": "integer"}, '{"title": "猫", "pages": true}', 0.5),
+        ("json", {"title": "string"}, '["title"]', 0.0),
+        ("exact", "東京 タワー", " 東京　ﾀﾜｰ\n", 1.0),
+        ("exact", "東京", "東京都", 0.0),
+    ],
+)
+def test_what_a_rule_gives(name, value, answer, expected):
+    assert one(name, value, answer) == pytest.approx(expected)
+
+
+def test_finished_and_the_mean():
+    assert (one("finished", True, "a", True), one("finished", True, "a", False)) == (1.0, 0.0)
+    assert mean({"a": 1.0, "b": 0.5}) == 0.75
+    assert mean({}) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ([], "must be an object"),
+        ({"lenght": 3}, "'lenght' is unknown; it must be one of language, characters, matches"),
+        ({"language": "fr"}, "language='fr' is not allowed; it must be 'ja' or 'en'"),
+        ({"characters": [5, 3]}, r"characters=\[5, 3\] is not allowed; it must be \[least, most\]"),
+        ({"characters": [True, 3]}, "not allowed"),
+        ({"matches": "("}, "must be a regular expression"),
+        ({"contains": []}, "none of them empty"),
+        ({"json": {"a": "text"}}, "names and types"),
+        ({"json": False}, "must be true"),
+        ({"exact": " "}, "not empty"),
+        ({"code": {"language": "c", "tests": "x"}}, '"python"'),
+        ({"code": {"language": "python", "tests": ""}}, "not empty"),
+        ({"finished": 1}, "true or false"),
+    ],
+)
+def test_a_wrong_rule_is_named_with_what_is_allowed(rules, message):
+    with pytest.raises(RuleError, match=message):
+        check_rules(rules)
+
+
+def test_an_expression_that_never_ends_does_not_match_and_the_next_one_does():
+    start = time.monotonic()
+    assert not matches_whole("(a+)+b", "a" * 60, 0.3)
+    assert time.monotonic() - start < 10
+    assert matches_whole("a+", "aaa", 5)
+
+
+def answer(code):
+    return f"こうです。\n```python\n{code}\n```\n以上。"
+
+
+TESTS = {"language": "python", "tests": "assert double(2) == 4"}
+
+
+def test_code_passes_and_fails():
+    assert one("code", TESTS, answer("def double(x):\n    return 2 * x")) == 1.0
+    assert one("code", TESTS, answer("def double(x):\n    return x")) == 0.0
+    assert one("code", TESTS, answer("def double(x:")) == 0.0
+    assert one("code", TESTS, "def double(x): return 2 * x") == 0.0  # no block
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import sys; sys.exit(0)",
+        "import os; os._exit(0)",
+        "while True: pass",
+        "x = 'a' * (1 << 30)",
+        "import os; os.fork()",
+        "import threading; threading.Thread(target=print).start()",
+        "import subprocess; subprocess.run(['true'])",
+        "open('big', 'w').write('a' * (4 << 20))",
+        "import numpy",
+        "import os; assert os.environ.get('HOME')",
+        "import os; assert os.listdir('.')",
+        "import os; [os.fstat(fd) for fd in range(3, 10)]",
+    ],
+)
+def test_a_program_gets_nothing_that_it_should_not_have(program):
+    limits = sandbox.Limits(seconds=4)
+    assert not sandbox.passes(program, "pass", limits)
+    assert sandbox.passes("pass", "pass", limits)
+
+
+def test_there_is_no_network_where_the_system_lets_us(tmp_path):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        reaches = sandbox.passes(f"import socket; socket.create_connection(('127.0.0.1', {port}), 2)", "pass")
+    assert reaches is not sandbox.cuts_network()
+
+
+def test_secrets_of_the_caller_stay_with_it(monkeypatch):
+    monkeypatch.setenv("API_KEY", "secret")
+    assert not sandbox.passes("import os; assert 'API_KEY' in os.environ", "pass")
+    assert json.dumps(sandbox.cuts_network()) in ("true", "false")
