@@ -127,6 +127,15 @@ def test_another_shape_and_another_tokenizer_are_refused(models, tmp_path, golde
     assert (tmp_path / "out" / "tokenizer.jsonl").read_bytes() == golden_tokenizer.read_bytes()
 
 
+def test_a_chat_template_goes_along(models, tmp_path):
+    import shutil
+
+    shutil.copytree(models / "b", tmp_path / "b")
+    (tmp_path / "b" / "chat_template.jinja").write_text("{{ messages }}")
+    merge([str(models / "a"), str(tmp_path / "b")], tmp_path / "out", MergeConfig("linear"))
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
+
+
 def test_a_truncated_file_leaves_nothing_behind(models, tmp_path):
     import shutil
 

@@ -71,7 +71,9 @@ def grow(
     refuse_occupied(output)
     reuse.check(old, new, method, depth)
     loaded = load_model(source, step=step)
-    write_public(output, new, run(jax.device_get(loaded.params)), loaded.tokenizer, dtype=dtype)
+    write_public(
+        output, new, run(jax.device_get(loaded.params)), loaded.tokenizer, dtype=dtype, template_from=Path(source)
+    )
     print(changes_table(old, new))
     print(output)
 

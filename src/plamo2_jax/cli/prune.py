@@ -116,7 +116,7 @@ def prune(
         )
         if best is None or nats < lowest:
             best, lowest = pruned, nats
-    write_public(output, best.config, best.params, loaded.tokenizer, dtype=dtype)
+    write_public(output, best.config, best.params, loaded.tokenizer, dtype=dtype, template_from=Path(model))
     print(changes_table(old, best.config))
     print(output)
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from plamo2_jax import checkpoint
 from plamo2_jax.config import LayerKind, ModelConfig
-from plamo2_jax.convert.hf import refuse_occupied
+from plamo2_jax.convert.hf import copy_chat_template, refuse_occupied
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.model import Plamo2, abstract_params
@@ -142,6 +142,7 @@ def extend(model: str, output: str | os.PathLike[str], **changes: Any) -> ModelC
     loaded = load_model(name.folder, step=name.step, ema=name.ema)
     config = extended_config(loaded.config, **changes)
     checkpoint.save_model(output, config, relaid(loaded.params, loaded.config, config), loaded.tokenizer)
+    copy_chat_template(name.folder, output)
     return config
 
 

@@ -23,14 +23,14 @@ import numpy as np
 from plamo2_jax import checkpoint
 from plamo2_jax.convert.blocks import Progress, blocks
 from plamo2_jax.convert.files import CONFIG, DTYPES, INDEX
-from plamo2_jax.convert.hf import refuse_occupied
+from plamo2_jax.convert.hf import copy_chat_template, refuse_occupied
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.convert.read import common_dtype
 from plamo2_jax.convert.write import Shard, header, plan_shards
 from plamo2_jax.model import Plamo2, logical_axes
 from plamo2_jax.model.axes import LAYERS
 from plamo2_jax.surgery import merge_methods as methods
-from plamo2_jax.surgery.merge_sources import MergeError, Source, open_source
+from plamo2_jax.surgery.merge_sources import MergeError, ModelName, Source, open_source
 
 Method = Literal[
     "linear",
@@ -346,5 +346,7 @@ def _write_description(
     tokenizer = next((source.tokenizer for source in sources if source.tokenizer is not None), None)
     if tokenizer is not None:
         tokenizer.save(folder)
+    # The first that has a template gives it.
+    any(copy_chat_template(ModelName.parse(name).folder, folder) for name in models)
     settings = {"models": list(models), "base": base, **dataclasses.asdict(config)}
     checkpoint.write_json(folder / MERGED, {**settings, "density": config.kept, "normalize": config.normalizes})
