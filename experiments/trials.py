@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from plamo2_jax.checkpoint import latest_step, write_json
+from plamo2_jax.checkpoint import latest_step, read_config, write_json
 from plamo2_jax.cli.main import main as plamo2
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.load import load_model
@@ -21,7 +21,7 @@ from plamo2_jax.eval.heldout import byte_lengths
 from plamo2_jax.eval.perplexity import make_evaluator
 from plamo2_jax.model import Plamo2
 from plamo2_jax.surgery.distill import make_objective
-from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.config import PretrainConfig, to_json
 from plamo2_jax.train.distillation import DistillationConfig
 from plamo2_jax.train.loop import pretrain
 from plamo2_jax.train.metrics import METRICS, read_metrics
@@ -137,6 +137,10 @@ def train(
         evaluate_every=steps,
     )
     result = config.folder / "trial.json"
+    if result.exists() and any(
+        read_config(config.folder)[part] != to_json(config)[part] for part in ("model", "steps")
+    ):
+        raise SystemExit(f"{config.folder} is a run of another model or length; give another --work")
     if not result.exists():
         outcome = pretrain(config, make_objective=None if teacher is None else make_objective)
         if outcome.signal is not None:
