@@ -287,6 +287,13 @@ def write(output: Path, results: dict) -> None:
         for model in MODELS
     ]
     plan = results["plan"]
+
+    def change(name: str, before: str, after: str) -> str:
+        return f"{statistics.fmean(means[after][name]) - statistics.fmean(means[before][name]):+.3f}"
+
+    def level(name: str, model: str) -> str:
+        return f"{statistics.fmean(means[model][name]):.3f}"
+
     output.joinpath("README.md").write_text(
         f"""# What each stage of post-training does
 
@@ -306,6 +313,15 @@ is 0.5. "Text" is held-out text of the corpus.
 | model | {" | ".join(title for title, _ in COLUMNS.values())} |
 |---|{"---|" * len(COLUMNS)}
 {chr(10).join(rows)}
+
+Fine-tuning takes the mean of rules from {level("rules", "base")} to {level("rules", "SFT")} and the answers that obey all of them
+from {level("all_obeyed", "base")} to {level("all_obeyed", "SFT")}, at {change("text_en", "base", "SFT")} bits a byte of ordinary English.
+Preferences change the mean of rules by {change("rules", "SFT merged", "DPO merged")} and the answers that obey all by
+{change("all_obeyed", "SFT merged", "DPO merged")} against the average that they began from, with a reward accuracy of
+{level("reward_accuracy", "DPO merged")} on held-out pairs. Averaging the two fine-tunes changes the mean of rules by
+{change("rules", "SFT", "SFT merged")}, held-out answers by {change("answer_bits", "SFT", "SFT merged")} bits a byte and ordinary English
+by {change("text_en", "SFT", "SFT merged")}; averaging the two preference runs changes them by {change("rules", "DPO", "DPO merged")},
+{change("answer_bits", "DPO", "DPO merged")} and {change("text_en", "DPO", "DPO merged")}.
 
 ![by stage](plot.png)
 
