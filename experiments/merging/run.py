@@ -161,9 +161,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--home", type=Path, default=Path("runs/merging"), help="where runs and shards lie")
     parser.add_argument("--output", type=Path, default=HERE, help="where results go")
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--tuning", type=int, default=300)
-    parser.add_argument("--batches", type=int, default=40, help="of 8 rows of held-out text in each language")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--tuning", type=int, default=120)
+    parser.add_argument("--batches", type=int, default=20, help="of 8 rows of held-out text in each language")
     parser.add_argument("--small", action="store_true", help="a few steps, into HOME/small")
     options = parser.parse_args()
     if options.small:

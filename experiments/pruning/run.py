@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import statistics
 import sys
 from pathlib import Path
 
@@ -126,6 +127,9 @@ def page(results: dict) -> str:
     for name, found in results["methods"].items():
         first = spread(found["first_loss"]) if found["first_loss"] else ""
         rows.append(f"| {name} | {first} | {spread(found['final_loss'])} | {spread(found['heldout'])} |")
+    heldout = {name: statistics.mean(found["heldout"]) for name, found in results["methods"].items()}
+    best = min((name for name in METHODS), key=heldout.get)
+    against = {name: f"{heldout[best] - heldout[name]:+.3f}" for name in heldout}
     steps, large_steps, longer = results["steps"], results["large_steps"], results["longer_steps"]
     a_step, seeds = results["tokens_a_step"], results["seeds"]
     return f"""# Which importance to prune by, and is pruning worth it?
@@ -143,6 +147,10 @@ is the mean of Japanese and English bits per byte.
 | method | loss after the cut | final loss | held-out bits/byte |
 |---|---|---|---|
 {chr(10).join(rows)}
+
+Best of the cuts trained on cross-entropy by held-out text: {best}, {against["scratch"]} bits a byte against scratch on the same tokens,
+{against["scratch, same FLOPs"]} on the same FLOPs, {against["magnitude"]} against magnitude and {against["random"]} against random channels. The
+losses of what is distilled are of its own mixture and compare with each other only.
 
 ![loss by tokens](loss.png)
 
