@@ -148,9 +148,9 @@ is the mean of Japanese and English bits per byte.
 |---|---|---|---|
 {chr(10).join(rows)}
 
-Best of the cuts trained on cross-entropy by held-out text: {best}, {against["scratch"]} bits a byte against scratch on the same tokens,
-{against["scratch, same FLOPs"]} on the same FLOPs, {against["magnitude"]} against magnitude and {against["random"]} against random channels. The
-losses of what is distilled are of its own mixture and compare with each other only.
+Best of the cuts trained on cross-entropy by held-out text: {best}, {against["scratch"]} bits a byte against scratch on the same
+tokens, {against["scratch, same FLOPs"]} on the same FLOPs, {against["magnitude"]} against magnitude and {against["random"]} against random
+channels. The losses of what is distilled are of its own mixture and compare with each other only.
 
 ![loss by tokens](loss.png)
 
