@@ -1,6 +1,8 @@
 """Adapters: which matrices have them, what they add, and PEFT's layout."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import flax.traverse_util
 import jax
@@ -200,3 +202,15 @@ def test_adapters_are_few(model):
 def test_settings_out_of_range(fields, message):
     with pytest.raises(ValueError, match=message):
         LoraConfig(**fields)
+
+
+def test_options_of_adapters_need_no_word_before_them():
+    from plamo2_jax.cli import sft
+    from plamo2_jax.cli.pretrain_options import parse
+
+    default = dataclasses.replace(sft.example(), init_from=Path("base"))
+    given = parse("sft", "sft.py", default, ["--lora.rank", "4", "--lora.targets", "/mlp/"], "").config
+    assert given.lora == LoraConfig(rank=4, targets=("/mlp/",))
+    again = parse("sft", "sft.py", given, ["--lora.alpha", "8"], "").config
+    assert again.lora == LoraConfig(rank=4, targets=("/mlp/",), alpha=8.0)
+    assert parse("sft", "sft.py", default, ["--steps", "3"], "").config.lora is None
