@@ -73,10 +73,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topology", default="v5e:4x4")
     parser.add_argument("--output", type=Path, default=HERE)
+    parser.add_argument("--beside", action="store_true", help="also with the reference beside the policy")
     options = parser.parse_args()
     base = load_config(BASE)
     plans = {}
     for name, config in programs(base).items():
+        if "beside" in name and not options.beside:
+            continue
         found = plan(Request(config, options.topology, "train", "pallas", 0, config.data.sequence_length))
         if not found.fits:
             raise SystemExit(f"{name}: {found.error or f'{found.hbm_needed - found.hbm_available} bytes too many'}")
