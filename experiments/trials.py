@@ -178,13 +178,13 @@ def plot(curves: Mapping[str, list[list[float]]], path: Path, title: str) -> Non
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, axis = plt.subplots(figsize=(9, 4.5), layout="constrained")
     for name, runs in curves.items():
         mean = np.mean([smooth(losses) for losses in runs], axis=0)
         axis.plot(np.arange(1, len(mean) + 1) * TOKENS / 1e6, mean, label=name)
     axis.set(xlabel="million tokens", ylabel="nats a token, mean of 20 steps", title=title)
     axis.set_ylim(top=float(np.max([smooth(losses)[len(losses) // 10] for losses in curves["scratch"]])))
-    axis.legend()
+    figure.legend(loc="outside right upper")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
