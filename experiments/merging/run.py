@@ -98,14 +98,14 @@ def plot(path: Path, figures: dict[str, dict[str, list[float]]]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panel = plt.subplots(figsize=(8, 6), layout="constrained")
+    figure, panel = plt.subplots(figsize=(10, 6), layout="constrained")
     for i, (name, values) in enumerate(figures.items()):
         x, y = (np.mean(values[language]) for language in LANGUAGES)
         marker = {"base": "s", "ja": "^", "en": "v"}.get(name, "o")
-        panel.scatter(values["ja"], values["en"], s=10, color=f"C{i % 10}", alpha=0.4)
-        panel.scatter([x], [y], marker=marker, s=60, color=f"C{i % 10}", edgecolor="k", label=name)
+        panel.scatter(values["ja"], values["en"], s=10, color=plt.colormaps["tab20"](i), alpha=0.4)
+        panel.scatter([x], [y], marker=marker, s=60, color=plt.colormaps["tab20"](i), edgecolor="k", label=name)
     panel.set(xlabel="Japanese, held-out bits a byte", ylabel="English, held-out bits a byte")
-    panel.legend(fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=120)
 
 
