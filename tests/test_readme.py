@@ -35,7 +35,12 @@ def plamo2(line, folder, options=()):
         line = line.replace(step, earlier)
     command, redirect, target = line.partition(" > ")
     # A user's machine has the devices it has, not those of the tests; what is compiled here is hardly used.
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    # Stages and commands compile the same programs again and again.
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         " ".join([command, *options]) + redirect + target,
@@ -47,6 +52,10 @@ def plamo2(line, folder, options=()):
     )
     assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+# One process runs the demo, not each.
+pytestmark = pytest.mark.xdist_group("demo")
 
 
 @pytest.fixture(scope="module")
