@@ -54,10 +54,6 @@ def plamo2(line, folder, options=()):
     return done.stdout
 
 
-# One process runs the demo, not each.
-pytestmark = pytest.mark.xdist_group("demo")
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A folder in which the demo has run, planned first."""
