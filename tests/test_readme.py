@@ -35,12 +35,7 @@ def plamo2(line, folder, options=()):
         line = line.replace(step, earlier)
     command, redirect, target = line.partition(" > ")
     # A user's machine has the devices it has, not those of the tests; what is compiled here is hardly used.
-    # Stages and commands compile the same programs again and again.
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-    }
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         " ".join([command, *options]) + redirect + target,

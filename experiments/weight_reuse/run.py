@@ -112,7 +112,8 @@ def page(results: dict) -> str:
         saved = [100 * (1 - step / results["steps"]) for step in reached]
         some = "" if len(reached) in (0, results["seeds"]) else f" ({len(reached)} of {results['seeds']} seeds)"
         first = spread(found["first_loss"]) if found["first_loss"] else ""
-        tokens = f"{spread(saved, 0)} %{some}" if saved else "not reached"
+        grown = name in METHODS  # Of scratch itself there is nothing to save.
+        tokens = "" if not grown else f"{spread(saved, 0)} %{some}" if saved else "not reached"
         final, heldout = spread(found["final_loss"]), spread(found["heldout"])
         rows.append(f"| {name} | {first} | {final} | {heldout} | {tokens} |")
     heldout = {name: statistics.mean(found["heldout"]) for name, found in results["methods"].items()}

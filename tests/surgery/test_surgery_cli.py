@@ -50,9 +50,11 @@ def pruned(home):
 def test_a_grown_model_computes_the_same_and_generates(home, method, capsys):
     changes = ("hidden_size=40", "num_hidden_layers=6", "mamba_d_state=9")
     grown = home / f"grown-{method}"
+    (home / "model" / "chat_template.jinja").write_text("{{ messages }}")
     argv = ["grow", str(home / "model"), str(home / "model"), str(grown), "--method", method, *options(changes)]
     assert main(argv) == 0
     assert "parameters" in capsys.readouterr().out
+    assert (grown / "chat_template.jinja").read_text() == "{{ messages }}"
     small, large = load_model(home / "model"), load_model(grown)
     assert (large.config.hidden_size, large.config.num_hidden_layers, large.config.mamba_d_state) == (40, 6, 9)
     assert difference(logits(large.config, large.params), logits(small.config, small.params)) < 1e-5

@@ -3,7 +3,6 @@
 import itertools
 from pathlib import Path
 
-import jax
 import pytest
 
 from plamo2_jax.config import preset
@@ -21,19 +20,6 @@ ROWS = [
     *([f"<0x{value:02X}>", -20.0, "BYTE"] for value in range(256)),
     *([chr(code), -8.0, "NORMAL"] for code in range(32, 92)),
 ]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compile_once(tmp_path_factory):
-    """Runs of one configuration, in this process and in others, share their compiled programs."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = str(tmp_path_factory.mktemp("compiled"))
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-        yield
-        jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture(scope="session")
