@@ -23,6 +23,7 @@ from plamo2_jax.align.journal import Lock
 from plamo2_jax.align.prefer import CONFIG, REPORT, PreferConfig, Progress, identity, prefer
 from plamo2_jax.align.preferences import DpoConfig, PairSource, make_objective
 from plamo2_jax.checkpoint import read_config, write_json
+from plamo2_jax.convert.hf import copy_chat_template
 from plamo2_jax.data.pipeline import MixtureItem
 from plamo2_jax.surgery.merge import MergeConfig, merge
 from plamo2_jax.train.config import differences, to_json
@@ -113,6 +114,8 @@ def iterate(
                 signal = _round(config, number, folder, start, on_progress, say)
                 if signal is not None:
                     return Ended(start, signal)
+            # The template that it was trained under, whatever it began with. Behind the test: a kill may have come between the two.
+            copy_chat_template(folder / "train", model)
             start = model
     return Ended(start, None)
 
