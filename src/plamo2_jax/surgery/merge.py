@@ -346,7 +346,8 @@ def _write_description(
     tokenizer = next((source.tokenizer for source in sources if source.tokenizer is not None), None)
     if tokenizer is not None:
         tokenizer.save(folder)
-    # The first that has a template gives it.
-    any(copy_chat_template(ModelName.parse(name).folder, folder) for name in models)
+    for name in models:
+        if copy_chat_template(ModelName.parse(name).folder, folder):
+            break  # The first that has a template gives it.
     settings = {"models": list(models), "base": base, **dataclasses.asdict(config)}
     checkpoint.write_json(folder / MERGED, {**settings, "density": config.kept, "normalize": config.normalizes})
