@@ -99,7 +99,7 @@ def test_every_dry_run_of_the_page_works(line, tmp_path):
 def test_pretrain_takes_the_flags_that_tell_it_of_the_others():
     path = ROOT / "configs" / "demo.py"
     read = [
-        parse(str(path), load_config(path), list(flags), "").distributed
+        parse("pretrain", str(path), load_config(path), list(flags), "").distributed
         for flags in (AUTO, process_flags("host:1", 2, 3))
     ]
     assert read[0].coordinator == "auto"
