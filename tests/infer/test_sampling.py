@@ -7,10 +7,11 @@ import pytest
 
 from plamo2_jax.infer.sampling import (
     SamplingConfig,
-    filter_logits,
+    adjust_logits,
+    draw,
+    in_top_p,
     keep_min_p,
     keep_top_k,
-    keep_top_p,
     penalize_repetition,
     sample,
 )
@@ -25,6 +26,12 @@ def logits(rng):
 def softmax(x):
     e = np.exp(x - x.max())
     return e / e.sum()
+
+
+def keep_top_p(logits, p):
+    """What `in_top_p` says of every token."""
+    columns = [in_top_p(jnp.asarray(logits), jnp.full(len(logits), i), p) for i in range(logits.shape[1])]
+    return np.where(np.stack(columns, axis=1), logits, -np.inf)
 
 
 def by_likelihood(row):
@@ -69,7 +76,7 @@ def test_both_zeros_are_equals():
 
 
 def test_filters_leave_what_they_keep_unchanged(logits):
-    for filtered in (keep_top_k(logits, 5), keep_top_p(logits, 0.7), keep_min_p(logits, 0.1)):
+    for filtered in (keep_top_k(logits, 5), keep_min_p(logits, 0.1)):
         filtered = np.asarray(filtered)
         np.testing.assert_array_equal(filtered[np.isfinite(filtered)], logits[np.isfinite(filtered)])
 
@@ -80,16 +87,24 @@ def test_repetition_penalty_follows_ctrl():
     np.testing.assert_array_equal(penalize_repetition(logits, seen, 4.0), [[0.5, -8.0, 2.0, -2.0, 0.0]])
 
 
+def possible_ids(row, seen, config):
+    """Ids that may be drawn and the logits that they are drawn by, step by step."""
+    row = np.where(seen, np.where(row > 0, row / config.repetition_penalty, row * config.repetition_penalty), row)
+    row = row / config.temperature
+    row = np.where(np.isin(np.arange(len(row)), by_likelihood(row)[: config.top_k]), row, -np.inf)
+    return {i for i in top_p_ids(row, config.top_p) if row[i] >= row.max() + np.log(config.min_p)}, row
+
+
 def test_steps_compose_in_the_stated_order(logits, rng):
     seen = rng.random(logits.shape) < 0.3
     config = SamplingConfig(temperature=0.5, top_k=20, top_p=0.8, min_p=0.05, repetition_penalty=1.5)
-    filtered = np.asarray(filter_logits(logits, config, seen))
-    for row, mask, got in zip(logits, seen, filtered, strict=True):
-        row = np.where(mask, np.where(row > 0, row / 1.5, row * 1.5), row) / 0.5
-        row = np.where(np.isin(np.arange(50), by_likelihood(row)[:20]), row, -np.inf)
-        ids = top_p_ids(row, 0.8)
-        ids = {i for i in ids if row[i] >= row.max() + np.log(0.05)}
-        assert set(np.flatnonzero(np.isfinite(got))) == ids
+    keys = jax.random.split(jax.random.key(2), 3000 * len(logits))
+    many = [jnp.repeat(jnp.asarray(array), 3000, axis=0) for array in (logits, seen)]
+    tokens = jax.jit(sample, static_argnums=2)(many[0], keys, config, many[1])[0].reshape(len(logits), 3000)
+    adjusted = np.asarray(adjust_logits(logits, config, seen))
+    for row, mask, got, drawn in zip(logits, seen, adjusted, np.asarray(tokens), strict=True):
+        ids, row = possible_ids(row, mask, config)
+        assert set(drawn) == ids
         np.testing.assert_allclose(got[list(ids)], (row - row.max())[list(ids)], rtol=1e-5, atol=1e-5)
 
 
@@ -116,13 +131,16 @@ def test_limits_are_greedy(logits, config):
         SamplingConfig(),
         SamplingConfig(temperature=0.7, top_k=6),
         SamplingConfig(temperature=1.5, top_p=0.8),
+        SamplingConfig(temperature=1.5, top_p=0.2),
         SamplingConfig(min_p=0.1),
+        SamplingConfig(top_p=0.7, min_p=0.3),
     ],
 )
 def test_frequencies_follow_the_distribution(rng, config):
     """Pearson's chi-square over 20,000 seeded draws, bound at the 1e-4 quantile by Wilson and Hilferty."""
     draws, row = 20_000, rng.normal(0, 1, 12).astype(np.float32)
-    probabilities = softmax(np.asarray(filter_logits(row[None], config))[0].astype(np.float64))
+    kept = keep_top_p(np.asarray(adjust_logits(row[None], config)), config.top_p)
+    probabilities = softmax(np.asarray(keep_min_p(kept, config.min_p or 1e-30))[0].astype(np.float64))
     keys = jax.random.split(jax.random.key(1), draws)
     tokens, _ = jax.jit(sample, static_argnums=2)(jnp.broadcast_to(row, (draws, 12)), keys, config)
     counts, possible = np.bincount(tokens, minlength=12), probabilities > 0
@@ -166,8 +184,22 @@ def test_penalty_without_a_mask_is_refused(logits):
         sample(jnp.asarray(logits), jax.random.split(jax.random.key(0), 8), SamplingConfig(repetition_penalty=1.2))
 
 
-def test_a_draw_is_the_categorical_one(logits):
-    keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), len(logits))
-    forbidden = jnp.asarray(logits).at[:, ::3].set(-jnp.inf)
-    tokens, _ = sample(forbidden, keys, SamplingConfig())
-    np.testing.assert_array_equal(tokens, jax.vmap(jax.random.categorical)(keys, forbidden))
+@pytest.mark.parametrize("v", [1, 2, 9, 50, 4096])
+def test_a_draw_is_where_the_sum_of_probabilities_passes_the_number(rng, v):
+    logits = rng.normal(0, 3, (200, v)).astype(np.float32)
+    logits[:, 1::3] = -np.inf
+    uniform = np.concatenate([[0, 1 - 2**-24], rng.random(198)]).astype(np.float32)
+    tokens = np.asarray(draw(jnp.asarray(logits), jnp.asarray(uniform)))
+    for row, number, token in zip(logits, uniform, tokens, strict=True):
+        sums = np.cumsum(softmax(row.astype(np.float64)))
+        assert np.isfinite(row[token])
+        assert sums[token] >= number - 1e-5
+        assert (sums[token - 1] if token else 0) <= number + 1e-5
+
+
+def test_logits_that_are_no_numbers_end_a_draw():
+    logits = jnp.stack([jnp.full(9, jnp.nan), jnp.full(9, -jnp.inf), jnp.zeros(9)])
+    tokens, logprobs = sample(logits, jax.random.split(jax.random.key(0), 3), SamplingConfig(top_p=0.5))
+    assert not np.isfinite(logprobs[:2]).any()
+    assert tokens[2] < 5
+    assert np.isfinite(logprobs[2])

@@ -3,8 +3,9 @@
 Steps compose in the order that users of HF Transformers know: repetition penalty, temperature, top-k, top-p (of what top-k left,
 renormalised), min-p, draw. A temperature of 0 takes the largest logit after the penalty: no filter removes it.
 
-Every row draws with its own key, and noise belongs to the token id, not to its rank: a row's token depends neither on its
-neighbours in the batch nor on how near-ties were ordered.
+A draw turns one uniform number into a token by the sums of the probabilities, in the order of ids. Top-p needs neither a sort nor a
+threshold: a token outside is drawn again (rejection sampling as in FlashInfer, arXiv:2501.01005), which costs one sum over the vocabulary
+where it is inside at once. Every row draws with its own key: its token does not depend on its neighbours in the batch.
 """
 
 from __future__ import annotations
@@ -69,34 +70,21 @@ def _ordered_bits(x: Float[Array, "b v"]) -> UInt32[Array, "b v"]:
     return jnp.where(bits & sign, ~bits, bits | sign)
 
 
-def _keep_likeliest(logits: Float[Array, "b v"], weights: Float[Array, "b v"], target: float) -> Float[Array, "b v"]:
-    """Keep the fewest tokens, by falling logit and of equals by rising id, whose weights reach `target`; -inf elsewhere.
+def keep_top_k(logits: Float[Array, "b v"], k: int) -> Float[Array, "b v"]:
+    """Logits of the k likeliest tokens, of equals those of the lower ids; -inf elsewhere.
 
-    The last logit kept is found bit by bit in 32 sums over the vocabulary, which cost far less than sorting it.
+    The last logit kept is found bit by bit in 32 counts over the vocabulary, which cost far less than sorting it.
     """
     bits = _ordered_bits(logits)
 
     def refine(i, threshold):
         candidate = threshold | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
-        reached = jnp.sum(jnp.where(bits >= candidate, weights, 0), axis=-1, keepdims=True) >= target
-        return jnp.where(reached, candidate, threshold)
+        return jnp.where(jnp.sum(bits >= candidate, axis=-1, keepdims=True) >= k, candidate, threshold)
 
     threshold = jax.lax.fori_loop(0, 32, refine, jnp.zeros((logits.shape[0], 1), jnp.uint32))
     above, equal = bits > threshold, bits == threshold
-    equal_weights = jnp.where(equal, weights, 0)
-    before = jnp.sum(jnp.where(above, weights, 0), axis=-1, keepdims=True)
-    before = before + jnp.cumsum(equal_weights, axis=-1) - equal_weights
-    return jnp.where(above | (equal & (before < target)), logits, -jnp.inf)
-
-
-def keep_top_k(logits: Float[Array, "b v"], k: int) -> Float[Array, "b v"]:
-    """Logits of the k likeliest tokens, -inf elsewhere."""
-    return _keep_likeliest(logits, jnp.ones_like(logits), k)
-
-
-def keep_top_p(logits: Float[Array, "b v"], p: float) -> Float[Array, "b v"]:
-    """Logits of the fewest likeliest tokens whose probability reaches p, -inf elsewhere (arXiv:1904.09751)."""
-    return _keep_likeliest(logits, jax.nn.softmax(logits, axis=-1), p)
+    left = k - jnp.sum(above, axis=-1, keepdims=True)
+    return jnp.where(above | (equal & (jnp.cumsum(equal, axis=-1) <= left)), logits, -jnp.inf)
 
 
 def keep_min_p(logits: Float[Array, "b v"], p: float) -> Float[Array, "b v"]:
@@ -104,10 +92,28 @@ def keep_min_p(logits: Float[Array, "b v"], p: float) -> Float[Array, "b v"]:
     return jnp.where(logits >= jnp.max(logits, axis=-1, keepdims=True) + math.log(p), logits, -jnp.inf)
 
 
-def filter_logits(
+def in_top_p(logits: Float[Array, "b v"], tokens: Int[Array, " b"], p: float) -> Bool[Array, " b"]:
+    """Whether a token of each row is among the fewest likeliest whose probability reaches p (arXiv:1904.09751).
+
+    So it is where those before it, likelier or of the same logit and a lower id, do not reach p without it.
+    """
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    before = jnp.sum(jnp.where(_before(logits, tokens), weights, 0), axis=-1)
+    # Also of logits that are no numbers, which would be drawn again for ever.
+    return ~(before >= p * jnp.sum(weights, axis=-1))
+
+
+def _before(logits: Float[Array, "b v"], tokens: Int[Array, " b"]) -> Bool[Array, "b v"]:
+    """Tokens that are likelier than that of the row, or as likely and of a lower id."""
+    logit = jnp.take_along_axis(logits, tokens[:, None], axis=-1)
+    lower = jnp.arange(logits.shape[1]) < tokens[:, None]
+    return (logits > logit) | ((logits == logit) & lower)
+
+
+def adjust_logits(
     logits: Float[Array, "b v"], config: SamplingConfig, seen: Bool[Array, "b v"] | None = None
 ) -> Float[Array, "b v"]:
-    """The logits that a draw at a positive temperature is made from: penalty, temperature, top-k, top-p, min-p."""
+    """Penalty, temperature and top-k: the logits that top-p and min-p look at. At temperature 0 the penalty alone."""
     if config.repetition_penalty != 1.0:
         if seen is None:
             raise ValueError(
@@ -117,13 +123,53 @@ def filter_logits(
     if config.temperature == 0:
         return logits
     logits = apply_temperature(logits, config.temperature)
-    if config.top_k is not None:
-        logits = keep_top_k(logits, config.top_k)
-    if config.top_p < 1:
-        logits = keep_top_p(logits, config.top_p)
-    if config.min_p > 0:
-        logits = keep_min_p(logits, config.min_p)
-    return logits
+    return logits if config.top_k is None else keep_top_k(logits, config.top_k)
+
+
+def draw(logits: Float[Array, "b v"], uniform: Float[Array, " b"]) -> Int[Array, " b"]:
+    """The token of each row at which the sum of the probabilities, by rising id, passes a number in [0, 1).
+
+    Sums are made of sums of blocks: of a whole row's running sum only one block's is needed.
+    """
+    b, v = logits.shape
+    size = math.isqrt(v - 1) + 1
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    weights = jnp.pad(weights, ((0, 0), (0, size * size - v))).reshape(b, size, size)
+
+    def pick(weights: Float[Array, "b n"], number: Float[Array, " b"]) -> tuple[Int[Array, " b"], Float[Array, " b"]]:
+        """The place at which the running sum passes the number, and the sum before it."""
+        sums = jnp.cumsum(weights, axis=-1)
+        # Below the last sum whatever was rounded, so that the place is one of a weight above 0.
+        number = jnp.minimum(number, sums[:, -1] * (1 - 2**-23))
+        passed = sums <= number[:, None]
+        return jnp.sum(passed, axis=-1), jnp.max(jnp.where(passed, sums, 0), axis=-1)
+
+    blocks = jnp.sum(weights, axis=-1)
+    number = uniform * jnp.sum(blocks, axis=-1)
+    block, before = pick(blocks, number)
+    place, _ = pick(jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0], number - before)
+    return (block * size + place).astype(jnp.int32)
+
+
+def _draw_in_top_p(
+    logits: Float[Array, "b v"], possible: Float[Array, "b v"], keys: Key[Array, " b"], p: float
+) -> Int[Array, " b"]:
+    """Draw from `possible`, some of the logits and the likeliest among them, until each row's token is in their top-p."""
+
+    def again(carry):
+        attempt, possible, tokens, done = carry
+        # A token outside the top-p leaves only those before it, all of the top-p among them.
+        possible = jnp.where((attempt == 0) | done[:, None] | _before(logits, tokens), possible, -jnp.inf)
+        found = draw(possible, _uniform(keys, attempt))
+        tokens = jnp.where(done, tokens, found)
+        return attempt + 1, possible, tokens, in_top_p(logits, tokens, p)
+
+    start = (jnp.int32(0), possible, jnp.zeros(len(logits), jnp.int32), jnp.zeros(len(logits), bool))
+    return jax.lax.while_loop(lambda carry: ~jnp.all(carry[3]), again, start)[2]
+
+
+def _uniform(keys: Key[Array, " b"], attempt: Int[Array, ""]) -> Float[Array, " b"]:
+    return jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, attempt), ()))(keys)
 
 
 def _first_largest(x: Float[Array, "b v"]) -> Int[Array, " b"]:
@@ -153,11 +199,14 @@ def sample(
     Raises:
         ValueError: a repetition penalty without `seen`.
     """
-    filtered = filter_logits(logits, config, seen)
+    adjusted = adjust_logits(logits, config, seen)
     if config.temperature == 0:
-        tokens = _first_largest(filtered)
+        tokens = _first_largest(adjusted)
     else:
-        noise = jax.vmap(lambda key: jax.random.gumbel(key, filtered.shape[1:], filtered.dtype))(keys)
-        tokens = _first_largest(noise + filtered)
+        possible = keep_min_p(adjusted, config.min_p) if config.min_p > 0 else adjusted
+        if config.top_p < 1:
+            tokens = _draw_in_top_p(adjusted, possible, keys, config.top_p)
+        else:
+            tokens = draw(possible, _uniform(keys, jnp.int32(0)))
     logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), tokens[:, None], axis=-1)
     return tokens, logprobs[:, 0]
