@@ -61,13 +61,27 @@ def test_packing_and_padding_change_nothing(pairs, log_probs, params):
     for padding in (0, 3):
         batch = packed(pairs, padding)
         result = gather_pairs(log_probs(params, batch), None, batch, max_pairs=3)
-        there = np.asarray(result.weights) > 0
+        there = np.asarray(result.are_whole)
         assert there.reshape(ROWS, 3).tolist() == [[False] * 3, [True, True, False], [False] * 3, [False] * 3]
         np.testing.assert_allclose(np.asarray(result.chosen)[there], expected[:, 0], rtol=1e-6)
         np.testing.assert_allclose(np.asarray(result.rejected)[there], expected[:, 1], rtol=1e-6)
         assert np.asarray(result.chosen_lengths)[there].tolist() == [6, 2]
         assert np.asarray(result.rejected_lengths)[there].tolist() == [3, 9]
         assert not np.any(np.asarray(result.chosen)[~there])
+
+
+def test_single_answers_are_pairs_that_lack_the_other(pairs, log_probs, params):
+    (chosen, rejected), (other, _) = pairs
+    # Two chosen answers in a row, the rejected one in the next.
+    batch = rows([(0, 0, 1, chosen), (0, len(chosen["tokens"]), 3, other), (1, 0, 2, rejected)])
+    result = gather_pairs(log_probs(params, batch), None, batch, max_pairs=2)
+    whole = packed(pairs)
+    expected = gather_pairs(log_probs(params, whole), None, whole, max_pairs=2)
+    assert np.asarray(result.has_chosen).tolist() == [True, True, False, False] + [False] * 4
+    assert np.asarray(result.has_rejected).tolist() == [False, False, True, False] + [False] * 4
+    assert not np.any(result.are_whole)
+    np.testing.assert_allclose(result.chosen[:2], expected.chosen[2:4], rtol=1e-6)
+    np.testing.assert_allclose(result.rejected[2], expected.rejected[2], rtol=1e-6)
 
 
 def test_chunks_change_nothing(pairs, log_probs, params, model):

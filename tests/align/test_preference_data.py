@@ -11,6 +11,7 @@ from plamo2_jax.data.documents import ReadReport, TooManyBadRecordsError
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem, mixed_batches, one_pass
 
 PAIR = {"prompt": "Name?", "chosen": "吾輩は猫。", "rejected": "None<|plamo:eos|>."}
+LIKED = {"prompt": "Name?", "completion": "吾輩は猫。", "label": True}
 TURN = {"role": "user", "content": "Name?"}
 
 
@@ -45,6 +46,14 @@ def test_the_forms_of_a_pair_are_one(write_lines):
         ({"chosen": [TURN, answer("a")], "rejected": [{**TURN, "content": "other"}, answer("b")]}, "no prompt"),
         (PAIR | {"chosen": 3}, "must be a text, a message or a list"),
         (PAIR | {"prompt": [{"role": "eos", "content": "x"}]}, "unknown role"),
+        (LIKED | {"label": 1}, "no label .the field label is 1; it must be true or false"),
+        (LIKED | {"label": "true"}, "no label .the field label is 'true'"),
+        ({"prompt": "x", "completion": "y"}, "no label .the field label is None"),
+        (LIKED | {"completion": ""}, "empty message .the field completion"),
+        (LIKED | {"completion": []}, "completion must begin and end with a message of the assistant"),
+        (LIKED | {"completion": None}, "no answer .no value in the field completion"),
+        (LIKED | {"prompt": None}, "no prompt .no value in the field prompt"),
+        (LIKED | PAIR, "two forms .the field completion beside chosen and rejected"),
     ],
 )
 def test_bad_lines_are_named(write_lines, line, message):
@@ -52,6 +61,40 @@ def test_bad_lines_are_named(write_lines, line, message):
     with pytest.raises(TooManyBadRecordsError, match=rf"data.jsonl, line 2: .*{message}"):
         read(path)
     assert len(read(path, max_bad_rate=0.5, judge_after=1000)) == 2
+
+
+def test_a_label_says_which_answer_of_a_pair_it_is(write_lines):
+    # A table with columns for both forms has null in the other's.
+    records = [LIKED | {"chosen": None, "rejected": None}, PAIR | {"completion": None, "label": None}]
+    records += [LIKED | {"completion": [answer("None.")], "label": False, "style": "terse"}]
+    liked, pair, disliked = read(write_lines(records))
+    assert (liked.prompt, liked.chosen, liked.rejected) == (pair.prompt, pair.chosen, ())
+    assert (disliked.chosen, disliked.rejected) == ((), (answer("None."),))
+    assert (liked.variables, disliked.variables) == ({}, {"style": "terse"})
+    assert [one.is_whole for one in (liked, pair, disliked)] == [False, True, False]
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_single_answer_is_a_side_of_a_pair(tokenizer, template, side):
+    whole, _ = encode_pair(to_pair(PAIR, "x"), template, tokenizer, 1000, "refuse")
+    record = {"prompt": PAIR["prompt"], "completion": PAIR[("chosen", "rejected")[side]], "label": side == 0}
+    single, what = encode_pair(to_pair(record, "x"), template, tokenizer, 1000, "refuse")
+    assert what == "whole"
+    assert single.keys() == whole.keys()
+    for name, array in whole.items():
+        np.testing.assert_array_equal(single[name], array[whole["sides"] == side], err_msg=name)
+        assert single[name].dtype == array.dtype
+
+
+def test_rows_mix_pairs_and_single_answers(tokenizer, template):
+    records = [PAIR, LIKED, LIKED | {"completion": "犬", "label": False}]
+    elements = [encode_pair(to_pair(record, "x"), template, tokenizer, 300, "refuse")[0] for record in records]
+    config = DataConfig((MixtureItem("x"),), 300, 1, packing_bins=1, prefetch_batches=0)
+    (batch,) = one_pass(config, Examples(elements), layout(3, False))
+    counted = batch["segment_ids"][0] * (batch["loss_weights"][0] > 0)
+    # The places in the row are the packer's to choose; each holds what it is given.
+    found = sorted(tuple(s for s in (1, 2) if np.any(counted == 2 * k + s)) for k in range(3))
+    assert found == [(1,), (1, 2), (2,)]
 
 
 def test_only_the_answers_count(tokenizer, template):

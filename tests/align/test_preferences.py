@@ -16,7 +16,7 @@ from plamo2_jax.align.lora import Adapters, LoraConfig, WithAdapters
 from plamo2_jax.align.preference_data import REFERENCE
 from plamo2_jax.align.preferences import DpoConfig, PairsConfig, PairSource, Preference, make_objective
 from plamo2_jax.align.reference import ReferenceLogProbs, ReferenceLogProbsError
-from plamo2_jax.cli.dpo import prepare
+from plamo2_jax.cli.dpo import in_words, prepare
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.train.loop import pretrain
@@ -134,7 +134,7 @@ def test_a_run_learns_to_prefer(make_config):
     assert lines[-1]["reward_accuracy"] > 0.9
     assert lines[-1]["kl"] > 0
     figures = outcome.heldout["pairs"].figures()
-    assert figures["pairs"] == 2
+    assert figures["pairs"] == figures["count_chosen"] == figures["count_rejected"] == 2
     assert figures["reward_accuracy"] in (0.0, 0.5, 1.0)
     assert load_model(config.folder).tokenizer is not None
     assert "{%- generation -%}" in (config.folder / "chat_template.jinja").read_text()
@@ -167,6 +167,93 @@ def test_adapters_on_a_stored_reference_through_the_command_line(stored, tmp_pat
     assert main(["dpo", str(path), "--name", "again"]) == 2
     assert "was written for the reference 000" in capsys.readouterr().err
     manifest.write_text(text)
+
+
+UNPAIRED = PreferenceConfig(losses=("kto",), beta=0.5, desirable_weight=0.8, undesirable_weight=1.2)
+
+
+@pytest.fixture(scope="module")
+def unpaired(data, tmp_path_factory):
+    """Folder with the answers of the pairs by themselves: liked and disliked ones on lines of their own, in files of the same names."""
+    folder = tmp_path_factory.mktemp("unpaired")
+    for name in ("pairs", "pairs-heldout"):
+        pairs = [json.loads(line) for line in (data / f"{name}.jsonl").read_text().splitlines()]
+        lines = [
+            json.dumps({"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"})
+            for side in ("chosen", "rejected")
+            for pair in pairs
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_pairs_are_their_answers_on_lines_of_their_own(
+    make_config, data, unpaired, rows_of, small, small_params, policy, tokenizer
+):
+    # All in one batch: z is a batch's own.
+    rows = rows_of(data / "pairs.jsonl", sequence_length=192, batch_size=4)
+    preference = Preference(small, UNPAIRED, 2, reference=small_params)
+    found = []
+    for folder in (data, unpaired):
+        config = make_config("x", data=rows, heldout={"x": folder / "pairs-heldout.jsonl"}, preference=UNPAIRED)
+        batches = list(PairSource(config, tokenizer).heldout("x", 0, 1))
+        assert len(batches) == 1
+        found.append((preference.evaluate(policy, batches).figures(), batches[0]["segment_ids"]))
+    (pairs, in_pairs), (single, in_single) = found
+    assert np.count_nonzero(in_pairs.max(axis=1)) == 1 < np.count_nonzero(in_single.max(axis=1))
+    assert (pairs["pairs"], pairs["count_chosen"], pairs["count_rejected"]) == (2, 2, 2)
+    assert (single["pairs"], single["count_chosen"], single["count_rejected"]) == (0, 2, 2)
+    # Means over lines, of which there are twice as many.
+    for name in ("loss", "kl"):
+        np.testing.assert_allclose(2 * single[name], pairs[name], rtol=1e-6, err_msg=name)
+    # There is no margin without a pair. All else is over the same answers.
+    assert pairs.keys() - single.keys() == {"reward_margin", "reward_accuracy"}
+    for name in single.keys() - {"loss", "kl", "pairs"}:
+        np.testing.assert_allclose(single[name], pairs[name], rtol=1e-5, err_msg=name)
+    assert in_words(pairs).endswith(f"of 2 pairs right, margin {pairs['reward_margin']:.4f}")
+    rewards = [f"reward {single[f'reward_{side}']:.4f} of 2 {side} answers" for side in ("chosen", "rejected")]
+    assert in_words(single) == ", ".join([f"loss {single['loss']:.4f}", *rewards])
+
+
+def test_adapters_learn_from_single_answers_on_a_stored_reference(make_config, unpaired, rows_of, tmp_path):
+    path = unpaired / "pairs.jsonl"
+    config = make_config(
+        "unpaired",
+        data=rows_of(path, sequence_length=96, batch_size=4),
+        heldout={"all": path},
+        preference=UNPAIRED,
+        pairs=PairsConfig(max_pairs=3),
+        reference_log_probs=tmp_path / "reference",
+        lora=LoraConfig(rank=4),
+        accumulation=2,
+    )
+    prepare(config)
+    outcome = pretrain(config, make_objective=make_objective, make_source=PairSource)
+    first, *_, last = (line for line in record(config) if "loss" in line)
+    assert abs(first["log_ratio_chosen"]) < 1e-4
+    np.testing.assert_allclose(first["loss"], (0.8 + 1.2) / 2 / 2, rtol=0.2)  # by how many of each are in the batch
+    assert last["loss"] < first["loss"]
+    assert last["log_ratio_chosen"] > 0 > last["log_ratio_rejected"]
+    assert not any("margin" in name or "accuracy" in name for name in last)
+    figures = outcome.heldout["all"].figures()
+    assert (figures["pairs"], figures["count_chosen"], figures["count_rejected"]) == (0, 8, 8)
+    # At the beginning both are 0.
+    assert figures["reward_chosen"] > 0.01
+    assert figures["reward_rejected"] < -0.01
+
+
+@pytest.mark.parametrize("where", ["data", "heldout"])
+def test_single_answers_are_for_some_losses(make_config, data, rows_of, tokenizer, tmp_path, where):
+    path = tmp_path / "mixed.jsonl"
+    line = json.dumps({"prompt": "a?", "completion": "a", "label": True})
+    path.write_text((data / "pairs.jsonl").read_text() + line + "\n")
+    changes = {"heldout": {"x": path}} if where == "heldout" else {"data": rows_of(path, sequence_length=192)}
+    config = make_config("x", preference=PreferenceConfig(losses=("kto", "sigmoid", "nll", "hinge")), **changes)
+    allowed = "apo_zero, bco, kto, nca_pair, nll, sppo_hard"
+    message = f"mixed.jsonl, line 9 is a single answer .* preference.losses=sigmoid, hinge cannot use: .* of {allowed}"
+    with pytest.raises(ValueError, match=message):
+        PairSource(config, tokenizer)
+    PairSource(dataclasses.replace(config, preference=PreferenceConfig(losses=("kto", "nll"))), tokenizer)
 
 
 def test_losses_without_reference_load_none(make_config, small, tokenizer):

@@ -25,18 +25,29 @@ CASES = [
         for loss in ("robust", "exo_pair")
         for beta, smoothing in ((0.1, 0.1), (0.5, 0.3))
     ),
-    {"loss": "bco_pair", "beta": 0.1, "label_smoothing": 0.0},
+    {"loss": "bco", "beta": 0.1, "label_smoothing": 0.0},
     {"loss": "nll", "beta": 0.1, "label_smoothing": 0.0},
     {"loss": "simpo", "beta": 2.0, "label_smoothing": 0.0},
     {"loss": "simpo", "beta": 2.5, "label_smoothing": 0.2},
     {"loss": "orpo", "beta": 1.0, "label_smoothing": 0.0},
-    {"loss": "kto_pair", "beta": 0.1, "label_smoothing": 0.0},
-    {"loss": "kto_pair", "beta": 0.5, "label_smoothing": 0.0},
+    {"loss": "kto", "beta": 0.1, "label_smoothing": 0.0},
+    {"loss": "kto", "beta": 0.5, "label_smoothing": 0.0},
+    # Three chosen and five rejected answers, each by itself.
+    {"loss": "kto", "beta": 0.1, "label_smoothing": 0.0, "single": True},
+    {
+        "loss": "kto",
+        "beta": 0.5,
+        "label_smoothing": 0.0,
+        "single": True,
+        "desirable_weight": 2.0,
+        "undesirable_weight": 0.7,
+    },
+    {"loss": "apo_zero", "beta": 0.5, "label_smoothing": 0.0, "single": True, "desirable_weight": 2.0},
 ]
 
 
-def material(loss):
-    """Eight pairs, as lists by name."""
+def material(loss, single=False):
+    """Eight pairs or single answers, as lists by name; of a missing answer all is 0."""
     rng = np.random.default_rng(0)
     n = 8
     lengths = rng.integers(2, 9, (2, n))
@@ -45,12 +56,15 @@ def material(loss):
         lengths[:] = 5
     policy = -rng.uniform(0.2, 3.0, (2, n)) * lengths
     reference = policy + rng.normal(size=(2, n)) * 3
-    if loss == "bco_pair":
+    if loss == "bco":
         # Theirs takes no mean reward off: it is 0 here.
         reference += np.mean(policy - reference)
-    if loss == "kto_pair":
+    if loss == "kto":
         # A distance above 0, where theirs and ours are cut off.
         reference -= 2
+    if single:
+        there = np.array([np.arange(n) % 3 == 0, np.arange(n) % 3 != 0])
+        policy, reference, lengths = (np.where(there, values, 0) for values in (policy, reference, lengths))
     values = (*policy, *reference, *lengths)
     return {name: value.tolist() for name, value in zip(NAMES, values, strict=True)}
 
@@ -66,10 +80,10 @@ def theirs(case, pairs):
         loss = _simpo(chosen / tensors["chosen_lengths"], rejected / tensors["rejected_lengths"], beta, smoothing)
     elif case["loss"] == "orpo":
         loss = _orpo(chosen / tensors["chosen_lengths"], rejected / tensors["rejected_lengths"], beta)
-    elif case["loss"] == "kto_pair":
-        loss = _kto(tensors, beta)
+    elif case["loss"] == "kto" or case.get("single"):
+        loss = _kto(case, tensors)
     else:
-        loss = _dpo({"nll": "sft"}.get(case["loss"], case["loss"]), tensors, beta, smoothing)
+        loss = _dpo({"nll": "sft", "bco": "bco_pair"}.get(case["loss"], case["loss"]), tensors, beta, smoothing)
     loss.backward()
     return float(loss.detach()), [chosen.grad.tolist(), rejected.grad.tolist()]
 
@@ -79,7 +93,7 @@ def _spread(sums, lengths):
     import torch
 
     mask = (torch.arange(int(lengths.max()))[None] < lengths[:, None]).to(sums.dtype)
-    return mask * (sums / lengths)[:, None], mask
+    return mask * (sums / lengths.clamp(min=1))[:, None], mask
 
 
 def _answers(tensors):
@@ -142,37 +156,40 @@ def _dpo(loss_type, tensors, beta, smoothing):
     return DPOTrainer._compute_loss(trainer, model, inputs, return_outputs=False)
 
 
-def _kto(tensors, beta):
-    """Both answers of each pair as examples, with our estimate of the distance."""
+def _kto(case, tensors):
+    """The answers that are there as examples, with our estimate of the distance."""
     import torch
     from trl import KTOTrainer
 
     log_probs, mask = _answers(tensors)
     reference = torch.cat([tensors["reference_chosen"], tensors["reference_rejected"]])
-    n = len(tensors["chosen"])
+    label = torch.arange(len(reference)) < len(tensors["chosen"])
+    there = mask.sum(1) > 0
+    log_probs, mask, reference, label = (values[there] for values in (log_probs, mask, reference, label))
     model = _Answering(log_probs)
     kl = (log_probs.detach().sum(1) - reference).mean()
     trainer = _trainer(
         model=model,
-        beta=beta,
-        loss_type="kto",
-        desirable_weight=1.0,
-        undesirable_weight=1.0,
-        calculate_KL=True,
+        beta=case["beta"],
+        loss_type={"apo_zero": "apo_zero_unpaired"}.get(case["loss"], case["loss"]),
+        desirable_weight=case.get("desirable_weight", 1.0),
+        undesirable_weight=case.get("undesirable_weight", 1.0),
+        calculate_KL=case["loss"] == "kto",
         precompute_ref_logps=True,
-        _compute_kl_logps=lambda *_: kl.expand(2 * n),
+        _compute_kl_logps=lambda *_: kl.expand(len(label)),
     )
     with_prompt = torch.cat([torch.zeros_like(mask[:, :1]), mask], 1)
     inputs = {
         "input_ids": torch.zeros_like(with_prompt, dtype=torch.long),
         "attention_mask": torch.ones_like(with_prompt),
         "completion_mask": with_prompt,
-        "label": torch.tensor([True] * n + [False] * n),
+        "label": label,
         "ref_logps": reference,
-        "ref_KL_logps": torch.zeros(2 * n, dtype=torch.float64),
+        "ref_KL_logps": torch.zeros(len(label), dtype=torch.float64),
     }
-    # Theirs is a mean over answers, ours over pairs.
-    return 2 * KTOTrainer._compute_loss(trainer, model, inputs, return_outputs=False)
+    # Theirs is a mean over answers, ours over pairs and single answers.
+    loss = KTOTrainer._compute_loss(trainer, model, inputs, return_outputs=False)
+    return loss if case.get("single") else 2 * loss
 
 
 def _simpo(chosen, rejected, beta, smoothing):
@@ -193,7 +210,7 @@ def golden():
     """All cases with their pairs, TRL's loss and its gradient."""
     cases = []
     for case in CASES:
-        pairs = material(case["loss"])
+        pairs = material(case["loss"], case.get("single", False))
         loss, gradient = theirs(case, pairs)
         cases.append({**case, "pairs": pairs, "value": loss, "gradient": gradient})
     return cases

@@ -48,7 +48,9 @@ def test_a_damaged_line_is_named(tmp_path, line):
 def test_figures_of_a_step():
     sums = {"loss": 2.5, "grad_norm": 1.0, "learning_rate": 0.1, "weight": 8.0, "z_loss": 4.0}
     sums |= {"nats": 16.0, "tokens": 8.0, "bytes": 32.0, "correct": 2.0, "margin": 24.0}
-    assert step_figures(sums) == {
+    # Three of the eight are of one kind, none of another.
+    sums |= {"reward": 6.0, "threes": 3.0, "nothing": 0.0, "none": 0.0}
+    assert step_figures(sums, {"reward": "threes", "nothing": "none", "absent": "threes"}) == {
         "loss": 2.5,
         "grad_norm": 1.0,
         "learning_rate": 0.1,
@@ -56,6 +58,7 @@ def test_figures_of_a_step():
         "nats_per_token": 2.0,
         "accuracy": 0.25,
         "margin": 3.0,
+        "reward": 2.0,
         "z_loss": 0.5,
     }
 

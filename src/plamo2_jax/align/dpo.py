@@ -1,8 +1,11 @@
 """The family of direct preference losses: from log-probabilities of answers under policy and reference to a loss and its figures.
 
-All are functions of a `Pairs`, arrays [n] of sums over the tokens of an answer, and give a loss a pair [n]; `preference_loss` adds
+All are functions of a `Pairs`, arrays [n] of sums over the tokens of an answer, and give a loss a place [n]; `preference_loss` adds
 several up by weight and takes the mean. With r_w, r_l = log π(y_w) − log π_ref(y_w), log π(y_l) − log π_ref(y_l) for the chosen and
 the rejected answer, and σ the logistic function, each docstring states its formula. DPO itself is arXiv:2305.18290.
+
+Those of `BY_ANSWER` are sums of a term for the chosen answer and one for the rejected. They are as well defined where only one of the two
+is there, a single answer that was liked or disliked: the other's term is left out.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 Loss = Literal[
     "sigmoid",
@@ -23,23 +26,32 @@ Loss = Literal[
     "ipo",
     "robust",
     "exo_pair",
-    "bco_pair",
+    "bco",
     "nca_pair",
     "sppo_hard",
     "apo_zero",
     "apo_down",
     "dpop",
-    "kto_pair",
+    "kto",
     "simpo",
     "orpo",
     "nll",
 ]
 WITHOUT_REFERENCE = frozenset({"simpo", "orpo", "nll"})
 """Losses that read no reference; a run of these alone needs none."""
+BY_ANSWER = frozenset({"bco", "nca_pair", "sppo_hard", "apo_zero", "kto", "nll"})
+"""Losses that take single answers too."""
+OVER: Mapping[str, str] = {
+    **{f"{name}_chosen": "count_chosen" for name in ("reward", "log_ratio", "log_prob", "length")},
+    **{f"{name}_rejected": "count_rejected" for name in ("reward", "log_ratio", "log_prob", "length")},
+    "reward_margin": "pairs",
+    "reward_accuracy": "pairs",
+}
+"""What the sums of `preference_loss` are sums over, where that is not the loss's weight: name of a figure → name of its count."""
 
 
 class Pairs(NamedTuple):
-    """Pairs of answers to the same prompts, [n] float32 each."""
+    """Answers to prompts, [n] float32 each. A place holds a pair, or one answer of the two, or nothing: what is missing has length 0."""
 
     chosen: Float[Array, " n"]
     """log π of the chosen answer: the sum over its tokens."""
@@ -53,8 +65,26 @@ class Pairs(NamedTuple):
     """Tokens of the chosen answer."""
     rejected_lengths: Float[Array, " n"]
     """Tokens of the rejected answer."""
-    weights: Float[Array, " n"]
-    """1 for a pair, 0 for a place that holds none."""
+
+    @property
+    def has_chosen(self) -> Bool[Array, " n"]:
+        """Where there is a chosen answer."""
+        return self.chosen_lengths > 0
+
+    @property
+    def has_rejected(self) -> Bool[Array, " n"]:
+        """Where there is a rejected answer."""
+        return self.rejected_lengths > 0
+
+    @property
+    def are_whole(self) -> Bool[Array, " n"]:
+        """Where there are both."""
+        return self.has_chosen & self.has_rejected
+
+    @property
+    def are_there(self) -> Bool[Array, " n"]:
+        """Where there is any."""
+        return self.has_chosen | self.has_rejected
 
     @property
     def chosen_ratio(self) -> Float[Array, " n"]:
@@ -66,15 +96,19 @@ class Pairs(NamedTuple):
         """r_l."""
         return self.rejected - self.reference_rejected
 
-    def mean(self, values: Float[Array, " n"]) -> Float[Array, ""]:
-        """Of a figure a pair, over the pairs that are there; 0 where there is none."""
-        total = jnp.sum(jnp.where(self.weights > 0, self.weights * values, 0))
-        return total / jnp.maximum(jnp.sum(self.weights), jnp.finfo(jnp.float32).tiny)
+    def add(self, chosen: Float[Array, " n"], rejected: Float[Array, " n"]) -> Float[Array, " n"]:
+        """Of a figure an answer, the sum at each place; an answer that is missing adds nothing."""
+        return jnp.where(self.has_chosen, chosen, 0) + jnp.where(self.has_rejected, rejected, 0)
+
+    def mean_ratio(self) -> Float[Array, ""]:
+        """The mean r of all answers that are there; 0 where there is none."""
+        answers = jnp.sum(self.has_chosen) + jnp.sum(self.has_rejected)
+        return jnp.sum(self.add(self.chosen_ratio, self.rejected_ratio)) / jnp.maximum(answers, 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceConfig:
-    """What is minimised over pairs of answers. PLaMo 2's own settings are not public; the default is plain DPO.
+    """What is minimised over pairs of answers, or single ones. PLaMo 2's own settings are not public; the default is plain DPO.
 
     Raises:
         ValueError: a field is out of range; the message names the field, its value and what is allowed.
@@ -95,9 +129,9 @@ class PreferenceConfig:
     dpop_lambda: float = 50.0
     """dpop: weight of the penalty on chosen answers that become less likely."""
     desirable_weight: float = 1.0
-    """kto_pair: of chosen answers."""
+    """bco, nca_pair, sppo_hard, apo_zero, kto: of the terms of chosen answers."""
     undesirable_weight: float = 1.0
-    """kto_pair: of rejected answers."""
+    """The same losses: of the terms of rejected answers."""
 
     def __post_init__(self) -> None:
         known = bool(self.losses) and all(name in get_args(Loss) for name in self.losses)
@@ -123,6 +157,11 @@ class PreferenceConfig:
     def needs_reference(self) -> bool:
         """Whether a term reads the reference's log-probabilities."""
         return not WITHOUT_REFERENCE.issuperset(self.losses)
+
+    @property
+    def takes_single_answers(self) -> bool:
+        """Whether every term is defined where only one answer is there."""
+        return BY_ANSWER.issuperset(self.losses)
 
 
 def sigmoid(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
@@ -172,31 +211,33 @@ def exo_pair(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
     return win + jax.nn.sigmoid(-x) * (jax.nn.log_sigmoid(-x) - math.log(e))
 
 
-def bco_pair(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
+def bco(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
     """BCO (arXiv:2404.04656): −log σ(β r_w − δ) − log σ(−(β r_l − δ)), δ the mean of all β r.
 
-    δ is the batch's own mean, without gradient; the paper keeps a moving average of it.
+    δ is the batch's own mean over the answers that are there, without gradient; the paper keeps a moving average of it.
     """
-    w, l = config.beta * pairs.chosen_ratio, config.beta * pairs.rejected_ratio
-    delta = jax.lax.stop_gradient(pairs.mean((w + l) / 2))
-    return -jax.nn.log_sigmoid(w - delta) - jax.nn.log_sigmoid(delta - l)
+    delta = jax.lax.stop_gradient(config.beta * pairs.mean_ratio())
+    w, l = config.beta * pairs.chosen_ratio - delta, config.beta * pairs.rejected_ratio - delta
+    return _by_answer(pairs, config, -jax.nn.log_sigmoid(w), -jax.nn.log_sigmoid(-l))
 
 
 def nca_pair(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
     """NCA (arXiv:2402.05369): −log σ(β r_w) − ½ log σ(−β r_w) − ½ log σ(−β r_l)."""
     w, l = config.beta * pairs.chosen_ratio, config.beta * pairs.rejected_ratio
-    return -jax.nn.log_sigmoid(w) - 0.5 * (jax.nn.log_sigmoid(-w) + jax.nn.log_sigmoid(-l))
+    terms = -jax.nn.log_sigmoid(w) - 0.5 * jax.nn.log_sigmoid(-w), -0.5 * jax.nn.log_sigmoid(-l)
+    return _by_answer(pairs, config, *terms)
 
 
 def sppo_hard(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
     """SPPO with certain labels (arXiv:2405.00675): (r_w − 1 / (2β))² + (r_l + 1 / (2β))²."""
     target = 1 / (2 * config.beta)
-    return jnp.square(pairs.chosen_ratio - target) + jnp.square(pairs.rejected_ratio + target)
+    return _by_answer(pairs, config, jnp.square(pairs.chosen_ratio - target), jnp.square(pairs.rejected_ratio + target))
 
 
 def apo_zero(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
     """APO-zero (arXiv:2408.06266): 1 − σ(β r_w) + σ(β r_l): for chosen answers better than the policy's own."""
-    return jax.nn.sigmoid(-config.beta * pairs.chosen_ratio) + jax.nn.sigmoid(config.beta * pairs.rejected_ratio)
+    w, l = config.beta * pairs.chosen_ratio, config.beta * pairs.rejected_ratio
+    return _by_answer(pairs, config, jax.nn.sigmoid(-w), jax.nn.sigmoid(l))
 
 
 def apo_down(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
@@ -211,29 +252,16 @@ def dpop(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
     return _smoothed(config.beta * (pairs.chosen_ratio - pairs.rejected_ratio - penalty), config.label_smoothing)
 
 
-def kto_pair(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
-    """KTO (arXiv:2402.01306) on both answers of a pair: λ_w (1 − σ(β(r_w − z))) + λ_l (1 − σ(β(z − r_l))).
+def kto(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
+    """KTO (arXiv:2402.01306): λ_w (1 − σ(β(r_w − z))) + λ_l (1 − σ(β(z − r_l))), λ the two weights.
 
-    z, the distance of policy and reference, is max(0, mean of all r of the batch), without gradient. The paper takes it from answers
-    paired with other prompts, which would cost another pass; see `kto` for a z of one's own.
+    z, the distance of policy and reference, is max(0, mean r of the batch's answers that are there), without gradient: an estimate from
+    answers that are labelled and not the policy's own. The paper takes it from answers set against other prompts, which would
+    cost both models another pass.
     """
-    z = jax.lax.stop_gradient(jax.nn.relu(pairs.mean((pairs.chosen_ratio + pairs.rejected_ratio) / 2)))
-    wins = kto(pairs.chosen_ratio, jnp.ones_like(pairs.chosen, bool), z, config)
-    return wins + kto(pairs.rejected_ratio, jnp.zeros_like(pairs.chosen, bool), z, config)
-
-
-def kto(ratios: Float[Array, " n"], desirable: Array, z: Array, config: PreferenceConfig) -> Float[Array, " n"]:
-    """KTO (arXiv:2402.01306) of single answers: λ_w (1 − σ(β(r − z))) where desirable, λ_l (1 − σ(β(z − r))) elsewhere.
-
-    Args:
-        ratios: r [n].
-        desirable: [n] bool.
-        z: scalar, an estimate of KL(π ‖ π_ref) of at least 0; no gradient is taken through it.
-        config: beta and the two weights.
-    """
-    x = config.beta * (ratios - jax.lax.stop_gradient(z))
-    good, bad = config.desirable_weight * jax.nn.sigmoid(-x), config.undesirable_weight * jax.nn.sigmoid(x)
-    return jnp.where(desirable, good, bad)
+    z = jax.lax.stop_gradient(jax.nn.relu(pairs.mean_ratio()))
+    w, l = config.beta * (pairs.chosen_ratio - z), config.beta * (pairs.rejected_ratio - z)
+    return _by_answer(pairs, config, jax.nn.sigmoid(-w), jax.nn.sigmoid(l))
 
 
 def simpo(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
@@ -261,7 +289,7 @@ def orpo(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
 def nll(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
     """−log π(y_w) / |y_w|, the term that RPO adds to DPO (arXiv:2404.19733) and ORPO starts from."""
     del config
-    return -pairs.chosen / _at_least_one(pairs.chosen_lengths)
+    return jnp.where(pairs.has_chosen, -pairs.chosen / _at_least_one(pairs.chosen_lengths), 0)
 
 
 LOSSES: Mapping[Loss, Callable[[Pairs, PreferenceConfig], Array]] = {
@@ -273,13 +301,13 @@ LOSSES: Mapping[Loss, Callable[[Pairs, PreferenceConfig], Array]] = {
         ipo,
         robust,
         exo_pair,
-        bco_pair,
+        bco,
         nca_pair,
         sppo_hard,
         apo_zero,
         apo_down,
         dpop,
-        kto_pair,
+        kto,
         simpo,
         orpo,
         nll,
@@ -288,13 +316,17 @@ LOSSES: Mapping[Loss, Callable[[Pairs, PreferenceConfig], Array]] = {
 
 
 def preference_loss(pairs: Pairs, config: PreferenceConfig) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """The weighted sum of the terms, as a mean over pairs, and figures about them.
+    """The weighted sum of the terms, as a mean over places that hold a pair or a single answer, and figures about them.
+
+    Single answers are for losses of `BY_ANSWER`; others make no sense of them.
 
     Returns:
-        The loss, a float32 scalar, 0 where no pair is there; and sums over pairs, so that those of several batches add up: `weight`,
-        the number of pairs; `reward_chosen`, `reward_rejected` (β r), `reward_margin` and `reward_accuracy` (margins above 0; a tie
-        counts half); `log_ratio_chosen`, `log_ratio_rejected` (r); `log_prob_chosen`, `log_prob_rejected`; `length_chosen`,
-        `length_rejected`. Where no term reads a reference, rewards are those of SimPO: β times the mean log-probability of a token.
+        The loss, a float32 scalar, 0 where nothing is there; and sums, so that those of several batches add up. Counts: `weight`, places
+        that hold anything; `pairs`, those that hold both answers; `count_chosen`, `count_rejected`. Over chosen and over rejected
+        answers: `reward_chosen`, `reward_rejected` (β r); `log_ratio_chosen`, `log_ratio_rejected` (r); `log_prob_chosen`,
+        `log_prob_rejected`; `length_chosen`, `length_rejected`. Over pairs: `reward_margin` and `reward_accuracy` (margins above 0; a tie
+        counts half). `OVER` says the same. Where no term reads a reference, there are no log-ratios, and rewards are those of SimPO: β
+        times the mean log-probability of a token.
     """
     total = sum(weight * LOSSES[name](pairs, config) for name, weight in config.terms.items())
     if config.needs_reference:
@@ -314,8 +346,17 @@ def preference_loss(pairs: Pairs, config: PreferenceConfig) -> tuple[Float[Array
     }
     if config.needs_reference:
         figures |= {"log_ratio_chosen": pairs.chosen_ratio, "log_ratio_rejected": pairs.rejected_ratio}
-    sums = {name: jnp.sum(jnp.where(pairs.weights > 0, values, 0)) for name, values in figures.items()}
-    return pairs.mean(total), {"weight": jnp.sum(pairs.weights), **jax.lax.stop_gradient(sums)}
+    where = {"count_chosen": pairs.has_chosen, "count_rejected": pairs.has_rejected, "pairs": pairs.are_whole}
+    sums = {name: jnp.sum(jnp.where(where[OVER[name]], values, 0)) for name, values in figures.items()}
+    counts = {name: jnp.sum(mask, dtype=jnp.float32) for name, mask in where.items()}
+    weight = jnp.sum(pairs.are_there, dtype=jnp.float32)
+    loss = jnp.sum(jnp.where(pairs.are_there, total, 0)) / jnp.maximum(weight, 1)
+    return loss, {"weight": weight, **counts, **jax.lax.stop_gradient(sums)}
+
+
+def _by_answer(pairs: Pairs, config: PreferenceConfig, chosen: Array, rejected: Array) -> Array:
+    """The sum of the terms of the answers that are there, by their weights."""
+    return pairs.add(config.desirable_weight * chosen, config.undesirable_weight * rejected)
 
 
 def _smoothed(x: Array, e: float) -> Array:
@@ -326,5 +367,5 @@ def _smoothed(x: Array, e: float) -> Array:
 
 
 def _at_least_one(lengths: Array) -> Array:
-    # A place without a pair has length 0; it is weighed 0, but must not make a NaN of the gradient.
+    # An answer that is missing has length 0; it counts for nothing, but must not make a NaN of the gradient.
     return jnp.maximum(lengths, 1)

@@ -1,7 +1,8 @@
 """Log-probabilities of answers: a sum for each segment of packed rows, with no logits of a whole row in memory.
 
 Both answers of a pair lie in one row, as two segments that do not see each other: segment 2k − 1 is the chosen answer of the row's
-pair k, prompt and all, and segment 2k the rejected one. `loss_weights` is 1 at the tokens of an answer and 0 at those of its prompt.
+pair k, prompt and all, and segment 2k the rejected one. A single answer is a pair that lacks the other. `loss_weights` is 1 at the
+tokens of an answer and 0 at those of its prompt.
 """
 
 from __future__ import annotations
@@ -51,13 +52,13 @@ def segment_sums(
 def gather_pairs(
     policy: Float[Array, "b t"], reference: Float[Array, "b t"] | None, batch: Mapping[str, Array], max_pairs: int
 ) -> Pairs:
-    """The pairs of a batch, [b × max_pairs], from log-probabilities of tokens; places without a pair have weight 0.
+    """The pairs and single answers of a batch, [b × max_pairs], from log-probabilities of tokens; what is missing has length 0.
 
     Args:
         policy: from `token_log_probs`.
         reference: the same of the reference; None: zeros.
         batch: segment_ids as the module's description tells, and loss_weights [b, t].
-        max_pairs: pairs of a row at most.
+        max_pairs: pairs and single answers of a row at most.
     """
 
     def by_answer(values: Array) -> tuple[Array, Array]:
@@ -66,5 +67,4 @@ def gather_pairs(
 
     lengths = by_answer((batch["loss_weights"] != 0).astype(jnp.float32))
     reference_sums = by_answer(jnp.zeros_like(policy) if reference is None else jax.lax.stop_gradient(reference))
-    weights = ((lengths[0] > 0) & (lengths[1] > 0)).astype(jnp.float32)
-    return Pairs(*by_answer(policy), *reference_sums, *lengths, weights)
+    return Pairs(*by_answer(policy), *reference_sums, *lengths)

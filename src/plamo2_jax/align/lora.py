@@ -220,7 +220,7 @@ class WithAdapters:
     """An objective of the model's parameters as one of adapters to them; the parameters are frozen.
 
     Args:
-        inner: `(params, batch, rng[, frozen])`; its frozen arrays, `extra`, `augment` and `evaluate` are kept. With
+        inner: `(params, batch, rng[, frozen])`; its frozen arrays, `extra`, `over`, `augment` and `evaluate` are kept. With
             `inner.reference_is_start`, its frozen arrays are None and it is given the parameters themselves instead.
         adapters: what is trained.
         params: the model's parameters.
@@ -229,7 +229,7 @@ class WithAdapters:
     def __init__(self, inner: Objective, adapters: Adapters, params: Any):
         self._inner, self.trained = inner, adapters
         self.frozen = {"params": params, "inner": getattr(inner, "frozen", None)}
-        self.extra = getattr(inner, "extra", {})
+        self.extra, self.over = getattr(inner, "extra", {}), getattr(inner, "over", {})
         if hasattr(inner, "augment"):
             self.augment = inner.augment
         self._merge = jax.jit(lambda params, adapters: self.trained.apply(params, adapters))

@@ -1,8 +1,9 @@
-"""Pairs of answers: read from JSON lines, checked, and packed so that both answers of a pair lie in one row.
+"""Pairs of answers, and single ones: read from JSON lines, checked, and packed so that both answers of a pair lie in one row.
 
-A record is `{"prompt": ..., "chosen": ..., "rejected": ...}`. The prompt is a text, or messages; an answer is a text, a message, or
-messages. Without a prompt, chosen and rejected are whole conversations, and the prompt is what they begin with in common.
-Further fields are variables of the chat template.
+A record is `{"prompt": ..., "chosen": ..., "rejected": ...}`, or `{"prompt": ..., "completion": ..., "label": true or false}`: a single
+answer that was liked or disliked, which is a pair without the rejected or without the chosen answer. The prompt is a text, or messages; an
+answer is a text, a message, or messages. Without a prompt, chosen and rejected are whole conversations, and the prompt is what they
+begin with in common. Further fields are variables of the chat template.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from plamo2_jax.tokenizer.chat_template import ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 PairTruncate = Literal["first", "refuse"]
-"""What becomes of a pair that is too long. first: the first exchanges of its prompt go, but not the system message, until it fits.
-refuse: it is left out. Answers are never cut: half an answer was preferred by nobody."""
+"""What becomes of a pair or a single answer that is too long. first: the first exchanges of its prompt go, but not the system message,
+until it fits. refuse: it is left out. Answers are never cut: half an answer was preferred by nobody."""
 REFERENCE = "reference"
 """What an element and a batch hold of precomputed log-probabilities: [n], [b, t] float32, of each target under the reference."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A prompt and two answers, all messages."""
+    """A prompt and two answers, or one of them, all messages; of a missing answer there are none."""
 
     prompt: tuple[Mapping[str, Any], ...]
     chosen: tuple[Mapping[str, Any], ...]
@@ -40,9 +41,14 @@ class Pair:
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Of the chat template."""
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether both answers are there."""
+        return bool(self.chosen and self.rejected)
+
 
 def read_pairs(spec: str | Path, report: ReadReport) -> Iterator[Pair]:
-    """The pairs of a file, a folder or a pattern. Bad lines are counted in `report`, by reason, with file and line.
+    """The pairs and single answers of a file, a folder or a pattern. Bad lines are counted in `report`, by reason, with file and line.
 
     Raises:
         ValueError: there is no such file, or it is damaged as a whole.
@@ -60,60 +66,74 @@ def read_pairs(spec: str | Path, report: ReadReport) -> Iterator[Pair]:
 
 
 def to_pair(fields: Mapping[str, Any], where: str) -> Pair:
-    """The pair of a record.
+    """The pair, or the single answer, of a record.
 
     Raises:
-        UnreadableRecord: a field is missing, an answer is empty, or both are the same.
+        UnreadableRecord: a field is missing, an answer is empty, both are the same, or a label is neither true nor false.
     """
-    for name in ("chosen", "rejected"):
+    others = [name for name in ("chosen", "rejected") if fields.get(name) is not None]
+    if others and fields.get("completion") is not None:
+        raise UnreadableRecord("two forms", f"the field completion beside {' and '.join(others)}")
+    single = "completion" in fields and not others
+    names = ("completion",) if single else ("chosen", "rejected")
+    for name in names:
         if fields.get(name) is None:
-            raise UnreadableRecord("no pair", f"no value in the field {name}")
-    chosen, rejected = (_messages(fields[name], "assistant", name) for name in ("chosen", "rejected"))
+            raise UnreadableRecord("no answer" if single else "no pair", f"no value in the field {name}")
+    if single and not isinstance(fields.get("label"), bool):
+        raise UnreadableRecord("no label", f"the field label is {fields.get('label')!r}; it must be true or false")
+    answers = [_messages(fields[name], "assistant", name) for name in names]
     if fields.get("prompt") is not None:
         prompt = _messages(fields["prompt"], "user", "prompt")
+    elif single:
+        raise UnreadableRecord("no prompt", "no value in the field prompt")
     else:
-        common = 0
+        common, (chosen, rejected) = 0, answers
         while common < min(len(chosen), len(rejected)) - 1 and chosen[common] == rejected[common]:
             common += 1
-        prompt, chosen, rejected = chosen[:common], chosen[common:], rejected[common:]
+        prompt, answers = chosen[:common], [chosen[common:], rejected[common:]]
     if not prompt:
         raise UnreadableRecord("no prompt", "neither a field prompt, nor messages that chosen and rejected begin with")
-    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+    for name, answer in zip(names, answers, strict=True):
         if not answer or answer[0].get("role") != "assistant" or answer[-1].get("role") != "assistant":
             raise UnreadableRecord("no answer", f"{name} must begin and end with a message of the assistant")
         try:
             check_messages([*prompt, *answer])
         except UnreadableRecord as error:
             raise UnreadableRecord(error.reason, f"{error.detail}, counted from the prompt's first to {name}") from None
-    if chosen == rejected:
+    if single:
+        # The rejected answer is missing where the label is true, the chosen one where it is false.
+        answers.insert(int(fields["label"]), [])
+    elif answers[0] == answers[1]:
         raise UnreadableRecord("identical answers", "chosen and rejected are the same")
-    used = {"prompt", "chosen", "rejected"}
+    used = {"prompt", "chosen", "rejected", "completion", *(["label"] if single else [])}
     variables = {name: value for name, value in fields.items() if name not in used}
-    return Pair(tuple(prompt), tuple(chosen), tuple(rejected), where, variables)
+    return Pair(tuple(prompt), *map(tuple, answers), where, variables)
 
 
 def encode_pair(
     pair: Pair, template: ChatTemplate, tokenizer: Tokenizer, limit: int, truncate: PairTruncate
 ) -> tuple[dict[str, np.ndarray] | None, str]:
-    """A pair as an element of at most `limit` positions, and what was done to it: "whole", "truncated" or "too long".
+    """A pair or a single answer as an element of at most `limit` positions, and what was done to it: "whole", "truncated" or "too long".
 
     Returns:
-        Arrays [n], the chosen answer behind its prompt and then the rejected one behind its own: `tokens`, `targets` int32; `weights`
-        float32, 1 at targets that are an answer's; `places` int32, positions in each of the two; `sides` int32, 0 and 1.
+        Arrays [n], the chosen answer behind its prompt and then the rejected one behind its own, as far as they are there: `tokens`,
+        `targets` int32; `weights` float32, 1 at targets that are an answer's; `places` int32, positions in each of the two; `sides`
+        int32, 0 and 1.
 
     Raises:
         UnreadableRecord: the template refuses it, or both answers have the same tokens.
     """
     prompt, what = list(pair.prompt), "whole"
+    answers = {side: answer for side, answer in enumerate((pair.chosen, pair.rejected)) if answer}
     while True:
-        sides = [_encode_side(pair, prompt, answer, template, tokenizer) for answer in (pair.chosen, pair.rejected)]
-        if np.array_equal(sides[0]["targets"], sides[1]["targets"]):
+        sides = [_encode_side(pair, prompt, answer, template, tokenizer) for answer in answers.values()]
+        if pair.is_whole and np.array_equal(sides[0]["targets"], sides[1]["targets"]):
             raise UnreadableRecord("identical answers", "chosen and rejected have the same tokens")
         lengths = [len(side["tokens"]) for side in sides]
         if sum(lengths) <= limit:
             joined = {name: np.concatenate([side[name] for side in sides]) for name in sides[0]}
             places = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
-            return {**joined, "places": places, "sides": np.repeat(np.arange(2, dtype=np.int32), lengths)}, what
+            return {**joined, "places": places, "sides": np.repeat(np.array([*answers], np.int32), lengths)}, what
         head = [message for message in prompt[:1] if message["role"] == "system"]
         rest = prompt[len(head) + 1 :]
         while rest and rest[0]["role"] != "user":
@@ -131,7 +151,7 @@ def encode_pairs(
     truncate: PairTruncate,
     report: ReadReport,
 ) -> tuple[list[dict[str, np.ndarray]], Counter[str]]:
-    """All pairs that fit, in order, and how many were whole, truncated and too long.
+    """All that fit, in order, and how many were whole, truncated and too long.
 
     Raises:
         TooManyBadRecordsError: the template refuses more of them than `report` allows.
@@ -151,7 +171,10 @@ def encode_pairs(
 
 
 def layout(max_pairs: int, with_reference: bool) -> Layout:
-    """How pairs become a batch: the usual arrays, with segments 2k − 1 and 2k for the answers of a row's pair k, and `reference`."""
+    """How pairs become a batch: the usual arrays, with segments 2k − 1 and 2k for the answers of a row's pair k, and `reference`.
+
+    A single answer takes the place of a pair, of which it is the one or the other segment.
+    """
     features = ("tokens", "targets", "weights", "places", "sides", *([REFERENCE] if with_reference else []))
     return Layout(features, _to_batch, max_pairs)
 

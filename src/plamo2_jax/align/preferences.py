@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from plamo2_jax.align.chat import require_marks
-from plamo2_jax.align.dpo import PreferenceConfig, preference_loss
+from plamo2_jax.align.dpo import BY_ANSWER, OVER, PreferenceConfig, preference_loss
 from plamo2_jax.align.examples import Examples
 from plamo2_jax.align.logprobs import gather_pairs, token_log_probs
 from plamo2_jax.align.lora import Adapters, LoraConfig, WithAdapters
-from plamo2_jax.align.preference_data import REFERENCE, PairTruncate, encode_pairs, layout, read_pairs
+from plamo2_jax.align.preference_data import REFERENCE, Pair, PairTruncate, encode_pairs, layout, read_pairs
 from plamo2_jax.align.reference import ReferenceLogProbs
 from plamo2_jax.align.sft import refuse_unfit, say_counts
 from plamo2_jax.align.start import StartingModel, place_params
@@ -30,7 +30,7 @@ from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.config import PretrainConfig
 from plamo2_jax.train.distillation import Beside
-from plamo2_jax.train.objective import Metrics, Objective
+from plamo2_jax.train.objective import Metrics, Objective, means
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +40,11 @@ class PairsConfig:
     template: str = "chat"
     """Chat template: `chat`, `translate`, a Jinja file, or a folder with chat_template.jinja. It goes with the run."""
     truncate: PairTruncate = "first"
-    """What becomes of pairs whose two answers with their prompts are longer than a row together. first: the first exchanges of the
-    prompt go. refuse: they are left out. Answers are never cut; what fits by no rule is left out, and all are counted."""
+    """What becomes of pairs whose two answers with their prompts are longer than a row together, and of such single answers. first: the
+    first exchanges of the prompt go. refuse: they are left out. Answers are never cut; what fits by no rule is left out, and all are
+    counted."""
     max_pairs: int = 16
-    """Pairs in a row at most."""
+    """Pairs, or single answers, in a row at most."""
     max_bad_rate: float = 0.0
     """Share of bad lines up to which they are only counted; 0: the first one ends the program."""
 
@@ -60,8 +61,8 @@ class PairsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DpoConfig(PretrainConfig):
-    """One run on preferences: a PretrainConfig whose data.mixture and heldout name JSON lines of pairs instead of shards, and whose
-    init_from may be of the public layout too.
+    """One run on preferences: a PretrainConfig whose data.mixture and heldout name JSON lines of pairs or single answers instead of
+    shards, and whose init_from may be of the public layout too.
     """
 
     z_loss: float = 0.0
@@ -97,12 +98,14 @@ class DpoConfig(PretrainConfig):
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceFigures:
-    """What was measured on held-out pairs: means over them."""
+    """What was measured on held-out pairs and single answers."""
 
     values: Mapping[str, float]
 
     def figures(self) -> dict[str, float]:
-        """By name: `loss`, `pairs`, and those of `dpo.preference_loss`."""
+        """By name: `pairs`, `count_chosen` and `count_rejected`; `loss`, a mean over lines; and the means of what `dpo.preference_loss`
+        sums, those over pairs only where there is a pair, and so on.
+        """
         return dict(self.values)
 
 
@@ -112,7 +115,7 @@ class Preference:
     Args:
         model: policy and reference are of its shape.
         config: what is minimised.
-        max_pairs: pairs in a row at most.
+        max_pairs: pairs, or single answers, in a row at most.
         chunk: positions of each row whose logits exist at a time; None: all.
         reference: the reference's parameters; None: batches hold its log-probabilities, or nothing reads them.
         reference_is_start: the reference is the model that adapters are added to; `WithAdapters` gives it.
@@ -127,6 +130,8 @@ class Preference:
         reference: Any = None,
         reference_is_start: bool = False,
     ):
+        self.over = OVER
+        """What the sums are over; see `train.objective.means`."""
         self._model, self._config, self._max_pairs, self._chunk = model, config, max_pairs, chunk
         self.frozen, self.reference_is_start = reference, reference_is_start
         self.extra: dict[str, Any] = {}
@@ -138,9 +143,9 @@ class Preference:
     def __call__(
         self, params: Any, batch: Mapping[str, Array], rng: Array, frozen: Any = None
     ) -> tuple[Array, Metrics]:
-        """The loss, a mean over pairs, and sums: those of `dpo.preference_loss`, `tokens` of answers, and with a reference `kl`, Schulman's
-        third estimator of KL(π ‖ π_ref) summed over an answer's tokens, which on answers that are not the policy's own is a distance
-        of policy and reference, not an unbiased estimate.
+        """The loss, a mean over pairs and single answers, and sums: those of `dpo.preference_loss`, `tokens` of answers, and with a
+        reference `kl`, Schulman's third estimator of KL(π ‖ π_ref) summed over the tokens of all answers, which on answers that are not
+        the policy's own is a distance of policy and reference, not an unbiased estimate.
         """
         del rng
         policy = token_log_probs(self._model, params, batch, self._chunk)
@@ -166,20 +171,20 @@ class Preference:
         return {**metrics, "loss": loss * metrics["weight"]}
 
     def evaluate(self, params: Any, batches: Iterable[Mapping[str, Array]], *frozen: Any) -> PreferenceFigures:
-        """Means over all pairs of the batches.
+        """Counts, and means over all pairs and answers of the batches.
 
         Raises:
-            ValueError: there is no pair.
+            ValueError: there is nothing in them.
         """
         if not frozen and self.frozen is not None:
             frozen = (self.frozen,)
         sums = [jax.device_get(self._sums(params, batch, *frozen)) for batch in batches]
         totals = {name: sum(float(some[name]) for some in sums) for name in (sums[0] if sums else {})}
-        pairs = totals.pop("weight", 0.0)
-        if not pairs:
-            raise ValueError("the held-out data hold no pair")
+        if not totals.get("weight"):
+            raise ValueError("the held-out data hold no pair and no answer")
         totals.pop("tokens")
-        return PreferenceFigures({"pairs": pairs, **{name: total / pairs for name, total in totals.items()}})
+        counts = {name: totals[name] for name in ("pairs", "count_chosen", "count_rejected")}
+        return PreferenceFigures(counts | means(totals, self.over))
 
 
 def make_objective(config: DpoConfig, beside: Beside) -> Objective:
@@ -214,18 +219,32 @@ def make_objective(config: DpoConfig, beside: Beside) -> Objective:
 
 
 def read_elements(path: Path, config: DpoConfig, template: ChatTemplate, tokenizer: Tokenizer) -> Examples:
-    """The pairs of a file, encoded; how many fitted goes to stderr.
+    """The pairs and single answers of a file, encoded; how many fitted goes to stderr.
 
     Raises:
-        ValueError: the file is missing or damaged, has more bad lines than allowed, or no pair that fits into a row.
+        ValueError: the file is missing or damaged, has more bad lines than allowed, nothing that fits into a row, or a single answer
+            where a loss takes pairs alone.
     """
     report, limit = config.pairs.report(), config.data.sequence_length
-    pairs = read_pairs(path, report)
+    pairs = _usable(read_pairs(path, report), config.preference)
     elements, counts = encode_pairs(pairs, template, tokenizer, limit, config.pairs.truncate, report)
-    say_counts(path, "pairs", counts, report)
+    single = any(element["sides"][0] == element["sides"][-1] for element in elements)
+    say_counts(path, "pairs and single answers" if single else "pairs", counts, report)
     if not elements:
-        raise ValueError(f"{path} holds no pair whose answers with their prompts come to at most {limit} tokens")
+        raise ValueError(f"{path} holds no pair and no answer that with its prompts comes to at most {limit} tokens")
     return Examples(elements)
+
+
+def _usable(pairs: Iterable[Pair], config: PreferenceConfig) -> Iterator[Pair]:
+    """The same, as long as the losses can use them."""
+    for pair in pairs:
+        if not (pair.is_whole or config.takes_single_answers):
+            wrong = ", ".join(name for name in config.losses if name not in BY_ANSWER)
+            raise ValueError(
+                f"{pair.place} is a single answer (completion and label), which preference.losses={wrong} cannot use: with single answers "
+                f"they must be of {', '.join(sorted(BY_ANSWER))}"
+            )
+        yield pair
 
 
 class PairSource:

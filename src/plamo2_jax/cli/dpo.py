@@ -1,8 +1,9 @@
-"""`plamo2 dpo CONFIG.py [--field value ...]`: train a model on pairs of answers."""
+"""`plamo2 dpo CONFIG.py [--field value ...]`: train a model on pairs of answers, or on single ones with a label."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,14 @@ if TYPE_CHECKING:
     from plamo2_jax.align.preferences import DpoConfig
     from plamo2_jax.train.loop import Outcome
 
-DESCRIPTION = """Train a model on pairs of answers, one of which is preferred, or go on doing it.
+DESCRIPTION = """Train a model on pairs of answers, one of which is preferred, or on single answers, liked or disliked, or go on doing it.
 
 usage: plamo2 dpo CONFIG.py [--field value] [--part.field value] ...
 
 CONFIG.py is a Python file that sets `config = DpoConfig(...)`, a PretrainConfig whose data.mixture and heldout name JSON lines of
-{"prompt", "chosen", "rejected"} and whose init_from is a run folder or a folder of the public layout. Any field below can be replaced
-on the command line. --preference.losses takes one or several of the family of DPO, added up by --preference.weights.
+{"prompt", "chosen", "rejected"} or {"prompt", "completion", "label"} (true or false), and whose init_from is a run folder or a folder of
+the public layout. Any field below can be replaced on the command line. --preference.losses takes one or several of the family of DPO,
+added up by --preference.weights; with single answers they must be such as kto and bco, which count each answer by itself.
 
 The reference runs beside the policy; with --reference-log-probs FOLDER what it says of the pairs is computed once and kept there. With
 --lora it is the model without the adapters. The run, its exit status and how it is resumed are those of plamo2 pretrain."""
@@ -36,14 +38,24 @@ def main(argv: list[str]) -> int:
 
     def report(config: DpoConfig, outcome: Outcome) -> None:
         for name, heldout in outcome.heldout.items():
-            figures = heldout.figures()
-            print(
-                f"held-out {name}: loss {figures['loss']:.4f}, {figures['reward_accuracy']:.1%} of {figures['pairs']:,.0f} pairs right, "
-                f"margin {figures['reward_margin']:.4f}"
-            )
+            print(f"held-out {name}: {in_words(heldout.figures())}")
         write_adapter(config)
 
     return train("dpo", argv, example, DESCRIPTION, "configs/dpo.py", hooks, report)
+
+
+def in_words(figures: Mapping[str, float]) -> str:
+    """The chief figures of a measurement: accuracy and margin of its pairs; rewards of its answers where some are single."""
+    words, pairs = f"loss {figures['loss']:.4f}", figures["pairs"]
+    if pairs:
+        words += (
+            f", {figures['reward_accuracy']:.1%} of {pairs:,.0f} pairs right, margin {figures['reward_margin']:.4f}"
+        )
+    counts = {side: figures[f"count_{side}"] for side in ("chosen", "rejected")}
+    if sum(counts.values()) > 2 * pairs:
+        for side, count in counts.items():
+            words += f", reward {figures[f'reward_{side}']:.4f} of {count:,.0f} {side} answers" if count else ""
+    return words
 
 
 def prepare(config: DpoConfig) -> None:

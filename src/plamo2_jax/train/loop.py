@@ -205,7 +205,8 @@ def pretrain(
             ) as progress,
         ):
             devices = list(mesh.devices.ravel())
-            window = Window(config, devices, log, guard, watchdog, Goodput(folder) if writes else None)
+            goodput = Goodput(folder) if writes else None
+            window = Window(config, devices, log, guard, watchdog, goodput, getattr(objective, "over", {}))
 
             def roll_back(spike: Spike) -> TrainState | None:
                 """The state before a spike, with the data up to its end passed over; None where there is no checkpoint to go back

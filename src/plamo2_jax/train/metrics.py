@@ -18,6 +18,7 @@ from pathlib import Path
 from tensorboard.summary import Writer
 
 from plamo2_jax.storage import Mirror, located
+from plamo2_jax.train.objective import means
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -136,10 +137,11 @@ def _parse(path: Path, number: int, line: str) -> dict[str, float]:
     return value
 
 
-def step_figures(sums: Mapping[str, float]) -> dict[str, float]:
+def step_figures(sums: Mapping[str, float], over: Mapping[str, str]) -> dict[str, float]:
     """The figures of one step that go into the log, from the train step's metrics.
 
-    Sums over predicted tokens become bits a byte, nats a token and accuracy; any other sum is divided by the loss's weight.
+    Sums over predicted tokens become bits a byte, nats a token and accuracy; any other sum is divided by what it is over, which is the
+    loss's weight unless `over` says otherwise (see `train.objective.means`).
     """
     figures = {name: sums[name] for name in ("loss", "grad_norm", "learning_rate", "skipped") if name in sums}
     if sums.get("bytes"):
@@ -147,5 +149,5 @@ def step_figures(sums: Mapping[str, float]) -> dict[str, float]:
     if sums.get("tokens") and "nats" in sums:
         figures["nats_per_token"] = sums["nats"] / sums["tokens"]
         figures["accuracy"] = sums["correct"] / sums["tokens"]
-    others = sums.keys() - figures.keys() - {"weight", "nats", "tokens", "bytes", "correct"}
-    return figures | {name: sums[name] / sums["weight"] for name in sorted(others) if sums["weight"]}
+    others = sums.keys() - figures.keys() - {"nats", "tokens", "bytes", "correct"}
+    return figures | means({name: sums[name] for name in others}, over)

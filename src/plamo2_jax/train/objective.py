@@ -2,7 +2,7 @@
 
 An objective returns `(loss, metrics)`. The loss is a weighted mean over the batch; `metrics` are scalar float32 sums, so that those
 of several micro-batches or steps add up. `metrics["weight"]` is what the loss is a mean over: the train step weighs micro-batches
-by it.
+by it, and `means` divides the sums by it.
 """
 
 from __future__ import annotations
@@ -26,12 +26,28 @@ class Objective(Protocol):
     One that needs arrays which are not trained (a teacher's parameters) has them as the attribute `frozen` and gets them back as a
     fourth argument. One that needs more of a batch than its tokens has `augment` (a batch on the host → the same with more) and
     `extra` (name → shape after [b, t] and dtype of what that adds, or of what its data source adds). One that trains something else
-    than the model's parameters says what as `trained` (`train.trained.Trained`). One whose held-out figures are not bits per byte has
-    `evaluate`: parameters and batches → something with a method `figures()`, names and numbers.
+    than the model's parameters says what as `trained` (`train.trained.Trained`). One whose sums are not all over `weight` says over what
+    as `over` (see `means`). One whose held-out figures are not bits per byte has `evaluate`: parameters and batches → something with a
+    method `figures()`, names and numbers.
     """
 
     def __call__(self, params: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Metrics]:
         """The loss of a batch, and sums about it."""
+
+
+def means(sums: Mapping[str, float], over: Mapping[str, str]) -> dict[str, float]:
+    """The figures of an objective's sums: each sum by what it is over, in order of their names.
+
+    Args:
+        sums: an objective's, `weight` among them.
+        over: name of a sum → name of the sum that counts what it is over, where that is not `weight`.
+
+    Returns:
+        By name, without the counts and without a mean over nothing.
+    """
+    counts = {"weight", *over.values()}
+    totals = {name: sums[over.get(name, "weight")] for name in sorted(sums.keys() - counts)}
+    return {name: sums[name] / total for name, total in totals.items() if total}
 
 
 def cross_entropy(prediction: Prediction, weights: jax.Array, z_loss: float) -> tuple[jax.Array, jax.Array]:

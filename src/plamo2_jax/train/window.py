@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 
@@ -27,6 +27,7 @@ class Window:
         guard: sees each step before it is written.
         watchdog: told of each step.
         goodput: None where another process writes the log.
+        over: what the steps' sums are over; see `train.objective.means`.
     """
 
     def __init__(
@@ -37,10 +38,11 @@ class Window:
         guard: Guard,
         watchdog: StallWatchdog,
         goodput: Goodput | None,
+        over: Mapping[str, str],
     ):
         self._config, self._devices = config, devices
         self._log, self._guard = log, guard
-        self._watchdog, self._goodput = watchdog, goodput
+        self._watchdog, self._goodput, self._over = watchdog, goodput, over
         self.clock = StepClock()
         self.shown: dict[str, str] = {}
         """What the progress bar shows."""
@@ -77,7 +79,7 @@ class Window:
         rates = self._rates(tokens / sum(self._seconds))
         spike = None
         for (step, sums), seconds in zip(lines, self._seconds, strict=True):
-            figures = step_figures(sums)
+            figures = step_figures(sums, self._over)
             if figures["skipped"]:
                 # JSON has no number for what is not finite, and a line with a loss is an update.
                 figures = {name: value for name, value in figures.items() if math.isfinite(value) and name != "loss"}
