@@ -269,8 +269,12 @@ def test_a_signal_waits_for_no_answer_and_keeps_what_is_done(make_config, server
         f"rules={config.rules!r}, judge=JudgeConfig('judge', {endpoint}), near_prompts=None, heldout_share=0.0)\n",
         encoding="utf-8",
     )
-    command = [sys.executable, "-m", "plamo2_jax.cli.main", "prefer", "c.py"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    # A shell's background jobs, and what they start, ignore Ctrl-C.
+    heed = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    run = "from plamo2_jax.cli.main import main; sys.exit(main(['prefer', 'c.py']))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{heed}; {run}"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
     journal = tmp_path / "out" / "journal.jsonl"
     while not (journal.exists() and journal.read_bytes().count(b"\n") == 3):
         assert process.poll() is None, process.stderr.read()
