@@ -1,22 +1,17 @@
-"""Kill a pipeline again and again at random times, and compare all that it makes with what one makes that nobody touched."""
+"""Kill a pipeline again and again, all over its work, and compare all that it makes with what one makes that nobody touched."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import random
+import re
 import shutil
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
+from killing import Command, main
 
 from plamo2_jax import checkpoint
 from plamo2_jax.model.plamo2 import Plamo2, abstract_params
@@ -29,53 +24,59 @@ ROOT = Path(__file__).resolve().parents[2]
 SHORT = Path(__file__).with_name("short_demo.py")
 WITH_TIMES = frozenset({"report.html"})
 """Outputs that hold times of day or durations."""
+HEAD = re.compile(r"^\[(\d+)/\d+\] (\w+): (.*)$", re.MULTILINE)
+"""What a pipeline says when a stage begins, and when it is done: number, name, why or how long."""
 
 
-def start(folder: Path, file: Path) -> subprocess.Popen:
-    """`plamo2 pipeline`, in a process of its own that works in a folder."""
-    command = [sys.executable, "-m", "plamo2_jax.cli.main", "pipeline", str(file)]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+def command(folder: Path, file: Path) -> Command:
+    """`plamo2 pipeline` in a folder, with compiled programs of its own: so a stage takes in one folder what it takes in another."""
+    return Command(folder, ("pipeline", str(file)), folder / "compiled")
 
 
-def finish(folder: Path, file: Path) -> None:
-    """Run to the end."""
-    process = start(folder, file)
-    _, error = process.communicate()
-    if process.returncode:
-        raise SystemExit(f"the pipeline in {folder} ended with status {process.returncode}: {error[-3000:]}")
+def durations(said: str) -> list[float]:
+    """Seconds of each stage, in order, by what an undisturbed pipeline said."""
+    return [float(what.split()[2]) for _, _, what in HEAD.findall(said) if what.startswith("done in")]
 
 
-def kill_at_random(
-    folder: Path,
-    file: Path,
-    kills: int,
-    longest: float,
-    rng: random.Random,
-    on_end: Callable[[], None] = lambda: None,
+def moments(took: Sequence[float], kills: int, rng: random.Random) -> list[tuple[int, float]]:
+    """Moments to kill at, one drawn from each of so many equal parts of the time that the stages took together.
+
+    Returns:
+        The number of a stage from 1, and seconds in it; in one that the kill before hit too, seconds since that.
+    """
+    times = [(part + rng.random()) / kills * sum(took) for part in range(kills)]
+    found, begin = [], 0.0
+    for number, seconds in enumerate(took, start=1):
+        inside = [time for time in times if begin <= time < begin + seconds]
+        found += [(number, time - before) for before, time in zip([begin, *inside], inside, strict=False)]
+        begin += seconds
+    return found
+
+
+def progress(said: str) -> float:
+    """Number of the stage that a pipeline is at by what it said, and a half where that is done."""
+    *_, (number, _, what) = [("0", "", ""), *HEAD.findall(said)]
+    return int(number) + what.startswith("done in") / 2
+
+
+def kill_at(
+    pipeline: Command, moments: Sequence[tuple[int, float]], on_end: Callable[[], None] = lambda: None
 ) -> list[dict]:
-    """SIGKILL a pipeline so many times, each at a time drawn from [0, longest] seconds after its start; says where each one hit.
+    """SIGKILL a pipeline at each of these moments, or at once where their stage is over; says where each kill hit.
 
     `on_end` is called when it got to its end in between; it is then begun anew, so that each kill hits one with work to do.
     """
     found = []
-    while len(found) < kills:
-        seconds = rng.uniform(0, longest)
-        process = start(folder, file)
-        try:
-            _, error = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            _, error = process.communicate()
-        if process.returncode == 0:
+    for number, seconds in moments:
+        while not pipeline.kill(
+            lambda number=number: progress(pipeline.said()) >= number,
+            seconds,
+            lambda number=number: progress(pipeline.said()) > number,
+        ):
             on_end()
-            shutil.rmtree(folder / "runs")
-            continue
-        # Only what we killed is a kill: a pipeline that fails by itself must not pass for one.
-        if process.returncode != -signal.SIGKILL:
-            raise SystemExit(f"the pipeline ended by itself with status {process.returncode}: {error[-3000:]}")
-        heads = [line for line in error.replace("\r", "\n").splitlines() if line.startswith("[")]
-        where = heads[-1] if heads else "before the first stage"
-        found.append({"seconds": round(seconds, 2), "at": where})
+            shutil.rmtree(pipeline.folder / "runs")
+        *_, (at, name, what) = HEAD.findall(pipeline.said())
+        found.append({"stage": number, "seconds": round(seconds, 2), "hit": f"[{at}] {name}: {what}"})
         print(f"kill {len(found)}: {found[-1]}", file=sys.stderr, flush=True)
     return found
 
@@ -122,53 +123,26 @@ def compare(left: Path, right: Path) -> tuple[int, list[str]]:
     return len(names), differ
 
 
-def campaign(folder: Path, kills: int, seed: int) -> dict[str, object]:
+def campaign(folder: Path, kills: int, rng: random.Random) -> dict:
     """One pipeline that nobody touches, and one that is killed."""
-    homes = {}
-    for name in ("whole", "killed"):
-        (folder / name).mkdir()
-        (folder / name / "configs").symlink_to(ROOT / "configs")
-        homes[name] = folder / name / "runs" / "demo"
-    begun = time.monotonic()
-    finish(folder / "whole", SHORT)
-    seconds = time.monotonic() - begun
+    whole, killed = folder / "whole", folder / "killed"
+    for place in (whole, killed):
+        place.mkdir()
+        (place / "configs").symlink_to(ROOT / "configs")
+    undisturbed, disturbed = command(whole, SHORT), command(killed, SHORT)
+    undisturbed.finish()
+    took = durations(undisturbed.said())
     ends: list[dict] = []
 
     def on_end() -> None:
-        count, differ = compare(homes["whole"], homes["killed"])
+        count, differ = compare(*(place / "runs" / "demo" for place in (whole, killed)))
         ends.append({"outputs": count, "differ": differ})
 
-    # A life makes about a tenth of it: what the first pipeline compiled need not be compiled again.
-    longest = seconds / kills
-    found = kill_at_random(folder / "killed", SHORT, kills, longest, random.Random(seed), on_end)
-    finish(folder / "killed", SHORT)
+    found = kill_at(disturbed, moments(took, kills, rng), on_end)
+    disturbed.finish()
     on_end()
-    return {"seconds": round(seconds, 1), "longest_life": round(longest, 1), "kills": found, "ends": ends}
-
-
-def main() -> None:
-    """Run the campaign and write pipeline.json."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("runs/chaos_pipeline"), help="to work in; emptied first")
-    parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("pipeline.json"))
-    options = parser.parse_args()
-    folder = options.folder.resolve()
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    # Restarts compile the same programs: they share them.
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
-    # There is far more to compile than to compute: no LLVM optimisation.
-    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
-    results = campaign(folder, options.kills, options.seed)
-    machine = {"python": platform.python_version(), "jax": jax.__version__, "cpus": os.cpu_count()}
-    options.output.write_text(json.dumps({"machine": machine, "seed": options.seed, **results}, indent=2) + "\n")
-    print(json.dumps(results, indent=2))
-    if any(end["differ"] for end in results["ends"]):
-        sys.exit("the campaign found a difference")
+    return {"seconds_of_stages": took, "kills": found, "ends": ends}
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, "pipeline", campaign)

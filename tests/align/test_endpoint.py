@@ -1,8 +1,13 @@
 """An endpoint over real HTTP that fails, hangs and talks nonsense before it works."""
 
+import contextlib
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
+from concurrent.futures import CancelledError
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -100,7 +105,8 @@ def speaker(server, **fields):
 def ask(speaker, *texts, samples=1, **fields):
     questions = [Question(text, ({"role": "user", "content": text},)) for text in texts]
     settings = {"samples": samples, "seed": 3, "sampling": SamplingConfig(0.8, top_p=0.9), "stop": StopConfig(50)}
-    return speaker.answer(questions, **{**settings, **fields})
+    with contextlib.closing(speaker):
+        return speaker.answer(questions, **{**settings, **fields})
 
 
 def test_a_request_says_what_is_wanted(server, monkeypatch):
@@ -174,11 +180,21 @@ def test_an_endpoint_that_will_never_answer_ends_it(server, trouble):
 def test_pauses_grow_and_heed_retry_after(server, monkeypatch):
     pauses = []
     asked = speaker(server, backoff=1.0, attempts=5)
-    monkeypatch.setattr(asked._closed, "wait", pauses.append)
+    monkeypatch.setattr(asked, "_pause", pauses.append)
     server.troubles["猫"] = [500] * 5
     ask(asked, "猫")
     assert len(pauses) == 4
     assert all(2**i / 2 <= pause <= 2**i for i, pause in enumerate(pauses))
+
+
+def test_closing_waits_for_no_answer(server):
+    server.troubles["猫"] = ["hang"]
+    asked = speaker(server, timeout=60.0)
+    threading.Timer(0.3, asked.close).start()
+    start = time.monotonic()
+    with pytest.raises(CancelledError):
+        ask(asked, "猫", "犬")
+    assert time.monotonic() - start < 4
 
 
 @pytest.fixture
@@ -239,3 +255,44 @@ def test_a_wrong_key_ends_the_program_in_one_line(make_config, server, tmp_path,
     assert main(["prefer", str(tmp_path / "c.py")]) == 2
     assert "refuses requests for the model 'm': HTTP 401" in capsys.readouterr().err
     assert not (tmp_path / "no" / "pairs.jsonl").exists()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_no_answer_and_keeps_what_is_done(make_config, server, tmp_path, sent):
+    config = make_config()
+    server.troubles["魚とは？"] = ["hang"] * 4
+    endpoint = f"url={server.url!r}, timeout=60.0, attempts=2, backoff=0.01, concurrency=3"
+    (tmp_path / "c.py").write_text(
+        "from pathlib import Path\nfrom plamo2_jax.align.judge import JudgeConfig\n"
+        "from plamo2_jax.align.prefer import PreferConfig\nfrom plamo2_jax.align.speakers import SpeakerConfig\n"
+        f"config = PreferConfig(Path('out'), (Path({str(config.prompts[0])!r}),), SpeakerConfig('policy', {endpoint}), "
+        f"rules={config.rules!r}, judge=JudgeConfig('judge', {endpoint}), near_prompts=None, heldout_share=0.0)\n",
+        encoding="utf-8",
+    )
+    # A shell's background jobs, and what they start, ignore Ctrl-C.
+    heed = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    run = "from plamo2_jax.cli.main import main; sys.exit(main(['prefer', 'c.py']))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{heed}; {run}"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    journal = tmp_path / "out" / "journal.jsonl"
+    while not (journal.exists() and journal.read_bytes().count(b"\n") == 3):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    time.sleep(0.2)  # The fourth prompt is being asked by now.
+    start = time.monotonic()
+    process.send_signal(sent)
+    _, error = process.communicate(timeout=30)
+    assert time.monotonic() - start < 4
+    if sent == signal.SIGINT:
+        assert process.returncode == 130
+        assert error.rstrip().endswith("plamo2 prefer: interrupted")
+    else:
+        assert process.returncode == -sent
+    done = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
+    assert [one["id"] for one in done if "failed" not in one] == [one["id"] for one in done]
+    server.free.set()
+    before = len(server.requests)
+    assert prefer(config)["failed"] == {}
+    assert journal.read_text(encoding="utf-8").count("\n") == 4
+    assert all("魚" in body["messages"][-1]["content"] for *_, body in server.requests[before:])

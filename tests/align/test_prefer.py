@@ -4,10 +4,12 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -26,10 +28,11 @@ from plamo2_jax.convert.load import load_model
 from plamo2_jax.data.documents import ReadReport
 from plamo2_jax.infer.sampling import SamplingConfig
 from plamo2_jax.infer.stop import StopConfig
-from plamo2_jax.tokenizer.chat_template import ChatTemplate
+from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate
 
 OUTPUTS = ("answers.jsonl", "pairs.jsonl", "heldout.jsonl", "config.json", "report.json")
 COUNT = 24
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture(scope="module")
@@ -352,8 +355,6 @@ def test_a_round_ends_in_the_mean_of_its_start_and_what_was_trained(rounds, base
 
 
 def test_rounds_go_on_from_any_stage_and_refuse_another_configuration(rounds, tmp_path):
-    import shutil
-
     config, ended = rounds
     model = (ended.model / "model.safetensors").read_bytes()
     # As a kill before the merge would leave it.
@@ -387,3 +388,25 @@ def test_what_a_round_sets_itself_is_refused(rounds):
 def test_the_verbs_want_a_config_file(verb, capsys):
     assert main([verb]) == 2
     assert f"such as configs/{verb}.py" in capsys.readouterr().err
+
+
+def test_the_configurations_that_come_with_the_project_run(base, template, prompts, tmp_path, monkeypatch, capsys):
+    """configs/prefer.py and configs/iterate.py, which begins with it, small by options alone."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(base, "runs/sft")
+    Path("runs/sft", FILE_NAME).write_text(template.source, encoding="utf-8")
+    Path("data/chat").mkdir(parents=True)
+    shutil.copy(prompts, "data/chat/prompts.jsonl")
+    small = {"policy.rows": 8, "sampling.temperature": 1.0, "sampling.top-p": 1.0, "stop.max-new-tokens": 6}
+    small |= {"pairing.margin": 0.02, "near-prompts": None}
+
+    def options(fields, prefix=""):
+        return [word for name, value in fields.items() for word in (f"--{prefix}{name}", str(value))]
+
+    assert main(["prefer", str(CONFIGS / "prefer.py"), *options(small)]) == 0
+    assert lines(Path("data/pairs/pairs.jsonl"))
+    train = {"steps": 1, "data.sequence-length": 128, "data.batch-size": 1, "pairs.max-pairs": 2}
+    rounds = [*options(small, "prefer."), *options(train, "train."), "--rounds", "1"]
+    assert main(["iterate", str(CONFIGS / "iterate.py"), *rounds]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "runs/rounds/round_1/model"
+    assert lines(Path("runs/rounds/round_1/pairs/pairs.jsonl"))[0]["provenance"]["policy"]["model"] == "runs/sft"

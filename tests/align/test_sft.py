@@ -60,9 +60,10 @@ def test_noise_is_as_wide_as_the_conversation_is_long():
 
 def test_rows_decode_to_conversations_and_weights_to_answers(make_config, tokenizer, capsys):
     source = ChatSource(make_config("x"), tokenizer)
+    batches = source.train(0, 1)
     assert "chat-a.jsonl: 8 conversations" in capsys.readouterr().err
     seen = set()
-    for batch in itertools.islice(source.train(0, 1), 4):
+    for batch in itertools.islice(batches, 4):
         for row in range(2):
             for segment in range(1, batch["segment_ids"][row].max() + 1):
                 here = batch["segment_ids"][row] == segment
@@ -75,6 +76,19 @@ def test_rows_decode_to_conversations_and_weights_to_answers(make_config, tokeni
     assert seen & set("ijklmnop")
     heldout = [batch["loss_weights"].sum() for batch in source.heldout("chat", 0, 1)]
     assert sum(heldout) == 4 * len(tokenizer.encode("aaa", eos=True))
+
+
+def test_what_is_not_trained_on_is_not_read_and_bad_data_leave_no_run(make_config, data, tokenizer, tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("not json\n", encoding="utf-8")
+    config = make_config("unread")
+    mixture = dataclasses.replace(config.data, mixture=(MixtureItem(bad),))
+    to_measure = dataclasses.replace(config, output=tmp_path, data=mixture)
+    assert list(ChatSource(to_measure, tokenizer).heldout("chat", 0, 1))
+    for other in (to_measure, dataclasses.replace(config, output=tmp_path, heldout={"chat": bad})):
+        with pytest.raises(ValueError, match=r"bad\.jsonl, line 1: not JSON"):
+            pretrain(other, make_objective=make_objective, make_source=ChatSource)
+        assert not other.folder.exists()
 
 
 def test_the_mixture_keeps_to_its_weights(make_config, data, tokenizer):

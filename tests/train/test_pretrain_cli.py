@@ -8,6 +8,7 @@ import jax
 import pytest
 from run_material import write_config
 
+from plamo2_jax.checkpoint import write_json
 from plamo2_jax.cli import pretrain as cli
 from plamo2_jax.cli.main import main
 from plamo2_jax.model.plamo2 import Plamo2, abstract_params, logical_axes
@@ -29,6 +30,25 @@ def test_the_configurations_can_be_planned(name):
     assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == config.model.parameter_count()
     # Adam keeps two more of everything, and the schedule and Adam a counter each.
     assert sum(leaf.size for leaf in jax.tree.leaves(state.opt_state)) == 2 * config.model.parameter_count() + 2
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_every_configuration_is_one_of_its_verb(path, make_config, tmp_path, monkeypatch, capsys):
+    verb = path.stem.removeprefix("demo_")
+    if verb not in ("sft", "dpo", "prefer", "iterate"):
+        verb = "pipeline" if verb == "pipeline_demo" else "pretrain"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(CONFIGS)
+    for start in ("runs/demo", "runs/sft"):
+        Path(start).mkdir(parents=True)
+        write_json(Path(start, "config.json"), to_json(make_config("start")))
+    if verb == "pipeline":
+        assert main([verb, str(path), "--dry-run"]) == 0
+    else:
+        with pytest.raises(SystemExit) as ended:
+            main([verb, str(path), "--help"])
+        assert ended.value.code == 0
+    assert capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["--help"], [str(CONFIGS / "demo.py"), "--help"]])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import queue
 import random
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from typing import Any
 
 from plamo2_jax.align.speakers import Failure, Question, Reply, SpeakerConfig, api_key
@@ -22,6 +23,9 @@ _LONGEST_PAUSE = 60.0
 _LARGEST_BODY = 16 << 20
 # Wrong key, wrong address, wrong model: no prompt will fare better.
 _HOPELESS = (401, 403, 404, 405)
+
+_Asked = tuple[Future[Reply | Failure], Mapping[str, Any], Callable[[str], bool] | None]
+"""A place for the answer, the request's body, and whether a text is of use."""
 
 
 class EndpointError(ValueError):
@@ -50,6 +54,8 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 class EndpointSpeaker:
     """See `speakers.Speaker`.
 
+    Its threads are daemons: neither a program's end nor `close` waits for an answer that may never come.
+
     Raises:
         ValueError: the environment does not have the key.
     """
@@ -60,8 +66,10 @@ class EndpointSpeaker:
         self._config, self._key = config, api_key(config)
         self._address = config.url.rstrip("/") + "/chat/completions"
         self._opener = urllib.request.build_opener(_NoRedirect)
-        self._pool = ThreadPoolExecutor(config.concurrency, thread_name_prefix="endpoint")
-        self._closed = threading.Event()
+        self._closed: Future[None] = Future()
+        self._asked: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()
+        for _ in range(config.concurrency):
+            threading.Thread(target=self._serve, name="endpoint", daemon=True).start()
         self.description = {"model": config.model, "url": config.url}
 
     def answer(
@@ -78,16 +86,22 @@ class EndpointSpeaker:
 
         Raises:
             EndpointError: the endpoint takes no request at all: wrong key, address or model.
+            CancelledError: another thread called `close`.
         """
-        asked = [
-            self._pool.submit(self._ask, self._request(question, sample, seed, sampling, stop), accept)
-            for question in questions
-            for sample in range(samples)
-        ]
+        futures: list[Future[Reply | Failure]] = []
+        said = []
         try:
-            said = [future.result() for future in asked]
+            for question in questions:
+                for sample in range(samples):
+                    futures.append(Future())
+                    self._asked.put((futures[-1], self._request(question, sample, seed, sampling, stop), accept))
+            for future in futures:
+                wait((future, self._closed), return_when=FIRST_COMPLETED)
+                if self._closed.done():
+                    raise CancelledError
+                said.append(future.result())
         finally:
-            for future in asked:
+            for future in futures:
                 future.cancel()
         found: list[list[Reply] | Failure] = []
         for start in range(0, len(said), samples):
@@ -98,8 +112,21 @@ class EndpointSpeaker:
 
     def close(self) -> None:
         """See `speakers.Speaker`."""
-        self._closed.set()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        if not self._closed.done():
+            self._closed.set_result(None)
+            for _ in range(self._config.concurrency):
+                self._asked.put(None)
+
+    def _serve(self) -> None:
+        """A thread's work: one request after another, until `close`."""
+        while (asked := self._asked.get()) is not None:
+            future, body, accept = asked
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(self._ask(body, accept))
+            except BaseException as error:  # Of whoever waits for the answer.
+                future.set_exception(error)
 
     def _request(
         self, question: Question, sample: int, seed: int, sampling: SamplingConfig, stop: StopConfig
@@ -138,10 +165,13 @@ class EndpointSpeaker:
                 if attempt + 1 < self._config.attempts:
                     bound = min(_LONGEST_PAUSE, self._config.backoff * 2**attempt)
                     # Not all at once again (and not by a seed: two runs against one endpoint should not meet).
-                    self._closed.wait(max(min(error.pause, _LONGEST_PAUSE), random.uniform(bound / 2, bound)))
-            if self._closed.is_set():
+                    self._pause(max(min(error.pause, _LONGEST_PAUSE), random.uniform(bound / 2, bound)))
+            if self._closed.done():
                 return Failure("given up", attempt)
         return Failure(f"{reason} ({self._config.attempts} tries)", self._config.attempts - 1)
+
+    def _pause(self, seconds: float) -> None:
+        wait((self._closed,), seconds)
 
     def _post(self, body: Mapping[str, Any]) -> bytes:
         headers = {"Content-Type": "application/json"}

@@ -175,10 +175,14 @@ class _Run:
             return write_files(output, self._config, self._prompts, self._alike, journal.entries, described)
         finally:
             journal.close()
-            self._scorers.shutdown(wait=False, cancel_futures=True)
-            for speaker in (self._policy, self._judge):
-                if speaker is not None:
-                    speaker.close()
+            self._stop()
+
+    def _stop(self) -> None:
+        """Give up what is being asked and scored; who waits for it gets CancelledError."""
+        self._scorers.shutdown(wait=False, cancel_futures=True)
+        for speaker in (self._policy, self._judge):
+            if speaker is not None:
+                speaker.close()
 
     def _is_own(self, name: str) -> bool:
         return getattr(self._config, name).url is None
@@ -211,9 +215,8 @@ class _Run:
             for future in as_completed([pool.submit(work, group) for group in groups]):
                 tell(future.result())
         finally:
-            for speaker in (self._policy, self._judge):
-                if speaker is not None:
-                    speaker.close()
+            # Of an error or Ctrl-C: no thread may wait for an answer, nor write when the journal is closed.
+            self._stop()
             pool.shutdown(cancel_futures=True)
 
     @property

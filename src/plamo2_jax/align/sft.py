@@ -6,6 +6,7 @@ A configuration, an objective and a data source for the train loop, which is tha
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import sys
 from collections.abc import Iterable, Mapping
@@ -165,16 +166,27 @@ LAYOUT = Layout(("tokens", "targets", "weights"), _to_batch)
 
 
 class ChatSource:
-    """Conversations as the train loop's source (`train.source.Source`)."""
+    """Conversations as the train loop's source (`train.source.Source`).
+
+    Held-out ones are read at once, so that bad ones end a run before it begins; those to train on when they are asked for, which
+    who only measures does not.
+    """
 
     def __init__(self, config: SftConfig, tokenizer: Tokenizer):
         self._config, self._tokenizer = config, tokenizer
         self._template = ChatTemplate.load(config.chat.template)
         require_marks(self._template)
-        self._parts = [self._read(item.path) for item in config.data.mixture]
         self._heldout = {name: self._read(path) for name, path in config.heldout.items()}
         self.files = {FILE_NAME: self._template.source}
-        self.description = {"examples": [part.fingerprint for part in self._parts]}
+
+    @functools.cached_property
+    def _parts(self) -> list[Examples]:
+        return [self._read(item.path) for item in self._config.data.mixture]
+
+    @property
+    def description(self) -> dict[str, list[str]]:
+        """See `train.source.Source`."""
+        return {"examples": [part.fingerprint for part in self._parts]}
 
     def _read(self, path: Path) -> Examples:
         chat, report = self._config.chat, self._config.chat.report()

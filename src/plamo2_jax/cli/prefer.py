@@ -28,7 +28,7 @@ exit status:
   0        all prompts are answered
   1        files are written, but prompts failed: report.json says which and why, and the same command tries them again
   2        an error, in one line on stderr
-  130      Ctrl-C: the same command goes on"""
+  130, 143 Ctrl-C or SIGTERM: it ends at once, and the same command goes on"""
 
 
 def main(argv: list[str]) -> int:
