@@ -21,13 +21,13 @@ config = DpoConfig(
     data=DataConfig(
         mixture=(MixtureItem(HOME / "preferences/pairs.jsonl"),), sequence_length=512, batch_size=2, packing_bins=16
     ),
-    steps=40,
+    steps=80,
     heldout={"pairs": HOME / "preferences/heldout.jsonl"},
     pairs=PairsConfig(max_pairs=8),
-    preference=PreferenceConfig(losses=("sigmoid", "nll"), weights=(1.0, 0.1), beta=0.1),
+    preference=PreferenceConfig(losses=("sigmoid", "nll"), weights=(1.0, 0.2), beta=0.1),
     optimizer=OptimizerConfig(weight_decay=0.0),
-    schedule=ScheduleConfig(kind="cosine", learning_rate=1e-4, warmup=0.1, final_fraction=0.1),
+    schedule=ScheduleConfig(kind="cosine", learning_rate=3e-4, warmup=0.1, final_fraction=0.1),
     dtype="float32",
-    checkpoint_every=20,
-    evaluate_every=40,
+    checkpoint_every=40,
+    evaluate_every=80,
 )

@@ -5,6 +5,7 @@
 
 from pathlib import Path
 
+from plamo2_jax.align.samples import SamplesConfig
 from plamo2_jax.align.sft import SftConfig
 from plamo2_jax.cli.pretrain import load_config
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem
@@ -30,5 +31,11 @@ config = SftConfig(
     z_loss=0.0,
     dtype="float32",
     checkpoint_every=50,
-    evaluate_every=100,
+    evaluate_every=50,
+    samples=SamplesConfig(
+        prompts=(
+            "「ファイルシステム」という文書の内容を一文で述べてください。",
+            "Write a one-sentence summary of the document “Installing packages”.",
+        )
+    ),
 )

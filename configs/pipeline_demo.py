@@ -68,7 +68,7 @@ pipeline = Pipeline(
         Stage("long", "pretrain configs/demo_extend.py"),
         # Conversations and preferences.
         Stage("instructions", f"data instructions --output {HOME}/instructions", (HOME / "instructions",)),
-        Stage("prompts", f"data instructions --output {HOME}/prompts --seed 1 --limit 240", (HOME / "prompts",)),
+        Stage("prompts", f"data instructions --output {HOME}/prompts --seed 1 --limit 480", (HOME / "prompts",)),
         *(tuned("sft", seed) for seed in SEEDS),
         merged("sft", *(f"sft_{seed}" for seed in SEEDS)),
         Stage("preferences", "prefer configs/demo_prefer.py"),
@@ -79,7 +79,7 @@ pipeline = Pipeline(
             Stage(
                 f"{model}_answers",
                 f"prefer configs/demo_prefer.py --policy.model {HOME}/{model} --prompts {HOME}/prompts/heldout.jsonl --output "
-                f"{HOME}/{model}_answers",
+                f"{HOME}/{model}_answers --samples 2",
             )
             for model in ("sft", "tuned")
         ),

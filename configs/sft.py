@@ -6,6 +6,7 @@ ShareGPT. For a published model, name its folder in INIT and set `model=preset("
 
 from pathlib import Path
 
+from plamo2_jax.align.samples import SamplesConfig
 from plamo2_jax.align.sft import ChatConfig, SftConfig
 from plamo2_jax.checkpoint import read_model_config
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem
@@ -27,6 +28,7 @@ config = SftConfig(
     schedule=ScheduleConfig(kind="cosine", learning_rate=1e-4, warmup=0.03, final_fraction=0.1),
     z_loss=0.0,
     dtype="float32",
+    samples=SamplesConfig(prompts=("日本で一番高い山は何ですか。", "What is a checkpoint?")),
     checkpoint_every=100,
     evaluate_every=100,
 )

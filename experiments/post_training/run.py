@@ -44,6 +44,7 @@ from plamo2_jax.train.schedule import ScheduleConfig  # noqa: E402
 
 MODELS = ("base", "SFT", "SFT merged", "DPO", "DPO merged")
 LENGTH, ROWS = 512, 2
+SAMPLING = SamplingConfig(0.8, top_p=0.95)
 FORMS = ("matches", "json")
 """Rules about the form of an answer."""
 
@@ -58,6 +59,7 @@ class Plan:
     dpo_steps: int
     dpo_rate: float
     beta: float
+    nll: float
     prompts: int
     samples: int
     questions: int
@@ -107,7 +109,7 @@ def dpo_config(plan: Plan, work: Path, name: str, seed: int, start: Path, pairs:
         steps=plan.dpo_steps,
         heldout={"pairs": pairs / "heldout.jsonl"},
         pairs=PairsConfig(template=str(start), max_pairs=8),
-        preference=PreferenceConfig(losses=("sigmoid", "nll"), weights=(1.0, 0.1), beta=plan.beta),
+        preference=PreferenceConfig(losses=("sigmoid", "nll"), weights=(1.0, plan.nll), beta=plan.beta),
         optimizer=OptimizerConfig(weight_decay=0.0),
         schedule=ScheduleConfig(kind="cosine", learning_rate=plan.dpo_rate, warmup=0.1, final_fraction=0.1),
         dtype="float32",
@@ -133,9 +135,9 @@ def preference_data(plan: Plan, work: Path, policy: Path, seed: int) -> Path:
         PreferConfig(
             output=folder,
             prompts=(work / f"prompts-{seed}" / "train.jsonl",),
-            policy=SpeakerConfig(model=str(policy), rows=64),
+            policy=SpeakerConfig(model=str(policy), rows=128),
             samples=plan.samples,
-            sampling=SamplingConfig(0.8, top_p=0.95),
+            sampling=SAMPLING,
             stop=StopConfig(max_new_tokens=96),
             pairing=PairingConfig(margin=0.1),
             heldout_share=0.2,
@@ -146,29 +148,38 @@ def preference_data(plan: Plan, work: Path, policy: Path, seed: int) -> Path:
 
 
 def rule_scores(plan: Plan, work: Path, model: Path) -> dict[str, float]:
-    """Means over greedy answers to held-out requests: of all rules, of each kind, and of answers that obey every one."""
+    """Means over answers to held-out requests, drawn as preference data are: of all rules, of each kind, and of answers that obey every
+    one; the last two also of greedy answers.
+    """
     prompts = read_prompts((work / "instructions" / "heldout.jsonl",), {})
     chosen = [prompts[i * len(prompts) // plan.questions] for i in range(plan.questions)]
-    speaker = open_speaker(SpeakerConfig(model=str(model), rows=64))
-    replies = speaker.answer(
-        [Question(prompt.id, prompt.messages) for prompt in chosen],
-        samples=1,
-        seed=0,
-        sampling=SamplingConfig(0.0),
-        stop=StopConfig(max_new_tokens=96),
-    )
-    scores = []
-    for prompt, reply in zip(chosen, replies, strict=True):
-        if isinstance(reply, Failure):
-            raise SystemExit(f"{prompt.id}: {reply.reason}")
-        scores.append(rules.score(prompt.rules, reply[0].text, reply[0].finished))
-    forms = [score[name] for score in scores for name in FORMS if name in score]
+    speaker = open_speaker(SpeakerConfig(model=str(model), rows=128))
+
+    def scores(sampling: SamplingConfig, samples: int) -> list[dict[str, float]]:
+        questions = [Question(prompt.id, prompt.messages) for prompt in chosen]
+        stop = StopConfig(max_new_tokens=96)
+        replies = speaker.answer(questions, samples=samples, seed=0, sampling=sampling, stop=stop)
+        for prompt, reply in zip(chosen, replies, strict=True):
+            if isinstance(reply, Failure):
+                raise SystemExit(f"{prompt.id}: {reply.reason}")
+        return [
+            rules.score(prompt.rules, answer.text, answer.finished)
+            for prompt, reply in zip(chosen, replies, strict=True)
+            for answer in reply
+        ]
+
+    def all_obeyed(found: list[dict[str, float]]) -> float:
+        return statistics.fmean(float(min(score.values()) >= 0.5) for score in found)
+
+    drawn, greedy = scores(SAMPLING, 4), scores(SamplingConfig(0.0), 1)
     return {
-        "rules": statistics.fmean(map(rules.mean, scores)),
-        "all_obeyed": statistics.fmean(float(min(score.values()) >= 0.5) for score in scores),
-        "form": statistics.fmean(forms),
-        "language": statistics.fmean(score["language"] for score in scores),
-        "finished": statistics.fmean(score["finished"] for score in scores),
+        "rules": statistics.fmean(map(rules.mean, drawn)),
+        "all_obeyed": all_obeyed(drawn),
+        "form": statistics.fmean(score[name] for score in drawn for name in FORMS if name in score),
+        "language": statistics.fmean(score["language"] for score in drawn),
+        "finished": statistics.fmean(score["finished"] for score in drawn),
+        "greedy_all_obeyed": all_obeyed(greedy),
+        "greedy_finished": statistics.fmean(score["finished"] for score in greedy),
     }
 
 
@@ -230,6 +241,8 @@ COLUMNS = {
     "form": ("form", 3),
     "language": ("language", 3),
     "finished": ("stopped", 3),
+    "greedy_all_obeyed": ("greedy: all rules obeyed", 3),
+    "greedy_finished": ("greedy: stopped", 3),
     "reward_accuracy": ("reward accuracy", 3),
     "text_ja": ("text ja, bits a byte", 3),
     "text_en": ("text en, bits a byte", 3),
@@ -246,8 +259,8 @@ def plot(path: Path, means: dict[str, dict[str, list[float]]]) -> None:
     figure, panels = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
     for panel, title, names in zip(
         panels,
-        ("rules obeyed by greedy answers", "held-out answers, bits a byte", "ordinary text, bits a byte"),
-        (("rules", "form", "finished"), ("answer_bits",), ("text_ja", "text_en")),
+        ("rules obeyed by answers", "held-out answers, bits a byte", "ordinary text, bits a byte"),
+        (("rules", "all_obeyed", "form", "finished"), ("answer_bits",), ("text_ja", "text_en")),
         strict=True,
     ):
         for i, name in enumerate(names):
@@ -286,7 +299,7 @@ def write(output: Path, results: dict) -> None:
         + " |"
         for model in MODELS
     ]
-    plan = results["plan"]
+    plan, preferred = results["plan"], ("SFT merged", "DPO merged")
 
     def change(name: str, before: str, after: str) -> str:
         return f"{statistics.fmean(means[after][name]) - statistics.fmean(means[before][name]):+.3f}"
@@ -304,10 +317,11 @@ rules that a program can check, to the rewards of held-out pairs, and to ordinar
 bundled corpus (`plamo2 data instructions`), {plan["sft_steps"]} steps of {ROWS} × {LENGTH} tokens, twice with other orders of the data;
 the two are averaged. The average answers {plan["prompts"]} requests {plan["samples"]} times each; of each request's answers the best and
 the worst by rules (language, length, form, stopped by itself) make a pair, a fifth of them held out. DPO (sigmoid, β = {plan["beta"]},
-+ 0.1 × NLL, {plan["dpo_steps"]} steps) starts twice from the average and its two models are averaged again. {len(seeds)} seeds of
-everything but the base; mean ± standard deviation over them, the two runs of a seed taken as their mean. Rules are scored on greedy
-answers to {plan["questions"]} held-out requests; `form` is that an asked-for form (JSON with two keys, "Title: …", bullets) is met; "all
-rules obeyed" counts answers in which every rule has at least a half. Rewards are log-ratios to the model that the stage began from; chance
++ {plan["nll"]} × NLL, {plan["dpo_steps"]} steps) starts twice from the average and its two models are averaged again. {len(seeds)} seeds of
+everything but the base; mean ± standard deviation over them, the two runs of a seed taken as their mean. Rules are scored on answers to
+{plan["questions"]} held-out requests: four each, drawn as those of the pairs were (temperature 0.8, top-p 0.95), and one that is greedy.
+`form` is that an asked-for form (JSON with two keys, "Title: …", bullets) is met; "all rules obeyed" counts answers in which every rule has
+at least a half. Rewards are log-ratios to the model that the stage began from; chance
 is 0.5. "Text" is held-out text of the corpus.
 
 | model | {" | ".join(title for title, _ in COLUMNS.values())} |
@@ -316,11 +330,12 @@ is 0.5. "Text" is held-out text of the corpus.
 
 Fine-tuning takes the mean of rules from {level("rules", "base")} to {level("rules", "SFT")} and the answers that obey all of them
 from {level("all_obeyed", "base")} to {level("all_obeyed", "SFT")}, at {change("text_en", "base", "SFT")} bits a byte of ordinary English.
-Preferences change the mean of rules by {change("rules", "SFT merged", "DPO merged")} and the answers that obey all by
-{change("all_obeyed", "SFT merged", "DPO merged")} against the average that they began from, with a reward accuracy of
-{level("reward_accuracy", "DPO merged")} on held-out pairs. Averaging the two fine-tunes changes the mean of rules by
-{change("rules", "SFT", "SFT merged")}, held-out answers by {change("answer_bits", "SFT", "SFT merged")} bits a byte and ordinary English
-by {change("text_en", "SFT", "SFT merged")}; averaging the two preference runs changes them by {change("rules", "DPO", "DPO merged")},
+Preferences change the mean of rules by {change("rules", *preferred)} and the answers that obey all by
+{change("all_obeyed", *preferred)} against the average that they began from, of greedy answers by
+{change("greedy_all_obeyed", *preferred)}, with a reward accuracy of {level("reward_accuracy", "DPO merged")} on held-out pairs.
+Averaging the two fine-tunes changes the mean of rules by {change("rules", "SFT", "SFT merged")}, held-out answers by
+{change("answer_bits", "SFT", "SFT merged")} bits a byte and ordinary English by
+{change("text_en", "SFT", "SFT merged")}; averaging the two preference runs changes them by {change("rules", "DPO", "DPO merged")},
 {change("answer_bits", "DPO", "DPO merged")} and {change("text_en", "DPO", "DPO merged")}.
 
 ![by stage](plot.png)
@@ -342,11 +357,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE)
     parser.add_argument("--sft-steps", type=int, default=150)
     parser.add_argument("--sft-rate", type=float, default=1e-3)
-    parser.add_argument("--dpo-steps", type=int, default=50)
-    parser.add_argument("--dpo-rate", type=float, default=1e-4)
+    parser.add_argument("--dpo-steps", type=int, default=300)
+    parser.add_argument("--dpo-rate", type=float, default=3e-4)
     parser.add_argument("--beta", type=float, default=0.1)
-    parser.add_argument("--prompts", type=int, default=240)
-    parser.add_argument("--samples", type=int, default=6)
+    parser.add_argument("--nll", type=float, default=0.2, help="weight of the chosen answers' likelihood in the loss")
+    parser.add_argument("--prompts", type=int, default=1200)
+    parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--questions", type=int, default=192)
     parser.add_argument("--small", action="store_true", help="a few steps, into WORK/small")
     options = parser.parse_args()

@@ -147,11 +147,15 @@ def test_adapters_on_a_stored_reference_through_the_command_line(stored, tmp_pat
     path = tmp_path / "config.py"
     path.write_text(
         "from pathlib import *\nfrom plamo2_jax.align.dpo import *\nfrom plamo2_jax.align.lora import *\n"
-        "from plamo2_jax.align.preferences import *\nfrom plamo2_jax.config import *\nfrom plamo2_jax.data.pipeline import *\n"
+        "from plamo2_jax.align.preferences import *\nfrom plamo2_jax.align.samples import *\nfrom plamo2_jax.config import *\n"
+        "from plamo2_jax.data.pipeline import *\nfrom plamo2_jax.infer.sampling import *\n"
         "from plamo2_jax.sharding.mesh import *\nfrom plamo2_jax.train.guard import *\nfrom plamo2_jax.train.optimizer import *\n"
         f"from plamo2_jax.train.schedule import *\nconfig = {config!r}\n"
     )
-    assert main(["dpo", str(path), "--preference.losses", "sigmoid", "nll", "--preference.weights", "1", "0.2"]) == 0
+    losses = ["--preference.losses", "sigmoid", "nll", "--preference.weights", "1", "0.2"]
+    assert main(["dpo", str(path), *losses, "--samples.prompts", "a?", "--samples.max-new-tokens", "4"]) == 0
+    (sample,) = (json.loads(line) for line in (config.folder / "samples.jsonl").read_text().splitlines())
+    assert (sample["step"], sample["prompt"]) == (3, "a?")
     assert "of 2 pairs right" in capsys.readouterr().out
     first, *_, last = (line["loss"] for line in record(config) if "loss" in line)
     assert last < first

@@ -14,11 +14,15 @@ from plamo2_jax import checkpoint
 from plamo2_jax.align.chat import Example
 from plamo2_jax.align.lora import Adapters, LoraConfig
 from plamo2_jax.align.peft import merged_model
+from plamo2_jax.align.samples import SamplesConfig, SampleWriter
 from plamo2_jax.align.sft import ChatConfig, ChatSource, Sft, SftConfig, make_objective, noise_scale, to_element
+from plamo2_jax.align.speakers import Question, SpeakerConfig, open_speaker
 from plamo2_jax.align.start import load_params
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.data.pipeline import MixtureItem
+from plamo2_jax.infer.sampling import SamplingConfig
+from plamo2_jax.infer.stop import StopConfig
 from plamo2_jax.model.plamo2 import Plamo2, abstract_params
 from plamo2_jax.train.loop import pretrain
 from plamo2_jax.train.objective import next_token
@@ -117,11 +121,26 @@ def test_the_objective_is_that_of_pretraining_but_for_noise(make_config, small, 
     assert 1e-6 < abs(losses[2] - losses[0]) < 1
 
 
+ASKED = SamplesConfig(("a?", "j?"), max_new_tokens=8)
+
+
+def hooks(config):
+    return {
+        "make_objective": make_objective,
+        "make_source": ChatSource,
+        "on_evaluate": SampleWriter(config, config.samples, config.chat.template),
+    }
+
+
+def samples_of(folder):
+    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+
+
 @pytest.fixture(scope="module")
 def whole(make_config):
-    """A run of the whole model, with NEFTune."""
-    config = make_config("whole", neftune_alpha=1.0)
-    return config, pretrain(config, make_objective=make_objective, make_source=ChatSource)
+    """A run of the whole model, with NEFTune, that is asked something on its way."""
+    config = make_config("whole", neftune_alpha=1.0, samples=ASKED, evaluate_every=3)
+    return config, pretrain(config, **hooks(config))
 
 
 def test_a_run_learns_its_conversations(whole):
@@ -129,8 +148,8 @@ def test_a_run_learns_its_conversations(whole):
     lines = record(config)
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < losses[0]
-    assert outcome.heldout["chat"].loss == next(
-        line["heldout/chat/loss"] for line in lines if "heldout/chat/loss" in line
+    assert (
+        outcome.heldout["chat"].loss == [line["heldout/chat/loss"] for line in lines if "heldout/chat/loss" in line][-1]
     )
     assert "{%- generation -%}" in (config.folder / "chat_template.jinja").read_text()
     described = json.loads((config.folder / "config.json").read_text())
@@ -139,11 +158,14 @@ def test_a_run_learns_its_conversations(whole):
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(whole, make_config):
-    config = make_config("stopped", neftune_alpha=1.0)
-    hooks = {"make_objective": make_objective, "make_source": ChatSource}
-    assert pretrain(config, on_step=stop_after(4), **hooks).step == 4
-    pretrain(config, **hooks)
+    config = make_config("stopped", neftune_alpha=1.0, samples=ASKED, evaluate_every=3)
+    assert pretrain(config, on_step=stop_after(4), **hooks(config)).step == 4
+    pretrain(config, **hooks(config))
     assert record(config) == record(whole[0])
+    assert samples_of(config.folder) == samples_of(whole[0].folder)
+    assert [(line["step"], line["prompt"]) for line in samples_of(config.folder)] == [
+        (step, prompt) for step in (3, 6) for prompt in ("a?", "j?")
+    ]
     shapes = abstract_params(Plamo2(config.model))
     assert_same_params(*(checkpoint.restore_params(c.folder, shapes) for c in (config, whole[0])))
 
@@ -154,11 +176,13 @@ def test_adapters_alone_are_trained_and_added(make_config, small_params, base, t
     config = make_config("adapters", lora=lora)
     path = tmp_path / "config.py"
     path.write_text(
-        "from pathlib import *\nfrom plamo2_jax.align.lora import *\nfrom plamo2_jax.align.sft import *\nfrom plamo2_jax.config import *\n"
+        "from pathlib import *\nfrom plamo2_jax.align.lora import *\nfrom plamo2_jax.align.samples import *\n"
+        "from plamo2_jax.align.sft import *\nfrom plamo2_jax.config import *\nfrom plamo2_jax.infer.sampling import *\n"
         "from plamo2_jax.data.pipeline import *\nfrom plamo2_jax.sharding.mesh import *\nfrom plamo2_jax.train.guard import *\n"
         f"from plamo2_jax.train.optimizer import *\nfrom plamo2_jax.train.schedule import *\nconfig = {config!r}\n"
     )
-    assert main(["sft", str(path), "--chat.weighting", "conversation"]) == 0
+    asked = ["--samples.prompts", "a?", "日本", "--samples.max-new-tokens", "8"]
+    assert main(["sft", str(path), "--chat.weighting", "conversation", *asked]) == 0
     assert "held-out chat: " in capsys.readouterr().out
     losses = [line["loss"] for line in record(config) if "loss" in line]
     assert losses[-1] < losses[0]
@@ -168,6 +192,16 @@ def test_adapters_alone_are_trained_and_added(make_config, small_params, base, t
         load_model(config.folder)
     assert main(["lora", str(base), str(config.folder), str(tmp_path / "one")]) == 0
     assert (tmp_path / "one" / "chat_template.jinja").is_file()
+    # What the run wrote down is what the model with its adapters says.
+    replies = open_speaker(SpeakerConfig(str(tmp_path / "one"))).answer(
+        [Question(text, [{"role": "user", "content": text}]) for text in ("a?", "日本")],
+        samples=1,
+        seed=0,
+        sampling=SamplingConfig(0.0),
+        stop=StopConfig(max_new_tokens=8),
+    )
+    assert [line["text"] for line in samples_of(config.folder)] == [reply[0].text for reply in replies]
+    assert {line["step"] for line in samples_of(config.folder)} == {6}
     for merged in (load_model(tmp_path / "one").params, merged_model(base, config.folder / "adapter").params):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), merged, expected)
     assert np.array_equal(merged["embedding"], small_params["embedding"])
@@ -186,6 +220,15 @@ def test_adapters_alone_are_trained_and_added(make_config, small_params, base, t
 def test_settings_out_of_range(make_config, changes, message):
     with pytest.raises(ValueError, match=message):
         make_config("x", **{k: ChatConfig(**v) if k == "chat" else v for k, v in changes.items()})
+
+
+def test_samples_that_cannot_be_asked_are_refused(make_config, tmp_path):
+    with pytest.raises(ValueError, match=r"SamplesConfig.prompts=\(' ',\) is not allowed"):
+        SamplesConfig((" ",))
+    strict = tmp_path / "strict.jinja"
+    strict.write_text("{{ raise_exception('a system message comes first') }}")
+    with pytest.raises(ValueError, match=r"samples.prompts\[0\]: the chat template refuses it"):
+        SampleWriter(make_config("x"), ASKED, str(strict))
 
 
 def test_a_model_of_another_shape_is_refused(base, small):

@@ -241,11 +241,13 @@ class WithAdapters:
         merged = self.trained.apply(frozen["params"], params, for_adapters)
         return self._inner(merged, batch, for_inner, *self._inner_frozen(frozen))
 
+    def whole(self, params: Any) -> Any:
+        """The model's parameters with the adapters added."""
+        return self._merge(self.frozen["params"], params)
+
     def evaluate(self, params: Any, batches: Iterable[Mapping[str, jax.Array]]) -> Any:
         """What the inner objective measures with the adapters added."""
-        return self._inner.evaluate(
-            self._merge(self.frozen["params"], params), batches, *self._inner_frozen(self.frozen)
-        )
+        return self._inner.evaluate(self.whole(params), batches, *self._inner_frozen(self.frozen))
 
     def _inner_frozen(self, frozen: Any) -> tuple:
         if getattr(self._inner, "reference_is_start", False):

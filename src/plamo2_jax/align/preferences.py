@@ -19,6 +19,7 @@ from plamo2_jax.align.logprobs import gather_pairs, token_log_probs
 from plamo2_jax.align.lora import Adapters, LoraConfig, WithAdapters
 from plamo2_jax.align.preference_data import REFERENCE, Pair, PairTruncate, encode_pairs, layout, read_pairs
 from plamo2_jax.align.reference import ReferenceLogProbs
+from plamo2_jax.align.samples import SamplesConfig
 from plamo2_jax.align.sft import refuse_unfit, say_counts
 from plamo2_jax.align.start import StartingModel, place_params
 from plamo2_jax.data.documents import ReadReport
@@ -78,6 +79,8 @@ class DpoConfig(PretrainConfig):
     runs beside the policy, which costs its memory and a third of the time."""
     lora: LoraConfig | None = None
     """Train adapters instead of the model. The reference is then the model without them, at no cost of memory."""
+    samples: SamplesConfig = dataclasses.field(default_factory=SamplesConfig)
+    """What the model is asked at every evaluation."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

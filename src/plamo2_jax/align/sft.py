@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 from plamo2_jax.align.chat import Example, Truncate, encode_all, read_conversations, require_marks
 from plamo2_jax.align.examples import Examples
 from plamo2_jax.align.lora import Adapters, LoraConfig, WithAdapters
+from plamo2_jax.align.samples import SamplesConfig
 from plamo2_jax.align.start import StartingModel, place_params
 from plamo2_jax.data.documents import ReadReport
 from plamo2_jax.data.packing import Batch, Layout
@@ -74,6 +75,8 @@ class SftConfig(PretrainConfig):
     is usual, 0 is off."""
     lora: LoraConfig | None = None
     """Train adapters instead of the model."""
+    samples: SamplesConfig = dataclasses.field(default_factory=SamplesConfig)
+    """What the model is asked at every evaluation."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -190,8 +190,7 @@ class OwnSpeaker:
         self._tokenizer, self._config = loaded.tokenizer, config
         model = Plamo2(loaded.config, dtype=jnp.dtype(config.dtype))
         self._generator = Generator(model, cast_matrices(model, loaded.params), loaded.tokenizer)
-        ends = {*default_stop_ids(model, loaded.tokenizer), *end_ids(self._template, loaded.tokenizer)}
-        self._stop_ids = tuple(sorted(ends))
+        self._stop_ids = answer_stop_ids(model, self._template, loaded.tokenizer)
         self.description = {
             "model": config.model,
             "fingerprint": fingerprint(loaded.config, loaded.params),
@@ -239,6 +238,11 @@ class OwnSpeaker:
         if not 0 < len(chat.ids) <= self._config.max_prompt_tokens:
             return Failure(f"{len(chat.ids)} tokens, not 1 to max_prompt_tokens={self._config.max_prompt_tokens}")
         return chat.ids
+
+
+def answer_stop_ids(model: Plamo2, template: ChatTemplate, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Ids that end an answer: those that end a document, and what the template ends an answer with."""
+    return tuple(sorted({*default_stop_ids(model, tokenizer), *end_ids(template, tokenizer)}))
 
 
 def end_ids(template: ChatTemplate, tokenizer: Tokenizer) -> tuple[int, ...]:

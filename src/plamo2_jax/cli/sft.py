@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from plamo2_jax.align.preferences import DpoConfig
+    from plamo2_jax.align.samples import SampleWriter
     from plamo2_jax.align.sft import SftConfig
     from plamo2_jax.train.loop import Outcome
 
@@ -15,7 +17,8 @@ usage: plamo2 sft CONFIG.py [--field value] [--part.field value] ...
 
 CONFIG.py is a Python file that sets `config = SftConfig(...)`, a PretrainConfig whose data.mixture and heldout name JSON lines of
 conversations (`messages`, Alpaca or ShareGPT; a file, a folder or a pattern each) and whose init_from is a run folder or a folder of
-the public layout. Any field below can be replaced on the command line. Only what the assistant says is trained on.
+the public layout. Any field below can be replaced on the command line. Only what the assistant says is trained on. --samples.prompts TEXT
+TEXT ... are answered at every evaluation, into samples.jsonl.
 
 The run, its exit status and how it is resumed are those of plamo2 pretrain; chat_template.jinja lies in its folder too. With --lora the
 checkpoints hold adapters, which are also written to OUTPUT/NAME/adapter in PEFT's layout at the end: plamo2 lora adds them to a model."""
@@ -28,7 +31,11 @@ def main(argv: list[str]) -> int:
     def hooks(config: SftConfig) -> dict[str, Any]:
         from plamo2_jax.align.sft import ChatSource, make_objective
 
-        return {"make_objective": make_objective, "make_source": ChatSource}
+        return {
+            "make_objective": make_objective,
+            "make_source": ChatSource,
+            "on_evaluate": sample_writer(config, config.chat.template),
+        }
 
     def report(config: SftConfig, outcome: Outcome) -> None:
         for name, heldout in outcome.heldout.items():
@@ -36,6 +43,17 @@ def main(argv: list[str]) -> int:
         write_adapter(config)
 
     return train("sft", argv, example, DESCRIPTION, "configs/sft.py", hooks, report)
+
+
+def sample_writer(config: SftConfig | DpoConfig, template: str) -> SampleWriter | None:
+    """What asks the model at every evaluation, where it is asked anything.
+
+    Raises:
+        ValueError: see `SampleWriter`.
+    """
+    from plamo2_jax.align.samples import SampleWriter
+
+    return SampleWriter(config, config.samples, template) if config.samples.prompts else None
 
 
 def write_adapter(config: Any) -> None:

@@ -95,7 +95,9 @@ def _read_samples(path: Path) -> list[dict[str, Any]]:
                 f"{path}, line {number}, lacks {', '.join(sorted(missing))}; plamo2 generate --json writes it"
             )
         samples.append(sample)
-    return samples
+    # Of a run that wrote some at every evaluation, those of the last.
+    newest = max((sample.get("step", 0) for sample in samples), default=0)
+    return [sample for sample in samples if sample.get("step", newest) == newest]
 
 
 def _tokens(config: dict[str, Any], steps: list[dict[str, float]]) -> int:

@@ -139,6 +139,7 @@ FREE_TO_CHANGE = frozenset(
         "max_skipped",
         "stall_seconds",
         "reference_log_probs",
+        "samples",
         "distillation.logits",
         "distillation.teacher",
         "data.prefetch_batches",

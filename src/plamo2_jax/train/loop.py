@@ -85,6 +85,7 @@ def pretrain(
     *,
     profile: ProfileSteps | None = None,
     on_step: Callable[[int], None] | None = None,
+    on_evaluate: Callable[[int, Any], None] | None = None,
     make_objective: Callable[[PretrainConfig, Beside], Objective] | None = None,
     make_source: Callable[[PretrainConfig, Tokenizer], Source] = ShardSource,
 ) -> Outcome:
@@ -98,6 +99,7 @@ def pretrain(
         config: the run; the same in all processes.
         profile: steps to trace into profile/.
         on_step: called with the number of updates handed to the device after each one, before it is logged.
+        on_evaluate: called with the number of updates and the model's parameters, after held-out data were measured or would have been.
         make_objective: builds what to minimise; None: next-token cross-entropy. A run that distils wants
         `surgery.distill.make_objective`.
         make_source: builds what batches come from.
@@ -178,6 +180,7 @@ def pretrain(
         .compile()
     )
     evaluate = getattr(objective, "evaluate", None) or make_evaluator(model, lengths, config.loss_chunk)
+    whole = getattr(objective, "whole", lambda params: params)
 
     guard = Guard(config.max_skipped, config.spike)
     about = {"config": to_json(config), "mesh": dict(mesh.shape), "processes": jax.process_count()}
@@ -240,7 +243,7 @@ def pretrain(
                 stopping = stop.agreed(writing)
                 saving = complete or stopping or due
                 # Whoever asks a process to end may not wait for a pass over the held-out text.
-                evaluating = (complete or step % config.evaluate_every == 0) and not stopping and bool(config.heldout)
+                evaluating = (complete or step % config.evaluate_every == 0) and not stopping
                 if writing or stopping:
                     spike = window.write()
                     progress.set_postfix(window.shown)
@@ -250,13 +253,16 @@ def pretrain(
                         progress.n = step
                         window.restart()
                         continue
-                if evaluating:
+                if evaluating and config.heldout:
                     for language in config.heldout:
                         batches = source.heldout(language, part, parts)
                         heldout[language] = evaluate(state.params, map(put_tokens, _beating(batches, watchdog)))
                         if state.ema is not None:
                             averaged[language] = evaluate(state.ema, map(put_tokens, _beating(batches, watchdog)))
                     log.write(step, _heldout_figures(heldout) | _heldout_figures(averaged, "heldout_ema"))
+                if evaluating and on_evaluate is not None:
+                    watchdog.beat()
+                    on_evaluate(step, whole(state.params))
                 log.flush()
                 if saving:
                     log.upload()  # Before the checkpoint, so that whoever goes on from that finds all lines up to it.

@@ -26,9 +26,9 @@ class Objective(Protocol):
     One that needs arrays which are not trained (a teacher's parameters) has them as the attribute `frozen` and gets them back as a
     fourth argument. One that needs more of a batch than its tokens has `augment` (a batch on the host → the same with more) and
     `extra` (name → shape after [b, t] and dtype of what that adds, or of what its data source adds). One that trains something else
-    than the model's parameters says what as `trained` (`train.trained.Trained`). One whose sums are not all over `weight` says over what
-    as `over` (see `means`). One whose held-out figures are not bits per byte has `evaluate`: parameters and batches → something with a
-    method `figures()`, names and numbers.
+    than the model's parameters says what as `trained` (`train.trained.Trained`), and has `whole` (what is trained → the model's
+    parameters). One whose sums are not all over `weight` says over what as `over` (see `means`). One whose held-out figures are not bits
+    per byte has `evaluate`: parameters and batches → something with a method `figures()`, names and numbers.
     """
 
     def __call__(self, params: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Metrics]:

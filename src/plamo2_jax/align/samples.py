@@ -1,0 +1,95 @@
+"""What a model answers while it is tuned, written down at every evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from plamo2_jax.align.speakers import answer_stop_ids
+from plamo2_jax.infer.generate import Generator
+from plamo2_jax.infer.sampling import SamplingConfig
+from plamo2_jax.infer.stop import StopConfig
+from plamo2_jax.model.plamo2 import Plamo2
+from plamo2_jax.storage import located, write_whole
+from plamo2_jax.tokenizer.chat_template import ChatTemplate
+from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from plamo2_jax.train.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from plamo2_jax.train.config import PretrainConfig
+
+SAMPLES = "samples.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplesConfig:
+    """What is asked at every evaluation. The answers go to samples.jsonl in the run's folder, and the newest into its report.
+
+    Raises:
+        ValueError: a field is out of range; the message names the field, its value and what is allowed.
+    """
+
+    prompts: tuple[str, ...] = ()
+    """What a user says, one request each; none: nothing is asked."""
+    sampling: SamplingConfig = dataclasses.field(default_factory=lambda: SamplingConfig(temperature=0.0))
+    """How tokens are chosen: always the likeliest, unless another temperature is given."""
+    max_new_tokens: int = 128
+    """Tokens of an answer at most."""
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(prompt, str) and prompt.strip() for prompt in self.prompts):
+            raise ValueError(
+                f"SamplesConfig.prompts={self.prompts!r} is not allowed: it must be texts that are not empty"
+            )
+        if self.max_new_tokens < 1:
+            raise ValueError(
+                f"SamplesConfig.max_new_tokens={self.max_new_tokens!r} is not allowed: it must be at least 1"
+            )
+
+
+class SampleWriter:
+    """Writes the answers, as `plamo2 generate --json` writes a sample and with the step: `on_evaluate` of the train loop.
+
+    The model is copied to one device, where it is not on one alone.
+
+    Args:
+        run: the run's configuration.
+        samples: what is asked.
+        template: chat template of the run.
+
+    Raises:
+        ValueError: there are several processes, or the template refuses a prompt.
+    """
+
+    def __init__(self, run: PretrainConfig, samples: SamplesConfig, template: str):
+        if jax.process_count() > 1:
+            raise ValueError(
+                "samples.prompts is not allowed in a job of several processes: plamo2 generate writes with any of its checkpoints"
+            )
+        self._config, self._path = samples, run.folder / SAMPLES
+        self._tokenizer, chat = Tokenizer.load(run.tokenizer), ChatTemplate.load(template)
+        self._model = Plamo2(run.model, dtype=jnp.dtype(run.dtype))
+        self._prompts = []
+        for number, prompt in enumerate(samples.prompts):
+            try:
+                asked = chat.encode(self._tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
+            except ValueError as error:
+                raise ValueError(f"samples.prompts[{number}]: the chat template refuses it: {error}") from error
+            self._prompts.append(asked.ids)
+        self._stop = StopConfig(
+            max_new_tokens=samples.max_new_tokens, ids=answer_stop_ids(self._model, chat, self._tokenizer)
+        )
+
+    def __call__(self, step: int, params: Any) -> None:
+        """Ask, and write. A run that goes on writes the answers of a step anew."""
+        generator = Generator(self._model, jax.device_put(params, jax.devices()[0]), self._tokenizer)
+        completions = generator.generate(self._prompts, sampling=self._config.sampling, stop=self._stop)
+        lines = [line for line in read_metrics(self._path) if line["step"] < step]
+        for prompt, completion in zip(self._config.prompts, completions, strict=True):
+            lines.append({"step": step, "prompt": prompt, "sample": 0, **dataclasses.asdict(completion)})
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_whole(located(self._path), text.encode())
