@@ -19,7 +19,7 @@ _OPTIONS = {
     "prefer": "--samples 3 --stop.max-new-tokens 8 --pairing.margin 0.001 --heldout-share 0.3",
     "generate": "--max-new-tokens 8",
 }
-_STEPS = {"@60": "@2", "@120": "@4", " --limit 240": ""}
+_STEPS = {"@60": "@2", "@120": "@4", " --limit 480": "", " --samples 2": ""}
 
 
 def shorter(command: str) -> str:
