@@ -333,8 +333,8 @@ from {level("all_obeyed", "base")} to {level("all_obeyed", "SFT")}, at {change("
 Preferences change the mean of rules by {change("rules", *preferred)} and the answers that obey all by
 {change("all_obeyed", *preferred)} against the average that they began from, of greedy answers by
 {change("greedy_all_obeyed", *preferred)}, with a reward accuracy of {level("reward_accuracy", "DPO merged")} on held-out pairs.
-They cost {change("answer_bits", *preferred)} bits a byte of held-out answers and {change("text_en", *preferred)} of ordinary English. The rules
-that score are the rules that made the pairs, of other requests: what gets better is what a program can check, not what is said.
+They cost {change("answer_bits", *preferred)} bits a byte of held-out answers and {change("text_en", *preferred)} of ordinary English.
+The rules that score are the rules that made the pairs, of other requests: what gets better is what a program can check, not what is said.
 Averaging the two fine-tunes changes the mean of rules by {change("rules", "SFT", "SFT merged")}, held-out answers by
 {change("answer_bits", "SFT", "SFT merged")} bits a byte and ordinary English by
 {change("text_en", "SFT", "SFT merged")}; averaging the two preference runs changes them by {change("rules", "DPO", "DPO merged")},

@@ -293,7 +293,7 @@ _OR_AGAIN = "give another --output, or --again to make it anew"
 
 
 def _refuse_other(output: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    if found := differences(ours["config"], theirs.get("config")):
+    if found := differences(ours["config"], theirs.get("config"), free=frozenset()):
         raise ValueError(f"{output} holds preference data of another configuration ({'; '.join(found)}); {_OR_AGAIN}")
     if ours["prompts"] != theirs.get("prompts"):
         raise ValueError(f"{output} holds preference data of other prompts than are in the files now; {_OR_AGAIN}")

@@ -165,8 +165,9 @@ def _refuse_other(config: RoundsConfig) -> None:
     ours = to_json(config) | {"prefer": identity(config.prefer)}
     ours["prefer"].pop("policy")
     if path.exists():
-        theirs, kept = read_config(path.parent), ("start", "merge", "prefer", "train")
-        found = [line for name in kept for line in differences(ours[name], theirs.get(name), "")]
+        theirs, kept = read_config(path.parent), ("start", "merge", "prefer")
+        found = [line for name in kept for line in differences(ours[name], theirs.get(name), free=frozenset())]
+        found += differences(ours["train"], theirs.get("train"))
         if found:
             raise ValueError(
                 f"{path.parent} holds rounds of another configuration ({'; '.join(found)}); give another --output, or --again to make "

@@ -159,13 +159,13 @@ def to_json(config: Any) -> Any:
     return address(config) if isinstance(config, Path) else config
 
 
-def differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
+def differences(ours: Any, theirs: Any, name: str = "", free: frozenset[str] = FREE_TO_CHANGE) -> list[str]:
     """Where two configurations in JSON form differ, but for what is free to change: `field: ours, not theirs`, dotted."""
-    if name in FREE_TO_CHANGE or ours == theirs:
+    if name in free or ours == theirs:
         return []
     if not (isinstance(ours, dict) and isinstance(theirs, dict)):
         return [f"{name}: {ours!r}, not {theirs!r}"]
     found = []
     for key in sorted(ours.keys() | theirs.keys()):
-        found += differences(ours.get(key), theirs.get(key), f"{name}.{key}" if name else key)
+        found += differences(ours.get(key), theirs.get(key), f"{name}.{key}" if name else key, free)
     return found
