@@ -13,8 +13,8 @@ export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.ma
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo     set up, then a model from nothing: pretrained, pruned and distilled, extended, tuned; open $(RUN)/report.html (about 12 minutes)'
-	@echo 'make test     set up, lint and all tests (about 15 minutes)'
+	@echo 'make demo     set up, then a model from nothing: pretrained, pruned and distilled, extended, tuned; open $(RUN)/report.html (about 15 minutes)'
+	@echo 'make test     set up, lint and all tests (about 20 minutes)'
 	@echo 'make test-tpu kernels and plans through the TPU compiler (libtpu, 0.2 GB; no TPU is needed)'
 	@echo 'make install  only .venv with the plamo2 command in it'
 	@echo 'make lint     ruff and the import contracts'
