@@ -22,6 +22,7 @@ from plamo2_jax.align.preference_data import encode_pairs, read_pairs
 from plamo2_jax.align.preferences import DpoConfig, PairsConfig
 from plamo2_jax.align.prompts import is_heldout, read_prompts
 from plamo2_jax.align.rounds import RoundsConfig, iterate
+from plamo2_jax.align.samples import SamplesConfig
 from plamo2_jax.align.speakers import OwnSpeaker, Question, SpeakerConfig, end_ids
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.load import load_model
@@ -315,7 +316,8 @@ def test_a_bad_configuration_is_named(make_config, tmp_path, fields, message):
 def rounds(make_config, fields, rows_of, base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("rounds") / "rounds"
     data = rows_of(folder / "pairs.jsonl", sequence_length=128, batch_size=1)
-    train = DpoConfig(**{**fields, "name": "x", "data": data, "steps": 2, "pairs": PairsConfig(max_pairs=2)})
+    own = {"name": "x", "data": data, "steps": 2, "pairs": PairsConfig(max_pairs=2)}
+    train = DpoConfig(**fields | own, samples=SamplesConfig(("あ？",), max_new_tokens=4))
     config = RoundsConfig(folder, base, make_config(folder), train, rounds=1)
     first = iterate(config)
     assert first.model == folder / "round_1" / "model"
@@ -341,6 +343,9 @@ def test_two_rounds_each_from_the_last_ones_model(rounds, base):
     assert policies[0]["policy"]["fingerprint"] != policies[1]["policy"]["fingerprint"]
     assert [one["seed"] for one in policies] == [0, 1]
     assert (ended.model / "chat_template.jinja").is_file()
+    for i in (1, 2):
+        (sample,) = lines(config.output / f"round_{i}" / "train" / "samples.jsonl")
+        assert (sample["step"], sample["prompt"]) == (2, "あ？")
 
 
 def test_a_round_ends_in_the_mean_of_its_start_and_what_was_trained(rounds, base):

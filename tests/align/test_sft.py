@@ -229,6 +229,14 @@ def test_samples_that_cannot_be_asked_are_refused(make_config, tmp_path):
     strict.write_text("{{ raise_exception('a system message comes first') }}")
     with pytest.raises(ValueError, match=r"samples.prompts\[0\]: the chat template refuses it"):
         SampleWriter(make_config("x"), ASKED, str(strict))
+    config = make_config("x", output=tmp_path)
+    short = dataclasses.replace(config, model=dataclasses.replace(config.model, max_position_embeddings=64))
+    with pytest.raises(ValueError, match=r"prompt 1 has .* tokens; with max_new_tokens=8 that exceeds max_length=64"):
+        SampleWriter(short, SamplesConfig(("a?", "b" * 100), max_new_tokens=8), "chat")
+    config.folder.mkdir()
+    (config.folder / "samples.jsonl").write_text('{"prompt": "a?"}\n')
+    with pytest.raises(ValueError, match=r"samples\.jsonl, line 1, must be an object with an integer"):
+        SampleWriter(config, ASKED, "chat")
 
 
 def test_a_model_of_another_shape_is_refused(base, small):

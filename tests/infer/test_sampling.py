@@ -197,6 +197,17 @@ def test_a_draw_is_where_the_sum_of_probabilities_passes_the_number(rng, v):
         assert (sums[token - 1] if token else 0) <= number + 1e-5
 
 
+def test_a_number_at_the_edge_of_a_token_draws_no_token_of_probability_zero(rng):
+    """Where rounding decides: the number that is the sum before each token, and its neighbours."""
+    logits = rng.normal(0, 3, 900).astype(np.float32)
+    logits[rng.random(900) < 0.5] = -np.inf
+    edges = np.cumsum(softmax(logits.astype(np.float64))).astype(np.float32)
+    uniform = np.concatenate([edges, np.nextafter(edges, np.float32(0)), np.nextafter(edges, np.float32(1))])
+    uniform = np.minimum(uniform, np.float32(1 - 2**-24))
+    tokens = np.asarray(jax.jit(draw)(jnp.broadcast_to(logits, (len(uniform), 900)), jnp.asarray(uniform)))
+    assert np.isfinite(logits[tokens]).all()
+
+
 def test_logits_that_are_no_numbers_end_a_draw():
     logits = jnp.stack([jnp.full(9, jnp.nan), jnp.full(9, -jnp.inf), jnp.zeros(9)])
     tokens, logprobs = sample(logits, jax.random.split(jax.random.key(0), 3), SamplingConfig(top_p=0.5))

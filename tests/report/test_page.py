@@ -57,6 +57,15 @@ def test_figures_samples_and_names_are_on_the_page(run):
     assert page.count("<svg") == 4
 
 
+def test_of_samples_with_steps_the_newest_are_shown(run):
+    rest = {"prompt": "p", "finish_reason": "length", "token_ids": [1]}
+    said = [{**rest, "step": step, "text": f"said at {step}"} for step in (50, 100)]
+    (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in said), encoding="utf-8")
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "said at 100" in page
+    assert "said at 50" not in page
+
+
 def test_a_run_without_evaluation_still_has_its_curves(run):
     page = write_report(run).read_text(encoding="utf-8")
     assert "1.250" in page

@@ -22,6 +22,7 @@ from typing import Any
 from plamo2_jax.align.journal import Lock
 from plamo2_jax.align.prefer import CONFIG, REPORT, PreferConfig, Progress, identity, prefer
 from plamo2_jax.align.preferences import DpoConfig, PairSource, make_objective
+from plamo2_jax.align.samples import sample_writer
 from plamo2_jax.checkpoint import read_config, write_json
 from plamo2_jax.convert.hf import copy_chat_template
 from plamo2_jax.data.pipeline import MixtureItem
@@ -149,7 +150,8 @@ def _round(
         data=dataclasses.replace(config.train.data, mixture=(MixtureItem(pairs / "pairs.jsonl"),)),
         heldout=heldout,
     )
-    outcome = pretrain(training, make_objective=make_objective, make_source=PairSource)
+    asks = sample_writer(training, training.pairs.template)
+    outcome = pretrain(training, make_objective=make_objective, make_source=PairSource, on_evaluate=asks)
     if outcome.signal is not None:
         return outcome.signal
     measured = {name: found.figures() for name, found in outcome.heldout.items()}

@@ -20,6 +20,9 @@ from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.metrics import read_metrics
 
 if TYPE_CHECKING:
+    from plamo2_jax.align.preferences import DpoConfig
+    from plamo2_jax.align.sft import SftConfig
+    from plamo2_jax.infer.generation import Generation
     from plamo2_jax.train.config import PretrainConfig
 
 SAMPLES = "samples.jsonl"
@@ -62,7 +65,8 @@ class SampleWriter:
         template: chat template of the run.
 
     Raises:
-        ValueError: there are several processes, or the template refuses a prompt.
+        ValueError: there are several processes, a prompt is too long or refused by the template, or the folder's samples.jsonl is not a
+            run's.
     """
 
     def __init__(self, run: PretrainConfig, samples: SamplesConfig, template: str):
@@ -83,13 +87,28 @@ class SampleWriter:
         self._stop = StopConfig(
             max_new_tokens=samples.max_new_tokens, ids=answer_stop_ids(self._model, chat, self._tokenizer)
         )
+        # What would be refused at the first evaluation is refused before the first step. Nothing is computed.
+        self._ask(None)
+        read_metrics(self._path)
 
     def __call__(self, step: int, params: Any) -> None:
         """Ask, and write. A run that goes on writes the answers of a step anew."""
-        generator = Generator(self._model, jax.device_put(params, jax.devices()[0]), self._tokenizer)
-        completions = generator.generate(self._prompts, sampling=self._config.sampling, stop=self._stop)
+        completions = self._ask(jax.device_put(params, jax.devices()[0])).results()
         lines = [line for line in read_metrics(self._path) if line["step"] < step]
         for prompt, completion in zip(self._config.prompts, completions, strict=True):
             lines.append({"step": step, "prompt": prompt, "sample": 0, **dataclasses.asdict(completion)})
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         write_whole(located(self._path), text.encode())
+
+    def _ask(self, params: Any) -> Generation:
+        generator = Generator(self._model, params, self._tokenizer)
+        return generator.stream(self._prompts, sampling=self._config.sampling, stop=self._stop)
+
+
+def sample_writer(run: SftConfig | DpoConfig, template: str) -> SampleWriter | None:
+    """What asks the model at every evaluation of a run, where it is asked anything.
+
+    Raises:
+        ValueError: see `SampleWriter`.
+    """
+    return SampleWriter(run, run.samples, template) if run.samples.prompts else None

@@ -27,10 +27,11 @@ The reference runs beside the policy; with --reference-log-probs FOLDER what it 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit status."""
     from plamo2_jax.cli.pretrain import train
-    from plamo2_jax.cli.sft import sample_writer, write_adapter
+    from plamo2_jax.cli.sft import write_adapter
 
     def hooks(config: DpoConfig) -> dict[str, Any]:
         from plamo2_jax.align.preferences import PairSource, make_objective
+        from plamo2_jax.align.samples import sample_writer
 
         if config.reference_log_probs is not None:
             prepare(config)

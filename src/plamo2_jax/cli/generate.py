@@ -151,17 +151,7 @@ def show_progress(generation: Generation, total: int) -> None:
 
 def as_json(prompt: str, sample: int, completion: Completion) -> str:
     """One row as a line of JSON."""
-    return json.dumps(
-        {
-            "prompt": prompt,
-            "sample": sample,
-            "text": completion.text,
-            "token_ids": completion.token_ids,
-            "logprobs": completion.logprobs,
-            "finish_reason": completion.finish_reason,
-        },
-        ensure_ascii=False,
-    )
+    return json.dumps({"prompt": prompt, "sample": sample, **dataclasses.asdict(completion)}, ensure_ascii=False)
 
 
 def main(argv: list[str]) -> None:

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from plamo2_jax.align.preferences import DpoConfig
-    from plamo2_jax.align.samples import SampleWriter
     from plamo2_jax.align.sft import SftConfig
     from plamo2_jax.train.loop import Outcome
 
@@ -29,6 +27,7 @@ def main(argv: list[str]) -> int:
     from plamo2_jax.cli.pretrain import train
 
     def hooks(config: SftConfig) -> dict[str, Any]:
+        from plamo2_jax.align.samples import sample_writer
         from plamo2_jax.align.sft import ChatSource, make_objective
 
         return {
@@ -43,17 +42,6 @@ def main(argv: list[str]) -> int:
         write_adapter(config)
 
     return train("sft", argv, example, DESCRIPTION, "configs/sft.py", hooks, report)
-
-
-def sample_writer(config: SftConfig | DpoConfig, template: str) -> SampleWriter | None:
-    """What asks the model at every evaluation, where it is asked anything.
-
-    Raises:
-        ValueError: see `SampleWriter`.
-    """
-    from plamo2_jax.align.samples import SampleWriter
-
-    return SampleWriter(config, config.samples, template) if config.samples.prompts else None
 
 
 def write_adapter(config: Any) -> None:

@@ -4,8 +4,8 @@ Steps compose in the order that users of HF Transformers know: repetition penalt
 renormalised), min-p, draw. A temperature of 0 takes the largest logit after the penalty: no filter removes it.
 
 A draw turns one uniform number into a token by the sums of the probabilities, in the order of ids. Top-p needs neither a sort nor a
-threshold: a token outside is drawn again (rejection sampling as in FlashInfer, arXiv:2501.01005), which costs one sum over the vocabulary
-where it is inside at once. Every row draws with its own key: its token does not depend on its neighbours in the batch.
+threshold: a token outside is drawn again (rejection sampling, as in https://flashinfer.ai/2025/03/10/sampling.html), which costs one sum
+over the vocabulary where it is inside at once. Every row draws with its own key: its token does not depend on its neighbours in the batch.
 """
 
 from __future__ import annotations
@@ -137,12 +137,16 @@ def draw(logits: Float[Array, "b v"], uniform: Float[Array, " b"]) -> Int[Array,
     weights = jnp.pad(weights, ((0, 0), (0, size * size - v))).reshape(b, size, size)
 
     def pick(weights: Float[Array, "b n"], number: Float[Array, " b"]) -> tuple[Int[Array, " b"], Float[Array, " b"]]:
-        """The place at which the running sum passes the number, and the sum before it."""
-        sums = jnp.cumsum(weights, axis=-1)
-        # Below the last sum whatever was rounded, so that the place is one of a weight above 0.
-        number = jnp.minimum(number, sums[:, -1] * (1 - 2**-23))
-        passed = sums <= number[:, None]
-        return jnp.sum(passed, axis=-1), jnp.max(jnp.where(passed, sums, 0), axis=-1)
+        """The first place at which the running sum passes the number, and the sum before it.
+
+        Running sums are made in parallel and rounded each for itself, so they may fall, and rise where nothing is added: only places of a
+        weight above 0 count, and where none passes it is the last of these.
+        """
+        sums, places = jnp.cumsum(weights, axis=-1), jnp.arange(weights.shape[1])
+        there = weights > 0
+        last = jnp.max(jnp.where(there, places, 0), axis=-1, keepdims=True)
+        place = jnp.min(jnp.where(there & (sums > number[:, None]), places, last), axis=-1)
+        return place, jnp.take_along_axis(sums - weights, place[:, None], axis=1)[:, 0]
 
     blocks = jnp.sum(weights, axis=-1)
     number = uniform * jnp.sum(blocks, axis=-1)

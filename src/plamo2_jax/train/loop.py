@@ -99,7 +99,7 @@ def pretrain(
         config: the run; the same in all processes.
         profile: steps to trace into profile/.
         on_step: called with the number of updates handed to the device after each one, before it is logged.
-        on_evaluate: called with the number of updates and the model's parameters, after held-out data were measured or would have been.
+        on_evaluate: called with the number of updates and the model's parameters, after held-out data were measured, if there are any.
         make_objective: builds what to minimise; None: next-token cross-entropy. A run that distils wants
         `surgery.distill.make_objective`.
         make_source: builds what batches come from.
@@ -243,7 +243,8 @@ def pretrain(
                 stopping = stop.agreed(writing)
                 saving = complete or stopping or due
                 # Whoever asks a process to end may not wait for a pass over the held-out text.
-                evaluating = (complete or step % config.evaluate_every == 0) and not stopping
+                measures = bool(config.heldout) or on_evaluate is not None
+                evaluating = measures and (complete or step % config.evaluate_every == 0) and not stopping
                 if writing or stopping:
                     spike = window.write()
                     progress.set_postfix(window.shown)
