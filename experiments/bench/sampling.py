@@ -4,6 +4,7 @@
 
 Both take turns in one process, so that what else the machine does falls on both. A row is a prompt of the bundled held-out text and as many
 new tokens as are asked for, with the end of the document switched off, so that both do the same work. Reading the prompts counts.
+Drawing a token for each row is timed by itself too, on logits drawn from a normal distribution.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import tyro
 
 from plamo2_jax.cli.generate import open_generator
 from plamo2_jax.data.corpus import documents
-from plamo2_jax.infer.sampling import SamplingConfig
+from plamo2_jax.infer.sampling import SamplingConfig, sample
 from plamo2_jax.infer.stop import StopConfig
 
 
@@ -94,14 +95,28 @@ def main() -> None:
             name: {"median": statistics.median(some), "least": min(some), "most": max(some)}
             for name, some in rates.items()
         },
+        "draw_milliseconds": draw_milliseconds(arguments.rows, generator.model.config.vocab_size, sampling),
         "ratio": {"median": statistics.median(ratios), "least": ratios[0], "most": ratios[-1]},
     }
     print(f"sampling, {results['parameters']:,} parameters, {results['cores_used']} cores, {arguments.rows} rows")
     for name, rate in results["tokens_per_second"].items():
         print(f"  {name:<12} {rate['median']:>8,.0f} tokens/s  ({rate['least']:,.0f} to {rate['most']:,.0f})")
     print(f"  batched over one by one: {results['ratio']['median']:.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+    print(f"  drawing {arguments.rows} tokens: {results['draw_milliseconds']:.2f} ms")
     if arguments.output:
         arguments.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def draw_milliseconds(rows: int, vocab_size: int, sampling: SamplingConfig) -> float:
+    """Median time of one draw for all rows, of 50."""
+    logits = 2.5 * jax.random.normal(jax.random.key(0), (rows, vocab_size))
+    keys = jax.random.split(jax.random.key(1, impl="threefry2x32"), rows)
+    draw, times = jax.jit(lambda logits, keys: sample(logits, keys, sampling)), []
+    for _ in range(51):
+        start = time.perf_counter()
+        jax.block_until_ready(draw(logits, keys))
+        times.append(1e3 * (time.perf_counter() - start))
+    return round(statistics.median(times[1:]), 3)  # The first compiles.
 
 
 def read_prompts(tokenizer, count: int, length: int) -> list[np.ndarray]:
