@@ -48,6 +48,7 @@ def find_files(spec: str | Path, report: ReadReport | None = None) -> list[Path]
     spec = str(spec)
     path = Path(spec)
     report = ReadReport() if report is None else report
+    order = None
     if path.is_dir():
         found = [file for file in _match(path, ("**", "*"), report) if format_of(file)]
         if not found:
@@ -55,13 +56,13 @@ def find_files(spec: str | Path, report: ReadReport | None = None) -> list[Path]
     elif path.is_file():
         found = [path]
     else:
-        found = list(_match(*_split(spec), report)) if _WILDCARD.search(spec) else []
+        found, order = list(_match(*_split(spec), report)) if _WILDCARD.search(spec) else [], str
         if not found:
             raise ValueError(f"{spec} is neither a file, a folder, nor a pattern that matches a file")
     for file in found:
         if format_of(file) is None:
             raise ValueError(f"{file} is of no format that can be read; the suffixes are {_ALLOWED}")
-    return list(each_once(sorted(found), report))
+    return list(each_once(sorted(found, key=order), report))
 
 
 def each_once(files: Iterable[Path], report: ReadReport, seen: dict[str, Path] | None = None) -> Iterator[Path]:
@@ -90,7 +91,8 @@ def _split(pattern: str) -> tuple[Path, tuple[str, ...]]:
 
 def _match(base: Path, parts: tuple[str, ...], report: ReadReport) -> Iterator[Path]:
     """Files below `base` that match a pattern. A folder is visited once for each part of the pattern that it may match, so that
-    neither a loop of links nor many links to one folder lead to the same files again."""
+    neither a loop of links nor many links to one folder lead to the same files again.
+    """
     visited: dict[tuple[str, int], Path] = {}
     pending = [(base, 0)]
     while pending:
@@ -98,7 +100,7 @@ def _match(base: Path, parts: tuple[str, ...], report: ReadReport) -> Iterator[P
         first = visited.setdefault((os.path.realpath(folder), position), folder)
         if first is not folder:
             if folder != first:
-                report.note(f"the folder {folder} is a link to {first}")
+                report.note(f"{folder} is the same folder as {first}")
             continue
         part = parts[position]
         if part == "**":

@@ -22,7 +22,8 @@ _RATIO = 20
 """... or so many times the pages' compressed size, if that is more: large pages of a large file are no danger."""
 _NESTED_VALUES = 32_000_000
 """Values in a page of a nested column, which may all be of one row."""
-_DELTA_BYTE_ARRAY = 7
+_DELTA_LENGTH_BYTE_ARRAY, _DELTA_BYTE_ARRAY, _DICTIONARY = 6, 7, (2, 8)
+"""Encodings, https://parquet.apache.org/docs/file-format/data-pages/encodings/."""
 
 
 def read_parquet(
@@ -51,15 +52,19 @@ def read_parquet(
             )
         columns = tuple(dict.fromkeys(name for name in (columns or names) if name in names))
         _require_distinct(path, file.schema_arrow, columns)
-        groups = []
-        for number in range(file.metadata.num_row_groups):
-            groups.append(_rows_at_once(path, raw, file.metadata.row_group(number), number, columns, limit))
+        plans = [
+            _plan(path, raw, file.metadata.row_group(number), number, columns, limit)
+            for number in range(file.metadata.num_row_groups)
+        ]
     row = 0
+    # Arrow cannot read these encodings as indices.
+    expanded = set().union(*(plan.delta for plan in plans))
+    texts = [name for name in texts if name not in expanded]
     # Without pre_buffer, pages are read one by one.
     options = {"read_dictionary": texts, "pre_buffer": False, "buffer_size": 1 << 20}
     with naming_damage(path), pyarrow.parquet.ParquetFile(path, **options) as file:
-        for number, rows in enumerate(groups):
-            for batch in file.iter_batches(rows, row_groups=[number], columns=list(columns)):
+        for number, plan in enumerate(plans):
+            for batch in file.iter_batches(plan.rows_at_once(expanded), row_groups=[number], columns=list(columns)):
                 for values in _rows(batch, columns, limit):
                     row += 1
                     yield place(path, "row", row), values
@@ -88,19 +93,34 @@ def _require_distinct(path: Path, schema: Any, columns: tuple[str, ...]) -> None
         check_type(schema.field(name).type, name)
 
 
-def _rows_at_once(path: Path, file: IO[bytes], group: Any, number: int, columns: tuple[str, ...], limit: int) -> int:
-    """How many rows of a row group may be read at once.
+class _Plan(NamedTuple):
+    """How many rows of a row group may be read at once, by column: as indices into a dictionary, and as values."""
+
+    as_indices: dict[str, int]
+    as_values: dict[str, int]
+    delta: set[str]
+    """Columns that cannot be read as indices."""
+
+    def rows_at_once(self, expanded: set[str]) -> int:
+        """The least number of all columns, of which `expanded` are read as values."""
+        rows = (self.as_values[name] if name in expanded else rows for name, rows in self.as_indices.items())
+        return max(1, min(rows, default=_ROWS_AT_ONCE))
+
+
+def _plan(path: Path, file: IO[bytes], group: Any, number: int, columns: tuple[str, ...], limit: int) -> _Plan:
+    """How to read a row group.
 
     Raises:
         ValueError: the pages unfold too far.
     """
-    rows, pages = _ROWS_AT_ONCE, 0
+    plan, pages = _Plan({}, {}, set()), 0
     budget = max(_PAGES, 4 * limit)
     for index in range(group.num_columns):
         column = group.column(index)
         if column.path_in_schema.split(".")[0] not in columns and column.path_in_schema not in columns:
             continue
-        largest = 0
+        largest = entry = 0
+        as_indices = as_values = _ROWS_AT_ONCE
         for page in _page_sizes(file, column):
             if "." in column.path_in_schema and page.values > _NESTED_VALUES:
                 raise ValueError(
@@ -113,16 +133,27 @@ def _rows_at_once(path: Path, file: IO[bytes], group: Any, number: int, columns:
                     f"{page.unfolded:,}: at most {budget:,} are read. Write the file with smaller pages"
                 )
             largest = max(largest, page.unfolded if page.unfolded > _RATIO * page.stored else 0)
-            # A value may repeat the one before; a page may hold as many values as a row.
-            per_value = page.unfolded if page.encoding == _DELTA_BYTE_ARRAY else page.unfolded // max(page.values, 1)
-            rows = min(rows, max(1, limit // max(per_value, 1)))
+            if page.is_dictionary:
+                entry = page.unfolded
+                continue
+            average = page.unfolded // max(page.values, 1)
+            # A value may repeat an entry of the dictionary, or the whole page before it.
+            largest_value = {_DELTA_BYTE_ARRAY: page.unfolded, **dict.fromkeys(_DICTIONARY, entry)}.get(
+                page.encoding, 0
+            )
+            as_indices = min(as_indices, limit // max(average, 1))
+            as_values = min(as_values, limit // max(average, largest_value, 1))
+            if page.encoding in (_DELTA_LENGTH_BYTE_ARRAY, _DELTA_BYTE_ARRAY):
+                plan.delta.add(column.path_in_schema)
+        plan.as_indices[column.path_in_schema] = as_indices
+        plan.as_values[column.path_in_schema] = as_values
         pages += largest
     if pages > budget:
         raise ValueError(
             f"{path}, row group {number + 1}: its columns unfold to {pages:,} bytes at a time: at most {budget:,} are read. Write the "
             "file with smaller pages, or without the columns that are not needed"
         )
-    return rows
+    return plan
 
 
 def _rows(batch: Any, columns: tuple[str, ...], limit: int) -> Iterator[dict[str, Any] | UnreadableRecord]:
@@ -158,7 +189,16 @@ def _values(column: Any) -> list[Any]:
         entries = column.dictionary.to_pylist() if len(column.dictionary) <= len(column) else None
         if entries is not None:
             return [None if index is None else entries[index] for index in column.indices.to_pylist()]
-    return column.to_pylist()
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, OverflowError) as error:
+        # Python has no nanoseconds and no year 10,000; Arrow can write them.
+        try:
+            return column.cast(pa.string()).to_pylist()
+        except pa.ArrowException:
+            raise OSError(f"values of the type {column.type} cannot be read: {error}") from None
 
 
 def _is_invalid(column: Any) -> bool:
@@ -218,6 +258,7 @@ class _Page(NamedTuple):
     unfolded: int
     values: int
     encoding: int | None
+    is_dictionary: bool
 
 
 def _page_sizes(file: IO[bytes], column: Any) -> Iterator[_Page]:
@@ -244,7 +285,7 @@ def _page_sizes(file: IO[bytes], column: Any) -> Iterator[_Page]:
             raise OSError(f"the header of the page at byte {position} has no sizes")
         data = next((header[i] for i in (5, 7, 8) if isinstance(header.get(i), dict)), {})
         values, encoding = data.get(1), data.get(4 if 8 in header else 2)
-        yield _Page(stored, unfolded, values if isinstance(values, int) else 0, encoding)
+        yield _Page(stored, unfolded, values if isinstance(values, int) else 0, encoding, 7 in header)
         position += length + stored
 
 

@@ -99,7 +99,7 @@ def open_records(
 
 
 def good_records(
-    records: Records, report: ReadReport, texts: tuple[str, ...] = ()
+    records: Records, report: ReadReport, texts: tuple[str, ...] = (), *, count_changes: bool = True
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Count the unreadable records in `report`, and yield the others with values that JSON can hold.
 
@@ -107,6 +107,7 @@ def good_records(
         records: of a reader.
         report: counts bad records, and what was lost of good ones.
         texts: see `plain_fields`.
+        count_changes: whether what is lost of good records matters.
 
     Raises:
         TooManyBadRecordsError: more records are bad than `report` allows.
@@ -115,7 +116,7 @@ def good_records(
         try:
             if isinstance(fields, UnreadableRecord):
                 raise fields
-            plain = plain_fields(fields, report.changes, texts)
+            plain = plain_fields(fields, report.changes if count_changes else None, texts)
         except UnreadableRecord as error:
             report.count_bad(BadRecord(where, error.reason, error.detail))
             continue

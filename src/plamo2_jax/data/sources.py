@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ def read_documents(
     data_dir: str | Path | None = None,
     report: ReadReport | None = None,
     max_record_bytes: int = readers.MAX_RECORD_BYTES,
-    all_columns: bool = True,
+    keep_fields: bool = True,
 ) -> Iterator[Document]:
     """The documents of all inputs, in order, as a stream.
 
@@ -75,7 +76,7 @@ def read_documents(
         data_dir: where TFDS data sets lie; None for the default of TFDS.
         report: what was found is put here; it also says how many bad records are too many.
         max_record_bytes: a longer line, text file, row or record is a bad record.
-        all_columns: read every column of Parquet files; otherwise only those that are used.
+        keep_fields: put the other fields of a record into `meta`; without them, only the columns that are used are read from Parquet.
 
     Raises:
         ValueError: an input does not exist, or is damaged as a whole.
@@ -93,11 +94,11 @@ def read_documents(
             # The bundled corpus has its own names.
             streams.append((found, FieldNames(pair="pair") if spec.startswith("bundled:") else names))
             continue
-        columns = None if all_columns else names.used()
+        columns = None if keep_fields else names.used()
         for file in each_once(find_files(spec, report), report, seen):
             records = readers.open_records(file, limit=max_record_bytes, columns=columns, text_field=names.text)
             streams.append((records, names))
-    return _read(streams, language, report)
+    return _read(streams, language, report, keep_fields)
 
 
 def side_of(document: Document, fraction: float = 0.01) -> str:
@@ -143,7 +144,7 @@ def to_document(
     where: str,
     names: FieldNames,
     language: str | None = None,
-    report: ReadReport | None = None,
+    changes: Counter[str] | None = None,
 ) -> Document:
     """The document of a record.
 
@@ -152,7 +153,7 @@ def to_document(
         where: names the document if it has no id.
         names: which fields are used. Others that are named like what a document holds ("text", "id", "language") are left out.
         language: where the record declares none.
-        report: counts the fields that are left out.
+        changes: counts the fields that are left out; None leaves out all that are not used.
 
     Raises:
         UnreadableRecord: it has no text that could be used.
@@ -164,12 +165,13 @@ def to_document(
         raise UnreadableRecord("text not a string", f"{type(text).__name__} in the field {names.text!r}")
     if not text.strip():
         raise UnreadableRecord("empty text", f"nothing but white space in the field {names.text!r}")
-    others = {name: value for name, value in fields.items() if name not in (names.text, names.id, names.language)}
-    for name in {"text", "id", "language"} & others.keys():
-        # They mean something else here, and would replace what the fields of these names hold in the output.
-        del others[name]
-        if report is not None:
-            report.changes[f"left out: the field {name!r}, which is not the {name} here"] += 1
+    others = {}
+    if changes is not None:
+        others = {name: value for name, value in fields.items() if name not in (names.text, names.id, names.language)}
+        for name in sorted({"text", "id", "language"} & others.keys()):
+            # They mean something else here, and would replace what the fields of these names hold in the output.
+            del others[name]
+            changes[f"left out: the field {name!r}, which is not the {name} here"] += 1
     declared = fields.get(names.language) or language
     name = fields.get(names.id)
     pair = None if names.pair is None else fields.get(names.pair)
@@ -182,12 +184,12 @@ def to_document(
 
 
 def _read(
-    streams: list[tuple[readers.Records, FieldNames]], language: str | None, report: ReadReport
+    streams: list[tuple[readers.Records, FieldNames]], language: str | None, report: ReadReport, keep_fields: bool
 ) -> Iterator[Document]:
     for records, names in streams:
-        for where, fields in readers.good_records(records, report, (names.text,)):
+        for where, fields in readers.good_records(records, report, (names.text,), count_changes=keep_fields):
             try:
-                document = to_document(fields, where, names, language, report)
+                document = to_document(fields, where, names, language, report.changes if keep_fields else None)
             except UnreadableRecord as error:
                 report.count_bad(BadRecord(where, error.reason, error.detail))
                 continue

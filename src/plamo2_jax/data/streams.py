@@ -75,7 +75,8 @@ def naming_damage(path: Path) -> Iterator[None]:
 
 class _Decompressed(io.RawIOBase):
     """The bytes of a file of one or more compressed streams. (The readers of the standard library take no limit of memory, and take
-    damage behind the first stream for the end of the file.)"""
+    damage behind the first stream for the end of the file.)
+    """
 
     def __init__(self, file: IO[bytes], new_decoder: Callable):
         self._file, self._new_decoder = file, new_decoder
