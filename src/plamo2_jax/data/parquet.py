@@ -1,7 +1,7 @@
 """Read Parquet rows with bounded memory.
 
 What a Parquet file unfolds to is not bounded by its size: a page of a few KB can hold GB, and a dictionary entry of 1 MiB can be the value
-of a million rows. Arrow allocates what page headers ask for, so they are read first (`_page_sizes`). Texts are read as dictionary
+of a million rows. Arrow allocates what page headers ask for, so they are read first (`parquet_pages`). Texts are read as dictionary
 indices, and a batch of rows is divided until its values are small enough (`_rows`).
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from plamo2_jax.data.documents import UnreadableRecord, place
+from plamo2_jax.data.parquet_pages import Column, read_pages, read_row_groups
 from plamo2_jax.data.streams import naming_damage, too_long
 
 _ROWS_AT_ONCE = 1024
@@ -52,10 +53,10 @@ def read_parquet(
             )
         columns = tuple(dict.fromkeys(name for name in (columns or names) if name in names))
         _require_distinct(path, file.schema_arrow, columns)
-        plans = [
-            _plan(path, raw, file.metadata.row_group(number), number, columns, limit)
-            for number in range(file.metadata.num_row_groups)
-        ]
+        groups = read_row_groups(raw)
+        if len(groups) != file.metadata.num_row_groups:
+            raise OSError(f"its footer has {len(groups)} row groups, or {file.metadata.num_row_groups}")
+        plans = [_plan(path, raw, group, number, columns, limit) for number, group in enumerate(groups, start=1)]
     row = 0
     # Arrow cannot read these encodings as indices.
     expanded = set().union(*(plan.delta for plan in plans))
@@ -107,7 +108,7 @@ class _Plan(NamedTuple):
         return max(1, min(rows, default=_ROWS_AT_ONCE))
 
 
-def _plan(path: Path, file: IO[bytes], group: Any, number: int, columns: tuple[str, ...], limit: int) -> _Plan:
+def _plan(path: Path, file: IO[bytes], group: list[Column], number: int, columns: tuple[str, ...], limit: int) -> _Plan:
     """How to read a row group.
 
     Raises:
@@ -115,21 +116,20 @@ def _plan(path: Path, file: IO[bytes], group: Any, number: int, columns: tuple[s
     """
     plan, pages = _Plan({}, {}, set()), 0
     budget = max(_PAGES, 4 * limit)
-    for index in range(group.num_columns):
-        column = group.column(index)
-        if column.path_in_schema.split(".")[0] not in columns and column.path_in_schema not in columns:
+    for column in group:
+        if column.path.split(".")[0] not in columns and column.path not in columns:
             continue
         largest = entry = 0
         as_indices = as_values = _ROWS_AT_ONCE
-        for page in _page_sizes(file, column):
-            if "." in column.path_in_schema and page.values > _NESTED_VALUES:
+        for page in read_pages(file, column):
+            if "." in column.path and page.values > _NESTED_VALUES:
                 raise ValueError(
-                    f"{path}, row group {number + 1}, column {column.path_in_schema[:80]!r}: a page holds {page.values:,} values: at most "
+                    f"{path}, row group {number}, column {column.path[:80]!r}: a page holds {page.values:,} values: at most "
                     f"{_NESTED_VALUES:,} are read. Write the file with smaller pages"
                 )
             if page.unfolded > budget and page.unfolded > _RATIO * page.stored:
                 raise ValueError(
-                    f"{path}, row group {number + 1}, column {column.path_in_schema[:80]!r}: a page of {page.stored:,} bytes unfolds to "
+                    f"{path}, row group {number}, column {column.path[:80]!r}: a page of {page.stored:,} bytes unfolds to "
                     f"{page.unfolded:,}: at most {budget:,} are read. Write the file with smaller pages"
                 )
             largest = max(largest, page.unfolded if page.unfolded > _RATIO * page.stored else 0)
@@ -144,13 +144,13 @@ def _plan(path: Path, file: IO[bytes], group: Any, number: int, columns: tuple[s
             as_indices = min(as_indices, limit // max(average, 1))
             as_values = min(as_values, limit // max(average, largest_value, 1))
             if page.encoding in (_DELTA_LENGTH_BYTE_ARRAY, _DELTA_BYTE_ARRAY):
-                plan.delta.add(column.path_in_schema)
-        plan.as_indices[column.path_in_schema] = as_indices
-        plan.as_values[column.path_in_schema] = as_values
+                plan.delta.add(column.path)
+        plan.as_indices[column.path] = as_indices
+        plan.as_values[column.path] = as_values
         pages += largest
     if pages > budget:
         raise ValueError(
-            f"{path}, row group {number + 1}: its columns unfold to {pages:,} bytes at a time: at most {budget:,} are read. Write the "
+            f"{path}, row group {number}: its columns unfold to {pages:,} bytes at a time: at most {budget:,} are read. Write the "
             "file with smaller pages, or without the columns that are not needed"
         )
     return plan
@@ -249,101 +249,3 @@ def _is_bytes(kind: Any) -> bool:
 def _listed(names: list[str]) -> str:
     shown = ", ".join(name[:40] for name in names[:10])
     return f"{shown}, ..." if len(names) > 10 else shown
-
-
-class _Page(NamedTuple):
-    """Sizes in a page's header, its number of values, and how they are encoded."""
-
-    stored: int
-    unfolded: int
-    values: int
-    encoding: int | None
-    is_dictionary: bool
-
-
-def _page_sizes(file: IO[bytes], column: Any) -> Iterator[_Page]:
-    """The pages of a column chunk, by their headers (https://parquet.apache.org/docs/file-format/data-pages/)."""
-    position = column.data_page_offset
-    if column.has_dictionary_page and 0 < column.dictionary_page_offset < position:
-        position = column.dictionary_page_offset
-    end = position + column.total_compressed_size
-    if position < 0:
-        raise OSError(f"a column begins at byte {position}")
-    while position < end:
-        # A header holds the least and the largest value of its page, and so may be long.
-        for size in (1 << 10, 16 << 20):
-            file.seek(position)
-            try:
-                header, length = _Thrift(file.read(size)).read_header()
-                break
-            except IndexError:
-                pass
-        else:
-            raise OSError(f"the header of a page at byte {position} has no end")
-        stored, unfolded = header.get(3), header.get(2)
-        if not isinstance(stored, int) or not isinstance(unfolded, int) or stored < 0 or unfolded < 0:
-            raise OSError(f"the header of the page at byte {position} has no sizes")
-        data = next((header[i] for i in (5, 7, 8) if isinstance(header.get(i), dict)), {})
-        values, encoding = data.get(1), data.get(4 if 8 in header else 2)
-        yield _Page(stored, unfolded, values if isinstance(values, int) else 0, encoding, 7 in header)
-        position += length + stored
-
-
-class _Thrift:
-    """Reads the compact protocol of Apache Thrift as far as page headers need it: whole numbers and structs by field number."""
-
-    def __init__(self, data: bytes):
-        self._data, self._at = data, 0
-
-    def read_header(self) -> tuple[dict[int, Any], int]:
-        """The struct and its length; IndexError where the data end before it."""
-        return self._struct(0), self._at
-
-    def _byte(self) -> int:
-        self._at += 1
-        return self._data[self._at - 1]
-
-    def _varint(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self._byte()
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80 or shift > 63:
-                return value
-
-    def _number(self) -> int:
-        value = self._varint()
-        return (value >> 1) ^ -(value & 1)
-
-    def _struct(self, depth: int) -> dict[int, Any]:
-        if depth > 8:
-            raise OSError("the header of a page is nested too deeply")
-        fields, number = {}, 0
-        while head := self._byte():
-            number = number + (head >> 4) if head >> 4 else self._number()
-            fields[number] = self._value(head & 0xF, depth, of_list=False)
-        return fields
-
-    def _value(self, kind: int, depth: int, *, of_list: bool) -> Any:
-        if kind in (1, 2):  # True and false; in a list they take a byte.
-            return self._byte() == 1 if of_list else kind == 1
-        if kind == 3:
-            return self._byte()
-        if kind in (4, 5, 6):
-            return self._number()
-        if kind in (7, 8):
-            size = 8 if kind == 7 else self._varint()
-            self._at += size
-            if self._at > len(self._data):
-                raise IndexError
-            return None
-        if kind in (9, 10):
-            head = self._byte()
-            count = head >> 4 if head >> 4 != 15 else self._varint()
-            for _ in range(count):
-                self._value(head & 0xF, depth + 1, of_list=True)
-            return None
-        if kind == 12:
-            return self._struct(depth + 1)
-        raise OSError(f"the header of a page has a field of the unknown type {kind}")

@@ -68,7 +68,7 @@ def naming_damage(path: Path) -> Iterator[None]:
         yield
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
-    except (EOFError, OSError, RuntimeError, lzma.LZMAError, zlib.error, pyarrow.ArrowException) as error:
+    except (EOFError, OSError, RuntimeError, UnicodeError, lzma.LZMAError, zlib.error, pyarrow.ArrowException) as error:
         detail = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise ValueError(f"{path} is damaged or not of the format its name says: {detail}") from None
 
