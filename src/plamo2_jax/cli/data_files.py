@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,25 +44,15 @@ def print_bad(report: ReadReport) -> None:
 def write_jsonl(path: Path) -> Iterator[Any]:
     """A function that appends one object to the file and returns 1; the file appears when all went well."""
     check_jsonl(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as raw:
-            with _compressed(raw, path.suffix) as file:
+    from plamo2_jax.storage import new_file
 
-                def write(record: dict[str, Any]) -> int:
-                    file.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-                    return 1
+    with new_file(path) as partial, partial.open("wb") as raw, _compressed(raw, path.suffix) as file:
 
-                yield write
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        raise OSError(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+        def write(record: dict[str, Any]) -> int:
+            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            return 1
+
+        yield write
 
 
 def check_jsonl(path: Path) -> None:

@@ -15,12 +15,12 @@ _MAX_HEADER = 16 << 20
 
 
 class Page(NamedTuple):
-    """Bytes of a page in the file and decompressed, its number of values, and how they are encoded."""
+    """Bytes of a page in the file and decompressed, its number of values, and how they are encoded; -1 where a header does not say."""
 
     stored: int
     unfolded: int
     values: int
-    encoding: int | None
+    encoding: int
     is_dictionary: bool
 
 
@@ -78,7 +78,7 @@ def read_pages(file: IO[bytes], column: Column) -> Iterator[Page]:
         if unfolded < 0 or not 0 <= stored <= column.end - position - length:
             raise OSError(f"the page at byte {position} does not end in its column")
         data = next((_struct(header[i]) for i in (5, 7, 8) if i in header), {})
-        yield Page(stored, unfolded, _number(data.get(1)), data.get(4 if 8 in header else 2), 7 in header)
+        yield Page(stored, unfolded, _number(data.get(1)), _number(data.get(4 if 8 in header else 2)), 7 in header)
         position += length + stored
 
 

@@ -6,8 +6,6 @@ import collections
 import contextlib
 import itertools
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from plamo2_jax.data.shards import (
     TokenizedDocument,
     encode_record,
 )
+from plamo2_jax.storage import new_folder
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 TOKENS_PER_SHARD = 1 << 26
@@ -110,7 +109,7 @@ def write_sides(
         _check_target(folder, overwrite)
     manifests = {}
     with contextlib.ExitStack() as stack:
-        partial = {side: stack.enter_context(_new_folder(folder, overwrite)) for side, folder in folders.items()}
+        partial = {side: stack.enter_context(new_folder(folder, replace=overwrite)) for side, folder in folders.items()}
         writers = {side: _Writer(path, tokens_per_shard) for side, path in partial.items()}
         sides: collections.deque[str] = collections.deque()
 
@@ -235,25 +234,3 @@ def _check_target(folder: Path, overwrite: bool) -> None:
     # Only what this module wrote is ever deleted.
     if folder.is_symlink() or not (folder / MANIFEST).is_file():
         raise ShardError(f"{folder} is not a folder of shards (it has no {MANIFEST}) and is not overwritten")
-
-
-@contextlib.contextmanager
-def _new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder to write into, which takes the place of `folder` when all went well."""
-    parent_exists = folder.parent.exists()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-        if overwrite and folder.exists():
-            os.rename(folder, old)
-        os.rename(partial, folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if not parent_exists:
-            with contextlib.suppress(OSError):
-                folder.parent.rmdir()  # Only if nothing was written.
