@@ -221,6 +221,12 @@ def test_tfds(tmp_path_factory):
     ]:
         with pytest.raises(ValueError, match=message):
             list(read_documents([spec], data_dir=folder))
+    path = folder / "plamo2_corpus" / "ja" / "1.0.0" / "dataset_info.json"
+    content = path.read_bytes()
+    for damaged in (content[:40], content + b"\xa7", b"[]"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="tfds:plamo2_corpus/ja:heldout cannot be read: "):
+            list(read_documents(["tfds:plamo2_corpus/ja:heldout"], data_dir=folder))
 
 
 def test_bundled():

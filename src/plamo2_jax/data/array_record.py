@@ -41,10 +41,10 @@ def read_chunks(path: Path, records: int) -> Iterator[Chunk]:
             count = kind_and_records >> 8
             # A record takes at least one position in the file.
             position = max(_skip(position, data_size), begin + count)
+            found += count
+            if found > records or position > size:
+                raise ValueError(f"{path} is damaged: the chunk at byte {begin} holds more than the file")
             if count:
-                found += count
-                if found > records or position > size:
-                    raise ValueError(f"{path} is damaged: a chunk at byte {begin} holds more records than the file")
                 yield Chunk(count, unfolded)
 
 

@@ -203,14 +203,13 @@ def read_tfds(name: str, split: str, data_dir: Path | None, limit: int = MAX_REC
             f"{label} is not prepared in {data_dir or 'the default data_dir'}; prepare it with "
             f"tfds.builder({name!r}, data_dir=..., file_format='array_record').download_and_prepare()"
         ) from None
-    except (ValueError, NotImplementedError) as error:
-        raise ValueError(f"{label} cannot be read: {str(error).splitlines()[0][:300]}") from None
+    except (
+        Exception
+    ) as error:  # Of damaged files, TFDS passes on whatever the parsers of JSON, protobuf and features raise.
+        raise ValueError(f"{label} cannot be read: {_first_line(error)}") from None
     with naming_damage(Path(label)):
         for index, readable in zip(range(len(source)), _readable(source, limit), strict=False):
-            fields = source[index] if readable else {}
-            size = sum(len(value) for value in fields.values() if isinstance(value, str | bytes))
-            too_large = not readable or size > limit
-            yield place(label, "record", index + 1), too_long("record", limit) if too_large else fields
+            yield place(label, "record", index + 1), _tfds_record(source, index, limit, readable=readable)
 
 
 def read_bundled(language: str, split: str) -> Records:
@@ -219,6 +218,21 @@ def read_bundled(language: str, split: str) -> Records:
 
     for document in corpus.documents(None if language == "all" else language, split):
         yield document["id"], document
+
+
+def _tfds_record(source: Any, index: int, limit: int, *, readable: bool) -> Fields:
+    if not readable:
+        return too_long("record", limit)
+    try:
+        fields = source[index]
+    except Exception as error:
+        return UnreadableRecord("not decodable", _first_line(error))
+    size = sum(len(value) for value in fields.values() if isinstance(value, str | bytes))
+    return too_long("record", limit) if size > limit else fields
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def _readable(source: Any, limit: int) -> Iterator[bool]:
