@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 if TYPE_CHECKING:
-    from plamo2_jax.launch.job import Job
+    from plamo2_jax.launch.job import Input, Job
+    from plamo2_jax.train.config import PretrainConfig
 
 _USAGE = """usage: plamo2 launch PLACE CONFIG.py [options] [--dry-run] [-- --field value ...]
 
@@ -136,7 +137,24 @@ def load_job(path: Path, overrides: tuple[str, ...]) -> Job:
     from plamo2_jax.train.config import PretrainConfig
 
     config = tyro.cli(PretrainConfig, prog=f"plamo2 launch ... {path} --", default=load_config(path), args=overrides)
-    return Job(path, config.name, address(config.output), overrides)
+    return Job(path, config.name, address(config.output), overrides, inputs(config))
+
+
+def inputs(config: PretrainConfig) -> tuple[Input, ...]:
+    """What a run reads, field by field."""
+    from plamo2_jax.launch.job import Input
+    from plamo2_jax.storage import address
+
+    distillation = config.distillation
+    fields = [
+        ("tokenizer", config.tokenizer),
+        *(("data.mixture", item.path) for item in config.data.mixture),
+        *((f"heldout.{language}", path) for language, path in config.heldout.items()),
+        ("init_from", config.init_from),
+        ("distillation.teacher", distillation and distillation.teacher),
+        ("distillation.logits", distillation and distillation.logits),
+    ]
+    return tuple(Input(name, address(path), in_bucket=name == "tokenizer") for name, path in fields if path is not None)
 
 
 def _warn(job: Job, where: str) -> None:
