@@ -14,7 +14,7 @@ _USAGE = """usage: plamo2 plan CONFIG.py --topology SLICE [options] [--field val
        plamo2 plan kernel ssd --topology SLICE --preset MODEL [options]
 
 Compiles for a TPU slice on a machine without one, and prints what the compiler says: cycles, bytes, memory. These are the compiler's
-figures, not measured time. Needs the tpu extra: pip install 'plamo2-jax[tpu]'
+figures, not measured time. Needs libtpu: pip install 'jax[tpu]'
 
   CONFIG.py     the train step of a run, a prefill, a decoding step: HBM a chip, collectives, predicted time and MFU bound
                                                               (plamo2 plan CONFIG.py --help explains it)

@@ -27,7 +27,7 @@ def libtpu_version() -> str:
         ValueError: there is none.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError("this needs the TPU compiler: pip install 'plamo2-jax[tpu]' (no TPU is needed)")
+        raise ValueError("this needs the TPU compiler: pip install 'jax[tpu]' (no TPU is needed)")
     return importlib.metadata.version("libtpu")
 
 
