@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from plamo2_jax.cli.arguments import call_subcommand
+
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -90,6 +92,9 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
         yield advance
 
 
-def main(argv: list[str]) -> None:
+SUBCOMMANDS = {"from-hf": from_hf, "to-hf": to_hf}
+
+
+def main(argv: list[str]) -> int | None:
     """Runs `plamo2 convert from-hf|to-hf`."""
-    tyro.extras.subcommand_cli_from_dict({"from-hf": from_hf, "to-hf": to_hf}, args=argv, prog="plamo2 convert")
+    return call_subcommand(SUBCOMMANDS, argv, "plamo2 convert")

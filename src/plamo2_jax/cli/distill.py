@@ -8,6 +8,8 @@ from typing import Annotated
 
 import tyro
 
+from plamo2_jax.cli.arguments import parse
+
 
 @dataclasses.dataclass(frozen=True)
 class DistillOptions:
@@ -32,7 +34,7 @@ class DistillOptions:
 
 def main(argv: list[str]) -> int:
     """Run the verb."""
-    options = tyro.cli(DistillOptions, prog="plamo2 distill", args=argv)
+    options = parse(DistillOptions, argv, "plamo2 distill")
     from plamo2_jax.cli.pretrain import load_config
     from plamo2_jax.surgery.teacher_logits import write_teacher_logits
     from plamo2_jax.tokenizer.tokenizer import Tokenizer

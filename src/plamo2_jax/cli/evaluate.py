@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from plamo2_jax.cli.arguments import parse
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions:
@@ -37,7 +39,7 @@ class EvaluateOptions:
 
 def main(argv: list[str]) -> int:
     """Run the verb."""
-    options = tyro.cli(EvaluateOptions, prog="plamo2 evaluate", args=argv)
+    options = parse(EvaluateOptions, argv, "plamo2 evaluate")
     folders = parse_heldout(options.heldout)
 
     import jax.numpy as jnp

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import tyro
 
+from plamo2_jax.cli.arguments import parse
+
 
 @dataclasses.dataclass(frozen=True)
 class ExtendOptions:
@@ -38,7 +40,7 @@ class ExtendOptions:
 
 def main(argv: list[str]) -> int:
     """Run the verb."""
-    options = tyro.cli(ExtendOptions, prog="plamo2 extend", args=argv)
+    options = parse(ExtendOptions, argv, "plamo2 extend")
     from plamo2_jax.surgery.context import extend
 
     config = extend(

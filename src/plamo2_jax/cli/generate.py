@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from plamo2_jax.cli.arguments import call
+
 if TYPE_CHECKING:
     from plamo2_jax.infer.generate import Generator
     from plamo2_jax.infer.generation import Completion, Generation
@@ -156,4 +158,4 @@ def as_json(prompt: str, sample: int, completion: Completion) -> str:
 
 def main(argv: list[str]) -> None:
     """Runs `plamo2 generate`."""
-    tyro.cli(generate, args=argv, prog="plamo2 generate")
+    call(generate, argv, "plamo2 generate")

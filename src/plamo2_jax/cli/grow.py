@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from plamo2_jax.cli.arguments import call
+
 
 def grow(
     source: Annotated[str, tyro.conf.Positional],
@@ -80,4 +82,4 @@ def grow(
 
 def main(argv: list[str]) -> None:
     """Runs `plamo2 grow`."""
-    tyro.cli(grow, args=argv, prog="plamo2 grow")
+    call(grow, argv, "plamo2 grow")

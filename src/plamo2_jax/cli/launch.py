@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from plamo2_jax.cli.arguments import call, parse, require_command
+
 if TYPE_CHECKING:
     from plamo2_jax.launch.job import Input, Job
     from plamo2_jax.train.config import PretrainConfig
@@ -32,10 +34,9 @@ def main(argv: list[str]) -> int:
     if place in (None, "-h", "--help"):
         print(_USAGE, file=sys.stderr if place is None else sys.stdout)
         return 2 if place is None else 0
-    if place not in _PLACES:
-        raise ValueError(f"unknown place {place!r}; it must be one of {', '.join(_PLACES)}")
+    require_command(place, SUBCOMMANDS, "plamo2 launch")
     split = rest.index("--") if "--" in rest else len(rest)
-    return _PLACES[place](rest[:split], tuple(rest[split + 1 :]))
+    return SUBCOMMANDS[place](rest[:split], tuple(rest[split + 1 :]))
 
 
 def gcloud(argv: list[str], overrides: tuple[str, ...]) -> int:
@@ -90,7 +91,7 @@ def _print(text: str) -> int:
     return 0
 
 
-_PLACES = {"gcloud": gcloud, "xpk": xpk, "slurm": slurm, "local": local}
+SUBCOMMANDS = {"gcloud": gcloud, "xpk": xpk, "slurm": slurm, "local": local}
 
 
 def _parse(place: str, options: Any, argv: list[str], overrides: tuple[str, ...]) -> tuple[Job, Any, bool]:
@@ -112,7 +113,7 @@ def _parse(place: str, options: Any, argv: list[str], overrides: tuple[str, ...]
         "place": tyro.conf.OmitArgPrefixes[options],
         "dry_run": tyro.conf.FlagCreatePairsOff[bool],
     }
-    config, chosen, dry_run = tyro.cli(read, args=argv, prog=f"plamo2 launch {place}", description=_DESCRIPTIONS[place])
+    config, chosen, dry_run = call(read, argv, f"plamo2 launch {place}", description=_DESCRIPTIONS[place])
     return load_job(config, overrides), chosen, dry_run
 
 
@@ -136,7 +137,7 @@ def load_job(path: Path, overrides: tuple[str, ...]) -> Job:
     from plamo2_jax.storage import address
     from plamo2_jax.train.config import PretrainConfig
 
-    config = tyro.cli(PretrainConfig, prog=f"plamo2 launch ... {path} --", default=load_config(path), args=overrides)
+    config = parse(PretrainConfig, overrides, f"plamo2 pretrain {path}", default=load_config(path))
     return Job(path, config.name, address(config.output), overrides, inputs(config))
 
 

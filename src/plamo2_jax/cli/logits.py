@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from plamo2_jax.cli.arguments import call
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -142,4 +144,4 @@ def _fill(rows: np.ndarray, batch_size: int) -> np.ndarray:
 
 def main(argv: list[str]) -> None:
     """Runs `plamo2 logits`."""
-    tyro.cli(logits, args=argv, prog="plamo2 logits")
+    call(logits, argv, "plamo2 logits")

@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 
+from plamo2_jax.cli import compile_cache
+
 VERBS = {
     "tokenizer": "train a vocabulary, encode, decode",
     "data": "build the bundled corpus, clean text, write tokenized shards",
@@ -34,22 +36,65 @@ VERBS = {
 }
 
 
+NO_CACHE = "--no-cache"
+
+
 def usage() -> str:
     """The text of `plamo2 --help`."""
     width = max(map(len, VERBS))
     lines = [f"  {verb:<{width}}  {text}" for verb, text in VERBS.items()]
-    return "\n".join(["usage: plamo2 VERB [options]        (plamo2 VERB --help explains a verb)", "", *lines])
+    options = [
+        f"  {'--version':<{width}}  print the version of plamo2-jax, jax and Python",
+        f"  {NO_CACHE:<{width}}  compile every program anew; by default compiled programs are kept in ~/.cache/plamo2",
+    ]
+    return "\n".join(
+        [
+            "usage: plamo2 VERB [options]        (plamo2 VERB --help explains a verb)",
+            "",
+            *lines,
+            "",
+            "options:",
+            *options,
+        ]
+    )
+
+
+def version() -> str:
+    """The text of `plamo2 --version`."""
+    import platform
+    from importlib import metadata
+
+    import plamo2_jax
+
+    try:
+        jax = f"jax {metadata.version('jax')}"
+    except metadata.PackageNotFoundError:
+        jax = "no jax"
+    return f"plamo2-jax {plamo2_jax.__version__} ({jax}, Python {platform.python_version()})"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit status. Errors meant for the user are one sentence on stderr and status 2."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # What follows `--` belongs to the command that `launch` starts.
+    end = argv.index("--") if "--" in argv else len(argv)
+    if NO_CACHE in argv[:end]:
+        argv[:end] = [word for word in argv[:end] if word != NO_CACHE]
+        compile_cache.disable()
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        print(version())
+        return 0
     if argv[0] not in VERBS:
-        print(f"plamo2: unknown verb {argv[0]!r}; it must be one of {', '.join(VERBS)}", file=sys.stderr)
+        from plamo2_jax.cli.arguments import closest_commands
+
+        meant = closest_commands(argv[0], VERBS)
+        known = f"did you mean {meant}? plamo2 --help lists all" if meant else f"it must be one of {', '.join(VERBS)}"
+        print(f"plamo2: unknown verb {argv[0][:60]!r}; {known}", file=sys.stderr)
         return 2
+    compile_cache.enable()
     # Imported on demand: `plamo2 --help` must not pay for importing jax.
     verb = importlib.import_module(f"plamo2_jax.cli.{argv[0]}")
     try:

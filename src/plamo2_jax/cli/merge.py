@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from plamo2_jax.cli.arguments import parse
 from plamo2_jax.surgery.merge import MergeConfig, Method
 from plamo2_jax.surgery.merge_methods import Rescale
 
@@ -65,7 +66,7 @@ class MergeOptions:
 
 def main(argv: list[str]) -> int:
     """Run the verb."""
-    options = tyro.cli(MergeOptions, prog="plamo2 merge", args=argv)
+    options = parse(MergeOptions, argv, "plamo2 merge")
     if len(options.models_and_output) < 2:
         raise ValueError("the arguments must be models and last the folder to make: plamo2 merge A B OUT")
     from plamo2_jax.cli.convert import parse_size, progress

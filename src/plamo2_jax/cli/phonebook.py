@@ -8,6 +8,8 @@ from typing import Annotated
 
 import tyro
 
+from plamo2_jax.cli.arguments import parse
+
 
 @dataclasses.dataclass(frozen=True)
 class PhonebookOptions:
@@ -35,7 +37,7 @@ class PhonebookOptions:
 
 def main(argv: list[str]) -> int:
     """Run the verb."""
-    options = tyro.cli(PhonebookOptions, prog="plamo2 phonebook", args=argv)
+    options = parse(PhonebookOptions, argv, "plamo2 phonebook")
     from plamo2_jax.cli.data import write_jsonl
     from plamo2_jax.eval.phonebook import documents
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from plamo2_jax.cli.arguments import call
+
 if TYPE_CHECKING:
     from plamo2_jax.pipeline.graph import Description, Graph
     from plamo2_jax.pipeline.run import Ran
@@ -159,4 +161,4 @@ def table(graph: Graph, ran: list[Ran]) -> str:
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit status."""
-    return tyro.cli(pipeline, args=argv, prog="plamo2 pipeline")
+    return call(pipeline, argv, "plamo2 pipeline")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-import tyro
+from plamo2_jax.cli.arguments import call
 
 _USAGE = """usage: plamo2 plan CONFIG.py --topology SLICE [options] [--field value] ...
        plamo2 plan kernel ssd --topology SLICE --preset MODEL [options]
@@ -127,7 +127,7 @@ def main(argv: list[str]) -> int | None:
         return plan_step(argv)
     words = [word for word in argv[:2] if not word.startswith("-")]
     if words == ["kernel", "ssd"]:
-        tyro.cli(ssd, args=argv[2:], prog="plamo2 plan kernel ssd")
+        call(ssd, argv[2:], "plamo2 plan kernel ssd")
         return None
     if {"-h", "--help"} & set(argv) and words in ([], ["kernel"]):
         print(_USAGE)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
+from plamo2_jax.cli.arguments import parse
+
 if TYPE_CHECKING:
     from plamo2_jax.plan.request import Request
     from plamo2_jax.plan.step import StepPlan
@@ -68,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
         tyro.cli(Options, prog=prog, args=["--help"])
     options, fields = tyro.cli(Options, prog=prog, args=rest, return_unknown_args=True)
     default = load_config(Path(path), PretrainConfig, SftConfig, DpoConfig)
-    config = tyro.cli(type(default), prog=prog, default=default, args=fields)
+    config = parse(type(default), fields, prog, default=default)
     if (options.topology is None) == (options.gpu is None):
         raise ValueError("plamo2 plan needs either --topology SLICE, such as v5p:4x4x4, or --gpu NODE, such as h100x8")
     if options.prefill is not None and options.decode is not None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from plamo2_jax.cli.arguments import parse
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -59,7 +61,7 @@ class ProbeOptions:
 
 def main(argv: list[str]) -> int:
     """Run the verb."""
-    options = tyro.cli(ProbeOptions, prog="plamo2 probe", args=argv)
+    options = parse(ProbeOptions, argv, "plamo2 probe")
     languages = tuple(part.strip() for part in options.language.split(","))
     for name, least in (("depths", 1), ("samples", 1), ("candidates", 2), ("batch_size", 1)):
         if getattr(options, name) < least:

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from plamo2_jax.cli.arguments import call
+
 
 def prune(
     model: Annotated[str, tyro.conf.Positional],
@@ -138,4 +140,4 @@ def _check_on_shapes(old, new) -> None:
 
 def main(argv: list[str]) -> None:
     """Runs `plamo2 prune`."""
-    tyro.cli(prune, args=argv, prog="plamo2 prune")
+    call(prune, argv, "plamo2 prune")

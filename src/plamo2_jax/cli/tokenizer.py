@@ -8,6 +8,8 @@ from typing import Annotated
 
 import tyro
 
+from plamo2_jax.cli.arguments import call_subcommand
+
 
 def train(
     input: tuple[str, ...],
@@ -121,8 +123,9 @@ def decode(
     sys.stdout.buffer.flush()
 
 
-def main(argv: list[str]) -> None:
+SUBCOMMANDS = {"train": train, "encode": encode, "decode": decode}
+
+
+def main(argv: list[str]) -> int | None:
     """Runs `plamo2 tokenizer train|encode|decode`."""
-    tyro.extras.subcommand_cli_from_dict(
-        {"train": train, "encode": encode, "decode": decode}, args=argv, prog="plamo2 tokenizer"
-    )
+    return call_subcommand(SUBCOMMANDS, argv, "plamo2 tokenizer")

@@ -7,9 +7,11 @@ import importlib.util
 import os
 from pathlib import Path
 
-# Without these libtpu asks the cloud where it is, and a second process that loads it is refused.
+# Without these libtpu asks the cloud where it is, and a second process that loads it is refused. A program that came out of JAX's
+# compilation cache would leave no schedule to read.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
