@@ -2,11 +2,13 @@
 
 import contextlib
 import importlib
+import logging
 import platform
 import re
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -15,6 +17,7 @@ import pytest
 from plamo2_jax import __version__
 from plamo2_jax.cli.arguments import GROUPS
 from plamo2_jax.cli.main import VERBS, main
+from plamo2_jax.cli.quiet import quieten
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden" / "tokenizer"
@@ -109,7 +112,7 @@ def commands():
         yield from ([verb, name] for name in getattr(module, "SUBCOMMANDS", ())) if verb in GROUPS else [[verb]]
 
 
-@pytest.mark.parametrize("command", commands(), ids=" ".join)
+@pytest.mark.parametrize("command", list(commands()), ids=" ".join)
 def test_positional_arguments_have_names(command, capsys):
     with contextlib.suppress(SystemExit):
         main([*command, "--help"])
@@ -179,3 +182,19 @@ def test_a_reader_that_has_seen_enough_ends_the_program_quietly():
     process.stdin.close()
     assert process.stderr.read() == b""
     assert process.wait() == 128 + signal.SIGPIPE
+
+
+def test_the_hook_for_errors_of_threads_is_set_once_and_passes_other_errors_on(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+    for name in ("absl", "asyncio"):
+        monkeypatch.setattr(logging.getLogger(name), "level", logging.getLogger(name).level)
+    quieten()
+    hook = sys.unraisablehook
+    quieten()
+    assert sys.unraisablehook is hook
+    closed = types.SimpleNamespace(object=None, exc_value=RuntimeError("Event loop is closed"))
+    other = types.SimpleNamespace(object=None, exc_value=RuntimeError("something else"))
+    hook(closed)
+    hook(other)
+    assert seen == [other]

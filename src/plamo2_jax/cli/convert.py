@@ -81,7 +81,7 @@ def parse_size(text: str) -> int:
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar for bytes done: `advance(done, total)`."""
-    from tqdm import tqdm
+    from plamo2_jax.progress import tqdm
 
     with tqdm(desc=what, unit="B", unit_scale=True, delay=1) as bar:
 

@@ -198,7 +198,7 @@ def clean(
     dedup_config = DedupConfig(threshold=similarity)
 
     def records(report: ReadReport, note: str) -> Iterator[dict[str, Any]]:
-        from tqdm import tqdm
+        from plamo2_jax.progress import tqdm
 
         documents = read_documents(
             [input],

@@ -144,7 +144,7 @@ def open_generator(folder: Path, step: int | None, dtype: str | None, tokenizer:
 
 def show_progress(generation: Generation, total: int) -> None:
     """Run a generation to its end under a progress bar of tokens."""
-    from tqdm import tqdm
+    from plamo2_jax.progress import tqdm
 
     with tqdm(total=total, desc="generate", unit="token", delay=2) as bar:
         for _ in generation:

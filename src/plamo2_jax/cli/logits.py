@@ -104,9 +104,9 @@ def write_logits(
     """Write the .npz block by block; it takes its name when it is whole."""
     import jax
     import numpy as np
-    from tqdm import tqdm
 
     from plamo2_jax.model import Plamo2
+    from plamo2_jax.progress import tqdm
 
     model = Plamo2(loaded.config, dtype=np.dtype(dtype) if dtype == "float32" else jax.numpy.bfloat16)
     features = jax.jit(lambda params, *args: model.apply({"params": params}, *args, method="features")[0])

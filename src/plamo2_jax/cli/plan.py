@@ -56,12 +56,11 @@ def ssd(
         breakdown: Print where the cycles go, operation by operation.
         output: A JSON file to write everything to.
     """
-    from tqdm import tqdm
-
     from plamo2_jax.config import PRESETS
     from plamo2_jax.plan import table
     from plamo2_jax.plan.run import Compiler
     from plamo2_jax.plan.ssd import SsdProgram
+    from plamo2_jax.progress import tqdm
 
     if preset not in PRESETS:
         raise ValueError(f"--preset {preset} is not allowed; it must be one of {', '.join(PRESETS)}")

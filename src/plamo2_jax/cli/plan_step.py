@@ -108,11 +108,10 @@ def _one(options: Options, request: Request) -> int:
 
 
 def _sweep(options: Options, request: Request) -> int:
-    from tqdm import tqdm
-
     from plamo2_jax.plan import report
     from plamo2_jax.plan.steps import plan, sweep_points
     from plamo2_jax.plan.topology import chips
+    from plamo2_jax.progress import tqdm
 
     points = list(sweep_points(request.config, chips(request.topology) * request.config.mesh.slices))
     if not points:

@@ -71,13 +71,13 @@ def main(argv: list[str]) -> int:
 
     refuse_occupied(options.output)
     import jax.numpy as jnp
-    from tqdm import tqdm
 
     from plamo2_jax.convert.load import load_model
     from plamo2_jax.eval.retrieval import as_text, ask, table
     from plamo2_jax.infer.answer import ModelAnswerer
     from plamo2_jax.infer.weights import cast_matrices
     from plamo2_jax.model import Plamo2
+    from plamo2_jax.progress import tqdm
     from plamo2_jax.surgery.merge_sources import ModelName
 
     name = ModelName.parse(options.model)
