@@ -3,6 +3,7 @@
 import io
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from tqdm import std
@@ -87,3 +88,9 @@ def test_a_terminal_gets_the_bars_of_tqdm():
 
     assert shown(progress.tqdm) == shown(std.tqdm)
     assert "\rbar: 2/2" in shown(progress.tqdm)
+
+
+def test_every_bar_of_the_package_is_one_of_these():
+    source = Path(progress.__file__).parent
+    others = [path for path in source.rglob("*.py") if "from tqdm" in path.read_text(encoding="utf-8")]
+    assert others == [source / "progress.py"]

@@ -70,6 +70,10 @@ def test_overrides_that_pretrain_would_refuse_are_refused_before_anything_is_lau
     assert "unknown option '--stepz'; did you mean --steps?" in capsys.readouterr().err
 
 
+def test_the_option_of_every_verb_reaches_pretrain(printed):
+    assert "configs/demo.py \\\n  --no-cache" in printed("slurm", overrides=("--no-cache",))
+
+
 def commands():
     """The `plamo2 launch ... --dry-run` lines of the page."""
     blocks = "\n".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL))

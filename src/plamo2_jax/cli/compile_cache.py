@@ -12,6 +12,8 @@ import platform
 import sys
 from pathlib import Path
 
+NO_CACHE = "--no-cache"
+"""Option of every verb that calls `disable`."""
 MAX_BYTES = 4 * 10**9
 """Size of all compiled programs that are kept. JAX's own limit needs another package, and a lock for every read."""
 _MIN_COMPILE_SECONDS = "0.3"

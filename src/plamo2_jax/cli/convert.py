@@ -28,7 +28,7 @@ def from_hf(
     Args:
         source: Folder with config.json and model.safetensors, or model.safetensors.index.json and its files.
         output: Run folder to make; it must not exist or be empty.
-        dtype: Of the parameters written; left out, that of the files. Training and inference read either into float32.
+        dtype: Dtype of the written parameters; left out, the dtype of the files. Training and inference read both into float32.
     """
     from plamo2_jax.convert.hf import from_public
 
@@ -46,15 +46,15 @@ def to_hf(
     dtype: Literal["float32", "bfloat16"] | None = None,
     max_shard_size: str = "5GB",
 ) -> None:
-    """Read a run folder and write a folder of the public layout, which other implementations open.
+    """Read a run folder and write a folder of the public layout, for other implementations.
 
     Args:
         source: Run folder, such as runs/demo.
         output: Folder to make; it must not exist or be empty.
         step: Which checkpoint; left out, the newest.
         ema: Write the moving average of the parameters, which runs with ema_decay keep, instead of the parameters.
-        dtype: Of the files; left out, that of the checkpoint.
-        max_shard_size: Bytes of tensors in one safetensors file: a number, or one with KB, MB, GB, KiB, MiB or GiB.
+        dtype: Dtype of the files; left out, the dtype of the checkpoint.
+        max_shard_size: Largest size of one safetensors file: a number of bytes, or one with KB, MB, GB, KiB, MiB or GiB.
     """
     from plamo2_jax.convert.hf import to_public
 

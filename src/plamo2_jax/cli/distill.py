@@ -18,7 +18,7 @@ class DistillOptions:
     CONFIG.py sets `config = PretrainConfig(..., distillation=DistillationConfig(teacher=...))`. Then train with them:
     plamo2 pretrain CONFIG.py --distillation.logits OUT
 
-    Rows are found again by what they hold; logits of another teacher, tokenizer, temperature or other data are refused. A row takes
+    Rows are looked up by their content; logits of another teacher, tokenizer, temperature or other data are refused. A row takes
     sequence-length × (8 × top-k + 4) bytes. Without this step the teacher runs beside the student.
     """
 
@@ -27,9 +27,9 @@ class DistillOptions:
     output: Annotated[Path, tyro.conf.Positional]
     """Folder to make; it must not exist or be empty."""
     top_k: int = 32
-    """Tokens of each position."""
+    """Number of teacher logits per position."""
     steps: int | None = None
-    """Batches to write; left out, those of the whole run."""
+    """Number of batches to write; left out, all of the run."""
 
 
 def main(argv: list[str]) -> int:

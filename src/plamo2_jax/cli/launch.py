@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from plamo2_jax.cli.arguments import call, parse, require_command
+from plamo2_jax.cli.compile_cache import NO_CACHE
 
 if TYPE_CHECKING:
     from plamo2_jax.launch.job import Input, Job
@@ -16,16 +17,18 @@ if TYPE_CHECKING:
 
 _USAGE = """usage: plamo2 launch PLACE CONFIG.py [options] [--dry-run] [-- --field value ...]
 
-Runs `plamo2 pretrain CONFIG.py` somewhere else, on every machine that it needs. What follows -- goes to pretrain. --dry-run prints
-what would be run, and nothing else, so that it can be read, kept, or piped into shellcheck, bash, kubectl or sbatch.
+Runs `plamo2 pretrain CONFIG.py` on other machines, or as several processes. Arguments after -- go to pretrain. --dry-run only prints
+what would be run, to read, keep, or pipe into shellcheck, bash, kubectl or sbatch.
 
-  gcloud    a TPU slice of your own: a queued resource, installed, trained on, made anew when it is preempted
+  gcloud    a TPU slice of your own: requests a queued resource, installs, trains, and starts again after a preemption
   xpk       TPU slices of a GKE cluster: a JobSet for kubectl, or XPK's command
   slurm     a SLURM cluster: an sbatch script that queues itself again
   local     several processes on this machine
 
-plamo2 launch PLACE --help explains a place; docs/launch.md has each in five lines. A run goes on from its newest checkpoint wherever
-it is started again: let --output be a bucket (gs://...) or a shared file system where there is more than one machine."""
+example: plamo2 launch slurm configs/demo.py --nodes 4 --gpus-per-node 8 --dry-run -- --output /shared/runs
+
+plamo2 launch PLACE --help explains a place; docs/launch.md shows each of them. A run resumes from its newest checkpoint wherever it is
+started again: with more than one machine, set --output to a bucket (gs://...) or a folder on a shared file system."""
 
 
 def main(argv: list[str]) -> int:
@@ -103,7 +106,7 @@ def _parse(place: str, options: Any, argv: list[str], overrides: tuple[str, ...]
         Args:
             config: The config file of the run, such as configs/demo.py.
             place: Where and how.
-            dry_run: Print what would be run, and do nothing.
+            dry_run: Print what would be run, and run nothing.
         """
         return config, place, dry_run
 
@@ -118,11 +121,11 @@ def _parse(place: str, options: Any, argv: list[str], overrides: tuple[str, ...]
 
 
 _DESCRIPTIONS = {
-    "gcloud": "Train on a TPU slice: make a queued resource, wait for it, install the project on all workers, train, and do so again "
-    "when it was preempted. Needs gcloud with an account, a project and a zone.",
+    "gcloud": "Train on a TPU slice: request a queued resource, wait for it, install the project on all workers, train, and start "
+    "again after a preemption. Needs gcloud with an account, a project and a zone.",
     "xpk": "Train on TPU slices of a GKE cluster with JobSet installed. Needs a container image with the project, and kubectl or xpk.",
     "slurm": "Train on a SLURM cluster, from a folder that all nodes share. Needs sbatch.",
-    "local": "Train by several processes on this machine; their lines come out with the process's number before them.",
+    "local": "Train with several processes on this machine; each line of output starts with the number of its process.",
 }
 
 
@@ -137,7 +140,8 @@ def load_job(path: Path, overrides: tuple[str, ...]) -> Job:
     from plamo2_jax.storage import address
     from plamo2_jax.train.config import PretrainConfig
 
-    config = parse(PretrainConfig, overrides, f"plamo2 pretrain {path}", default=load_config(path))
+    fields = [word for word in overrides if word != NO_CACHE]
+    config = parse(PretrainConfig, fields, f"plamo2 pretrain {path}", default=load_config(path))
     return Job(path, config.name, address(config.output), overrides, inputs(config))
 
 

@@ -28,19 +28,19 @@ def logits(
     batch_size: int = 4,
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
-    """Logits of given tokens, for comparing implementations.
+    """Write the logits of given tokens, to compare implementations.
 
-    Writes an .npz with the array logits [b, t, v] float32: at every position those of the next token. Padding (segment 0) has logits
-    without meaning. Memory is bounded by the batch, not by the file.
+    Writes an .npz with the array logits [b, t, v] float32: at each position the logits of the next token. Logits at padding (segment 0)
+    are meaningless. Memory depends on the batch size, not on the file.
 
     Args:
         model: A run folder, or a folder of the public layout.
         input: An .npz with the array tokens [b, t] of integers and, if rows are packed or padded, segment_ids [b, t]: 0 padding,
-            1 and up the document. Nothing crosses from one document to the next.
+            1 and up the document.
         output: The .npz to write.
         step: Which checkpoint of a run folder; left out, the newest.
-        batch_size: Rows at a time.
-        dtype: Of the activations. Parameters and logits are float32 either way.
+        batch_size: Rows per batch.
+        dtype: Dtype of activations. Parameters and logits are always float32.
     """
     from plamo2_jax.convert.load import load_model
 

@@ -8,35 +8,33 @@ import signal
 import sys
 
 from plamo2_jax.cli import compile_cache
+from plamo2_jax.cli.compile_cache import NO_CACHE
 
 VERBS = {
     "tokenizer": "train a vocabulary, encode, decode",
     "data": "build the bundled corpus, clean text, write tokenized shards",
     "pretrain": "train a model from a config file",
     "sft": "fine-tune a model on conversations",
-    "dpo": "train a model on pairs of answers, one preferred",
-    "prefer": "pairs of answers for dpo, sampled from a model and scored by rules and a judge",
-    "iterate": "rounds of prefer, dpo and merge",
-    "lora": "add trained adapters to a model's weights",
-    "pipeline": "run commands as a graph; what is done is not done again",
+    "dpo": "train a model on preference data",
+    "prefer": "make preference data: sample answers from a model, score them, pair them",
+    "iterate": "iterative DPO: rounds of prefer, dpo and merge",
+    "lora": "merge LoRA adapters into a model's weights",
+    "pipeline": "run commands as a graph; finished stages are skipped",
     "launch": "run pretrain on TPU slices, in GKE, under SLURM or as several processes",
-    "evaluate": "held-out bits per byte of a model",
+    "evaluate": "measure held-out bits per byte of a model",
     "generate": "continue a prompt",
     "convert": "read and write checkpoints of the public PLaMo 2 layout",
-    "logits": "logits of given tokens, for comparing implementations",
-    "grow": "start a larger model from a smaller one's weights",
-    "prune": "cut a smaller model out of a larger one",
-    "merge": "one model out of several: means, differences from a base, checkpoints of a run",
-    "extend": "a wider attention window, full attention, another RoPE base",
+    "logits": "write the logits of given tokens, to compare implementations",
+    "grow": "initialize a larger model from a smaller one",
+    "prune": "cut a smaller model out of a larger one by importance",
+    "merge": "merge several models or checkpoints into one",
+    "extend": "widen the attention window, use full attention, change the RoPE base",
     "distill": "write a teacher's logits to disk for distillation",
-    "probe": "retrieval at chosen lengths: phonebook and needle",
+    "probe": "measure retrieval at chosen lengths: phonebook and needle",
     "phonebook": "write phonebooks as training text",
-    "report": "one HTML page from a run directory",
-    "plan": "what a program costs on a TPU that is not there, by its compiler",
+    "report": "write an HTML page about a run",
+    "plan": "predict memory and time on a TPU slice you do not have, with its compiler",
 }
-
-
-NO_CACHE = "--no-cache"
 
 
 def usage() -> str:

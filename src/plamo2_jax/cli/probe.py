@@ -38,25 +38,25 @@ class ProbeOptions:
     """Folder to make; it must not exist or be empty."""
     task: Literal["phonebook", "needle"] = "phonebook"
     lengths: tuple[int, ...] = (512, 1024, 2048, 4096)
-    """Tokens of prompt and answer."""
+    """Lengths to probe: tokens of prompt and answer together."""
     language: str = "ja,en"
     """ja, en or both with a comma."""
     depths: int = 5
-    """So many places from the beginning to the end of the text."""
+    """Number of places, from the beginning to the end of the text."""
     samples: int = 4
-    """Questions of each language, length and depth."""
+    """Questions per language, length and depth."""
     candidates: int = 8
     """Numbers to choose from."""
     digits: int | None = None
     """Digits of a number; left out, telephone numbers in phonebooks and 5 in needles. Few suit small models."""
     separator: str = ": "
-    """Between name and number of a phonebook."""
+    """Text between name and number of a phonebook."""
     batch_size: int = 4
-    """Prompts at once."""
+    """Prompts per batch."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of activations."""
+    """Dtype of activations."""
     seed: int = 0
-    """Same seed, same questions."""
+    """Random seed."""
 
 
 def main(argv: list[str]) -> int:

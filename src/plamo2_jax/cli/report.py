@@ -15,7 +15,7 @@ from plamo2_jax.cli.arguments import parse
 class Arguments:
     """Write RUN/report.html: configuration, curves, held-out bits per byte beside xz, and samples.
 
-    It reads config.json and metrics.jsonl, and where they are there evaluation.json (plamo2 evaluate --output) and samples.jsonl
+    It reads config.json and metrics.jsonl, and where they exist evaluation.json (plamo2 evaluate --output) and samples.jsonl
     (plamo2 generate --json). The page needs no other file and no network.
     """
 

@@ -30,11 +30,11 @@ class Slurm:
     gpus_per_node: int = 0
     """GPUs of each node; 0 for a job on CPUs."""
     processes_per_node: int | None = None
-    """Processes of each node; left out, one a GPU, or one on CPUs. They share the node's GPUs in equal parts."""
+    """Processes per node; left out, one per GPU, or one on CPUs. They share the GPUs of the node in equal parts."""
     cpus_per_process: int | None = None
     """CPU cores of each process; left out, 8 for each GPU of the process, or 8 on CPUs. 0 asks for the cluster's default."""
     time: str = "24:00:00"
-    """Time limit, after which the job is queued again: minutes, hours:minutes:seconds or days-hours:minutes:seconds."""
+    """Time limit, at which the job is queued again: minutes, hours:minutes:seconds or days-hours:minutes:seconds."""
     grace: int = 120
     """Seconds before the time limit at which the run is asked to save a checkpoint and stop."""
     partition: str | None = None

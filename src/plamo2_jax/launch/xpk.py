@@ -32,23 +32,23 @@ class Xpk:
     image: str | None = None
     """Container image with a tag or digest, with the project installed and the config file in its working directory; see docs/launch.md."""
     by: Literal["jobset", "xpk"] = "jobset"
-    """jobset: print the manifest, or give it to kubectl. xpk: print the `xpk workload create` command, or run it."""
+    """jobset: apply a JobSet manifest with kubectl. xpk: run `xpk workload create`."""
     slices: int = 1
-    """Slices of that kind, connected by the data centre's network."""
+    """Number of slices, connected by the data centre's network."""
     spot: bool = False
     """Run on spot nodes."""
     job_name: str | None = None
-    """Name of the JobSet or workload; left out, the run's."""
+    """Name of the JobSet or workload; left out, the run's name."""
     namespace: str = "default"
     """Namespace of the JobSet."""
     queue: str | None = None
-    """Kueue's LocalQueue to wait in, where the cluster has Kueue (one made by XPK: multislice-queue)."""
+    """LocalQueue of Kueue, if the cluster has Kueue (in clusters made by XPK: multislice-queue)."""
     service_account: str | None = None
-    """Kubernetes service account of the pods, which workload identity lets into the bucket."""
+    """Kubernetes service account of the pods; with workload identity it gives them access to the bucket."""
     restarts: int = 100
-    """How often all pods are started again after a preemption or a failure. A wrong configuration ends the job at once."""
+    """Limit on restarts of all pods after a preemption or a failure. A wrong configuration ends the job at once."""
     grace: int = 120
-    """Seconds a pod has for its checkpoint between SIGTERM and SIGKILL. (A preempted spot node gives less.)"""
+    """Seconds between SIGTERM and SIGKILL, in which a pod saves its checkpoint. (A preempted spot node gives less.)"""
     cluster: str | None = None
     """With --by xpk: the GKE cluster."""
     project: str | None = None
