@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from plamo2_jax.cli import compile_cache
+from plamo2_jax.cli.main import main
 
 VARIABLES = (
     "JAX_COMPILATION_CACHE_DIR",
@@ -89,6 +91,28 @@ def test_kinds_of_cpu_do_not_share_programs(monkeypatch):
     # The clock is no kind of CPU.
     monkeypatch.setattr(Path, "read_text", lambda self, **_: "model\t\t: 1\nflags\t\t: fpu avx\ncpu MHz\t\t: 3\n")
     assert compile_cache._cpu() == names[0] != names[1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "disabled"),
+    [
+        (["--no-cache", "data", "inspect", "nowhere"], True),
+        (["data", "inspect", "nowhere", "--no-cache"], True),
+        (["data", "--no-cache", "inspect", "nowhere"], True),
+        (["data", "inspect", "nowhere"], False),
+        (["launch", "local", "nowhere.py", "--", "--no-cache"], False),
+    ],
+)
+def test_the_option_stands_before_or_after_the_verb(argv, disabled, monkeypatch, capsys):
+    before = jax.config.jax_enable_compilation_cache
+    monkeypatch.delenv("JAX_ENABLE_COMPILATION_CACHE")
+    try:
+        assert main(argv) == 2
+        assert "nowhere" in capsys.readouterr().err
+        assert (os.environ.get("JAX_ENABLE_COMPILATION_CACHE") == "false") == disabled
+        assert jax.config.jax_enable_compilation_cache == (before and not disabled)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
 
 
 def test_the_programs_used_longest_ago_are_removed(tmp_path):

@@ -58,8 +58,10 @@ def parse(
         # A misspelled option often shows as something else: its value is taken for a positional argument.
         unknown = _misspelled(argv, _options(kind, options)) if end.code == 2 else []
         if not unknown:
-            sys.stderr.write(said.getvalue())
             raise
+        said.truncate(0)
+    finally:
+        sys.stderr.write(said.getvalue())
     if unknown:
         raise ValueError(_unknown_sentence(unknown, _options(kind, options), prog)) from None
     return value
