@@ -160,7 +160,11 @@ def _serve(seeds: Path) -> None:
                 targets.TARGETS[target].read(folder)
         print("ready", file=answers, flush=True)
         for line in sys.stdin:
-            print(json.dumps(run_here(Case(**json.loads(line)), seeds, Path(temporary), outside)), file=answers, flush=True)
+            print(
+                json.dumps(run_here(Case(**json.loads(line)), seeds, Path(temporary), outside)),
+                file=answers,
+                flush=True,
+            )
 
 
 @contextlib.contextmanager

@@ -248,10 +248,19 @@ def _write_finished_run(folder: Path) -> None:
     run = folder / "run"
     run.mkdir()
     checkpoint.write_json(run / "config.json", {"name": "run", "model": checkpoint.model_json(CONFIG), "steps": 2})
-    figures = {"loss": 2.5, "learning_rate": 1e-3, "tokens": 100, "tokens_per_second": 1e3, "grad_norm": 1.0, "bits_per_byte": 2.5}
+    figures = {
+        "loss": 2.5,
+        "learning_rate": 1e-3,
+        "tokens": 100,
+        "tokens_per_second": 1e3,
+        "grad_norm": 1.0,
+        "bits_per_byte": 2.5,
+    }
     lines = [{"step": i, "time": 100.0 + i, **figures, "heldout/en/bits_per_byte": 2.0} for i in (1, 2)]
     _lines(run / "metrics.jsonl", lines)
-    _lines(run / "samples.jsonl", [{"prompt": "a", "text": "b", "step": 2, "finish_reason": "stop", "token_ids": [1, 2]}])
+    _lines(
+        run / "samples.jsonl", [{"prompt": "a", "text": "b", "step": 2, "finish_reason": "stop", "token_ids": [1, 2]}]
+    )
     checkpoint.write_json(run / "evaluation.json", {"languages": {"en": {"bits_per_byte": 2.0, "xz": 2.5}}})
 
 

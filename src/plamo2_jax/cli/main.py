@@ -9,6 +9,7 @@ import sys
 
 from plamo2_jax.cli import compile_cache
 from plamo2_jax.cli.compile_cache import NO_CACHE
+from plamo2_jax.cli.quiet import quieten
 
 VERBS = {
     "tokenizer": "train a vocabulary, encode, decode",
@@ -93,6 +94,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"plamo2: unknown verb {argv[0][:60]!r}; {known}", file=sys.stderr)
         return 2
     compile_cache.enable()
+    quieten()
     # Imported on demand: `plamo2 --help` must not pay for importing jax.
     verb = importlib.import_module(f"plamo2_jax.cli.{argv[0]}")
     try:

@@ -8,8 +8,6 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plamo2_jax.cli.quiet import quieten
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -90,7 +88,6 @@ def train(
     path, *overrides = argv
     options = parse(verb, path, load_config(Path(path), type(example())), overrides, description)
     config = options.config
-    quieten()
     from plamo2_jax.train.loop import pretrain
     from plamo2_jax.train.processes import join, leave_when_aborted, leave_when_broken
     from plamo2_jax.train.watch import ProfileSteps
