@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from plamo2_jax.cli.arguments import call_subcommand
 from plamo2_jax.cli.data_clean import clean
 from plamo2_jax.cli.data_files import print_bad, read_report, record_bytes, write_jsonl
 
@@ -206,16 +207,18 @@ def instructions(output: Path, *, per_page: int = 6, limit: int | None = None, s
         print(f"{path}: {count} conversations ({tasks})")
 
 
-def main(argv: list[str]) -> None:
+SUBCOMMANDS = {
+    "prepare": prepare,
+    "inspect": inspect,
+    "corpus": corpus,
+    "clean": clean,
+    "instructions": instructions,
+}
+
+
+def main(argv: list[str]) -> int | None:
     """Runs `plamo2 data prepare|inspect|corpus|clean|instructions`."""
-    verbs = {
-        "prepare": prepare,
-        "inspect": inspect,
-        "corpus": corpus,
-        "clean": clean,
-        "instructions": instructions,
-    }
-    tyro.extras.subcommand_cli_from_dict(verbs, args=argv, prog="plamo2 data")
+    return call_subcommand(SUBCOMMANDS, argv, "plamo2 data")
 
 
 def _statistics(manifest: dict[str, Any]) -> Iterator[str]:

@@ -83,7 +83,7 @@ def clean(
     _check_paths(input, output, report)
 
     def records(reading: ReadReport, note: str) -> Iterator[dict[str, Any]]:
-        from tqdm import tqdm
+        from plamo2_jax.progress import tqdm
 
         documents = read_documents(
             [input],

@@ -99,7 +99,7 @@ def write_sides(
     Raises:
         ShardError: a folder exists, or a side has no document; then no folder is written.
     """
-    from tqdm import tqdm
+    from plamo2_jax.progress import tqdm
 
     if tokens_per_shard < 1 or processes < 0:
         raise ValueError(
