@@ -46,8 +46,9 @@ class PairsConfig:
     counted."""
     max_pairs: int = 16
     """Pairs, or single answers, in a row at most."""
-    max_bad_rate: float = 0.0
-    """Share of bad lines up to which they are only counted; 0: the first one ends the program."""
+    max_bad_rate: float = 0.01
+    """Share of bad records above which reading fails. Up to it they are left out; their number and the first few are printed. 0: the first
+    one ends the run."""
 
     def __post_init__(self) -> None:
         if self.max_pairs < 1:
@@ -62,7 +63,7 @@ class PairsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DpoConfig(PretrainConfig):
-    """One run on preferences: a PretrainConfig whose data.mixture and heldout name JSON lines of pairs or single answers instead of
+    """One run on preferences: a PretrainConfig whose data.mixture and heldout name files of pairs or single answers instead of
     shards, and whose init_from may be of the public layout too.
     """
 

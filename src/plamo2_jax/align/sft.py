@@ -36,6 +36,8 @@ from plamo2_jax.train.distillation import Beside
 from plamo2_jax.train.objective import Metrics, Objective, cross_entropy
 
 Weighting = Literal["token", "conversation"]
+_SHOWN = 5
+"""Bad records that are printed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +52,9 @@ class ChatConfig:
     out; all are counted."""
     weighting: Weighting = "token"
     """token: every trained token counts the same. conversation: every conversation does, however long its answers."""
-    max_bad_rate: float = 0.0
-    """Share of bad lines up to which they are only counted; 0: the first one ends the program."""
+    max_bad_rate: float = 0.01
+    """Share of bad records above which reading fails. Up to it they are left out; their number and the first few are printed. 0: the first
+    one ends the run."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad_rate < 1:
@@ -64,7 +67,7 @@ class ChatConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SftConfig(PretrainConfig):
-    """One run of supervised fine-tuning: a PretrainConfig whose data.mixture and heldout name JSON lines of conversations instead of
+    """One run of supervised fine-tuning: a PretrainConfig whose data.mixture and heldout name files of conversations instead of
     shards, and whose init_from may be of the public layout too.
     """
 
@@ -216,9 +219,13 @@ class ChatSource:
 
 
 def say_counts(path: Path, what: str, counts: Mapping[str, int], report: ReadReport) -> None:
-    """One line on stderr, of the first process."""
+    """Print on stderr of the first process how many records were read, and the first bad ones."""
     if jax.process_index() == 0:
         others = [f"{counts[name]:,} {name}" for name in ("truncated", "too long") if counts.get(name)]
         others += [f"{report.bad:,} bad"] if report.bad else []
         kept = counts.get("whole", 0) + counts.get("truncated", 0)
         print(", ".join([f"{path}: {kept:,} {what}", *others]), file=sys.stderr)
+        for record in report.first[:_SHOWN]:
+            print(f"  {record}", file=sys.stderr)
+        if report.bad > _SHOWN:
+            print(f"  and {report.bad - _SHOWN:,} more bad records", file=sys.stderr)
