@@ -16,9 +16,9 @@ from jinja2.defaults import DEFAULT_NAMESPACE
 
 from plamo2_jax.align.forms import conversation_messages, further_fields, present
 from plamo2_jax.align.messages import check_messages, is_trained
+from plamo2_jax.data import readers
 from plamo2_jax.data.documents import BadRecord, ReadReport, UnreadableRecord
-from plamo2_jax.data.readers import format_of, read_array_record, read_jsonl, read_parquet
-from plamo2_jax.data.sources import find_files
+from plamo2_jax.data.files import find_files, format_of
 from plamo2_jax.tokenizer.chat_template import ChatTemplate, ChatTemplateError, EncodedChat
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
@@ -57,24 +57,14 @@ class Example:
 
 
 def read_records(spec: str | Path, report: ReadReport) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield `(place, fields)` of each record in a file, a folder or a pattern of JSON lines, Parquet or ArrayRecord files.
+    """Yield `(place, fields)` of each record in a file, a folder or a pattern, as `data.readers.read_records`.
 
-    Raises:
-        ValueError: there is no such file, or it is damaged as a whole.
-        TooManyBadRecordsError: more records cannot be read than `report` allows.
+    What is null in a row of a Parquet file is left out, in its structs too: they have every field in every row.
     """
-    for file in find_files(str(spec)):
-        kind = format_of(file)
-        if kind not in _READERS:
-            raise ValueError(
-                f"{file} is not allowed here: it must be JSON lines (.jsonl), Parquet (.parquet) or ArrayRecord (.arrayrecord)"
-            )
-        for where, fields in _READERS[kind](file):
-            if isinstance(fields, UnreadableRecord):
-                report.count_bad(BadRecord(where, fields.reason, fields.detail))
-            else:
-                yield where, fields
-        report.files += 1
+    for file in find_files(spec, report):
+        nulls = format_of(file) != "parquet"
+        for where, fields in readers.read_records(file, report):
+            yield where, fields if nulls else _without_nulls(fields)
 
 
 def read_conversations(spec: str | Path, report: ReadReport) -> Iterator[Conversation]:
@@ -220,30 +210,12 @@ def trained_tokens(chat: EncodedChat, answers: Sequence[bool]) -> np.ndarray:
     return np.array([False, *answers])[chat.answer]
 
 
-def _read_table(path: Path) -> Iterator[tuple[str, Any]]:
-    """The rows of a Parquet file. What is null in a row is left out, within structs too: they have every field in every row."""
-    import pyarrow.parquet
-
-    try:
-        names = pyarrow.parquet.read_schema(path).names
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path} is damaged or not of the format its name says: {str(error)[:300]}") from None
-    for where, fields in read_parquet(path, tuple(names)):
-        try:
-            yield where, _without_nulls(fields)
-        except UnicodeDecodeError as error:
-            yield where, UnreadableRecord("invalid UTF-8", f"byte {error.start} of a text")
-
-
 def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _without_nulls(item) for name, item in value.items() if item is not None}
     if isinstance(value, list):
         return [_without_nulls(item) for item in value]
-    return value.decode() if isinstance(value, bytes) else value
-
-
-_READERS = {"jsonl": read_jsonl, "parquet": _read_table, "arrayrecord": read_array_record}
+    return value
 
 
 def template_variables(variables: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from plamo2_jax.align.lora import Adapters, LoraConfig, WithAdapters
 from plamo2_jax.align.preference_data import REFERENCE, Pair, PairTruncate, encode_pairs, layout, read_pairs
 from plamo2_jax.align.reference import ReferenceLogProbs
 from plamo2_jax.align.samples import SamplesConfig
-from plamo2_jax.align.sft import refuse_unfit, say_counts
+from plamo2_jax.align.sft import naming_limit, refuse_unfit, say_counts
 from plamo2_jax.align.start import StartingModel, place_params
 from plamo2_jax.data.documents import ReadReport
 from plamo2_jax.data.packing import Batch
@@ -230,8 +230,9 @@ def read_elements(path: Path, config: DpoConfig, template: ChatTemplate, tokeniz
             where a loss takes pairs alone.
     """
     report, limit = config.pairs.report(), config.data.sequence_length
-    pairs = _usable(read_pairs(path, report), config.preference)
-    elements, counts = encode_pairs(pairs, template, tokenizer, limit, config.pairs.truncate, report)
+    with naming_limit("pairs.max_bad_rate"):
+        pairs = _usable(read_pairs(path, report), config.preference)
+        elements, counts = encode_pairs(pairs, template, tokenizer, limit, config.pairs.truncate, report)
     single = any(element["sides"][0] == element["sides"][-1] for element in elements)
     say_counts(path, "pairs and single answers" if single else "pairs", counts, report)
     if not elements:

@@ -5,11 +5,12 @@ A configuration, an objective and a data source for the train loop, which is tha
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from plamo2_jax.align.examples import Examples
 from plamo2_jax.align.lora import Adapters, LoraConfig, WithAdapters
 from plamo2_jax.align.samples import SamplesConfig
 from plamo2_jax.align.start import StartingModel, place_params
-from plamo2_jax.data.documents import ReadReport
+from plamo2_jax.data.documents import ReadReport, TooManyBadRecordsError
 from plamo2_jax.data.packing import Batch, Layout
 from plamo2_jax.data.pipeline import mixed_batches, one_pass
 from plamo2_jax.eval.perplexity import make_evaluator, predict_batch, prediction_sums
@@ -198,8 +199,9 @@ class ChatSource:
         chat, report = self._config.chat, self._config.chat.report()
         # A row of t positions holds t + 1 ids: the first is never a target.
         limit = self._config.data.sequence_length + 1
-        conversations = read_conversations(path, report)
-        examples, counts = encode_all(conversations, self._template, self._tokenizer, limit, chat.truncate, report)
+        with naming_limit("chat.max_bad_rate"):
+            conversations = read_conversations(path, report)
+            examples, counts = encode_all(conversations, self._template, self._tokenizer, limit, chat.truncate, report)
         say_counts(path, "conversations", counts, report)
         if not examples:
             raise ValueError(f"{path} holds no conversation of at most {limit} tokens")
@@ -218,6 +220,15 @@ class ChatSource:
         )
 
 
+@contextlib.contextmanager
+def naming_limit(option: str) -> Iterator[None]:
+    """Name the option that allows more bad records, where reading fails for them."""
+    try:
+        yield
+    except TooManyBadRecordsError as error:
+        raise TooManyBadRecordsError(f"{error}. Correct them, or raise {option}") from None
+
+
 def say_counts(path: Path, what: str, counts: Mapping[str, int], report: ReadReport) -> None:
     """Print on stderr of the first process how many records were read, and the first bad ones."""
     if jax.process_index() == 0:
@@ -229,3 +240,5 @@ def say_counts(path: Path, what: str, counts: Mapping[str, int], report: ReadRep
             print(f"  {record}", file=sys.stderr)
         if report.bad > _SHOWN:
             print(f"  and {report.bad - _SHOWN:,} more bad records", file=sys.stderr)
+        for change, count in report.changes.most_common(_SHOWN):
+            print(f"  {change}: {count:,} times", file=sys.stderr)
