@@ -5,12 +5,15 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from plamo2_jax.align.chat import encode_all, encode_conversation, read_conversations, to_conversation
-from plamo2_jax.align.preference_data import encode_pairs, read_pairs, to_pair
+from plamo2_jax.align.forms import ANSWERS, CONTEXTS, CONVERSATIONS, LABELS, QUESTIONS, SYSTEMS
+from plamo2_jax.align.messages import TRAIN_MARKS
+from plamo2_jax.align.preference_data import encode_pair, encode_pairs, read_pairs, to_pair
 from plamo2_jax.align.prompts import read_prompts, to_prompt
 from plamo2_jax.align.sft import ChatConfig, say_counts
 from plamo2_jax.data.documents import ReadReport, TooManyBadRecordsError, UnreadableRecord
@@ -377,3 +380,89 @@ def test_files_of_other_formats_are_refused(tmp_path):
     path.write_text("a")
     with pytest.raises(ValueError, match=r"data\.txt .* JSON lines"):
         list(read_conversations(path, ReadReport()))
+
+
+ODD = [
+    None,
+    True,
+    0,
+    0.5,
+    10**30,
+    "",
+    " ",
+    "x",
+    "[]",
+    "{}",
+    "[1]",
+    "null",
+    "\ufdd0",
+    [],
+    {},
+    [[]],
+    [{}],
+    [None],
+    [1],
+    ["x"],
+    [USER],
+]
+NAMES = (
+    *CONVERSATIONS,
+    *QUESTIONS,
+    *CONTEXTS,
+    *ANSWERS,
+    *SYSTEMS,
+    *LABELS,
+    *TRAIN_MARKS,
+    "role",
+    "from",
+    "content",
+    "value",
+    "tools",
+)
+
+
+def mutated(record, rng):
+    """A record in which a value somewhere is replaced, wrapped, written as text or removed, or a field is added."""
+    record = json.loads(json.dumps(record))
+    places, found = [], [record]
+    while found:
+        node = found.pop()
+        keys = node.keys() if isinstance(node, dict) else range(len(node))
+        places += [(node, key) for key in keys]
+        found += [node[key] for key in keys if isinstance(node[key], dict | list)]
+    node, key = places[rng.integers(len(places))]
+    match rng.integers(6):
+        case 0:
+            del node[key]
+        case 1:
+            node[key] = json.dumps(node[key])
+        case 2:
+            node[key] = [node[key]]
+        case 3:
+            record[NAMES[rng.integers(len(NAMES))]] = ODD[rng.integers(len(ODD))]
+        case _:
+            node[key] = ODD[rng.integers(len(ODD))]
+    return record
+
+
+def test_every_record_is_read_or_refused(tokenizer, template):
+    rng = np.random.default_rng(0)
+    seeds = [
+        record for section in ("Conversations", "Tools and marks", "Preferences") for _, record in examples(section)
+    ]
+    read = refused = longest = 0
+    for _ in range(1200):
+        record = mutated(seeds[rng.integers(len(seeds))], rng)
+        for reader in (
+            lambda record: tokens(record, tokenizer, template),
+            lambda record: encode_pair(to_pair(record, "x"), template, tokenizer, 1000, "refuse"),
+            lambda record: to_prompt(record, "x", {}),
+        ):
+            try:
+                reader(record)
+                read += 1
+            except UnreadableRecord as error:
+                refused += 1
+                longest = max(longest, len(f"{error.reason} ({error.detail})"))
+    assert min(read, refused) > 500
+    assert longest < 300
