@@ -150,7 +150,7 @@ def test_malformed_tools_are_refused(tools):
 def test_every_speaker_has_a_role():
     for speaker, role in SPEAKERS.items():
         text = json.dumps(CALL["function"]) if speaker in CALLERS else "a"
-        for spelling in (speaker, speaker.upper()):
+        for spelling in (speaker, speaker.upper(), speaker.replace("_", "-")):
             (message,) = read_messages([{"from": spelling, "value": text}])
             assert message["role"] == role
             assert message.get("tool_calls") == ([CALL] if speaker in CALLERS else None)

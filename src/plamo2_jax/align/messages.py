@@ -26,7 +26,7 @@ SPEAKERS: Mapping[str, str] = {
     **dict.fromkeys(("observation", "function_response", "tool_response", "tool_result", "ipython"), "tool"),
     **dict.fromkeys(("function_call", "tool_call"), "assistant"),
 }
-"""Role by the name of the speaker, in lower case. The texts of `function_call` and `tool_call` are calls of tools."""
+"""Role by the name of the speaker, in lower case and with underscores. The texts of `function_call` and `tool_call` are calls of tools."""
 CALLERS = ("function_call", "tool_call")
 TRAIN_MARKS = ("weight", "loss_weight", "loss_mask", "loss", "train", "training", "trainable", "train_on_turn")
 """Fields of a message that say whether it is trained on: true or 1, false or 0. `masked` says the opposite."""
@@ -189,7 +189,7 @@ def _read_message(given: Any, number: int) -> tuple[Message, bool]:
 def _speaker(fields: Mapping[str, Any], number: int) -> str:
     """Who says a message, one of SPEAKERS."""
     field, speaker = one_of(fields, ("role", "from"), f"speaker in message {number}")
-    name = speaker.lower() if isinstance(speaker, str) else None
+    name = speaker.lower().replace("-", "_").replace(" ", "_") if isinstance(speaker, str) else None
     if name == "function" and field == "role":
         name = "tool"
     if name in SPEAKERS:

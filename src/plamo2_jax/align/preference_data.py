@@ -127,7 +127,7 @@ def _answers(fields: Mapping[str, Any], single: bool) -> tuple[list[str], list[l
     if not single:
         for name in ("chosen", "rejected"):
             if name not in fields:
-                raise UnreadableRecord("no pair", f"no value in the field {name}")
+                raise UnreadableRecord("no pair", f"no value in the field {name}; a pair has chosen and rejected")
         names = ["chosen", "rejected"]
         return names, [said(fields[name], "assistant", name, after_label) for name in names], set(names)
     name, answer = one_of(fields, ANSWERS, "the answer")
