@@ -12,7 +12,7 @@ import pytest
 
 from plamo2_jax.align.chat import encode_all, encode_conversation, read_conversations, to_conversation
 from plamo2_jax.align.forms import ANSWERS, CONTEXTS, CONVERSATIONS, LABELS, QUESTIONS, SYSTEMS
-from plamo2_jax.align.messages import TRAIN_MARKS
+from plamo2_jax.align.messages import SPEAKERS, TRAIN_MARKS
 from plamo2_jax.align.preference_data import encode_pair, encode_pairs, read_pairs, to_pair
 from plamo2_jax.align.prompts import read_prompts, to_prompt
 from plamo2_jax.align.sft import ChatConfig, say_counts
@@ -90,6 +90,12 @@ def test_the_documentation_lists_preferences_that_are_read():
         pair = to_pair(record, "x")
         rejected = () if "single" in name else (REJECTED,)
         assert (pair.prompt, pair.chosen, pair.rejected) == ((LAMP,), (CHOSEN,), rejected), name
+
+
+def test_the_documentation_names_every_field_and_speaker():
+    text = DOCUMENT.read_text(encoding="utf-8").split("\n## Data formats\n")[1]
+    fields = (*CONVERSATIONS, *QUESTIONS, *CONTEXTS, *ANSWERS, *SYSTEMS, *LABELS, *TRAIN_MARKS, "masked")
+    assert [name for name in (*fields, *SPEAKERS) if f"`{name}`" not in text and f'"{name}":' not in text] == []
 
 
 def test_the_questions_of_all_forms_are_prompts():
