@@ -84,7 +84,7 @@ class Question:
     """Decides, with the seed and the sample's number, the randomness of the answers."""
     messages: Sequence[Mapping[str, Any]]
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Of the chat template; an endpoint has its own, and does not get them."""
+    """Of the chat template. An endpoint has its own template; of the variables it gets `tools` alone."""
 
 
 @dataclasses.dataclass(frozen=True)
