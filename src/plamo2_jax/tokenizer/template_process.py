@@ -21,10 +21,10 @@ from typing import Any
 
 from plamo2_jax.tokenizer import template_sandbox
 from plamo2_jax.tokenizer.template_sandbox import (
-    CPU_SECONDS,
     MEMORY_BYTES,
     RENDERED,
     TemplateProblem,
+    cpu_seconds,
     read_message,
     shorten,
     write_message,
@@ -110,7 +110,7 @@ class ProcessTemplate:
             raise
         if answer is None:
             _end(process, self._owner)
-            raise TemplateProblem(f"{what}: {_ending(process.returncode)}")
+            raise TemplateProblem(f"{what}: {_ending(process.returncode, cpu_seconds(len(request)))}")
         text = answer[1:].decode("utf-8", "surrogatepass")
         if answer[:1] != RENDERED:
             raise TemplateProblem(text)
@@ -129,10 +129,10 @@ def _end(process: subprocess.Popen[bytes], owner: int) -> None:
             pipe.close()
 
 
-def _ending(status: int) -> str:
+def _ending(status: int, seconds: float) -> str:
     if status == -signal.SIGPROF:
-        return f"it needs more than {CPU_SECONDS} s of CPU time, which is the limit"
+        return f"it needs more than {seconds:.1f} s of CPU time, which is the limit"
     if status < 0:
         name = signal.Signals(-status).name
-        return f"it ended the process that renders it ({name}); the limits are {CPU_SECONDS} s and {MEMORY_BYTES >> 20} MiB"
+        return f"it ended the process that renders it ({name}); the limits are {seconds:.1f} s and {MEMORY_BYTES >> 20} MiB"
     return f"the process that renders it ended with status {status}"
