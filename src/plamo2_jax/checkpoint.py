@@ -100,7 +100,11 @@ def latest_step(folder: str | os.PathLike[str]) -> int | None:
 
 
 def save_model(
-    folder: str | os.PathLike[str], config: ModelConfig, params: Any, tokenizer: SavesItself | None = None
+    folder: str | os.PathLike[str],
+    config: ModelConfig,
+    params: Any,
+    tokenizer: SavesItself | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a run folder that holds a model and nothing else: parameters only, at step 0.
 
@@ -112,6 +116,7 @@ def save_model(
         config: shape of the model.
         params: tree of arrays, of any sharding and dtype.
         tokenizer: written to tokenizer.jsonl when given.
+        files: further small files by name, such as the chat template.
 
     Raises:
         CheckpointError: `folder` exists and is not an empty folder, or is not of this machine.
@@ -130,6 +135,8 @@ def save_model(
         write_json(partial / CONFIG, {"model": model_json(config)})
         if tokenizer is not None:
             tokenizer.save(partial / TOKENIZER)
+        for name, content in ({} if files is None else files).items():
+            write_whole(partial / name, content)
     barrier("save_model: folder made")
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
     chunked = jax.tree.map(lambda leaf: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), params)

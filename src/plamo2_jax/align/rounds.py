@@ -24,9 +24,10 @@ from plamo2_jax.align.prefer import CONFIG, REPORT, PreferConfig, Progress, iden
 from plamo2_jax.align.preferences import DpoConfig, PairSource, make_objective
 from plamo2_jax.align.samples import sample_writer
 from plamo2_jax.checkpoint import read_config, write_json
-from plamo2_jax.convert.hf import copy_chat_template
 from plamo2_jax.data.pipeline import MixtureItem
+from plamo2_jax.storage import write_whole
 from plamo2_jax.surgery.merge import MergeConfig, merge
+from plamo2_jax.tokenizer.template_files import chat_template_files
 from plamo2_jax.train.config import differences, to_json
 from plamo2_jax.train.loop import pretrain
 
@@ -116,7 +117,8 @@ def iterate(
                 if signal is not None:
                     return Ended(start, signal)
             # The template that it was trained under, whatever it began with. Behind the test: a kill may have come between the two.
-            copy_chat_template(folder / "train", model)
+            for name, content in chat_template_files(folder / "train").items():
+                write_whole(model / name, content)
             start = model
     return Ended(start, None)
 

@@ -57,6 +57,7 @@ def grow(
     from plamo2_jax.convert.load import load_model
     from plamo2_jax.model import Plamo2, abstract_params
     from plamo2_jax.surgery import reuse
+    from plamo2_jax.tokenizer.template_files import chat_template_files
 
     def run(params):
         return reuse.grow(params, old, new, width=method, depth=depth, noise=noise, seed=seed)
@@ -70,10 +71,9 @@ def grow(
         return
     refuse_occupied(output)
     reuse.check(old, new, method, depth)
+    files = chat_template_files(source)
     loaded = load_model(source, step=step)
-    write_public(
-        output, new, run(jax.device_get(loaded.params)), loaded.tokenizer, dtype=dtype, template_from=Path(source)
-    )
+    write_public(output, new, run(jax.device_get(loaded.params)), loaded.tokenizer, dtype=dtype, files=files)
     print(changes_table(old, new))
     print(output)
 

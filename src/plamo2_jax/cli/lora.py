@@ -24,18 +24,18 @@ def lora(
         step: Which checkpoint of a run with adapters; left out, the newest.
     """
     from plamo2_jax import checkpoint
-    from plamo2_jax.align.peft import CONFIG, merged_model
-    from plamo2_jax.convert.hf import copy_chat_template, refuse_occupied
+    from plamo2_jax.align.peft import CONFIG, FOLDER, merged_model
+    from plamo2_jax.convert.hf import refuse_occupied
+    from plamo2_jax.tokenizer.template_files import chat_template_files
 
     refuse_occupied(output)
     if step is not None and (adapter / CONFIG).is_file():
         raise ValueError(f"{adapter} is of PEFT's layout and has no steps; leave --step out")
-    merged = merged_model(model, adapter, step)
-    checkpoint.save_model(output, merged.config, merged.params, merged.tokenizer)
     # A folder `adapter` lies in the run that trained it, and so does its template.
-    for folder in (adapter, adapter.parent, model):
-        if copy_chat_template(folder, output):
-            break
+    run = (adapter.parent,) if adapter.name == FOLDER else ()
+    files = chat_template_files(adapter, *run, model)
+    merged = merged_model(model, adapter, step)
+    checkpoint.save_model(output, merged.config, merged.params, merged.tokenizer, files=files)
     print(output)
 
 

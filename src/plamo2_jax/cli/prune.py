@@ -93,7 +93,9 @@ def prune(
     from plamo2_jax.convert.load import load_model
     from plamo2_jax.data.pipeline import DataConfig, MixtureItem, train_iterator
     from plamo2_jax.surgery import prune as surgery
+    from plamo2_jax.tokenizer.template_files import chat_template_files
 
+    files = chat_template_files(model)
     loaded = load_model(model, step=step)
     if loaded.tokenizer is None:
         raise ValueError(f"{model} has no tokenizer.jsonl, which the calibration data are checked against")
@@ -116,7 +118,7 @@ def prune(
         )
         if best is None or nats < lowest:
             best, lowest = pruned, nats
-    write_public(output, best.config, best.params, loaded.tokenizer, dtype=dtype, template_from=Path(model))
+    write_public(output, best.config, best.params, loaded.tokenizer, dtype=dtype, files=files)
     print(changes_table(old, best.config))
     print(output)
 

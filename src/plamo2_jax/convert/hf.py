@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from plamo2_jax.convert.load import is_run_folder, read_tokenizer
 from plamo2_jax.convert.read import common_dtype, read_params, read_public_config
 from plamo2_jax.convert.write import write_params
 from plamo2_jax.model import Plamo2, abstract_params
-from plamo2_jax.tokenizer import chat_template
+from plamo2_jax.storage import write_whole
+from plamo2_jax.tokenizer.template_files import FILE_NAME, chat_template_files
 from plamo2_jax.tokenizer.tokenizer import PAD, UNK, Tokenizer
 
 
@@ -53,9 +55,9 @@ def from_public(
         raise ConvertError(f"{source} is a run folder already; from-hf reads folders of the public layout")
     config = read_public_config(source)
     tokenizer = read_tokenizer(source, config)
+    files = chat_template_files(source)
     params = read_params(source, config, dtype=dtype, shardings=shardings, on_read=on_read)
-    checkpoint.save_model(output, config, params, tokenizer)
-    copy_chat_template(source, output)
+    checkpoint.save_model(output, config, params, tokenizer, files=files)
     return config
 
 
@@ -92,6 +94,7 @@ def to_public(
         raise ConvertError(f"{source} is of the public layout already; to-hf reads run folders")
     config = checkpoint.read_model_config(source)
     tokenizer = read_tokenizer(source, config)
+    files = chat_template_files(source)
     dtype = np.dtype(checkpoint_dtype(source, step) if dtype is None else dtype)
     params = checkpoint.restore_params(
         source,
@@ -99,7 +102,7 @@ def to_public(
         step,
         checkpoint.EMA if ema else checkpoint.PARAMS,
     )
-    options = {"dtype": dtype, "max_shard_bytes": max_shard_bytes, "on_write": on_write, "template_from": source}
+    options = {"dtype": dtype, "max_shard_bytes": max_shard_bytes, "on_write": on_write, "files": files}
     write_public(output, config, params, tokenizer, **options)
     return config
 
@@ -113,7 +116,7 @@ def write_public(
     dtype: Any = np.float32,
     max_shard_bytes: int = 5_000_000_000,
     on_write: Progress | None = None,
-    template_from: Path | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a folder of the public layout from parameters in memory, whole or not at all.
 
@@ -125,12 +128,12 @@ def write_public(
         dtype: of the files, float32 or bfloat16.
         max_shard_bytes: bytes of tensors in one safetensors file.
         on_write: see `write_params`.
-        template_from: folder whose chat template, if it has one, is copied.
+        files: further small files by name. A chat template among them is written into tokenizer_config.json too.
 
     Raises:
         ConvertError: `output` is occupied, or the parameters are not those of the config.
     """
-    output, dtype = Path(output).absolute(), np.dtype(dtype)
+    output, dtype, files = Path(output).absolute(), np.dtype(dtype), {} if files is None else files
     refuse_occupied(output)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -141,21 +144,15 @@ def write_public(
         checkpoint.write_json(partial / "generation_config.json", _generation_config(config))
         if tokenizer is not None:
             tokenizer.save(partial)
-            checkpoint.write_json(partial / "tokenizer_config.json", _tokenizer_config(config, tokenizer))
-        if template_from is not None:
-            copy_chat_template(template_from, partial)
+            about = _tokenizer_config(config, tokenizer)
+            if FILE_NAME in files:
+                about["chat_template"] = files[FILE_NAME].decode()  # For readers older than the file.
+            checkpoint.write_json(partial / "tokenizer_config.json", about)
+        for name, content in files.items():
+            write_whole(partial / name, content)
         os.replace(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def copy_chat_template(source: Path, output: Path) -> bool:
-    """Copy chat_template.jinja from one folder to another, where there is one; returns whether there is."""
-    path = source / chat_template.FILE_NAME
-    if not path.is_file():
-        return False
-    (output / chat_template.FILE_NAME).write_bytes(path.read_bytes())
-    return True
 
 
 def refuse_occupied(folder: Path) -> None:

@@ -22,11 +22,12 @@ import jax.numpy as jnp
 
 from plamo2_jax import checkpoint
 from plamo2_jax.config import LayerKind, ModelConfig
-from plamo2_jax.convert.hf import copy_chat_template, refuse_occupied
+from plamo2_jax.convert.hf import refuse_occupied
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.model import Plamo2, abstract_params
 from plamo2_jax.surgery.merge_sources import ModelName
+from plamo2_jax.tokenizer.template_files import chat_template_files
 
 Layers = Literal["all", "none"] | tuple[int, ...]
 
@@ -139,10 +140,11 @@ def extend(model: str, output: str | os.PathLike[str], **changes: Any) -> ModelC
     output = Path(output)
     refuse_occupied(output)
     name = ModelName.parse(model)
+    files = chat_template_files(name.folder)
     loaded = load_model(name.folder, step=name.step, ema=name.ema)
     config = extended_config(loaded.config, **changes)
-    checkpoint.save_model(output, config, relaid(loaded.params, loaded.config, config), loaded.tokenizer)
-    copy_chat_template(name.folder, output)
+    params = relaid(loaded.params, loaded.config, config)
+    checkpoint.save_model(output, config, params, loaded.tokenizer, files=files)
     return config
 
 
