@@ -53,9 +53,10 @@ def grow(
 
     import jax
 
-    from plamo2_jax.convert.hf import refuse_occupied, write_public
+    from plamo2_jax.convert.hf import write_public
     from plamo2_jax.convert.load import load_model
     from plamo2_jax.model import Plamo2, abstract_params
+    from plamo2_jax.storage import require_empty
     from plamo2_jax.surgery import reuse
     from plamo2_jax.tokenizer.template_files import chat_template_files
 
@@ -69,7 +70,7 @@ def grow(
         )
         print(changes_table(old, new))
         return
-    refuse_occupied(output)
+    require_empty(output)
     reuse.check(old, new, method, depth)
     files = chat_template_files(source)
     loaded = load_model(source, step=step)

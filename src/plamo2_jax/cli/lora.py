@@ -25,10 +25,10 @@ def lora(
     """
     from plamo2_jax import checkpoint
     from plamo2_jax.align.peft import CONFIG, FOLDER, merged_model
-    from plamo2_jax.convert.hf import refuse_occupied
+    from plamo2_jax.storage import require_empty
     from plamo2_jax.tokenizer.template_files import chat_template_files
 
-    refuse_occupied(output)
+    require_empty(output)
     if step is not None and (adapter / CONFIG).is_file():
         raise ValueError(f"{adapter} is of PEFT's layout and has no steps; leave --step out")
     # A folder `adapter` lies in the run that trained it, and so does its template.

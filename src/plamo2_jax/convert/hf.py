@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from plamo2_jax.convert.load import is_run_folder, read_tokenizer
 from plamo2_jax.convert.read import common_dtype, read_params, read_public_config
 from plamo2_jax.convert.write import write_params
 from plamo2_jax.model import Plamo2, abstract_params
-from plamo2_jax.storage import write_whole
+from plamo2_jax.storage import new_folder, require_empty, write_whole
 from plamo2_jax.tokenizer.template_files import FILE_NAME, chat_template_files
 from plamo2_jax.tokenizer.tokenizer import PAD, UNK, Tokenizer
 
@@ -50,7 +49,7 @@ def from_public(
         ValueError: something is missing, damaged or of another shape; the message names it, and nothing is left behind.
     """
     source, output = Path(source), Path(output)
-    refuse_occupied(output)
+    require_empty(output)
     if is_run_folder(source):
         raise ConvertError(f"{source} is a run folder already; from-hf reads folders of the public layout")
     config = read_public_config(source)
@@ -89,7 +88,7 @@ def to_public(
         ValueError: something is missing, damaged or of another shape; the message names it, and nothing is left behind.
     """
     source, output = Path(source), Path(output).absolute()
-    refuse_occupied(output)
+    require_empty(output)
     if not is_run_folder(source):
         raise ConvertError(f"{source} is of the public layout already; to-hf reads run folders")
     config = checkpoint.read_model_config(source)
@@ -134,11 +133,8 @@ def write_public(
         ConvertError: `output` is occupied, or the parameters are not those of the config.
     """
     output, dtype, files = Path(output).absolute(), np.dtype(dtype), {} if files is None else files
-    refuse_occupied(output)
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    require_empty(output)
+    with new_folder(output) as partial:
         write_params(partial, config, params, dtype=dtype, max_shard_bytes=max_shard_bytes, on_write=on_write)
         checkpoint.write_json(partial / CONFIG, {**config.to_hf(), "torch_dtype": dtype.name})
         checkpoint.write_json(partial / "generation_config.json", _generation_config(config))
@@ -150,15 +146,6 @@ def write_public(
             checkpoint.write_json(partial / "tokenizer_config.json", about)
         for name, content in files.items():
             write_whole(partial / name, content)
-        os.replace(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def refuse_occupied(folder: Path) -> None:
-    """Raise ConvertError where there is something already, before any work is done."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConvertError(f"{folder} exists already; give a folder that does not exist or is empty")
 
 
 def checkpoint_dtype(folder: Path, step: int | None = None) -> np.dtype:

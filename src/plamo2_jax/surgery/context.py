@@ -22,10 +22,10 @@ import jax.numpy as jnp
 
 from plamo2_jax import checkpoint
 from plamo2_jax.config import LayerKind, ModelConfig
-from plamo2_jax.convert.hf import refuse_occupied
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.model import Plamo2, abstract_params
+from plamo2_jax.storage import require_empty
 from plamo2_jax.surgery.merge_sources import ModelName
 from plamo2_jax.tokenizer.template_files import chat_template_files
 
@@ -138,7 +138,7 @@ def extend(model: str, output: str | os.PathLike[str], **changes: Any) -> ModelC
         ValueError: a change is not allowed, or the model is missing or damaged. Nothing is left behind.
     """
     output = Path(output)
-    refuse_occupied(output)
+    require_empty(output)
     name = ModelName.parse(model)
     files = chat_template_files(name.folder)
     loaded = load_model(name.folder, step=name.step, ema=name.ema)

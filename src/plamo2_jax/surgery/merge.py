@@ -11,7 +11,6 @@ import dataclasses
 import math
 import os
 import re
-import shutil
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,13 +22,12 @@ import numpy as np
 from plamo2_jax import checkpoint
 from plamo2_jax.convert.blocks import Progress, blocks
 from plamo2_jax.convert.files import CONFIG, DTYPES, INDEX
-from plamo2_jax.convert.hf import refuse_occupied
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.convert.read import common_dtype
 from plamo2_jax.convert.write import Shard, header, plan_shards
 from plamo2_jax.model import Plamo2, logical_axes
 from plamo2_jax.model.axes import LAYERS
-from plamo2_jax.storage import write_whole
+from plamo2_jax.storage import new_folder, require_empty, write_whole
 from plamo2_jax.surgery import merge_methods as methods
 from plamo2_jax.surgery.merge_sources import MergeError, ModelName, Source, open_source
 from plamo2_jax.tokenizer.template_files import chat_template_files
@@ -224,7 +222,7 @@ def merge(
         behind.
     """
     output = Path(output).absolute()
-    refuse_occupied(output)
+    require_empty(output)
     config.check(len(models), base is not None)
     # The first model that has a chat template gives it.
     files = chat_template_files(*(ModelName.parse(name).folder for name in models))
@@ -240,10 +238,7 @@ def merge(
     descriptions = describe(first)
     _check_patterns(config, descriptions)
     shards = plan_shards(tensors, dtype, max_shard_bytes)
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with new_folder(output) as partial:
         places = _lay_out(partial, shards, dtype)
         total = sum(shard.bytes(dtype) for shard in shards)
         # Periods of one of our parameters follow each other: a checkpoint that stores them as one array is decoded once.
@@ -257,9 +252,6 @@ def merge(
             if on_write:
                 on_write(tensor.size * dtype.itemsize, total)
         _write_description(partial, everything, first, shards, total, dtype, config, models, base, files)
-        os.replace(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def describe(source: Source) -> dict[str, str]:
