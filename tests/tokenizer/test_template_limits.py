@@ -1,6 +1,7 @@
 """Chat templates of others: whatever they do, one error in bounded time and memory, and the same text as in this process otherwise."""
 
 import datetime
+import re
 import resource
 import threading
 import time
@@ -13,12 +14,14 @@ from plamo2_jax.tokenizer.template_sandbox import MEMORY_BYTES, SandboxedTemplat
 
 ASK = {"role": "user", "content": "a"}
 
+# On a busy machine, asking for much memory may take so long that the other limit comes first.
+MEMORY = r"MiB of memory|CPU time"
 NESTED = "{% set ns = namespace(x=[]) %}{% for i in range(50000) %}{% set ns.x = [ns.x] %}{% endfor %}"
 BOMBS = {
     "constant power": ("{{ (3 ** (10 ** 9)) % 7 }}", "CPU time"),
-    "constant text": ("{{ 'a' * 10**10 }}", "MiB of memory"),
-    "constant list": ("{{ [0] * 10**11 }}", "MiB of memory"),
-    "constant padding": ("{{ '%999999999d' % 1 }}", "MiB of memory"),
+    "constant text": ("{{ 'a' * 10**10 }}", MEMORY),
+    "constant list": ("{{ [0] * 10**11 }}", MEMORY),
+    "constant padding": ("{{ '%999999999d' % 1 }}", MEMORY),
     "constant digits": ("{{ 10 ** 5000 }}", "digits"),
     "nested parentheses": ("{{ " + "(" * 500 + "1" + ")" * 500 + "}}", "nests too deeply"),
     "nested statements": ("{% if 1 %}" * 3000 + "{% endif %}" * 3000, "nests too deeply"),
@@ -30,13 +33,13 @@ BOMBS = {
     "writing loops": ("{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}", "characters"),
     "doubling": (
         "{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
-        "MiB of memory",
+        MEMORY,
     ),
-    "center": ("{{ messages[0].content | center(10**10) }}", "MiB of memory"),
-    "format": ("{{ '{:>{w}}'.format('a', w=10**10) }}", "MiB of memory"),
-    "format filter": ("{{ '%2000000000s' | format(messages[0].content) }}", "MiB of memory"),
-    "batch": ("{{ messages | batch(10**10, 0) | list | length }}", "MiB of memory"),
-    "replace": ("{{ ('a' * 100000) | replace('a', 'b' * 100000) }}", "MiB of memory"),
+    "center": ("{{ messages[0].content | center(10**10) }}", MEMORY),
+    "format": ("{{ '{:>{w}}'.format('a', w=10**10) }}", MEMORY),
+    "format filter": ("{{ '%2000000000s' | format(messages[0].content) }}", MEMORY),
+    "batch": ("{{ messages | batch(10**10, 0) | list | length }}", MEMORY),
+    "replace": ("{{ ('a' * 100000) | replace('a', 'b' * 100000) }}", MEMORY),
     "macro": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "too deeply"),
     "recursive loop": ("{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}", "too deeply"),
     "nested value": (NESTED + "{{ ns.x }}", "too deeply"),
@@ -60,7 +63,7 @@ def test_a_template_fails_with_one_sentence_in_time(golden, name):
     assert time.monotonic() - begun[1] < 30
     message = str(caught.value)
     assert message.startswith("evil.jinja")
-    assert reason in message
+    assert re.search(reason, message)
     assert len(message) < 400
     assert "\n" not in message
 
