@@ -25,7 +25,7 @@ import jinja2.sandbox
 MARK, BEGIN, END = "\ufdd0", "\ufdd1", "\ufdd2"
 MARKS = re.compile(f"[{MARK}{BEGIN}{END}]")
 
-CPU_SECONDS, CPU_SECONDS_PER_MIB = 1.5, 0.05
+CPU_SECONDS, CPU_SECONDS_PER_MIB = 1.0, 0.1
 """CPU time for compiling and for one rendering, and what a rendering may use besides for each MiB that it is given. A rendering of the
 template `chat` needs 0.02 s per MiB. CPU time, because a busy machine must not decide whether a template is refused."""
 MEMORY_BYTES = 1 << 30
