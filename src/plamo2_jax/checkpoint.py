@@ -28,6 +28,7 @@ from jax.experimental import multihost_utils
 
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.json_input import read_json_object
+from plamo2_jax.model_files import check_tree_inside, optional_file
 from plamo2_jax.storage import absolute, address, is_remote, located, new_folder, require_empty, write_whole
 
 CONFIG = "config.json"
@@ -61,10 +62,10 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The resolved configuration of a run folder.
 
     Raises:
-        CheckpointError: there is no config.json in it, or it is not a JSON object.
+        CheckpointError: there is no config.json in it, it is a link out of the folder, or it is not a JSON object.
     """
-    path = located(folder) / CONFIG
-    if not path.is_file():
+    path = optional_file(folder, CONFIG, error=CheckpointError)
+    if path is None:
         raise CheckpointError(f"{folder} is not a run folder: it has no {CONFIG}")
     return read_json_object(path, error=CheckpointError)
 
@@ -189,7 +190,8 @@ def step_folder(folder: str | os.PathLike[str], step: int | None = None) -> Path
     """Folder of one checkpoint (the newest when `step` is None).
 
     Raises:
-        CheckpointError: there is no finished checkpoint, or not that one; the message lists those there are.
+        CheckpointError: there is no finished checkpoint, or not that one (the message lists those there are), or it has links out of
+            the run folder.
     """
     found = steps(folder)
     if not found:
@@ -198,7 +200,9 @@ def step_folder(folder: str | os.PathLike[str], step: int | None = None) -> Path
         raise CheckpointError(
             f"{folder} has no finished checkpoint of step {step}; it has {', '.join(map(str, found))}"
         )
-    return absolute(folder) / CHECKPOINTS / str(found[-1] if step is None else step)
+    path = absolute(folder) / CHECKPOINTS / str(found[-1] if step is None else step)
+    check_tree_inside(folder, path, error=CheckpointError)
+    return path
 
 
 def model_json(config: ModelConfig) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.layout import Part, PublicTensor, public_tensors
 from plamo2_jax.convert.load import LoadedModel, load_model
 from plamo2_jax.model import Plamo2, logical_axes
+from plamo2_jax.model_files import optional_file
 from plamo2_jax.storage import new_folder, require_empty
 
 CONFIG, WEIGHTS, FOLDER = "adapter_config.json", "adapter_model.safetensors", "adapter"
@@ -99,7 +100,7 @@ def read_peft(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[dict
     """
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
+        if optional_file(folder, name, error=AdapterError) is None:
             raise AdapterError(f"{folder} holds no adapters: it has no {name}")
     about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     if about.get("peft_type") != "LORA" or about.get("use_dora") or about.get("bias", "none") != "none":
@@ -184,7 +185,7 @@ def merged_model(
         ValueError: a folder is neither, or they do not go together.
     """
     loaded = load_model(model)
-    if (Path(adapter) / CONFIG).is_file():
+    if optional_file(adapter, CONFIG, error=AdapterError) is not None:
         targets, adapters, scale = read_peft(adapter, loaded.config)
     else:
         config, lora, adapters = read_run(adapter, step)
