@@ -8,7 +8,6 @@ Nothing is unpickled, no code is run, and no file outside the folder is opened.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import struct
 from pathlib import Path
@@ -20,11 +19,16 @@ from safetensors import SafetensorError, safe_open
 
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.layout import LM_HEAD, PublicTensor
+from plamo2_jax.json_input import parse_json, read_json_object
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
+"""Dtypes that are written."""
+READ_DTYPES = {**DTYPES, "F16": np.dtype(np.float16)}
+# A longer header would take longer to parse than its tensors to read; the largest model allowed has 2 MB.
+_MAX_HEADER_BYTES = 16 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,14 +77,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     Raises:
         ConvertError: the file is missing, outside the folder, or not a JSON object.
     """
-    path = inside(folder, name)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise ConvertError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ConvertError(f"{path} must hold a JSON object, not {type(value).__name__}")
-    return value
+    return read_json_object(inside(folder, name), error=ConvertError)
 
 
 def find_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -95,7 +92,7 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
     if index.exists():
         return _sharded(folder)
     if single.exists() or single.is_symlink():
-        return _read_header(inside(folder, SINGLE))
+        return read_header(inside(folder, SINGLE))
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickled:
         raise ConvertError(
@@ -131,7 +128,7 @@ def _sharded(folder: Path) -> dict[str, StoredTensor]:
             raise ConvertError(f"{folder / INDEX}: the file of tensor {name} must be a string, not {file!r}")
     stored: dict[str, StoredTensor] = {}
     for file in sorted(set(weight_map.values())):
-        for name, tensor in _read_header(inside(folder, file)).items():
+        for name, tensor in read_header(inside(folder, file)).items():
             if name in stored:
                 raise ConvertError(f"{folder}: tensor {name} stands in two files, {stored[name].file.name} and {file}")
             if name not in weight_map:
@@ -145,40 +142,39 @@ def _sharded(folder: Path) -> dict[str, StoredTensor]:
     return stored
 
 
-def _read_header(path: Path) -> dict[str, StoredTensor]:
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Where the tensors of a safetensors file are, by name.
+
+    Raises:
+        ConvertError: the file is damaged, or a tensor is of another dtype than READ_DTYPES.
+    """
     try:
-        with safe_open(path, framework="np"):
-            pass
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
+            if length > _MAX_HEADER_BYTES and length + 8 <= path.stat().st_size:
+                raise ConvertError(f"{path} has a header of {length:,} bytes; at most {_MAX_HEADER_BYTES:,} are read")
+            with safe_open(path, framework="np"):
+                pass
+            text = file.read(length)
     except (SafetensorError, OSError) as error:
-        raise ConvertError(f"{path} is damaged or not a safetensors file: {error}") from error
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        try:
-            header = json.loads(file.read(length), object_pairs_hook=_without_repeats)
-        except ValueError as error:
-            raise ConvertError(f"{path} has a bad header: {error}") from error
+        raise ConvertError(f"{path} is damaged or not a safetensors file: {str(error)[:200]}") from error
+    header = parse_json(text, f"the header of {path}", error=ConvertError)
     header.pop("__metadata__", None)
     stored = {}
     for name, entry in header.items():
-        if entry["dtype"] not in DTYPES:
+        shown = name if len(name) <= 120 else f"{name[:100]}..."
+        if entry["dtype"] not in READ_DTYPES:
             raise ConvertError(
-                f"{path}: tensor {name} has dtype {entry['dtype']}; it must be one of {', '.join(DTYPES)}"
+                f"{path}: tensor {shown} has dtype {entry['dtype']}; it must be one of {', '.join(READ_DTYPES)}"
             )
-        dtype, (begin, end) = DTYPES[entry["dtype"]], entry["data_offsets"]
+        dtype, (begin, end) = READ_DTYPES[entry["dtype"]], entry["data_offsets"]
         shape = tuple(entry["shape"])
         if end - begin != math.prod(shape) * dtype.itemsize:
-            raise ConvertError(f"{path}: tensor {name} has {end - begin} bytes, too few or too many for {list(shape)}")
+            raise ConvertError(f"{path}: tensor {shown} has {end - begin} bytes, too few or too many for {list(shape)}")
         stored[name] = StoredTensor(path, 8 + length + begin, shape, dtype)
     return stored
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
-    return result
-
-
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    shown = [name if len(name) <= 120 else f"{name[:100]}..." for name in names[:3]]
+    return ", ".join(shown) + (", ..." if len(names) > 3 else "")

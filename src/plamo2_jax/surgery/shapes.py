@@ -36,7 +36,10 @@ def read_shape(name: str, changes: Sequence[str] = ()) -> ModelConfig:
             raise SurgeryError(f"{path} is not valid JSON: {error}") from error
         if not isinstance(values, dict):
             raise SurgeryError(f"{path} must hold a JSON object, not {type(values).__name__}")
-        config = ModelConfig.from_hf(values["model"] if isinstance(values.get("model"), dict) else values)
+        try:
+            config = ModelConfig.from_hf(values["model"] if isinstance(values.get("model"), dict) else values)
+        except ValueError as error:
+            raise SurgeryError(f"{path}: {error}") from error
     else:
         raise SurgeryError(
             f"{name} is no shape; it must be a model's folder, a config.json or one of {', '.join(PRESETS)}"
