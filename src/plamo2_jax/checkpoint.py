@@ -187,7 +187,7 @@ def restore_params(
     metadata = read_metadata(path)
     _compare(path, metadata, abstract_params)
     if verify:
-        verify_files(path.parent, item)
+        _verify_together(path.parent, item)
     with ocp.Checkpointer(_frugal_handler(metadata, abstract_params)) as checkpointer:
         return reading(path, lambda: checkpointer.restore(path, args=ocp.args.StandardRestore(abstract_params)))
 
@@ -241,8 +241,6 @@ def check_size(
 def verify_files(folder: Path, item: str | None = None) -> None:
     """Compare the files of a folder with the checksums in its manifest.json; without one, do nothing.
 
-    All processes of a job call this together; the first one reads the files.
-
     Args:
         folder: a run folder or the folder of one checkpoint.
         item: a file or folder in it, to which the check is limited.
@@ -250,12 +248,22 @@ def verify_files(folder: Path, item: str | None = None) -> None:
     Raises:
         CheckpointError: a file is missing or is not what was written.
     """
+    with contextlib.suppress(FileNotFoundError):
+        _refuse_damage(folder, manifest.find_damage(folder, item))
+
+
+def _verify_together(folder: Path, item: str) -> None:
+    """`verify_files` in all processes of a job at once; the first one reads the files."""
     damage = None
     if jax.process_index() == 0:
         with contextlib.suppress(FileNotFoundError):
             damage = manifest.find_damage(folder, item)
     if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.array(damage is not None)):
         damage = damage or "a file is not what was written"
+    _refuse_damage(folder, damage)
+
+
+def _refuse_damage(folder: Path, damage: str | None) -> None:
     if damage is not None:
         raise CheckpointError(
             f"{folder} is damaged: {damage}. Restore it from a copy; where a file was changed on purpose, delete {manifest.MANIFEST}"
@@ -338,7 +346,7 @@ def reading(path: Path, read: Callable[[], Any]) -> Any:
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(f"{path} is incomplete or damaged: {first_line(error)}") from error
+        raise CheckpointError(f"{path} is incomplete or damaged: {first_line(error)[:200]}") from error
 
 
 def barrier(name: str) -> None:
