@@ -21,7 +21,7 @@ Method = Literal["match", "search", "fullmatch"]
 
 LONGEST = 1000
 """Characters of the longest pattern that `first_matches` takes."""
-_SECONDS = 3.0
+_SECONDS = 1.0
 
 # Reads a line with patterns, texts and method; writes a line with the first pattern that matches each text, or the number of a pattern
 # and what is wrong with it.
