@@ -71,7 +71,7 @@ def grow(
         return
     require_empty(output)
     reuse.check(old, new, method, depth)
-    loaded = load_model(source, step=step)
+    loaded = load_model(source, step=step, require_finite=True)
     params, files = run(jax.device_get(loaded.params)), chat_template_files(Path(source))
     write_public(output, new, params, loaded.tokenizer, dtype=dtype, files=files)
     print(changes_table(old, new))

@@ -95,7 +95,7 @@ def prune(
     from plamo2_jax.data.pipeline import DataConfig, MixtureItem, train_iterator
     from plamo2_jax.surgery import prune as surgery
 
-    loaded = load_model(model, step=step)
+    loaded = load_model(model, step=step, require_finite=True)
     if loaded.tokenizer is None:
         raise ValueError(f"{model} has no tokenizer.jsonl, which the calibration data are checked against")
     data = DataConfig((MixtureItem(calibration),), sequence_length, batch_size, seed=seed, prefetch_batches=0)
