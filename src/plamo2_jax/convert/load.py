@@ -122,7 +122,8 @@ def _load_model(folder: Path, step: int | None, dtype: jnp.dtype, shardings: Any
 
 def warn_of_nonfinite(path: str | os.PathLike[str], params: Any) -> None:
     """Name the first parameter that holds NaN or infinity on stderr."""
-    if parameter := find_nonfinite(params):
+    parameter = find_nonfinite(params)
+    if parameter and jax.process_index() == 0:
         print(
             f"{path}: parameter {parameter} holds NaN or infinity: what this model computes has no meaning",
             file=sys.stderr,
