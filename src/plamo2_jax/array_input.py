@@ -41,22 +41,23 @@ def read_npz(
             header.
         OSError: the file cannot be read.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            found = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
-            if len(found) != len(archive.infolist()):
-                raise ArrayInputError(f"{path} has two arrays of the same name")
-            if required not in found:
-                listed = ", ".join(sorted(found)[:10])[:200] or "none"
-                raise ArrayInputError(f"{path} has no array {required}; it has {listed}")
-            names = (required, *(name for name in optional if name in found))
-            return {name: _read(path, archive, name, found[name], max_bytes) for name in names}
-    except (ArrayInputError, OSError):
-        raise
-    except Exception as error:  # zipfile and the decompressors raise many kinds on damaged files
-        raise ArrayInputError(
-            f"{path} is not a readable .npz file of plain arrays, as numpy.savez writes them"
-        ) from error
+    with path.open("rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                found = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+                if len(found) != len(archive.infolist()):
+                    raise ArrayInputError(f"{path} has two arrays of the same name")
+                if required not in found:
+                    listed = ", ".join(sorted(found)[:10])[:200] or "none"
+                    raise ArrayInputError(f"{path} has no array {required}; it has {listed}")
+                names = (required, *(name for name in optional if name in found))
+                return {name: _read(path, archive, name, found[name], max_bytes) for name in names}
+        except ArrayInputError:
+            raise
+        except Exception as error:  # zipfile, the decompressors and NumPy raise many kinds on damaged files
+            raise ArrayInputError(
+                f"{path} is not a readable .npz file of plain arrays, as numpy.savez writes them"
+            ) from error
 
 
 def _read(path: Path, archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo, max_bytes: int) -> np.ndarray:

@@ -92,7 +92,7 @@ def read_model_config(folder: str | os.PathLike[str]) -> ModelConfig:
 def steps(folder: str | os.PathLike[str]) -> list[int]:
     """Steps of the finished checkpoints in a run folder, ascending."""
     root = absolute(folder) / CHECKPOINTS
-    return sorted(ocp.utils.checkpoint_steps(root)) if root.is_dir() else []
+    return sorted(reading(root, lambda: ocp.utils.checkpoint_steps(root))) if root.is_dir() else []
 
 
 def latest_step(folder: str | os.PathLike[str]) -> int | None:

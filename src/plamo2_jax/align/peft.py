@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,9 @@ def merged_model(
     loaded = load_model(model, require_finite=True)
     if (Path(adapter) / CONFIG).is_file():
         targets, adapters, scale = read_peft(adapter, loaded.config)
+        base = read_adapter_config(inside(Path(adapter), CONFIG)).base
+        if base and Path(base).name != Path(model).name:
+            print(f"{adapter} was trained on {shown(base)}; it is added to {model}", file=sys.stderr)
     else:
         config, lora, adapters = read_run(adapter, step)
         if _shapes(config) != _shapes(loaded.config):
