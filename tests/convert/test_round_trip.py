@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from public_checkpoints import CONFIG, DTYPES, random_tensors, write_public, write_sharded
@@ -138,3 +139,16 @@ def test_the_tokenizer_goes_along(tmp_path, public, golden_tokenizer):
         "eos_token_id": 2,
     }
     assert load_model(tmp_path / "back").tokenizer.fingerprint == Tokenizer.load(golden_tokenizer).fingerprint
+
+
+def test_half_precision_is_read_exactly(tmp_path):
+    numbers = np.array([0.0, -0.0, 1 / 3, 65504, 6e-8, 2.0**-14, 1 + 2.0**-10, -1.00390625], np.float16)
+    tensors = {name: np.resize(numbers, tensor.shape).astype(np.float16) for name, tensor in random_tensors().items()}
+    folder = write_public(tmp_path / "public", tensors)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        params = read_params(folder, CONFIG, dtype=dtype)
+        expected = numbers.astype(np.float32).astype(dtype)
+        np.testing.assert_array_equal(np.asarray(params["embedding"]).reshape(-1)[:8], expected)
+        assert params["embedding"].dtype == dtype
+    # Written as float32, which holds every float16 exactly.
+    assert read_params(folder, CONFIG)["embedding"].dtype == jnp.float32

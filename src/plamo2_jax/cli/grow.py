@@ -75,7 +75,7 @@ def grow(
     require_empty(output)
     reuse.check(old, new, method, depth)
     files = chat_template_files(source)
-    loaded = load_model(source, step=step)
+    loaded = load_model(source, step=step, require_finite=True)
     write_public(output, new, run(jax.device_get(loaded.params)), loaded.tokenizer, dtype=dtype, files=files)
     print(changes_table(old, new))
     print(output)

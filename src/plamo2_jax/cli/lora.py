@@ -21,7 +21,9 @@ def lora(
 
     Args:
         model: The model that the adapters were trained on: a run folder, or a folder of the public layout.
-        adapter: A run that trained adapters, or a folder in PEFT's layout, ours or another's.
+        adapter: A run that trained adapters, or a folder in PEFT's layout, ours or another's. Plain LoRA is read, rsLoRA too. Adapters
+            that need more than the plain model are refused by name: DoRA, activated LoRA, biases, whole modules, and those that were
+            trained against a changed base (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA).
         output: Run folder to make; it must not exist or be empty.
         step: Which checkpoint of a run with adapters; left out, the newest.
     """

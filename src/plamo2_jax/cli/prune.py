@@ -99,7 +99,7 @@ def prune(
     from plamo2_jax.tokenizer.template_files import chat_template_files
 
     files = chat_template_files(model)
-    loaded = load_model(model, step=step)
+    loaded = load_model(model, step=step, require_finite=True)
     if loaded.tokenizer is None:
         raise ValueError(f"{model} has no tokenizer.jsonl, which the calibration data are checked against")
     data = DataConfig((MixtureItem(calibration),), sequence_length, batch_size, seed=seed, prefetch_batches=0)

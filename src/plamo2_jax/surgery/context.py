@@ -141,7 +141,7 @@ def extend(model: str, output: str | os.PathLike[str], **changes: Any) -> ModelC
     require_empty(output)
     name = ModelName.parse(model)
     files = chat_template_files(name.folder)
-    loaded = load_model(name.folder, step=name.step, ema=name.ema)
+    loaded = load_model(name.folder, step=name.step, ema=name.ema, require_finite=True)
     config = extended_config(loaded.config, **changes)
     params = relaid(loaded.params, loaded.config, config)
     checkpoint.save_model(output, config, params, loaded.tokenizer, files=files)
