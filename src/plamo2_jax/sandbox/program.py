@@ -1,0 +1,167 @@
+"""The program's side: runs a program, and then does what the tests ask of it, one request at a time.
+
+Nothing here is trusted: the program shares this process and can replace all of it. It gains nothing by that, since the tests believe no
+more than the plain values that it returns.
+"""
+
+from __future__ import annotations
+
+import builtins
+import io
+import operator
+import os
+import socket
+import sys
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from plamo2_jax.sandbox.channel import Gone, receive, send
+from plamo2_jax.sandbox.values import MUTABLE, decode, encode
+
+_OPERATORS: Mapping[str, Callable[..., Any]] = {
+    **{name: getattr(operator, name) for name in operator.__all__},
+    **{name: getattr(builtins, name) for name in ("abs", "bool", "complex", "float", "format", "hash", "int", "isinstance")},
+    **{name: getattr(builtins, name) for name in ("iter", "len", "next", "repr", "reversed", "round", "str")},
+    "enter": lambda value: type(value).__enter__(value),
+    "exit": lambda value: type(value).__exit__(value, None, None, None),
+}
+_LONGEST_PRINTED = 1 << 20
+
+
+def serve(source: str, channel: socket.socket) -> None:
+    """Run a program and answer requests until there are no more; does not return."""
+    main = types.ModuleType("__main__")
+    sys.modules["__main__"] = main
+    sys.stdout = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace")
+    try:
+        exec(compile(source, "program", "exec"), main.__dict__)
+        send(channel, {"ready": True})
+        _Server(main.__dict__, channel).run()
+    finally:
+        # No traceback, no exit handlers, no threads that go on.
+        os._exit(1)
+
+
+class _Server:
+    """Answers requests."""
+
+    def __init__(self, scope: dict[str, Any], channel: socket.socket):
+        self._scope, self._channel = scope, channel
+        self._objects: list[Any] = []
+        self._numbers: dict[int, int] = {}
+
+    def run(self) -> None:
+        while True:
+            self._answer(receive(self._channel))
+
+    def _answer(self, request: Mapping[str, Any]) -> None:
+        self._current = request.get("whole", False)
+        whole = self._current
+        try:
+            reply = self._do(request, whole)
+        except Exception as error:
+            reply = self._error(error)
+        reply["printed"] = _take_printed()
+        try:
+            send(self._channel, reply)
+        except ValueError as error:
+            send(self._channel, self._error(error))
+
+    def _do(self, request: Mapping[str, Any], whole: bool) -> dict[str, Any]:
+        do, target = request["do"], request["target"]
+        if do == "name":
+            return {"value": self._encode(self._scope[target], whole)} if target in self._scope else {"absent": True}
+        given = [decode(one, self._resolve) for one in request["arguments"]]
+        named = {name: decode(one, self._resolve) for name, one in request["keywords"].items()}
+        if do == "attribute":
+            return {"value": self._encode(getattr(self._objects[target], *given), whole)}
+        if do == "assign":
+            return {"value": setattr(self._objects[target], *given)}
+        function = _OPERATORS[target] if do == "operator" else self._objects[target]
+        result = function(*given, **named)
+        if type(result) is type(NotImplemented) and do == "operator":
+            raise TypeError(f"{target} is not implemented")
+        reply = {"value": self._encode(result, whole)}
+        if result is None and do == "call":
+            before = [*enumerate(request["arguments"]), *request["keywords"].items()]
+            after = {**dict(enumerate(given)), **named}
+            states = [(key, old, self._encode(after[key], whole)) for key, old in before if type(after[key]) in MUTABLE]
+            reply["changed"] = [[key, new] for key, old, new in states if new != old]
+        return reply
+
+    def _error(self, error: Exception) -> dict[str, Any]:
+        names = [[kind.__module__, kind.__qualname__] for kind in type(error).__mro__]
+        return {"error": names, "arguments": self._plain(error.args), "attributes": self._plain(vars(error)), "text": _text(error)}
+
+    def _plain(self, values: Any) -> Any:
+        """As much of an exception as has plain values."""
+        if isinstance(values, dict):
+            found = ((name, self._plain((value,))) for name, value in values.items())
+            return {name: one[0] for name, one in found if one}
+        try:
+            return [encode(value, _refuse) for value in values]
+        except Exception:
+            return []
+
+    def _encode(self, value: Any, whole: bool) -> Any:
+        return encode(value, self._refer, whole)
+
+    def _refer(self, value: Any) -> dict[str, Any]:
+        """A reference to what is no plain value."""
+        if isinstance(value, types.ModuleType):
+            return {"module": value.__name__}
+        if isinstance(value, type) and issubclass(value, Exception):
+            return {"exception": [[kind.__module__, kind.__qualname__] for kind in value.__mro__]}
+        number = getattr(value, "_plamo2_callback", None) if type(value) is types.FunctionType else None
+        if number is not None:
+            return {"own": number}
+        number = self._numbers.get(id(value))
+        if number is None:
+            number = self._numbers[id(value)] = len(self._objects)
+            self._objects.append(value)  # Kept, so that no other object gets its id.
+        return {"remote": number}
+
+    def _resolve(self, name: str, content: Any) -> Any:
+        return self._objects[content] if name == "own" else self._callback(content)
+
+    def _callback(self, number: int) -> Callable[..., Any]:
+        """A function of the tests, as one of the program's."""
+
+        def callback(*arguments: Any, **keywords: Any) -> Any:
+            given = [self._encode(one, False) for one in arguments]
+            named = {name: self._encode(one, False) for name, one in keywords.items()}
+            send(self._channel, {"callback": number, "arguments": given, "keywords": named})
+            while "do" in (reply := receive(self._channel)):
+                self._answer(reply)
+            if "error" in reply:
+                kind = getattr(builtins, reply["error"], RuntimeError)
+                raise kind(*[decode(one, self._resolve) for one in reply["arguments"]])
+            return decode(reply["value"], self._resolve)
+
+        callback._plamo2_callback = number
+        return callback
+
+
+def _take_printed() -> str:
+    """What was printed since the last time, for tests that look at it."""
+    try:
+        sys.stdout.flush()
+        buffer = sys.stdout.buffer
+        text = buffer.getvalue().decode(errors="replace")
+        buffer.seek(0)
+        buffer.truncate()
+    except Exception:
+        return ""  # The program has put something else there.
+    return text[:_LONGEST_PRINTED]
+
+
+def _text(error: Exception) -> str:
+    try:
+        return str(str(error))
+    except Exception:
+        return ""
+
+
+def _refuse(value: Any) -> Any:
+    raise TypeError(f"{type(value).__name__} has no plain value")

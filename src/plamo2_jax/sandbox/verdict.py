@@ -1,0 +1,298 @@
+"""The tests' side: runs tests on a program that is in another process, and so decides whether it passes.
+
+Names that the tests do not define themselves are the program's, except builtins. What comes from the program is a plain value, or a
+`Remote`: a function to call, or an object. A Remote never equals a plain value, and no operator gives it one to look at, so that a program
+cannot answer with an object that agrees with everything.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import importlib
+import socket
+import sys
+import types
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+from plamo2_jax.sandbox.channel import Gone, receive, send
+from plamo2_jax.sandbox.values import MUTABLE, decode, encode
+
+
+def passes(tests: str, names: Collection[str], channel: socket.socket) -> bool:
+    """Whether tests run to their end.
+
+    Args:
+        tests: Python source.
+        names: those that are the program's although they are builtins'.
+        channel: to the program, which has run.
+    """
+    client = _Client(channel)
+    scope = _Scope(client, names)
+    main = types.ModuleType("__main__")
+    sys.modules["__main__"] = main
+    main.__dict__.update(scope)
+    try:
+        exec(compile(tests, "tests", "exec"), scope)
+    except BaseException:
+        return False
+    return not client.failed
+
+
+class _Scope(dict[str, Any]):
+    """Global names of the tests."""
+
+    def __init__(self, client: _Client, names: Collection[str]):
+        super().__init__(__name__="__main__", __builtins__=builtins)
+        self._client, self._names = client, names
+
+    def __missing__(self, name: str) -> Any:
+        if hasattr(builtins, name) and name not in self._names:
+            raise KeyError(name)
+        return self._client.find(name)
+
+
+class _Client:
+    """Asks the program."""
+
+    def __init__(self, channel: socket.socket):
+        self.failed = False
+        """Whether the program went away, or sent what is no reply, or a callback's assertion failed: whoever caught the exception."""
+        self._channel = channel
+        self._functions: list[Callable[..., Any]] = []
+        self._exceptions: dict[tuple[str, str], type[Exception]] = {}
+
+    def find(self, name: str) -> Any:
+        """What the program has under a name.
+
+        Raises:
+            KeyError: nothing.
+        """
+        # Names of classes begin with a capital letter: only what comes from such may be objects with methods.
+        whole = name[:1].isupper()
+        reply = self._ask({"do": "name", "target": name, "whole": whole})
+        if "absent" in reply:
+            raise KeyError(name)
+        content = reply["value"]
+        if isinstance(content, dict) and "module" in content:
+            if content["module"] != name or name not in sys.stdlib_module_names:
+                raise KeyError(name)
+            return importlib.import_module(name)
+        with self._strict():
+            return self._decode(content, whole, api=True)
+
+    def request(self, do: str, target: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any], whole: bool, api: bool) -> Any:
+        """Have the program do something; its result, or its exception."""
+        given = [encode(one, self._refer) for one in arguments]
+        named = {name: encode(one, self._refer) for name, one in keywords.items()}
+        reply = self._ask({"do": do, "target": target, "arguments": given, "keywords": named, "whole": whole})
+        with self._strict():
+            for key, content in reply.get("changed", ()):
+                _replace(keywords[key] if isinstance(key, str) else arguments[key], self._decode(content, whole, api))
+        return self._result(reply, whole, api)
+
+    def _result(self, reply: Mapping[str, Any], whole: bool, api: bool) -> Any:
+        with self._strict():
+            if "value" in reply:
+                return self._decode(reply["value"], whole, api)
+            error = self._exception(reply)
+        raise error from None
+
+    def next(self, number: int, whole: bool) -> Any:
+        """The next of an iterator of the program."""
+        reply = self._ask({"do": "operator", "target": "next", "arguments": [{"own": number}], "keywords": {}, "whole": whole})
+        if reply.get("error", [None])[0] == ["builtins", "StopIteration"]:
+            raise StopIteration
+        return self._result(reply, whole, whole)
+
+    def _ask(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self.failed:
+            raise Gone
+        try:
+            send(self._channel, request)
+            while "callback" in (reply := receive(self._channel)):
+                send(self._channel, self._call_back(reply))
+            if not (type(reply["printed"]) is str and any(name in reply for name in ("value", "absent", "error"))):
+                raise TypeError
+        except (Gone, TypeError, KeyError):
+            self.failed = True
+            raise Gone from None
+        sys.stdout.write(reply["printed"])
+        return reply
+
+    def _call_back(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Let the program call a function that it was given."""
+        with self._strict():
+            function = self._functions[request["callback"]]
+            given = [self._decode(one, False, False) for one in request["arguments"]]
+            named = {name: self._decode(one, False, False) for name, one in request["keywords"].items()}
+        try:
+            return {"value": encode(function(*given, **named), self._refer)}
+        except AssertionError:
+            self.failed = True
+            raise Gone from None
+        except Exception as error:
+            return {"error": type(error).__name__, "arguments": [str(error)]}
+
+    def _refer(self, value: Any) -> dict[str, Any]:
+        if type(value) is Remote:
+            return {"own": object.__getattribute__(value, "_number")}
+        if not callable(value):
+            raise TypeError(f"an object of {type(value).__name__} cannot be given to a program: plain values and functions can")
+        self._functions.append(value)
+        return {"callback": len(self._functions) - 1}
+
+    def _decode(self, content: Any, whole: bool, api: bool) -> Any:
+        def resolve(name: str, inner: Any) -> Any:
+            if name == "own":
+                return self._functions[inner]
+            if name == "exception":
+                return self._exception_class(inner)
+            if name == "remote" and type(inner) is int:
+                return Remote(self, inner, whole, api or whole, asks=True)
+            raise ValueError(name)
+
+        return decode(content, resolve)
+
+    def _exception(self, reply: Mapping[str, Any]) -> Exception:
+        kind = self._exception_class(reply["error"])
+        arguments = [self._decode(one, False, False) for one in reply["arguments"]]
+        try:
+            error = kind(*arguments)
+        except Exception:
+            error = kind.__new__(kind, *arguments)
+        for name, content in reply["attributes"].items():
+            error.__dict__[name] = self._decode(content, False, False)
+        if kind in self._exceptions.values():
+            error.__dict__["_text"] = str(reply["text"])
+        return error
+
+    def _exception_class(self, names: list[list[str]]) -> type[Exception]:
+        """The class of the first name that there is one for here; a class of the program gets one of the same name."""
+        (module, name), *others = names
+        if module == "__main__":
+            if (module, name) not in self._exceptions:
+                fields = {"__str__": lambda self: self.__dict__.get("_text", "")}
+                self._exceptions[module, name] = type(name.rpartition(".")[2], (self._exception_class(others),), fields)
+            return self._exceptions[module, name]
+        found = getattr(sys.modules.get(module), name, None)
+        if not (isinstance(found, type) and issubclass(found, Exception)):
+            return self._exception_class(others)
+        # As out of a generator: it would end a loop of the tests as if there were no more to test.
+        return RuntimeError if issubclass(found, StopIteration | StopAsyncIteration) else found
+
+    @contextlib.contextmanager
+    def _strict(self) -> Iterator[None]:
+        """Whatever is wrong with a reply is the program's end."""
+        try:
+            yield
+        except Exception:
+            self.failed = True
+            raise Gone from None
+
+
+class Remote:
+    """A function, class or object of the program.
+
+    Args:
+        client: asks the program.
+        number: what the program knows it by.
+        whole: objects that it returns are objects, not plain values of the type that their class derives from.
+        api: its methods are the tests' subject, by name or as a class's; they may be given arguments.
+        asks: it may be given arguments itself.
+    """
+
+    __slots__ = ("__api", "__asks", "__client", "__number", "__whole")
+
+    def __init__(self, client: _Client, number: int, whole: bool, api: bool, asks: bool):
+        for name, value in {"client": client, "number": number, "whole": whole, "api": api, "asks": asks}.items():
+            object.__setattr__(self, f"_Remote__{name}", value)
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        if (arguments or keywords) and not self.__asks:
+            # A method such as `startswith` of what should be a text could always say yes.
+            raise TypeError("a function of the program returned an object; its methods cannot be called with arguments")
+        return self.__client.request("call", self.__number, arguments, keywords, self.__whole, self.__whole)
+
+    def __getattr__(self, name: str) -> Any:
+        found = self.__client.request("attribute", self.__number, (name,), {}, self.__whole, self.__api)
+        if type(found) is Remote and not self.__api:
+            object.__setattr__(found, "_Remote__asks", False)
+        return found
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.__client.request("assign", self.__number, (name, value), {}, False, False)
+
+    def __instancecheck__(self, value: Any) -> bool:
+        return type(value) is Remote and self.__operate("isinstance", value, self) is True
+
+    def __iter__(self) -> Remote:
+        return self.__operate("iter", self)
+
+    def __next__(self) -> Any:
+        client = self.__client
+        return client.next(self.__number, self.__whole)
+
+    def __eq__(self, other: object) -> bool:
+        return False if other is None else self.__compare("eq", other)
+
+    def __ne__(self, other: object) -> bool:
+        return True if other is None else self.__compare("ne", other)
+
+    def __enter__(self) -> Any:
+        return self.__operate("enter", self)
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self.__operate("exit", self)
+
+    def __compare(self, name: str, other: object) -> bool:
+        if type(other) is not Remote:
+            raise TypeError(f"an object of the program cannot be compared with {type(other).__name__}")
+        return self.__operate(name, self, other) is True
+
+    def __operate(self, name: str, *values: Any) -> Any:
+        return self.__client.request("operator", name, values, {}, self.__whole, self.__api)
+
+
+def _unary(name: str) -> Callable[..., Any]:
+    return lambda self: self._Remote__operate(name, self)
+
+
+def _binary(name: str) -> Callable[..., Any]:
+    def method(self: Remote, other: Any) -> Any:
+        # A plain value may be what is expected: the program must not see it.
+        return self._Remote__operate(name, self, other) if type(other) is Remote else NotImplemented
+
+    return method
+
+
+def _item(name: str) -> Callable[..., Any]:
+    return lambda self, *values: self._Remote__operate(name, self, *values)
+
+
+def _ordered(name: str) -> Callable[..., Any]:
+    return lambda self, other: self._Remote__compare(name, other)
+
+
+for _names, _make in (
+    ("abs neg pos invert len bool int float complex str repr hash round reversed", _unary),
+    ("add sub mul matmul truediv floordiv mod pow and or xor lshift rshift", _binary),
+    ("getitem setitem delitem", _item),
+    ("lt le gt ge", _ordered),
+):
+    for _name in _names.split():
+        _asked = f"{_name}_" if _name in ("and", "or") else _name
+        setattr(Remote, f"__{_name}__", _make(_asked))
+
+
+def _replace(old: Any, new: Any) -> None:
+    """Change a value in place to what the program has made of it."""
+    kind = type(old)
+    if kind not in MUTABLE or type(new) is not kind:
+        raise TypeError
+    if kind in (list, bytearray):
+        old[:] = new
+        return
+    old.clear()
+    old.extend(new) if hasattr(old, "extend") else old.update(new)
