@@ -32,6 +32,7 @@ from plamo2_jax.align.speakers import Failure, Question, Reply, Speaker, Speaker
 from plamo2_jax.checkpoint import write_json
 from plamo2_jax.infer.sampling import SamplingConfig
 from plamo2_jax.infer.stop import StopConfig
+from plamo2_jax.sandbox import fence_problem
 from plamo2_jax.train.config import differences, to_json
 
 CONFIG, JOURNAL, REPORT = "config.json", "journal.jsonl", "report.json"
@@ -75,6 +76,9 @@ class PreferConfig:
     """Share of the prompts whose pairs are held out; which ones is decided by their ids alone."""
     seed: int = 0
     """Of all answers: same seed, same answers."""
+    allow_unfenced_code: bool = False
+    """Run the programs that the rule `code` checks even where the system has no fence for them: they can then read this user's files and
+    reach the network."""
 
     def __post_init__(self) -> None:
         self._require("prompts", len(self.prompts) > 0, "one or several files")
@@ -98,7 +102,10 @@ class PreferConfig:
 
 
 # Where things lie and how they are reached changes no answer.
-_FREE = {"": ("output",), "policy": ("url", "key_variable", "concurrency", "timeout", "attempts", "backoff")}
+_FREE = {
+    "": ("output", "allow_unfenced_code"),
+    "policy": ("url", "key_variable", "concurrency", "timeout", "attempts", "backoff"),
+}
 _FREE["judge"] = _FREE["policy"]
 
 
@@ -123,11 +130,14 @@ def prefer(config: PreferConfig, *, again: bool = False, on_progress: Progress |
         What report.json holds. Prompts that failed for good are in it, and are tried again by the next call.
 
     Raises:
-        ValueError: the folder is in use or of another configuration, a prompt or rule is malformed, a model cannot be read, or an
-            endpoint refuses all requests.
+        ValueError: the folder is in use or of another configuration, a prompt or rule is malformed, a model cannot be read, an
+            endpoint refuses all requests, or there are rules with code and no fence for it.
     """
     output = Path(config.output)
     prompts = read_prompts(config.prompts, config.rules)
+    has_code = any("code" in prompt.rules for prompt in prompts)
+    if has_code and not config.allow_unfenced_code and (problem := fence_problem()):
+        raise ValueError(problem)
     ours = {"config": identity(config), "prompts": digest(prompts)}
     with Lock(output):
         if again:
@@ -256,7 +266,12 @@ class _Run:
 
     def _scored(self, prompt: Prompt, replies: Sequence[Reply]) -> list[dict[str, Any]]:
         """Answers with what rules give them, and why they are left out, if they are."""
-        scores = list(self._scorers.map(lambda one: rule.score(prompt.rules, one.text, one.finished), replies))
+        unfenced = self._config.allow_unfenced_code
+        scores = list(
+            self._scorers.map(
+                lambda one: rule.score(prompt.rules, one.text, one.finished, allow_unfenced_code=unfenced), replies
+            )
+        )
         repeats = repeated([one.text for one in replies], self._config.pairing.near_answers)
         answers = []
         for sample, (reply, found, earlier) in enumerate(zip(replies, scores, repeats, strict=True)):

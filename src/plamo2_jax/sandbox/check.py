@@ -33,7 +33,7 @@ class Limits:
 
 
 class SandboxError(ValueError):
-    """This system does not let us build the fence; the message says why, and what can be done."""
+    """There is no fence for programs on this system; the message says why, and what can be done."""
 
 
 def passes(
@@ -62,6 +62,8 @@ def passes(
     kind, problem = _best_fence()
     if problem and not allow_unfenced:
         raise SandboxError(problem)
+    if problem:
+        _require_library()
     said = _run(program, tests, limits or Limits(), kind, names)
     if said[:1] == warden.BROKEN:
         raise SandboxError(_no_fence(said[1:].decode(errors="replace")))
@@ -100,51 +102,82 @@ def outside():
 @functools.cache
 def _best_fence() -> tuple[int, str | None]:
     """The kind of fence that works here, and else why none does."""
-    problem = f"it needs Linux, and this is {sys.platform}"
+    problem = f"Linux is needed, and this is {sys.platform}"
     if sys.platform == "linux":
         places = {f"/{Path(base).parts[1]}" for base in (sys.base_prefix, sys.base_exec_prefix)}
-        program = f"PLACES = {places!r}\n{_RIGHT}"
-        limits = Limits(seconds=60.0)
         for kind in (AS_NOBODY, IN_USER_NAMESPACE) if os.geteuid() == 0 else (IN_USER_NAMESPACE,):
-            said = _run(program, "assert double([1, 2.5]) == [2, 5]\nassert set(outside()) <= {'ld.so.cache'}", limits, kind)
-            if said == warden.PASSED and _run(program, "assert double([1]) == [1]", limits, kind) == warden.FAILED:
+            reason = _fault(kind, f"PLACES = {places!r}\n{_RIGHT}", "assert set(outside()) <= {'ld.so.cache'}")
+            if reason is None:
                 return kind, None
-            reason = said[1:].decode(errors="replace")
-            problem = reason or "a program in it cannot import Python's standard library, or can do what it should not"
+            problem = reason
     return UNFENCED, _no_fence(problem)
+
+
+@functools.cache
+def _require_library() -> None:
+    """Raise SandboxError where programs fail even without a fence."""
+    if reason := _fault(UNFENCED, _RIGHT, ""):
+        raise SandboxError(
+            f"programs of others cannot run, even without a fence: {reason}. Use a Python that every user can read"
+        )
+
+
+def _fault(kind: int, program: str, tests: str) -> str | None:
+    """What is wrong with a kind of fence; None where right programs pass in it, wrong ones do not, and `tests` do."""
+    limits = Limits(seconds=60.0)
+    said = _run(program, f"assert double([1, 2.5]) == [2, 5]\n{tests}", limits, kind)
+    if said == warden.PASSED and _run(program, "assert double([1]) == [1]", limits, kind) == warden.FAILED:
+        return None
+    return (
+        said[1:].decode(errors="replace")
+        or "Python's standard library cannot be read in it, or more can be done than should"
+    )
 
 
 def _no_fence(problem: str) -> str:
     return (
-        f"code of others cannot be run safely here: no user, mount, network and process namespaces ({problem}). Run as root or as a user "
-        "who may create user namespaces (sysctl user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns; in a "
-        "container, allow unshare and mount), or set allow_unfenced_code to accept that programs read this user's files"
+        f"this system cannot fence in programs of others ({problem[:100]}): the rule code needs Linux namespaces. Run as root or as a user "
+        "who may create user namespaces (in a container, allow unshare and mount), or set allow_unfenced_code to let programs do what "
+        "this user can"
     )
 
 
 def _run(program: str, tests: str, limits: Limits, kind: int, names: Collection[str] = ()) -> bytes:
-    """What the tests' process says at its end."""
+    """What the tests' process says at its end; nothing where it was ended."""
+    texts = program.encode("utf-8", "surrogatepass"), json.dumps({"tests": tests, "names": list(names)}).encode()
+    for _ in range(2):
+        # Again where the warden was killed just now, or with the check.
+        started, said = _try(*texts, limits, kind)
+        if started:
+            return said
+    raise SandboxError("the process that starts programs of others was killed twice: is there memory left?")
+
+
+def _try(program: bytes, tests: bytes, limits: Limits, kind: int) -> tuple[bool, bytes]:
+    """Whether a check was begun, and what the tests' process said."""
+    end, said = time.monotonic() + limits.seconds + 10.0, b""
     with contextlib.ExitStack() as stack:
-        # One end each stays here, save of the channel between program and tests.
         pairs = [socket.socketpair() for _ in range(4)]
-        ours, theirs = zip(*pairs, strict=True)
-        for one in (*ours, *theirs):
-            stack.enter_context(one)
-        leash, source, said, channel = ours
-        request = warden.REQUEST.pack(limits.seconds, limits.memory, limits.output, kind)
-        _warden.send(request, [theirs[0], theirs[1], channel, theirs[2], theirs[3]])
-        for one in (*theirs, channel):
+        for pair in pairs:
+            for one in pair:
+                stack.enter_context(one)
+        # One end of each is ours, save of the channel between program and tests.
+        (leash, leash_end), (source, source_end), (verdict, verdict_end), channel = pairs
+        theirs = [leash_end, source_end, channel[0], verdict_end, channel[1]]
+        _warden.send(warden.REQUEST.pack(limits.seconds, limits.memory, limits.output, kind), theirs)
+        for one in theirs:
             one.close()
-        given = json.dumps({"tests": tests, "names": list(names)}).encode()
-        end = time.monotonic() + limits.seconds + 10.0
         with contextlib.suppress(OSError):  # Where a process is gone, there is no verdict.
-            for one, content in ((source, program.encode("utf-8", "surrogatepass")), (said, given)):
+            for one, content in ((source, program), (verdict, tests)):
                 one.settimeout(max(0.1, end - time.monotonic()))
                 one.sendall(content)
                 one.shutdown(socket.SHUT_WR)
-            said.settimeout(max(0.1, end - time.monotonic()))
-            return said.recv(2000)
-    return b""
+            verdict.settimeout(max(0.1, end - time.monotonic()))
+            said = verdict.recv(2000)
+        leash.settimeout(1.0)
+        with contextlib.suppress(OSError):
+            return leash.recv(1) != b"", said
+    return False, said
 
 
 class _Warden:
@@ -158,9 +191,15 @@ class _Warden:
         with self._lock:
             if self._process is not None and self._process.poll() is not None:
                 self._end()
+            numbers = [one.fileno() for one in sockets]
             if self._process is None:
                 self._begin()
-            socket.send_fds(self._requests, [request], [one.fileno() for one in sockets])
+            try:
+                socket.send_fds(self._requests, [request], numbers)
+            except OSError:  # It ended just now.
+                self._end()
+                self._begin()
+                socket.send_fds(self._requests, [request], numbers)
 
     def close(self) -> None:
         with self._lock:
@@ -173,7 +212,12 @@ class _Warden:
         self._requests, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", run], stdin=theirs, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={}, cwd="/"
+                [sys.executable, "-I", "-S", "-c", run],
+                stdin=theirs,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={},
+                cwd="/",
             )
 
     def _end(self) -> None:

@@ -158,7 +158,13 @@ def _build_root(temporary_bytes: int) -> None:
         _bind(f"/dev/{name}")
     _call("umount2", b"/system", _MNT_DETACH)
     os.rmdir("/system")
-    _mount("tmpfs", _below("/tmp", folder=True), "tmpfs", _MS_NOSUID | _MS_NODEV, f"mode=01777,size={temporary_bytes},nr_inodes=4096")
+    _mount(
+        "tmpfs",
+        _below("/tmp", folder=True),
+        "tmpfs",
+        _MS_NOSUID | _MS_NODEV,
+        f"mode=01777,size={temporary_bytes},nr_inodes=4096",
+    )
     _mount("none", "/", None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV)
     # What has another root than its mount namespace cannot make a user namespace.
     os.chroot("/root")

@@ -13,15 +13,18 @@ import os
 import socket
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from plamo2_jax.sandbox.channel import Gone, receive, send
+from plamo2_jax.sandbox.channel import receive, send
 from plamo2_jax.sandbox.values import MUTABLE, decode, encode
 
 _OPERATORS: Mapping[str, Callable[..., Any]] = {
     **{name: getattr(operator, name) for name in operator.__all__},
-    **{name: getattr(builtins, name) for name in ("abs", "bool", "complex", "float", "format", "hash", "int", "isinstance")},
+    **{
+        name: getattr(builtins, name)
+        for name in ("abs", "bool", "complex", "float", "format", "hash", "int", "isinstance")
+    },
     **{name: getattr(builtins, name) for name in ("iter", "len", "next", "repr", "reversed", "round", "str")},
     "enter": lambda value: type(value).__enter__(value),
     "exit": lambda value: type(value).__exit__(value, None, None, None),
@@ -56,10 +59,8 @@ class _Server:
             self._answer(receive(self._channel))
 
     def _answer(self, request: Mapping[str, Any]) -> None:
-        self._current = request.get("whole", False)
-        whole = self._current
         try:
-            reply = self._do(request, whole)
+            reply = self._do(request, request["whole"])
         except Exception as error:
             reply = self._error(error)
         reply["printed"] = _take_printed()
@@ -92,7 +93,12 @@ class _Server:
 
     def _error(self, error: Exception) -> dict[str, Any]:
         names = [[kind.__module__, kind.__qualname__] for kind in type(error).__mro__]
-        return {"error": names, "arguments": self._plain(error.args), "attributes": self._plain(vars(error)), "text": _text(error)}
+        return {
+            "error": names,
+            "arguments": self._plain(error.args),
+            "attributes": self._plain(vars(error)),
+            "text": _text(error),
+        }
 
     def _plain(self, values: Any) -> Any:
         """As much of an exception as has plain values."""

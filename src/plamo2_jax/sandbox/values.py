@@ -118,7 +118,7 @@ def decode(content: Any, resolve: Callable[[str, Any], Any]) -> Any:
         return _TYPES[inner]
     if name == "namedtuple":
         title, fields, items = inner
-        return namedtuple(title, fields)(*decode(items, resolve))  # noqa: PYI024
+        return namedtuple(title, fields)(*decode(items, resolve))
     if name in _BY_NAME:
         return _KINDS[_BY_NAME[name]][1](decode(inner, resolve))
     return resolve(name, inner)

@@ -10,6 +10,7 @@ of the leash closes or the time is over, both are killed, and with them all that
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import select
@@ -18,13 +19,11 @@ import socket
 import struct
 from collections.abc import Callable
 
-# What programs often import: then it is there without reading it again.
-import bisect, collections, copy, dataclasses, datetime, decimal, fractions, functools, heapq, itertools, math, operator, random  # noqa: E401, F401, I001
-import re, statistics, string, typing  # noqa: E401, F401
-
 from plamo2_jax.sandbox import fence, program, verdict
 from plamo2_jax.sandbox.channel import Gone, read_all, receive, send
 
+_OFTEN = "bisect collections copy dataclasses datetime decimal fractions functools heapq itertools math random re statistics string typing"
+"""Modules that programs often import: there without reading them for each."""
 REQUEST = struct.Struct("=dqqB")
 """Seconds, bytes of memory, bytes of output, kind of fence; with it come five sockets, in `_oversee`'s order."""
 PASSED, FAILED, BROKEN = b"+", b"-", b"!"
@@ -36,6 +35,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     requests = socket.socket(fileno=os.dup(0))
+    for name in _OFTEN.split():
+        importlib.import_module(name)
     null = os.open("/dev/null", os.O_RDWR)
     for number in range(3):
         os.dup2(null, number)
@@ -66,6 +67,7 @@ def _oversee(
     ]
     for descriptor in (program, program_channel, tests, tests_channel):
         os.close(descriptor)
+    os.write(leash, b"started")
     waits = select.poll()
     waits.register(leash, select.POLLIN | select.POLLHUP)
     waits.poll(seconds * 1000)
@@ -81,7 +83,9 @@ def _start(run: Callable[..., None], limits: tuple[float, int, int, int], source
         return child
     try:
         # The lowest free numbers, and nothing else.
-        sockets = [socket.socket(fileno=os.dup2(os.dup2(one, 40 + i), 3 + i)) for i, one in enumerate((source, channel))]
+        sockets = [
+            socket.socket(fileno=os.dup2(os.dup2(one, 40 + i), 3 + i)) for i, one in enumerate((source, channel))
+        ]
         os.closerange(5, 256)
         _, memory, output, kind = limits
         problem = ""
