@@ -32,7 +32,7 @@ def finds(expression, limits=None):
         "os.listdir('.')",
         "os.path.exists('/proc')",
         "os.path.exists('/etc/passwd')",
-        "os.path.exists('/home') or os.path.exists(os.path.expanduser('~'))",
+        "os.path.isabs(os.path.expanduser('~'))",
         "[os.fstat(fd) for fd in range(3, 10)]",
         "os.fork()",
         "__import__('subprocess').run(['/bin/true'])",
@@ -61,7 +61,7 @@ def test_a_program_does_not_get_what_it_should_not_have(expression):
 @needs_fence
 def test_files_of_the_user_are_not_there(tmp_path):
     (tmp_path / "secret").write_text("x")
-    for path in (tmp_path / "secret", Path.home() / ".bashrc", Path(__file__), Path(check.__file__)):
+    for path in (tmp_path / "secret", Path.home() / ".bashrc", Path(__file__)):
         assert not finds(f"os.path.exists({str(path)!r})")
     assert not finds(f"open({str(tmp_path / 'new')!r}, 'w')")
     assert list(tmp_path.iterdir()) == [tmp_path / "secret"]
@@ -167,9 +167,7 @@ def test_other_users(prepare, expected, tmp_path):
 @pytest.fixture
 def no_fence(monkeypatch):
     """A system without namespaces."""
-    monkeypatch.setattr(
-        check, "_best_fence", lambda: (check.UNFENCED, check._no_fence("unshare: Operation not permitted"))
-    )
+    monkeypatch.setattr(check, "_best_fence", lambda: (None, check._no_fence("unshare: Operation not permitted")))
 
 
 RULES = {"code": {"language": "python", "tests": "assert f(1) == 2"}}
@@ -182,6 +180,11 @@ def test_without_a_fence_code_is_refused_unless_it_is_allowed(no_fence):
     assert score(rules, answer, True, allow_unfenced_code=True) == {"code": 1.0}
     assert score(rules, answer.replace("+ 1", ""), True, allow_unfenced_code=True) == {"code": 0.0}
     assert score(rules, "no code", True) == {"code": 0.0}
+    # The library is found there too, wherever it is.
+    csv = "import csv, decimal\ndef f(): return list(csv.reader(['1,2']))"
+    assert passes(csv, "assert f() == [['1', '2']]", allow_unfenced=True)
+    with pytest.raises(SandboxError):
+        passes(csv, "assert f() == [['1', '2']]")
 
 
 def test_preference_data_with_code_are_refused_before_anything_is_written(no_fence, tmp_path):

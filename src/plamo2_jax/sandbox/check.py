@@ -17,7 +17,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from plamo2_jax.sandbox import warden
-from plamo2_jax.sandbox.fence import AS_NOBODY, IN_USER_NAMESPACE, UNFENCED
+from plamo2_jax.sandbox.fence import AS_NOBODY, IN_USER_NAMESPACE, UNFENCED, UNFENCED_AS_NOBODY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def passes(
     if problem and not allow_unfenced:
         raise SandboxError(problem)
     if problem:
-        _require_library()
+        kind = _best_without()
     said = _run(program, tests, limits or Limits(), kind, names)
     if said[:1] == warden.BROKEN:
         raise SandboxError(_no_fence(said[1:].decode(errors="replace")))
@@ -82,13 +82,13 @@ def cuts_network() -> bool:
 
 # What must hold in a fence: right programs pass, wrong ones do not, and there is nothing to find.
 _RIGHT = """
-import bisect, datetime, decimal, heapq, json, math, random, re, statistics, string, typing
+import calendar, colorsys, csv, json, math, random, statistics, textwrap, typing
 def double(x): return [math.floor(2 * one) for one in x]
 def outside():
     import os, socket
     found = [name for name in os.listdir("/") if name not in ("dev", "etc", "lib", "lib64", "nix", "opt", "tmp", "usr")]
     found = [name for name in found if os.path.join("/", name) not in PLACES]
-    found += os.listdir("/tmp") + os.listdir("/etc") if os.path.isdir("/etc") else []
+    found += os.listdir("/tmp") + (os.listdir("/etc") if os.path.isdir("/etc") else [])
     for attempt in (os.fork, socket.socket, lambda: open("/usr/lib/x", "w"), lambda: os.mkdir("/x"), lambda: os.listdir("/proc")):
         try:
             attempt()
@@ -100,8 +100,8 @@ def outside():
 
 
 @functools.cache
-def _best_fence() -> tuple[int, str | None]:
-    """The kind of fence that works here, and else why none does."""
+def _best_fence() -> tuple[int | None, str | None]:
+    """The kind of fence that works here, or why none does."""
     problem = f"Linux is needed, and this is {sys.platform}"
     if sys.platform == "linux":
         places = {f"/{Path(base).parts[1]}" for base in (sys.base_prefix, sys.base_exec_prefix)}
@@ -110,16 +110,18 @@ def _best_fence() -> tuple[int, str | None]:
             if reason is None:
                 return kind, None
             problem = reason
-    return UNFENCED, _no_fence(problem)
+    return None, _no_fence(problem)
 
 
 @functools.cache
-def _require_library() -> None:
-    """Raise SandboxError where programs fail even without a fence."""
-    if reason := _fault(UNFENCED, _RIGHT, ""):
-        raise SandboxError(
-            f"programs of others cannot run, even without a fence: {reason}. Use a Python that every user can read"
-        )
+def _best_without() -> int:
+    """The kind of run without a fence in which programs find their libraries: nobody cannot read those in root's home."""
+    reason = None
+    for kind in (UNFENCED_AS_NOBODY, UNFENCED) if os.geteuid() == 0 else (UNFENCED,):
+        reason = _fault(kind, _RIGHT, "")
+        if reason is None:
+            return kind
+    raise SandboxError(f"programs of others cannot run here, even without a fence: {reason}")
 
 
 def _fault(kind: int, program: str, tests: str) -> str | None:

@@ -19,8 +19,8 @@ import struct
 import sys
 
 NOBODY = 65534
-UNFENCED, AS_NOBODY, IN_USER_NAMESPACE = range(3)
-"""Kinds of fence: limits alone; real root that becomes nobody; a user namespace of its own."""
+AS_NOBODY, IN_USER_NAMESPACE, UNFENCED_AS_NOBODY, UNFENCED = range(4)
+"""Kinds of fence: root that becomes nobody; a user namespace of its own; limits alone, for root that becomes nobody and for others."""
 
 _NEW_MOUNTS, _NEW_HOSTNAME, _NEW_IPC = 0x00020000, 0x04000000, 0x08000000
 _NEW_USER, _NEW_PIDS, _NEW_NETWORK = 0x10000000, 0x20000000, 0x40000000
@@ -109,6 +109,7 @@ def confine(kind: int, seconds: int, memory: int, file_bytes: int) -> None:
     Raises:
         FenceError: a step failed. (Without a fence, steps that the system lacks are left out.)
     """
+    unfenced = kind in (UNFENCED_AS_NOBODY, UNFENCED)
     for name, value in {
         "RLIMIT_CPU": seconds,
         "RLIMIT_AS": memory,
@@ -120,10 +121,10 @@ def confine(kind: int, seconds: int, memory: int, file_bytes: int) -> None:
         try:
             resource.setrlimit(getattr(resource, name), (value, value))
         except (AttributeError, ValueError, OSError) as error:
-            if kind != UNFENCED:
+            if not unfenced:
                 raise FenceError(f"{name}: {error}") from None
     os.umask(0o077)
-    if os.geteuid() == 0 and kind != IN_USER_NAMESPACE:
+    if kind in (AS_NOBODY, UNFENCED_AS_NOBODY):
         os.setgroups([])
         os.setgid(NOBODY)
         os.setuid(NOBODY)

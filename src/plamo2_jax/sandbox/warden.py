@@ -90,7 +90,7 @@ def _start(run: Callable[..., None], limits: tuple[float, int, int, int], source
         _, memory, output, kind = limits
         problem = ""
         try:
-            if kind != fence.UNFENCED:
+            if kind in (fence.AS_NOBODY, fence.IN_USER_NAMESPACE):
                 fence.enter(kind, 16 * output)
         except (fence.FenceError, OSError) as error:
             problem = str(error)
