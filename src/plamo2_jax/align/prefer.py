@@ -32,7 +32,7 @@ from plamo2_jax.align.speakers import Failure, Question, Reply, Speaker, Speaker
 from plamo2_jax.checkpoint import write_json
 from plamo2_jax.infer.sampling import SamplingConfig
 from plamo2_jax.infer.stop import StopConfig
-from plamo2_jax.sandbox import fence_problem
+from plamo2_jax.sandbox import isolation_problem
 from plamo2_jax.storage import lock_folder
 from plamo2_jax.train.config import differences, to_json
 
@@ -77,9 +77,8 @@ class PreferConfig:
     """Share of the prompts whose pairs are held out; which ones is decided by their ids alone."""
     seed: int = 0
     """Of all answers: same seed, same answers."""
-    allow_unfenced_code: bool = False
-    """Run the programs that the rule `code` checks even where the system has no fence for them: they can then read this user's files and
-    reach the network."""
+    allow_unisolated_code: bool = False
+    """Run the programs of the rule `code` even if this system cannot isolate them. They can then read your files and use the network."""
 
     def __post_init__(self) -> None:
         self._require("prompts", len(self.prompts) > 0, "one or several files")
@@ -104,7 +103,7 @@ class PreferConfig:
 
 # Where things lie and how they are reached changes no answer.
 _FREE = {
-    "": ("output", "allow_unfenced_code"),
+    "": ("output", "allow_unisolated_code"),
     "policy": ("url", "key_variable", "concurrency", "timeout", "attempts", "backoff"),
 }
 _FREE["judge"] = _FREE["policy"]
@@ -132,12 +131,12 @@ def prefer(config: PreferConfig, *, again: bool = False, on_progress: Progress |
 
     Raises:
         ValueError: the folder is in use or of another configuration, a prompt or rule is malformed, a model cannot be read, an
-            endpoint refuses all requests, or there are rules with code and no fence for it.
+            endpoint refuses all requests, or there are `code` rules and programs cannot be isolated.
     """
     output = Path(config.output)
     prompts = read_prompts(config.prompts, config.rules)
     has_code = any("code" in prompt.rules for prompt in prompts)
-    if has_code and not config.allow_unfenced_code and (problem := fence_problem()):
+    if has_code and not config.allow_unisolated_code and (problem := isolation_problem()):
         raise ValueError(problem)
     ours = {"config": identity(config), "prompts": digest(prompts)}
     with lock_folder(output):
@@ -268,10 +267,10 @@ class _Run:
 
     def _scored(self, prompt: Prompt, replies: Sequence[Reply]) -> list[dict[str, Any]]:
         """Answers with what rules give them, and why they are left out, if they are."""
-        unfenced = self._config.allow_unfenced_code
+        unisolated = self._config.allow_unisolated_code
         scores = list(
             self._scorers.map(
-                lambda one: rule.score(prompt.rules, one.text, one.finished, allow_unfenced_code=unfenced), replies
+                lambda one: rule.score(prompt.rules, one.text, one.finished, allow_unisolated_code=unisolated), replies
             )
         )
         repeats = repeated([one.text for one in replies], self._config.pairing.near_answers)

@@ -67,7 +67,7 @@ def check_rules(rules: Any) -> Mapping[str, Any]:
 
 
 def score(
-    rules: Mapping[str, Any], answer: str, finished: bool, *, allow_unfenced_code: bool = False
+    rules: Mapping[str, Any], answer: str, finished: bool, *, allow_unisolated_code: bool = False
 ) -> dict[str, float]:
     """What each rule gives an answer.
 
@@ -75,18 +75,18 @@ def score(
         rules: those of `check_rules`.
         answer: the whole of it.
         finished: whether it ended by a stop token or stop string.
-        allow_unfenced_code: for `code`, whether programs run where the system has no fence for them.
+        allow_unisolated_code: run the programs of `code` even if this system cannot isolate them.
 
     Returns:
         A figure in [0, 1] for every rule, by its name.
 
     Raises:
-        SandboxError: there is a rule `code` and no fence, and `allow_unfenced_code` is false.
+        SandboxError: there is a rule `code`, programs cannot be isolated, and `allow_unisolated_code` is false.
     """
     found = {}
     for name, value in rules.items():
         if name == "code":
-            found[name] = _code(value, answer, allow_unfenced_code)
+            found[name] = _code(value, answer, allow_unisolated_code)
         else:
             found[name] = round(_RULES[name][2](value, answer, finished), 6)
     return found
@@ -147,11 +147,11 @@ def _folded(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
-def _code(wanted: Mapping[str, Any], answer: str, allow_unfenced: bool) -> float:
+def _code(wanted: Mapping[str, Any], answer: str, allow_unisolated: bool) -> float:
     blocks = [body for name, body in _FENCED.findall(answer) if name.lower() in ("", "py", "python", "python3")]
     if not blocks:
         return 0.0
-    return float(passes(blocks[-1], wanted["tests"], names=wanted.get("names", ()), allow_unfenced=allow_unfenced))
+    return float(passes(blocks[-1], wanted["tests"], names=wanted.get("names", ()), allow_unisolated=allow_unisolated))
 
 
 def _finished(wanted: bool, answer: str, finished: bool) -> float:

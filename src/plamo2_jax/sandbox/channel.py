@@ -1,4 +1,4 @@
-"""Frames of JSON over a socket: four bytes of length, then that many bytes."""
+"""Messages between processes: four bytes of length, then that many bytes of JSON."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import socket
 from typing import Any
 
 LARGEST = 16 << 20
-"""Bytes of a frame."""
+"""Largest message, in bytes."""
 
 
 class Gone(BaseException):
-    """The other process ended, or sent what is no frame. (No test catches it by `except Exception`.)"""
+    """The other process ended, or sent something that is not a message. `except Exception` in a test does not catch it."""
 
 
 def send(channel: socket.socket, value: Any) -> None:
-    """Send one frame.
+    """Send one message.
 
     Raises:
         ValueError: the value is too large.
-        Gone: nobody receives.
+        Gone: the other process has ended.
     """
     content = json.dumps(value).encode()
     if len(content) > LARGEST:
@@ -31,10 +31,10 @@ def send(channel: socket.socket, value: Any) -> None:
 
 
 def receive(channel: socket.socket) -> Any:
-    """Receive one frame.
+    """Receive one message.
 
     Raises:
-        Gone: there is none.
+        Gone: the other process has ended, or the bytes are not a message.
     """
     size = int.from_bytes(_read(channel, 4), "big")
     if size > LARGEST:
@@ -46,7 +46,7 @@ def receive(channel: socket.socket) -> Any:
 
 
 def read_all(source: socket.socket) -> bytes:
-    """Everything up to the end of a stream."""
+    """Read a stream to its end."""
     parts = []
     while part := source.recv(1 << 16):
         parts.append(part)

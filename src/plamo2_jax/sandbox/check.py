@@ -1,4 +1,4 @@
-"""Whether a program passes tests: program and tests each in a fenced process of their own, which exchange plain values alone."""
+"""Checks whether a program passes tests. Both run in isolated processes that exchange plain values only."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from plamo2_jax.sandbox import warden
-from plamo2_jax.sandbox.fence import AS_NOBODY, IN_USER_NAMESPACE, UNFENCED, UNFENCED_AS_NOBODY
+from plamo2_jax.sandbox import fork_server
+from plamo2_jax.sandbox.isolation import AS_NOBODY, IN_USER_NAMESPACE, UNISOLATED, UNISOLATED_AS_NOBODY
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a program may spend, and what its tests may."""
+    """Resource limits of a program and of its tests."""
 
     seconds: float = 5.0
-    """By the clock, for both; of processor time each, the next whole second."""
+    """Wall-clock time of both together; each also gets at most this much processor time, rounded up."""
     memory: int = 512 << 20
-    """Bytes of address space."""
+    """Address space of each process, in bytes."""
     output: int = 1 << 20
-    """Bytes of a file that it writes."""
+    """Largest file that can be written, in bytes; the private temporary folder holds 16 times as much."""
 
 
 class SandboxError(ValueError):
-    """There is no fence for programs on this system; the message says why, and what can be done."""
+    """Programs cannot be isolated on this system; the message says why and how to fix it."""
 
 
 def passes(
@@ -42,45 +42,45 @@ def passes(
     limits: Limits | None = None,
     *,
     names: Collection[str] = (),
-    allow_unfenced: bool = False,
+    allow_unisolated: bool = False,
 ) -> bool:
-    """Return whether tests of a Python program run to their end, without an exception and within the limits.
+    """Return whether the tests of a Python program run to their end without an exception and within the limits.
 
-    The tests call the program's functions and classes by their names. See docs/post_training.md for what they can and cannot do.
+    The tests use the program's functions and classes by name. docs/post_training.md lists what tests can do.
 
     Args:
-        program: Python source that nobody has read.
+        program: untrusted Python source.
         tests: Python source, such as `assert f(1) == 2`.
-        limits: what both may spend; none: the defaults.
-        names: functions of the program that the tests call although Python's builtins have the same names, such as `sum`.
-        allow_unfenced: where this system has no fence, run with limits alone: the program can then read what this user can read, and
-            reach the network.
+        limits: resource limits; None for the defaults.
+        names: names of the program that would otherwise be Python's builtins, such as `sum`.
+        allow_unisolated: if this system cannot isolate programs, run them with resource limits only. They can then read this user's files
+            and use the network.
 
     Raises:
-        SandboxError: there is no fence, and `allow_unfenced` is false.
+        SandboxError: this system cannot isolate programs, and `allow_unisolated` is false.
     """
-    kind, problem = _best_fence()
-    if problem and not allow_unfenced:
+    kind, problem = _best_isolation()
+    if problem and not allow_unisolated:
         raise SandboxError(problem)
     if problem:
         kind = _best_without()
     said = _run(program, tests, limits or Limits(), kind, names)
-    if said[:1] == warden.BROKEN:
-        raise SandboxError(_no_fence(said[1:].decode(errors="replace")))
-    return said == warden.PASSED
+    if said[:1] == fork_server.BROKEN:
+        raise SandboxError(_not_isolated(said[1:].decode(errors="replace")))
+    return said == fork_server.PASSED
 
 
-def fence_problem() -> str | None:
-    """Return why this system has no fence for programs, in one sentence; None where it has one."""
-    return _best_fence()[1]
+def isolation_problem() -> str | None:
+    """Return why this system cannot isolate programs, in one sentence, or None if it can. The first call runs a few test programs."""
+    return _best_isolation()[1]
 
 
 def cuts_network() -> bool:
-    """Return whether programs run without a network: whether there is a fence."""
-    return fence_problem() is None
+    """Return whether programs run without network access, which is part of their isolation."""
+    return isolation_problem() is None
 
 
-# What must hold in a fence: right programs pass, wrong ones do not, and there is nothing to find.
+# Run once to verify the isolation: imports work, and nothing outside can be reached.
 _RIGHT = """
 import calendar, colorsys, csv, json, math, random, statistics, textwrap, typing
 def double(x): return [math.floor(2 * one) for one in x]
@@ -100,8 +100,8 @@ def outside():
 
 
 @functools.cache
-def _best_fence() -> tuple[int | None, str | None]:
-    """The kind of fence that works here, or why none does."""
+def _best_isolation() -> tuple[int | None, str | None]:
+    """Return the kind of isolation that works here, or None and the reason why none does."""
     problem = f"Linux is needed, and this is {sys.platform}"
     if sys.platform == "linux":
         places = {f"/{Path(base).parts[1]}" for base in (sys.base_prefix, sys.base_exec_prefix)}
@@ -110,80 +110,77 @@ def _best_fence() -> tuple[int | None, str | None]:
             if reason is None:
                 return kind, None
             problem = reason
-    return None, _no_fence(problem)
+    return None, _not_isolated(problem)
 
 
 @functools.cache
 def _best_without() -> int:
-    """The kind of run without a fence in which programs find their libraries: nobody cannot read those in root's home."""
+    """Return the kind to use without namespaces. The user nobody may be unable to read a Python in root's home."""
     reason = None
-    for kind in (UNFENCED_AS_NOBODY, UNFENCED) if os.geteuid() == 0 else (UNFENCED,):
+    for kind in (UNISOLATED_AS_NOBODY, UNISOLATED) if os.geteuid() == 0 else (UNISOLATED,):
         reason = _fault(kind, _RIGHT, "")
         if reason is None:
             return kind
-    raise SandboxError(f"programs of others cannot run here, even without a fence: {reason}")
+    raise SandboxError(f"untrusted programs cannot run here, even without isolation: {reason}")
 
 
 def _fault(kind: int, program: str, tests: str) -> str | None:
-    """What is wrong with a kind of fence; None where right programs pass in it, wrong ones do not, and `tests` do."""
+    """Return what is wrong with a kind of isolation, or None if correct programs pass, wrong programs fail and `tests` pass."""
     limits = Limits(seconds=60.0)
     said = _run(program, f"assert double([1, 2.5]) == [2, 5]\n{tests}", limits, kind)
-    if said == warden.PASSED and _run(program, "assert double([1]) == [1]", limits, kind) == warden.FAILED:
+    if said == fork_server.PASSED and _run(program, "assert double([1]) == [1]", limits, kind) == fork_server.FAILED:
         return None
-    return (
-        said[1:].decode(errors="replace")
-        or "Python's standard library cannot be read in it, or more can be done than should"
-    )
+    return said[1:].decode(errors="replace") or "the standard library cannot be read, or files outside can"
 
 
-def _no_fence(problem: str) -> str:
+def _not_isolated(problem: str) -> str:
     return (
-        f"this system cannot fence in programs of others ({problem[:100]}): the rule code needs Linux namespaces. Run as root or as a user "
-        "who may create user namespaces (in a container, allow unshare and mount), or set allow_unfenced_code to let programs do what "
-        "this user can"
+        f"this system cannot isolate untrusted programs ({problem[:100]}): the rule code needs Linux namespaces. Run as root, or as a user "
+        "who can create user namespaces (in a container, allow unshare and mount), or set allow_unisolated_code to run programs with your "
+        "own rights"
     )
 
 
 def _run(program: str, tests: str, limits: Limits, kind: int, names: Collection[str] = ()) -> bytes:
-    """What the tests' process says at its end; nothing where it was ended."""
+    """Return the last message of the tests' process; empty if it was killed."""
     texts = program.encode("utf-8", "surrogatepass"), json.dumps({"tests": tests, "names": list(names)}).encode()
     for _ in range(2):
-        # Again where the warden was killed just now, or with the check.
+        # Retry if the fork server was killed.
         started, said = _try(*texts, limits, kind)
         if started:
             return said
-    raise SandboxError("the process that starts programs of others was killed twice: is there memory left?")
+    raise SandboxError("the fork server of the sandbox was killed twice: free some memory and run the command again")
 
 
 def _try(program: bytes, tests: bytes, limits: Limits, kind: int) -> tuple[bool, bytes]:
-    """Whether a check was begun, and what the tests' process said."""
+    """Return whether the check was started, and the last message of the tests' process."""
     end, said = time.monotonic() + limits.seconds + 10.0, b""
     with contextlib.ExitStack() as stack:
         pairs = [socket.socketpair() for _ in range(4)]
         for pair in pairs:
             for one in pair:
                 stack.enter_context(one)
-        # One end of each is ours, save of the channel between program and tests.
-        (leash, leash_end), (source, source_end), (verdict, verdict_end), channel = pairs
-        theirs = [leash_end, source_end, channel[0], verdict_end, channel[1]]
-        _warden.send(warden.REQUEST.pack(limits.seconds, limits.memory, limits.output, kind), theirs)
+        # We keep one end of each pair, except of the channel between program and tests.
+        (control, control_end), (source, source_end), (verdict, verdict_end), channel = pairs
+        theirs = [control_end, source_end, channel[0], verdict_end, channel[1]]
+        _fork_server.send(fork_server.REQUEST.pack(limits.seconds, limits.memory, limits.output, kind), theirs)
         for one in theirs:
             one.close()
-        with contextlib.suppress(OSError):  # Where a process is gone, there is no verdict.
+        with contextlib.suppress(OSError):  # A process that was killed gives no verdict.
             for one, content in ((source, program), (verdict, tests)):
                 one.settimeout(max(0.1, end - time.monotonic()))
                 one.sendall(content)
                 one.shutdown(socket.SHUT_WR)
             verdict.settimeout(max(0.1, end - time.monotonic()))
             said = verdict.recv(2000)
-        leash.settimeout(1.0)
+        control.settimeout(1.0)
         with contextlib.suppress(OSError):
-            return leash.recv(1) != b"", said
+            return control.recv(1) != b"", said
     return False, said
 
 
-class _Warden:
-    """The process of `warden`, started when it is first needed, and again where it is gone."""
+class _ForkServer:
+    """The fork server's process, started on first use and restarted if it was killed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -198,7 +195,7 @@ class _Warden:
                 self._begin()
             try:
                 socket.send_fds(self._requests, [request], numbers)
-            except OSError:  # It ended just now.
+            except OSError:  # It was killed just now.
                 self._end()
                 self._begin()
                 socket.send_fds(self._requests, [request], numbers)
@@ -210,7 +207,7 @@ class _Warden:
 
     def _begin(self) -> None:
         root = str(Path(__file__).parents[2])
-        run = f"import sys; sys.path.insert(0, {root!r}); from plamo2_jax.sandbox.warden import main; sys.path.pop(0); main()"
+        run = f"import sys; sys.path.insert(0, {root!r}); from plamo2_jax.sandbox.fork_server import main; sys.path.pop(0); main()"
         self._requests, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -229,5 +226,5 @@ class _Warden:
         self._process = None
 
 
-_warden = _Warden()
-atexit.register(_warden.close)
+_fork_server = _ForkServer()
+atexit.register(_fork_server.close)

@@ -1,7 +1,6 @@
-"""The program's side: runs a program, and then does what the tests ask of it, one request at a time.
+"""The program's process: runs the program, then serves requests of the tests, one at a time.
 
-Nothing here is trusted: the program shares this process and can replace all of it. It gains nothing by that, since the tests believe no
-more than the plain values that it returns.
+Nothing in this process is trusted. The program can replace this code, but gains nothing by it: the tests only believe plain values.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _LONGEST_PRINTED = 1 << 20
 
 
 def serve(source: str, channel: socket.socket) -> None:
-    """Run a program and answer requests until there are no more; does not return."""
+    """Run a program and serve requests until the tests end. Does not return."""
     main = types.ModuleType("__main__")
     sys.modules["__main__"] = main
     sys.stdout = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace")
@@ -42,12 +41,12 @@ def serve(source: str, channel: socket.socket) -> None:
         send(channel, {"ready": True})
         _Server(main.__dict__, channel).run()
     finally:
-        # No traceback, no exit handlers, no threads that go on.
+        # Skip tracebacks and exit handlers.
         os._exit(1)
 
 
 class _Server:
-    """Answers requests."""
+    """Serves requests on the objects of a program."""
 
     def __init__(self, scope: dict[str, Any], channel: socket.socket):
         self._scope, self._channel = scope, channel
@@ -101,7 +100,7 @@ class _Server:
         }
 
     def _plain(self, values: Any) -> Any:
-        """As much of an exception as has plain values."""
+        """Encode the parts of an exception that are plain values."""
         if isinstance(values, dict):
             found = ((name, self._plain((value,))) for name, value in values.items())
             return {name: one[0] for name, one in found if one}
@@ -114,7 +113,7 @@ class _Server:
         return encode(value, self._refer, whole)
 
     def _refer(self, value: Any) -> dict[str, Any]:
-        """A reference to what is no plain value."""
+        """Return the reference for a value that is not plain."""
         if isinstance(value, types.ModuleType):
             return {"module": value.__name__}
         if isinstance(value, type) and issubclass(value, Exception):
@@ -125,14 +124,14 @@ class _Server:
         number = self._numbers.get(id(value))
         if number is None:
             number = self._numbers[id(value)] = len(self._objects)
-            self._objects.append(value)  # Kept, so that no other object gets its id.
+            self._objects.append(value)  # Keeps the object alive: ids are reused.
         return {"remote": number}
 
     def _resolve(self, name: str, content: Any) -> Any:
         return self._objects[content] if name == "own" else self._callback(content)
 
     def _callback(self, number: int) -> Callable[..., Any]:
-        """A function of the tests, as one of the program's."""
+        """Return a function that calls a function of the tests."""
 
         def callback(*arguments: Any, **keywords: Any) -> Any:
             given = [self._encode(one, False) for one in arguments]
@@ -150,7 +149,7 @@ class _Server:
 
 
 def _take_printed() -> str:
-    """What was printed since the last time, for tests that look at it."""
+    """Return the text printed since the last call; tests may capture it."""
     try:
         sys.stdout.flush()
         buffer = sys.stdout.buffer
@@ -158,7 +157,7 @@ def _take_printed() -> str:
         buffer.seek(0)
         buffer.truncate()
     except Exception:
-        return ""  # The program has put something else there.
+        return ""  # The program replaced sys.stdout.
     return text[:_LONGEST_PRINTED]
 
 

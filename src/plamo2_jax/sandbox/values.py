@@ -1,7 +1,7 @@
-"""Plain values as JSON: exact types only, nothing that runs code where it is read.
+"""JSON encoding of plain Python values. Decoding runs no code of the sender and returns exact built-in types.
 
-None, booleans, numbers, texts and lists are themselves; anything else is an object with one entry, its type and its content. What is no
-plain value (functions, objects of a program's classes) goes as a reference, which the caller of `encode` and `decode` makes and resolves.
+None, booleans, numbers, strings and lists encode as themselves. Every other type encodes as an object with one key, the type's name.
+Functions and objects of a program's own classes encode as references, which the callers of `encode` and `decode` create and resolve.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fractions import Fraction
 from typing import Any
 
 MUTABLE = (list, dict, set, bytearray, deque)
-"""Types whose values a function may change in place."""
+"""Types that a function can modify in place."""
 
 _TYPES = {
     kind.__name__: kind
@@ -27,7 +27,7 @@ def _pairs(value: dict[Any, Any]) -> list[Any]:
     return [[key, item] for key, item in dict.items(value)]
 
 
-# By type: what a value is made of, in plain values, and the value made of that again.
+# For each type: a function from the value to plainer values, and its inverse.
 _KINDS: Mapping[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     complex: (lambda v: [v.real, v.imag], lambda c: complex(*c)),
     bytes: (bytes.hex, bytes.fromhex),
@@ -52,15 +52,15 @@ _BY_NAME = {kind.__name__: kind for kind in _KINDS}
 
 
 def encode(value: Any, refer: Callable[[Any], Any], whole: bool = False) -> Any:
-    """A value in JSON's types.
+    """Encode a value with JSON types.
 
     Args:
-        value: any.
-        refer: makes an object with one entry for what is no plain value, or raises.
-        whole: objects of a subclass of a plain type (`class Stack(list)`) are references too; else they become the plain type's.
+        value: any object.
+        refer: returns the reference (an object with one key) for a value that is not plain, or raises.
+        whole: encode instances of subclasses of plain types (`class Stack(list)`) as references. Otherwise they lose their subclass.
 
     Returns:
-        What `decode` reads.
+        The input of `decode`.
     """
     kind = type(value)
     if value is None or kind is bool or kind is str:
@@ -94,14 +94,14 @@ def encode(value: Any, refer: Callable[[Any], Any], whole: bool = False) -> Any:
 
 
 def decode(content: Any, resolve: Callable[[str, Any], Any]) -> Any:
-    """The value that `encode` was given.
+    """Decode a value.
 
     Args:
-        content: of JSON.
-        resolve: of a reference's name and content, the value.
+        content: the result of `encode`.
+        resolve: returns the value of a reference, from its key and content.
 
     Raises:
-        Exception: it is not what `encode` makes.
+        Exception: `content` is not a result of `encode`.
     """
     if isinstance(content, list):
         return [decode(item, resolve) for item in content]

@@ -1,8 +1,8 @@
-"""The tests' side: runs tests on a program that is in another process, and so decides whether it passes.
+"""The tests' process: runs the tests against a program in another process and decides the verdict.
 
-Names that the tests do not define themselves are the program's, except builtins. What comes from the program is a plain value, or a
-`Remote`: a function to call, or an object. A Remote never equals a plain value, and no operator gives it one to look at, so that a program
-cannot answer with an object that agrees with everything.
+Global names that the tests do not define are looked up in the program, except builtins. Results of the program are plain values or
+`Remote` proxies of functions and objects. A Remote cannot be compared with a plain value, and operators never send a plain value to it:
+otherwise an object that "equals everything" would pass.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from plamo2_jax.sandbox.values import MUTABLE, decode, encode
 
 
 def passes(tests: str, names: Collection[str], channel: socket.socket) -> bool:
-    """Whether tests run to their end.
+    """Return whether the tests run to their end without an exception.
 
     Args:
         tests: Python source.
-        names: those that are the program's although they are builtins'.
-        channel: to the program, which has run.
+        names: builtin names that are looked up in the program.
+        channel: connection to the program's process.
     """
     client = _Client(channel)
     scope = _Scope(client, names)
@@ -36,7 +36,7 @@ def passes(tests: str, names: Collection[str], channel: socket.socket) -> bool:
     try:
         code = compile(tests, "tests", "exec")
         exec(code, scope)
-        # Tests of nothing but builtins have tested no function of that name which the program defines.
+        # The tests used builtins only, but the program defines one of these names: its function was not tested.
         untested = not client.asked and any(client.defines(name) for name in _names(code) if hasattr(builtins, name))
     except BaseException:
         return False
@@ -44,13 +44,13 @@ def passes(tests: str, names: Collection[str], channel: socket.socket) -> bool:
 
 
 def _names(code: types.CodeType) -> set[str]:
-    """All names in a code object and the functions in it."""
+    """Return all names in a code object and the functions in it."""
     inner = (one for one in code.co_consts if isinstance(one, types.CodeType))
     return set(code.co_names).union(*map(_names, inner))
 
 
 class _Scope(dict[str, Any]):
-    """Global names of the tests."""
+    """Global scope of the tests."""
 
     def __init__(self, client: _Client, names: Collection[str]):
         super().__init__(__name__="__main__", __builtins__=builtins)
@@ -63,24 +63,24 @@ class _Scope(dict[str, Any]):
 
 
 class _Client:
-    """Asks the program."""
+    """Sends requests to the program."""
 
     def __init__(self, channel: socket.socket):
         self.failed = False
-        """Whether the program went away, or sent what is no reply, or a callback's assertion failed: whoever caught the exception."""
+        """Whether the program ended, sent an invalid reply, or a callback's assertion failed. Tests cannot undo it by catching exceptions."""
         self.asked = False
-        """Whether a name was the program's."""
+        """Whether any name was found in the program."""
         self._channel = channel
         self._functions: list[Callable[..., Any]] = []
         self._exceptions: dict[tuple[str, str], type[Exception]] = {}
 
     def find(self, name: str) -> Any:
-        """What the program has under a name.
+        """Look up a global name of the program.
 
         Raises:
-            KeyError: nothing.
+            KeyError: the program does not define it.
         """
-        # Names of classes begin with a capital letter: only what comes from such may be objects with methods.
+        # Class names start with a capital letter. Only classes give access to objects with methods.
         whole = name[:1].isupper()
         reply = self._ask({"do": "name", "target": name, "whole": whole})
         if "value" not in reply:
@@ -95,13 +95,13 @@ class _Client:
             return self._decode(content, whole, api=True)
 
     def defines(self, name: str) -> bool:
-        """Whether the program has anything under a name."""
+        """Return whether the program defines a name."""
         return "value" in self._ask({"do": "name", "target": name, "whole": False})
 
     def request(
         self, do: str, target: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any], whole: bool, api: bool
     ) -> Any:
-        """Have the program do something; its result, or its exception."""
+        """Send a request; return its result or raise its exception."""
         given = [encode(one, self._refer) for one in arguments]
         named = {name: encode(one, self._refer) for name, one in keywords.items()}
         reply = self._ask({"do": do, "target": target, "arguments": given, "keywords": named, "whole": whole})
@@ -118,7 +118,7 @@ class _Client:
         raise error from None
 
     def next(self, number: int, whole: bool) -> Any:
-        """The next of an iterator of the program."""
+        """Return the next item of an iterator of the program."""
         reply = self._ask(
             {"do": "operator", "target": "next", "arguments": [{"own": number}], "keywords": {}, "whole": whole}
         )
@@ -142,7 +142,7 @@ class _Client:
         return reply
 
     def _call_back(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Let the program call a function that it was given."""
+        """Call a function of the tests for the program."""
         with self._strict():
             function = self._functions[request["callback"]]
             given = [self._decode(one, False, False) for one in request["arguments"]]
@@ -191,7 +191,7 @@ class _Client:
         return error
 
     def _exception_class(self, names: list[list[str]]) -> type[Exception]:
-        """The class of the first name that there is one for here; a class of the program gets one of the same name."""
+        """Return the first class of an exception's MRO that exists here. Classes of the program are mirrored under the same name."""
         (module, name), *others = names
         if module == "__main__":
             if (module, name) not in self._exceptions:
@@ -201,12 +201,12 @@ class _Client:
         found = getattr(sys.modules.get(module), name, None)
         if not (isinstance(found, type) and issubclass(found, Exception)):
             return self._exception_class(others)
-        # As out of a generator: it would end a loop of the tests as if there were no more to test.
+        # As in generators (PEP 479): a StopIteration would silently end a loop of the tests.
         return RuntimeError if issubclass(found, StopIteration | StopAsyncIteration) else found
 
     @contextlib.contextmanager
     def _strict(self) -> Iterator[None]:
-        """Whatever is wrong with a reply is the program's end."""
+        """Treat any error in a reply as the end of the program."""
         try:
             yield
         except Exception:
@@ -215,14 +215,14 @@ class _Client:
 
 
 class Remote:
-    """A function, class or object of the program.
+    """Proxy of a function, class or object of the program.
 
     Args:
-        client: asks the program.
-        number: what the program knows it by.
-        whole: objects that it returns are objects, not plain values of the type that their class derives from.
-        api: its methods are the tests' subject, by name or as a class's; they may be given arguments.
-        asks: it may be given arguments itself.
+        client: sends the requests.
+        number: identifies the object in the program.
+        whole: results keep the program's classes (`class Stack(list)`).
+        api: its methods can be called with arguments, because the tests named it or its class.
+        asks: it can itself be called with arguments.
     """
 
     __slots__ = ("__api", "__asks", "__client", "__number", "__whole")
@@ -233,7 +233,7 @@ class Remote:
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         if (arguments or keywords) and not self.__asks:
-            # A method such as `startswith` of what should be a text could always say yes.
+            # `f(x).startswith("a")`: the object could answer True to everything.
             raise TypeError("a function of the program returned an object; its methods cannot be called with arguments")
         return self.__client.request("call", self.__number, arguments, keywords, self.__whole, self.__whole)
 
@@ -283,7 +283,7 @@ def _unary(name: str) -> Callable[..., Any]:
 
 def _binary(name: str) -> Callable[..., Any]:
     def method(self: Remote, other: Any) -> Any:
-        # A plain value may be what is expected: the program must not see it.
+        # The plain value may be the expected result: do not show it to the program.
         return self._Remote__operate(name, self, other) if type(other) is Remote else NotImplemented
 
     return method
@@ -305,12 +305,12 @@ _OPERATORS = {
 }
 for _group, _make in _OPERATORS.items():
     for _name in _group.split():
-        # The module operator has and_ and or_.
+        # The operator module spells them and_ and or_.
         setattr(Remote, f"__{_name}__", _make(f"{_name}_" if _name in ("and", "or") else _name))
 
 
 def _replace(old: Any, new: Any) -> None:
-    """Change a value in place to what the program has made of it."""
+    """Apply the program's modification of an argument."""
     kind = type(old)
     if kind not in MUTABLE or type(new) is not kind:
         raise TypeError

@@ -1,11 +1,11 @@
-"""Fence for one process: namespaces, a minimal read-only root, limits, and a filter on system calls.
+"""Isolation of one process on Linux: namespaces, a minimal read-only root, resource limits and a system call filter.
 
-Linux only, and only the standard library: `warden` runs this file in an interpreter without packages. A fenced process
+An isolated process
 
-    - sees the standard library and the system's shared libraries, read-only, and a private temporary folder; no home, no /proc;
+    - sees the standard library and the system's shared libraries, read-only, and a private temporary folder; no home and no /proc;
     - has no network (not even loopback) and sees no other process;
-    - holds no capability, as root it becomes nobody, and it cannot gain rights;
-    - cannot start processes or threads, open sockets, mount, trace, or make further namespaces.
+    - has no capabilities, cannot gain privileges, and runs as nobody if the caller is root;
+    - cannot start processes or threads, open sockets, mount, trace, or create namespaces.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import struct
 import sys
 
 NOBODY = 65534
-AS_NOBODY, IN_USER_NAMESPACE, UNFENCED_AS_NOBODY, UNFENCED = range(4)
-"""Kinds of fence: root that becomes nobody; a user namespace of its own; limits alone, for root that becomes nobody and for others."""
+AS_NOBODY, IN_USER_NAMESPACE, UNISOLATED_AS_NOBODY, UNISOLATED = range(4)
+"""Kinds of isolation: root switches to nobody; a new user namespace. Without namespaces: root switches to nobody; the same user."""
 
 _NEW_MOUNTS, _NEW_HOSTNAME, _NEW_IPC = 0x00020000, 0x04000000, 0x08000000
 _NEW_USER, _NEW_PIDS, _NEW_NETWORK = 0x10000000, 0x20000000, 0x40000000
@@ -31,7 +31,7 @@ _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 
 _CAP_VERSION_3 = 0x20080522
 _SYS_MOUNT_SETATTR = 442
 
-# Of x86_64 and of the generic table, which arm64 uses.
+# System call numbers of x86_64 and of arm64.
 _DENIED = {
     "execve": (59, 221),
     "execveat": (322, 281),
@@ -66,27 +66,27 @@ _DENIED = {
     "mq_open": (240, 180),
 }
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-"""By name: the column above, and the number that the kernel's audit gives the machine."""
+"""By machine: the column above, and the AUDIT_ARCH constant."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class FenceError(Exception):
-    """The fence could not be built; the message says at which step and why."""
+class IsolationError(Exception):
+    """Isolation failed; the message names the step and the reason."""
 
 
 def enter(kind: int, temporary_bytes: int) -> None:
-    """Put the calling process into new namespaces with a minimal root. Its next child is process 1 of the new process namespace.
+    """Move the calling process into new namespaces with a minimal root. Its next child is process 1 of the new process namespace.
 
     Args:
         kind: AS_NOBODY or IN_USER_NAMESPACE.
-        temporary_bytes: size of the private temporary folder.
+        temporary_bytes: size of the private temporary folder, in bytes.
 
     Raises:
-        FenceError: the system does not allow it.
+        IsolationError: the system does not allow a step.
     """
     if platform.machine() not in _MACHINES or not hasattr(_libc, "unshare"):
-        raise FenceError(f"there is no fence for {platform.system()} on {platform.machine()}")
+        raise IsolationError(f"{platform.system()} on {platform.machine()} is not supported")
     flags = _NEW_MOUNTS | _NEW_HOSTNAME | _NEW_IPC | _NEW_PIDS | _NEW_NETWORK
     user, group = os.geteuid(), os.getegid()
     _call("unshare", flags | (_NEW_USER if kind == IN_USER_NAMESPACE else 0))
@@ -98,18 +98,18 @@ def enter(kind: int, temporary_bytes: int) -> None:
 
 
 def confine(kind: int, seconds: int, memory: int, file_bytes: int) -> None:
-    """Limit the calling process and take its rights; for good.
+    """Apply limits to the calling process and drop its privileges, permanently.
 
     Args:
-        kind: of the fence that it is in.
-        seconds: processor time.
-        memory: bytes of address space.
-        file_bytes: largest file that it may write.
+        kind: the kind of isolation.
+        seconds: processor time, in seconds.
+        memory: address space, in bytes.
+        file_bytes: largest file that can be written, in bytes.
 
     Raises:
-        FenceError: a step failed. (Without a fence, steps that the system lacks are left out.)
+        IsolationError: a step failed. Without namespaces, limits that the system lacks are skipped.
     """
-    unfenced = kind in (UNFENCED_AS_NOBODY, UNFENCED)
+    unisolated = kind in (UNISOLATED_AS_NOBODY, UNISOLATED)
     for name, value in {
         "RLIMIT_CPU": seconds,
         "RLIMIT_AS": memory,
@@ -121,10 +121,10 @@ def confine(kind: int, seconds: int, memory: int, file_bytes: int) -> None:
         try:
             resource.setrlimit(getattr(resource, name), (value, value))
         except (AttributeError, ValueError, OSError) as error:
-            if not unfenced:
-                raise FenceError(f"{name}: {error}") from None
+            if not unisolated:
+                raise IsolationError(f"{name}: {error}") from None
     os.umask(0o077)
-    if kind in (AS_NOBODY, UNFENCED_AS_NOBODY):
+    if kind in (AS_NOBODY, UNISOLATED_AS_NOBODY):
         os.setgroups([])
         os.setgid(NOBODY)
         os.setuid(NOBODY)
@@ -143,9 +143,9 @@ def confine(kind: int, seconds: int, memory: int, file_bytes: int) -> None:
 
 
 def _build_root(temporary_bytes: int) -> None:
-    """Replace / by a small file system that holds libraries, a few devices and /tmp."""
+    """Replace / by a small file system with the libraries, a few devices and /tmp."""
     _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
-    # Any folder serves as the place to build at: only this process sees it covered.
+    # Any folder can serve as mount point: the mount is visible to this process only.
     base = next((path for path in ("/tmp", "/var/tmp", "/mnt", "/run") if os.path.isdir(path)), "/tmp")
     _mount("tmpfs", base, "tmpfs", _MS_NOSUID | _MS_NODEV, f"mode=0755,size={temporary_bytes},nr_inodes=4096")
     os.chdir(base)
@@ -167,13 +167,13 @@ def _build_root(temporary_bytes: int) -> None:
         f"mode=01777,size={temporary_bytes},nr_inodes=4096",
     )
     _mount("none", "/", None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV)
-    # What has another root than its mount namespace cannot make a user namespace.
+    # A process whose root differs from that of its mount namespace cannot create a user namespace.
     os.chroot("/root")
     os.chdir("/tmp")
 
 
 def _libraries() -> list[str]:
-    """Folders and files that Python and its extension modules are read from."""
+    """Return the folders and files that Python and its extension modules need."""
     bases = {sys.base_prefix, sys.base_exec_prefix}
     paths = {os.path.join(base, name) for base in bases for name in ("lib", "lib64")}
     paths.add(os.path.dirname(os.__file__))
@@ -185,7 +185,7 @@ def _libraries() -> list[str]:
 
 
 def _bind(path: str) -> None:
-    """Show a folder or file of the system at the same path of the new root, read-only."""
+    """Mount a folder or file of the system read-only at the same path of the new root."""
     target = _below(path, folder=os.path.isdir(f"/system{path}"))
     _mount(f"/system{path}", target, None, _MS_BIND | _MS_REC)
     attributes = struct.pack("=QQQQ", _ATTR_RDONLY | _ATTR_NOSUID, 0, 0, 0)
@@ -193,7 +193,7 @@ def _bind(path: str) -> None:
 
 
 def _below(path: str, folder: bool) -> str:
-    """Make a place for a path in the new root."""
+    """Create the mount point of a path in the new root."""
     target = f"/root{path}"
     os.makedirs(target if folder else os.path.dirname(target), 0o755, exist_ok=True)
     if not folder:
@@ -202,7 +202,7 @@ def _below(path: str, folder: bool) -> str:
 
 
 def _filter_calls() -> None:
-    """Let the kernel refuse, with EPERM, the system calls of `_DENIED`."""
+    """Install a seccomp filter: the system calls in `_DENIED` fail with EPERM."""
     column, audit = _MACHINES[platform.machine()]
     numbers = [pair[column] for pair in _DENIED.values() if pair[column] is not None]
     load, equal, at_least, end = 0x20, 0x15, 0x35, 0x06
@@ -226,13 +226,13 @@ def _write(path: str, text: str) -> None:
         with open(path, "w") as file:
             file.write(text)
     except OSError as error:
-        raise FenceError(f"{path}: {error.strerror}") from None
+        raise IsolationError(f"{path}: {error.strerror}") from None
 
 
 def _call(name: str, *arguments: object) -> None:
     ctypes.set_errno(0)
-    if name == "pivot_root":  # glibc has no function for it.
+    if name == "pivot_root":  # glibc has no wrapper for it.
         name, arguments = "syscall", ({"x86_64": 155, "aarch64": 41}[platform.machine()], *arguments)
     if getattr(_libc, name)(*arguments) != 0:
         what = "mount_setattr" if arguments[0] == _SYS_MOUNT_SETATTR else name
-        raise FenceError(f"{what}: {os.strerror(ctypes.get_errno())}")
+        raise IsolationError(f"{what}: {os.strerror(ctypes.get_errno())}")

@@ -1,11 +1,10 @@
-"""A process that starts fenced processes, kept small and without secrets, since they are its copies.
+"""Fork server: starts isolated processes in milliseconds, where a new interpreter takes tens of them.
 
-It runs in an interpreter without packages and with an empty environment, imports what programs often import, and forks for every check: a
-fork takes milliseconds, an interpreter tens of them. It never sees a program or a test: these come over sockets that only their own
-process reads.
+The server runs without packages and with an empty environment, and imports the modules that programs often use. Isolated processes are
+its copies, so it must not hold secrets: it never sees a program or tests, which travel over sockets that only their own process reads.
 
-For a check, `_oversee` holds two processes, each below one that entered its fence: one runs the program, one the tests. When the other end
-of the leash closes or the time is over, both are killed, and with them all that is in their process namespaces.
+For each check, a supervisor process starts two processes in namespaces of their own: one runs the program, one the tests. The supervisor
+kills both when the time is over or the caller closes its control socket; everything in their process namespaces ends with them.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ import socket
 import struct
 from collections.abc import Callable
 
-from plamo2_jax.sandbox import fence, program, verdict
+from plamo2_jax.sandbox import isolation, program, verdict
 from plamo2_jax.sandbox.channel import Gone, read_all, receive, send
 
 _OFTEN = "bisect collections copy dataclasses datetime decimal fractions functools heapq itertools math random re statistics string typing"
-"""Modules that programs often import: there without reading them for each."""
+"""Modules that are imported once, for all programs."""
 REQUEST = struct.Struct("=dqqB")
-"""Seconds, bytes of memory, bytes of output, kind of fence; with it come five sockets, in `_oversee`'s order."""
+"""A request: seconds, bytes of memory, bytes of output, kind of isolation. Five sockets come with it, in the order of `_supervise`."""
 PASSED, FAILED, BROKEN = b"+", b"-", b"!"
-"""First byte of a verdict; after BROKEN comes why there is no fence."""
+"""First byte of a verdict. After BROKEN comes the reason why isolation failed."""
 
 
 def main() -> None:
-    """Start a check for every request on descriptor 0, until it is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's.
+    """Start a check for every request on file descriptor 0 until it is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The caller handles Ctrl-C.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     requests = socket.socket(fileno=os.dup(0))
     for name in _OFTEN.split():
@@ -49,17 +48,22 @@ def main() -> None:
             try:
                 requests.close()
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                _oversee(REQUEST.unpack(request), *descriptors)
+                _supervise(REQUEST.unpack(request), *descriptors)
             finally:
                 os._exit(0)
         for descriptor in descriptors:
             os.close(descriptor)
 
 
-def _oversee(
-    limits: tuple[float, int, int, int], leash: int, program: int, program_channel: int, tests: int, tests_channel: int
+def _supervise(
+    limits: tuple[float, int, int, int],
+    control: int,
+    program: int,
+    program_channel: int,
+    tests: int,
+    tests_channel: int,
 ) -> None:
-    """Run one check, and end it."""
+    """Run one check."""
     seconds = limits[0]
     children = [
         _start(_run_program, limits, program, program_channel),
@@ -67,9 +71,9 @@ def _oversee(
     ]
     for descriptor in (program, program_channel, tests, tests_channel):
         os.close(descriptor)
-    os.write(leash, b"started")
+    os.write(control, b"started")
     waits = select.poll()
-    waits.register(leash, select.POLLIN | select.POLLHUP)
+    waits.register(control, select.POLLIN | select.POLLHUP)
     waits.poll(seconds * 1000)
     for child in children:
         os.kill(child, signal.SIGKILL)
@@ -77,28 +81,27 @@ def _oversee(
 
 
 def _start(run: Callable[..., None], limits: tuple[float, int, int, int], source: int, channel: int) -> int:
-    """Start a process that holds one in a fence; killed, it takes it along."""
+    """Start a process that enters namespaces and starts the isolated process; killing the first kills both."""
     child = os.fork()
     if child:
         return child
     try:
-        # The lowest free numbers, and nothing else.
-        sockets = [
-            socket.socket(fileno=os.dup2(os.dup2(one, 40 + i), 3 + i)) for i, one in enumerate((source, channel))
-        ]
+        # Keep these two sockets, as descriptors 3 and 4, and nothing else.
+        copies = [os.dup2(one, 40 + i) for i, one in enumerate((source, channel))]
+        sockets = [socket.socket(fileno=os.dup2(one, 3 + i)) for i, one in enumerate(copies)]
         os.closerange(5, 256)
         _, memory, output, kind = limits
         problem = ""
         try:
-            if kind in (fence.AS_NOBODY, fence.IN_USER_NAMESPACE):
-                fence.enter(kind, 16 * output)
-        except (fence.FenceError, OSError) as error:
+            if kind in (isolation.AS_NOBODY, isolation.IN_USER_NAMESPACE):
+                isolation.enter(kind, 16 * output)
+        except (isolation.IsolationError, OSError) as error:
             problem = str(error)
         if os.fork() == 0:
             try:
                 if not problem:
-                    fence.confine(kind, int(limits[0]) + 1, memory, output)
-            except (fence.FenceError, OSError) as error:
+                    isolation.confine(kind, int(limits[0]) + 1, memory, output)
+            except (isolation.IsolationError, OSError) as error:
                 problem = str(error)
             run(problem, *sockets)
         for one in sockets:
@@ -123,7 +126,7 @@ def _run_tests(problem: str, source: socket.socket, channel: socket.socket) -> N
         if problem:
             source.sendall(BROKEN + problem.encode())
             return
-        # From here on it is the program that speaks.
+        # From here on, messages may come from the program itself.
         ready = receive(channel) == {"ready": True}
         passed = ready and verdict.passes(given["tests"], given["names"], channel)
     except Gone:

@@ -1,4 +1,4 @@
-"""What a program finds in its fence, for root and for an ordinary user, and what happens where there is no fence."""
+"""What an isolated program can reach, as root and as an ordinary user, and what happens where programs cannot be isolated."""
 
 import os
 import shutil
@@ -13,10 +13,10 @@ import pytest
 from plamo2_jax.align.prefer import PreferConfig, prefer
 from plamo2_jax.align.rules import check_rules, score
 from plamo2_jax.align.speakers import SpeakerConfig
-from plamo2_jax.sandbox import Limits, SandboxError, check, fence_problem, passes
+from plamo2_jax.sandbox import Limits, SandboxError, check, isolation_problem, passes
 
 SOURCES = Path(check.__file__).parents[2]
-needs_fence = pytest.mark.skipif(fence_problem() is not None, reason=f"no fence: {fence_problem()}")
+needs_isolation = pytest.mark.skipif(isolation_problem() is not None, reason=str(isolation_problem()))
 
 
 def finds(expression, limits=None):
@@ -24,7 +24,7 @@ def finds(expression, limits=None):
     return passes(f"import os\ndef f(): return bool({expression})", "assert f()", limits)
 
 
-@needs_fence
+@needs_isolation
 @pytest.mark.parametrize(
     "expression",
     [
@@ -58,7 +58,7 @@ def test_a_program_does_not_get_what_it_should_not_have(expression):
     assert finds("True")
 
 
-@needs_fence
+@needs_isolation
 def test_files_of_the_user_are_not_there(tmp_path):
     (tmp_path / "secret").write_text("x")
     for path in (tmp_path / "secret", Path.home() / ".bashrc", Path(__file__)):
@@ -67,7 +67,7 @@ def test_files_of_the_user_are_not_there(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "secret"]
 
 
-@needs_fence
+@needs_isolation
 def test_nothing_stays_in_shared_folders():
     program = (
         "def f():\n  for place in ('/tmp', '/var/tmp', '/dev/shm', '.'):\n    try: open(place + '/plamo2-left', 'w').write('x')\n"
@@ -79,7 +79,7 @@ def test_nothing_stays_in_shared_folders():
     assert not finds("os.path.exists('/tmp/plamo2-left')")
 
 
-@needs_fence
+@needs_isolation
 def test_there_is_no_network(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         assert not finds(f"__import__('socket').create_connection({server.getsockname()!r}, 2)")
@@ -87,14 +87,14 @@ def test_there_is_no_network(monkeypatch):
     assert not finds("'API_KEY' in os.environ")
 
 
-@needs_fence
+@needs_isolation
 def test_a_check_ends_in_time_and_leaves_no_process():
     start = time.monotonic()
     assert not passes("def f():\n  while True: pass", "f()", Limits(seconds=0.5))
     assert not passes("def f(): pass", "while True: f()", Limits(seconds=0.5))
     assert time.monotonic() - start < 10
-    warden, end = check._warden._process.pid, time.monotonic() + 10
-    while (left := children(warden)) and time.monotonic() < end:
+    server, end = check._fork_server._process.pid, time.monotonic() + 10
+    while (left := children(server)) and time.monotonic() < end:
         time.sleep(0.05)
     assert left == []
 
@@ -112,10 +112,10 @@ def children(pid):
     return found
 
 
-def test_a_warden_that_was_killed_is_started_again():
-    assert passes("x = 1", "assert x == 1", allow_unfenced=True)
-    check._warden._process.kill()
-    assert passes("x = 1", "assert x == 1", allow_unfenced=True)
+def test_a_fork_server_that_was_killed_is_started_again():
+    assert passes("x = 1", "assert x == 1", allow_unisolated=True)
+    check._fork_server._process.kill()
+    assert passes("x = 1", "assert x == 1", allow_unisolated=True)
 
 
 # An interpreter that other users can read too.
@@ -145,7 +145,7 @@ except SandboxError as error:
         # As in a container: root by name, and no namespaces.
         (
             "echo 0 > /proc/sys/user/max_user_namespaces; exec setpriv --bounding-set -all",
-            "this system cannot fence in",
+            "this system cannot isolate",
         ),
     ],
     ids=["ordinary user", "root without rights", "no namespaces"],
@@ -165,32 +165,34 @@ def test_other_users(prepare, expected, tmp_path):
 
 
 @pytest.fixture
-def no_fence(monkeypatch):
+def not_isolated(monkeypatch):
     """A system without namespaces."""
-    monkeypatch.setattr(check, "_best_fence", lambda: (None, check._no_fence("unshare: Operation not permitted")))
+    monkeypatch.setattr(
+        check, "_best_isolation", lambda: (None, check._not_isolated("unshare: Operation not permitted"))
+    )
 
 
 RULES = {"code": {"language": "python", "tests": "assert f(1) == 2"}}
 
 
-def test_without_a_fence_code_is_refused_unless_it_is_allowed(no_fence):
+def test_without_isolation_code_is_refused_unless_it_is_allowed(not_isolated):
     rules, answer = check_rules(RULES), "```python\ndef f(x): return x + 1\n```"
-    with pytest.raises(SandboxError, match=r"cannot fence in programs of others .* set allow_unfenced_code"):
+    with pytest.raises(SandboxError, match=r"cannot isolate untrusted programs .* set allow_unisolated_code"):
         score(rules, answer, True)
-    assert score(rules, answer, True, allow_unfenced_code=True) == {"code": 1.0}
-    assert score(rules, answer.replace("+ 1", ""), True, allow_unfenced_code=True) == {"code": 0.0}
+    assert score(rules, answer, True, allow_unisolated_code=True) == {"code": 1.0}
+    assert score(rules, answer.replace("+ 1", ""), True, allow_unisolated_code=True) == {"code": 0.0}
     assert score(rules, "no code", True) == {"code": 0.0}
     # The library is found there too, wherever it is.
     csv = "import csv, decimal\ndef f(): return list(csv.reader(['1,2']))"
-    assert passes(csv, "assert f() == [['1', '2']]", allow_unfenced=True)
+    assert passes(csv, "assert f() == [['1', '2']]", allow_unisolated=True)
     with pytest.raises(SandboxError):
         passes(csv, "assert f() == [['1', '2']]")
 
 
-def test_preference_data_with_code_are_refused_before_anything_is_written(no_fence, tmp_path):
+def test_preference_data_with_code_are_refused_before_anything_is_written(not_isolated, tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "a"}\n')
     config = PreferConfig(tmp_path / "out", (prompts,), SpeakerConfig("none"), rules=RULES)
-    with pytest.raises(ValueError, match="cannot fence in"):
+    with pytest.raises(ValueError, match="cannot isolate"):
         prefer(config)
     assert not (tmp_path / "out").exists()
