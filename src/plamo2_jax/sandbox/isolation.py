@@ -109,6 +109,8 @@ def confine(kind: int, seconds: int, memory: int, file_bytes: int) -> None:
     Raises:
         IsolationError: a step failed. Without namespaces, limits that the system lacks are skipped.
     """
+    # A signal to the process group would reach the caller, which is in another process namespace but in the same group.
+    os.setsid()
     unisolated = kind in (UNISOLATED_AS_NOBODY, UNISOLATED)
     for name, value in {
         "RLIMIT_CPU": seconds,

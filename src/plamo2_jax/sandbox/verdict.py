@@ -67,7 +67,7 @@ class _Client:
 
     def __init__(self, channel: socket.socket):
         self.failed = False
-        """Whether the program ended, sent an invalid reply, or a callback's assertion failed. Tests cannot undo it by catching exceptions."""
+        """Whether the program ended, sent an invalid reply, or a callback's assertion failed. No `except` in the tests undoes it."""
         self.asked = False
         """Whether any name was found in the program."""
         self._channel = channel
@@ -198,7 +198,9 @@ class _Client:
                 fields = {"__str__": lambda self: self.__dict__.get("_text", "")}
                 self._exceptions[module, name] = type(name.rpartition(".")[2], (self._exception_class(others),), fields)
             return self._exceptions[module, name]
-        found = getattr(sys.modules.get(module), name, None)
+        # Exceptions of test frameworks have a meaning there: unittest.SkipTest would skip the test.
+        known = module.partition(".")[0] not in ("unittest", "doctest", "bdb")
+        found = getattr(sys.modules.get(module), name, None) if known else None
         if not (isinstance(found, type) and issubclass(found, Exception)):
             return self._exception_class(others)
         # As in generators (PEP 479): a StopIteration would silently end a loop of the tests.
