@@ -27,7 +27,7 @@ _NEW_USER, _NEW_PIDS, _NEW_NETWORK = 0x10000000, 0x20000000, 0x40000000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND = 1, 2, 4, 32, 4096
 _MS_REC, _MS_PRIVATE, _MNT_DETACH = 16384, 1 << 18, 2
 _ATTR_RDONLY, _ATTR_NOSUID, _AT_FDCWD, _AT_RECURSIVE = 1, 2, -100, 0x8000
-_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 22, 24, 38
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 24, 38
 _CAP_VERSION_3 = 0x20080522
 _SYS_MOUNT_SETATTR = 442
 
@@ -138,6 +138,7 @@ def confine(kind: int, seconds: int, memory: int, file_bytes: int) -> None:
                 break
         header, none = struct.pack("=Ii", _CAP_VERSION_3, 0), bytes(24)
         _call("capset", header, none)
+    _call("prctl", _PR_SET_DUMPABLE, 0, 0, 0, 0)
     _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     if platform.machine() in _MACHINES:
@@ -146,6 +147,7 @@ def confine(kind: int, seconds: int, memory: int, file_bytes: int) -> None:
 
 def _build_root(temporary_bytes: int) -> None:
     """Replace / by a small file system with the libraries, a few devices and /tmp."""
+    sources = {path: os.path.realpath(path) for path in (*_libraries(), "/dev/null", "/dev/zero", "/dev/urandom")}
     _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
     # Any folder can serve as mount point: the mount is visible to this process only.
     base = next((path for path in ("/tmp", "/var/tmp", "/mnt", "/run") if os.path.isdir(path)), "/tmp")
@@ -155,10 +157,8 @@ def _build_root(temporary_bytes: int) -> None:
     os.mkdir("root", 0o755)
     _call("pivot_root", b".", b"system")
     os.chdir("/")
-    for path in _libraries():
-        _bind(path)
-    for name in ("null", "zero", "urandom"):
-        _bind(f"/dev/{name}")
+    for path, source in sources.items():
+        _bind(source, path)
     _call("umount2", b"/system", _MNT_DETACH)
     os.rmdir("/system")
     _mount(
@@ -182,14 +182,14 @@ def _libraries() -> list[str]:
     paths |= {"/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/usr/share/zoneinfo"}
     if sys.base_prefix.startswith("/nix/"):
         paths.add("/nix/store")
-    found = sorted(path for path in paths if os.path.exists(f"/system{path}"))
+    found = sorted(path for path in paths if os.path.exists(path))
     return [path for path in found if not any(path.startswith(f"{other}/") for other in found)]
 
 
-def _bind(path: str) -> None:
-    """Mount a folder or file of the system read-only at the same path of the new root."""
-    target = _below(path, folder=os.path.isdir(f"/system{path}"))
-    _mount(f"/system{path}", target, None, _MS_BIND | _MS_REC)
+def _bind(source: str, path: str) -> None:
+    """Mount a folder or file of the system, without links in its path, read-only at a path of the new root."""
+    target = _below(path, folder=os.path.isdir(f"/system{source}"))
+    _mount(f"/system{source}", target, None, _MS_BIND | _MS_REC)
     attributes = struct.pack("=QQQQ", _ATTR_RDONLY | _ATTR_NOSUID, 0, 0, 0)
     _call("syscall", _SYS_MOUNT_SETATTR, _AT_FDCWD, target.encode(), _AT_RECURSIVE, attributes, len(attributes))
 
