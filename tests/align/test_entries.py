@@ -1,6 +1,7 @@
 """What a journal, a report and a configuration must hold: whatever is damaged is found where it is read."""
 
 import copy
+import dataclasses
 import json
 
 import pytest
@@ -11,7 +12,9 @@ from plamo2_jax.align.judge import JudgeConfig
 from plamo2_jax.align.pair_files import write_files
 from plamo2_jax.align.prefer import PreferConfig, prefer
 from plamo2_jax.align.prompts import Prompt
+from plamo2_jax.align.rounds import iterate
 from plamo2_jax.align.speakers import SpeakerConfig
+from plamo2_jax.cli.iterate import example
 
 ANSWER = {
     "sample": 0,
@@ -164,6 +167,14 @@ def test_a_configuration_that_is_none_is_refused(content, message, config):
     assert len(str(refused.value)) < 400
     assert read_identity(config.output / "none") is None
     prefer(config, again=True)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"start": 1}', "[]", "{"])
+def test_a_configuration_that_is_none_of_rounds_is_refused(content, tmp_path):
+    config = dataclasses.replace(example(), output=tmp_path)
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json (is not|must hold)"):
+        iterate(config)
 
 
 def test_a_folder_in_place_of_the_journal_is_refused(tmp_path):

@@ -301,7 +301,7 @@ class EndpointSpeaker:
             late = f" ({self._late})"
         except (http.client.HTTPException, OSError):
             pass  # The status says enough.
-        return _Refused(f"{said}: {_shown(detail.decode(errors='replace'))}{late}")
+        return _Refused(f"{said}: {_shown(detail.decode(errors='replace')) or 'no reason given'}{late}")
 
     @property
     def _late(self) -> str:
