@@ -21,7 +21,7 @@ needs_isolation = pytest.mark.skipif(isolation_problem() is not None, reason=str
 
 def finds(expression, limits=None):
     """Whether an expression is true in a program."""
-    return passes(f"import os\ndef f(): return bool({expression})", "assert f()", limits)
+    return passes(f"import os\ndef f(): return bool({expression})", "assert f()", limits or Limits(seconds=30.0))
 
 
 @needs_isolation

@@ -8,20 +8,22 @@ from pathlib import Path
 import pytest
 from program_files import read_programs
 
-from plamo2_jax.sandbox import passes
+from plamo2_jax.sandbox import Limits, passes
 from plamo2_jax.sandbox.values import decode, encode
 
 RIGHT = read_programs("right.txt")
+# Tests run on busy machines.
+PATIENT = Limits(seconds=60.0)
 
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_a_right_program_passes(name):
-    assert passes(*RIGHT[name])
+    assert passes(*RIGHT[name], PATIENT)
 
 
 def test_a_function_with_the_name_of_a_builtin_is_the_programs_where_it_is_named():
     right, stub, tests = "def sum(x): return 42", "def sum(x): pass", "assert sum([1]) == 42"
-    assert passes(right, tests, names=["sum"])
+    assert passes(right, tests, PATIENT, names=["sum"])
     assert not passes(stub, tests, names=["sum"])
 
 
@@ -33,7 +35,7 @@ def test_all_solutions_of_humaneval_pass_and_no_stub_does():
     bodies = [problem["canonical_solution"] for problem in problems]
 
     def solved(problem, body):
-        return passes(problem["prompt"] + body, f"{problem['test']}\ncheck({problem['entry_point']})")
+        return passes(problem["prompt"] + body, f"{problem['test']}\ncheck({problem['entry_point']})", PATIENT)
 
     with ThreadPoolExecutor(2) as pool:
         assert all(pool.map(solved, problems, bodies))

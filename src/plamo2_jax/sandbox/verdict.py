@@ -92,14 +92,14 @@ class _Client:
                 raise KeyError(name)
             return importlib.import_module(name)
         with self._strict():
-            return self._decode(content, whole, api=True)
+            return self._decode(content, whole)
 
     def defines(self, name: str) -> bool:
         """Return whether the program defines a name."""
         return "value" in self._ask({"do": "name", "target": name, "whole": False})
 
     def request(
-        self, do: str, target: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any], whole: bool, api: bool
+        self, do: str, target: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any], whole: bool
     ) -> Any:
         """Send a request; return its result or raise its exception."""
         given = [encode(one, self._refer) for one in arguments]
@@ -107,13 +107,13 @@ class _Client:
         reply = self._ask({"do": do, "target": target, "arguments": given, "keywords": named, "whole": whole})
         with self._strict():
             for key, content in reply.get("changed", ()) if reply.get("value", 0) is None else ():
-                _replace(keywords[key] if isinstance(key, str) else arguments[key], self._decode(content, whole, api))
-        return self._result(reply, whole, api)
+                _replace(keywords[key] if isinstance(key, str) else arguments[key], self._decode(content, whole))
+        return self._result(reply, whole)
 
-    def _result(self, reply: Mapping[str, Any], whole: bool, api: bool) -> Any:
+    def _result(self, reply: Mapping[str, Any], whole: bool) -> Any:
         with self._strict():
             if "value" in reply:
-                return self._decode(reply["value"], whole, api)
+                return self._decode(reply["value"], whole)
             error = self._exception(reply)
         raise error from None
 
@@ -124,7 +124,7 @@ class _Client:
         )
         if reply.get("error", [None])[0] == ["builtins", "StopIteration"]:
             raise StopIteration
-        return self._result(reply, whole, whole)
+        return self._result(reply, whole)
 
     def _ask(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         if self.failed:
@@ -145,8 +145,8 @@ class _Client:
         """Call a function of the tests for the program."""
         with self._strict():
             function = self._functions[request["callback"]]
-            given = [self._decode(one, False, False) for one in request["arguments"]]
-            named = {name: self._decode(one, False, False) for name, one in request["keywords"].items()}
+            given = [self._decode(one, False) for one in request["arguments"]]
+            named = {name: self._decode(one, False) for name, one in request["keywords"].items()}
         try:
             return {"value": encode(function(*given, **named), self._refer)}
         except AssertionError:
@@ -165,27 +165,27 @@ class _Client:
         self._functions.append(value)
         return {"callback": len(self._functions) - 1}
 
-    def _decode(self, content: Any, whole: bool, api: bool) -> Any:
+    def _decode(self, content: Any, whole: bool) -> Any:
         def resolve(name: str, inner: Any) -> Any:
             if name == "own":
                 return self._functions[inner]
             if name == "exception":
                 return self._exception_class(inner)
             if name == "remote" and type(inner) is int:
-                return Remote(self, inner, whole, api or whole, asks=True)
+                return Remote(self, inner, whole)
             raise ValueError(name)
 
         return decode(content, resolve)
 
     def _exception(self, reply: Mapping[str, Any]) -> Exception:
         kind = self._exception_class(reply["error"])
-        arguments = [self._decode(one, False, False) for one in reply["arguments"]]
+        arguments = [self._decode(one, False) for one in reply["arguments"]]
         try:
             error = kind(*arguments)
         except Exception:
             error = kind.__new__(kind, *arguments)
         for name, content in reply["attributes"].items():
-            error.__dict__[name] = self._decode(content, False, False)
+            error.__dict__[name] = self._decode(content, False)
         if kind in self._exceptions.values():
             error.__dict__["_text"] = str(reply["text"])
         return error
@@ -222,31 +222,31 @@ class Remote:
     Args:
         client: sends the requests.
         number: identifies the object in the program.
-        whole: results keep the program's classes (`class Stack(list)`).
-        api: its methods can be called with arguments, because the tests named it or its class.
-        asks: it can itself be called with arguments.
+        whole: it is a class that the tests named, or comes from one: its methods can be called with arguments, and results keep their
+            classes (`class Stack(list)`).
     """
 
-    __slots__ = ("__api", "__asks", "__client", "__number", "__whole")
+    __slots__ = ("__client", "__number", "__takes_arguments", "__whole")
 
-    def __init__(self, client: _Client, number: int, whole: bool, api: bool, asks: bool):
-        for name, value in {"client": client, "number": number, "whole": whole, "api": api, "asks": asks}.items():
+    def __init__(self, client: _Client, number: int, whole: bool):
+        # Past our own `__setattr__`.
+        for name, value in {"client": client, "number": number, "takes_arguments": True, "whole": whole}.items():
             object.__setattr__(self, f"_Remote__{name}", value)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        if (arguments or keywords) and not self.__asks:
+        if (arguments or keywords) and not self.__takes_arguments:
             # `f(x).startswith("a")`: the object could answer True to everything.
             raise TypeError("a function of the program returned an object; its methods cannot be called with arguments")
-        return self.__client.request("call", self.__number, arguments, keywords, self.__whole, self.__whole)
+        return self.__client.request("call", self.__number, arguments, keywords, self.__whole)
 
     def __getattr__(self, name: str) -> Any:
-        found = self.__client.request("attribute", self.__number, (name,), {}, self.__whole, self.__api)
-        if type(found) is Remote and not self.__api:
-            object.__setattr__(found, "_Remote__asks", False)
+        found = self.__client.request("attribute", self.__number, (name,), {}, self.__whole)
+        if type(found) is Remote and not self.__whole:
+            object.__setattr__(found, "_Remote__takes_arguments", False)
         return found
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self.__client.request("assign", self.__number, (name, value), {}, False, False)
+        self.__client.request("assign", self.__number, (name, value), {}, False)
 
     def __instancecheck__(self, value: Any) -> bool:
         return type(value) is Remote and self.__operate("isinstance", value, self) is True
@@ -255,8 +255,7 @@ class Remote:
         return self.__operate("iter", self)
 
     def __next__(self) -> Any:
-        client = self.__client
-        return client.next(self.__number, self.__whole)
+        return self.__client.next(self.__number, self.__whole)
 
     def __eq__(self, other: object) -> bool:
         return False if other is None else self.__compare("eq", other)
@@ -276,7 +275,7 @@ class Remote:
         return self.__operate(name, self, other) is True
 
     def __operate(self, name: str, *values: Any) -> Any:
-        return self.__client.request("operator", name, values, {}, self.__whole, self.__api)
+        return self.__client.request("operator", name, values, {}, self.__whole)
 
 
 def _unary(name: str) -> Callable[..., Any]:
