@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import re
+import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -58,9 +59,7 @@ class SpeakerConfig:
     """Endpoint: seconds before the second try, at most; the bound doubles with every further one, up to a minute."""
 
     def __post_init__(self) -> None:
-        self._require(
-            "url", self.url is None or re.fullmatch(r"https?://[^\s?#]+", self.url), "http://... or https://..."
-        )
+        self._require("url", self.url is None or _is_address(self.url), "http://HOST/... or https://HOST:PORT/...")
         variable = self.key_variable is None or re.fullmatch(r"[A-Za-z_]\w*", self.key_variable)
         self._require("key_variable", variable, "the name of an environment variable")
         self._require("dtype", self.dtype in ("float32", "bfloat16"), "float32 or bfloat16")
@@ -159,16 +158,33 @@ def api_key(config: SpeakerConfig) -> str | None:
     """The endpoint's key.
 
     Raises:
-        ValueError: the environment does not have it.
+        ValueError: the environment does not have it, or it is none.
     """
     if config.key_variable is None:
         return None
-    key = os.environ.get(config.key_variable)
+    key = os.environ.get(config.key_variable, "").strip()
     if not key:
         raise ValueError(
             f"the environment variable {config.key_variable} is empty; it must hold the key of {config.url}"
         )
+    # Before a header is made of it: the complaint about that would show the key.
+    if not re.fullmatch(r"[!-~]+", key):
+        raise ValueError(
+            f"the environment variable {config.key_variable} is no key: it holds characters other than ASCII letters, digits and signs, "
+            "such as a space or an end of line"
+        )
     return key
+
+
+def _is_address(url: str) -> bool:
+    """Whether it is an address that requests can be sent to."""
+    if not re.fullmatch(r"https?://[!-~]+", url) or set(url) & set("?#@"):
+        return False
+    try:
+        parts = urllib.parse.urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 class OwnSpeaker:
