@@ -25,6 +25,7 @@ from plamo2_jax.infer.sampling import SamplingConfig
 from plamo2_jax.infer.stop import StopConfig
 from plamo2_jax.model.plamo2 import Plamo2, abstract_params
 from plamo2_jax.train.loop import pretrain
+from plamo2_jax.train.metrics import read_metrics
 from plamo2_jax.train.objective import next_token
 
 
@@ -143,7 +144,7 @@ def whole(make_config):
     return config, pretrain(config, **hooks(config))
 
 
-def test_a_run_learns_its_conversations(whole):
+def test_a_run_learns_its_conversations(whole, tokenizer):
     config, outcome = whole
     lines = record(config)
     losses = [line["loss"] for line in lines if "loss" in line]
@@ -154,6 +155,15 @@ def test_a_run_learns_its_conversations(whole):
     assert "{%- generation -%}" in (config.folder / "chat_template.jinja").read_text()
     described = json.loads((config.folder / "config.json").read_text())
     assert len(described["examples"]) == 2
+    # Speed counts prompts too.
+    lines = [line for line in read_metrics(config.folder / "metrics.jsonl") if "loss" in line]
+    batches = list(itertools.islice(ChatSource(config, tokenizer).train(0, 1), 3))
+    read = [np.count_nonzero(batch["segment_ids"]) for batch in batches]
+    assert [line["tokens"] for line in lines[:3]] == read
+    trained = sum(np.count_nonzero(batch["loss_weights"]) for batch in batches)
+    speeds = lines[0]["tokens_per_second"], lines[0]["trained_tokens_per_second"]
+    assert speeds[0] / speeds[1] == pytest.approx(sum(read) / trained)
+    assert sum(read) > trained > 0
     assert load_model(config.folder).tokenizer is not None
 
 

@@ -32,7 +32,7 @@ def stop_after(step):
 
 def record(config):
     """The lines of a run's log without the clock's figures. JSON spells floats so that they read back to the same bits."""
-    clock = ("time", "tokens_per_second", "mfu", "data_wait", "goodput")
+    clock = ("time", "tokens_per_second", "trained_tokens_per_second", "mfu", "data_wait", "goodput")
     lines = read_metrics(config.folder / "metrics.jsonl")
     return [
         {name: value for name, value in line.items() if name not in clock and not name.startswith("step_seconds")}

@@ -220,8 +220,8 @@ class WithAdapters:
     """An objective of the model's parameters as one of adapters to them; the parameters are frozen.
 
     Args:
-        inner: `(params, batch, rng[, frozen])`; its frozen arrays, `extra`, `over`, `augment` and `evaluate` are kept. With
-            `inner.reference_is_start`, its frozen arrays are None and it is given the parameters themselves instead.
+        inner: `(params, batch, rng[, frozen])`; its frozen arrays, `extra`, `over`, `forward_only`, `augment` and `evaluate` are kept.
+            With `inner.reference_is_start`, its frozen arrays are None and it is given the parameters themselves instead.
         adapters: what is trained.
         params: the model's parameters.
     """
@@ -230,6 +230,7 @@ class WithAdapters:
         self._inner, self.trained = inner, adapters
         self.frozen = {"params": params, "inner": getattr(inner, "frozen", None)}
         self.extra, self.over = getattr(inner, "extra", {}), getattr(inner, "over", {})
+        self.forward_only = getattr(inner, "forward_only", ())
         if hasattr(inner, "augment"):
             self.augment = inner.augment
         self._merge = jax.jit(lambda params, adapters: self.trained.apply(params, adapters))

@@ -209,7 +209,8 @@ def pretrain(
         ):
             devices = list(mesh.devices.ravel())
             goodput = Goodput(folder) if writes else None
-            window = Window(config, devices, log, guard, watchdog, goodput, getattr(objective, "over", {}))
+            over, forward_only = getattr(objective, "over", {}), getattr(objective, "forward_only", ())
+            window = Window(config, devices, log, guard, watchdog, goodput, over, forward_only)
 
             def roll_back(spike: Spike) -> TrainState | None:
                 """The state before a spike, with the data up to its end passed over; None where there is no checkpoint to go back

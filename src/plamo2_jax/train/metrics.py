@@ -18,7 +18,7 @@ from pathlib import Path
 from tensorboard.summary import Writer
 
 from plamo2_jax.storage import Mirror, located
-from plamo2_jax.train.objective import means
+from plamo2_jax.train.objective import PROCESSED, means
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -140,8 +140,8 @@ def _parse(path: Path, number: int, line: str) -> dict[str, float]:
 def step_figures(sums: Mapping[str, float], over: Mapping[str, str]) -> dict[str, float]:
     """The figures of one step that go into the log, from the train step's metrics.
 
-    Sums over predicted tokens become bits a byte, nats a token and accuracy; any other sum is divided by what it is over, which is the
-    loss's weight unless `over` says otherwise (see `train.objective.means`).
+    Sums over trained tokens become bits per byte, nats per token and accuracy; any other sum is divided by what it is over, which is the
+    loss's weight unless `over` says otherwise (see `train.objective.means`). `tokens` are those that the model read, prompts included.
     """
     figures = {name: sums[name] for name in ("loss", "grad_norm", "learning_rate", "skipped") if name in sums}
     if sums.get("bytes"):
@@ -149,5 +149,7 @@ def step_figures(sums: Mapping[str, float], over: Mapping[str, str]) -> dict[str
     if sums.get("tokens") and "nats" in sums:
         figures["nats_per_token"] = sums["nats"] / sums["tokens"]
         figures["accuracy"] = sums["correct"] / sums["tokens"]
-    others = sums.keys() - figures.keys() - {"nats", "tokens", "bytes", "correct"}
+    if PROCESSED in sums:
+        figures["tokens"] = sums[PROCESSED]
+    others = sums.keys() - figures.keys() - {"nats", "tokens", "bytes", "correct", PROCESSED}
     return figures | means({name: sums[name] for name in others}, over)
