@@ -160,14 +160,27 @@ def restore_params(
         CheckpointError: no such checkpoint, or one that is incomplete, or whose tensors are not those asked for: a
             missing, an extra or a misshapen tensor is named.
     """
+    abstract_params = jax.tree.map(_with_sharding, abstract_params)
+    stored = check_params(folder, abstract_params, step, item)
+    path = step_folder(folder, step) / item
+    with ocp.Checkpointer(_frugal_handler(stored, abstract_params)) as checkpointer:
+        return _read(path, lambda: checkpointer.restore(path, args=ocp.args.StandardRestore(abstract_params)))
+
+
+def check_params(
+    folder: str | os.PathLike[str], abstract_params: Any, step: int | None = None, item: str = PARAMS
+) -> Any:
+    """Check names and shapes of one checkpoint's tensors without reading them; arguments and errors as for `restore_params`.
+
+    Returns:
+        A tree of the shapes and dtypes that are stored.
+    """
     path = step_folder(folder, step) / item
     if item == EMA and not path.is_dir():
         raise CheckpointError(f"{path.parent} has no {EMA}; only runs with ema_decay keep a moving average")
-    abstract_params = jax.tree.map(_with_sharding, abstract_params)
-    metadata = _read(path, lambda: ocp.StandardCheckpointHandler().metadata(path))
-    _compare(path, metadata.tree, abstract_params)
-    with ocp.Checkpointer(_frugal_handler(metadata.tree, abstract_params)) as checkpointer:
-        return _read(path, lambda: checkpointer.restore(path, args=ocp.args.StandardRestore(abstract_params)))
+    stored = _read(path, lambda: ocp.StandardCheckpointHandler().metadata(path)).tree
+    _compare(path, stored, abstract_params)
+    return stored
 
 
 def step_folder(folder: str | os.PathLike[str], step: int | None = None) -> Path:

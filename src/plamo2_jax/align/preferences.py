@@ -281,6 +281,7 @@ class PairSource:
             heldout = {name: part.with_array(REFERENCE, store.of(part.fingerprint)) for name, part in heldout.items()}
             self.description["reference_fingerprint"] = store.manifest["reference"]
         self._parts, self._heldout = parts, heldout
+        self.targets = [part.targets for part in parts]
 
     def train(self, process_index: int, process_count: int) -> grain.DatasetIterator[Batch]:
         """See `train.source.Source`."""

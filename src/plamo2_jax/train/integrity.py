@@ -72,6 +72,12 @@ def find_damage(step_folder: Path) -> str | None:
     return None
 
 
+def written_by(step_folder: Path) -> dict[str, Any]:
+    """What a checkpoint's manifest says of the code that wrote it: versions, commit, mesh and processes."""
+    manifest = json.loads((step_folder / MANIFEST).read_bytes())
+    return {name: value for name, value in manifest.items() if name not in ("files", "config")}
+
+
 def set_aside(step_folder: Path, suffix: str) -> Path:
     """Rename a checkpoint so that nothing takes it for one; its files stay. Returns the new path, STEP.SUFFIX or STEP.SUFFIX-2, ..."""
     target, number = step_folder.with_name(f"{step_folder.name}.{suffix}"), 1
