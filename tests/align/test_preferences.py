@@ -20,6 +20,7 @@ from plamo2_jax.align.reference import ReferenceLogProbs, ReferenceLogProbsError
 from plamo2_jax.cli.dpo import in_words, prepare
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.load import load_model
+from plamo2_jax.storage import lock_folder
 from plamo2_jax.train.flops import PEAK_FLOPS
 from plamo2_jax.train.loop import pretrain
 from plamo2_jax.train.metrics import read_metrics
@@ -212,6 +213,24 @@ def test_adapters_on_a_stored_reference_through_the_command_line(stored, tmp_pat
     assert main(["dpo", str(path), "--name", "again"]) == 2
     assert "was written for the reference 000" in capsys.readouterr().err
     manifest.write_text(text)
+
+
+def test_a_run_in_use_is_refused_before_its_reference_is_read(make_config, tmp_path):
+    """`plamo2 dpo` computes the reference's log-probabilities at the first start: not for a run that another process trains."""
+    config = make_config("used", output=tmp_path, reference_log_probs=tmp_path / "reference")
+    make = hooks_of(config)
+    with lock_folder(config.folder), pytest.raises(ValueError, match="used is in use by another process"):
+        pretrain(config, **make)
+    assert not config.reference_log_probs.exists()
+
+
+def hooks_of(config):
+    """What `plamo2 dpo` hands to the loop."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("plamo2_jax.cli.pretrain.train", lambda *args: found.update(args[5](config)))
+        main(["dpo"])
+    return found
 
 
 UNPAIRED = PreferenceConfig(losses=("kto",), beta=0.5, desirable_weight=0.8, undesirable_weight=1.2)

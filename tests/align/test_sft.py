@@ -24,6 +24,7 @@ from plamo2_jax.data.pipeline import MixtureItem
 from plamo2_jax.infer.sampling import SamplingConfig
 from plamo2_jax.infer.stop import StopConfig
 from plamo2_jax.model.plamo2 import Plamo2, abstract_params
+from plamo2_jax.storage import lock_folder
 from plamo2_jax.train.loop import pretrain
 from plamo2_jax.train.metrics import read_metrics
 from plamo2_jax.train.objective import next_token
@@ -247,6 +248,13 @@ def test_samples_that_cannot_be_asked_are_refused(make_config, tmp_path):
     (config.folder / "samples.jsonl").write_text('{"prompt": "a?"}\n')
     with pytest.raises(ValueError, match=r"samples\.jsonl, line 1, must be an object with an integer"):
         SampleWriter(config, ASKED, "chat")
+
+
+def test_a_run_in_use_is_refused(make_config, tmp_path):
+    config = make_config("used", output=tmp_path, samples=ASKED)
+    with lock_folder(config.folder), pytest.raises(ValueError, match="used is in use by another process"):
+        pretrain(config, **hooks(config))
+    assert [path.name for path in config.folder.iterdir()] == [".lock"]
 
 
 def test_a_model_of_another_shape_is_refused(base, small):

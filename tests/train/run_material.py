@@ -88,11 +88,14 @@ def start(
 
 
 def finish(process: subprocess.Popen, timeout: float = 300) -> tuple[int, list[str]]:
-    """Exit status, and the lines of stderr without those of the progress bar."""
+    """Exit status, and the lines of stderr without those of the progress bar and of the start."""
     _, error = process.communicate(timeout=timeout)
     lines = error.replace("\r", "\n").splitlines()
     bar = ("step/s", "s/step", "?step")
-    return process.returncode, [line for line in lines if line.strip() and not any(part in line for part in bar)]
+    start = (" activations", "devices: ", "steps: ", "start: ", "compiling the train step", "compiled in ")
+    return process.returncode, [
+        line for line in lines if line.strip() and not any(part in line for part in bar + start)
+    ]
 
 
 def job(config_file: Path, *options: str, count: int = 2, **arguments) -> list[subprocess.Popen]:

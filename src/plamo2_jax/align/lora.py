@@ -24,7 +24,9 @@ from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.model import Plamo2, abstract_params, logical_axes
 from plamo2_jax.model import axes as names_of
+from plamo2_jax.surgery.distill import fingerprint
 from plamo2_jax.train.objective import Batch, Metrics, Objective
+from plamo2_jax.train.run_folder import BASE_FINGERPRINT
 
 A, B = "lora_a", "lora_b"
 
@@ -153,7 +155,7 @@ class Adapters:
     """The adapters of a model as what a run trains (`train.trained.Trained`)."""
 
     def __init__(self, config: ModelConfig, lora: LoraConfig, seed: int = 0):
-        self.lora, self._seed = lora, seed
+        self.config, self.lora, self._seed = config, lora, seed
         self.targets = find_targets(config, lora)
         shapes = flax.traverse_util.flatten_dict(abstract_params(Plamo2(config)), sep="/")
         abstract, axes = {}, {}
@@ -233,6 +235,9 @@ class WithAdapters:
         self.forward_only = getattr(inner, "forward_only", ())
         if hasattr(inner, "augment"):
             self.augment = inner.augment
+        # A fingerprint picks values of whole arrays, which no process of several has.
+        alone = jax.process_count() == 1
+        self.description = {BASE_FINGERPRINT: fingerprint(adapters.config, params)} if alone else {}
         self._merge = jax.jit(lambda params, adapters: self.trained.apply(params, adapters))
 
     def __call__(self, params: Any, batch: Batch, rng: jax.Array, frozen: Any = None) -> tuple[jax.Array, Metrics]:

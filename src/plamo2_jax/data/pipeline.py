@@ -21,6 +21,7 @@ import grain
 import grain.experimental
 import numpy as np
 
+from plamo2_jax.data.in_memory import TokenizedText
 from plamo2_jax.data.packing import Batch, Layout, Pieces, pack
 from plamo2_jax.data.shards import Shards, open_shards
 from plamo2_jax.data.upsampling import UpsampledPieces
@@ -193,7 +194,7 @@ class HeldoutBatches:
     def __init__(
         self,
         config: DataConfig,
-        shards: Shards,
+        shards: Shards | TokenizedText,
         tokenizer: Tokenizer,
         process_index: int,
         process_count: int,

@@ -159,7 +159,7 @@ def _train(
     iterator = source.train(part, parts)
     resuming = run_folder.is_resumed(config)
     fork = None if resuming else open_fork(config, abstract, tokenizer.fingerprint, source.description)
-    description = run_folder.describe(config, tokenizer, source, fork)
+    description = run_folder.describe(config, tokenizer, source, getattr(objective, "description", {}), fork)
     if resuming:
         description = run_folder.check_resumable(config, description)
     take_lock()

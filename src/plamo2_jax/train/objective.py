@@ -32,7 +32,8 @@ class Objective(Protocol):
     than the model's parameters says what as `trained` (`train.trained.Trained`), and has `whole` (what is trained → the model's
     parameters). One whose sums are not all over `weight` says over what as `over` (see `means`). One whose held-out figures are not bits
     per byte has `evaluate`: parameters and batches → something with a method `figures()`, names and numbers. One that runs other models
-    forward on the same tokens lists their shapes as `forward_only`, for the FLOPs of a step.
+    forward on the same tokens lists their shapes as `forward_only`, for the FLOPs of a step. JSON values that belong into config.json, and
+    must be the same when the run goes on, are its `description`.
     """
 
     def __call__(self, params: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Metrics]:

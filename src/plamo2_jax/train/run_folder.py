@@ -19,6 +19,9 @@ from plamo2_jax.train.fork import FORKED_FROM, Fork, first_change
 from plamo2_jax.train.schedule import make_schedule
 from plamo2_jax.train.source import Source
 
+BASE_FINGERPRINT = "base_fingerprint"
+"""Key of config.json: the fingerprint of the model that a run's adapters belong to."""
+
 
 class TrainingError(ValueError):
     """A run cannot start or resume; the message says why."""
@@ -82,10 +85,13 @@ def is_resumed(config: PretrainConfig) -> bool:
     return False
 
 
-def describe(config: PretrainConfig, tokenizer: Tokenizer, source: Source, fork: Fork | None) -> dict[str, Any]:
-    """What config.json says of a run."""
+def describe(
+    config: PretrainConfig, tokenizer: Tokenizer, source: Source, objective: Mapping[str, Any], fork: Fork | None
+) -> dict[str, Any]:
+    """What config.json says of a run; `objective` is what its objective adds."""
     origin = {} if fork is None else {FORKED_FROM: dict(fork.origin)}
-    return {**to_json(config), "tokenizer_fingerprint": tokenizer.fingerprint, **source.description, **origin}
+    found = {"tokenizer_fingerprint": tokenizer.fingerprint, **source.description, **objective}
+    return {**to_json(config), **found, **origin}
 
 
 def check_resumable(config: PretrainConfig, description: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,6 +104,11 @@ def check_resumable(config: PretrainConfig, description: Mapping[str, Any]) -> d
     """
     folder, theirs = config.folder, checkpoint.read_config(config.folder)
     ours = {**description, FORKED_FROM: theirs[FORKED_FROM]} if FORKED_FROM in theirs else dict(description)
+    # Older runs do not say to which base their adapters belong, and a job of several processes does not find out.
+    if BASE_FINGERPRINT in theirs:
+        ours.setdefault(BASE_FINGERPRINT, theirs[BASE_FINGERPRINT])
+    elif BASE_FINGERPRINT in ours:
+        theirs = {**theirs, BASE_FINGERPRINT: ours[BASE_FINGERPRINT]}
     steps = theirs.get("steps")
     if isinstance(steps, int) and steps < config.steps:
         theirs = {**theirs, "steps": config.steps}
