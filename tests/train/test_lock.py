@@ -2,13 +2,23 @@
 
 import dataclasses
 
-from run_material import SLOW, finish, record, start, wait_for, write_config
+from run_material import finish, record, start, wait_for, write_config
 
 from plamo2_jax import checkpoint
 from plamo2_jax.config import preset
 from plamo2_jax.storage import lock_folder
-from plamo2_jax.train.metrics import read_metrics
 
+HELD = """
+import pathlib, time
+from plamo2_jax.train.window import Window
+add = Window.add
+def held(self, step, metrics):
+    while step == 5 and not pathlib.Path({gate!r}).exists():
+        time.sleep(0.1)
+    add(self, step, metrics)
+Window.add = held
+"""
+"""A preamble that stops a run after its first checkpoint, until a file appears."""
 # One layer of attention compiles fast.
 MODEL = preset("tiny", hidden_size=32, intermediate_size=32, num_hidden_layers=1, mamba_num_heads=2, vocab_size=320)
 
@@ -23,22 +33,27 @@ def state_of(folder):
 def test_the_second_of_two_runs_is_refused_and_the_first_goes_on(make_config, tmp_path):
     config = make_config("twice", model=MODEL, output=tmp_path, heldout={})
     file = write_config(config, tmp_path)
-    first = start(file, preamble=SLOW)
-    wait_for(lambda: read_metrics(config.folder / "metrics.jsonl"), first)
+    gate = tmp_path / "gate"
+    first = start(file, preamble=HELD.format(gate=str(gate)))
+    wait_for(lambda: checkpoint.latest_step(config.folder) == 4, first)
     before = state_of(config.folder)
     status, lines = finish(start(file))
     assert status == 2
     (line,) = lines
     assert line.startswith(f"plamo2 pretrain: {config.folder} is in use by another process")
     assert state_of(config.folder) == before
-    assert first.poll() is None
-    wait_for(lambda: checkpoint.latest_step(config.folder) is not None, first)
-    # The lock of a killed process is gone with it.
-    first.kill()
-    finish(first)
-    status, lines = finish(start(file))
-    assert (status, lines) == (0, [])
+    gate.touch()
+    assert finish(first) == (0, [])
     assert [line["step"] for line in record(config) if "loss" in line] == list(range(1, 13))
+    # Its lock is gone, and so is that of a killed process.
+    gate.unlink()
+    killed = dataclasses.replace(config, name="killed")
+    third = start(file, "--name", "killed", preamble=HELD.format(gate=str(gate)))
+    wait_for(lambda: checkpoint.latest_step(killed.folder) == 4, third)
+    third.kill()
+    finish(third)
+    with lock_folder(killed.folder):
+        pass
 
 
 def test_a_run_that_begins_is_locked_before_anything_is_written(make_config, tmp_path, capsys):

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from plamo2_jax.align import sandbox
-from plamo2_jax.align.pattern import matches_whole
+from plamo2_jax.pattern import matches_whole
 
 PATTERN_SECONDS = 1.0
 """How long a regular expression may look at one answer; one that takes longer does not match."""

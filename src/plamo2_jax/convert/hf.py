@@ -9,14 +9,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from plamo2_jax import checkpoint
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.blocks import Progress
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.files import CONFIG
-from plamo2_jax.convert.load import is_run_folder, read_tokenizer
+from plamo2_jax.convert.load import is_run_folder, read_tokenizer, warn_of_nonfinite
 from plamo2_jax.convert.read import common_dtype, read_params, read_public_config
 from plamo2_jax.convert.write import write_params
 from plamo2_jax.model import Plamo2, abstract_params
@@ -55,6 +54,7 @@ def from_public(
     config = read_public_config(source)
     tokenizer = read_tokenizer(source, config)
     params = read_params(source, config, dtype=dtype, shardings=shardings, on_read=on_read)
+    warn_of_nonfinite(source, params)
     checkpoint.save_model(output, config, params, tokenizer, files=chat_template_files(source))
     return config
 
@@ -91,14 +91,17 @@ def to_public(
     if not is_run_folder(source):
         raise ConvertError(f"{source} is of the public layout already; to-hf reads run folders")
     config = checkpoint.read_model_config(source)
+    item = checkpoint.EMA if ema else checkpoint.PARAMS
+    checkpoint.check_size(source, config, step, item)
     tokenizer = read_tokenizer(source, config)
     dtype = np.dtype(checkpoint_dtype(source, step) if dtype is None else dtype)
     params = checkpoint.restore_params(
         source,
         jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), abstract_params(Plamo2(config))),
         step,
-        checkpoint.EMA if ema else checkpoint.PARAMS,
+        item,
     )
+    warn_of_nonfinite(source, params)
     options = {
         "dtype": dtype,
         "max_shard_bytes": max_shard_bytes,
@@ -156,16 +159,14 @@ def chat_template_files(folder: Path) -> dict[str, bytes]:
 
 def checkpoint_dtype(folder: Path, step: int | None = None) -> np.dtype:
     """The one dtype that holds every parameter of a checkpoint exactly."""
-    path = checkpoint.step_folder(folder, step) / checkpoint.PARAMS
-    try:
-        metadata = ocp.StandardCheckpointHandler().metadata(path)
-    except (ValueError, OSError) as error:
-        raise ConvertError(f"{path} is incomplete or damaged: {error}") from error
-    return common_dtype(np.dtype(leaf.dtype) for leaf in jax.tree.leaves(metadata.tree))
+    metadata = checkpoint.read_metadata(checkpoint.item_folder(folder, step))
+    return common_dtype(np.dtype(leaf.dtype) for leaf in jax.tree.leaves(metadata))
 
 
 def _generation_config(config: ModelConfig) -> dict[str, Any]:
     ids = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    if isinstance(config.eos_token_id, tuple):
+        ids["eos_token_id"] = list(config.eos_token_id)
     return {name: value for name, value in ids.items() if value is not None}
 
 
@@ -181,7 +182,7 @@ def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, An
         "add_bos_token": True,
         "add_eos_token": False,
         "bos_token": token(config.bos_token_id),
-        "eos_token": token(config.eos_token_id),
+        "eos_token": token(next(iter(config.eos_token_ids), None)),
         "pad_token": token(config.pad_token_id) or present[PAD],
         "unk_token": present[UNK],
         "cls_token": None,

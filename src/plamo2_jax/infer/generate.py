@@ -29,7 +29,7 @@ def default_stop_ids(model: Plamo2, tokenizer: Tokenizer | None) -> tuple[int, .
 
     `<|plamo:op|>` opens a line of a prompt (the translation models end their answers with it) and is never part of a document.
     """
-    ids = {model.config.bos_token_id, model.config.eos_token_id} - {None}
+    ids = {model.config.bos_token_id, *model.config.eos_token_ids} - {None}
     if tokenizer is not None:
         ids |= {tokenizer.bos_id, tokenizer.eos_id}
         ids |= {tokenizer.op_id} if OP in tokenizer.tokens else set()

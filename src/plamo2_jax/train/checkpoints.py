@@ -13,7 +13,7 @@ import grain
 import jax
 import orbax.checkpoint as ocp
 
-from plamo2_jax import checkpoint
+from plamo2_jax import checkpoint, manifest
 from plamo2_jax.checkpoint import CHECKPOINTS, EMA, PARAMS, CheckpointError, first_line
 from plamo2_jax.storage import absolute
 from plamo2_jax.train import integrity, processes
@@ -111,7 +111,7 @@ class RunCheckpoints:
             damage, checked = self._find_damage(path)
             if damage is None:
                 try:
-                    return self.restore_step(step, abstract, iterator, guard)
+                    return self.restore_step(step, abstract, iterator, guard, verify=False)
                 except CheckpointError as error:
                     if checked:
                         raise
@@ -120,13 +120,20 @@ class RunCheckpoints:
         raise no_checkpoint_left(self._folder)
 
     def restore_step(
-        self, step: int, abstract: TrainState, iterator: grain.DatasetIterator, guard: Guard
+        self, step: int, abstract: TrainState, iterator: grain.DatasetIterator, guard: Guard, *, verify: bool = True
     ) -> TrainState:
         """Read one checkpoint; arguments as for `restore`.
+
+        Args:
+            step: which checkpoint.
+            abstract, iterator, guard: see `restore`.
+            verify: compare its files with their checksums first.
 
         Raises:
             CheckpointError: a part of it is missing, damaged or of another shape.
         """
+        if verify:
+            checkpoint.verify_files(checkpoint.step_folder(self._folder, step))
         return read_state(self._folder, step, abstract, iterator, guard)
 
     def step_before(self, step: int, every: int) -> int | None:
@@ -156,7 +163,7 @@ class RunCheckpoints:
         damage, checked = None, True
         if jax.process_index() == 0:
             try:
-                damage = integrity.find_damage(path)
+                damage = manifest.find_damage(path)
             except FileNotFoundError:
                 checked = False
         damage, checked = processes.from_first((damage, checked))
@@ -175,7 +182,7 @@ class RunCheckpoints:
         root, step = self._folder / CHECKPOINTS, str(self._saving)
         # Where renaming is not atomic (object stores) Orbax writes under the final name and marks the end by a file.
         unfinished = sorted(root.glob(f"{step}{ocp.utils.TMP_DIR_SUFFIX}*"))
-        integrity.write_manifest((unfinished or [root / step])[0], self._items, self._about)
+        manifest.write_manifest((unfinished or [root / step])[0], self._items, self._about)
 
     def _unwritten(self, error: Exception) -> CheckpointError:
         kept = ", ".join(map(str, checkpoint.steps(self._folder))) or "none"
@@ -199,7 +206,7 @@ def read_state(
     iterator: grain.DatasetIterator | None = None,
     guard: Guard | None = None,
 ) -> TrainState:
-    """Read the whole state of a run from one of its checkpoints.
+    """Read the whole state of a run from one of its checkpoints, without a look at checksums.
 
     Args:
         folder: the run's folder, absolute.
@@ -211,11 +218,13 @@ def read_state(
     Raises:
         CheckpointError: a part of it is missing, damaged or of another shape.
     """
-    params = checkpoint.restore_params(folder, abstract.params, step)
-    ema = None if abstract.ema is None else checkpoint.restore_params(folder, abstract.ema, step, item=EMA)
-    rest = checkpoint.restore_params(folder, _without_params(abstract), step, item=TRAINING)
+    params = checkpoint.restore_params(folder, abstract.params, step, verify=False)
+    ema = None
+    if abstract.ema is not None:
+        ema = checkpoint.restore_params(folder, abstract.ema, step, item=EMA, verify=False)
     path = checkpoint.step_folder(folder, step)
     try:
+        rest = checkpoint.restore_params(folder, _without_params(abstract), step, item=TRAINING, verify=False)
         if iterator is not None or guard is not None:
             with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
                 data = reader.restore(path / DATA, args=ocp.args.JsonRestore())

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from plamo2_jax import checkpoint
 from plamo2_jax.checkpoint import CheckpointError
+from plamo2_jax.manifest import MANIFEST, find_damage
 from plamo2_jax.storage import address, located
 from plamo2_jax.train import integrity, processes
 from plamo2_jax.train.checkpoints import TRAINING, check_state, read_state
@@ -133,9 +134,9 @@ def _check(path: Path) -> tuple[str | None, dict[str, Any]]:
     if jax.process_index() != 0:
         return None, {}
     try:
-        damage = integrity.find_damage(path)
+        damage = find_damage(path)
     except FileNotFoundError:
-        return f"it has no {integrity.MANIFEST}", {}
+        return f"it has no {MANIFEST}", {}
     return damage, {} if damage else {"written_by": integrity.written_by(path)}
 
 
