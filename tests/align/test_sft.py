@@ -13,6 +13,7 @@ from run_material import assert_same_params, record, stop_after
 from plamo2_jax import checkpoint
 from plamo2_jax.align.chat import Example
 from plamo2_jax.align.lora import Adapters, LoraConfig
+from plamo2_jax.align.open import open_model
 from plamo2_jax.align.peft import merged_model
 from plamo2_jax.align.samples import SamplesConfig, SampleWriter
 from plamo2_jax.align.sft import ChatConfig, ChatSource, Sft, SftConfig, make_objective, noise_scale, to_element
@@ -201,6 +202,10 @@ def test_adapters_alone_are_trained_and_added(make_config, small_params, base, t
     expected = Adapters(config.model, lora).apply(small_params, adapters)
     with pytest.raises(ValueError, match="holds adapters, not a model: plamo2 lora MODEL"):
         load_model(config.folder)
+    # It can be asked as it is: the base is that of its configuration.
+    jax.tree.map(np.testing.assert_array_equal, open_model(config.folder).params, expected)
+    assert main(["generate", str(config.folder), "--prompt", "a", "--max-new-tokens", "2", "--temperature", "0"]) == 0
+    capsys.readouterr()
     assert main(["lora", str(base), str(config.folder), str(tmp_path / "one")]) == 0
     assert (tmp_path / "one" / "chat_template.jinja").is_file()
     # What the run wrote down is what the model with its adapters says.

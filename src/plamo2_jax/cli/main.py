@@ -29,6 +29,7 @@ VERBS = {
     "distill": "write a teacher's logits to disk for distillation",
     "probe": "retrieval at chosen lengths: phonebook and needle",
     "phonebook": "write phonebooks as training text",
+    "inspect": "what a folder of a model, adapters or shards holds",
     "report": "one HTML page from a run directory",
     "plan": "what a program costs on a TPU that is not there, by its compiler",
 }

@@ -81,7 +81,7 @@ def read_run(folder: Path) -> Run:
     return Run(
         folder=folder,
         name=name if isinstance(name, str) else folder.name,
-        kind=_kind(config),
+        kind=kind_of(config),
         config=config,
         model=model,
         lines=lines,
@@ -109,7 +109,7 @@ def read_evaluation(path: Path) -> dict[str, dict[str, float]]:
     }
 
 
-def _kind(config: Mapping[str, Any]) -> str:
+def kind_of(config: Mapping[str, Any]) -> str:
     """What a run trained for, by the parts of its configuration."""
     if "preference" in config:
         kind = "preferences"
