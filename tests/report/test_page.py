@@ -200,6 +200,8 @@ def test_fine_tuning_says_nothing_of_xz(run):
     checkpoint.write_json(run / "config.json", {**config, "chat": {"template": "chat"}})
     page = write_report(run).read_text(encoding="utf-8")
     assert "fine-tuning · 1,267,440 parameters" in page
+    checkpoint.write_json(run / "config.json", {**config, "forked_from": {"run": "runs/other"}})
+    assert "fork of runs/other at step None" in write_report(run).read_text(encoding="utf-8")
     assert "targets are the assistant&#39;s tokens" in page
     assert "xz" not in page
 

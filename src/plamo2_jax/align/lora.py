@@ -26,8 +26,8 @@ from plamo2_jax.model import axes as names_of
 from plamo2_jax.pattern import PatternError, first_matches, require_pattern
 from plamo2_jax.public_config import is_integer, is_number, shown
 from plamo2_jax.surgery.distill import fingerprint
+from plamo2_jax.train.config import BASE_FINGERPRINT
 from plamo2_jax.train.objective import Batch, Metrics, Objective
-from plamo2_jax.train.run_folder import BASE_FINGERPRINT
 
 A, B = "lora_a", "lora_b"
 LARGEST_RANK = 2**16

@@ -15,7 +15,7 @@ from plamo2_jax.convert.load import LoadedModel, is_run_folder, load_model, read
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model import Plamo2, abstract_params
 from plamo2_jax.surgery.distill import fingerprint
-from plamo2_jax.train.run_folder import BASE_FINGERPRINT
+from plamo2_jax.train.config import BASE_FINGERPRINT
 
 
 def open_model(path: str | os.PathLike[str], *, step: int | None = None, ema: bool = False) -> LoadedModel:

@@ -23,7 +23,7 @@ from plamo2_jax.manifest import MANIFEST, find_damage
 from plamo2_jax.storage import address, located
 from plamo2_jax.train import integrity, processes
 from plamo2_jax.train.checkpoints import TRAINING, check_state, read_state
-from plamo2_jax.train.config import PretrainConfig, differences, to_json
+from plamo2_jax.train.config import BASE_FINGERPRINT, PretrainConfig, differences
 from plamo2_jax.train.guard import Guard
 from plamo2_jax.train.state import TrainState
 
@@ -63,20 +63,17 @@ class Fork:
         return read_state(self.folder, self.step, abstract)
 
 
-def open_fork(
-    config: PretrainConfig, abstract: TrainState, tokenizer_fingerprint: str, description: Mapping[str, Any]
-) -> Fork | None:
+def open_fork(config: PretrainConfig, abstract: TrainState, description: Mapping[str, Any]) -> Fork | None:
     """Find the checkpoint that `config.fork` names and check that this run can start from it; None where it names none.
 
     Args:
         config: the run that starts.
         abstract: shapes of its state.
-        tokenizer_fingerprint: of its tokenizer.
-        description: see `train.source.Source`.
+        description: what its config.json will say.
 
     Raises:
         ValueError: there is no such checkpoint, it is damaged, holds no optimizer or has other tensors, it is past the last step, or
-            its tokenizer or data are others.
+            its tokenizer, data or the base of its adapters are others.
     """
     if config.fork is None:
         return None
@@ -95,10 +92,11 @@ def open_fork(
             f"PretrainConfig.steps={config.steps} is not allowed with fork={name}: it counts the updates before the fork too and must "
             f"be above {step}"
         )
-    if theirs.get("tokenizer_fingerprint", tokenizer_fingerprint) != tokenizer_fingerprint:
-        raise ForkError(f"PretrainConfig.fork={name} is not allowed: that run has another tokenizer than this one")
-    ours = {"data": to_json(config.data), "examples": description.get("examples")}
-    others = differences(ours, {name: theirs.get(name) for name in ours})
+    for key, what in (("tokenizer_fingerprint", "tokenizer"), (BASE_FINGERPRINT, "base of its adapters")):
+        if key in theirs and key in description and theirs[key] != description[key]:
+            raise ForkError(f"PretrainConfig.fork={name} is not allowed: that run has another {what} than this one")
+    data = ("data", "examples")
+    others = differences(*({key: described.get(key) for key in data} for described in (description, theirs)))
     if others and config.fork_data == "continue":
         listed = "; ".join(others)
         raise ForkError(
@@ -119,14 +117,14 @@ def parse_checkpoint(name: Path) -> tuple[Path, int | None]:
     Raises:
         ForkError: what follows the @ is no step.
     """
-    folder, at, step = address(name).rpartition("@")
-    if not at:
-        return located(name), None
-    if not re.fullmatch(r"[0-9]{1,18}", step) or not folder:
+    text = address(name)
+    if match := re.fullmatch(r"(.+)@([0-9]{1,18})", text):
+        return located(match[1]), int(match[2])
+    if "@" in text.rpartition("/")[2]:
         raise ForkError(
-            f"PretrainConfig.fork={address(name)!r} is not allowed: it must be RUN or RUN@STEP, such as runs/demo@500"
+            f"PretrainConfig.fork={text!r} is not allowed: it must be RUN or RUN@STEP, such as runs/demo@500"
         )
-    return located(folder), int(step)
+    return located(name), None
 
 
 def _check(path: Path) -> tuple[str | None, dict[str, Any]]:

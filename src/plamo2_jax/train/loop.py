@@ -34,7 +34,7 @@ from plamo2_jax.train.banner import Compiling, announce
 from plamo2_jax.train.checkpoints import RunCheckpoints
 from plamo2_jax.train.config import PretrainConfig, to_json
 from plamo2_jax.train.distillation import Beside
-from plamo2_jax.train.fork import open_fork
+from plamo2_jax.train.fork import FORKED_FROM, open_fork
 from plamo2_jax.train.guard import Guard, Spike
 from plamo2_jax.train.metrics import MetricsLog, NoLog
 from plamo2_jax.train.objective import Objective, next_token
@@ -158,10 +158,12 @@ def _train(
     source = make_source(config, tokenizer)
     iterator = source.train(part, parts)
     resuming = run_folder.is_resumed(config)
-    fork = None if resuming else open_fork(config, abstract, tokenizer.fingerprint, source.description)
-    description = run_folder.describe(config, tokenizer, source, getattr(objective, "description", {}), fork)
+    description = run_folder.describe(config, tokenizer, source, getattr(objective, "description", {}))
+    fork = None if resuming else open_fork(config, abstract, description)
     if resuming:
         description = run_folder.check_resumable(config, description)
+    elif fork is not None:
+        description[FORKED_FROM] = dict(fork.origin)
     take_lock()
     if run_folder.is_resumed(config) != resuming:
         raise TrainingError(

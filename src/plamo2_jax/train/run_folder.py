@@ -14,13 +14,10 @@ from plamo2_jax.storage import address, located, lock_folder
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train import integrity, processes
 from plamo2_jax.train.checkpoints import no_checkpoint_left
-from plamo2_jax.train.config import PretrainConfig, differences, to_json
+from plamo2_jax.train.config import BASE_FINGERPRINT, PretrainConfig, differences, to_json
 from plamo2_jax.train.fork import FORKED_FROM, Fork, first_change
 from plamo2_jax.train.schedule import make_schedule
 from plamo2_jax.train.source import Source
-
-BASE_FINGERPRINT = "base_fingerprint"
-"""Key of config.json: the fingerprint of the model that a run's adapters belong to."""
 
 
 class TrainingError(ValueError):
@@ -86,12 +83,15 @@ def is_resumed(config: PretrainConfig) -> bool:
 
 
 def describe(
-    config: PretrainConfig, tokenizer: Tokenizer, source: Source, objective: Mapping[str, Any], fork: Fork | None
+    config: PretrainConfig, tokenizer: Tokenizer, source: Source, objective: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What config.json says of a run; `objective` is what its objective adds."""
-    origin = {} if fork is None else {FORKED_FROM: dict(fork.origin)}
-    found = {"tokenizer_fingerprint": tokenizer.fingerprint, **source.description, **objective}
-    return {**to_json(config), **found, **origin}
+    return {
+        **to_json(config),
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        **source.description,
+        **objective,
+    }
 
 
 def check_resumable(config: PretrainConfig, description: Mapping[str, Any]) -> dict[str, Any]:
