@@ -23,7 +23,9 @@ usage: plamo2 pretrain CONFIG.py [--field value] [--part.field value] ...
 CONFIG.py is a Python file that sets `config = PretrainConfig(...)`; see configs/. Any field below can be replaced on the command line.
 The run is written to OUTPUT/NAME: config.json (what was resolved), tokenizer.jsonl, checkpoints/, metrics.jsonl and tensorboard/.
 The same command resumes a run that was stopped: it goes on from its newest checkpoint that is whole exactly as if it had never
-stopped. Ctrl-C and SIGTERM save a checkpoint and end it. Without a checkpoint of its own a run starts from --init-from, or else at random.
+stopped. Ctrl-C and SIGTERM save a checkpoint and end it. Without a checkpoint of its own a run starts from --fork RUN@STEP (optimizer
+included), from --init-from (parameters alone), or at random. docs/pretraining.md shows how to train a finished run further.
+One process at a time trains a run; a second one of the same name is refused.
 
 Several processes make one job when each is given --distributed.coordinator HOST:PORT (of the first), --distributed.process-count N and
 --distributed.process-id 0 .. N-1; or --distributed.coordinator auto on a TPU pod, under Slurm or Open MPI. They share one file system.
