@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from plamo2_jax.cli.arguments import parse
+
 if TYPE_CHECKING:
     from plamo2_jax.eval.heldout import HeldOutSet
     from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -29,24 +31,24 @@ class EvaluateOptions:
     shards, or text or conversations in any format that data prepare or sft reads; files are tokenized on the fly. A file whose first
     record has a field `text` is text."""
     output: Path | None = None
-    """Write all figures to this JSON file too."""
+    """JSON file to write all figures to."""
     step: int | None = None
-    """Which checkpoint of a run folder; the newest when not given."""
+    """Which checkpoint of a run folder; left out, the newest."""
     tokenizer: Path | None = None
     """tokenizer.jsonl for a model that comes without one."""
     template: str | None = None
     """Chat template for conversations: chat, translate, a Jinja file or a folder. The model's own, else chat, when not given."""
     sequence_length: int | None = None
-    """Positions in a row; longer documents are cut. A run folder's own training length, else 2048, when not given."""
+    """Positions per row; longer documents are cut. Left out, the training length of a run folder, else 2048."""
     batch_size: int = 8
-    """Rows at once."""
+    """Rows per batch."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of activations."""
+    """Dtype of activations."""
 
 
 def main(argv: list[str]) -> int:
     """Run the verb."""
-    options = tyro.cli(EvaluateOptions, prog="plamo2 evaluate", args=argv)
+    options = parse(EvaluateOptions, argv, "plamo2 evaluate")
     folders = parse_heldout(options.heldout)
 
     import jax.numpy as jnp

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import tyro
 
+from plamo2_jax.cli.arguments import call
+
 
 def inspect(
     folder: Annotated[Path, tyro.conf.Positional],
@@ -45,4 +47,4 @@ def inspect(
 
 def main(argv: list[str]) -> int:
     """Run the verb."""
-    return tyro.cli(inspect, prog="plamo2 inspect", args=argv)
+    return call(inspect, argv, "plamo2 inspect")

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import tyro
 
+from plamo2_jax.cli.arguments import parse
+
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
@@ -25,7 +27,7 @@ class Arguments:
 
 def main(argv: list[str]) -> None:
     """Write the page and print its path."""
-    arguments = tyro.cli(Arguments, prog="plamo2 report", args=argv)
+    arguments = parse(Arguments, argv, "plamo2 report")
     from plamo2_jax.report.page import write_report  # Matplotlib is slow to import.
 
     print(write_report(arguments.run, on_note=lambda note: print(note, file=sys.stderr)))

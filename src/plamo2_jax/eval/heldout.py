@@ -10,13 +10,13 @@ from typing import Any
 
 import flax.linen as nn
 import numpy as np
-from tqdm import tqdm
 
 from plamo2_jax.data.in_memory import TokenizedText
 from plamo2_jax.data.packing import Batch
 from plamo2_jax.data.pipeline import DataConfig, HeldoutBatches, MixtureItem
 from plamo2_jax.data.shards import Shards, open_shards
 from plamo2_jax.eval.perplexity import HeldOut, make_evaluator
+from plamo2_jax.progress import tqdm
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 
