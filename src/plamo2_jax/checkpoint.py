@@ -201,12 +201,25 @@ def restore_params(
     path = item_folder(folder, step, item)
     abstract_params = jax.tree.map(_with_sharding, abstract_params)
     # Shapes first: they are compared at once, checksums take as long as reading the files.
-    metadata = read_metadata(path)
-    _compare(path, metadata, abstract_params)
+    metadata = check_params(folder, abstract_params, step, item)
     if verify:
         _verify_together(path.parent, item)
     with ocp.Checkpointer(_frugal_handler(metadata, abstract_params)) as checkpointer:
         return reading(path, lambda: checkpointer.restore(path, args=ocp.args.StandardRestore(abstract_params)))
+
+
+def check_params(
+    folder: str | os.PathLike[str], abstract_params: Any, step: int | None = None, item: str = PARAMS
+) -> dict[str, Any]:
+    """Check names and shapes of one checkpoint's tensors without reading them; arguments and errors as for `restore_params`.
+
+    Returns:
+        A tree of the shapes and dtypes that are stored.
+    """
+    path = item_folder(folder, step, item)
+    stored = read_metadata(path)
+    _compare(path, stored, abstract_params)
+    return stored
 
 
 def item_folder(folder: str | os.PathLike[str], step: int | None = None, item: str = PARAMS) -> Path:

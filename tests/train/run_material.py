@@ -32,7 +32,7 @@ def stop_after(step):
 
 def record(config):
     """The lines of a run's log without the clock's figures. JSON spells floats so that they read back to the same bits."""
-    clock = ("time", "tokens_per_second", "mfu", "data_wait", "goodput")
+    clock = ("time", "tokens_per_second", "trained_tokens_per_second", "mfu", "data_wait", "goodput")
     lines = read_metrics(config.folder / "metrics.jsonl")
     return [
         {name: value for name, value in line.items() if name not in clock and not name.startswith("step_seconds")}
@@ -88,11 +88,14 @@ def start(
 
 
 def finish(process: subprocess.Popen, timeout: float = 300) -> tuple[int, list[str]]:
-    """Exit status, and the lines of stderr without those of the progress bar."""
+    """Exit status, and the lines of stderr without those of the progress bar and of the start."""
     _, error = process.communicate(timeout=timeout)
     lines = error.replace("\r", "\n").splitlines()
     bar = ("step/s", "s/step", "?step")
-    return process.returncode, [line for line in lines if line.strip() and not any(part in line for part in bar)]
+    start = (" activations", "devices: ", "steps: ", "start: ", "compiling the train step", "compiled in ")
+    return process.returncode, [
+        line for line in lines if line.strip() and not any(part in line for part in bar + start)
+    ]
 
 
 def job(config_file: Path, *options: str, count: int = 2, **arguments) -> list[subprocess.Popen]:

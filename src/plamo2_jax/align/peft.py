@@ -181,8 +181,10 @@ def write_run_adapter(run: str | os.PathLike[str], step: int | None = None) -> P
     return write_peft(Path(run) / FOLDER, config, lora, adapters, base)
 
 
-def read_run(run: str | os.PathLike[str], step: int | None = None) -> tuple[ModelConfig, LoraConfig, Any]:
-    """Shape of the model, configuration of the adapters, and the adapters of a run's checkpoint.
+def read_run(
+    run: str | os.PathLike[str], step: int | None = None, item: str = checkpoint.PARAMS
+) -> tuple[ModelConfig, LoraConfig, Any]:
+    """Shape of the model, configuration of the adapters, and the adapters of a run's checkpoint, or their moving average.
 
     Raises:
         ValueError: the run trained no adapters, or has no such checkpoint.
@@ -200,7 +202,7 @@ def read_run(run: str | os.PathLike[str], step: int | None = None) -> tuple[Mode
         raise
     except ValueError as error:
         raise AdapterError(f"{Path(run) / checkpoint.CONFIG}: {error}") from error
-    return config, lora, checkpoint.restore_params(run, abstract, step)
+    return config, lora, checkpoint.restore_params(run, abstract, step, item)
 
 
 def merged_model(

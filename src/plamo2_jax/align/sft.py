@@ -195,6 +195,11 @@ class ChatSource:
         """See `train.source.Source`."""
         return {"examples": [part.fingerprint for part in self._parts]}
 
+    @property
+    def targets(self) -> list[int]:
+        """See `train.source.Source`."""
+        return [part.targets for part in self._parts]
+
     def _read(self, path: Path) -> Examples:
         chat, report = self._config.chat, self._config.chat.report()
         # A row of t positions holds t + 1 ids: the first is never a target.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plamo2_jax.align.chat import template_variables
-from plamo2_jax.convert.load import load_model
+from plamo2_jax.align.open import open_model
 from plamo2_jax.infer.generate import Generator, default_stop_ids
 from plamo2_jax.infer.sampling import SamplingConfig
 from plamo2_jax.infer.stop import StopConfig
@@ -198,7 +198,7 @@ class OwnSpeaker:
 
     def __init__(self, config: SpeakerConfig):
         name = ModelName.parse(config.model)
-        loaded = load_model(name.folder, step=name.step, ema=name.ema)
+        loaded = open_model(name.folder, step=name.step, ema=name.ema)
         if loaded.tokenizer is None:
             raise ValueError(f"{name.folder} has no tokenizer.jsonl, without which there is no text to write")
         self._template = ChatTemplate.load(config.template) if config.template else ChatTemplate.of_model(name.folder)

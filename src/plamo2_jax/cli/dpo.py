@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from plamo2_jax.align.preferences import DpoConfig
+    from plamo2_jax.train.distillation import Beside
     from plamo2_jax.train.loop import Outcome
+    from plamo2_jax.train.objective import Objective
 
 DESCRIPTION = """Train a model on pairs of answers, one of which is preferred, or on single answers, liked or disliked, or go on doing it.
 
@@ -35,10 +37,14 @@ def main(argv: list[str]) -> int:
         from plamo2_jax.align.preferences import PairSource, make_objective
         from plamo2_jax.align.samples import sample_writer
 
-        if config.reference_log_probs is not None:
-            prepare(config)
+        def prepare_and_make(config: DpoConfig, beside: Beside) -> Objective:
+            # Here and not before: now the run's folder is locked, and nobody else prepares the same.
+            if config.reference_log_probs is not None:
+                prepare(config)
+            return make_objective(config, beside)
+
         return {
-            "make_objective": make_objective,
+            "make_objective": prepare_and_make,
             "make_source": PairSource,
             "on_evaluate": sample_writer(config, config.pairs.template),
         }

@@ -60,7 +60,7 @@ def generate(
     A text ends at the model's end-of-document token, at a stop string or id, or after --max-new-tokens.
 
     Args:
-        model: A run folder, or a folder of the public layout.
+        model: A run folder, also of a run that trained adapters, or a folder of the public layout.
         prompt: Text to continue; may be given several times. Without any prompt the model begins a document.
         prompt_file: File whose whole text is a prompt; "-" is standard input. May be given several times. A newline at the end of the
             file is part of the prompt. A byte order mark is dropped, and CRLF line ends become LF.
@@ -207,13 +207,13 @@ def open_generator(folder: Path, step: int | None, dtype: str | None, tokenizer:
     """
     import jax.numpy as jnp
 
-    from plamo2_jax.convert.load import load_model
+    from plamo2_jax.align.open import open_model
     from plamo2_jax.infer.generate import Generator
     from plamo2_jax.infer.weights import cast_matrices
     from plamo2_jax.model import Plamo2
     from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
-    loaded = load_model(folder, step=step)
+    loaded = open_model(folder, step=step)
     vocabulary = loaded.tokenizer if tokenizer is None else Tokenizer.load(tokenizer)
     if vocabulary is None:
         raise ValueError(f"{folder} has no tokenizer.jsonl; give one with --tokenizer")

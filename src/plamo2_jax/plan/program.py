@@ -105,9 +105,16 @@ def train_program(config: PretrainConfig, devices: Sequence[jax.Device], kernels
         (shardings, replicated(mesh)),
         (0,),
         mesh,
-        3 * config.model.flops_per_token(shape[1]) * tokens,
+        _flops_per_token(config, objective) * tokens,
         tokens,
     )
+
+
+def _flops_per_token(config: PretrainConfig, objective: Objective) -> float:
+    """FLOPs of a training step for each token: three forward passes, and one of each model that runs beside."""
+    length = config.data.sequence_length
+    beside = sum(other.flops_per_token(length) for other in getattr(objective, "forward_only", ()))
+    return 3 * config.model.flops_per_token(length) + beside
 
 
 def _objective(config: PretrainConfig, model: Plamo2) -> Objective:
