@@ -29,6 +29,7 @@ from plamo2_jax.data.documents import Document, ReadReport
 from plamo2_jax.data.shard_writer import write_shards
 from plamo2_jax.data.shards import open_shards
 from plamo2_jax.data.sources import read_documents
+from plamo2_jax.manifest import find_damage, write_manifest
 from plamo2_jax.model import Plamo2, init_params
 from plamo2_jax.pipeline.state import Record, State
 from plamo2_jax.report.page import write_report
@@ -37,7 +38,6 @@ from plamo2_jax.surgery.shapes import read_shape
 from plamo2_jax.surgery.teacher_logits import TeacherLogits
 from plamo2_jax.tokenizer.chat_template import ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
-from plamo2_jax.train.integrity import find_damage, write_manifest
 
 CONFIG = preset("tiny", hidden_size=32, intermediate_size=32, num_hidden_layers=2, mamba_num_heads=2, vocab_size=864)
 MESSAGES = [{"role": "user", "content": "吾輩は猫ですか。"}, {"role": "assistant", "content": "はい。"}]
