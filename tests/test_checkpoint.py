@@ -1,6 +1,7 @@
 """Run folders: what is written comes back, and what is damaged is named."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -124,3 +125,78 @@ def test_the_tokenizer_goes_with_the_model(tmp_path):
 
     checkpoint.save_model(tmp_path / "model", preset("tiny"), PARAMS, Vocabulary())
     assert (tmp_path / "model" / checkpoint.TOKENIZER).read_text() == "rows"
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def load(folder):
+    return checkpoint.read_model_config(folder), checkpoint.restore_params(folder, abstract())
+
+
+def test_a_flipped_bit_is_noticed_on_every_load(tmp_path):
+    class Vocabulary:
+        def save(self, path):
+            path.write_text("rows")
+
+    written = tmp_path / "written"
+    checkpoint.save_model(
+        written, preset("tiny"), PARAMS, Vocabulary(), files={"chat_template.jinja": b"{{ messages }}"}
+    )
+    names = [path.relative_to(written) for path in written.rglob("*") if path.is_file()]
+    read = {name for name in names if len(name.parts) == 1 or "params" in name.parts}
+    assert {str(name) for name in read} > {"config.json", "tokenizer.jsonl", "chat_template.jinja", "manifest.json"}
+    for number, name in enumerate(sorted(read)):
+        copy = shutil.copytree(written, tmp_path / f"copy{number}")
+        flip_a_bit(copy / name)
+        with pytest.raises(checkpoint.CheckpointError, match=f"{re.escape(str(copy))}.* damaged"):
+            load(copy)
+
+
+def test_a_folder_of_an_older_version_has_no_checksums(folder):
+    for path in folder.rglob("manifest.json"):
+        path.unlink()
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.restore_params(folder, abstract()), PARAMS)
+
+
+OTHER_METADATA = (
+    "",
+    "[]",
+    "{}",
+    "null",
+    '{"tree_metadata": 1}',
+    "[" * 100_000,
+    '{"tree_metadata": {"(\'embed\',)": []}}',
+    "\0\0",
+)
+
+
+@pytest.mark.parametrize("content", OTHER_METADATA, ids=range(len(OTHER_METADATA)))
+@pytest.mark.parametrize("name", ["_METADATA", "_sharding", "manifest.ocdbt", "array_metadatas/process_0"])
+def test_metadata_of_another_shape_is_one_sentence(folder, name, content):
+    """Without checksums, as in a folder of an older version: parameters come back as they were, or with an error that names the folder."""
+    for path in folder.rglob("manifest.json"):
+        path.unlink()
+    item = folder / "checkpoints" / "0" / "params"
+    assert (item / name).is_file()
+    (item / name).write_text(content)
+    restored, problem = None, None
+    try:
+        restored = checkpoint.restore_params(folder, abstract())
+    except checkpoint.CheckpointError as error:
+        problem = str(error)
+    if problem is None:
+        jax.tree.map(np.testing.assert_array_equal, restored, PARAMS)
+    else:
+        assert problem.startswith(f"{item} is incomplete or damaged: ")
+        assert len(problem) < 300 + len(str(item))
+
+
+def test_sizes_are_compared_before_a_model_is_built(folder):
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"config\.json describes a model of [\d,]+ parameters; .*params holds 6,152"
+    ):
+        checkpoint.check_size(folder, preset("plamo-2-31b"))

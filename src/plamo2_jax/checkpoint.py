@@ -5,6 +5,7 @@ A run folder holds::
     config.json           the resolved configuration; its key "model" is the ModelConfig in public field names
     tokenizer.jsonl       the vocabulary the model was trained with (absent for a model of numbers only)
     checkpoints/STEP/     one Orbax checkpoint a step; every item apart, so that inference reads `params` alone
+    manifest.json         checksums of the files that `save_model` wrote beside the checkpoint, which has a manifest of its own
 
 Training adds further items beside `params` (optimizer state, data iterator); nothing here knows them. Orbax writes
 a step under a temporary name and renames it when it is whole, so a killed job leaves no step that looks finished.
@@ -17,7 +18,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,8 +27,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from plamo2_jax import manifest
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.json_input import read_json_object
+from plamo2_jax.model_files import check_tree_inside, optional_file
 from plamo2_jax.storage import absolute, address, is_remote, located, new_folder, require_empty, write_whole
 
 CONFIG = "config.json"
@@ -60,12 +63,16 @@ def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The resolved configuration of a run folder.
 
+    The small files beside it are compared with their checksums, where they have any.
+
     Raises:
-        CheckpointError: there is no config.json in it, or it is not a JSON object.
+        CheckpointError: there is no config.json in it, it is a link out of the folder, it is not a JSON object, or a file is not what
+            was written.
     """
-    path = located(folder) / CONFIG
-    if not path.is_file():
+    path = optional_file(folder, CONFIG, error=CheckpointError)
+    if path is None:
         raise CheckpointError(f"{folder} is not a run folder: it has no {CONFIG}")
+    verify_files(located(folder))
     return read_json_object(path, error=CheckpointError)
 
 
@@ -73,19 +80,21 @@ def read_model_config(folder: str | os.PathLike[str]) -> ModelConfig:
     """The shape of the model in a run folder.
 
     Raises:
-        CheckpointError: config.json is missing, unreadable or has no key "model".
-        ValueError: a field of the model is out of range.
+        CheckpointError: config.json is missing, unreadable or has no key "model", or a field of the model is not allowed.
     """
     config = read_config(folder)
     if not isinstance(config.get("model"), dict):
         raise CheckpointError(f'{located(folder) / CONFIG} has no object under the key "model"')
-    return ModelConfig.from_hf(config["model"])
+    try:
+        return ModelConfig.from_hf(config["model"])
+    except ValueError as error:
+        raise CheckpointError(f"{located(folder) / CONFIG}: {error}") from error
 
 
 def steps(folder: str | os.PathLike[str]) -> list[int]:
     """Steps of the finished checkpoints in a run folder, ascending."""
     root = absolute(folder) / CHECKPOINTS
-    return sorted(ocp.utils.checkpoint_steps(root)) if root.is_dir() else []
+    return sorted(reading(root, lambda: ocp.utils.checkpoint_steps(root))) if root.is_dir() else []
 
 
 def latest_step(folder: str | os.PathLike[str]) -> int | None:
@@ -135,6 +144,8 @@ def save_model(
         partial = folder.with_name(_from_first_process(name))
         _save_params(partial / CHECKPOINTS, params)
         barrier("save_model: parameters written")
+        if jax.process_index() == 0:
+            _write_manifests(partial)
     barrier("save_model: done")
 
 
@@ -156,8 +167,19 @@ def _from_first_process(name: str) -> str:
     return multihost_utils.broadcast_one_to_all(buffer).tobytes().rstrip(b"\0").decode()
 
 
+def _write_manifests(folder: Path) -> None:
+    """Write the checksums of everything in the folder of a model: of its small files, and of its checkpoint beside the checkpoint."""
+    manifest.write_manifest(folder / CHECKPOINTS / "0", [PARAMS])
+    manifest.write_manifest(folder, sorted(path.name for path in folder.iterdir() if path.is_file()))
+
+
 def restore_params(
-    folder: str | os.PathLike[str], abstract_params: Any, step: int | None = None, item: str = PARAMS
+    folder: str | os.PathLike[str],
+    abstract_params: Any,
+    step: int | None = None,
+    item: str = PARAMS,
+    *,
+    verify: bool = True,
 ) -> Any:
     """Read the parameters of one checkpoint, and nothing else of it.
 
@@ -167,29 +189,110 @@ def restore_params(
             taking the slices it owns; one without goes to the first device. A dtype other than the stored one casts.
         step: which checkpoint; the newest when None.
         item: PARAMS, or EMA for their moving average.
+        verify: compare the files with their checksums first, where they have any. False for one who has just done so.
 
     Returns:
         A tree like `abstract_params`, of arrays.
 
     Raises:
-        CheckpointError: no such checkpoint, or one that is incomplete, or whose tensors are not those asked for: a
+        CheckpointError: no such checkpoint, or one that is incomplete or damaged, or whose tensors are not those asked for: a
             missing, an extra or a misshapen tensor is named.
+    """
+    path = item_folder(folder, step, item)
+    abstract_params = jax.tree.map(_with_sharding, abstract_params)
+    # Shapes first: they are compared at once, checksums take as long as reading the files.
+    metadata = read_metadata(path)
+    _compare(path, metadata, abstract_params)
+    if verify:
+        _verify_together(path.parent, item)
+    with ocp.Checkpointer(_frugal_handler(metadata, abstract_params)) as checkpointer:
+        return reading(path, lambda: checkpointer.restore(path, args=ocp.args.StandardRestore(abstract_params)))
+
+
+def item_folder(folder: str | os.PathLike[str], step: int | None = None, item: str = PARAMS) -> Path:
+    """Folder of the parameters of one checkpoint, or of their moving average.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it has no such item.
     """
     path = step_folder(folder, step) / item
     if item == EMA and not path.is_dir():
         raise CheckpointError(f"{path.parent} has no {EMA}; only runs with ema_decay keep a moving average")
-    abstract_params = jax.tree.map(_with_sharding, abstract_params)
-    metadata = _read(path, lambda: ocp.StandardCheckpointHandler().metadata(path))
-    _compare(path, metadata.tree, abstract_params)
-    with ocp.Checkpointer(_frugal_handler(metadata.tree, abstract_params)) as checkpointer:
-        return _read(path, lambda: checkpointer.restore(path, args=ocp.args.StandardRestore(abstract_params)))
+    return path
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The tree of shapes and dtypes of the arrays in an item of a checkpoint, each with `shape` and `dtype`.
+
+    Raises:
+        CheckpointError: the item is missing or damaged.
+    """
+    tree = reading(path, lambda: ocp.StandardCheckpointHandler().metadata(path).tree)
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    for name, leaf in leaves:
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype") or leaf.shape is None or leaf.dtype is None:
+            name = jax.tree_util.keystr(name, simple=True, separator="/")
+            raise CheckpointError(f"{path} is incomplete or damaged: {name[:200]} is not an array")
+    if not leaves or not isinstance(tree, dict):
+        raise CheckpointError(f"{path} is incomplete or damaged: it has no arrays")
+    return tree
+
+
+def check_size(
+    folder: str | os.PathLike[str], config: ModelConfig, step: int | None = None, item: str = PARAMS
+) -> None:
+    """Compare the number of parameters of a model with that of a checkpoint, before anything of the model's size is built.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    path = item_folder(folder, step, item)
+    found = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(read_metadata(path)))
+    if found != (wanted := config.parameter_count()):
+        raise CheckpointError(
+            f"{located(folder) / CONFIG} describes a model of {wanted:,} parameters; {path} holds {found:,}: one of them is of another "
+            "model"
+        )
+
+
+def verify_files(folder: Path, item: str | None = None) -> None:
+    """Compare the files of a folder with the checksums in its manifest.json; without one, do nothing.
+
+    Args:
+        folder: a run folder or the folder of one checkpoint.
+        item: a file or folder in it, to which the check is limited.
+
+    Raises:
+        CheckpointError: a file is missing or is not what was written.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        _refuse_damage(folder, manifest.find_damage(folder, item))
+
+
+def _verify_together(folder: Path, item: str) -> None:
+    """`verify_files` in all processes of a job at once; the first one reads the files."""
+    damage = None
+    if jax.process_index() == 0:
+        with contextlib.suppress(FileNotFoundError):
+            damage = manifest.find_damage(folder, item)
+    if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.array(damage is not None)):
+        damage = damage or "a file is not what was written"
+    _refuse_damage(folder, damage)
+
+
+def _refuse_damage(folder: Path, damage: str | None) -> None:
+    if damage is not None:
+        raise CheckpointError(
+            f"{folder} is damaged: {damage}. Restore it from a copy; where a file was changed on purpose, delete {manifest.MANIFEST}"
+        )
 
 
 def step_folder(folder: str | os.PathLike[str], step: int | None = None) -> Path:
     """Folder of one checkpoint (the newest when `step` is None).
 
     Raises:
-        CheckpointError: there is no finished checkpoint, or not that one; the message lists those there are.
+        CheckpointError: there is no finished checkpoint, or not that one (the message lists those there are), or it has links out of
+            the run folder.
     """
     found = steps(folder)
     if not found:
@@ -198,7 +301,9 @@ def step_folder(folder: str | os.PathLike[str], step: int | None = None) -> Path
         raise CheckpointError(
             f"{folder} has no finished checkpoint of step {step}; it has {', '.join(map(str, found))}"
         )
-    return absolute(folder) / CHECKPOINTS / str(found[-1] if step is None else step)
+    path = absolute(folder) / CHECKPOINTS / str(found[-1] if step is None else step)
+    check_tree_inside(folder, path, error=CheckpointError)
+    return path
 
 
 def model_json(config: ModelConfig) -> dict[str, Any]:
@@ -209,8 +314,11 @@ def model_json(config: ModelConfig) -> dict[str, Any]:
 
 def first_line(error: BaseException) -> str:
     """What went wrong, without TensorStore's description of the array and of its own source."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return re.split(r" \[(?:tensorstore_spec|source locations)=", line)[0][:600]
+    line = (str(error).strip().splitlines() or [""])[0]
+    line = re.split(r" \[(?:tensorstore_spec|source locations)=", line)[0][:600]
+    # What these say, such as a key alone, means nothing without their names.
+    nameless = isinstance(error, ValueError | OSError) or type(error) is Exception
+    return line if line and nameless else f"{type(error).__name__} {line}".strip()
 
 
 def _frugal_handler(*trees: Any) -> ocp.StandardCheckpointHandler:
@@ -248,15 +356,17 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def _read(path: Path, read: Any) -> Any:
-    """Call `read`, turning what Orbax and TensorStore raise on damaged files into a CheckpointError."""
+def reading(path: Path, read: Callable[[], Any]) -> Any:
+    """Call `read`, turning what Orbax and TensorStore raise on damaged files into a CheckpointError.
+
+    On metadata of another shape they raise whatever the first operation on it raises: KeyError, TypeError, AttributeError, ...
+    """
     try:
         return read()
-    except Exception as error:
-        # Orbax raises the bare class for a chunk that cannot be read; every other class but these is a bug to be seen.
-        if type(error) is Exception or isinstance(error, ValueError | OSError):
-            raise CheckpointError(f"{path} is incomplete or damaged: {first_line(error)}") from error
+    except CheckpointError:
         raise
+    except Exception as error:
+        raise CheckpointError(f"{path} is incomplete or damaged: {first_line(error)[:200]}") from error
 
 
 def barrier(name: str) -> None:

@@ -11,6 +11,9 @@ import enum
 from collections.abc import Mapping
 from typing import Any
 
+from plamo2_jax import public_config
+from plamo2_jax.public_config import LONGEST, is_integer, is_number, shown
+
 
 class LayerKind(enum.Enum):
     """What mixes tokens in a layer."""
@@ -34,6 +37,31 @@ class Run:
     def layer_index(self, period: int, position: int) -> int:
         """The network's layer number of one position of one period."""
         return self.start + period * len(self.kinds) + position
+
+
+# Smallest and largest value of every size. They bound what is built from a configuration before its weights are looked at.
+_SIZES = {
+    "hidden_size": (1, 2**20),
+    "num_hidden_layers": (1, 1024),
+    "intermediate_size": (1, 2**22),
+    "num_attention_heads": (1, 2**14),
+    "num_key_value_heads": (1, 2**14),
+    "hidden_size_per_head": (2, 2**14),
+    "mamba_num_heads": (1, 2**16),
+    "mamba_d_state": (1, 2**16),
+    "mamba_d_conv": (2, 2**8),
+    "mamba_step": (2, 2**30),
+    "mamba_chunk_size": (1, 2**30),
+    "attention_window_size": (1, LONGEST),
+    "vocab_size": (1, 2**24),
+    "max_position_embeddings": (1, LONGEST),
+}
+_NUMBERS = {
+    "rope_theta": (1.0, 1e12),
+    "rope_local_theta": (1.0, 1e12),
+    "rms_norm_eps": (1e-30, 1.0),
+    "initializer_range": (1e-30, 1e3),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,60 +116,61 @@ class ModelConfig:
     """Standard deviation of linear and embedding weights at initialisation."""
     bos_token_id: int | None = 1
     """Beginning of a document."""
-    eos_token_id: int | None = 2
-    """End of a document."""
+    eos_token_id: int | tuple[int, ...] | None = 2
+    """End of a document. With several ids, generation stops at each of them."""
     pad_token_id: int | None = None
     """Padding."""
 
     def __post_init__(self) -> None:
-        layers = self.full_attention_idx
-        listed = isinstance(layers, tuple | list) and all(map(_is_int, layers))
-        self._require("full_attention_idx", listed, "a list of layer numbers")
-        object.__setattr__(self, "full_attention_idx", tuple(sorted(layers)))
-        for name in (
-            "hidden_size",
-            "num_hidden_layers",
-            "intermediate_size",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "hidden_size_per_head",
-            "mamba_num_heads",
-            "mamba_d_state",
-            "mamba_d_conv",
-            "mamba_chunk_size",
-            "attention_window_size",
-            "vocab_size",
-            "max_position_embeddings",
-        ):
-            self._require(name, _is_int(getattr(self, name)) and getattr(self, name) >= 1, "a positive integer")
-        self._require("mamba_step", _is_int(self.mamba_step) and self.mamba_step >= 2, "an integer of at least 2")
-        self._require("mamba_d_conv", self.mamba_d_conv >= 2, "an integer of at least 2")
+        for name, (smallest, largest) in _SIZES.items():
+            value = getattr(self, name)
+            allowed = "a positive integer" if smallest == 1 else f"an integer of at least {smallest}"
+            self._require(name, is_integer(value) and smallest <= value <= largest, f"{allowed}, at most {largest:,}")
         self._require("hidden_size_per_head", self.hidden_size_per_head % 2 == 0, "even, since RoPE turns pairs")
         self._require(
             "num_key_value_heads",
             self.num_attention_heads % self.num_key_value_heads == 0,
             f"a divisor of num_attention_heads={self.num_attention_heads}",
         )
-        for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
-            self._require(name, _is_positive(getattr(self, name)), "a positive number")
-        local = self.rope_local_theta
-        self._require("rope_local_theta", local is None or _is_positive(local), "a positive number or none")
+        for name, (smallest, largest) in _NUMBERS.items():
+            value = getattr(self, name)
+            allowed = f"a positive number from {smallest:g} to {largest:g}"
+            if name == "rope_local_theta":
+                allowed += " or none"
+            fits = is_number(value) and smallest <= value <= largest
+            self._require(name, fits or (value is None and name == "rope_local_theta"), allowed)
         for name in ("mamba_enabled", "tie_word_embeddings"):
             self._require(name, isinstance(getattr(self, name), bool), "true or false")
+        self._check_full_attention()
+        self._check_ids()
+
+    def _check_full_attention(self) -> None:
+        layers = self.full_attention_idx
+        listed = isinstance(layers, tuple | list) and all(map(is_integer, layers))
+        self._require("full_attention_idx", listed, "a list of layer numbers")
         attention = [i for i in range(self.num_hidden_layers) if not self._is_mamba(i)]
-        unknown = [i for i in self.full_attention_idx if i not in attention]
-        self._require("full_attention_idx", not unknown, f"a subset of the attention layers {attention}")
-        self._require(
-            "full_attention_idx", len(set(self.full_attention_idx)) == len(self.full_attention_idx), "without repeats"
-        )
+        allowed = f"a subset of the attention layers {shown(attention)}"
+        self._require("full_attention_idx", set(attention).issuperset(layers), allowed)
+        self._require("full_attention_idx", len(set(layers)) == len(layers), "without repeats")
+        object.__setattr__(self, "full_attention_idx", tuple(sorted(layers)))
+
+    def _check_ids(self) -> None:
+        if isinstance(self.eos_token_id, list | tuple):
+            self._require("eos_token_id", 0 < len(self.eos_token_id) <= 64, "an id or a list of 1 to 64 ids")
+            if all(map(is_integer, self.eos_token_id)):
+                ids = tuple(dict.fromkeys(self.eos_token_id))
+                object.__setattr__(self, "eos_token_id", ids if len(ids) > 1 else ids[0])
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = getattr(self, name)
+            ids = self.eos_token_ids if name == "eos_token_id" else (value,)
             allowed = f"none or an id below vocab_size={self.vocab_size}"
-            self._require(name, value is None or (_is_int(value) and 0 <= value < self.vocab_size), allowed)
+            self._require(
+                name, value is None or all(is_integer(id) and 0 <= id < self.vocab_size for id in ids), allowed
+            )
 
     def _require(self, name: str, condition: bool, allowed: str) -> None:
         if not condition:
-            raise ValueError(f"ModelConfig.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
+            raise ValueError(f"ModelConfig.{name}={shown(getattr(self, name))} is not allowed: it must be {allowed}")
 
     def _is_mamba(self, layer: int) -> bool:
         if not self.mamba_enabled:
@@ -161,14 +190,17 @@ class ModelConfig:
         return self.rope_theta if self.rope_local_theta is None else self.rope_local_theta
 
     @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """All ids that end a document."""
+        ids = self.eos_token_id
+        return () if ids is None else tuple(ids) if isinstance(ids, tuple | list) else (ids,)
+
+    @property
     def layer_kinds(self) -> tuple[LayerKind, ...]:
         """The kind of every layer, in order."""
+        full = frozenset(self.full_attention_idx)
         return tuple(
-            LayerKind.MAMBA
-            if self._is_mamba(i)
-            else LayerKind.FULL
-            if i in self.full_attention_idx
-            else LayerKind.WINDOW
+            LayerKind.MAMBA if self._is_mamba(i) else LayerKind.FULL if i in full else LayerKind.WINDOW
             for i in range(self.num_hidden_layers)
         )
 
@@ -232,32 +264,21 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, json: Mapping[str, Any]) -> ModelConfig:
-        """Read a public config.json.
-
-        Keys that only name features which are off, or that belong to the file format, are passed over.
+        """Read a public config.json: the spellings of the published models, of transformers 5 and of vLLM.
 
         Raises:
-            ValueError: a value is out of range, or the file asks for a feature this model does not have.
+            ValueError: a value is out of range, two keys contradict each other, or a key asks for what this model does not compute.
         """
-        for key in ("n_expert", "image_feature_size", "image_proj_type"):
-            if json.get(key):
-                raise ValueError(f"config.json: {key}={json[key]!r} is not supported; it must be absent or null")
-        if json.get("use_predefined_initial_state"):
-            raise ValueError("config.json: use_predefined_initial_state=true is not supported; it must be false")
-        names = {field.name for field in dataclasses.fields(cls)}
-        values = {key: value for key, value in json.items() if key in names}
-        if values.get("full_attention_idx", ()) is None:
-            del values["full_attention_idx"]
-        if values.get("rope_theta", 0) is None:
-            del values["rope_theta"]
-        if "attention_window_size" not in values and json.get("sliding_window"):
-            values["attention_window_size"] = json["sliding_window"]
-        return cls(**values)
+        config = cls(**public_config.model_fields(json, {field.name for field in dataclasses.fields(cls)}))
+        full = public_config.full_layers(json, [kind.value for kind in config.layer_kinds])
+        return config if full is None else dataclasses.replace(config, full_attention_idx=full)
 
     def to_hf(self) -> dict[str, Any]:
         """The public config.json of this model."""
         values = dataclasses.asdict(self)
         values["full_attention_idx"] = list(self.full_attention_idx)
+        if isinstance(self.eos_token_id, tuple):
+            values["eos_token_id"] = list(self.eos_token_id)
         if self.rope_local_theta is None:
             del values["rope_local_theta"]  # Readers fall back to rope_theta.
         return {
@@ -271,14 +292,6 @@ class ModelConfig:
             "sliding_window": self.attention_window_size,
             **values,
         }
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
 _1B = ModelConfig(

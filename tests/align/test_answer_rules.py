@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from plamo2_jax.align.pattern import matches_whole
 from plamo2_jax.align.rules import RuleError, check_rules, mean, score
+from plamo2_jax.pattern import matches_whole
 
 
 def one(name, value, answer, finished=True):

@@ -263,14 +263,14 @@ def test_prompts_of_every_form(write_lines):
     records = [
         {"prompt": "a", "rules": {"finished": None, "language": "en"}},
         {"prompt": turns},
-        {"messages": [*turns, {"role": "assistant", "content": "d"}], "tools": ["t"]},
+        {"messages": [*turns, {"role": "assistant", "content": "d"}], "tools": [{"name": "t"}]},
         {"prompt": "a", "rules": {"finished": None, "language": "en"}},
     ]
     one, two, three, four = read_prompts([write_lines(records)], {"finished": True})
     assert one.messages == ({"role": "user", "content": "a"},)
     assert one.rules == {"language": "en"}
     assert two.messages == three.messages == tuple(turns)
-    assert three.variables == {"tools": ["t"]}
+    assert three.variables == {"tools": [{"type": "function", "function": {"name": "t"}}]}
     assert two.rules == {"finished": True}
     assert len({one.id, two.id, three.id, four.id}) == 4
 
@@ -281,7 +281,7 @@ def test_prompts_of_every_form(write_lines):
         ({"prompt": "a", "rules": {"lang": "ja"}}, "line 2: the rule 'lang' is unknown; it must be one of"),
         ({"prompt": "a", "rules": {"language": "fr"}}, "line 2: the rule language='fr' is not allowed"),
         ({"prompt": "a", "rules": []}, "line 2: rules must be an object"),
-        ({"text": "a"}, r"line 2: no prompt \(neither a field prompt nor messages\)"),
+        ({"text": "a"}, r"line 2: no prompt \(neither a field prompt nor messages; it must have one of"),
         ({"prompt": ""}, "line 2: empty message"),
         ({"prompt": [{"role": "system", "content": "a"}]}, "line 2: no question"),
         ({"prompt": "a", "id": 3}, r"line 2: bad id \(3; it must be a text"),

@@ -90,7 +90,7 @@ def test_what_is_not_trained_on_is_not_read_and_bad_data_leave_no_run(make_confi
     to_measure = dataclasses.replace(config, output=tmp_path, data=mixture)
     assert list(ChatSource(to_measure, tokenizer).heldout("chat", 0, 1))
     for other in (to_measure, dataclasses.replace(config, output=tmp_path, heldout={"chat": bad})):
-        with pytest.raises(ValueError, match=r"bad\.jsonl, line 1: not JSON"):
+        with pytest.raises(ValueError, match=r"bad\.jsonl, line 1: not JSON.*raise chat\.max_bad_rate"):
             pretrain(other, make_objective=make_objective, make_source=ChatSource)
         assert not other.folder.exists()
 
@@ -237,6 +237,11 @@ def test_samples_that_cannot_be_asked_are_refused(make_config, tmp_path):
     (config.folder / "samples.jsonl").write_text('{"prompt": "a?"}\n')
     with pytest.raises(ValueError, match=r"samples\.jsonl, line 1, must be an object with an integer"):
         SampleWriter(config, ASKED, "chat")
+
+
+def test_control_strings_in_samples_are_named(make_config, tmp_path, capsys):
+    SampleWriter(make_config("x", output=tmp_path), SamplesConfig(("a?", "<|plamo:op|>a"), max_new_tokens=8), "chat")
+    assert "warning: <|plamo:op|> in samples.prompts[1] is read as text" in capsys.readouterr().err
 
 
 def test_a_model_of_another_shape_is_refused(base, small):

@@ -1,10 +1,16 @@
 """`plamo2 logits` on golden checkpoints, from both kinds of folder."""
 
+import io
+import json
+import shutil
+import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from plamo2_jax.cli.logits import read_input
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.hf import from_public
 
@@ -114,3 +120,102 @@ def test_files_that_are_no_archive(tmp_path, capfd):
         assert "is not a readable .npz" in capfd.readouterr().err
     assert main(["logits", str(GOLDEN / "window"), "--input", str(tmp_path / "no.npz"), *arguments[2:]]) == 2
     assert "no.npz" in capfd.readouterr().err
+
+
+def test_rope_as_transformers_5_writes_it(tmp_path, capfd):
+    """The base inside of rope_parameters gives the golden logits; a second one at the top, which disagrees, is refused."""
+    folder = shutil.copytree(GOLDEN / "full", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    newer = {key: value for key, value in config.items() if key not in ("rope_theta", "torch_dtype")}
+    newer |= {"dtype": "float32", "rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"]}}
+    with np.load(GOLDEN / "full" / "cases.npz", allow_pickle=False) as cases:
+        full = {key: cases[f"packed.{key}"][None] for key in ("tokens", "segment_ids", "logits")}
+    arrays = {key: full[key] for key in ("tokens", "segment_ids")}
+    (folder / "config.json").write_text(json.dumps(newer))
+    assert not run(folder, arrays, tmp_path)
+    assert distance(tmp_path, full) <= 2e-5
+    (folder / "config.json").write_text(json.dumps({**newer, "rope_theta": 10000.0}))
+    assert run(folder, arrays, tmp_path) == 2
+    assert (
+        "config.json: rope_theta=10000.0 and rope_parameters.rope_theta=1000000.0 contradict" in capfd.readouterr().err
+    )
+
+
+def member(shape, data, dtype="<i8"):
+    """A .npy file whose header claims a shape."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return file.getvalue() + data
+
+
+def archive(path, compression=zipfile.ZIP_DEFLATED, **members):
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for name, content in members.items():
+            file.writestr(f"{name}.npy", content)
+    return path
+
+
+def claim_size(path, size):
+    """Let the zip directory and the local header say that the first array has another size."""
+    content = bytearray(path.read_bytes())
+    directory = content.index(b"PK\x01\x02")
+    content[directory + 24 : directory + 28] = content[22:26] = struct.pack("<I", size)
+    path.write_bytes(content)
+
+
+ARCHIVES = {
+    "a shape of exabytes": (
+        lambda path: archive(path, tokens=member((2**40, 2**20), b"")),
+        "arrays of at most 256 MiB are read",
+    ),
+    "more data than the header says": (
+        lambda path: archive(path, tokens=member((1, 2), bytes(1 << 20))),
+        "not the size of its data",
+    ),
+    "less data": (lambda path: archive(path, tokens=member((4, 4), bytes(8))), "not the size of its data"),
+    "a bomb": (
+        lambda path: archive(path, tokens=member((1, 2**26), bytes(1 << 22))),
+        "arrays of at most 256 MiB are read",
+    ),
+    "a negative shape": (
+        lambda path: archive(path, tokens=member((-1, 2), bytes(16))),
+        "arrays of at most|not a readable",
+    ),
+    "objects": (
+        lambda path: archive(path, tokens=member((1, 1), bytes(8), "|O")),
+        "not a readable .npz file of plain arrays",
+    ),
+    "another format": (lambda path: archive(path, tokens=b"\x93NUMPY\x09\x00" + bytes(100)), "not a readable .npz"),
+    "a header of Python": (
+        lambda path: archive(path, tokens=b"\x93NUMPY\x01\x00\x40\x00" + b"(" * 64),
+        "not a readable .npz",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ARCHIVES)
+def test_archives_that_unfold(case, tmp_path, capfd):
+    write, message = ARCHIVES[case]
+    write(tmp_path / "in.npz")
+    paths = ["--input", str(tmp_path / "in.npz"), "--output", str(tmp_path / "out.npz")]
+    assert main(["logits", str(GOLDEN / "window"), *paths]) == 2
+    error = capfd.readouterr().err
+    assert any(part in error for part in message.split("|")), error
+    assert error.count("\n") == 1
+    assert len(error) < 400
+
+
+def test_other_arrays_are_not_unpacked(golden, tmp_path):
+    tokens = io.BytesIO()
+    np.save(tokens, golden["tokens"][:1, :3])
+    archive(tmp_path / "in.npz", bomb=member((1, 2**26), bytes(1 << 22)), tokens=tokens.getvalue())
+    found, segments = read_input(tmp_path / "in.npz")
+    np.testing.assert_array_equal(found, golden["tokens"][:1, :3])
+    assert segments.tolist() == [[1, 1, 1]]
+
+
+def test_a_size_that_the_directory_makes_up(tmp_path):
+    path = archive(tmp_path / "in.npz", tokens=member((1, 1000), bytes(8000)))
+    claim_size(path, 200)
+    with pytest.raises(ValueError, match=r"in.npz"):
+        read_input(path)

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from public_checkpoints import CONFIG, DTYPES, random_tensors, write_public, write_sharded
@@ -119,10 +120,14 @@ def test_the_lm_head_of_a_tied_file_is_ignored(tmp_path):
 
 def test_the_tokenizer_goes_along(tmp_path, public, golden_tokenizer):
     (public / "tokenizer.jsonl").write_bytes(golden_tokenizer.read_bytes())
+    (public / "chat_template.jinja").write_text("{{ messages }}\n")
     from_public(public, tmp_path / "run")
     to_public(tmp_path / "run", tmp_path / "back")
     assert (tmp_path / "back" / "tokenizer.jsonl").read_bytes() == golden_tokenizer.read_bytes()
+    assert (tmp_path / "back" / "chat_template.jinja").read_text() == "{{ messages }}\n"
     written = json.loads((tmp_path / "back" / "tokenizer_config.json").read_text())
+    # Older readers look for the chat template there.
+    assert written["chat_template"] == "{{ messages }}\n"
     assert (written["bos_token"], written["eos_token"], written["pad_token"], written["unk_token"]) == (
         "<|plamo:bos|>",
         "<|plamo:eos|>",
@@ -134,3 +139,16 @@ def test_the_tokenizer_goes_along(tmp_path, public, golden_tokenizer):
         "eos_token_id": 2,
     }
     assert load_model(tmp_path / "back").tokenizer.fingerprint == Tokenizer.load(golden_tokenizer).fingerprint
+
+
+def test_half_precision_is_read_exactly(tmp_path):
+    numbers = np.array([0.0, -0.0, 1 / 3, 65504, 6e-8, 2.0**-14, 1 + 2.0**-10, -1.00390625], np.float16)
+    tensors = {name: np.resize(numbers, tensor.shape).astype(np.float16) for name, tensor in random_tensors().items()}
+    folder = write_public(tmp_path / "public", tensors)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        params = read_params(folder, CONFIG, dtype=dtype)
+        expected = numbers.astype(np.float32).astype(dtype)
+        np.testing.assert_array_equal(np.asarray(params["embedding"]).reshape(-1)[:8], expected)
+        assert params["embedding"].dtype == dtype
+    # Written as float32, which holds every float16 exactly.
+    assert read_params(folder, CONFIG)["embedding"].dtype == jnp.float32

@@ -95,3 +95,14 @@ def test_a_damaged_file_is_named(run, name, content, message):
     with pytest.raises(ValueError, match=message):
         write_report(run)
     assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "evaluation.json", "samples.jsonl"])
+def test_a_link_out_of_the_run_does_not_come_into_the_page(run, tmp_path_factory, name):
+    outside = tmp_path_factory.mktemp("private") / "secret.jsonl"
+    outside.write_text('{"prompt": "", "text": "secret", "token_ids": [1], "finish_reason": "length", "step": 1}\n')
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(outside)
+    with pytest.raises(ValueError, match=r"is a symbolic link out of its folder"):
+        write_report(run)
+    assert not (run / "report.html").exists()

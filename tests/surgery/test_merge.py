@@ -176,3 +176,22 @@ def test_memory_stays_below_one_tensor_a_model_and_one_more(tmp_path, method):
     print(f"{method}: {grown / largest:.2f} x the largest tensor of {largest / 1e6:.0f} MB")
     # Three models, one more, and 100 MB of blocks and of what imports left for later.
     assert grown < 4 * largest + 100e6
+
+
+def test_a_tensor_that_is_not_finite_is_refused(models, tmp_path):
+    for number, value in enumerate((np.nan, np.inf, -np.inf)):
+        tensors = random_model(1)
+        name = next(name for name in tensors if name.endswith("down_proj.weight"))
+        tensors[name] = tensors[name].copy()
+        tensors[name][-1, -1] = value
+        folder = write_public(tmp_path / f"model{number}", tensors)
+        with pytest.raises(MergeError, match=rf"model{number}: tensor {name} holds NaN or infinity"):
+            merge([str(models / "a"), str(folder)], tmp_path / "out", MergeConfig("linear"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("pattern", ["([a-z_.0-9=, /]+)+X", "(" * 2000])
+def test_patterns_of_weights_are_bounded(models, tmp_path, capsys, pattern):
+    argv = [models / "a", models / "b", tmp_path / "out", "--weights-for", f"{pattern}=1,1"]
+    assert "--weights-for" in refused(argv, capsys)
+    assert not (tmp_path / "out").exists()

@@ -11,7 +11,7 @@ import pytest
 from run_material import assert_same_params, finish, params_of, record, start, stop_after, write_config
 
 import plamo2_jax
-from plamo2_jax import checkpoint
+from plamo2_jax import checkpoint, manifest
 from plamo2_jax.checkpoint import CheckpointError
 from plamo2_jax.train import integrity, loop
 from plamo2_jax.train.loop import pretrain
@@ -45,7 +45,7 @@ def empty(step):
 
 def half_written(step):
     """As if it had been copied here and the copying had stopped: no manifest yet, and not all items."""
-    (step / integrity.MANIFEST).unlink()
+    (step / manifest.MANIFEST).unlink()
     shutil.rmtree(step / "training")
 
 
@@ -70,12 +70,12 @@ def test_a_manifest_says_what_wrote_the_checkpoint(uninterrupted):
     config, _ = uninterrupted
     for step in (4, 8, 12):
         folder = config.folder / "checkpoints" / str(step)
-        manifest = json.loads((folder / "manifest.json").read_text())
-        assert manifest["plamo2_jax"] == plamo2_jax.__version__
-        assert manifest["config"]["name"] == config.name
-        assert manifest["processes"] == 1
-        assert {name.split("/")[0] for name in manifest["files"]} == {"params", "training", "data"}
-        assert integrity.find_damage(folder) is None
+        written = json.loads((folder / "manifest.json").read_text())
+        assert written["plamo2_jax"] == plamo2_jax.__version__
+        assert written["config"]["name"] == config.name
+        assert written["processes"] == 1
+        assert {name.split("/")[0] for name in written["files"]} == {"params", "training", "data"}
+        assert manifest.find_damage(folder) is None
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)

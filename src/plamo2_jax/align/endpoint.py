@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from typing import Any
 
+from plamo2_jax.align.messages import for_endpoint
 from plamo2_jax.align.speakers import Failure, Question, Reply, SpeakerConfig, api_key
 from plamo2_jax.infer.sampling import SamplingConfig
 from plamo2_jax.infer.stop import StopConfig
@@ -226,13 +227,14 @@ class EndpointSpeaker:
         """The body; what OpenAI's own interface lacks is there only where it is wanted."""
         body = {
             "model": self._config.model,
-            "messages": list(question.messages),
+            "messages": for_endpoint(question.messages),
             "max_tokens": stop.max_new_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "seed": row_seed(seed, question.id, sample),
         }
         extra = {
+            "tools": (question.variables.get("tools"), None),
             "stop": (list(stop.strings), []),
             "stop_token_ids": (list(stop.ids or ()), []),
             "min_tokens": (stop.min_new_tokens, 0),

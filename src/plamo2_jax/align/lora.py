@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -24,9 +23,12 @@ from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.model import Plamo2, abstract_params, logical_axes
 from plamo2_jax.model import axes as names_of
+from plamo2_jax.pattern import PatternError, first_matches, require_pattern
+from plamo2_jax.public_config import is_integer, is_number, shown
 from plamo2_jax.train.objective import Batch, Metrics, Objective
 
 A, B = "lora_a", "lora_b"
+LARGEST_RANK = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,19 +54,21 @@ class LoraConfig:
     lm_head have none."""
 
     def __post_init__(self) -> None:
-        self._require("rank", self.rank >= 1, "at least 1")
-        self._require("alpha", 0 < self.alpha < math.inf, "positive and finite")
-        self._require("dropout", 0 <= self.dropout < 1, "in [0, 1)")
-        self._require("targets", bool(self.targets), "one or several regular expressions")
+        self._require("rank", is_integer(self.rank) and 1 <= self.rank <= LARGEST_RANK, f"from 1 to {LARGEST_RANK:,}")
+        self._require("alpha", is_number(self.alpha) and self.alpha > 0, "positive and finite")
+        self._require("rank_stabilized", isinstance(self.rank_stabilized, bool), "true or false")
+        self._require("dropout", is_number(self.dropout) and 0 <= self.dropout < 1, "in [0, 1)")
+        listed = bool(self.targets) and all(isinstance(target, str) for target in self.targets)
+        self._require("targets", listed, "one or several regular expressions")
         for target in self.targets:
             try:
-                re.compile(target)
-            except re.error as error:
-                raise ValueError(f"LoraConfig.targets: {target!r} is no regular expression: {error}") from None
+                require_pattern(target)
+            except PatternError as error:
+                raise ValueError(f"LoraConfig.targets: {error}") from error
 
     def _require(self, name: str, condition: bool, allowed: str) -> None:
         if not condition:
-            raise ValueError(f"LoraConfig.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
+            raise ValueError(f"LoraConfig.{name}={shown(getattr(self, name))} is not allowed: it must be {allowed}")
 
     @property
     def scale(self) -> float:
@@ -134,14 +138,19 @@ def find_targets(config: ModelConfig, lora: LoraConfig) -> dict[str, Split]:
     for tensor in public_tensors(config):
         for part in tensor.parts:
             public.setdefault(part.path, []).append(tensor.name)
-    found = {}
+    splits, descriptions = {}, []
     axes = flax.traverse_util.flatten_dict(logical_axes(Plamo2(config)), sep="/")
     for path, names in axes.items():
         split = split_axes(names)
-        spelled = ",".join(name or "-" for name in names)
-        description = f"/{path} axes={spelled} {' '.join(public[path])}"
-        if split is not None and any(re.search(target, description) for target in lora.targets):
-            found[path] = split
+        if split is not None:
+            splits[path] = split
+            spelled = ",".join(name or "-" for name in names)
+            descriptions.append(f"/{path} axes={spelled} {' '.join(public[path])}")
+    try:
+        matches = first_matches(lora.targets, descriptions, "search")
+    except PatternError as error:
+        raise ValueError(f"LoraConfig.targets: {error}") from error
+    found = {path: split for (path, split), match in zip(splits.items(), matches, strict=True) if match is not None}
     if not found:
         raise ValueError(
             f"LoraConfig.targets={lora.targets!r} is not allowed: no matrix of the layers has one of them in its description"

@@ -7,32 +7,33 @@ alpha_pattern say so for each module, so that the sum of weights is the same to 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from plamo2_jax import checkpoint
+from plamo2_jax.align.adapter_config import CONFIG, AdapterConfig, AdapterError, read_adapter_config
 from plamo2_jax.align.lora import A, Adapters, B, LoraConfig, Split, add, split_axes
 from plamo2_jax.config import ModelConfig
+from plamo2_jax.convert.files import StoredTensor, inside, read_header
+from plamo2_jax.convert.finite import find_nonfinite, is_finite
 from plamo2_jax.convert.layout import Part, PublicTensor, public_tensors
 from plamo2_jax.convert.load import LoadedModel, load_model
 from plamo2_jax.model import Plamo2, logical_axes
+from plamo2_jax.model_files import optional_file
+from plamo2_jax.public_config import shown
 from plamo2_jax.storage import new_folder, require_empty
 
-CONFIG, WEIGHTS, FOLDER = "adapter_config.json", "adapter_model.safetensors", "adapter"
+WEIGHTS, FOLDER = "adapter_model.safetensors", "adapter"
 _PREFIX = "base_model.model."
-
-
-class AdapterError(ValueError):
-    """A folder holds no adapters, or not of this model; the message says which tensor."""
 
 
 def write_peft(
@@ -95,54 +96,78 @@ def read_peft(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[dict
     """Adapters of PEFT's layout, ours or another's, as `lora.add` takes them: targets, tree and scale.
 
     Raises:
-        AdapterError: a file is missing, a tensor is of no matrix of this model or of another shape, or it is no plain LoRA.
+        ValueError: a file is missing or damaged, a tensor is of no matrix of this model, of another shape or not finite, or the adapters
+            are not plain LoRA for the plain base.
     """
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
+        if optional_file(folder, name, error=AdapterError) is None:
             raise AdapterError(f"{folder} holds no adapters: it has no {name}")
-    about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    if about.get("peft_type") != "LORA" or about.get("use_dora") or about.get("bias", "none") != "none":
-        raise AdapterError(f"{folder / CONFIG} is not allowed: it must be LORA, without use_dora and bias")
-    tensors = load_file(folder / WEIGHTS)
-    axes = flax.traverse_util.flatten_dict(logical_axes(Plamo2(config)), sep="/")
+    about = read_adapter_config(inside(folder, CONFIG))
     # Periods of one parameter may have adapters of unlike rank, or none: they are filled up with zeros.
     found: dict[str, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
-    for tensor in public_tensors(config):
-        module = tensor.name.removesuffix(".weight")
-        names = [f"{_PREFIX}{module}.lora_{letter}.weight" for letter in "AB"]
-        if not all(name in tensors for name in names):
-            continue
-        a, b = (tensors.pop(name).astype(np.float32) for name in names)
-        wanted = (a.shape[0], tensor.shape[1]), (tensor.shape[0], a.shape[0])
-        if len(tensor.shape) != 2 or (a.shape, b.shape) != wanted:
-            raise AdapterError(
-                f"{folder / WEIGHTS}: {names[0]} and lora_B have shapes {a.shape} and {b.shape}, not {wanted}"
-            )
-        b = b * _scale(about, module, a.shape[0])
+    for tensor, a, b in _read_matrices(inside(folder, WEIGHTS), about, config):
         start = 0
         for part in tensor.parts:
             rows = part.size // tensor.shape[1]
             found.setdefault(part.path, {})[part.period or 0] = (a, b[start : start + rows])
             start += rows
-    if tensors:
-        raise AdapterError(f"{folder / WEIGHTS}: {next(iter(tensors))} belongs to no matrix of this model")
-    if not found:
-        raise AdapterError(f"{folder / WEIGHTS} holds no adapter")
-    parts = {(part.path, part.period or 0): part for tensor in public_tensors(config) for part in tensor.parts}
+    axes = flax.traverse_util.flatten_dict(logical_axes(Plamo2(config)), sep="/")
+    parts: dict[str, dict[int, Part]] = {}
+    for tensor in public_tensors(config):
+        for part in tensor.parts:
+            parts.setdefault(part.path, {})[part.period or 0] = part
     targets, leaves = {}, {}
     for path, periods in found.items():
         split = split_axes(axes[path])
         if split is None:
             raise AdapterError(f"{folder / WEIGHTS}: {path} can have no adapter")
         rank = max(len(a) for a, _ in periods.values())
-        stacked = [
-            _to_ours(parts[path, i], split, periods.get(i), rank)
-            for i in range(sum(1 for other, _ in parts if other == path))
-        ]
+        stacked = [_to_ours(parts[path][i], split, periods.get(i), rank) for i in range(len(parts[path]))]
         targets[path] = split
         leaves[f"{path}/{A}"], leaves[f"{path}/{B}"] = (np.stack(some) for some in zip(*stacked, strict=True))
     return targets, flax.traverse_util.unflatten_dict(leaves, sep="/"), 1.0
+
+
+def _read_matrices(
+    path: Path, about: AdapterConfig, config: ModelConfig
+) -> Iterator[tuple[PublicTensor, np.ndarray, np.ndarray]]:
+    """Every public matrix that has an adapter, its A, and its B times its scale, in float32."""
+    stored = read_header(path)
+    adapted: dict[str, tuple[PublicTensor, StoredTensor, StoredTensor]] = {}
+    for tensor in public_tensors(config):
+        module = tensor.name.removesuffix(".weight")
+        names = [f"{_PREFIX}{module}.lora_{letter}.weight" for letter in "AB"]
+        present = [name for name in names if name in stored]
+        if len(present) == 1:
+            raise AdapterError(f"{path} has tensor {present[0]} alone: an adapter has lora_A and lora_B")
+        if present:
+            adapted[module] = tensor, *(stored.pop(name) for name in names)
+    if stored:
+        raise AdapterError(f"{path}: {shown(next(iter(stored)))} belongs to no matrix of this model")
+    if not adapted:
+        raise AdapterError(f"{path} holds no adapter")
+    modules = list(adapted)
+    for module, targeted in zip(modules, about.targets(modules), strict=True):
+        if not targeted:
+            raise AdapterError(
+                f"{path} has an adapter of {module}, which target_modules of {about.path.name} leaves out"
+            )
+    ranks_and_scales = about.ranks_and_scales(modules)
+    for module, (tensor, *both) in adapted.items():
+        rank, scale = ranks_and_scales[module]
+        wanted = (rank, tensor.shape[-1]), (tensor.shape[0], rank)
+        if len(tensor.shape) != 2 or (both[0].shape, both[1].shape) != wanted:
+            raise AdapterError(
+                f"{path}: lora_A and lora_B of {module} have shapes {both[0].shape} and {both[1].shape}, not {wanted} as rank {rank} in "
+                f"{about.path.name} and the model say"
+            )
+        a, b = (np.asarray(one.map(0, one.shape), np.float32) for one in both)
+        with np.errstate(over="ignore", invalid="ignore"):
+            b = b * np.float32(scale)
+        if not (is_finite(a) and is_finite(b)):
+            raise AdapterError(f"{path}: the adapter of {module} holds NaN or infinity")
+        yield tensor, a, b
 
 
 def write_run_adapter(run: str | os.PathLike[str], step: int | None = None) -> Path:
@@ -165,9 +190,17 @@ def read_run(run: str | os.PathLike[str], step: int | None = None) -> tuple[Mode
     fields = checkpoint.read_config(run).get("lora")
     if not isinstance(fields, Mapping):
         raise AdapterError(f"{run} trained no adapters: its config.json has no lora")
-    lora = LoraConfig(**{**fields, "targets": tuple(fields["targets"])})
-    config = checkpoint.read_model_config(run)
-    return config, lora, checkpoint.restore_params(run, Adapters(config, lora).abstract, step)
+    try:
+        lora = LoraConfig(**{**fields, "targets": tuple(fields["targets"])})
+        config = checkpoint.read_model_config(run)
+        abstract = Adapters(config, lora).abstract
+    except (KeyError, TypeError) as error:
+        raise AdapterError(f"{Path(run) / checkpoint.CONFIG}: lora={shown(fields)} is not what a run writes") from error
+    except checkpoint.CheckpointError:
+        raise
+    except ValueError as error:
+        raise AdapterError(f"{Path(run) / checkpoint.CONFIG}: {error}") from error
+    return config, lora, checkpoint.restore_params(run, abstract, step)
 
 
 def merged_model(
@@ -181,32 +214,29 @@ def merged_model(
         step: which checkpoint of a run with adapters; None: the newest.
 
     Raises:
-        ValueError: a folder is neither, or they do not go together.
+        ValueError: a folder is neither, they do not go together, or a tensor holds NaN or infinity.
     """
-    loaded = load_model(model)
-    if (Path(adapter) / CONFIG).is_file():
+    loaded = load_model(model, require_finite=True)
+    if optional_file(adapter, CONFIG, error=AdapterError) is not None:
         targets, adapters, scale = read_peft(adapter, loaded.config)
+        base = read_adapter_config(inside(Path(adapter), CONFIG)).base
+        if base and Path(base).name != Path(model).name:
+            print(f"{adapter} was trained on {shown(base)}; it is added to {model}", file=sys.stderr)
     else:
         config, lora, adapters = read_run(adapter, step)
         if _shapes(config) != _shapes(loaded.config):
             raise AdapterError(f"{adapter} holds adapters of a model of another shape than {model}")
+        if path := find_nonfinite(adapters):
+            raise AdapterError(f"{adapter}: adapter {path} holds NaN or infinity")
         targets, scale = Adapters(config, lora).targets, lora.scale
-    return LoadedModel(loaded.config, add(loaded.params, adapters, targets, scale), loaded.tokenizer)
+    params = add(loaded.params, adapters, targets, scale)
+    if path := find_nonfinite(params):
+        raise AdapterError(f"{model} and {adapter}: their sum overflows in parameter {path}")
+    return LoadedModel(loaded.config, params, loaded.tokenizer)
 
 
 def _shapes(config: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:
     return [(tensor.name, tensor.shape) for tensor in public_tensors(config)]
-
-
-def _scale(about: Mapping[str, Any], module: str, rank: int) -> float:
-    """What PEFT multiplies a module's adapter by."""
-
-    def of(patterns: Mapping[str, Any] | None, default: Any) -> Any:
-        found = (value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", module))
-        return next(found, default)
-
-    alpha = of(about.get("alpha_pattern"), about.get("lora_alpha", 8))
-    return alpha / (math.sqrt(rank) if about.get("use_rslora") else rank)
 
 
 def _orders(part: Part, split: Split) -> tuple[list[int], list[int]]:

@@ -54,7 +54,7 @@ class PreferConfig:
     output: Path
     """Folder to write."""
     prompts: tuple[Path, ...]
-    """JSON lines of prompts or conversations: files, folders or patterns; see plamo2_jax.align.prompts."""
+    """Prompts or conversations as JSON lines, Parquet or ArrayRecord: files, folders or patterns; see plamo2_jax.align.prompts."""
     policy: SpeakerConfig
     """Who answers."""
     samples: int = 4

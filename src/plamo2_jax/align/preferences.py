@@ -20,7 +20,7 @@ from plamo2_jax.align.lora import Adapters, LoraConfig, WithAdapters
 from plamo2_jax.align.preference_data import REFERENCE, Pair, PairTruncate, encode_pairs, layout, read_pairs
 from plamo2_jax.align.reference import ReferenceLogProbs
 from plamo2_jax.align.samples import SamplesConfig
-from plamo2_jax.align.sft import refuse_unfit, say_counts
+from plamo2_jax.align.sft import naming_limit, refuse_unfit, say_counts
 from plamo2_jax.align.start import StartingModel, place_params
 from plamo2_jax.data.documents import ReadReport
 from plamo2_jax.data.packing import Batch
@@ -46,8 +46,9 @@ class PairsConfig:
     counted."""
     max_pairs: int = 16
     """Pairs, or single answers, in a row at most."""
-    max_bad_rate: float = 0.0
-    """Share of bad lines up to which they are only counted; 0: the first one ends the program."""
+    max_bad_rate: float = 0.01
+    """Share of bad records above which reading fails. Up to it they are left out; their number and the first few are printed. 0: the first
+    one ends the run."""
 
     def __post_init__(self) -> None:
         if self.max_pairs < 1:
@@ -62,7 +63,7 @@ class PairsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DpoConfig(PretrainConfig):
-    """One run on preferences: a PretrainConfig whose data.mixture and heldout name JSON lines of pairs or single answers instead of
+    """One run on preferences: a PretrainConfig whose data.mixture and heldout name files of pairs or single answers instead of
     shards, and whose init_from may be of the public layout too.
     """
 
@@ -229,8 +230,9 @@ def read_elements(path: Path, config: DpoConfig, template: ChatTemplate, tokeniz
             where a loss takes pairs alone.
     """
     report, limit = config.pairs.report(), config.data.sequence_length
-    pairs = _usable(read_pairs(path, report), config.preference)
-    elements, counts = encode_pairs(pairs, template, tokenizer, limit, config.pairs.truncate, report)
+    with naming_limit("pairs.max_bad_rate"):
+        pairs = _usable(read_pairs(path, report), config.preference)
+        elements, counts = encode_pairs(pairs, template, tokenizer, limit, config.pairs.truncate, report)
     single = any(element["sides"][0] == element["sides"][-1] for element in elements)
     say_counts(path, "pairs and single answers" if single else "pairs", counts, report)
     if not elements:

@@ -22,7 +22,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from plamo2_jax.align.pattern import matches_whole
+from plamo2_jax.pattern import matches_whole
 from plamo2_jax.sandbox import passes
 
 PATTERN_SECONDS = 1.0

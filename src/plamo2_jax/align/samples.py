@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -84,6 +85,12 @@ class SampleWriter:
             except ValueError as error:
                 raise ValueError(f"samples.prompts[{number}]: the chat template refuses it: {error}") from error
             self._prompts.append(asked.ids)
+            if found := self._tokenizer.control_strings_in(prompt):
+                print(
+                    f"warning: {', '.join(found)} in samples.prompts[{number}] is read as text, not as a control token; the chat template"
+                    " writes control tokens",
+                    file=sys.stderr,
+                )
         self._stop = StopConfig(
             max_new_tokens=samples.max_new_tokens, ids=answer_stop_ids(self._model, chat, self._tokenizer)
         )

@@ -23,7 +23,7 @@ from plamo2_jax.infer.weights import cast_matrices
 from plamo2_jax.model import Plamo2
 from plamo2_jax.surgery.distill import fingerprint
 from plamo2_jax.surgery.merge_sources import ModelName
-from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate, ChatTemplateError
+from plamo2_jax.tokenizer.chat_template import ChatTemplate, ChatTemplateError
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 
@@ -83,7 +83,7 @@ class Question:
     """Decides, with the seed and the sample's number, the randomness of the answers."""
     messages: Sequence[Mapping[str, Any]]
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Of the chat template; an endpoint has its own, and does not get them."""
+    """Of the chat template. An endpoint has its own template; of the variables it gets `tools` alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,8 +201,7 @@ class OwnSpeaker:
         loaded = load_model(name.folder, step=name.step, ema=name.ema)
         if loaded.tokenizer is None:
             raise ValueError(f"{name.folder} has no tokenizer.jsonl, without which there is no text to write")
-        has_own = (name.folder / FILE_NAME).is_file()
-        self._template = ChatTemplate.load(config.template or (name.folder if has_own else "chat"))
+        self._template = ChatTemplate.load(config.template) if config.template else ChatTemplate.of_model(name.folder)
         self._tokenizer, self._config = loaded.tokenizer, config
         model = Plamo2(loaded.config, dtype=jnp.dtype(config.dtype))
         self._generator = Generator(model, cast_matrices(model, loaded.params), loaded.tokenizer)

@@ -15,10 +15,12 @@ DESCRIPTION = """Train a model on pairs of answers, one of which is preferred, o
 
 usage: plamo2 dpo CONFIG.py [--field value] [--part.field value] ...
 
-CONFIG.py is a Python file that sets `config = DpoConfig(...)`, a PretrainConfig whose data.mixture and heldout name JSON lines of
-{"prompt", "chosen", "rejected"} or {"prompt", "completion", "label"} (true or false), and whose init_from is a run folder or a folder of
-the public layout. Any field below can be replaced on the command line. --preference.losses takes one or several of the family of DPO,
-added up by --preference.weights; with single answers they must be such as kto and bco, which count each answer by itself.
+CONFIG.py is a Python file that sets `config = DpoConfig(...)`, a PretrainConfig whose data.mixture and heldout name records of
+{"prompt", "chosen", "rejected"} or {"prompt", "completion", "label"} (true or false) as JSON lines, Parquet or ArrayRecord, and whose
+init_from is a run folder or a folder of the public layout. docs/post_training.md lists all forms that are read. Bad records are left out
+and counted; above --pairs.max-bad-rate of them the run ends. --preference.losses takes one or several of the family of DPO, added up by
+--preference.weights; with single answers they must be such as kto and bco, which count each answer by itself. Any field below can be
+replaced on the command line.
 
 The reference runs beside the policy; with --reference-log-probs FOLDER what it says of the pairs is computed once and kept there. With
 --lora it is the model without the adapters. The run, its exit status and how it is resumed are those of plamo2 pretrain."""

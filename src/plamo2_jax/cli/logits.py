@@ -63,13 +63,9 @@ def read_input(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """
     import numpy as np
 
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a readable .npz file of plain arrays, as numpy.savez writes them") from error
-    if "tokens" not in found:
-        raise ValueError(f"{path} has no array tokens; it has {', '.join(sorted(found)) or 'none'}")
+    from plamo2_jax.array_input import read_npz
+
+    found = read_npz(path, "tokens", ("segment_ids",))
     tokens = found["tokens"]
     segment_ids = found.get("segment_ids", np.ones(tokens.shape, np.int32))
     for name, array in (("tokens", tokens), ("segment_ids", segment_ids)):

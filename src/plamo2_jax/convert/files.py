@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,16 @@ from safetensors import SafetensorError, safe_open
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.layout import LM_HEAD, PublicTensor
 from plamo2_jax.json_input import parse_json, read_json_object
+from plamo2_jax.model_files import file_inside
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
+"""Dtypes that are written."""
+READ_DTYPES = {**DTYPES, "F16": np.dtype(np.float16)}
+# A longer header would take longer to parse than its tensors to read; the largest model allowed has 2 MB.
+_MAX_HEADER_BYTES = 16 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,18 +59,9 @@ def inside(folder: Path, name: str) -> Path:
     """The path of a file of the folder.
 
     Raises:
-        ConvertError: it is not there, or it lies outside the folder, by its name or through a symbolic link.
+        ConvertError: it is not there, or it lies outside the folder, by its name or through a symbolic link (see `model_files`).
     """
-    if name != Path(name).name or name in (".", ".."):
-        raise ConvertError(f"{folder} names a file outside the folder: {name!r}; only plain file names are allowed")
-    path = folder / name
-    if not path.is_file():
-        raise ConvertError(f"{folder} has no file {name}")
-    if path.resolve().parent != folder.resolve():
-        raise ConvertError(
-            f"{path} is a symbolic link out of its folder, to {path.resolve()}; copy the files themselves (cp -L) and try again"
-        )
-    return path
+    return file_inside(folder, name, error=ConvertError)
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -83,12 +80,12 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
         ConvertError: no safetensors in the folder, a damaged file, an index that disagrees with its files, a tensor in two of them.
     """
     single, index = folder / SINGLE, folder / INDEX
-    if single.exists() and index.exists():
+    if os.path.lexists(single) and os.path.lexists(index):
         raise ConvertError(f"{folder} has both {SINGLE} and {INDEX}; remove the one that is stale")
-    if index.exists():
+    if os.path.lexists(index):
         return _sharded(folder)
-    if single.exists() or single.is_symlink():
-        return _read_header(inside(folder, SINGLE))
+    if os.path.lexists(single):
+        return read_header(inside(folder, SINGLE))
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickled:
         raise ConvertError(
@@ -124,7 +121,7 @@ def _sharded(folder: Path) -> dict[str, StoredTensor]:
             raise ConvertError(f"{folder / INDEX}: the file of tensor {name} must be a string, not {file!r}")
     stored: dict[str, StoredTensor] = {}
     for file in sorted(set(weight_map.values())):
-        for name, tensor in _read_header(inside(folder, file)).items():
+        for name, tensor in read_header(inside(folder, file)).items():
             if name in stored:
                 raise ConvertError(f"{folder}: tensor {name} stands in two files, {stored[name].file.name} and {file}")
             if name not in weight_map:
@@ -138,29 +135,39 @@ def _sharded(folder: Path) -> dict[str, StoredTensor]:
     return stored
 
 
-def _read_header(path: Path) -> dict[str, StoredTensor]:
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Where the tensors of a safetensors file are, by name.
+
+    Raises:
+        ConvertError: the file is damaged, or a tensor is of another dtype than READ_DTYPES.
+    """
     try:
-        with safe_open(path, framework="np"):
-            pass
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
+            if length > _MAX_HEADER_BYTES and length + 8 <= path.stat().st_size:
+                raise ConvertError(f"{path} has a header of {length:,} bytes; at most {_MAX_HEADER_BYTES:,} are read")
+            with safe_open(path, framework="np"):
+                pass
+            text = file.read(length)
     except (SafetensorError, OSError) as error:
-        raise ConvertError(f"{path} is damaged or not a safetensors file: {error}") from error
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = parse_json(file.read(length), f"the header of {path}", error=ConvertError)
+        raise ConvertError(f"{path} is damaged or not a safetensors file: {str(error)[:200]}") from error
+    header = parse_json(text, f"the header of {path}", error=ConvertError)
     header.pop("__metadata__", None)
     stored = {}
     for name, entry in header.items():
-        if entry["dtype"] not in DTYPES:
+        shown = name if len(name) <= 120 else f"{name[:100]}..."
+        if entry["dtype"] not in READ_DTYPES:
             raise ConvertError(
-                f"{path}: tensor {name} has dtype {entry['dtype']}; it must be one of {', '.join(DTYPES)}"
+                f"{path}: tensor {shown} has dtype {entry['dtype']}; it must be one of {', '.join(READ_DTYPES)}"
             )
-        dtype, (begin, end) = DTYPES[entry["dtype"]], entry["data_offsets"]
+        dtype, (begin, end) = READ_DTYPES[entry["dtype"]], entry["data_offsets"]
         shape = tuple(entry["shape"])
         if end - begin != math.prod(shape) * dtype.itemsize:
-            raise ConvertError(f"{path}: tensor {name} has {end - begin} bytes, too few or too many for {list(shape)}")
+            raise ConvertError(f"{path}: tensor {shown} has {end - begin} bytes, too few or too many for {list(shape)}")
         stored[name] = StoredTensor(path, 8 + length + begin, shape, dtype)
     return stored
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    shown = [name if len(name) <= 120 else f"{name[:100]}..." for name in names[:3]]
+    return ", ".join(shown) + (", ..." if len(names) > 3 else "")

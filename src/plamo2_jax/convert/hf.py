@@ -9,19 +9,18 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from plamo2_jax import checkpoint
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.blocks import Progress
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.files import CONFIG
-from plamo2_jax.convert.load import is_run_folder, read_tokenizer
+from plamo2_jax.convert.load import is_run_folder, read_tokenizer, warn_of_nonfinite
 from plamo2_jax.convert.read import common_dtype, read_params, read_public_config
 from plamo2_jax.convert.write import write_params
 from plamo2_jax.model import Plamo2, abstract_params
 from plamo2_jax.storage import new_folder, require_empty, write_whole
-from plamo2_jax.tokenizer import chat_template
+from plamo2_jax.tokenizer.template_files import FILE_NAME, chat_template_files
 from plamo2_jax.tokenizer.tokenizer import PAD, UNK, Tokenizer
 
 
@@ -54,8 +53,10 @@ def from_public(
         raise ConvertError(f"{source} is a run folder already; from-hf reads folders of the public layout")
     config = read_public_config(source)
     tokenizer = read_tokenizer(source, config)
+    files = chat_template_files(source)
     params = read_params(source, config, dtype=dtype, shardings=shardings, on_read=on_read)
-    checkpoint.save_model(output, config, params, tokenizer, files=chat_template_files(source))
+    warn_of_nonfinite(source, params)
+    checkpoint.save_model(output, config, params, tokenizer, files=files)
     return config
 
 
@@ -91,20 +92,19 @@ def to_public(
     if not is_run_folder(source):
         raise ConvertError(f"{source} is of the public layout already; to-hf reads run folders")
     config = checkpoint.read_model_config(source)
+    item = checkpoint.EMA if ema else checkpoint.PARAMS
+    checkpoint.check_size(source, config, step, item)
     tokenizer = read_tokenizer(source, config)
+    files = chat_template_files(source)
     dtype = np.dtype(checkpoint_dtype(source, step) if dtype is None else dtype)
     params = checkpoint.restore_params(
         source,
         jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), abstract_params(Plamo2(config))),
         step,
-        checkpoint.EMA if ema else checkpoint.PARAMS,
+        item,
     )
-    options = {
-        "dtype": dtype,
-        "max_shard_bytes": max_shard_bytes,
-        "on_write": on_write,
-        "files": chat_template_files(source),
-    }
+    warn_of_nonfinite(source, params)
+    options = {"dtype": dtype, "max_shard_bytes": max_shard_bytes, "on_write": on_write, "files": files}
     write_public(output, config, params, tokenizer, **options)
     return config
 
@@ -130,12 +130,12 @@ def write_public(
         dtype: of the files, float32 or bfloat16.
         max_shard_bytes: bytes of tensors in one safetensors file.
         on_write: see `write_params`.
-        files: further small files by name, such as the chat template.
+        files: further small files by name. A chat template among them is written into tokenizer_config.json too.
 
     Raises:
         ConvertError: `output` is occupied, or the parameters are not those of the config.
     """
-    output, dtype = Path(output).absolute(), np.dtype(dtype)
+    output, dtype, files = Path(output).absolute(), np.dtype(dtype), {} if files is None else files
     require_empty(output)
     with new_folder(output) as partial:
         write_params(partial, config, params, dtype=dtype, max_shard_bytes=max_shard_bytes, on_write=on_write)
@@ -143,29 +143,24 @@ def write_public(
         checkpoint.write_json(partial / "generation_config.json", _generation_config(config))
         if tokenizer is not None:
             tokenizer.save(partial)
-            checkpoint.write_json(partial / "tokenizer_config.json", _tokenizer_config(config, tokenizer))
-        for name, content in ({} if files is None else files).items():
+            about = _tokenizer_config(config, tokenizer)
+            if FILE_NAME in files:
+                about["chat_template"] = files[FILE_NAME].decode()  # For readers older than the file.
+            checkpoint.write_json(partial / "tokenizer_config.json", about)
+        for name, content in files.items():
             write_whole(partial / name, content)
-
-
-def chat_template_files(folder: Path) -> dict[str, bytes]:
-    """The chat template of a model folder as a file to write beside a model made from it: by name, empty where it has none."""
-    path = folder / chat_template.FILE_NAME
-    return {path.name: path.read_bytes()} if path.is_file() else {}
 
 
 def checkpoint_dtype(folder: Path, step: int | None = None) -> np.dtype:
     """The one dtype that holds every parameter of a checkpoint exactly."""
-    path = checkpoint.step_folder(folder, step) / checkpoint.PARAMS
-    try:
-        metadata = ocp.StandardCheckpointHandler().metadata(path)
-    except (ValueError, OSError) as error:
-        raise ConvertError(f"{path} is incomplete or damaged: {error}") from error
-    return common_dtype(np.dtype(leaf.dtype) for leaf in jax.tree.leaves(metadata.tree))
+    metadata = checkpoint.read_metadata(checkpoint.item_folder(folder, step))
+    return common_dtype(np.dtype(leaf.dtype) for leaf in jax.tree.leaves(metadata))
 
 
 def _generation_config(config: ModelConfig) -> dict[str, Any]:
     ids = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    if isinstance(config.eos_token_id, tuple):
+        ids["eos_token_id"] = list(config.eos_token_id)
     return {name: value for name, value in ids.items() if value is not None}
 
 
@@ -181,7 +176,7 @@ def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, An
         "add_bos_token": True,
         "add_eos_token": False,
         "bos_token": token(config.bos_token_id),
-        "eos_token": token(config.eos_token_id),
+        "eos_token": token(next(iter(config.eos_token_ids), None)),
         "pad_token": token(config.pad_token_id) or present[PAD],
         "unk_token": present[UNK],
         "cls_token": None,

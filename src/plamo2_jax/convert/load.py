@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import jax.numpy as jnp
 from plamo2_jax import checkpoint
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.errors import ConvertError
-from plamo2_jax.convert.files import CONFIG, INDEX, SINGLE, inside, read_json
+from plamo2_jax.convert.files import CONFIG, INDEX, SINGLE, read_json
+from plamo2_jax.convert.finite import find_nonfinite
 from plamo2_jax.convert.read import read_params, read_public_config
 from plamo2_jax.model import Plamo2, abstract_params
+from plamo2_jax.model_files import optional_file
 from plamo2_jax.tokenizer.tokenizer import FILE_NAME, Tokenizer
 
 
@@ -57,9 +60,9 @@ def read_tokenizer(folder: str | os.PathLike[str], config: ModelConfig) -> Token
         ValueError: a malformed row, a link out of the folder, or more rows than the model's embedding has.
     """
     folder = Path(folder)
-    if not (folder / FILE_NAME).exists():
+    path = optional_file(folder, FILE_NAME, error=ConvertError)
+    if path is None:
         return None
-    path = inside(folder, FILE_NAME)
     tokenizer = Tokenizer.load(path)
     if tokenizer.vocab_size > config.vocab_size:
         raise ConvertError(
@@ -75,8 +78,11 @@ def load_model(
     dtype: Any = None,
     shardings: Any = None,
     ema: bool = False,
+    require_finite: bool = False,
 ) -> LoadedModel:
     """Open a model from a run folder or a folder of the public layout.
+
+    NaN or infinity in a parameter is named on stderr.
 
     Args:
         path: the folder.
@@ -85,18 +91,27 @@ def load_model(
         shardings: a `jax.sharding.Sharding` for all parameters or a tree of them; None: the first local device. Each process reads
             only the slices that its devices hold.
         ema: the moving average of a run's parameters instead of the parameters.
+        require_finite: refuse NaN and infinity, which no operation on weights gets rid of.
 
     Raises:
         ValueError: the folder is neither kind, or what it holds is missing, damaged or of another shape; the message names it.
     """
-    dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
-    folder = Path(path)
+    loaded = _load_model(Path(path), step, jnp.dtype(jnp.float32 if dtype is None else dtype), shardings, ema)
+    if require_finite and (parameter := find_nonfinite(loaded.params)):
+        raise ConvertError(f"{path}: parameter {parameter} holds NaN or infinity: this model cannot be used")
+    if not require_finite:
+        warn_of_nonfinite(path, loaded.params)
+    return loaded
+
+
+def _load_model(folder: Path, step: int | None, dtype: jnp.dtype, shardings: Any, ema: bool) -> LoadedModel:
     if is_run_folder(folder):
         config = checkpoint.read_model_config(folder)
         if checkpoint.read_config(folder).get("lora"):
             raise ConvertError(f"{folder} holds adapters, not a model: plamo2 lora MODEL {folder} OUT adds them to one")
-        abstract = _with(abstract_params(Plamo2(config)), dtype, shardings)
         item = checkpoint.EMA if ema else checkpoint.PARAMS
+        checkpoint.check_size(folder, config, step, item)
+        abstract = _with(abstract_params(Plamo2(config)), dtype, shardings)
         params = checkpoint.restore_params(folder, abstract, step, item)
         return LoadedModel(config, params, read_tokenizer(folder, config))
     if step is not None or ema:
@@ -104,6 +119,16 @@ def load_model(
     config = read_public_config(folder)
     tokenizer = read_tokenizer(folder, config)
     return LoadedModel(config, read_params(folder, config, dtype=dtype, shardings=shardings), tokenizer)
+
+
+def warn_of_nonfinite(path: str | os.PathLike[str], params: Any) -> None:
+    """Name the first parameter that holds NaN or infinity on stderr."""
+    parameter = find_nonfinite(params)
+    if parameter and jax.process_index() == 0:
+        print(
+            f"{path}: parameter {parameter} holds NaN or infinity: what this model computes has no meaning",
+            file=sys.stderr,
+        )
 
 
 def load_params(path: str | os.PathLike[str], config: ModelConfig, abstract: Any) -> Any:

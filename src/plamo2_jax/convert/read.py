@@ -30,10 +30,6 @@ def read_public_config(folder: str | os.PathLike[str]) -> ModelConfig:
     """
     folder = Path(folder)
     values = read_json(folder, CONFIG)
-    if values.get("model_type", "plamo2") != "plamo2":
-        raise ConvertError(
-            f"{folder / CONFIG}: model_type={values['model_type']!r} is not supported; it must be 'plamo2'"
-        )
     try:
         return ModelConfig.from_hf(values)
     except ValueError as error:

@@ -49,7 +49,7 @@ class Attention(nn.Module):
         o_proj = parameter(self, "o_proj", normal, (h, p, e), (*inner, axes.EMBED), reads=inner)
         full = self.kind is LayerKind.FULL
         window = None if full else c.attention_window_size
-        theta = c.rope_theta if full else c.local_theta
+        theta = float(c.rope_theta if full else c.local_theta)
 
         def project(weight):
             return jnp.einsum("btd,dhp->bthp", u, weight.astype(u.dtype))

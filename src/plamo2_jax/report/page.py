@@ -13,6 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from plamo2_jax import checkpoint
+from plamo2_jax.model_files import optional_file
 from plamo2_jax.report.plots import curves
 from plamo2_jax.storage import located, write_whole
 from plamo2_jax.train.metrics import METRICS, read_metrics
@@ -75,7 +76,7 @@ def _parse(text: str, where: str) -> dict[str, Any]:
 
 def _read_evaluation(path: Path) -> dict[str, dict[str, float]]:
     """Figures by language; none where there is no evaluation."""
-    if not path.exists():
+    if optional_file(path.parent, path.name) is None:
         return {}
     languages = _parse(path.read_text(encoding="utf-8"), str(path)).get("languages")
     if not isinstance(languages, dict) or not all(isinstance(figures, dict) for figures in languages.values()):
@@ -84,7 +85,7 @@ def _read_evaluation(path: Path) -> dict[str, dict[str, float]]:
 
 
 def _read_samples(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
+    if optional_file(path.parent, path.name) is None:
         return []
     samples = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):

@@ -10,9 +10,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,15 +21,16 @@ import numpy as np
 from plamo2_jax import checkpoint
 from plamo2_jax.convert.blocks import Progress, blocks
 from plamo2_jax.convert.files import CONFIG, DTYPES, INDEX
-from plamo2_jax.convert.hf import chat_template_files
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.convert.read import common_dtype
 from plamo2_jax.convert.write import Shard, header, plan_shards
 from plamo2_jax.model import Plamo2, logical_axes
 from plamo2_jax.model.axes import LAYERS
+from plamo2_jax.pattern import PatternError, first_matches, require_pattern
 from plamo2_jax.storage import new_folder, require_empty, write_whole
 from plamo2_jax.surgery import merge_methods as methods
 from plamo2_jax.surgery.merge_sources import MergeError, ModelName, Source, open_source
+from plamo2_jax.tokenizer.template_files import chat_template_files
 
 Method = Literal[
     "linear",
@@ -93,9 +93,9 @@ class MergeConfig:
             self._require("weights", all(map(math.isfinite, weights)), "finite numbers")
         for pattern, _ in self.weights_for:
             try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"--weights-for {pattern!r} is not a regular expression: {error}") from error
+                require_pattern(pattern)
+            except PatternError as error:
+                raise ValueError(f"--weights-for {error}") from error
         self._require("density", self.density is None or 0 < self.density <= 1, "in (0, 1], or none")
         self._require("rescale", self.rescale in get_args(methods.Rescale), "probability, norm or none")
         self._require("scale", math.isfinite(self.scale), "a finite number")
@@ -121,10 +121,26 @@ class MergeConfig:
         """Whether differences are divided by the weights, default resolved."""
         return self.method in ("ties", "della") if self.normalize is None else self.normalize
 
-    def weights_of(self, description: str, count: int) -> tuple[float, ...]:
-        """The weights of `count` models for the tensor with this description."""
-        found = [weights for pattern, weights in self.weights_for if re.search(pattern, description)]
-        return found[-1] if found else self.weights or (1.0,) * count
+    def weights_of(self, descriptions: Sequence[str], count: int) -> list[tuple[float, ...]]:
+        """The weights of `count` models for the tensors with these descriptions.
+
+        Raises:
+            MergeError: a pattern of `weights_for` is found in no description, or takes too long.
+        """
+        try:
+            for pattern, _ in self.weights_for:
+                if set(first_matches([pattern], descriptions, "search")) == {None}:
+                    example = descriptions[0]
+                    raise MergeError(
+                        f"--weights-for {pattern!r} is found in no tensor; they are described as {example!r}"
+                    )
+            # The last pattern that is found counts.
+            patterns = [pattern for pattern, _ in reversed(self.weights_for)]
+            found = first_matches(patterns, descriptions, "search")
+        except PatternError as error:
+            raise MergeError(f"--weights-for {error}") from error
+        default = self.weights or (1.0,) * count
+        return [default if number is None else self.weights_for[-1 - number][1] for number in found]
 
     def check(self, count: int, base: bool) -> None:
         """Raise MergeError unless the method takes `count` models besides the base, and with or without one."""
@@ -224,6 +240,8 @@ def merge(
     output = Path(output).absolute()
     require_empty(output)
     config.check(len(models), base is not None)
+    # The first model that has a chat template gives it.
+    files = chat_template_files(*(ModelName.parse(name).folder for name in models))
     sources = [open_source(name) for name in models]
     origin = None if base is None else open_source(base)
     everything = [*sources, *([] if origin is None else [origin])]
@@ -234,22 +252,23 @@ def merge(
         raise MergeError(f"dtype {dtype} is not allowed; it must be float32 or bfloat16")
     tensors = public_tensors(first.config)
     descriptions = describe(first)
-    _check_patterns(config, descriptions)
+    weights = dict(zip(descriptions, config.weights_of(list(descriptions.values()), len(sources)), strict=True))
     shards = plan_shards(tensors, dtype, max_shard_bytes)
     with new_folder(output) as partial:
         places = _lay_out(partial, shards, dtype)
         total = sum(shard.bytes(dtype) for shard in shards)
         # Periods of one of our parameters follow each other: a checkpoint that stores them as one array is decoded once.
         for tensor in sorted(tensors, key=lambda tensor: (tensor.parts[0].path, tensor.parts[0].period or 0)):
-            weights = config.weights_of(descriptions[tensor.name], len(sources))
             start = None if origin is None else origin.read(tensor)
-            merged = merge_tensor(config, tensor.name, weights, [source.read(tensor) for source in sources], start)
+            merged = merge_tensor(
+                config, tensor.name, weights[tensor.name], [source.read(tensor) for source in sources], start
+            )
             del start
             _write(*places[tensor.name], merged.reshape(-1), dtype)
             del merged
             if on_write:
                 on_write(tensor.size * dtype.itemsize, total)
-        _write_description(partial, everything, first, shards, total, dtype, config, models, base)
+        _write_description(partial, everything, first, shards, total, dtype, config, models, base, files)
 
 
 def describe(source: Source) -> dict[str, str]:
@@ -264,13 +283,6 @@ def describe(source: Source) -> dict[str, str]:
         names = dict.fromkeys(name for path in paths for name in axes[path] if name not in (None, LAYERS))
         result[tensor.name] = f"{tensor.name} {','.join(paths)} axes={','.join(names)}"
     return result
-
-
-def _check_patterns(config: MergeConfig, descriptions: dict[str, str]) -> None:
-    for pattern, _ in config.weights_for:
-        if not any(re.search(pattern, text) for text in descriptions.values()):
-            example = next(iter(descriptions.values()))
-            raise MergeError(f"--weights-for {pattern!r} is found in no tensor; they are described as {example!r}")
 
 
 def _check_alike(sources: Sequence[Source]) -> None:
@@ -330,6 +342,7 @@ def _write_description(
     config: MergeConfig,
     models: Sequence[str],
     base: str | None,
+    files: Mapping[str, bytes],
 ) -> None:
     if len(shards) > 1:
         names = {tensor.name: shard.name for shard in shards for tensor in shard.tensors}
@@ -340,9 +353,7 @@ def _write_description(
     tokenizer = next((source.tokenizer for source in sources if source.tokenizer is not None), None)
     if tokenizer is not None:
         tokenizer.save(folder)
-    # The first model that has a template gives it.
-    templates = (chat_template_files(ModelName.parse(name).folder) for name in models)
-    for name, content in next(filter(None, templates), {}).items():
+    for name, content in files.items():
         write_whole(folder / name, content)
     settings = {"models": list(models), "base": base, **dataclasses.asdict(config)}
     checkpoint.write_json(folder / MERGED, {**settings, "density": config.kept, "normalize": config.normalizes})

@@ -10,12 +10,9 @@ import abc
 import dataclasses
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from plamo2_jax import checkpoint
@@ -23,9 +20,10 @@ from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.blocks import BLOCK_BYTES
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.files import StoredTensor, check_tensors, find_tensors
+from plamo2_jax.convert.finite import is_finite
 from plamo2_jax.convert.layout import Part, PublicTensor, public_tensors
 from plamo2_jax.convert.load import is_run_folder, read_tokenizer
-from plamo2_jax.convert.read import read_public_config
+from plamo2_jax.convert.read import common_dtype, read_public_config
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 
@@ -46,9 +44,21 @@ class Source(abc.ABC):
     def __init__(self, name: str, config: ModelConfig, tokenizer: Tokenizer | None, dtype: np.dtype):
         self.name, self.config, self.tokenizer, self.dtype = name, config, tokenizer, dtype
 
-    @abc.abstractmethod
     def read(self, tensor: PublicTensor) -> np.ndarray:
-        """The tensor in its public shape, float32, in memory of its own."""
+        """The tensor in its public shape, float32, in memory of its own.
+
+        Raises:
+            MergeError: it holds NaN or infinity.
+            ValueError: it cannot be read.
+        """
+        values = self._read(tensor)
+        if not is_finite(values):
+            raise MergeError(f"{self.name}: tensor {tensor.name} holds NaN or infinity: this model cannot be merged")
+        return values
+
+    @abc.abstractmethod
+    def _read(self, tensor: PublicTensor) -> np.ndarray:
+        """The tensor as it is stored, in float32."""
 
 
 class PublicSource(Source):
@@ -59,12 +69,11 @@ class PublicSource(Source):
         wanted = public_tensors(config)
         self._stored = find_tensors(folder)
         check_tensors(folder, self._stored, wanted, config.tie_word_embeddings)
-        dtypes = {self._stored[tensor.name].dtype for tensor in wanted}
-        dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+        dtype = common_dtype(self._stored[tensor.name].dtype for tensor in wanted)
         super().__init__(str(folder), config, read_tokenizer(folder, config), dtype)
 
-    def read(self, tensor: PublicTensor) -> np.ndarray:
-        """The tensor in its public shape, float32; the file is read, not mapped, so that none of it stays resident."""
+    def _read(self, tensor: PublicTensor) -> np.ndarray:
+        # The file is read, not mapped: none of it stays resident.
         return _read(self._stored[tensor.name]).reshape(tensor.shape)
 
 
@@ -73,28 +82,31 @@ class RunSource(Source):
 
     def __init__(self, folder: Path, step: int | None, ema: bool):
         item = checkpoint.EMA if ema else checkpoint.PARAMS
-        root = checkpoint.step_folder(folder, step)
-        self._path = root / item
-        if not self._path.is_dir():
-            raise MergeError(f"{root} has no {item}; only runs with ema_decay keep a moving average")
+        self._path = checkpoint.item_folder(folder, step, item)
+        root = self._path.parent
         config = checkpoint.read_model_config(folder)
-        metadata = self._try(lambda: ocp.StandardCheckpointHandler().metadata(self._path).tree)
-        leaves = {key: leaf for key, leaf in _flatten(metadata)}
-        sizes = [math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves.values()]
-        # A period is cut out of an array whose chunks may hold all periods: the last chunk stays, so that it is decoded once.
-        self._context = ts.Context({"cache_pool": {"total_bytes_limit": int(1.1 * max(sizes)) + (1 << 20)}})
-        self._open: dict[str, ts.TensorStore] = {}
-        dtypes = {np.dtype(leaf.dtype) for leaf in leaves.values()}
-        dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+        leaves = {key: leaf for key, leaf in _flatten(checkpoint.read_metadata(self._path))}
         for tensor in public_tensors(config):
             for part in tensor.parts:
                 if part.path not in leaves:
                     raise MergeError(f"{self._path} lacks the parameter {part.path} of the model in its config.json")
+                shape = tuple(leaves[part.path].shape)
+                if shape[-len(part.shape) :] != part.shape or (part.period or 0) >= (
+                    shape[0] if part.period is not None else 1
+                ):
+                    raise MergeError(
+                        f"{self._path}: parameter {part.path} has shape {shape}, which is not that of the model in its config.json"
+                    )
+        checkpoint.verify_files(root, item)
+        sizes = [math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves.values()]
+        # A period is cut out of an array whose chunks may hold all periods: the last chunk stays, so that it is decoded once.
+        self._context = ts.Context({"cache_pool": {"total_bytes_limit": int(1.1 * max(sizes)) + (1 << 20)}})
+        self._open: dict[str, ts.TensorStore] = {}
+        dtype = common_dtype(np.dtype(leaf.dtype) for leaf in leaves.values())
         name = f"{folder}@{root.name}" + (",ema" if ema else "")
         super().__init__(name, config, read_tokenizer(folder, config), dtype)
 
-    def read(self, tensor: PublicTensor) -> np.ndarray:
-        """The tensor in its public shape, float32."""
+    def _read(self, tensor: PublicTensor) -> np.ndarray:
         target = np.empty(tensor.size, np.float32)
         start = 0
         for part in tensor.parts:
@@ -109,22 +121,17 @@ class RunSource(Source):
         rows = max(1, BLOCK_BYTES * len(target) // max(1, target.nbytes)) if target.ndim else 1
         for first in range(0, len(target), rows):
             piece = public[first : min(first + rows, len(target))]
-            block = self._try(lambda piece=piece: piece.read().result())
+            block = checkpoint.reading(self._path, lambda piece=piece: piece.read().result())
             target[first : first + rows] = np.asarray(block)
 
     def _store(self, path: str) -> ts.TensorStore:
         if path not in self._open:
             base = {"driver": "ocdbt", "base": f"file://{self._path}/", "path": path.replace("/", ".") + "/"}
             spec = {"driver": "zarr", "kvstore": base, "recheck_cached_data": False}
-            self._open[path] = self._try(lambda: ts.open(spec, open=True, read=True, context=self._context).result())
+            self._open[path] = checkpoint.reading(
+                self._path, lambda: ts.open(spec, open=True, read=True, context=self._context).result()
+            )
         return self._open[path]
-
-    def _try(self, read: Callable[[], Any]) -> Any:
-        try:
-            return read()
-        except (ValueError, OSError) as error:
-            first = str(error).splitlines()[0].split(" [tensorstore_spec=")[0][:300]
-            raise MergeError(f"{self._path} is incomplete or damaged: {first}") from error
 
 
 @dataclasses.dataclass(frozen=True)

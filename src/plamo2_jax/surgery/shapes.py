@@ -31,7 +31,10 @@ def read_shape(name: str, changes: Sequence[str] = ()) -> ModelConfig:
         config = checkpoint.read_model_config(path) if is_run_folder(path) else read_public_config(path)
     elif path.is_file():
         values = read_json_object(path, error=SurgeryError)
-        config = ModelConfig.from_hf(values["model"] if isinstance(values.get("model"), dict) else values)
+        try:
+            config = ModelConfig.from_hf(values["model"] if isinstance(values.get("model"), dict) else values)
+        except ValueError as error:
+            raise SurgeryError(f"{path}: {error}") from error
     else:
         raise SurgeryError(
             f"{name} is no shape; it must be a model's folder, a config.json or one of {', '.join(PRESETS)}"

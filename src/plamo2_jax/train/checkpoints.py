@@ -13,7 +13,7 @@ import grain
 import jax
 import orbax.checkpoint as ocp
 
-from plamo2_jax import checkpoint
+from plamo2_jax import checkpoint, manifest
 from plamo2_jax.checkpoint import CHECKPOINTS, EMA, PARAMS, CheckpointError, first_line
 from plamo2_jax.storage import absolute
 from plamo2_jax.train import integrity, processes
@@ -111,7 +111,7 @@ class RunCheckpoints:
             damage, checked = self._find_damage(path)
             if damage is None:
                 try:
-                    return self.restore_step(step, abstract, iterator, guard)
+                    return self.restore_step(step, abstract, iterator, guard, verify=False)
                 except CheckpointError as error:
                     if checked:
                         raise
@@ -120,17 +120,25 @@ class RunCheckpoints:
         raise no_checkpoint_left(self._folder)
 
     def restore_step(
-        self, step: int, abstract: TrainState, iterator: grain.DatasetIterator, guard: Guard
+        self, step: int, abstract: TrainState, iterator: grain.DatasetIterator, guard: Guard, *, verify: bool = True
     ) -> TrainState:
         """Read one checkpoint; arguments as for `restore`.
+
+        Args:
+            step: which checkpoint.
+            abstract, iterator, guard: see `restore`.
+            verify: compare its files with their checksums first.
 
         Raises:
             CheckpointError: a part of it is missing, damaged or of another shape.
         """
-        params = checkpoint.restore_params(self._folder, abstract.params, step)
+        path = checkpoint.step_folder(self._folder, step)
+        if verify:
+            checkpoint.verify_files(path)
+        params = checkpoint.restore_params(self._folder, abstract.params, step, verify=False)
         ema = None
         if abstract.ema is not None:
-            ema = checkpoint.restore_params(self._folder, abstract.ema, step, item=EMA)
+            ema = checkpoint.restore_params(self._folder, abstract.ema, step, item=EMA, verify=False)
         items = {
             TRAINING: ocp.args.StandardRestore(_without_params(abstract)),
             DATA: ocp.args.JsonRestore(),
@@ -140,7 +148,6 @@ class RunCheckpoints:
             iterator.set_state(restored[DATA]["iterator"])
             guard.set_state(restored[DATA]["guard"])
         except (ValueError, KeyError, TypeError, OSError) as error:
-            path = self._folder / CHECKPOINTS / str(step)
             raise CheckpointError(f"{path} cannot be resumed from: {first_line(error)}") from error
         return TrainState(params=params, ema=ema, **restored[TRAINING])
 
@@ -171,7 +178,7 @@ class RunCheckpoints:
         damage, checked = None, True
         if jax.process_index() == 0:
             try:
-                damage = integrity.find_damage(path)
+                damage = manifest.find_damage(path)
             except FileNotFoundError:
                 checked = False
         damage, checked = processes.from_first((damage, checked))
@@ -190,7 +197,7 @@ class RunCheckpoints:
         root, step = self._folder / CHECKPOINTS, str(self._saving)
         # Where renaming is not atomic (object stores) Orbax writes under the final name and marks the end by a file.
         unfinished = sorted(root.glob(f"{step}{ocp.utils.TMP_DIR_SUFFIX}*"))
-        integrity.write_manifest((unfinished or [root / step])[0], self._items, self._about)
+        manifest.write_manifest((unfinished or [root / step])[0], self._items, self._about)
 
     def _unwritten(self, error: Exception) -> CheckpointError:
         kept = ", ".join(map(str, checkpoint.steps(self._folder))) or "none"

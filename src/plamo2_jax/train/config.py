@@ -140,6 +140,8 @@ FREE_TO_CHANGE = frozenset(
         "stall_seconds",
         "reference_log_probs",
         "samples",
+        "chat.max_bad_rate",
+        "pairs.max_bad_rate",
         "distillation.logits",
         "distillation.teacher",
         "data.prefetch_batches",

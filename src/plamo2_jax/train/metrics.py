@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tensorboard.summary import Writer
 
+from plamo2_jax.model_files import optional_file
 from plamo2_jax.storage import Mirror, located
 from plamo2_jax.train.objective import means
 
@@ -120,7 +121,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
         ValueError: a line that is not the last is not a JSON object with a step; the message names the file and the line.
     """
     path = located(path)
-    if not path.exists():
+    if optional_file(path.parent, path.name) is None:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     # What follows the last newline is empty, or a line that never was finished.

@@ -1,0 +1,325 @@
+"""The keys of a public config.json: those that are read, those that say nothing about the network, and those that are refused.
+
+A key that changes what the network computes is read or refused by name, never ignored. `model_fields` returns the arguments of
+`ModelConfig`; every other key must be in one of the tables below, or be switched off (null, false or empty).
+
+Sources of the key lists: the configuration class of pfnet/plamo-2-*, `PreTrainedConfig`, `RotaryEmbeddingConfigMixin` and
+`GenerationConfig` of transformers 4.57 and 5.24.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+LONGEST = 2**30
+"""Tokens of the longest text. A larger window or position limit has the same meaning."""
+
+_READ = frozenset(
+    {
+        "head_dim",
+        "layer_types",
+        "layers_block_type",
+        "mamba_head_dim",
+        "rope_parameters",
+        "rope_scaling",
+        "sliding_window",
+    }
+)
+"""Keys beside ModelConfig's own fields that are read, or compared with what was read."""
+
+_OTHER_NAMES = {"head_dim": "hidden_size_per_head", "mamba_head_dim": "hidden_size_per_head"}
+"""Other spellings of a field."""
+
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "model_type": ("plamo2",),
+    # Activations and biases: silu, and no bias in any product or convolution.
+    "hidden_act": ("silu", "swish"),
+    "hidden_activation": ("silu", "swish"),
+    "activation_function": ("silu", "swish"),
+    "mlp_hidden_act": ("silu", "swish"),
+    "mamba_hidden_act": ("silu", "swish"),
+    "mlp_type": ("swiglu", "gated", "silu"),
+    "attention_bias": (False,),
+    "bias": (False,),
+    "conv_bias": (False,),
+    "lm_head_bias": (False,),
+    "mamba_conv_bias": (False,),
+    "mamba_proj_bias": (False,),
+    "mlp_bias": (False,),
+    "qkv_bias": (False,),
+    "use_bias": (False,),
+    "use_conv_bias": (False,),
+    # Multipliers and caps.
+    "attn_logit_softcapping": (0,),
+    "embedding_multiplier": (1,),
+    "final_logit_softcapping": (0,),
+    "logit_scale": (1,),
+    "logits_scaling": (1,),
+    "logits_soft_cap": (0,),
+    "lm_head_multiplier": (1,),
+    "partial_rotary_factor": (1,),
+    "residual_multiplier": (1,),
+    "rotary_pct": (1,),
+    # The shape of the mixers.
+    "mamba_n_groups": (1,),
+    "n_groups": (1,),
+    "n_expert": (0,),
+    "num_experts": (0,),
+    "num_local_experts": (0,),
+    "n_routed_experts": (0,),
+    "n_shared_experts": (0,),
+    "pretraining_tp": (1,),
+    "causal": (True,),
+    "eval_attention_n_bit": (None,),
+    "eval_mlp_n_bit": (None,),
+    "image_feature_size": (None,),
+    "is_causal": (True,),
+    "qk_norm": (True,),
+    "quantization_config": (None,),
+    "use_qk_norm": (True,),
+    "use_rope": (True,),
+    "use_predefined_initial_state": (False,),
+    "use_sliding_window": (True,),
+    # Inference code reads weights trained with FP8 products as plain weights.
+    "linear_type": ("normal", "fp8", "fp8-retain"),
+}
+"""Keys with the values that change nothing."""
+
+_HARMLESS_BY_REASON = {
+    "They say who wrote the file, and name Python classes. The dtype of a tensor is read from its own file.": """
+        _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash _experts_implementation
+        _experts_implementation_internal _flash_attn_2_enabled _name_or_path architectures attn_implementation auto_map dtype
+        experts_implementation name_or_path tokenizer_class torch_dtype transformers.js_config transformers_version unsloth_fixed
+        unsloth_version""",
+    "They choose the precision of training, or of caches in other programs.": """
+        fp8_accum_dtype mamba_ssm_cache_dtype mamba_ssm_dtype use_bfloat16""",
+    "They have an effect in training only.": """
+        attention_dropout attn_pdrop classifier_dropout dropout embd_pdrop gradient_checkpointing hidden_dropout
+        hidden_dropout_prob resid_pdrop""",
+    "They choose outputs, heads and labels of other tasks, and how work is cut into pieces.": """
+        chunk_size_feed_forward finetuning_task id2label is_decoder label2id num_labels output_attentions output_hidden_states
+        prefix problem_type return_dict task_specific_params tf_legacy_loss tie_last_hidden_states torchscript use_cache""",
+    "They are token ids of the tokenizer.": """
+        cls_token_id decoder_start_token_id mask_token_id sep_token_id unk_token_id""",
+    "They are details of experts and images, without effect unless n_expert or image_feature_size is set.": """
+        capacity_factor expert_dropout group_size image_proj_type image_token_id k_expert shared_intermediate_size
+        sparse_intermediate_size sparse_step""",
+    "They are generation settings, which older files hold beside the network's.": """
+        assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight assistant_lookbehind bad_words_ids
+        begin_suppress_tokens cache_config cache_implementation compile_config constraints continuous_batching_config
+        disable_compile diversity_penalty do_sample dola_layers early_stopping encoder_no_repeat_ngram_size
+        encoder_repetition_penalty epsilon_cutoff eta_cutoff exponential_decay_length_penalty force_words_ids
+        forced_bos_token_id forced_eos_token_id guidance_scale is_assistant length_penalty low_memory max_cache_len max_length
+        max_matching_ngram_size max_new_tokens max_time min_length min_new_tokens min_p model_max_length no_repeat_ngram_size
+        num_assistant_tokens num_assistant_tokens_schedule num_beam_groups num_beams num_return_sequences output_logits
+        output_scores penalty_alpha prefill_chunk_size prompt_lookup_num_tokens remove_invalid_values renormalize_logits
+        repetition_penalty return_dict_in_generate sequence_bias speculation_type stop_strings suppress_tokens target_lookbehind
+        temperature token_healing top_h top_k top_p typical_p use_mtp watermarking_config""",
+}
+_HARMLESS = frozenset(name for names in _HARMLESS_BY_REASON.values() for name in names.split())
+"""Keys that do not change what the network computes."""
+
+_LAYERS = {
+    "mamba": ("mamba",),
+    "mamba2": ("mamba",),
+    "linear_attention": ("mamba",),
+    "attention": ("window", "full"),
+    "sliding_attention": ("window",),
+    "full_attention": ("full",),
+}
+"""What layer_types and layers_block_type call the kinds of layers."""
+
+
+def model_fields(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Arguments of `ModelConfig` from a public config.json.
+
+    Args:
+        values: the JSON object.
+        names: fields of `ModelConfig`.
+
+    Raises:
+        ValueError: a key asks for something that the model does not compute, or two keys contradict each other.
+    """
+    for key, value in values.items():
+        if key in _ONLY and (not _is_off(value) or any(allowed is True for allowed in _ONLY[key])):
+            _require_only(key, value)
+        elif not (key in names or key in _READ or key in _HARMLESS or key in _ONLY or _is_off(value)):
+            raise ValueError(
+                f"{_shown_key(key)}={shown(value)} is not supported: the network does not know this key. Remove it if it does not "
+                "change what the network computes"
+            )
+    fields = {key: value for key, value in values.items() if key in names}
+    for name in ("full_attention_idx", "rope_theta", "rope_local_theta"):
+        if fields.get(name, 0) is None:
+            del fields[name]
+    for other, name in _OTHER_NAMES.items():
+        if values.get(other) is not None and fields.setdefault(name, values[other]) != values[other]:
+            raise ValueError(f"{name}={shown(fields[name])} and {other}={shown(values[other])} contradict each other")
+    _read_window(values, fields)
+    fields |= _read_rope(values)
+    for name in ("attention_window_size", "max_position_embeddings"):
+        if is_integer(fields.get(name)):
+            fields[name] = min(fields[name], LONGEST)
+    return fields
+
+
+def full_layers(values: Mapping[str, Any], kinds: Sequence[str]) -> tuple[int, ...] | None:
+    """Compare what config.json says about each layer with the pattern that the other keys give.
+
+    Args:
+        values: the JSON object.
+        kinds: "mamba", "window" or "full" for every layer.
+
+    Returns:
+        Layers with full attention, where only layer_types lists them; None: as `kinds`.
+
+    Raises:
+        ValueError: a layer is of another kind, or an attention layer has no RoPE base.
+    """
+    listed = None
+    kinds = list(kinds)
+    for key in ("layer_types", "layers_block_type"):
+        types = values.get(key)
+        if types is None:
+            continue
+        if not isinstance(types, list) or len(types) != len(kinds):
+            raise ValueError(
+                f"{key}={shown(types)} is not allowed: it must be a list with one name for each of {len(kinds)} layers"
+            )
+        for i, (name, kind) in enumerate(zip(types, kinds, strict=True)):
+            allowed = _LAYERS.get(name, ()) if isinstance(name, str) else ()
+            if name == "full_attention" and kind == "window" and values.get("full_attention_idx") is None:
+                kinds[i] = "full"
+                listed = (*(listed or ()), i)
+            elif kind not in allowed:
+                raise ValueError(
+                    f"{key}[{i}]={shown(name)} contradicts the other keys (mamba_step, mamba_enabled, full_attention_idx): layer {i} "
+                    f"is {_article(kind)}"
+                )
+    rope = values.get("rope_parameters") or values.get("rope_scaling")
+    for kind, name, top in (
+        ("full", "full_attention", "rope_theta"),
+        ("window", "sliding_attention", "rope_local_theta"),
+    ):
+        if kind in kinds and _is_nested(rope) and not (rope.get(name) or rope.get("attention") or values.get(top)):
+            raise ValueError(f"rope_parameters has no entry {name!r}, but the model has such layers")
+    return listed
+
+
+def shown(value: Any) -> str:
+    """A value for a message, shortened where it is long."""
+    try:
+        text = _SHORT.repr(value)
+    except ValueError:  # an integer with more digits than Python converts
+        return "an integer of thousands of digits"
+    return text if len(text) <= 120 else f"{text[:80]}...{text[-20:]}"
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a JSON value is an integer."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a finite number that a float holds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) if isinstance(value, float) else abs(value) < 2**1023
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 6
+
+
+def _read_window(values: Mapping[str, Any], fields: dict[str, Any]) -> None:
+    """The window: vLLM's sliding_window counts the token itself, public files repeat attention_window_size there."""
+    window = values.get("sliding_window")
+    if window is None or window is False:
+        return
+    if not is_integer(window) or window < 1:
+        raise ValueError(f"sliding_window={shown(window)} is not allowed: it must be a positive integer or null")
+    own = fields.setdefault("attention_window_size", window)
+    if window not in (own, own + 1 if is_integer(own) else own):
+        raise ValueError(
+            f"attention_window_size={shown(own)} and sliding_window={shown(window)} contradict each other: sliding_window must be "
+            "the same number, or one more where it counts the token itself"
+        )
+
+
+def _read_rope(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The RoPE bases, from the top of the file and from rope_parameters (rope_scaling in older files)."""
+    bases = [(key, key, values[key]) for key in ("rope_theta", "rope_local_theta") if values.get(key) is not None]
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = values.get(key)
+        if _is_off(rope):
+            continue
+        if not isinstance(rope, Mapping):
+            raise ValueError(f"{key}={shown(rope)} is not allowed: it must be an object or null")
+        if not _is_nested(rope):
+            bases += _plain_rope(key, "rope_theta", rope)
+            continue
+        for layers, inner in rope.items():
+            where = f"{key}.{_shown_key(layers)}"
+            if layers not in _LAYERS or not (inner is None or isinstance(inner, Mapping)):
+                raise ValueError(f"{where}={shown(inner)} is not supported: it must be an object for one kind of layer")
+            if inner and "mamba" not in _LAYERS[layers]:
+                both = ("rope_theta", "rope_local_theta") if layers == "attention" else ()
+                names = both or (("rope_theta",) if layers == "full_attention" else ("rope_local_theta",))
+                bases += [base for name in names for base in _plain_rope(where, name, inner)]
+    found: dict[str, tuple[str, Any]] = {}
+    for where, name, base in bases:
+        first = found.setdefault(name, (where, base))
+        if first[1] != base:
+            raise ValueError(
+                f"{first[0]}={shown(first[1])} and {where}={shown(base)} contradict each other: give one RoPE base"
+            )
+    return {name: base for name, (_, base) in found.items()}
+
+
+def _plain_rope(where: str, name: str, rope: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
+    """The base in one object of RoPE parameters, which may hold nothing else that changes the rotation."""
+    allowed = {"rope_type": ("default",), "type": ("default",), "partial_rotary_factor": (1,), "factor": (1,)}
+    for key, value in rope.items():
+        if key != "rope_theta" and value is not None and not any(_same(value, one) for one in allowed.get(key, ())):
+            only = (
+                f"it must be {' or '.join(map(repr, allowed[key]))}"
+                if key in allowed
+                else "only rope_theta is read there"
+            )
+            raise ValueError(f"{where}.{_shown_key(key)}={shown(value)} is not supported: {only}, without scaling")
+    base = rope.get("rope_theta")
+    return [] if base is None else [(f"{where}.rope_theta", name, base)]
+
+
+def _is_nested(rope: Any) -> bool:
+    return isinstance(rope, Mapping) and any(key in _LAYERS or key.endswith("_attention") for key in rope)
+
+
+def _require_only(key: str, value: Any) -> None:
+    if value is not None and not any(_same(value, allowed) for allowed in _ONLY[key]):
+        allowed = " or ".join(map(json.dumps, _ONLY[key]))
+        raise ValueError(f"{key}={shown(value)} is not supported: it must be {allowed}, or the key must be absent")
+
+
+def _is_off(value: Any) -> bool:
+    return value is None or value is False or (isinstance(value, str | list | Mapping) and not value)
+
+
+def _same(value: Any, allowed: Any) -> bool:
+    # In Python true equals 1; in a configuration it does not.
+    return value == allowed and isinstance(value, bool) == isinstance(allowed, bool)
+
+
+def _shown_key(key: str) -> str:
+    return key if len(key) <= 60 and key.isprintable() and key else shown(key)
+
+
+def _article(kind: str) -> str:
+    return {"mamba": "a state-space layer", "window": "a windowed attention layer", "full": "a full attention layer"}[
+        kind
+    ]
