@@ -181,3 +181,25 @@ def test_a_folder_in_place_of_the_journal_is_refused(tmp_path):
     (tmp_path / "journal.jsonl").mkdir()
     with pytest.raises(ValueError, match="is not a regular file"):
         Journal(tmp_path / "journal.jsonl", lambda entry: True)
+
+
+def test_links_to_files_elsewhere_are_neither_read_nor_written(config, tmp_path):
+    before, elsewhere = whole(config.output), tmp_path / "elsewhere"
+    for name, message in {"config.json": "is a link", "journal.jsonl": "is not a regular file"}.items():
+        content = (config.output / name).read_bytes()
+        elsewhere.write_text("not an entry\n")
+        (config.output / "report.json").unlink()
+        (config.output / name).unlink()
+        (config.output / name).symlink_to(elsewhere)
+        with pytest.raises(ValueError, match=f"{name} {message}"):
+            prefer(config)
+        assert elsewhere.read_text() == "not an entry\n"
+        (config.output / name).unlink()
+        (config.output / name).write_bytes(content)
+        prefer(config)
+    elsewhere.write_bytes((config.output / "report.json").read_bytes())
+    (config.output / "report.json").unlink()
+    (config.output / "report.json").symlink_to(elsewhere)
+    prefer(config)
+    assert not (config.output / "report.json").is_symlink()
+    assert whole(config.output) == before

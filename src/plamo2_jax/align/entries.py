@@ -42,6 +42,8 @@ def is_entry(entry: Any, samples: int) -> bool:
 
 def read_report(output: Path) -> dict[str, Any] | None:
     """Return the report of a complete folder; None where it is missing, damaged or of a folder without its other files."""
+    if (output / REPORT).is_symlink():
+        return None
     try:
         report = read_json_object(output / REPORT, max_bytes=_LARGEST_REPORT)
     except ValueError:
@@ -58,6 +60,8 @@ def read_identity(output: Path) -> dict[str, Any] | None:
         ValueError: its config.json is not that of preference data.
     """
     path = output / CONFIG
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link: the configuration must be a file of the folder itself; {OR_AGAIN}")
     if not path.exists():
         return None
     try:

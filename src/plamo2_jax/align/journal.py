@@ -30,13 +30,16 @@ class Journal:
     """
 
     def __init__(self, path: Path, is_entry: Callable[[Mapping[str, Any]], bool]):
-        if path.exists() and not path.is_file():
-            raise ValueError(f"{path} is not a regular file: a journal is one. Remove it, or give another --output")
+        # A link is refused: cutting off what is no entry would shorten a file elsewhere.
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise ValueError(
+                f"{path} is not a regular file: a journal must be one. Remove it, or give another --output"
+            )
         self.entries: dict[str, Mapping[str, Any]] = {}
         """By id, what is done."""
         self._lock = threading.Lock()
         # Written at once and never by a buffer's leave: a line is there when `append` returns.
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
         whole = 0
         with path.open("rb") as file:
             for line in iter(lambda: file.readline(_LONGEST_LINE), b""):
