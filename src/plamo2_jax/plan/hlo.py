@@ -11,7 +11,7 @@ _ARRAY = re.compile(r"\b(pred|[a-z]+\d\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _BITS = re.compile(r"\d+")
 _COMMENT = re.compile(r"/\*.*?\*/")
 _REFERENCE = re.compile(r"%([\w.\-]+)")
-_THREAD = re.compile(r'\}, execution_thread="(\w+)"')
+_ENDS = re.compile(r'\}(?:, execution_thread="(\w+)")?')
 _NO_ESTIMATE = 2**63 - 1
 """What libtpu 0.0.50 writes where its cost model says nothing, as of work on the SparseCore; 0.0.42 wrote no estimate there."""
 # Instructions that only name or rename a buffer, or whose work another instruction is charged with.
@@ -136,22 +136,34 @@ def parse_module(text: str) -> Module:
     """The program of `compiled.as_text()`."""
     computations: dict[str, Computation] = {}
     entry = current = name = None
-    for line in text.splitlines():
+    for line in _whole_lines(text):
         if line.endswith("{") and not line.startswith(" ") and (match := re.match(r"(ENTRY )?%([\w.\-]+) \(", line)):
             name = match[2]
             current = computations[name] = {}
             entry = name if match[1] else entry
         elif line.startswith("  ") and current is not None and (instruction := _instruction(line)):
             current[instruction.name] = instruction
-        elif line.startswith("}"):
-            if current and (thread := _THREAD.match(line)):
+        elif _ENDS.fullmatch(line):
+            if current and (thread := _ENDS.fullmatch(line)[1]):
                 computations[name] = {
-                    key: dataclasses.replace(instruction, thread=thread[1]) for key, instruction in current.items()
+                    key: dataclasses.replace(instruction, thread=thread) for key, instruction in current.items()
                 }
             current = None
     if entry is None:
         raise ValueError("not a compiled program: it has no entry computation")
     return Module(computations, entry)
+
+
+def _whole_lines(text: str) -> Iterator[str]:
+    """Lines, of which an instruction has one each: attributes that jax 0.12 gives a kernel are printed over several."""
+    parts: list[str] = []
+    for line in text.splitlines():
+        continues = parts and parts[0].startswith("  ") and not line.startswith("  ") and not _ENDS.fullmatch(line)
+        if not continues and parts:
+            yield " ".join(parts)
+            parts = []
+        parts.append(line)
+    yield " ".join(parts)
 
 
 def _instruction(line: str) -> Instruction | None:
