@@ -211,7 +211,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true", help="compile nothing")
     parser.add_argument("--kernels", action="store_true", help="compile no program of XLA's")
-    parser.add_argument("--libtpu", default=libtpu_version(), help="with --table: whose results (the installed one's)")
+    parser.add_argument("--libtpu", default=REFERENCE, help="with --table: whose results")
     parser.add_argument("generations", nargs="*", metavar="TPU", help="left out: all")
     arguments = parser.parse_args()
     if unknown := set(arguments.generations) - set(TOPOLOGIES):
