@@ -23,7 +23,8 @@ usage: plamo2 plan CONFIG.py --topology SLICE [options] [--field value] [--part.
 
 Prints HBM a chip by kind, collectives, the compiler's scheduled cycles, and a step time and MFU bound predicted from them. Nothing is
 measured, and no data are needed. Where it does not fit, the bytes that are over and the nearest change that fits. CONFIG.py may be one of
-plamo2 sft or plamo2 dpo too. Any field of the run can be replaced as there. Needs the tpu extra: pip install 'plamo2-jax[tpu]'"""
+plamo2 sft or plamo2 dpo too. Any field of the run can be replaced as there. A field that a plan does not count (ema_decay,
+distillation, lora) is refused. Needs the tpu extra: pip install 'plamo2-jax[tpu]'"""
 
 
 @dataclasses.dataclass(frozen=True)
