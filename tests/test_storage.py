@@ -1,5 +1,10 @@
 """Paths of this machine and of buckets."""
 
+import errno
+import multiprocessing
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,3 +32,122 @@ def test_files_are_whole_and_grow(tmp_path):
     storage.append(tmp_path / "a", b" two")
     storage.append(tmp_path / "b", b"new")
     assert {path.name: path.read_bytes() for path in storage.files_below(tmp_path)} == {"a": b"one two", "b": b"new"}
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def hold(path, ready, go):
+    """Write a folder, and wait in the middle of it; runs in a process of its own."""
+    with storage.new_folder(path) as partial:
+        (partial / "a").write_bytes(b"half")
+        ready.set()
+        go.wait(60)
+        (partial / "a").write_bytes(b"whole")
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """A process in the middle of writing tmp_path/OUT, and the event that lets it go on."""
+    context = multiprocessing.get_context("spawn")
+    ready, go = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(tmp_path / "OUT", ready, go))
+    process.start()
+    assert ready.wait(60)
+    yield process, go
+    process.kill()
+    process.join()
+
+
+def test_a_second_writer_is_refused_and_the_first_goes_on(tmp_path, writer):
+    process, go = writer
+    with (
+        pytest.raises(ValueError, match="OUT is being written by another process"),
+        storage.new_folder(tmp_path / "OUT"),
+    ):
+        pass
+    with storage.new_folder(tmp_path / "OUT2") as partial:  # another target beside it
+        (partial / "b").touch()
+    go.set()
+    process.join()
+    assert (tmp_path / "OUT" / "a").read_bytes() == b"whole"
+    assert names(tmp_path) == ["OUT", "OUT2"]
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path, writer):
+    process, _ = writer
+    process.kill()
+    process.join()
+    assert len(names(tmp_path)) == 1
+    with storage.new_folder(tmp_path / "OUT") as partial:
+        (partial / "a").write_bytes(b"second")
+    assert names(tmp_path) == ["OUT"]
+    assert (tmp_path / "OUT" / "a").read_bytes() == b"second"
+    assert (tmp_path / "OUT").stat().st_mode & 0o777 == 0o777 & ~umask()
+
+
+def umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_failure_leaves_nothing(tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "a").write_bytes(b"old")
+    with pytest.raises(ValueError, match="exists already"), storage.new_folder(tmp_path / "old"):
+        pass
+    for write in (
+        storage.new_folder(tmp_path / "new"),
+        storage.new_folder(tmp_path / "new", replace=True),
+        storage.new_file(tmp_path / "file"),
+    ):
+        with pytest.raises(RuntimeError), write:
+            raise RuntimeError
+    assert names(tmp_path) == ["old"]
+    with storage.new_folder(tmp_path / "old", replace=True) as partial:
+        (partial / "b").write_bytes(b"new")
+    assert names(tmp_path / "old") == ["b"]
+    assert names(tmp_path) == ["old"]
+
+
+def test_a_killed_replacement_loses_nothing(tmp_path, monkeypatch):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "a").write_bytes(b"old")
+    # What a kill between the two renames of `replace=True` leaves.
+    (tmp_path / ".old.00000000.partial").mkdir()
+    (tmp_path / "old").rename(tmp_path / ".old.00000000.partial.old")
+    with pytest.raises(ValueError, match="exists already"), storage.new_folder(tmp_path / "old"):
+        pass
+    assert names(tmp_path) == ["old"]
+    assert (tmp_path / "old" / "a").read_bytes() == b"old"
+
+
+def test_a_full_disk_is_named_with_the_path(tmp_path):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    wrapped = ValueError("RESOURCE_EXHAUSTED: Error writing [OS error 28: ENOSPC No space left on device]")
+    for error in (full, wrapped):
+        with (
+            pytest.raises(OSError, match="new could not be written: the disk is full"),
+            storage.new_folder(tmp_path / "new"),
+        ):
+            raise error
+        with (
+            pytest.raises(OSError, match="file could not be written: the disk is full"),
+            storage.new_file(tmp_path / "file"),
+        ):
+            raise error
+    assert names(tmp_path) == []
+
+
+def test_a_folder_is_locked_for_other_processes(tmp_path):
+    script = (
+        "import sys, pathlib; from plamo2_jax import storage\nwith storage.lock_folder(sys.argv[1]): print('locked')"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "run")]
+    with storage.lock_folder(tmp_path / "run"):
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert f"run is in use by another process (process {os.getpid()} on " in second.stderr
+        assert second.stdout == ""
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "locked\n"

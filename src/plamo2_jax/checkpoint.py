@@ -12,11 +12,11 @@ a step under a temporary name and renames it when it is whole, so a killed job l
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +27,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from plamo2_jax.config import ModelConfig
-from plamo2_jax.storage import absolute, address, is_remote, located, write_whole
+from plamo2_jax.json_input import read_json_object
+from plamo2_jax.storage import absolute, address, is_remote, located, new_folder, require_empty, write_whole
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.jsonl"
@@ -65,13 +66,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     path = located(folder) / CONFIG
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a run folder: it has no {CONFIG}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, not {type(config).__name__}")
-    return config
+    return read_json_object(path, error=CheckpointError)
 
 
 def read_model_config(folder: str | os.PathLike[str]) -> ModelConfig:
@@ -99,7 +94,11 @@ def latest_step(folder: str | os.PathLike[str]) -> int | None:
 
 
 def save_model(
-    folder: str | os.PathLike[str], config: ModelConfig, params: Any, tokenizer: SavesItself | None = None
+    folder: str | os.PathLike[str],
+    config: ModelConfig,
+    params: Any,
+    tokenizer: SavesItself | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a run folder that holds a model and nothing else: parameters only, at step 0.
 
@@ -111,34 +110,50 @@ def save_model(
         config: shape of the model.
         params: tree of arrays, of any sharding and dtype.
         tokenizer: written to tokenizer.jsonl when given.
+        files: further small files by name, such as the chat template.
 
     Raises:
-        CheckpointError: `folder` exists and is not an empty folder, or is not of this machine.
+        ValueError: `folder` exists and is not an empty folder, is not of this machine, or is being written by another process.
+        OSError: the disk is full; the message names `folder`.
     """
     if is_remote(folder):
         raise CheckpointError(
             f"{address(folder)}: a model is written to a folder of this machine; copy it to the bucket from there"
         )
     folder = Path(folder).absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists already; give a folder that does not exist or is empty")
-    partial = folder.with_name(f".{folder.name}.partial")
-    if jax.process_index() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        write_json(partial / CONFIG, {"model": model_json(config)})
-        if tokenizer is not None:
-            tokenizer.save(partial / TOKENIZER)
-    barrier("save_model: folder made")
+    require_empty(folder)
+    with contextlib.ExitStack() as stack:
+        name = ""
+        if jax.process_index() == 0:
+            partial = stack.enter_context(new_folder(folder))
+            name = partial.name
+            write_json(partial / CONFIG, {"model": model_json(config)})
+            if tokenizer is not None:
+                tokenizer.save(partial / TOKENIZER)
+            for file, content in ({} if files is None else files).items():
+                write_whole(partial / file, content)
+        partial = folder.with_name(_from_first_process(name))
+        _save_params(partial / CHECKPOINTS, params)
+        barrier("save_model: parameters written")
+    barrier("save_model: done")
+
+
+def _save_params(folder: Path, params: Any) -> None:
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
     chunked = jax.tree.map(lambda leaf: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), params)
     handlers = {PARAMS: _frugal_handler(params)}
-    with ocp.CheckpointManager(partial / CHECKPOINTS, options=options, item_handlers=handlers) as manager:
+    with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
         manager.save(0, args=ocp.args.Composite(**{PARAMS: ocp.args.StandardSave(params, save_args=chunked)}))
-    barrier("save_model: parameters written")
-    if jax.process_index() == 0:
-        os.replace(partial, folder)
-    barrier("save_model: done")
+
+
+def _from_first_process(name: str) -> str:
+    """The temporary folder's name, which the first process chose, in every process."""
+    if jax.process_count() == 1:
+        return name
+    buffer = np.zeros(256, np.uint8)
+    encoded = name.encode()
+    buffer[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    return multihost_utils.broadcast_one_to_all(buffer).tobytes().rstrip(b"\0").decode()
 
 
 def restore_params(

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,10 @@ from safetensors.numpy import load_file, save_file
 from plamo2_jax import checkpoint
 from plamo2_jax.align.lora import A, Adapters, B, LoraConfig, Split, add, split_axes
 from plamo2_jax.config import ModelConfig
-from plamo2_jax.convert.hf import refuse_occupied
 from plamo2_jax.convert.layout import Part, PublicTensor, public_tensors
 from plamo2_jax.convert.load import LoadedModel, load_model
 from plamo2_jax.model import Plamo2, logical_axes
+from plamo2_jax.storage import new_folder, require_empty
 
 CONFIG, WEIGHTS, FOLDER = "adapter_config.json", "adapter_model.safetensors", "adapter"
 _PREFIX = "base_model.model."
@@ -56,7 +55,7 @@ def write_peft(
     """
     folder = Path(folder).absolute()
     if not (folder / CONFIG).is_file():
-        refuse_occupied(folder)
+        require_empty(folder)
     targets = Adapters(config, lora).targets
     leaves = {path: np.asarray(leaf) for path, leaf in flax.traverse_util.flatten_dict(adapters, sep="/").items()}
     tensors, ranks = {}, {}
@@ -86,16 +85,9 @@ def write_peft(
         "use_dora": False,
         "modules_to_save": None,
     }
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with new_folder(folder, replace=True) as partial:
         save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
         checkpoint.write_json(partial / CONFIG, about)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 

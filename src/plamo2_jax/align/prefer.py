@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from plamo2_jax.align import rules as rule
-from plamo2_jax.align.journal import Journal, Lock
+from plamo2_jax.align.journal import Journal
 from plamo2_jax.align.judge import JudgeConfig, compare, win_shares
 from plamo2_jax.align.pair_files import write_files
 from plamo2_jax.align.pairing import PairingConfig, repeated
@@ -32,6 +32,7 @@ from plamo2_jax.align.speakers import Failure, Question, Reply, Speaker, Speaker
 from plamo2_jax.checkpoint import write_json
 from plamo2_jax.infer.sampling import SamplingConfig
 from plamo2_jax.infer.stop import StopConfig
+from plamo2_jax.storage import lock_folder
 from plamo2_jax.train.config import differences, to_json
 
 CONFIG, JOURNAL, REPORT = "config.json", "journal.jsonl", "report.json"
@@ -129,7 +130,7 @@ def prefer(config: PreferConfig, *, again: bool = False, on_progress: Progress |
     output = Path(config.output)
     prompts = read_prompts(config.prompts, config.rules)
     ours = {"config": identity(config), "prompts": digest(prompts)}
-    with Lock(output):
+    with lock_folder(output):
         if again:
             for name in FILES:
                 (output / name).unlink(missing_ok=True)

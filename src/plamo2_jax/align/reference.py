@@ -9,9 +9,7 @@ an error and not a wrong number.
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,9 @@ import numpy as np
 from plamo2_jax.align.examples import Examples
 from plamo2_jax.align.logprobs import token_log_probs
 from plamo2_jax.checkpoint import write_json
-from plamo2_jax.convert.hf import refuse_occupied
+from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model.plamo2 import Plamo2
+from plamo2_jax.storage import allocate, new_folder, require_empty
 from plamo2_jax.surgery.distill import fingerprint
 
 FORMAT = "plamo2-reference-log-probs-1"
@@ -53,7 +52,7 @@ class ReferenceLogProbs:
         path = folder / MANIFEST
         if not path.is_file():
             raise ReferenceLogProbsError(f"{folder} holds no reference's log-probabilities: it has no {MANIFEST}")
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json_object(path, error=ReferenceLogProbsError)
         if manifest.get("format") != FORMAT:
             raise ReferenceLogProbsError(f"{path}: format is {manifest.get('format')!r}; it must be {FORMAT!r}")
         return cls(folder, manifest)
@@ -109,14 +108,12 @@ def write_reference(
         ValueError: the folder is occupied. Nothing is left behind.
     """
     folder = Path(folder).absolute()
-    refuse_occupied(folder)
+    require_empty(folder)
     apply = jax.jit(lambda params, batch: token_log_probs(model, params, batch, chunk))
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with new_folder(folder) as partial:
         total = sum(part.targets for part in parts)
         values = np.lib.format.open_memmap(partial / LOG_PROBS, "w+", np.float32, (total,))
+        allocate(partial / LOG_PROBS)
         place = 0
         for part in parts:
             for first in range(0, len(part), batch_size):
@@ -134,9 +131,6 @@ def write_reference(
             "parts": [{"fingerprint": part.fingerprint, "positions": part.targets} for part in parts],
         }
         write_json(partial / MANIFEST, manifest)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _rows(elements: Sequence[Mapping[str, np.ndarray]], t: int, b: int) -> dict[str, jax.Array]:

@@ -19,13 +19,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from plamo2_jax.align.journal import Lock
 from plamo2_jax.align.prefer import CONFIG, REPORT, PreferConfig, Progress, identity, prefer
 from plamo2_jax.align.preferences import DpoConfig, PairSource, make_objective
 from plamo2_jax.align.samples import sample_writer
 from plamo2_jax.checkpoint import read_config, write_json
-from plamo2_jax.convert.hf import copy_chat_template
+from plamo2_jax.convert.hf import chat_template_files
 from plamo2_jax.data.pipeline import MixtureItem
+from plamo2_jax.storage import lock_folder, write_whole
 from plamo2_jax.surgery.merge import MergeConfig, merge
 from plamo2_jax.train.config import differences, to_json
 from plamo2_jax.train.loop import pretrain
@@ -102,7 +102,7 @@ def iterate(
         ValueError: the folder is in use or of another configuration, a round makes no pair, or what its stages raise.
     """
     output = Path(config.output)
-    with Lock(output):
+    with lock_folder(output):
         if again:
             for path in (*output.glob("round_*"), output / CONFIG):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -116,7 +116,8 @@ def iterate(
                 if signal is not None:
                     return Ended(start, signal)
             # The template that it was trained under, whatever it began with. Behind the test: a kill may have come between the two.
-            copy_chat_template(folder / "train", model)
+            for name, content in chat_template_files(folder / "train").items():
+                write_whole(model / name, content)
             start = model
     return Ended(start, None)
 

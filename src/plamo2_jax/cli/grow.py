@@ -53,9 +53,10 @@ def grow(
 
     import jax
 
-    from plamo2_jax.convert.hf import refuse_occupied, write_public
+    from plamo2_jax.convert.hf import chat_template_files, write_public
     from plamo2_jax.convert.load import load_model
     from plamo2_jax.model import Plamo2, abstract_params
+    from plamo2_jax.storage import require_empty
     from plamo2_jax.surgery import reuse
 
     def run(params):
@@ -68,12 +69,11 @@ def grow(
         )
         print(changes_table(old, new))
         return
-    refuse_occupied(output)
+    require_empty(output)
     reuse.check(old, new, method, depth)
     loaded = load_model(source, step=step)
-    write_public(
-        output, new, run(jax.device_get(loaded.params)), loaded.tokenizer, dtype=dtype, template_from=Path(source)
-    )
+    params, files = run(jax.device_get(loaded.params)), chat_template_files(Path(source))
+    write_public(output, new, params, loaded.tokenizer, dtype=dtype, files=files)
     print(changes_table(old, new))
     print(output)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -105,32 +104,29 @@ def write_logits(
     from tqdm import tqdm
 
     from plamo2_jax.model import Plamo2
+    from plamo2_jax.storage import new_file
 
     model = Plamo2(loaded.config, dtype=np.dtype(dtype) if dtype == "float32" else jax.numpy.bfloat16)
     features = jax.jit(lambda params, *args: model.apply({"params": params}, *args, method="features")[0])
     project = jax.jit(lambda params, x: model.apply({"params": params}, x, method="logits"))
     b, t = tokens.shape
     shape = (b, t, loaded.config.vocab_size)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with (
-            zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive,
-            archive.open("logits.npy", "w", force_zip64=True) as file,
-            tqdm(total=b * t, desc="logits", unit="token", unit_scale=True, delay=1) as bar,
-        ):
-            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
-            for start in range(0, b, batch_size):
-                rows = slice(start, start + batch_size)
-                batch = [_fill(array[rows].astype(np.int32), batch_size) for array in (tokens, segment_ids)]
-                x = features(loaded.params, *batch)
-                for row in range(len(tokens[rows])):
-                    for block in range(0, t, _BLOCK):
-                        y = project(loaded.params, x[row : row + 1, block : block + _BLOCK])
-                        file.write(np.ascontiguousarray(y, "<f4").data)
-                        bar.update(y.shape[1])
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        new_file(path) as partial,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive,
+        archive.open("logits.npy", "w", force_zip64=True) as file,
+        tqdm(total=b * t, desc="logits", unit="token", unit_scale=True, delay=1) as bar,
+    ):
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        for start in range(0, b, batch_size):
+            rows = slice(start, start + batch_size)
+            batch = [_fill(array[rows].astype(np.int32), batch_size) for array in (tokens, segment_ids)]
+            x = features(loaded.params, *batch)
+            for row in range(len(tokens[rows])):
+                for block in range(0, t, _BLOCK):
+                    y = project(loaded.params, x[row : row + 1, block : block + _BLOCK])
+                    file.write(np.ascontiguousarray(y, "<f4").data)
+                    bar.update(y.shape[1])
 
 
 def _fill(rows: np.ndarray, batch_size: int) -> np.ndarray:

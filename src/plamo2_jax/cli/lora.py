@@ -25,17 +25,17 @@ def lora(
     """
     from plamo2_jax import checkpoint
     from plamo2_jax.align.peft import CONFIG, merged_model
-    from plamo2_jax.convert.hf import copy_chat_template, refuse_occupied
+    from plamo2_jax.convert.hf import chat_template_files
+    from plamo2_jax.storage import require_empty
 
-    refuse_occupied(output)
+    require_empty(output)
     if step is not None and (adapter / CONFIG).is_file():
         raise ValueError(f"{adapter} is of PEFT's layout and has no steps; leave --step out")
     merged = merged_model(model, adapter, step)
-    checkpoint.save_model(output, merged.config, merged.params, merged.tokenizer)
     # A folder `adapter` lies in the run that trained it, and so does its template.
-    for folder in (adapter, adapter.parent, model):
-        if copy_chat_template(folder, output):
-            break
+    templates = (chat_template_files(folder) for folder in (adapter, adapter.parent, model))
+    files = next(filter(None, templates), {})
+    checkpoint.save_model(output, merged.config, merged.params, merged.tokenizer, files=files)
     print(output)
 
 

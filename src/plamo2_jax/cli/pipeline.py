@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
-import os
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -124,16 +124,16 @@ def command(argv: list[str], stdout: Path | None) -> int:
         stdout: where what it prints goes, which appears once it is complete.
     """
     from plamo2_jax.cli.main import main as plamo2
+    from plamo2_jax.storage import write_whole
 
     try:
         if stdout is None:
             return _status(plamo2, argv)
-        partial = stdout.with_name(f".{stdout.name}.partial")
-        with partial.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
             status = _status(plamo2, argv)
         if status == 0:
-            os.replace(partial, stdout)
-        partial.unlink(missing_ok=True)
+            write_whole(stdout, printed.getvalue().encode())
         return status
     finally:
         gc.collect()  # Arrays in reference cycles would lie on the device through the stages to come.

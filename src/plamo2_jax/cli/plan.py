@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Literal
@@ -112,14 +111,10 @@ def ssd(
 
 def _write(path: Path, header: dict, results: list) -> None:
     from plamo2_jax.plan.table import to_json
+    from plamo2_jax.storage import write_whole
 
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        text = json.dumps({**header, "programs": [to_json(result) for result in results]}, indent=1)
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    text = json.dumps({**header, "programs": [to_json(result) for result in results]}, indent=1)
+    write_whole(path, (text + "\n").encode())
     print(f"\n{path}: {len(results)} programs", file=sys.stderr)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -187,10 +186,7 @@ def _gpu_count(node: str) -> int:
 def _write(options: Options, data: dict) -> None:
     if options.json is None:
         return
-    partial = options.json.with_name(f".{options.json.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, options.json)
-    finally:
-        partial.unlink(missing_ok=True)
+    from plamo2_jax.storage import write_whole
+
+    write_whole(options.json, (json.dumps(data, indent=1) + "\n").encode())
     print(f"{options.json}", file=sys.stderr)

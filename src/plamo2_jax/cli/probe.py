@@ -65,9 +65,9 @@ def main(argv: list[str]) -> int:
         if getattr(options, name) < least:
             option = f"--{name.replace('_', '-')} {getattr(options, name)}"
             raise ValueError(f"{option} is not allowed: it must be at least {least}")
-    from plamo2_jax.convert.hf import refuse_occupied
+    from plamo2_jax.storage import require_empty
 
-    refuse_occupied(options.output)
+    require_empty(options.output)
     import jax.numpy as jnp
     from tqdm import tqdm
 
@@ -118,17 +118,11 @@ def _questions(options: ProbeOptions, tokenizer: Tokenizer, languages: tuple[str
 
 
 def _write(options: ProbeOptions, answered: list[Answered], rows: list[dict]) -> None:
-    import os
-    import shutil
-
     from plamo2_jax.checkpoint import write_json
     from plamo2_jax.eval.retrieval_plot import heat_map
+    from plamo2_jax.storage import new_folder
 
-    output = options.output.absolute()
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with new_folder(options.output) as partial:
         settings = {**dataclasses.asdict(options), "output": str(options.output)}
         write_json(partial / "results.json", {"settings": settings, "rows": rows})
         with (partial / "answers.jsonl").open("w", encoding="utf-8") as file:
@@ -137,6 +131,3 @@ def _write(options: ProbeOptions, answered: list[Answered], rows: list[dict]) ->
                 record = {**question, "tokens": one.tokens, "exact": one.exact, "ranked": one.ranked, "text": one.text}
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         heat_map(partial / "heat_map.png", rows, f"{options.task}: {options.model}")
-        os.replace(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

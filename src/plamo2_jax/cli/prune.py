@@ -58,7 +58,8 @@ def prune(
         dtype: Of the file.
         plan: Only print what would be cut, or the shapes within the budget.
     """
-    from plamo2_jax.convert.hf import refuse_occupied, write_public
+    from plamo2_jax.convert.hf import chat_template_files, write_public
+    from plamo2_jax.storage import require_empty
     from plamo2_jax.surgery.search import candidates
     from plamo2_jax.surgery.shapes import changes_table, read_shape, with_sizes
     from plamo2_jax.surgery.shrink import check_target
@@ -84,7 +85,7 @@ def prune(
             raise ValueError(f"--{name} {value} is not allowed: it must be at least 1")
     if calibration is None:
         raise ValueError("--calibration must name a folder of shards (see plamo2 data prepare)")
-    refuse_occupied(output)
+    require_empty(output)
 
     import itertools
 
@@ -116,7 +117,8 @@ def prune(
         )
         if best is None or nats < lowest:
             best, lowest = pruned, nats
-    write_public(output, best.config, best.params, loaded.tokenizer, dtype=dtype, template_from=Path(model))
+    files = chat_template_files(Path(model))
+    write_public(output, best.config, best.params, loaded.tokenizer, dtype=dtype, files=files)
     print(changes_table(old, best.config))
     print(output)
 

@@ -8,7 +8,6 @@ Nothing is unpickled, no code is run, and no file outside the folder is opened.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import struct
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.layout import LM_HEAD, PublicTensor
+from plamo2_jax.json_input import parse_json, read_json_object
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -73,14 +73,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     Raises:
         ConvertError: the file is missing, outside the folder, or not a JSON object.
     """
-    path = inside(folder, name)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise ConvertError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ConvertError(f"{path} must hold a JSON object, not {type(value).__name__}")
-    return value
+    return read_json_object(inside(folder, name), error=ConvertError)
 
 
 def find_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -153,10 +146,7 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
         raise ConvertError(f"{path} is damaged or not a safetensors file: {error}") from error
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
-        try:
-            header = json.loads(file.read(length), object_pairs_hook=_without_repeats)
-        except ValueError as error:
-            raise ConvertError(f"{path} has a bad header: {error}") from error
+        header = parse_json(file.read(length), f"the header of {path}", error=ConvertError)
     header.pop("__metadata__", None)
     stored = {}
     for name, entry in header.items():
@@ -170,14 +160,6 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
             raise ConvertError(f"{path}: tensor {name} has {end - begin} bytes, too few or too many for {list(shape)}")
         stored[name] = StoredTensor(path, 8 + length + begin, shape, dtype)
     return stored
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
-    return result
 
 
 def _some(names: list[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from plamo2_jax.convert.load import is_run_folder, read_tokenizer
 from plamo2_jax.convert.read import common_dtype, read_params, read_public_config
 from plamo2_jax.convert.write import write_params
 from plamo2_jax.model import Plamo2, abstract_params
+from plamo2_jax.storage import new_folder, require_empty, write_whole
 from plamo2_jax.tokenizer import chat_template
 from plamo2_jax.tokenizer.tokenizer import PAD, UNK, Tokenizer
 
@@ -48,14 +49,13 @@ def from_public(
         ValueError: something is missing, damaged or of another shape; the message names it, and nothing is left behind.
     """
     source, output = Path(source), Path(output)
-    refuse_occupied(output)
+    require_empty(output)
     if is_run_folder(source):
         raise ConvertError(f"{source} is a run folder already; from-hf reads folders of the public layout")
     config = read_public_config(source)
     tokenizer = read_tokenizer(source, config)
     params = read_params(source, config, dtype=dtype, shardings=shardings, on_read=on_read)
-    checkpoint.save_model(output, config, params, tokenizer)
-    copy_chat_template(source, output)
+    checkpoint.save_model(output, config, params, tokenizer, files=chat_template_files(source))
     return config
 
 
@@ -87,7 +87,7 @@ def to_public(
         ValueError: something is missing, damaged or of another shape; the message names it, and nothing is left behind.
     """
     source, output = Path(source), Path(output).absolute()
-    refuse_occupied(output)
+    require_empty(output)
     if not is_run_folder(source):
         raise ConvertError(f"{source} is of the public layout already; to-hf reads run folders")
     config = checkpoint.read_model_config(source)
@@ -99,7 +99,12 @@ def to_public(
         step,
         checkpoint.EMA if ema else checkpoint.PARAMS,
     )
-    options = {"dtype": dtype, "max_shard_bytes": max_shard_bytes, "on_write": on_write, "template_from": source}
+    options = {
+        "dtype": dtype,
+        "max_shard_bytes": max_shard_bytes,
+        "on_write": on_write,
+        "files": chat_template_files(source),
+    }
     write_public(output, config, params, tokenizer, **options)
     return config
 
@@ -113,7 +118,7 @@ def write_public(
     dtype: Any = np.float32,
     max_shard_bytes: int = 5_000_000_000,
     on_write: Progress | None = None,
-    template_from: Path | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a folder of the public layout from parameters in memory, whole or not at all.
 
@@ -125,43 +130,28 @@ def write_public(
         dtype: of the files, float32 or bfloat16.
         max_shard_bytes: bytes of tensors in one safetensors file.
         on_write: see `write_params`.
-        template_from: folder whose chat template, if it has one, is copied.
+        files: further small files by name, such as the chat template.
 
     Raises:
         ConvertError: `output` is occupied, or the parameters are not those of the config.
     """
     output, dtype = Path(output).absolute(), np.dtype(dtype)
-    refuse_occupied(output)
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    require_empty(output)
+    with new_folder(output) as partial:
         write_params(partial, config, params, dtype=dtype, max_shard_bytes=max_shard_bytes, on_write=on_write)
         checkpoint.write_json(partial / CONFIG, {**config.to_hf(), "torch_dtype": dtype.name})
         checkpoint.write_json(partial / "generation_config.json", _generation_config(config))
         if tokenizer is not None:
             tokenizer.save(partial)
             checkpoint.write_json(partial / "tokenizer_config.json", _tokenizer_config(config, tokenizer))
-        if template_from is not None:
-            copy_chat_template(template_from, partial)
-        os.replace(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for name, content in ({} if files is None else files).items():
+            write_whole(partial / name, content)
 
 
-def copy_chat_template(source: Path, output: Path) -> bool:
-    """Copy chat_template.jinja from one folder to another, where there is one; returns whether there is."""
-    path = source / chat_template.FILE_NAME
-    if not path.is_file():
-        return False
-    (output / chat_template.FILE_NAME).write_bytes(path.read_bytes())
-    return True
-
-
-def refuse_occupied(folder: Path) -> None:
-    """Raise ConvertError where there is something already, before any work is done."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConvertError(f"{folder} exists already; give a folder that does not exist or is empty")
+def chat_template_files(folder: Path) -> dict[str, bytes]:
+    """The chat template of a model folder as a file to write beside a model made from it: by name, empty where it has none."""
+    path = folder / chat_template.FILE_NAME
+    return {path.name: path.read_bytes()} if path.is_file() else {}
 
 
 def checkpoint_dtype(folder: Path, step: int | None = None) -> np.dtype:

@@ -16,13 +16,13 @@ Records are stored one a group, so that any document is read by itself.
 
 from __future__ import annotations
 
-import json
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from plamo2_jax.json_input import read_json_object
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 FORMAT = "plamo2-shards-1"
@@ -159,10 +159,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise ShardError(f"{folder} is not a folder of shards: it has no {MANIFEST}; `plamo2 data prepare` writes one")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ShardError(f"{path} is not JSON: {error}") from None
+    manifest = read_json_object(path, error=ShardError)
     _check_manifest(path, manifest)
     for shard in manifest["shards"]:
         file = folder / shard["name"]

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from plamo2_jax.json_input import read_json_object
 from plamo2_jax.pipeline.files import Files
 from plamo2_jax.storage import write_whole
 
@@ -51,9 +52,7 @@ class State:
         """
         path = self.folder / f"{name}.json"
         try:
-            return Record(**json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return None
+            return Record(**read_json_object(path)) if path.exists() else None
         except (ValueError, TypeError) as error:
             raise ValueError(
                 f"{path} is not the record of a stage ({error}); remove it to run the stage anew"

@@ -22,10 +22,11 @@ import jax.numpy as jnp
 
 from plamo2_jax import checkpoint
 from plamo2_jax.config import LayerKind, ModelConfig
-from plamo2_jax.convert.hf import copy_chat_template, refuse_occupied
+from plamo2_jax.convert.hf import chat_template_files
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.model import Plamo2, abstract_params
+from plamo2_jax.storage import require_empty
 from plamo2_jax.surgery.merge_sources import ModelName
 
 Layers = Literal["all", "none"] | tuple[int, ...]
@@ -137,12 +138,12 @@ def extend(model: str, output: str | os.PathLike[str], **changes: Any) -> ModelC
         ValueError: a change is not allowed, or the model is missing or damaged. Nothing is left behind.
     """
     output = Path(output)
-    refuse_occupied(output)
+    require_empty(output)
     name = ModelName.parse(model)
     loaded = load_model(name.folder, step=name.step, ema=name.ema)
     config = extended_config(loaded.config, **changes)
-    checkpoint.save_model(output, config, relaid(loaded.params, loaded.config, config), loaded.tokenizer)
-    copy_chat_template(name.folder, output)
+    params = relaid(loaded.params, loaded.config, config)
+    checkpoint.save_model(output, config, params, loaded.tokenizer, files=chat_template_files(name.folder))
     return config
 
 

@@ -11,7 +11,6 @@ import dataclasses
 import math
 import os
 import re
-import shutil
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,12 +22,13 @@ import numpy as np
 from plamo2_jax import checkpoint
 from plamo2_jax.convert.blocks import Progress, blocks
 from plamo2_jax.convert.files import CONFIG, DTYPES, INDEX
-from plamo2_jax.convert.hf import copy_chat_template, refuse_occupied
+from plamo2_jax.convert.hf import chat_template_files
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.convert.read import common_dtype
 from plamo2_jax.convert.write import Shard, header, plan_shards
 from plamo2_jax.model import Plamo2, logical_axes
 from plamo2_jax.model.axes import LAYERS
+from plamo2_jax.storage import new_folder, require_empty, write_whole
 from plamo2_jax.surgery import merge_methods as methods
 from plamo2_jax.surgery.merge_sources import MergeError, ModelName, Source, open_source
 
@@ -222,7 +222,7 @@ def merge(
         behind.
     """
     output = Path(output).absolute()
-    refuse_occupied(output)
+    require_empty(output)
     config.check(len(models), base is not None)
     sources = [open_source(name) for name in models]
     origin = None if base is None else open_source(base)
@@ -236,10 +236,7 @@ def merge(
     descriptions = describe(first)
     _check_patterns(config, descriptions)
     shards = plan_shards(tensors, dtype, max_shard_bytes)
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with new_folder(output) as partial:
         places = _lay_out(partial, shards, dtype)
         total = sum(shard.bytes(dtype) for shard in shards)
         # Periods of one of our parameters follow each other: a checkpoint that stores them as one array is decoded once.
@@ -253,9 +250,6 @@ def merge(
             if on_write:
                 on_write(tensor.size * dtype.itemsize, total)
         _write_description(partial, everything, first, shards, total, dtype, config, models, base)
-        os.replace(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def describe(source: Source) -> dict[str, str]:
@@ -346,8 +340,9 @@ def _write_description(
     tokenizer = next((source.tokenizer for source in sources if source.tokenizer is not None), None)
     if tokenizer is not None:
         tokenizer.save(folder)
-    for name in models:
-        if copy_chat_template(ModelName.parse(name).folder, folder):
-            break  # The first that has a template gives it.
+    # The first model that has a template gives it.
+    templates = (chat_template_files(ModelName.parse(name).folder) for name in models)
+    for name, content in next(filter(None, templates), {}).items():
+        write_whole(folder / name, content)
     settings = {"models": list(models), "base": base, **dataclasses.asdict(config)}
     checkpoint.write_json(folder / MERGED, {**settings, "density": config.kept, "normalize": config.normalizes})

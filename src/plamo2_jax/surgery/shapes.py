@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from plamo2_jax import checkpoint
 from plamo2_jax.config import PRESETS, ModelConfig
 from plamo2_jax.convert.load import is_run_folder
 from plamo2_jax.convert.read import read_public_config
+from plamo2_jax.json_input import parse_json, read_json_object
 from plamo2_jax.surgery.structure import SurgeryError, structure
 
 
@@ -30,12 +30,7 @@ def read_shape(name: str, changes: Sequence[str] = ()) -> ModelConfig:
     elif path.is_dir():
         config = checkpoint.read_model_config(path) if is_run_folder(path) else read_public_config(path)
     elif path.is_file():
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise SurgeryError(f"{path} is not valid JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise SurgeryError(f"{path} must hold a JSON object, not {type(values).__name__}")
+        values = read_json_object(path, error=SurgeryError)
         config = ModelConfig.from_hf(values["model"] if isinstance(values.get("model"), dict) else values)
     else:
         raise SurgeryError(
@@ -49,10 +44,7 @@ def read_shape(name: str, changes: Sequence[str] = ()) -> ModelConfig:
             raise SurgeryError(
                 f"--set {change!r} is not allowed; it must be FIELD=VALUE with a field of the model's config.json"
             )
-        try:
-            values[field] = json.loads(text)
-        except ValueError:
-            raise SurgeryError(f"--set {change!r} is not allowed: {text!r} is not a JSON value") from None
+        values[field] = parse_json(text, f"the value of --set {change[:80]!r}", error=SurgeryError)
     return dataclasses.replace(config, **values)
 
 

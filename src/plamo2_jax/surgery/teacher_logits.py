@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,9 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from plamo2_jax.checkpoint import write_json
-from plamo2_jax.convert.hf import refuse_occupied
 from plamo2_jax.data.pipeline import DataConfig, train_iterator
+from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model import Plamo2
+from plamo2_jax.storage import allocate, new_folder, require_empty
 from plamo2_jax.surgery.distill import (
     TEACHER_IDS,
     TEACHER_LOG_Z,
@@ -76,7 +75,7 @@ def write_teacher_logits(
         ValueError: the folder is occupied, or teacher, tokenizer and shards do not go together. Nothing is left behind.
     """
     output, distillation = Path(output).absolute(), config.distillation
-    refuse_occupied(output)
+    require_empty(output)
     model, params = load_teacher(distillation, None, config.sharding, config.dtype)
     check_vocabulary(model.config, config.model, distillation)
     if not 1 <= top_k <= model.config.vocab_size:
@@ -84,10 +83,7 @@ def write_teacher_logits(
             f"top_k={top_k} is not allowed: it must lie between 1 and vocab_size={model.config.vocab_size}"
         )
     apply = jax.jit(lambda params, batch: _top(model, params, batch, distillation.temperature, top_k))
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with new_folder(output) as partial:
         t = config.data.sequence_length
         capacity = steps * config.data.batch_size
         shapes = {"ids": (t, top_k), "logits": (t, top_k), "log_z": (t,)}
@@ -120,9 +116,6 @@ def write_teacher_logits(
             "rows": len(seen),
         }
         write_json(partial / MANIFEST, manifest)
-        os.replace(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return len(seen)
 
 
@@ -156,7 +149,7 @@ class TeacherLogits:
         path = folder / MANIFEST
         if not path.is_file():
             raise ValueError(f"{folder} holds no teacher's logits: it has no {MANIFEST}; `plamo2 distill` writes one")
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json_object(path)
         if manifest.get("format") != FORMAT:
             raise ValueError(f"{path}: format is {manifest.get('format')!r}; it must be {FORMAT!r}")
         return cls(folder, manifest)
@@ -219,6 +212,7 @@ def _to_npy(folder: Path, name: str, dtype: Any, shape: tuple[int, ...]) -> None
     """A file of raw values as .npy, copied in pieces."""
     raw = folder / f"{name}.raw"
     target = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
+    allocate(folder / f"{name}.npy")
     with raw.open("rb") as file:
         flat = target.reshape(-1)
         for start in range(0, flat.size, 1 << 22):

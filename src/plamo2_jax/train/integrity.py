@@ -9,7 +9,6 @@ folder under a temporary name, which counts for nothing.
 from __future__ import annotations
 
 import hashlib
-import json
 import subprocess
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ import jax
 
 import plamo2_jax
 from plamo2_jax.checkpoint import CHECKPOINTS, write_json
+from plamo2_jax.json_input import read_json_object
 from plamo2_jax.storage import files_below, is_remote
 
 MANIFEST = "manifest.json"
@@ -54,7 +54,9 @@ def find_damage(step_folder: Path) -> str | None:
     if not any(step_folder.iterdir()):
         return "it is empty"
     try:
-        files = json.loads((step_folder / MANIFEST).read_bytes())["files"]
+        if not (step_folder / MANIFEST).exists():
+            raise FileNotFoundError(step_folder / MANIFEST)
+        files = read_json_object(step_folder / MANIFEST)["files"]
         expected = {name: (entry["bytes"], entry["blake2b"]) for name, entry in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is not what was written"

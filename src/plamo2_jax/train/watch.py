@@ -6,7 +6,6 @@ import collections
 import contextlib
 import dataclasses
 import faulthandler
-import json
 import os
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import jax
 import numpy as np
 
 from plamo2_jax.checkpoint import write_json
+from plamo2_jax.json_input import read_json_object
 from plamo2_jax.storage import Mirror, append, located
 
 GOODPUT = "goodput.json"
@@ -77,8 +77,8 @@ class Goodput:
     def __init__(self, folder: str | os.PathLike[str]):
         path = located(folder) / GOODPUT
         try:
-            self._first_start = float(json.loads(path.read_text())["first_start"])
-        except (OSError, ValueError, KeyError, TypeError):
+            self._first_start = float(read_json_object(path)["first_start"])
+        except (ValueError, KeyError, TypeError):
             self._first_start = time.time()
             write_json(path, {"first_start": self._first_start})
 

@@ -1,0 +1,138 @@
+"""The one way to parse JSON that this process did not write itself: a file of a model, a run, a journal, a report.
+
+`json.loads` alone accepts NaN, repeated keys and half characters, and fails on deep nesting and long numbers with exceptions that name
+no file. Here every such input is one error with one sentence. Memory is bounded by a limit on the file's size.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, NoReturn
+
+from plamo2_jax.storage import located
+
+MAX_BYTES = 256 << 20
+"""Largest JSON file that is read. The index of the largest sharded checkpoints has a few MB."""
+MAX_DEPTH = 100
+"""Deepest nesting of arrays and objects."""
+
+
+def parse_json(data: bytes | str, where: str, *, error: type[ValueError] = ValueError) -> Any:
+    """Parse one JSON value.
+
+    Args:
+        data: UTF-8 bytes, with or without a byte order mark, or text.
+        where: names the source in the error: a file, or a file and a line.
+        error: class of the error.
+
+    Raises:
+        ValueError: (as `error`) `data` is not UTF-8 or not JSON, nests deeper than MAX_DEPTH, repeats a key, or holds a number or a
+            character that standard JSON does not have: NaN, infinity, a number too large for float64, half of a surrogate pair.
+    """
+    try:
+        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
+        value = json.loads(
+            text, object_pairs_hook=_without_repeats, parse_constant=_refuse_constant, parse_float=_finite_float
+        )
+        _check_depth(text, value)
+        if "\\ud" in text or "\\uD" in text:
+            _refuse_half_characters(value)
+    except RecursionError:
+        raise error(f"{where} is not valid JSON: it nests more than {MAX_DEPTH} levels deep") from None
+    except UnicodeDecodeError as problem:
+        raise error(f"{where} is not valid JSON: it is not UTF-8 ({problem.reason} at byte {problem.start})") from None
+    except ValueError as problem:
+        raise error(f"{where} is not valid JSON: {str(problem)[:200]}") from None
+    return value
+
+
+def read_json_file(
+    path: str | os.PathLike[str], *, error: type[ValueError] = ValueError, max_bytes: int = MAX_BYTES
+) -> Any:
+    """Read and parse a JSON file of this machine or of a bucket.
+
+    Args:
+        path: the file.
+        error: class of the error.
+        max_bytes: largest size that is read.
+
+    Raises:
+        ValueError: (as `error`) the file is missing, is not a regular file, cannot be read, is larger than `max_bytes`, or does not
+            hold JSON (see `parse_json`). The message names the file.
+    """
+    return parse_json(_read(located(path), error, max_bytes), str(path), error=error)
+
+
+def read_json_object(
+    path: str | os.PathLike[str], *, error: type[ValueError] = ValueError, max_bytes: int = MAX_BYTES
+) -> dict[str, Any]:
+    """Read a JSON file that must hold an object; otherwise as `read_json_file`."""
+    value = read_json_file(path, error=error, max_bytes=max_bytes)
+    if not isinstance(value, dict):
+        raise error(f"{path} must hold a JSON object, not {type(value).__name__}")
+    return value
+
+
+def _read(path: Path, error: type[ValueError], max_bytes: int) -> bytes:
+    try:
+        if not path.exists():
+            raise error(f"{path} does not exist")
+        if not path.is_file():
+            raise error(f"{path} is not a regular file")
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as problem:
+        raise error(f"{path} cannot be read: {problem.strerror or problem}") from problem
+    if len(data) > max_bytes:
+        raise error(f"{path} is too large for a JSON file of this kind: at most {max_bytes:,} bytes are read")
+    return data
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"the key {name[:80]!r} occurs twice")
+            seen.add(name)
+    return result
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:40]} is too large for a float64")
+    return value
+
+
+def _check_depth(text: str, value: Any) -> None:
+    # Most files have fewer brackets than the limit, and no value of them can be too deep.
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise RecursionError
+        children: list[Any] = []
+        for each in level:
+            if isinstance(each, dict):
+                children.extend(child for child in each.values() if isinstance(child, dict | list))
+            elif isinstance(each, list):
+                children.extend(child for child in each if isinstance(child, dict | list))
+        level = children
+
+
+def _refuse_half_characters(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("a text holds half of a surrogate pair") from None
