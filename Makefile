@@ -16,7 +16,7 @@ RUN := runs/demo
 # step of the demo takes 0.7 of the time. Other C libraries than glibc do not look at this.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000
 
-.PHONY: help install demo clean-demo test test-tpu lint bench chaos plans peers clean
+.PHONY: help install demo clean-demo test test-tpu lint bench chaos fuzz plans peers clean
 .DELETE_ON_ERROR:
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo 'make lint     ruff and the import contracts'
 	@echo 'make bench    speed of the train step, the tokenizer and sampling on this machine; needs the demo'
 	@echo 'make chaos    kill and damage runs, pipelines and sampling at random and compare with those that were let alone'
+	@echo 'make fuzz     read 20,000 damaged files with every reader and count what comes of it (about 20 minutes)'
 	@echo 'make plans    compile the ready configurations for TPU slices, without a TPU (15 minutes on two cores; fetches libtpu)'
 	@echo 'make peers    compare with other implementations (mlx-lm, mergekit, TRL, PEFT, transformers); needs the demo'
 	@echo
@@ -97,6 +98,10 @@ chaos: install
 	$(BIN)/python experiments/chaos/run.py
 	$(BIN)/python experiments/chaos/pipeline.py
 	$(BIN)/python experiments/chaos/prefer.py
+	$(BIN)/python experiments/chaos/writers.py --output experiments/chaos/writers.json
+
+fuzz: $(VENV)/.installed-test
+	$(BIN)/python experiments/fuzz/run.py --cases 20000 --output experiments/fuzz/results.json
 
 plans: $(VENV)/.installed-tpu
 	$(BIN)/python experiments/tpu_plans/run.py --again

@@ -1,14 +1,25 @@
 """The command line: what is wrong is said in one line with status 2, and nothing is touched."""
 
+import contextlib
+import importlib
+import logging
+import platform
+import re
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
+import jax
 import pytest
 
+from plamo2_jax import __version__
+from plamo2_jax.cli.arguments import GROUPS
 from plamo2_jax.cli.main import VERBS, main
+from plamo2_jax.cli.quiet import quieten
 
+ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden" / "tokenizer"
 
 
@@ -27,8 +38,96 @@ def test_help_lists_every_verb(capsys):
     assert all(verb in text for verb in VERBS)
 
 
-def test_an_unknown_verb_lists_the_known_ones(capsys):
-    assert "must be one of tokenizer, data, pretrain" in refused(["trian"], capsys)
+def test_the_version_names_what_runs(capsys):
+    assert main(["--version"]) == 0
+    text = capsys.readouterr().out
+    assert text == f"plamo2-jax {__version__} (jax {jax.__version__}, Python {platform.python_version()})\n"
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("clean", "plamo2 data clean"),
+        ("trian", "plamo2 tokenizer train"),
+        ("train", "plamo2 tokenizer train or plamo2 pretrain"),
+        ("Generate", "plamo2 generate"),
+        ("evalute", "plamo2 evaluate"),
+        ("to_hf", "plamo2 convert to-hf"),
+        ("slrum", "plamo2 launch slurm"),
+    ],
+)
+def test_an_unknown_verb_gets_the_closest_command(word, meant, capsys):
+    message = refused([word, "x"], capsys)
+    assert f"unknown verb '{word}'; did you mean {meant}? plamo2 --help lists all" in message
+
+
+def test_a_verb_like_no_other_gets_the_list(capsys):
+    message = refused(["xyzzy" * 100], capsys)
+    assert "must be one of tokenizer, data, pretrain" in message
+    assert len(message) < 400
+
+
+def test_the_groups_are_the_verbs_with_commands_of_their_own():
+    modules = {verb: importlib.import_module(f"plamo2_jax.cli.{verb}") for verb in VERBS}
+    assert {verb for verb, module in modules.items() if hasattr(module, "SUBCOMMANDS")} == set(GROUPS)
+
+
+@pytest.mark.parametrize("verb", ["tokenizer", "data", "convert"])
+def test_groups_list_their_commands(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    commands = importlib.import_module(f"plamo2_jax.cli.{verb}").SUBCOMMANDS
+    assert all(f"\n  {name} " in text for name in commands)
+    assert f"must be one of {', '.join(commands)}" in refused([verb], capsys)
+    assert f"must be one of {', '.join(commands)}" in refused([verb, "xyzzy"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["generate", "--temprature", "1", "x"], "'--temprature'; did you mean --temperature? plamo2 generate --help"),
+        (["generate", "x", "--temprature=1"], "unknown option '--temprature'; did you mean --temperature?"),
+        (["data", "clean", "a", "b", "--text-feild", "t"], "did you mean --text-field? plamo2 data clean --help"),
+        (["data", "cleen", "a", "b"], "unknown command 'cleen'; did you mean plamo2 data clean?"),
+        (["prune", "a", "b", "c", "d"], "unexpected argument 'd'; plamo2 prune --help"),
+        (
+            ["pretrain", "configs/demo.py", "--stepz", "4"],
+            "did you mean --steps? plamo2 pretrain configs/demo.py --help",
+        ),
+        (["pretrain", "configs/demo.py", "--learning-rate", "1"], "did you mean --schedule.learning-rate?"),
+        (["pretrain", "configs/demo.py", "--mesh_data", "1"], "did you mean --mesh.data?"),
+        (["prefer", "configs/prefer.py", "--polcy.url", "x"], "did you mean --policy.url"),
+        (["merge", "a", "b", "--metod", "ties"], "did you mean --method?"),
+    ],
+)
+def test_an_unknown_word_is_named_with_the_closest_option(argv, message, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert message in refused(argv, capsys)
+
+
+def commands():
+    """Every command whose arguments tyro reads."""
+    for verb in VERBS:
+        module = importlib.import_module(f"plamo2_jax.cli.{verb}")
+        yield from ([verb, name] for name in getattr(module, "SUBCOMMANDS", ())) if verb in GROUPS else [[verb]]
+
+
+@pytest.mark.parametrize("command", list(commands()), ids=" ".join)
+def test_positional_arguments_have_names(command, capsys):
+    with contextlib.suppress(SystemExit):
+        main([*command, "--help"])
+    usage = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("usage: plamo2 "))
+    positional = re.sub(r"--[\w.-]+ \S+|\[.*?\]+", "", usage)
+    assert not re.search(r"\b(STR|PATH|INT|FLOAT)\b", positional)
+
+
+def test_the_names_of_positional_arguments_are_in_errors_too(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["prune", "runs/demo"])
+    assert ended.value.code == 2
+    text = capsys.readouterr().err
+    assert "TARGET" in text
+    assert "OUTPUT" in text
 
 
 @pytest.mark.parametrize(
@@ -83,3 +182,19 @@ def test_a_reader_that_has_seen_enough_ends_the_program_quietly():
     process.stdin.close()
     assert process.stderr.read() == b""
     assert process.wait() == 128 + signal.SIGPIPE
+
+
+def test_the_hook_for_errors_of_threads_is_set_once_and_passes_other_errors_on(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+    for name in ("absl", "asyncio"):
+        monkeypatch.setattr(logging.getLogger(name), "level", logging.getLogger(name).level)
+    quieten()
+    hook = sys.unraisablehook
+    quieten()
+    assert sys.unraisablehook is hook
+    closed = types.SimpleNamespace(object=None, exc_value=RuntimeError("Event loop is closed"))
+    other = types.SimpleNamespace(object=None, exc_value=RuntimeError("something else"))
+    hook(closed)
+    hook(other)
+    assert seen == [other]

@@ -1,6 +1,7 @@
 """The wheel: it holds every package and data file, and works away from the source tree."""
 
 import configparser
+import re
 import shutil
 import subprocess
 import sys
@@ -108,3 +109,22 @@ def test_the_installed_wheel_reads_its_corpus_and_runs_a_model(site, tmp_path):
     logits = np.load(tmp_path / "out.npz")["logits"][0]
     assert np.linalg.norm(logits - cases["single.logits"]) < 2e-5 * np.linalg.norm(cases["single.logits"])
     assert "VERB" in run(site, "--help").stdout
+
+
+def test_nobody_is_told_to_install_this_project_by_a_name_on_an_index():
+    """The name is not registered there: whoever registers it would get our users. A path, or a package of others, is fine."""
+    name = "plamo2" + "-jax"  # In two parts, so that this file does not match.
+    advice = re.compile(
+        rf"{name.replace('-', '[-_.]')}\[|(pip3?|pipx|uvx?) .*(install|add|run)\b.* ['\"]?{name}\b(?!-)"
+    )
+    assert all(map(advice.search, (f"pip install '{name}[tpu]'", f"uv pip install {name}", f'pipx run "{name}"')))
+    assert not any(map(advice.search, ("pip install -e '.[tpu]'", f"pip install 'dist/{name}-1.whl'", f"cd {name}")))
+    suffixes = {".py", ".md", ".cfg", ".toml", ".txt", ".html", ".sh", ".yml", ".yaml", ""}
+    found = []
+    for folder in ("src", "kernels", "configs", "docs", "experiments", "scripts", "tests", "."):
+        paths = (ROOT / folder).iterdir() if folder == "." else (ROOT / folder).rglob("*")
+        for path in paths:
+            if path.is_file() and path.suffix in suffixes and path.name != ".git":
+                lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+                found += [f"{path}:{number}: {line}" for number, line in enumerate(lines, 1) if advice.search(line)]
+    assert found == []

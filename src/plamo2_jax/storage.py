@@ -49,8 +49,7 @@ def located(path: str | os.PathLike[str]) -> Path:
     scheme = address(path).split(":")[0]
     if not any(importlib.util.find_spec(name) for name in (_DRIVERS[scheme], "tensorflow")):
         raise ValueError(
-            f"{address(path)} needs the package {_DRIVERS[scheme]}: pip install 'plamo2-jax[{scheme}]' (or etils[epath-"
-            f"{'gcs' if scheme == 'gs' else 's3'}])"
+            f"{address(path)} needs the package {_DRIVERS[scheme]}: pip install 'etils[epath-{'gcs' if scheme == 'gs' else 's3'}]'"
         )
     return epath.Path(address(path))
 

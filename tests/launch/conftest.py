@@ -20,6 +20,7 @@ def checkout(tmp_path, monkeypatch):
     (folder / "setup.cfg").write_text("[metadata]\nname = stand-in\n", encoding="utf-8")
     (folder / ".gitignore").write_text("runs/\n", encoding="utf-8")
     subprocess.run(["git", "init", "--quiet", folder], check=True)
+    subprocess.run(["git", "-C", folder, "add", "--all"], check=True)
     monkeypatch.chdir(folder)
     for name in ("CLOUDSDK_CORE_PROJECT", "CLOUDSDK_COMPUTE_ZONE"):
         monkeypatch.delenv(name, raising=False)

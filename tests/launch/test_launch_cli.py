@@ -37,6 +37,8 @@ def test_the_help_of_a_place_explains_its_options(place, capsys):
 def test_an_unknown_place_lists_the_known_ones(capsys):
     assert main(["launch", "moon", "x.py"]) == 2
     assert "must be one of gcloud, xpk, slurm, local" in capsys.readouterr().err
+    assert main(["launch", "slrm", "x.py"]) == 2
+    assert "did you mean plamo2 launch slurm?" in capsys.readouterr().err
 
 
 def test_without_a_place_the_usage_is_an_error(capsys):
@@ -60,11 +62,16 @@ def test_a_config_file_that_is_not_there_is_named(checkout, capsys):
 
 
 def test_overrides_that_pretrain_would_refuse_are_refused_before_anything_is_launched(checkout, capsys):
-    for override, word in (("--steps=0", "steps=0"), ("--stepz=3", "stepz")):
-        with pytest.raises(SystemExit) as ended:
-            main(["launch", "slurm", "configs/demo.py", "--", override])
-        assert ended.value.code == 2
-        assert word in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["launch", "slurm", "configs/demo.py", "--", "--steps=0"])
+    assert ended.value.code == 2
+    assert "steps=0" in capsys.readouterr().err
+    assert main(["launch", "slurm", "configs/demo.py", "--", "--stepz=3"]) == 2
+    assert "unknown option '--stepz'; did you mean --steps?" in capsys.readouterr().err
+
+
+def test_the_option_of_every_verb_reaches_pretrain(printed):
+    assert "configs/demo.py \\\n  --no-cache" in printed("slurm", overrides=("--no-cache",))
 
 
 def commands():

@@ -20,7 +20,8 @@ from launch_tools import AWKWARD, check_bash
 from plamo2_jax.launch.job import AUTO
 
 WHERE = ("--project", "my-project", "--zone", "us-east5-a")
-SLICE = ("--accelerator", "v5p-128", *WHERE)
+DATA = ("--on-workers", "runs/demo")
+SLICE = ("--accelerator", "v5p-128", *WHERE, *DATA)
 
 GCLOUD = r"""#!/usr/bin/env bash
 # Stand-in for gcloud: state in $STUB.
@@ -113,9 +114,6 @@ TRAIN = ["scp", "ssh", "ssh", "pretrain"]  # copy, install, train
 
 
 def test_the_resource_is_made_trained_on_and_deleted(cloud, checkout):
-    (checkout / "new.py").write_text("untracked\n", encoding="utf-8")
-    (checkout / "runs").mkdir()
-    (checkout / "runs" / "big").write_text("ignored\n", encoding="utf-8")
     assert cloud.run(["ABSENT", "WAITING_FOR_RESOURCES", "ACTIVE"], [0], "--job-name", "demo", overrides=AWKWARD) == 0
     assert cloud.calls() == ["create", *TRAIN, "delete"]
     created = (cloud.folder / "create").read_text(encoding="utf-8").split()
@@ -125,11 +123,6 @@ def test_the_resource_is_made_trained_on_and_deleted(cloud, checkout):
     )
     arguments = (cloud.folder / "arguments").read_bytes().decode().rstrip("\0").split("\0")
     assert arguments == ["pretrain", "configs/demo.py", "--output", "gs://bucket/runs", *AWKWARD, *AUTO]
-    # The working tree as it is, and nothing that git ignores; the checkout's own index is left alone.
-    (copy,) = (cloud.folder / "home" / "plamo2").iterdir()
-    assert (copy / "new.py").exists()
-    assert not (copy / "runs").exists()
-    assert subprocess.run(["git", "ls-files"], capture_output=True, check=True).stdout == b""
 
 
 def test_a_preempted_resource_is_made_anew_and_the_same_command_runs_again(cloud):
@@ -185,9 +178,13 @@ def test_a_state_that_cannot_be_read_is_asked_for_ten_times(cloud, printed):
 
 
 def test_data_are_brought_before_each_run(cloud):
-    assert cloud.run(["ACTIVE"], [0], "--setup", "mkdir -p data && echo 'it is' >data/here") == 0
+    # As activation scripts do: a variable that may not be set, and a command that may fail.
+    setup = "old=$PS1; false; false | true; mkdir -p data && echo 'it is' >data/here"
+    assert cloud.run(["ACTIVE"], [0], "--setup", setup) == 0
     assert (cloud.folder / "home/plamo2/demo/data/here").read_text(encoding="utf-8") == "it is\n"
-    assert cloud.run(["ACTIVE"], [], "--setup", "false") == 1
+    assert "launch: copied to each worker: 3 files that git tracks" in cloud.messages
+    assert cloud.run(["ACTIVE"], [], "--setup", "true\nfalse") == 1
+    assert "launch: the setup command failed with status 1; nothing was started" in cloud.messages
     assert cloud.calls() == [*TRAIN, "delete", "scp", "ssh"]
 
 
@@ -248,7 +245,7 @@ def eval_words(line):
 def test_an_output_on_the_workers_own_disks_is_warned_of(checkout, capsys):
     from plamo2_jax.cli.main import main
 
-    for arguments in (SLICE, ("--accelerator", "v5p-8", "--spot", *WHERE)):
+    for arguments in (SLICE, ("--accelerator", "v5p-8", "--spot", *WHERE, *DATA)):
         assert main(["launch", "gcloud", "configs/demo.py", *arguments, "--dry-run"]) == 0
         captured = capsys.readouterr()
         assert captured.err.startswith("plamo2 launch: warning: output runs lies on the disk of a TPU VM")
@@ -281,7 +278,7 @@ def test_refusals_name_what_is_missing(refused, arguments, messages):
 
 def test_an_environment_variable_gives_the_project(printed, monkeypatch):
     monkeypatch.setenv("CLOUDSDK_CORE_PROJECT", "from-environment")
-    text = printed("gcloud", "--accelerator", "v5p-8", "--zone", "us-east5-a")
+    text = printed("gcloud", "--accelerator", "v5p-8", "--zone", "us-east5-a", *DATA)
     assert "\nproject=from-environment\n" in text
 
 
@@ -291,8 +288,17 @@ def test_a_missing_account_is_named(cloud):
     assert not (cloud.folder / "calls").exists()
 
 
+def test_a_missing_git_is_named(refused, monkeypatch, tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "gcloud").symlink_to("/bin/true")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert "git is not on PATH: install git" in refused("gcloud", *SLICE)
+
+
 def test_a_missing_gcloud_is_named(refused, monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "git").symlink_to(shutil.which("git"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     assert "gcloud is not on PATH: install the Google Cloud CLI" in refused(
         "gcloud", *SLICE, overrides=("--output", "gs://bucket/runs")
     )

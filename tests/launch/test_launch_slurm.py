@@ -22,6 +22,7 @@ def test_one_process_a_gpu(printed):
         "--nodes": "4",
         "--ntasks-per-node": "8",
         "--gpus-per-node": "8",
+        "--cpus-per-task": "8",
         "--time": "24:00:00",
         "--partition": "h100",
         "--account": "lab",
@@ -48,11 +49,77 @@ def test_one_process_a_node_is_told_all_of_the_nodes_gpus(printed):
         "module load cuda",
     )
     assert "export JAX_LOCAL_DEVICE_IDS=0,1,2,3\n" in text
-    assert "\nmodule load cuda\n" in text
+    assert "='module load cuda'\n" in text
     # srun does not take it over from sbatch since SLURM 22.05.
     assert directives(text)["--cpus-per-task"] == "16"
     assert "srun --cpus-per-task=16 " in text
     check_bash(text)
+
+
+def test_each_process_has_cores_for_its_gpus(printed):
+    def cores(*arguments):
+        text = printed("slurm", *arguments)
+        found = directives(text).get("--cpus-per-task")
+        assert (f"srun --cpus-per-task={found} " in text) == (found is not None)
+        return found
+
+    assert cores() == "8"
+    assert cores("--gpus-per-node", "4") == "8"
+    assert cores("--gpus-per-node", "4", "--processes-per-node", "1") == "32"
+    assert cores("--gpus-per-node", "4", "--cpus-per-process", "3") == "3"
+    assert cores("--gpus-per-node", "4", "--cpus-per-process", "0") is None
+
+
+@pytest.mark.parametrize(
+    ("run", "job"), [("Demo_2.5", "Demo_2.5"), ("a b'c%j", "a-b-c-j"), ("-x", "x"), ("é" * 3 + "1", "1")]
+)
+def test_the_jobs_name_is_the_runs_as_far_as_slurm_takes_it(printed, run, job):
+    text = printed("slurm", overrides=(f"--name={run}",))
+    assert directives(text)["--job-name"] == job
+    assert directives(text)["--output"] == f"{job}-%j.log"
+
+
+ACTIVATE = """OLD_PROMPT="$PS1"
+[ -n "$UNSET_OF_OURS" ] && OLD=1
+false | true
+grep -q nothing /dev/null
+export GREETING="from ${NOWHERE}setup"
+"""
+
+
+@pytest.mark.parametrize(
+    ("setup", "status", "said"),
+    [
+        ("true", 0, "srun ran"),
+        ("source ./activate", 0, "srun ran from setup"),
+        (". ./activate; set -eux", 0, "srun ran from setup"),
+        ("greet() { GREETING=function; export GREETING; }\ngreet", 0, "srun ran function"),
+        ("trap 'echo ended as asked' EXIT; export GREETING=trapped", 0, "srun ran trapped\nended as asked"),
+        ("cat <<'END' >greeting\nhello\nEND\nGREETING=$(cat greeting) && export GREETING # read", 0, "srun ran hello"),
+        ("false", 1, "launch: the setup command failed with status 1; nothing was started"),
+        ("source ./nowhere", 1, "launch: the setup command failed with status 1"),
+        ("no-such-program", 127, "launch: the setup command failed with status 127"),
+        ("if true; then", 2, "launch: the setup command failed with status 2"),
+        ("set -e; (exit 7); true", 7, "launch: the setup command ended the shell"),
+        ("set -u; echo $NOWHERE; true", 1, "launch: the setup command ended the shell"),
+        ("exit 5", 5, "launch: the setup command ended the shell"),
+    ],
+)
+def test_the_setup_runs_without_strict_options_of_ours_and_ends_the_job_where_it_fails(
+    printed, tmp_path, setup, status, said
+):
+    (tmp_path / "activate").write_text(ACTIVATE, encoding="utf-8")
+    text = printed("slurm", "--setup", setup)
+    check_bash(text)
+    script = tmp_path / "job.sh"
+    script.write_text(text, encoding="utf-8")
+    stand_in = 'srun() { echo "srun ran $GREETING"; }; export -f srun; exec bash job.sh'
+    done = subprocess.run(
+        ["bash", "-c", stand_in], env={"PATH": "/usr/bin:/bin"}, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == status, done.stderr
+    assert said in done.stdout + done.stderr
+    assert ("srun ran" in done.stdout) == (status == 0)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +137,7 @@ def test_only_a_run_that_was_stopped_is_queued_again(printed, tmp_path, status, 
     tools = tmp_path / "bin"
     tools.mkdir()
     for name, body in {
-        "srun": f'shift; printf "%s\\0" "$@" >"{tmp_path}/srun"; exit {status}',
+        "srun": f'shift 2; printf "%s\\0" "$@" >"{tmp_path}/srun"; exit {status}',
         "squeue": f"echo {state}",
         "scontrol": f'echo "$@" >"{tmp_path}/scontrol"',
     }.items():
@@ -97,7 +164,13 @@ def test_only_a_run_that_was_stopped_is_queued_again(printed, tmp_path, status, 
         (["--time", "soon"], "--time soon is not allowed"),
         (["--partition", "a b"], "a name without spaces"),
         (["--sbatch-flag=qos"], "it must be one option"),
-        (["--job-name", "A_b"], "--job-name 'A_b' is not allowed"),
+        (["--cpus-per-process", "-1"], "--cpus-per-process -1 is not allowed; it must be at least 0"),
+        (["--job-name", "a b"], "--job-name 'a b' is not allowed"),
+        (["--job-name", "a/b"], "--job-name 'a/b' is not allowed"),
+        (["--job-name", "%j"], "--job-name '%j' is not allowed"),
+        (["--job-name=-a"], "--job-name '-a' is not allowed"),
+        (["--job-name", ""], "--job-name '' is not allowed"),
+        (["--job-name", "a" * 201], "200 characters at most"),
     ],
 )
 def test_refusals(refused, arguments, message):

@@ -109,6 +109,7 @@ def test_one_pod_a_host_with_its_chips(printed):
     }
     (container,) = pod["containers"]
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
+    assert pod["volumes"] == [{"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}}]
     assert document["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "multislice-queue"
 
 
@@ -160,6 +161,12 @@ def test_the_manifest_carries_nothing_of_the_environment(printed, monkeypatch):
     assert "env:" not in text
 
 
+@pytest.mark.parametrize("image", ["plamo2:latest", "host:5000/a/plamo2:1", "plamo2@sha256:" + "0" * 64])
+def test_an_image_has_a_tag_or_a_digest(printed, image):
+    _, pod = jobset(printed("xpk", "--accelerator", "v5p-128", "--image", image))
+    assert pod["containers"][0]["image"] == image
+
+
 def test_xpk_is_given_the_same_job(printed):
     where = ("--cluster", "my-cluster", "--project", "my-project", "--zone", "us-east5-a")
     text = printed("xpk", *SLICE, "--by", "xpk", *where, "--job-name", "x", overrides=AWKWARD)
@@ -191,6 +198,7 @@ def test_xpk_is_given_the_same_job(printed):
         ((*SLICE, "--namespace", "No"), "--namespace 'No' is not a Kubernetes name"),
         ((*SLICE, "--slices", "0"), "--slices 0 is not allowed"),
         (("--accelerator", "v5p-8", "--image", "a b"), "--image 'a b' is not the name of an image"),
+        (("--accelerator", "v5p-8", "--image", "localhost:5000/plamo2"), "localhost:5000/plamo2 has no tag"),
     ],
 )
 def test_refusals_name_what_is_missing(refused, arguments, message):

@@ -43,12 +43,12 @@ def test_options_out_of_range_are_refused_before_anything_is_compiled(options, m
     assert message in refused([*SSD, *options], capsys)
 
 
-def test_without_libtpu_the_extra_is_named(capsys, monkeypatch):
+def test_without_libtpu_the_package_is_named(capsys, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "libtpu" else found(name, *rest)
     )
-    assert "pip install 'plamo2-jax[tpu]'" in refused(SSD, capsys)
+    assert "pip install 'jax[tpu]'" in refused(SSD, capsys)
 
 
 @pytest.mark.parametrize("version", ["0.0.42.1", "0.0.42", "0.0.50.1", "0.0.50.7"])

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from plamo2_jax.cli.arguments import call_subcommand
+
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -26,7 +28,7 @@ def from_hf(
     Args:
         source: Folder with config.json and model.safetensors, or model.safetensors.index.json and its files.
         output: Run folder to make; it must not exist or be empty.
-        dtype: Of the parameters written; left out, that of the files. Training and inference read either into float32.
+        dtype: Dtype of the written parameters; left out, the dtype of the files. Training and inference read both into float32.
     """
     from plamo2_jax.convert.hf import from_public
 
@@ -44,15 +46,15 @@ def to_hf(
     dtype: Literal["float32", "bfloat16"] | None = None,
     max_shard_size: str = "5GB",
 ) -> None:
-    """Read a run folder and write a folder of the public layout, which other implementations open.
+    """Read a run folder and write a folder of the public layout, for other implementations.
 
     Args:
         source: Run folder, such as runs/demo.
         output: Folder to make; it must not exist or be empty.
         step: Which checkpoint; left out, the newest.
         ema: Write the moving average of the parameters, which runs with ema_decay keep, instead of the parameters.
-        dtype: Of the files; left out, that of the checkpoint.
-        max_shard_size: Bytes of tensors in one safetensors file: a number, or one with KB, MB, GB, KiB, MiB or GiB.
+        dtype: Dtype of the files; left out, the dtype of the checkpoint.
+        max_shard_size: Largest size of one safetensors file: a number of bytes, or one with KB, MB, GB, KiB, MiB or GiB.
     """
     from plamo2_jax.convert.hf import to_public
 
@@ -79,7 +81,7 @@ def parse_size(text: str) -> int:
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar for bytes done: `advance(done, total)`."""
-    from tqdm import tqdm
+    from plamo2_jax.progress import tqdm
 
     with tqdm(desc=what, unit="B", unit_scale=True, delay=1) as bar:
 
@@ -90,6 +92,9 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
         yield advance
 
 
-def main(argv: list[str]) -> None:
+SUBCOMMANDS = {"from-hf": from_hf, "to-hf": to_hf}
+
+
+def main(argv: list[str]) -> int | None:
     """Runs `plamo2 convert from-hf|to-hf`."""
-    tyro.extras.subcommand_cli_from_dict({"from-hf": from_hf, "to-hf": to_hf}, args=argv, prog="plamo2 convert")
+    return call_subcommand(SUBCOMMANDS, argv, "plamo2 convert")

@@ -12,6 +12,8 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from plamo2_jax.cli.arguments import call_subcommand
+
 if TYPE_CHECKING:
     from plamo2_jax.data.documents import ReadReport
     from plamo2_jax.data.shards import Shards
@@ -196,7 +198,7 @@ def clean(
     dedup_config = DedupConfig(threshold=similarity)
 
     def records(report: ReadReport, note: str) -> Iterator[dict[str, Any]]:
-        from tqdm import tqdm
+        from plamo2_jax.progress import tqdm
 
         documents = read_documents(
             [input],
@@ -262,16 +264,18 @@ def instructions(output: Path, *, per_page: int = 6, limit: int | None = None, s
         print(f"{path}: {count} conversations ({tasks})")
 
 
-def main(argv: list[str]) -> None:
+SUBCOMMANDS = {
+    "prepare": prepare,
+    "inspect": inspect,
+    "corpus": corpus,
+    "clean": clean,
+    "instructions": instructions,
+}
+
+
+def main(argv: list[str]) -> int | None:
     """Runs `plamo2 data prepare|inspect|corpus|clean|instructions`."""
-    verbs = {
-        "prepare": prepare,
-        "inspect": inspect,
-        "corpus": corpus,
-        "clean": clean,
-        "instructions": instructions,
-    }
-    tyro.extras.subcommand_cli_from_dict(verbs, args=argv, prog="plamo2 data")
+    return call_subcommand(SUBCOMMANDS, argv, "plamo2 data")
 
 
 def _report(max_bad_rate: float) -> ReadReport:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import tyro
 
+from plamo2_jax.cli.arguments import parse
+
 
 @dataclasses.dataclass(frozen=True)
 class DistillOptions:
@@ -16,7 +18,7 @@ class DistillOptions:
     CONFIG.py sets `config = PretrainConfig(..., distillation=DistillationConfig(teacher=...))`. Then train with them:
     plamo2 pretrain CONFIG.py --distillation.logits OUT
 
-    Rows are found again by what they hold; logits of another teacher, tokenizer, temperature or other data are refused. A row takes
+    Rows are looked up by their content; logits of another teacher, tokenizer, temperature or other data are refused. A row takes
     sequence-length × (8 × top-k + 4) bytes. Without this step the teacher runs beside the student.
     """
 
@@ -25,14 +27,14 @@ class DistillOptions:
     output: Annotated[Path, tyro.conf.Positional]
     """Folder to make; it must not exist or be empty."""
     top_k: int = 32
-    """Tokens of each position."""
+    """Number of teacher logits per position."""
     steps: int | None = None
-    """Batches to write; left out, those of the whole run."""
+    """Number of batches to write; left out, all of the run."""
 
 
 def main(argv: list[str]) -> int:
     """Run the verb."""
-    options = tyro.cli(DistillOptions, prog="plamo2 distill", args=argv)
+    options = parse(DistillOptions, argv, "plamo2 distill")
     from plamo2_jax.cli.pretrain import load_config
     from plamo2_jax.surgery.teacher_logits import write_teacher_logits
     from plamo2_jax.tokenizer.tokenizer import Tokenizer

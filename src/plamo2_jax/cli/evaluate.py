@@ -8,13 +8,15 @@ from typing import Annotated, Literal
 
 import tyro
 
+from plamo2_jax.cli.arguments import parse
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions:
     """Bits per byte of a model on held-out text, and those of `xz -9e` on the same text.
 
-    One pass over all documents, end-of-document tokens paid for: the sum of -log2 p over the text's UTF-8 bytes, which does not depend
-    on the vocabulary. Lower is better.
+    The figure is the sum of -log2 p over all tokens, end-of-document tokens included, divided by the UTF-8 bytes of the text. It does not
+    depend on the vocabulary. Lower is better.
     """
 
     model: Annotated[Path, tyro.conf.Positional]
@@ -22,22 +24,22 @@ class EvaluateOptions:
     heldout: tuple[str, ...]
     """Held-out shards as LANGUAGE=FOLDER, for instance ja=runs/demo/data/ja/heldout en=runs/demo/data/en/heldout."""
     output: Path | None = None
-    """Write all figures to this JSON file too."""
+    """JSON file to write all figures to."""
     step: int | None = None
-    """Which checkpoint of a run folder; the newest when not given."""
+    """Which checkpoint of a run folder; left out, the newest."""
     tokenizer: Path | None = None
     """tokenizer.jsonl for a model that comes without one."""
     sequence_length: int | None = None
-    """Positions in a row; longer documents are cut. A run folder's own training length, else 2048, when not given."""
+    """Positions per row; longer documents are cut. Left out, the training length of a run folder, else 2048."""
     batch_size: int = 8
-    """Rows at once."""
+    """Rows per batch."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of activations."""
+    """Dtype of activations."""
 
 
 def main(argv: list[str]) -> int:
     """Run the verb."""
-    options = tyro.cli(EvaluateOptions, prog="plamo2 evaluate", args=argv)
+    options = parse(EvaluateOptions, argv, "plamo2 evaluate")
     folders = parse_heldout(options.heldout)
 
     import jax.numpy as jnp

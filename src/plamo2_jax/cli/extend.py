@@ -8,6 +8,8 @@ from typing import Annotated
 
 import tyro
 
+from plamo2_jax.cli.arguments import parse
+
 
 @dataclasses.dataclass(frozen=True)
 class ExtendOptions:
@@ -16,10 +18,9 @@ class ExtendOptions:
     The published move to 32K: plamo2 extend runs/pretrain_8b runs/8b_32k --window 32768 --rope-theta 1e6
     The same by full attention: plamo2 extend runs/pretrain_8b runs/8b_full --full-attention all --rope-theta 1e6
 
-    No weight changes, and with the same RoPE base neither does what the model says of text that its old window held whole. With
-    another base it has
-    to be trained on before use: plamo2 pretrain configs/extend_32k.py --init-from OUT
-    Full-attention layers turn with rope_theta; windowed ones with rope_local_theta, or with rope_theta where that is absent.
+    No weight changes. With the same RoPE base, outputs for texts that fit into the old window stay the same. With another base the model
+    needs further training: plamo2 pretrain configs/extend_32k.py --init-from OUT
+    Full-attention layers use rope_theta; windowed layers use rope_local_theta, or rope_theta where that is absent.
     """
 
     model: Annotated[str, tyro.conf.Positional]
@@ -27,18 +28,18 @@ class ExtendOptions:
     output: Annotated[Path, tyro.conf.Positional]
     """Run folder to make; it must not exist or be empty."""
     window: int | None = None
-    """Past tokens that a windowed layer sees; not less than before."""
+    """Attention window of windowed layers, in tokens; not less than before."""
     rope_theta: float | None = None
-    """RoPE base of full-attention layers, and of windowed ones without a base of their own."""
+    """RoPE base of full-attention layers, and of windowed layers without a base of their own."""
     rope_local_theta: float | None = None
     """RoPE base of windowed layers."""
     full_attention: str | None = None
-    """all, none, or layer numbers such as 1,7,15: the attention layers that see everything."""
+    """Layers with full attention: all, none, or layer numbers such as 1,7,15."""
 
 
 def main(argv: list[str]) -> int:
     """Run the verb."""
-    options = tyro.cli(ExtendOptions, prog="plamo2 extend", args=argv)
+    options = parse(ExtendOptions, argv, "plamo2 extend")
     from plamo2_jax.surgery.context import extend
 
     config = extend(

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from plamo2_jax.cli.arguments import call
+
 if TYPE_CHECKING:
     from plamo2_jax.infer.generate import Generator
     from plamo2_jax.infer.generation import Completion, Generation
@@ -41,31 +43,31 @@ def generate(
     step: int | None = None,
     tokenizer: Path | None = None,
 ) -> None:
-    """Continue prompts. Several prompts run as one batch; same seed, same prompt, same text, whatever else is in it.
+    """Continue prompts. Several prompts run as one batch; the text of a prompt depends on the prompt and the seed only.
 
-    A row ends where the model ends the document, at a stop string or id, or after --max-new-tokens.
+    A text ends at the model's end-of-document token, at a stop string or id, or after --max-new-tokens.
 
     Args:
         model: A run folder, or a folder of the public layout.
         prompt: Text to continue; may be given several times. Without any prompt the model begins a document.
         prompt_file: File whose whole text, without its last newline, is a prompt; "-" is standard input. May be given several times.
-        max_new_tokens: Tokens to generate at most.
-        min_new_tokens: Until so many tokens nothing ends a row.
-        temperature: Divides the logits; 0 always takes the likeliest token.
-        top_k: Draw among the k likeliest tokens.
-        top_p: Draw among the likeliest tokens that together reach this probability; 1 is off.
-        min_p: Draw among tokens at least this fraction as likely as the likeliest; 0 is off.
-        repetition_penalty: Above 1 makes tokens of the prompt and the text so far less likely.
-        seed: Another seed, another text.
-        samples: Texts a prompt.
-        stop: Text that ends a row and is cut off; may be given several times.
-        stop_id: Token id that ends a row, besides those of bos, eos and op; may be given several times.
+        max_new_tokens: Maximum number of new tokens.
+        min_new_tokens: Minimum number of new tokens.
+        temperature: Divisor of the logits; 0 always takes the likeliest token.
+        top_k: Sample from the k likeliest tokens.
+        top_p: Sample from the likeliest tokens that together reach this probability; 1 is off.
+        min_p: Sample from tokens at least this fraction as likely as the likeliest; 0 is off.
+        repetition_penalty: Values above 1 make tokens of the prompt and of the text so far less likely.
+        seed: Random seed.
+        samples: Samples per prompt.
+        stop: Stop string, which is cut off; may be given several times.
+        stop_id: Token id to stop at, in addition to bos, eos and op; may be given several times.
         allow_control: Read control strings such as <|plamo:op|> in prompts as control tokens. Not for text of others.
-        stream: Print a single row as it is written; several are printed when all are done.
-        json: Print one JSON object a row: prompt, sample, text, token_ids, logprobs, finish_reason.
-        dtype: Of the activations and matrices; left out, float32 on CPU and bfloat16 elsewhere.
+        stream: Print a single text while it is generated; several are printed when all are done.
+        json: Print one JSON object per text: prompt, sample, text, token_ids, logprobs, finish_reason.
+        dtype: Dtype of activations and matrices; left out, float32 on CPU and bfloat16 elsewhere.
         step: Which checkpoint of a run folder; left out, the newest.
-        tokenizer: A tokenizer.jsonl, or the folder that holds it, in place of the model's own.
+        tokenizer: A tokenizer.jsonl, or the folder that holds it, instead of the model's own.
     """
     from plamo2_jax.infer.generate import default_stop_ids
     from plamo2_jax.infer.sampling import SamplingConfig
@@ -142,7 +144,7 @@ def open_generator(folder: Path, step: int | None, dtype: str | None, tokenizer:
 
 def show_progress(generation: Generation, total: int) -> None:
     """Run a generation to its end under a progress bar of tokens."""
-    from tqdm import tqdm
+    from plamo2_jax.progress import tqdm
 
     with tqdm(total=total, desc="generate", unit="token", delay=2) as bar:
         for _ in generation:
@@ -156,4 +158,4 @@ def as_json(prompt: str, sample: int, completion: Completion) -> str:
 
 def main(argv: list[str]) -> None:
     """Runs `plamo2 generate`."""
-    tyro.cli(generate, args=argv, prog="plamo2 generate")
+    call(generate, argv, "plamo2 generate")

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from plamo2_jax.cli.arguments import call
+
 
 def grow(
     source: Annotated[str, tyro.conf.Positional],
@@ -24,24 +26,24 @@ def grow(
 ) -> None:
     """Write a larger model, in the public layout, that reuses a smaller one's weights; pretrain starts from it with --init-from.
 
-    Of the target only sizes count: windows, RoPE bases and token ids stay the source's. The optimizer starts anew. With clone or zero,
-    and identity, the larger model computes what the smaller one does.
+    Only size fields of the target are used; windows, RoPE bases and token ids keep the source's values. The optimizer state is not
+    carried over. With --method clone or zero and --depth identity, the larger model computes the same function as the smaller one.
 
     Args:
-        source: The model to grow: a run folder or a folder of the public layout. With --plan a shape will do.
-        target: The shape to grow to: a preset, a config.json, or a model's folder.
+        source: Model to grow: a run folder or a folder of the public layout. With --plan it may be a shape.
+        target: Target shape: a preset, a config.json, or a model's folder.
         output: Folder to make; it must not exist or be empty.
-        method: How channels are added. clone: copies, exact for any sizes. tile: copies read alike, exact for whole multiples only. zero:
-            silent channels beside the old ones, exact; the one that saved most tokens (experiments/weight_reuse).
-        depth: How layers are added. stack: the whole stack again. interleave: each period again. identity: the same, but silent at
-            first, which is exact.
-        noise: Tells copies apart, which would have the same gradients for ever: standard deviation over a weight's root mean square. It
-            cancels over the copies, so that the function is kept.
-        seed: Of the noise, and of what starts at random.
+        method: How channels are added. clone: copies, exact for any sizes. tile: copies, exact for whole multiples only. zero: new
+            channels with zero output, exact; it saved the most tokens (experiments/weight_reuse).
+        depth: How layers are added. stack: repeat the whole stack. interleave: repeat each period. identity: as interleave, with zero
+            output at first, which is exact.
+        noise: Standard deviation of the noise that makes copies different, relative to a weight's root mean square. It cancels over the
+            copies, so the function is kept. Without it copies would always have equal gradients.
+        seed: Random seed.
         set: FIELD=VALUE, replaces a field of the target's shape; may be given several times.
         step: Which checkpoint of a run folder; left out, the newest.
-        dtype: Of the file.
-        plan: Only print what would grow.
+        dtype: Dtype of the file.
+        plan: Print what would grow, and write nothing.
     """
     from plamo2_jax.surgery.depth import grown_config
     from plamo2_jax.surgery.shapes import changes_table, read_shape, with_sizes
@@ -80,4 +82,4 @@ def grow(
 
 def main(argv: list[str]) -> None:
     """Runs `plamo2 grow`."""
-    tyro.cli(grow, args=argv, prog="plamo2 grow")
+    call(grow, argv, "plamo2 grow")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plamo2_jax.cli.prefer import options_of, progress
-from plamo2_jax.cli.quiet import quieten
 
 if TYPE_CHECKING:
     from plamo2_jax.align.rounds import RoundsConfig
@@ -29,7 +28,6 @@ def main(argv: list[str]) -> int:
     options = options_of("iterate", argv, example, DESCRIPTION, "configs/iterate.py")
     if options is None:
         return 2
-    quieten()
     from plamo2_jax.align.rounds import iterate
 
     with progress("iterate") as on_progress:

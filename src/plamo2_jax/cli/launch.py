@@ -8,21 +8,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from plamo2_jax.cli.arguments import call, parse, require_command
+from plamo2_jax.cli.compile_cache import NO_CACHE
+
 if TYPE_CHECKING:
-    from plamo2_jax.launch.job import Job
+    from plamo2_jax.launch.job import Input, Job
+    from plamo2_jax.train.config import PretrainConfig
 
 _USAGE = """usage: plamo2 launch PLACE CONFIG.py [options] [--dry-run] [-- --field value ...]
 
-Runs `plamo2 pretrain CONFIG.py` somewhere else, on every machine that it needs. What follows -- goes to pretrain. --dry-run prints
-what would be run, and nothing else, so that it can be read, kept, or piped into shellcheck, bash, kubectl or sbatch.
+Runs `plamo2 pretrain CONFIG.py` on other machines, or as several processes. Arguments after -- go to pretrain. --dry-run only prints
+what would be run, to read, keep, or pipe into shellcheck, bash, kubectl or sbatch.
 
-  gcloud    a TPU slice of your own: a queued resource, installed, trained on, made anew when it is preempted
+  gcloud    a TPU slice of your own: requests a queued resource, installs, trains, and starts again after a preemption
   xpk       TPU slices of a GKE cluster: a JobSet for kubectl, or XPK's command
   slurm     a SLURM cluster: an sbatch script that queues itself again
   local     several processes on this machine
 
-plamo2 launch PLACE --help explains a place; docs/launch.md has each in five lines. A run goes on from its newest checkpoint wherever
-it is started again: let --output be a bucket (gs://...) or a shared file system where there is more than one machine."""
+example: plamo2 launch slurm configs/demo.py --nodes 4 --gpus-per-node 8 --dry-run -- --output /shared/runs
+
+plamo2 launch PLACE --help explains a place; docs/launch.md shows each of them. A run resumes from its newest checkpoint wherever it is
+started again: with more than one machine, set --output to a bucket (gs://...) or a folder on a shared file system."""
 
 
 def main(argv: list[str]) -> int:
@@ -31,10 +37,9 @@ def main(argv: list[str]) -> int:
     if place in (None, "-h", "--help"):
         print(_USAGE, file=sys.stderr if place is None else sys.stdout)
         return 2 if place is None else 0
-    if place not in _PLACES:
-        raise ValueError(f"unknown place {place!r}; it must be one of {', '.join(_PLACES)}")
+    require_command(place, SUBCOMMANDS, "plamo2 launch")
     split = rest.index("--") if "--" in rest else len(rest)
-    return _PLACES[place](rest[:split], tuple(rest[split + 1 :]))
+    return SUBCOMMANDS[place](rest[:split], tuple(rest[split + 1 :]))
 
 
 def gcloud(argv: list[str], overrides: tuple[str, ...]) -> int:
@@ -89,7 +94,7 @@ def _print(text: str) -> int:
     return 0
 
 
-_PLACES = {"gcloud": gcloud, "xpk": xpk, "slurm": slurm, "local": local}
+SUBCOMMANDS = {"gcloud": gcloud, "xpk": xpk, "slurm": slurm, "local": local}
 
 
 def _parse(place: str, options: Any, argv: list[str], overrides: tuple[str, ...]) -> tuple[Job, Any, bool]:
@@ -101,7 +106,7 @@ def _parse(place: str, options: Any, argv: list[str], overrides: tuple[str, ...]
         Args:
             config: The config file of the run, such as configs/demo.py.
             place: Where and how.
-            dry_run: Print what would be run, and do nothing.
+            dry_run: Print what would be run, and run nothing.
         """
         return config, place, dry_run
 
@@ -111,16 +116,16 @@ def _parse(place: str, options: Any, argv: list[str], overrides: tuple[str, ...]
         "place": tyro.conf.OmitArgPrefixes[options],
         "dry_run": tyro.conf.FlagCreatePairsOff[bool],
     }
-    config, chosen, dry_run = tyro.cli(read, args=argv, prog=f"plamo2 launch {place}", description=_DESCRIPTIONS[place])
+    config, chosen, dry_run = call(read, argv, f"plamo2 launch {place}", description=_DESCRIPTIONS[place])
     return load_job(config, overrides), chosen, dry_run
 
 
 _DESCRIPTIONS = {
-    "gcloud": "Train on a TPU slice: make a queued resource, wait for it, install the project on all workers, train, and do so again "
-    "when it was preempted. Needs gcloud with an account, a project and a zone.",
+    "gcloud": "Train on a TPU slice: request a queued resource, wait for it, install the project on all workers, train, and start "
+    "again after a preemption. Needs gcloud with an account, a project and a zone.",
     "xpk": "Train on TPU slices of a GKE cluster with JobSet installed. Needs a container image with the project, and kubectl or xpk.",
     "slurm": "Train on a SLURM cluster, from a folder that all nodes share. Needs sbatch.",
-    "local": "Train by several processes on this machine; their lines come out with the process's number before them.",
+    "local": "Train with several processes on this machine; each line of output starts with the number of its process.",
 }
 
 
@@ -135,8 +140,26 @@ def load_job(path: Path, overrides: tuple[str, ...]) -> Job:
     from plamo2_jax.storage import address
     from plamo2_jax.train.config import PretrainConfig
 
-    config = tyro.cli(PretrainConfig, prog=f"plamo2 launch ... {path} --", default=load_config(path), args=overrides)
-    return Job(path, config.name, address(config.output), overrides)
+    fields = [word for word in overrides if word != NO_CACHE]
+    config = parse(PretrainConfig, fields, f"plamo2 pretrain {path}", default=load_config(path))
+    return Job(path, config.name, address(config.output), overrides, inputs(config))
+
+
+def inputs(config: PretrainConfig) -> tuple[Input, ...]:
+    """What a run reads, field by field."""
+    from plamo2_jax.launch.job import Input
+    from plamo2_jax.storage import address
+
+    distillation = config.distillation
+    fields = [
+        ("tokenizer", config.tokenizer),
+        *(("data.mixture", item.path) for item in config.data.mixture),
+        *((f"heldout.{language}", path) for language, path in config.heldout.items()),
+        ("init_from", config.init_from),
+        ("distillation.teacher", distillation and distillation.teacher),
+        ("distillation.logits", distillation and distillation.logits),
+    ]
+    return tuple(Input(name, address(path), in_bucket=name == "tokenizer") for name, path in fields if path is not None)
 
 
 def _warn(job: Job, where: str) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from plamo2_jax.cli.arguments import call
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -26,19 +28,19 @@ def logits(
     batch_size: int = 4,
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
-    """Logits of given tokens, for comparing implementations.
+    """Write the logits of given tokens, to compare implementations.
 
-    Writes an .npz with the array logits [b, t, v] float32: at every position those of the next token. Padding (segment 0) has logits
-    without meaning. Memory is bounded by the batch, not by the file.
+    Writes an .npz with the array logits [b, t, v] float32: at each position the logits of the next token. Logits at padding (segment 0)
+    are meaningless. Memory depends on the batch size, not on the file.
 
     Args:
         model: A run folder, or a folder of the public layout.
         input: An .npz with the array tokens [b, t] of integers and, if rows are packed or padded, segment_ids [b, t]: 0 padding,
-            1 and up the document. Nothing crosses from one document to the next.
+            1 and up the document.
         output: The .npz to write.
         step: Which checkpoint of a run folder; left out, the newest.
-        batch_size: Rows at a time.
-        dtype: Of the activations. Parameters and logits are float32 either way.
+        batch_size: Rows per batch.
+        dtype: Dtype of activations. Parameters and logits are always float32.
     """
     from plamo2_jax.convert.load import load_model
 
@@ -101,9 +103,9 @@ def write_logits(
     """Write the .npz block by block; it takes its name when it is whole."""
     import jax
     import numpy as np
-    from tqdm import tqdm
 
     from plamo2_jax.model import Plamo2
+    from plamo2_jax.progress import tqdm
     from plamo2_jax.storage import new_file
 
     model = Plamo2(loaded.config, dtype=np.dtype(dtype) if dtype == "float32" else jax.numpy.bfloat16)
@@ -138,4 +140,4 @@ def _fill(rows: np.ndarray, batch_size: int) -> np.ndarray:
 
 def main(argv: list[str]) -> None:
     """Runs `plamo2 logits`."""
-    tyro.cli(logits, args=argv, prog="plamo2 logits")
+    call(logits, argv, "plamo2 logits")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import tyro
 
+from plamo2_jax.cli.arguments import call
+
 
 def lora(
     model: Annotated[Path, tyro.conf.Positional],
@@ -41,5 +43,5 @@ def lora(
 
 def main(argv: list[str]) -> int:
     """Run the verb."""
-    tyro.cli(lora, prog="plamo2 lora", args=argv)
+    call(lora, argv, "plamo2 lora")
     return 0

@@ -7,30 +7,34 @@ import os
 import signal
 import sys
 
+from plamo2_jax.cli import compile_cache
+from plamo2_jax.cli.compile_cache import NO_CACHE
+from plamo2_jax.cli.quiet import quieten
+
 VERBS = {
     "tokenizer": "train a vocabulary, encode, decode",
     "data": "build the bundled corpus, clean text, write tokenized shards",
     "pretrain": "train a model from a config file",
     "sft": "fine-tune a model on conversations",
-    "dpo": "train a model on pairs of answers, one preferred",
-    "prefer": "pairs of answers for dpo, sampled from a model and scored by rules and a judge",
-    "iterate": "rounds of prefer, dpo and merge",
-    "lora": "add trained adapters to a model's weights",
-    "pipeline": "run commands as a graph; what is done is not done again",
+    "dpo": "train a model on preference data",
+    "prefer": "make preference data: sample answers from a model, score them, pair them",
+    "iterate": "iterative DPO: rounds of prefer, dpo and merge",
+    "lora": "merge LoRA adapters into a model's weights",
+    "pipeline": "run commands as a graph; finished stages are skipped",
     "launch": "run pretrain on TPU slices, in GKE, under SLURM or as several processes",
-    "evaluate": "held-out bits per byte of a model",
+    "evaluate": "measure held-out bits per byte of a model",
     "generate": "continue a prompt",
     "convert": "read and write checkpoints of the public PLaMo 2 layout",
-    "logits": "logits of given tokens, for comparing implementations",
-    "grow": "start a larger model from a smaller one's weights",
-    "prune": "cut a smaller model out of a larger one",
-    "merge": "one model out of several: means, differences from a base, checkpoints of a run",
-    "extend": "a wider attention window, full attention, another RoPE base",
+    "logits": "write the logits of given tokens, to compare implementations",
+    "grow": "initialize a larger model from a smaller one",
+    "prune": "cut a smaller model out of a larger one by importance",
+    "merge": "merge several models or checkpoints into one",
+    "extend": "widen the attention window, use full attention, change the RoPE base",
     "distill": "write a teacher's logits to disk for distillation",
-    "probe": "retrieval at chosen lengths: phonebook and needle",
+    "probe": "measure retrieval at chosen lengths: phonebook and needle",
     "phonebook": "write phonebooks as training text",
-    "report": "one HTML page from a run directory",
-    "plan": "what a program costs on a TPU that is not there, by its compiler",
+    "report": "write an HTML page about a run",
+    "plan": "predict memory and time on a TPU slice you do not have, with its compiler",
 }
 
 
@@ -38,18 +42,59 @@ def usage() -> str:
     """The text of `plamo2 --help`."""
     width = max(map(len, VERBS))
     lines = [f"  {verb:<{width}}  {text}" for verb, text in VERBS.items()]
-    return "\n".join(["usage: plamo2 VERB [options]        (plamo2 VERB --help explains a verb)", "", *lines])
+    options = [
+        f"  {'--version':<{width}}  print the version of plamo2-jax, jax and Python",
+        f"  {NO_CACHE:<{width}}  compile every program anew; by default compiled programs are kept in ~/.cache/plamo2",
+    ]
+    return "\n".join(
+        [
+            "usage: plamo2 VERB [options]        (plamo2 VERB --help explains a verb)",
+            "",
+            *lines,
+            "",
+            "options:",
+            *options,
+        ]
+    )
+
+
+def version() -> str:
+    """The text of `plamo2 --version`."""
+    import platform
+    from importlib import metadata
+
+    import plamo2_jax
+
+    try:
+        jax = f"jax {metadata.version('jax')}"
+    except metadata.PackageNotFoundError:
+        jax = "no jax"
+    return f"plamo2-jax {plamo2_jax.__version__} ({jax}, Python {platform.python_version()})"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit status. Errors meant for the user are one sentence on stderr and status 2."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # What follows `--` belongs to the command that `launch` starts.
+    end = argv.index("--") if "--" in argv else len(argv)
+    if NO_CACHE in argv[:end]:
+        argv[:end] = [word for word in argv[:end] if word != NO_CACHE]
+        compile_cache.disable()
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        print(version())
+        return 0
     if argv[0] not in VERBS:
-        print(f"plamo2: unknown verb {argv[0]!r}; it must be one of {', '.join(VERBS)}", file=sys.stderr)
+        from plamo2_jax.cli.arguments import closest_commands
+
+        meant = closest_commands(argv[0], VERBS)
+        known = f"did you mean {meant}? plamo2 --help lists all" if meant else f"it must be one of {', '.join(VERBS)}"
+        print(f"plamo2: unknown verb {argv[0][:60]!r}; {known}", file=sys.stderr)
         return 2
+    compile_cache.enable()
+    quieten()
     # Imported on demand: `plamo2 --help` must not pay for importing jax.
     verb = importlib.import_module(f"plamo2_jax.cli.{argv[0]}")
     try:

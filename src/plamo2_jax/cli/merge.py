@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from plamo2_jax.cli.arguments import parse
 from plamo2_jax.surgery.merge import MergeConfig, Method
 from plamo2_jax.surgery.merge_methods import Rescale
 
@@ -30,11 +31,11 @@ class MergeOptions:
     models_and_output: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL MODEL ... OUT")]
     """The models, and last the folder to make, which must not exist or be empty."""
     method: Method = "linear"
-    """Which arithmetic."""
+    """Merge method."""
     base: str | None = None
-    """The model that differences are taken from."""
+    """Base model, from which differences are taken."""
     weight: tuple[float, ...] = ()
-    """One a model, in order; left out, all 1. linear, slerp and karcher divide by their sum."""
+    """One weight per model, in order; left out, all 1. linear, slerp and karcher divide by the sum of the weights."""
     weights_for: tuple[str, ...] = ()
     """REGEX=w1,w2,... gives other weights to the tensors in whose description the expression is found: the public name, our
     parameters and their axes, such as "model.layers.layers.1.mixer.o_proj.weight run_0/layer_1/mixer/o_proj
@@ -43,7 +44,7 @@ class MergeOptions:
     density: float | None = None
     """Share of each difference that is kept: ties 0.2, breadcrumbs 0.9, dare and della 0.5 when left out."""
     scale: Annotated[float, tyro.conf.arg(name="lambda")] = 1.0
-    """What the merged differences are multiplied by."""
+    """Factor of the merged differences."""
     normalize: bool | None = None
     """Whether differences are divided by the weights; left out, they are for ties and della."""
     rescale: Rescale = "probability"
@@ -54,18 +55,18 @@ class MergeOptions:
     gamma: float = 0.01
     """breadcrumbs: share of the largest differences that is left out."""
     t: float = 1e-3
-    """nearswap: how far an element may move."""
+    """nearswap: largest change of an element."""
     seed: int = 0
-    """Of what is dropped at random: same seed, same merge."""
+    """Random seed of dare and della."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Of the files; left out, that of the models. Arithmetic is float32 in any case."""
+    """Dtype of the files; left out, the dtype of the models. Arithmetic is always float32."""
     max_shard_size: str = "5GB"
-    """Bytes of tensors in one safetensors file."""
+    """Largest size of one safetensors file, such as 5GB or 500MiB."""
 
 
 def main(argv: list[str]) -> int:
     """Run the verb."""
-    options = tyro.cli(MergeOptions, prog="plamo2 merge", args=argv)
+    options = parse(MergeOptions, argv, "plamo2 merge")
     if len(options.models_and_output) < 2:
         raise ValueError("the arguments must be models and last the folder to make: plamo2 merge A B OUT")
     from plamo2_jax.cli.convert import parse_size, progress

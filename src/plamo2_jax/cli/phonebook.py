@@ -8,6 +8,8 @@ from typing import Annotated
 
 import tyro
 
+from plamo2_jax.cli.arguments import parse
+
 
 @dataclasses.dataclass(frozen=True)
 class PhonebookOptions:
@@ -18,24 +20,24 @@ class PhonebookOptions:
     output: Annotated[Path, tyro.conf.Positional]
     """File to write; .jsonl, or compressed .jsonl.gz, .jsonl.xz, .jsonl.bz2."""
     documents: int = 1000
-    """How many."""
+    """Number of phonebooks."""
     entries: tuple[int, int] = (4, 40)
-    """Least and most entries of a book."""
+    """Least and largest number of entries per phonebook."""
     queries: int = 4
-    """Names asked for again at the end of each."""
+    """Number of queries at the end of each phonebook."""
     language: str = "ja,en"
     """ja, en or both with a comma, which then alternate."""
     digits: int | None = None
     """Digits of a number; left out, telephone numbers."""
     separator: str = ": "
-    """Between name and number; $'\\t' for a tab, which tokenizers seldom join with its neighbours."""
+    """Text between name and number; $'\\t' for a tab, which tokenizers seldom join with its neighbours."""
     seed: int = 0
-    """Same seed, same documents."""
+    """Random seed."""
 
 
 def main(argv: list[str]) -> int:
     """Run the verb."""
-    options = tyro.cli(PhonebookOptions, prog="plamo2 phonebook", args=argv)
+    options = parse(PhonebookOptions, argv, "plamo2 phonebook")
     from plamo2_jax.cli.data import write_jsonl
     from plamo2_jax.eval.phonebook import documents
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from plamo2_jax.cli.arguments import call
+
 if TYPE_CHECKING:
     from plamo2_jax.pipeline.graph import Description, Graph
     from plamo2_jax.pipeline.run import Ran
@@ -29,21 +31,20 @@ def pipeline(
     until: str | None = None,
     force: tuple[str, ...] = (),
 ) -> int:
-    """Run plamo2 commands in the order that follows from what each reads and writes; what is done is not done again.
+    """Run plamo2 commands in the order that follows from what each reads and writes; finished stages are skipped.
 
     PIPELINE.py is a Python file that sets `pipeline = Pipeline(home=..., stages=(Stage(...), ...))`; see configs/pipeline_demo.py and
-    docs/pipeline.md. A stage is done while its command, its resolved config, its inputs, its outputs and the version of this package
-    are what they were when it ended. The same command goes on after Ctrl-C, SIGTERM or a kill: a training run from its newest
-    checkpoint, any other stage from its beginning. What a stage left that has to begin anew is set aside to HOME/.pipeline/stale.
+    docs/pipeline.md. A stage is finished while its command, its resolved config, its inputs, its outputs and the version of this package
+    are the same as when it ended. The same command resumes after Ctrl-C, SIGTERM or a kill: a training run from its newest checkpoint,
+    any other stage from its beginning. Before a stage starts again, its old outputs are moved to HOME/.pipeline/stale.
 
-    The exit status is that of the stage that failed or was stopped, as plamo2 pretrain --help tells it; 2 also where nothing was run
-    because the pipeline is wrong.
+    The exit status is the status of the stage that failed or was stopped (see plamo2 pretrain --help), or 2 where the pipeline is wrong.
 
     Args:
         file: The pipeline.
-        dry_run: Print what would be run and why, and do nothing.
-        until: Only this stage and what it depends on.
-        force: Run these stages even if they are done.
+        dry_run: Print which stages would run and why, and run nothing.
+        until: Run only this stage and the stages it depends on.
+        force: Run these stages even if they are finished.
     """
     from plamo2_jax.cli.pretrain import load_setting
     from plamo2_jax.pipeline.graph import Graph
@@ -159,4 +160,4 @@ def table(graph: Graph, ran: list[Ran]) -> str:
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit status."""
-    return tyro.cli(pipeline, args=argv, prog="plamo2 pipeline")
+    return call(pipeline, argv, "plamo2 pipeline")

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-import tyro
+from plamo2_jax.cli.arguments import call
 
 _USAGE = """usage: plamo2 plan CONFIG.py --topology SLICE [options] [--field value] ...
        plamo2 plan kernel ssd --topology SLICE --preset MODEL [options]
 
 Compiles for a TPU slice on a machine without one, and prints what the compiler says: cycles, bytes, memory. These are the compiler's
-figures, not measured time. Needs the tpu extra: pip install 'plamo2-jax[tpu]'
+figures, not measured time. Needs libtpu: pip install 'jax[tpu]'
 
   CONFIG.py     the train step of a run, a prefill, a decoding step: HBM a chip, collectives, predicted time and MFU bound
                                                               (plamo2 plan CONFIG.py --help explains it)
@@ -55,13 +55,12 @@ def ssd(
         breakdown: Print where the cycles go, operation by operation.
         output: A JSON file to write everything to.
     """
-    from tqdm import tqdm
-
     from plamo2_jax.config import PRESETS
     from plamo2_jax.plan import table
     from plamo2_jax.plan.compiler import untested
     from plamo2_jax.plan.run import Compiler
     from plamo2_jax.plan.ssd import SsdProgram
+    from plamo2_jax.progress import tqdm
 
     if preset not in PRESETS:
         raise ValueError(f"--preset {preset} is not allowed; it must be one of {', '.join(PRESETS)}")
@@ -126,7 +125,7 @@ def main(argv: list[str]) -> int | None:
         return plan_step(argv)
     words = [word for word in argv[:2] if not word.startswith("-")]
     if words == ["kernel", "ssd"]:
-        tyro.cli(ssd, args=argv[2:], prog="plamo2 plan kernel ssd")
+        call(ssd, argv[2:], "plamo2 plan kernel ssd")
         return None
     if {"-h", "--help"} & set(argv) and words in ([], ["kernel"]):
         print(_USAGE)

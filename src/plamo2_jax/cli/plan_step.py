@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
+from plamo2_jax.cli.arguments import parse
+
 if TYPE_CHECKING:
     from plamo2_jax.plan.request import Request
     from plamo2_jax.plan.step import StepPlan
@@ -23,7 +25,7 @@ usage: plamo2 plan CONFIG.py --topology SLICE [options] [--field value] [--part.
 Prints HBM a chip by kind, collectives, the compiler's scheduled cycles, and a step time and MFU bound predicted from them. Nothing is
 measured, and no data are needed. Where it does not fit, the bytes that are over and the nearest change that fits. CONFIG.py may be one of
 plamo2 sft or plamo2 dpo too. Any field of the run can be replaced as there. A field that a plan does not count (ema_decay,
-distillation, lora) is refused. Needs the tpu extra: pip install 'plamo2-jax[tpu]'"""
+distillation, lora) is refused. Needs libtpu: pip install 'jax[tpu]'"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
         tyro.cli(Options, prog=prog, args=["--help"])
     options, fields = tyro.cli(Options, prog=prog, args=rest, return_unknown_args=True)
     default = load_config(Path(path), PretrainConfig, SftConfig, DpoConfig)
-    config = tyro.cli(type(default), prog=prog, default=default, args=fields)
+    config = parse(type(default), fields, prog, default=default)
     if (options.topology is None) == (options.gpu is None):
         raise ValueError("plamo2 plan needs either --topology SLICE, such as v5p:4x4x4, or --gpu NODE, such as h100x8")
     _refuse_unused(options)
@@ -138,11 +140,10 @@ def _one(options: Options, request: Request) -> int:
 
 
 def _sweep(options: Options, request: Request) -> int:
-    from tqdm import tqdm
-
     from plamo2_jax.plan import report
     from plamo2_jax.plan.steps import plan, sweep_points
     from plamo2_jax.plan.topology import chips
+    from plamo2_jax.progress import tqdm
 
     points = list(sweep_points(request.config, chips(request.topology) * request.config.mesh.slices))
     if not points:

@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
 @contextlib.contextmanager
 def progress(verb: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar; call what it gives with the prompts that are done, and all."""
-    from tqdm import tqdm
+    from plamo2_jax.progress import tqdm
 
     with tqdm(desc=verb, unit="prompt", delay=2) as bar:
 

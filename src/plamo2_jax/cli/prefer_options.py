@@ -9,6 +9,8 @@ from typing import Annotated, Generic, TypeVar
 
 import tyro
 
+from plamo2_jax.cli import arguments
+
 Config = TypeVar("Config")
 
 
@@ -24,10 +26,5 @@ class Options(Generic[Config]):
 
 def parse(verb: str, path: str, default: Config, args: list[str], description: str) -> Options[Config]:
     """Options of the command line, over the configuration of the file at `path`."""
-    return tyro.cli(
-        Options[type(default)],
-        prog=f"plamo2 {verb} {path}",
-        description=description,
-        default=Options(default),
-        args=args,
-    )
+    prog = f"plamo2 {verb} {path}"
+    return arguments.parse(Options[type(default)], args, prog, description=description, default=Options(default))

@@ -8,32 +8,34 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plamo2_jax.cli.quiet import quieten
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from plamo2_jax.train.config import PretrainConfig
     from plamo2_jax.train.loop import Outcome
 
-DESCRIPTION = """Train a model from a config file, or go on training one.
+DESCRIPTION = """Train a model from a config file, or resume its training.
 
 usage: plamo2 pretrain CONFIG.py [--field value] [--part.field value] ...
 
-CONFIG.py is a Python file that sets `config = PretrainConfig(...)`; see configs/. Any field below can be replaced on the command line.
-The run is written to OUTPUT/NAME: config.json (what was resolved), tokenizer.jsonl, checkpoints/, metrics.jsonl and tensorboard/.
-The same command resumes a run that was stopped: it goes on from its newest checkpoint that is whole exactly as if it had never
-stopped. Ctrl-C and SIGTERM save a checkpoint and end it. Without a checkpoint of its own a run starts from --init-from, or else at random.
+CONFIG.py is a Python file that sets `config = PretrainConfig(...)`:
 
-Several processes make one job when each is given --distributed.coordinator HOST:PORT (of the first), --distributed.process-count N and
---distributed.process-id 0 .. N-1; or --distributed.coordinator auto on a TPU pod, under Slurm or Open MPI. They share one file system.
+  from plamo2_jax.train.config import PretrainConfig
+
+The folder configs/ of the source tree has examples. Any field below can be replaced on the command line. The run is written to
+OUTPUT/NAME: config.json (the resolved config), tokenizer.jsonl, checkpoints/, metrics.jsonl and tensorboard/. The same command resumes a
+run that was stopped, from its newest intact checkpoint, exactly as if it had never stopped. Ctrl-C and SIGTERM save a checkpoint and end
+the run. A run without a checkpoint of its own starts from --init-from, or else from random parameters.
+
+For a job of several processes, give each of them --distributed.coordinator HOST:PORT (of the first), --distributed.process-count N and
+--distributed.process-id 0 .. N-1; or --distributed.coordinator auto on a TPU pod, under SLURM or Open MPI. They share one file system.
 
 exit status:
-  0        all steps are made
-  2        an error, in one line on stderr; what is saved stays as it is, but the same command fails again until its cause is gone
-  75       another process of the job is gone, as the last line on stderr says: start all of them again and they go on
-  130, 143 Ctrl-C or SIGTERM (128 + the signal): a checkpoint was saved, and the same command goes on
-  137      killed: the same command goes on from the newest checkpoint"""
+  0        all steps are done
+  2        an error, in one line on stderr; saved files stay as they are; the same command fails again until the cause is removed
+  75       another process of the job is gone, as the last line on stderr says: start all of them again to resume
+  130, 143 Ctrl-C or SIGTERM (128 + the signal): a checkpoint was saved; the same command resumes
+  137      killed: the same command resumes from the newest checkpoint"""
 
 
 def main(argv: list[str]) -> int:
@@ -86,7 +88,6 @@ def train(
     path, *overrides = argv
     options = parse(verb, path, load_config(Path(path), type(example())), overrides, description)
     config = options.config
-    quieten()
     from plamo2_jax.train.loop import pretrain
     from plamo2_jax.train.processes import join, leave_when_aborted, leave_when_broken
     from plamo2_jax.train.watch import ProfileSteps

@@ -9,6 +9,7 @@ from typing import Annotated, Generic, TypeVar, get_args, get_type_hints
 
 import tyro
 
+from plamo2_jax.cli import arguments
 from plamo2_jax.train.config import PretrainConfig
 from plamo2_jax.train.processes import ProcessesConfig
 
@@ -34,12 +35,12 @@ def parse(verb: str, path: str, default: Config, args: list[str], description: s
     """
     named = [name for name in _optional_parts(type(default)) if any(arg.startswith(f"--{name}.") for arg in args)]
     missing = {name: _optional_parts(type(default))[name]() for name in named if getattr(default, name) is None}
-    return tyro.cli(
+    return arguments.parse(
         RunOptions[type(default)],
-        prog=f"plamo2 {verb} {path}",
+        args,
+        f"plamo2 {verb} {path}",
         description=description,
         default=RunOptions(dataclasses.replace(default, **missing)),
-        args=args,
         config=(tyro.conf.AvoidSubcommands,) if named else (),
     )
 

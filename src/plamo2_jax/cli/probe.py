@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from plamo2_jax.cli.arguments import parse
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -36,30 +38,30 @@ class ProbeOptions:
     """Folder to make; it must not exist or be empty."""
     task: Literal["phonebook", "needle"] = "phonebook"
     lengths: tuple[int, ...] = (512, 1024, 2048, 4096)
-    """Tokens of prompt and answer."""
+    """Lengths to probe: tokens of prompt and answer together."""
     language: str = "ja,en"
     """ja, en or both with a comma."""
     depths: int = 5
-    """So many places from the beginning to the end of the text."""
+    """Number of places, from the beginning to the end of the text."""
     samples: int = 4
-    """Questions of each language, length and depth."""
+    """Questions per language, length and depth."""
     candidates: int = 8
     """Numbers to choose from."""
     digits: int | None = None
     """Digits of a number; left out, telephone numbers in phonebooks and 5 in needles. Few suit small models."""
     separator: str = ": "
-    """Between name and number of a phonebook."""
+    """Text between name and number of a phonebook."""
     batch_size: int = 4
-    """Prompts at once."""
+    """Prompts per batch."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of activations."""
+    """Dtype of activations."""
     seed: int = 0
-    """Same seed, same questions."""
+    """Random seed."""
 
 
 def main(argv: list[str]) -> int:
     """Run the verb."""
-    options = tyro.cli(ProbeOptions, prog="plamo2 probe", args=argv)
+    options = parse(ProbeOptions, argv, "plamo2 probe")
     languages = tuple(part.strip() for part in options.language.split(","))
     for name, least in (("depths", 1), ("samples", 1), ("candidates", 2), ("batch_size", 1)):
         if getattr(options, name) < least:
@@ -69,13 +71,13 @@ def main(argv: list[str]) -> int:
 
     require_empty(options.output)
     import jax.numpy as jnp
-    from tqdm import tqdm
 
     from plamo2_jax.convert.load import load_model
     from plamo2_jax.eval.retrieval import as_text, ask, table
     from plamo2_jax.infer.answer import ModelAnswerer
     from plamo2_jax.infer.weights import cast_matrices
     from plamo2_jax.model import Plamo2
+    from plamo2_jax.progress import tqdm
     from plamo2_jax.surgery.merge_sources import ModelName
 
     name = ModelName.parse(options.model)

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from plamo2_jax.cli.arguments import call
+
 
 def prune(
     model: Annotated[str, tyro.conf.Positional],
@@ -32,31 +34,31 @@ def prune(
 ) -> None:
     """Write a smaller model, in the public layout, cut out of a larger one; pretrain goes on from it with --init-from.
 
-    Of the target only sizes count: windows, RoPE bases and token ids stay the model's.
-    What stays is chosen by importance, measured on calibration data: the residual width for all layers together, MLP, heads and state
-    in each layer, and whole periods of layers. Key/value heads stay or go with their queries.
+    Only size fields of the target are used; windows, RoPE bases and token ids keep the model's values.
+    What is kept is chosen by importance on calibration data: the residual width for all layers together, MLP, heads and state in each
+    layer, and whole periods of layers. A key/value head is kept or removed with its queries.
 
     Args:
-        model: The model to cut: a run folder or a folder of the public layout. With --plan a shape will do.
-        target: The shape to cut to: a preset, a config.json, or a model's folder (the model's own, with --set or a budget).
+        model: Model to cut: a run folder or a folder of the public layout. With --plan it may be a shape.
+        target: Target shape: a preset, a config.json, or a model's folder (the model's own, with --set or a budget).
         output: Folder to make; it must not exist or be empty.
         calibration: Folder of shards that `plamo2 data prepare` wrote with the model's tokenizer.
-        method: Of ranking channels. activation: size of activations. taylor: first-order change of the loss. magnitude: size of weights.
-            random: for comparison.
-        depth: Of ranking layers. influence: how far they turn the residual stream. loss: how much the loss rises without them. same: as
-            --method.
-        rounds: How often to measure, sizes falling by equal ratios.
-        batches: Calibration batches.
-        batch_size: Rows in one.
-        sequence_length: Positions in a row.
+        method: How channels are ranked. activation: size of activations. taylor: first-order change of the loss. magnitude: size of
+            weights. random: for comparison.
+        depth: How layers are ranked. influence: angle between a layer's input and output residual stream (ShortGPT). loss: rise of the
+            loss without the layer. same: as --method.
+        rounds: Number of measurements; sizes shrink by equal ratios between them.
+        batches: Number of calibration batches.
+        batch_size: Rows per calibration batch.
+        sequence_length: Positions per row.
         multiple_of: Hidden and MLP sizes must be multiples of this; 128 fits the matrix units of TPUs.
-        max_parameters: Search splits of depth and width with at most so many parameters, and cut to the one of lowest loss.
-        max_flops: The same for forward FLOPs a token at --sequence-length.
-        seed: Of the data's order and of random.
+        max_parameters: Search shapes with at most this many parameters, and cut to the one of lowest loss.
+        max_flops: Search shapes with at most this many forward FLOPs per token at --sequence-length.
+        seed: Random seed, for the order of the data and for --method random.
         set: FIELD=VALUE, replaces a field of the target's shape; may be given several times.
         step: Which checkpoint of a run folder; left out, the newest.
-        dtype: Of the file.
-        plan: Only print what would be cut, or the shapes within the budget.
+        dtype: Dtype of the file.
+        plan: Print what would be cut, or the shapes within the budget, and write nothing.
     """
     from plamo2_jax.convert.hf import chat_template_files, write_public
     from plamo2_jax.storage import require_empty
@@ -140,4 +142,4 @@ def _check_on_shapes(old, new) -> None:
 
 def main(argv: list[str]) -> None:
     """Runs `plamo2 prune`."""
-    tyro.cli(prune, args=argv, prog="plamo2 prune")
+    call(prune, argv, "plamo2 prune")

@@ -14,6 +14,8 @@ def quieten() -> None:
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    if getattr(sys.unraisablehook, "quiet", False):
+        return  # A pipeline runs several verbs in one process: hooks that wrap each other would grow with its stages.
     before = sys.unraisablehook
 
     def hook(unraisable: sys.UnraisableHookArgs) -> None:
@@ -21,4 +23,5 @@ def quieten() -> None:
         if not reports_to_closed_loop:
             before(unraisable)
 
+    hook.quiet = True
     sys.unraisablehook = hook

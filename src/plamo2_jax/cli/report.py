@@ -8,12 +8,14 @@ from typing import Annotated
 
 import tyro
 
+from plamo2_jax.cli.arguments import parse
+
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     """Write RUN/report.html: configuration, curves, held-out bits per byte beside xz, and samples.
 
-    It reads config.json and metrics.jsonl, and where they are there evaluation.json (plamo2 evaluate --output) and samples.jsonl
+    It reads config.json and metrics.jsonl, and where they exist evaluation.json (plamo2 evaluate --output) and samples.jsonl
     (plamo2 generate --json). The page needs no other file and no network.
     """
 
@@ -23,7 +25,7 @@ class Arguments:
 
 def main(argv: list[str]) -> None:
     """Write the page and print its path."""
-    arguments = tyro.cli(Arguments, prog="plamo2 report", args=argv)
+    arguments = parse(Arguments, argv, "plamo2 report")
     from plamo2_jax.report.page import write_report  # Matplotlib is slow to import.
 
     print(write_report(arguments.run))

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import tyro
 
+from plamo2_jax.cli.arguments import call_subcommand
+
 
 def train(
     input: tuple[str, ...],
@@ -23,16 +25,16 @@ def train(
     split_digits: bool = False,
     seed_pieces: int = 8,
 ) -> None:
-    """Train a vocabulary on text and write tokenizer.jsonl. Same input and options, same file.
+    """Train a vocabulary on text and write tokenizer.jsonl. Equal input and options give equal files.
 
     Args:
         input: Files (.jsonl, .txt, also .gz, .xz, .bz2, .zst; .parquet; .arrayrecord), folders, "patterns/*.jsonl", tfds:NAME:SPLIT,
             or the corpus in the package: bundled:ja:train, bundled:all:train.
-        output: Folder to write tokenizer.jsonl into, made if need be; or a file name that ends in .jsonl.
+        output: Folder for tokenizer.jsonl, created if needed; or a file name that ends in .jsonl.
         text_field: Field or column that holds the text.
-        vocab_size: Rows in all; 7 control, 4 whitespace and 256 byte rows are among them.
+        vocab_size: Number of rows, including 7 control, 4 whitespace and 256 byte rows.
         sample_bytes: Bytes of text to train on; more text than this is sampled evenly, by documents.
-        seed: Seed of the sampling.
+        seed: Random seed of the sampling.
         character_coverage: Share of the characters, counted as they occur, that have a row of their own; the rest is
             spelled in bytes. Lower, more rows go to longer tokens and more rare characters cost three or four ids.
         max_token_chars: Longest token, in characters.
@@ -121,8 +123,9 @@ def decode(
     sys.stdout.buffer.flush()
 
 
-def main(argv: list[str]) -> None:
+SUBCOMMANDS = {"train": train, "encode": encode, "decode": decode}
+
+
+def main(argv: list[str]) -> int | None:
     """Runs `plamo2 tokenizer train|encode|decode`."""
-    tyro.extras.subcommand_cli_from_dict(
-        {"train": train, "encode": encode, "decode": decode}, args=argv, prog="plamo2 tokenizer"
-    )
+    return call_subcommand(SUBCOMMANDS, argv, "plamo2 tokenizer")

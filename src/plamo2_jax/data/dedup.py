@@ -124,7 +124,8 @@ def deduplicate(
         progress: show a progress bar on stderr.
     """
     from datasketch import MinHashLSH
-    from tqdm import tqdm
+
+    from plamo2_jax.progress import tqdm
 
     config = config or DedupConfig()
     report = report if report is not None else DedupReport()

@@ -59,7 +59,7 @@ def write_shards(
     Raises:
         ShardError: the folder exists, or there is no document.
     """
-    from tqdm import tqdm
+    from plamo2_jax.progress import tqdm
 
     folder = Path(folder)
     if tokens_per_shard < 1 or processes < 0:

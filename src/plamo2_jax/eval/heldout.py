@@ -10,11 +10,11 @@ from typing import Any
 
 import flax.linen as nn
 import numpy as np
-from tqdm import tqdm
 
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem, heldout_batches
 from plamo2_jax.data.shards import Shards
 from plamo2_jax.eval.perplexity import HeldOut, make_evaluator
+from plamo2_jax.progress import tqdm
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 

@@ -8,14 +8,20 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
 import tyro
 
+from plamo2_jax.launch.archive import archive, require_reachable
 from plamo2_jax.launch.checks import project_and_zone, require_account, require_tool, resource_name
 from plamo2_jax.launch.job import AUTO, REFUSED, TERMINATED, Job, wrapped
+from plamo2_jax.launch.setup import setup_lines
 from plamo2_jax.launch.slices import parse_slice
+
+UV = "uv==0.13.9"
+"""The package installer on the workers, at a version: an unpinned one would change between two attempts of a run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,25 +35,30 @@ class Gcloud:
     zone: str | None = None
     """Zone; left out, CLOUDSDK_COMPUTE_ZONE or gcloud's property compute/zone."""
     spot: bool = False
-    """Take spare capacity, cheaper and preempted at any time. The script then makes the resource anew and goes on."""
+    """Use spare capacity, which is cheaper and may be preempted at any time. The script then requests the resource again and resumes."""
     job_name: str | None = None
-    """Name of the queued resource and of its node; left out, the run's."""
+    """Name of the queued resource and of its node; left out, the run's name."""
     runtime_version: str | None = None
-    """Software of the TPU VMs; left out, the one that belongs to the generation."""
+    """Software of the TPU VMs; left out, the version for the TPU generation."""
     create_flag: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Further flag of `gcloud compute tpus queued-resources create`, as in --create-flag=--reserved; may be given several times."""
     source: Path = Path(".")
-    """The project's git checkout, which is copied to the workers as it is, but for what git ignores. The config file lies in it."""
+    """The project's git checkout, which holds the config file. The files that git tracks in it are copied to the workers as they are."""
+    max_archive_mb: int = 100
+    """Largest size of the files that are copied to each worker, in MB before compression."""
+    on_workers: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """File or folder that the run reads and the workers have: on a shared disk, or brought by --setup. May be given several times."""
     python: str = "3.12"
-    """Python of the workers. (Their own, 3.10, is older than jax wants.)"""
+    """Python version on the workers. (The image's own, 3.10, is too old for jax.)"""
     setup: str = ""
-    """Shell command for every worker after the installation, in the checkout there: what brings or mounts the data."""
+    """Shell command for every worker after the installation, in the checkout there, such as one that copies the data; join several with &&.
+    If it fails, the launch ends."""
     attempts: int = 100
-    """How often the training command is started, and the resource made, before giving up."""
+    """Limit on the number of training attempts and of resource requests."""
     poll: int = 30
-    """Seconds between looks at the resource's state."""
+    """Seconds between two queries of the resource's state."""
     cleanup: Literal["success", "always", "never"] = "success"
-    """When the resource is deleted at the end. One that is kept costs money."""
+    """When to delete the resource at the end. A resource that is kept costs money."""
 
     def check(self) -> None:
         """Refuse values out of range. (Not on construction: tyro would put a frame around the message.)
@@ -55,16 +66,18 @@ class Gcloud:
         Raises:
             ValueError: a value is not allowed.
         """
-        for field in ("attempts", "poll"):
+        for field in ("attempts", "poll", "max_archive_mb"):
             if getattr(self, field) < 1:
-                raise ValueError(f"--{field} {getattr(self, field)} is not allowed; it must be at least 1")
+                option = field.replace("_", "-")
+                raise ValueError(f"--{option} {getattr(self, field)} is not allowed; it must be at least 1")
 
 
 def script(job: Job, options: Gcloud) -> str:
     """The bash script that trains on a slice.
 
     Raises:
-        ValueError: no project, no zone, no such slice, or a config file outside the checkout.
+        ValueError: no project, no zone, no such slice, a config file outside the checkout, too large an archive, or the run reads what the
+            workers will not have.
     """
     options.check()
     chosen = parse_slice(options.accelerator)
@@ -79,6 +92,9 @@ def script(job: Job, options: Gcloud) -> str:
     config = job.config.resolve()
     if not config.is_relative_to(source):
         raise ValueError(f"{job.config} lies outside --source {options.source}, and would not be copied to the workers")
+    copied = archive(source, config)
+    copied.require_at_most(options.max_archive_mb)
+    require_reachable(job.inputs, copied, options.on_workers)
     folder = f"plamo2/{name}"  # Of a worker, under its home.
     command = job.command((".venv/bin/plamo2",), *AUTO, config=config.relative_to(source))
     values = {
@@ -86,9 +102,10 @@ def script(job: Job, options: Gcloud) -> str:
         "project": project,
         "zone": zone,
         "source": str(source),
+        "config": copied.config,
         "archive": f"{name}.tar.gz",
-        "install": _INSTALL.format(folder=folder, archive=f"{name}.tar.gz", python=shlex.quote(options.python))
-        + options.setup,
+        "install": _INSTALL.format(folder=folder, archive=f"{name}.tar.gz", python=shlex.quote(options.python), uv=UV)
+        + setup_lines(options.setup),
         "train": _TRAIN.format(folder=folder, stop=_STOP, command=wrapped(command)),
         "stop": f"cd {folder} || exit 1\n{_STOP}",
         "cleanup": options.cleanup,
@@ -100,12 +117,14 @@ def script(job: Job, options: Gcloud) -> str:
             "#!/usr/bin/env bash",
             "# shellcheck disable=SC2016,SC2329  # What is in single quotes is expanded on the workers; `stop` is called by traps.",
             f"# Trains {name} on {chosen.accelerator}, {chosen.chips} chips of shape {chosen.shape}.",
+            *(f"# {line}" for line in copied.summary()),
             "set -uo pipefail",
             "",
             *(f"{key}={shlex.quote(value)}" for key, value in values.items()),
             f"create=({shlex.join(flags)})",
             f"attempts={options.attempts}",
             f"poll={options.poll}",
+            f"limit={options.max_archive_mb}",
             _BODY.format(refused=REFUSED, terminated=TERMINATED),
         ]
     )
@@ -117,10 +136,11 @@ def launch(job: Job, options: Gcloud) -> NoReturn:
     Raises:
         ValueError: a program, an account or a value is missing.
     """
-    text = script(job, options)
     require_tool("gcloud")
-    require_tool("git")
+    text = script(job, options)
     require_account()
+    summary = archive(options.source.resolve(), job.config.resolve()).summary()
+    print("\n".join(f"launch: {line}" for line in summary), file=sys.stderr)
     # In place of this process, so that signals reach the script and its answer to them is ours.
     os.execvp("bash", ["bash", "-c", text])
 
@@ -130,9 +150,10 @@ _INSTALL = """set -e
 mkdir -p {folder}
 tar -xzf {archive} -C {folder}
 cd {folder}
-PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
+PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user {uv}
 [ -x .venv/bin/python ] || "$HOME/.local/bin/uv" venv --quiet --python {python} .venv
 "$HOME/.local/bin/uv" pip install --quiet --python .venv/bin/python --constraint constraints.txt --editable '.[tpu]'
+set +e
 """
 
 # Of a run that is still there, when the connection to it was lost or Ctrl-C ends it: asked to stop, and waited for. The pattern beside
@@ -201,17 +222,27 @@ acquire() {{ # Returns when the resource is ACTIVE; makes it, also anew when it 
   done
 }}
 
-install_on_workers() {{ # The working tree as it is, but for what git ignores; the index of the checkout is left alone.
-  local folder tree status
-  folder=$(mktemp -d) || return 1
-  GIT_INDEX_FILE="$folder/index" git -C "$source" add --all &&
-    tree=$(GIT_INDEX_FILE="$folder/index" git -C "$source" write-tree) &&
-    git -C "$source" archive --format=tar.gz --output="$folder/$archive" "$tree" &&
-    gcloud compute tpus tpu-vm scp "$folder/$archive" "$name:$archive" --project="$project" --zone="$zone" --worker=all --quiet &&
+pack() {{ # Once, so that every attempt runs the same files. git is only asked for names: it writes nothing into .git.
+  local size
+  (
+    cd "$source" || exit 1
+    {{
+      git ls-files -z --cached || exit 1
+      git --literal-pathspecs ls-files --error-unmatch -- "$config" >/dev/null 2>&1 || printf '%s\\0' "$config"
+    }} | while IFS= read -r -d '' file; do # A tracked file may have been deleted.
+      [[ ! -e $file && ! -L $file ]] || printf '%s\\0' "$file"
+    done | COPYFILE_DISABLE=1 tar --create --no-recursion --null --files-from=- --file="$folder/files.tar"
+  ) && size=$(wc -c <"$folder/files.tar") || return 1
+  if ((size > limit * 1000000)); then
+    say "the files to copy have $((size)) bytes; the limit is $limit MB (--max-archive-mb)"
+    return {refused}
+  fi
+  gzip -c "$folder/files.tar" >"$folder/$archive" && rm "$folder/files.tar"
+}}
+
+install_on_workers() {{
+  gcloud compute tpus tpu-vm scp "$folder/$archive" "$name:$archive" --project="$project" --zone="$zone" --worker=all --quiet &&
     on_workers "$install"
-  status=$?
-  rm -rf "$folder"
-  return $status
 }}
 
 finish() {{ # STATUS
@@ -233,6 +264,10 @@ stop() {{ # STATUS: Ctrl-C or SIGTERM here. Processes on the workers would outli
 }}
 trap 'stop 130' INT
 trap 'stop 143' TERM
+
+folder=$(mktemp -d) || exit 1
+trap 'rm -rf "$folder"' EXIT
+pack || exit
 
 status=1
 for ((attempt = 1; attempt <= attempts; attempt++)); do

@@ -30,6 +30,18 @@ TERMINATED = 128 + 15
 
 
 @dataclasses.dataclass(frozen=True)
+class Input:
+    """A file or folder that the run reads."""
+
+    name: str
+    """The field of the config that names it."""
+    path: str
+    """Where it is, as resolved."""
+    in_bucket: bool = False
+    """Whether pretrain reads it from a bucket too."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Job:
     """One pretraining run: its config file, and what the launchers need to know of it."""
 
@@ -41,6 +53,8 @@ class Job:
     """Folder of runs, as resolved."""
     overrides: tuple[str, ...] = ()
     """Further arguments of `plamo2 pretrain`, after the config file."""
+    inputs: tuple[Input, ...] = ()
+    """What the run reads."""
 
     def command(self, program: tuple[str, ...], *flags: str, config: Path | None = None) -> list[str]:
         """Arguments that start one process; `config` is the config file as the process finds it."""

@@ -24,11 +24,11 @@ class Local:
     processes: int = 2
     """Number of processes."""
     devices: int | None = None
-    """CPU devices of each process; left out, what JAX finds, which then is the same for each."""
+    """CPU devices of each process; left out, all devices that JAX finds, which the processes then share."""
     port: int = 0
-    """Port on 127.0.0.1 at which the processes meet; 0 takes a free one."""
+    """Port of the coordinator on 127.0.0.1; 0 takes a free port."""
     grace: int = 60
-    """Seconds between SIGTERM and SIGKILL for processes that are to end because another failed."""
+    """Seconds between SIGTERM and SIGKILL when the processes are ended because one of them failed."""
 
     def check(self) -> None:
         """Refuse values out of range. (Not on construction: tyro would put a frame around the message.)

@@ -10,8 +10,15 @@ from typing import Annotated
 
 import tyro
 
-from plamo2_jax.launch.checks import require_tool, resource_name
+from plamo2_jax.launch.checks import require_tool
 from plamo2_jax.launch.job import AUTO, TERMINATED, Job, wrapped
+from plamo2_jax.launch.setup import setup_lines
+
+CPUS_PER_GPU = 8
+"""CPU cores of a process for each of its GPUs where the user names none: nodes with GPUs have at least that many for each. Clusters often
+give a task one core, on which reading data starves the GPUs."""
+_LONGEST_NAME = 200
+"""The name is also part of a file name, which may have 255 bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +30,11 @@ class Slurm:
     gpus_per_node: int = 0
     """GPUs of each node; 0 for a job on CPUs."""
     processes_per_node: int | None = None
-    """Processes of each node; left out, one a GPU, or one on CPUs. They share the node's GPUs in equal parts."""
+    """Processes per node; left out, one per GPU, or one on CPUs. They share the GPUs of the node in equal parts."""
     cpus_per_process: int | None = None
-    """CPU cores of each process; left out, the cluster's default."""
+    """CPU cores of each process; left out, 8 for each GPU of the process, or 8 on CPUs. 0 asks for the cluster's default."""
     time: str = "24:00:00"
-    """Time limit, after which the job is queued again: minutes, hours:minutes:seconds or days-hours:minutes:seconds."""
+    """Time limit, at which the job is queued again: minutes, hours:minutes:seconds or days-hours:minutes:seconds."""
     grace: int = 120
     """Seconds before the time limit at which the run is asked to save a checkpoint and stop."""
     partition: str | None = None
@@ -35,11 +42,11 @@ class Slurm:
     account: str | None = None
     """Account to charge; left out, the user's default."""
     setup: str = ""
-    """Shell command before the run, such as "module load cuda"."""
+    """Shell command before the run, such as "module load cuda"; join several with &&. If it fails, the job ends."""
     sbatch_flag: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Further option of sbatch, as in --sbatch-flag=--qos=high; may be given several times."""
     job_name: str | None = None
-    """Name of the job; left out, the run's."""
+    """Name of the job; left out, the run's name."""
     program: str = ".venv/bin/plamo2"
     """The plamo2 command as the nodes find it, from the folder where sbatch is called."""
 
@@ -49,10 +56,10 @@ class Slurm:
         Raises:
             ValueError: a value is not allowed.
         """
-        for field, least in (("nodes", 1), ("gpus_per_node", 0), ("grace", 1)):
-            self._require(field, getattr(self, field) >= least, f"at least {least}")
-        for field in ("processes_per_node", "cpus_per_process"):
-            self._require(field, getattr(self, field) is None or getattr(self, field) >= 1, "at least 1")
+        limits = (("nodes", 1), ("gpus_per_node", 0), ("grace", 1), ("processes_per_node", 1), ("cpus_per_process", 0))
+        for field, least in limits:
+            value = getattr(self, field)
+            self._require(field, value is None or value >= least, f"at least {least}")
         shared = self.gpus_per_node == 0 or self.gpus_per_node % self.processes == 0
         self._require("processes_per_node", shared, f"a divisor of --gpus-per-node {self.gpus_per_node}")
         self._require(
@@ -72,8 +79,15 @@ class Slurm:
 
     @property
     def processes(self) -> int:
-        """Processes a node."""
+        """Processes per node."""
         return self.processes_per_node or max(self.gpus_per_node, 1)
+
+    @property
+    def cpus(self) -> int:
+        """CPU cores per process; 0 for the cluster's default."""
+        if self.cpus_per_process is not None:
+            return self.cpus_per_process
+        return CPUS_PER_GPU * max(1, self.gpus_per_node // self.processes)
 
 
 def script(job: Job, options: Slurm) -> str:
@@ -83,13 +97,13 @@ def script(job: Job, options: Slurm) -> str:
         ValueError: the run's name does not do as the job's.
     """
     options.check()
-    name = resource_name(options.job_name, job.name, 64)
+    name = job_name(options.job_name, job.name)
     directives = [
         f"--job-name={name}",
         f"--nodes={options.nodes}",
         f"--ntasks-per-node={options.processes}",
         *([f"--gpus-per-node={options.gpus_per_node}"] if options.gpus_per_node else []),
-        *([f"--cpus-per-task={options.cpus_per_process}"] if options.cpus_per_process else []),
+        *([f"--cpus-per-task={options.cpus}"] if options.cpus else []),
         f"--time={options.time}",
         *([f"--partition={options.partition}"] if options.partition else []),
         *([f"--account={options.account}"] if options.account else []),
@@ -101,12 +115,30 @@ def script(job: Job, options: Slurm) -> str:
     ]
     return _SCRIPT.format(
         directives="\n".join(f"#SBATCH {each}" for each in directives),
-        setup=f"{options.setup}\n\n" if options.setup else "",
+        setup=f"{setup}\n" if (setup := setup_lines(options.setup)) else "",
         devices=_devices(options),
-        cpus=f"--cpus-per-task={options.cpus_per_process} " if options.cpus_per_process else "",
+        cpus=f"--cpus-per-task={options.cpus} " if options.cpus else "",
         command=wrapped(job.command((options.program,), *AUTO)),
         terminated=TERMINATED,
     )
+
+
+def job_name(given: str | None, run: str) -> str:
+    """The job's name: the one given, or the run's with a hyphen for what SLURM's name may not hold here.
+
+    SLURM takes almost any text. The name also stands in an #SBATCH line, which ends a word at a space or quote, and in the log file's
+    name, where "%" starts a replacement and "/" a folder.
+
+    Raises:
+        ValueError: the given name is not allowed, or the run's name holds nothing that is.
+    """
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", run).strip("-")[:_LONGEST_NAME] if given is None else given
+    if len(name) > _LONGEST_NAME or not re.fullmatch(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*", name):
+        raise ValueError(
+            f"--job-name {name[:60]!r} is not allowed; it must be letters, digits, '_', '.' and '-' (not first), "
+            f"{_LONGEST_NAME} characters at most"
+        )
+    return name
 
 
 def _devices(options: Slurm) -> str:
@@ -121,10 +153,9 @@ def _devices(options: Slurm) -> str:
     )
 
 
+# No strict options (set -u, pipefail): `srun` and what the setup defines may be shell functions, which would run under them.
 _SCRIPT = """#!/usr/bin/env bash
 {directives}
-
-set -uo pipefail
 
 {setup}{devices}# When one process ends, the others are left to notice: killed at once, a run that was stopped would lose its checkpoint.
 srun {cpus}--kill-on-bad-exit=0 {command}
@@ -135,7 +166,7 @@ if ((status == {terminated})) && [[ $(squeue --noheader --format=%T --job "$SLUR
   echo "launch: stopped with a checkpoint; queued again" >&2
   scontrol requeue "$SLURM_JOB_ID"
 fi
-exit $status
+exit "$status"
 """
 
 

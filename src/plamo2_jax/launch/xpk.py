@@ -19,6 +19,8 @@ from plamo2_jax.launch.slices import Slice, parse_slice
 
 # A pod is named JOBSET-slice-REPLICA-INDEX-RANDOM, in 63 characters.
 _LONGEST_NAME = 40
+_SHARED_MEMORY = "16Gi"
+"""Limit of /dev/shm in a pod. Without one it may take half of the host's memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,25 +30,25 @@ class Xpk:
     accelerator: str
     """The slice: v5litepod-16, v5p-128, v6e-256, tpu7x-128, ...; or its generation and shape, v5p:4x4x4."""
     image: str | None = None
-    """Container image with the project installed and the config file in its working directory; see docs/launch.md."""
+    """Container image with a tag or digest, with the project installed and the config file in its working directory; see docs/launch.md."""
     by: Literal["jobset", "xpk"] = "jobset"
-    """jobset: print the manifest, or give it to kubectl. xpk: print the `xpk workload create` command, or run it."""
+    """jobset: apply a JobSet manifest with kubectl. xpk: run `xpk workload create`."""
     slices: int = 1
-    """Slices of that kind, connected by the data centre's network."""
+    """Number of slices, connected by the data centre's network."""
     spot: bool = False
     """Run on spot nodes."""
     job_name: str | None = None
-    """Name of the JobSet or workload; left out, the run's."""
+    """Name of the JobSet or workload; left out, the run's name."""
     namespace: str = "default"
     """Namespace of the JobSet."""
     queue: str | None = None
-    """Kueue's LocalQueue to wait in, where the cluster has Kueue (one made by XPK: multislice-queue)."""
+    """LocalQueue of Kueue, if the cluster has Kueue (in clusters made by XPK: multislice-queue)."""
     service_account: str | None = None
-    """Kubernetes service account of the pods, which workload identity lets into the bucket."""
+    """Kubernetes service account of the pods; with workload identity it gives them access to the bucket."""
     restarts: int = 100
-    """How often all pods are started again after a preemption or a failure. A wrong configuration ends the job at once."""
+    """Limit on restarts of all pods after a preemption or a failure. A wrong configuration ends the job at once."""
     grace: int = 120
-    """Seconds a pod has for its checkpoint between SIGTERM and SIGKILL. (A preempted spot node gives less.)"""
+    """Seconds between SIGTERM and SIGKILL, in which a pod saves its checkpoint. (A preempted spot node gives less.)"""
     cluster: str | None = None
     """With --by xpk: the GKE cluster."""
     project: str | None = None
@@ -70,6 +72,11 @@ class Xpk:
                 raise ValueError(f"--{option} {value!r} is not a Kubernetes name: lower-case letters, digits, hyphens")
         if self.image is not None and not re.fullmatch(r"[\w.:/@-]+", self.image, re.ASCII):
             raise ValueError(f"--image {self.image!r} is not the name of an image")
+        if self.image is not None and "@" not in self.image and ":" not in self.image.rpartition("/")[2]:
+            raise ValueError(
+                f"--image {self.image} has no tag, so a restart might run another image than the first start: add a tag such as "
+                f"{self.image}:1, or a digest"
+            )
 
 
 def text(job: Job, options: Xpk) -> str:
@@ -176,7 +183,7 @@ def _pod(job: Job, options: Xpk, chosen: Slice) -> dict[str, Any]:
             }
         ],
         # A container's 64 MB are too few for the processes that read data ahead.
-        "volumes": [{"name": "shared-memory", "emptyDir": {"medium": "Memory"}}],
+        "volumes": [{"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": _SHARED_MEMORY}}],
     }
 
 

@@ -7,9 +7,11 @@ import importlib.util
 import os
 from pathlib import Path
 
-# Without these libtpu asks the cloud where it is, and a second process that loads it is refused.
+# Without these libtpu asks the cloud where it is, and a second process that loads it is refused. A program that came out of JAX's
+# compilation cache would leave no schedule to read.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
@@ -29,7 +31,7 @@ def libtpu_version() -> str:
         ValueError: there is none.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError("this needs the TPU compiler: pip install 'plamo2-jax[tpu]' (no TPU is needed)")
+        raise ValueError("this needs the TPU compiler: pip install 'jax[tpu]' (no TPU is needed)")
     return importlib.metadata.version("libtpu")
 
 

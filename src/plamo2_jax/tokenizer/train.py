@@ -19,8 +19,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-from tqdm import tqdm
-
+from plamo2_jax.progress import tqdm
 from plamo2_jax.tokenizer.rows import BYTE, CONTROL, NORMAL, UNKNOWN
 from plamo2_jax.tokenizer.tokenizer import BOS, EOS, OP, PAD, UNK, Tokenizer
 

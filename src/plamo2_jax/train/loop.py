@@ -21,12 +21,12 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from plamo2_jax import checkpoint
 from plamo2_jax.eval.heldout import byte_lengths
 from plamo2_jax.eval.perplexity import make_evaluator
 from plamo2_jax.model.plamo2 import Plamo2
+from plamo2_jax.progress import tqdm
 from plamo2_jax.sharding.mesh import make_mesh
 from plamo2_jax.sharding.rules import batch_sharding, param_shardings, process_part, replicated, with_shardings
 from plamo2_jax.storage import located

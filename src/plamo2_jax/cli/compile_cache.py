@@ -1,0 +1,80 @@
+"""JAX's persistent compilation cache for the `plamo2` command: compiled programs are kept in the user's cache folder.
+
+Only environment variables are set, so a verb that does not need jax does not import it, and processes that a verb starts inherit them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import sys
+from pathlib import Path
+
+NO_CACHE = "--no-cache"
+"""Option of every verb that calls `disable`."""
+MAX_BYTES = 4 * 10**9
+"""Size of all compiled programs that are kept. JAX's own limit needs another package, and a lock for every read."""
+_MIN_COMPILE_SECONDS = "0.3"
+"""Programs that compile faster are not kept: for `generate` on two CPU cores they add up to 0.3 s of 12 s."""
+
+
+def enable() -> None:
+    """Keep compiled programs, unless the user set JAX's own variables or a program that imported jax itself decides.
+
+    Where the cache folder cannot be written, programs are compiled each time.
+    """
+    if "jax" in sys.modules or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    try:
+        folder = _root() / _cpu()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        trim(_root(), MAX_BYTES)
+    except (OSError, RuntimeError):  # RuntimeError: this user has no home.
+        return
+    if os.access(folder, os.W_OK | os.X_OK):
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", _MIN_COMPILE_SECONDS)
+
+
+def disable() -> None:
+    """Neither read nor write compiled programs, in this process and in those it starts."""
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_enable_compilation_cache", False)
+
+
+def trim(folder: Path, max_bytes: int) -> None:
+    """Remove the programs that were not used for longest until the others fit into a size."""
+    found = []
+    for path in folder.rglob("*-cache"):
+        with contextlib.suppress(FileNotFoundError):  # Another process removed it.
+            status = path.stat()
+            found.append((max(status.st_atime, status.st_mtime), status.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total <= max_bytes:
+            break
+        path.unlink(missing_ok=True)
+        total -= size
+
+
+def _root() -> Path:
+    """The folder of all compiled programs, by the XDG rules."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (cache if cache.is_absolute() else Path.home() / ".cache") / "plamo2" / "compiled"
+
+
+def _cpu() -> str:
+    """A name for this kind of CPU.
+
+    XLA compiles for the CPU it runs on, and JAX's cache key does not cover its instruction sets on every version. Machines that share a
+    home folder must not run each other's programs: an instruction may be missing, or a sum be computed in another order.
+    """
+    words = [platform.machine()]
+    with contextlib.suppress(OSError):
+        first, _, _ = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\n\n")
+        kinds = ("vendor_id", "cpu family", "model", "flags", "features", "cpu implementer", "cpu part")
+        words += [line for line in first.splitlines() if line.split("\t")[0].split(":")[0].strip().lower() in kinds]
+    return f"{platform.machine()}-{hashlib.sha256(chr(10).join(words).encode()).hexdigest()[:12]}"

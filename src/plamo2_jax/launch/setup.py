@@ -1,0 +1,33 @@
+"""The user's setup command inside a script of ours."""
+
+from __future__ import annotations
+
+import shlex
+
+# In the shell itself, not in a subshell: variables, functions and modules that the command sets last. `eval` keeps a syntax error in it
+# from swallowing the lines below. The command may set shell options of its own, and under its `set -e` the shell ends inside `eval`:
+# the trap then says why.
+_SETUP = """launch_setup={setup}
+launch_ready=
+trap '[ -n "$launch_ready" ] || echo "launch: the setup command ended the shell" >&2' EXIT
+eval "$launch_setup"
+launch_status=$?
+launch_ready=yes
+set +e
+if [ "$launch_status" -ne 0 ]; then
+  echo "launch: the setup command failed with status $launch_status; nothing was started" >&2
+  exit "$launch_status"
+fi
+"""
+
+
+def setup_lines(command: str) -> str:
+    """Bash lines that run a setup command and end the script with its status where it fails.
+
+    The caller's shell must have no strict options (`set -e`, `-u`, `pipefail`) at this point: activation scripts read variables that may
+    not be set.
+
+    Args:
+        command: Shell code of the user's; "" for none.
+    """
+    return _SETUP.format(setup=shlex.quote(command)) if command.strip() else ""
