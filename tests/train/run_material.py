@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -16,13 +17,27 @@ from plamo2_jax.model.plamo2 import Plamo2, abstract_params
 from plamo2_jax.train.config import PretrainConfig
 from plamo2_jax.train.metrics import read_metrics
 
-SLOW = """
-import time
+
+def held(step: int) -> str:
+    """A preamble with which a run goes no further than a step until a signal asks it to end: however fast or slow the machine is, what a
+    test does to the run finds it there. It ends with the test's process in any case.
+    """
+    return f"""
+import os, time
+from plamo2_jax.train.stop import StopRequest
 from plamo2_jax.train.window import Window
-add = Window.add
-Window.add = lambda *arguments: (time.sleep(0.3), add(*arguments))
+
+parent, requests = os.getppid(), []
+enter, add = StopRequest.__enter__, Window.add
+
+def add_and_hold(self, step, metrics):
+    add(self, step, metrics)
+    while step == {step} and requests[-1].signal is None and os.getppid() == parent:
+        time.sleep(0.02)
+
+StopRequest.__enter__ = lambda self: requests.append(self) or enter(self)
+Window.add = add_and_hold
 """
-"""A preamble that makes steps slow enough to be interrupted."""
 
 
 def stop_after(step):
@@ -98,15 +113,15 @@ def finish(process: subprocess.Popen, timeout: float = 300) -> tuple[int, list[s
     ]
 
 
-def job(config_file: Path, *options: str, count: int = 2, **arguments) -> list[subprocess.Popen]:
-    """The processes of a job of several."""
+def job(config_file: Path, *options: str, preambles: Sequence[str] = ("", "")) -> list[subprocess.Popen]:
+    """The processes of a job of several, by what runs first in each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    named = ["--distributed.coordinator", f"127.0.0.1:{port}", "--distributed.process-count", str(count)]
+    named = ["--distributed.coordinator", f"127.0.0.1:{port}", "--distributed.process-count", str(len(preambles))]
     return [
-        start(config_file, *options, *named, "--distributed.process-id", str(index), **arguments)
-        for index in range(count)
+        start(config_file, *options, *named, "--distributed.process-id", str(index), preamble=preamble)
+        for index, preamble in enumerate(preambles)
     ]
 
 
