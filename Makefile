@@ -1,6 +1,13 @@
 # make demo, make test: from an empty machine with Python >= 3.11, make and a package index.
-PYTHON ?= python3
+# A Python that is asked for has a virtual environment of its own, named after its version: several can stand side by side.
+ifeq ($(origin PYTHON),undefined)
+PYTHON := python3
 VENV := .venv
+else
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+$(if $(VERSION),,$(error PYTHON=$(PYTHON) does not run: it must be a Python, 3.11 or later))
+VENV := .venv-$(VERSION)
+endif
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 RUN := runs/demo
@@ -23,6 +30,8 @@ help:
 	@echo 'make fuzz     read 20,000 damaged files with every reader and count what comes of it (about 20 minutes)'
 	@echo 'make plans    compile the ready configurations for TPU slices, without a TPU (15 minutes on two cores; fetches libtpu)'
 	@echo 'make peers    compare with other implementations (mlx-lm, mergekit, TRL, PEFT, transformers); needs the demo'
+	@echo
+	@echo 'make TARGET PYTHON=python3.13   the same with another Python, in .venv-3.13; 3.12 and later get jax 0.12, 3.11 jax 0.10.2'
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "plamo2-jax needs Python 3.11 or later; try make PYTHON=python3.12")'
@@ -101,4 +110,4 @@ peers: $(VENV)/.installed-peers $(RUN)/report.html
 	$(BIN)/python -m pytest -m peer tests/peer
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info src/*.egg-info
+	rm -rf .venv .venv-* build dist *.egg-info src/*.egg-info

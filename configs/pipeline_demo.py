@@ -87,7 +87,12 @@ pipeline = Pipeline(
             "report",
             f"report {HOME}",
             (HOME / "report.html",),
-            inputs=(HOME / "evaluation.json", HOME / "samples.jsonl"),
+            # The page shows the runs and models below, too.
+            inputs=(
+                *(HOME / f"{name}evaluation.json" for name in ("", "merged_", "tuned_")),
+                HOME / "samples.jsonl",
+                *(HOME / name for name in ("small", "long", "sft_1", "sft_2", "dpo_1", "dpo_2")),
+            ),
         ),
     ),
 )

@@ -1,10 +1,15 @@
 """Settings every test shares. Set before jax is imported anywhere."""
 
 import os
+import signal
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests compile far more than they compute: no LLVM optimisation.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+
+# A shell's background jobs ignore Ctrl-C, and so would all processes that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import hypothesis
 import jax

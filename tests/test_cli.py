@@ -85,8 +85,14 @@ def test_groups_list_their_commands(verb, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["generate", "--temprature", "1", "x"], "'--temprature'; did you mean --temperature? plamo2 generate --help"),
-        (["generate", "x", "--temprature=1"], "unknown option '--temprature'; did you mean --temperature?"),
+        (
+            ["generate", "--temprature", "1", "x"],
+            "'--temprature'; did you mean --temperature or --template? plamo2 generate --help",
+        ),
+        (
+            ["generate", "x", "--temprature=1"],
+            "unknown option '--temprature'; did you mean --temperature or --template?",
+        ),
         (["data", "clean", "a", "b", "--text-feild", "t"], "did you mean --text-field? plamo2 data clean --help"),
         (["data", "cleen", "a", "b"], "unknown command 'cleen'; did you mean plamo2 data clean?"),
         (["prune", "a", "b", "c", "d"], "unexpected argument 'd'; plamo2 prune --help"),

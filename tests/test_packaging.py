@@ -9,6 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from plamo2_jax.plan.compiler import TESTED
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "window"
@@ -49,6 +53,34 @@ def test_setup_cfg_lists_every_package():
         for init in root.rglob("__init__.py")
     }
     assert listed == found
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_versions_that_are_installed_together_are_those_that_are_allowed(python):
+    """constraints.txt pins one version of each for every Python, within the ranges of setup.cfg."""
+    lines = (line.partition("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines())
+    asked = [
+        pin
+        for pin in map(Requirement, filter(None, lines))
+        if not pin.marker or pin.marker.evaluate({"python_version": python})
+    ]
+    pinned = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in asked}
+    assert len(pinned) == len(asked)
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    ranges = [
+        Requirement(line)
+        for line in parser["options"]["install_requires"].splitlines()
+        if line.strip(" #") and line[0] != "#"
+    ]
+    assert len(ranges) > 15
+    for need in ranges:
+        name = canonicalize_name(need.name)
+        assert need.specifier.contains(pinned[name]), f"{need}: constraints.txt has {pinned[name]}"
+    # What the TPU planner reads is libtpu's own text: only versions that were tested, each with the jax that names it in its tpu extra.
+    assert pinned["libtpu"].rsplit(".", 1)[0] == {"3.11": "0.0.42"}.get(python, "0.0.50")
+    assert pinned["libtpu"].rsplit(".", 1)[0] in TESTED
+    assert pinned["jax"] == pinned["jaxlib"] == {"3.11": "0.10.2"}.get(python, "0.12.0.1")
 
 
 def test_every_file_that_is_not_code_is_in_the_wheel(site):

@@ -6,6 +6,9 @@ and with its gradient, and records what `plamo2 plan kernel ssd` prints. Nothing
     python experiments/ssd_kernels/run.py               # an hour or so on two cores; results are kept as they come, and not made again
     python experiments/ssd_kernels/run.py v5p v6e       # only these generations
     python experiments/ssd_kernels/run.py --table       # only the table and the plot of what is there
+    python experiments/ssd_kernels/run.py --kernels     # not XLA's programs, which take nearly all of the time
+
+The plot and results.json are of libtpu 0.0.42, with jax 0.10.2; results of another version have a file of their own, named after it.
 """
 
 from __future__ import annotations
@@ -20,12 +23,13 @@ from typing import Any
 from tqdm import tqdm
 
 from plamo2_jax.plan.chips import CHIPS
+from plamo2_jax.plan.compiler import libtpu_version
 from plamo2_jax.plan.run import Compiler
 from plamo2_jax.plan.ssd import SsdProgram
 from plamo2_jax.plan.table import to_json
 
 HERE = Path(__file__).parent
-RESULTS, PLOT = HERE / "results.json", HERE / "bound.png"
+PLOT, REFERENCE = HERE / "bound.png", "0.0.42"
 KERNELS = HERE.parent.parent / "kernels" / "ssd"
 PRESET, TOKENS = "plamo-2-8b", 8192
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
@@ -60,21 +64,27 @@ def key(generation: str, program: SsdProgram, layouts: str) -> str:
     return f"{generation}/{program.implementation}/{program.chunk_size}/{program.direction}/{layouts}"
 
 
-def load() -> dict[str, Any]:
+def results_file(libtpu: str) -> Path:
+    """Where the results of a version of libtpu are."""
+    short = ".".join(libtpu.split(".")[:3])
+    return HERE / ("results.json" if short == REFERENCE else f"results_libtpu_{short}.json")
+
+
+def load(path: Path) -> dict[str, Any]:
     """Results so far, by name."""
-    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def store(results: dict[str, Any]) -> None:
+def store(results: dict[str, Any], path: Path) -> None:
     """Write them all; the file is whole at any time."""
-    partial = RESULTS.with_name(f".{RESULTS.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, RESULTS)
+    os.replace(partial, path)
 
 
-def compile_all(generations: list[str]) -> None:
+def compile_all(generations: list[str], implementations: tuple[str, ...], path: Path) -> None:
     """Compile what has no result yet, or one of other sources or another compiler."""
-    results = load()
+    results = load(path)
     for generation in generations:
         with Compiler(topology := TOPOLOGIES[generation]) as compiler:
             stamps = {name: {"libtpu": compiler.libtpu, "sources": sources(name)} for name in CHUNKS}
@@ -82,6 +92,7 @@ def compile_all(generations: list[str]) -> None:
                 (program, layouts)
                 for where, program, layouts in programs()
                 if where == generation
+                and program.implementation in implementations
                 and {k: results.get(key(where, program, layouts), {}).get(k) for k in ("libtpu", "sources")}
                 != stamps[program.implementation]
             ]
@@ -94,7 +105,7 @@ def compile_all(generations: list[str]) -> None:
                     "topology": topology,
                     **result,
                 }
-                store(results)
+                store(results, path)
 
 
 def heaviest(operations: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -199,15 +210,21 @@ def main() -> None:
     """Compile, then print the table and draw the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true", help="compile nothing")
+    parser.add_argument("--kernels", action="store_true", help="compile no program of XLA's")
+    parser.add_argument("--libtpu", default=REFERENCE, help="with --table: whose results")
     parser.add_argument("generations", nargs="*", metavar="TPU", help="left out: all")
     arguments = parser.parse_args()
     if unknown := set(arguments.generations) - set(TOPOLOGIES):
         parser.error(f"{', '.join(sorted(unknown))}: must be of {', '.join(TOPOLOGIES)}")
+    path = results_file(arguments.libtpu if arguments.table else libtpu_version())
     if not arguments.table:
-        compile_all(arguments.generations or list(TOPOLOGIES))
-    results = load()
+        compile_all(
+            arguments.generations or list(TOPOLOGIES), ("pallas_tpu",) if arguments.kernels else tuple(CHUNKS), path
+        )
+    results = load(path)
     print(markdown(results))
-    plot(results)
+    if path.name == "results.json":
+        plot(results)
 
 
 if __name__ == "__main__":

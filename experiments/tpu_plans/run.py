@@ -1,6 +1,8 @@
 """Compile the ready configurations for their slices and write what they take: results.json, and the tables of README.md.
 
 Resumable: a plan that is in results.json is not compiled again (--again does). `--table` only prints.
+
+results.json and the tables are of libtpu 0.0.42, with jax 0.10.2; results of another version have a file of their own, named after it.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from plamo2_jax.train.config import PretrainConfig
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-RESULTS = HERE / "results.json"
+REFERENCE = "0.0.42"
 V6E = "--mesh.data 16 --mesh.fsdp 16 --accumulation 2 --remat block --loss-chunk 1024"
 
 # name: configuration, slice, options of the run, kind of program, implementation.
@@ -90,14 +92,17 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="names of plans")
     arguments = parser.parse_args()
     results = {"plans": {}, "gpus": {}}
-    if RESULTS.exists() and not arguments.again:
-        results = json.loads(RESULTS.read_text())
+    short = REFERENCE if arguments.table else ".".join(libtpu_version().split(".")[:3])
+    path = HERE / ("results.json" if short == REFERENCE else f"results_libtpu_{short}.json")
+    if path.exists() and not arguments.again:
+        results = json.loads(path.read_text())
     if not arguments.table:
         results |= {"note": report.NOTE, "libtpu": libtpu_version()}
-        fill(results, "plans", PLANS if arguments.only is None else arguments.only, one)
+        fill(results, path, "plans", PLANS if arguments.only is None else arguments.only, one)
         if arguments.only is None:
-            fill(results, "gpus", ["8b h100x8"], lambda _: gpus())
-    write_readme(table(results))
+            fill(results, path, "gpus", ["8b h100x8"], lambda _: gpus())
+    if short == REFERENCE:
+        write_readme(table(results))
     print(table(results))
     for name, p in results["plans"].items():
         print(
@@ -116,7 +121,7 @@ def write_readme(text: str) -> None:
     path.write_text(f"{head}<!-- table -->\n\n{text}\n\n<!-- end -->{tail}", encoding="utf-8")
 
 
-def fill(results: dict, section: str, names, function) -> None:
+def fill(results: dict, path: Path, section: str, names, function) -> None:
     """Add what is missing to a section; what is done is written at once."""
     missing = [name for name in names if name not in results[section]]
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
@@ -129,9 +134,9 @@ def fill(results: dict, section: str, names, function) -> None:
                 continue
             # In the order of PLANS, whatever was compiled first.
             results["plans"] = {key: results["plans"][key] for key in PLANS if key in results["plans"]}
-            partial = RESULTS.with_suffix(f".{os.getpid()}.partial")
+            partial = path.with_suffix(f".{os.getpid()}.partial")
             partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-            os.replace(partial, RESULTS)
+            os.replace(partial, path)
             print(f"{section} {waiting[done]}: done", flush=True)
 
 

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from plamo2_kernels.segments import carried_segments, first_segment, segment_ordinals
 from plamo2_kernels.ssd import Implementation, ssd
+from plamo2_kernels.ssd.decay import log_decay
 
 
 def sharded_ssd(
@@ -105,7 +106,7 @@ def _summary(x, dt, A, B, segment_ids):
     dt, A = dt.astype(dtype), A.astype(dtype)
     if segment_ids is not None:
         dt = jnp.where((segment_ids != 0)[..., None], dt, 0)
-    decays = lax.cumsum(dt * A, axis=1, reverse=True)
+    decays = lax.cumsum(log_decay(dt, A), axis=1, reverse=True)
     # A token's contribution decays by the steps after its own. Summed from the end: as a difference of sums it would lose their digits.
     weights = jnp.exp(jnp.pad(decays[:, 1:], [(0, 0), (0, 1), (0, 0)])) * dt
     through = jnp.exp(decays[:, 0])

@@ -48,6 +48,7 @@ def ssd(
 
     Segments: a token whose non-zero segment differs from that of the last token before it starts from a zero state; padding (segment 0)
     leaves the state as it is, and y there carries no meaning. The initial state continues the first token's segment.
+    Every implementation clamps the log-decay dt A from below at -160 ln 2, where its exponential is 0 in float32 (`decay.log_decay`).
 
     Args:
         x: inputs; any float dtype.

@@ -34,6 +34,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 from jaxtyping import Array, Float, Int
 
+from plamo2_kernels.ssd.decay import log_decay
 from plamo2_kernels.ssd.pallas_gpu_kernels import carry_kernel, gradients_kernel, outputs_kernel
 
 
@@ -158,8 +159,8 @@ def _terms(ordinals, chunk, dt, A) -> _Terms:
     # The running sum starts anew with each segment, as a product with the mask: a difference of sums that run across a boundary would
     # leave rounding errors of the other document in dt's gradient.
     dt = jnp.moveaxis(dt, 2, 1).reshape(b, h, -1, chunk)
-    log_decay = dt * A[:, None, None]
-    cum = jnp.einsum("bcij,bhcj->bhci", pairs.astype(dt.dtype), log_decay, precision=lax.Precision.HIGHEST)
+    decays = log_decay(dt, A[:, None, None])
+    cum = jnp.einsum("bcij,bhcj->bhci", pairs.astype(dt.dtype), decays, precision=lax.Precision.HIGHEST)
     from_start = _masked_exp(ordinals == before, cum)
     survives = _masked_exp(ordinals == ordinals[..., -1:], cum[..., -1:] - cum) * dt
     through = from_start[..., -1]

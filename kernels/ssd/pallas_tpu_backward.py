@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from plamo2_kernels.ssd.decay import is_clamped
 from plamo2_kernels.ssd.pallas_tpu_math import NN, NT, TN, decay, dot, keep, log_decays, make_masks, masked_sum
 
 
@@ -143,7 +144,7 @@ def backward_kernel(*refs, unroll: int, segmented: bool) -> None:
     )
     at_end = lax.broadcasted_iota(jnp.int32, (heads, q), 1) == q - 1
     d_cum = d_cum_ref[...] - (from_others + from_state) * dt + jnp.where(at_end, d_last, 0.0)
-    da = masked_sum(d_cum, ones, NT)
+    da = jnp.where(is_clamped(dt, A_ref[0]), 0.0, masked_sum(d_cum, ones, NT))
     ddt_ref[0, 0] = da * A_ref[0] + from_x_ref[...] + from_others + from_state
     dA_ref[0, 0] += da * dt
     d_scores = jnp.where(pairs, d_scores_ref[...], 0.0).astype(dtype)

@@ -12,14 +12,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from plamo2_kernels.ssd.decay import LEAST_LOG2_DECAY
+
 LOG2_E = math.log2(math.e)
 
 # Contracting dimensions of a product of matrices, as they are stored: N as is, T transposed.
 NN, NT, TN = ((1,), (0,)), ((1,), (1,)), ((0,), (0,))
-
-# 2^-160 is 0 in float32, so no smaller log-decay tells anything; without the bound one token's huge dt·A would leave no digits in the
-# running sum for the decays of the tokens after it.
-_LEAST_LOG_DECAY = -160.0
 
 
 def dot(a: Array, b: Array, dimensions: tuple[tuple[int, ...], tuple[int, ...]]) -> Array:
@@ -44,8 +42,8 @@ def masked_sum(
 
 
 def log_decays(dt: Float[Array, "j q"], A: Float[Array, "j 1"]) -> Float[Array, "j q"]:
-    """log2 of each token's decay."""
-    return jnp.maximum(dt * (A * LOG2_E), _LEAST_LOG_DECAY)
+    """log2 of each token's decay: `decay.log_decay` in base 2."""
+    return jnp.maximum(dt * (A * LOG2_E), LEAST_LOG2_DECAY)
 
 
 def decay(exponent: Array) -> Array:

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from plamo2_kernels.ssd.decay import log_decay
+
 
 def ssd_reference(
     x: Float[Array, "b t h p"],
@@ -37,7 +39,7 @@ def ssd_reference(
     def step(state, token):
         x_t, dt_t, B_t, C_t, keep_t = token
         B_t, C_t = (jnp.repeat(v, heads_per_group, axis=1) for v in (B_t, C_t))
-        decay = jnp.exp(dt_t * A) * keep_t[:, None]
+        decay = jnp.exp(log_decay(dt_t, A)) * keep_t[:, None]
         state = decay[..., None, None] * state + jnp.einsum("bh,bhp,bhn->bhpn", dt_t, x_t, B_t)
         return state, jnp.einsum("bhpn,bhn->bhp", state, C_t) + D[:, None] * x_t
 

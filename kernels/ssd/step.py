@@ -9,6 +9,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from plamo2_kernels.ssd.decay import log_decay
+
 
 def ssd_step(
     x: Float[Array, "b h p"],
@@ -30,7 +32,7 @@ def ssd_step(
     dtype = state.dtype
     dt, grouped = dt.astype(dtype), (b, g, h // g)
     B, C = B.astype(dtype), C.astype(dtype)
-    decay, dx = jnp.exp(dt * A)[..., None], x * dt[..., None]
+    decay, dx = jnp.exp(log_decay(dt, A))[..., None], x * dt[..., None]
     read = jnp.einsum("bgupn,bgn->bgup", state.reshape(*grouped, p, -1), C).reshape(x.shape)
     BC = jnp.repeat(jnp.sum(B * C, axis=-1), h // g, axis=1)[..., None]
     if continues is not None:

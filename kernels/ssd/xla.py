@@ -25,6 +25,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from plamo2_kernels.ssd.decay import is_clamped, log_decay
+
 
 def ssd_xla(
     x: Float[Array, "b t h p"],
@@ -103,7 +105,7 @@ def _terms(dt, A, segments, before):
     # The running sum starts anew with each segment, as a product with the mask: a difference of sums that run across a boundary would
     # leave rounding errors of the other document in dt's gradient.
     sums = jnp.broadcast_to(pairs, (*dt.shape[:2], q, q)).astype(dt.dtype)
-    cum = jnp.einsum("bcij,bcguj->bcgui", sums, dt * A[..., None], precision=lax.Precision.HIGHEST)
+    cum = jnp.einsum("bcij,bcguj->bcgui", sums, log_decay(dt, A[..., None]), precision=lax.Precision.HIGHEST)
 
     def masked_exp(mask, exponent):
         # Masked before exp: the difference of two segments' sums can be large and positive.
@@ -251,6 +253,7 @@ def _gradients(chunks, entering, dy, A, D, d_state, cpu):
 
     d_inputs += d_added
     d_sums = dot("bcij,bcgui->bcguj", terms.sums, d_cum, precision=lax.Precision.HIGHEST)
+    d_sums = jnp.where(is_clamped(dt, A[..., None]), 0, d_sums)
     d_dt = _sum_last(d_inputs * x, cpu) + d_sums * A[..., None]
     dx = d_inputs * dt[..., None] + D[..., None, None] * dy
     return (

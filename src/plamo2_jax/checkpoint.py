@@ -30,6 +30,7 @@ from jax.experimental import multihost_utils
 from plamo2_jax import manifest
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.json_input import read_json_object
+from plamo2_jax.model_files import check_tree_inside, optional_file
 from plamo2_jax.storage import absolute, address, is_remote, located, new_folder, require_empty, write_whole
 
 CONFIG = "config.json"
@@ -65,10 +66,11 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     The small files beside it are compared with their checksums, where they have any.
 
     Raises:
-        CheckpointError: there is no config.json in it, it is not a JSON object, or a file is not what was written.
+        CheckpointError: there is no config.json in it, it is a link out of the folder, it is not a JSON object, or a file is not what
+            was written.
     """
-    path = located(folder) / CONFIG
-    if not path.is_file():
+    path = optional_file(folder, CONFIG, error=CheckpointError)
+    if path is None:
         raise CheckpointError(f"{folder} is not a run folder: it has no {CONFIG}")
     verify_files(located(folder))
     return read_json_object(path, error=CheckpointError)
@@ -199,12 +201,25 @@ def restore_params(
     path = item_folder(folder, step, item)
     abstract_params = jax.tree.map(_with_sharding, abstract_params)
     # Shapes first: they are compared at once, checksums take as long as reading the files.
-    metadata = read_metadata(path)
-    _compare(path, metadata, abstract_params)
+    metadata = check_params(folder, abstract_params, step, item)
     if verify:
         _verify_together(path.parent, item)
     with ocp.Checkpointer(_frugal_handler(metadata, abstract_params)) as checkpointer:
         return reading(path, lambda: checkpointer.restore(path, args=ocp.args.StandardRestore(abstract_params)))
+
+
+def check_params(
+    folder: str | os.PathLike[str], abstract_params: Any, step: int | None = None, item: str = PARAMS
+) -> dict[str, Any]:
+    """Check names and shapes of one checkpoint's tensors without reading them; arguments and errors as for `restore_params`.
+
+    Returns:
+        A tree of the shapes and dtypes that are stored.
+    """
+    path = item_folder(folder, step, item)
+    stored = read_metadata(path)
+    _compare(path, stored, abstract_params)
+    return stored
 
 
 def item_folder(folder: str | os.PathLike[str], step: int | None = None, item: str = PARAMS) -> Path:
@@ -289,7 +304,8 @@ def step_folder(folder: str | os.PathLike[str], step: int | None = None) -> Path
     """Folder of one checkpoint (the newest when `step` is None).
 
     Raises:
-        CheckpointError: there is no finished checkpoint, or not that one; the message lists those there are.
+        CheckpointError: there is no finished checkpoint, or not that one (the message lists those there are), or it has links out of
+            the run folder.
     """
     found = steps(folder)
     if not found:
@@ -298,7 +314,9 @@ def step_folder(folder: str | os.PathLike[str], step: int | None = None) -> Path
         raise CheckpointError(
             f"{folder} has no finished checkpoint of step {step}; it has {', '.join(map(str, found))}"
         )
-    return absolute(folder) / CHECKPOINTS / str(found[-1] if step is None else step)
+    path = absolute(folder) / CHECKPOINTS / str(found[-1] if step is None else step)
+    check_tree_inside(folder, path, error=CheckpointError)
+    return path
 
 
 def model_json(config: ModelConfig) -> dict[str, Any]:

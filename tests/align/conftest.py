@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from endpoint_server import Server
 
 from plamo2_jax import checkpoint
 from plamo2_jax.config import preset
@@ -127,3 +128,11 @@ def rows_of():
         return DataConfig(items, sequence_length, batch_size, packing_bins=4, prefetch_batches=0)
 
     return make
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = Server()
+    yield server
+    server.close()

@@ -1,11 +1,9 @@
 """Rules: what each gives, what is refused, and that nobody's expression or program holds us up."""
 
-import json
 import time
 
 import pytest
 
-from plamo2_jax.align import sandbox
 from plamo2_jax.align.rules import RuleError, check_rules, mean, score
 from plamo2_jax.pattern import matches_whole
 
@@ -68,6 +66,8 @@ def test_finished_and_the_mean():
         ({"exact": " "}, "not empty"),
         ({"code": {"language": "c", "tests": "x"}}, '"python"'),
         ({"code": {"language": "python", "tests": ""}}, "not empty"),
+        ({"code": {"language": "python", "tests": "x", "names": "sum"}}, "list of texts"),
+        ({"code": {"language": "python", "tests": "x", "files": []}}, "not empty"),
         ({"finished": 1}, "true or false"),
     ],
 )
@@ -95,41 +95,5 @@ def test_code_passes_and_fails():
     assert one("code", TESTS, answer("def double(x):\n    return x")) == 0.0
     assert one("code", TESTS, answer("def double(x:")) == 0.0
     assert one("code", TESTS, "def double(x): return 2 * x") == 0.0  # no block
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        "import sys; sys.exit(0)",
-        "import os; os._exit(0)",
-        "while True: pass",
-        "x = 'a' * (1 << 30)",
-        "import os; os.fork()",
-        "import threading; threading.Thread(target=print).start()",
-        "import subprocess; subprocess.run(['true'])",
-        "open('big', 'w').write('a' * (4 << 20))",
-        "import numpy",
-        "import os; assert os.environ.get('HOME')",
-        "import os; assert os.listdir('.')",
-        "import os; [os.fstat(fd) for fd in range(3, 10)]",
-    ],
-)
-def test_a_program_gets_nothing_that_it_should_not_have(program):
-    limits = sandbox.Limits(seconds=4)
-    assert not sandbox.passes(program, "pass", limits)
-    assert sandbox.passes("pass", "pass", limits)
-
-
-def test_there_is_no_network_where_the_system_lets_us(tmp_path):
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        reaches = sandbox.passes(f"import socket; socket.create_connection(('127.0.0.1', {port}), 2)", "pass")
-    assert reaches is not sandbox.cuts_network()
-
-
-def test_secrets_of_the_caller_stay_with_it(monkeypatch):
-    monkeypatch.setenv("API_KEY", "secret")
-    assert not sandbox.passes("import os; assert 'API_KEY' in os.environ", "pass")
-    assert json.dumps(sandbox.cuts_network()) in ("true", "false")
+    named = {"language": "python", "tests": "assert sum([2]) == 4", "names": ["sum"]}
+    assert one("code", named, answer("def sum(x):\n    return 2 * x[0]")) == 1.0

@@ -3,12 +3,12 @@
 import contextlib
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import CancelledError
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -19,82 +19,6 @@ from plamo2_jax.align.speakers import Failure, Question, Reply, SpeakerConfig
 from plamo2_jax.cli.main import main
 from plamo2_jax.infer.sampling import SamplingConfig
 from plamo2_jax.infer.stop import StopConfig
-
-
-class Server:
-    """An OpenAI-compatible endpoint; `troubles` by the last message's text are what its next requests meet."""
-
-    def __init__(self):
-        self.requests, self.troubles, self.lock = [], {}, threading.Lock()
-        self.free = threading.Event()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                asked = body["messages"][-1]["content"]
-                with outer.lock:
-                    outer.requests.append((self.path, dict(self.headers), body))
-                    troubles = next((some for text, some in outer.troubles.items() if text in asked), [])
-                    trouble = troubles.pop(0) if troubles else None
-                outer.respond(self, trouble, body)
-
-            def log_message(self, *_):
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-
-    def close(self):
-        self.free.set()
-        self._server.shutdown()
-        self._server.server_close()
-
-    def respond(self, handler, trouble, body):
-        if trouble == "hang":
-            self.free.wait(30)
-            return
-        if trouble == "cut":
-            handler.send_response(200)
-            handler.send_header("Content-Length", "1000")
-            handler.end_headers()
-            handler.wfile.write(b"{")
-            handler.close_connection = True
-            return
-        if trouble == "redirect":
-            handler.send_response(302)
-            handler.send_header("Location", self.url.replace("127.0.0.1", "localhost"))
-            handler.end_headers()
-            return
-        status, content = 200, json.dumps(self.answer(body)).encode()
-        if isinstance(trouble, int):
-            status = trouble
-        elif trouble is not None:
-            content = trouble
-        handler.send_response(status)
-        handler.send_header("Content-Length", str(len(content)))
-        handler.end_headers()
-        handler.wfile.write(content)
-
-    def answer(self, body):
-        asked = body["messages"][-1]["content"]
-        if "# 回答A" in asked:
-            a, b = asked.split("# 回答A\n")[1].split("\n\n# 回答B\n")
-            text = f"理由。[[{'A' if len(a) > len(b) else 'B' if len(b) > len(a) else 'C'}]]"
-        else:
-            text = f"{asked}への答え" + "です。" * (1 + body["seed"] % 5)
-        choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-        return {"choices": [choice], "usage": {"completion_tokens": len(text)}}
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = Server()
-    yield server
-    server.close()
 
 
 def speaker(server, **fields):
@@ -158,6 +82,105 @@ def test_one_that_hangs_is_given_up_and_asked_again(server):
     ((reply,),) = ask(speaker(server, timeout=0.3), "猫")
     assert reply.retries == 1
     assert time.monotonic() - start < 4
+
+
+@pytest.mark.parametrize("where", ["head", "body", "error"])
+def test_an_answer_that_drips_is_given_up_in_time(server, where):
+    server.troubles["猫"] = [f"drip {where}"] * 2
+    start = time.monotonic()
+    (failure,) = ask(speaker(server, timeout=0.5, attempts=1), "猫")
+    assert 0.4 < time.monotonic() - start < 4
+    assert "no answer in 0.5 s" in failure.reason
+    assert failure.reason.startswith("HTTP 400 Bad Request: a") is (where == "error")
+
+
+def test_all_addresses_of_a_host_share_the_timeout(monkeypatch):
+    with contextlib.ExitStack() as stack:
+        # Nobody accepts, and a connection waits there for ever: their queues are full.
+        places = []
+        for _ in range(3):
+            server = stack.enter_context(socket.socket())
+            server.bind(("127.0.0.1", 0))
+            server.listen(0)
+            for _ in range(4):
+                client = stack.enter_context(socket.socket())
+                client.setblocking(False)
+                client.connect_ex(server.getsockname())
+            places.append((socket.AF_INET, socket.SOCK_STREAM, 6, "", server.getsockname()))
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: places)
+        monkeypatch.setenv("no_proxy", "host")
+        start = time.monotonic()
+        asked = EndpointSpeaker(SpeakerConfig("model", "http://host:1/v1", timeout=0.6, attempts=1))
+        (failure,) = ask(asked, "猫")
+        assert failure.reason.startswith("no answer in 0.6 s")
+        assert time.monotonic() - start < 1.6
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"\x00\xff" * 100,
+        b"HTTP/1.1 99 Odd\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 200 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nA: " + b"b" * 70000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5000000\r\n\r\n" + b" " * 5000000,
+        b"HTTP/1.1 400 " + b"\x1b[31m" * 9000 + b"\r\nContent-Length: 9\r\n\r\nshort",
+        b"HTTP/1.1 429 Slow\r\nRetry-After: " + b"9" * 5000 + b"\r\nContent-Length: 0\r\n\r\n",
+        b'HTTP/1.1 200 OK\r\n\r\n{"choices": [{"message": {"content": ["a"]}}]}',
+        b'HTTP/1.1 200 OK\r\n\r\n{"choices": {"0": 1}}',
+        b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * 100000,
+        b'HTTP/1.1 200 OK\r\n\r\n{"choices": [{"message": {"content": "a"}}], "usage": []}' + b" " * 9 + b"1",
+    ],
+)
+def test_an_odd_answer_is_one_sentence(server, answer):
+    server.troubles["猫"] = [(answer,)]
+    (failure,) = ask(speaker(server, attempts=1), "猫")
+    assert isinstance(failure, Failure)
+    assert failure.reason.isprintable()
+    assert len(failure.reason) < 400
+
+
+@pytest.mark.parametrize(
+    ("tokens", "read"), [("7", 7), ("true", None), ("-1", None), ('"7"', None), ("1e3", None), ("9" * 99, None)]
+)
+def test_a_count_of_tokens_is_a_count_or_unknown(server, tokens, read):
+    content = '{"choices": [{"message": {"content": "a"}}], "usage": {"completion_tokens": TOKENS}}'.replace(
+        "TOKENS", tokens
+    )
+    server.troubles["猫"] = [content.encode()]
+    ((reply,),) = ask(speaker(server), "猫")
+    assert reply.tokens == read
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://a",
+        "http://",
+        "http://a:b/v1",
+        "http://a:99999",
+        "http://[::1",
+        "http://あ/v1",
+        "http://a/v1?x=1",
+        "http://u:p@a",
+    ],
+)
+def test_an_address_that_is_none_is_refused(url):
+    with pytest.raises(ValueError, match=r"SpeakerConfig\.url=.* it must be http://HOST"):
+        SpeakerConfig("model", url)
+
+
+def test_a_key_that_is_none_is_refused_and_not_shown(server, monkeypatch):
+    monkeypatch.setenv("SOME_KEY", "very\nsecret")
+    with pytest.raises(ValueError, match="the environment variable SOME_KEY is no key") as refused:
+        speaker(server, key_variable="SOME_KEY")
+    assert "secret" not in str(refused.value)
+    monkeypatch.setenv("SOME_KEY", "key\n")
+    ask(speaker(server, key_variable="SOME_KEY"), "猫")
+    assert server.requests[-1][1]["Authorization"] == "Bearer key"
 
 
 def test_what_does_not_pass_fails_its_question_alone(server):
@@ -279,11 +302,14 @@ def test_a_signal_waits_for_no_answer_and_keeps_what_is_done(make_config, server
     while not (journal.exists() and journal.read_bytes().count(b"\n") == 3):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
-    time.sleep(0.2)  # The fourth prompt is being asked by now.
+    while not any("魚" in body["messages"][-1]["content"] for *_, body in list(server.requests)):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
     start = time.monotonic()
     process.send_signal(sent)
-    _, error = process.communicate(timeout=30)
-    assert time.monotonic() - start < 4
+    _, error = process.communicate(timeout=120)
+    # The answer would take 30 s, and two attempts are made.
+    assert time.monotonic() - start < 30
     if sent == signal.SIGINT:
         assert process.returncode == 130
         assert error.rstrip().endswith("plamo2 prefer: interrupted")

@@ -12,6 +12,7 @@ import pytest
 from run_material import record
 
 from plamo2_jax.align.dpo import PreferenceConfig
+from plamo2_jax.align.logprobs import token_log_probs
 from plamo2_jax.align.lora import Adapters, LoraConfig, WithAdapters
 from plamo2_jax.align.preference_data import REFERENCE
 from plamo2_jax.align.preferences import DpoConfig, PairsConfig, PairSource, Preference, make_objective
@@ -19,7 +20,10 @@ from plamo2_jax.align.reference import ReferenceLogProbs, ReferenceLogProbsError
 from plamo2_jax.cli.dpo import in_words, prepare
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.load import load_model
+from plamo2_jax.storage import lock_folder
+from plamo2_jax.train.flops import PEAK_FLOPS
 from plamo2_jax.train.loop import pretrain
+from plamo2_jax.train.metrics import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +87,7 @@ def measured(small, small_params, policy, stored, tokenizer):
 
     assert disk.extra == {REFERENCE: ((), jnp.float32)}
     assert beside.extra == {}
+    assert (beside.forward_only, disk.forward_only, plain.forward_only) == ((small.config,), (), (small.config,))
     return batch, all_three(policy, small_params, batch)
 
 
@@ -124,15 +129,52 @@ def test_what_was_written_is_checked(stored, tokenizer, tmp_path):
         ReferenceLogProbs.open(tmp_path)
 
 
-def test_a_run_learns_to_prefer(make_config):
+def test_the_kl_estimate_is_clipped_and_the_log_ratio_is_not(measured, small, small_params, policy, stored, tokenizer):
+    batch, ((_, near), _, _) = measured
+    np.testing.assert_allclose(near["log_ratio"], near["log_ratio_chosen"] + near["log_ratio_rejected"], rtol=1e-5)
+    # A policy that finds nearly every answer far less likely than its reference does.
+    far = {**policy, "embedding": -20 * policy["embedding"]}
+    log_ratio = log_probs(small, far, batch) - log_probs(small, small_params, batch)
+    log_ratio = np.float64(log_ratio)[batch["loss_weights"] != 0]
+    assert log_ratio.min() < -50
+    preference = Preference(small, PreferenceConfig(), 2, reference=small_params)
+    _, sums = jax.jit(lambda params, batch, reference: preference(params, batch, None, reference))(
+        far, batch, small_params
+    )
+    np.testing.assert_allclose(sums["log_ratio"], log_ratio.sum(), rtol=1e-4)
+    d = np.minimum(-log_ratio, 5.0)
+    np.testing.assert_allclose(sums["kl"], np.sum(np.exp(d) - 1 - d), rtol=1e-4)
+    assert sums["kl"] < 143 * len(log_ratio)
+
+
+def log_probs(model, params, batch):
+    return jax.jit(lambda params: token_log_probs(model, params, batch, None))(params)
+
+
+def test_a_run_learns_to_prefer(make_config, tokenizer, monkeypatch):
     """The whole model, the reference beside it."""
     config = make_config("beside", preference=PreferenceConfig(beta=0.5))
+    monkeypatch.setitem(PEAK_FLOPS, jax.devices()[0].device_kind, 1e12)
     outcome = pretrain(config, make_objective=make_objective, make_source=PairSource)
     lines = [line for line in record(config) if "loss" in line]
     np.testing.assert_allclose(lines[0]["loss"], math.log(2), rtol=1e-5)
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert lines[-1]["reward_accuracy"] > 0.9
     assert lines[-1]["kl"] > 0
+    lines = [line for line in read_metrics(config.folder / "metrics.jsonl") if "loss" in line]
+    # Steps 1 to 3 are written together, and have one speed.
+    batches = list(itertools.islice(PairSource(config, tokenizer).train(0, 1), 3))
+    read = [np.count_nonzero(batch["segment_ids"]) for batch in batches]
+    assert [line["tokens"] for line in lines[:3]] == read
+    answers = sum(batch["loss_weights"].sum() for batch in batches)
+    speed = lines[0]["tokens_per_second"]
+    assert speed == lines[2]["tokens_per_second"]
+    assert speed == pytest.approx(sum(read) / sum(line["step_seconds"] for line in lines[:3]))
+    assert speed / lines[0]["trained_tokens_per_second"] == pytest.approx(sum(read) / answers)
+    assert sum(read) > answers > 0
+    # Three forward passes of the policy and one of the reference.
+    flops = 4 * config.model.flops_per_token(192) * speed
+    assert lines[0]["mfu"] == pytest.approx(flops / 1e12)
     figures = outcome.heldout["pairs"].figures()
     assert figures["pairs"] == figures["count_chosen"] == figures["count_rejected"] == 2
     assert figures["reward_accuracy"] in (0.0, 0.5, 1.0)
@@ -173,6 +215,24 @@ def test_adapters_on_a_stored_reference_through_the_command_line(stored, tmp_pat
     manifest.write_text(text)
 
 
+def test_a_run_in_use_is_refused_before_its_reference_is_read(make_config, tmp_path):
+    """`plamo2 dpo` computes the reference's log-probabilities at the first start: not for a run that another process trains."""
+    config = make_config("used", output=tmp_path, reference_log_probs=tmp_path / "reference")
+    make = hooks_of(config)
+    with lock_folder(config.folder), pytest.raises(ValueError, match="used is in use by another process"):
+        pretrain(config, **make)
+    assert not config.reference_log_probs.exists()
+
+
+def hooks_of(config):
+    """What `plamo2 dpo` hands to the loop."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("plamo2_jax.cli.pretrain.train", lambda *args: found.update(args[5](config)))
+        main(["dpo"])
+    return found
+
+
 UNPAIRED = PreferenceConfig(losses=("kto",), beta=0.5, desirable_weight=0.8, undesirable_weight=1.2)
 
 
@@ -208,11 +268,11 @@ def test_pairs_are_their_answers_on_lines_of_their_own(
     assert (pairs["pairs"], pairs["count_chosen"], pairs["count_rejected"]) == (2, 2, 2)
     assert (single["pairs"], single["count_chosen"], single["count_rejected"]) == (0, 2, 2)
     # Means over lines, of which there are twice as many.
-    for name in ("loss", "kl"):
+    for name in ("loss", "kl", "log_ratio"):
         np.testing.assert_allclose(2 * single[name], pairs[name], rtol=1e-6, err_msg=name)
     # There is no margin without a pair. All else is over the same answers.
     assert pairs.keys() - single.keys() == {"reward_margin", "reward_accuracy"}
-    for name in single.keys() - {"loss", "kl", "pairs"}:
+    for name in single.keys() - {"loss", "kl", "log_ratio", "pairs"}:
         np.testing.assert_allclose(single[name], pairs[name], rtol=1e-5, err_msg=name)
     assert in_words(pairs).endswith(f"of 2 pairs right, margin {pairs['reward_margin']:.4f}")
     rewards = [f"reward {single[f'reward_{side}']:.4f} of 2 {side} answers" for side in ("chosen", "rejected")]

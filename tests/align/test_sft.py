@@ -13,6 +13,7 @@ from run_material import assert_same_params, record, stop_after
 from plamo2_jax import checkpoint
 from plamo2_jax.align.chat import Example
 from plamo2_jax.align.lora import Adapters, LoraConfig
+from plamo2_jax.align.open import open_model
 from plamo2_jax.align.peft import merged_model
 from plamo2_jax.align.samples import SamplesConfig, SampleWriter
 from plamo2_jax.align.sft import ChatConfig, ChatSource, Sft, SftConfig, make_objective, noise_scale, to_element
@@ -24,7 +25,9 @@ from plamo2_jax.data.pipeline import MixtureItem
 from plamo2_jax.infer.sampling import SamplingConfig
 from plamo2_jax.infer.stop import StopConfig
 from plamo2_jax.model.plamo2 import Plamo2, abstract_params
+from plamo2_jax.storage import lock_folder
 from plamo2_jax.train.loop import pretrain
+from plamo2_jax.train.metrics import read_metrics
 from plamo2_jax.train.objective import next_token
 
 
@@ -90,7 +93,7 @@ def test_what_is_not_trained_on_is_not_read_and_bad_data_leave_no_run(make_confi
     to_measure = dataclasses.replace(config, output=tmp_path, data=mixture)
     assert list(ChatSource(to_measure, tokenizer).heldout("chat", 0, 1))
     for other in (to_measure, dataclasses.replace(config, output=tmp_path, heldout={"chat": bad})):
-        with pytest.raises(ValueError, match=r"bad\.jsonl, line 1: not JSON"):
+        with pytest.raises(ValueError, match=r"bad\.jsonl, line 1: not JSON.*raise chat\.max_bad_rate"):
             pretrain(other, make_objective=make_objective, make_source=ChatSource)
         assert not other.folder.exists()
 
@@ -143,7 +146,7 @@ def whole(make_config):
     return config, pretrain(config, **hooks(config))
 
 
-def test_a_run_learns_its_conversations(whole):
+def test_a_run_learns_its_conversations(whole, tokenizer):
     config, outcome = whole
     lines = record(config)
     losses = [line["loss"] for line in lines if "loss" in line]
@@ -154,6 +157,15 @@ def test_a_run_learns_its_conversations(whole):
     assert "{%- generation -%}" in (config.folder / "chat_template.jinja").read_text()
     described = json.loads((config.folder / "config.json").read_text())
     assert len(described["examples"]) == 2
+    # Speed counts prompts too.
+    lines = [line for line in read_metrics(config.folder / "metrics.jsonl") if "loss" in line]
+    batches = list(itertools.islice(ChatSource(config, tokenizer).train(0, 1), 3))
+    read = [np.count_nonzero(batch["segment_ids"]) for batch in batches]
+    assert [line["tokens"] for line in lines[:3]] == read
+    trained = sum(np.count_nonzero(batch["loss_weights"]) for batch in batches)
+    speeds = lines[0]["tokens_per_second"], lines[0]["trained_tokens_per_second"]
+    assert speeds[0] / speeds[1] == pytest.approx(sum(read) / trained)
+    assert sum(read) > trained > 0
     assert load_model(config.folder).tokenizer is not None
 
 
@@ -190,6 +202,10 @@ def test_adapters_alone_are_trained_and_added(make_config, small_params, base, t
     expected = Adapters(config.model, lora).apply(small_params, adapters)
     with pytest.raises(ValueError, match="holds adapters, not a model: plamo2 lora MODEL"):
         load_model(config.folder)
+    # It can be asked as it is: the base is that of its configuration.
+    jax.tree.map(np.testing.assert_array_equal, open_model(config.folder).params, expected)
+    assert main(["generate", str(config.folder), "--prompt", "a", "--max-new-tokens", "2", "--temperature", "0"]) == 0
+    capsys.readouterr()
     assert main(["lora", str(base), str(config.folder), str(tmp_path / "one")]) == 0
     assert (tmp_path / "one" / "chat_template.jinja").is_file()
     # What the run wrote down is what the model with its adapters says.
@@ -237,6 +253,18 @@ def test_samples_that_cannot_be_asked_are_refused(make_config, tmp_path):
     (config.folder / "samples.jsonl").write_text('{"prompt": "a?"}\n')
     with pytest.raises(ValueError, match=r"samples\.jsonl, line 1, must be an object with an integer"):
         SampleWriter(config, ASKED, "chat")
+
+
+def test_control_strings_in_samples_are_named(make_config, tmp_path, capsys):
+    SampleWriter(make_config("x", output=tmp_path), SamplesConfig(("a?", "<|plamo:op|>a"), max_new_tokens=8), "chat")
+    assert "warning: <|plamo:op|> in samples.prompts[1] is read as text" in capsys.readouterr().err
+
+
+def test_a_run_in_use_is_refused(make_config, tmp_path):
+    config = make_config("used", output=tmp_path, samples=ASKED)
+    with lock_folder(config.folder), pytest.raises(ValueError, match="used is in use by another process"):
+        pretrain(config, **hooks(config))
+    assert [path.name for path in config.folder.iterdir()] == [".lock"]
 
 
 def test_a_model_of_another_shape_is_refused(base, small):

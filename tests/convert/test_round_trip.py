@@ -120,10 +120,14 @@ def test_the_lm_head_of_a_tied_file_is_ignored(tmp_path):
 
 def test_the_tokenizer_goes_along(tmp_path, public, golden_tokenizer):
     (public / "tokenizer.jsonl").write_bytes(golden_tokenizer.read_bytes())
+    (public / "chat_template.jinja").write_text("{{ messages }}\n")
     from_public(public, tmp_path / "run")
     to_public(tmp_path / "run", tmp_path / "back")
     assert (tmp_path / "back" / "tokenizer.jsonl").read_bytes() == golden_tokenizer.read_bytes()
+    assert (tmp_path / "back" / "chat_template.jinja").read_text() == "{{ messages }}\n"
     written = json.loads((tmp_path / "back" / "tokenizer_config.json").read_text())
+    # Older readers look for the chat template there.
+    assert written["chat_template"] == "{{ messages }}\n"
     assert (written["bos_token"], written["eos_token"], written["pad_token"], written["unk_token"]) == (
         "<|plamo:bos|>",
         "<|plamo:eos|>",

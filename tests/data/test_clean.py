@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from plamo2_jax.data.clean import (
     CleanConfig,
     CleanReport,
-    boilerplate_lines,
     clean_documents,
     duplicate_line_share,
     guess_language,
@@ -89,19 +88,6 @@ def test_declared_language_must_match():
     assert report.rejected == {"language": 1}
 
 
-def test_boilerplate_lines_go_and_others_stay():
-    footer = "Copyright 20{} Example Corporation"
-    documents = [{"text": f"{ENGLISH} Page number {i}.\n{footer.format(10 + i)}\nExample"} for i in range(30)]
-    lines = boilerplate_lines(documents, min_documents=20)
-    report = CleanReport()
-    cleaned = list(clean_documents(documents[:1], CleanConfig(), report, lines))
-    # Digits do not tell lines apart: the footer, and the sentence that differs in its number alone, are boilerplate.
-    assert not cleaned
-    documents = [{"text": f"{ENGLISH} Chapter {chr(97 + i)}.\n{footer.format(10 + i)}\nExample"} for i in range(26)]
-    cleaned = list(clean_documents(documents, CleanConfig(), report, boilerplate_lines(documents, min_documents=20)))
-    assert [d["text"] for d in cleaned] == [f"{ENGLISH} Chapter {chr(97 + i)}.\nExample" for i in range(26)]
-
-
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
@@ -114,3 +100,31 @@ def test_boilerplate_lines_go_and_others_stay():
 def test_bad_config_is_named(field, value, message):
     with pytest.raises(ValueError, match=message):
         CleanConfig(**{field: value})
+
+
+def test_a_region_is_no_other_language_and_an_empty_one_none():
+    documents = [{"text": ENGLISH, "language": language} for language in ("en-US", "EN_GB", "en", "", None, "ja-JP")]
+    report = CleanReport()
+    assert len(list(clean_documents(documents, CleanConfig(), report))) == 5
+    assert report.rejected == {"language": 1}
+
+
+def test_characters_are_accounted_for():
+    texts = [ENGLISH + "\r\n\x00 ", FRENCH, "short", JAPANESE]
+    report = CleanReport()
+    list(clean_documents(({"text": text} for text in texts), CleanConfig(), report))
+    assert report.lost() == {
+        "boilerplate": 0,
+        "language": len(FRENCH),
+        "short": 5,
+        "white space and controls": 4,
+    }
+    assert report.chars_in - sum(report.lost().values()) == report.chars_out == len(ENGLISH) + len(JAPANESE)
+
+
+def test_long_texts_are_measured_in_stretches(monkeypatch):
+    text = "".join(chr(0x4E00 + i * i % 9973) for i in range(5000)) + "=" * 5000
+    whole = top_ngram_share(text)
+    assert whole == pytest.approx(0.5, abs=0.01)
+    monkeypatch.setattr("plamo2_jax.data.clean._STRETCH", 1000)
+    assert top_ngram_share(text) == pytest.approx(whole, abs=0.01)

@@ -93,6 +93,165 @@ def test_prepare_reports_bad_records_and_splits(capsys, tokenizer, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_both_sides_are_written_in_one_pass(capsys, tokenizer, tmp_path):
+    lines = [{"text": f"The document of the number {i} is in this line.", "page": f"p{i // 2}"} for i in range(300)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    arguments = ("prepare", "--input", tmp_path / "a.jsonl", "--tokenizer", tokenizer, "--heldout-fraction", 0.2)
+    arguments += ("--pair-field", "page")
+    status, out, _ = run(capsys, *arguments, "--output", tmp_path / "both", "--split", "both", "--processes", 1)
+    assert status == 0
+    assert [line for line in out.splitlines() if line.startswith("/")] == [
+        f"{tmp_path}/both/{s}" for s in ("train", "heldout")
+    ]
+    found = {}
+    for side in ("train", "heldout"):
+        assert run(capsys, *arguments, "--output", tmp_path / side, "--split", side)[0] == 0
+        one, other = open_shards(tmp_path / side), open_shards(tmp_path / "both" / side)
+        assert one.manifest == other.manifest
+        # The language is recognised where none is declared.
+        assert set(one.manifest["languages"]) == {"en"}
+        found[side] = [tuple(one[i].ids) for i in range(len(one))]
+        assert found[side] == [tuple(other[i].ids) for i in range(len(other))]
+    assert len(found["train"]) + len(found["heldout"]) == 300
+    assert all(len(documents) % 2 == 0 for documents in found.values())
+
+    status, _, err = run(capsys, *arguments, "--output", tmp_path / "both", "--split", "both")
+    assert (status, f"{tmp_path}/both/train exists" in err) == (2, True)
+    (tmp_path / "few.jsonl").write_text(json.dumps(lines[0]))
+    status, _, err = run(
+        capsys,
+        "prepare",
+        "--input",
+        tmp_path / "few.jsonl",
+        "--tokenizer",
+        tokenizer,
+        "--output",
+        tmp_path / "few",
+        "--split",
+        "both",
+    )
+    assert (status, err.splitlines()[-1]) == (
+        2,
+        f"plamo2 data: there is no document to write to {tmp_path}/few/heldout",
+    )
+    assert list((tmp_path / "few").iterdir()) == []
+
+
+def test_languages_are_recognised(capsys, tokenizer, tmp_path):
+    texts = [
+        corpus_text for language in ("ja", "en") for corpus_text in list(corpus.documents(language, "heldout"))[:3]
+    ]
+    lines = [{"text": document["text"]} for document in texts] + [{"text": "123", "language": "ja"}, {"text": "1 2 3"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    arguments = ("prepare", "--input", tmp_path / "a.jsonl", "--tokenizer", tokenizer, "--output")
+    assert run(capsys, *arguments, tmp_path / "out")[0] == 0
+    counts = open_shards(tmp_path / "out").manifest["languages"]
+    assert {language: count["documents"] for language, count in counts.items()} == {"ja": 4, "en": 3, "other": 1}
+    assert run(capsys, *arguments, tmp_path / "named", "--language", "en")[0] == 0
+    counts = open_shards(tmp_path / "named").manifest["languages"]
+    assert {language: count["documents"] for language, count in counts.items()} == {"ja": 1, "en": 7}
+
+
+def test_clean_keeps_the_fields_that_were_chosen(capsys, tmp_path):
+    text = "The keeper of the lighthouse wrote down the weather of that day and of the day before. Page {}."
+    lines = [
+        {
+            "key": f"a-{i}",
+            "body": text.format(i),
+            "text": "A photograph of the harbour at dawn, with the lamp still lit and two boats in it.",
+            "id": 7,
+            "lang": "en",
+            "language": "Menu: languages",
+        }
+        for i in range(3)
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    options = ("--text-field", "body", "--id-field", "key", "--language-field", "lang", "--duplicates", "keep")
+    status, _, err = run(capsys, "clean", tmp_path / "a.jsonl", tmp_path / "out.jsonl", *options)
+    assert status == 0
+    assert [json.loads(line) for line in (tmp_path / "out.jsonl").open()] == [
+        {"id": f"a-{i}", "text": text.format(i), "language": "en"} for i in range(3)
+    ]
+    assert "left out: the field 'text', which is not the text here: 3" in err
+
+
+def test_clean_says_what_was_lost(capsys, tmp_path):
+    pages = list(corpus.documents("en", "heldout"))[:40]
+    menu = "Home | Products | Contact | Log in\n"
+    lines = [{"content": menu + page["text"], "number": float("nan")} for page in pages] + [{"content": "short"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    status, _, err = run(capsys, "clean", tmp_path / "a.jsonl", tmp_path / "out.jsonl")
+    assert status == 2
+    assert (
+        "line 1: text missing (no value in the field 'text'; the fields are content, number. Name another one: --text-field content)"
+        in err
+    )
+    assert not (tmp_path / "out.jsonl").exists()
+
+    command = (
+        "clean",
+        tmp_path / "a.jsonl",
+        tmp_path / "out.jsonl.gz",
+        "--text-field",
+        "content",
+        "--report",
+        tmp_path / "report.json",
+    )
+    status, out, err = run(capsys, *command)
+    assert status == 0
+    assert "NaN or infinity became null: 40" in err
+    report = json.loads((tmp_path / "report.json").read_text())
+    total = report["cleaning"]["characters"]["in"]
+    assert total == sum(len(line["content"]) for line in lines)
+    assert report["cleaning"]["characters"]["lost"] == {
+        "boilerplate": 40 * len(menu),
+        "short": 5,
+        "white space and controls": total - 40 * len(menu) - 5 - report["cleaning"]["characters"]["out"],
+    }
+    assert report["cleaning"]["most_removed_lines"] == [{"line": menu.strip(), "times": 40}]
+    assert (report["reading"]["records"], report["deduplication"]["documents"]["in"]) == (41, 40)
+    assert f"(boilerplate {40 * len(menu) / total:.2%}, short " in out
+    assert f"lines removed most often (--boilerplate-documents 0 keeps them):\n  40 x {menu}" in out
+    # The same text, the same bytes.
+    first = (tmp_path / "out.jsonl.gz").read_bytes()
+    assert run(capsys, *command)[0] == 0
+    assert (tmp_path / "out.jsonl.gz").read_bytes() == first
+
+
+def test_clean_does_not_write_over_its_input(capsys, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "link.jsonl").symlink_to("in/a.jsonl")
+    for output in (folder / "a.jsonl", tmp_path / "link.jsonl"):
+        for source in (folder, folder / "a.jsonl", f"{tmp_path}/**/a.jsonl"):
+            status, _, err = run(capsys, "clean", source, output)
+            assert (status, f"{output} is the input too" in err) == (2, True)
+    assert (folder / "a.jsonl").read_text() == '{"text": "a"}\n'
+    for options, message in [
+        (("--report", tmp_path / "no" / "r.json"), "does not exist"),
+        (("--report", tmp_path / "out.jsonl"), "is the output too"),
+        (("--max-record-mib", 0), "--max-record-mib 0 is not allowed"),
+    ]:
+        status, _, err = run(capsys, "clean", folder, tmp_path / "out.jsonl", *options)
+        assert (status, message in err) == (2, True)
+
+
+def test_a_line_above_the_limit_is_a_bad_record(capsys, tokenizer, tmp_path):
+    good = b'{"text": "a document of some length that is not bad at all and is as long as the others"}\n'
+    (tmp_path / "a.jsonl").write_bytes(good * 200 + b"a" * 1_100_000 + b"\n" + good * 200)
+    options = ("--max-record-mib", 1)
+    status, out, err = run(
+        capsys, "clean", tmp_path / "a.jsonl", tmp_path / "out.jsonl", *options, "--duplicates", "keep"
+    )
+    assert status == 0
+    assert f"  {tmp_path}/a.jsonl, line 201: too long (line of more than 1 MiB)" in err
+    assert out.splitlines()[-1] == f"{tmp_path}/out.jsonl: 400 documents"
+    arguments = ("--input", tmp_path / "a.jsonl", "--tokenizer", tokenizer, "--output", tmp_path / "out")
+    assert run(capsys, "prepare", *arguments, *options)[0] == 0
+    assert open_shards(tmp_path / "out").documents == 400
+
+
 def test_corpus_exports_what_the_package_holds(capsys, tmp_path):
     path = tmp_path / "corpus.jsonl.xz"
     status, out, _ = run(capsys, "corpus", "--output", path, "--language", "ja", "--split", "heldout")

@@ -175,7 +175,7 @@ def test_a_folder_that_is_damaged_is_refused(folder, tmp_path):
     with pytest.raises(ShardError, match=r"shard-00001.arrayrecord is missing"):
         open_shards(folder)
     (folder / "manifest.json").write_text("{")
-    with pytest.raises(ShardError, match=r"manifest.json is not JSON"):
+    with pytest.raises(ShardError, match=r"manifest.json is not valid JSON"):
         open_shards(folder)
 
 

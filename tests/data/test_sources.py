@@ -1,6 +1,8 @@
 """Readers of every format: documents as written, and every bad record named with its file and line."""
 
 import bz2
+import datetime
+import decimal
 import gzip
 import json
 import lzma
@@ -25,7 +27,16 @@ BAD_LINES = [
     (b'{"text": "a"', "not JSON"),
     (b"[" * 100_000, "not JSON (nested too deeply)"),
     (b'["text"]', "not an object (JSON list)"),
-    (b"{}", "text missing (no value in the field 'text')"),
+    (b"{}", "text missing (no value in the field 'text'; the record has no fields)"),
+    (
+        b'{"id": "1", "content": "a text", "origin": "b"}',
+        "text missing (no value in the field 'text'; the fields are id, content, origin. Name another one: --text-field content)",
+    ),
+    (b'{"text": "a", "text": "b"}', "repeated field (the field 'text' more than once in one object)"),
+    (
+        b'{"text": "a", "more": ' + b"[" * 70 + b"]" * 70 + b"}",
+        "nested too deeply (more than 64 levels in the field 'more')",
+    ),
     (b'{"text": null}', "text missing"),
     (b'{"text": 3}', "text not a string (int in the field 'text')"),
     (b'{"text": ""}', "empty text"),
@@ -155,12 +166,12 @@ def test_parquet(tmp_path, kind):
     write_parquet(path, texts, id=pa.array([1, 2, 3, 4, 5]), language=pa.array(["ja", "ja", "en", "en", None]), x=texts)
     report = lenient()
     assert list(read_documents([path], report=report)) == [
-        Document("東京", "1", {"language": "ja"}),
-        Document("three", "3", {"language": "en"}),
-        Document("five", "5"),
+        Document("東京", "1", {"language": "ja", "x": "東京"}),
+        Document("three", "3", {"language": "en", "x": "three"}),
+        Document("five", "5", {"x": "five"}),
     ]
     assert [str(record) for record in report.first] == [
-        f"{path}, row 2: text missing (no value in the field 'text')",
+        f"{path}, row 2: text missing (no value in the field 'text'; the fields are text, id, language, x)",
         f"{path}, row 4: empty text (nothing but white space in the field 'text')",
     ]
 
@@ -210,6 +221,12 @@ def test_tfds(tmp_path_factory):
     ]:
         with pytest.raises(ValueError, match=message):
             list(read_documents([spec], data_dir=folder))
+    path = folder / "plamo2_corpus" / "ja" / "1.0.0" / "dataset_info.json"
+    content = path.read_bytes()
+    for damaged in (content[:40], content + b"\xa7", b"[]"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="tfds:plamo2_corpus/ja:heldout cannot be read: "):
+            list(read_documents(["tfds:plamo2_corpus/ja:heldout"], data_dir=folder))
 
 
 def test_bundled():
@@ -266,12 +283,116 @@ def test_inputs_and_fields_of_other_names(tmp_path):
     names = {"text_field": "body", "id_field": "key", "language_field": "lang"}
     assert list(read_documents([tmp_path / "b.txt", tmp_path / "a.jsonl"], **names)) == [
         Document("y", str(tmp_path / "b.txt")),
-        Document("x", "7", {"language": "en", "text": "not this"}),
+        Document("x", "7", {"language": "en"}),
     ]
 
 
+def test_fields_of_a_name_of_ours_replace_nothing(tmp_path):
+    record = {
+        "id": 7,
+        "body": "x",
+        "text": "a caption",
+        "key": "a-1",
+        "language": "a menu",
+        "lang": "en",
+        "pair": "p",
+        "n": 1,
+    }
+    (tmp_path / "a.jsonl").write_text(json.dumps(record))
+    pa.parquet.write_table(pa.Table.from_pylist([record]), tmp_path / "b.parquet")
+    names = {"text_field": "body", "id_field": "key", "language_field": "lang"}
+    report = ReadReport()
+    for document in read_documents([tmp_path], **names, report=report):
+        assert document.to_json() == {"id": "a-1", "text": "x", "language": "en", "pair": "p", "n": 1}
+        assert (document.language, document.pair) == ("en", "")
+    assert report.changes == {
+        f"left out: the field {n!r}, which is not the {n} here": 2 for n in ("id", "text", "language")
+    }
+    assert "left out: the field 'text', which is not the text here: 2" in report.summary()
+    # One field may be used twice; a field that is not there is not replaced by one of its usual name.
+    (twice,) = read_documents(
+        [tmp_path / "a.jsonl"], text_field="body", id_field="text", pair_field="text", language_field="no"
+    )
+    assert twice.to_json() == {"id": "a caption", "text": "x", "key": "a-1", "lang": "en", "pair": "p", "n": 1}
+    assert (twice.language, twice.pair) == ("unknown", "a caption")
+    (bare,) = read_documents([tmp_path / "b.parquet"], **names, keep_fields=False)
+    assert bare.to_json() == {"id": "a-1", "text": "x", "language": "en"}
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    path = tmp_path / "a.parquet"
+    for name in ("text", "id", "language", "url"):
+        names = ["text", "id", "language", "url", name]
+        pa.parquet.write_table(pa.Table.from_arrays([pa.array([f"{i}"]) for i in range(5)], names=names), path)
+        with pytest.raises(ValueError, match=rf"a.parquet has 2 columns named '{name}': names must differ"):
+            list(read_documents([path]))
+        if name == "url":
+            assert len(list(read_documents([path], keep_fields=False))) == 1
+    fields = pa.StructArray.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["role", "role"])
+    pa.parquet.write_table(pa.table({"text": ["x"], "m": pa.ListArray.from_arrays([0, 1], fields)}), path)
+    with pytest.raises(ValueError, match=r"a.parquet has 2 fields of the column 'm' named 'role'"):
+        list(read_documents([path]))
+
+
+def test_values_that_json_does_not_have(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "x": NaN, "y": [1, -Infinity, {"z": 1e999}], "w": 1.5}')
+    columns = {
+        "text": ["b"],
+        "x": [float("nan")],
+        "when": [datetime.datetime(2020, 1, 2, 3, 4, 5)],
+        "price": [decimal.Decimal("1.50")],
+        "image": [b"\x89PNG\xff"],
+        "bytes": [b"text"],
+        "map": pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64())),
+        "far": pa.array([2**30], pa.date32()),
+    }
+    pa.parquet.write_table(pa.table(columns), tmp_path / "b.parquet")
+    report = ReadReport()
+    first, second = read_documents([tmp_path], report=report)
+    assert first.meta == {"x": None, "y": [1, None, {"z": None}], "w": 1.5}
+    assert second.meta == {
+        "x": None,
+        "when": "2020-01-02T03:04:05",
+        "price": "1.50",
+        "bytes": "text",
+        "map": [["k", 1]],
+        "far": "<value out of range: 1073741824>",
+    }
+    assert report.changes == {
+        "NaN or infinity became null": 4,
+        "left out: bytes that are not text in the field 'image'": 1,
+    }
+    json.dumps([first.to_json(), second.to_json()], allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "where"),
+    [
+        ('"id": "t \\ud83d"', "character 2 of the field 'id'"),
+        ('"meta": {"title": ["\\ude00 end"]}', "character 0 of the field 'meta.title[0]'"),
+        ('"language": "e\\ud800n"', "character 1 of the field 'language'"),
+        ('"a\\ud800": 1', "character 1 of the name of a field"),
+        ('"m": {"a\\ud800": 1}', "character 1 of the name of a field of m"),
+    ],
+)
+def test_half_a_character_anywhere_makes_a_bad_record(tmp_path, fields, where):
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"text": "x", {fields}}}\n{{"text": "\\ud83d\\ude00", "id": "whole"}}\n')
+    for keep_fields in (True, False):
+        report = lenient()
+        assert [d.text for d in read_documents([path], report=report, keep_fields=keep_fields)] == ["\U0001f600"]
+        assert [str(record) for record in report.first] == [f"{path}, line 1: lone surrogate ({where})"]
+
+
+def test_marks_of_other_systems_are_no_text(tmp_path):
+    mark = b"\xef\xbb\xbf"
+    (tmp_path / "a.txt").write_bytes(mark + "一行目\r\n二行目\r\n".encode())
+    (tmp_path / "b.jsonl").write_bytes(mark + b'{"text": "a\\r\\nb"}\r\n\r\n' + mark + b'{"text": "c"}\r\n' + mark)
+    assert [document.text for document in read_documents([tmp_path])] == ["一行目\n二行目\n", "a\r\nb", "c"]
+
+
 def test_a_split_depends_on_the_documents_alone():
-    documents = [Document(f"text {i}", str(i), {"pair": f"pair {i // 2}"} if i < 400 else {}) for i in range(2000)]
+    documents = [Document(f"text {i}", str(i), pair=f"pair {i // 2}" if i < 400 else "") for i in range(2000)]
     heldout = list(split_documents(documents, "heldout", 0.1))
     train = list(split_documents(documents, "train", 0.1))
     assert sorted(heldout + train, key=lambda d: int(d.id)) == documents
@@ -280,6 +401,9 @@ def test_a_split_depends_on_the_documents_alone():
     paired = {int(document.id) for document in heldout if int(document.id) < 400}
     assert paired == {i ^ 1 for i in paired}
     assert list(split_documents(documents, "all")) == documents
+    # A field named "pair" means what its author meant, unless it is named as the pair field.
+    named = [Document(f"text {i}", str(i), {"pair": "EUR/USD"}) for i in range(2000)]
+    assert 140 < len(list(split_documents(named, "heldout", 0.1))) < 260
     for split, fraction in (("test", 0.1), ("train", 0.0), ("train", 1.0)):
         with pytest.raises(ValueError, match="must"):
             list(split_documents(documents, split, fraction))

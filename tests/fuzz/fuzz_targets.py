@@ -14,13 +14,17 @@ import numpy as np
 
 from plamo2_jax import checkpoint
 from plamo2_jax.align.chat import encode_all, read_conversations
+from plamo2_jax.align.entries import is_entry, read_identity, read_report
 from plamo2_jax.align.journal import Journal
 from plamo2_jax.align.lora import LoraConfig
+from plamo2_jax.align.pair_files import write_files
 from plamo2_jax.align.peft import CONFIG as ADAPTER_CONFIG
 from plamo2_jax.align.peft import read_peft, write_peft
+from plamo2_jax.align.prefer import PreferConfig
 from plamo2_jax.align.preference_data import read_pairs
-from plamo2_jax.align.prompts import read_prompts
+from plamo2_jax.align.prompts import Prompt, read_prompts
 from plamo2_jax.align.reference import ReferenceLogProbs
+from plamo2_jax.align.speakers import SpeakerConfig
 from plamo2_jax.cli.logits import check_tokens, read_input
 from plamo2_jax.config import preset
 from plamo2_jax.convert.hf import chat_template_files, write_public
@@ -236,12 +240,25 @@ def _read_shards(folder: Path) -> None:
         shards[i]
 
 
-def _write_journal(folder: Path) -> None:
-    _lines(folder / "journal.jsonl", [{"id": "a", "samples": [{"text": "b"}]}, {"id": "c", "samples": []}])
+def _write_preference_data(folder: Path) -> None:
+    verdict = {"pair": [0, 1], "said": ["A", "B"], "winner": 0, "retries": 0}
+    answer = {"sample": 0, "text": "はい。", "finished": True, "tokens": 3, "retries": 0, "dropped": None}
+    scores = {"rules": {"finished": 1.0}, "rules_mean": 1.0, "judge": 1.0, "score": 1.0}
+    answers = [{**answer, **scores}, {**answer, **scores, "sample": 1, "text": "いいえ。", "score": 0.5}]
+    entries = [{"id": "a", "answers": answers, "verdicts": [verdict]}, {"id": "b", "failed": "why", "retries": 2}]
+    _lines(folder / "journal.jsonl", entries)
+    checkpoint.write_json(folder / "config.json", {"config": {}, "prompts": "", "policy": {}, "judge": None})
+    _read_preference_data(folder)
 
 
-def _read_journal(folder: Path) -> None:
-    Journal(folder / "journal.jsonl").close()
+def _read_preference_data(folder: Path) -> None:
+    read_identity(folder)
+    read_report(folder)
+    journal = Journal(folder / "journal.jsonl", lambda entry: is_entry(entry, 2))
+    journal.close()
+    config = PreferConfig(folder, (folder,), SpeakerConfig("model"), samples=2)
+    prompts = [Prompt(id, ({"role": "user", "content": "?"},), {}, "line 1") for id in journal.entries]
+    write_files(folder, config, prompts, {}, journal.entries, {"policy": {}, "judge": None})
 
 
 def _write_finished_run(folder: Path) -> None:
@@ -339,12 +356,12 @@ def _read_reference(folder: Path) -> None:
 TARGETS = {
     "adapter": Target(_write_adapter, _read_adapter),
     "chats": Target(_write_chats, _read_chats),
-    "journal": Target(_write_journal, _read_journal),
     "logits_input": Target(_write_logits, _read_logits),
     "merge_source": Target(_write_model, _read_source),
     "model": Target(_write_model, _read_model),
     "pairs": Target(_write_pairs, _read_pairs),
     "pipeline_record": Target(_write_record, _read_record),
+    "preference_data": Target(_write_preference_data, _read_preference_data),
     "prompts": Target(_write_prompts, _read_prompts),
     "reference": Target(_write_reference, _read_reference),
     "report": Target(_write_finished_run, _read_finished_run),

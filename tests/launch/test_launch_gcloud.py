@@ -91,7 +91,7 @@ def cloud(checkout, tmp_path, monkeypatch):
 
         def run(self, *arguments, **environment):
             process = self.start(*arguments, **environment)
-            _, self.messages = process.communicate(timeout=60)
+            _, self.messages = process.communicate(timeout=300)
             return process.returncode
 
         def calls(self):
@@ -190,13 +190,13 @@ def test_data_are_brought_before_each_run(cloud):
 
 def test_ctrl_c_stops_the_workers_with_a_checkpoint(cloud):
     process = cloud.start(["ACTIVE"], ["forever"])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (cloud.folder / "calls").exists() or "pretrain" not in cloud.calls():
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
-    _, messages = process.communicate(timeout=60)
+    _, messages = process.communicate(timeout=300)
     assert process.returncode == 130
     assert cloud.calls() == [*TRAIN, "ssh", "saved"]
     assert "save a checkpoint" in messages

@@ -32,16 +32,16 @@ def test_lines_carry_the_number_of_their_process(capfd):
 
 def test_when_one_fails_the_others_are_ended_and_its_status_is_the_launchs(capfd):
     begun = time.monotonic()
-    assert run([python("import time; time.sleep(60)"), python("import sys; sys.exit(7)")], grace=30) == 7
-    assert time.monotonic() - begun < 20
+    assert run([python("import time; time.sleep(600)"), python("import sys; sys.exit(7)")], grace=300) == 7
+    assert time.monotonic() - begun < 250
     assert "process 1 ended with status 7" in capfd.readouterr().err
 
 
 def test_one_that_does_not_end_is_killed(capfd):
-    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready'); time.sleep(60)"
+    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready'); time.sleep(600)"
     begun = time.monotonic()
     assert run([python(stubborn), python("import time, sys; time.sleep(2); sys.exit(3)")], grace=1) == 3
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 250
 
 
 def test_a_process_that_a_signal_ended_counts_as_128_and_its_number(capfd):
@@ -79,7 +79,7 @@ def test_signals_reach_every_process_once(number):
     lines = [process.stdout.readline(), process.stdout.readline()]
     assert sorted(lines) == ["[0] ready\n", "[1] ready\n"]
     os.killpg(process.pid, number)
-    rest, _ = process.communicate(timeout=30)
+    rest, _ = process.communicate(timeout=300)
     assert process.returncode == 143
     assert sorted(rest.splitlines()) == ["[0] seen 1", f"[0] signal {number}", "[1] seen 1", f"[1] signal {number}"]
 

@@ -153,7 +153,7 @@ def test_sigterm_stops_a_run_with_a_checkpoint_and_the_pipeline_with_its_status(
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    error = process.communicate(timeout=60)[1].decode()
+    error = process.communicate(timeout=600)[1].decode()
     assert process.returncode == 128 + signal.SIGTERM
     assert "model: ended with status 143" in error
     assert any(path.name.isdigit() for path in Path("runs/model/checkpoints").iterdir())

@@ -3,17 +3,20 @@
 import dataclasses
 import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 
 from plamo2_jax.cli.main import main
-from plamo2_jax.plan import table
+from plamo2_jax.plan import compiler, run, steps, table
 from plamo2_jax.plan.chips import CHIPS, chip_of
+from plamo2_jax.plan.compiler import untested
 from plamo2_jax.plan.cost import Cost, Kernel, Operation
 from plamo2_jax.plan.run import Result
 from plamo2_jax.plan.ssd import SsdProgram
 from plamo2_jax.train.flops import PEAK_FLOPS
 
+DEMO = str(Path(__file__).parent.parent.parent / "configs" / "demo.py")
 SSD = ["plan", "kernel", "ssd", "--topology", "v5p:2x2x1"]
 
 
@@ -46,6 +49,31 @@ def test_without_libtpu_the_package_is_named(capsys, monkeypatch):
         importlib.util, "find_spec", lambda name, *rest: None if name == "libtpu" else found(name, *rest)
     )
     assert "pip install 'jax[tpu]'" in refused(SSD, capsys)
+
+
+@pytest.mark.parametrize("version", ["0.0.42.1", "0.0.42", "0.0.50.1", "0.0.50.7"])
+def test_a_libtpu_that_was_tested_gives_no_warning(version):
+    assert untested(version) is None
+
+
+@pytest.mark.parametrize("version", ["0.0.43", "0.0.420.1", "0.0.60.1", "1.0.42"])
+def test_figures_of_another_libtpu_come_with_a_warning(version, capsys, monkeypatch):
+    """In both plans, before anything is compiled."""
+    monkeypatch.setattr(compiler, "libtpu_version", lambda: version)
+    monkeypatch.setattr(run, "libtpu_version", lambda: version)
+    monkeypatch.setattr(steps, "libtpu_version", lambda: version)
+
+    def stop(*_):
+        raise ValueError("here it would compile")
+
+    monkeypatch.setattr(run.Compiler, "__enter__", stop)
+    monkeypatch.setattr(steps, "_ask", stop)
+    for argv in (SSD, ["plan", DEMO, "--topology", "v5p:2x2x1"]):
+        assert main(argv) == 2
+        warning, error = capsys.readouterr().err.splitlines()
+        assert warning.startswith(f"plamo2 plan: warning: libtpu {version} was not tested")
+        assert "0.0.42 and 0.0.50" in warning
+        assert error == "plamo2 plan: here it would compile"
 
 
 @pytest.mark.parametrize("argv", [["plan", "--help"], ["plan", "kernel", "--help"]])
@@ -107,6 +135,15 @@ def test_the_table_has_a_row_for_each_result(results):
     assert cells[:7] == ["pallas_tpu", "256", "forward", "default", "60.0", "42.0", "50.0"]
     assert len(cells) == len(table.COLUMNS)
     assert lines[3].endswith("| does not compile: no room |")
+
+
+def test_what_runs_on_the_sparsecore_is_named_as_not_counted(results):
+    cost = results[0].cost
+    offloaded = Operation("gather_offload.3", "sparsecore", "jit(f)/gather", 3, None, None, 0.0, 2**20)
+    result = dataclasses.replace(results[0], cost=dataclasses.replace(cost, operations=(*cost.operations, offloaded)))
+    assert result.cost.cycles == cost.cycles
+    assert "gather_offload.3: on the SparseCore, 3.0 MiB moved, cycles unknown and not counted" in table.kernels(result)
+    assert not any("SparseCore" in line for line in table.kernels(results[0]))
 
 
 def test_the_breakdown_names_what_takes_most(results):

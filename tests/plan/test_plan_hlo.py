@@ -7,7 +7,7 @@ import pytest
 from plamo2_jax.plan.chips import CHIPS
 from plamo2_jax.plan.cost import program_cost
 from plamo2_jax.plan.dump import Schedules
-from plamo2_jax.plan.hlo import hbm_bytes, parse_module
+from plamo2_jax.plan.hlo import hbm_bytes, parse_module, tuple_elements
 from plamo2_jax.plan.traffic import instruction_bytes
 
 # Cut down from what the compiler prints for a matrix product, a change of layout, and a loop that walks over an array [32,8,128] and writes
@@ -77,6 +77,69 @@ def test_bytes_that_an_operation_moves():
     assert moved["dot"] == 2 * 256 * MATRIX  # The weights are in VMEM.
     assert moved["turned"] == 256 * MATRIX + 256 * 16 * MATRIX  # Eight columns take the room of 128.
     assert moved["walk"] == pytest.approx(2 * MATRIX, abs=8)  # One matrix read, one written in place, and the counter.
+
+
+TEXT_NEWER = (Path(__file__).parent / "libtpu_0.0.50" / "program.txt").read_text()
+NEWER = parse_module(TEXT_NEWER)
+"""Cut down from what libtpu 0.0.50 prints for XLA's scan on TPU7x: a gather and a change of layout on the SparseCore, whose start names no
+operands; a loop that updates an array in place under another tiling; an asynchronous slice.
+"""
+
+
+def test_what_the_sparsecore_does_is_counted_once_without_cycles(tmp_path):
+    cost = program_cost(NEWER, Schedules(tmp_path), [], CHIPS["TPU7x"], temp_bytes=0)
+    sparse = {o.name: o for o in cost.operations if o.kind == "sparsecore"}
+    # The fusion of the gather, and a copy.
+    assert sparse.keys() == {"gather_offload_custom_fusion.3", "copy.85"}
+    assert all(o.cycles == 0 and o.estimated_cycles is None and o.bundles is None for o in sparse.values())
+    assert sparse["gather_offload_custom_fusion.3"].hbm_bytes == 3 * 8192 * 4  # Values, indices, results.
+    assert sparse["copy.85"].hbm_bytes == 2 * 8192 * 64 * 128 * 2
+    # The loop alone has an estimate.
+    assert cost.cycles == 32 * 850
+    assert cost.by_kind()["sparsecore"] == 0
+
+
+def test_bytes_of_an_array_updated_in_place_under_another_tiling_are_those_of_the_part():
+    moved = {i.name: instruction_bytes(NEWER, c, i) for i, c, _ in NEWER.executed()}
+    assert moved["bitcast_dynamic-update-slice_fusion.2"] == 64 * 64 * 128 * 2
+    whole = TEXT_NEWER.replace("output_to_operand_aliasing={{}: (0, {})}, ", "")
+    module = parse_module(whole)
+    moved = {i.name: instruction_bytes(module, c, i) for i, c, _ in module.executed()}
+    assert moved["bitcast_dynamic-update-slice_fusion.2"] > 32 * 64 * 64 * 128 * 2  # A copy that is none in place.
+
+
+def test_an_asynchronous_slice_reads_what_it_writes():
+    moved = {i.name: instruction_bytes(NEWER, c, i) for i, c, _ in NEWER.executed()}
+    assert moved["slice-start"] == 4194304  # Half of the array, to VMEM.
+    assert moved["copy-start"] == 64 * 64 * 128 * 4
+
+
+def test_attributes_over_several_lines_belong_to_their_instruction():
+    """jax 0.12 gives a splash kernel a text of several lines."""
+    several = (
+        '  %kernel.3 = f32[8,128]{1,0:T(8,128)} custom-call(%a), custom_call_target="tpu_custom_call", frontend_attributes='
+        '{kernel_metadata={\n"xprof_metadata":"{}"\n}}, metadata={op_name="jit(step)/rematted_computation/splash"}, '
+        'backend_config={"used_scoped_memory_configs":[{"memory_space":"1","offset":"0","size":"2048"}]}\n'
+    )
+    module = parse_module(TEXT.replace("  %copy-start = ", f"{several}  %copy-start = "))
+    kernel = module.computations["main"]["kernel.3"]
+    assert kernel.is_kernel
+    assert kernel.op_name == "jit(step)/rematted_computation/splash"
+    assert kernel.vmem_bytes == 2048
+    # What comes behind it is still of the computation.
+    assert {"copy-start", "result"} <= module.computations["main"].keys()
+
+
+@pytest.mark.parametrize(
+    ("shape", "elements"),
+    [
+        ("(f32[8]{0:T(128)S(1)}, f32[8]{0}, u32[]{:S(2)})", ["f32[8]{0:T(128)S(1)}", "f32[8]{0}", "u32[]{:S(2)}"]),
+        ("((s8[4,8]{1,0:T(8,128)(4,1)}, s8[2]), s32[])", ["(s8[4,8]{1,0:T(8,128)(4,1)}, s8[2])", "s32[]"]),
+        ("((), (), (s32[1]{0:T(128)S(2)}))", ["()", "()", "(s32[1]{0:T(128)S(2)})"]),
+    ],
+)
+def test_elements_of_a_tuple(shape, elements):
+    assert tuple_elements(shape) == elements
 
 
 def test_cost_of_a_program_adds_up(tmp_path):

@@ -1,8 +1,8 @@
-"""Schedules as libtpu wrote them for one small kernel, read and run.
+"""Schedules as two versions of libtpu wrote them for one small kernel, read and run.
 
-The kernel, compiled for v5e, v5p and TPU7x: blocks [64,128] f32, grid (2, 3) with the first axis parallel. Every step adds to its output
-block what 5 rounds of a `fori_loop` make of its input block; a `pl.when` clears the output at the first of the 3 steps, another takes its
-exponential at the last. On v5p the two cores take a half of the grid each.
+The kernel, compiled for v5e, v5p and TPU7x (record_schedules.py): blocks [64,128] f32, grid (2, 3) with the first axis parallel. Every
+step adds to its output block what 5 rounds of a `fori_loop` make of its input block; a `pl.when` clears the output at the first of the 3
+steps, another takes its exponential at the last. On v5p the two cores take a half of the grid each.
 """
 
 import dataclasses
@@ -11,20 +11,40 @@ from pathlib import Path
 import pytest
 
 from plamo2_jax.plan.bundles import parse_schedule
+from plamo2_jax.plan.compiler import TESTED
 from plamo2_jax.plan.dump import Schedules, parse_utilization
 from plamo2_jax.plan.scalar import run_schedule
 
 FOLDER = Path(__file__).parent
 BLOCK = 64 * 128 * 4
+VERSIONS = ("0.0.42", "0.0.50")
 
 
-def program(chip):
-    return parse_schedule((FOLDER / f"schedule_{chip}.txt").read_text())
+def program(chip, libtpu="0.0.42"):
+    return parse_schedule((FOLDER / f"libtpu_{libtpu}" / f"schedule_{chip}.txt").read_text())
 
 
+def test_there_is_a_recording_of_every_version_that_counts_as_tested():
+    assert VERSIONS == TESTED
+
+
+@pytest.mark.parametrize("libtpu", VERSIONS)
 @pytest.mark.parametrize(("chip", "slots"), [("v5e", 4), ("v5p", 4), ("tpu7x", 6)])
-def test_delay_slots_are_read_off_the_text(chip, slots):
-    assert program(chip).delay_slots == slots
+def test_delay_slots_are_read_off_the_text(chip, slots, libtpu):
+    assert program(chip, libtpu).delay_slots == slots
+
+
+@pytest.mark.parametrize("libtpu", VERSIONS)
+@pytest.mark.parametrize(("chip", "steps"), [("v5e", 6), ("v5p", 3), ("tpu7x", 6)])
+def test_steps_and_rounds_are_counted_whatever_the_text(chip, steps, libtpu):
+    """Once, in the first and the last of three steps, in every step, with the rounds that fill and empty the pipeline, in five rounds a
+    step.
+    """
+    run = run_schedule(program(chip, libtpu))
+    assert run.assumed == 0
+    assert {1, steps // 3, steps + 2, 5 * steps} <= set(run.counts)
+    assert max(run.counts) == 5 * steps
+    assert len(run.rounds) == steps
 
 
 def test_every_bundle_is_counted_as_often_as_it_runs():
@@ -64,19 +84,22 @@ def test_steps_of_the_steady_state_are_told_from_the_first_and_last():
     assert middle <= run.step <= last
 
 
+@pytest.mark.parametrize("libtpu", VERSIONS)
 @pytest.mark.parametrize(("chip", "cores"), [("v5e", 1), ("v5p", 2)])
-def test_transfers_are_those_of_the_blocks(chip, cores):
-    runs = [run_schedule(program(chip), core) for core in range(cores)]
+def test_transfers_are_those_of_the_blocks(chip, cores, libtpu):
+    runs = [run_schedule(program(chip, libtpu), core) for core in range(cores)]
     assert sum(run.hbm_bytes for run in runs) == (6 + 2) * BLOCK
 
 
-def test_operands_that_stay_in_vmem_are_not_transferred():
+@pytest.mark.parametrize("libtpu", VERSIONS)
+def test_operands_that_stay_in_vmem_are_not_transferred(libtpu):
     """For TPU7x the compiler placed the input in VMEM before the call."""
-    assert run_schedule(program("tpu7x")).hbm_bytes == 2 * BLOCK
+    assert run_schedule(program("tpu7x", libtpu)).hbm_bytes == 2 * BLOCK
 
 
-def test_cores_share_a_parallel_axis():
-    halves = [run_schedule(program("v5p"), core) for core in (0, 1)]
+@pytest.mark.parametrize("libtpu", VERSIONS)
+def test_cores_share_a_parallel_axis(libtpu):
+    halves = [run_schedule(program("v5p", libtpu), core) for core in (0, 1)]
     assert halves[0].cycles == halves[1].cycles
     # Three steps a core, with a first round to fill the pipeline, which is not among them, and one to empty it.
     assert len(halves[0].rounds) == 3
@@ -111,15 +134,24 @@ def test_utilization_weighs_bundles_by_their_counts():
     assert parse_utilization(text, run) == {"MXU": 4 / 16, "VALU": 3 / 8}
 
 
-def test_recorded_utilization_covers_the_schedule():
-    run = run_schedule(program("v5e"))
-    shares = parse_utilization((FOLDER / "utilization_v5e.txt").read_text(), run)
+@pytest.mark.parametrize("note", ["core id", "megacore core id", "megacore core id :: core id", "phi copy :: core id"])
+def test_the_number_of_the_core_is_known_by_its_comment(note):
+    text = (FOLDER / "libtpu_0.0.50" / "schedule_v5p.txt").read_text()
+    noted = text.replace("/* megacore core id :: core id */", f"/* {note} */")
+    runs = [run_schedule(parse_schedule(noted), core) for core in (0, 1)]
+    assert [run.hbm_bytes for run in runs] == [4 * BLOCK, 4 * BLOCK]
+
+
+@pytest.mark.parametrize("libtpu", VERSIONS)
+def test_recorded_utilization_covers_the_schedule(libtpu):
+    run = run_schedule(program("v5e", libtpu))
+    shares = parse_utilization((FOLDER / f"libtpu_{libtpu}" / "utilization_v5e.txt").read_text(), run)
     assert shares["MXU"] == 0
     assert 0 < shares["VALU"] < 1
 
 
 def test_a_dump_folder_is_read_by_name_and_shares_what_was_compiled_once(tmp_path):
-    text = (FOLDER / "schedule_v5e.txt").read_text()
+    text = (FOLDER / "libtpu_0.0.42" / "schedule_v5e.txt").read_text()
     (tmp_path / "1795-tiny.1-02-final_bundles.txt").write_text(text)
     (tmp_path / "1795-tiny.1-01-schedule-analysis_final_bundles.txt").write_text("Schedule analysis:\n")
     table = "key:tiny.1\nordinal:1\nequivalent_hlos[size=2]:\n  tiny.1\n  tiny.2\n"

@@ -1,10 +1,13 @@
 """The report page: what it says comes from the run's files, and what is not there is said."""
 
+import html
 import json
+import re
 
 import pytest
 
 from plamo2_jax import checkpoint
+from plamo2_jax.cli.main import main
 from plamo2_jax.config import preset
 from plamo2_jax.report.page import write_report
 
@@ -73,25 +76,161 @@ def test_a_run_without_evaluation_still_has_its_curves(run):
     assert "What it writes" not in page
 
 
-def test_a_folder_without_steps_is_refused(run):
+def test_a_run_without_a_step_has_a_page_too(run):
     (run / "metrics.jsonl").unlink()
-    with pytest.raises(ValueError, match=r"metrics\.jsonl has no training step yet"):
-        write_report(run)
-    assert not (run / "report.html").exists()
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "No training step has been logged yet." in page
+    assert "<svg" not in page
+    assert "1,267,440 parameters" in page
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"is not a run folder: it has no config\.json"):
+        write_report(tmp_path)
+    (tmp_path / "config.json").write_text('{"name": "x"}')
+    with pytest.raises(ValueError, match='has no object under the key "model"'):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("name", "content", "note"),
     [
-        ("evaluation.json", "{", r"evaluation\.json is not JSON"),
-        ("evaluation.json", "[1]", r"evaluation\.json must be a JSON object, not list"),
-        ("evaluation.json", '{"x": 1}', r'evaluation\.json must hold "languages"'),
-        ("samples.jsonl", '{"prompt": "a"}', r"samples\.jsonl, line 1, lacks finish_reason, text, token_ids"),
-        ("samples.jsonl", "no", r"samples\.jsonl, line 1, is not JSON"),
+        ("evaluation.json", "{", "evaluation.json is not valid JSON"),
+        (
+            "samples.jsonl",
+            '{"prompt": "a"}\nno\n',
+            "2 damaged line(s) left out; the first: {run}/samples.jsonl, line 1, lacks finish",
+        ),
+        (
+            "samples.jsonl",
+            '{"prompt": 1, "text": "", "token_ids": [], "finish_reason": ""}\n',
+            "line 1, is no sample: prompt, text and finish_reason must be texts",
+        ),
     ],
 )
-def test_a_damaged_file_is_named(run, name, content, message):
+def test_a_damaged_file_is_left_out_with_a_note(run, name, content, note, capsys):
     (run / name).write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=message):
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    note = note.format(run=run) if "{run}" in note else note
+    assert note in page
+    assert page.count("<svg") == 4
+    assert html.unescape(note) in capsys.readouterr().err
+
+
+ODD_LINES = [
+    b"{",
+    b"[1]",
+    b"null",
+    b'{"loss": 1}',
+    b'{"step": "1", "loss": 1}',
+    b'{"step": true, "loss": 1}',
+    b'{"step": -1, "loss": 1}',
+    b'{"step": 1e3, "loss": 1}',
+    b'{"step": 99999999999999999999, "loss": 1}',
+    b'{"step": 5, "loss": "1"}',
+    b'{"step": 5, "loss": null, "time": 1}',
+    b'{"step": 5, "loss": NaN, "time": 1}',
+    b'{"step": 5, "loss": 1, "time": "noon"}',
+    b'{"step": 5, "loss": 1, "heldout/ja/bits_per_byte": {}}',
+    b'{"step": 5, "loss": 1' + b"0" * 400 + b"}",
+    b"[" * 5000,
+    b'{"step": 5, "loss": \xff}',
+    b"",
+]
+
+
+def test_odd_lines_of_the_log_are_counted_and_left_out(run):
+    expected = write_report(run).read_bytes()
+    log = run / "metrics.jsonl"
+    first, *rest = log.read_bytes().splitlines()
+    log.write_bytes(b"\n".join([first, *ODD_LINES, *rest, b'{"step": 9, "lo']))
+    page = write_report(run).read_text(encoding="utf-8")
+    assert (
+        f"{len(ODD_LINES)} damaged line(s) left out; the first: {run}/metrics.jsonl, line 2, is not valid JSON" in page
+    )
+    note = re.compile('<ul class="notes">.*?</ul>', re.DOTALL)
+    assert note.sub("", page).split() == expected.decode().split()
+
+
+def test_strange_but_possible_figures_are_drawn(run):
+    """No time, no figure but the loss, huge values, one step; names with signs of Matplotlib and HTML, more sets than colours."""
+    names = ["$x^", "_hidden", "<b>", "a/b", "日本", *"cdefgh"]
+    lines = [{"step": 1, "loss": 1e308}, {"step": 1, "loss": 2, "grad_norm": 0, "learning_rate": -1}]
+    lines += [
+        {"step": 1} | {f"heldout/{name}/bits_per_byte": 10**30 for name in names},
+        {"step": 2, "heldout/": 1, "heldout/x": 2},
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "&lt;b&gt;" in page
+    assert "<b>" not in page
+    assert "a/b" in page
+    assert "1e+30" in page
+
+
+def test_preferences_have_margins_and_no_bytes(run):
+    config = json.loads((run / "config.json").read_text())
+    checkpoint.write_json(run / "config.json", {**config, "preference": {"losses": ["sigmoid"]}, "lora": {"rank": 2}})
+    pairs = {"reward_margin": 0.5, "reward_accuracy": 0.75, "kl": 0.1}
+    pairs |= {f"{name}_{side}": 1.0 for name in ("reward", "log_ratio", "log_prob") for side in ("chosen", "rejected")}
+    steps = [{"step": i, "time": 100.0 + i, "loss": 0.6, "tokens": 500_000, **pairs} for i in range(1, 5)]
+    measured = {"pairs": 20.0, "count_chosen": 20.0, "count_rejected": 20.0, "loss": 0.625, **pairs}
+    heldout = {"step": 4, "time": 105.0} | {f"heldout/pairs/{name}": value for name, value in measured.items()}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*steps, heldout]), encoding="utf-8")
+    page = write_report(run).read_text(encoding="utf-8")
+    for text in (
+        "preferences, adapters",
+        "margin",
+        "0.500",
+        "75.0%",
+        "0.625",
+        "reward margin",
+        "log-ratio to the reference",
+    ):
+        assert text in page, text
+    assert "over\n2.00 M tokens" in page
+    for text in ("xz", "bits per byte", "UTF-8"):
+        assert text not in page, text
+
+
+def test_fine_tuning_says_nothing_of_xz(run):
+    config = json.loads((run / "config.json").read_text())
+    checkpoint.write_json(run / "config.json", {**config, "chat": {"template": "chat"}})
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "fine-tuning · 1,267,440 parameters" in page
+    checkpoint.write_json(run / "config.json", {**config, "forked_from": {"run": "runs/other"}})
+    assert "fork of runs/other at step None" in write_report(run).read_text(encoding="utf-8")
+    assert "targets are the assistant&#39;s tokens" in page
+    assert "xz" not in page
+
+
+def test_runs_below_and_their_evaluations_are_shown(run):
+    below = run / "sft_1"
+    below.mkdir()
+    for name in ("config.json", "metrics.jsonl"):
+        (below / name).write_bytes((run / name).read_bytes())
+    (run / "data").mkdir()
+    (run / "bad").mkdir()
+    (run / "bad" / "config.json").write_text("{")
+    figures = {"ja": {"bits_per_byte": 1.375, "odd": "x"}}
+    (run / "merged_evaluation.json").write_text(json.dumps({"languages": figures}), encoding="utf-8")
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "<h3>sft_1</h3>" in page
+    # Of the run itself four plots, of the one below its two chief ones.
+    assert page.count("<svg") == 6
+    assert "merged_evaluation.json" in page
+    assert "1.375" in page
+    assert "bad/config.json is not valid JSON" in page
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "evaluation.json", "samples.jsonl"])
+def test_a_link_out_of_the_run_does_not_come_into_the_page(run, tmp_path_factory, name):
+    outside = tmp_path_factory.mktemp("private") / "secret.jsonl"
+    outside.write_text('{"prompt": "", "text": "secret", "token_ids": [1], "finish_reason": "length", "step": 1}\n')
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(outside)
+    with pytest.raises(ValueError, match=r"is a symbolic link out of its folder"):
         write_report(run)
     assert not (run / "report.html").exists()

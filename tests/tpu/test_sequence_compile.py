@@ -15,6 +15,7 @@ from plamo2_jax.model.attention import Attention
 from plamo2_jax.model.axes import DATA, FSDP, SEQUENCE, TENSOR
 from plamo2_jax.model.context import make_context
 from plamo2_jax.model.mamba import Mamba
+from plamo2_jax.plan.compiler import libtpu_version
 
 pytestmark = pytest.mark.tpu
 CONFIG = preset("plamo-2-8b")
@@ -50,22 +51,32 @@ def compile_gradient(devices, mixer, t, shape):
     return step.lower(params, u, struct(rows, jax.ShapeDtypeStruct((1, t), jnp.int32)), u).compile()
 
 
-# Kernels of both passes, and a bound of a chip's temporary MiB, 5 % above what jax 0.10.2 with libtpu 0.0.42 takes.
+# Kernels of both passes.
 MIXERS = {
-    "scan": (functools.partial(Mamba, CONFIG, "pallas_tpu"), 2, 1070),
-    "window": (functools.partial(Attention, CONFIG, LayerKind.WINDOW, "splash"), 3, 390),
-    "full": (functools.partial(Attention, CONFIG, LayerKind.FULL, "splash"), 3, 390),
+    "scan": (functools.partial(Mamba, CONFIG, "pallas_tpu"), 2),
+    "window": (functools.partial(Attention, CONFIG, LayerKind.WINDOW, "splash"), 3),
+    "full": (functools.partial(Attention, CONFIG, LayerKind.FULL, "splash"), 3),
+}
+# Bounds of a chip's temporary MiB, 5 % above what was found: with jax 0.10.2 1017, 372 and 368, with jax 0.12.0.1 1325, 627 and 714.
+# The newer program needs no more at once (the arrays of "window" that live at its peak, results among them, are 564 and 561 MiB), but
+# libtpu 0.0.50 packs them less tightly: 0.0.42 puts temporaries where results that are not written yet will be.
+MOST = {
+    "0.0.42": {"scan": 1070, "window": 390, "full": 390},
+    "0.0.50": {"scan": 1390, "window": 660, "full": 750},
 }
 
 
 @pytest.mark.parametrize("name", MIXERS)
 def test_a_row_over_four_chips(devices, name, record_property):
-    mixer, kernels, most = MIXERS[name]
+    mixer, kernels = MIXERS[name]
+    libtpu = ".".join(libtpu_version().split(".")[:3])
+    if libtpu not in MOST:
+        pytest.fail(f"no bounds for libtpu {libtpu}: add those of what it takes")
     compiled = compile_gradient(devices, mixer, T, (1, 1, 4, 1))
     used = compiled.memory_analysis().temp_size_in_bytes / MiB
     record_property("temp_MiB", used)
     print(f"{name}: {used:.0f} MiB of temporaries a chip")
-    assert used < most
+    assert used < MOST[libtpu][name]
     text = compiled.as_text()
     assert text.count("tpu_custom_call") == kernels
     moved = {dims for dims in re.findall(r"\[([\d,]+)\][^=]*? collective-permute-start\(", text)}

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -16,13 +17,27 @@ from plamo2_jax.model.plamo2 import Plamo2, abstract_params
 from plamo2_jax.train.config import PretrainConfig
 from plamo2_jax.train.metrics import read_metrics
 
-SLOW = """
-import time
+
+def held(step: int) -> str:
+    """A preamble with which a run goes no further than a step until a signal asks it to end: however fast or slow the machine is, what a
+    test does to the run finds it there. It ends with the test's process in any case.
+    """
+    return f"""
+import os, time
+from plamo2_jax.train.stop import StopRequest
 from plamo2_jax.train.window import Window
-add = Window.add
-Window.add = lambda *arguments: (time.sleep(0.3), add(*arguments))
+
+parent, requests = os.getppid(), []
+enter, add = StopRequest.__enter__, Window.add
+
+def add_and_hold(self, step, metrics):
+    add(self, step, metrics)
+    while step == {step} and requests[-1].signal is None and os.getppid() == parent:
+        time.sleep(0.02)
+
+StopRequest.__enter__ = lambda self: requests.append(self) or enter(self)
+Window.add = add_and_hold
 """
-"""A preamble that makes steps slow enough to be interrupted."""
 
 
 def stop_after(step):
@@ -32,7 +47,7 @@ def stop_after(step):
 
 def record(config):
     """The lines of a run's log without the clock's figures. JSON spells floats so that they read back to the same bits."""
-    clock = ("time", "tokens_per_second", "mfu", "data_wait", "goodput")
+    clock = ("time", "tokens_per_second", "trained_tokens_per_second", "mfu", "data_wait", "goodput")
     lines = read_metrics(config.folder / "metrics.jsonl")
     return [
         {name: value for name, value in line.items() if name not in clock and not name.startswith("step_seconds")}
@@ -88,22 +103,25 @@ def start(
 
 
 def finish(process: subprocess.Popen, timeout: float = 300) -> tuple[int, list[str]]:
-    """Exit status, and the lines of stderr without those of the progress bar."""
+    """Exit status, and the lines of stderr without those of the progress bar and of the start."""
     _, error = process.communicate(timeout=timeout)
     lines = error.replace("\r", "\n").splitlines()
     bar = ("step/s", "s/step", "?step")
-    return process.returncode, [line for line in lines if line.strip() and not any(part in line for part in bar)]
+    start = (" activations", "devices: ", "steps: ", "start: ", "compiling the train step", "compiled in ")
+    return process.returncode, [
+        line for line in lines if line.strip() and not any(part in line for part in bar + start)
+    ]
 
 
-def job(config_file: Path, *options: str, count: int = 2, **arguments) -> list[subprocess.Popen]:
-    """The processes of a job of several."""
+def job(config_file: Path, *options: str, preambles: Sequence[str] = ("", "")) -> list[subprocess.Popen]:
+    """The processes of a job of several, by what runs first in each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    named = ["--distributed.coordinator", f"127.0.0.1:{port}", "--distributed.process-count", str(count)]
+    named = ["--distributed.coordinator", f"127.0.0.1:{port}", "--distributed.process-count", str(len(preambles))]
     return [
-        start(config_file, *options, *named, "--distributed.process-id", str(index), **arguments)
-        for index in range(count)
+        start(config_file, *options, *named, "--distributed.process-id", str(index), preamble=preamble)
+        for index, preamble in enumerate(preambles)
     ]
 
 

@@ -29,10 +29,10 @@ def test_an_update_that_is_not_finite_changes_nothing_but_the_step(bad, accumula
     optimizer = optax.adam(0.1)
     step = jax.jit(make_step(objective, optimizer, lambda step: jnp.float32(0.1), accumulation))
     state = TrainState.create({"w": jnp.float32(1.0)}, optimizer, seed=0)
-    good = {"x": jnp.ones(4)}
+    good = {"x": jnp.ones(4), "segment_ids": jnp.ones(4)}
     state, metrics = step(state, good)
     assert metrics["skipped"] == 0
-    after, metrics = step(state, {"x": jnp.array([1.0, bad, 1.0, 1.0])})
+    after, metrics = step(state, {**good, "x": jnp.array([1.0, bad, 1.0, 1.0])})
     assert metrics["skipped"] == 1
     assert (int(state.step), int(after.step)) == (1, 2)
     assert_same_params((after.params, after.opt_state), (state.params, state.opt_state))

@@ -18,8 +18,9 @@ from plamo2_jax.config import preset
 from plamo2_jax.sharding.mesh import MeshConfig
 from plamo2_jax.sharding.rules import ShardingError
 from plamo2_jax.train.guard import Divergence
-from plamo2_jax.train.loop import TrainingError, pretrain
+from plamo2_jax.train.loop import pretrain
 from plamo2_jax.train.metrics import read_metrics
+from plamo2_jax.train.run_folder import TrainingError
 
 
 def test_a_run_leaves_what_the_layout_says(uninterrupted):

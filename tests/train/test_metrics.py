@@ -49,6 +49,7 @@ def test_figures_of_a_step():
     sums = {"loss": 2.5, "grad_norm": 1.0, "learning_rate": 0.1, "weight": 8.0, "z_loss": 4.0}
     sums |= {"nats": 16.0, "tokens": 8.0, "bytes": 32.0, "correct": 2.0, "margin": 24.0}
     # Three of the eight are of one kind, none of another.
+    sums |= {"processed": 20.0}
     sums |= {"reward": 6.0, "threes": 3.0, "nothing": 0.0, "none": 0.0}
     assert step_figures(sums, {"reward": "threes", "nothing": "none", "absent": "threes"}) == {
         "loss": 2.5,
@@ -57,6 +58,7 @@ def test_figures_of_a_step():
         "bits_per_byte": pytest.approx(0.5 / math.log(2)),
         "nats_per_token": 2.0,
         "accuracy": 0.25,
+        "tokens": 20.0,
         "margin": 3.0,
         "reward": 2.0,
         "z_loss": 0.5,
@@ -68,4 +70,5 @@ def test_utilization_is_three_forward_passes_over_the_peak():
     flops = 3 * config.flops_per_token(4096)
     rate = 0.4 * 4 * 459e12 / flops
     assert model_flops_utilization(config, 4096, rate, "TPU v5p", 4) == pytest.approx(0.4)
+    assert model_flops_utilization(config, 4096, rate, "TPU v5p", 4, [config]) == pytest.approx(0.4 * 4 / 3)
     assert model_flops_utilization(config, 4096, rate, "cpu", 4) is None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -82,7 +83,17 @@ def test_overrides_reach_the_run_and_its_record(make_config, tmp_path, capsys):
     path, config = make_file(make_config, tmp_path, steps=2, output=tmp_path)
     arguments = ["--schedule.learning-rate", "0.002", "--name", "other", "--data.seed", "7"]
     assert main(["pretrain", str(path), *arguments]) == 0
-    assert "held-out ja:" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "held-out ja:" in said.out
+    count = config.model.parameter_count()
+    banner = (
+        rf"other: {count:,} parameters; float32 activations\n"
+        r"devices: 8 cpu in 1 process\(es\); mesh data=1 fsdp=8 .*; sharding fsdp_tensor\n"
+        r"steps: 2 of 8 x 32 = 256 tokens; about 0\.\d\d epochs of .*/train \([\d,]+ tokens\)\n"
+        r"start: random parameters\n"
+        r"compiling the train step \.\.\.\ncompiled in \d+\.\d s\n"
+    )
+    assert re.search(banner, said.err)
     recorded = (tmp_path / "other" / "config.json").read_text()
     expected = dataclasses.replace(
         config,

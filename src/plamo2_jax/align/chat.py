@@ -1,10 +1,6 @@
-"""Conversations: read from JSON lines, checked, and made into ids with a mask of what is trained on.
+"""Conversations: read from files, checked, and made into ids with a mask of what is trained on.
 
-A record is one of
-    messages      {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
-    Alpaca        {"instruction": "...", "input": "...", "output": "...", "system": "...", "history": [["...", "..."]]}
-    ShareGPT      {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}], "system": "..."}
-told apart by their fields. Whatever else a record holds are variables of the chat template ("tools", "source_language").
+`forms` and `messages` say what a record may look like. Whatever else it holds are variables of the chat template.
 """
 
 from __future__ import annotations
@@ -16,23 +12,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jinja2.defaults import DEFAULT_NAMESPACE
 
+from plamo2_jax.align.forms import conversation_messages, further_fields, present
+from plamo2_jax.align.messages import check_messages, is_trained
+from plamo2_jax.data import readers
 from plamo2_jax.data.documents import BadRecord, ReadReport, UnreadableRecord
-from plamo2_jax.data.readers import format_of, read_array_record, read_jsonl
-from plamo2_jax.data.sources import find_files
+from plamo2_jax.data.files import find_files, format_of
 from plamo2_jax.tokenizer.chat_template import ChatTemplate, ChatTemplateError, EncodedChat
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
-ROLES = ("system", "user", "assistant", "tool")
-_SHAREGPT_ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "tool": "tool",
-    "observation": "tool",
-}
+# A record may have columns of these names, but a template that calls `range` needs Jinja's.
+_TAKEN = frozenset(
+    {"messages", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "unk_token", "tokenizer"}
+    | {"self", "super", "caller", "loop", "varargs", "kwargs", "raise_exception", "strftime_now", *DEFAULT_NAMESPACE}
+)
 
 Truncate = Literal["last", "first", "end", "refuse"]
 """What becomes of a conversation that is too long. last: its last messages go, until it fits and ends with an answer. first: its
@@ -45,7 +39,7 @@ class Conversation:
     """Messages, and what else the template may want to know."""
 
     messages: tuple[Mapping[str, Any], ...]
-    """Objects with `role` (one of ROLES) and `content`."""
+    """As `messages.check_messages` returns them."""
     place: str
     """File and line."""
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -63,22 +57,14 @@ class Example:
 
 
 def read_records(spec: str | Path, report: ReadReport) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """`(place, fields)` of every JSON object in a file, a folder or a pattern of JSON lines or ArrayRecord.
+    """Yield `(place, fields)` of each record in a file, a folder or a pattern, as `data.readers.read_records`.
 
-    Raises:
-        ValueError: there is no such file, or it is damaged as a whole.
-        TooManyBadRecordsError: more lines are not JSON objects than `report` allows.
+    What is null in a row of a Parquet file is left out, in its structs too: they have every field in every row.
     """
-    for file in find_files(str(spec)):
-        kind = format_of(file)
-        if kind not in ("jsonl", "arrayrecord"):
-            raise ValueError(f"{file} is not allowed here: it must be JSON lines (.jsonl) or ArrayRecord")
-        for where, fields in (read_jsonl if kind == "jsonl" else read_array_record)(file):
-            if isinstance(fields, UnreadableRecord):
-                report.count_bad(BadRecord(where, fields.reason, fields.detail))
-            else:
-                yield where, fields
-        report.files += 1
+    for file in find_files(spec, report):
+        nulls = format_of(file) != "parquet"
+        for where, fields in readers.read_records(file, report):
+            yield where, fields if nulls else _without_nulls(fields)
 
 
 def read_conversations(spec: str | Path, report: ReadReport) -> Iterator[Conversation]:
@@ -100,58 +86,19 @@ def read_conversations(spec: str | Path, report: ReadReport) -> Iterator[Convers
 
 
 def to_conversation(fields: Mapping[str, Any], where: str) -> Conversation:
-    """The conversation of a record in one of the three forms.
+    """Return the conversation of a record, in any of the forms of `forms`.
 
     Raises:
-        UnreadableRecord: it is none, or nothing in it could be trained on.
+        UnreadableRecord: it has none, or nothing in it could be trained on.
     """
-    if "messages" in fields:
-        messages, used = fields["messages"], {"messages"}
-    elif "conversations" in fields:
-        messages, used = _sharegpt(fields), {"conversations", "system"}
-    elif "instruction" in fields:
-        messages, used = _alpaca(fields), {"instruction", "input", "output", "system", "history"}
-    else:
-        raise UnreadableRecord("no conversation", "none of the fields messages, conversations and instruction")
+    fields = present(fields)
+    messages, used = conversation_messages(fields)
     messages = check_messages(messages)
-    if not any(message["role"] == "assistant" for message in messages):
-        raise UnreadableRecord("no answer", "no message is of the assistant")
-    variables = {name: value for name, value in fields.items() if name not in used}
-    return Conversation(messages, where, variables)
-
-
-def check_messages(messages: Any) -> tuple[Mapping[str, Any], ...]:
-    """Messages as they are, once they are known to be some.
-
-    Raises:
-        UnreadableRecord: they are no list of objects with a known role and text; the detail says which message.
-    """
-    if not isinstance(messages, list) or not messages:
-        raise UnreadableRecord("no messages", "messages must be a list that is not empty")
-    for number, message in enumerate(messages, start=1):
-        if not isinstance(message, dict):
-            raise UnreadableRecord("message not an object", f"message {number}")
-        role = message.get("role")
-        if role not in ROLES:
-            raise UnreadableRecord(
-                "unknown role", f"message {number} has {role!r}; it must be one of {', '.join(ROLES)}"
-            )
-        if role == "system" and number > 1:
-            raise UnreadableRecord("system message not first", f"message {number}")
-        content = message.get("content")
-        if content is None and role == "assistant" and message.get("tool_calls"):
-            continue
-        if not isinstance(content, str):
-            raise UnreadableRecord("content not a string", f"message {number} of {role}")
-        if not content.strip() and not (role == "assistant" and message.get("tool_calls")):
-            raise UnreadableRecord("empty message", f"message {number} of {role}")
-        try:
-            content.encode()
-        except UnicodeEncodeError as error:
-            raise UnreadableRecord("lone surrogate", f"message {number}, character {error.start}") from None
-    if messages[0]["role"] == "assistant":
-        raise UnreadableRecord("answer without a question", "message 1 is of the assistant")
-    return tuple(messages)
+    if not any(map(is_trained, messages)):
+        answers = sum(message["role"] == "assistant" for message in messages)
+        marked = "every message of the assistant is marked not to be trained on"
+        raise UnreadableRecord("no answer", marked if answers else "no message is of the assistant")
+    return Conversation(messages, where, further_fields(fields, used))
 
 
 def encode_conversation(
@@ -200,6 +147,8 @@ def encode_all(
         try:
             example, what = encode_conversation(conversation, template, tokenizer, limit, truncate)
         except UnreadableRecord as error:
+            # It was counted as good when it was read.
+            report.records -= 1
             report.count_bad(BadRecord(conversation.place, error.reason, error.detail))
             continue
         counts[what] += 1
@@ -235,15 +184,43 @@ def _encode(
     conversation: Conversation, messages: Sequence[Mapping[str, Any]], template: ChatTemplate, tokenizer: Tokenizer
 ) -> Example:
     chat = encode_chat(dataclasses.replace(conversation, messages=tuple(messages)), template, tokenizer)
-    if not chat.answer.any():
+    trained = trained_tokens(chat, [is_trained(message) for message in messages if message["role"] == "assistant"])
+    if not trained.any():
         raise UnreadableRecord("no answer", "the chat template marks nothing as the assistant's")
-    return Example(chat.ids, chat.answer > 0)
+    return Example(chat.ids, trained)
+
+
+def trained_tokens(chat: EncodedChat, answers: Sequence[bool]) -> np.ndarray:
+    """Return which ids are trained on, [n] bool.
+
+    Args:
+        chat: a conversation.
+        answers: of each message of the assistant, whether it is trained on.
+
+    Raises:
+        UnreadableRecord: some are not, and the template does not mark each message of the assistant by itself.
+    """
+    if all(answers):
+        return chat.answer > 0
+    if chat.answer.max(initial=0) != len(answers):
+        detail = (
+            f"the chat template marks {chat.answer.max(initial=0)} texts for {len(answers)} messages of the assistant"
+        )
+        raise UnreadableRecord("message marked not to be trained on", detail)
+    return np.array([False, *answers])[chat.answer]
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
 
 
 def template_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that are names, and not ours to set."""
-    taken = ("messages", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "unk_token", "tokenizer")
-    return {name: value for name, value in variables.items() if name.isidentifier() and name not in taken}
+    """Those that are names, and neither ours nor Jinja's."""
+    return {name: value for name, value in variables.items() if name.isidentifier() and name not in _TAKEN}
 
 
 def _drop(messages: list[Mapping[str, Any]], truncate: Truncate) -> list[Mapping[str, Any]] | None:
@@ -257,9 +234,9 @@ def _drop(messages: list[Mapping[str, Any]], truncate: Truncate) -> list[Mapping
         shorter = [*head, *rest]
     else:
         shorter = messages[:-1]
-        while shorter and shorter[-1]["role"] != "assistant":
+        while shorter and not is_trained(shorter[-1]):
             shorter = shorter[:-1]
-    return shorter if any(message["role"] == "assistant" for message in shorter) else None
+    return shorter if any(map(is_trained, shorter)) else None
 
 
 def _character_boundary(ids: np.ndarray, end: int, tokenizer: Tokenizer) -> int:
@@ -267,38 +244,3 @@ def _character_boundary(ids: np.ndarray, end: int, tokenizer: Tokenizer) -> int:
     while end > 0 and end < len(ids) and tokenizer.token_bytes(int(ids[end]))[0] & 0xC0 == 0x80:
         end -= 1
     return end
-
-
-def _alpaca(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
-    instruction, output = fields["instruction"], fields.get("output")
-    for name, value in (("instruction", instruction), ("output", output)):
-        if not isinstance(value, str) or not value.strip():
-            raise UnreadableRecord("empty message", f"the field {name} must be text")
-    messages = _system(fields)
-    for turn in fields.get("history") or []:
-        if not isinstance(turn, list) or len(turn) != 2:
-            raise UnreadableRecord("bad history", "it must be a list of pairs of question and answer")
-        messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
-    extra = fields.get("input") or ""
-    if not isinstance(extra, str):
-        raise UnreadableRecord("content not a string", "the field input")
-    question = f"{instruction}\n\n{extra}" if extra.strip() else instruction
-    return [*messages, {"role": "user", "content": question}, {"role": "assistant", "content": output}]
-
-
-def _sharegpt(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
-    turns = fields["conversations"]
-    if not isinstance(turns, list):
-        raise UnreadableRecord("no messages", "conversations must be a list")
-    messages = _system(fields)
-    for number, turn in enumerate(turns, start=1):
-        speaker = turn.get("from") if isinstance(turn, dict) else None
-        if speaker not in _SHAREGPT_ROLES:
-            allowed = ", ".join(_SHAREGPT_ROLES)
-            raise UnreadableRecord("unknown role", f"message {number} is from {speaker!r}; it must be one of {allowed}")
-        messages.append({"role": _SHAREGPT_ROLES[speaker], "content": turn.get("value")})
-    return messages
-
-
-def _system(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [{"role": "system", "content": fields["system"]}] if fields.get("system") else []

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import http.client
+import io
 import json
 import queue
 import random
+import socket
 import threading
 import time
 import urllib.error
@@ -15,12 +18,15 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from typing import Any
 
+from plamo2_jax.align.messages import for_endpoint
 from plamo2_jax.align.speakers import Failure, Question, Reply, SpeakerConfig, api_key
 from plamo2_jax.infer.sampling import SamplingConfig
 from plamo2_jax.infer.stop import StopConfig
 
 _LONGEST_PAUSE = 60.0
-_LARGEST_BODY = 16 << 20
+_LARGEST_BODY = 4 << 20
+_SHOWN = 200
+"""Characters of what an endpoint says in our messages."""
 # Wrong key, wrong address, wrong model: no prompt will fare better.
 _HOPELESS = (401, 403, 404, 405)
 
@@ -51,6 +57,93 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
+class _Reader(io.RawIOBase):
+    """What a socket receives until a point in time; each read of its own has only the rest."""
+
+    def __init__(self, raw: io.RawIOBase, connection: socket.socket, end: float):
+        self._raw, self._socket, self._end = raw, connection, end
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._socket.settimeout(_left(self._end))
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    """An answer, head and body, until a point in time."""
+
+    def __init__(self, connection: socket.socket, *arguments: Any, end: float, **keywords: Any):
+        super().__init__(connection, *arguments, **keywords)
+        self.fp = io.BufferedReader(_Reader(self.fp.detach(), connection, end))
+
+
+class _Bounded:
+    """Makes the timeout of a connection that of all it does, not that of each step. (The search for an address is the system's.)"""
+
+    def __init__(self, *arguments: Any, **keywords: Any):
+        super().__init__(*arguments, **keywords)
+        self._end = time.monotonic() + self.timeout
+        self.response_class = functools.partial(_Response, end=self._end)
+        self._create_connection = self._connect
+
+    def send(self, data: Any) -> None:
+        if self.sock is None:
+            self.connect()
+        self.sock.settimeout(_left(self._end))
+        super().send(data)
+
+    def _connect(self, address: tuple[str, int], *_: Any) -> socket.socket:
+        """As `socket.create_connection`, whose timeout is that of each address."""
+        error: OSError = OSError("no address")
+        for family, kind, protocol, _, place in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+            connection = socket.socket(family, kind, protocol)
+            try:
+                connection.settimeout(_left(self._end))
+                connection.connect(place)
+                connection.settimeout(_left(self._end))
+                return connection
+            except OSError as found:
+                connection.close()
+                error = found
+        raise error
+
+
+class _HttpConnection(_Bounded, http.client.HTTPConnection):
+    pass
+
+
+class _HttpsConnection(_Bounded, http.client.HTTPSConnection):
+    pass
+
+
+class _HttpHandler(urllib.request.HTTPHandler):
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_HttpConnection, request)
+
+
+class _HttpsHandler(urllib.request.HTTPSHandler):
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_HttpsConnection, request)
+
+
+def _left(end: float) -> float:
+    """Seconds until then.
+
+    Raises:
+        TimeoutError: there are none.
+    """
+    left = end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
 class EndpointSpeaker:
     """See `speakers.Speaker`.
 
@@ -65,7 +158,7 @@ class EndpointSpeaker:
     def __init__(self, config: SpeakerConfig):
         self._config, self._key = config, api_key(config)
         self._address = config.url.rstrip("/") + "/chat/completions"
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._opener = urllib.request.build_opener(_HttpHandler, _HttpsHandler, _NoRedirect)
         self._closed: Future[None] = Future()
         self._asked: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()
         for _ in range(config.concurrency):
@@ -134,13 +227,14 @@ class EndpointSpeaker:
         """The body; what OpenAI's own interface lacks is there only where it is wanted."""
         body = {
             "model": self._config.model,
-            "messages": list(question.messages),
+            "messages": for_endpoint(question.messages),
             "max_tokens": stop.max_new_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "seed": row_seed(seed, question.id, sample),
         }
         extra = {
+            "tools": (question.variables.get("tools"), None),
             "stop": (list(stop.strings), []),
             "stop_token_ids": (list(stop.ids or ()), []),
             "min_tokens": (stop.min_new_tokens, 0),
@@ -178,36 +272,42 @@ class EndpointSpeaker:
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key}"
         request = urllib.request.Request(self._address, json.dumps(body).encode(), headers)
-        end = time.monotonic() + self._config.timeout
         try:
             with self._opener.open(request, timeout=self._config.timeout) as response:
-                return _read_body(response, end)
+                return _read_body(response)
         except urllib.error.HTTPError as error:
             with error:
                 raise self._judge(error) from None
         except TimeoutError:
-            raise _Passing(f"no answer in {self._config.timeout:g} s") from None
+            raise _Passing(self._late) from None
         except urllib.error.URLError as error:
-            late = isinstance(error.reason, TimeoutError)
-            raise _Passing(
-                f"no answer in {self._config.timeout:g} s" if late else f"no connection: {error.reason}"
-            ) from None
+            if isinstance(error.reason, TimeoutError):
+                raise _Passing(self._late) from None
+            raise _Passing(f"no connection: {_shown(str(error.reason))}") from None
         except (http.client.HTTPException, OSError) as error:
             raise _Passing(f"broken answer: {type(error).__name__}") from None
 
     def _judge(self, error: urllib.error.HTTPError) -> Exception:
         """What an error status means."""
-        said = f"HTTP {error.code} {error.reason}"
+        said = _shown(f"HTTP {error.code} {error.reason}")
         if error.code in (408, 409, 425, 429) or error.code >= 500:
             pause = error.headers.get("Retry-After", "")
             return _Passing(said, float(pause) if pause.isdecimal() else 0.0)
         if error.code in _HOPELESS or error.code < 400:
             return EndpointError(f"{self._address} refuses requests for the model {self._config.model!r}: {said}")
+        detail, late = b"", ""
         try:
-            detail = error.read(300).decode(errors="replace")
-        except OSError:
-            detail = ""
-        return _Refused(f"{said}: {' '.join(detail.split())}")
+            while len(detail) < 4 * _SHOWN and (part := error.fp.read1(4 * _SHOWN)):
+                detail += part
+        except TimeoutError:
+            late = f" ({self._late})"
+        except (http.client.HTTPException, OSError):
+            pass  # The status says enough.
+        return _Refused(f"{said}: {_shown(detail.decode(errors='replace')) or 'no reason given'}{late}")
+
+    @property
+    def _late(self) -> str:
+        return f"no answer in {self._config.timeout:g} s"
 
 
 def row_seed(seed: int, id: str, sample: int) -> int:
@@ -216,17 +316,21 @@ def row_seed(seed: int, id: str, sample: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def _read_body(response: http.client.HTTPResponse, end: float) -> bytes:
-    """The body, unless it comes too slowly or is too large."""
+def _read_body(response: http.client.HTTPResponse) -> bytes:
+    """The body, unless it is too large."""
     parts, size = [], 0
     while part := response.read1(1 << 16):
         parts.append(part)
         size += len(part)
         if size > _LARGEST_BODY:
             raise _Passing(f"an answer of more than {_LARGEST_BODY:,} bytes")
-        if time.monotonic() > end:
-            raise TimeoutError
     return b"".join(parts)
+
+
+def _shown(text: str) -> str:
+    """An endpoint's text for a message: short, on one line, without control characters."""
+    line = "".join(c if c.isprintable() else " " for c in text[: 4 * _SHOWN])
+    return " ".join(line.split())[:_SHOWN]
 
 
 def _read_answer(body: bytes) -> tuple[str, bool, int | None]:
@@ -241,4 +345,5 @@ def _read_answer(body: bytes) -> tuple[str, bool, int | None]:
         tokens = usage.get("completion_tokens")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         raise _Passing(f"garbage: {body[:80]!r}") from None
-    return text, reason == "stop", tokens if isinstance(tokens, int) else None
+    known = isinstance(tokens, int) and not isinstance(tokens, bool) and 0 <= tokens < 1 << 53
+    return text, reason == "stop", tokens if known else None

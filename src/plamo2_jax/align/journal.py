@@ -1,7 +1,7 @@
 """A journal: what is done, a line each, written so that a kill at any moment costs no more than the line being written.
 
-A line is a JSON object and its end. What a kill left behind the last line end, and from the first line that is none on, is cut off when
-the journal is opened again: what those lines said is done anew.
+A line is an entry, a JSON object with an `id`, and its end. What a kill left behind the last line end, and everything from the first
+line on that is no entry, is cut off when the journal is opened again: what those lines said is done anew.
 """
 
 from __future__ import annotations
@@ -9,9 +9,13 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from plamo2_jax.json_input import parse_json
+
+_LONGEST_LINE = 64 << 20
 
 
 class Journal:
@@ -19,19 +23,28 @@ class Journal:
 
     Args:
         path: the file, which need not exist.
+        is_entry: whether an object with an id is an entry; all that use the journal may rely on it.
+
+    Raises:
+        ValueError: there is something else in place of the file.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, is_entry: Callable[[Mapping[str, Any]], bool]):
+        # A link is refused: cutting off what is no entry would shorten a file elsewhere.
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise ValueError(
+                f"{path} is not a regular file: a journal must be one. Remove it, or give another --output"
+            )
         self.entries: dict[str, Mapping[str, Any]] = {}
         """By id, what is done."""
         self._lock = threading.Lock()
         # Written at once and never by a buffer's leave: a line is there when `append` returns.
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
         whole = 0
         with path.open("rb") as file:
-            for line in file:
+            for line in iter(lambda: file.readline(_LONGEST_LINE), b""):
                 entry = _parse(line)
-                if entry is None:
+                if entry is None or not is_entry(entry):
                     break
                 self.entries[entry["id"]] = entry
                 whole += len(line)
@@ -55,7 +68,7 @@ def _parse(line: bytes) -> Mapping[str, Any] | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        entry = json.loads(line)
+        entry = parse_json(line, "journal")
     except ValueError:
         return None
     return entry if isinstance(entry, dict) and isinstance(entry.get("id"), str) else None

@@ -25,6 +25,8 @@ from plamo2_jax.model import Plamo2, abstract_params, logical_axes
 from plamo2_jax.model import axes as names_of
 from plamo2_jax.pattern import PatternError, first_matches, require_pattern
 from plamo2_jax.public_config import is_integer, is_number, shown
+from plamo2_jax.surgery.distill import fingerprint
+from plamo2_jax.train.config import BASE_FINGERPRINT
 from plamo2_jax.train.objective import Batch, Metrics, Objective
 
 A, B = "lora_a", "lora_b"
@@ -162,7 +164,7 @@ class Adapters:
     """The adapters of a model as what a run trains (`train.trained.Trained`)."""
 
     def __init__(self, config: ModelConfig, lora: LoraConfig, seed: int = 0):
-        self.lora, self._seed = lora, seed
+        self.config, self.lora, self._seed = config, lora, seed
         self.targets = find_targets(config, lora)
         shapes = flax.traverse_util.flatten_dict(abstract_params(Plamo2(config)), sep="/")
         abstract, axes = {}, {}
@@ -229,8 +231,8 @@ class WithAdapters:
     """An objective of the model's parameters as one of adapters to them; the parameters are frozen.
 
     Args:
-        inner: `(params, batch, rng[, frozen])`; its frozen arrays, `extra`, `over`, `augment` and `evaluate` are kept. With
-            `inner.reference_is_start`, its frozen arrays are None and it is given the parameters themselves instead.
+        inner: `(params, batch, rng[, frozen])`; its frozen arrays, `extra`, `over`, `forward_only`, `augment` and `evaluate` are kept.
+            With `inner.reference_is_start`, its frozen arrays are None and it is given the parameters themselves instead.
         adapters: what is trained.
         params: the model's parameters.
     """
@@ -239,8 +241,12 @@ class WithAdapters:
         self._inner, self.trained = inner, adapters
         self.frozen = {"params": params, "inner": getattr(inner, "frozen", None)}
         self.extra, self.over = getattr(inner, "extra", {}), getattr(inner, "over", {})
+        self.forward_only = getattr(inner, "forward_only", ())
         if hasattr(inner, "augment"):
             self.augment = inner.augment
+        # A fingerprint picks values of whole arrays, which no process of several has.
+        alone = jax.process_count() == 1
+        self.description = {BASE_FINGERPRINT: fingerprint(adapters.config, params)} if alone else {}
         self._merge = jax.jit(lambda params, adapters: self.trained.apply(params, adapters))
 
     def __call__(self, params: Any, batch: Batch, rng: jax.Array, frozen: Any = None) -> tuple[jax.Array, Metrics]:

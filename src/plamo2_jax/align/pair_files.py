@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from plamo2_jax.align.pairing import Candidate, Pairing
 from plamo2_jax.align.prompts import Prompt, is_heldout
-from plamo2_jax.align.sandbox import cuts_network
 from plamo2_jax.checkpoint import write_json
+from plamo2_jax.sandbox import cuts_network
 from plamo2_jax.storage import write_whole
 
 if TYPE_CHECKING:

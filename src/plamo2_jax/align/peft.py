@@ -28,6 +28,7 @@ from plamo2_jax.convert.finite import find_nonfinite, is_finite
 from plamo2_jax.convert.layout import Part, PublicTensor, public_tensors
 from plamo2_jax.convert.load import LoadedModel, load_model
 from plamo2_jax.model import Plamo2, logical_axes
+from plamo2_jax.model_files import optional_file
 from plamo2_jax.public_config import shown
 from plamo2_jax.storage import new_folder, require_empty
 
@@ -100,7 +101,7 @@ def read_peft(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[dict
     """
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
+        if optional_file(folder, name, error=AdapterError) is None:
             raise AdapterError(f"{folder} holds no adapters: it has no {name}")
     about = read_adapter_config(inside(folder, CONFIG))
     # Periods of one parameter may have adapters of unlike rank, or none: they are filled up with zeros.
@@ -180,8 +181,10 @@ def write_run_adapter(run: str | os.PathLike[str], step: int | None = None) -> P
     return write_peft(Path(run) / FOLDER, config, lora, adapters, base)
 
 
-def read_run(run: str | os.PathLike[str], step: int | None = None) -> tuple[ModelConfig, LoraConfig, Any]:
-    """Shape of the model, configuration of the adapters, and the adapters of a run's checkpoint.
+def read_run(
+    run: str | os.PathLike[str], step: int | None = None, item: str = checkpoint.PARAMS
+) -> tuple[ModelConfig, LoraConfig, Any]:
+    """Shape of the model, configuration of the adapters, and the adapters of a run's checkpoint, or their moving average.
 
     Raises:
         ValueError: the run trained no adapters, or has no such checkpoint.
@@ -199,7 +202,7 @@ def read_run(run: str | os.PathLike[str], step: int | None = None) -> tuple[Mode
         raise
     except ValueError as error:
         raise AdapterError(f"{Path(run) / checkpoint.CONFIG}: {error}") from error
-    return config, lora, checkpoint.restore_params(run, abstract, step)
+    return config, lora, checkpoint.restore_params(run, abstract, step, item)
 
 
 def merged_model(
@@ -216,7 +219,7 @@ def merged_model(
         ValueError: a folder is neither, they do not go together, or a tensor holds NaN or infinity.
     """
     loaded = load_model(model, require_finite=True)
-    if (Path(adapter) / CONFIG).is_file():
+    if optional_file(adapter, CONFIG, error=AdapterError) is not None:
         targets, adapters, scale = read_peft(adapter, loaded.config)
         base = read_adapter_config(inside(Path(adapter), CONFIG)).base
         if base and Path(base).name != Path(model).name:

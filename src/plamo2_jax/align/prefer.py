@@ -14,7 +14,6 @@ So a run that is killed and started again, any number of times, ends in the byte
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from plamo2_jax.align import rules as rule
+from plamo2_jax.align.entries import CONFIG, OR_AGAIN, REPORT, is_entry, read_identity, read_report
 from plamo2_jax.align.journal import Journal
 from plamo2_jax.align.judge import JudgeConfig, compare, win_shares
 from plamo2_jax.align.pair_files import write_files
@@ -32,10 +32,11 @@ from plamo2_jax.align.speakers import Failure, Question, Reply, Speaker, Speaker
 from plamo2_jax.checkpoint import write_json
 from plamo2_jax.infer.sampling import SamplingConfig
 from plamo2_jax.infer.stop import StopConfig
+from plamo2_jax.sandbox import isolation_problem
 from plamo2_jax.storage import lock_folder
 from plamo2_jax.train.config import differences, to_json
 
-CONFIG, JOURNAL, REPORT = "config.json", "journal.jsonl", "report.json"
+JOURNAL = "journal.jsonl"
 FILES = (JOURNAL, "answers.jsonl", "pairs.jsonl", "heldout.jsonl", REPORT, CONFIG)
 
 Progress = Callable[[int, int], None]
@@ -53,7 +54,7 @@ class PreferConfig:
     output: Path
     """Folder to write."""
     prompts: tuple[Path, ...]
-    """JSON lines of prompts or conversations: files, folders or patterns; see plamo2_jax.align.prompts."""
+    """Prompts or conversations as JSON lines, Parquet or ArrayRecord: files, folders or patterns; see plamo2_jax.align.prompts."""
     policy: SpeakerConfig
     """Who answers."""
     samples: int = 4
@@ -76,6 +77,8 @@ class PreferConfig:
     """Share of the prompts whose pairs are held out; which ones is decided by their ids alone."""
     seed: int = 0
     """Of all answers: same seed, same answers."""
+    allow_unisolated_code: bool = False
+    """Run the programs of the rule `code` even if this system cannot isolate them. They can then read your files and use the network."""
 
     def __post_init__(self) -> None:
         self._require("prompts", len(self.prompts) > 0, "one or several files")
@@ -99,7 +102,10 @@ class PreferConfig:
 
 
 # Where things lie and how they are reached changes no answer.
-_FREE = {"": ("output",), "policy": ("url", "key_variable", "concurrency", "timeout", "attempts", "backoff")}
+_FREE = {
+    "": ("output", "allow_unisolated_code"),
+    "policy": ("url", "key_variable", "concurrency", "timeout", "attempts", "backoff"),
+}
 _FREE["judge"] = _FREE["policy"]
 
 
@@ -124,24 +130,27 @@ def prefer(config: PreferConfig, *, again: bool = False, on_progress: Progress |
         What report.json holds. Prompts that failed for good are in it, and are tried again by the next call.
 
     Raises:
-        ValueError: the folder is in use or of another configuration, a prompt or rule is malformed, a model cannot be read, or an
-            endpoint refuses all requests.
+        ValueError: the folder is in use or of another configuration, a prompt or rule is malformed, a model cannot be read, an
+            endpoint refuses all requests, or there are `code` rules and programs cannot be isolated.
     """
     output = Path(config.output)
     prompts = read_prompts(config.prompts, config.rules)
+    has_code = any("code" in prompt.rules for prompt in prompts)
+    if has_code and not config.allow_unisolated_code and (problem := isolation_problem()):
+        raise ValueError(problem)
     ours = {"config": identity(config), "prompts": digest(prompts)}
     with lock_folder(output):
         if again:
             for name in FILES:
                 (output / name).unlink(missing_ok=True)
-        theirs = _read(output / CONFIG)
+        theirs = read_identity(output)
         if theirs is None and (output / JOURNAL).exists():
             raise ValueError(
                 f"{output} holds a {JOURNAL} without its {CONFIG}; give another --output, or --again to begin anew"
             )
         if theirs is not None:
             _refuse_other(output, ours, theirs)
-            report = _read(output / REPORT)
+            report = read_report(output)
             if report is not None and not report["failed"]:
                 return report
         return _Run(config, prompts, on_progress).run(ours, theirs)
@@ -165,12 +174,13 @@ class _Run:
         if theirs is not None:
             for name, found in described.items():
                 if found != theirs.get(name) and self._is_own(name):
+                    was = str(theirs[name])[:120]
                     raise ValueError(
-                        f"{output} was begun with another {name}: {theirs.get(name)}, not {found}; {_OR_AGAIN}"
+                        f"{output} was begun with another {name}: {was}, not {str(found)[:120]}; {OR_AGAIN}"
                     )
         else:
             write_json(output / CONFIG, whole)
-        journal = Journal(output / JOURNAL)
+        journal = Journal(output / JOURNAL, lambda entry: is_entry(entry, self._config.samples))
         try:
             self._answer_all(journal)
             return write_files(output, self._config, self._prompts, self._alike, journal.entries, described)
@@ -257,7 +267,12 @@ class _Run:
 
     def _scored(self, prompt: Prompt, replies: Sequence[Reply]) -> list[dict[str, Any]]:
         """Answers with what rules give them, and why they are left out, if they are."""
-        scores = list(self._scorers.map(lambda one: rule.score(prompt.rules, one.text, one.finished), replies))
+        unisolated = self._config.allow_unisolated_code
+        scores = list(
+            self._scorers.map(
+                lambda one: rule.score(prompt.rules, one.text, one.finished, allow_unisolated_code=unisolated), replies
+            )
+        )
         repeats = repeated([one.text for one in replies], self._config.pairing.near_answers)
         answers = []
         for sample, (reply, found, earlier) in enumerate(zip(replies, scores, repeats, strict=True)):
@@ -290,14 +305,13 @@ class _Run:
             one["score"] = round(sum(weight * value for weight, value in weights) / total, 6) if total else None
 
 
-_OR_AGAIN = "give another --output, or --again to make it anew"
-
-
 def _refuse_other(output: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    if found := differences(ours["config"], theirs.get("config"), free=frozenset()):
-        raise ValueError(f"{output} holds preference data of another configuration ({'; '.join(found)}); {_OR_AGAIN}")
-    if ours["prompts"] != theirs.get("prompts"):
-        raise ValueError(f"{output} holds preference data of other prompts than are in the files now; {_OR_AGAIN}")
+    if found := differences(ours["config"], theirs["config"], free=frozenset()):
+        raise ValueError(
+            f"{output} holds preference data of another configuration ({'; '.join(found)[:200]}); {OR_AGAIN}"
+        )
+    if ours["prompts"] != theirs["prompts"]:
+        raise ValueError(f"{output} holds preference data of other prompts than are in the files now; {OR_AGAIN}")
 
 
 def _is_missing(journal: Journal, prompt: Prompt) -> bool:
@@ -310,15 +324,3 @@ def _unusable(text: str) -> str | None:
     if not text.strip():
         return "empty"
     return "broken" if any(c == "\ufffd" or "\ufdd0" <= c <= "\ufdd2" for c in text) else None
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        raise ValueError(f"{path} is not JSON; {_OR_AGAIN}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold a JSON object; {_OR_AGAIN}")
-    return found

@@ -1,22 +1,38 @@
-"""Pairs of answers, and single ones: read from JSON lines, checked, and packed so that both answers of a pair lie in one row.
+"""Pairs of answers, and single ones: read from files, checked, and packed so that both answers of a pair lie in one row.
 
 A record is `{"prompt": ..., "chosen": ..., "rejected": ...}`, or `{"prompt": ..., "completion": ..., "label": true or false}`: a single
-answer that was liked or disliked, which is a pair without the rejected or without the chosen answer. The prompt is a text, or messages; an
-answer is a text, a message, or messages. Without a prompt, chosen and rejected are whole conversations, and the prompt is what they
-begin with in common. Further fields are variables of the chat template.
+answer that was liked or disliked, which is a pair without the rejected or without the chosen answer. The prompt is a text or messages;
+an answer is a text, a message, or messages. Answers may be whole conversations; then the prompt is what they begin with in common. `forms`
+says which other fields hold the same. The rest of a record are variables of the chat template.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from plamo2_jax.align.chat import Conversation, check_messages, encode_chat, read_records
+from plamo2_jax.align.chat import Conversation, encode_chat, read_records, trained_tokens
+from plamo2_jax.align.forms import (
+    ANSWERS,
+    LABELS,
+    asked_in,
+    conversation_field,
+    further_fields,
+    is_labelled,
+    is_whole,
+    present,
+    question_messages,
+    refuse_empty_question,
+    said,
+    split_prompt,
+    with_system,
+)
+from plamo2_jax.align.messages import Message, check_messages, is_trained, one_of, read_messages, shown
 from plamo2_jax.data.documents import BadRecord, ReadReport, UnreadableRecord
 from plamo2_jax.data.packing import Batch, Layout
 from plamo2_jax.tokenizer.chat_template import ChatTemplate
@@ -66,48 +82,80 @@ def read_pairs(spec: str | Path, report: ReadReport) -> Iterator[Pair]:
 
 
 def to_pair(fields: Mapping[str, Any], where: str) -> Pair:
-    """The pair, or the single answer, of a record.
+    """Return the pair, or the single answer, of a record.
 
     Raises:
         UnreadableRecord: a field is missing, an answer is empty, both are the same, or a label is neither true nor false.
     """
-    others = [name for name in ("chosen", "rejected") if fields.get(name) is not None]
-    if others and fields.get("completion") is not None:
-        raise UnreadableRecord("two forms", f"the field completion beside {' and '.join(others)}")
-    single = "completion" in fields and not others
-    names = ("completion",) if single else ("chosen", "rejected")
-    for name in names:
-        if fields.get(name) is None:
-            raise UnreadableRecord("no answer" if single else "no pair", f"no value in the field {name}")
-    if single and not isinstance(fields.get("label"), bool):
-        raise UnreadableRecord("no label", f"the field label is {fields.get('label')!r}; it must be true or false")
-    answers = [_messages(fields[name], "assistant", name) for name in names]
-    if fields.get("prompt") is not None:
-        prompt = _messages(fields["prompt"], "user", "prompt")
-    elif single:
-        raise UnreadableRecord("no prompt", "no value in the field prompt")
-    else:
-        common, (chosen, rejected) = 0, answers
-        while common < min(len(chosen), len(rejected)) - 1 and chosen[common] == rejected[common]:
-            common += 1
-        prompt, answers = chosen[:common], [chosen[common:], rejected[common:]]
-    if not prompt:
-        raise UnreadableRecord("no prompt", "neither a field prompt, nor messages that chosen and rejected begin with")
+    empty = [name for name in ("completion", "label") if name in fields]
+    fields = present(fields)
+    both = [name for name in ("chosen", "rejected") if name in fields]
+    if both and "completion" in fields:
+        raise UnreadableRecord("two forms", f"the field completion beside {' and '.join(both)}")
+    single = not both and bool(empty or any(name in fields for name in (*ANSWERS, *LABELS)))
+    label = _label(fields) if single else None
+    names, answers, used = _answers(fields, single)
+    prompt, of_prompt = _prompt(fields, answers, used)
+    if prompt is None and not all(map(is_whole, answers)):
+        refuse_empty_question(fields)
+    prompt, answers = split_prompt(prompt, answers, names)
+    prompt = with_system(fields, prompt)
     for name, answer in zip(names, answers, strict=True):
-        if not answer or answer[0].get("role") != "assistant" or answer[-1].get("role") != "assistant":
-            raise UnreadableRecord("no answer", f"{name} must begin and end with a message of the assistant")
         try:
             check_messages([*prompt, *answer])
         except UnreadableRecord as error:
             raise UnreadableRecord(error.reason, f"{error.detail}, counted from the prompt's first to {name}") from None
     if single:
         # The rejected answer is missing where the label is true, the chosen one where it is false.
-        answers.insert(int(fields["label"]), [])
+        answers.insert(int(label), [])
     elif answers[0] == answers[1]:
         raise UnreadableRecord("identical answers", "chosen and rejected are the same")
-    used = {"prompt", "chosen", "rejected", "completion", *(["label"] if single else [])}
-    variables = {name: value for name, value in fields.items() if name not in used}
-    return Pair(tuple(prompt), *map(tuple, answers), where, variables)
+    used |= of_prompt | {"completion"} | (set(LABELS) if single else set())
+    return Pair(tuple(prompt), *map(tuple, answers), where, further_fields(fields, used))
+
+
+def _label(fields: Mapping[str, Any]) -> bool:
+    name, label = one_of(fields, LABELS, "the label")
+    if not isinstance(label, bool):
+        raise UnreadableRecord("no label", f"the field {name or 'label'} is {shown(label)}; it must be true or false")
+    return label
+
+
+def _answers(fields: Mapping[str, Any], single: bool) -> tuple[list[str], list[list[Message]], set[str]]:
+    """The names of the fields with answers, their messages, and all fields that are read."""
+    after_label = is_labelled(fields.get("prompt"))
+    if not single:
+        for name in ("chosen", "rejected"):
+            if name not in fields:
+                raise UnreadableRecord("no pair", f"no value in the field {name}; a pair has chosen and rejected")
+        names = ["chosen", "rejected"]
+        return names, [said(fields[name], "assistant", name, after_label) for name in names], set(names)
+    name, answer = one_of(fields, ANSWERS, "the answer")
+    if name is not None:
+        return [name], [said(answer, "assistant", name, after_label)], {name for name in ANSWERS if name in fields}
+    name = conversation_field(fields)
+    if name is None:
+        raise UnreadableRecord("no answer", "no value in the field completion")
+    return [name], [read_messages(fields[name], name)], {name}
+
+
+def _prompt(
+    fields: Mapping[str, Any], answers: Sequence[Sequence[Message]], used: set[str]
+) -> tuple[list[Message] | None, set[str]]:
+    """What was asked, without the system message, and the fields it comes from; None where only the answers say it."""
+    name = asked_in(fields)
+    if name is None or name in used:
+        return question_messages(fields) or (None, set())
+    prompt = read_messages(fields[name], name)
+    if prompt[-1]["role"] != "assistant":
+        return prompt, {name}
+    question = question_messages(fields)
+    if question is not None:
+        return question
+    if all(map(is_whole, answers)):
+        # Such tables repeat the chosen conversation there.
+        return None, set()
+    raise UnreadableRecord("no prompt", f"{name} ends with an answer; it must end with what chosen and rejected answer")
 
 
 def encode_pair(
@@ -161,6 +209,8 @@ def encode_pairs(
         try:
             element, what = encode_pair(pair, template, tokenizer, limit, truncate)
         except UnreadableRecord as error:
+            # It was counted as good when it was read.
+            report.records -= 1
             report.count_bad(BadRecord(pair.place, error.reason, error.detail))
             continue
         counts[what] += 1
@@ -201,21 +251,11 @@ def _encode_side(
     """Inputs, targets and weights of prompt and answer. Answers in the prompt are not the pair's."""
     whole = encode_chat(Conversation((*prompt, *answer), pair.place, pair.variables), template, tokenizer)
     before = sum(message["role"] == "assistant" for message in prompt)
-    weights = (whole.answer > before).astype(np.float32)[1:]
+    marks = [is_trained(message) for message in answer if message["role"] == "assistant"]
+    trained = trained_tokens(whole, [True] * before + marks)
+    weights = (trained & (whole.answer > before)).astype(np.float32)[1:]
     if not weights.any():
         raise UnreadableRecord("no answer", "the chat template marks nothing of it as the assistant's")
     # What follows the last answer says nothing about it.
     end = int(np.flatnonzero(weights)[-1]) + 1
     return {"tokens": whole.ids[:-1][:end], "targets": whole.ids[1:][:end], "weights": weights[:end]}
-
-
-def _messages(value: Any, role: str, name: str) -> list[Mapping[str, Any]]:
-    if isinstance(value, str):
-        if not value.strip():
-            raise UnreadableRecord("empty message", f"the field {name}")
-        return [{"role": role, "content": value}]
-    if isinstance(value, dict):
-        value = [value]
-    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-        raise UnreadableRecord("no messages", f"the field {name} must be a text, a message or a list of messages")
-    return value

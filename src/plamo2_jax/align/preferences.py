@@ -20,8 +20,9 @@ from plamo2_jax.align.lora import Adapters, LoraConfig, WithAdapters
 from plamo2_jax.align.preference_data import REFERENCE, Pair, PairTruncate, encode_pairs, layout, read_pairs
 from plamo2_jax.align.reference import ReferenceLogProbs
 from plamo2_jax.align.samples import SamplesConfig
-from plamo2_jax.align.sft import refuse_unfit, say_counts
+from plamo2_jax.align.sft import naming_limit, refuse_unfit, say_counts
 from plamo2_jax.align.start import StartingModel, place_params
+from plamo2_jax.config import ModelConfig
 from plamo2_jax.data.documents import ReadReport
 from plamo2_jax.data.packing import Batch
 from plamo2_jax.data.pipeline import mixed_batches, one_pass
@@ -32,6 +33,9 @@ from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.config import PretrainConfig
 from plamo2_jax.train.distillation import Beside
 from plamo2_jax.train.objective import Metrics, Objective, means
+
+MOST_KL_EXPONENT = 5.0
+"""Where the exponent of the `kl` estimator is clipped."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +50,9 @@ class PairsConfig:
     counted."""
     max_pairs: int = 16
     """Pairs, or single answers, in a row at most."""
-    max_bad_rate: float = 0.0
-    """Share of bad lines up to which they are only counted; 0: the first one ends the program."""
+    max_bad_rate: float = 0.01
+    """Share of bad records above which reading fails. Up to it they are left out; their number and the first few are printed. 0: the first
+    one ends the run."""
 
     def __post_init__(self) -> None:
         if self.max_pairs < 1:
@@ -62,7 +67,7 @@ class PairsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DpoConfig(PretrainConfig):
-    """One run on preferences: a PretrainConfig whose data.mixture and heldout name JSON lines of pairs or single answers instead of
+    """One run on preferences: a PretrainConfig whose data.mixture and heldout name files of pairs or single answers instead of
     shards, and whose init_from may be of the public layout too.
     """
 
@@ -139,16 +144,24 @@ class Preference:
         self.frozen, self.reference_is_start = reference, reference_is_start
         self.extra: dict[str, Any] = {}
         """What batches hold besides: name → (shape after [b, t], dtype)."""
-        if config.needs_reference and reference is None and not reference_is_start:
-            self.extra[REFERENCE] = ((), jnp.float32)
+        self.forward_only: tuple[ModelConfig, ...] = ()
+        """Shapes of the models that run without a backward pass: the reference, unless it is read from disk."""
+        if config.needs_reference:
+            if reference is None and not reference_is_start:
+                self.extra[REFERENCE] = ((), jnp.float32)
+            else:
+                self.forward_only = (model.config,)
         self._sums = jax.jit(self._measure)
 
     def __call__(
         self, params: Any, batch: Mapping[str, Array], rng: Array, frozen: Any = None
     ) -> tuple[Array, Metrics]:
-        """The loss, a mean over pairs and single answers, and sums: those of `dpo.preference_loss`, `tokens` of answers, and with a
-        reference `kl`, Schulman's third estimator of KL(π ‖ π_ref) summed over the tokens of all answers, which on answers that are not
-        the policy's own is a distance of policy and reference, not an unbiased estimate.
+        """Return the loss, a mean over pairs and single answers, and sums: those of `dpo.preference_loss`, and `tokens` of answers.
+
+        With a reference, two more sums over the tokens of all answers, with d = log π_ref − log π of a token. `log_ratio` is Σ −d.
+        `kl` is Σ exp(d) − 1 − d, Schulman's third estimator (k3) of KL(π ‖ π_ref). The answers come from the data and not from the
+        policy, so it is a distance and not an unbiased estimate. Tokens that the policy has made very unlikely would dominate it,
+        so d is clipped at `MOST_KL_EXPONENT`, where a token counts 142 nats.
         """
         del rng
         policy = token_log_probs(self._model, params, batch, self._chunk)
@@ -164,8 +177,9 @@ class Preference:
         loss, metrics = preference_loss(pairs, self._config)
         metrics["tokens"] = jnp.sum(batch["loss_weights"])
         if reference is not None:
-            # Cut off where its exponential would leave float32: a figure that is no number would have no place in the log.
-            difference = jnp.minimum(reference - jax.lax.stop_gradient(policy), 60.0)
+            difference = reference - jax.lax.stop_gradient(policy)
+            metrics["log_ratio"] = -jnp.sum(difference)
+            difference = jnp.minimum(difference, MOST_KL_EXPONENT)
             metrics["kl"] = jnp.sum(jnp.expm1(difference) - difference)
         return loss, metrics
 
@@ -229,8 +243,9 @@ def read_elements(path: Path, config: DpoConfig, template: ChatTemplate, tokeniz
             where a loss takes pairs alone.
     """
     report, limit = config.pairs.report(), config.data.sequence_length
-    pairs = _usable(read_pairs(path, report), config.preference)
-    elements, counts = encode_pairs(pairs, template, tokenizer, limit, config.pairs.truncate, report)
+    with naming_limit("pairs.max_bad_rate"):
+        pairs = _usable(read_pairs(path, report), config.preference)
+        elements, counts = encode_pairs(pairs, template, tokenizer, limit, config.pairs.truncate, report)
     single = any(element["sides"][0] == element["sides"][-1] for element in elements)
     say_counts(path, "pairs and single answers" if single else "pairs", counts, report)
     if not elements:
@@ -268,6 +283,7 @@ class PairSource:
             heldout = {name: part.with_array(REFERENCE, store.of(part.fingerprint)) for name, part in heldout.items()}
             self.description["reference_fingerprint"] = store.manifest["reference"]
         self._parts, self._heldout = parts, heldout
+        self.targets = [part.targets for part in parts]
 
     def train(self, process_index: int, process_count: int) -> grain.DatasetIterator[Batch]:
         """See `train.source.Source`."""

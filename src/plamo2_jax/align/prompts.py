@@ -1,7 +1,8 @@
-"""What a policy is asked: prompts out of JSON lines, with the rules that their answers are checked by.
+"""What a policy is asked: prompts out of files, with the rules that their answers are checked by.
 
 A record is `{"prompt": text or messages}`, or `{"messages": [...]}`, a conversation as for fine-tuning, whose prompt is what comes before
-its last answer. It may have an `id` and `rules`; further fields are variables of the chat template, and are kept.
+its last answer; `forms` says which other fields hold the same. It may have an `id` and `rules`; further fields are variables of the
+chat template, and are kept.
 """
 
 from __future__ import annotations
@@ -13,13 +14,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plamo2_jax.align.chat import check_messages, read_records
+from plamo2_jax.align.chat import read_records
+from plamo2_jax.align.forms import (
+    CONVERSATIONS,
+    LABELS,
+    QUESTIONS,
+    asked_in,
+    further_fields,
+    present,
+    question_messages,
+    refuse_empty_question,
+    with_system,
+)
+from plamo2_jax.align.messages import check_messages, read_messages, shown
 from plamo2_jax.align.rules import RuleError, check_rules
 from plamo2_jax.data.dedup import DedupConfig, DedupReport, deduplicate
 from plamo2_jax.data.documents import ReadReport, UnreadableRecord
 
 # Fields that are the program's to write.
-_TAKEN = frozenset({"id", "prompt", "messages", "rules", "chosen", "rejected", "provenance"})
+_TAKEN = {"id", "prompt", "messages", "rules", "chosen", "rejected", "completion", "provenance", *LABELS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +60,7 @@ def read_prompts(files: Iterable[str | Path], rules: Mapping[str, Any]) -> list[
     """The prompts of files, folders and patterns, in order.
 
     Args:
-        files: of JSON lines.
+        files: JSON lines, Parquet or ArrayRecord.
         rules: those of every prompt; a line's own come on top, and null takes one away.
 
     Raises:
@@ -63,7 +76,7 @@ def read_prompts(files: Iterable[str | Path], rules: Mapping[str, Any]) -> list[
                 raise ValueError(f"{where}: {error.reason} ({error.detail})") from None
             except RuleError as error:
                 raise ValueError(f"{where}: {error}") from None
-            if "id" not in fields:
+            if fields.get("id") is None:
                 # The same prompt without an id of its own may come again.
                 number = 2
                 while prompt.id in places:
@@ -85,23 +98,28 @@ def to_prompt(fields: Mapping[str, Any], where: str, rules: Mapping[str, Any]) -
         UnreadableRecord: it has none.
         RuleError: its rules are not right.
     """
-    given = fields.get("prompt")
-    if isinstance(given, str):
-        messages = [{"role": "user", "content": given}]
-    elif given is not None:
-        messages = given
-    elif "messages" in fields:
-        messages = list(check_messages(fields["messages"]))
+    fields = present(fields)
+    name = asked_in(fields)
+    question = question_messages(fields) if name is None else None
+    if question is not None:
+        messages, used = question
+    elif name is not None:
+        messages, used = read_messages(fields[name], name), {name}
+    else:
+        refuse_empty_question(fields)
+        names = f"{', '.join(QUESTIONS[:-1])}, {CONVERSATIONS[0]} and {CONVERSATIONS[1]}"
+        raise UnreadableRecord("no prompt", f"neither a field prompt nor messages; it must have one of {names}")
+    messages = check_messages(with_system(fields, messages))
+    if name is not None:
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         messages = messages[: answers[-1]] if answers else messages
-    else:
-        raise UnreadableRecord("no prompt", "neither a field prompt nor messages")
-    messages = check_messages(messages)
+    # What is not trained on does not matter here.
+    messages = tuple({name: value for name, value in message.items() if name != "train"} for message in messages)
     if messages[-1]["role"] == "assistant":
         raise UnreadableRecord("answered already", "the last message of a prompt must not be the assistant's")
     if messages[-1]["role"] == "system":
         raise UnreadableRecord("no question", "the last message of a prompt must not be the system's")
-    variables = {name: value for name, value in fields.items() if name not in _TAKEN}
+    rest = further_fields(fields, used | _TAKEN)
     own = {} if fields.get("rules") is None else fields["rules"]
     merged = {**rules, **own} if isinstance(own, Mapping) else own
     if isinstance(merged, Mapping):
@@ -109,11 +127,11 @@ def to_prompt(fields: Mapping[str, Any], where: str, rules: Mapping[str, Any]) -
     check_rules(merged)
     name = fields.get("id")
     if name is None:
-        content = json.dumps([messages, variables, merged], ensure_ascii=False, sort_keys=True)
+        content = json.dumps([messages, rest, merged], ensure_ascii=False, sort_keys=True)
         name = hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
     elif not isinstance(name, str) or not name:
-        raise UnreadableRecord("bad id", f"{name!r}; it must be a text that is not empty")
-    return Prompt(name, messages, merged, where, variables)
+        raise UnreadableRecord("bad id", f"{shown(name)}; it must be a text that is not empty")
+    return Prompt(name, messages, merged, where, rest)
 
 
 def drop_alike(prompts: Sequence[Prompt], threshold: float | None) -> tuple[list[Prompt], dict[str, str]]:

@@ -19,14 +19,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from plamo2_jax.align.prefer import CONFIG, REPORT, PreferConfig, Progress, identity, prefer
+from plamo2_jax.align.entries import CONFIG, OR_AGAIN, read_report
+from plamo2_jax.align.prefer import PreferConfig, Progress, identity, prefer
 from plamo2_jax.align.preferences import DpoConfig, PairSource, make_objective
 from plamo2_jax.align.samples import sample_writer
 from plamo2_jax.checkpoint import read_config, write_json
-from plamo2_jax.convert.hf import chat_template_files
 from plamo2_jax.data.pipeline import MixtureItem
 from plamo2_jax.storage import lock_folder, write_whole
 from plamo2_jax.surgery.merge import MergeConfig, merge
+from plamo2_jax.tokenizer.template_files import chat_template_files
 from plamo2_jax.train.config import differences, to_json
 from plamo2_jax.train.loop import pretrain
 
@@ -132,12 +133,13 @@ def _round(
 ) -> int | None:
     """One round, from where it is; the signal that stopped it, if one did."""
     run, pairs = folder / "train", folder / "pairs"
+    report = read_report(pairs)
     # Training on pairs has begun: prompts that failed are not tried again under its feet.
-    if not (run.exists() and (pairs / REPORT).exists()):
+    if report is None or not run.exists():
         policy = dataclasses.replace(config.prefer.policy, model=str(start), template=config.train.pairs.template)
         seed = config.prefer.seed + number - 1
-        prefer(dataclasses.replace(config.prefer, output=pairs, policy=policy, seed=seed), on_progress=on_progress)
-    report = json.loads((pairs / REPORT).read_text(encoding="utf-8"))
+        made = dataclasses.replace(config.prefer, output=pairs, policy=policy, seed=seed)
+        report = prefer(made, on_progress=on_progress)
     said = {name: report[name] for name in ("answers", "pairs", "heldout_pairs", "rules", "score")}
     say(f"round {number}: {json.dumps(said)}")
     if not report["pairs"]:
@@ -168,13 +170,14 @@ def _refuse_other(config: RoundsConfig) -> None:
     ours = to_json(config) | {"prefer": identity(config.prefer)}
     ours["prefer"].pop("policy")
     if path.exists():
-        theirs, kept = read_config(path.parent), ("start", "merge", "prefer")
-        found = [line for name in kept for line in differences(ours[name], theirs.get(name), free=frozenset())]
-        found += differences(ours["train"], theirs.get("train"))
+        theirs, kept = read_config(path.parent), ("start", "merge", "prefer", "train")
+        if not theirs.keys() >= set(kept):
+            raise ValueError(f"{path} is not the configuration of rounds: it must hold {', '.join(kept)}; {OR_AGAIN}")
+        found = [line for name in kept[:3] for line in differences(ours[name], theirs[name], free=frozenset())]
+        found += differences(ours["train"], theirs["train"])
         if found:
             raise ValueError(
-                f"{path.parent} holds rounds of another configuration ({'; '.join(found)}); give another --output, or --again to make "
-                "them anew"
+                f"{path.parent} holds rounds of another configuration ({'; '.join(found)[:200]}); {OR_AGAIN}"
             )
     else:
         write_json(path, ours)

@@ -8,7 +8,8 @@ Rules are a JSON object, `{"language": "ja", "characters": [20, 400], "finished"
     contains     text, or a list of them: the share of them in the answer
     json         true: it is JSON, between fences or not. {"name": "type"}: it is an object, and the share of names with that type
     exact        text: it is this one, after NFKC and with white space folded
-    code         {"language": "python", "tests": "..."}: its last block of code and then the tests run to their end (see `sandbox`)
+    code         {"language": "python", "tests": "..."}: the tests of its last block of code run to their end (see `plamo2_jax.sandbox`);
+                 "names": ["sum"] are functions of the code that the tests call although Python has builtins of these names
     finished     true: it came to its end by itself, not by running out of tokens; false: it did not
 """
 
@@ -21,8 +22,8 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from plamo2_jax.align import sandbox
 from plamo2_jax.pattern import matches_whole
+from plamo2_jax.sandbox import passes
 
 PATTERN_SECONDS = 1.0
 """How long a regular expression may look at one answer; one that takes longer does not match."""
@@ -65,18 +66,30 @@ def check_rules(rules: Any) -> Mapping[str, Any]:
     return rules
 
 
-def score(rules: Mapping[str, Any], answer: str, finished: bool) -> dict[str, float]:
+def score(
+    rules: Mapping[str, Any], answer: str, finished: bool, *, allow_unisolated_code: bool = False
+) -> dict[str, float]:
     """What each rule gives an answer.
 
     Args:
         rules: those of `check_rules`.
         answer: the whole of it.
         finished: whether it ended by a stop token or stop string.
+        allow_unisolated_code: run the programs of `code` even if this system cannot isolate them.
 
     Returns:
         A figure in [0, 1] for every rule, by its name.
+
+    Raises:
+        SandboxError: there is a rule `code`, programs cannot be isolated, and `allow_unisolated_code` is false.
     """
-    return {name: round(_RULES[name][2](value, answer, finished), 6) for name, value in rules.items()}
+    found = {}
+    for name, value in rules.items():
+        if name == "code":
+            found[name] = _code(value, answer, allow_unisolated_code)
+        else:
+            found[name] = round(_RULES[name][2](value, answer, finished), 6)
+    return found
 
 
 def mean(scores: Mapping[str, float]) -> float:
@@ -134,9 +147,11 @@ def _folded(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
-def _code(wanted: Mapping[str, Any], answer: str, finished: bool) -> float:
+def _code(wanted: Mapping[str, Any], answer: str, allow_unisolated: bool) -> float:
     blocks = [body for name, body in _FENCED.findall(answer) if name.lower() in ("", "py", "python", "python3")]
-    return float(bool(blocks) and sandbox.passes(blocks[-1], wanted["tests"]))
+    if not blocks:
+        return 0.0
+    return float(passes(blocks[-1], wanted["tests"], names=wanted.get("names", ()), allow_unisolated=allow_unisolated))
 
 
 def _finished(wanted: bool, answer: str, finished: bool) -> float:
@@ -168,8 +183,12 @@ def _is_fields(value: Any) -> bool:
 
 
 def _is_code(value: Any) -> bool:
-    whole = isinstance(value, Mapping) and value.keys() == {"language", "tests"} and value["language"] == "python"
-    return whole and isinstance(value["tests"], str) and bool(value["tests"].strip())
+    if not isinstance(value, Mapping) or value.keys() - {"names"} != {"language", "tests"}:
+        return False
+    names = value.get("names", [])
+    named = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    tests = isinstance(value["tests"], str) and bool(value["tests"].strip())
+    return value["language"] == "python" and tests and named
 
 
 # By name: what is allowed, whether a value is that, and the score of (value, answer, finished).
@@ -184,6 +203,10 @@ _RULES: Mapping[str, tuple[str, Callable[[Any], bool], Callable[[Any, str, bool]
     "contains": ("a text or a list of texts, none of them empty", _is_texts, _contains),
     "json": (f"true, or an object of names and types ({', '.join(JSON_TYPES)})", _is_fields, _json),
     "exact": ("a text that is not empty", lambda value: isinstance(value, str) and bool(value.strip()), _exact),
-    "code": ('{"language": "python", "tests": "..."} with tests that are not empty', _is_code, _code),
+    "code": (
+        '{"language": "python", "tests": "..."} with tests that are not empty, and if need be "names", a list of texts',
+        _is_code,
+        _code,
+    ),
     "finished": ("true or false", lambda value: isinstance(value, bool), _finished),
 }

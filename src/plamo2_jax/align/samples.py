@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -17,7 +18,7 @@ from plamo2_jax.model.plamo2 import Plamo2
 from plamo2_jax.storage import located, write_whole
 from plamo2_jax.tokenizer.chat_template import ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
-from plamo2_jax.train.metrics import read_metrics
+from plamo2_jax.train.metrics import is_step, read_lines
 
 if TYPE_CHECKING:
     from plamo2_jax.align.preferences import DpoConfig
@@ -84,21 +85,36 @@ class SampleWriter:
             except ValueError as error:
                 raise ValueError(f"samples.prompts[{number}]: the chat template refuses it: {error}") from error
             self._prompts.append(asked.ids)
+            if found := self._tokenizer.control_strings_in(prompt):
+                print(
+                    f"warning: {', '.join(found)} in samples.prompts[{number}] is read as text, not as a control token; the chat template"
+                    " writes control tokens",
+                    file=sys.stderr,
+                )
         self._stop = StopConfig(
             max_new_tokens=samples.max_new_tokens, ids=answer_stop_ids(self._model, chat, self._tokenizer)
         )
         # What would be refused at the first evaluation is refused before the first step. Nothing is computed.
         self._ask(None)
-        read_metrics(self._path)
+        self._lines()
 
     def __call__(self, step: int, params: Any) -> None:
         """Ask, and write. A run that goes on writes the answers of a step anew."""
         completions = self._ask(jax.device_put(params, jax.devices()[0])).results()
-        lines = [line for line in read_metrics(self._path) if line["step"] < step]
+        lines = [line for line in self._lines() if line["step"] < step]
         for prompt, completion in zip(self._config.prompts, completions, strict=True):
             lines.append({"step": step, "prompt": prompt, "sample": 0, **dataclasses.asdict(completion)})
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         write_whole(located(self._path), text.encode())
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """What was written before; ValueError names the first line that is no sample of a run."""
+        lines, bad = read_lines(
+            self._path, lambda line: None if is_step(line.get("step")) else 'must be an object with an integer "step"'
+        )
+        if bad:
+            raise ValueError(bad[0])
+        return lines
 
     def _ask(self, params: Any) -> Generation:
         generator = Generator(self._model, params, self._tokenizer)

@@ -5,11 +5,12 @@ A configuration, an objective and a data source for the train loop, which is tha
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from plamo2_jax.align.examples import Examples
 from plamo2_jax.align.lora import Adapters, LoraConfig, WithAdapters
 from plamo2_jax.align.samples import SamplesConfig
 from plamo2_jax.align.start import StartingModel, place_params
-from plamo2_jax.data.documents import ReadReport
+from plamo2_jax.data.documents import ReadReport, TooManyBadRecordsError
 from plamo2_jax.data.packing import Batch, Layout
 from plamo2_jax.data.pipeline import mixed_batches, one_pass
 from plamo2_jax.eval.perplexity import make_evaluator, predict_batch, prediction_sums
@@ -36,6 +37,8 @@ from plamo2_jax.train.distillation import Beside
 from plamo2_jax.train.objective import Metrics, Objective, cross_entropy
 
 Weighting = Literal["token", "conversation"]
+_SHOWN = 5
+"""Bad records that are printed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +53,9 @@ class ChatConfig:
     out; all are counted."""
     weighting: Weighting = "token"
     """token: every trained token counts the same. conversation: every conversation does, however long its answers."""
-    max_bad_rate: float = 0.0
-    """Share of bad lines up to which they are only counted; 0: the first one ends the program."""
+    max_bad_rate: float = 0.01
+    """Share of bad records above which reading fails. Up to it they are left out; their number and the first few are printed. 0: the first
+    one ends the run."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad_rate < 1:
@@ -64,7 +68,7 @@ class ChatConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SftConfig(PretrainConfig):
-    """One run of supervised fine-tuning: a PretrainConfig whose data.mixture and heldout name JSON lines of conversations instead of
+    """One run of supervised fine-tuning: a PretrainConfig whose data.mixture and heldout name files of conversations instead of
     shards, and whose init_from may be of the public layout too.
     """
 
@@ -191,12 +195,18 @@ class ChatSource:
         """See `train.source.Source`."""
         return {"examples": [part.fingerprint for part in self._parts]}
 
+    @property
+    def targets(self) -> list[int]:
+        """See `train.source.Source`."""
+        return [part.targets for part in self._parts]
+
     def _read(self, path: Path) -> Examples:
         chat, report = self._config.chat, self._config.chat.report()
         # A row of t positions holds t + 1 ids: the first is never a target.
         limit = self._config.data.sequence_length + 1
-        conversations = read_conversations(path, report)
-        examples, counts = encode_all(conversations, self._template, self._tokenizer, limit, chat.truncate, report)
+        with naming_limit("chat.max_bad_rate"):
+            conversations = read_conversations(path, report)
+            examples, counts = encode_all(conversations, self._template, self._tokenizer, limit, chat.truncate, report)
         say_counts(path, "conversations", counts, report)
         if not examples:
             raise ValueError(f"{path} holds no conversation of at most {limit} tokens")
@@ -215,10 +225,25 @@ class ChatSource:
         )
 
 
+@contextlib.contextmanager
+def naming_limit(option: str) -> Iterator[None]:
+    """Name the option that allows more bad records, where reading fails for them."""
+    try:
+        yield
+    except TooManyBadRecordsError as error:
+        raise TooManyBadRecordsError(f"{error}. Correct them, or raise {option}") from None
+
+
 def say_counts(path: Path, what: str, counts: Mapping[str, int], report: ReadReport) -> None:
-    """One line on stderr, of the first process."""
+    """Print on stderr of the first process how many records were read, and the first bad ones."""
     if jax.process_index() == 0:
         others = [f"{counts[name]:,} {name}" for name in ("truncated", "too long") if counts.get(name)]
         others += [f"{report.bad:,} bad"] if report.bad else []
         kept = counts.get("whole", 0) + counts.get("truncated", 0)
         print(", ".join([f"{path}: {kept:,} {what}", *others]), file=sys.stderr)
+        for record in report.first[:_SHOWN]:
+            print(f"  {record}", file=sys.stderr)
+        if report.bad > _SHOWN:
+            print(f"  and {report.bad - _SHOWN:,} more bad records", file=sys.stderr)
+        for change, count in report.changes.most_common(_SHOWN):
+            print(f"  {change}: {count:,} times", file=sys.stderr)

@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import re
+import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plamo2_jax.align.chat import template_variables
-from plamo2_jax.convert.load import load_model
+from plamo2_jax.align.open import open_model
 from plamo2_jax.infer.generate import Generator, default_stop_ids
 from plamo2_jax.infer.sampling import SamplingConfig
 from plamo2_jax.infer.stop import StopConfig
@@ -22,7 +23,7 @@ from plamo2_jax.infer.weights import cast_matrices
 from plamo2_jax.model import Plamo2
 from plamo2_jax.surgery.distill import fingerprint
 from plamo2_jax.surgery.merge_sources import ModelName
-from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate, ChatTemplateError
+from plamo2_jax.tokenizer.chat_template import ChatTemplate, ChatTemplateError
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 
@@ -58,9 +59,7 @@ class SpeakerConfig:
     """Endpoint: seconds before the second try, at most; the bound doubles with every further one, up to a minute."""
 
     def __post_init__(self) -> None:
-        self._require(
-            "url", self.url is None or re.fullmatch(r"https?://[^\s?#]+", self.url), "http://... or https://..."
-        )
+        self._require("url", self.url is None or _is_address(self.url), "http://HOST/... or https://HOST:PORT/...")
         variable = self.key_variable is None or re.fullmatch(r"[A-Za-z_]\w*", self.key_variable)
         self._require("key_variable", variable, "the name of an environment variable")
         self._require("dtype", self.dtype in ("float32", "bfloat16"), "float32 or bfloat16")
@@ -84,7 +83,7 @@ class Question:
     """Decides, with the seed and the sample's number, the randomness of the answers."""
     messages: Sequence[Mapping[str, Any]]
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Of the chat template; an endpoint has its own, and does not get them."""
+    """Of the chat template. An endpoint has its own template; of the variables it gets `tools` alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,16 +158,33 @@ def api_key(config: SpeakerConfig) -> str | None:
     """The endpoint's key.
 
     Raises:
-        ValueError: the environment does not have it.
+        ValueError: the environment does not have it, or it is none.
     """
     if config.key_variable is None:
         return None
-    key = os.environ.get(config.key_variable)
+    key = os.environ.get(config.key_variable, "").strip()
     if not key:
         raise ValueError(
             f"the environment variable {config.key_variable} is empty; it must hold the key of {config.url}"
         )
+    # Before a header is made of it: the complaint about that would show the key.
+    if not re.fullmatch(r"[!-~]+", key):
+        raise ValueError(
+            f"the environment variable {config.key_variable} is no key: it holds characters other than ASCII letters, digits and signs, "
+            "such as a space or an end of line"
+        )
     return key
+
+
+def _is_address(url: str) -> bool:
+    """Whether it is an address that requests can be sent to."""
+    if not re.fullmatch(r"https?://[!-~]+", url) or set(url) & set("?#@"):
+        return False
+    try:
+        parts = urllib.parse.urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 class OwnSpeaker:
@@ -182,11 +198,10 @@ class OwnSpeaker:
 
     def __init__(self, config: SpeakerConfig):
         name = ModelName.parse(config.model)
-        loaded = load_model(name.folder, step=name.step, ema=name.ema)
+        loaded = open_model(name.folder, step=name.step, ema=name.ema)
         if loaded.tokenizer is None:
             raise ValueError(f"{name.folder} has no tokenizer.jsonl, without which there is no text to write")
-        has_own = (name.folder / FILE_NAME).is_file()
-        self._template = ChatTemplate.load(config.template or (name.folder if has_own else "chat"))
+        self._template = ChatTemplate.load(config.template) if config.template else ChatTemplate.of_model(name.folder)
         self._tokenizer, self._config = loaded.tokenizer, config
         model = Plamo2(loaded.config, dtype=jnp.dtype(config.dtype))
         self._generator = Generator(model, cast_matrices(model, loaded.params), loaded.tokenizer)

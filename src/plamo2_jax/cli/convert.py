@@ -24,9 +24,11 @@ def from_hf(
     """Read a folder of the public layout (config.json, safetensors, tokenizer.jsonl) and write a run folder of ours.
 
     Only safetensors are read, never a pickle; no code that comes with the folder is run. Conversion without --dtype is exact to the bit.
+    The chat template comes along, from chat_template.jinja or tokenizer_config.json. Links out of the folder are refused.
 
     Args:
-        source: Folder with config.json and model.safetensors, or model.safetensors.index.json and its files.
+        source: Folder with config.json and model.safetensors, or model.safetensors.index.json and its files. A snapshot folder of the
+            Hugging Face cache will do.
         output: Run folder to make; it must not exist or be empty.
         dtype: Dtype of the written parameters; left out, the dtype of the files. Training and inference read both into float32.
     """

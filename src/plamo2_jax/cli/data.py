@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import sys
+import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from plamo2_jax.cli.arguments import call_subcommand
+from plamo2_jax.cli.data_clean import clean
+from plamo2_jax.cli.data_files import print_bad, read_report, record_bytes, write_jsonl
 
 if TYPE_CHECKING:
-    from plamo2_jax.data.documents import ReadReport
+    from plamo2_jax.data.documents import Document
     from plamo2_jax.data.shards import Shards
     from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
@@ -27,14 +26,16 @@ def prepare(
     tokenizer: Path,
     output: Path,
     *,
-    split: Split = "all",
+    split: Literal["all", "train", "heldout", "both"] = "all",
     heldout_fraction: float = 0.01,
+    pair_field: str | None = None,
     text_field: str = "text",
     id_field: str = "id",
     language_field: str = "language",
     language: str | None = None,
     data_dir: Path | None = None,
     max_bad_rate: float = 0.01,
+    max_record_mib: int = 64,
     tokens_per_shard: int = 1 << 26,
     processes: int = 0,
     overwrite: bool = False,
@@ -42,49 +43,72 @@ def prepare(
     """Tokenize text into a folder of shards, which training and evaluation read.
 
     Args:
-        input: Files (.jsonl, .txt, also .gz, .xz, .bz2, .zst; .parquet; .arrayrecord), folders, "patterns/*.jsonl",
-            tfds:NAME:SPLIT, or the corpus in the package: bundled:ja:train, bundled:all:heldout.
+        input: Files (.jsonl, an object per line; .txt, the file is one document, a line is not; both also .gz, .xz, .bz2, .zst; .parquet;
+            .arrayrecord), folders, "patterns/*.jsonl", tfds:NAME:SPLIT, or the corpus in the package: bundled:ja:train,
+            bundled:all:heldout. A file that several of them name is read once.
         tokenizer: A tokenizer.jsonl, or the folder that holds it.
         output: Folder to create; it appears complete or not at all.
-        split: Write only one side of a document-level held-out split. (Inputs named bundled: are split already.)
+        split: Side of a document-level held-out split to write. both: write OUTPUT/train and OUTPUT/heldout in one pass. (Inputs named
+            bundled: are split already.)
         heldout_fraction: Share of the documents on the held-out side of --split.
+        pair_field: Field or column with a value that documents share if they must be on the same side of --split, such as a page and its
+            translation. Documents with the same text always are.
         text_field: Field or column that holds the text.
         id_field: Field or column that holds an id, for messages.
         language_field: Field or column that holds the language; documents are counted by it.
-        language: Language of documents that declare none.
+        language: Language of documents that declare none; left out, it is recognised by script and common words.
         data_dir: Where TensorFlow Datasets were prepared; left out, its default.
-        max_bad_rate: Share of records that may be bad (not UTF-8, not JSON, without text) before reading fails.
+        max_bad_rate: Share of records that may be bad (not UTF-8, not JSON, without text, too long) before reading fails.
+        max_record_mib: Size in MiB above which a line, text file, row or record is bad. Memory use grows with it.
         tokens_per_shard: Start a new shard after this many tokens.
         processes: Worker processes that tokenize; 0 for none. The result is the same.
         overwrite: Replace the output folder if it holds shards.
     """
-    from plamo2_jax.data.shard_writer import write_shards
-    from plamo2_jax.data.sources import read_documents, split_documents
+    from plamo2_jax.data.shard_writer import write_sides
+    from plamo2_jax.data.sources import read_documents, side_of, split_documents
     from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
-    report = _report(max_bad_rate)
+    report = read_report(max_bad_rate)
     documents = read_documents(
         input,
         text_field=text_field,
         id_field=id_field,
         language_field=language_field,
+        pair_field=pair_field,
         language=language,
         data_dir=data_dir,
         report=report,
+        max_record_bytes=record_bytes(max_record_mib),
+        keep_fields=False,
     )
-    manifest = write_shards(
-        split_documents(documents, split, heldout_fraction),
+    if not 0 < heldout_fraction < 1:
+        raise ValueError(f"--heldout-fraction {heldout_fraction} is not allowed: it must lie between 0 and 1")
+    sides = {side: output / side for side in ("train", "heldout")} if split == "both" else {split: output}
+    manifests = write_sides(
+        _recognised(documents if split == "both" else split_documents(documents, split, heldout_fraction)),
         Tokenizer.load(tokenizer),
-        output,
+        sides,
+        lambda document: side_of(document, heldout_fraction) if split == "both" else split,
         report=report,
         tokens_per_shard=tokens_per_shard,
         processes=processes,
         overwrite=overwrite,
     )
-    _print_bad(report)
-    for line in _statistics(manifest):
-        print(line)
-    print(output)
+    print_bad(report)
+    for side, folder in sides.items():
+        for line in _statistics(manifests[side]):
+            print(line)
+        print(folder)
+
+
+def _recognised(documents: Iterable[Document]) -> Iterator[Document]:
+    """The documents, with a language recognised where none is declared."""
+    from plamo2_jax.data.clean import guess_language
+
+    for document in documents:
+        if document.language == "unknown":
+            document = dataclasses.replace(document, meta={**document.meta, "language": guess_language(document.text)})
+        yield document
 
 
 def inspect(
@@ -151,87 +175,6 @@ def corpus(
     print(f"{output}: {count} documents")
 
 
-def clean(
-    input: Annotated[str, tyro.conf.Positional],
-    output: Annotated[Path, tyro.conf.Positional],
-    *,
-    text_field: str = "text",
-    id_field: str = "id",
-    language_field: str = "language",
-    languages: tuple[Literal["ja", "en", "other"], ...] = ("ja", "en"),
-    unicode_form: Literal["none", "NFC", "NFKC"] = "none",
-    min_chars: int = 50,
-    max_duplicate_lines: float = 0.3,
-    max_top_ngram: float = 0.2,
-    boilerplate_documents: int = 20,
-    duplicates: Literal["near", "keep"] = "near",
-    similarity: float = 0.8,
-    data_dir: Path | None = None,
-    max_bad_rate: float = 0.01,
-) -> None:
-    """Clean text and remove duplicates: any input in, JSON lines out.
-
-    Args:
-        input: A file, folder, "pattern", tfds:NAME:SPLIT or bundled:LANGUAGE:SPLIT.
-        output: File to write; .jsonl, or compressed .jsonl.gz, .jsonl.xz, .jsonl.bz2.
-        text_field: Field or column that holds the text.
-        id_field: Field or column that holds an id.
-        language_field: Field or column that holds the language; a text that looks like another one is dropped.
-        languages: Languages that pass, recognised by script and common words.
-        unicode_form: Normal form to bring the text into; "none" leaves it as its author wrote it.
-        min_chars: Shorter documents are dropped.
-        max_duplicate_lines: Drop documents with a larger share of characters in lines seen before in the document.
-        max_top_ngram: Drop documents of which one repeated run of 10 characters makes up a larger share.
-        boilerplate_documents: Remove lines that occur in this many documents; 0 keeps them and reads the input only once.
-        duplicates: near: remove exact and near-duplicates. keep: remove none.
-        similarity: Jaccard similarity of 5-character sets from which two documents are near-duplicates.
-        data_dir: Where TensorFlow Datasets were prepared; left out, its default.
-        max_bad_rate: Share of records that may be bad before reading fails.
-    """
-    from plamo2_jax.data.clean import CleanConfig, CleanReport, boilerplate_lines, clean_documents, normalize_text
-    from plamo2_jax.data.dedup import DedupConfig, DedupReport, deduplicate
-    from plamo2_jax.data.sources import read_documents
-
-    if output.exists() and Path(input).exists() and output.samefile(input):
-        raise ValueError(f"{output} is the input too; give another file, so that the text as it was is not lost")
-    config = CleanConfig(unicode_form, languages, min_chars, max_duplicate_lines, max_top_ngram)
-    dedup_config = DedupConfig(threshold=similarity)
-
-    def records(report: ReadReport, note: str) -> Iterator[dict[str, Any]]:
-        from plamo2_jax.progress import tqdm
-
-        documents = read_documents(
-            [input],
-            text_field=text_field,
-            id_field=id_field,
-            language_field=language_field,
-            data_dir=data_dir,
-            report=report,
-        )
-        for document in tqdm(documents, note, unit="doc"):
-            yield document.to_json()
-
-    boilerplate: frozenset[str] = frozenset()
-    if boilerplate_documents:
-        # Lines are compared as they will be once cleaned.
-        normal = (
-            {"text": normalize_text(record["text"], unicode_form)}
-            for record in records(_report(max_bad_rate), "find boilerplate")
-        )
-        boilerplate = boilerplate_lines(normal, boilerplate_documents)
-    report, cleaning, deduplication = _report(max_bad_rate), CleanReport(), DedupReport()
-    documents: Iterable[dict] = clean_documents(records(report, "clean"), config, cleaning, boilerplate)
-    if duplicates == "near":
-        documents = deduplicate(documents, dedup_config, deduplication, progress=False)
-    with write_jsonl(output) as write:
-        count = sum(map(write, documents))
-    _print_bad(report)
-    print(cleaning.summary())
-    if duplicates == "near":
-        print(deduplication.summary())
-    print(f"{output}: {count} documents")
-
-
 def instructions(output: Path, *, per_page: int = 6, limit: int | None = None, seed: int = 0) -> None:
     """Write conversations made from the bundled corpus, with rules to check answers by: train.jsonl and heldout.jsonl.
 
@@ -278,21 +221,6 @@ def main(argv: list[str]) -> int | None:
     return call_subcommand(SUBCOMMANDS, argv, "plamo2 data")
 
 
-def _report(max_bad_rate: float) -> ReadReport:
-    from plamo2_jax.data.documents import ReadReport
-
-    return ReadReport(max_bad_rate=max_bad_rate)
-
-
-def _print_bad(report: ReadReport) -> None:
-    """The account of bad records, on stderr: the counts, and the first ones verbatim."""
-    print(report.summary(), file=sys.stderr)
-    for record in report.first:
-        print(f"  {record}", file=sys.stderr)
-    if report.bad > len(report.first):
-        print(f"  and {report.bad - len(report.first)} more", file=sys.stderr)
-
-
 def _statistics(manifest: dict[str, Any]) -> Iterator[str]:
     rows = {**manifest["languages"], "all": manifest} if len(manifest["languages"]) > 1 else manifest["languages"]
     for language, counts in rows.items():
@@ -320,32 +248,3 @@ def _print_documents(shards: Shards, tokenizer: Tokenizer, count: int, character
         text = tokenizer.decode(document.ids)
         shown = text if len(text) <= characters else text[:characters] + "…"
         print(f"\n--- document {index}: {len(document.ids):,} tokens, {document.bytes:,} bytes\n{shown}")
-
-
-@contextlib.contextmanager
-def write_jsonl(path: Path) -> Iterator[Any]:
-    """A function that appends one object to the file and returns 1; the file appears when all went well."""
-    if not path.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.xz", ".jsonl.bz2")):
-        raise ValueError(f"{path} must end in .jsonl, .jsonl.gz, .jsonl.xz or .jsonl.bz2")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path}: the folder {path.parent} does not exist")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with _open_to_write(partial, path.suffix) as file:
-
-            def write(record: dict[str, Any]) -> int:
-                file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-                return 1
-
-            yield write
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _open_to_write(path: Path, suffix: str) -> IO[bytes]:
-    import bz2
-    import gzip
-    import lzma
-
-    return {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}.get(suffix, open)(path, "wb")

@@ -9,16 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from plamo2_jax.align.preferences import DpoConfig
+    from plamo2_jax.train.distillation import Beside
     from plamo2_jax.train.loop import Outcome
+    from plamo2_jax.train.objective import Objective
 
 DESCRIPTION = """Train a model on pairs of answers, one of which is preferred, or on single answers, liked or disliked, or go on doing it.
 
 usage: plamo2 dpo CONFIG.py [--field value] [--part.field value] ...
 
-CONFIG.py is a Python file that sets `config = DpoConfig(...)`, a PretrainConfig whose data.mixture and heldout name JSON lines of
-{"prompt", "chosen", "rejected"} or {"prompt", "completion", "label"} (true or false), and whose init_from is a run folder or a folder of
-the public layout. Any field below can be replaced on the command line. --preference.losses takes one or several of the family of DPO,
-added up by --preference.weights; with single answers they must be such as kto and bco, which count each answer by itself.
+CONFIG.py is a Python file that sets `config = DpoConfig(...)`, a PretrainConfig whose data.mixture and heldout name records of
+{"prompt", "chosen", "rejected"} or {"prompt", "completion", "label"} (true or false) as JSON lines, Parquet or ArrayRecord, and whose
+init_from is a run folder or a folder of the public layout. docs/post_training.md lists all forms that are read. Bad records are left out
+and counted; above --pairs.max-bad-rate of them the run ends. --preference.losses takes one or several of the family of DPO, added up by
+--preference.weights; with single answers they must be such as kto and bco, which count each answer by itself. Any field below can be
+replaced on the command line.
 
 The reference runs beside the policy; with --reference-log-probs FOLDER what it says of the pairs is computed once and kept there. With
 --lora it is the model without the adapters. The run, its exit status and how it is resumed are those of plamo2 pretrain."""
@@ -33,10 +37,14 @@ def main(argv: list[str]) -> int:
         from plamo2_jax.align.preferences import PairSource, make_objective
         from plamo2_jax.align.samples import sample_writer
 
-        if config.reference_log_probs is not None:
-            prepare(config)
+        def prepare_and_make(config: DpoConfig, beside: Beside) -> Objective:
+            # Here and not before: now the run's folder is locked, and nobody else prepares the same.
+            if config.reference_log_probs is not None:
+                prepare(config)
+            return make_objective(config, beside)
+
         return {
-            "make_objective": make_objective,
+            "make_objective": prepare_and_make,
             "make_source": PairSource,
             "on_evaluate": sample_writer(config, config.pairs.template),
         }

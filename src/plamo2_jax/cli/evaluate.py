@@ -1,34 +1,43 @@
-"""`plamo2 evaluate MODEL --heldout ja=DIR en=DIR`: held-out bits per byte, beside those of xz."""
+"""`plamo2 evaluate MODEL --heldout ja=DIR en=FILE`: held-out bits per byte and perplexity, beside xz."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from plamo2_jax.cli.arguments import parse
 
+if TYPE_CHECKING:
+    from plamo2_jax.eval.heldout import HeldOutSet
+    from plamo2_jax.tokenizer.tokenizer import Tokenizer
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions:
-    """Bits per byte of a model on held-out text, and those of `xz -9e` on the same text.
+    """Bits per byte and perplexity of a model on held-out data, and the bits per byte of `xz -9e` on the same text.
 
-    The figure is the sum of -log2 p over all tokens, end-of-document tokens included, divided by the UTF-8 bytes of the text. It does not
-    depend on the vocabulary. Lower is better.
+    Text: one pass over all documents, their end-of-document tokens included. Conversations: the assistant's tokens alone are measured,
+    given all that comes before them. Bits per byte are the sum of -log2 p over the UTF-8 bytes, which does not depend on the
+    vocabulary. Lower is better.
     """
 
     model: Annotated[Path, tyro.conf.Positional]
-    """Run folder, or folder of the public layout (config.json and safetensors)."""
+    """Run folder (adapters are added to their base), or folder of the public layout (config.json and safetensors)."""
     heldout: tuple[str, ...]
-    """Held-out shards as LANGUAGE=FOLDER, for instance ja=runs/demo/data/ja/heldout en=runs/demo/data/en/heldout."""
+    """Held-out data as NAME=PATH, for instance ja=runs/demo/data/ja/heldout news=news.txt chat=conversations.jsonl. PATH is a folder of
+    shards, or text or conversations in any format that data prepare or sft reads; files are tokenized on the fly. A file whose first
+    record has a field `text` is text."""
     output: Path | None = None
     """JSON file to write all figures to."""
     step: int | None = None
     """Which checkpoint of a run folder; left out, the newest."""
     tokenizer: Path | None = None
     """tokenizer.jsonl for a model that comes without one."""
+    template: str | None = None
+    """Chat template for conversations: chat, translate, a Jinja file or a folder. The model's own, else chat, when not given."""
     sequence_length: int | None = None
     """Positions per row; longer documents are cut. Left out, the training length of a run folder, else 2048."""
     batch_size: int = 8
@@ -44,25 +53,52 @@ def main(argv: list[str]) -> int:
 
     import jax.numpy as jnp
 
+    from plamo2_jax.align.open import open_model
     from plamo2_jax.checkpoint import write_json
-    from plamo2_jax.convert.load import load_model
     from plamo2_jax.eval.heldout import compare, table
     from plamo2_jax.model.plamo2 import Plamo2
     from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
-    loaded = load_model(options.model, step=options.step)
+    loaded = open_model(options.model, step=options.step)
     tokenizer = loaded.tokenizer if options.tokenizer is None else Tokenizer.load(options.tokenizer)
     if tokenizer is None:
         raise ValueError(f"{options.model} has no tokenizer.jsonl; name one with --tokenizer")
     length = training_length(options.model) if options.sequence_length is None else options.sequence_length
     model = Plamo2(loaded.config, dtype=jnp.dtype(options.dtype))
-    results = compare(model, loaded.params, tokenizer, folders, sequence_length=length, batch_size=options.batch_size)
+    sets = {name: open_set(path, options, tokenizer, length) for name, path in folders.items()}
+    results = compare(model, loaded.params, tokenizer, sets, sequence_length=length, batch_size=options.batch_size)
     print(table(results))
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         languages = {language: result.figures() for language, result in results.items()}
         write_json(options.output, {"model": str(options.model), "sequence_length": length, "languages": languages})
     return 0
+
+
+def open_set(path: Path, options: EvaluateOptions, tokenizer: Tokenizer, length: int) -> HeldOutSet:
+    """Read one held-out set: shards, text, or conversations.
+
+    Raises:
+        ValueError: it cannot be read, is empty, or was tokenized with another tokenizer.
+    """
+    from plamo2_jax.data.documents import ReadReport
+    from plamo2_jax.data.in_memory import TokenizedText
+    from plamo2_jax.data.shards import MANIFEST
+    from plamo2_jax.data.sources import read_documents
+    from plamo2_jax.eval.heldout import text_set
+
+    shape = {"sequence_length": length, "batch_size": options.batch_size}
+    if (path / MANIFEST).is_file():
+        return text_set(path, tokenizer, **shape)
+    from plamo2_jax.align.heldout import chat_set, holds_text
+
+    if holds_text(path):
+        report = ReadReport(max_bad_rate=0.0, judge_after=1)
+        return text_set(TokenizedText(read_documents([path], report=report), tokenizer, str(path)), tokenizer, **shape)
+    from plamo2_jax.tokenizer.chat_template import FILE_NAME
+
+    template = options.template or (str(options.model) if (options.model / FILE_NAME).is_file() else "chat")
+    return chat_set(path, template, tokenizer, **shape)
 
 
 def parse_heldout(arguments: tuple[str, ...]) -> dict[str, Path]:
@@ -75,12 +111,12 @@ def parse_heldout(arguments: tuple[str, ...]) -> dict[str, Path]:
     for argument in arguments:
         language, equals, folder = argument.partition("=")
         if not (language and equals and folder):
-            raise ValueError(f"--heldout {argument!r} is not allowed: it must be LANGUAGE=FOLDER")
+            raise ValueError(f"--heldout {argument!r} is not allowed: it must be NAME=PATH, such as en=heldout.txt")
         if language in folders:
             raise ValueError(f"--heldout names {language!r} twice; each language must come once")
         folders[language] = Path(folder)
     if not folders:
-        raise ValueError("--heldout must name at least one LANGUAGE=FOLDER")
+        raise ValueError("--heldout must name at least one NAME=PATH")
     return folders
 
 

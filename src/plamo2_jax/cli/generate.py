@@ -1,4 +1,4 @@
-"""`plamo2 generate MODEL --prompt ...`: continue prompts."""
+"""`plamo2 generate MODEL --prompt ...`: continue prompts; `plamo2 generate MODEL --chat ...`: answer messages."""
 
 from __future__ import annotations
 
@@ -14,8 +14,17 @@ import tyro
 from plamo2_jax.cli.arguments import call
 
 if TYPE_CHECKING:
-    from plamo2_jax.infer.generate import Generator
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from plamo2_jax.infer.generate import Generator, Prompt
     from plamo2_jax.infer.generation import Completion, Generation
+    from plamo2_jax.tokenizer.chat_template import ChatTemplate
+    from plamo2_jax.tokenizer.tokenizer import Tokenizer
+
+MAX_PROMPT_BYTES = 64 << 20
+"""Largest prompt file that is read."""
 
 Several = tyro.conf.UseAppendAction
 
@@ -25,6 +34,9 @@ def generate(
     *,
     prompt: Several[tuple[str, ...]] = (),
     prompt_file: Several[tuple[Path, ...]] = (),
+    chat: Several[tuple[str, ...]] = (),
+    system: str | None = None,
+    template: str | None = None,
     max_new_tokens: int = 256,
     min_new_tokens: int = 0,
     temperature: float = 0.8,
@@ -43,14 +55,19 @@ def generate(
     step: int | None = None,
     tokenizer: Path | None = None,
 ) -> None:
-    """Continue prompts. Several prompts run as one batch; the text of a prompt depends on the prompt and the seed only.
+    """Continue prompts, or answer messages (--chat). Several run as one batch; a text depends on its prompt and the seed only.
 
     A text ends at the model's end-of-document token, at a stop string or id, or after --max-new-tokens.
 
     Args:
-        model: A run folder, or a folder of the public layout.
+        model: A run folder, also of a run that trained adapters, or a folder of the public layout.
         prompt: Text to continue; may be given several times. Without any prompt the model begins a document.
-        prompt_file: File whose whole text, without its last newline, is a prompt; "-" is standard input. May be given several times.
+        prompt_file: File whose whole text is a prompt; "-" is standard input. May be given several times. A newline at the end of the
+            file is part of the prompt. A byte order mark is dropped, and CRLF line ends become LF.
+        chat: User message to answer, written into the model's chat template; may be given several times, for one conversation each.
+        system: System message of every --chat conversation.
+        template: Chat template of --chat: chat, translate, a Jinja file, or a folder that has one. Default: the model's own, or chat
+            where it has none.
         max_new_tokens: Maximum number of new tokens.
         min_new_tokens: Minimum number of new tokens.
         temperature: Divisor of the logits; 0 always takes the likeliest token.
@@ -62,22 +79,36 @@ def generate(
         samples: Samples per prompt.
         stop: Stop string, which is cut off; may be given several times.
         stop_id: Token id to stop at, in addition to bos, eos and op; may be given several times.
-        allow_control: Read control strings such as <|plamo:op|> in prompts as control tokens. Not for text of others.
+        allow_control: Read control strings such as <|plamo:op|> in --prompt and --prompt-file as control tokens; by default they are
+            text. Only for prompts you wrote yourself. --chat does not need it.
         stream: Print a single text while it is generated; several are printed when all are done.
         json: Print one JSON object per text: prompt, sample, text, token_ids, logprobs, finish_reason.
         dtype: Dtype of activations and matrices; left out, float32 on CPU and bfloat16 elsewhere.
         step: Which checkpoint of a run folder; left out, the newest.
         tokenizer: A tokenizer.jsonl, or the folder that holds it, instead of the model's own.
     """
+    from plamo2_jax.align.speakers import end_ids
     from plamo2_jax.infer.generate import default_stop_ids
     from plamo2_jax.infer.sampling import SamplingConfig
     from plamo2_jax.infer.stop import StopConfig
 
     sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
     stops = StopConfig(max_new_tokens, min_new_tokens, stop_id, stop)
-    prompts = [*prompt, *map(read_prompt, prompt_file)] or [""]
+    if chat and (prompt or prompt_file):
+        raise ValueError("--chat cannot be combined with --prompt or --prompt-file: give one kind")
+    for option, value in (("--system", system), ("--template", template)):
+        if value is not None and not chat:
+            raise ValueError(f"{option} is for --chat: add --chat MESSAGE, or leave {option} out")
+    texts = [*chat] or [*prompt, *map(read_prompt, prompt_file)] or [""]
+    chat_template = open_template(model, template) if chat else None
     generator = open_generator(model, step, dtype, tokenizer)
     stop_ids = (*default_stop_ids(generator.model, generator.tokenizer), *stop_id)
+    prompts: Sequence[Prompt] = texts
+    if chat_template is not None:
+        prompts = [chat_prompt(chat_template, generator.tokenizer, text, system) for text in texts]
+        stop_ids = (*stop_ids, *end_ids(chat_template, generator.tokenizer))
+    elif not allow_control:
+        warn_of_control_strings(texts, generator.tokenizer)
     generation = generator.stream(
         prompts,
         sampling=sampling,
@@ -86,7 +117,7 @@ def generate(
         samples=samples,
         allow_control=allow_control,
     )
-    rows = [(text, sample) for text in prompts for sample in range(samples)]
+    rows = [(text, sample) for text in texts for sample in range(samples)]
     begun = time.perf_counter()
     if stream and len(rows) == 1 and not json:
         for _, piece in generation:
@@ -107,17 +138,65 @@ def generate(
 
 
 def read_prompt(path: Path) -> str:
-    """The text of a prompt file without its last newline.
+    """The text of a prompt file, without a byte order mark and with LF line ends.
 
     Raises:
-        ValueError: it is not UTF-8.
+        ValueError: it is too large, or not UTF-8.
     """
-    data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    name = "standard input" if str(path) == "-" else str(path)
+    if str(path) == "-":
+        data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+    else:
+        with path.open("rb") as file:
+            data = file.read(MAX_PROMPT_BYTES + 1)
+    if len(data) > MAX_PROMPT_BYTES:
+        raise ValueError(
+            f"--prompt-file: {name} is too large for a prompt: at most {MAX_PROMPT_BYTES:,} bytes are read"
+        )
     try:
-        return data.decode().removesuffix("\n")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        name = "standard input" if str(path) == "-" else str(path)
         raise ValueError(f"--prompt-file: {name} is not UTF-8 (byte {error.start})") from None
+    if "\r\n" in text:
+        print(f"--prompt-file: CRLF line ends of {name} are read as LF", file=sys.stderr)
+    return text.replace("\r\n", "\n")
+
+
+def warn_of_control_strings(texts: Sequence[str], tokenizer: Tokenizer) -> None:
+    """Say on stderr which control strings stand in prompts that are read as text."""
+    if found := dict.fromkeys(string for text in texts for string in tokenizer.control_strings_in(text)):
+        print(
+            f"warning: {', '.join(found)} in the prompt is read as text, not as a control token; use --chat for chat models, or"
+            " --allow-control for prompts you wrote yourself",
+            file=sys.stderr,
+        )
+
+
+def open_template(folder: Path, template: str | None) -> ChatTemplate:
+    """The chat template that --template names, or else the model's own, or else `chat`.
+
+    Raises:
+        ValueError: it cannot be read or compiled.
+    """
+    from plamo2_jax.tokenizer.chat_template import ChatTemplate
+    from plamo2_jax.tokenizer.template_files import find_template
+
+    if template is not None:
+        return ChatTemplate.load(template)
+    if find_template(folder) is None:
+        print(f"{folder} has no chat template; the built-in template chat is used (see --template)", file=sys.stderr)
+    return ChatTemplate.of_model(folder)
+
+
+def chat_prompt(template: ChatTemplate, tokenizer: Tokenizer, message: str, system: str | None) -> np.ndarray:
+    """Ids of a conversation of one message, up to where its answer begins.
+
+    Raises:
+        ValueError: the template refuses it.
+    """
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    messages.append({"role": "user", "content": message})
+    return template.encode(tokenizer, messages, add_generation_prompt=True).ids
 
 
 def open_generator(folder: Path, step: int | None, dtype: str | None, tokenizer: Path | None) -> Generator:
@@ -128,13 +207,13 @@ def open_generator(folder: Path, step: int | None, dtype: str | None, tokenizer:
     """
     import jax.numpy as jnp
 
-    from plamo2_jax.convert.load import load_model
+    from plamo2_jax.align.open import open_model
     from plamo2_jax.infer.generate import Generator
     from plamo2_jax.infer.weights import cast_matrices
     from plamo2_jax.model import Plamo2
     from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
-    loaded = load_model(folder, step=step)
+    loaded = open_model(folder, step=step)
     vocabulary = loaded.tokenizer if tokenizer is None else Tokenizer.load(tokenizer)
     if vocabulary is None:
         raise ValueError(f"{folder} has no tokenizer.jsonl; give one with --tokenizer")

@@ -55,11 +55,12 @@ def grow(
 
     import jax
 
-    from plamo2_jax.convert.hf import chat_template_files, write_public
+    from plamo2_jax.convert.hf import write_public
     from plamo2_jax.convert.load import load_model
     from plamo2_jax.model import Plamo2, abstract_params
     from plamo2_jax.storage import require_empty
     from plamo2_jax.surgery import reuse
+    from plamo2_jax.tokenizer.template_files import chat_template_files
 
     def run(params):
         return reuse.grow(params, old, new, width=method, depth=depth, noise=noise, seed=seed)
@@ -73,9 +74,9 @@ def grow(
         return
     require_empty(output)
     reuse.check(old, new, method, depth)
+    files = chat_template_files(source)
     loaded = load_model(source, step=step, require_finite=True)
-    params, files = run(jax.device_get(loaded.params)), chat_template_files(Path(source))
-    write_public(output, new, params, loaded.tokenizer, dtype=dtype, files=files)
+    write_public(output, new, run(jax.device_get(loaded.params)), loaded.tokenizer, dtype=dtype, files=files)
     print(changes_table(old, new))
     print(output)
 

@@ -34,7 +34,7 @@ def logits(
     are meaningless. Memory depends on the batch size, not on the file.
 
     Args:
-        model: A run folder, or a folder of the public layout.
+        model: A run folder, also of a run that trained adapters, or a folder of the public layout.
         input: An .npz with the array tokens [b, t] of integers and, if rows are packed or padded, segment_ids [b, t]: 0 padding,
             1 and up the document.
         output: The .npz to write.
@@ -42,14 +42,14 @@ def logits(
         batch_size: Rows per batch.
         dtype: Dtype of activations. Parameters and logits are always float32.
     """
-    from plamo2_jax.convert.load import load_model
+    from plamo2_jax.align.open import open_model
 
     if batch_size < 1:
         raise ValueError(f"--batch-size {batch_size} is not allowed; it must be at least 1")
     if not output.parent.is_dir():
         raise ValueError(f"--output {output}: the folder {output.parent} does not exist")
     tokens, segment_ids = read_input(input)
-    loaded = load_model(model, step=step)
+    loaded = open_model(model, step=step)
     check_tokens(input, tokens, segment_ids, loaded.config.vocab_size)
     write_logits(output, loaded, tokens, segment_ids, batch_size, dtype)
     print(f"{output}: logits {[*tokens.shape, loaded.config.vocab_size]} float32")

@@ -28,17 +28,17 @@ def lora(
         step: Which checkpoint of a run with adapters; left out, the newest.
     """
     from plamo2_jax import checkpoint
-    from plamo2_jax.align.peft import CONFIG, merged_model
-    from plamo2_jax.convert.hf import chat_template_files
+    from plamo2_jax.align.peft import CONFIG, FOLDER, merged_model
     from plamo2_jax.storage import require_empty
+    from plamo2_jax.tokenizer.template_files import chat_template_files
 
     require_empty(output)
     if step is not None and (adapter / CONFIG).is_file():
         raise ValueError(f"{adapter} is of PEFT's layout and has no steps; leave --step out")
-    merged = merged_model(model, adapter, step)
     # A folder `adapter` lies in the run that trained it, and so does its template.
-    templates = (chat_template_files(folder) for folder in (adapter, adapter.parent, model))
-    files = next(filter(None, templates), {})
+    run = (adapter.parent,) if adapter.name == FOLDER else ()
+    files = chat_template_files(adapter, *run, model)
+    merged = merged_model(model, adapter, step)
     checkpoint.save_model(output, merged.config, merged.params, merged.tokenizer, files=files)
     print(output)
 

@@ -33,6 +33,7 @@ VERBS = {
     "distill": "write a teacher's logits to disk for distillation",
     "probe": "measure retrieval at chosen lengths: phonebook and needle",
     "phonebook": "write phonebooks as training text",
+    "inspect": "describe a folder of a model, adapters or shards",
     "report": "write an HTML page about a run",
     "plan": "predict memory and time on a TPU slice you do not have, with its compiler",
 }

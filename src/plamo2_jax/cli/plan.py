@@ -57,6 +57,7 @@ def ssd(
     """
     from plamo2_jax.config import PRESETS
     from plamo2_jax.plan import table
+    from plamo2_jax.plan.compiler import untested
     from plamo2_jax.plan.run import Compiler
     from plamo2_jax.plan.ssd import SsdProgram
     from plamo2_jax.progress import tqdm
@@ -77,7 +78,10 @@ def ssd(
         for layout in layouts
     ]
     results = []
-    with Compiler(topology) as compiler, tqdm(programs, desc="compile", unit="program", delay=1) as bar:
+    compiler = Compiler(topology)
+    if warning := untested(compiler.libtpu):
+        print(f"plamo2 plan: warning: {warning}", file=sys.stderr)
+    with compiler, tqdm(programs, desc="compile", unit="program", delay=1) as bar:
         for program, layout in bar:
             results.append(compiler.cost(program, layout))
         print(

@@ -24,7 +24,8 @@ usage: plamo2 plan CONFIG.py --topology SLICE [options] [--field value] [--part.
 
 Prints HBM a chip by kind, collectives, the compiler's scheduled cycles, and a step time and MFU bound predicted from them. Nothing is
 measured, and no data are needed. Where it does not fit, the bytes that are over and the nearest change that fits. CONFIG.py may be one of
-plamo2 sft or plamo2 dpo too. Any field of the run can be replaced as there. Needs libtpu: pip install 'jax[tpu]'"""
+plamo2 sft or plamo2 dpo too. Any field of the run can be replaced as there. A field that a plan does not count (ema_decay,
+distillation, lora) is refused. Needs libtpu: pip install 'jax[tpu]'"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Options:
     """Plan a prefill of rows of so many tokens instead of the train step."""
     decode: int | None = None
     """Plan a decoding step behind so many tokens instead of the train step."""
-    rows: int = 8
-    """Rows of every copy of the model, in prefill and decode."""
+    rows: int | None = None
+    """Rows of every copy of the model, in prefill and decode; left out: 8."""
     sweep: bool = False
     """Compile for several meshes and remat policies, and rank those that fit."""
     search: bool = True
@@ -72,25 +73,57 @@ def main(argv: Sequence[str]) -> int:
     config = parse(type(default), fields, prog, default=default)
     if (options.topology is None) == (options.gpu is None):
         raise ValueError("plamo2 plan needs either --topology SLICE, such as v5p:4x4x4, or --gpu NODE, such as h100x8")
-    if options.prefill is not None and options.decode is not None:
-        raise ValueError("--prefill and --decode are two plans; give one of them")
+    _refuse_unused(options)
     if options.json is not None and not options.json.absolute().parent.is_dir():
         raise ValueError(f"--json {options.json}: the folder {options.json.parent} does not exist")
     if options.gpu is not None:
         return _gpus(options, Request(config, "", gpus=_gpu_count(options.gpu)))
     context = options.prefill or options.decode or config.data.sequence_length
     kind = "prefill" if options.prefill else "decode" if options.decode else "train"
-    request = Request(config, options.topology, kind, options.implementation, options.rows, context)
+    request = Request(config, options.topology, kind, options.implementation, options.rows or 8, context)
     return _sweep(options, request) if options.sweep else _one(options, request)
+
+
+def _refuse_unused(options: Options) -> None:
+    """Refuse values out of range, and options that what is asked for would not look at."""
+    if options.prefill is not None and options.decode is not None:
+        raise ValueError("--prefill and --decode are two plans; give one of them")
+    for name in ("prefill", "decode", "rows"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} {value} is not allowed; it must be at least 1")
+    serving = bool(options.prefill or options.decode)
+    if options.rows is not None and not serving:
+        raise ValueError("--rows is not allowed without --prefill or --decode: a train step has data.batch_size rows")
+    if options.sweep and serving:
+        raise ValueError("--sweep is not allowed with --prefill or --decode: it compares train steps")
+    if options.sweep and options.longest:
+        raise ValueError("--longest is not allowed with --sweep; plan one of its meshes alone")
+    if options.gpu is not None and (serving or options.sweep or options.longest):
+        raise ValueError(
+            "--prefill, --decode, --sweep and --longest are not allowed with --gpu: without the GPU's compiler only bytes of the "
+            "train step's arguments are known"
+        )
+
+
+def _warn_of_untested() -> None:
+    from plamo2_jax.plan.compiler import libtpu_version, untested
+
+    if warning := untested(libtpu_version()):
+        print(f"plamo2 plan: warning: {warning}", file=sys.stderr)
 
 
 def _one(options: Options, request: Request) -> int:
     from plamo2_jax.plan import report
+    from plamo2_jax.plan.fields import not_counted
     from plamo2_jax.plan.steps import nearest_fit, plan
 
+    _warn_of_untested()
     found = plan(request)
     print(f"{request.kind} step of {request.config.name} on {request.topology}")
     print("\n".join(report.lines(found)))
+    if request.kind == "train" and (beside := not_counted(request.config)):
+        print(f"not in this plan: what the run computes for {' and '.join(beside)}, between its train steps")
     if options.longest:
         print("\n" + "\n".join(report.operations(found)))
     data = {"topology": request.topology, "kind": request.kind, "plan": report.to_json(found)}
@@ -115,6 +148,7 @@ def _sweep(options: Options, request: Request) -> int:
     points = list(sweep_points(request.config, chips(request.topology) * request.config.mesh.slices))
     if not points:
         raise ValueError("--sweep finds no mesh over which a micro-batch's rows divide; lower --accumulation")
+    _warn_of_untested()
     found: list[tuple[str, StepPlan]] = []
     for label, config in tqdm(points, desc="compile", unit="plan"):
         try:

@@ -18,8 +18,9 @@ DESCRIPTION = """Make pairs of answers for plamo2 dpo: sample a policy, score by
 usage: plamo2 prefer CONFIG.py [--field value] [--part.field value] ...
 
 CONFIG.py is a Python file that sets `config = PreferConfig(...)`; any field below can be replaced on the command line. Prompts are
-JSON lines of {"prompt": text or messages} or {"messages": [...]}, with "rules" where answers can be checked. Policy and judge are
-folders, run by our own engine, or models behind OpenAI-compatible endpoints (--policy.url, --judge.url).
+records of {"prompt": text or messages} or {"messages": [...]} as JSON lines, Parquet or ArrayRecord, with "rules" where answers can be
+checked; docs/post_training.md lists all forms. Policy and judge are folders, run by our own engine, or models behind OpenAI-compatible
+endpoints (--policy.url, --judge.url).
 
 Writes OUTPUT/pairs.jsonl and heldout.jsonl, which plamo2 dpo reads, answers.jsonl, config.json and report.json. The same command goes on
 after a kill, and ends in the same bytes; on a folder that is complete it does nothing, except for prompts that failed.

@@ -25,7 +25,9 @@ CONFIG.py is a Python file that sets `config = PretrainConfig(...)`:
 The folder configs/ of the source tree has examples. Any field below can be replaced on the command line. The run is written to
 OUTPUT/NAME: config.json (the resolved config), tokenizer.jsonl, checkpoints/, metrics.jsonl and tensorboard/. The same command resumes a
 run that was stopped, from its newest intact checkpoint, exactly as if it had never stopped. Ctrl-C and SIGTERM save a checkpoint and end
-the run. A run without a checkpoint of its own starts from --init-from, or else from random parameters.
+the run. A run without a checkpoint of its own starts from --fork RUN@STEP (optimizer included), from --init-from (parameters alone), or
+from random parameters. docs/pretraining.md shows how to train a finished run further. One process at a time trains a run; a second one of
+the same name is refused.
 
 For a job of several processes, give each of them --distributed.coordinator HOST:PORT (of the first), --distributed.process-count N and
 --distributed.process-id 0 .. N-1; or --distributed.coordinator auto on a TPU pod, under SLURM or Open MPI. They share one file system.

@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
     require_empty(options.output)
     import jax.numpy as jnp
 
-    from plamo2_jax.convert.load import load_model
+    from plamo2_jax.align.open import open_model
     from plamo2_jax.eval.retrieval import as_text, ask, table
     from plamo2_jax.infer.answer import ModelAnswerer
     from plamo2_jax.infer.weights import cast_matrices
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
     from plamo2_jax.surgery.merge_sources import ModelName
 
     name = ModelName.parse(options.model)
-    loaded = load_model(name.folder, step=name.step, ema=name.ema)
+    loaded = open_model(name.folder, step=name.step, ema=name.ema)
     if loaded.tokenizer is None:
         raise ValueError(f"{name.folder} has no tokenizer.jsonl, without which there is no text to read")
     model = Plamo2(loaded.config, dtype=jnp.dtype(options.dtype))

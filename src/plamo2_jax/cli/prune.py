@@ -60,7 +60,7 @@ def prune(
         dtype: Dtype of the file.
         plan: Print what would be cut, or the shapes within the budget, and write nothing.
     """
-    from plamo2_jax.convert.hf import chat_template_files, write_public
+    from plamo2_jax.convert.hf import write_public
     from plamo2_jax.storage import require_empty
     from plamo2_jax.surgery.search import candidates
     from plamo2_jax.surgery.shapes import changes_table, read_shape, with_sizes
@@ -96,7 +96,9 @@ def prune(
     from plamo2_jax.convert.load import load_model
     from plamo2_jax.data.pipeline import DataConfig, MixtureItem, train_iterator
     from plamo2_jax.surgery import prune as surgery
+    from plamo2_jax.tokenizer.template_files import chat_template_files
 
+    files = chat_template_files(model)
     loaded = load_model(model, step=step, require_finite=True)
     if loaded.tokenizer is None:
         raise ValueError(f"{model} has no tokenizer.jsonl, which the calibration data are checked against")
@@ -119,7 +121,6 @@ def prune(
         )
         if best is None or nats < lowest:
             best, lowest = pruned, nats
-    files = chat_template_files(Path(model))
     write_public(output, best.config, best.params, loaded.tokenizer, dtype=dtype, files=files)
     print(changes_table(old, best.config))
     print(output)

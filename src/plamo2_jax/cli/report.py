@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,10 +14,11 @@ from plamo2_jax.cli.arguments import parse
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Write RUN/report.html: configuration, curves, held-out bits per byte beside xz, and samples.
+    """Write RUN/report.html: curves, figures on held-out data, samples and the configuration of a run of any kind, complete or not.
 
-    It reads config.json and metrics.jsonl, and where they exist evaluation.json (plamo2 evaluate --output) and samples.jsonl
-    (plamo2 generate --json). The page needs no other file and no network.
+    It reads config.json, metrics.jsonl, evaluation.json (plamo2 evaluate --output) and samples.jsonl (plamo2 generate --json), as far as
+    they exist. Runs and models in the folders of RUN follow, with their chief curves. What cannot be read is left out, with a note
+    on the page and on stderr. The page needs no other file and no network.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -28,4 +30,4 @@ def main(argv: list[str]) -> None:
     arguments = parse(Arguments, argv, "plamo2 report")
     from plamo2_jax.report.page import write_report  # Matplotlib is slow to import.
 
-    print(write_report(arguments.run))
+    print(write_report(arguments.run, on_note=lambda note: print(note, file=sys.stderr)))

@@ -13,10 +13,11 @@ DESCRIPTION = """Fine-tune a model on conversations, or go on doing it.
 
 usage: plamo2 sft CONFIG.py [--field value] [--part.field value] ...
 
-CONFIG.py is a Python file that sets `config = SftConfig(...)`, a PretrainConfig whose data.mixture and heldout name JSON lines of
-conversations (`messages`, Alpaca or ShareGPT; a file, a folder or a pattern each) and whose init_from is a run folder or a folder of
-the public layout. Any field below can be replaced on the command line. Only what the assistant says is trained on. --samples.prompts TEXT
-TEXT ... are answered at every evaluation, into samples.jsonl.
+CONFIG.py is a Python file that sets `config = SftConfig(...)`, a PretrainConfig whose data.mixture and heldout name conversations as JSON
+lines, Parquet or ArrayRecord (a file, a folder or a pattern each) and whose init_from is a run folder or a folder of the public layout.
+docs/post_training.md lists the forms that are read: messages, ShareGPT, Alpaca, prompt and completion, and others. Bad records are left
+out and counted; above --chat.max-bad-rate of them the run ends. Only what the assistant says is trained on. --samples.prompts TEXT TEXT
+... are answered at every evaluation, into samples.jsonl. Any field below can be replaced on the command line.
 
 The run, its exit status and how it is resumed are those of plamo2 pretrain; chat_template.jinja lies in its folder too. With --lora the
 checkpoints hold adapters, which are also written to OUTPUT/NAME/adapter in PEFT's layout at the end: plamo2 lora adds them to a model."""

@@ -28,8 +28,9 @@ def train(
     """Train a vocabulary on text and write tokenizer.jsonl. Equal input and options give equal files.
 
     Args:
-        input: Files (.jsonl, .txt, also .gz, .xz, .bz2, .zst; .parquet; .arrayrecord), folders, "patterns/*.jsonl", tfds:NAME:SPLIT,
-            or the corpus in the package: bundled:ja:train, bundled:all:train.
+        input: Files (.jsonl, an object per line; .txt, the file is one document; both also .gz, .xz, .bz2, .zst; .parquet; .arrayrecord),
+            folders, "patterns/*.jsonl", tfds:NAME:SPLIT, or the corpus in the package: bundled:ja:train, bundled:all:train. A file that
+            several of them name is read once, and a line, text file, row or record of more than 64 MiB is a bad record.
         output: Folder for tokenizer.jsonl, created if needed; or a file name that ends in .jsonl.
         text_field: Field or column that holds the text.
         vocab_size: Number of rows, including 7 control, 4 whitespace and 256 byte rows.
@@ -57,7 +58,7 @@ def train(
         seed_pieces=seed_pieces,
     )
     report = ReadReport()
-    documents = read_documents(input, text_field=text_field, report=report)
+    documents = read_documents(input, text_field=text_field, report=report, keep_fields=False)
     folder = output.parent if output.suffix == ".jsonl" else output
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {output}: {folder} is a file; give a folder, or a file name that ends in .jsonl")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.layout import LM_HEAD, PublicTensor
 from plamo2_jax.json_input import parse_json, read_json_object
+from plamo2_jax.model_files import file_inside
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -57,18 +59,9 @@ def inside(folder: Path, name: str) -> Path:
     """The path of a file of the folder.
 
     Raises:
-        ConvertError: it is not there, or it lies outside the folder, by its name or through a symbolic link.
+        ConvertError: it is not there, or it lies outside the folder, by its name or through a symbolic link (see `model_files`).
     """
-    if name != Path(name).name or name in (".", ".."):
-        raise ConvertError(f"{folder} names a file outside the folder: {name!r}; only plain file names are allowed")
-    path = folder / name
-    if not path.is_file():
-        raise ConvertError(f"{folder} has no file {name}")
-    if path.resolve().parent != folder.resolve():
-        raise ConvertError(
-            f"{path} is a symbolic link out of its folder, to {path.resolve()}; copy the files themselves (cp -L) and try again"
-        )
-    return path
+    return file_inside(folder, name, error=ConvertError)
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -87,11 +80,11 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
         ConvertError: no safetensors in the folder, a damaged file, an index that disagrees with its files, a tensor in two of them.
     """
     single, index = folder / SINGLE, folder / INDEX
-    if single.exists() and index.exists():
+    if os.path.lexists(single) and os.path.lexists(index):
         raise ConvertError(f"{folder} has both {SINGLE} and {INDEX}; remove the one that is stale")
-    if index.exists():
+    if os.path.lexists(index):
         return _sharded(folder)
-    if single.exists() or single.is_symlink():
+    if os.path.lexists(single):
         return read_header(inside(folder, SINGLE))
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickled:

@@ -20,7 +20,7 @@ from plamo2_jax.convert.read import common_dtype, read_params, read_public_confi
 from plamo2_jax.convert.write import write_params
 from plamo2_jax.model import Plamo2, abstract_params
 from plamo2_jax.storage import new_folder, require_empty, write_whole
-from plamo2_jax.tokenizer import chat_template
+from plamo2_jax.tokenizer.template_files import FILE_NAME, chat_template_files
 from plamo2_jax.tokenizer.tokenizer import PAD, UNK, Tokenizer
 
 
@@ -53,9 +53,10 @@ def from_public(
         raise ConvertError(f"{source} is a run folder already; from-hf reads folders of the public layout")
     config = read_public_config(source)
     tokenizer = read_tokenizer(source, config)
+    files = chat_template_files(source)
     params = read_params(source, config, dtype=dtype, shardings=shardings, on_read=on_read)
     warn_of_nonfinite(source, params)
-    checkpoint.save_model(output, config, params, tokenizer, files=chat_template_files(source))
+    checkpoint.save_model(output, config, params, tokenizer, files=files)
     return config
 
 
@@ -94,6 +95,7 @@ def to_public(
     item = checkpoint.EMA if ema else checkpoint.PARAMS
     checkpoint.check_size(source, config, step, item)
     tokenizer = read_tokenizer(source, config)
+    files = chat_template_files(source)
     dtype = np.dtype(checkpoint_dtype(source, step) if dtype is None else dtype)
     params = checkpoint.restore_params(
         source,
@@ -102,12 +104,7 @@ def to_public(
         item,
     )
     warn_of_nonfinite(source, params)
-    options = {
-        "dtype": dtype,
-        "max_shard_bytes": max_shard_bytes,
-        "on_write": on_write,
-        "files": chat_template_files(source),
-    }
+    options = {"dtype": dtype, "max_shard_bytes": max_shard_bytes, "on_write": on_write, "files": files}
     write_public(output, config, params, tokenizer, **options)
     return config
 
@@ -133,12 +130,12 @@ def write_public(
         dtype: of the files, float32 or bfloat16.
         max_shard_bytes: bytes of tensors in one safetensors file.
         on_write: see `write_params`.
-        files: further small files by name, such as the chat template.
+        files: further small files by name. A chat template among them is written into tokenizer_config.json too.
 
     Raises:
         ConvertError: `output` is occupied, or the parameters are not those of the config.
     """
-    output, dtype = Path(output).absolute(), np.dtype(dtype)
+    output, dtype, files = Path(output).absolute(), np.dtype(dtype), {} if files is None else files
     require_empty(output)
     with new_folder(output) as partial:
         write_params(partial, config, params, dtype=dtype, max_shard_bytes=max_shard_bytes, on_write=on_write)
@@ -146,15 +143,12 @@ def write_public(
         checkpoint.write_json(partial / "generation_config.json", _generation_config(config))
         if tokenizer is not None:
             tokenizer.save(partial)
-            checkpoint.write_json(partial / "tokenizer_config.json", _tokenizer_config(config, tokenizer))
-        for name, content in ({} if files is None else files).items():
+            about = _tokenizer_config(config, tokenizer)
+            if FILE_NAME in files:
+                about["chat_template"] = files[FILE_NAME].decode()  # For readers older than the file.
+            checkpoint.write_json(partial / "tokenizer_config.json", about)
+        for name, content in files.items():
             write_whole(partial / name, content)
-
-
-def chat_template_files(folder: Path) -> dict[str, bytes]:
-    """The chat template of a model folder as a file to write beside a model made from it: by name, empty where it has none."""
-    path = folder / chat_template.FILE_NAME
-    return {path.name: path.read_bytes()} if path.is_file() else {}
 
 
 def checkpoint_dtype(folder: Path, step: int | None = None) -> np.dtype:

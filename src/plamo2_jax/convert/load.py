@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from plamo2_jax import checkpoint
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.errors import ConvertError
-from plamo2_jax.convert.files import CONFIG, INDEX, SINGLE, inside, read_json
+from plamo2_jax.convert.files import CONFIG, INDEX, SINGLE, read_json
 from plamo2_jax.convert.finite import find_nonfinite
 from plamo2_jax.convert.read import read_params, read_public_config
 from plamo2_jax.model import Plamo2, abstract_params
+from plamo2_jax.model_files import optional_file
 from plamo2_jax.tokenizer.tokenizer import FILE_NAME, Tokenizer
 
 
@@ -59,9 +60,9 @@ def read_tokenizer(folder: str | os.PathLike[str], config: ModelConfig) -> Token
         ValueError: a malformed row, a link out of the folder, or more rows than the model's embedding has.
     """
     folder = Path(folder)
-    if not (folder / FILE_NAME).exists():
+    path = optional_file(folder, FILE_NAME, error=ConvertError)
+    if path is None:
         return None
-    path = inside(folder, FILE_NAME)
     tokenizer = Tokenizer.load(path)
     if tokenizer.vocab_size > config.vocab_size:
         raise ConvertError(

@@ -1,4 +1,4 @@
-"""Cleaning of raw text: characters, boilerplate lines, language, length and repetition.
+"""Cleaning of raw text: characters, boilerplate lines (see `boilerplate`), language, length and repetition.
 
 A document is a dict with at least "text"; every other key travels through untouched. The defaults keep text as its author
 wrote it: PLaMo's tokenizer has no normalizer, so the model must see real text, and Unicode NFC is not harmless for
@@ -12,6 +12,22 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
+
+from plamo2_jax.data.boilerplate import Boilerplate, RemovedLines, boilerplate_lines, line_key
+
+__all__ = [
+    "CleanConfig",
+    "CleanReport",
+    "boilerplate_lines",
+    "clean_documents",
+    "duplicate_line_share",
+    "guess_language",
+    "line_key",
+    "normalize_text",
+    "rejection",
+    "top_ngram_share",
+]
 
 UNICODE_FORMS = ("none", "NFC", "NFKC")
 LANGUAGES = ("ja", "en", "other")
@@ -28,6 +44,7 @@ _KANA = re.compile("[\u3041-\u3096\u30a1-\u30fa\u30fc\uff66-\uff9d]")
 _HAN = re.compile("[\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 _LATIN = re.compile("[A-Za-z\u00c0-\u024f]")
 _LETTER = re.compile(r"[^\W\d_]")
+_STRETCH = 1_000_000
 _ENGLISH = re.compile(r"\b(?:the|of|and|to|in|is|for|that|are|with|it|as|be|on|or|by|this|you|a|can)\b", re.IGNORECASE)
 
 
@@ -63,14 +80,36 @@ class CleanConfig:
 
 @dataclass
 class CleanReport:
-    """What cleaning did: documents and characters in and out, and documents dropped by reason."""
+    """What cleaning did: documents and characters in and out, lines removed, and documents dropped by reason."""
 
     documents_in: int = 0
     documents_out: int = 0
     chars_in: int = 0
     chars_out: int = 0
-    boilerplate_lines: int = 0
+    chars_boilerplate: int = 0
+    removed: RemovedLines = field(default_factory=RemovedLines)
     rejected: Counter[str] = field(default_factory=Counter)
+    chars_rejected: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def boilerplate_lines(self) -> int:
+        """Lines removed as boilerplate."""
+        return self.removed.lines
+
+    def lost(self) -> dict[str, int]:
+        """Characters lost by cause; "white space and controls" is what normalization removed."""
+        causes = {"boilerplate": self.chars_boilerplate, **dict(sorted(self.chars_rejected.items()))}
+        return causes | {"white space and controls": self.chars_in - self.chars_out - sum(causes.values())}
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, with the hundred lines that were removed most often."""
+        return {
+            "documents": {"in": self.documents_in, "out": self.documents_out},
+            "characters": {"in": self.chars_in, "out": self.chars_out, "lost": self.lost()},
+            "rejected": dict(sorted(self.rejected.items())),
+            "boilerplate_lines": self.boilerplate_lines,
+            "most_removed_lines": [{"line": line, "times": times} for line, times in self.removed.most_common(100)],
+        }
 
     def summary(self) -> str:
         """One line for a log."""
@@ -125,31 +164,18 @@ def duplicate_line_share(text: str) -> float:
 
 
 def top_ngram_share(text: str, n: int = 10) -> float:
-    """Share of the windows of `n` characters that equal the most frequent one; 0 for texts shorter than 10 windows."""
+    """Share of the windows of `n` characters that equal the most frequent one; 0 for texts shorter than 10 windows.
+
+    Of texts longer than a million characters, the mean over stretches of that length.
+    """
     windows = len(text) - n + 1
     if windows < 10:
         return 0.0
-    ((_, count),) = Counter(text[i : i + n] for i in range(windows)).most_common(1)
+    count = 0
+    for start in range(0, windows, _STRETCH):
+        stretch = Counter(text[i : i + n] for i in range(start, min(start + _STRETCH, windows)))
+        count += stretch.most_common(1)[0][1]
     return count / windows
-
-
-def line_key(line: str) -> str:
-    """What two lines share when they are the same boilerplate: width, case, digits and white space do not matter."""
-    line = unicodedata.normalize("NFKC", line).casefold()
-    return re.sub(r"\s+", "", re.sub(r"\d+", "0", line))
-
-
-def boilerplate_lines(documents: Iterable[dict], min_documents: int = 20, min_chars: int = 8) -> frozenset[str]:
-    """Keys (see `line_key`) of the lines that occur in at least `min_documents` different documents.
-
-    Lines shorter than `min_chars` (headings such as "Example") are structure, not boilerplate, and are never named.
-    """
-    if min_documents < 2:
-        raise ValueError(f"min_documents is {min_documents}; it must be at least 2")
-    counts: Counter[str] = Counter()
-    for document in documents:
-        counts.update({line_key(line) for line in document["text"].splitlines()})
-    return frozenset(key for key, count in counts.items() if count >= min_documents and len(key) >= min_chars)
 
 
 def rejection(text: str, config: CleanConfig, declared: str | None = None) -> str | None:
@@ -178,7 +204,7 @@ def clean_documents(
     documents: Iterable[dict],
     config: CleanConfig | None = None,
     report: CleanReport | None = None,
-    boilerplate: frozenset[str] = frozenset(),
+    boilerplate: Boilerplate | None = None,
 ) -> Iterator[dict]:
     """Cleaned documents, in order; those that do not pass are counted in `report` under their reason.
 
@@ -186,7 +212,7 @@ def clean_documents(
         documents: dicts with a str under "text".
         config: what passes.
         report: filled in while the iterator runs.
-        boilerplate: line keys to remove, from `boilerplate_lines` over the same documents.
+        boilerplate: lines to remove, from `boilerplate_lines` over the same documents.
     """
     config = config or CleanConfig()
     report = report if report is not None else CleanReport()
@@ -196,14 +222,23 @@ def clean_documents(
         report.chars_in += len(raw)
         text = normalize_text(raw, config.unicode_form)
         if boilerplate:
-            lines = text.split("\n")
-            kept = [line for line in lines if line_key(line) not in boilerplate]
-            report.boilerplate_lines += len(lines) - len(kept)
-            text = normalize_text("\n".join(kept))
-        reason = rejection(text, config, document.get("language"))
+            kept, removed = boilerplate.split(text.split("\n"))
+            if removed:
+                report.removed.add(removed)
+                shorter = normalize_text("\n".join(kept))
+                report.chars_boilerplate += len(text) - len(shorter)
+                text = shorter
+        reason = rejection(text, config, _declared(document))
         if reason:
             report.rejected[reason] += 1
+            report.chars_rejected[reason] += len(text)
             continue
         report.documents_out += 1
         report.chars_out += len(text)
         yield {**document, "text": text}
+
+
+def _declared(document: dict) -> str | None:
+    """The language that a document declares, without its region: "en" for "en-US". None for none."""
+    language = document.get("language")
+    return re.split("[-_]", language)[0].lower() if isinstance(language, str) and language else None

@@ -7,12 +7,15 @@ The first of each group of duplicates stays, so the order of the input decides; 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+_STRETCH = 1 << 20  # characters handled at once
 _MAX_PER_UPDATE = 8192  # shingles hashed at once: bounds memory at 128 * 8192 * 8 bytes for texts of any length
 
 
@@ -58,6 +61,17 @@ class DedupReport:
     documents_out: int = 0
     exact: list[Duplicate] = field(default_factory=list)
     near: list[Duplicate] = field(default_factory=list)
+    chars_exact: int = 0
+    chars_near: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts, characters removed, and the first twenty duplicates of either kind."""
+        return {
+            "documents": {"in": self.documents_in, "out": self.documents_out},
+            "exact": {"documents": len(self.exact), "characters": self.chars_exact},
+            "near": {"documents": len(self.near), "characters": self.chars_near},
+            "first": [dataclasses.asdict(duplicate) for duplicate in (*self.exact[:20], *self.near[:20])],
+        }
 
     def summary(self) -> str:
         """One line for a log."""
@@ -69,7 +83,8 @@ class DedupReport:
 
 def squeeze(text: str) -> str:
     """The text without any white space."""
-    return "".join(text.split())
+    # In stretches: a list of all words takes many times the memory of the text.
+    return "".join("".join(text[i : i + _STRETCH].split()) for i in range(0, len(text), _STRETCH))
 
 
 def fingerprint(text: str) -> bytes:
@@ -79,17 +94,21 @@ def fingerprint(text: str) -> bytes:
 
 def shingle_hashes(text: str, ngram: int) -> np.ndarray:
     """Sorted distinct 32-bit hashes [k], uint32, of the character n-grams of the text without white space."""
-    codes = np.frombuffer(squeeze(text).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
+    codes = np.frombuffer(squeeze(text).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     if codes.size == 0:
         return np.zeros(0, np.uint32)
     ngram = min(ngram, codes.size)
     count = codes.size - ngram + 1
-    value = np.zeros(count, np.uint64)
-    for offset in range(ngram):  # polynomial in a large odd base, modulo 2**64
-        value = value * np.uint64(0x9E3779B97F4A7C15) + codes[offset : offset + count]
-    # The high half of a multiplicative hash is the well-mixed one.
-    value ^= value >> np.uint64(29)
-    return np.unique(((value * np.uint64(0xBF58476D1CE4E5B9)) >> np.uint64(32)).astype(np.uint32))
+    stretches = []
+    for start in range(0, count, _STRETCH):
+        size = min(_STRETCH, count - start)
+        value = np.zeros(size, np.uint64)
+        for offset in range(start, start + ngram):  # polynomial in a large odd base, modulo 2**64
+            value = value * np.uint64(0x9E3779B97F4A7C15) + codes[offset : offset + size].astype(np.uint64)
+        # The high half of a multiplicative hash is the well-mixed one.
+        value ^= value >> np.uint64(29)
+        stretches.append(np.unique(((value * np.uint64(0xBF58476D1CE4E5B9)) >> np.uint64(32)).astype(np.uint32)))
+    return stretches[0] if len(stretches) == 1 else np.unique(np.concatenate(stretches))
 
 
 def minhash(text: str, config: DedupConfig):
@@ -138,6 +157,7 @@ def deduplicate(
         print_ = fingerprint(document["text"])
         if print_ in exact:
             report.exact.append(Duplicate(name, exact[print_], 1.0))
+            report.chars_exact += len(document["text"])
             continue
         sketch = minhash(document["text"], config)
         # Ids may repeat in a user's data; the index needs a key of its own.
@@ -146,7 +166,8 @@ def deduplicate(
             similar = [(sketch.jaccard(sketches[other]), other) for other in index.query(sketch)]
             best = max(similar, default=(0.0, ""))
             if best[0] >= config.threshold:
-                report.near.append(Duplicate(name, best[1].partition(":")[2], best[0]))
+                report.near.append(Duplicate(name, best[1].partition(":")[2], float(best[0])))
+                report.chars_near += len(document["text"])
                 continue
             index.insert(key, sketch, check_duplication=False)
             sketches[key] = sketch

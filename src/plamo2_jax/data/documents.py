@@ -7,6 +7,7 @@ the data or with how it is read, and reading fails.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,11 +23,13 @@ class Document:
         text: valid Unicode, not empty.
         id: names the document in messages; unique as far as the user's own ids are.
         meta: whatever else the record holds, JSON values by name; "language" is the one that is used.
+        pair: documents of one pair are on the same side of a held-out split; empty for none.
     """
 
     text: str
     id: str
     meta: Mapping[str, Any] = field(default_factory=dict)
+    pair: str = ""
 
     @property
     def language(self) -> str:
@@ -36,7 +39,7 @@ class Document:
 
     def to_json(self) -> dict[str, Any]:
         """`{"id", "text", ...meta}`."""
-        return {"id": self.id, "text": self.text, **self.meta}
+        return {"id": self.id, "text": self.text, **{k: v for k, v in self.meta.items() if k not in ("id", "text")}}
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,10 @@ class BadRecord:
     detail: str = ""
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+        detail = self.detail if len(self.detail) <= 240 else f"{self.detail[:240]}..."
+        # The name of a field may hold anything.
+        detail = detail.encode("utf-8", "backslashreplace").decode()
+        return f"{self.place}: {self.reason}" + (f" ({detail})" if detail else "")
 
 
 class UnreadableRecord(ValueError):
@@ -82,6 +88,9 @@ class ReadReport:
         reasons: bad records by reason.
         first: the first `keep` bad records.
         files: files read to their end.
+        changes: what was lost of good records, such as fields left out, and how often.
+        notes: files and folders that were skipped; the first few are printed on stderr at once.
+        quiet: print no notes.
     """
 
     max_bad_rate: float = 0.01
@@ -91,6 +100,9 @@ class ReadReport:
     reasons: Counter[str] = field(default_factory=Counter)
     first: list[BadRecord] = field(default_factory=list)
     files: int = 0
+    changes: Counter[str] = field(default_factory=Counter)
+    notes: int = 0
+    quiet: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad_rate <= 1:
@@ -103,6 +115,12 @@ class ReadReport:
     def bad(self) -> int:
         """Bad records seen."""
         return self.reasons.total()
+
+    def note(self, text: str) -> None:
+        """Print on stderr that something was skipped: `keep` notes at most, and that there are more."""
+        self.notes += 1
+        if not self.quiet and self.notes <= self.keep + 1:
+            print(f"skipped: {text}" if self.notes <= self.keep else "skipped: and more", file=sys.stderr)
 
     def count_good(self) -> None:
         """A record was a document."""
@@ -134,18 +152,20 @@ class ReadReport:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Counts, reasons and the first bad records."""
+        """Counts, reasons, the first bad records, and what was lost of good ones."""
         return {
             "records": self.records,
             "bad": self.bad,
             "reasons": dict(sorted(self.reasons.items())),
             "first": [str(record) for record in self.first],
+            **({"changes": dict(sorted(self.changes.items()))} if self.changes else {}),
         }
 
     def summary(self) -> str:
         """One line for a log."""
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(self.reasons.items()))
-        return f"read {self.records} records, {self.bad} bad" + (f": {reasons}" if reasons else "")
+        changes = "".join(f"; {change}: {count}" for change, count in self.changes.most_common(10))
+        return f"read {self.records} records, {self.bad} bad" + (f": {reasons}" if reasons else "") + changes
 
 
 def place(path: str | Path, unit: str, number: int) -> str:

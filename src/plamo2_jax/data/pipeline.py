@@ -21,6 +21,7 @@ import grain
 import grain.experimental
 import numpy as np
 
+from plamo2_jax.data.in_memory import TokenizedText
 from plamo2_jax.data.packing import Batch, Layout, Pieces, pack
 from plamo2_jax.data.shards import Shards, open_shards
 from plamo2_jax.data.upsampling import UpsampledPieces
@@ -108,6 +109,16 @@ def train_iterator(
         ShardError: a folder cannot be read or was made with another tokenizer.
         ValueError: the batch cannot be divided among the processes.
     """
+    parts = open_mixture(config, tokenizer)
+    return mixed_batches(config, parts, process_index=process_index, process_count=process_count)
+
+
+def open_mixture(config: DataConfig, tokenizer: Tokenizer) -> list[Elements]:
+    """Open the shards of a mixture, as what `mixed_batches` takes.
+
+    Raises:
+        ShardError: a folder cannot be read or was made with another tokenizer.
+    """
     parts = []
     for item in config.mixture:
         shards = open_shards(item.path, tokenizer)
@@ -115,7 +126,7 @@ def train_iterator(
         if config.long_document_tokens is not None:
             pieces = UpsampledPieces(pieces, config.long_document_tokens, config.long_document_repeats)
         parts.append(pieces)
-    return mixed_batches(config, parts, process_index=process_index, process_count=process_count)
+    return parts
 
 
 class Elements(Protocol):
@@ -183,7 +194,7 @@ class HeldoutBatches:
     def __init__(
         self,
         config: DataConfig,
-        shards: Shards,
+        shards: Shards | TokenizedText,
         tokenizer: Tokenizer,
         process_index: int,
         process_count: int,

@@ -1,86 +1,157 @@
-"""One reader a format. Each yields `(place, fields)` for every record of one file: where it lies, and its values by name, or the
-reason why it has none. What is wrong with a whole file is a ValueError; what is wrong with one record is data.
+"""One reader for each file format. A reader yields `(place, fields)` for each record of a file: the file and line, and the values by name,
+or an UnreadableRecord that says why there are none. What is wrong with a whole file is a ValueError.
+
+A record of more than `limit` bytes is unreadable; reading continues behind it, and memory stays bounded however far a file unfolds.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
+import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from plamo2_jax.data.documents import UnreadableRecord, place
+from plamo2_jax.data.array_record import Chunk, read_chunks
+from plamo2_jax.data.documents import BadRecord, ReadReport, UnreadableRecord, place
+from plamo2_jax.data.files import COMPRESSIONS, SUFFIXES, find_files, format_of
+from plamo2_jax.data.parquet import read_parquet
+from plamo2_jax.data.streams import MAX_RECORD_BYTES, naming_damage, open_bytes, read_lines, too_long
+from plamo2_jax.data.values import plain_fields
+
+__all__ = [
+    "COMPRESSIONS",
+    "MAX_RECORD_BYTES",
+    "SUFFIXES",
+    "format_of",
+    "good_records",
+    "open_records",
+    "read_array_record",
+    "read_bundled",
+    "read_jsonl",
+    "read_parquet",
+    "read_records",
+    "read_text",
+    "read_tfds",
+]
 
 Fields = Mapping[str, Any] | UnreadableRecord
 Records = Iterator[tuple[str, Fields]]
 
-COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
-SUFFIXES = (".jsonl", ".ndjson", ".txt", ".parquet", ".arrayrecord", ".array_record")
-_ARRAY_RECORD = re.compile(r"\.array_?record(-\d+-of-\d+)?$")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_ROWS_AT_ONCE = 1024
+_RECORDS_AT_ONCE = 1024
+_CHUNK_BYTES = 256 << 20
+"""Bytes to which a chunk of several records may unfold."""
+_JSON_VALUES = 4_000_000
+"""Values in a record. A value of three bytes of JSON, such as `[],`, takes up to 72 bytes of memory."""
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 
 
-def format_of(path: Path) -> str | None:
-    """The format by the file's name: "jsonl", "text", "parquet" or "arrayrecord"; None for any other."""
-    name = path.name[: -len(path.suffix)] if path.suffix in COMPRESSIONS else path.name
-    if name.endswith((".jsonl", ".ndjson")):
-        return "jsonl"
-    if name.endswith(".txt"):
-        return "text"
-    if path.suffix == ".parquet":
-        return "parquet"
-    return "arrayrecord" if _ARRAY_RECORD.search(path.name) else None
+def read_records(
+    spec: str | Path, report: ReadReport, *, limit: int = MAX_RECORD_BYTES
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield `(place, fields)` of the objects in a file, a folder or a pattern of JSON lines, Parquet or ArrayRecord files.
+
+    Values are those that JSON can hold: `plain_fields` says what becomes of others. The caller counts the good records.
+
+    Args:
+        spec: what to read.
+        report: counts bad records, and limits them.
+        limit: bytes of a record above which it is bad.
+
+    Raises:
+        ValueError: there is no such file, its format is another one, or it is damaged as a whole.
+        TooManyBadRecordsError: more records are bad than `report` allows.
+    """
+    files = find_files(spec, report)
+    for file in files:
+        if format_of(file) == "text":
+            raise ValueError(
+                f"{file} is plain text: records must be JSON lines (.jsonl), Parquet (.parquet) or ArrayRecord (.arrayrecord)"
+            )
+    for file in files:
+        yield from good_records(open_records(file, limit=limit), report)
+        report.files += 1
 
 
-def read_jsonl(path: Path) -> Records:
-    """JSON lines: an object a line; blank lines are no records. Compressed by .gz, .xz, .bz2 or .zst."""
-    with _damage_is_named(path), open_bytes(path) as file:
-        for number, line in enumerate(file, start=1):
-            if number == 1:
-                line = line.removeprefix(_BYTE_ORDER_MARK)
+def open_records(
+    file: Path, *, limit: int = MAX_RECORD_BYTES, columns: tuple[str, ...] | None = None, text_field: str | None = None
+) -> Records:
+    """The reader of a file, by its format, not yet started.
+
+    Args:
+        file: what to read.
+        limit: bytes of a record above which it is unreadable.
+        columns: columns of Parquet files to read; None for all. Records of other formats are read whole.
+        text_field: the field that a plain text is put into; a Parquet file must have it.
+    """
+    match format_of(file):
+        case "jsonl":
+            return read_jsonl(file, limit)
+        case "text":
+            return read_text(file, text_field or "text", limit)
+        case "parquet":
+            return read_parquet(file, limit, columns, text_field)
+        case _:
+            return read_array_record(file, limit)
+
+
+def good_records(
+    records: Records, report: ReadReport, texts: tuple[str, ...] = (), *, count_changes: bool = True
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Count the unreadable records in `report`, and yield the others with values that JSON can hold.
+
+    Args:
+        records: of a reader.
+        report: counts bad records, and what was lost of good ones.
+        texts: see `plain_fields`.
+        count_changes: whether what is lost of good records matters.
+
+    Raises:
+        TooManyBadRecordsError: more records are bad than `report` allows.
+    """
+    for where, fields in records:
+        try:
+            if isinstance(fields, UnreadableRecord):
+                raise fields
+            plain = plain_fields(fields, report.changes if count_changes else None, texts)
+        except UnreadableRecord as error:
+            report.count_bad(BadRecord(where, error.reason, error.detail))
+            continue
+        yield where, plain
+
+
+def read_jsonl(path: Path, limit: int = MAX_RECORD_BYTES) -> Records:
+    """JSON lines: an object per line; blank lines are no records. Compressed by .gz, .xz, .bz2 or .zst."""
+    with naming_damage(path), open_bytes(path) as file:
+        for number, line in read_lines(file, limit):
+            if isinstance(line, UnreadableRecord):
+                yield place(path, "line", number), line
+                continue
+            # Files that were joined have a mark in the middle.
+            line = line.removeprefix(_BYTE_ORDER_MARK)
             if line.strip():
                 yield place(path, "line", number), _parse_json(line)
 
 
-def read_text(path: Path, text_field: str) -> Records:
-    """Plain text: the file is one document. Compressed by .gz, .xz, .bz2 or .zst."""
-    with _damage_is_named(path), open_bytes(path) as file:
-        data = file.read().removeprefix(_BYTE_ORDER_MARK)
+def read_text(path: Path, text_field: str, limit: int = MAX_RECORD_BYTES) -> Records:
+    """Plain text: the file is one document. Compressed by .gz, .xz, .bz2 or .zst. Windows line ends become newlines."""
+    with naming_damage(path), open_bytes(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        yield str(path), too_long("text", limit)
+        return
+    data = data.removeprefix(_BYTE_ORDER_MARK)
     try:
-        yield str(path), {text_field: data.decode("utf-8")}
+        yield str(path), {text_field: data.decode("utf-8").replace("\r\n", "\n")}
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         yield place(path, "line", line), UnreadableRecord("invalid UTF-8", f"byte {error.start} of the file")
 
 
-def read_parquet(path: Path, fields: tuple[str, ...]) -> Records:
-    """Parquet: a row is a record. Row groups are read as a stream, and of the columns only `fields`, those that exist.
-
-    Text columns come as bytes, so that one bad row does not take its row group with it.
-
-    Raises:
-        ValueError: the file is damaged, or has no column of the first of the fields.
-    """
-    import pyarrow.parquet
-
-    with _damage_is_named(path), pyarrow.parquet.ParquetFile(path) as file:
-        names = file.schema_arrow.names
-        if fields[0] not in names:
-            raise ValueError(f"{path} has no column {fields[0]!r}; its columns are {', '.join(names)}")
-        columns = [name for name in fields if name in names]
-        number = 0
-        for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns):
-            rows = zip(*(_column_values(batch.column(name)) for name in columns), strict=True)
-            for row in rows:
-                number += 1
-                yield place(path, "row", number), dict(zip(columns, row, strict=True))
-
-
-def read_array_record(path: Path) -> Records:
+def read_array_record(path: Path, limit: int = MAX_RECORD_BYTES) -> Records:
     """ArrayRecord: a record is a JSON object.
 
     Raises:
@@ -88,29 +159,34 @@ def read_array_record(path: Path) -> Records:
     """
     from array_record.python.array_record_module import ArrayRecordReader
 
-    with _damage_is_named(path):
+    with naming_damage(path):
         # The reader takes any file, and an empty one and one of another format alike have no records.
         path.open("rb").close()
         reader = ArrayRecordReader(str(path))
         try:
             total = reader.num_records()
-            if not reader.ok() or total == 0:
+            if not reader.ok() or total <= 0:
                 raise ValueError(f"{path} is damaged or not an ArrayRecord file: no record can be read")
-            for start in range(0, total, _ROWS_AT_ONCE):
-                indices = range(start, min(start + _ROWS_AT_ONCE, total))
-                for number, record in zip(indices, reader.read(list(indices)), strict=True):
-                    yield place(path, "record", number + 1), _parse_json(record)
+            for indices, readable in _bounded_ranges(path, total, limit):
+                found = reader.read(list(indices)) if readable else [None] * len(indices)
+                for number, record in zip(indices, found, strict=True):
+                    too_large = record is None or len(record) > limit
+                    yield (
+                        place(path, "record", number + 1),
+                        too_long("record", limit) if too_large else _parse_json(record),
+                    )
         finally:
             reader.close()
 
 
-def read_tfds(name: str, split: str, data_dir: Path | None) -> Records:
+def read_tfds(name: str, split: str, data_dir: Path | None, limit: int = MAX_RECORD_BYTES) -> Records:
     """A prepared TensorFlow Datasets data set, by its data source: no TensorFlow is needed. Texts come as bytes.
 
     Args:
         name: "NAME", "NAME/CONFIG", "NAME/CONFIG:VERSION".
         split: such as "train" or "train[:10%]".
         data_dir: where it was prepared; None for the default of TFDS.
+        limit: bytes of a record above which it is unreadable.
 
     Raises:
         ValueError: there is no such data set or split, it is not prepared, or not as ArrayRecord.
@@ -127,10 +203,13 @@ def read_tfds(name: str, split: str, data_dir: Path | None) -> Records:
             f"{label} is not prepared in {data_dir or 'the default data_dir'}; prepare it with "
             f"tfds.builder({name!r}, data_dir=..., file_format='array_record').download_and_prepare()"
         ) from None
-    except (ValueError, NotImplementedError) as error:
-        raise ValueError(f"{label} cannot be read: {str(error).splitlines()[0][:300]}") from None
-    for index in range(len(source)):
-        yield place(label, "record", index + 1), source[index]
+    except (
+        Exception
+    ) as error:  # Of damaged files, TFDS passes on whatever the parsers of JSON, protobuf and features raise.
+        raise ValueError(f"{label} cannot be read: {_first_line(error)}") from None
+    with naming_damage(Path(label)):
+        for index, readable in zip(range(len(source)), _readable(source, limit), strict=False):
+            yield place(label, "record", index + 1), _tfds_record(source, index, limit, readable=readable)
 
 
 def read_bundled(language: str, split: str) -> Records:
@@ -141,54 +220,68 @@ def read_bundled(language: str, split: str) -> Records:
         yield document["id"], document
 
 
-@contextlib.contextmanager
-def open_bytes(path: Path) -> Iterator[IO[bytes]]:
-    """A file's bytes, decompressed by its suffix."""
-    with contextlib.ExitStack() as stack:
-        if path.suffix == ".gz":
-            import gzip
-
-            yield stack.enter_context(gzip.open(path, "rb"))
-        elif path.suffix == ".xz":
-            import lzma
-
-            yield stack.enter_context(lzma.open(path, "rb"))
-        elif path.suffix == ".bz2":
-            import bz2
-
-            yield stack.enter_context(bz2.open(path, "rb"))
-        elif path.suffix == ".zst":
-            import pyarrow
-
-            yield stack.enter_context(io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd")))
-        else:
-            yield stack.enter_context(path.open("rb"))
-
-
-@contextlib.contextmanager
-def _damage_is_named(path: Path) -> Iterator[None]:
-    """Errors of decompressors and file formats, which seldom say which file, as one sentence that does."""
-    import lzma
-    import zlib
-
-    import pyarrow
-
+def _tfds_record(source: Any, index: int, limit: int, *, readable: bool) -> Fields:
+    if not readable:
+        return too_long("record", limit)
     try:
-        yield
-    except (FileNotFoundError, IsADirectoryError, PermissionError):
-        raise
-    except (EOFError, OSError, RuntimeError, lzma.LZMAError, zlib.error, pyarrow.ArrowException) as error:
-        detail = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        raise ValueError(f"{path} is damaged or not of the format its name says: {detail}") from None
+        fields = source[index]
+    except Exception as error:
+        return UnreadableRecord("not decodable", _first_line(error))
+    size = sum(len(value) for value in fields.values() if isinstance(value, str | bytes))
+    return too_long("record", limit) if size > limit else fields
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+def _readable(source: Any, limit: int) -> Iterator[bool]:
+    """For each record of a TFDS data source, whether it may be read: chunks that unfold too far may not."""
+    from tensorflow_datasets.core import FileFormat
+    from tensorflow_datasets.core.data_sources.base import file_instructions
+
+    if source.dataset_info.file_format is not FileFormat.ARRAY_RECORD:
+        yield from itertools.repeat(True, len(source))
+        return
+    for part in file_instructions(source.dataset_info, source.split):
+        chunks = read_chunks(Path(part.filename), part.examples_in_shard)
+        records = (_chunk_allowed(chunk, limit) for chunk in chunks for _ in range(chunk.records))
+        yield from itertools.islice(records, part.skip, part.skip + part.take)
+
+
+def _chunk_allowed(chunk: Chunk, limit: int) -> bool:
+    return chunk.bytes <= (limit if chunk.records == 1 else max(limit, _CHUNK_BYTES))
+
+
+def _bounded_ranges(path: Path, total: int, limit: int) -> Iterator[tuple[range, bool]]:
+    """Ranges of records that can be read at once, and whether they may be: chunks that unfold too far may not."""
+    start = end = size = 0
+    for chunk in read_chunks(path, total):
+        allowed = _chunk_allowed(chunk, limit)
+        full = size + chunk.bytes > limit or end + chunk.records - start > _RECORDS_AT_ONCE
+        if end > start and (full or not allowed):
+            yield range(start, end), True
+            start, size = end, 0
+        end += chunk.records
+        size += chunk.bytes
+        if not allowed:
+            yield range(start, end), False
+            start, size = end, 0
+    if end > start:
+        yield range(start, end), True
 
 
 def _parse_json(data: bytes) -> Fields:
     try:
-        record = json.loads(data.decode("utf-8"))
+        if _values_at_most(data) > _JSON_VALUES:
+            return UnreadableRecord("too many values", f"more than {_JSON_VALUES:,} values in one record")
+        record = json.loads(data.decode("utf-8"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         return UnreadableRecord("invalid UTF-8", f"byte {error.start} of the record")
     except RecursionError:
         return UnreadableRecord("not JSON", "nested too deeply")
+    except UnreadableRecord as error:
+        return error
     except ValueError as error:
         return UnreadableRecord("not JSON", str(error))
     if not isinstance(record, dict):
@@ -196,14 +289,18 @@ def _parse_json(data: bytes) -> Fields:
     return record
 
 
-def _column_values(column: Any) -> list[Any]:
-    """Values of an Arrow column; strings as the bytes they are stored as, valid UTF-8 or not."""
-    import pyarrow as pa
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise UnreadableRecord("repeated field", f"the field {name[:80]!r} more than once in one object")
+    return values
 
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_large_string(column.type):
-        column = column.cast(pa.large_binary())
-    elif pa.types.is_string(column.type) or pa.types.is_string_view(column.type):
-        column = column.cast(pa.binary())
-    return column.to_pylist()
+
+def _values_at_most(data: bytes) -> int:
+    """A bound on the number of values in JSON: what opens or separates them."""
+    bound = sum(data.count(sign) for sign in (b",", b"[", b"{"))
+    if bound > _JSON_VALUES:
+        data = _STRING.sub(b"", data)
+        bound = sum(data.count(sign) for sign in (b",", b"[", b"{"))
+    return bound

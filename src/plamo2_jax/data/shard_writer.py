@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import json
-import os
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from plamo2_jax.data.shards import (
     TokenizedDocument,
     encode_record,
 )
+from plamo2_jax.storage import new_folder
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 TOKENS_PER_SHARD = 1 << 26
@@ -59,41 +59,77 @@ def write_shards(
     Raises:
         ShardError: the folder exists, or there is no document.
     """
+    sides = write_sides(
+        documents,
+        tokenizer,
+        {"": Path(folder)},
+        lambda document: "",
+        report=report,
+        tokens_per_shard=tokens_per_shard,
+        processes=processes,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    return sides[""]
+
+
+def write_sides(
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    folders: Mapping[str, Path],
+    side_of: Callable[[Document], str],
+    *,
+    report: ReadReport | None = None,
+    tokens_per_shard: int = TOKENS_PER_SHARD,
+    processes: int = 0,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> dict[str, dict[str, Any]]:
+    """Tokenize documents into several folders of shards in one pass, such as both sides of a split. Other arguments as for `write_shards`.
+
+    Args:
+        documents: what to write.
+        tokenizer: makes the ids.
+        folders: the folder of each side, to be created.
+        side_of: the side of a document.
+
+    Returns:
+        The manifest of each side.
+
+    Raises:
+        ShardError: a folder exists, or a side has no document; then no folder is written.
+    """
     from plamo2_jax.progress import tqdm
 
-    folder = Path(folder)
     if tokens_per_shard < 1 or processes < 0:
         raise ValueError(
             f"tokens_per_shard is {tokens_per_shard} and processes {processes}; at least 1 and at least 0 are allowed"
         )
-    _check_target(folder, overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        writer = _Writer(partial, tokens_per_shard)
-        with tqdm(desc=f"tokenize {folder.name}", unit="B", unit_scale=True, disable=not progress) as bar:
-            for language, document in _tokenize(documents, tokenizer, processes):
-                writer.add(language, document)
-                bar.update(document.bytes)
-        writer.close_shard()
-        if not writer.lengths:
-            raise ShardError(f"there is no document to write to {folder}")
-        manifest = {
-            "format": FORMAT,
-            "tokenizer": {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
-            **writer.counts(),
-            "languages": dict(sorted(writer.languages.items())),
-            "shards": writer.shards,
-            "reading": None if report is None else report.to_json(),
-        }
-        np.save(partial / LENGTHS, np.array(writer.lengths, np.uint32), allow_pickle=False)
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        _move_into_place(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return manifest
+    for folder in folders.values():
+        _check_target(folder, overwrite)
+    manifests = {}
+    with contextlib.ExitStack() as stack:
+        partial = {side: stack.enter_context(new_folder(folder, replace=overwrite)) for side, folder in folders.items()}
+        writers = {side: _Writer(path, tokens_per_shard) for side, path in partial.items()}
+        sides: collections.deque[str] = collections.deque()
+
+        def stream() -> Iterator[Document]:
+            for document in documents:
+                sides.append(side_of(document))
+                yield document
+
+        names = " and ".join(folder.name for folder in folders.values())
+        bar = stack.enter_context(tqdm(desc=f"tokenize {names}", unit="B", unit_scale=True, disable=not progress))
+        for language, document in _tokenize(stream(), tokenizer, processes):
+            writers[sides.popleft()].add(language, document)
+            bar.update(document.bytes)
+        bar.close()
+        for side, writer in writers.items():
+            writer.close_shard()
+            if not writer.lengths:
+                raise ShardError(f"there is no document to write to {folders[side]}")
+            manifests[side] = writer.write_manifest(tokenizer, report)
+    return manifests
 
 
 class _Writer:
@@ -133,10 +169,21 @@ class _Writer:
         self.shards.append({"name": name, **self._in_shard, "size": (self._folder / name).stat().st_size})
         self._in_shard = {"documents": 0, "tokens": 0}
 
-    def counts(self) -> dict[str, int]:
-        return {
-            name: sum(totals[name] for totals in self.languages.values()) for name in ("documents", "tokens", "bytes")
+    def write_manifest(self, tokenizer: Tokenizer, report: ReadReport | None) -> dict[str, Any]:
+        """Write what a folder holds beside its shards, and return the manifest."""
+        totals = self.languages.values()
+        manifest = {
+            "format": FORMAT,
+            "tokenizer": {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
+            **{name: sum(counts[name] for counts in totals) for name in ("documents", "tokens", "bytes")},
+            "languages": dict(sorted(self.languages.items())),
+            "shards": self.shards,
+            "reading": None if report is None else report.to_json(),
         }
+        np.save(self._folder / LENGTHS, np.array(self.lengths, np.uint32), allow_pickle=False)
+        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        (self._folder / MANIFEST).write_text(text, encoding="utf-8")
+        return manifest
 
 
 def _tokenize(
@@ -187,11 +234,3 @@ def _check_target(folder: Path, overwrite: bool) -> None:
     # Only what this module wrote is ever deleted.
     if folder.is_symlink() or not (folder / MANIFEST).is_file():
         raise ShardError(f"{folder} is not a folder of shards (it has no {MANIFEST}) and is not overwritten")
-
-
-def _move_into_place(partial: Path, folder: Path) -> None:
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(partial, folder)
-    shutil.rmtree(old, ignore_errors=True)

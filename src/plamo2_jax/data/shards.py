@@ -31,6 +31,7 @@ SHARD_NAME = "shard-{:05d}.arrayrecord"
 WRITER_OPTIONS = "group_size:1"
 _MAGIC = 0x32534450
 _HEADER = struct.Struct("<IIQ")
+_NPY_HEADER = 10_000  # bytes that the header of an .npy file has at most
 _COUNTS = ("documents", "tokens", "bytes")
 
 
@@ -173,19 +174,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def _check_manifest(path: Path, manifest: Any) -> None:
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
-        raise ShardError(f"{path}: format is {found!r}; it must be {FORMAT!r}")
+        raise ShardError(f"{path}: format is {_short(found)}; it must be {FORMAT!r}")
     tokenizer = manifest.get("tokenizer")
     if not isinstance(tokenizer, dict) or not isinstance(tokenizer.get("fingerprint"), str):
-        raise ShardError(f"{path}: tokenizer is {tokenizer!r}; it must be an object with a fingerprint and vocab_size")
+        raise ShardError(
+            f"{path}: tokenizer is {_short(tokenizer)}; it must be an object with a fingerprint and vocab_size"
+        )
     _check_counts(path, "tokenizer", tokenizer, ("vocab_size",))
     _check_counts(path, "the manifest", manifest, _COUNTS)
     shards = manifest.get("shards")
     if not isinstance(shards, list) or not shards or not all(isinstance(shard, dict) for shard in shards):
-        raise ShardError(f"{path}: shards is {shards!r}; it must be a list of objects, not empty")
+        raise ShardError(f"{path}: shards is {_short(shards)}; it must be a list of objects, not empty")
     for i, shard in enumerate(shards):
         # Names are ours to choose: anything else could point out of the folder.
         if shard.get("name") != SHARD_NAME.format(i):
-            raise ShardError(f"{path}: shards[{i}].name is {shard.get('name')!r}; it must be {SHARD_NAME.format(i)!r}")
+            raise ShardError(
+                f"{path}: shards[{i}].name is {_short(shard.get('name'))}; it must be {SHARD_NAME.format(i)!r}"
+            )
         _check_counts(path, f"shards[{i}]", shard, ("documents", "size"))
 
 
@@ -193,14 +198,19 @@ def _check_counts(path: Path, what: str, values: dict[str, Any], names: tuple[st
     for name in names:
         value = values.get(name)
         if type(value) is not int or value < 0:
-            raise ShardError(f"{path}: {name} of {what} is {value!r}; it must be a whole number, not negative")
+            raise ShardError(f"{path}: {name} of {what} is {_short(value)}; it must be a whole number, not negative")
 
 
 def _load_lengths(folder: Path, manifest: dict[str, Any]) -> np.ndarray:
     path = folder / LENGTHS
     try:
+        # An array that the header promises and the file does not hold is not allocated.
+        if not 0 < path.stat().st_size - 4 * manifest["documents"] <= _NPY_HEADER:
+            raise ShardError(f"{path} is no array of {manifest['documents']} uint32, the documents in {MANIFEST}")
         lengths = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except ShardError:
+        raise
+    except Exception as error:  # Of a damaged header numpy raises errors of Python's own parser too.
         raise ShardError(f"{path} cannot be read: {_first_line(error)}") from None
     if lengths.shape != (manifest["documents"],) or lengths.dtype != np.uint32:
         raise ShardError(
@@ -211,6 +221,11 @@ def _load_lengths(folder: Path, manifest: dict[str, Any]) -> np.ndarray:
             f"{path} adds up to {int(lengths.sum(dtype=np.int64))} tokens; {MANIFEST} says {manifest['tokens']}"
         )
     return lengths
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _first_line(error: Exception) -> str:

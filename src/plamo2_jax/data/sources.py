@@ -1,29 +1,52 @@
 """Where text comes from: files, folders, patterns, TensorFlow Datasets and the bundled corpus, all as one stream of documents.
 
 An input is one of
-    a file      .jsonl or .ndjson (an object a line), .txt (a document a file), each also .gz, .xz, .bz2 or .zst;
-                .parquet (an object a row); .arrayrecord (JSON records)
-    a folder    every such file below it, by name; others are passed over, and so are hidden ones
+    a file      .jsonl or .ndjson (an object per line), .txt (the file is one document), each also .gz, .xz, .bz2 or .zst;
+                .parquet (an object per row); .arrayrecord (JSON records)
+    a folder    every such file below it, by name; other files and hidden ones are skipped, links are followed
     a pattern   "news/**/*.jsonl.gz"
     tfds:NAME:SPLIT           a prepared data set: "tfds:plamo2_corpus/ja:train[:10%]"
     bundled:LANGUAGE:SPLIT    the corpus in the package: "bundled:ja:train", "bundled:all:heldout"
+A file that several inputs, patterns or links name is read once.
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from plamo2_jax.data import readers
 from plamo2_jax.data.documents import BadRecord, Document, ReadReport, UnreadableRecord
+from plamo2_jax.data.files import each_once, find_files
+
+__all__ = ["FieldNames", "find_files", "read_documents", "side_of", "split_documents", "to_document"]
 
 _SPLIT = r"[A-Za-z_]\w*(?:\[[^\]]*\])?"
 _TFDS = re.compile(rf"tfds:(?P<name>[^:].*?):(?P<split>{_SPLIT}(?:\+{_SPLIT})*)")
 _BUNDLED = re.compile(r"bundled:(?P<language>ja|en|all):(?P<split>train|heldout|all)")
+
+
+@dataclass(frozen=True)
+class FieldNames:
+    """Which fields of a record are used."""
+
+    text: str = "text"
+    """The text: str, or bytes of UTF-8."""
+    id: str = "id"
+    """An id; where there is none, file and line name the document."""
+    language: str = "language"
+    """The language."""
+    pair: str | None = None
+    """What documents share that must be on one side of a held-out split."""
+
+    def used(self) -> tuple[str, ...]:
+        """The names, in order."""
+        return tuple(dict.fromkeys(name for name in (self.text, self.id, self.language, self.pair) if name is not None))
 
 
 def read_documents(
@@ -32,9 +55,12 @@ def read_documents(
     text_field: str = "text",
     id_field: str = "id",
     language_field: str = "language",
+    pair_field: str | None = None,
     language: str | None = None,
     data_dir: str | Path | None = None,
     report: ReadReport | None = None,
+    max_record_bytes: int = readers.MAX_RECORD_BYTES,
+    keep_fields: bool = True,
 ) -> Iterator[Document]:
     """The documents of all inputs, in order, as a stream.
 
@@ -45,57 +71,58 @@ def read_documents(
         text_field: field or column with the text; texts are str, or bytes of UTF-8.
         id_field: field with an id; where there is none, file and line name the document.
         language_field: field with the language.
+        pair_field: field with what documents share that must be on one side of a held-out split.
         language: of documents that declare none.
         data_dir: where TFDS data sets lie; None for the default of TFDS.
         report: what was found is put here; it also says how many bad records are too many.
+        max_record_bytes: a longer line, text file, row or record is a bad record.
+        keep_fields: put the other fields of a record into `meta`; without them, only the columns that are used are read from Parquet.
 
     Raises:
         ValueError: an input does not exist, or is damaged as a whole.
         TooManyBadRecordsError: more records are bad than `report` allows.
     """
+    if max_record_bytes < 1:
+        raise ValueError(f"max_record_bytes is {max_record_bytes}; it must be at least 1")
     report = ReadReport() if report is None else report
-    fields = (text_field, id_field, language_field)
-    streams = [
-        stream
-        for spec in map(str, inputs)
-        for stream in _streams(spec, fields, None if data_dir is None else Path(data_dir))
-    ]
-    return _read(streams, fields, language, report)
+    names = FieldNames(text_field, id_field, language_field, pair_field)
+    seen: dict[str, Path] = {}
+    streams = []
+    for spec in map(str, inputs):
+        found = _named_stream(spec, None if data_dir is None else Path(data_dir), max_record_bytes)
+        if found is not None:
+            # The bundled corpus has its own names.
+            streams.append((found, FieldNames(pair="pair") if spec.startswith("bundled:") else names))
+            continue
+        columns = None if keep_fields else names.used()
+        for file in each_once(find_files(spec, report), report, seen):
+            records = readers.open_records(file, limit=max_record_bytes, columns=columns, text_field=names.text)
+            streams.append((records, names))
+    return _read(streams, language, report, keep_fields)
 
 
-def find_files(spec: str) -> list[Path]:
-    """The files that a file, a folder or a pattern names, sorted.
+def side_of(document: Document, fraction: float = 0.01) -> str:
+    """The side of a document-level held-out split, "train" or "heldout". It depends on the document alone.
+
+    Documents of one `pair` fall on the same side, and so do those of the same text.
+
+    Args:
+        document: the document.
+        fraction: share of the documents that is held out.
 
     Raises:
-        ValueError: there is none, or a file is of no format that can be read.
+        ValueError: the fraction lies outside (0, 1).
     """
-    path = Path(spec)
-    allowed = f"{', '.join(readers.SUFFIXES)} (text and JSON lines also with {', '.join(readers.COMPRESSIONS)})"
-    if path.is_dir():
-        found = [
-            file
-            for file in sorted(path.rglob("*"))
-            if file.is_file() and readers.format_of(file) and not _hidden(file.relative_to(path))
-        ]
-        if not found:
-            raise ValueError(f"the folder {spec} holds no file that can be read; the suffixes are {allowed}")
-        return found
-    if path.is_file():
-        found = [path]
-    else:
-        found = [Path(name) for name in sorted(glob.glob(spec, recursive=True)) if Path(name).is_file()]
-        if not found:
-            raise ValueError(f"{spec} is neither a file, a folder, nor a pattern that matches a file")
-    for file in found:
-        if readers.format_of(file) is None:
-            raise ValueError(f"{file} is of no format that can be read; the suffixes are {allowed}")
-    return found
+    if not 0 < fraction < 1:
+        raise ValueError(f"the held-out fraction is {fraction}; it must lie between 0 and 1")
+    key = document.pair or document.text
+    # Salted: the bundled corpus is split by the same rule, and splitting a side of it again must not find it empty.
+    digest = int.from_bytes(hashlib.sha256(b"split:" + key.encode("utf-8")).digest()[:8], "big")
+    return "heldout" if digest < fraction * 2**64 else "train"
 
 
 def split_documents(documents: Iterable[Document], split: str, fraction: float = 0.01) -> Iterator[Document]:
-    """One side of a document-level held-out split that depends on the documents alone, not on their order.
-
-    Documents that share a "pair" in their meta fall on the same side, and so do those of the same text.
+    """One side of the split of `side_of`.
 
     Args:
         documents: both sides.
@@ -107,67 +134,62 @@ def split_documents(documents: Iterable[Document], split: str, fraction: float =
     """
     if split not in ("all", "train", "heldout"):
         raise ValueError(f"split is {split!r}; it must be all, train or heldout")
-    if not 0 < fraction < 1:
-        raise ValueError(f"the held-out fraction is {fraction}; it must lie between 0 and 1")
     for document in documents:
-        key = str(document.meta.get("pair") or document.text)
-        # Salted: the bundled corpus is split by the same rule, and splitting a side of it again must not find it empty.
-        digest = int.from_bytes(hashlib.sha256(b"split:" + key.encode("utf-8")).digest()[:8], "big")
-        if split in ("all", "heldout" if digest < fraction * 2**64 else "train"):
+        if split == "all" or side_of(document, fraction) == split:
             yield document
 
 
 def to_document(
-    fields: Mapping[str, Any], where: str, names: tuple[str, str, str], language: str | None = None
+    fields: Mapping[str, Any],
+    where: str,
+    names: FieldNames,
+    language: str | None = None,
+    changes: Counter[str] | None = None,
 ) -> Document:
     """The document of a record.
 
     Args:
-        fields: its values; bytes are taken as UTF-8.
+        fields: its values, as `plain_fields` gives them.
         where: names the document if it has no id.
-        names: of the text, the id and the language field.
+        names: which fields are used. Others that are named like what a document holds ("text", "id", "language") are left out.
         language: where the record declares none.
+        changes: counts the fields that are left out; None leaves out all that are not used.
 
     Raises:
         UnreadableRecord: it has no text that could be used.
     """
-    text_field, id_field, language_field = names
-    text = fields.get(text_field)
+    text = fields.get(names.text)
     if text is None:
-        raise UnreadableRecord("text missing", f"no value in the field {text_field!r}")
-    if isinstance(text, bytes):
-        try:
-            text = text.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise UnreadableRecord("invalid UTF-8", f"byte {error.start} of the field {text_field!r}") from None
+        raise UnreadableRecord("text missing", _missing_text(fields, names))
     if not isinstance(text, str):
-        raise UnreadableRecord("text not a string", f"{type(text).__name__} in the field {text_field!r}")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        # JSON can spell half of a character, "\ud800", which no encoding can carry.
-        raise UnreadableRecord("lone surrogate", f"character {error.start} of the field {text_field!r}") from None
+        raise UnreadableRecord("text not a string", f"{type(text).__name__} in the field {names.text!r}")
     if not text.strip():
-        raise UnreadableRecord("empty text", f"nothing but white space in the field {text_field!r}")
-    meta = {name: _plain(value) for name, value in fields.items() if name not in names}
-    declared = _plain(fields.get(language_field)) or language
-    name = _plain(fields.get(id_field))
+        raise UnreadableRecord("empty text", f"nothing but white space in the field {names.text!r}")
+    others = {}
+    if changes is not None:
+        others = {name: value for name, value in fields.items() if name not in (names.text, names.id, names.language)}
+        for name in sorted({"text", "id", "language"} & others.keys()):
+            # They mean something else here, and would replace what the fields of these names hold in the output.
+            del others[name]
+            changes[f"left out: the field {name!r}, which is not the {name} here"] += 1
+    declared = fields.get(names.language) or language
+    name = fields.get(names.id)
+    pair = None if names.pair is None else fields.get(names.pair)
     return Document(
         text=text,
         id=where if name is None or name == "" else str(name),
-        meta=meta if declared is None else {"language": declared, **meta},
+        meta=others if declared is None else {"language": declared, **others},
+        pair="" if pair is None else str(pair),
     )
 
 
 def _read(
-    streams: list[readers.Records], names: tuple[str, str, str], language: str | None, report: ReadReport
+    streams: list[tuple[readers.Records, FieldNames]], language: str | None, report: ReadReport, keep_fields: bool
 ) -> Iterator[Document]:
-    for stream in streams:
-        for where, fields in stream:
+    for records, names in streams:
+        for where, fields in readers.good_records(records, report, (names.text,), count_changes=keep_fields):
             try:
-                if isinstance(fields, UnreadableRecord):
-                    raise fields
-                document = to_document(fields, where, names, language)
+                document = to_document(fields, where, names, language, report.changes if keep_fields else None)
             except UnreadableRecord as error:
                 report.count_bad(BadRecord(where, error.reason, error.detail))
                 continue
@@ -177,41 +199,27 @@ def _read(
     report.judge()
 
 
-def _streams(spec: str, names: tuple[str, str, str], data_dir: Path | None) -> list[readers.Records]:
-    """The readers of one input, not yet started."""
+def _named_stream(spec: str, data_dir: Path | None, limit: int) -> readers.Records | None:
+    """The reader, not yet started, of an input that is named tfds: or bundled:; None for any other."""
     if spec.startswith("tfds:"):
         match = _TFDS.fullmatch(spec)
         if not match:
             raise ValueError(f"{spec} is not allowed; write tfds:NAME:SPLIT or tfds:NAME/CONFIG:SPLIT")
-        return [readers.read_tfds(match["name"], match["split"], data_dir)]
+        return readers.read_tfds(match["name"], match["split"], data_dir, limit)
     if spec.startswith("bundled:"):
         match = _BUNDLED.fullmatch(spec)
         if not match:
             raise ValueError(
                 f"{spec} is not allowed; write bundled:LANGUAGE:SPLIT, of ja, en or all, and train, heldout or all"
             )
-        return [readers.read_bundled(match["language"], match["split"])]
-    return [_open(file, names) for file in find_files(spec)]
+        return readers.read_bundled(match["language"], match["split"])
+    return None
 
 
-def _open(file: Path, names: tuple[str, str, str]) -> readers.Records:
-    match readers.format_of(file):
-        case "jsonl":
-            return readers.read_jsonl(file)
-        case "text":
-            return readers.read_text(file, names[0])
-        case "parquet":
-            return readers.read_parquet(file, names)
-        case _:
-            return readers.read_array_record(file)
-
-
-def _plain(value: Any) -> Any:
-    """A value that JSON can hold: bytes as text, numpy scalars as numbers."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _missing_text(fields: Mapping[str, Any], names: FieldNames) -> str:
+    """Say which fields there are, and which option names the one that looks like the text."""
+    texts = {name: len(value) for name, value in fields.items() if isinstance(value, str) and name not in names.used()}
+    shown = ", ".join(name[:40] for name in list(fields)[:8]) + (", ..." if len(fields) > 8 else "")
+    found = f"the fields are {shown}" if fields else "the record has no fields"
+    advice = f". Name another one: --text-field {max(texts, key=texts.__getitem__)[:40]}" if texts else ""
+    return f"no value in the field {names.text!r}; {found}{advice}"

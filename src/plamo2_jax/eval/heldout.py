@@ -1,18 +1,20 @@
-"""The held-out table: bits per byte of a model and of `xz -9e` on the same text, language by language."""
+"""The held-out table: bits per byte of a model, and of `xz -9e` where there is plain text, for each held-out set."""
 
 from __future__ import annotations
 
 import dataclasses
 import lzma
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import numpy as np
 
-from plamo2_jax.data.pipeline import DataConfig, MixtureItem, heldout_batches
-from plamo2_jax.data.shards import Shards
+from plamo2_jax.data.in_memory import TokenizedText
+from plamo2_jax.data.packing import Batch
+from plamo2_jax.data.pipeline import DataConfig, HeldoutBatches, MixtureItem
+from plamo2_jax.data.shards import Shards, open_shards
 from plamo2_jax.eval.perplexity import HeldOut, make_evaluator
 from plamo2_jax.progress import tqdm
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -26,30 +28,66 @@ class Comparison:
     """What the model needs."""
     documents: int
     """Number of documents."""
-    xz_bits_per_byte: float
-    """Bits `xz -9e` needs for a byte of the same documents, joined by newlines into one file."""
+    xz_bits_per_byte: float | None
+    """Bits `xz -9e` needs for a byte of the same documents, joined by newlines into one file; None for conversations."""
 
     def figures(self) -> dict[str, float]:
         """All figures by name, as they go into files."""
-        return {**self.model.figures(), "documents": self.documents, "xz_bits_per_byte": self.xz_bits_per_byte}
+        xz = {} if self.xz_bits_per_byte is None else {"xz_bits_per_byte": self.xz_bits_per_byte}
+        return {**self.model.figures(), "perplexity": self.model.perplexity, "documents": self.documents, **xz}
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOutSet:
+    """Held-out data in batches."""
+
+    batches: Iterable[Batch]
+    """One pass."""
+    documents: int
+    """Number of documents or conversations."""
+    targets: int
+    """Positions to measure, for the progress bar."""
+    text: Shards | TokenizedText | None = None
+    """The documents, for xz; None where they are no plain text."""
+
+
+def text_set(
+    documents: str | Path | TokenizedText, tokenizer: Tokenizer, *, sequence_length: int, batch_size: int
+) -> HeldOutSet:
+    """Batches of plain text.
+
+    Args:
+        documents: a folder of shards, or text in memory.
+        tokenizer: the one that the shards were written with.
+        sequence_length: positions in a row.
+        batch_size: rows in a batch.
+
+    Raises:
+        ShardError: a folder cannot be read or was made with another tokenizer.
+    """
+    if not isinstance(documents, TokenizedText):
+        documents = open_shards(documents, tokenizer)
+    data = DataConfig((MixtureItem(Path("heldout")),), sequence_length, batch_size)
+    batches = HeldoutBatches(data, documents, tokenizer, 0, 1)
+    return HeldOutSet(batches, documents.documents, batches.targets, documents)
 
 
 def compare(
     model: nn.Module,
     params: Any,
     tokenizer: Tokenizer,
-    heldout: Mapping[str, Path],
+    heldout: Mapping[str, Path | HeldOutSet],
     *,
     sequence_length: int,
     batch_size: int = 8,
 ) -> dict[str, Comparison]:
-    """Measure held-out text, language by language, in one pass.
+    """Measure held-out data, set by set, in one pass each; all sets of one shape of batch share one compilation.
 
     Args:
         model: maps tokens, segment ids and positions to logits over `model.config.vocab_size` rows.
         params: its parameters.
-        tokenizer: the one that the shards were written with.
-        heldout: folders of shards by language.
+        tokenizer: the one that the data were tokenized with.
+        heldout: folders of shards, or sets of batches, by name.
         sequence_length: positions in a row; a longer document is read in pieces that do not see each other, so longer rows can only
             help a model.
         batch_size: rows at once.
@@ -58,21 +96,31 @@ def compare(
         ShardError: a folder cannot be read or was made with another tokenizer.
         ValueError: the tokenizer has more rows than the model.
     """
-    evaluate = make_evaluator(model, byte_lengths(tokenizer, model.config.vocab_size))
+    chunk = _logits_chunk(model.config.vocab_size, sequence_length, batch_size)
+    evaluate = make_evaluator(model, byte_lengths(tokenizer, model.config.vocab_size), chunk)
     results = {}
-    for language, folder in heldout.items():
-        data = DataConfig((MixtureItem(Path(folder)),), sequence_length, batch_size)
-        batches = heldout_batches(data, folder, tokenizer)
-        with tqdm(total=batches.targets, desc=f"held-out {language}", unit="token", unit_scale=True) as progress:
+    for name, found in heldout.items():
+        if not isinstance(found, HeldOutSet):
+            found = text_set(found, tokenizer, sequence_length=sequence_length, batch_size=batch_size)
+        with tqdm(total=found.targets, desc=f"held-out {name}", unit="token", unit_scale=True) as progress:
 
-            def counted(batches=batches, progress=progress):
+            def counted(batches=found.batches, progress=progress):
                 for batch in batches:
                     yield batch
                     progress.update(int(np.count_nonzero(batch["loss_weights"])))
 
             result = evaluate(params, counted())
-        results[language] = Comparison(result, batches.documents, xz_bits_per_byte(batches.shards, tokenizer))
+        xz = None if found.text is None else xz_bits_per_byte(found.text, tokenizer)
+        results[name] = Comparison(result, found.documents, xz)
     return results
+
+
+def _logits_chunk(vocab_size: int, sequence_length: int, batch_size: int) -> int | None:
+    """Positions whose logits exist at a time: all, unless those would take more than 1 GiB."""
+    positions = max(1, (1 << 28) // (vocab_size * batch_size))
+    if positions >= sequence_length:
+        return None
+    return max(size for size in range(1, positions + 1) if sequence_length % size == 0)
 
 
 def byte_lengths(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
@@ -89,7 +137,7 @@ def byte_lengths(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
     return np.pad(tokenizer.byte_lengths, (0, vocab_size - tokenizer.vocab_size))
 
 
-def xz_bits_per_byte(shards: Shards, tokenizer: Tokenizer) -> float:
+def xz_bits_per_byte(shards: Shards | TokenizedText, tokenizer: Tokenizer) -> float:
     """Bits a byte of what `xz -9e` makes of the documents, decoded and joined by newlines into one file."""
     text = "\n".join(tokenizer.decode(shards[i].ids) for i in range(len(shards))).encode()
     return 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) / len(text)
@@ -97,7 +145,7 @@ def xz_bits_per_byte(shards: Shards, tokenizer: Tokenizer) -> float:
 
 def table(results: Mapping[str, Comparison]) -> str:
     """The comparison as lines of text."""
-    header = ("language", "documents", "bytes", "tokens", "nats/token", "bits/byte", "xz -9e")
+    header = ("held-out", "documents", "bytes", "tokens", "nats/token", "perplexity", "bits/byte", "xz -9e")
     rows = [
         (
             language,
@@ -105,8 +153,9 @@ def table(results: Mapping[str, Comparison]) -> str:
             f"{result.model.bytes:,}",
             f"{result.model.tokens:,}",
             f"{result.model.loss:.4f}",
+            f"{result.model.perplexity:.4g}",
             f"{result.model.bits_per_byte:.4f}",
-            f"{result.xz_bits_per_byte:.4f}",
+            "-" if result.xz_bits_per_byte is None else f"{result.xz_bits_per_byte:.4f}",
         )
         for language, result in results.items()
     ]

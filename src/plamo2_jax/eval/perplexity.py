@@ -43,6 +43,11 @@ class HeldOut:
         """Nats a token."""
         return self.nats / self.tokens
 
+    @property
+    def perplexity(self) -> float:
+        """Exponential of the loss; infinite where that leaves float64."""
+        return math.exp(self.loss) if self.loss < 709 else math.inf
+
     def figures(self) -> dict[str, float]:
         """All figures by name, as they go into files."""
         return {

@@ -18,7 +18,7 @@ from plamo2_jax.infer.prefill import SMALLEST_PIECE
 from plamo2_jax.infer.sampling import SamplingConfig
 from plamo2_jax.infer.stop import StopConfig
 from plamo2_jax.model import Plamo2
-from plamo2_jax.tokenizer.tokenizer import OP, Tokenizer
+from plamo2_jax.tokenizer.tokenizer import BOS, OP, Tokenizer
 
 Prompt = str | Sequence[int] | np.ndarray
 """A text, or token ids [t]."""
@@ -112,7 +112,7 @@ class Generator:
             stop: what ends a row; None: 256 tokens or the end of the document.
             seed: same seed, prompt and sample number, same text, whatever else is in the batch.
             samples: rows a prompt; row `i * samples + j` is sample j of prompt i.
-            bos: put the beginning-of-document id before texts.
+            bos: put the beginning-of-document id before texts, but not twice where `allow_control` reads one at the beginning.
             allow_control: read control strings such as <|plamo:op|> in texts as control tokens. Not for text of others.
 
         Returns:
@@ -162,7 +162,9 @@ class Generator:
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise ValueError(f"prompt {index} is text and the generator has no tokenizer; give token ids")
-            prompt = self.tokenizer.encode(prompt, bos=bos, allow_control=allow_control)
+            # A prompt that spells bos out, as a chat template writes it, has it already.
+            begins = allow_control and prompt.startswith(BOS)
+            prompt = self.tokenizer.encode(prompt, bos=bos and not begins, allow_control=allow_control)
         ids = np.asarray(prompt)
         if ids.size == 0:
             raise ValueError(f"prompt {index} has no token; a document begins with bos")

@@ -155,9 +155,10 @@ def run(processes: Sequence[Process], grace: float) -> int:
 
 def _prefix(source: IO[bytes], target: IO[str], number: int) -> None:
     """Copy lines, each with the process's number before it, whole."""
-    for line in source:
-        target.write(f"[{number}] {line.decode(errors='replace').rstrip()}\n")
-        target.flush()
+    with source:
+        for line in source:
+            target.write(f"[{number}] {line.decode(errors='replace').rstrip()}\n")
+            target.flush()
 
 
 def free_port() -> int:

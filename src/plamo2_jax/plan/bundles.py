@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 
 _BUNDLE = re.compile(r"^ *(0x[0-9a-f]+|0) +(?:[A-Z]{2})? *:", re.MULTILINE)
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
+# libtpu 0.0.42 writes /* core id */, 0.0.50 joins several notes: /* megacore core id :: core id */.
+_CORE_ID = re.compile(r"/\*[^*]*\bcore id\b[^*]*\*/")
 _STARTS = re.compile(r"Start(?:/End empty)? region (\d+)")
 _ENDS = re.compile(r"End (?:empty )?region \d+")
 _STATEMENT = re.compile(r"%(\w+) = ([\w.]+)(.*)", re.DOTALL)
@@ -115,8 +117,7 @@ def _bundles(text: str) -> Iterator[str]:
 
 def _statements(bundle: str) -> list[str]:
     # A comment may say what a load reads, the only place where it can be seen.
-    bundle = bundle.replace("/* core id */", " core_id")
-    return _COMMENT.sub("", bundle).split(";;")
+    return _COMMENT.sub("", _CORE_ID.sub(" core_id", bundle)).split(";;")
 
 
 def _instruction(statement: str) -> Instruction | None:
@@ -145,7 +146,7 @@ def _instruction(statement: str) -> Instruction | None:
         return Instruction(op, kind, None, (rest.split(",")[1].strip().lstrip("%"),), predicate)
     if slot:
         # A load's only operand is its slot; a store has the value behind it.
-        op = "core_id" if "core_id" in rest else op
+        op = "core_id" if op == "sld" and "core_id" in rest else op
         return Instruction(op, kind, named, (slot[1], *re.findall(r"%(\w+)", rest)[:1]), predicate)
     operands = [part.strip().split(" ")[0].lstrip("%") for part in _HINT.sub("", rest).split(",")]
     return Instruction(op, kind, named, tuple(filter(None, operands)), predicate)

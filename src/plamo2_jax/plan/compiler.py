@@ -18,6 +18,8 @@ ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 TOPOLOGIES = ("v5e:2x2", "v5e:16x16", "v5p:2x2x1", "v5p:4x4x4", "v6e:2x2", "v6e:16x16", "tpu7x:2x2x1")
+# The texts that libtpu prints and dumps are no interface: they were read and tested with these versions only.
+TESTED = ("0.0.42", "0.0.50")
 # Of some 80 texts an operation, the last ones: final_bundles and the units each bundle uses; and which operations share one.
 _DUMPED = "final_bundles|final_hlo|deduplication"
 
@@ -31,6 +33,16 @@ def libtpu_version() -> str:
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError("this needs the TPU compiler: pip install 'jax[tpu]' (no TPU is needed)")
     return importlib.metadata.version("libtpu")
+
+
+def untested(version: str) -> str | None:
+    """A sentence of warning where the texts of this libtpu were not tested."""
+    if ".".join(version.split(".")[:3]) in TESTED:
+        return None
+    return (
+        f"libtpu {version} was not tested, and its figures may be read wrongly: tested are {' and '.join(TESTED)}. "
+        "Install one of these with the jax that it belongs to (constraints.txt)"
+    )
 
 
 def environment(dump: Path) -> dict[str, str]:

@@ -21,7 +21,8 @@ class Operation:
 
     name: str
     kind: str
-    """kernel, convolution (a matrix product, and what is fused with it), copy (a change of layout), or XLA's own word."""
+    """kernel, convolution (a matrix product, and what is fused with it), copy (a change of layout), sparsecore (an operation that runs on
+    the SparseCore, of which the compiler tells no cycles), or XLA's own word."""
     op_name: str
     """Where in the traced function it comes from."""
     times: int
@@ -235,6 +236,8 @@ def _kernel_bytes(call: KernelCall, instruction: Instruction, computation: Compu
 def _kind(module: Module, instruction: Instruction) -> str:
     if instruction.is_kernel:
         return "kernel"
+    if instruction.thread:
+        return instruction.thread
     inner = [instruction.op]
     if instruction.op == "fusion":
         inner = [i.op for i in module.computations[instruction.called("calls")].values()]

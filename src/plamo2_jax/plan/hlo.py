@@ -11,6 +11,9 @@ _ARRAY = re.compile(r"\b(pred|[a-z]+\d\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _BITS = re.compile(r"\d+")
 _COMMENT = re.compile(r"/\*.*?\*/")
 _REFERENCE = re.compile(r"%([\w.\-]+)")
+_ENDS = re.compile(r'\}(?:, execution_thread="(\w+)")?')
+_NO_ESTIMATE = 2**63 - 1
+"""What libtpu 0.0.50 writes where its cost model says nothing, as of work on the SparseCore; 0.0.42 wrote no estimate there."""
 # Instructions that only name or rename a buffer, or whose work another instruction is charged with.
 FREE = frozenset(
     (
@@ -40,6 +43,8 @@ class Instruction:
     """What stands between the parentheses: operands, or a constant's value."""
     attributes: str
     root: bool
+    thread: str = ""
+    """What runs it, where it is not the TensorCore: "sparsecore"."""
 
     def called(self, attribute: str) -> str | None:
         """Name of the computation in an attribute, such as calls, body, condition."""
@@ -50,7 +55,7 @@ class Instruction:
     def estimated_cycles(self) -> int | None:
         """What XLA's cost model says of the instruction; None where it says nothing."""
         match = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
-        return match and int(match[1])
+        return int(match[1]) if match and int(match[1]) != _NO_ESTIMATE else None
 
     @property
     def vmem_bytes(self) -> int:
@@ -96,7 +101,7 @@ class Module:
             elif instruction.op == "conditional":
                 branches = _REFERENCE.findall(re.search(r"branch_computations=\{(.*?)\}", instruction.attributes)[1])
                 yield from self._walk(max(branches, key=lambda branch: len(self.computations[branch])), times)
-            elif instruction.op in ("call", "async-start"):
+            elif instruction.op in ("call", "call-start", "async-start"):
                 yield from self._walk(instruction.called("to_apply") or instruction.called("calls"), times)
             elif instruction.op not in FREE and not instruction.op.endswith(("-done", "-update")):
                 yield instruction, computation, times
@@ -130,18 +135,35 @@ class Module:
 def parse_module(text: str) -> Module:
     """The program of `compiled.as_text()`."""
     computations: dict[str, Computation] = {}
-    entry = current = None
-    for line in text.splitlines():
+    entry = current = name = None
+    for line in _whole_lines(text):
         if line.endswith("{") and not line.startswith(" ") and (match := re.match(r"(ENTRY )?%([\w.\-]+) \(", line)):
-            current = computations[match[2]] = {}
-            entry = match[2] if match[1] else entry
+            name = match[2]
+            current = computations[name] = {}
+            entry = name if match[1] else entry
         elif line.startswith("  ") and current is not None and (instruction := _instruction(line)):
             current[instruction.name] = instruction
-        elif line == "}":
+        elif _ENDS.fullmatch(line):
+            if current and (thread := _ENDS.fullmatch(line)[1]):
+                computations[name] = {
+                    key: dataclasses.replace(instruction, thread=thread) for key, instruction in current.items()
+                }
             current = None
     if entry is None:
         raise ValueError("not a compiled program: it has no entry computation")
     return Module(computations, entry)
+
+
+def _whole_lines(text: str) -> Iterator[str]:
+    """Lines, of which an instruction has one each: attributes that jax 0.12 gives a kernel are printed over several."""
+    parts: list[str] = []
+    for line in text.splitlines():
+        continues = parts and parts[0].startswith("  ") and not line.startswith("  ") and not _ENDS.fullmatch(line)
+        if not continues and parts:
+            yield " ".join(parts)
+            parts = []
+        parts.append(line)
+    yield " ".join(parts)
 
 
 def _instruction(line: str) -> Instruction | None:
@@ -173,6 +195,18 @@ def _closing(text: str, opening: int) -> int:
         if not depth:
             return index
     raise ValueError(f"a parenthesis is not closed in {text[:80]!r}")
+
+
+def tuple_elements(shape: str) -> list[str]:
+    """The elements of a tuple's shape; an element that is a tuple itself stays whole."""
+    elements, depth = [""], 0
+    for piece in re.split(r"(, |[(){}\[\]])", shape[1:-1]):
+        depth += (piece in tuple("([{")) - (piece in tuple(")]}"))
+        if piece == ", " and not depth:
+            elements.append("")
+        else:
+            elements[-1] += piece
+    return elements
 
 
 def hbm_bytes(shape: str) -> int:

@@ -18,6 +18,7 @@ from plamo2_jax.infer.weights import cast_matrices
 from plamo2_jax.model import axes
 from plamo2_jax.model.cache import AttentionCache, Cache, MambaCache
 from plamo2_jax.model.plamo2 import Plamo2, abstract_params, logical_axes
+from plamo2_jax.plan.fields import refuse_unpriced
 from plamo2_jax.sharding.mesh import MeshConfig, make_mesh
 from plamo2_jax.sharding.rules import batch_sharding, param_shardings, replicated, with_shardings
 from plamo2_jax.train.config import PretrainConfig
@@ -72,8 +73,9 @@ def train_program(config: PretrainConfig, devices: Sequence[jax.Device], kernels
     """The train step of a run over these devices, as `train.loop` compiles it but for data and tokenizer.
 
     Raises:
-        ValueError: model, batch or mesh do not divide over the devices.
+        ValueError: model, batch or mesh do not divide over the devices, or the run sets a field that is not compiled in.
     """
+    refuse_unpriced(config)
     mesh = make_mesh(config.mesh, devices)
     model = Plamo2(config.model, dtype=jnp.dtype(config.dtype), remat=config.remat, mesh=mesh, **_KERNELS[kernels])
     # Shapes are made with a single token, which the kernels need not take.
@@ -81,14 +83,17 @@ def train_program(config: PretrainConfig, devices: Sequence[jax.Device], kernels
     schedule = make_schedule(config.schedule, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule, logical_axes(plain))
     objective = _objective(config, model)
-    shapes = jax.eval_shape(lambda p: TrainState.create(p, optimizer, config.seed), abstract_params(plain))
+    # Any seed: only shapes are made.
+    shapes = jax.eval_shape(lambda p: TrainState.create(p, optimizer, 0), abstract_params(plain))
     places = param_shardings(logical_axes(plain), shapes.params, mesh, config.sharding)
     shardings = state_shardings(shapes, optimizer, places)
     state = with_shardings(shapes, shardings)
     shape = (config.data.batch_size, config.data.sequence_length)
     by_rows = batch_sharding(mesh, shape, config.accumulation)
-    dtypes = _BATCH | {name: dtype for name, (_, dtype) in getattr(objective, "extra", {}).items()}
-    batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=by_rows) for name, dtype in dtypes.items()}
+    arrays = {name: ((), dtype) for name, dtype in _BATCH.items()} | dict(getattr(objective, "extra", {}))
+    batch = {
+        name: jax.ShapeDtypeStruct((*shape, *more), dtype, sharding=by_rows) for name, (more, dtype) in arrays.items()
+    }
     # A reference that runs beside the policy lies as its parameters do.
     frozen = (state.params,) if getattr(objective, "frozen", None) is not None else ()
     step = make_step(objective, optimizer, schedule, config.accumulation, shardings.params)
@@ -105,15 +110,20 @@ def train_program(config: PretrainConfig, devices: Sequence[jax.Device], kernels
         (shardings, replicated(mesh)),
         (0,),
         mesh,
-        3 * config.model.flops_per_token(shape[1]) * tokens,
+        _flops_per_token(config, objective) * tokens,
         tokens,
     )
 
 
+def _flops_per_token(config: PretrainConfig, objective: Objective) -> float:
+    """FLOPs of a training step for each token: three forward passes, and one of each model that runs beside."""
+    length = config.data.sequence_length
+    beside = sum(other.flops_per_token(length) for other in getattr(objective, "forward_only", ()))
+    return 3 * config.model.flops_per_token(length) + beside
+
+
 def _objective(config: PretrainConfig, model: Plamo2) -> Objective:
     """What the run's verb minimises, without reading anything."""
-    if getattr(config, "lora", None) is not None:
-        raise ValueError("lora is not allowed in a plan: it compiles the training of whole models")
     lengths = jnp.zeros(config.model.vocab_size, jnp.int32)
     if isinstance(config, DpoConfig):
         beside = config.preference.needs_reference and config.reference_log_probs is None

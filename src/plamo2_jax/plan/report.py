@@ -34,7 +34,7 @@ def summary(plan: StepPlan) -> str:
 def lines(plan: StepPlan) -> Iterator[str]:
     """All of a plan."""
     mesh = " × ".join(f"{name} {size}" for name, size in plan.mesh.items())
-    yield f"{plan.devices} × {plan.device}, mesh {mesh}, {plan.tokens:,} tokens a call"
+    yield f"{plan.devices} × {plan.device}, mesh {mesh}, {plan.tokens:,} tokens a call, compiled by libtpu {plan.libtpu}"
     yield summary(plan)
     yield ""
     yield "HBM a chip"
@@ -71,6 +71,8 @@ def lines(plan: StepPlan) -> Iterator[str]:
     yield f"  {plan.flops / plan.devices:.3e} model FLOPs a chip; MFU at most {plan.mfu:.1%}, {plan.serial_mfu:.1%} one after the other"
     if plan.unknown:
         yield f"  not counted, their loops depend on data: {', '.join(plan.unknown)}"
+    if plan.sparsecore:
+        yield f"  on the SparseCore, bytes counted, cycles unknown: {', '.join(plan.sparsecore)}"
     yield ""
     yield "Where the time goes (s)" + " " * 12 + "".join(f"{name:>12}" for name in PHASES) + "       share"
     total = sum(sum(row.values()) for row in plan.parts.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from plamo2_jax.plan.fields import refuse_unpriced
 from plamo2_jax.train.config import PretrainConfig
 
 Kind = Literal["train", "prefill", "decode"]
@@ -25,3 +26,8 @@ class Request:
     """Tokens of a prompt, or tokens in the cache of a decoding step."""
     gpus: int = 0
     """Instead of a slice: so many GPUs, of which only argument bytes are known."""
+
+    def __post_init__(self) -> None:
+        # A model is served the same however it was trained.
+        if self.kind == "train":
+            refuse_unpriced(self.config)

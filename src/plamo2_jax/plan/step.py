@@ -44,6 +44,8 @@ class StepPlan:
     seconds_to_compile: float
     cpu_seconds_to_compile: float
     """Of all cores: what a busy machine does not change."""
+    libtpu: str = ""
+    """Version of the compiler."""
     error: str | None = None
     """Why it does not compile."""
     memory: dict[str, int] | None = None
@@ -51,6 +53,8 @@ class StepPlan:
     """Scheduled, collectives left out."""
     unknown: tuple[str, ...] = ()
     """Kernels whose cycles could not be counted."""
+    sparsecore: tuple[str, ...] = ()
+    """Operations on the SparseCore: their bytes are counted, their cycles the compiler does not tell."""
     rematerialised: int = 0
     """Operations that the compiler repeats of its own accord to save memory."""
     times: dict[str, float] | None = None
@@ -146,6 +150,7 @@ def read(module: Module, schedules: Schedules, chip: Chip, devices: Sequence[jax
     return {
         "cycles": sum(o.times * o.cycles for o in operations),
         "unknown": tuple(unknown),
+        "sparsecore": tuple(o.name for o in operations if o.kind == "sparsecore"),
         "rematerialised": sum(".remat" in o.name for o in operations),
         "times": {**dataclasses.asdict(found), "limit": found.limit},
         "parts": by_part(operations, chip),

@@ -29,9 +29,9 @@ def plan(request: Request) -> StepPlan:
         ValueError: libtpu is not installed, there is no such slice, or the run does not divide over it.
         RuntimeError: the process that compiles died; the message has its last words.
     """
-    libtpu_version()
-    data = _ask(request, environment)
-    for name in ("unknown", "collectives", "operations"):
+    version = libtpu_version()
+    data = {**_ask(request, environment), "libtpu": version}
+    for name in ("unknown", "sparsecore", "collectives", "operations"):
         data[name] = tuple(data[name])
     return StepPlan(**data)
 

@@ -95,7 +95,7 @@ def legend() -> Iterator[str]:
 
 
 def kernels(result: Result) -> Iterator[str]:
-    """A line for each Pallas kernel of a program, and one for how busy its units are."""
+    """A line for each Pallas kernel of a program and one for how busy its units are; a line for what runs on the SparseCore."""
     for kernel in result.cost.kernels if result.cost else ():
         assumed = f", {kernel.assumed_branches} branches on data counted" if kernel.assumed_branches else ""
         yield (
@@ -105,6 +105,10 @@ def kernels(result: Result) -> Iterator[str]:
         if abs(kernel.transferred_bytes - kernel.hbm_bytes) > 0.02 * kernel.hbm_bytes:
             yield f"  by its schedule it moves {kernel.transferred_bytes / _MiB:.1f} MiB: not its block specs alone move data"
         yield "  slots in use: " + ", ".join(f"{unit} {share:.0%}" for unit, share in kernel.utilization.items())
+
+    for o in result.cost.operations if result.cost else ():
+        if o.kind == "sparsecore":
+            yield f"{o.name}: on the SparseCore, {o.times * o.hbm_bytes / _MiB:.1f} MiB moved, cycles unknown and not counted"
 
 
 def breakdown(result: Result, most: int = 12) -> Iterator[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from plamo2_jax.plan.hlo import Computation, Instruction, Module, hbm_bytes
+import dataclasses
+
+from plamo2_jax.plan.hlo import Computation, Instruction, Module, hbm_bytes, tuple_elements
 
 _RENAMES = ("bitcast", "get-tuple-element", "reshape")
 
@@ -15,9 +17,12 @@ def instruction_bytes(module: Module, computation: Computation, instruction: Ins
     """
     shapes = [computation[name].shape if name in computation else "" for name in instruction.operands]
     if instruction.op.endswith("-start"):
-        # An asynchronous copy: its result is a tuple of target, source and a flag.
-        target = instruction.shape[1:].split("}, ")[0] + "}"
-        return hbm_bytes(shapes[0]) + hbm_bytes(target)
+        # The result of a copy is a tuple of target, source and a flag; that of anything else of operands, target and flags.
+        target = tuple_elements(instruction.shape)[0 if instruction.op == "copy-start" else 1]
+        read = sum(map(hbm_bytes, shapes))
+        if "slice" in instruction.op:
+            read = min(read, hbm_bytes(_without_space(target)))
+        return read + hbm_bytes(target)
     if instruction.op == "dynamic-update-slice":
         return _both(hbm_bytes(shapes[0]), 2 * hbm_bytes(shapes[1]))
     if instruction.op in ("dynamic-slice", "slice"):
@@ -25,10 +30,24 @@ def instruction_bytes(module: Module, computation: Computation, instruction: Ins
     called = instruction.called("calls") if instruction.op == "fusion" else None
     if called is None:
         return sum(map(hbm_bytes, shapes)) + hbm_bytes(instruction.shape)
-    inner = module.computations[called]
+    inner = _copies_in_place_as_renames(module, module.computations[called])
     parameters = {int(i.arguments): i for i in inner.values() if i.op == "parameter"}
     read = sum(_read(inner, parameters[index], shape) for index, shape in enumerate(shapes))
     return read + _written(inner, instruction)
+
+
+def _copies_in_place_as_renames(module: Module, computation: Computation) -> Computation:
+    """libtpu 0.0.50 changes the tiling of an array that is updated in place by a fusion of one copy, whose result is its operand: no byte
+    moves.
+    """
+
+    def renames(instruction: Instruction) -> bool:
+        if "output_to_operand_aliasing={{}: (0, {})}" not in instruction.attributes or instruction.op != "fusion":
+            return False
+        called = module.computations[instruction.called("calls")]
+        return {i.op for i in called.values()} <= {"parameter", "copy", *_RENAMES}
+
+    return {name: dataclasses.replace(i, op="bitcast") if renames(i) else i for name, i in computation.items()}
 
 
 def _both(space: int, size: int) -> int:

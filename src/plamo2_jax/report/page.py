@@ -1,10 +1,12 @@
-"""The report of a run: what was trained, how it went, how well it predicts, what it writes."""
+"""The report of a run: what was trained, how it went, how well it predicts or prefers, what it writes."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,133 +16,163 @@ from markupsafe import Markup
 
 from plamo2_jax import checkpoint
 from plamo2_jax.report.plots import curves
+from plamo2_jax.report.run import EVALUATION, HeldOutRow, Run, read_evaluation, read_run
 from plamo2_jax.storage import located, write_whole
-from plamo2_jax.train.metrics import METRICS, read_metrics
 
 REPORT = "report.html"
-EVALUATION = "evaluation.json"
-SAMPLES = "samples.jsonl"
-_LANGUAGES = {"ja": "Japanese", "en": "English"}
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def write_report(folder: str | os.PathLike[str]) -> Path:
-    """Write report.html into a run folder from its config.json and metrics.jsonl, with evaluation.json and samples.jsonl if present.
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """A plot over the steps of a run."""
+
+    title: str
+    series: Mapping[str, str]
+    """Label → figure of a training step."""
+    heldout: str | None = None
+    """Figure of the held-out sets, drawn as points."""
+    log_scale: bool = False
+    chief: bool = False
+    """Whether it is shown for the runs below a run too."""
+
+
+PLOTS = (
+    Plot("training loss", {"loss": "loss"}, chief=True),
+    Plot("bits per byte, held out", {"training batches": "bits_per_byte"}, "bits_per_byte", chief=True),
+    Plot("pairs ranked right, share", {"training batches": "reward_accuracy"}, "reward_accuracy", chief=True),
+    Plot("reward margin", {"training batches": "reward_margin"}, "reward_margin", chief=True),
+    Plot("reward", {"chosen": "reward_chosen", "rejected": "reward_rejected"}),
+    Plot("log-ratio to the reference", {"chosen": "log_ratio_chosen", "rejected": "log_ratio_rejected"}),
+    Plot("log-probability of answers", {"chosen": "log_prob_chosen", "rejected": "log_prob_rejected"}),
+    Plot("divergence (kl)", {"training batches": "kl"}, "kl"),
+    Plot("learning rate", {"learning rate": "learning_rate"}),
+    Plot("gradient norm before clipping", {"norm": "grad_norm"}, log_scale=True),
+    Plot("tokens per second", {"read": "tokens_per_second", "trained": "trained_tokens_per_second"}),
+)
+_TEXT = {"bits_per_byte": "bits per byte", "loss": "nats per token", "accuracy": "first choices right"}
+_PAIRS = {
+    "pairs": "pairs",
+    "count_chosen": "chosen",
+    "count_rejected": "rejected",
+    "loss": "loss",
+    "reward_accuracy": "ranked right",
+    "reward_margin": "margin",
+    "reward_chosen": "reward of chosen",
+    "reward_rejected": "reward of rejected",
+    "log_ratio_chosen": "log-ratio of chosen",
+    "log_ratio_rejected": "log-ratio of rejected",
+    "kl": "kl",
+}
+_COUNTS = {"pairs", "count_chosen", "count_rejected"}
+_SHARES = {"accuracy", "reward_accuracy"}
+
+
+def write_report(folder: str | os.PathLike[str], on_note: Callable[[str], None] | None = None) -> Path:
+    """Write report.html into a run folder, from config.json, metrics.jsonl, evaluation.json and samples.jsonl, as far as they are there.
+
+    The runs and models in the folder's own folders are shown below it, shorter.
+
+    Args:
+        folder: the run folder.
+        on_note: called with a sentence about each thing that could not be read; the page has them too.
 
     Returns:
         The page, which needs no other file.
 
     Raises:
-        ValueError: the folder is not a run that has logged a step, or one of its files is not what it should be.
+        ValueError: the folder is no run: config.json is missing or describes no model.
     """
     folder = located(folder)
-    config = checkpoint.read_config(folder)
-    metrics = read_metrics(folder / METRICS)
-    steps = [line for line in metrics if "loss" in line]
-    if not steps:
-        raise ValueError(f"{folder / METRICS} has no training step yet; there is nothing to report")
-    model = checkpoint.read_model_config(folder)
-    evaluation = _read_evaluation(folder / EVALUATION)
-    languages = _languages(metrics, evaluation)
+    run = read_run(folder)
+    notes = list(run.notes)
+    below = _runs_below(folder, notes)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("plamo2_jax.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
     html = environment.get_template("page.html").render(
-        name=config.get("name", folder.name),
-        model=model,
-        parameters=model.parameter_count(),
-        steps=steps,
-        tokens=sum(line.get("tokens", 0) for line in steps) or _tokens(config, steps),
-        seconds=metrics[-1]["time"] - metrics[0]["time"],
-        languages=languages,
-        plots=[Markup(svg) for svg in _plots(steps, languages)],
-        samples=_read_samples(folder / SAMPLES),
+        run=run,
+        view=_view(run, PLOTS),
+        below=[(other, _view(other, [plot for plot in PLOTS if plot.chief])) for other in below],
+        evaluations=_evaluations(folder, notes),
+        notes=notes,
         versions={name: metadata.version(name) for name in _PACKAGES},
         machine=f"{platform.machine()}, {os.cpu_count()} CPU cores, Python {platform.python_version()}",
-        config=json.dumps(config, indent=2, ensure_ascii=False),
+        config=json.dumps(run.config, indent=2, ensure_ascii=False),
     )
     write_whole(folder / REPORT, html.encode())
+    for note in notes if on_note is not None else ():
+        on_note(note)
     return folder / REPORT
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{where} must be a JSON object, not {type(value).__name__}")
-    return value
+def _runs_below(folder: Path, notes: list[str]) -> list[Run]:
+    """The runs and models in the folders of a run folder."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        if not (path.is_dir() and not path.name.startswith(".") and (path / checkpoint.CONFIG).is_file()):
+            continue
+        try:
+            if isinstance(checkpoint.read_config(path).get("model"), dict):
+                other = read_run(path)
+                notes += other.notes
+                found.append(dataclasses.replace(other, name=path.name))
+        except ValueError as error:
+            notes.append(str(error))
+    return found
 
 
-def _read_evaluation(path: Path) -> dict[str, dict[str, float]]:
-    """Figures by language; none where there is no evaluation."""
-    if not path.exists():
-        return {}
-    languages = _parse(path.read_text(encoding="utf-8"), str(path)).get("languages")
-    if not isinstance(languages, dict) or not all(isinstance(figures, dict) for figures in languages.values()):
-        raise ValueError(f'{path} must hold "languages", figures by language, as plamo2 evaluate --output writes it')
-    return languages
-
-
-def _read_samples(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    samples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        sample = _parse(line, f"{path}, line {number},")
-        missing = {"prompt", "text", "token_ids", "finish_reason"} - sample.keys()
-        if missing:
-            raise ValueError(
-                f"{path}, line {number}, lacks {', '.join(sorted(missing))}; plamo2 generate --json writes it"
-            )
-        samples.append(sample)
-    # Of a run that wrote some at every evaluation, those of the last.
-    newest = max((sample.get("step", 0) for sample in samples), default=0)
-    return [sample for sample in samples if sample.get("step", newest) == newest]
-
-
-def _tokens(config: dict[str, Any], steps: list[dict[str, float]]) -> int:
-    """Positions seen, padding included, where the log does not count tokens."""
-    return len(steps) * config["data"]["batch_size"] * config["data"]["sequence_length"]
-
-
-def _languages(metrics: list[dict[str, float]], evaluation: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
-    """Held-out figures by language: the curve from the log, the final figure and xz's from the evaluation."""
-    names = sorted({key.split("/")[1] for line in metrics for key in line if key.startswith("heldout/")})
+def _evaluations(folder: Path, notes: list[str]) -> list[tuple[str, str, dict[str, float]]]:
+    """Of other evaluations in the folder, such as those of a merged model: file, language and figures."""
     rows = []
-    for name in names:
-        key = f"heldout/{name}/bits_per_byte"
-        curve = [(line["step"], line[key]) for line in metrics if key in line]
-        figures = evaluation.get(name, {})
-        rows.append(
-            {
-                "code": name,
-                "name": _LANGUAGES.get(name, name),
-                "curve": curve,
-                "bits_per_byte": figures.get("bits_per_byte", curve[-1][1]),
-                "xz": figures.get("xz_bits_per_byte"),
-                "bytes": figures.get("bytes"),
-            }
-        )
-    return rows
+    for path in sorted(folder.iterdir()):
+        if path.name.endswith(EVALUATION) and path.name != EVALUATION:
+            try:
+                rows += [(path.name, language, figures) for language, figures in read_evaluation(path).items()]
+            except ValueError as error:
+                notes.append(str(error))
+    return [row for row in rows if "bits_per_byte" in row[2]]
 
 
-def _plots(steps: list[dict[str, float]], languages: list[dict[str, Any]]) -> list[str]:
-    x = [line["step"] for line in steps]
+def _view(run: Run, plots: Sequence[Plot]) -> dict[str, Any]:
+    """What the page's macro shows of a run."""
+    prefers = any(figure.startswith("reward_") for row in run.heldout for figure in row.figures)
+    columns = _PAIRS if prefers else _TEXT
+    used = {name: title for name, title in columns.items() if any(name in row.figures for row in run.heldout)}
+    table = [(row, [_number(name, row.figures.get(name)) for name in used]) for row in run.heldout]
+    return {
+        "columns": list(used.values()),
+        "table": table,
+        "prefers": prefers,
+        "compares": any(_xz(row) for row in run.heldout),
+        "plots": [Markup(svg) for plot in plots if (svg := _draw(plot, run)) is not None],
+    }
 
-    def series(key: str) -> list[float]:
-        return [line[key] for line in steps]
 
-    plots = [
-        curves("training loss (nats a token)", [("loss", x, series("loss"))]),
-        curves(
-            "bits per byte, held out",
-            [("training batches", x, series("bits_per_byte"))],
-            [(row["name"], *zip(*row["curve"], strict=True)) for row in languages],
-            [(f"xz -9e, {row['name']}", row["xz"]) for row in languages if row["xz"]],
-        ),
-        curves("learning rate", [("learning rate", x, series("learning_rate"))]),
-        curves("gradient norm before clipping", [("norm", x, series("grad_norm"))], log_scale=True),
+def _number(name: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    if name in _COUNTS:
+        return f"{value:,.0f}"
+    return f"{value:.1%}" if name in _SHARES else f"{value:,.3f}" if abs(value) < 1e6 else f"{value:.3g}"
+
+
+def _xz(row: HeldOutRow) -> float | None:
+    return row.figures.get("xz_bits_per_byte")
+
+
+def _draw(plot: Plot, run: Run) -> str | None:
+    """The plot, or None where the run has none of its figures."""
+    lines = []
+    for label, figure in plot.series.items():
+        values = [(line["step"], line[figure]) for line in run.lines if figure in line]
+        lines += [(label, *zip(*values, strict=True))] if values else []
+    points = [
+        (row.name, *zip(*row.curves[plot.heldout], strict=True)) for row in run.heldout if row.curves.get(plot.heldout)
     ]
-    return plots
+    if not lines and not points:
+        return None
+    levels = []
+    if plot.heldout == "bits_per_byte":
+        levels = [(f"xz -9e, {row.name}", _xz(row)) for row in run.heldout if _xz(row) and row.curves.get(plot.heldout)]
+    return curves(plot.title, lines, points, levels, plot.log_scale)

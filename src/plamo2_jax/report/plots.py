@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Sequence
 
 import matplotlib
@@ -11,7 +12,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 # Okabe-Ito: told apart by colour-blind readers too.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# What is larger is left out: Matplotlib computes with differences and squares of the values.
+_LARGEST = 1e100
 _STYLE = {"svg.fonttype": "none", "svg.hashsalt": "plamo2", "axes.spines.top": False, "axes.spines.right": False}
 
 Curve = tuple[str, Sequence[float], Sequence[float]]
@@ -34,28 +37,56 @@ def curves(
         levels: horizontal lines to compare with; the i-th has the colour of the i-th of `points`.
         log_scale: whether the vertical axis is logarithmic.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
-        axes = figure.subplots()
-        for colour, (label, steps, values) in zip(_COLOURS, lines, strict=False):
-            width = max(1, len(values) // 50)
-            axes.plot(steps, values, color=colour, alpha=0.25 if width > 1 else 1.0, linewidth=0.8)
-            if width > 1:
-                mean = np.convolve(values, np.ones(width) / width, mode="valid")
-                axes.plot(steps[width - 1 :], mean, color=colour, linewidth=1.6, label=label)
-        offset = len(lines)
-        for i, (label, steps, values) in enumerate(points):
-            axes.plot(steps, values, color=_COLOURS[offset + i], marker="o", markersize=4, linewidth=1.2, label=label)
-        for i, (label, value) in enumerate(levels):
-            axes.axhline(value, color=_COLOURS[offset + i], linestyle="--", linewidth=1.0, label=label)
-        axes.set_title(title, loc="left", fontsize=10)
-        axes.set_xlabel("step")
-        if log_scale:
-            axes.set_yscale("log")
-        axes.grid(alpha=0.2)
-        if len(lines) + len(points) + len(levels) > 1:
-            axes.legend(frameon=False, fontsize=8)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    # The browser has the fonts that Matplotlib lacks, and an axis without positive values is drawn as it is.
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings(action="ignore", category=UserWarning):
+        return _draw(title, lines, points, levels, log_scale)
+
+
+def _draw(
+    title: str,
+    lines: Sequence[Curve],
+    points: Sequence[Curve],
+    levels: Sequence[tuple[str, float]],
+    log_scale: bool,
+) -> str:
+    lines, points = ([curve for curve in map(_drawable, some) if curve[1]] for some in (lines, points))
+    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for i, (label, steps, values) in enumerate(lines):
+        width = max(1, len(values) // 50)
+        thin = {"alpha": 0.25} if width > 1 else {"label": label, "marker": "." if len(values) == 1 else None}
+        axes.plot(steps, values, color=_colour(i), linewidth=0.8, **thin)
+        if width > 1:
+            mean = np.convolve(values, np.ones(width) / width, mode="valid")
+            axes.plot(steps[width - 1 :], mean, color=_colour(i), linewidth=1.6, label=label)
+    offset = len(lines)
+    for i, (label, steps, values) in enumerate(points):
+        axes.plot(steps, values, color=_colour(offset + i), marker="o", markersize=4, linewidth=1.2, label=label)
+    for i, (label, value) in enumerate(levels):
+        axes.axhline(value, color=_colour(offset + i), linestyle="--", linewidth=1.0, label=_plain(label))
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_xlabel("step")
+    if log_scale:
+        axes.set_yscale("log")
+    axes.grid(alpha=0.2)
+    if len(lines) + len(points) + len(levels) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
     # The element alone: an XML prologue has no place inside a page.
     return re.sub(r"\A.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
+
+
+def _drawable(curve: Curve) -> Curve:
+    label, steps, values = curve
+    kept = [(step, value) for step, value in zip(steps, values, strict=True) if abs(value) <= _LARGEST]
+    return _plain(label), [step for step, _ in kept], [value for _, value in kept]
+
+
+def _plain(label: str) -> str:
+    """A label without the signs that Matplotlib reads something into: dollars, and an underscore in front."""
+    return label.replace("$", r"\$").lstrip("_")[:60]
+
+
+def _colour(number: int) -> str:
+    return _COLOURS[number % len(_COLOURS)]

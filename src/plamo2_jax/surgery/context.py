@@ -22,12 +22,12 @@ import jax.numpy as jnp
 
 from plamo2_jax import checkpoint
 from plamo2_jax.config import LayerKind, ModelConfig
-from plamo2_jax.convert.hf import chat_template_files
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.model import Plamo2, abstract_params
 from plamo2_jax.storage import require_empty
 from plamo2_jax.surgery.merge_sources import ModelName
+from plamo2_jax.tokenizer.template_files import chat_template_files
 
 Layers = Literal["all", "none"] | tuple[int, ...]
 
@@ -140,10 +140,11 @@ def extend(model: str, output: str | os.PathLike[str], **changes: Any) -> ModelC
     output = Path(output)
     require_empty(output)
     name = ModelName.parse(model)
+    files = chat_template_files(name.folder)
     loaded = load_model(name.folder, step=name.step, ema=name.ema, require_finite=True)
     config = extended_config(loaded.config, **changes)
     params = relaid(loaded.params, loaded.config, config)
-    checkpoint.save_model(output, config, params, loaded.tokenizer, files=chat_template_files(name.folder))
+    checkpoint.save_model(output, config, params, loaded.tokenizer, files=files)
     return config
 
 

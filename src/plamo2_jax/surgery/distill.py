@@ -125,6 +125,7 @@ class Distillation:
     ):
         self._model, self._lengths, self._config = model, byte_lengths, config
         self._teacher, self.frozen = (None, {}) if teacher is None else teacher
+        self.forward_only = () if teacher is None else (self._teacher.config,)
         self._z_loss, self._chunk = z_loss, chunk
         self.extra: Mapping[str, tuple[tuple[int, ...], Any]] = {}
         """What `augment` adds to a batch: name → (shape after [b, t], dtype)."""

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,7 +21,6 @@ import numpy as np
 from plamo2_jax import checkpoint
 from plamo2_jax.convert.blocks import Progress, blocks
 from plamo2_jax.convert.files import CONFIG, DTYPES, INDEX
-from plamo2_jax.convert.hf import chat_template_files
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.convert.read import common_dtype
 from plamo2_jax.convert.write import Shard, header, plan_shards
@@ -31,6 +30,7 @@ from plamo2_jax.pattern import PatternError, first_matches, require_pattern
 from plamo2_jax.storage import new_folder, require_empty, write_whole
 from plamo2_jax.surgery import merge_methods as methods
 from plamo2_jax.surgery.merge_sources import MergeError, ModelName, Source, open_source
+from plamo2_jax.tokenizer.template_files import chat_template_files
 
 Method = Literal[
     "linear",
@@ -240,6 +240,8 @@ def merge(
     output = Path(output).absolute()
     require_empty(output)
     config.check(len(models), base is not None)
+    # The first model that has a chat template gives it.
+    files = chat_template_files(*(ModelName.parse(name).folder for name in models))
     sources = [open_source(name) for name in models]
     origin = None if base is None else open_source(base)
     everything = [*sources, *([] if origin is None else [origin])]
@@ -266,7 +268,7 @@ def merge(
             del merged
             if on_write:
                 on_write(tensor.size * dtype.itemsize, total)
-        _write_description(partial, everything, first, shards, total, dtype, config, models, base)
+        _write_description(partial, everything, first, shards, total, dtype, config, models, base, files)
 
 
 def describe(source: Source) -> dict[str, str]:
@@ -340,6 +342,7 @@ def _write_description(
     config: MergeConfig,
     models: Sequence[str],
     base: str | None,
+    files: Mapping[str, bytes],
 ) -> None:
     if len(shards) > 1:
         names = {tensor.name: shard.name for shard in shards for tensor in shard.tensors}
@@ -350,9 +353,7 @@ def _write_description(
     tokenizer = next((source.tokenizer for source in sources if source.tokenizer is not None), None)
     if tokenizer is not None:
         tokenizer.save(folder)
-    # The first model that has a template gives it.
-    templates = (chat_template_files(ModelName.parse(name).folder) for name in models)
-    for name, content in next(filter(None, templates), {}).items():
+    for name, content in files.items():
         write_whole(folder / name, content)
     settings = {"models": list(models), "base": base, **dataclasses.asdict(config)}
     checkpoint.write_json(folder / MERGED, {**settings, "density": config.kept, "normalize": config.normalizes})

@@ -17,29 +17,28 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.sandbox
 import numpy as np
 
+from plamo2_jax.tokenizer.template_files import (
+    BUILT_IN,
+    FILE_NAME,
+    ChatTemplateError,
+    TemplateText,
+    built_in_template,
+    find_template,
+    read_template,
+)
+from plamo2_jax.tokenizer.template_process import ProcessTemplate
+from plamo2_jax.tokenizer.template_sandbox import BEGIN, END, MARK, MARKS, SandboxedTemplate, TemplateProblem
 from plamo2_jax.tokenizer.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 
-FILE_NAME = "chat_template.jinja"
-BUILT_IN = ("chat", "translate")
-"""Templates of this package, by name."""
+__all__ = ["BUILT_IN", "FILE_NAME", "ChatTemplate", "ChatTemplateError", "EncodedChat"]
 
-# Noncharacters, which Unicode keeps free for such uses: no text has them.
-_MARK, _BEGIN, _END = "\ufdd0", "\ufdd1", "\ufdd2"
-_MARKS = re.compile(f"[{_MARK}{_BEGIN}{_END}]")
-
-
-class ChatTemplateError(ValueError):
-    """A template is wrong, or refuses a conversation; the message says why."""
+# Variables of every template, which a record's own fields must not replace.
+_TOKENS = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "unk_token": UNK}
+_RESERVED = frozenset({*_TOKENS, "messages", "add_generation_prompt"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,43 +54,45 @@ class EncodedChat:
 class ChatTemplate:
     """A template, compiled; immutable.
 
+    Templates of this package are rendered in this process, all others in a process with limits on time and memory.
+
     Args:
         source: Jinja.
         name: what to call it in messages.
 
     Raises:
-        ChatTemplateError: it is not right Jinja; the message names the line.
+        ChatTemplateError: `source` cannot be compiled. The message names the line of a syntax error.
     """
 
     def __init__(self, source: str, name: str = FILE_NAME):
         self.source, self.name = source, name
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _raise
+        trusted = any(source == built_in_template(each).source for each in BUILT_IN)
         try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise ChatTemplateError(f"{name}, line {error.lineno}: {error.message}") from None
+            self._template = SandboxedTemplate(source) if trusted else ProcessTemplate(source)
+        except TemplateProblem as problem:
+            raise ChatTemplateError(f"{name}{problem}") from None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ChatTemplate:
-        """One of `BUILT_IN`, a file, or the chat_template.jinja in a folder.
+        """One of `BUILT_IN`, a file, or the template of a model's folder (see `template_files.find_template`).
 
         Raises:
-            ChatTemplateError: there is none, or it is not right Jinja.
+            ChatTemplateError: there is none, it cannot be read, or it cannot be compiled.
         """
-        if str(path) in BUILT_IN:
-            file = resources.files("plamo2_jax.tokenizer") / "templates" / f"{path}.jinja"
-            return cls(file.read_text(encoding="utf-8"), f"{path}.jinja")
-        path = Path(path)
-        path = path / FILE_NAME if path.is_dir() else path
-        if not path.is_file():
-            raise ChatTemplateError(
-                f"{path} does not exist; name a template ({', '.join(BUILT_IN)}), a Jinja file, or a folder with {FILE_NAME}"
-            )
-        return cls(path.read_text(encoding="utf-8"), str(path))
+        return cls._of(read_template(path))
+
+    @classmethod
+    def of_model(cls, folder: str | os.PathLike[str]) -> ChatTemplate:
+        """The template of a model's folder, or `chat` where it has none.
+
+        Raises:
+            ChatTemplateError: it cannot be read or compiled.
+        """
+        return cls._of(find_template(folder) or built_in_template("chat"))
+
+    @classmethod
+    def _of(cls, text: TemplateText) -> ChatTemplate:
+        return cls(text.source, text.name)
 
     @property
     def marks_answers(self) -> bool:
@@ -102,6 +103,7 @@ class ChatTemplate:
         self,
         tokenizer: Tokenizer,
         messages: Sequence[Mapping[str, Any]],
+        /,
         *,
         add_generation_prompt: bool = False,
         **variables: Any,
@@ -118,83 +120,97 @@ class ChatTemplate:
             ChatTemplateError: the template refuses the conversation, or fails on it.
             ValueError: a message holds a lone surrogate.
         """
-        controls, matches = _controls(tokenizer)
-        rendered = self._render(controls, matches, messages, add_generation_prompt, variables)
+        controls = _controls(tokenizer)
+        given = {"tools": None, "documents": None, **variables, "messages": list(messages)}
+        rendered = self._render(controls, given, add_generation_prompt)
         ids: list[np.ndarray] = []
         answers: list[np.ndarray] = []
         number, inside = 0, False
-        for stretch in re.split(f"([{_BEGIN}{_END}])", rendered):
-            if stretch in (_BEGIN, _END):
-                inside = stretch == _BEGIN
+        for stretch in re.split(f"([{BEGIN}{END}])", rendered):
+            if stretch in (BEGIN, END):
+                inside = stretch == BEGIN
                 number += inside
                 continue
-            for piece in _encode(tokenizer, matches, stretch):
+            for piece in _encode(tokenizer, controls.pattern, stretch):
                 ids.append(piece)
                 answers.append(np.full(len(piece), number if inside else 0, np.int32))
         if not ids:
             return EncodedChat(np.zeros(0, np.int32), np.zeros(0, np.int32))
         return EncodedChat(np.concatenate(ids), np.concatenate(answers))
 
-    def _render(
-        self,
-        controls: Sequence[str],
-        matches: re.Pattern[str],
-        messages: Sequence[Mapping[str, Any]],
-        add_generation_prompt: bool,
-        variables: Mapping[str, Any],
-    ) -> str:
+    def _render(self, controls: _Controls, given: Mapping[str, Any], add_generation_prompt: bool) -> str:
         """The template's text, with marks in it."""
-        tokens = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "unk_token": UNK}
-        given = _shield({"tools": None, "documents": None, **variables, "messages": list(messages)}, controls, matches)
+        if taken := sorted(_RESERVED.intersection(given) - {"messages"}):
+            raise ChatTemplateError(
+                f"{self.name}: the variable {taken[0]} is the template's own; give what a conversation brings another name"
+            )
         try:
-            return self._template.render(**tokens, **given, add_generation_prompt=add_generation_prompt)
-        except ChatTemplateError:
-            raise
-        # A template is a program: whatever it stumbles over is wrong with it, or with what it was given.
-        except (jinja2.TemplateError, TypeError, AttributeError, KeyError, IndexError, ValueError) as error:
-            raise ChatTemplateError(f"{self.name} fails on this conversation: {error}") from error
+            shielded = _shield(given, controls)
+            text = self._template.render({**_TOKENS, **shielded, "add_generation_prompt": add_generation_prompt})
+            if not _is_unicode(text) and _is_unicode(json.dumps(shielded, ensure_ascii=False)):
+                raise ChatTemplateError(f"{self.name} writes half of a surrogate pair, which is no text")
+            return text
+        except RecursionError:
+            raise ChatTemplateError(f"{self.name} fails on this conversation: it nests too deeply") from None
+        except TemplateProblem as problem:
+            raise ChatTemplateError(f"{self.name}{problem}") from None
 
 
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %} ... {% endgeneration %}`: puts marks around what is between."""
+@dataclasses.dataclass(frozen=True)
+class _Controls:
+    """A tokenizer's control strings."""
 
-    tags = frozenset({"generation"})
+    strings: tuple[str, ...]
+    """The longest first: one may begin like another."""
+    pattern: re.Pattern[str]
+    """Finds them."""
+    first_characters: frozenset[str]
 
-    def parse(self, parser: Any) -> jinja2.nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
-        return jinja2.nodes.CallBlock(self.call_method("_wrap"), [], [], body).set_lineno(line)
-
-    def _wrap(self, caller: Any) -> str:
-        return f"{_BEGIN}{caller()}{_END}"
+    def shield(self, text: str) -> str:
+        """The text with marks in its control strings, and in the beginnings of one at its end."""
+        if MARKS.search(text):
+            raise ChatTemplateError("a message holds one of the noncharacters U+FDD0 to U+FDD2, which are no text")
+        text = self.pattern.sub(lambda match: match[0][0] + MARK + match[0][1:], text)
+        # Nearly every text ends here: its end has no character that a control string begins with.
+        if not self.strings or self.first_characters.isdisjoint(text[-len(self.strings[0]) :]):
+            return text
+        for control in self.strings:
+            for length in range(len(control) - 1, 0, -1):
+                if text.endswith(control[:length]):
+                    start = len(text) - length
+                    text = text[: start + 1] + MARK + text[start + 1 :]
+                    break
+        return text
 
 
 @functools.lru_cache(maxsize=4)
-def _controls(tokenizer: Tokenizer) -> tuple[tuple[str, ...], re.Pattern[str]]:
-    """A tokenizer's control strings, and an expression that finds them."""
-    # The longest first: one may begin like another.
+def _controls(tokenizer: Tokenizer) -> _Controls:
     controls = sorted((token for i, token in enumerate(tokenizer.tokens) if tokenizer.is_special(i)), key=len)[::-1]
-    return tuple(controls), re.compile("|".join(map(re.escape, controls)) or r"(?!)")
+    pattern = re.compile("|".join(map(re.escape, controls)) or r"(?!)")
+    return _Controls(tuple(controls), pattern, frozenset(control[0] for control in controls))
 
 
-def _shield(value: Any, controls: Sequence[str], matches: re.Pattern[str]) -> Any:
-    """A JSON value with marks in the control strings of its texts, whole ones and the beginnings of one at their ends."""
+def _shield(value: Any, controls: _Controls) -> Any:
+    """A JSON value whose texts are shielded; what is no JSON value, such as a date, becomes text."""
     if isinstance(value, str):
-        if _MARKS.search(value):
-            raise ChatTemplateError("a message holds one of the noncharacters U+FDD0 to U+FDD2, which are no text")
-        value = matches.sub(lambda match: match[0][0] + _MARK + match[0][1:], value)
-        for control in controls:
-            for length in range(len(control) - 1, 0, -1):
-                if value.endswith(control[:length]):
-                    start = len(value) - length
-                    value = value[: start + 1] + _MARK + value[start + 1 :]
-                    break
+        return controls.shield(str(value))
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, int | float):
+        return int(value) if isinstance(value, int) else float(value)
     if isinstance(value, Mapping):
-        return {name: _shield(item, controls, matches) for name, item in value.items()}
+        return {_shield(name, controls): _shield(item, controls) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_shield(item, controls, matches) for item in value]
-    return value
+        return [_shield(item, controls) for item in value]
+    return controls.shield(str(value))
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _encode(tokenizer: Tokenizer, matches: re.Pattern[str], text: str) -> list[np.ndarray]:
@@ -202,18 +218,9 @@ def _encode(tokenizer: Tokenizer, matches: re.Pattern[str], text: str) -> list[n
     pieces, start = [], 0
     for match in matches.finditer(text):
         pieces += [
-            tokenizer.encode(text[start : match.start()].replace(_MARK, "")),
+            tokenizer.encode(text[start : match.start()].replace(MARK, "")),
             np.array([tokenizer.id_of(match[0])], np.int32),
         ]
         start = match.end()
-    pieces.append(tokenizer.encode(text[start:].replace(_MARK, "")))
+    pieces.append(tokenizer.encode(text[start:].replace(MARK, "")))
     return [piece for piece in pieces if len(piece)]
-
-
-def _tojson(value: Any, indent: int | None = None) -> str:
-    # Jinja's own escapes characters for HTML.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _raise(message: str) -> None:
-    raise ChatTemplateError(_MARKS.sub("", message))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from plamo2_jax.model_files import optional_file
 from plamo2_jax.storage import located, write_whole
 from plamo2_jax.tokenizer.lattice import INVALID_COST, Trie, build_trie, cheapest_ids, compiled_encoder
 from plamo2_jax.tokenizer.rows import BYTE, CONTROL, UNKNOWN, format_rows, parse_rows
@@ -51,9 +52,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Tokenizer:
-        """Reads a `tokenizer.jsonl`, or the one in a folder."""
+        """Reads a `tokenizer.jsonl`, or the one in a folder, which must not be a link out of it."""
         path = located(path)
-        path = path / FILE_NAME if path.is_dir() else path
+        if path.is_dir():
+            path = optional_file(path, FILE_NAME) or path / FILE_NAME
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist; name a {FILE_NAME}, or the folder that holds one")
         return cls(path.read_bytes(), str(path))
@@ -140,6 +142,10 @@ class Tokenizer:
     def is_special(self, id: int) -> bool:
         """Whether the row is CONTROL or UNKNOWN: not text, and left out by `skip_control`."""
         return 0 <= id < self.vocab_size and bool(self._special[id])
+
+    def control_strings_in(self, text: str) -> list[str]:
+        """The control strings that occur in a text, in order of their ids; `encode` reads them as text unless it is told otherwise."""
+        return [self._tokens[i] for i in np.flatnonzero(self._special) if self._tokens[i] in text]
 
     @functools.cached_property
     def byte_lengths(self) -> np.ndarray:

@@ -132,24 +132,9 @@ class RunCheckpoints:
         Raises:
             CheckpointError: a part of it is missing, damaged or of another shape.
         """
-        path = checkpoint.step_folder(self._folder, step)
         if verify:
-            checkpoint.verify_files(path)
-        params = checkpoint.restore_params(self._folder, abstract.params, step, verify=False)
-        ema = None
-        if abstract.ema is not None:
-            ema = checkpoint.restore_params(self._folder, abstract.ema, step, item=EMA, verify=False)
-        items = {
-            TRAINING: ocp.args.StandardRestore(_without_params(abstract)),
-            DATA: ocp.args.JsonRestore(),
-        }
-        try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-            iterator.set_state(restored[DATA]["iterator"])
-            guard.set_state(restored[DATA]["guard"])
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be resumed from: {first_line(error)}") from error
-        return TrainState(params=params, ema=ema, **restored[TRAINING])
+            checkpoint.verify_files(checkpoint.step_folder(self._folder, step))
+        return read_state(self._folder, step, abstract, iterator, guard)
 
     def step_before(self, step: int, every: int) -> int | None:
         """The newest checkpoint before a spike that was saved by the clock; all after it are set aside.
@@ -205,6 +190,51 @@ class RunCheckpoints:
             f"the checkpoint of step {self._saving} could not be written to {self._folder / CHECKPOINTS}: {first_line(error)}; "
             f"finished checkpoints there: {kept}"
         )
+
+
+def check_state(folder: Path, step: int, abstract: TrainState) -> None:
+    """Raise CheckpointError unless the tensors of a checkpoint are those of a state; none of them is read."""
+    for item, wanted in ((PARAMS, abstract.params), (EMA, abstract.ema), (TRAINING, _without_params(abstract))):
+        if wanted is not None:
+            checkpoint.check_params(folder, wanted, step, item)
+
+
+def read_state(
+    folder: Path,
+    step: int,
+    abstract: TrainState,
+    iterator: grain.DatasetIterator | None = None,
+    guard: Guard | None = None,
+) -> TrainState:
+    """Read the whole state of a run from one of its checkpoints, without a look at checksums.
+
+    Args:
+        folder: the run's folder, absolute.
+        step: which checkpoint.
+        abstract: the state's shapes, dtypes and shardings.
+        iterator: moved to the position in the data that was saved with the state; None leaves it out.
+        guard: given the state that was saved with it; None leaves it out.
+
+    Raises:
+        CheckpointError: a part of it is missing, damaged or of another shape.
+    """
+    params = checkpoint.restore_params(folder, abstract.params, step, verify=False)
+    ema = None
+    if abstract.ema is not None:
+        ema = checkpoint.restore_params(folder, abstract.ema, step, item=EMA, verify=False)
+    path = checkpoint.step_folder(folder, step)
+    try:
+        rest = checkpoint.restore_params(folder, _without_params(abstract), step, item=TRAINING, verify=False)
+        if iterator is not None or guard is not None:
+            with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+                data = reader.restore(path / DATA, args=ocp.args.JsonRestore())
+        if iterator is not None:
+            iterator.set_state(data["iterator"])
+        if guard is not None:
+            guard.set_state(data["guard"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be resumed from: {first_line(error)}") from error
+    return TrainState(params=params, ema=ema, **rest)
 
 
 def no_checkpoint_left(folder: Path) -> CheckpointError:

@@ -36,12 +36,19 @@ class PretrainConfig:
     data: DataConfig
     """What to train on, and how it is mixed, shuffled and packed."""
     steps: int
-    """Number of updates."""
+    """Number of updates. It may rise when a run is resumed, as long as the learning rates of the updates already made stay the same:
+    with a wsd schedule until the decay begins, if warmup is a number of steps."""
     output: Path = Path("runs")
     """Folder of runs, or gs://BUCKET/FOLDER; this one is written to output/name."""
     init_from: Path | None = None
-    """Start from the parameters of this folder, a run's (its newest checkpoint) or one of the public layout, instead of at random. A run
-    that has a checkpoint of its own goes on from that and does not look here."""
+    """Initial parameters: a run folder (its newest checkpoint) or a folder of the public layout. Ignored when the run already has a
+    checkpoint."""
+    fork: Path | None = None
+    """Start from a checkpoint of another run, RUN@STEP (RUN: its newest), with its optimizer state, number of updates and random key.
+    `steps` counts the updates before the fork too. Ignored when the run already has a checkpoint."""
+    fork_data: Literal["continue", "restart"] = "continue"
+    """continue: a fork goes on at the other run's position in the data, which must be the same data. restart: it reads its data from
+    the beginning."""
     heldout: dict[str, Path] = dataclasses.field(default_factory=dict)
     """Folders of held-out shards by language; bits per byte are reported for each."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -99,7 +106,8 @@ class PretrainConfig:
         self._require("stall_seconds", 0 < self.stall_seconds < math.inf, "positive and finite")
         self._require("z_loss", self.z_loss >= 0 and math.isfinite(self.z_loss), "zero or positive")
         self._require("dtype", self.dtype in ("bfloat16", "float32"), "bfloat16 or float32")
-        for name, kinds in (("remat", get_args(Remat)), ("sharding", get_args(Strategy))):
+        forks = ("fork_data", ("continue", "restart"))
+        for name, kinds in (("remat", get_args(Remat)), ("sharding", get_args(Strategy)), forks):
             self._require(name, getattr(self, name) in kinds, f"one of {', '.join(kinds)}")
         divides = self.loss_chunk is None or (self.loss_chunk >= 1 and self.data.sequence_length % self.loss_chunk == 0)
         self._require("loss_chunk", divides, f"none or a divisor of data.sequence_length={self.data.sequence_length}")
@@ -119,6 +127,10 @@ class PretrainConfig:
         return located(self.output) / self.name
 
 
+BASE_FINGERPRINT = "base_fingerprint"
+"""Key of config.json: the fingerprint of the model that a run's adapters belong to."""
+
+
 # What may change between two starts of one run: where things lie, what is watched and how often, how data are read ahead, which
 # devices compute and what they keep; nothing that changes an update by more than the order of its sums. (The tokenizer is compared
 # by its fingerprint.)
@@ -126,6 +138,8 @@ FREE_TO_CHANGE = frozenset(
     {
         "output",
         "init_from",
+        "fork",
+        "fork_data",
         "tokenizer",
         "heldout",
         "checkpoint_every",
@@ -140,6 +154,8 @@ FREE_TO_CHANGE = frozenset(
         "stall_seconds",
         "reference_log_probs",
         "samples",
+        "chat.max_bad_rate",
+        "pairs.max_bad_rate",
         "distillation.logits",
         "distillation.teacher",
         "data.prefetch_batches",

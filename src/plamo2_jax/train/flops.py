@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from plamo2_jax.config import ModelConfig
 
 # Dense bfloat16 FLOP/s of one jax.Device, by device_kind. TPU: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, "peak compute
@@ -23,13 +25,31 @@ PEAK_FLOPS = {
 
 
 def model_flops_utilization(
-    config: ModelConfig, sequence_length: int, tokens_per_second: float, device_kind: str, devices: int
+    config: ModelConfig,
+    sequence_length: int,
+    tokens_per_second: float,
+    device_kind: str,
+    devices: int,
+    forward_only: Sequence[ModelConfig] = (),
 ) -> float | None:
     """Model FLOPs utilization (PaLM, arXiv:2204.02311, appendix B): FLOPs the model needs, over what the devices could do.
 
     A training step costs three forward passes; what rematerialisation adds is not counted. The peak is that of bfloat16 whatever the
-    run's dtype. None where the device's peak is not known.
+    run's dtype.
+
+    Args:
+        config: the trained model.
+        sequence_length: positions in a row.
+        tokens_per_second: tokens that the model reads per second, without padding.
+        device_kind: `jax.Device.device_kind`.
+        devices: number of devices.
+        forward_only: models that read the same tokens without a backward pass, such as a reference or a teacher.
+
+    Returns:
+        The share, or None where the device's peak is not known.
     """
     if device_kind not in PEAK_FLOPS:
         return None
-    return 3 * config.flops_per_token(sequence_length) * tokens_per_second / (PEAK_FLOPS[device_kind] * devices)
+    flops = 3 * config.flops_per_token(sequence_length)
+    flops += sum(other.flops_per_token(sequence_length) for other in forward_only)
+    return flops * tokens_per_second / (PEAK_FLOPS[device_kind] * devices)

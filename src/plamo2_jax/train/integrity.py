@@ -15,9 +15,17 @@ import jax
 
 import plamo2_jax
 from plamo2_jax.checkpoint import CHECKPOINTS
+from plamo2_jax.json_input import read_json_object
+from plamo2_jax.manifest import MANIFEST
 
 DAMAGED = "damaged"
 """Suffix of a checkpoint that failed its check."""
+
+
+def written_by(step_folder: Path) -> dict[str, Any]:
+    """What a checkpoint's manifest says of the code that wrote it: versions, commit, mesh and processes."""
+    content = read_json_object(step_folder / MANIFEST)
+    return {name: value for name, value in content.items() if name not in ("files", "config")}
 
 
 def set_aside(step_folder: Path, suffix: str) -> Path:

@@ -3,8 +3,8 @@
 Where the first state comes from, in this order:
 
 1. the newest checkpoint of this very run, when its folder has one (its configuration must be the same: an error names what
-differs); 2. the parameters of `init_from`, with a fresh optimizer;
-3. scratch.
+differs); 2. the checkpoint of another run that `fork` names, optimizer included; 3. the parameters of `init_from`, with a fresh
+optimizer; 4. scratch.
 
 A run that was stopped and goes on makes the same updates, bit for bit, as one that was never stopped: a checkpoint holds
 parameters, optimizer, step, random key, the position in the data and what the guard against bad steps has seen, and nothing else
@@ -22,23 +22,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plamo2_jax import checkpoint
 from plamo2_jax.eval.heldout import byte_lengths
 from plamo2_jax.eval.perplexity import make_evaluator
 from plamo2_jax.model.plamo2 import Plamo2
 from plamo2_jax.progress import tqdm
 from plamo2_jax.sharding.mesh import make_mesh
 from plamo2_jax.sharding.rules import batch_sharding, param_shardings, process_part, replicated, with_shardings
-from plamo2_jax.storage import located
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
-from plamo2_jax.train import integrity, processes
-from plamo2_jax.train.checkpoints import RunCheckpoints, no_checkpoint_left
-from plamo2_jax.train.config import PretrainConfig, differences, to_json
+from plamo2_jax.train import processes, run_folder
+from plamo2_jax.train.banner import Compiling, announce
+from plamo2_jax.train.checkpoints import RunCheckpoints
+from plamo2_jax.train.config import PretrainConfig, to_json
 from plamo2_jax.train.distillation import Beside
+from plamo2_jax.train.fork import FORKED_FROM, open_fork
 from plamo2_jax.train.guard import Guard, Spike
 from plamo2_jax.train.metrics import MetricsLog, NoLog
 from plamo2_jax.train.objective import Objective, next_token
 from plamo2_jax.train.optimizer import make_optimizer
+from plamo2_jax.train.run_folder import TrainingError
 from plamo2_jax.train.schedule import make_schedule
 from plamo2_jax.train.source import ShardSource, Source
 from plamo2_jax.train.state import TrainState, state_shardings
@@ -55,10 +56,6 @@ _BATCH_DTYPES = {
     "positions": jnp.int32,
     "loss_weights": jnp.float32,
 }
-
-
-class TrainingError(ValueError):
-    """A run cannot start or resume; the message says why."""
 
 
 class Measured(Protocol):
@@ -108,15 +105,28 @@ def pretrain(
         How it ended.
 
     Raises:
-        TrainingError: the run in the folder has another configuration or tokenizer.
+        TrainingError: the run in the folder has another configuration or tokenizer, or another process is training it.
         Divergence: too many updates were skipped in a row, or too many spikes rolled back.
         CheckpointError: a checkpoint could not be written, or none is left that can be read.
         ValueError, OSError: a file that the configuration names is missing or unfit, or cannot be written.
     """
+    with run_folder.lock(config.folder) as take_lock:
+        return _train(config, take_lock, profile, on_step, on_evaluate, make_objective, make_source)
+
+
+def _train(
+    config: PretrainConfig,
+    take_lock: Callable[[], None],
+    profile: ProfileSteps | None,
+    on_step: Callable[[int], None] | None,
+    on_evaluate: Callable[[int, Any], None] | None,
+    make_objective: Callable[[PretrainConfig, Beside], Objective] | None,
+    make_source: Callable[[PretrainConfig, Tokenizer], Source],
+) -> Outcome:
     # -- Build: mesh, model, optimizer, data, step ---------------------------------------------------------------------------------
     # Whatever can be refused is refused before anything is written.
     folder = config.folder
-    tokenizer = _load_tokenizer(config)
+    tokenizer = run_folder.load_tokenizer(config)
     mesh = make_mesh(config.mesh, _devices(config))
     model = Plamo2(config.model, dtype=jnp.dtype(config.dtype), remat=config.remat, mesh=mesh)
     lengths = byte_lengths(tokenizer, config.model.vocab_size)
@@ -147,7 +157,20 @@ def pretrain(
     part, parts = process_part(by_rows, batch_shape)
     source = make_source(config, tokenizer)
     iterator = source.train(part, parts)
-    resuming = _open_folder(config, tokenizer, source)
+    resuming = run_folder.is_resumed(config)
+    description = run_folder.describe(config, tokenizer, source, getattr(objective, "description", {}))
+    fork = None if resuming else open_fork(config, abstract, description)
+    if resuming:
+        description = run_folder.check_resumable(config, description)
+    elif fork is not None:
+        description[FORKED_FROM] = dict(fork.origin)
+    take_lock()
+    if run_folder.is_resumed(config) != resuming:
+        raise TrainingError(
+            f"{folder} was written by another process meanwhile; start this command again to go on from it"
+        )
+    run_folder.write_description(config, tokenizer, source, description)
+    announce(config, trained.abstract, mesh, source.targets, run_folder.start(config, fork, resuming))
 
     def put(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """A batch on the devices, from this process's rows of it."""
@@ -170,24 +193,21 @@ def pretrain(
         name: jax.ShapeDtypeStruct((*batch_shape, *shape), dtype, sharding=by_rows)
         for name, (shape, dtype) in extra.items()
     }
-    train_step = (
-        jax.jit(
-            make_step(objective, optimizer, schedule, config.accumulation, shardings.params, config.ema_decay),
-            out_shardings=(shardings, replicated(mesh)),
-            donate_argnums=0,
-        )
-        .lower(abstract, abstract_batch, *frozen)
-        .compile()
-    )
+    step_function = make_step(objective, optimizer, schedule, config.accumulation, shardings.params, config.ema_decay)
+    jitted = jax.jit(step_function, out_shardings=(shardings, replicated(mesh)), donate_argnums=0)
+    with Compiling():
+        train_step = jitted.lower(abstract, abstract_batch, *frozen).compile()
     evaluate = getattr(objective, "evaluate", None) or make_evaluator(model, lengths, config.loss_chunk)
     whole = getattr(objective, "whole", lambda params: params)
 
     guard = Guard(config.max_skipped, config.spike)
     about = {"config": to_json(config), "mesh": dict(mesh.shape), "processes": jax.process_count()}
     with RunCheckpoints(folder, config.keep, about) as checkpoints, processes.leave_when_broken(folder):
-        # -- Restore: own run > init_from > scratch --------------------------------------------------------------------------------
+        # -- Restore: own run > fork > init_from > scratch -------------------------------------------------------------------------
         if resuming:
             state = checkpoints.restore(abstract, iterator, guard)
+        elif fork is not None:
+            state = fork.restore(abstract, iterator, guard)
         else:
             params = trained.create(shardings.params)
             state = jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
@@ -209,7 +229,8 @@ def pretrain(
         ):
             devices = list(mesh.devices.ravel())
             goodput = Goodput(folder) if writes else None
-            window = Window(config, devices, log, guard, watchdog, goodput, getattr(objective, "over", {}))
+            over, forward_only = getattr(objective, "over", {}), getattr(objective, "forward_only", ())
+            window = Window(config, devices, log, guard, watchdog, goodput, over, forward_only)
 
             def roll_back(spike: Spike) -> TrainState | None:
                 """The state before a spike, with the data up to its end passed over; None where there is no checkpoint to go back
@@ -292,39 +313,6 @@ def _beating(batches: Iterable[Any], watchdog: StallWatchdog) -> Iterator[Any]:
     for batch in batches:
         watchdog.beat()
         yield batch
-
-
-def _load_tokenizer(config: PretrainConfig) -> Tokenizer:
-    if not located(config.tokenizer).exists():
-        raise TrainingError(
-            f"PretrainConfig.tokenizer={str(config.tokenizer)!r} does not exist; train one or copy one there"
-        )
-    return Tokenizer.load(config.tokenizer)
-
-
-def _open_folder(config: PretrainConfig, tokenizer: Tokenizer, source: Source) -> bool:
-    """Write what describes the run, or check that it is the run already there; returns whether there is a checkpoint to go on
-    from.
-    """
-    folder = config.folder
-    description = {**to_json(config), "tokenizer_fingerprint": tokenizer.fingerprint, **source.description}
-    resuming = checkpoint.latest_step(folder) is not None
-    if resuming and (different := differences(description, checkpoint.read_config(folder))):
-        raise TrainingError(
-            f"{folder} holds a run of another configuration, which this one cannot resume ({'; '.join(different)}); give this run "
-            "another name, or init_from that one"
-        )
-    if not resuming and integrity.damaged(folder):
-        raise no_checkpoint_left(folder)
-    checkpoint.barrier("run folder looked at")
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_json(folder / checkpoint.CONFIG, description)
-        tokenizer.save(folder / checkpoint.TOKENIZER)
-        for name, text in source.files.items():
-            (folder / name).write_text(text, encoding="utf-8")
-    checkpoint.barrier("run folder written")
-    return resuming
 
 
 def _devices(config: PretrainConfig) -> list[jax.Device]:

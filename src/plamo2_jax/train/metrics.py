@@ -8,20 +8,26 @@ rebuilt from those that stay.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
+import sys
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from tensorboard.summary import Writer
 
+from plamo2_jax.json_input import parse_json
+from plamo2_jax.model_files import optional_file
 from plamo2_jax.storage import Mirror, located
-from plamo2_jax.train.objective import means
+from plamo2_jax.train.objective import PROCESSED, means
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
+_MOST_BYTES = 16 << 20
+"""Longest line that is read. One of samples.jsonl holds a text with a log-probability per token."""
 
 
 class MetricsLog:
@@ -40,7 +46,10 @@ class MetricsLog:
 
     def _open(self, step: int) -> None:
         folder = self._folder
-        kept = [line for line in read_metrics(folder / METRICS) if line["step"] <= step] if step else []
+        kept, damaged = scan_metrics(folder / METRICS) if step else ([], [])
+        if damaged:
+            print(f"left out of the log: {len(damaged)} damaged line(s), the first: {damaged[0]}", file=sys.stderr)
+        kept = [line for line in kept if line["step"] <= step]
         self.seconds = sum(line.get("step_seconds", 0.0) for line in kept)
         """Time spent on the steps in the log."""
         partial = folder / f".{METRICS}.partial"
@@ -68,7 +77,9 @@ class MetricsLog:
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Add a line; `flush` makes it last."""
-        line = {"step": step, "time": time.time(), **figures}
+        # JSON has no number for what is not finite.
+        finite = {name: value for name, value in figures.items() if math.isfinite(value)}
+        line = {"step": step, "time": time.time(), **finite}
         self._file.write(json.dumps(line) + "\n")
         self.seconds += figures.get("step_seconds", 0.0)
         self._show(line)
@@ -86,7 +97,7 @@ class MetricsLog:
     def _show(self, line: Mapping[str, float]) -> None:
         for name, value in line.items():
             if name not in ("step", "time"):
-                self._tensorboard.add_scalar(name, value, line["step"], wall_time=line["time"])
+                self._tensorboard.add_scalar(name, value, line["step"], wall_time=line.get("time"))
 
 
 class NoLog:
@@ -113,35 +124,82 @@ class NoLog:
         """Nothing."""
 
 
+def read_lines(
+    path: str | os.PathLike[str], check: Callable[[Mapping[str, Any]], str | None]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Read a file of JSON lines, one object with an integer "step" each, leaving out what is none. A last line that was cut off by a kill
+    is passed over.
+
+    Args:
+        path: the file; one that does not exist has no lines.
+        check: returns what is wrong with an object, or None.
+
+    Returns:
+        The good lines, and for each bad one a sentence that names file and line.
+    """
+    path = located(path)
+    if optional_file(path.parent, path.name) is None:
+        return [], []
+    good, bad = [], []
+    with path.open("rb") as file:
+        for number in itertools.count(1):
+            line = file.readline(_MOST_BYTES)
+            if not line.endswith(b"\n"):
+                if len(line) == _MOST_BYTES:
+                    bad.append(f"{path}, line {number}, is longer than {_MOST_BYTES:,} bytes")
+                # What follows the last newline is empty, or a line that was never finished.
+                return good, bad
+            try:
+                value = parse_json(line, f"{path}, line {number},")
+                wrong = check(value) if isinstance(value, dict) else "must be a JSON object"
+            except ValueError as error:
+                bad.append(str(error))
+                continue
+            if wrong is None:
+                good.append(value)
+            else:
+                bad.append(f"{path}, line {number}, {wrong}")
+
+
+def metrics_problem(line: Mapping[str, Any]) -> str | None:
+    """What is wrong with a line of metrics.jsonl, or None."""
+    if not is_step(line.get("step")):
+        return 'must have an integer "step" of 0 or more'
+    for name, value in line.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return f"must have numbers alone; {name[:40]!r} is {type(value).__name__}"
+        if abs(value) > sys.float_info.max:
+            return f"{name[:40]!r} is too large"
+    return None
+
+
+def is_step(value: Any) -> bool:
+    """Whether a JSON value can be the number of a step."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53
+
+
+def scan_metrics(path: str | os.PathLike[str]) -> tuple[list[dict[str, float]], list[str]]:
+    """The good lines of a metrics.jsonl, and a sentence about each bad one."""
+    return read_lines(path, metrics_problem)
+
+
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
     """The lines of a metrics.jsonl; none where there is no file. A last line cut off by a kill is passed over.
 
     Raises:
-        ValueError: a line that is not the last is not a JSON object with a step; the message names the file and the line.
+        ValueError: a line is no object of numbers with a step; the message names the file and the line.
     """
-    path = located(path)
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    # What follows the last newline is empty, or a line that never was finished.
-    return [_parse(path, number, line) for number, line in enumerate(lines[:-1], start=1)]
-
-
-def _parse(path: Path, number: int, line: str) -> dict[str, float]:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number}, is not valid JSON: {error}") from error
-    if not isinstance(value, dict) or not isinstance(value.get("step"), int):
-        raise ValueError(f'{path}, line {number}, must be an object with an integer "step"')
-    return value
+    good, bad = scan_metrics(path)
+    if bad:
+        raise ValueError(bad[0])
+    return good
 
 
 def step_figures(sums: Mapping[str, float], over: Mapping[str, str]) -> dict[str, float]:
     """The figures of one step that go into the log, from the train step's metrics.
 
-    Sums over predicted tokens become bits a byte, nats a token and accuracy; any other sum is divided by what it is over, which is the
-    loss's weight unless `over` says otherwise (see `train.objective.means`).
+    Sums over trained tokens become bits per byte, nats per token and accuracy; any other sum is divided by what it is over, which is the
+    loss's weight unless `over` says otherwise (see `train.objective.means`). `tokens` are those that the model read, prompts included.
     """
     figures = {name: sums[name] for name in ("loss", "grad_norm", "learning_rate", "skipped") if name in sums}
     if sums.get("bytes"):
@@ -149,5 +207,7 @@ def step_figures(sums: Mapping[str, float], over: Mapping[str, str]) -> dict[str
     if sums.get("tokens") and "nats" in sums:
         figures["nats_per_token"] = sums["nats"] / sums["tokens"]
         figures["accuracy"] = sums["correct"] / sums["tokens"]
-    others = sums.keys() - figures.keys() - {"nats", "tokens", "bytes", "correct"}
+    if PROCESSED in sums:
+        figures["tokens"] = sums[PROCESSED]
+    others = sums.keys() - figures.keys() - {"nats", "tokens", "bytes", "correct", PROCESSED}
     return figures | means({name: sums[name] for name in others}, over)

@@ -16,6 +16,9 @@ from flax import linen as nn
 
 from plamo2_jax.eval.perplexity import Prediction, predict_batch, prediction_sums
 
+PROCESSED = "processed"
+"""Name of the count of a step's tokens, trained on or not. The train step adds it to the sums of the objective."""
+
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
@@ -28,7 +31,9 @@ class Objective(Protocol):
     `extra` (name → shape after [b, t] and dtype of what that adds, or of what its data source adds). One that trains something else
     than the model's parameters says what as `trained` (`train.trained.Trained`), and has `whole` (what is trained → the model's
     parameters). One whose sums are not all over `weight` says over what as `over` (see `means`). One whose held-out figures are not bits
-    per byte has `evaluate`: parameters and batches → something with a method `figures()`, names and numbers.
+    per byte has `evaluate`: parameters and batches → something with a method `figures()`, names and numbers. One that runs other models
+    forward on the same tokens lists their shapes as `forward_only`, for the FLOPs of a step. JSON values that belong into config.json, and
+    must be the same when the run goes on, are its `description`.
     """
 
     def __call__(self, params: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Metrics]:

@@ -97,10 +97,11 @@ def from_first(value: Any) -> Any:
     """
     if jax.process_count() == 1:
         return value
-    buffer = np.zeros(4096, np.uint8)
-    text = json.dumps(value).encode()[: buffer.size] if jax.process_index() == 0 else b""
+    text = json.dumps(value).encode() if jax.process_index() == 0 else b""
+    # The others must know the size of what they get.
+    buffer = np.zeros(int(multihost_utils.broadcast_one_to_all(np.int32(len(text)))), np.uint8)
     buffer[: len(text)] = np.frombuffer(text, np.uint8)
-    return json.loads(multihost_utils.broadcast_one_to_all(buffer).tobytes().rstrip(b"\0"))
+    return json.loads(multihost_utils.broadcast_one_to_all(buffer).tobytes())
 
 
 def largest(value: int) -> int:

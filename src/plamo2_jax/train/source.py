@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
 
 from plamo2_jax.data.packing import Batch
-from plamo2_jax.data.pipeline import heldout_batches, train_iterator
+from plamo2_jax.data.pipeline import Elements, heldout_batches, mixed_batches, open_mixture
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.config import PretrainConfig
 
@@ -20,6 +21,8 @@ class Source(Protocol):
     """JSON values that go into config.json and must be the same when the run goes on: fingerprints of what is read."""
     files: Mapping[str, str]
     """Texts by name that belong beside the tokenizer in the run's folder."""
+    targets: Sequence[int]
+    """Tokens in each part of the mixture."""
 
     def train(self, process_index: int, process_count: int) -> grain.DatasetIterator[Batch]:
         """Batches without end, this process's rows of them, continued exactly by their state."""
@@ -37,11 +40,18 @@ class ShardSource:
     def __init__(self, config: PretrainConfig, tokenizer: Tokenizer):
         self._config, self._tokenizer = config, tokenizer
 
+    @functools.cached_property
+    def _parts(self) -> list[Elements]:
+        return open_mixture(self._config.data, self._tokenizer)
+
+    @property
+    def targets(self) -> list[int]:
+        """See `Source`."""
+        return [part.targets for part in self._parts]
+
     def train(self, process_index: int, process_count: int) -> grain.DatasetIterator[Batch]:
         """See `data.pipeline.train_iterator`."""
-        return train_iterator(
-            self._config.data, self._tokenizer, process_index=process_index, process_count=process_count
-        )
+        return mixed_batches(self._config.data, self._parts, process_index=process_index, process_count=process_count)
 
     def heldout(self, name: str, process_index: int, process_count: int) -> Iterable[Batch]:
         """See `data.pipeline.heldout_batches`."""

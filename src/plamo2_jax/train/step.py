@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plamo2_jax.train.objective import Batch, Metrics, Objective
+from plamo2_jax.train.objective import PROCESSED, Batch, Metrics, Objective
 from plamo2_jax.train.state import TrainState
 
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
@@ -40,9 +40,10 @@ def make_step(
             (10 + n)), so that the random beginning is soon forgotten. None: the state has no average.
 
     Returns:
-        The step. Its metrics are the objective's sums, `loss` (the batch's), `grad_norm` (before clipping), `learning_rate` and
-        `skipped`: 1 where loss or gradient is not finite. Such a step counts as one, but leaves parameters and optimizer as they
-        were; the optimizer's own count, by which its learning rate moves, stays behind by it.
+        The step. Its metrics are the objective's sums, `processed` (the batch's tokens, trained on or not, without padding), `loss` (the
+        batch's), `grad_norm` (before clipping), `learning_rate` and `skipped`: 1 where loss or gradient is not finite. Such a step
+        counts as one, but leaves parameters and optimizer as they were; the optimizer's own count, by which its learning rate
+        moves, stays behind by it.
     """
 
     def gradients(params: Any, batch: Batch, rng: jax.Array, *frozen: Any) -> tuple[jax.Array, Metrics, Any]:
@@ -74,6 +75,7 @@ def make_step(
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         metrics = {
             **metrics,
+            PROCESSED: jnp.sum(batch["segment_ids"] != 0).astype(jnp.float32),
             "loss": loss,
             "grad_norm": grad_norm,
             "learning_rate": schedule(state.step),

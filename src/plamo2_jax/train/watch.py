@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -76,15 +77,24 @@ class Goodput:
 
     def __init__(self, folder: str | os.PathLike[str]):
         path = located(folder) / GOODPUT
-        try:
-            self._first_start = float(read_json_object(path)["first_start"])
-        except (ValueError, KeyError, TypeError):
+        self._first_start = _first_start(path)
+        if self._first_start is None:
             self._first_start = time.time()
             write_json(path, {"first_start": self._first_start})
 
     def share(self, seconds: float) -> float:
         """Between 0 and 1, for so many seconds spent on the steps in the log."""
         return min(1.0, seconds / max(time.time() - self._first_start, 1e-9))
+
+
+def _first_start(path: Path) -> float | None:
+    """What a goodput.json says; None where there is none that can be true."""
+    try:
+        start = read_json_object(path).get("first_start")
+    except (OSError, ValueError):
+        return None
+    known = isinstance(start, int | float) and not isinstance(start, bool) and 0 < start <= time.time()
+    return float(start) if known else None
 
 
 def memory_in_use(devices: Sequence[jax.Device]) -> dict[str, float]:

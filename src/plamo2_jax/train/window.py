@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
+from plamo2_jax.config import ModelConfig
 from plamo2_jax.train.config import PretrainConfig
 from plamo2_jax.train.flops import model_flops_utilization
 from plamo2_jax.train.guard import Guard, Spike
 from plamo2_jax.train.metrics import MetricsLog, NoLog, step_figures
-from plamo2_jax.train.objective import Metrics
+from plamo2_jax.train.objective import PROCESSED, Metrics
 from plamo2_jax.train.watch import Goodput, StallWatchdog, StepClock, memory_in_use
 
 
@@ -28,6 +29,7 @@ class Window:
         watchdog: told of each step.
         goodput: None where another process writes the log.
         over: what the steps' sums are over; see `train.objective.means`.
+        forward_only: shapes of models that a step runs forward beside the trained one.
     """
 
     def __init__(
@@ -39,10 +41,12 @@ class Window:
         watchdog: StallWatchdog,
         goodput: Goodput | None,
         over: Mapping[str, str],
+        forward_only: Sequence[ModelConfig] = (),
     ):
         self._config, self._devices = config, devices
         self._log, self._guard = log, guard
         self._watchdog, self._goodput, self._over = watchdog, goodput, over
+        self._forward_only = forward_only
         self.clock = StepClock()
         self.shown: dict[str, str] = {}
         """What the progress bar shows."""
@@ -75,8 +79,7 @@ class Window:
         lines = [
             (step, {name: float(value) for name, value in sums.items()}) for step, sums in jax.device_get(self._steps)
         ]
-        tokens = sum(sums["tokens"] for _, sums in lines if math.isfinite(sums["tokens"]))
-        rates = self._rates(tokens / sum(self._seconds))
+        rates = self._rates([sums for _, sums in lines])
         spike = None
         for (step, sums), seconds in zip(lines, self._seconds, strict=True):
             figures = step_figures(sums, self._over)
@@ -101,12 +104,23 @@ class Window:
         self._seconds.append(self.clock.step())
         self._watchdog.beat()
 
-    def _rates(self, tokens_per_second: float) -> dict[str, float]:
-        config, devices = self._config, self._devices
+    def _rates(self, steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """Return the speed since the last write. `tokens_per_second` counts every token that the model read, each once, and MFU follows
+        from it; `trained_tokens_per_second` counts the targets of the loss alone.
+        """
+        config, devices, seconds = self._config, self._devices, sum(self._seconds)
+        processed = sum(sums[PROCESSED] for sums in steps) / seconds
+        trained = sum(sums["tokens"] for sums in steps if math.isfinite(sums["tokens"])) / seconds
         mfu = model_flops_utilization(
-            config.model, config.data.sequence_length, tokens_per_second, devices[0].device_kind, len(devices)
+            config.model,
+            config.data.sequence_length,
+            processed,
+            devices[0].device_kind,
+            len(devices),
+            self._forward_only,
         )
-        return {"tokens_per_second": tokens_per_second} | ({} if mfu is None else {"mfu": mfu})
+        rates = {"tokens_per_second": processed, "trained_tokens_per_second": trained}
+        return rates | ({} if mfu is None else {"mfu": mfu})
 
     def _watched(self, seconds: float) -> dict[str, float]:
         """What is measured once a write: `seconds` are those of the step that is not in the log yet."""

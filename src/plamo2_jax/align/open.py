@@ -1,0 +1,80 @@
+"""Opening a model for use: what `convert.load` opens, and adapters, which are added to their base in memory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import flax.traverse_util
+
+from plamo2_jax import checkpoint
+from plamo2_jax.align.lora import Adapters, add
+from plamo2_jax.align.peft import CONFIG as PEFT_CONFIG
+from plamo2_jax.align.peft import AdapterError, merged_model, read_run
+from plamo2_jax.convert.load import LoadedModel, is_run_folder, load_model, read_tokenizer
+from plamo2_jax.json_input import read_json_object
+from plamo2_jax.model import Plamo2, abstract_params
+from plamo2_jax.surgery.distill import fingerprint
+from plamo2_jax.train.config import BASE_FINGERPRINT
+
+
+def open_model(path: str | os.PathLike[str], *, step: int | None = None, ema: bool = False) -> LoadedModel:
+    """Open a run folder, a folder of the public layout, a run that trained adapters, or a folder of adapters in PEFT's layout.
+
+    Adapters are added to the weights of their base: the `init_from` of their run, or the `base_model_name_or_path` of
+    adapter_config.json where that is a folder of this machine.
+
+    Args:
+        path: the folder.
+        step: checkpoint of a run folder; None: the newest.
+        ema: the moving average instead of the parameters.
+
+    Raises:
+        ValueError: the folder is none of these, it or the base is damaged, or the base is not the one that the adapters were trained on.
+    """
+    folder = Path(path)
+    if (folder / PEFT_CONFIG).is_file() and not (folder / checkpoint.CONFIG).exists():
+        if step is not None or ema:
+            raise AdapterError(f"{folder} is of PEFT's layout and has no steps; leave the step out")
+        base = read_json_object(folder / PEFT_CONFIG, error=AdapterError).get("base_model_name_or_path")
+        if not isinstance(base, str) or not Path(base).is_dir():
+            raise AdapterError(
+                f"{folder} holds adapters whose base, {str(base)[:100]!r}, is no folder here. plamo2 lora MODEL {folder} OUT adds them to "
+                "a base that you name"
+            )
+        return merged_model(base, folder)
+    if not is_run_folder(folder) or not checkpoint.read_config(folder).get("lora"):
+        return load_model(folder, step=step, ema=ema)
+    return _with_base(folder, step, ema)
+
+
+def _with_base(folder: Path, step: int | None, ema: bool) -> LoadedModel:
+    """The model of a run that trained adapters."""
+    described = checkpoint.read_config(folder)
+    base = described.get("init_from")
+    if not isinstance(base, str):
+        raise AdapterError(
+            f"{folder / checkpoint.CONFIG}: init_from must name the base of the adapters, not {str(base)[:100]!r}"
+        )
+    config, lora, adapters = read_run(folder, step, checkpoint.EMA if ema else checkpoint.PARAMS)
+    try:
+        params = load_model(base).params
+    except ValueError as error:
+        raise AdapterError(
+            f"{folder} holds adapters to {base}, which cannot be opened: {error}. plamo2 lora MODEL {folder} OUT adds them to a base that "
+            "you name"
+        ) from error
+    shapes = [
+        {path: tuple(leaf.shape) for path, leaf in flax.traverse_util.flatten_dict(tree, sep="/").items()}
+        for tree in (params, abstract_params(Plamo2(config)))
+    ]
+    if shapes[0] != shapes[1]:
+        raise AdapterError(f"{folder} holds adapters of a model of another shape than {base}")
+    expected = described.get(BASE_FINGERPRINT)
+    if expected is not None and fingerprint(config, params) != expected:
+        raise AdapterError(
+            f"{folder} holds adapters to an earlier state of {base}: its weights have changed since. plamo2 lora MODEL {folder} OUT adds "
+            "them to a base that you name"
+        )
+    merged = add(params, adapters, Adapters(config, lora).targets, lora.scale)
+    return LoadedModel(config, merged, read_tokenizer(folder, config))

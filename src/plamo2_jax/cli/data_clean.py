@@ -1,0 +1,160 @@
+"""`plamo2 data clean`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from plamo2_jax.cli.data_files import check_jsonl, print_bad, read_report, record_bytes, write_jsonl
+
+if TYPE_CHECKING:
+    from plamo2_jax.data.clean import CleanReport
+    from plamo2_jax.data.dedup import DedupReport
+    from plamo2_jax.data.documents import ReadReport
+
+_LINES_SHOWN = 10
+
+
+def clean(
+    input: Annotated[str, tyro.conf.Positional],
+    output: Annotated[Path, tyro.conf.Positional],
+    *,
+    text_field: str = "text",
+    id_field: str = "id",
+    language_field: str = "language",
+    languages: tuple[Literal["ja", "en", "other"], ...] = ("ja", "en"),
+    unicode_form: Literal["none", "NFC", "NFKC"] = "none",
+    min_chars: int = 50,
+    max_duplicate_lines: float = 0.3,
+    max_top_ngram: float = 0.2,
+    boilerplate: Literal["edges", "anywhere"] = "edges",
+    boilerplate_documents: int = 20,
+    duplicates: Literal["near", "keep"] = "near",
+    similarity: float = 0.8,
+    data_dir: Path | None = None,
+    max_bad_rate: float = 0.01,
+    max_record_mib: int = 64,
+    report: Path | None = None,
+) -> None:
+    """Clean text and remove duplicates: any input in, JSON lines out.
+
+    The output has the fields id, text and language (where there is one), and every other field of the record. A field of the input with
+    one of these three names that --text-field, --id-field or --language-field does not name is left out, which is said at the end. NaN and
+    infinity, which JSON does not have, become null.
+
+    Args:
+        input: A file (.jsonl, an object per line; .txt, the file is one document, a line is not; both also .gz, .xz, .bz2, .zst; .parquet;
+            .arrayrecord), a folder, a "pattern", tfds:NAME:SPLIT or bundled:LANGUAGE:SPLIT.
+        output: File to write; .jsonl, or compressed .jsonl.gz, .jsonl.xz, .jsonl.bz2.
+        text_field: Field or column that holds the text.
+        id_field: Field or column that holds an id.
+        language_field: Field or column that holds the language; a text that looks like another one is dropped.
+        languages: Languages that pass, recognised by script and common words.
+        unicode_form: Normal form to bring the text into; "none" leaves it as its author wrote it.
+        min_chars: Shorter documents are dropped.
+        max_duplicate_lines: Drop documents with a larger share of characters in lines seen before in the document.
+        max_top_ngram: Drop documents of which one repeated run of 10 characters makes up a larger share.
+        boilerplate: Where to remove repeated lines. edges: runs of them, or long ones, at the beginning and the end of documents, such as
+            navigation and footers. anywhere: each of them, headings and statements of programs too.
+        boilerplate_documents: Number of documents that must have a line for it to be boilerplate; 0 keeps all lines and reads the input
+            only once.
+        duplicates: near: remove exact and near-duplicates. keep: remove none.
+        similarity: Jaccard similarity of 5-character sets from which two documents are near-duplicates.
+        data_dir: Where TensorFlow Datasets were prepared; left out, its default.
+        max_bad_rate: Share of records that may be bad (not UTF-8, not JSON, without text, too long) before reading fails.
+        max_record_mib: Size in MiB above which a line, text file, row or record is bad. Memory use grows with it.
+        report: JSON file to write with what was removed, by cause, and the lines that were removed most often.
+    """
+    from plamo2_jax.data.boilerplate import boilerplate_lines
+    from plamo2_jax.data.clean import CleanConfig, CleanReport, clean_documents, normalize_text
+    from plamo2_jax.data.dedup import DedupConfig, DedupReport, deduplicate
+    from plamo2_jax.data.sources import read_documents
+    from plamo2_jax.storage import write_whole
+
+    config = CleanConfig(unicode_form, languages, min_chars, max_duplicate_lines, max_top_ngram)
+    dedup_config = DedupConfig(threshold=similarity)
+    limit = record_bytes(max_record_mib)
+    check_jsonl(output)
+    _check_paths(input, output, report)
+
+    def records(reading: ReadReport, note: str) -> Iterator[dict[str, Any]]:
+        from plamo2_jax.progress import tqdm
+
+        documents = read_documents(
+            [input],
+            text_field=text_field,
+            id_field=id_field,
+            language_field=language_field,
+            data_dir=data_dir,
+            report=reading,
+            max_record_bytes=limit,
+        )
+        for document in tqdm(documents, note, unit="doc"):
+            yield document.to_json()
+
+    repeated = None
+    if boilerplate_documents:
+        # Lines are compared as they will be once cleaned.
+        normal = (
+            {"text": normalize_text(record["text"], unicode_form)}
+            for record in records(read_report(max_bad_rate, quiet=True), "find boilerplate")
+        )
+        repeated = boilerplate_lines(normal, boilerplate_documents, boilerplate)
+    reading, cleaning, deduplication = read_report(max_bad_rate), CleanReport(), DedupReport()
+    documents: Iterable[dict] = clean_documents(records(reading, "clean"), config, cleaning, repeated)
+    if duplicates == "near":
+        documents = deduplicate(documents, dedup_config, deduplication, progress=False)
+    with write_jsonl(output) as write:
+        count = sum(map(write, documents))
+    print_bad(reading)
+    print(cleaning.summary())
+    if duplicates == "near":
+        print(deduplication.summary())
+    for line in _losses(cleaning, deduplication):
+        print(line)
+    print(f"{output}: {count} documents")
+    if report is not None:
+        content = {"reading": reading.to_json(), "cleaning": cleaning.to_json()}
+        if duplicates == "near":
+            content["deduplication"] = deduplication.to_json()
+        write_whole(report, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def _check_paths(input: str, output: Path, report: Path | None) -> None:
+    """Refuse to write over what is read."""
+    from plamo2_jax.data.sources import find_files
+
+    if report is not None and not report.parent.is_dir():
+        raise ValueError(f"--report {report}: the folder {report.parent} does not exist. Make it, or give another file")
+    targets = {os.path.realpath(path): path for path in (output, report) if path is not None}
+    if report is not None and len(targets) == 1:
+        raise ValueError(f"--report {report} is the output too: give another file")
+    if input.startswith(("tfds:", "bundled:")):
+        return
+    for file in find_files(input, read_report(0.0, quiet=True)):
+        if os.path.realpath(file) in targets:
+            raise ValueError(
+                f"{targets[os.path.realpath(file)]} is the input too; give another file, so that the text as it was is not lost"
+            )
+
+
+def _losses(cleaning: CleanReport, deduplication: DedupReport) -> Iterator[str]:
+    """Lines that say which share of the characters was removed for which reason, and which lines most often."""
+    total = max(cleaning.chars_in, 1)
+    causes = cleaning.lost() | {
+        "exact duplicates": deduplication.chars_exact,
+        "near-duplicates": deduplication.chars_near,
+    }
+    shares = ", ".join(f"{cause} {chars / total:.2%}" for cause, chars in causes.items() if chars)
+    yield f"characters removed: {sum(causes.values()) / total:.2%} of {cleaning.chars_in:,}" + (
+        f" ({shares})" if shares else ""
+    )
+    if cleaning.boilerplate_lines:
+        yield "lines removed most often (--boilerplate-documents 0 keeps them):"
+        for line, times in cleaning.removed.most_common(_LINES_SHOWN):
+            yield f"  {times:,} x {line}"

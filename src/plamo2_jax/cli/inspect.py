@@ -1,0 +1,50 @@
+"""`plamo2 inspect FOLDER`: what a folder of a model, of adapters or of shards holds."""
+
+from __future__ import annotations
+
+import json as json_lines
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from plamo2_jax.cli.arguments import call
+
+
+def inspect(
+    folder: Annotated[Path, tyro.conf.Positional],
+    *,
+    tensors: bool = False,
+    step: int | None = None,
+    verify: bool = False,
+    json: bool = False,
+) -> int:
+    """Describe a folder from its headers; no weight is read.
+
+    Shows the kind of folder, parameters in total and by part of the network, stored dtypes, sizes of the axes, layer pattern,
+    tokenizer, chat template, checkpoints and checksums.
+
+    Args:
+        folder: A run folder, a folder of the public layout, adapters, or a folder of shards.
+        tensors: List every stored tensor: name, dtype, shape, axes.
+        step: Checkpoint of a run folder. Default: the newest.
+        verify: Compare every file of the checkpoint with its checksum. Reads all files; exit status 1 if one differs.
+        json: Print one JSON object.
+    """
+    from plamo2_jax.report.inspect import as_text, inspect_folder
+
+    facts, found = inspect_folder(folder, step, verify)
+    if json:
+        listed = [{"name": t.name, "shape": t.shape, "dtype": t.dtype, "axes": t.axes, "group": t.group} for t in found]
+        print(json_lines.dumps(facts | ({"tensors": listed} if tensors else {}), ensure_ascii=False, indent=2))
+    else:
+        print(as_text(folder, facts))
+        for tensor in found if tensors else ():
+            axes = "" if tensor.axes is None else "  " + ",".join(name or "-" for name in tensor.axes)
+            print(f"{tensor.name}  {tensor.dtype}  {list(tensor.shape)}{axes}")
+    return int(facts.get("checksums", "").startswith("damaged"))
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb."""
+    return call(inspect, argv, "plamo2 inspect")

@@ -1,0 +1,74 @@
+"""How far the chunks of an ArrayRecord file unfold, from their headers, before any is decompressed.
+
+ArrayRecord stores records in Riegeli chunks (https://github.com/google/riegeli/blob/master/doc/riegeli_records_file_format.md). A chunk
+has a header of 40 bytes: three hashes and sizes, the number of records, and the size of the records once decompressed. The file is
+divided into blocks of 64 KiB that begin with a header of 24 bytes, which may stand in the middle of a chunk.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+
+_BLOCK, _BLOCK_HEADER = 1 << 16, 24
+_CHUNK_HEADER = struct.Struct("<QQQQQ")
+
+
+class Chunk(NamedTuple):
+    """Number of records in a chunk, and their bytes."""
+
+    records: int
+    bytes: int
+
+
+def read_chunks(path: Path, records: int) -> Iterator[Chunk]:
+    """Yield the chunks of a file in order, until they hold `records` records.
+
+    Raises:
+        ValueError: the file ends before, or a chunk holds more records.
+    """
+    size = path.stat().st_size
+    position = found = 0
+    with path.open("rb") as file:
+        while found < records:
+            begin = position
+            header, position = _read(file, position, _CHUNK_HEADER.size)
+            if len(header) < _CHUNK_HEADER.size or position > size:
+                raise ValueError(f"{path} is damaged: it ends after {found} of {records} records")
+            _, data_size, _, kind_and_records, unfolded = _CHUNK_HEADER.unpack(header)
+            count = kind_and_records >> 8
+            # A record takes at least one position in the file.
+            position = max(_skip(position, data_size), begin + count)
+            found += count
+            if found > records or position > size:
+                raise ValueError(f"{path} is damaged: the chunk at byte {begin} holds more than the file")
+            if count:
+                yield Chunk(count, unfolded)
+
+
+def _read(file: IO[bytes], position: int, size: int) -> tuple[bytes, int]:
+    """`size` bytes from a position, without the headers of blocks, and the position behind them."""
+    data = b""
+    while size:
+        if position % _BLOCK == 0:
+            position += _BLOCK_HEADER
+        step = min(size, _BLOCK - position % _BLOCK)
+        file.seek(position)
+        data += file.read(step)
+        position += step
+        size -= step
+    return data, position
+
+
+def _skip(position: int, size: int) -> int:
+    """The position behind `size` bytes, headers of blocks not counted."""
+    if position % _BLOCK == 0 and size:
+        position += _BLOCK_HEADER
+    left = _BLOCK - position % _BLOCK
+    if size <= left:
+        return position + size
+    blocks, rest = divmod(size - left, _BLOCK - _BLOCK_HEADER)
+    end = position + left + blocks * _BLOCK
+    return end + _BLOCK_HEADER + rest if rest else end

@@ -1,0 +1,145 @@
+"""Find and remove the lines that pages repeat around their text: navigation, footers, notices.
+
+That a line occurs in many documents does not make it boilerplate: manuals repeat headings, programs repeat statements, licences whole
+paragraphs. So a line is removed only where pages have such lines, at the beginning or the end of a document, next to others of
+its kind or long enough to be a notice, and if it does not look like a program. `where="anywhere"` removes repeated lines everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+Where = Literal["edges", "anywhere"]
+
+MIN_CHARS = 8
+"""Least characters of the key of a line that is removed anywhere: shorter ones, such as "Example", are headings."""
+EDGE_LINES = 50
+"""Lines at the beginning, and at the end, of a document that may be boilerplate; blank lines are not counted."""
+MIN_RUN, NOTICE_WIDTH = 3, 20
+"""At an edge, a run of repeated lines is removed if it has so many lines, or one line this wide; a wide character counts twice."""
+OTHER_LINES = 2
+"""Lines of a document's own, such as its title and date, that may stand between its edge and the boilerplate."""
+
+# Indented, or with the marks of a statement, a comment, a declaration.
+_PROGRAM = re.compile(r"[ \t]|#|//|/\*|\*/|import\b|from\s.*\bimport\b|.*(?:[{}=\\]|\(\)|;$)")
+
+
+@dataclass(frozen=True)
+class Boilerplate:
+    """Lines that repeat.
+
+    Attributes:
+        keys: hashes of the `line_key` of each.
+        where: "edges": remove them at the beginning and the end of a document. "anywhere": remove all.
+    """
+
+    keys: frozenset[int] = frozenset()
+    where: Where = "edges"
+
+    def __bool__(self) -> bool:
+        return bool(self.keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __contains__(self, line: str) -> bool:
+        return _hash(line_key(line)) in self.keys
+
+    def split(self, lines: Sequence[str]) -> tuple[list[str], list[str]]:
+        """The lines of a document to keep, and those to remove, in order."""
+        if self.where == "anywhere":
+            removed = {i for i, line in enumerate(lines) if line in self}
+        else:
+            filled = [i for i, line in enumerate(lines) if line.strip()]
+            removed = {*self._of_edge(lines, filled), *self._of_edge(lines, filled[::-1])}
+        keep = [line for i, line in enumerate(lines) if i not in removed]
+        return keep, [lines[i] for i in sorted(removed)]
+
+    def _of_edge(self, lines: Sequence[str], order: Sequence[int]) -> Iterator[int]:
+        """Indices of the lines to remove at one edge; `order`: indices of lines that are not blank, from that edge on."""
+        others, run = 0, []
+        for i in itertools.chain(order[:EDGE_LINES], (None,)):
+            if i is not None and not _PROGRAM.match(lines[i]) and lines[i] in self:
+                run.append(i)
+                continue
+            if len(run) >= MIN_RUN or any(_width(line_key(lines[j])) >= NOTICE_WIDTH for j in run):
+                yield from run
+            run = []
+            others += 1
+            if others > OTHER_LINES:
+                return
+
+
+@dataclass
+class RemovedLines:
+    """The lines that were removed, by key: one spelling, how often, and their characters."""
+
+    counts: dict[str, list] = field(default_factory=dict)
+
+    def add(self, lines: Iterable[str]) -> None:
+        """Count lines."""
+        for line in lines:
+            entry = self.counts.setdefault(line_key(line), [line.strip(), 0, 0])
+            entry[1] += 1
+            entry[2] += len(line) + 1
+
+    @property
+    def lines(self) -> int:
+        """Lines removed."""
+        return sum(count for _, count, _ in self.counts.values())
+
+    def most_common(self, number: int) -> list[tuple[str, int]]:
+        """The most frequent ones, each shortened, and how often they were removed."""
+        entries = sorted(self.counts.values(), key=lambda entry: -entry[1])[:number]
+        return [(line if len(line) <= 80 else f"{line[:77]}...", count) for line, count, _ in entries]
+
+
+def line_key(line: str) -> str:
+    """What two lines share when they are the same boilerplate: width, case, digits and white space do not matter."""
+    line = unicodedata.normalize("NFKC", line).casefold()
+    return re.sub(r"\s+", "", re.sub(r"\d+", "0", line))
+
+
+def boilerplate_lines(documents: Iterable[dict], min_documents: int = 20, where: Where = "edges") -> Boilerplate:
+    """Find the lines that occur in at least `min_documents` different documents.
+
+    Copies of one document count once: what they share is not boilerplate, and deduplication removes it.
+
+    Args:
+        documents: dicts with a str under "text".
+        min_documents: how many documents make a line boilerplate.
+        where: "edges": count, and later remove, lines at the beginning and the end of documents. "anywhere": all lines.
+    """
+    if min_documents < 2:
+        raise ValueError(f"min_documents is {min_documents}; it must be at least 2")
+    counts: Counter[int] = Counter()
+    seen: set[int] = set()
+    for document in documents:
+        text = document["text"]
+        copy = _hash(text)
+        if copy in seen:
+            continue
+        seen.add(copy)
+        lines = [line for line in text.split("\n") if line.strip()]
+        if where == "edges":
+            lines = lines if len(lines) <= 2 * EDGE_LINES else lines[:EDGE_LINES] + lines[-EDGE_LINES:]
+            lines = [line for line in lines if not _PROGRAM.match(line)]
+        keys = {line_key(line) for line in lines}
+        counts.update({_hash(key) for key in keys if where == "edges" or len(key) >= MIN_CHARS})
+    return Boilerplate(frozenset(key for key, count in counts.items() if count >= min_documents), where)
+
+
+def _hash(text: str) -> int:
+    # Eight bytes in place of a line: a corpus has millions of different ones.
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def _width(text: str) -> int:
+    return sum(2 if ord(character) >= 0x2E80 else 1 for character in text)

@@ -1,0 +1,134 @@
+"""Find the data files that a file name, a folder or a pattern stands for.
+
+Links are followed, to files and to folders. Each file is read once, whatever number of names leads to it, and a link that leads back to
+a folder above it ends there. What is skipped for such a reason is noted in the report, and so on stderr.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from plamo2_jax.data.documents import ReadReport
+
+COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
+SUFFIXES = (".jsonl", ".ndjson", ".txt", ".parquet", ".arrayrecord", ".array_record")
+_ALLOWED = f"{', '.join(SUFFIXES)} (text and JSON lines also with {', '.join(COMPRESSIONS)})"
+_ARRAY_RECORD = re.compile(r"\.array_?record(-\d+-of-\d+)?$")
+_WILDCARD = re.compile(r"[*?[]")
+
+
+def format_of(path: Path) -> str | None:
+    """The format by the file's name: "jsonl", "text", "parquet" or "arrayrecord"; None for any other."""
+    name = path.name[: -len(path.suffix)] if path.suffix in COMPRESSIONS else path.name
+    if name.endswith((".jsonl", ".ndjson")):
+        return "jsonl"
+    if name.endswith(".txt"):
+        return "text"
+    if path.suffix == ".parquet":
+        return "parquet"
+    return "arrayrecord" if _ARRAY_RECORD.search(path.name) else None
+
+
+def find_files(spec: str | Path, report: ReadReport | None = None) -> list[Path]:
+    """Return the files that a file name, a folder or a pattern stands for, sorted; each file once.
+
+    In a folder, hidden files and files of other formats are skipped.
+
+    Args:
+        spec: the name of a file or folder, or a pattern with the wildcards of a shell; "**" stands for any number of folders.
+        report: gets a note for each file or folder that is skipped because it was found before.
+
+    Raises:
+        ValueError: there is no such file, or a file has a format that cannot be read.
+    """
+    spec = str(spec)
+    path = Path(spec)
+    report = ReadReport() if report is None else report
+    order = None
+    if path.is_dir():
+        found = [file for file in _match(path, ("**", "*"), report) if format_of(file)]
+        if not found:
+            raise ValueError(f"the folder {spec} holds no file that can be read; the suffixes are {_ALLOWED}")
+    elif path.is_file():
+        found = [path]
+    else:
+        found, order = list(_match(*_split(spec), report)) if _WILDCARD.search(spec) else [], str
+        if not found:
+            raise ValueError(f"{spec} is neither a file, a folder, nor a pattern that matches a file")
+    for file in found:
+        if format_of(file) is None:
+            raise ValueError(f"{file} is of no format that can be read; the suffixes are {_ALLOWED}")
+    return list(each_once(sorted(found, key=order), report))
+
+
+def each_once(files: Iterable[Path], report: ReadReport, seen: dict[str, Path] | None = None) -> Iterator[Path]:
+    """Yield the files without those that a link or another name has named before.
+
+    Args:
+        files: paths of files.
+        report: gets a note for each file that is left out.
+        seen: real path and first name of the files found so far; extended.
+    """
+    seen = {} if seen is None else seen
+    for file in files:
+        first = seen.setdefault(os.path.realpath(file), file)
+        if first is file:
+            yield file
+        else:
+            report.note(f"{file} is the same file as {first}" if file != first else f"{file} is named twice")
+
+
+def _split(pattern: str) -> tuple[Path, tuple[str, ...]]:
+    """The folder in which a pattern begins, and the parts of the pattern below it."""
+    parts = Path(pattern).parts
+    literal = next(i for i, part in enumerate(parts) if _WILDCARD.search(part))
+    return Path(*parts[:literal]), parts[literal:]
+
+
+def _match(base: Path, parts: tuple[str, ...], report: ReadReport) -> Iterator[Path]:
+    """Files below `base` that match a pattern. A folder is visited once for each part of the pattern that it may match, so that
+    neither a loop of links nor many links to one folder lead to the same files again.
+    """
+    visited: dict[tuple[str, int], Path] = {}
+    pending = [(base, 0)]
+    while pending:
+        folder, position = pending.pop()
+        first = visited.setdefault((os.path.realpath(folder), position), folder)
+        if first is not folder:
+            if folder != first:
+                report.note(f"{folder} is the same folder as {first}")
+            continue
+        part = parts[position]
+        if part == "**":
+            if position + 1 < len(parts):
+                pending.append((folder, position + 1))
+            wanted, following = re.compile(r"[^.].*", re.DOTALL), position
+        else:
+            # As in a shell, a wildcard at the beginning does not match the dot of a hidden name.
+            hidden = "" if part.startswith(".") else r"(?!\.)"
+            wanted, following = re.compile(hidden + fnmatch.translate(part)), position + 1
+        for name in _names(folder):
+            path = folder / name
+            if not wanted.fullmatch(name):
+                continue
+            if path.is_dir():
+                if following < len(parts):
+                    pending.append((path, following))
+            elif following == len(parts) or (part == "**" and position + 1 == len(parts)):
+                if path.is_file():
+                    yield path
+                elif path.is_symlink():
+                    report.note(f"{path} is a link to a file that does not exist")
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder), reverse=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except PermissionError:
+        raise ValueError(f"{folder} cannot be listed: permission denied. Allow it, or name the files") from None

@@ -1,0 +1,251 @@
+"""Read Parquet rows with bounded memory.
+
+What a Parquet file unfolds to is not bounded by its size: a page of a few KB can hold GB, and a dictionary entry of 1 MiB can be the value
+of a million rows. Arrow allocates what page headers ask for, so they are read first (`parquet_pages`). Texts are read as dictionary
+indices, and a batch of rows is divided until its values are small enough (`_rows`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from plamo2_jax.data.documents import UnreadableRecord, place
+from plamo2_jax.data.parquet_pages import Column, read_pages, read_row_groups
+from plamo2_jax.data.streams import naming_damage, too_long
+
+_ROWS_AT_ONCE = 1024
+_PAGES = 256 << 20
+"""Bytes to which the largest page of each column may unfold, all columns together, ..."""
+_RATIO = 20
+"""... or so many times the pages' compressed size, if that is more: large pages of a large file are no danger."""
+_NESTED_VALUES = 32_000_000
+"""Values in a page of a nested column, which may all be of one row."""
+_DELTA_LENGTH_BYTE_ARRAY, _DELTA_BYTE_ARRAY, _DICTIONARY = 6, 7, (2, 8)
+"""Encodings, https://parquet.apache.org/docs/file-format/data-pages/encodings/."""
+
+
+def read_parquet(
+    path: Path, limit: int, columns: tuple[str, ...] | None = None, required: str | None = None
+) -> Iterator[tuple[str, dict[str, Any] | UnreadableRecord]]:
+    """Yield the rows of a file as `(place, values by column)`.
+
+    Args:
+        path: the file.
+        limit: bytes of a row's values above which it is a bad record.
+        columns: columns to read, as far as they exist; None for all.
+        required: a column that must exist.
+
+    Raises:
+        ValueError: the file is damaged, lacks the required column, has two columns of one name, or unfolds too far.
+    """
+    import pyarrow.parquet
+
+    with naming_damage(path), path.open("rb") as raw, pyarrow.parquet.ParquetFile(path) as file:
+        leaves = [file.schema.column(i) for i in range(len(file.schema))]
+        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        names = file.schema_arrow.names
+        if required is not None and required not in names:
+            raise ValueError(
+                f"{path} has no column {required!r}; its columns are {_listed(names)}. Name one of them with --text-field"
+            )
+        columns = tuple(dict.fromkeys(name for name in (columns or names) if name in names))
+        _require_distinct(path, file.schema_arrow, columns)
+        groups = read_row_groups(raw)
+        if len(groups) != file.metadata.num_row_groups:
+            raise OSError(f"its footer has {len(groups)} row groups, or {file.metadata.num_row_groups}")
+        plans = [_plan(path, raw, group, number, columns, limit) for number, group in enumerate(groups, start=1)]
+    row = 0
+    # Arrow cannot read these encodings as indices.
+    expanded = set().union(*(plan.delta for plan in plans))
+    texts = [name for name in texts if name not in expanded]
+    # Without pre_buffer, pages are read one by one.
+    options = {"read_dictionary": texts, "pre_buffer": False, "buffer_size": 1 << 20}
+    with naming_damage(path), pyarrow.parquet.ParquetFile(path, **options) as file:
+        for number, plan in enumerate(plans):
+            for batch in file.iter_batches(plan.rows_at_once(expanded), row_groups=[number], columns=list(columns)):
+                for values in _rows(batch, columns, limit):
+                    row += 1
+                    yield place(path, "row", row), values
+
+
+def _require_distinct(path: Path, schema: Any, columns: tuple[str, ...]) -> None:
+    """Refuse two columns, or two fields of a nested column, that have one name."""
+    import pyarrow as pa
+
+    def check(names: list[str], what: str) -> None:
+        for name, count in Counter(names).items():
+            if count > 1:
+                raise ValueError(
+                    f"{path} has {count} {what} named {name[:80]!r}: names must differ. Rename one of them"
+                )
+
+    def check_type(kind: Any, name: str) -> None:
+        if pa.types.is_struct(kind):
+            check([kind.field(i).name for i in range(kind.num_fields)], f"fields of the column {name[:80]!r}")
+        if pa.types.is_nested(kind):
+            for i in range(kind.num_fields):
+                check_type(kind.field(i).type, name)
+
+    check([name for name in schema.names if name in columns], "columns")
+    for name in columns:
+        check_type(schema.field(name).type, name)
+
+
+class _Plan(NamedTuple):
+    """How many rows of a row group may be read at once, by column: as indices into a dictionary, and as values."""
+
+    as_indices: dict[str, int]
+    as_values: dict[str, int]
+    delta: set[str]
+    """Columns that cannot be read as indices."""
+
+    def rows_at_once(self, expanded: set[str]) -> int:
+        """The least number of all columns, of which `expanded` are read as values."""
+        rows = (self.as_values[name] if name in expanded else rows for name, rows in self.as_indices.items())
+        return max(1, min(rows, default=_ROWS_AT_ONCE))
+
+
+def _plan(path: Path, file: IO[bytes], group: list[Column], number: int, columns: tuple[str, ...], limit: int) -> _Plan:
+    """How to read a row group.
+
+    Raises:
+        ValueError: the pages unfold too far.
+    """
+    plan, pages = _Plan({}, {}, set()), 0
+    budget = max(_PAGES, 4 * limit)
+    for column in group:
+        if column.path.split(".")[0] not in columns and column.path not in columns:
+            continue
+        largest = entry = 0
+        as_indices = as_values = _ROWS_AT_ONCE
+        for page in read_pages(file, column):
+            if "." in column.path and page.values > _NESTED_VALUES:
+                raise ValueError(
+                    f"{path}, row group {number}, column {column.path[:80]!r}: a page holds {page.values:,} values: at most "
+                    f"{_NESTED_VALUES:,} are read. Write the file with smaller pages"
+                )
+            if page.unfolded > budget and page.unfolded > _RATIO * page.stored:
+                raise ValueError(
+                    f"{path}, row group {number}, column {column.path[:80]!r}: a page of {page.stored:,} bytes unfolds to "
+                    f"{page.unfolded:,}: at most {budget:,} are read. Write the file with smaller pages"
+                )
+            largest = max(largest, page.unfolded if page.unfolded > _RATIO * page.stored else 0)
+            if page.is_dictionary:
+                entry = page.unfolded
+                continue
+            average = page.unfolded // max(page.values, 1)
+            # A value may repeat an entry of the dictionary, or the whole page before it.
+            largest_value = {_DELTA_BYTE_ARRAY: page.unfolded, **dict.fromkeys(_DICTIONARY, entry)}.get(
+                page.encoding, 0
+            )
+            as_indices = min(as_indices, limit // max(average, 1))
+            as_values = min(as_values, limit // max(average, largest_value, 1))
+            if page.encoding in (_DELTA_LENGTH_BYTE_ARRAY, _DELTA_BYTE_ARRAY):
+                plan.delta.add(column.path)
+        plan.as_indices[column.path] = as_indices
+        plan.as_values[column.path] = as_values
+        pages += largest
+    if pages > budget:
+        raise ValueError(
+            f"{path}, row group {number}: its columns unfold to {pages:,} bytes at a time: at most {budget:,} are read. Write the "
+            "file with smaller pages, or without the columns that are not needed"
+        )
+    return plan
+
+
+def _rows(batch: Any, columns: tuple[str, ...], limit: int) -> Iterator[dict[str, Any] | UnreadableRecord]:
+    """The rows of a batch of Arrow, in halves where their values are large."""
+    size = sum(_unfolded(column) for column in batch.columns)
+    if batch.num_rows > 1 and size > limit:
+        half = batch.num_rows // 2
+        yield from _rows(batch.slice(0, half), columns, limit)
+        yield from _rows(batch.slice(half), columns, limit)
+        return
+    if size > limit:
+        yield too_long("row", limit)
+        return
+    try:
+        values = [_values(batch.column(name)) for name in columns]
+    except UnicodeDecodeError as error:
+        if batch.num_rows > 1:
+            for row in range(batch.num_rows):
+                yield from _rows(batch.slice(row, 1), columns, limit)
+            return
+        name = next(name for name in columns if _is_invalid(batch.column(name)))
+        yield UnreadableRecord("invalid UTF-8", f"byte {error.start} of the field {name!r}")
+        return
+    yield from (dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True))
+
+
+def _values(column: Any) -> list[Any]:
+    """Values of an Arrow column."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        # Each entry is made once, however many rows have it.
+        entries = column.dictionary.to_pylist() if len(column.dictionary) <= len(column) else None
+        if entries is not None:
+            return [None if index is None else entries[index] for index in column.indices.to_pylist()]
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, OverflowError) as error:
+        # Python has no nanoseconds and no year 10,000; Arrow can write them.
+        try:
+            return column.cast(pa.string()).to_pylist()
+        except pa.ArrowException:
+            raise OSError(f"values of the type {column.type} cannot be read: {error}") from None
+
+
+def _is_invalid(column: Any) -> bool:
+    try:
+        column.to_pylist()
+    except UnicodeDecodeError:
+        return True
+    return False
+
+
+def _unfolded(array: Any) -> int:
+    """Bytes of the values of an Arrow array, once each stands for itself."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        if not _is_bytes(kind.value_type):
+            return 32 * len(array)
+        counts = pc.value_counts(array.indices.drop_null())
+        lengths = pc.binary_length(array.dictionary.take(counts.field("values"))).cast(pa.int64())
+        return pc.sum(pc.multiply(pc.fill_null(lengths, 0), counts.field("counts"))).as_py() or 0
+    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
+        array = array.cast(pa.large_binary())
+        kind = array.type
+    if _is_bytes(kind):
+        return pc.sum(pc.binary_length(array).cast(pa.int64())).as_py() or 0
+    # What objects of Python take that hold the values.
+    if pa.types.is_struct(kind):
+        return 64 * len(array) + sum(_unfolded(child) for child in array.flatten())
+    if pa.types.is_map(kind):
+        used = slice(array.offsets[0].as_py(), array.offsets[-1].as_py())
+        return 64 * len(array) + _unfolded(array.keys[used]) + _unfolded(array.items[used])
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return 64 * len(array) + _unfolded(array.flatten())
+    return 32 * len(array)
+
+
+def _is_bytes(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return any(
+        check(kind)
+        for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    )
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(name[:40] for name in names[:10])
+    return f"{shown}, ..." if len(names) > 10 else shown

@@ -1,0 +1,107 @@
+"""Read files as bytes, decompressed, with bounded memory: a small file can unfold to any size."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from plamo2_jax.data.documents import UnreadableRecord
+
+MAX_RECORD_BYTES = 64 << 20
+"""Default limit of a record: a line, a text file, a row, a stored record."""
+_XZ_MEMORY = 512 << 20
+_CHUNK = 1 << 20
+
+
+@contextlib.contextmanager
+def open_bytes(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file to read its bytes, decompressed by its suffix: .gz, .xz, .bz2 or .zst."""
+    with contextlib.ExitStack() as stack:
+        if path.suffix == ".zst":
+            import pyarrow
+
+            raw = stack.enter_context(pyarrow.input_stream(str(path), compression="zstd"))
+        else:
+            raw = stack.enter_context(path.open("rb"))
+        if path.suffix == ".gz":
+            raw = stack.enter_context(gzip.GzipFile(fileobj=raw))
+        elif path.suffix == ".xz":
+            # The format lets a file ask for 4 GiB of memory.
+            raw = _Decompressed(raw, lambda: lzma.LZMADecompressor(memlimit=_XZ_MEMORY))
+        elif path.suffix == ".bz2":
+            raw = _Decompressed(raw, bz2.BZ2Decompressor)
+        yield stack.enter_context(io.BufferedReader(raw, _CHUNK))
+
+
+def read_lines(file: IO[bytes], limit: int) -> Iterator[tuple[int, bytes | UnreadableRecord]]:
+    """Yield the lines of a file, numbered from 1. In place of a line longer than `limit` bytes comes an UnreadableRecord."""
+    number = 0
+    while line := file.readline(limit + 1):
+        number += 1
+        if len(line) > limit and not line.endswith(b"\n"):
+            while line and not line.endswith(b"\n"):
+                line = file.readline(_CHUNK)
+            yield number, too_long("line", limit)
+        else:
+            yield number, line
+
+
+def too_long(what: str, limit: int) -> UnreadableRecord:
+    """The bad record that stands for one of more than `limit` bytes."""
+    size = f"{limit >> 20} MiB" if limit % (1 << 20) == 0 else f"{limit:,} bytes"
+    return UnreadableRecord("too long", f"{what} of more than {size}")
+
+
+@contextlib.contextmanager
+def naming_damage(path: Path) -> Iterator[None]:
+    """Turn the errors of decompressors and file formats, which seldom name the file, into one sentence that does."""
+    import pyarrow
+
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        raise
+    except (EOFError, OSError, RuntimeError, UnicodeError, lzma.LZMAError, zlib.error, pyarrow.ArrowException) as error:
+        detail = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise ValueError(f"{path} is damaged or not of the format its name says: {detail}") from None
+
+
+class _Decompressed(io.RawIOBase):
+    """The bytes of a file of one or more compressed streams. (The readers of the standard library take no limit of memory, and take
+    damage behind the first stream for the end of the file.)
+    """
+
+    def __init__(self, file: IO[bytes], new_decoder: Callable):
+        self._file, self._new_decoder = file, new_decoder
+        self._decoder = new_decoder()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while True:
+            data = b""
+            if self._decoder.eof:
+                # Streams may be padded with zeros.
+                data = self._decoder.unused_data.lstrip(b"\0")
+                while not data:
+                    data = self._file.read(_CHUNK)
+                    if not data:
+                        return 0
+                    data = data.lstrip(b"\0")
+                self._decoder = self._new_decoder()
+            elif self._decoder.needs_input:
+                data = self._file.read(_CHUNK)
+                if not data:
+                    raise EOFError("the file ends before the end of the compressed stream")
+            out = self._decoder.decompress(data, len(buffer))
+            if out:
+                buffer[: len(out)] = out
+                return len(out)

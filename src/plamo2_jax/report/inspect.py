@@ -1,0 +1,280 @@
+"""What a folder holds, from its descriptions and headers alone: no weight is read.
+
+A folder is a run folder, a folder of the public layout, a run or a PEFT folder with adapters, or a folder of shards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.traverse_util
+
+from plamo2_jax import checkpoint
+from plamo2_jax.align.adapter_config import read_adapter_config
+from plamo2_jax.align.peft import CONFIG as PEFT_CONFIG
+from plamo2_jax.align.peft import WEIGHTS as PEFT_WEIGHTS
+from plamo2_jax.config import LayerKind, ModelConfig
+from plamo2_jax.convert.files import find_tensors, inside, read_header
+from plamo2_jax.convert.layout import public_tensors
+from plamo2_jax.convert.load import is_run_folder
+from plamo2_jax.convert.read import read_public_config
+from plamo2_jax.data.shards import MANIFEST as SHARDS_MANIFEST
+from plamo2_jax.data.shards import read_manifest
+from plamo2_jax.json_input import read_json_file
+from plamo2_jax.manifest import MANIFEST, find_damage
+from plamo2_jax.model import Plamo2, abstract_params, logical_axes
+from plamo2_jax.model import axes as names_of
+from plamo2_jax.report.run import kind_of
+from plamo2_jax.tokenizer.chat_template import FILE_NAME as TEMPLATE
+from plamo2_jax.tokenizer.tokenizer import FILE_NAME as TOKENIZER
+from plamo2_jax.tokenizer.tokenizer import Tokenizer
+
+
+class Tensor(NamedTuple):
+    """A stored tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    axes: tuple[str | None, ...] | None
+    """Names of its axes; None in the public layout, whose tensors join several parameters."""
+    group: str
+    """Part of the network."""
+    itemsize: int
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+def inspect_folder(folder: Path, step: int | None = None, verify: bool = False) -> tuple[dict[str, Any], list[Tensor]]:
+    """Describe a folder.
+
+    Args:
+        folder: see the module's description.
+        step: checkpoint of a run folder; None: the newest.
+        verify: compare all files of the checkpoint with their checksums, which reads them.
+
+    Returns:
+        Facts as JSON types, and the stored tensors.
+
+    Raises:
+        ValueError: the folder is of no kind that is known, or what describes it is damaged.
+    """
+    if (folder / SHARDS_MANIFEST).is_file() and not (folder / checkpoint.CONFIG).exists():
+        facts, tensors = _shards(folder), []
+    elif (folder / PEFT_CONFIG).is_file() and not (folder / checkpoint.CONFIG).exists():
+        facts, tensors = _peft(folder)
+    elif is_run_folder(folder):
+        facts, tensors = _run(folder, step, verify)
+    else:
+        facts, tensors = _public(folder)
+    if step is not None and "steps" not in facts:
+        raise ValueError(f"{folder} is no run folder and has no steps; leave --step out")
+    if tensors:
+        facts["parameters"] = _groups(tensors)
+        facts["dtypes"] = dict(sorted(_sums((tensor.dtype, tensor.size) for tensor in tensors).items()))
+        facts["bytes"] = sum(tensor.size * tensor.itemsize for tensor in tensors)
+    return facts, tensors
+
+
+def _run(folder: Path, step: int | None, verify: bool) -> tuple[dict[str, Any], list[Tensor]]:
+    described = checkpoint.read_config(folder)
+    config = checkpoint.read_model_config(folder)
+    lora, found = described.get("lora"), checkpoint.steps(folder)
+    facts = {"kind": "run folder", "trained": kind_of(described), **_network(config), **_texts(folder), "steps": found}
+    if isinstance(lora, Mapping):
+        facts |= {"base": described.get("init_from"), "lora": {name: lora.get(name) for name in ("rank", "alpha")}}
+    if isinstance(described.get("forked_from"), Mapping):
+        facts["forked_from"] = described["forked_from"]
+    if not found and step is None:
+        return facts, []
+    path = checkpoint.step_folder(folder, step)
+    facts |= {
+        "checkpoint": int(path.name),
+        "items": sorted(item.name for item in path.iterdir() if item.is_dir()),
+        "checksums": _checksums(path, verify),
+    }
+    axes = flax.traverse_util.flatten_dict(logical_axes(Plamo2(config)), sep="/")
+    stored = checkpoint.read_metadata(checkpoint.item_folder(folder, step))
+    return facts, [
+        Tensor(
+            name,
+            tuple(leaf.shape),
+            str(leaf.dtype),
+            axes.get(name),
+            _group(config, name),
+            leaf.dtype.itemsize,
+        )
+        for name, leaf in sorted(flax.traverse_util.flatten_dict(stored, sep="/").items())
+    ]
+
+
+def _public(folder: Path) -> tuple[dict[str, Any], list[Tensor]]:
+    config = read_public_config(folder)
+    groups = {tensor.name: _group(config, tensor.parts[0].path) for tensor in public_tensors(config)}
+    facts = {
+        "kind": "folder of the public layout",
+        **_network(config),
+        **_texts(folder),
+        "checksums": "none: safetensors have none",
+    }
+    return facts, _stored(find_tensors(folder), groups)
+
+
+def _peft(folder: Path) -> tuple[dict[str, Any], list[Tensor]]:
+    about = read_adapter_config(folder / PEFT_CONFIG)
+    facts = {
+        "kind": "adapters in PEFT's layout",
+        "base": about.base,
+        "lora": {"rank": about.rank, "alpha": about.alpha},
+    }
+    return facts, _stored(read_header(inside(folder, PEFT_WEIGHTS)), {})
+
+
+def _shards(folder: Path) -> dict[str, Any]:
+    manifest = read_manifest(folder)
+    counts = {name: manifest[name] for name in ("documents", "tokens", "bytes")}
+    return {"kind": "folder of shards", **counts, "shards": len(manifest["shards"]), "tokenizer": manifest["tokenizer"]}
+
+
+def _stored(found: Mapping[str, Any], groups: Mapping[str, str]) -> list[Tensor]:
+    return [
+        Tensor(name, tensor.shape, str(tensor.dtype), None, groups.get(name, "other"), tensor.dtype.itemsize)
+        for name, tensor in sorted(found.items())
+    ]
+
+
+def _network(config: ModelConfig) -> dict[str, Any]:
+    """The shape of a network."""
+    sizes: dict[str, int] = {}
+    model = Plamo2(config)
+    axes = flax.traverse_util.flatten_dict(logical_axes(model), sep="/")
+    for path, leaf in flax.traverse_util.flatten_dict(abstract_params(model), sep="/").items():
+        sizes |= {name: size for name, size in zip(axes[path], leaf.shape, strict=True) if name is not None}
+    sizes.pop(names_of.LAYERS, None)
+    windowed = LayerKind.WINDOW in config.layer_kinds
+    return {
+        "model_parameters": config.parameter_count(),
+        "layers": config.num_hidden_layers,
+        "layer_pattern": _pattern(config),
+        "window": config.attention_window_size if windowed else None,
+        "axes": dict(sorted(sizes.items())),
+        "tied_embeddings": config.tie_word_embeddings,
+    }
+
+
+def _pattern(config: ModelConfig) -> str:
+    """Such as "8 x (mamba, window)"."""
+    runs = [(run.count, ", ".join(kind.value for kind in run.kinds)) for run in config.runs]
+    return " + ".join(f"{count} x ({kinds})" for count, kinds in runs)
+
+
+def _texts(folder: Path) -> dict[str, Any]:
+    """Tokenizer and chat template; a tokenizer that cannot be read is a fact too."""
+    tokenizer: dict[str, Any] | None = None
+    if (folder / TOKENIZER).exists():
+        try:
+            loaded = Tokenizer.load(inside(folder, TOKENIZER))
+            tokenizer = {"rows": loaded.vocab_size, "fingerprint": loaded.fingerprint}
+        except ValueError as error:
+            tokenizer = {"problem": str(error)}
+    template = TEMPLATE if (folder / TEMPLATE).is_file() else None
+    settings = folder / "tokenizer_config.json"
+    if template is None and settings.is_file():
+        content = read_json_file(settings)
+        if isinstance(content, dict) and content.get("chat_template"):
+            template = settings.name
+    return {"tokenizer": tokenizer, "chat_template": template}
+
+
+def _checksums(path: Path, verify: bool) -> str:
+    if not (path / MANIFEST).is_file():
+        return "none: written by an older version"
+    if not verify:
+        return "present, not compared (--verify)"
+    damage = find_damage(path)
+    return "all files are what was written" if damage is None else f"damaged: {damage}"
+
+
+def _group(config: ModelConfig, path: str) -> str:
+    """The part of the network that a parameter of ours belongs to."""
+    parts = path.split("/")
+    if parts[0] in ("embedding", "lm_head"):
+        return parts[0]
+    if "mixer" in parts:
+        run, layer = (int(part.rpartition("_")[2]) for part in parts[:2])
+        return "mamba mixers" if config.runs[run].kinds[layer] is LayerKind.MAMBA else "attention mixers"
+    return "mlps" if "mlp" in parts else "norms"
+
+
+def _groups(tensors: Iterable[Tensor]) -> dict[str, int]:
+    sums = _sums((tensor.group, tensor.size) for tensor in tensors)
+    return {"total": sum(sums.values()), **sums}
+
+
+def _sums(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
+    counter: Counter[str] = Counter()
+    for name, size in pairs:
+        counter[name] += size
+    return dict(counter)
+
+
+def as_text(folder: Path, facts: Mapping[str, Any]) -> str:
+    """The facts as lines of text."""
+    lines = [f"{folder}: {facts['kind']}" + (f" ({facts['trained']})" if "trained" in facts else "")]
+
+    def say(name: str, value: Any) -> None:
+        lines.append(f"  {name:<15} {value}")
+
+    if "parameters" in facts:
+        total, *groups = facts["parameters"].items()
+        say("parameters", f"{total[1]:,}: " + ", ".join(f"{size:,} {name}" for name, size in groups))
+        say(
+            "stored",
+            ", ".join(f"{size:,} {dtype}" for dtype, size in facts["dtypes"].items()) + f"; {facts['bytes']:,} bytes",
+        )
+    for name in ("documents", "tokens", "shards"):
+        if name in facts:
+            say(name, f"{facts[name]:,}")
+    if "layers" in facts:
+        say(
+            "layers",
+            f"{facts['layers']}: {facts['layer_pattern']}"
+            + (f", window {facts['window']:,}" if facts["window"] else ""),
+        )
+        say("axes", ", ".join(f"{name} {size:,}" for name, size in facts["axes"].items()))
+    if "base" in facts:
+        say("adapters", f"rank {facts['lora']['rank']}, alpha {facts['lora']['alpha']}, base {facts['base']}")
+    if "tokenizer" in facts:
+        say("tokenizer", _tokenizer_text(facts["tokenizer"]))
+    if "chat_template" in facts:
+        say("chat template", facts["chat_template"] or "none")
+    if "forked_from" in facts:
+        say("forked from", f"{facts['forked_from'].get('run')} at step {facts['forked_from'].get('step')}")
+    if "steps" in facts:
+        say("steps", _ranges(facts["steps"]) or "no finished checkpoint")
+    if "checkpoint" in facts:
+        say("checkpoint", f"{facts['checkpoint']}: {', '.join(facts['items'])}")
+    if "checksums" in facts:
+        say("checksums", facts["checksums"])
+    return "\n".join(lines)
+
+
+def _tokenizer_text(tokenizer: Mapping[str, Any] | None) -> str:
+    if tokenizer is None:
+        return "none"
+    if "problem" in tokenizer:
+        return f"unreadable: {tokenizer['problem']}"
+    return f"{tokenizer.get('rows', tokenizer.get('vocab_size')):,} rows, fingerprint {tokenizer['fingerprint']}"
+
+
+def _ranges(steps: list[int]) -> str:
+    """Steps in order; long lists by their ends."""
+    shown = steps if len(steps) <= 12 else [*steps[:5], "...", *steps[-5:]]
+    return ", ".join(map(str, shown))

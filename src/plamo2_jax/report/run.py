@@ -1,0 +1,178 @@
+"""Reading a run folder for its report: what it logged, measured and answered, and what of its files could not be read.
+
+A report is wanted most where something went wrong. So a damaged line or file is left out with a note, which the page shows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from plamo2_jax import checkpoint
+from plamo2_jax.config import ModelConfig
+from plamo2_jax.json_input import read_json_object
+from plamo2_jax.model_files import optional_file
+from plamo2_jax.train.metrics import METRICS, is_step, read_lines, scan_metrics
+
+EVALUATION = "evaluation.json"
+SAMPLES = "samples.jsonl"
+_MOST_SAMPLES, _MOST_TEXT = 50, 5000
+_LANGUAGES = {"ja": "Japanese", "en": "English"}
+_PREFIXES = {"heldout/": "", "heldout_ema/": " (moving average)"}
+
+Lines = list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOutRow:
+    """What was measured on one held-out set."""
+
+    name: str
+    curves: Mapping[str, list[tuple[int, float]]]
+    """Steps and values by figure, from the log."""
+    figures: Mapping[str, float]
+    """The newest value of each figure; those of an evaluation replace those of the log."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run folder as its report shows it."""
+
+    folder: Path
+    name: str
+    kind: str
+    config: Mapping[str, Any]
+    model: ModelConfig
+    lines: Lines
+    """Lines of the log that belong to an update."""
+    heldout: list[HeldOutRow]
+    samples: Lines
+    seconds: float
+    """From the first line of the log to the last."""
+    tokens: int | None
+    """Tokens read, or None where the log does not say."""
+    notes: list[str]
+    """What could not be read."""
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        ValueError: config.json is missing or describes no model.
+    """
+    config = checkpoint.read_config(folder)
+    model = checkpoint.read_model_config(folder)
+    metrics, bad = scan_metrics(folder / METRICS)
+    notes = _counted(bad)
+    samples, bad = read_lines(folder / SAMPLES, _sample_problem)
+    notes += _counted(bad)
+    evaluation = {}
+    if optional_file(folder, EVALUATION) is not None:
+        try:
+            evaluation = read_evaluation(folder / EVALUATION)
+        except ValueError as error:
+            notes.append(str(error))
+    lines = [line for line in metrics if "loss" in line]
+    times = [line["time"] for line in metrics if "time" in line]
+    counted = bool(lines) and all("tokens" in line for line in lines)
+    name = config.get("name")
+    return Run(
+        folder=folder,
+        name=name if isinstance(name, str) else folder.name,
+        kind=kind_of(config),
+        config=config,
+        model=model,
+        lines=lines,
+        heldout=_heldout(metrics, evaluation),
+        samples=_newest(samples),
+        seconds=max(times) - min(times) if times else 0.0,
+        tokens=int(sum(line["tokens"] for line in lines)) if counted else _positions(config, lines),
+        notes=notes,
+    )
+
+
+def read_evaluation(path: Path) -> dict[str, dict[str, float]]:
+    """Read what `plamo2 evaluate --output` writes: figures by language.
+
+    Raises:
+        ValueError: the file is damaged or something else; the message names it.
+    """
+    languages = read_json_object(path).get("languages")
+    right = isinstance(languages, dict) and all(isinstance(figures, dict) for figures in languages.values())
+    if not right:
+        raise ValueError(f'{path} must hold "languages", figures by language, as plamo2 evaluate --output writes it')
+    return {
+        language: {name: value for name, value in figures.items() if _is_number(value)}
+        for language, figures in languages.items()
+    }
+
+
+def kind_of(config: Mapping[str, Any]) -> str:
+    """What a run trained for, by the parts of its configuration."""
+    if "preference" in config:
+        kind = "preferences"
+    elif "chat" in config:
+        kind = "fine-tuning"
+    elif config.get("distillation"):
+        kind = "distillation"
+    else:
+        kind = "pretraining" if "data" in config else "a model"
+    return f"{kind}, adapters" if config.get("lora") else kind
+
+
+def _heldout(metrics: Lines, evaluation: Mapping[str, Mapping[str, float]]) -> list[HeldOutRow]:
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for line in metrics:
+        for key, value in line.items():
+            for prefix, suffix in _PREFIXES.items():
+                if key.startswith(prefix):
+                    name, _, figure = key.removeprefix(prefix).rpartition("/")
+                    figures = curves.setdefault(_LANGUAGES.get(name, name) + suffix, {})
+                    figures.setdefault(figure, []).append((line["step"], value))
+    final = {_LANGUAGES.get(name, name): figures for name, figures in evaluation.items()}
+    return [
+        HeldOutRow(
+            name,
+            curves.get(name, {}),
+            {figure: values[-1][1] for figure, values in curves.get(name, {}).items()} | final.get(name, {}),
+        )
+        for name in sorted(curves.keys() | final.keys())
+    ]
+
+
+def _sample_problem(line: Mapping[str, Any]) -> str | None:
+    if missing := {"prompt", "text", "token_ids", "finish_reason"} - line.keys():
+        return f"lacks {', '.join(sorted(missing))}; plamo2 generate --json writes it"
+    texts = all(isinstance(line[name], str) for name in ("prompt", "text", "finish_reason"))
+    if not texts or not isinstance(line["token_ids"], list) or not is_step(line.get("step", 0)):
+        return "is no sample: prompt, text and finish_reason must be texts, token_ids a list, step an integer"
+    return None
+
+
+def _newest(samples: Lines) -> Lines:
+    """Of a run that wrote some at every evaluation, those of the last; long ones cut."""
+    newest = max((sample.get("step", 0) for sample in samples), default=0)
+    shown = [sample for sample in samples if sample.get("step", newest) == newest][:_MOST_SAMPLES]
+    return [{**sample, "prompt": _cut(sample["prompt"]), "text": _cut(sample["text"])} for sample in shown]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]} ... ({len(text) - _MOST_TEXT:,} more characters)"
+
+
+def _positions(config: Mapping[str, Any], lines: Lines) -> int | None:
+    """Positions seen, padding included."""
+    data = config.get("data")
+    shape = [data.get(name) for name in ("batch_size", "sequence_length")] if isinstance(data, dict) else [None]
+    return len(lines) * shape[0] * shape[1] if all(is_step(size) for size in shape) else None
+
+
+def _counted(bad: list[str]) -> list[str]:
+    return [f"{len(bad)} damaged line(s) left out; the first: {bad[0]}"] if bad else []
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300

@@ -1,0 +1,137 @@
+"""Where chat templates come from: templates of this package, files, and the folders of models.
+
+A folder keeps its template in chat_template.jinja. Older checkpoints keep it in tokenizer_config.json, as a text or as a list of templates
+by name, and those of some processors in chat_template.json. The first of the three that has a template counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from plamo2_jax.json_input import read_json_object
+from plamo2_jax.model_files import optional_file
+
+FILE_NAME = "chat_template.jinja"
+BUILT_IN = ("chat", "translate")
+"""Templates of this package, by name."""
+MAX_BYTES = 1 << 20
+"""Largest template that is read; those of public models have up to 50 KB."""
+
+_OLDER_FILES = ("tokenizer_config.json", "chat_template.json")
+
+
+class ChatTemplateError(ValueError):
+    """A template is wrong, or refuses a conversation; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TemplateText:
+    """A template that is not yet compiled."""
+
+    source: str
+    """Jinja."""
+    name: str
+    """What to call it in messages."""
+
+
+@functools.cache
+def built_in_template(name: str) -> TemplateText:
+    """One of `BUILT_IN`."""
+    file = resources.files("plamo2_jax.tokenizer") / "templates" / f"{name}.jinja"
+    return TemplateText(file.read_text(encoding="utf-8"), f"{name}.jinja")
+
+
+def read_template(path: str | os.PathLike[str]) -> TemplateText:
+    """One of `BUILT_IN`, a file, or the template of a model's folder.
+
+    Raises:
+        ChatTemplateError: there is none, or it cannot be read.
+    """
+    if str(path) in BUILT_IN:
+        return built_in_template(str(path))
+    path = Path(path)
+    if path.is_dir():
+        if (found := find_template(path)) is not None:
+            return found
+        path = path / FILE_NAME
+    if not path.exists():
+        raise ChatTemplateError(
+            f"{path} does not exist; name a template ({', '.join(BUILT_IN)}), a Jinja file, or a folder with {FILE_NAME}"
+        )
+    if not path.is_file():
+        raise ChatTemplateError(f"{path} is not a regular file; a chat template must be a Jinja file")
+    return _decode(_read(path), str(path))
+
+
+def find_template(folder: str | os.PathLike[str]) -> TemplateText | None:
+    """The chat template of a model's folder, or None.
+
+    Raises:
+        ChatTemplateError: its file is a link out of the folder or cannot be read, or the folder has several templates and none of the
+            name `default`.
+    """
+    folder = Path(folder)
+    path = optional_file(folder, FILE_NAME, error=ChatTemplateError)
+    if path is not None:
+        return _decode(_read(path), str(path))
+    for name in _OLDER_FILES:
+        path = optional_file(folder, name, error=ChatTemplateError)
+        value = None if path is None else read_json_object(path, error=ChatTemplateError).get("chat_template")
+        if value is not None:
+            return TemplateText(_default(value, f'{path}: "chat_template"'), f"{path}, chat_template")
+    return None
+
+
+def chat_template_files(*folders: str | os.PathLike[str]) -> dict[str, bytes]:
+    """The chat template of a model as a file to write beside one made from it: by name, empty where there is none.
+
+    Args:
+        folders: the first that has a template gives it.
+
+    Raises:
+        ChatTemplateError: as `find_template`.
+    """
+    for folder in folders:
+        if (found := find_template(folder)) is not None:
+            return {FILE_NAME: found.source.encode()}
+    return {}
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ChatTemplateError(f"{path} cannot be read: {error.strerror or error}") from error
+    if len(data) > MAX_BYTES:
+        raise ChatTemplateError(f"{path} is too large for a chat template: at most {MAX_BYTES:,} bytes are read")
+    return data
+
+
+def _decode(data: bytes, name: str) -> TemplateText:
+    try:
+        # A byte order mark would stand at the head of every prompt.
+        return TemplateText(data.decode("utf-8-sig"), name)
+    except UnicodeDecodeError as error:
+        raise ChatTemplateError(
+            f"{name} is not UTF-8 (byte {error.start}); a chat template must be a text file"
+        ) from None
+
+
+def _default(value: Any, where: str) -> str:
+    """The template to use of a text, a list of {name, template} or an object of templates by name."""
+    if isinstance(value, list) and all(isinstance(each, dict) for each in value):
+        value = {str(each.get("name")): each.get("template") for each in value}
+    if isinstance(value, dict):
+        if "default" not in value:
+            names = ", ".join(sorted(map(str, value)))[:100] or "none"
+            raise ChatTemplateError(f"{where} has no template of the name default, only {names}; give one that name")
+        value = value["default"]
+    if not isinstance(value, str):
+        raise ChatTemplateError(f"{where} must be a text or a list of objects with name and template")
+    return value

@@ -1,0 +1,138 @@
+"""Render a chat template of others in a process of its own, with bounded time and memory.
+
+A template is a program: `{{ 3 ** 10 ** 9 }}` never ends, `{{ 'a' * 10 ** 10 }}` takes all memory, both already while they are compiled, and
+no thread of Python can interrupt them. The process imports jinja2 alone and lives as long as the template is in use, so that one rendering
+costs a message over a pipe. It is started as a new program, never forked: a process that runs JAX must not fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import marshal
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+from plamo2_jax.tokenizer import template_sandbox
+from plamo2_jax.tokenizer.template_sandbox import (
+    MEMORY_BYTES,
+    RENDERED,
+    TemplateProblem,
+    cpu_seconds,
+    read_message,
+    shorten,
+    write_message,
+)
+
+# For a process that is stopped or starved; CPU time is what it limits itself by.
+_WALL_SECONDS = 120
+_PASSED_ON = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "LANG", "LC_ALL")
+
+
+class ProcessTemplate:
+    """A template that another process compiles and renders; the interface of `template_sandbox.SandboxedTemplate`.
+
+    Threads may share it. Where a rendering ends the process, the next one starts another.
+
+    Args:
+        source: Jinja.
+
+    Raises:
+        TemplateProblem: `source` cannot be compiled, or not within the limits.
+    """
+
+    def __init__(self, source: str):
+        self._source = source
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._owner = 0
+        self._finalizer: weakref.finalize | None = None
+        with self._lock:
+            self._start()
+
+    def render(self, variables: dict[str, Any]) -> str:
+        """The template's text.
+
+        Args:
+            variables: of the template: None, bool, int, float, str, and lists and dicts of them.
+
+        Raises:
+            TemplateProblem: the template fails, refuses, or exceeds a limit.
+        """
+        try:
+            request = marshal.dumps(variables)
+        except ValueError as error:
+            raise TemplateProblem(f" fails on this conversation: {shorten(error)}") from None
+        with self._lock:
+            # A fork of this process shares the pipes, and two must not write into one.
+            if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
+                self._start()
+            return self._ask(request, " fails on this conversation")
+
+    def _start(self) -> None:
+        program = Path(template_sandbox.__file__)
+        path = [os.path.abspath(entry) for entry in sys.path if entry]
+        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(program)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**environment, "PYTHONPATH": os.pathsep.join(path)},
+            cwd="/",
+            start_new_session=True,
+        )
+        self._owner = os.getpid()
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self._finalizer = weakref.finalize(self, _end, self._process, self._owner)
+        self._ask(marshal.dumps(self._source), " cannot be compiled")
+
+    def _ask(self, request: bytes, what: str) -> str:
+        process, answer = self._process, None
+        try:
+            write_message(process.stdin, request)
+            poll = select.poll()
+            poll.register(process.stdout, select.POLLIN)
+            if poll.poll(1000 * _WALL_SECONDS):
+                answer = read_message(process.stdout)
+        except BrokenPipeError:
+            pass
+        except BaseException:
+            # Ctrl-C between request and answer: the next request must not get this one's answer.
+            _end(process, self._owner)
+            raise
+        if answer is None:
+            _end(process, self._owner)
+            raise TemplateProblem(f"{what}: {_ending(process.returncode, cpu_seconds(len(request)))}")
+        text = answer[1:].decode("utf-8", "surrogatepass")
+        if answer[:1] != RENDERED:
+            raise TemplateProblem(text)
+        return text
+
+
+def _end(process: subprocess.Popen[bytes], owner: int) -> None:
+    if owner != os.getpid():
+        return  # A fork's copy: the process belongs to the parent.
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        # Closing flushes, into a pipe that nobody reads.
+        with contextlib.suppress(OSError):
+            pipe.close()
+
+
+def _ending(status: int, seconds: float) -> str:
+    if status == -signal.SIGPROF:
+        return f"it needs more than {seconds:.1f} s of CPU time, which is the limit"
+    if status < 0:
+        name = signal.Signals(-status).name
+        return f"it ended the process that renders it ({name}); the limits are {seconds:.1f} s and {MEMORY_BYTES >> 20} MiB"
+    return f"the process that renders it ended with status {status}"

@@ -1,0 +1,166 @@
+"""The folder of a run: who may write to it, and whether what lies there is this run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from plamo2_jax import checkpoint
+from plamo2_jax.storage import address, located, lock_folder
+from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from plamo2_jax.train import integrity, processes
+from plamo2_jax.train.checkpoints import no_checkpoint_left
+from plamo2_jax.train.config import BASE_FINGERPRINT, PretrainConfig, differences, to_json
+from plamo2_jax.train.fork import FORKED_FROM, Fork, first_change
+from plamo2_jax.train.schedule import make_schedule
+from plamo2_jax.train.source import Source
+
+
+class TrainingError(ValueError):
+    """A run cannot start or resume; the message says why."""
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[Callable[[], None]]:
+    """Keep other runs out of a run's folder while the block lasts; the first process of a job holds the lock for all.
+
+    A folder that exists is locked at once. One that does not is locked by the function that the block gets, so that a run that is
+    refused leaves no folder behind. A bucket has no locks.
+
+    Raises:
+        TrainingError: another process has the lock.
+    """
+    with contextlib.ExitStack() as stack:
+        held = False
+
+        def take() -> None:
+            nonlocal held
+            if held:
+                return
+            refusal = None
+            if jax.process_index() == 0:
+                try:
+                    stack.enter_context(lock_folder(folder))
+                except (ValueError, OSError) as error:
+                    refusal = str(error)
+            if (refusal := processes.from_first(refusal)) is not None:
+                raise TrainingError(refusal)
+            held = True
+
+        if processes.from_first(jax.process_index() == 0 and folder.exists()):
+            take()
+        yield take
+
+
+def load_tokenizer(config: PretrainConfig) -> Tokenizer:
+    """The tokenizer of a run.
+
+    Raises:
+        ValueError: there is none, or it cannot be read.
+    """
+    if not located(config.tokenizer).exists():
+        raise TrainingError(
+            f"PretrainConfig.tokenizer={str(config.tokenizer)!r} does not exist; train one or copy one there"
+        )
+    return Tokenizer.load(config.tokenizer)
+
+
+def is_resumed(config: PretrainConfig) -> bool:
+    """Whether the run has a checkpoint of its own to go on from.
+
+    Raises:
+        CheckpointError: it had some, and all are damaged.
+    """
+    if checkpoint.latest_step(config.folder) is not None:
+        return True
+    if integrity.damaged(config.folder):
+        raise no_checkpoint_left(config.folder)
+    return False
+
+
+def describe(
+    config: PretrainConfig, tokenizer: Tokenizer, source: Source, objective: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What config.json says of a run; `objective` is what its objective adds."""
+    return {
+        **to_json(config),
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        **source.description,
+        **objective,
+    }
+
+
+def check_resumable(config: PretrainConfig, description: Mapping[str, Any]) -> dict[str, Any]:
+    """The description to write when a run goes on; it must be the run that lies in the folder.
+
+    `steps` may rise as long as the learning rates of all updates already made stay what they were.
+
+    Raises:
+        TrainingError: it is another run, or its learning rates would be others.
+    """
+    folder, theirs = config.folder, checkpoint.read_config(config.folder)
+    ours = {**description, FORKED_FROM: theirs[FORKED_FROM]} if FORKED_FROM in theirs else dict(description)
+    # Older runs do not say to which base their adapters belong, and a job of several processes does not find out.
+    if BASE_FINGERPRINT in theirs:
+        ours.setdefault(BASE_FINGERPRINT, theirs[BASE_FINGERPRINT])
+    elif BASE_FINGERPRINT in ours:
+        theirs = {**theirs, BASE_FINGERPRINT: ours[BASE_FINGERPRINT]}
+    steps = theirs.get("steps")
+    if isinstance(steps, int) and steps < config.steps:
+        theirs = {**theirs, "steps": config.steps}
+    if different := differences(ours, theirs):
+        raise TrainingError(
+            f"{folder} holds a run of another configuration, which this one cannot resume ({'; '.join(different)}); give this run "
+            "another name, with fork=RUN@STEP to start from that one's optimizer state too, or init_from=RUN for its parameters alone"
+        )
+    if isinstance(steps, int) and steps < config.steps:
+        _check_past(config, steps)
+    return ours
+
+
+def _check_past(config: PretrainConfig, steps: int) -> None:
+    """Raise TrainingError unless the updates made for a run of `steps` are those of this run, which is longer."""
+    found = checkpoint.steps(config.folder)
+    schedules = [make_schedule(config.schedule, total) for total in (config.steps, steps)]
+    changed = first_change(*schedules, found[-1])
+    if changed is None:
+        return
+    whole = [step for step in found if step <= changed]
+    advice = (
+        f"Fork it before that: --name NEW --fork {config.folder}@{whole[-1]} --steps {config.steps}"
+        if whole
+        else f"No checkpoint of step {changed} or before is kept to fork; start a run from its parameters with init_from"
+    )
+    raise TrainingError(
+        f"{config.folder} cannot go on with steps={config.steps}: it was trained for {steps}, and the learning rates of updates "
+        f"{changed + 1} to {found[-1]} would have been others. steps may rise where they stay the same, such as before a wsd decay "
+        f"begins. {advice}"
+    )
+
+
+def start(config: PretrainConfig, fork: Fork | None, resumed: bool) -> str:
+    """Where a run starts, in words."""
+    if resumed:
+        return f"resuming from step {checkpoint.latest_step(config.folder)}"
+    if fork is not None:
+        return f"fork of {address(fork.folder)} at step {fork.step}, with its optimizer"
+    return "random parameters" if config.init_from is None else f"parameters of {address(config.init_from)}"
+
+
+def write_description(
+    config: PretrainConfig, tokenizer: Tokenizer, source: Source, description: Mapping[str, Any]
+) -> None:
+    """Write what describes the run; called by all processes, done by the first."""
+    folder = config.folder
+    checkpoint.barrier("run folder looked at")
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_json(folder / checkpoint.CONFIG, description)
+        tokenizer.save(folder / checkpoint.TOKENIZER)
+        for name, text in source.files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    checkpoint.barrier("run folder written")
