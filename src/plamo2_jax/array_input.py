@@ -42,6 +42,8 @@ def read_npz(
             header.
         OSError: the file cannot be read.
     """
+    if path.exists() and not path.is_file():  # To open a pipe would wait for a writer.
+        raise ArrayInputError(f"{path} is not a regular file")
     with path.open("rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
