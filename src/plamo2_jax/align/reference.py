@@ -24,6 +24,7 @@ from plamo2_jax.array_input import map_npy
 from plamo2_jax.checkpoint import write_json
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model.plamo2 import Plamo2
+from plamo2_jax.model_files import file_inside, optional_file
 from plamo2_jax.storage import allocate, new_folder, require_empty
 from plamo2_jax.surgery.distill import fingerprint
 
@@ -41,7 +42,8 @@ class ReferenceLogProbs:
     def __init__(self, folder: Path, manifest: Mapping[str, Any]):
         self.folder, self.manifest = folder, manifest
         positions = sum(part["positions"] for part in manifest["parts"])
-        self._values = map_npy(folder / LOG_PROBS, np.float32, (positions,), error=ReferenceLogProbsError)
+        path = file_inside(folder, LOG_PROBS, error=ReferenceLogProbsError)
+        self._values = map_npy(path, np.float32, (positions,), error=ReferenceLogProbsError)
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> ReferenceLogProbs:
@@ -51,8 +53,8 @@ class ReferenceLogProbs:
             ReferenceLogProbsError: it is missing, or not such a folder.
         """
         folder = Path(folder)
-        path = folder / MANIFEST
-        if not path.is_file():
+        path = optional_file(folder, MANIFEST, error=ReferenceLogProbsError)
+        if path is None:
             raise ReferenceLogProbsError(f"{folder} holds no reference's log-probabilities: it has no {MANIFEST}")
         manifest = read_json_object(path, error=ReferenceLogProbsError)
         if manifest.get("format") != FORMAT:

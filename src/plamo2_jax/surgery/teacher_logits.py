@@ -29,6 +29,7 @@ from plamo2_jax.checkpoint import write_json
 from plamo2_jax.data.pipeline import DataConfig, train_iterator
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model import Plamo2
+from plamo2_jax.model_files import file_inside, optional_file
 from plamo2_jax.storage import allocate, new_folder, require_empty
 from plamo2_jax.surgery.distill import (
     TEACHER_IDS,
@@ -131,14 +132,14 @@ class TeacherLogits:
     def __init__(self, folder: Path, manifest: dict[str, Any]):
         self.folder, self.manifest = folder, manifest
         rows, t, k = manifest["rows"], manifest["sequence_length"], manifest["top_k"]
-        self._keys = np.array(map_npy(folder / "keys.npy", np.uint64, (rows,), error=ValueError))
-        self._order = np.array(map_npy(folder / "order.npy", np.int64, (rows,), error=ValueError))
+        self._keys = np.array(map_npy(file_inside(folder, "keys.npy"), np.uint64, (rows,)))
+        self._order = np.array(map_npy(file_inside(folder, "order.npy"), np.int64, (rows,)))
         if not np.array_equal(np.sort(self._order), np.arange(rows)):
             raise ValueError(f"{folder / 'order.npy'} must hold every row's number once, from 0 to {rows - 1}")
         self._arrays = {
-            "ids": map_npy(folder / "ids.npy", np.int32, (rows, t, k), error=ValueError),
-            "logits": map_npy(folder / "logits.npy", np.float32, (rows, t, k), error=ValueError),
-            "log_z": map_npy(folder / "log_z.npy", np.float32, (rows, t), error=ValueError),
+            "ids": map_npy(file_inside(folder, "ids.npy"), np.int32, (rows, t, k)),
+            "logits": map_npy(file_inside(folder, "logits.npy"), np.float32, (rows, t, k)),
+            "log_z": map_npy(file_inside(folder, "log_z.npy"), np.float32, (rows, t)),
         }
         self.extra = {
             TEACHER_IDS: ((k,), jnp.int32),
@@ -154,8 +155,8 @@ class TeacherLogits:
             ValueError: it is missing, or not such a folder.
         """
         folder = Path(folder)
-        path = folder / MANIFEST
-        if not path.is_file():
+        path = optional_file(folder, MANIFEST)
+        if path is None:
             raise ValueError(f"{folder} holds no teacher's logits: it has no {MANIFEST}; `plamo2 distill` writes one")
         manifest = read_json_object(path)
         if manifest.get("format") != FORMAT:
