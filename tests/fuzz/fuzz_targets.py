@@ -27,7 +27,7 @@ from plamo2_jax.align.reference import ReferenceLogProbs
 from plamo2_jax.align.speakers import SpeakerConfig
 from plamo2_jax.cli.logits import check_tokens, read_input
 from plamo2_jax.config import preset
-from plamo2_jax.convert.hf import chat_template_files, write_public
+from plamo2_jax.convert.hf import write_public
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.data.documents import Document, ReadReport
 from plamo2_jax.data.shard_writer import write_shards
@@ -41,6 +41,7 @@ from plamo2_jax.surgery.merge_sources import open_source
 from plamo2_jax.surgery.shapes import read_shape
 from plamo2_jax.surgery.teacher_logits import TeacherLogits
 from plamo2_jax.tokenizer.chat_template import ChatTemplate
+from plamo2_jax.tokenizer.template_files import chat_template_files
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 CONFIG = preset("tiny", hidden_size=32, intermediate_size=32, num_hidden_layers=2, mamba_num_heads=2, vocab_size=864)

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from plamo2_jax.array_input import map_npy
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
@@ -31,7 +32,6 @@ SHARD_NAME = "shard-{:05d}.arrayrecord"
 WRITER_OPTIONS = "group_size:1"
 _MAGIC = 0x32534450
 _HEADER = struct.Struct("<IIQ")
-_NPY_HEADER = 10_000  # bytes that the header of an .npy file has at most
 _COUNTS = ("documents", "tokens", "bytes")
 
 
@@ -203,19 +203,7 @@ def _check_counts(path: Path, what: str, values: dict[str, Any], names: tuple[st
 
 def _load_lengths(folder: Path, manifest: dict[str, Any]) -> np.ndarray:
     path = folder / LENGTHS
-    try:
-        # An array that the header promises and the file does not hold is not allocated.
-        if not 0 < path.stat().st_size - 4 * manifest["documents"] <= _NPY_HEADER:
-            raise ShardError(f"{path} is no array of {manifest['documents']} uint32, the documents in {MANIFEST}")
-        lengths = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ShardError:
-        raise
-    except Exception as error:  # Of a damaged header numpy raises errors of Python's own parser too.
-        raise ShardError(f"{path} cannot be read: {_first_line(error)}") from None
-    if lengths.shape != (manifest["documents"],) or lengths.dtype != np.uint32:
-        raise ShardError(
-            f"{path} is {lengths.dtype} {list(lengths.shape)}; it must be uint32 [{manifest['documents']}]"
-        )
+    lengths = map_npy(path, np.uint32, (manifest["documents"],), error=ShardError)
     if int(lengths.sum(dtype=np.int64)) != manifest["tokens"]:
         raise ShardError(
             f"{path} adds up to {int(lengths.sum(dtype=np.int64))} tokens; {MANIFEST} says {manifest['tokens']}"
