@@ -1,12 +1,16 @@
 """Two runs of one name: the second is refused before it touches anything, and the first goes on undisturbed."""
 
 import dataclasses
+import subprocess
+import sys
 
+import pytest
 from run_material import finish, record, start, wait_for, write_config
 
 from plamo2_jax import checkpoint
 from plamo2_jax.config import preset
 from plamo2_jax.storage import lock_folder
+from plamo2_jax.train.run_folder import TrainingError, lock
 
 HELD = """
 import pathlib, time
@@ -45,14 +49,21 @@ def test_the_second_of_two_runs_is_refused_and_the_first_goes_on(make_config, tm
     gate.touch()
     assert finish(first) == (0, [])
     assert [line["step"] for line in record(config) if "loss" in line] == list(range(1, 13))
-    # Its lock is gone, and so is that of a killed process.
-    gate.unlink()
-    killed = dataclasses.replace(config, name="killed")
-    third = start(file, "--name", "killed", preamble=HELD.format(gate=str(gate)))
-    wait_for(lambda: checkpoint.latest_step(killed.folder) == 4, third)
-    third.kill()
-    finish(third)
-    with lock_folder(killed.folder):
+    # Its lock is gone.
+    with lock_folder(config.folder):
+        pass
+
+
+def test_the_lock_of_a_killed_process_is_gone(tmp_path):
+    program = "import sys\nfrom plamo2_jax.storage import lock_folder\nwith lock_folder(sys.argv[1]): print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        holder.stdout.readline()
+        with pytest.raises(TrainingError, match="is in use by another process"), lock(tmp_path):
+            pass
+        holder.kill()
+    with lock(tmp_path):
         pass
 
 
