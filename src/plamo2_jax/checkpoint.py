@@ -260,6 +260,9 @@ def check_size(
         CheckpointError: they differ.
     """
     path = item_folder(folder, step, item)
+    # Before the metadata are read: a file that has grown could fill the memory.
+    with contextlib.suppress(FileNotFoundError):
+        _refuse_damage(path.parent, manifest.find_damage(path.parent, item, sizes_only=True))
     found = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(read_metadata(path)))
     if found != (wanted := config.parameter_count()):
         raise CheckpointError(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from plamo2_jax.json_input import read_json_object
+from plamo2_jax.model_files import optional_file
 from plamo2_jax.storage import files_below, is_remote, write_whole
 
 MANIFEST = "manifest.json"
@@ -41,12 +42,13 @@ def write_manifest(folder: Path, items: Iterable[str], about: Mapping[str, Any] 
     write_whole(folder / MANIFEST, content.encode())
 
 
-def find_damage(folder: Path, item: str | None = None) -> str | None:
+def find_damage(folder: Path, item: str | None = None, *, sizes_only: bool = False) -> str | None:
     """What is wrong with the files of a folder, or None where every file is the one that was written.
 
     Args:
         folder: has manifest.json.
         item: a file or folder in it, to which the check is limited.
+        sizes_only: compare no checksums, only which files there are and their sizes.
 
     Raises:
         FileNotFoundError: there is no manifest to tell by, but something else.
@@ -54,9 +56,9 @@ def find_damage(folder: Path, item: str | None = None) -> str | None:
     """
     if not any(folder.iterdir()):
         return "it is empty"
-    if not (folder / MANIFEST).exists():
-        raise FileNotFoundError(folder / MANIFEST)
     try:
+        if optional_file(folder, MANIFEST) is None:
+            raise FileNotFoundError(folder / MANIFEST)
         files = read_json_object(folder / MANIFEST)["files"]
         expected = {name: (entry["bytes"], entry["blake2b"]) for name, entry in files.items() if _is_of(name, item)}
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -70,6 +72,8 @@ def find_damage(folder: Path, item: str | None = None) -> str | None:
             return f"{name} is missing"
         if (found := _size(path)) != size:
             return f"{name} has {found} bytes instead of {size}"
+    if sizes_only:
+        return None
     with ThreadPoolExecutor(_THREADS) as pool:
         for name, entry in zip(expected, pool.map(_entry, map(folder.joinpath, expected)), strict=True):
             if entry["blake2b"] != expected[name][1]:

@@ -161,7 +161,7 @@ SHARDED = {
     ),
     "index names a number": (
         lambda f, t: edit_index(f, lambda w: w.update({D: 3})),
-        f"the file of tensor {D} must be a string",
+        f"the file of tensor '{D}' must be a file name",
     ),
     "index empty": (lambda f, t: (f / "model.safetensors.index.json").write_text("{}"), 'has no object "weight_map"'),
     "index no JSON": (

@@ -197,7 +197,7 @@ def _replace_file(path: Path, rng: random.Random) -> str:
         os.mkfifo(path)
     elif kind == "sparse":
         with path.open("wb") as file:
-            file.truncate(20 << 30)
+            file.truncate(2 << 30)
     return kind
 
 

@@ -22,6 +22,7 @@ from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.layout import LM_HEAD, PublicTensor
 from plamo2_jax.json_input import parse_json, read_json_object
 from plamo2_jax.model_files import file_inside
+from plamo2_jax.public_config import shown
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -117,8 +118,10 @@ def _sharded(folder: Path) -> dict[str, StoredTensor]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise ConvertError(f'{folder / INDEX} has no object "weight_map"')
     for name, file in weight_map.items():
-        if not isinstance(file, str):
-            raise ConvertError(f"{folder / INDEX}: the file of tensor {name} must be a string, not {file!r}")
+        if not isinstance(file, str) or len(file) > 255 or len(name) > 255:
+            raise ConvertError(
+                f"{folder / INDEX}: the file of tensor {shown(name)} must be a file name of at most 255 characters, not {shown(file)}"
+            )
     stored: dict[str, StoredTensor] = {}
     for file in sorted(set(weight_map.values())):
         for name, tensor in read_header(inside(folder, file)).items():
@@ -155,19 +158,19 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     header.pop("__metadata__", None)
     stored = {}
     for name, entry in header.items():
-        shown = name if len(name) <= 120 else f"{name[:100]}..."
+        label = name if len(name) <= 120 else f"{name[:100]}..."
         if entry["dtype"] not in READ_DTYPES:
             raise ConvertError(
-                f"{path}: tensor {shown} has dtype {entry['dtype']}; it must be one of {', '.join(READ_DTYPES)}"
+                f"{path}: tensor {label} has dtype {entry['dtype']}; it must be one of {', '.join(READ_DTYPES)}"
             )
         dtype, (begin, end) = READ_DTYPES[entry["dtype"]], entry["data_offsets"]
         shape = tuple(entry["shape"])
         if end - begin != math.prod(shape) * dtype.itemsize:
-            raise ConvertError(f"{path}: tensor {shown} has {end - begin} bytes, too few or too many for {list(shape)}")
+            raise ConvertError(f"{path}: tensor {label} has {end - begin} bytes, too few or too many for {list(shape)}")
         stored[name] = StoredTensor(path, 8 + length + begin, shape, dtype)
     return stored
 
 
 def _some(names: list[str]) -> str:
-    shown = [name if len(name) <= 120 else f"{name[:100]}..." for name in names[:3]]
-    return ", ".join(shown) + (", ..." if len(names) > 3 else "")
+    labels = [name if len(name) <= 120 else f"{name[:100]}..." for name in names[:3]]
+    return ", ".join(labels) + (", ..." if len(names) > 3 else "")
