@@ -1,7 +1,7 @@
-"""Arrays of an .npz file of others, read in bounded memory and without unpickling.
+"""Arrays in NumPy's formats that this process did not write itself, read in bounded memory and without unpickling.
 
 A zip file of a few kilobytes can unfold to terabytes, and a NumPy header can claim any shape. Sizes are compared before anything is
-read: what the zip directory says, what the array's header says, and a limit.
+read: what the zip directory says, what the array's header says, the size of the file, and a limit.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,8 @@ def read_npz(
             header.
         OSError: the file cannot be read.
     """
+    if path.exists() and not path.is_file():  # To open a pipe would wait for a writer.
+        raise ArrayInputError(f"{path} is not a regular file")
     with path.open("rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
@@ -58,6 +61,44 @@ def read_npz(
             raise ArrayInputError(
                 f"{path} is not a readable .npz file of plain arrays, as numpy.savez writes them"
             ) from error
+
+
+def map_npy(
+    path: Path, dtype: Any, shape: tuple[int | None, ...], *, error: type[ValueError] = ArrayInputError
+) -> np.ndarray:
+    """Map a .npy file into memory.
+
+    Args:
+        path: the file, as numpy.save writes it.
+        dtype: that it must have.
+        shape: that it must have; None stands for any length.
+        error: class of the error.
+
+    Returns:
+        The array, read-only.
+
+    Raises:
+        ValueError: (as `error`) the file is missing, no plain array, of another dtype or shape, or not as long as its header says.
+    """
+    try:
+        if not path.is_file():
+            raise error(f"{path} does not exist or is not a regular file")
+        with path.open("rb") as file:
+            found, fortran_order, stored = _READ_HEADER[np.lib.format.read_magic(file)](file)
+            start, size = file.tell(), path.stat().st_size
+    except (error, OSError):
+        raise
+    except Exception as problem:  # numpy parses the header as Python and raises many kinds
+        raise error(f"{path} is not a readable .npy file of a plain array, as numpy.save writes it") from problem
+    wanted = [length if expected is None else expected for expected, length in zip(shape, found, strict=False)]
+    if stored != np.dtype(dtype) or fortran_order or len(found) != len(shape) or list(found) != wanted:
+        expected = f"{np.dtype(dtype)} [{', '.join('any' if length is None else str(length) for length in shape)}]"
+        raise error(f"{path} holds {str(stored)[:60]} {_shown(found)}; it must hold {expected}")
+    if size - start != math.prod(found) * stored.itemsize:
+        raise error(f"{path} has {size:,} bytes, too few or too many for {stored} {_shown(found)}")
+    if 0 in found:
+        return np.zeros(found, stored)  # An empty file cannot be mapped.
+    return np.memmap(path, stored, "r", start, found)
 
 
 def _read(path: Path, archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo, max_bytes: int) -> np.ndarray:

@@ -185,7 +185,8 @@ def run_here(case: Case, seeds: Path, temporary: Path, outside: Path) -> dict[st
         mutation = mutate(folder, case.file, case.seed, outside)
         category, message = _read(case, folder)
         status = (outside / "secret.txt").stat()
-        if status.st_atime != 0 or status.st_mtime != 1 or len(list(outside.iterdir())) != 1:
+        allowed = mutation == "link out" and targets.TARGETS[case.target].follows_links
+        if not allowed and (status.st_atime != 0 or status.st_mtime != 1 or len(list(outside.iterdir())) != 1):
             category = "escape"
         for path in temporary.iterdir():
             if path not in (outside, folder):

@@ -27,7 +27,7 @@ from plamo2_jax.align.reference import ReferenceLogProbs
 from plamo2_jax.align.speakers import SpeakerConfig
 from plamo2_jax.cli.logits import check_tokens, read_input
 from plamo2_jax.config import preset
-from plamo2_jax.convert.hf import chat_template_files, write_public
+from plamo2_jax.convert.hf import write_public
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.data.documents import Document, ReadReport
 from plamo2_jax.data.shard_writer import write_shards
@@ -41,6 +41,7 @@ from plamo2_jax.surgery.merge_sources import open_source
 from plamo2_jax.surgery.shapes import read_shape
 from plamo2_jax.surgery.teacher_logits import TeacherLogits
 from plamo2_jax.tokenizer.chat_template import ChatTemplate
+from plamo2_jax.tokenizer.template_files import chat_template_files
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 CONFIG = preset("tiny", hidden_size=32, intermediate_size=32, num_hidden_layers=2, mamba_num_heads=2, vocab_size=864)
@@ -55,11 +56,13 @@ class Target:
         write: makes a sound folder.
         read: reads all of a folder, sound or damaged.
         names: further words that tell a user where an error lies.
+        follows_links: the user names the files, which may be links to anywhere.
     """
 
     write: Callable[[Path], None]
     read: Callable[[Path], Any]
     names: tuple[str, ...] = ()
+    follows_links: bool = False
 
 
 def files(seeds: Path, target: str) -> list[str]:
@@ -286,7 +289,7 @@ def _read_finished_run(folder: Path) -> None:
 
 
 def _write_record(folder: Path) -> None:
-    State(folder).write("stage", Record({"command": ["a"]}, {"in": {"a": "1"}}, {"out": "2"}, 1.5))
+    State(folder).write("stage", Record({"command": ["a"]}, {"in": {".": [1, 2, "ab"]}}, {"out": [1, 2, "cd"]}, 1.5))
 
 
 def _read_record(folder: Path) -> None:
@@ -355,23 +358,27 @@ def _read_reference(folder: Path) -> None:
 
 TARGETS = {
     "adapter": Target(_write_adapter, _read_adapter),
-    "chats": Target(_write_chats, _read_chats),
-    "logits_input": Target(_write_logits, _read_logits),
+    "chats": Target(_write_chats, _read_chats, follows_links=True),
+    "logits_input": Target(_write_logits, _read_logits, follows_links=True),
     "merge_source": Target(_write_model, _read_source),
     "model": Target(_write_model, _read_model),
-    "pairs": Target(_write_pairs, _read_pairs),
+    "pairs": Target(_write_pairs, _read_pairs, follows_links=True),
     "pipeline_record": Target(_write_record, _read_record),
     "preference_data": Target(_write_preference_data, _read_preference_data),
-    "prompts": Target(_write_prompts, _read_prompts),
+    "prompts": Target(_write_prompts, _read_prompts, follows_links=True),
     "reference": Target(_write_reference, _read_reference),
     "report": Target(_write_finished_run, _read_finished_run),
     "run": Target(_write_run, _read_run),
-    "shape": Target(_write_shape, lambda folder: read_shape(str(folder / "shape.json"))),
+    "shape": Target(_write_shape, lambda folder: read_shape(str(folder / "shape.json")), follows_links=True),
     "shards": Target(_write_shards, _read_shards),
     "teacher": Target(_write_teacher, _read_teacher),
-    "template": Target(lambda folder: (folder / "chat_template.jinja").write_text(TEMPLATE), _read_template),
-    "text": Target(_write_text, _read_text),
-    "tokenizer": Target(lambda folder: tokenizer().save(folder / "tokenizer.jsonl"), _read_tokenizer),
+    "template": Target(
+        lambda folder: (folder / "chat_template.jinja").write_text(TEMPLATE), _read_template, follows_links=True
+    ),
+    "text": Target(_write_text, _read_text, follows_links=True),
+    "tokenizer": Target(
+        lambda folder: tokenizer().save(folder / "tokenizer.jsonl"), _read_tokenizer, follows_links=True
+    ),
     "training_checkpoint": Target(_write_training_checkpoint, _read_training_checkpoint),
 }
 """By name. `prefer`'s endpoint and judge answers are bytes of a server, and have tests of their own."""

@@ -34,14 +34,15 @@ def test_damage_is_noticed(results):
 def test_the_harness_sees_every_kind_of_failure(tmp_path, monkeypatch):
     """A reader that misbehaves on purpose falls into the right category."""
     folder = tmp_path / "seeds" / "bad"
-    outside = tmp_path / "outside"
+    work = tmp_path / "work"
+    outside = work / "outside"
     for path in (folder, outside):
         path.mkdir(parents=True)
     (folder / "file").write_text("sound")
 
     def category(read):
         monkeypatch.setitem(targets.TARGETS, "bad", targets.Target(lambda folder: None, read))
-        return harness.run_here(harness.Case("bad", "file", 1), tmp_path / "seeds", tmp_path, outside)["category"]
+        return harness.run_here(harness.Case("bad", "file", 1), tmp_path / "seeds", work, outside)["category"]
 
     def fail(error):
         raise error

@@ -20,9 +20,11 @@ import numpy as np
 
 from plamo2_jax.align.examples import Examples
 from plamo2_jax.align.logprobs import token_log_probs
+from plamo2_jax.array_input import map_npy
 from plamo2_jax.checkpoint import write_json
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model.plamo2 import Plamo2
+from plamo2_jax.model_files import file_inside, optional_file
 from plamo2_jax.storage import allocate, new_folder, require_empty
 from plamo2_jax.surgery.distill import fingerprint
 
@@ -39,7 +41,9 @@ class ReferenceLogProbs:
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any]):
         self.folder, self.manifest = folder, manifest
-        self._values = np.load(folder / LOG_PROBS, mmap_mode="r")
+        positions = sum(part["positions"] for part in manifest["parts"])
+        path = file_inside(folder, LOG_PROBS, error=ReferenceLogProbsError)
+        self._values = map_npy(path, np.float32, (positions,), error=ReferenceLogProbsError)
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> ReferenceLogProbs:
@@ -49,12 +53,15 @@ class ReferenceLogProbs:
             ReferenceLogProbsError: it is missing, or not such a folder.
         """
         folder = Path(folder)
-        path = folder / MANIFEST
-        if not path.is_file():
+        path = optional_file(folder, MANIFEST, error=ReferenceLogProbsError)
+        if path is None:
             raise ReferenceLogProbsError(f"{folder} holds no reference's log-probabilities: it has no {MANIFEST}")
         manifest = read_json_object(path, error=ReferenceLogProbsError)
         if manifest.get("format") != FORMAT:
-            raise ReferenceLogProbsError(f"{path}: format is {manifest.get('format')!r}; it must be {FORMAT!r}")
+            raise ReferenceLogProbsError(
+                f"{path}: format is {str(manifest.get('format'))[:60]!r}; it must be {FORMAT!r}"
+            )
+        _check(path, manifest)
         return cls(folder, manifest)
 
     def check(self, reference: str, tokenizer: str) -> None:
@@ -81,6 +88,20 @@ class ReferenceLogProbs:
             f"{self.folder} holds nothing for these pairs: the data, their template or their truncation are others; remove it or name "
             "another folder, and it is written anew"
         )
+
+
+def _check(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise ReferenceLogProbsError unless a manifest has the fields that `write_reference` writes."""
+    for name in ("reference", "tokenizer"):
+        if not isinstance(manifest.get(name), str):
+            raise ReferenceLogProbsError(f"{path}: {name} must be a fingerprint, not {str(manifest.get(name))[:60]!r}")
+    parts = manifest.get("parts")
+    if not isinstance(parts, list):
+        raise ReferenceLogProbsError(f"{path}: parts must be a list, not {str(parts)[:60]!r}")
+    for i, part in enumerate(parts):
+        positions = part.get("positions") if isinstance(part, dict) else None
+        if type(positions) is not int or not 0 <= positions < 1 << 48 or not isinstance(part.get("fingerprint"), str):
+            raise ReferenceLogProbsError(f"{path}: parts[{i}] must have a fingerprint and a number of positions")
 
 
 def write_reference(

@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from plamo2_jax.array_input import map_npy
 from plamo2_jax.json_input import read_json_object
+from plamo2_jax.model_files import file_inside, optional_file
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 FORMAT = "plamo2-shards-1"
@@ -31,7 +33,6 @@ SHARD_NAME = "shard-{:05d}.arrayrecord"
 WRITER_OPTIONS = "group_size:1"
 _MAGIC = 0x32534450
 _HEADER = struct.Struct("<IIQ")
-_NPY_HEADER = 10_000  # bytes that the header of an .npy file has at most
 _COUNTS = ("documents", "tokens", "bytes")
 
 
@@ -157,15 +158,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         ShardError: there is none, it is damaged, or a shard that it names is missing or has another size.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
+    path = optional_file(folder, MANIFEST, error=ShardError)
+    if path is None:
         raise ShardError(f"{folder} is not a folder of shards: it has no {MANIFEST}; `plamo2 data prepare` writes one")
     manifest = read_json_object(path, error=ShardError)
     _check_manifest(path, manifest)
     for shard in manifest["shards"]:
-        file = folder / shard["name"]
-        if not file.is_file():
-            raise ShardError(f"{file} is missing; {MANIFEST} names it")
+        file = optional_file(folder, shard["name"], error=ShardError)
+        if file is None:
+            raise ShardError(f"{folder / shard['name']} is missing; {MANIFEST} names it")
         if file.stat().st_size != shard["size"]:
             raise ShardError(f"{file} has {file.stat().st_size} bytes; {MANIFEST} says {shard['size']}")
     return manifest
@@ -202,20 +203,8 @@ def _check_counts(path: Path, what: str, values: dict[str, Any], names: tuple[st
 
 
 def _load_lengths(folder: Path, manifest: dict[str, Any]) -> np.ndarray:
-    path = folder / LENGTHS
-    try:
-        # An array that the header promises and the file does not hold is not allocated.
-        if not 0 < path.stat().st_size - 4 * manifest["documents"] <= _NPY_HEADER:
-            raise ShardError(f"{path} is no array of {manifest['documents']} uint32, the documents in {MANIFEST}")
-        lengths = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ShardError:
-        raise
-    except Exception as error:  # Of a damaged header numpy raises errors of Python's own parser too.
-        raise ShardError(f"{path} cannot be read: {_first_line(error)}") from None
-    if lengths.shape != (manifest["documents"],) or lengths.dtype != np.uint32:
-        raise ShardError(
-            f"{path} is {lengths.dtype} {list(lengths.shape)}; it must be uint32 [{manifest['documents']}]"
-        )
+    path = file_inside(folder, LENGTHS, error=ShardError)
+    lengths = map_npy(path, np.uint32, (manifest["documents"],), error=ShardError)
     if int(lengths.sum(dtype=np.int64)) != manifest["tokens"]:
         raise ShardError(
             f"{path} adds up to {int(lengths.sum(dtype=np.int64))} tokens; {MANIFEST} says {manifest['tokens']}"

@@ -8,11 +8,12 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from plamo2_jax.json_input import read_json_object
+from plamo2_jax.model_files import optional_file
 from plamo2_jax.pipeline.files import Files
 from plamo2_jax.storage import write_whole
 
@@ -50,13 +51,17 @@ class State:
         Raises:
             ValueError: the file is not what was written.
         """
-        path = self.folder / f"{name}.json"
+        path = optional_file(self.folder, f"{name}.json")
+        if path is None:
+            return None
         try:
-            return Record(**read_json_object(path)) if path.exists() else None
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{path} is not the record of a stage ({error}); remove it to run the stage anew"
-            ) from error
+            fields = read_json_object(path)
+            problem = _problem(fields)
+        except ValueError as error:
+            problem = str(error)
+        if problem is not None:
+            raise ValueError(f"{path} is not the record of a stage ({problem}); remove it to run the stage anew")
+        return Record(**fields)
 
     def write(self, name: str, record: Record) -> None:
         """Put the record of a stage in place of the one before."""
@@ -96,3 +101,26 @@ class State:
             place = target / path.relative_to(self.folder.parent)
             place.parent.mkdir(parents=True, exist_ok=True)
             os.rename(path, place)
+
+
+def _problem(fields: Mapping[str, Any]) -> str | None:
+    """What keeps an object from being a Record, or None."""
+    names = {field.name for field in dataclasses.fields(Record)}
+    if unknown := sorted(fields.keys() - names):
+        return f"unknown field {unknown[0][:40]!r}"
+    if not isinstance(fields.get("key"), dict):
+        return "key must be an object"
+    external = fields.get("external", {})
+    if not isinstance(external, dict) or not all(map(_is_files, external.values())):
+        return "external must hold the files of each input"
+    if fields.get("outputs") is not None and not _is_files(fields["outputs"]):
+        return "outputs must be files by path"
+    if type(fields.get("seconds", 0.0)) not in (int, float):
+        return "seconds must be a number"
+    return None
+
+
+def _is_files(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    return all(isinstance(entry, list) and [type(part) for part in entry] == [int, int, str] for entry in value.values())

@@ -24,10 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from plamo2_jax.array_input import map_npy
 from plamo2_jax.checkpoint import write_json
 from plamo2_jax.data.pipeline import DataConfig, train_iterator
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model import Plamo2
+from plamo2_jax.model_files import file_inside, optional_file
 from plamo2_jax.storage import allocate, new_folder, require_empty
 from plamo2_jax.surgery.distill import (
     TEACHER_IDS,
@@ -129,9 +131,16 @@ class TeacherLogits:
 
     def __init__(self, folder: Path, manifest: dict[str, Any]):
         self.folder, self.manifest = folder, manifest
-        self._keys, self._order = np.load(folder / "keys.npy"), np.load(folder / "order.npy")
-        self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "logits", "log_z")}
-        k = manifest["top_k"]
+        rows, t, k = manifest["rows"], manifest["sequence_length"], manifest["top_k"]
+        self._keys = np.array(map_npy(file_inside(folder, "keys.npy"), np.uint64, (rows,)))
+        self._order = np.array(map_npy(file_inside(folder, "order.npy"), np.int64, (rows,)))
+        if not np.array_equal(np.sort(self._order), np.arange(rows)):
+            raise ValueError(f"{folder / 'order.npy'} must hold every row's number once, from 0 to {rows - 1}")
+        self._arrays = {
+            "ids": map_npy(file_inside(folder, "ids.npy"), np.int32, (rows, t, k)),
+            "logits": map_npy(file_inside(folder, "logits.npy"), np.float32, (rows, t, k)),
+            "log_z": map_npy(file_inside(folder, "log_z.npy"), np.float32, (rows, t)),
+        }
         self.extra = {
             TEACHER_IDS: ((k,), jnp.int32),
             TEACHER_LOGITS: ((k,), jnp.float32),
@@ -146,12 +155,22 @@ class TeacherLogits:
             ValueError: it is missing, or not such a folder.
         """
         folder = Path(folder)
-        path = folder / MANIFEST
-        if not path.is_file():
+        path = optional_file(folder, MANIFEST)
+        if path is None:
             raise ValueError(f"{folder} holds no teacher's logits: it has no {MANIFEST}; `plamo2 distill` writes one")
         manifest = read_json_object(path)
         if manifest.get("format") != FORMAT:
-            raise ValueError(f"{path}: format is {manifest.get('format')!r}; it must be {FORMAT!r}")
+            raise ValueError(f"{path}: format is {str(manifest.get('format'))[:60]!r}; it must be {FORMAT!r}")
+        for name in ("rows", "sequence_length", "top_k"):
+            if type(manifest.get(name)) is not int or not 1 <= manifest[name] < 1 << 40:
+                raise ValueError(
+                    f"{path}: {name} must be a positive whole number, not {str(manifest.get(name))[:60]!r}"
+                )
+        for name in ("teacher", "tokenizer"):
+            if not isinstance(manifest.get(name), str):
+                raise ValueError(f"{path}: {name} must be a fingerprint, not {str(manifest.get(name))[:60]!r}")
+        if type(manifest.get("temperature")) not in (int, float):
+            raise ValueError(f"{path}: temperature must be a number, not {str(manifest.get('temperature'))[:60]!r}")
         return cls(folder, manifest)
 
     def check(self, config: DistillationConfig, tokenizer: str, sequence_length: int) -> None:
