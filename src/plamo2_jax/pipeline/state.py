@@ -123,4 +123,6 @@ def _problem(fields: Mapping[str, Any]) -> str | None:
 def _is_files(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
-    return all(isinstance(entry, list) and [type(part) for part in entry] == [int, int, str] for entry in value.values())
+    return all(
+        isinstance(entry, list) and [type(part) for part in entry] == [int, int, str] for entry in value.values()
+    )
