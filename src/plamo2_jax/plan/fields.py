@@ -38,6 +38,8 @@ FREE = frozenset(
         "output",
         "tokenizer",
         "init_from",
+        "fork",
+        "fork_data",
         "reference",
         "checkpoint_every",
         "keep",
