@@ -80,3 +80,10 @@ def test_what_is_wrong_is_one_line_and_status_2(capsysbinary, monkeypatch, argv,
     assert out == b""
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_control_strings_read_as_text_are_named(capsys):
+    assert main(["tokenizer", "encode", str(GOLDEN / "tokenizer.jsonl"), "<|plamo:op|>a"]) == 0
+    assert "warning: <|plamo:op|> is read as text" in capsys.readouterr().err
+    assert main(["tokenizer", "encode", str(GOLDEN / "tokenizer.jsonl"), "<|plamo:op|>a", "--allow-control"]) == 0
+    assert capsys.readouterr().err == ""

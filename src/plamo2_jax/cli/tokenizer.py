@@ -95,6 +95,11 @@ def encode(
             text = sys.stdin.buffer.read().decode()
         except UnicodeDecodeError as error:
             raise ValueError(f"standard input is not UTF-8 (byte {error.start})") from None
+    if not allow_control and (found := dict.fromkeys(loaded.control_strings_in(text))):
+        print(
+            f"warning: {', '.join(found)} is read as text, not as a control token; --allow-control changes that",
+            file=sys.stderr,
+        )
     print(*loaded.encode(text, allow_control=allow_control, bos=bos, eos=eos).tolist())
 
 
