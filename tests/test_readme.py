@@ -63,7 +63,11 @@ def home(tmp_path_factory):
 
 
 def test_the_makefile_runs_what_the_readme_shows():
-    listed = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    # `make test PYTHON=...` would hand its own Python, and so another environment, to this make.
+    plain = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "MAKEFLAGS", "MAKEOVERRIDES")}
+    listed = subprocess.run(
+        ["make", "-n", "demo"], cwd=ROOT, env=plain, capture_output=True, text=True, check=True
+    ).stdout
     run = [line.removeprefix(".venv/bin/") for line in listed.splitlines() if line.startswith(".venv/bin/plamo2")]
     assert run == commands("demo")[1:]
 
