@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import struct
+import subprocess
 
 import numpy as np
 import pytest
@@ -257,3 +258,21 @@ def test_sizes_that_are_none(tmp_path, public, size, capfd):
     arguments = ["convert", "to-hf", str(tmp_path / "run"), str(tmp_path / "back"), f"--max-shard-size={size}"]
     assert main(arguments) == 2
     assert "is not a size; it must be like 5GB" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("write", [from_public, to_public], ids=["from-hf", "to-hf"])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(public, tmp_path, write):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting a small file system is not allowed here")
+    try:
+        source = public
+        if write is to_public:
+            source = tmp_path / "run"
+            from_public(public, source)
+        with pytest.raises(OSError, match=r"disk/out could not be written: the disk is full"):
+            write(source, disk / "out")
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)

@@ -183,7 +183,7 @@ def run_here(case: Case, seeds: Path, temporary: Path, outside: Path) -> dict[st
         # A file that is older than its last change gets a new time when it is read, by whatever means.
         os.utime(outside / "secret.txt", (0, 1))
         mutation = mutate(folder, case.file, case.seed, outside)
-        category, message = _read(case, folder)
+        category, message = read(case, folder)
         status = (outside / "secret.txt").stat()
         allowed = mutation == "link out" and targets.TARGETS[case.target].follows_links
         if not allowed and (status.st_atime != 0 or status.st_mtime != 1 or len(list(outside.iterdir())) != 1):
@@ -195,7 +195,7 @@ def run_here(case: Case, seeds: Path, temporary: Path, outside: Path) -> dict[st
         return {"category": category, "mutation": mutation, "message": message}
 
 
-def _read(case: Case, folder: Path) -> tuple[str, str]:
+def read(case: Case, folder: Path) -> tuple[str, str]:
     try:
         targets.TARGETS[case.target].read(folder)
     except (ValueError, OSError) as error:  # What the command line turns into one sentence and status 2.

@@ -1,5 +1,7 @@
 """Every reader on damaged files: no traceback, no hang, bounded memory, nothing outside the folder. `make fuzz` reads many more."""
 
+import shutil
+
 import fuzz_harness as harness
 import fuzz_targets as targets
 import pytest
@@ -8,9 +10,14 @@ CASES = 250
 
 
 @pytest.fixture(scope="session")
-def results(tmp_path_factory):
-    seeds = tmp_path_factory.mktemp("seeds")
-    targets.write_seeds(seeds)
+def seeds(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("seeds")
+    targets.write_seeds(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def results(seeds):
     return harness.run(harness.cases(CASES, 1_000_000, seeds), seeds)
 
 
@@ -29,6 +36,26 @@ def test_damage_is_noticed(results):
     table = harness.count(results)
     assert set(table) == set(targets.TARGETS)
     assert sum(counts["clear"] for counts in table.values()) > CASES / 3
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000], ids=["lists", "objects", "digits"]
+)
+@pytest.mark.parametrize("target", sorted(targets.TARGETS))
+def test_json_that_nests_too_deep_is_one_sentence(seeds, tmp_path, target, content):
+    """Whatever file of JSON it stands in. A journal is cut at that line; a report leaves the file out with a note."""
+    unread = ("generation_config.json", "tokenizer_config.json")  # chat_template.jinja lies beside them
+    names = [
+        name
+        for name in targets.files(seeds, target)
+        if name.endswith((".json", ".jsonl")) and not name.endswith(unread)
+    ]
+    for number, name in enumerate(names):
+        folder = tmp_path / str(number)
+        shutil.copytree(seeds / target, folder)
+        (folder / name).write_bytes(content + b"\n")
+        category, message = harness.read(harness.Case(target, name, 0), folder)
+        assert category == "clear" or (category == "accepted" and target in ("preference_data", "report")), message
 
 
 def test_the_harness_sees_every_kind_of_failure(tmp_path, monkeypatch):
