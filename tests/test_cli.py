@@ -161,6 +161,13 @@ def test_figures_out_of_range_are_refused_before_anything_is_read(capsys, option
     assert f"{option} {value} is not allowed: it must be at least" in message
 
 
+def test_control_characters_of_names_are_spelled_out(tmp_path, capsys):
+    assert main(["data", "clean", str(tmp_path / "a\x1b[2J\u8868.jsonl"), str(tmp_path / "out.jsonl")]) == 2
+    said = capsys.readouterr().err
+    assert "\x1b" not in said
+    assert r"a\x1b[2J表.jsonl is neither a file" in said
+
+
 def test_cleaning_does_not_overwrite_its_input(tmp_path, capsys):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "raw"}\n', encoding="utf-8")

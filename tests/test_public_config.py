@@ -146,7 +146,11 @@ REFUSED = {
     "half of a head, at the top": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
     "a kind without a base": (
         {"rope_local_theta": ..., "rope_parameters": {"full_attention": {"rope_theta": 1e6}}},
-        "no entry",
+        "no rope_theta for 'sliding_attention'",
+    ),
+    "an entry without a base": (
+        {"rope_local_theta": ..., "rope_parameters": {**NESTED, "sliding_attention": {"rope_type": "default"}}},
+        "no rope_theta for 'sliding_attention'",
     ),
     "no object": ({"rope_parameters": [1]}, r"rope_parameters=\[1\]"),
     "kinds of layers in another order": (

@@ -205,8 +205,11 @@ def full_layers(values: Mapping[str, Any], kinds: Sequence[str]) -> tuple[int, .
         ("full", "full_attention", "rope_theta"),
         ("window", "sliding_attention", "rope_local_theta"),
     ):
-        if kind in kinds and _is_nested(rope) and not (rope.get(name) or rope.get("attention") or values.get(top)):
-            raise ValueError(f"rope_parameters has no entry {name!r}, but the model has such layers")
+        if kind in kinds and _is_nested(rope) and values.get(top) is None:
+            entries = [rope.get(key) or {} for key in (name, "attention")]
+            # Programs differ in the base that they take where an entry has none.
+            if all(entry.get("rope_theta") is None for entry in entries):
+                raise ValueError(f"rope_parameters has no rope_theta for {name!r}, but the model has such layers")
     return listed
 
 

@@ -122,7 +122,7 @@ def test_pairs_of_public_sets_are_read_or_refused_with_a_reason():
 SYSTEM = {"role": "system", "content": "Be brief."}
 
 
-@pytest.mark.parametrize("field", ["system", "system_prompt"])
+@pytest.mark.parametrize("field", ["system", "system_prompt", "system_message"])
 @pytest.mark.parametrize(
     "record",
     [

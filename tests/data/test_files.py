@@ -1,5 +1,7 @@
 """Inputs name the same files through folders, patterns and links, and each file is read once."""
 
+import os
+
 import pytest
 
 from plamo2_jax.data.documents import ReadReport
@@ -69,6 +71,21 @@ def test_a_file_of_several_names_is_read_once_and_said(corpus, capsys):
     (corpus / "own" / "copy.jsonl").symlink_to("one.jsonl")
     assert texts(corpus / "own") == ["one"]
     assert f"{corpus}/own/one.jsonl is the same file as {corpus}/own/copy.jsonl" in capsys.readouterr().err
+
+
+def test_a_hard_link_is_the_same_file(corpus, capsys):
+    (corpus / "own" / "second.jsonl").hardlink_to(corpus / "own" / "one.jsonl")
+    assert texts(corpus / "own") == ["one"]
+    assert f"{corpus}/own/second.jsonl is the same file as {corpus}/own/one.jsonl" in capsys.readouterr().err
+
+
+def test_what_is_no_regular_file_is_skipped_and_said(corpus, capsys):
+    os.mkfifo(corpus / "own" / "pipe.jsonl")
+    (corpus / "own" / "zeros.jsonl").symlink_to("/dev/zero")
+    assert texts(corpus / "own") == ["one"]
+    said = capsys.readouterr().err
+    for name in ("pipe", "zeros"):
+        assert f"{corpus}/own/{name}.jsonl is a pipe, a socket or a device, not a regular file" in said
 
 
 def test_links_to_nothing_and_hidden_files(corpus, capsys):

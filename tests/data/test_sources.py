@@ -176,6 +176,17 @@ def test_parquet(tmp_path, kind):
     ]
 
 
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_parquet_without_rows(tmp_path, dictionary):
+    """Writers of many parts leave such files. Their columns may hold an empty dictionary and no other page."""
+    path = tmp_path / "a.parquet"
+    table = pa.table({"text": pa.array([], pa.string()), "x": pa.array([], pa.int64())})
+    pyarrow.parquet.write_table(table, path, use_dictionary=dictionary)
+    report = lenient()
+    assert list(read_documents([path], report=report)) == []
+    assert (report.files, report.records) == (1, 0)
+
+
 def test_parquet_rows_that_are_bad_are_named(tmp_path):
     path = tmp_path / "a.parquet"
     write_parquet(path, invalid_utf8_column(b"fine", b"ab\xff", b"fine too"))

@@ -21,7 +21,7 @@ QUESTIONS = ("instruction", "prompt", "question", "query", "inputs")
 CONTEXTS = ("input", "context")
 """What stands below the question, after a blank line."""
 ANSWERS = ("output", "response", "completion", "answer", "targets")
-SYSTEMS = ("system", "system_prompt")
+SYSTEMS = ("system", "system_prompt", "system_message")
 LABELS = ("label", "kto_tag")
 """Whether a single answer was liked."""
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")

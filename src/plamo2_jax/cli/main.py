@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import signal
 import sys
 
@@ -108,8 +109,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"plamo2 {argv[0]}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except (ValueError, OSError) as error:
-        print(f"plamo2 {argv[0]}: {error}", file=sys.stderr)
+        print(f"plamo2 {argv[0]}: {_printable(str(error))}", file=sys.stderr)
         return 2
+
+
+def _printable(message: str) -> str:
+    """A message whose control characters are spelled out: names in files of others must not move a terminal's cursor."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], message)
 
 
 if __name__ == "__main__":

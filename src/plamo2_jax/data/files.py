@@ -65,17 +65,22 @@ def find_files(spec: str | Path, report: ReadReport | None = None) -> list[Path]
     return list(each_once(sorted(found, key=order), report))
 
 
-def each_once(files: Iterable[Path], report: ReadReport, seen: dict[str, Path] | None = None) -> Iterator[Path]:
-    """Yield the files without those that a link or another name has named before.
+def each_once(
+    files: Iterable[Path], report: ReadReport, seen: dict[str | tuple[int, int], Path] | None = None
+) -> Iterator[Path]:
+    """Yield the files without those that a link, symbolic or hard, or another name has named before.
 
     Args:
         files: paths of files.
         report: gets a note for each file that is left out.
-        seen: real path and first name of the files found so far; extended.
+        seen: first names of the files found so far, by real path, or by device and inode; extended.
     """
     seen = {} if seen is None else seen
     for file in files:
-        first = seen.setdefault(os.path.realpath(file), file)
+        status = file.stat()
+        # Only a file with hard links has a second name that is no link. Some network file systems repeat inode numbers.
+        identity = (status.st_dev, status.st_ino) if status.st_nlink > 1 else os.path.realpath(file)
+        first = seen.setdefault(identity, file)
         if first is file:
             yield file
         else:
@@ -121,6 +126,8 @@ def _match(base: Path, parts: tuple[str, ...], report: ReadReport) -> Iterator[P
             elif following == len(parts) or (part == "**" and position + 1 == len(parts)):
                 if path.is_file():
                     yield path
+                elif path.exists():
+                    report.note(f"{path} is a pipe, a socket or a device, not a regular file")
                 elif path.is_symlink():
                     report.note(f"{path} is a link to a file that does not exist")
 

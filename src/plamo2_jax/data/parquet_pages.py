@@ -86,7 +86,8 @@ def _column(chunk: Any) -> Column:
     values = _struct(_struct(chunk).get(3))
     path = b".".join(name for name in _list(values.get(3)) if isinstance(name, bytes))
     start, dictionary, size = (_number(values.get(field)) for field in (9, 11, 7))
-    start = dictionary if 0 < dictionary < start else start
+    # A column without values may have a dictionary alone: writers then leave the other offset at 0.
+    start = dictionary if dictionary > 0 and not 0 < start <= dictionary else start
     return Column(path.decode("utf-8", "replace"), start, start + size)
 
 

@@ -86,7 +86,7 @@ def read_documents(
         raise ValueError(f"max_record_bytes is {max_record_bytes}; it must be at least 1")
     report = ReadReport() if report is None else report
     names = FieldNames(text_field, id_field, language_field, pair_field)
-    seen: dict[str, Path] = {}
+    seen: dict[str | tuple[int, int], Path] = {}
     streams = []
     for spec in map(str, inputs):
         found = _named_stream(spec, None if data_dir is None else Path(data_dir), max_record_bytes)
