@@ -18,7 +18,7 @@ class FileError(ValueError):
         (b"[" * 100_000, "nests more than 100 levels"),
         (b"[" * 100_000 + b"]" * 100_000, "nests more than 100 levels"),
         (b'{"a":' * 101 + b"1" + b"}" * 101, "nests more than 100 levels"),
-        (b"1" * 5000, "digits"),
+        (b"1" * 5000, "a number has more than 4,300 digits"),
         (b'{"a": NaN}', "NaN is not a JSON number"),
         (b"[-Infinity]", "-Infinity is not a JSON number"),
         (b"1e999", "too large for a float64"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,8 +46,15 @@ def parse_json(data: bytes | str, where: str, *, error: type[ValueError] = Value
     except UnicodeDecodeError as problem:
         raise error(f"{where} is not valid JSON: it is not UTF-8 ({problem.reason} at byte {problem.start})") from None
     except ValueError as problem:
-        raise error(f"{where} is not valid JSON: {str(problem)[:200]}") from None
+        raise error(f"{where} is not valid JSON: {json_problem(problem)}") from None
     return value
+
+
+def json_problem(error: ValueError) -> str:
+    """What is wrong with JSON, from an error of `json.loads`."""
+    if "set_int_max_str_digits" in str(error):  # Python's advice is for the program's author.
+        return f"a number has more than {sys.get_int_max_str_digits():,} digits"
+    return str(error)[:200]
 
 
 def read_json_file(

@@ -32,7 +32,9 @@ def test_the_file_of_its_own_counts_first(tmp_path):
     assert find_template(tmp_path).source == "third"
     put(tmp_path, "tokenizer_config.json", {"chat_template": None})
     assert find_template(tmp_path).source == "third"
-    put(tmp_path, "tokenizer_config.json", {"chat_template": "second"})
+    put(tmp_path, "tokenizer_config.json", {"chat_template": ""})
+    assert find_template(tmp_path).source == "third"
+    put(tmp_path, "tokenizer_config.json", {"chat_template": "\ufeffsecond"})
     assert find_template(tmp_path).source == "second"
     # The others are not even read then.
     (tmp_path / "tokenizer_config.json").write_text("{")
@@ -66,6 +68,7 @@ def test_a_byte_order_mark_is_no_part_of_a_template_and_line_ends_do_not_matter(
         ([1], "must be a text or a list"),
         (3, "must be a text or a list"),
         ({"default": 3}, "must be a text or a list"),
+        ("x" * (MAX_BYTES + 1), "too large"),
     ],
 )
 def test_a_json_file_without_a_usable_template_is_refused(tmp_path, value, message):

@@ -20,6 +20,7 @@ from plamo2_jax.data.files import COMPRESSIONS, SUFFIXES, find_files, format_of
 from plamo2_jax.data.parquet import read_parquet
 from plamo2_jax.data.streams import MAX_RECORD_BYTES, naming_damage, open_bytes, read_lines, too_long
 from plamo2_jax.data.values import plain_fields
+from plamo2_jax.json_input import json_problem
 
 __all__ = [
     "COMPRESSIONS",
@@ -283,7 +284,7 @@ def _parse_json(data: bytes) -> Fields:
     except UnreadableRecord as error:
         return error
     except ValueError as error:
-        return UnreadableRecord("not JSON", str(error))
+        return UnreadableRecord("not JSON", json_problem(error))
     if not isinstance(record, dict):
         return UnreadableRecord("not an object", f"JSON {type(record).__name__}")
     return record

@@ -82,8 +82,13 @@ def find_template(folder: str | os.PathLike[str]) -> TemplateText | None:
     for name in _OLDER_FILES:
         path = optional_file(folder, name, error=ChatTemplateError)
         value = None if path is None else read_json_object(path, error=ChatTemplateError).get("chat_template")
-        if value is not None:
-            return TemplateText(_default(value, f'{path}: "chat_template"'), f"{path}, chat_template")
+        if value not in (None, ""):
+            source = _default(value, f'{path}: "chat_template"').removeprefix("\ufeff")
+            if len(source.encode()) > MAX_BYTES:
+                raise ChatTemplateError(
+                    f'{path}: "chat_template" is too large for a chat template: at most {MAX_BYTES:,} bytes are read'
+                )
+            return TemplateText(source, f"{path}, chat_template")
     return None
 
 
