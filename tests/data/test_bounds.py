@@ -20,6 +20,7 @@ from plamo2_jax.data.array_record import read_chunks
 from plamo2_jax.data.documents import ReadReport
 from plamo2_jax.data.readers import read_records
 from plamo2_jax.data.sources import read_documents
+from plamo2_jax.data.streams import read_lines
 
 LIMIT = 1000
 GOOD = [f"text number {i}" for i in range(40)]
@@ -179,6 +180,7 @@ import pyarrow.parquet, array_record.python.array_record_module
 from pathlib import Path
 from plamo2_jax.data.documents import ReadReport
 from plamo2_jax.data.sources import read_documents
+from plamo2_jax.data.streams import read_lines
 start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sorted(Path({str(tmp_path)!r}).iterdir()):
     last = None
@@ -228,6 +230,16 @@ def test_records_of_every_format(tmp_path):
     (tmp_path / "c.txt").write_text("x")
     with pytest.raises(ValueError, match=r"c.txt is plain text: records must be JSON lines"):
         list(read_records(tmp_path, report))
+
+
+@pytest.mark.parametrize("empty", [b"\n", b" \r\n"])
+def test_a_row_of_empty_lines_is_skipped_at_once(tmp_path, empty):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(empty * 1_000_000 + b'  {"text": "a"}\n\n{"text": 1}')
+    assert read(path) == (["a"], [f"{path}, line 1000003: text not a string (int in the field 'text')"])
+    with path.open("rb") as file:
+        # One by one, billions of such lines, which take a few MB when they are compressed, would take hours.
+        assert sum(1 for _ in read_lines(file, LIMIT)) < 5000
 
 
 @pytest.mark.parametrize("limit", [0, -1])

@@ -18,6 +18,7 @@ MAX_RECORD_BYTES = 64 << 20
 """Default limit of a record: a line, a text file, a row, a stored record."""
 _XZ_MEMORY = 512 << 20
 _CHUNK = 1 << 20
+_EMPTY_LINES = 1000
 
 
 @contextlib.contextmanager
@@ -40,11 +41,20 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
         yield stack.enter_context(io.BufferedReader(raw, _CHUNK))
 
 
-def read_lines(file: IO[bytes], limit: int) -> Iterator[tuple[int, bytes | UnreadableRecord]]:
-    """Yield the lines of a file, numbered from 1. In place of a line longer than `limit` bytes comes an UnreadableRecord."""
-    number = 0
+def read_lines(file: io.BufferedReader, limit: int) -> Iterator[tuple[int, bytes | UnreadableRecord]]:
+    """Yield the lines of a file, numbered from 1. In place of a line longer than `limit` bytes comes an UnreadableRecord.
+
+    Of many empty lines in a row, only the first come.
+    """
+    number = empty = 0
     while line := file.readline(limit + 1):
         number += 1
+        empty = empty + 1 if line.isspace() else 0
+        if empty > _EMPTY_LINES:
+            # Compressed, billions of them take a few MB, and one by one they take hours.
+            ahead = file.peek()
+            number += file.read(len(ahead) - len(ahead.lstrip())).count(b"\n")
+            continue
         if len(line) > limit and not line.endswith(b"\n"):
             while line and not line.endswith(b"\n"):
                 line = file.readline(_CHUNK)
