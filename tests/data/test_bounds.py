@@ -152,11 +152,22 @@ def test_tfds(tmp_path, monkeypatch):
 
 def test_values_of_a_record_are_counted(tmp_path):
     path = tmp_path / "a.jsonl"
-    many = b'{"text": "a", "x": [' + b"[]," * 4_000_001 + b"0]}\n"
+    many = b'{"text": "a", "x": [' + b"[]," * 2_000_001 + b"0]}\n"
     path.write_bytes(many + b'{"text": "' + b",[" * 3_000_000 + b'\\""}\n')
     report = ReadReport(max_bad_rate=1)
     assert [len(document.text) for document in read_documents([path], report=report)] == [6_000_001]
-    assert str(report.first[0]) == f"{path}, line 1: too many values (more than 4,000,000 values in one record)"
+    assert str(report.first[0]) == f"{path}, line 1: too many values (more than 2,000,000 values in one record)"
+
+
+def test_lists_of_equal_numbers_are_read_row_by_row(tmp_path, monkeypatch):
+    """Their pages have hardly any bytes, and in memory each number takes 8."""
+    table = pa.table({"text": GOOD, "numbers": [[0] * 10_000] * 39 + [[1]]})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd")
+    batches, rows = [], parquet._rows
+    monkeypatch.setattr(parquet, "_rows", lambda batch, *more: batches.append(batch.num_rows) or rows(batch, *more))
+    found, bad = read(tmp_path / "a.parquet")
+    assert (found, len(bad)) == (GOOD[-1:], 20)
+    assert batches == [1] * 40
 
 
 def test_memory_is_bounded(tmp_path):
@@ -180,7 +191,6 @@ import pyarrow.parquet, array_record.python.array_record_module
 from pathlib import Path
 from plamo2_jax.data.documents import ReadReport
 from plamo2_jax.data.sources import read_documents
-from plamo2_jax.data.streams import read_lines
 start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sorted(Path({str(tmp_path)!r}).iterdir()):
     last = None

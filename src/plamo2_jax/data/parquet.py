@@ -56,7 +56,11 @@ def read_parquet(
         groups = read_row_groups(raw)
         if len(groups) != file.metadata.num_row_groups:
             raise OSError(f"its footer has {len(groups)} row groups, or {file.metadata.num_row_groups}")
-        plans = [_plan(path, raw, group, number, columns, limit) for number, group in enumerate(groups, start=1)]
+        rows = [file.metadata.row_group(number).num_rows for number in range(len(groups))]
+        plans = [
+            _plan(path, raw, group, number, count, columns, limit)
+            for number, (group, count) in enumerate(zip(groups, rows, strict=True), start=1)
+        ]
     row = 0
     # Arrow cannot read these encodings as indices.
     expanded = set().union(*(plan.delta for plan in plans))
@@ -108,8 +112,16 @@ class _Plan(NamedTuple):
         return max(1, min(rows, default=_ROWS_AT_ONCE))
 
 
-def _plan(path: Path, file: IO[bytes], group: list[Column], number: int, columns: tuple[str, ...], limit: int) -> _Plan:
-    """How to read a row group.
+def _plan(
+    path: Path,
+    file: IO[bytes],
+    group: list[Column],
+    number: int,
+    rows: int,
+    columns: tuple[str, ...],
+    limit: int,
+) -> _Plan:
+    """How to read a row group of `rows` rows.
 
     Raises:
         ValueError: the pages unfold too far.
@@ -119,7 +131,7 @@ def _plan(path: Path, file: IO[bytes], group: list[Column], number: int, columns
     for column in group:
         if column.path.split(".")[0] not in columns and column.path not in columns:
             continue
-        largest = entry = 0
+        largest = entry = values = 0
         as_indices = as_values = _ROWS_AT_ONCE
         for page in read_pages(file, column):
             if "." in column.path and page.values > _NESTED_VALUES:
@@ -136,6 +148,7 @@ def _plan(path: Path, file: IO[bytes], group: list[Column], number: int, columns
             if page.is_dictionary:
                 entry = page.unfolded
                 continue
+            values += page.values
             average = page.unfolded // max(page.values, 1)
             # A value may repeat an entry of the dictionary, or the whole page before it.
             largest_value = {_DELTA_BYTE_ARRAY: page.unfolded, **dict.fromkeys(_DICTIONARY, entry)}.get(
@@ -145,6 +158,10 @@ def _plan(path: Path, file: IO[bytes], group: list[Column], number: int, columns
             as_values = min(as_values, limit // max(average, largest_value, 1))
             if page.encoding in (_DELTA_LENGTH_BYTE_ARRAY, _DELTA_BYTE_ARRAY):
                 plan.delta.add(column.path)
+        if "." in column.path:
+            # A page of equal numbers has few bytes, and a list of them 8 bytes each.
+            as_indices = min(as_indices, limit * max(rows, 1) // (8 * max(values, 1)))
+            as_values = min(as_values, as_indices)
         plan.as_indices[column.path] = as_indices
         plan.as_values[column.path] = as_values
         pages += largest

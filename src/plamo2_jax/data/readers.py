@@ -45,8 +45,9 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _RECORDS_AT_ONCE = 1024
 _CHUNK_BYTES = 256 << 20
 """Bytes to which a chunk of several records may unfold."""
-_JSON_VALUES = 4_000_000
-"""Values in a record. A value of three bytes of JSON, such as `[],`, takes up to 72 bytes of memory."""
+_JSON_VALUES = 2_000_000
+"""Values in a record. A value of three bytes of JSON, such as `[],`, takes up to 72 bytes of memory, and one with a key of its own up to
+300."""
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 
 
