@@ -5,7 +5,7 @@ import pytest
 
 from plamo2_jax.align.chat import Conversation, encode_all, encode_conversation, read_conversations
 from plamo2_jax.data.documents import ReadReport, TooManyBadRecordsError
-from plamo2_jax.tokenizer.chat_template import ChatTemplate, ChatTemplateError
+from plamo2_jax.tokenizer.chat_template import ChatTemplate, ChatTemplateError, ChatTemplateOverrun
 
 MESSAGES = [
     {"role": "system", "content": "短く。"},
@@ -144,3 +144,13 @@ def test_bad_lines_are_named(write_lines, line, message):
 def test_a_template_has_to_mark_answers(tokenizer):
     with pytest.raises(ChatTemplateError, match="put it between"):
         encode_all([], ChatTemplate("{{ messages }}"), tokenizer, 9, "last", ReadReport())
+
+
+def test_a_template_that_exceeds_the_limits_ends_the_run_at_once(tokenizer):
+    """To try it on every conversation of a file could take hours."""
+    template = ChatTemplate("{% generation %}{% endgeneration %}{{ messages[0].content.center(10 ** 10) }}")
+    conversations = [Conversation(tuple(MESSAGES), f"a.jsonl, line {line}") for line in (1, 2)]
+    report = ReadReport(max_bad_rate=1.0)
+    with pytest.raises(ChatTemplateOverrun, match=r"a.jsonl, line 1: chat_template.jinja fails .* MiB of memory"):
+        encode_all(conversations, template, tokenizer, 100, "refuse", report)
+    assert report.records == 0

@@ -19,7 +19,7 @@ from plamo2_jax.align.messages import check_messages, is_trained
 from plamo2_jax.data import readers
 from plamo2_jax.data.documents import BadRecord, ReadReport, UnreadableRecord
 from plamo2_jax.data.files import find_files, format_of
-from plamo2_jax.tokenizer.chat_template import ChatTemplate, ChatTemplateError, EncodedChat
+from plamo2_jax.tokenizer.chat_template import ChatTemplate, ChatTemplateError, ChatTemplateOverrun, EncodedChat
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 # A record may have columns of these names, but a template that calls `range` needs Jinja's.
@@ -171,9 +171,12 @@ def encode_chat(conversation: Conversation, template: ChatTemplate, tokenizer: T
 
     Raises:
         UnreadableRecord: the template refuses it.
+        ChatTemplateOverrun: the template needs too much time or memory. To try it on every conversation of a file could take hours.
     """
     try:
         return template.encode(tokenizer, conversation.messages, **template_variables(conversation.variables))
+    except ChatTemplateOverrun as error:
+        raise ChatTemplateOverrun(f"{conversation.place}: {error}") from None
     except ChatTemplateError as error:
         raise UnreadableRecord("refused by the chat template", str(error)) from None
     except ValueError as error:

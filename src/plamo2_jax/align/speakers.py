@@ -23,7 +23,7 @@ from plamo2_jax.infer.weights import cast_matrices
 from plamo2_jax.model import Plamo2
 from plamo2_jax.surgery.distill import fingerprint
 from plamo2_jax.surgery.merge_sources import ModelName
-from plamo2_jax.tokenizer.chat_template import ChatTemplate, ChatTemplateError
+from plamo2_jax.tokenizer.chat_template import ChatTemplate, ChatTemplateError, ChatTemplateOverrun
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 
@@ -248,6 +248,8 @@ class OwnSpeaker:
             chat = self._template.encode(
                 self._tokenizer, question.messages, add_generation_prompt=True, **template_variables(question.variables)
             )
+        except ChatTemplateOverrun:
+            raise
         except ValueError as error:
             return Failure(f"the chat template refuses it: {error}")
         if not 0 < len(chat.ids) <= self._config.max_prompt_tokens:

@@ -25,16 +25,25 @@ from plamo2_jax.tokenizer.template_files import (
     BUILT_IN,
     FILE_NAME,
     ChatTemplateError,
+    ChatTemplateOverrun,
     TemplateText,
     built_in_template,
     find_template,
     read_template,
 )
 from plamo2_jax.tokenizer.template_process import ProcessTemplate
-from plamo2_jax.tokenizer.template_sandbox import BEGIN, END, MARK, MARKS, SandboxedTemplate, TemplateProblem
+from plamo2_jax.tokenizer.template_sandbox import (
+    BEGIN,
+    END,
+    MARK,
+    MARKS,
+    SandboxedTemplate,
+    TemplateOverrun,
+    TemplateProblem,
+)
 from plamo2_jax.tokenizer.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 
-__all__ = ["BUILT_IN", "FILE_NAME", "ChatTemplate", "ChatTemplateError", "EncodedChat"]
+__all__ = ["BUILT_IN", "FILE_NAME", "ChatTemplate", "ChatTemplateError", "ChatTemplateOverrun", "EncodedChat"]
 
 # Variables of every template, which a record's own fields must not replace.
 _TOKENS = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "unk_token": UNK}
@@ -117,7 +126,7 @@ class ChatTemplate:
             variables: further ones of the template; JSON values, trusted no more than messages are.
 
         Raises:
-            ChatTemplateError: the template refuses the conversation, or fails on it.
+            ChatTemplateError: the template refuses the conversation, or fails on it; as ChatTemplateOverrun where it exceeds the limits.
             ValueError: a message holds a lone surrogate.
         """
         controls = _controls(tokenizer)
@@ -152,6 +161,8 @@ class ChatTemplate:
             return text
         except RecursionError:
             raise ChatTemplateError(f"{self.name} fails on this conversation: it nests too deeply") from None
+        except TemplateOverrun as problem:
+            raise ChatTemplateOverrun(f"{self.name}{problem}") from None
         except TemplateProblem as problem:
             raise ChatTemplateError(f"{self.name}{problem}") from None
 

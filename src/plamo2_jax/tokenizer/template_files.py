@@ -29,6 +29,10 @@ class ChatTemplateError(ValueError):
     """A template is wrong, or refuses a conversation; the message says why."""
 
 
+class ChatTemplateOverrun(ChatTemplateError):
+    """A template needs more time or memory than the limits allow. It will on other conversations too, each of which would cost as much."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TemplateText:
     """A template that is not yet compiled."""

@@ -22,7 +22,9 @@ from typing import Any
 from plamo2_jax.tokenizer import template_sandbox
 from plamo2_jax.tokenizer.template_sandbox import (
     MEMORY_BYTES,
+    OVERRUN,
     RENDERED,
+    TemplateOverrun,
     TemplateProblem,
     cpu_seconds,
     read_message,
@@ -110,10 +112,10 @@ class ProcessTemplate:
             raise
         if answer is None:
             _end(process, self._owner)
-            raise TemplateProblem(f"{what}: {_ending(process.returncode, cpu_seconds(len(request)))}")
+            raise TemplateOverrun(f"{what}: {_ending(process.returncode, cpu_seconds(len(request)))}")
         text = answer[1:].decode("utf-8", "surrogatepass")
         if answer[:1] != RENDERED:
-            raise TemplateProblem(text)
+            raise TemplateOverrun(text) if answer[:1] == OVERRUN else TemplateProblem(text)
         return text
 
 

@@ -35,11 +35,15 @@ OUTPUT_CHARACTERS, OUTPUT_FACTOR = 1 << 20, 16
 MESSAGE_CHARACTERS = 300
 
 LENGTH = struct.Struct("<Q")
-RENDERED, FAILED = b"+", b"-"
+RENDERED, FAILED, OVERRUN = b"+", b"-", b"!"
 
 
 class TemplateProblem(Exception):
     """What is wrong with a template; the message continues a sentence that begins with the template's name."""
+
+
+class TemplateOverrun(TemplateProblem):
+    """A rendering that needs more time or memory than the limits allow."""
 
 
 class SandboxedTemplate:
@@ -88,6 +92,8 @@ class SandboxedTemplate:
             return "".join(pieces)
         except TemplateProblem:
             raise
+        except MemoryError as error:
+            raise TemplateOverrun(f" fails on this conversation: {_reason(error)}") from None
         # A template is a program: whatever it stumbles over is wrong with it, or with what it was given.
         except Exception as error:
             raise TemplateProblem(f" fails on this conversation: {_reason(error)}") from None
@@ -140,8 +146,8 @@ def _reason(error: Exception) -> str:
 def main() -> None:
     """Compile the template of the first message on stdin, and render it with the variables of every further one.
 
-    A message is its length (8 bytes, little-endian) and a marshalled object. An answer is its length, then `RENDERED` and the text or
-    `FAILED` and a `TemplateProblem`, in UTF-8.
+    A message is its length (8 bytes, little-endian) and a marshalled object. An answer is its length, then `RENDERED` and the text,
+    `FAILED` and a `TemplateProblem`, or `OVERRUN` and a `TemplateOverrun`, in UTF-8.
     """
     _limit_resources()
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
@@ -156,9 +162,10 @@ def main() -> None:
                 text = template.render(marshal.loads(request), limit)
             answer = RENDERED + text.encode("utf-8", "surrogatepass")
         except TemplateProblem as problem:
-            answer = FAILED + str(problem).encode("utf-8", "replace")
+            mark = OVERRUN if isinstance(problem, TemplateOverrun) else FAILED
+            answer = mark + str(problem).encode("utf-8", "replace")
         except MemoryError as error:
-            answer = FAILED + f" fails on this conversation: {_reason(error)}".encode()
+            answer = OVERRUN + f" fails on this conversation: {_reason(error)}".encode()
         signal.setitimer(signal.ITIMER_PROF, 0)
         write_message(answers, answer)
 
