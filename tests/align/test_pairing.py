@@ -5,10 +5,11 @@ import json
 
 import pytest
 
-from plamo2_jax.align.journal import Journal, Lock
+from plamo2_jax.align.journal import Journal
 from plamo2_jax.align.judge import JudgeConfig, Verdict, compare, read_verdict, win_shares
 from plamo2_jax.align.pairing import Candidate, Pairing, PairingConfig, repeated
 from plamo2_jax.align.speakers import Failure, Question, Reply
+from plamo2_jax.storage import lock_folder
 
 
 def made(config, *scores_and_texts):
@@ -136,7 +137,7 @@ def test_a_journal_survives_a_torn_line(tmp_path):
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
-    with Lock(tmp_path), pytest.raises(ValueError, match="is in use by another process"):
-        Lock(tmp_path)
-    with Lock(tmp_path):
+    with lock_folder(tmp_path), pytest.raises(ValueError, match="is in use by another process"), lock_folder(tmp_path):
+        pass
+    with lock_folder(tmp_path):
         pass
