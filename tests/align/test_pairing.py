@@ -120,7 +120,7 @@ def test_verdicts_are_read_from_the_end():
 
 def test_a_journal_survives_a_torn_line(tmp_path):
     path = tmp_path / "journal.jsonl"
-    journal = Journal(path)
+    journal = Journal(path, lambda entry: True)
     for number in range(3):
         journal.append({"id": str(number), "text": "猫\u2028"})
     journal.append({"id": "1", "text": "犬"})
@@ -128,7 +128,7 @@ def test_a_journal_survives_a_torn_line(tmp_path):
     whole = path.read_bytes()
     for torn in (b'{"id": "3", "te', b"\0\0\0\n", b'{"id": "3"}', b'["id"]\n{"id": "4"}\n'):
         path.write_bytes(whole + torn)
-        journal = Journal(path)
+        journal = Journal(path, lambda entry: True)
         assert path.read_bytes() == whole
         assert [journal.entries[name]["text"] for name in ("0", "1", "2")] == ["猫\u2028", "犬", "猫\u2028"]
         journal.append({"id": "3"})
