@@ -43,12 +43,10 @@ def rng() -> np.random.Generator:
 _LONGEST = (
     "test_readme.py",
     "test_processes.py",
-    "test_pipeline_kill.py",
     "test_distillation.py",
-    "test_dpo.py",
-    "test_train_sharded.py",
-    "test_sft.py",
-    "test_fork.py",
+    "test_pipeline_kill.py",
+    "test_fuzz.py",
+    "test_integrity.py",
 )
 
 
