@@ -111,6 +111,11 @@ def test_an_unknown_word_is_named_with_the_closest_option(argv, message, capsys,
     assert message in refused(argv, capsys)
 
 
+def test_an_option_of_another_command_is_not_suggested_for_itself(capsys):
+    assert main(["report", "run", "--output", "x"]) == 2
+    assert "unknown option '--output'; plamo2 report --help lists the options" in capsys.readouterr().err
+
+
 def commands():
     """Every command whose arguments tyro reads."""
     for verb in VERBS:

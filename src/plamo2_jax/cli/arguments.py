@@ -150,6 +150,8 @@ def _unknown_sentence(unknown: Sequence[str], known: Sequence[str], prog: str) -
     if option is None:
         return f"unexpected argument {_shown(unknown[0])}; {prog} --help shows what it takes"
     name = option.partition("=")[0]
+    # A help text may mention an option of another command.
+    known = [each for each in known if each != name]
     # A field of a part may be given without the part: --learning-rate for --schedule.learning-rate.
     close = [each for each in known if each.endswith(name.replace("--", ".", 1).replace("_", "-"))]
     close = close or difflib.get_close_matches(name, known, n=2, cutoff=0.7)
