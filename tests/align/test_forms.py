@@ -239,6 +239,8 @@ def test_other_pairs_are_refused(record, message):
         ({"instruction": "a", "output": 5}, "the field output holds 5"),
         ({"instruction": "a"}, "the field output must be text"),
         ({"prompt": "a", "completion": "b", "label": False}, "only plamo2 dpo can train on such an answer"),
+        ({"prompt": "a", "completion": "b", "label": 0}, "only plamo2 dpo can train on such an answer"),
+        ({"prompt": "a", "completion": "b", "label": "false"}, "only plamo2 dpo can train on such an answer"),
         ({"messages": PLAIN, "kto_tag": False}, "only plamo2 dpo"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "train with plamo2 dpo"),
         ({"messages": PLAIN, "system": ["x"]}, "only text is read"),

@@ -54,7 +54,9 @@ def conversation_messages(fields: Fields) -> tuple[list[Message], set[str]]:
         UnreadableRecord: the record has no form that is read, holds an answer that was disliked, or has two forms that differ.
     """
     _, label = one_of(fields, LABELS, "the label")
-    if label is False:
+    # Beside a conversation, a number may be the class of a text.
+    disliked = (0, "0", "false", "False") if conversation_field(fields) is None else ()
+    if label is False or label in disliked:
         raise UnreadableRecord("disliked answer", "the label is false: only plamo2 dpo can train on such an answer")
     name = conversation_field(fields)
     if name is not None:
