@@ -204,3 +204,11 @@ def test_the_hook_for_errors_of_threads_is_set_once_and_passes_other_errors_on(m
     hook(closed)
     hook(other)
     assert seen == [other]
+
+
+def test_inspect_names_the_folders_that_it_can_describe(tmp_path, capsys):
+    for name in ("train", "heldout"):
+        (tmp_path / "shards" / name).mkdir(parents=True)
+        (tmp_path / "shards" / name / "manifest.json").write_text("{}", encoding="utf-8")
+    message = refused(["inspect", str(tmp_path / "shards")], capsys)
+    assert "neither a model, nor adapters, nor shards" in message and message.rstrip().endswith("heldout, train")
