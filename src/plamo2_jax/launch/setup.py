@@ -12,7 +12,10 @@ launch_ready=
 launch_folder=$PWD
 exec {{launch_log}}>&2
 trap 'launch_status=$?
-[ -n "$launch_ready" ] || {{ echo "launch: the setup command ended the shell" >&"$launch_log"; exit "$((launch_status ? launch_status : 1))"; }}' EXIT
+if [ -z "$launch_ready" ]; then
+  echo "launch: the setup command ended the shell" >&"$launch_log"
+  exit "$((launch_status ? launch_status : 1))"
+fi' EXIT
 eval "$launch_setup"
 launch_status=$?
 launch_ready=yes
