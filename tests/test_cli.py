@@ -104,6 +104,7 @@ def test_groups_list_their_commands(verb, capsys):
         (["pretrain", "configs/demo.py", "--mesh_data", "1"], "did you mean --mesh.data?"),
         (["prefer", "configs/prefer.py", "--polcy.url", "x"], "did you mean --policy.url"),
         (["merge", "a", "b", "--metod", "ties"], "did you mean --method?"),
+        (["report", "a", "--output", "b"], "unknown option '--output'; plamo2 report --help"),
     ],
 )
 def test_an_unknown_word_is_named_with_the_closest_option(argv, message, capsys, monkeypatch):
