@@ -111,7 +111,7 @@ def new_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterat
         OSError: a full disk or another problem; the message names `path`.
     """
     path = Path(path).absolute()
-    with naming_full_disk(path), _new_parents(path):
+    with naming_full_disk(path), new_parents(path):
         _remove_dead(path, alone=True)
         if not replace:
             require_empty(path)
@@ -128,7 +128,7 @@ def new_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterat
 
 
 @contextlib.contextmanager
-def _new_parents(path: Path) -> Iterator[None]:
+def new_parents(path: Path) -> Iterator[None]:
     """Make the folders above a path; after an error, remove those that were made, unless something else is in them."""
     made = [parent for parent in path.parents if not parent.exists()]
     try:

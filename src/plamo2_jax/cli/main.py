@@ -108,8 +108,15 @@ def main(argv: list[str] | None = None) -> int:
         print(f"plamo2 {argv[0]}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except (ValueError, OSError) as error:
-        print(f"plamo2 {argv[0]}: {error}", file=sys.stderr)
+        print(f"plamo2 {argv[0]}: {_sentence(error)}", file=sys.stderr)
         return 2
+
+
+def _sentence(error: Exception) -> str:
+    """Return what an error says, without the number of the operating system's error."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 if __name__ == "__main__":
