@@ -77,7 +77,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/lint-imports
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Without these libtpu asks the cloud where it is, and refuses a second process.
 test-tpu: export TPU_SKIP_MDS_QUERY := 1

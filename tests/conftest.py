@@ -38,3 +38,19 @@ def compile_once(tmp_path_factory):
 def rng() -> np.random.Generator:
     """A generator seeded alike for every test."""
     return np.random.default_rng(0)
+
+
+_LONGEST = (
+    "test_readme.py",
+    "test_processes.py",
+    "test_distillation.py",
+    "test_pipeline_kill.py",
+    "test_fuzz.py",
+    "test_integrity.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Start the longest files first: a worker that gets one last keeps the other waiting."""
+    place = {name: number for number, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))

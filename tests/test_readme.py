@@ -77,7 +77,7 @@ def test_the_demo_leaves_a_report_with_both_languages(home):
     for text in ("Japanese", "English", "xz -9e", "日本語の文書を", "To open the"):
         assert text in page
     assert page.count("<svg") > 4
-    for name in ("small", "long", "sft_1", "dpo_2", "tuned"):
+    for name in ("small", "long", "sft_1", "dpo_2"):
         assert f"<h3>{name}</h3>" in page
     assert "ranked right" in page
     assert "tuned_evaluation.json" in page

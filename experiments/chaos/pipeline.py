@@ -86,7 +86,7 @@ def outputs(home: Path) -> dict[str, Path]:
     found = {}
     for path in files_below(home):
         parts = path.relative_to(home).parts
-        if parts[0] == FOLDER or LOGS.intersection(parts) - {METRICS} or parts[-1] in WITH_TIMES:
+        if parts[0] == FOLDER or LOGS.intersection(parts) - {METRICS} or parts[-1] in (*WITH_TIMES, ".lock"):
             continue
         if checkpoint.CHECKPOINTS in parts:
             parts = parts[: parts.index(checkpoint.CHECKPOINTS) + 1]

@@ -5,10 +5,11 @@ import json
 
 import pytest
 
-from plamo2_jax.align.journal import Journal, Lock
+from plamo2_jax.align.journal import Journal
 from plamo2_jax.align.judge import JudgeConfig, Verdict, compare, read_verdict, win_shares
 from plamo2_jax.align.pairing import Candidate, Pairing, PairingConfig, repeated
 from plamo2_jax.align.speakers import Failure, Question, Reply
+from plamo2_jax.storage import lock_folder
 
 
 def made(config, *scores_and_texts):
@@ -119,7 +120,7 @@ def test_verdicts_are_read_from_the_end():
 
 def test_a_journal_survives_a_torn_line(tmp_path):
     path = tmp_path / "journal.jsonl"
-    journal = Journal(path)
+    journal = Journal(path, lambda entry: True)
     for number in range(3):
         journal.append({"id": str(number), "text": "猫\u2028"})
     journal.append({"id": "1", "text": "犬"})
@@ -127,7 +128,7 @@ def test_a_journal_survives_a_torn_line(tmp_path):
     whole = path.read_bytes()
     for torn in (b'{"id": "3", "te', b"\0\0\0\n", b'{"id": "3"}', b'["id"]\n{"id": "4"}\n'):
         path.write_bytes(whole + torn)
-        journal = Journal(path)
+        journal = Journal(path, lambda entry: True)
         assert path.read_bytes() == whole
         assert [journal.entries[name]["text"] for name in ("0", "1", "2")] == ["猫\u2028", "犬", "猫\u2028"]
         journal.append({"id": "3"})
@@ -136,7 +137,7 @@ def test_a_journal_survives_a_torn_line(tmp_path):
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
-    with Lock(tmp_path), pytest.raises(ValueError, match="is in use by another process"):
-        Lock(tmp_path)
-    with Lock(tmp_path):
+    with lock_folder(tmp_path), pytest.raises(ValueError, match="is in use by another process"), lock_folder(tmp_path):
+        pass
+    with lock_folder(tmp_path):
         pass

@@ -128,7 +128,7 @@ def test_the_verb_prints_and_writes(results, params, heldout, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("argument", "message"),
-    [("ja", "must be LANGUAGE=FOLDER"), ("=x", "must be LANGUAGE=FOLDER"), ("ja=", "must be LANGUAGE=FOLDER")],
+    [("ja", "must be NAME=PATH"), ("=x", "must be NAME=PATH"), ("ja=", "must be NAME=PATH")],
 )
 def test_a_bad_heldout_argument_is_named(argument, message, capsys):
     assert main(["evaluate", "model", "--heldout", argument]) == 2
@@ -139,5 +139,5 @@ def test_help_teaches(capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "LANGUAGE=FOLDER" in text
+    assert "NAME=PATH" in text
     assert "does not depend on the vocabulary" in text

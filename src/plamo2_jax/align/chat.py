@@ -1,6 +1,6 @@
 """Conversations: read from files, checked, and made into ids with a mask of what is trained on.
 
-`forms` and `messages` say what a record may look like. Whatever else it holds are variables of the chat template.
+`forms` and `messages` define the forms of a record. All other fields of a record become variables of the chat template.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def to_conversation(fields: Mapping[str, Any], where: str) -> Conversation:
     """Return the conversation of a record, in any of the forms of `forms`.
 
     Raises:
-        UnreadableRecord: it has none, or nothing in it could be trained on.
+        UnreadableRecord: the record holds no conversation, or no answer to train on.
     """
     fields = present(fields)
     messages, used = conversation_messages(fields)

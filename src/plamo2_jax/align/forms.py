@@ -236,7 +236,7 @@ def is_whole(answer: Sequence[Message]) -> bool:
 
 
 def _refuse_parts(prompt: list[Message] | None, answers: Sequence[list[Message]], names: Sequence[str]) -> None:
-    """Raise UnreadableRecord for answers without a prompt, or of which only one is a whole conversation."""
+    """Raise UnreadableRecord for two answers without a prompt, or if only one of them is a whole conversation."""
     if prompt:
         whole = [name for name, answer in zip(names, answers, strict=True) if is_whole(answer)]
         detail = f"{' and '.join(whole)} must begin with the prompt, or with a message of the assistant"

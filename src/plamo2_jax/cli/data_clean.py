@@ -43,9 +43,9 @@ def clean(
 ) -> None:
     """Clean text and remove duplicates: any input in, JSON lines out.
 
-    The output has the fields id, text and language (where there is one), and every other field of the record. A field of the input with
-    one of these three names that --text-field, --id-field or --language-field does not name is left out, which is said at the end. NaN and
-    infinity, which JSON does not have, become null.
+    The output has the fields id, text and language (where there is one), and every other field of the record. If the input has a field
+    named id, text or language and --text-field, --id-field or --language-field names another one, that field is left out; the command
+    prints how many. NaN and infinity, which JSON does not have, become null.
 
     Args:
         input: A file (.jsonl, an object per line; .txt, the file is one document, a line is not; both also .gz, .xz, .bz2, .zst; .parquet;
@@ -58,7 +58,7 @@ def clean(
         unicode_form: Normal form to bring the text into; "none" leaves it as its author wrote it.
         min_chars: Shorter documents are dropped.
         max_duplicate_lines: Drop documents with a larger share of characters in lines seen before in the document.
-        max_top_ngram: Drop documents of which one repeated run of 10 characters makes up a larger share.
+        max_top_ngram: Drop a document if one repeated run of 10 characters makes up a larger share of it.
         boilerplate: Where to remove repeated lines. edges: runs of them, or long ones, at the beginning and the end of documents, such as
             navigation and footers. anywhere: each of them, headings and statements of programs too.
         boilerplate_documents: Number of documents that must have a line for it to be boilerplate; 0 keeps all lines and reads the input

@@ -67,7 +67,7 @@ def generate(
         chat: User message to answer, written into the model's chat template; may be given several times, for one conversation each.
         system: System message of every --chat conversation.
         template: Chat template of --chat: chat, translate, a Jinja file, or a folder that has one. Default: the model's own, or chat
-            where it has none.
+            if the model has no template.
         max_new_tokens: Maximum number of new tokens.
         min_new_tokens: Minimum number of new tokens.
         temperature: Divisor of the logits; 0 always takes the likeliest token.

@@ -103,7 +103,7 @@ class _Plan(NamedTuple):
     """Columns that cannot be read as indices."""
 
     def rows_at_once(self, expanded: set[str]) -> int:
-        """The least number of all columns, of which `expanded` are read as values."""
+        """The smallest number over all columns; the columns in `expanded` are read as values."""
         rows = (self.as_values[name] if name in expanded else rows for name, rows in self.as_indices.items())
         return max(1, min(rows, default=_ROWS_AT_ONCE))
 
