@@ -104,6 +104,7 @@ def test_groups_list_their_commands(verb, capsys):
         (["pretrain", "configs/demo.py", "--mesh_data", "1"], "did you mean --mesh.data?"),
         (["prefer", "configs/prefer.py", "--polcy.url", "x"], "did you mean --policy.url"),
         (["merge", "a", "b", "--metod", "ties"], "did you mean --method?"),
+        (["report", "a", "--output", "b"], "unknown option '--output'; plamo2 report --help"),
     ],
 )
 def test_an_unknown_word_is_named_with_the_closest_option(argv, message, capsys, monkeypatch):
@@ -216,3 +217,12 @@ def test_the_hook_for_errors_of_threads_is_set_once_and_passes_other_errors_on(m
     hook(closed)
     hook(other)
     assert seen == [other]
+
+
+def test_inspect_names_the_folders_that_it_can_describe(tmp_path, capsys):
+    for name in ("train", "heldout"):
+        (tmp_path / "shards" / name).mkdir(parents=True)
+        (tmp_path / "shards" / name / "manifest.json").write_text("{}", encoding="utf-8")
+    message = refused(["inspect", str(tmp_path / "shards")], capsys)
+    assert "neither a model, nor adapters, nor shards" in message
+    assert message.rstrip().endswith("heldout, train")

@@ -151,3 +151,11 @@ def test_a_folder_is_locked_for_other_processes(tmp_path):
         assert f"run is in use by another process (process {os.getpid()} on " in second.stderr
         assert second.stdout == ""
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "locked\n"
+
+
+def test_parents_made_for_a_folder_go_with_it_when_it_fails(tmp_path):
+    (tmp_path / "kept").mkdir()
+    with pytest.raises(OSError, match="the disk is full"), storage.new_folder(tmp_path / "kept" / "new" / "out"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert names(tmp_path) == ["kept"]
+    assert names(tmp_path / "kept") == []

@@ -251,6 +251,16 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return tree
 
 
+def require_model(folder: str | os.PathLike[str]) -> None:
+    """Refuse a run whose parameters are adapters.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    if read_config(folder).get("lora"):
+        raise CheckpointError(f"{folder} holds adapters, not a model: plamo2 lora MODEL {folder} OUT adds them to one")
+
+
 def check_size(
     folder: str | os.PathLike[str], config: ModelConfig, step: int | None = None, item: str = PARAMS
 ) -> None:

@@ -86,7 +86,7 @@ def new_file(path: Path, *, alone: bool = True) -> Iterator[Path]:
         OSError: a full disk or another problem; the message names `path`.
     """
     path = Path(path)
-    with _naming_full_disk(path):
+    with naming_full_disk(path):
         _remove_dead(path, alone)
         partial, lock = _claim(path, folder=False)
         try:
@@ -111,8 +111,7 @@ def new_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterat
         OSError: a full disk or another problem; the message names `path`.
     """
     path = Path(path).absolute()
-    with _naming_full_disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with naming_full_disk(path), new_parents(path):
         _remove_dead(path, alone=True)
         if not replace:
             require_empty(path)
@@ -126,6 +125,20 @@ def new_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterat
         finally:
             shutil.rmtree(partial, ignore_errors=True)
             os.close(lock)
+
+
+@contextlib.contextmanager
+def new_parents(path: Path) -> Iterator[None]:
+    """Make the folders above a path; after an error, remove those that were made, unless something else is in them."""
+    made = [parent for parent in path.parents if not parent.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for parent in made:
+                parent.rmdir()
+        raise
 
 
 def require_empty(folder: Path) -> None:
@@ -192,7 +205,12 @@ def is_full_disk(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def _naming_full_disk(path: Path) -> Iterator[None]:
+def naming_full_disk(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn the many errors that mean a full disk into one sentence with the path that the user knows.
+
+    Raises:
+        OSError: the disk is full. Other errors pass as they are.
+    """
     try:
         yield
     except Exception as error:

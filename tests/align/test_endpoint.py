@@ -186,7 +186,7 @@ def test_a_key_that_is_none_is_refused_and_not_shown(server, monkeypatch):
 def test_what_does_not_pass_fails_its_question_alone(server):
     server.troubles = {"猫": [500] * 9, "犬": [400]}
     cat, dog, bird = ask(speaker(server), "猫", "犬", "鳥")
-    assert cat == Failure("HTTP 500 Internal Server Error (4 tries)", 3)
+    assert cat == Failure("HTTP 500 Internal Server Error (4 attempts)", 3)
     assert dog.reason.startswith("HTTP 400 Bad Request")
     assert dog.retries == 0
     assert isinstance(bird[0], Reply)

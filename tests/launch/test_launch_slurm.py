@@ -103,6 +103,9 @@ export GREETING="from ${NOWHERE}setup"
         ("set -e; (exit 7); true", 7, "launch: the setup command ended the shell"),
         ("set -u; echo $NOWHERE; true", 1, "launch: the setup command ended the shell"),
         ("exit 5", 5, "launch: the setup command ended the shell"),
+        ("exit 0", 1, "launch: the setup command ended the shell"),
+        ("exec 2>/dev/null; false", 1, "launch: the setup command failed with status 1"),
+        ("mkdir env && cd env && source ../activate", 0, "srun ran from setup"),
     ],
 )
 def test_the_setup_runs_without_strict_options_of_ours_and_ends_the_job_where_it_fails(
@@ -113,7 +116,7 @@ def test_the_setup_runs_without_strict_options_of_ours_and_ends_the_job_where_it
     check_bash(text)
     script = tmp_path / "job.sh"
     script.write_text(text, encoding="utf-8")
-    stand_in = 'srun() { echo "srun ran $GREETING"; }; export -f srun; exec bash job.sh'
+    stand_in = 'srun() { test -f job.sh && echo "srun ran $GREETING"; }; export -f srun; exec bash job.sh'
     done = subprocess.run(
         ["bash", "-c", stand_in], env={"PATH": "/usr/bin:/bin"}, cwd=tmp_path, capture_output=True, text=True
     )

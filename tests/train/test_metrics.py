@@ -1,6 +1,7 @@
 """The log of a run, and the figures in it."""
 
 import math
+import subprocess
 
 import pytest
 
@@ -29,6 +30,26 @@ def test_starting_over_starts_an_empty_log(tmp_path):
         with MetricsLog(tmp_path) as log:
             log.write(1, {"loss": 1.0})
     assert steps(tmp_path) == [1]
+
+
+def fill(folder):
+    with MetricsLog(folder) as log:
+        for step in range(1000):
+            log.write(step, {"loss": 1.0})
+        log.flush()
+
+
+def test_a_full_disk_is_one_sentence_also_of_tensorboards_thread(tmp_path, capfd):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting needs root")
+    try:
+        with pytest.raises(OSError, match="disk could not be written: the disk is full"):
+            fill(disk)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_what_is_flushed_can_be_read_at_once(tmp_path):

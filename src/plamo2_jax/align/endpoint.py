@@ -262,7 +262,8 @@ class EndpointSpeaker:
                     self._pause(max(min(error.pause, _LONGEST_PAUSE), random.uniform(bound / 2, bound)))
             if self._closed.done():
                 return Failure("given up", attempt)
-        return Failure(f"{reason} ({self._config.attempts} tries)", self._config.attempts - 1)
+        attempts = self._config.attempts
+        return Failure(f"{reason} ({attempts} attempt{'s' * (attempts > 1)})", attempts - 1)
 
     def _pause(self, seconds: float) -> None:
         wait((self._closed,), seconds)
@@ -344,6 +345,6 @@ def _read_answer(body: bytes) -> tuple[str, bool, int | None]:
         usage = found.get("usage") or {}
         tokens = usage.get("completion_tokens")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        raise _Passing(f"garbage: {body[:80]!r}") from None
+        raise _Passing(f"the answer is not a chat completion: {body[:80]!r}") from None
     known = isinstance(tokens, int) and not isinstance(tokens, bool) and 0 <= tokens < 1 << 53
     return text, reason == "stop", tokens if known else None

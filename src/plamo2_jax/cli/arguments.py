@@ -155,6 +155,8 @@ def _unknown_sentence(unknown: Sequence[str], known: Sequence[str], prog: str) -
     # A field of a part may be given without the part: --learning-rate for --schedule.learning-rate.
     close = [each for each in known if each.endswith(name.replace("--", ".", 1).replace("_", "-"))]
     close = close or difflib.get_close_matches(name, known, n=2, cutoff=0.7)
+    # Help may mention an option of another command.
+    close = [each for each in close if each != name]
     hint = f"did you mean {' or '.join(close[:3])}? " if close else ""
     return f"unknown option {_shown(name)}; {hint}{prog} --help lists the options"
 

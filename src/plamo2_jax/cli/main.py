@@ -109,12 +109,19 @@ def main(argv: list[str] | None = None) -> int:
         print(f"plamo2 {argv[0]}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except (ValueError, OSError) as error:
-        print(f"plamo2 {argv[0]}: {_printable(str(error))}", file=sys.stderr)
+        print(f"plamo2 {argv[0]}: {_printable(_sentence(error))}", file=sys.stderr)
         return 2
 
 
+def _sentence(error: Exception) -> str:
+    """Return what an error says, without the number of the operating system's error."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
 def _printable(message: str) -> str:
-    """A message whose control characters are spelled out: names in files of others must not move a terminal's cursor."""
+    """Return a message with its control characters spelled out: names in files of others must not move a terminal's cursor."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], message)
 
 

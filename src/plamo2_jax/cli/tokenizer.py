@@ -45,6 +45,7 @@ def train(
     """
     from plamo2_jax.data.documents import ReadReport
     from plamo2_jax.data.sources import read_documents
+    from plamo2_jax.storage import new_parents
     from plamo2_jax.tokenizer.train import VocabularyOptions, train_tokenizer
 
     options = VocabularyOptions(
@@ -63,10 +64,10 @@ def train(
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {output}: {folder} is a file; give a folder, or a file name that ends in .jsonl")
     tokenizer = train_tokenizer((document.text for document in documents), options)
-    folder.mkdir(parents=True, exist_ok=True)
     if report.bad:
         print(report.summary(), file=sys.stderr)
-    path = tokenizer.save(output)
+    with new_parents(folder / "tokenizer.jsonl"):
+        path = tokenizer.save(output)
     print(f"{path}: {tokenizer.vocab_size} rows, sha256 {tokenizer.fingerprint}")
 
 

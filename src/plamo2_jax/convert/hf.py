@@ -92,6 +92,7 @@ def to_public(
     if not is_run_folder(source):
         raise ConvertError(f"{source} is of the public layout already; to-hf reads run folders")
     config = checkpoint.read_model_config(source)
+    checkpoint.require_model(source)
     item = checkpoint.EMA if ema else checkpoint.PARAMS
     checkpoint.check_size(source, config, step, item)
     tokenizer = read_tokenizer(source, config)

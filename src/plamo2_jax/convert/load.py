@@ -107,8 +107,7 @@ def load_model(
 def _load_model(folder: Path, step: int | None, dtype: jnp.dtype, shardings: Any, ema: bool) -> LoadedModel:
     if is_run_folder(folder):
         config = checkpoint.read_model_config(folder)
-        if checkpoint.read_config(folder).get("lora"):
-            raise ConvertError(f"{folder} holds adapters, not a model: plamo2 lora MODEL {folder} OUT adds them to one")
+        checkpoint.require_model(folder)
         item = checkpoint.EMA if ema else checkpoint.PARAMS
         checkpoint.check_size(folder, config, step, item)
         abstract = _with(abstract_params(Plamo2(config)), dtype, shardings)

@@ -70,6 +70,11 @@ def inspect_folder(folder: Path, step: int | None = None, verify: bool = False) 
         facts, tensors = _shards(folder), []
     elif (folder / PEFT_CONFIG).is_file() and not (folder / checkpoint.CONFIG).exists():
         facts, tensors = _peft(folder)
+    elif folder.is_dir() and not (folder / checkpoint.CONFIG).exists():
+        raise ValueError(
+            f"{folder} holds neither a model, nor adapters, nor shards: it must have config.json, {PEFT_CONFIG} or {SHARDS_MANIFEST}"
+            f"{_described_below(folder)}"
+        )
     elif is_run_folder(folder):
         facts, tensors = _run(folder, step, verify)
     else:
@@ -211,6 +216,13 @@ def _group(config: ModelConfig, path: str) -> str:
         run, layer = (int(part.rpartition("_")[2]) for part in parts[:2])
         return "mamba mixers" if config.runs[run].kinds[layer] is LayerKind.MAMBA else "attention mixers"
     return "mlps" if "mlp" in parts else "norms"
+
+
+def _described_below(folder: Path) -> str:
+    """Name folders inside this one that can be inspected."""
+    marks = (checkpoint.CONFIG, PEFT_CONFIG, SHARDS_MANIFEST)
+    found = [one.name for one in sorted(folder.iterdir()) if any((one / mark).is_file() for mark in marks)]
+    return f". Inspect a folder in it: {', '.join(found[:5])}" if found else ""
 
 
 def _groups(tensors: Iterable[Tensor]) -> dict[str, int]:

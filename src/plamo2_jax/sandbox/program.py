@@ -5,6 +5,7 @@ Nothing in this process is trusted. The program can replace this code, but gains
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import io
 import operator
@@ -22,20 +23,25 @@ _OPERATORS: Mapping[str, Callable[..., Any]] = {
     **{name: getattr(operator, name) for name in operator.__all__},
     **{
         name: getattr(builtins, name)
-        for name in ("abs", "bool", "complex", "float", "format", "hash", "int", "isinstance")
+        for name in ("abs", "bool", "complex", "float", "format", "hash", "int", "isinstance", "issubclass")
     },
     **{name: getattr(builtins, name) for name in ("iter", "len", "next", "repr", "reversed", "round", "str")},
+    "await": lambda value: asyncio.run(value),
     "enter": lambda value: type(value).__enter__(value),
     "exit": lambda value: type(value).__exit__(value, None, None, None),
 }
 _LONGEST_PRINTED = 1 << 20
+OPTIONAL = ("call", "contains", "delitem", "enter", "exit", "getitem", "iter", "len", "next", "setitem")
+"""Special methods that a proxy has only if the object has them: `callable(x)` and `isinstance(x, Iterator)` look for them."""
 
 
 def serve(source: str, channel: socket.socket) -> None:
     """Run a program and serve requests until the tests end. Does not return."""
     main = types.ModuleType("__main__")
     sys.modules["__main__"] = main
-    sys.stdout = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace")
+    sys.stdout, sys.stderr = (
+        io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace") for _ in range(2)
+    )
     try:
         exec(compile(source, "program", "exec"), main.__dict__)
         send(channel, {"ready": True})
@@ -52,6 +58,7 @@ class _Server:
         self._scope, self._channel = scope, channel
         self._objects: list[Any] = []
         self._numbers: dict[int, int] = {}
+        self._callbacks: dict[int, tuple[int, Callable[..., Any]]] = {}
 
     def run(self) -> None:
         while True:
@@ -62,7 +69,7 @@ class _Server:
             reply = self._do(request, request["whole"])
         except Exception as error:
             reply = self._error(error)
-        reply["printed"] = _take_printed()
+        reply["printed"] = [_take_printed(sys.stdout), _take_printed(sys.stderr)]
         try:
             send(self._channel, reply)
         except ValueError as error:
@@ -76,6 +83,8 @@ class _Server:
         named = {name: decode(one, self._resolve) for name, one in request["keywords"].items()}
         if do == "attribute":
             return {"value": self._encode(getattr(self._objects[target], *given), whole)}
+        if do == "plain":
+            return {"value": self._encode(self._objects[target], False)}
         if do == "assign":
             return {"value": setattr(self._objects[target], *given)}
         function = _OPERATORS[target] if do == "operator" else self._objects[target]
@@ -118,19 +127,25 @@ class _Server:
             return {"module": value.__name__}
         if isinstance(value, type) and issubclass(value, Exception):
             return {"exception": [[kind.__module__, kind.__qualname__] for kind in value.__mro__]}
-        number = getattr(value, "_plamo2_callback", None) if type(value) is types.FunctionType else None
-        if number is not None:
-            return {"own": number}
+        if id(value) in self._callbacks:
+            return {"own": self._callbacks[id(value)][0]}
         number = self._numbers.get(id(value))
         if number is None:
             number = self._numbers[id(value)] = len(self._objects)
             self._objects.append(value)  # Keeps the object alive: ids are reused.
-        return {"remote": number}
+        if type(value) is types.CoroutineType:
+            return {"coroutine": number}
+        kind = type(value)
+        special = set().union(*(vars(base) for base in kind.__mro__))
+        found = [name for name in OPTIONAL if f"__{name}__" in special]
+        if isinstance(value, type) and hasattr(value, "__class_getitem__"):
+            found.append("getitem")
+        return {"remote": [number, kind.__name__, *found]}
 
     def _resolve(self, name: str, content: Any) -> Any:
-        return self._objects[content] if name == "own" else self._callback(content)
+        return self._objects[content] if name == "own" else self._callback(*content)
 
-    def _callback(self, number: int) -> Callable[..., Any]:
+    def _callback(self, number: int, name: str, doc: str | None) -> Callable[..., Any]:
         """Return a function that calls a function of the tests."""
 
         def callback(*arguments: Any, **keywords: Any) -> Any:
@@ -144,20 +159,22 @@ class _Server:
                 raise kind(*[decode(one, self._resolve) for one in reply["arguments"]])
             return decode(reply["value"], self._resolve)
 
-        callback._plamo2_callback = number
+        callback.__name__ = callback.__qualname__ = name
+        callback.__doc__ = doc
+        self._callbacks[id(callback)] = number, callback
         return callback
 
 
-def _take_printed() -> str:
-    """Return the text printed since the last call; tests may capture it."""
+def _take_printed(stream: Any) -> str:
+    """Return the text printed to a stream since the last call; tests may capture it."""
     try:
-        sys.stdout.flush()
-        buffer = sys.stdout.buffer
+        stream.flush()
+        buffer = stream.buffer
         text = buffer.getvalue().decode(errors="replace")
         buffer.seek(0)
         buffer.truncate()
     except Exception:
-        return ""  # The program replaced sys.stdout.
+        return ""  # The program replaced the stream.
     return text[:_LONGEST_PRINTED]
 
 

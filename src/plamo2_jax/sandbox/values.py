@@ -51,6 +51,12 @@ _KINDS: Mapping[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
 _BY_NAME = {kind.__name__: kind for kind in _KINDS}
 
 
+def _has_methods(kind: type) -> bool:
+    """Return whether a class of named tuples defines more than its fields."""
+    own = (name for base in kind.__mro__ if base not in tuple.__mro__ for name in vars(base) if name[0] != "_")
+    return not set(own) <= {*kind._fields}
+
+
 def encode(value: Any, refer: Callable[[Any], Any], whole: bool = False) -> Any:
     """Encode a value with JSON types.
 
@@ -77,7 +83,7 @@ def encode(value: Any, refer: Callable[[Any], Any], whole: bool = False) -> Any:
         return {kind.__name__: encode(_KINDS[kind][0](value), refer, whole)}
     if issubclass(kind, type):
         return {"type": value.__name__} if _TYPES.get(value.__name__) is value else refer(value)
-    if issubclass(kind, tuple) and type(getattr(kind, "_fields", None)) is tuple:
+    if issubclass(kind, tuple) and type(getattr(kind, "_fields", None)) is tuple and not (whole and _has_methods(kind)):
         fields, items = list(kind._fields), list(tuple.__iter__(value))
         return {"namedtuple": [kind.__name__, fields, encode(items, refer, whole)]}
     if not whole:

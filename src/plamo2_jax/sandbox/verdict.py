@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import functools
 import importlib
+import io
+import operator
 import socket
 import sys
 import types
@@ -17,6 +20,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from plamo2_jax.sandbox.channel import Gone, receive, send
+from plamo2_jax.sandbox.program import OPTIONAL
 from plamo2_jax.sandbox.values import MUTABLE, decode, encode
 
 
@@ -35,12 +39,28 @@ def passes(tests: str, names: Collection[str], channel: socket.socket) -> bool:
     main.__dict__.update(scope)
     try:
         code = compile(tests, "tests", "exec")
+        if "unittest" in tests:
+            _replace_unittest_main(scope)
         exec(code, scope)
         # The tests used builtins only, but the program defines one of these names: its function was not tested.
         untested = not client.asked and any(client.defines(name) for name in _names(code) if hasattr(builtins, name))
     except BaseException:
         return False
     return not (untested or client.failed)
+
+
+def _replace_unittest_main(scope: Mapping[str, Any]) -> None:
+    """Let `unittest.main()` run the tests' own cases and return. The original looks in another module and exits."""
+    import unittest
+
+    def main(*_: Any, **__: Any) -> None:
+        cases = [one for one in scope.values() if isinstance(one, type) and issubclass(one, unittest.TestCase)]
+        suite = unittest.TestSuite(unittest.defaultTestLoader.loadTestsFromTestCase(case) for case in cases)
+        result = unittest.TextTestRunner(io.StringIO()).run(suite)
+        if not (result.testsRun and result.wasSuccessful()):
+            raise AssertionError("unittest.main() found a failure, or no test")
+
+    unittest.main = main  # type: ignore[assignment, misc]
 
 
 def _names(code: types.CodeType) -> set[str]:
@@ -73,6 +93,7 @@ class _Client:
         self._channel = channel
         self._functions: list[Callable[..., Any]] = []
         self._exceptions: dict[tuple[str, str], type[Exception]] = {}
+        self._remotes: dict[tuple[Any, ...], Remote] = {}
 
     def find(self, name: str) -> Any:
         """Look up a global name of the program.
@@ -92,28 +113,28 @@ class _Client:
                 raise KeyError(name)
             return importlib.import_module(name)
         with self._strict():
-            return self._decode(content, whole)
+            return self._decode(content, whole, named=whole)
 
     def defines(self, name: str) -> bool:
         """Return whether the program defines a name."""
         return "value" in self._ask({"do": "name", "target": name, "whole": False})
 
     def request(
-        self, do: str, target: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any], whole: bool
+        self, do: str, target: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any], whole: bool, **flags: bool
     ) -> Any:
-        """Send a request; return its result or raise its exception."""
+        """Send a request; return its result (if it is a Remote, with these flags) or raise its exception."""
         given = [encode(one, self._refer) for one in arguments]
         named = {name: encode(one, self._refer) for name, one in keywords.items()}
         reply = self._ask({"do": do, "target": target, "arguments": given, "keywords": named, "whole": whole})
         with self._strict():
             for key, content in reply.get("changed", ()) if reply.get("value", 0) is None else ():
                 _replace(keywords[key] if isinstance(key, str) else arguments[key], self._decode(content, whole))
-        return self._result(reply, whole)
+        return self._result(reply, whole, **flags)
 
-    def _result(self, reply: Mapping[str, Any], whole: bool) -> Any:
+    def _result(self, reply: Mapping[str, Any], whole: bool, **flags: bool) -> Any:
         with self._strict():
             if "value" in reply:
-                return self._decode(reply["value"], whole)
+                return self._decode(reply["value"], whole, **flags)
             error = self._exception(reply)
         raise error from None
 
@@ -133,12 +154,16 @@ class _Client:
             send(self._channel, request)
             while "callback" in (reply := receive(self._channel)):
                 send(self._channel, self._call_back(reply))
-            if not (type(reply["printed"]) is str and any(name in reply for name in ("value", "absent", "error"))):
+            printed, warned = reply["printed"]
+            if not (
+                type(printed) is type(warned) is str and any(name in reply for name in ("value", "absent", "error"))
+            ):
                 raise TypeError
-        except (Gone, TypeError, KeyError):
+        except (Gone, TypeError, KeyError, ValueError):
             self.failed = True
             raise Gone from None
-        sys.stdout.write(reply["printed"])
+        sys.stdout.write(printed)
+        sys.stderr.write(warned)
         return reply
 
     def _call_back(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,26 +181,48 @@ class _Client:
             return {"error": type(error).__name__, "arguments": [str(error)]}
 
     def _refer(self, value: Any) -> dict[str, Any]:
-        if type(value) is Remote:
+        if isinstance(value, Remote):
             return {"own": object.__getattribute__(value, "_Remote__number")}
         if not callable(value):
             raise TypeError(
                 f"an object of {type(value).__name__} cannot be given to a program: plain values and functions can"
             )
         self._functions.append(value)
-        return {"callback": len(self._functions) - 1}
+        name, doc = getattr(value, "__name__", "callback"), getattr(value, "__doc__", None)
+        return {"callback": [len(self._functions) - 1, str(name), doc if type(doc) is str else None]}
 
-    def _decode(self, content: Any, whole: bool) -> Any:
+    def _decode(self, content: Any, whole: bool, **flags: bool) -> Any:
         def resolve(name: str, inner: Any) -> Any:
             if name == "own":
                 return self._functions[inner]
             if name == "exception":
-                return self._exception_class(inner)
-            if name == "remote" and type(inner) is int:
-                return Remote(self, inner, whole)
+                found = self._exception_class(inner)
+                if issubclass(AssertionError, found):
+                    # `MyError = Exception`: `except MyError` would catch the failed assertions of the tests.
+                    raise ValueError(name)
+                return found
+            if name == "coroutine" and type(inner) is int:
+                return self._coroutine(inner, whole)
+            if name == "remote":
+                number, title, *optional = inner
+                # The same object gives the same proxy: tests may compare with `is`.
+                flags["named"] = flags.get("named", False) and "call" in optional
+                key = (number, title, whole, *(flag for flag in sorted(flags) if flags[flag]))
+                if key not in self._remotes:
+                    if not (type(number) is int and all(one in OPTIONAL for one in optional)):
+                        raise ValueError(name)
+                    self._remotes[key] = _remote_class(title, frozenset(optional))(self, number, whole, **flags)
+                return self._remotes[key]
             raise ValueError(name)
 
         return decode(content, resolve)
+
+    async def _coroutine(self, number: int, whole: bool) -> Any:
+        """Run a coroutine of the program, when the tests await it."""
+        reply = self._ask(
+            {"do": "operator", "target": "await", "arguments": [{"own": number}], "keywords": {}, "whole": whole}
+        )
+        return self._result(reply, whole)
 
     def _exception(self, reply: Mapping[str, Any]) -> Exception:
         kind = self._exception_class(reply["error"])
@@ -224,38 +271,51 @@ class Remote:
         number: identifies the object in the program.
         whole: it is a class that the tests named, or comes from one: its methods can be called with arguments, and results keep their
             classes (`class Stack(list)`).
+        named: it is a class that the tests named.
+        built: the tests created it by calling such a class or an operator on such an object, or it is an attribute of such a class:
+            operators take plain values.
+        limited: it is a method of an object that a function returned, and plain values have a method of that name.
     """
 
-    __slots__ = ("__client", "__number", "__takes_arguments", "__whole")
+    __slots__ = ("__built", "__client", "__limited", "__named", "__number", "__whole")
 
-    def __init__(self, client: _Client, number: int, whole: bool):
+    def __init__(
+        self,
+        client: _Client,
+        number: int,
+        whole: bool,
+        named: bool = False,
+        built: bool = False,
+        limited: bool = False,
+    ):
         # Past our own `__setattr__`.
-        for name, value in {"client": client, "number": number, "takes_arguments": True, "whole": whole}.items():
+        values = {
+            "client": client,
+            "number": number,
+            "whole": whole,
+            "named": named,
+            "built": built,
+            "limited": limited,
+        }
+        for name, value in values.items():
             object.__setattr__(self, f"_Remote__{name}", value)
 
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        if (arguments or keywords) and not self.__takes_arguments:
-            # `f(x).startswith("a")`: the object could answer True to everything.
-            raise TypeError("a function of the program returned an object; its methods cannot be called with arguments")
-        return self.__client.request("call", self.__number, arguments, keywords, self.__whole)
-
     def __getattr__(self, name: str) -> Any:
-        found = self.__client.request("attribute", self.__number, (name,), {}, self.__whole)
-        if type(found) is Remote and not self.__whole:
-            object.__setattr__(found, "_Remote__takes_arguments", False)
-        return found
+        if name == "__signature__":
+            raise TypeError("the signature of a program's function cannot be inspected")
+        named = self.__named and name[:1].isupper()
+        limited = not self.__whole and name in _METHODS_OF_VALUES
+        flags = {"named": named, "built": self.__named, "limited": limited}
+        return self.__client.request("attribute", self.__number, (name,), {}, self.__whole, **flags)
 
     def __setattr__(self, name: str, value: Any) -> None:
         self.__client.request("assign", self.__number, (name, value), {}, False)
 
     def __instancecheck__(self, value: Any) -> bool:
-        return type(value) is Remote and self.__operate("isinstance", value, self) is True
+        return isinstance(value, Remote) and self.__operate("isinstance", value, self) is True
 
-    def __iter__(self) -> Remote:
-        return self.__operate("iter", self)
-
-    def __next__(self) -> Any:
-        return self.__client.next(self.__number, self.__whole)
+    def __subclasscheck__(self, value: Any) -> bool:
+        return isinstance(value, Remote) and self.__operate("issubclass", value, self) is True
 
     def __eq__(self, other: object) -> bool:
         return False if other is None else self.__compare("eq", other)
@@ -263,19 +323,54 @@ class Remote:
     def __ne__(self, other: object) -> bool:
         return True if other is None else self.__compare("ne", other)
 
-    def __enter__(self) -> Any:
-        return self.__operate("enter", self)
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self.__operate("exit", self)
-
     def __compare(self, name: str, other: object) -> bool:
-        if type(other) is not Remote:
+        if isinstance(other, Remote):
+            return self.__operate(name, self, other) is True
+        # An instance of `class Level(IntEnum)` is compared here, by its plain value.
+        value = self.__client.request("plain", self.__number, (), {}, False) if self.__whole else self
+        if isinstance(value, Remote):
             raise TypeError(f"an object of the program cannot be compared with {type(other).__name__}")
-        return self.__operate(name, self, other) is True
+        return getattr(operator, name)(value, other) is True
+
+    def __binary(self, name: str, other: Any, reflected: bool = False) -> Any:
+        if not (self.__built or isinstance(other, Remote)):
+            # The plain value may be the expected result: do not show it to the program.
+            return NotImplemented
+        return self.__operate(name, *((other, self) if reflected else (self, other)))
 
     def __operate(self, name: str, *values: Any) -> Any:
-        return self.__client.request("operator", name, values, {}, self.__whole)
+        return self.__client.request("operator", name, values, {}, self.__whole, built=self.__built)
+
+    def __do_call(self, *arguments: Any, **keywords: Any) -> Any:
+        if (arguments or keywords) and self.__limited:
+            # `f(x).startswith("a")`: the object could answer True to everything.
+            raise TypeError("a function of the program returned an object; this method of it cannot take arguments")
+        return self.__client.request("call", self.__number, arguments, keywords, self.__whole, built=self.__named)
+
+    def __do_iter(self) -> Any:
+        return self.__operate("iter", self)
+
+    def __do_next(self) -> Any:
+        return self.__client.next(self.__number, self.__whole)
+
+    def __do_enter(self) -> Any:
+        return self.__operate("enter", self)
+
+    def __do_exit(self, kind: object, error: object, trace: object) -> None:
+        self.__operate("exit", self)
+
+    def __do_contains(self, item: Any) -> bool:
+        if self.__whole:
+            return self.__operate("contains", self, item) is True
+        # Compare here: the object could contain everything.
+        return any(item is one or item == one for one in self.__do_iter())
+
+
+_MUTATORS = "add append appendleft clear discard extend insert pop popitem remove reverse setdefault sort update"
+_METHODS_OF_VALUES = {
+    name for kind in (bool, bytes, complex, dict, float, list, set, str, tuple) for name in dir(kind)
+} - set(_MUTATORS.split())
+"""Methods that tests call on plain values. Methods that change an object are not asked for an expected result."""
 
 
 def _unary(name: str) -> Callable[..., Any]:
@@ -283,11 +378,11 @@ def _unary(name: str) -> Callable[..., Any]:
 
 
 def _binary(name: str) -> Callable[..., Any]:
-    def method(self: Remote, other: Any) -> Any:
-        # The plain value may be the expected result: do not show it to the program.
-        return self._Remote__operate(name, self, other) if type(other) is Remote else NotImplemented
+    return lambda self, other: self._Remote__binary(name, other)
 
-    return method
+
+def _reflected(name: str) -> Callable[..., Any]:
+    return lambda self, other: self._Remote__binary(name, other, reflected=True)
 
 
 def _item(name: str) -> Callable[..., Any]:
@@ -298,16 +393,32 @@ def _ordered(name: str) -> Callable[..., Any]:
     return lambda self, other: self._Remote__compare(name, other)
 
 
+_ARITHMETIC = "add sub mul matmul truediv floordiv mod pow and or xor lshift rshift"
 _OPERATORS = {
-    "abs neg pos invert len bool int float complex str repr hash round reversed": _unary,
-    "add sub mul matmul truediv floordiv mod pow and or xor lshift rshift": _binary,
-    "getitem setitem delitem": _item,
+    "abs neg pos invert bool int float complex str repr hash round reversed": _unary,
+    _ARITHMETIC: _binary,
     "lt le gt ge": _ordered,
 }
 for _group, _make in _OPERATORS.items():
     for _name in _group.split():
         # The operator module spells them and_ and or_.
-        setattr(Remote, f"__{_name}__", _make(f"{_name}_" if _name in ("and", "or") else _name))
+        _spelled = f"{_name}_" if _name in ("and", "or") else _name
+        setattr(Remote, f"__{_name}__", _make(_spelled))
+        if _group == _ARITHMETIC:
+            setattr(Remote, f"__r{_name}__", _reflected(_spelled))
+Remote.__doc__ = property(
+    lambda self: self._Remote__client.request("attribute", self._Remote__number, ("__doc__",), {}, False)
+)
+
+
+@functools.cache
+def _remote_class(title: str, optional: frozenset[str]) -> type[Remote]:
+    """Return the class of proxies of objects whose class has this name and these special methods."""
+    made = {"len": _unary, "getitem": _item, "setitem": _item, "delitem": _item}
+    methods = {
+        f"__{name}__": made[name](name) if name in made else getattr(Remote, f"_Remote__do_{name}") for name in optional
+    }
+    return type(title, (Remote,), {"__slots__": (), **methods, "__doc__": Remote.__dict__["__doc__"]})
 
 
 def _replace(old: Any, new: Any) -> None:

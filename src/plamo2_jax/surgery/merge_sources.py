@@ -85,6 +85,7 @@ class RunSource(Source):
         self._path = checkpoint.item_folder(folder, step, item)
         root = self._path.parent
         config = checkpoint.read_model_config(folder)
+        checkpoint.require_model(folder)
         leaves = {key: leaf for key, leaf in _flatten(checkpoint.read_metadata(self._path))}
         for tensor in public_tensors(config):
             for part in tensor.parts:

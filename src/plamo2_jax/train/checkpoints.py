@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 
 from plamo2_jax import checkpoint, manifest
 from plamo2_jax.checkpoint import CHECKPOINTS, EMA, PARAMS, CheckpointError, first_line
-from plamo2_jax.storage import absolute
+from plamo2_jax.storage import absolute, is_full_disk
 from plamo2_jax.train import integrity, processes
 from plamo2_jax.train.guard import Guard
 from plamo2_jax.train.state import TrainState
@@ -186,8 +186,10 @@ class RunCheckpoints:
 
     def _unwritten(self, error: Exception) -> CheckpointError:
         kept = ", ".join(map(str, checkpoint.steps(self._folder))) or "none"
+        # Orbax and TensorStore describe a full disk in hundreds of characters.
+        reason = "the disk is full" if is_full_disk(error) else first_line(error)
         return CheckpointError(
-            f"the checkpoint of step {self._saving} could not be written to {self._folder / CHECKPOINTS}: {first_line(error)}; "
+            f"the checkpoint of step {self._saving} could not be written to {self._folder / CHECKPOINTS}: {reason}; "
             f"finished checkpoints there: {kept}"
         )
 

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,7 +22,7 @@ from tensorboard.summary import Writer
 
 from plamo2_jax.json_input import parse_json
 from plamo2_jax.model_files import optional_file
-from plamo2_jax.storage import Mirror, located
+from plamo2_jax.storage import Mirror, is_full_disk, located, naming_full_disk
 from plamo2_jax.train.objective import PROCESSED, means
 
 METRICS = "metrics.jsonl"
@@ -62,12 +63,20 @@ class MetricsLog:
             self._show(line)
 
     def __enter__(self) -> MetricsLog:
+        # TensorBoard writes in a thread. On a full disk `write` or `flush` fails too: one sentence is enough.
+        self._excepthook, threading.excepthook = threading.excepthook, _without_full_disk(threading.excepthook)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._tensorboard.close()
-        self._mirror.close()
+        try:
+            with naming_full_disk(self._folder):
+                try:
+                    self._tensorboard.close()
+                finally:
+                    self._file.close()
+                self._mirror.close()
+        finally:
+            threading.excepthook = self._excepthook
 
     def drop_after(self, step: int) -> None:
         """Drop the lines of later steps: they did not count."""
@@ -80,14 +89,16 @@ class MetricsLog:
         # JSON has no number for what is not finite.
         finite = {name: value for name, value in figures.items() if math.isfinite(value)}
         line = {"step": step, "time": time.time(), **finite}
-        self._file.write(json.dumps(line) + "\n")
         self.seconds += figures.get("step_seconds", 0.0)
-        self._show(line)
+        with naming_full_disk(self._folder):
+            self._file.write(json.dumps(line) + "\n")
+            self._show(line)
 
     def flush(self) -> None:
         """Hand everything written so far to the operating system: it outlives this process from here on."""
-        self._file.flush()
-        self._tensorboard.flush()
+        with naming_full_disk(self._folder):
+            self._file.flush()
+            self._tensorboard.flush()
 
     def upload(self) -> None:
         """For a run in a bucket: copy what is written so far there."""
@@ -98,6 +109,11 @@ class MetricsLog:
         for name, value in line.items():
             if name not in ("step", "time"):
                 self._tensorboard.add_scalar(name, value, line["step"], wall_time=line.get("time"))
+
+
+def _without_full_disk(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `threading.excepthook` so that it says nothing of a full disk."""
+    return lambda given: None if given.exc_value is not None and is_full_disk(given.exc_value) else hook(given)
 
 
 class NoLog:

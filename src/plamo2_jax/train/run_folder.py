@@ -135,10 +135,10 @@ def _check_past(config: PretrainConfig, steps: int) -> None:
         if whole
         else f"No checkpoint of step {changed} or before is kept to fork; start a run from its parameters with init_from"
     )
+    updates = f"update {found[-1]}" if changed + 1 == found[-1] else f"updates {changed + 1} to {found[-1]}"
     raise TrainingError(
-        f"{config.folder} cannot go on with steps={config.steps}: it was trained for {steps}, and the learning rates of updates "
-        f"{changed + 1} to {found[-1]} would have been others. steps may rise where they stay the same, such as before a wsd decay "
-        f"begins. {advice}"
+        f"{config.folder} cannot go on with steps={config.steps}: it was trained for {steps}, and {updates} had another learning rate. "
+        f"steps may rise while all rates so far stay the same, such as before a wsd decay begins. {advice}"
     )
 
 
