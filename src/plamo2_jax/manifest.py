@@ -68,10 +68,12 @@ def find_damage(folder: Path, item: str | None = None, *, sizes_only: bool = Fal
     # The cheap check of all files first: it names what is missing or cut short without reading what is whole.
     for name, (size, _) in expected.items():
         path = folder / name
+        if not is_remote(folder) and _leaves(folder, path):
+            return f"{name[:200]} is a link out of the folder"
         if not path.is_file():
-            return f"{name} is missing"
+            return f"{name[:200]} is missing"
         if (found := _size(path)) != size:
-            return f"{name} has {found} bytes instead of {size}"
+            return f"{name[:200]} has {found} bytes instead of {str(size)[:30]}"
     if sizes_only:
         return None
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -87,6 +89,12 @@ def _is_of(name: str, item: str | None) -> bool:
 
 def _stays_inside(name: str) -> bool:
     return bool(name) and not name.startswith("/") and ".." not in name.split("/")
+
+
+def _leaves(folder: Path, path: Path) -> bool:
+    """Whether a path leads out of a folder through symbolic links."""
+    root = os.path.realpath(folder)
+    return os.path.commonpath((root, os.path.realpath(path))) != root
 
 
 def _entry(path: Path) -> dict[str, Any]:

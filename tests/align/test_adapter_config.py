@@ -104,7 +104,7 @@ def test_what_an_adapter_is_multiplied_by(write, case):
 REFUSED = {
     "a list": ({"text": "[]"}, "must hold a JSON object, not list"),
     "cut short": ({"text": '{"peft_type": "LORA", "r": 2,'}, "is not valid JSON"),
-    "nested": ({"text": "[" * 5000}, "nests more than"),
+    "nested": ({"text": "[" * 5000 + "]" * 5000}, "nests more than"),
     "another method": ({"peft_type": "IA3"}, "peft_type='IA3'"),
     "no alpha": ({"lora_alpha": None}, "lora_alpha=None.*a finite number"),
     "alpha in words": ({"lora_alpha": "four"}, "lora_alpha='four'"),

@@ -134,7 +134,7 @@ def test_both_sides_are_written_in_one_pass(capsys, tokenizer, tmp_path):
         2,
         f"plamo2 data: there is no document to write to {tmp_path}/few/heldout",
     )
-    assert list((tmp_path / "few").iterdir()) == []
+    assert not (tmp_path / "few").exists()
 
 
 def test_languages_are_recognised(capsys, tokenizer, tmp_path):

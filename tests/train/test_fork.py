@@ -106,8 +106,8 @@ def test_what_cannot_be_forked_is_refused_before_anything_is_written(origin, cha
     data = dataclasses.replace(origin.data, seed=changes.pop("data.seed", 0))
     changes["fork"] = changes["fork"].format(origin.folder)
     with pytest.raises(ValueError, match=message):
-        pretrain(dataclasses.replace(origin, name="refused", data=data, **changes))
-    assert not (origin.output / "refused").exists()
+        pretrain(dataclasses.replace(origin, name="refused_fork", data=data, **changes))
+    assert not (origin.output / "refused_fork").exists()
 
 
 def test_a_damaged_or_a_bare_checkpoint_is_no_origin(origin, tmp_path):
@@ -118,7 +118,7 @@ def test_a_damaged_or_a_bare_checkpoint_is_no_origin(origin, tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    config = dataclasses.replace(origin, name="refused", fork=copy / ".." / "copy@4")
+    config = dataclasses.replace(origin, name="refused_fork", fork=copy / ".." / "copy@4")
     with pytest.raises(CheckpointError, match=r"is damaged: .* has another checksum"):
         pretrain(config)
     bare = tmp_path / "bare"
@@ -131,8 +131,8 @@ def test_a_damaged_or_a_bare_checkpoint_is_no_origin(origin, tmp_path):
 def test_another_shape_is_named(origin):
     model = dataclasses.replace(origin.model, intermediate_size=64)
     with pytest.raises(CheckpointError, match=r"tensor .* has shape .*, the model wants"):
-        pretrain(dataclasses.replace(origin, name="refused", model=model, fork=f"{origin.folder}@4"))
-    assert not (origin.output / "refused").exists()
+        pretrain(dataclasses.replace(origin, name="refused_fork", model=model, fork=f"{origin.folder}@4"))
+    assert not (origin.output / "refused_fork").exists()
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,7 @@ class ReferenceLogProbs:
         for name, value in (("reference", reference), ("tokenizer", tokenizer)):
             if self.manifest[name] != value:
                 raise ReferenceLogProbsError(
-                    f"{self.folder} was written for the {name} {self.manifest[name]}, not for this run's {value}; remove it or "
+                    f"{self.folder} was written for the {name} {self.manifest[name][:60]}, not for this run's {value}; remove it or "
                     "name another folder, and it is written anew"
                 )
 

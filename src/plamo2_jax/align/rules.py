@@ -62,7 +62,7 @@ def check_rules(rules: Any) -> Mapping[str, Any]:
             raise RuleError(f"the rule {name!r} is unknown; it must be one of {', '.join(_RULES)}")
         allowed, fits, _ = _RULES[name]
         if not fits(value):
-            raise RuleError(f"the rule {name}={value!r} is not allowed; it must be {allowed}")
+            raise RuleError(f"the rule {name}={repr(value)[:100]} is not allowed; it must be {allowed}")
     return rules
 
 

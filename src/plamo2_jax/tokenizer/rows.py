@@ -96,19 +96,19 @@ def _parse_row(line: bytes) -> tuple[str, float, str]:
         raise ValueError(f"a row must be a list [token, score, type, ...], not {str(row)[:60]}")
     token, score, kind = row[:3]
     if not isinstance(token, str) or not token:
-        raise ValueError(f"the token must be a non-empty string, not {token!r}")
+        raise ValueError(f"the token must be a non-empty string, not {repr(token)[:60]}")
     if not token.isascii():
         try:
             token.encode()
         except UnicodeEncodeError:
-            raise ValueError(f"the token {token!r} holds a lone surrogate, which is not text") from None
+            raise ValueError(f"the token {repr(token)[:60]} holds a lone surrogate, which is not text") from None
     if isinstance(score, bool) or not isinstance(score, int | float):
-        raise ValueError(f"the score of {token!r} must be a number, not {score!r}")
+        raise ValueError(f"the score of {repr(token)[:60]} must be a number, not {repr(score)[:60]}")
     if not abs(score) <= MAX_SCORE:  # also catches NaN
         shown = score if isinstance(score, float) and not math.isfinite(score) else "out of range"
-        raise ValueError(f"the score of {token!r} is {shown}; it must be finite and within ±{MAX_SCORE:g}")
+        raise ValueError(f"the score of {repr(token)[:60]} is {shown}; it must be finite and within ±{MAX_SCORE:g}")
     if kind not in TYPES:
-        raise ValueError(f"the type of {token!r} is {kind!r}; it must be one of {', '.join(TYPES)}")
+        raise ValueError(f"the type of {repr(token)[:60]} is {repr(kind)[:60]}; it must be one of {', '.join(TYPES)}")
     return token, float(score), kind
 
 
@@ -120,5 +120,5 @@ def _byte_value(token: str) -> int:
         or token[5] != ">"
         or not all(c in "0123456789abcdefABCDEF" for c in digits)
     ):
-        raise ValueError(f"a BYTE row must be spelled <0x00> to <0xFF>, not {token!r}")
+        raise ValueError(f"a BYTE row must be spelled <0x00> to <0xFF>, not {repr(token)[:60]}")
     return int(digits, 16)
