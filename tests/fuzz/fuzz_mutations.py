@@ -197,7 +197,7 @@ def _replace_file(path: Path, rng: random.Random) -> str:
         os.mkfifo(path)
     elif kind == "sparse":
         with path.open("wb") as file:
-            file.truncate(2 << 30)
+            file.truncate(5 << 28)
     return kind
 
 
