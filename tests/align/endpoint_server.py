@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint over real HTTP that fails, hangs and talks nonsense when it is told to."""
+"""An OpenAI-compatible endpoint over real HTTP that fails, hangs or answers nonsense on request."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Adapters opened with their base in memory, held-out files tokenized on the fly, and what a folder is said to hold."""
+"""Adapters opened with their base in memory, held-out files tokenized on the fly, and `plamo2 inspect`."""
 
 import json
 import lzma

@@ -162,7 +162,7 @@ def _xz(row: HeldOutRow) -> float | None:
 
 
 def _draw(plot: Plot, run: Run) -> str | None:
-    """The plot, or None where the run has none of its figures."""
+    """Return the plot, or None if the run logged none of its figures."""
     lines = []
     for label, figure in plot.series.items():
         values = [(line["step"], line[figure]) for line in run.lines if figure in line]

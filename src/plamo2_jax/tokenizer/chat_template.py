@@ -92,7 +92,7 @@ class ChatTemplate:
 
     @classmethod
     def of_model(cls, folder: str | os.PathLike[str]) -> ChatTemplate:
-        """The template of a model's folder, or `chat` where it has none.
+        """Return the template of a model's folder, or `chat` if the folder has no template.
 
         Raises:
             ChatTemplateError: it cannot be read or compiled.

@@ -152,7 +152,7 @@ class Tokenizer:
         return 0 <= id < self.vocab_size and bool(self._special[id])
 
     def control_strings_in(self, text: str) -> list[str]:
-        """The control strings that occur in a text, in order of their ids; `encode` reads them as text unless it is told otherwise."""
+        """The control strings that occur in a text, in order of their ids; by default `encode` reads them as text."""
         return [self._tokens[i] for i in np.flatnonzero(self._special) if self._tokens[i] in text]
 
     @functools.cached_property
