@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from plamo2_jax.plan.compiler import topology_devices
-from plamo2_jax.plan.worker import compile_for, compiled_cost
+from plamo2_jax.plan.schedule.worker import compile_for, compiled_cost
 
 M, K, N = 256, 1024, 256
 
