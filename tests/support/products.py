@@ -1,4 +1,4 @@
-"""Compile matrix products in Pallas for a TPU slice and print what they cost, as JSON; test_plan_products.py runs it.
+"""Compile matrix products in Pallas for a TPU slice and print what they cost, as JSON; tests/plan/test_plan_products.py runs it.
 
 Every kernel multiplies blocks [256,1024] @ [1024,256] of bfloat16: 2·8 arrays of weights 128×128, through each of which 256 rows go.
 """
