@@ -30,7 +30,7 @@ from plamo2_jax.eval.retrieval import ask, depths, table  # noqa: E402
 from plamo2_jax.infer.answer import ModelAnswerer  # noqa: E402
 from plamo2_jax.model import Plamo2  # noqa: E402
 from plamo2_jax.storage import write_whole  # noqa: E402
-from plamo2_jax.surgery.context import extend  # noqa: E402
+from plamo2_jax.surgery.extend import extend  # noqa: E402
 from plamo2_jax.train.config import PretrainConfig  # noqa: E402
 from plamo2_jax.train.schedule import ScheduleConfig  # noqa: E402
 

@@ -15,7 +15,7 @@ from plamo2_jax.convert.load import load_model
 from plamo2_jax.data.packing import Pieces
 from plamo2_jax.data.upsampling import UpsampledPieces
 from plamo2_jax.model import Plamo2, init_params
-from plamo2_jax.surgery.context import Stage, extended_config, stages
+from plamo2_jax.surgery.extend import Stage, extended_config, stages
 
 ROOT = Path(__file__).parents[2]
 CONFIG = preset(

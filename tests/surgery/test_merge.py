@@ -15,8 +15,9 @@ from plamo2_jax.cli.main import main
 from plamo2_jax.convert.hf import from_public
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.convert.load import load_model
-from plamo2_jax.surgery.merge import MergeConfig, merge
-from plamo2_jax.surgery.merge_sources import MergeError, ModelName, open_source
+from plamo2_jax.surgery.merge.config import MergeConfig
+from plamo2_jax.surgery.merge.merge import merge
+from plamo2_jax.surgery.merge.sources import MergeError, ModelName, open_source
 
 
 def random_model(seed):
@@ -151,7 +152,8 @@ def test_a_truncated_file_leaves_nothing_behind(models, tmp_path):
 MEASURE = """
 import sys
 import numpy as np
-from plamo2_jax.surgery.merge import MergeConfig, merge
+from plamo2_jax.surgery.merge.config import MergeConfig
+from plamo2_jax.surgery.merge.merge import merge
 def peak():
     # Not getrusage, which knows the peak of the process that started this one.
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))

@@ -10,12 +10,12 @@ from surgery_material import TIED, UNTIED, difference, logits, make_batch
 
 from plamo2_jax.config import preset
 from plamo2_jax.model import Plamo2, abstract_params
-from plamo2_jax.surgery.importance import activation_scores, magnitude_scores, period_losses, score, taylor_scores
-from plamo2_jax.surgery.masks import apply_masks, full_masks, keep_tree, kept, mask_state, places, soften
-from plamo2_jax.surgery.prune import find_masks, mean_loss, schedule
-from plamo2_jax.surgery.search import best, candidates
-from plamo2_jax.surgery.select import first_masks, select
-from plamo2_jax.surgery.shrink import check_target, cut_config, shrink
+from plamo2_jax.surgery.prune.cut import check_target, cut_config, cut_params
+from plamo2_jax.surgery.prune.importance import activation_scores, magnitude_scores, period_losses, score, taylor_scores
+from plamo2_jax.surgery.prune.masks import apply_masks, full_masks, keep_tree, kept, mask_state, places, soften
+from plamo2_jax.surgery.prune.prune import find_masks, mean_loss, schedule
+from plamo2_jax.surgery.prune.search import best, candidates
+from plamo2_jax.surgery.prune.selection import first_masks, select_masks
 from plamo2_jax.surgery.structure import SurgeryError, flatten
 
 # All axes of a model in two or three compilations of the small one; the masked one is the large one's.
@@ -43,7 +43,7 @@ def random_masks(config, target, seed=0):
     scores = {
         place: {axis: rng.random(shape) for axis, shape in shapes.items()} for place, shapes in places(config).items()
     }
-    return select(scores, config, target)
+    return select_masks(scores, config, target)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_masked_is_shrunk(originals, name, changes):
     check_target(config, target)
     masks = random_masks(config, target)
     small = cut_config(config, target, masks)
-    shrunk = logits(small, shrink(params, masks, config, small))
+    shrunk = logits(small, cut_params(params, masks, config, small))
     masked = logits(config, jax.jit(lambda params: apply_masks(params, masks, config))(params))
     assert difference(masked, shrunk) < 1e-5
     assert difference(masked, whole) > 1e-2
@@ -182,7 +182,7 @@ def test_the_loss_without_a_period_is_that_of_the_cut_network(scored):
     masks = full_masks(config)
     masks["run_0"]["layers"][0] = False
     small = cut_config(config, dataclasses.replace(config, num_hidden_layers=2), masks)
-    cut = shrink(params, masks, config, small)
+    cut = cut_params(params, masks, config, small)
     whole, less = (float(jax.jit(f)(tree, batch)) for f, tree in ((loss, params), (mean_loss(small), cut)))
     assert less - whole == pytest.approx(rises[0], abs=1e-4)
 
@@ -220,7 +220,7 @@ def test_full_attention_follows_the_layers_that_are_kept(originals):
     masks["run_0"]["layers"][0] = False
     small = cut_config(config, dataclasses.replace(config, num_hidden_layers=2, full_attention_idx=()), masks)
     assert small.full_attention_idx == (1,)
-    cut = shrink(params, masks, config, small)
+    cut = cut_params(params, masks, config, small)
     np.testing.assert_array_equal(
         cut["run_0"]["layer_1"]["mixer"]["q_proj"][0], params["run_1"]["layer_1"]["mixer"]["q_proj"][0]
     )
@@ -234,7 +234,7 @@ def test_published_cuts_on_shapes():
     ]:
         check_target(source, target, multiple_of=128)
         masks = first_masks(source, target)
-        shapes = jax.eval_shape(lambda p, a=(masks, source, target): shrink(p, *a), abstract_params(Plamo2(source)))
+        shapes = jax.eval_shape(lambda p, a=(masks, source, target): cut_params(p, *a), abstract_params(Plamo2(source)))
         assert shapes == abstract_params(Plamo2(target)), name
         assert sum(leaf.size for leaf in flatten(shapes).values()) == count
     assert kept(masks)["mlp"] == 5632
@@ -281,4 +281,4 @@ def test_a_single_layer_is_another_pattern():
 def test_masks_of_another_size_are_refused(originals):
     config, params, _ = originals["tied"]
     with pytest.raises(SurgeryError, match="keep 24 channels of axis 'embed' in all layers, the target wants 15"):
-        shrink(params, full_masks(config), config, dataclasses.replace(config, hidden_size=15))
+        cut_params(params, full_masks(config), config, dataclasses.replace(config, hidden_size=15))

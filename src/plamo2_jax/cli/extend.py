@@ -40,7 +40,7 @@ class ExtendOptions:
 def main(argv: list[str]) -> int:
     """Run the verb."""
     options = parse(ExtendOptions, argv, "plamo2 extend")
-    from plamo2_jax.surgery.context import extend
+    from plamo2_jax.surgery.extend import extend
 
     config = extend(
         options.model,

@@ -45,7 +45,7 @@ def grow(
         dtype: Dtype of the file.
         plan: Print what would grow, and write nothing.
     """
-    from plamo2_jax.surgery.depth import grown_config
+    from plamo2_jax.surgery.grow.depth import grown_config
     from plamo2_jax.surgery.shapes import changes_table, read_shape, with_sizes
 
     old = read_shape(source)
@@ -59,21 +59,21 @@ def grow(
     from plamo2_jax.convert.load import load_model
     from plamo2_jax.model import Plamo2, abstract_params
     from plamo2_jax.storage import require_empty
-    from plamo2_jax.surgery import reuse
+    from plamo2_jax.surgery.grow import grow as surgery
     from plamo2_jax.tokenizer.template_files import chat_template_files
 
     def run(params):
-        return reuse.grow(params, old, new, width=method, depth=depth, noise=noise, seed=seed)
+        return surgery.grow(params, old, new, width=method, depth=depth, noise=noise, seed=seed)
 
     if plan:
         # On shapes alone, without noise: it would be drawn.
         jax.eval_shape(
-            lambda params: reuse.grow(params, old, new, width=method, depth=depth), abstract_params(Plamo2(old))
+            lambda params: surgery.grow(params, old, new, width=method, depth=depth), abstract_params(Plamo2(old))
         )
         print(changes_table(old, new))
         return
     require_empty(output)
-    reuse.check(old, new, method, depth)
+    surgery.check_target(old, new, method, depth)
     files = chat_template_files(source)
     loaded = load_model(source, step=step, require_finite=True)
     write_public(output, new, run(jax.device_get(loaded.params)), loaded.tokenizer, dtype=dtype, files=files)

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 import tyro
 
 from plamo2_jax.cli.arguments import parse
-from plamo2_jax.surgery.merge import MergeConfig, Method
-from plamo2_jax.surgery.merge_methods import Rescale
+from plamo2_jax.surgery.merge.config import MergeConfig, Method
+from plamo2_jax.surgery.merge.methods import Rescale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
     if len(options.models_and_output) < 2:
         raise ValueError("the arguments must be models and last the folder to make: plamo2 merge A B OUT")
     from plamo2_jax.cli.convert import parse_size, progress
-    from plamo2_jax.surgery.merge import merge
+    from plamo2_jax.surgery.merge.merge import merge
 
     *models, output = options.models_and_output
     config = MergeConfig(

@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
     from plamo2_jax.infer.weights import cast_matrices
     from plamo2_jax.model import Plamo2
     from plamo2_jax.progress import tqdm
-    from plamo2_jax.surgery.merge_sources import ModelName
+    from plamo2_jax.surgery.merge.sources import ModelName
 
     name = ModelName.parse(options.model)
     loaded = open_model(name.folder, step=name.step, ema=name.ema)

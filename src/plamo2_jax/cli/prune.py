@@ -62,9 +62,9 @@ def prune(
     """
     from plamo2_jax.convert.hf import write_public
     from plamo2_jax.storage import require_empty
-    from plamo2_jax.surgery.search import candidates
+    from plamo2_jax.surgery.prune.cut import check_target
+    from plamo2_jax.surgery.prune.search import candidates, prune_best
     from plamo2_jax.surgery.shapes import changes_table, read_shape, with_sizes
-    from plamo2_jax.surgery.shrink import check_target
 
     old = read_shape(model)
     shapes = [with_sizes(old, read_shape(target, set))]
@@ -91,11 +91,8 @@ def prune(
 
     import itertools
 
-    import jax
-
     from plamo2_jax.convert.load import load_model
     from plamo2_jax.data.pipeline import DataConfig, MixtureItem, train_iterator
-    from plamo2_jax.surgery import prune as surgery
     from plamo2_jax.tokenizer.template_files import chat_template_files
 
     files = chat_template_files(model)
@@ -105,22 +102,15 @@ def prune(
     data = DataConfig((MixtureItem(calibration),), sequence_length, batch_size, seed=seed, prefetch_batches=0)
     examples = list(itertools.islice(train_iterator(data, loaded.tokenizer), batches))
 
-    def cut(shape):
-        return surgery.prune(loaded.params, old, shape, examples, method=method, depth=depth, rounds=rounds, seed=seed)
-
-    best, lowest = None, float("inf")
-    for shape in shapes:
-        pruned = cut(shape)
-        loss = surgery.mean_loss(pruned.config)
-        measure = jax.jit(lambda params, batch, loss=loss: loss(params, batch))
-        nats = sum(float(measure(pruned.params, batch)) for batch in examples) / len(examples)
+    def report(shape, loss) -> None:
         print(
-            f"{pruned.config.num_hidden_layers} layers, hidden {pruned.config.hidden_size}, MLP {pruned.config.intermediate_size}, "
-            f"{pruned.config.parameter_count():,} parameters: {nats:.4f} nats a token of the calibration data",
+            f"{shape.num_hidden_layers} layers, hidden {shape.hidden_size}, MLP {shape.intermediate_size}, "
+            f"{shape.parameter_count():,} parameters: {loss:.4f} nats per token of the calibration data",
             file=sys.stderr,
         )
-        if best is None or nats < lowest:
-            best, lowest = pruned, nats
+
+    options = {"method": method, "depth": depth, "rounds": rounds, "seed": seed}
+    best = prune_best(loaded.params, old, shapes, examples, on_pruned=report, **options)
     write_public(output, best.config, best.params, loaded.tokenizer, dtype=dtype, files=files)
     print(changes_table(old, best.config))
     print(output)
@@ -131,12 +121,12 @@ def _check_on_shapes(old, new) -> None:
     import jax
 
     from plamo2_jax.model import Plamo2, abstract_params
-    from plamo2_jax.surgery.select import first_masks
-    from plamo2_jax.surgery.shrink import cut_config, shrink
+    from plamo2_jax.surgery.prune.cut import cut_config, cut_params
+    from plamo2_jax.surgery.prune.selection import first_masks
 
     masks = first_masks(old, new)
     config = cut_config(old, new, masks)
-    cut = jax.eval_shape(lambda params: shrink(params, masks, old, config), abstract_params(Plamo2(old)))
+    cut = jax.eval_shape(lambda params: cut_params(params, masks, old, config), abstract_params(Plamo2(old)))
     if cut != abstract_params(Plamo2(config)):
         raise ValueError("the shapes that come out are not those of the target")
 

@@ -13,8 +13,8 @@ from jax import Array
 
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.model import Plamo2, axes, init_params
-from plamo2_jax.surgery.depth import Depth, LayerPlan, check_kinds, close, layer_plan
-from plamo2_jax.surgery.expansion import Expansion, Width, expansions
+from plamo2_jax.surgery.grow.depth import Depth, LayerPlan, check_kinds, close, layer_plan
+from plamo2_jax.surgery.grow.width import Expansion, Width, expansions
 from plamo2_jax.surgery.structure import (
     Params,
     SurgeryError,
@@ -201,7 +201,7 @@ def _noise(
     return noise * size * drawn.astype(np.float32)
 
 
-def check(source: ModelConfig, target: ModelConfig, width: Width, depth: Depth) -> None:
+def check_target(source: ModelConfig, target: ModelConfig, width: Width, depth: Depth) -> None:
     """Refuse a target that cannot be grown out of the source, before anything is read.
 
     Raises:

@@ -17,7 +17,7 @@ from jax import Array
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.model import Plamo2, axes
 from plamo2_jax.model.layers import OBSERVED
-from plamo2_jax.surgery.masks import EVERYWHERE, Masks, apply_masks, full_masks, places, soften
+from plamo2_jax.surgery.prune.masks import EVERYWHERE, Masks, apply_masks, full_masks, places, soften
 from plamo2_jax.surgery.structure import Params, SurgeryError, flatten, structure
 
 Method = Literal["activation", "taylor", "magnitude", "random"]

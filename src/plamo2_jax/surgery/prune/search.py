@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
+import jax
+
 from plamo2_jax.config import ModelConfig
-from plamo2_jax.surgery.structure import SurgeryError
+from plamo2_jax.surgery.prune.importance import Batch
+from plamo2_jax.surgery.prune.prune import Pruned, mean_loss, prune
+from plamo2_jax.surgery.structure import Params, SurgeryError
 
 Cost = Callable[[ModelConfig], float]
 """What is bounded: parameters, or FLOPs a token."""
@@ -73,12 +77,32 @@ def _widest(
     return None
 
 
-def best(shapes: Sequence[ModelConfig], loss: Callable[[ModelConfig], float]) -> tuple[ModelConfig, list[float]]:
-    """The shape of lowest loss, and the losses of all.
+def prune_best(
+    params: Params,
+    source: ModelConfig,
+    shapes: Sequence[ModelConfig],
+    batches: Sequence[Batch],
+    *,
+    on_pruned: Callable[[ModelConfig, float], None] | None = None,
+    **options,
+) -> Pruned:
+    """Prune to each shape and return the pruned model with the lowest loss on the calibration batches.
 
     Args:
-        shapes: from `candidates`.
-        loss: of the network cut to a shape, for instance on calibration data after `prune.prune`, or after a short training.
+        params: Parameters of the source.
+        source: Shape of the source.
+        shapes: Target shapes, for example from `candidates`.
+        batches: Calibration batches, used for the scores and for the loss.
+        on_pruned: Called with each pruned shape and its loss in nats per token.
+        options: Further arguments of `find_masks`.
     """
-    losses = [loss(shape) for shape in shapes]
-    return shapes[losses.index(min(losses))], losses
+    best, lowest = None, float("inf")
+    for shape in shapes:
+        pruned = prune(params, source, shape, batches, **options)
+        measure = jax.jit(mean_loss(pruned.config))
+        loss = sum(float(measure(pruned.params, batch)) for batch in batches) / len(batches)
+        if on_pruned is not None:
+            on_pruned(pruned.config, loss)
+        if best is None or loss < lowest:
+            best, lowest = pruned, loss
+    return best

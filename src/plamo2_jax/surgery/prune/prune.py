@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.eval.perplexity import predict_batch
 from plamo2_jax.model import Plamo2, axes
-from plamo2_jax.surgery.importance import Batch, Loss, Method, Scores, period_losses, score
-from plamo2_jax.surgery.masks import Masks, full_masks
-from plamo2_jax.surgery.select import select
-from plamo2_jax.surgery.shrink import check_target, cut_config, shrink
+from plamo2_jax.surgery.prune.cut import check_target, cut_config, cut_params
+from plamo2_jax.surgery.prune.importance import Batch, Loss, Method, Scores, period_losses, score
+from plamo2_jax.surgery.prune.masks import Masks, full_masks
+from plamo2_jax.surgery.prune.selection import select_masks
 from plamo2_jax.surgery.structure import Params
 
 DepthMethod = Literal["same", "influence", "loss"]
@@ -92,7 +92,7 @@ def find_masks(
             for place, shapes in ranked.items():
                 if axes.LAYERS in shapes:
                     scores[place] = {**scores[place], axes.LAYERS: shapes[axes.LAYERS]}
-        masks = select(scores, source, shape, masks)
+        masks = select_masks(scores, source, shape, masks)
         if on_round is not None:
             on_round(number, shape)
     return masks, scores
@@ -102,7 +102,7 @@ def prune(params: Params, source: ModelConfig, target: ModelConfig, batches: Seq
     """Measure, choose and cut; arguments and errors as for `find_masks`."""
     masks, scores = find_masks(params, source, target, batches, **options)
     config = cut_config(source, target, masks)
-    return Pruned(config, shrink(params, masks, source, config), masks, scores)
+    return Pruned(config, cut_params(params, masks, source, config), masks, scores)
 
 
 def schedule(source: ModelConfig, target: ModelConfig, rounds: int) -> list[ModelConfig]:

@@ -6,12 +6,12 @@ import numpy as np
 
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.model import axes
-from plamo2_jax.surgery.importance import Scores
-from plamo2_jax.surgery.masks import Masks, full_masks, places
+from plamo2_jax.surgery.prune.importance import Scores
+from plamo2_jax.surgery.prune.masks import Masks, full_masks, places
 from plamo2_jax.surgery.structure import structure
 
 
-def select(scores: Scores, source: ModelConfig, target: ModelConfig, masks: Masks | None = None) -> Masks:
+def select_masks(scores: Scores, source: ModelConfig, target: ModelConfig, masks: Masks | None = None) -> Masks:
     """Masks that keep the highest scores.
 
     Each layer keeps its own channels. Of an axis that comes in groups (key/value heads with their queries) whole groups go first, then as
@@ -48,7 +48,7 @@ def first_masks(source: ModelConfig, target: ModelConfig) -> Masks:
     zeros = {
         place: {axis: np.zeros(shape) for axis, shape in shapes.items()} for place, shapes in places(source).items()
     }
-    return select(zeros, source, target)
+    return select_masks(zeros, source, target)
 
 
 def _best(scores: np.ndarray, alive: np.ndarray, count: int) -> np.ndarray:

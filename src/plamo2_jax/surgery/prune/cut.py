@@ -9,7 +9,7 @@ import numpy as np
 
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.model import axes
-from plamo2_jax.surgery.masks import EVERYWHERE, Masks, full_masks
+from plamo2_jax.surgery.prune.masks import EVERYWHERE, Masks, full_masks
 from plamo2_jax.surgery.structure import (
     FIXED,
     Params,
@@ -103,7 +103,7 @@ def _kept_layers(source: ModelConfig, masks: Masks) -> list[int]:
     return [layer for layer, (run, _, period) in enumerate(layer_places(source)) if keeps(run, period)]
 
 
-def shrink(params: Params, masks: Masks, source: ModelConfig, target: ModelConfig) -> Params:
+def cut_params(params: Params, masks: Masks, source: ModelConfig, target: ModelConfig) -> Params:
     """The network that `apply_masks` describes, without what is masked. Pure in `params`; any tree like them can be cut (Adam's moments).
 
     Args:
