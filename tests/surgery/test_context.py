@@ -95,9 +95,9 @@ def test_refusals(model, tmp_path, capsys, options, message):
 
 def test_a_layer_may_not_change_its_base_unsaid():
     two = dataclasses.replace(CONFIG, rope_theta=1e6, rope_local_theta=1e4, full_attention_idx=(1,))
-    with pytest.raises(ValueError, match=r"layers \[3, 5\] turn with rope_local_theta=10000.0"):
+    with pytest.raises(ValueError, match=r"layers \[3, 5\] use rope_local_theta=10000.0"):
         extended_config(two, full_attention="all")
-    with pytest.raises(ValueError, match=r"leave out layers \[1\]"):
+    with pytest.raises(ValueError, match=r"must include layers \[1\]"):
         extended_config(two, full_attention=(3,))
 
 

@@ -30,35 +30,34 @@ _DENSITY = {"ties": 0.2, "dare_ties": 0.5, "dare_linear": 0.5, "della": 0.5, "br
 
 @dataclasses.dataclass(frozen=True)
 class MergeConfig:
-    """How to merge. The methods are told in `merge_methods`.
+    """Settings of a merge. `methods` describes each method.
 
     Raises:
-        ValueError: a field is out of range; the message names the field, its value and what is allowed.
+        ValueError: A field is out of range. The message names the field, its value and what is allowed.
     """
 
     method: Method
-    """Which arithmetic."""
+    """Merge method."""
     weights: tuple[float, ...] = ()
-    """One a model, in order; none: all 1. linear, slerp and karcher divide by their sum (slerp's t is the second's share)."""
+    """One weight per model, in order; empty: all 1. linear, slerp and karcher divide by the sum (slerp's t is the second's share)."""
     weights_for: tuple[tuple[str, tuple[float, ...]], ...] = ()
-    """Pairs of a regular expression and other weights, for the tensors in whose description it is found (see `describe`); the last
-    that is found counts."""
+    """Pairs (regular expression, weights): other weights for tensors whose description (`merge.describe`) matches. The last match wins."""
     density: float | None = None
     """Share of each difference that is kept; None: 0.2 for ties, 0.9 for breadcrumbs, 0.5 for dare and della."""
     scale: float = 1.0
-    """lambda: what the merged differences are multiplied by."""
+    """Factor of the merged differences, lambda in the papers."""
     normalize: bool | None = None
-    """Whether differences are divided by the weights; None: for ties and della, as mergekit does."""
+    """Whether the sum of differences is divided by the weights; None: yes for ties and della, as in mergekit."""
     rescale: Rescale = "probability"
-    """dare, della: what makes up for dropped differences."""
+    """dare, della: how kept differences are rescaled to compensate for dropped ones."""
     epsilon: float = 0.15
-    """della: probabilities of keeping go from density - epsilon to density + epsilon."""
+    """della: keep probabilities range from density - epsilon to density + epsilon."""
     gamma: float = 0.01
-    """breadcrumbs: share of the largest differences that is left out."""
+    """breadcrumbs: share of the largest differences that is dropped."""
     t: float = 1e-3
-    """nearswap: how far an element may move."""
+    """nearswap: largest change of an element."""
     seed: int = 0
-    """Of what is dropped at random."""
+    """Random seed of dare and della."""
 
     def __post_init__(self) -> None:
         self._require("method", self.method in get_args(Method), f"one of {', '.join(get_args(Method))}")
@@ -86,28 +85,28 @@ class MergeConfig:
 
     @property
     def kept(self) -> float:
-        """The density, default resolved."""
+        """The density, with its default resolved."""
         return _DENSITY.get(self.method, 1.0) if self.density is None else self.density
 
     @property
     def normalizes(self) -> bool:
-        """Whether differences are divided by the weights, default resolved."""
+        """Whether the sum of differences is divided by the weights, with its default resolved."""
         return self.method in ("ties", "della") if self.normalize is None else self.normalize
 
     def weights_of(self, descriptions: Sequence[str], count: int) -> list[tuple[float, ...]]:
-        """The weights of `count` models for the tensors with these descriptions.
+        """Return the weights of `count` models for each tensor, given the tensor descriptions.
 
         Raises:
-            MergeError: a pattern of `weights_for` is found in no description, or takes too long.
+            MergeError: A pattern of `weights_for` matches no description, or takes too long.
         """
         try:
             for pattern, _ in self.weights_for:
                 if set(first_matches([pattern], descriptions, "search")) == {None}:
                     example = descriptions[0]
                     raise MergeError(
-                        f"--weights-for {pattern!r} is found in no tensor; they are described as {example!r}"
+                        f"--weights-for {pattern!r} matches no tensor: it must match descriptions such as {example!r}"
                     )
-            # The last pattern that is found counts.
+            # The last pattern that matches wins.
             patterns = [pattern for pattern, _ in reversed(self.weights_for)]
             found = first_matches(patterns, descriptions, "search")
         except PatternError as error:
@@ -116,19 +115,23 @@ class MergeConfig:
         return [default if number is None else self.weights_for[-1 - number][1] for number in found]
 
     def check(self, count: int, base: bool) -> None:
-        """Raise MergeError unless the method takes `count` models besides the base, and with or without one."""
+        """Check the number of models besides the base, and whether the method needs a base.
+
+        Raises:
+            MergeError: The method does not accept them.
+        """
         method = self.method
         if base and method in _WITHOUT_BASE:
-            raise MergeError(f"{method} has no base: leave --base out, or name that model among the others")
+            raise MergeError(f"{method} has no base model. Omit --base, or list that model among the others")
         if not base and method not in _WITHOUT_BASE:
-            raise MergeError(f"{method} merges differences from a base model: name it with --base")
+            raise MergeError(f"{method} merges differences from a base model. Name it with --base")
         least = {"slerp": 2, "linear": 2, "karcher": 2, "model_stock": 2}.get(method, 1)
         most = {"slerp": 2, "nearswap": 1}.get(method, math.inf)
         if not least <= count <= most:
             allowed = f"{least}" if least == most else f"at least {least}"
-            raise MergeError(f"{method} takes {allowed} model(s){' besides the base' if base else ''}, not {count}")
+            raise MergeError(f"{method} needs {allowed} model(s){' besides the base' if base else ''}, not {count}")
         for weights in (self.weights, *(weights for _, weights in self.weights_for)):
             if weights and len(weights) != count:
-                raise MergeError(f"{len(weights)} weight(s) are given for {count} model(s); each model needs one")
+                raise MergeError(f"{len(weights)} weight(s) for {count} model(s): each model needs one weight")
             if weights and method in _WITHOUT_BASE and not sum(weights) > 0:
                 raise MergeError(f"the weights {weights} of {method} are not allowed: their sum must be positive")

@@ -1,8 +1,8 @@
-"""Merging models tensor by tensor: what `plamo2 merge` does.
+"""Merging models tensor by tensor, the implementation of `plamo2 merge`.
 
-Tensors are those of the public layout, for which most merged models of others were made too: a method that looks at a whole tensor
-(lengths, angles, thresholds) looks at the same one here. Arithmetic is float32 with float64 sums. At most one tensor of each model
-is in memory, and one more: the result is written as it comes, into its place in a safetensors file whose header is known before.
+The tensors are those of the public layout, as in other merge tools, so methods that depend on a whole tensor (lengths, angles,
+thresholds) give the same result. Arithmetic is float32 with float64 sums. Memory holds at most one tensor of each model and one more:
+each result is written at once to its place in a safetensors file, whose header is known in advance.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from plamo2_jax.surgery.merge.sources import MergeError, ModelName, Source, open
 from plamo2_jax.tokenizer.template_files import chat_template_files
 
 MERGED = "merge.json"
-"""Beside the merged model: how it came about."""
+"""File beside the merged model with its sources and settings."""
 
 _ELECTS = ("ties", "dare_ties", "della")
-# Fields of the shape that do not change what a model computes.
+# Config fields that do not change what a model computes.
 _WITHOUT_EFFECT = ("initializer_range", "max_position_embeddings", "mamba_chunk_size")
 
 
 def merge_tensor(
     config: MergeConfig, name: str, weights: Sequence[float], models: Sequence[np.ndarray], base: np.ndarray | None
 ) -> np.ndarray:
-    """One merged tensor, in the memory of one of the arguments, all of which are overwritten.
+    """Merge one tensor. The result uses the memory of one argument; all arguments are overwritten.
 
     Args:
-        config: how.
-        name: of the tensor; what is dropped at random depends on it, on the seed and on the model's number alone.
-        weights: one a model.
-        models: float32, all of one shape.
-        base: float32, of the same shape; None for the methods without one.
+        config: Settings of the merge.
+        name: Name of the tensor. Random drops depend only on it, on the seed and on the index of the model.
+        weights: One weight per model.
+        models: float32 arrays of one shape, one per model.
+        base: float32 array of the same shape; None for methods without base.
     """
     method = config.method
     if method == "linear":
@@ -62,24 +62,24 @@ def merge_tensor(
         return methods.model_stock(base, models)
     if method == "nearswap":
         return methods.nearswap(base, models[0], config.t)
-    thin = None
+    sparsify = None
     if method != "task_arithmetic":
-        thin = [
-            _thinner(config, np.random.default_rng([config.seed, i, zlib.crc32(name.encode())]))
+        sparsify = [
+            _sparsifier(config, np.random.default_rng([config.seed, i, zlib.crc32(name.encode())]))
             for i in range(len(models))
         ]
     return methods.add_differences(
         base,
         models,
         weights,
-        thin=thin,
+        sparsify=sparsify,
         elect=method in _ELECTS,
         normalize=config.normalizes,
         scale=config.scale,
     )
 
 
-def _thinner(config: MergeConfig, rng: np.random.Generator) -> methods.Thin:
+def _sparsifier(config: MergeConfig, rng: np.random.Generator) -> methods.Sparsify:
     density = config.kept
     if config.method == "ties":
         return lambda delta: methods.keep_largest(delta, density)
@@ -103,22 +103,21 @@ def merge(
     """Merge models into a folder of the public layout.
 
     Args:
-        models: folders of the public layout, run folders, or `RUN@STEP`, `RUN@ema`, `RUN@STEP,ema`.
-        output: folder to make; it must not exist or be empty.
-        config: how.
-        base: the model that differences are taken from.
-        dtype: of the files, float32 or bfloat16; None: that of the models.
-        max_shard_bytes: bytes of tensors in one safetensors file.
-        on_write: called for every tensor written with its bytes and those of the whole model.
+        models: Folders of the public layout, run folders, or `RUN@STEP`, `RUN@ema`, `RUN@STEP,ema`.
+        output: Folder to create; it must not exist or must be empty.
+        config: Settings of the merge.
+        base: Base model, from which differences are taken.
+        dtype: Dtype of the files, float32 or bfloat16; None: the dtype of the models.
+        max_shard_bytes: Largest number of tensor bytes in one safetensors file.
+        on_write: Called after each tensor with its bytes and the bytes of the whole model.
 
     Raises:
-        ValueError: the models do not go together, or one is missing or damaged; the message says which and why, and nothing is left
-        behind.
+        ValueError: The models differ in shape or tokenizer, or one is missing or damaged. No file is left behind.
     """
     output = Path(output).absolute()
     require_empty(output)
     config.check(len(models), base is not None)
-    # The first model that has a chat template gives it.
+    # The chat template is copied from the first model that has one.
     files = chat_template_files(*(ModelName.parse(name).folder for name in models))
     sources = [open_source(name) for name in models]
     origin = None if base is None else open_source(base)
@@ -127,7 +126,7 @@ def merge(
     first = everything[0]
     dtype = common_dtype(source.dtype for source in everything) if dtype is None else np.dtype(dtype)
     if dtype not in DTYPES.values():
-        raise MergeError(f"dtype {dtype} is not allowed; it must be float32 or bfloat16")
+        raise MergeError(f"dtype {dtype} is not allowed: it must be float32 or bfloat16")
     tensors = public_tensors(first.config)
     descriptions = describe(first)
     weights = dict(zip(descriptions, config.weights_of(list(descriptions.values()), len(sources)), strict=True))
@@ -135,7 +134,7 @@ def merge(
     with new_folder(output) as partial:
         places = _lay_out(partial, shards, dtype)
         total = sum(shard.bytes(dtype) for shard in shards)
-        # Periods of one of our parameters follow each other: a checkpoint that stores them as one array is decoded once.
+        # Tensors from one stacked parameter are read one after the other, so its chunks in a checkpoint are decoded once.
         for tensor in sorted(tensors, key=lambda tensor: (tensor.parts[0].path, tensor.parts[0].period or 0)):
             start = None if origin is None else origin.read(tensor)
             merged = merge_tensor(
@@ -150,9 +149,9 @@ def merge(
 
 
 def describe(source: Source) -> dict[str, str]:
-    """By public name, what `weights_for` is searched in: `NAME PARAMETER,... axes=AXIS,...`.
+    """Return a description of each tensor by public name, for `weights_for`: `NAME PARAMETER,... axes=AXIS,...`.
 
-    For instance `model.layers.layers.1.mixer.o_proj.weight run_0/layer_1/mixer/o_proj axes=heads,head_dim,embed`.
+    Example: `model.layers.layers.1.mixer.o_proj.weight run_0/layer_1/mixer/o_proj axes=heads,head_dim,embed`.
     """
     axes = flax.traverse_util.flatten_dict(logical_axes(Plamo2(source.config)), sep="/")
     result = {}
@@ -175,19 +174,19 @@ def _check_alike(sources: Sequence[Source]) -> None:
         ]
         if different:
             raise MergeError(
-                f"{first.name} and {other.name} are of different shapes ({'; '.join(different)}): only equal ones can be merged"
+                f"{first.name} and {other.name} have different shapes ({'; '.join(different)}): merged models must have equal shapes"
             )
     named = [source for source in sources if source.tokenizer is not None]
     for other in named[1:]:
         if other.tokenizer.fingerprint != named[0].tokenizer.fingerprint:
             raise MergeError(
                 f"{named[0].name} and {other.name} have different tokenizers ({named[0].tokenizer.fingerprint[:12]}, "
-                f"{other.tokenizer.fingerprint[:12]}): their embeddings do not mean the same tokens"
+                f"{other.tokenizer.fingerprint[:12]}): merged models must have the same tokenizer"
             )
 
 
 def _lay_out(folder: Path, shards: Sequence[Shard], dtype: np.dtype) -> dict[str, tuple[Path, int]]:
-    """Make the files with their headers and full lengths; returns the file and offset of each tensor."""
+    """Create the files with their headers and full lengths. Return the file and byte offset of each tensor."""
     places: dict[str, tuple[Path, int]] = {}
     for shard in shards:
         head = header(shard.tensors, dtype)

@@ -1,4 +1,4 @@
-"""Which shape to prune to: splits of a budget between depth and width, the best by its loss after cutting."""
+"""Search for the target shape of pruning: divide a budget between depth and width, and keep the shape of lowest loss after pruning."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from plamo2_jax.surgery.prune.prune import Pruned, mean_loss, prune
 from plamo2_jax.surgery.structure import Params, SurgeryError
 
 Cost = Callable[[ModelConfig], float]
-"""What is bounded: parameters, or FLOPs a token."""
+"""Function of a config that returns its cost: number of parameters, or FLOPs per token."""
 
 
 def candidates(
@@ -25,20 +25,20 @@ def candidates(
     least_depth: float = 0.5,
     mlp_ratios: Sequence[float] = (0.5, 0.75, 1.0),
 ) -> list[ModelConfig]:
-    """Shapes within a budget, as wide as it allows, one for each depth and each share of the MLP (as Minitron's search, arXiv:2407.14679).
+    """Return the widest shape within a budget for each depth and each MLP ratio (as in the search of Minitron, arXiv:2407.14679).
 
-    Heads and state are kept: the published cut of the 8B to a 2B keeps them too.
+    Numbers of heads and state sizes stay the same, as in the published pruning of the 8B to the 2B.
 
     Args:
-        source: what is cut.
-        budget: bound of `cost`.
-        cost: for instance `ModelConfig.parameter_count`.
-        multiple_of: hidden and MLP sizes are multiples of it.
-        least_depth: fewest layers, as a fraction.
-        mlp_ratios: MLP width over hidden width, as fractions of the source's.
+        source: Config of the model to prune.
+        budget: Largest allowed cost.
+        cost: Cost function, for example `ModelConfig.parameter_count`.
+        multiple_of: Hidden and MLP sizes are multiples of this.
+        least_depth: Smallest number of layers, as a fraction of the source's.
+        mlp_ratios: MLP size / hidden size, as fractions of the source's ratio.
 
     Raises:
-        SurgeryError: nothing fits.
+        SurgeryError: No shape fits.
     """
     step = source.mamba_step if source.mamba_enabled else 1
     rest = source.num_hidden_layers % step
@@ -53,7 +53,7 @@ def candidates(
     if not found:
         raise SurgeryError(
             f"no shape with at least {least_depth:g} of {source.num_hidden_layers} layers and sizes in multiples of {multiple_of} fits "
-            f"a budget of {budget:,.0f}; the source costs {cost(source):,.0f}"
+            f"a budget of {budget:,.0f} (the source costs {cost(source):,.0f}). Raise the budget"
         )
     return found
 
@@ -69,7 +69,7 @@ def _widest(
             hidden_size=hidden,
             intermediate_size=min(mlp, source.intermediate_size),
             num_hidden_layers=layers,
-            # Which layers are kept is not known yet; see `shrink.cut_config`.
+            # Which layers are kept is not known yet; `cut_config` sets the final value.
             full_attention_idx=tuple(i for i in source.full_attention_idx if i < layers),
         )
         if cost(shape) <= budget:
