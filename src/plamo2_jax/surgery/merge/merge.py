@@ -18,7 +18,7 @@ import flax.traverse_util
 import numpy as np
 
 from plamo2_jax import checkpoint
-from plamo2_jax.convert.blocks import Progress, blocks
+from plamo2_jax.convert.chunked_io import Progress, blocks
 from plamo2_jax.convert.files import CONFIG, DTYPES, INDEX
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.convert.read import common_dtype

@@ -17,7 +17,7 @@ import tensorstore as ts
 
 from plamo2_jax import checkpoint
 from plamo2_jax.config import ModelConfig
-from plamo2_jax.convert.blocks import BLOCK_BYTES
+from plamo2_jax.convert.chunked_io import BLOCK_BYTES
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.files import StoredTensor, check_tensors, find_tensors
 from plamo2_jax.convert.finite import is_finite
