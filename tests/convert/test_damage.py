@@ -154,11 +154,11 @@ SHARDED = {
     "truncated shard": (lambda f, t: truncate(f / SECOND, 5_000), f"{SECOND} is damaged"),
     "index outside": (
         lambda f, t: edit_index(f, lambda w: w.update({D: "../x.safetensors"})),
-        r"outside the folder: '\.\./x",
+        r"outside the folder, '\.\./x",
     ),
     "index absolute": (
         lambda f, t: edit_index(f, lambda w: w.update({D: "/x.safetensors"})),
-        "outside the folder: '/x",
+        "outside the folder, '/x",
     ),
     "index names a number": (
         lambda f, t: edit_index(f, lambda w: w.update({D: 3})),

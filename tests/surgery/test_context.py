@@ -79,7 +79,7 @@ def test_bases():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--window", "4"], "it must be at least the model's, 12"),
+        (["--window", "4"], "it must be at least the model's window, 12"),
         (["--full-attention", "2"], "a subset of the attention layers [1, 3, 5]"),
         (["--full-attention", "some"], "all, none or layer numbers"),
         (["--rope-theta", "-1"], "rope_theta=-1.0 is not allowed"),
