@@ -89,7 +89,7 @@ def bad(tokens, segment_ids):
         "empty": ({"tokens": tokens[:0]}, "neither empty, not shape (0, 61)"),
         "other shape": (
             {"tokens": tokens, "segment_ids": segment_ids[:, :60]},
-            "segment_ids has shape (4, 60); tokens has (4, 61)",
+            "segment_ids has shape (4, 60): it must be (4, 61)",
         ),
         "id too large": (
             {"tokens": at(tokens, 256)},
