@@ -73,7 +73,7 @@ SINGLE = {
     ),
     "wrong dtype": (
         lambda f, t: resave(f, {**t, D: np.ones(8, np.int32)}),
-        rf"tensor {D} has dtype I32; it must be one of F32, BF16, F16",
+        rf"tensor {D} has dtype I32: it must be one of F32, BF16, F16",
     ),
     "truncated file": (lambda f, t: truncate(f / "model.safetensors", 50_000), "model.safetensors is damaged"),
     "truncated header": (lambda f, t: truncate(f / "model.safetensors", 100), "model.safetensors is damaged"),

@@ -93,9 +93,9 @@ def bad(tokens, segment_ids):
         ),
         "id too large": (
             {"tokens": at(tokens, 256)},
-            "tokens[2, 5] is 256; it must be from 0 to 255 (1 value(s) are not)",
+            "tokens[2, 5] is 256: it must be from 0 to 255 (1 value(s) are not)",
         ),
-        "id negative": ({"tokens": at(tokens, -1)}, "tokens[2, 5] is -1; it must be from 0 to 255"),
+        "id negative": ({"tokens": at(tokens, -1)}, "tokens[2, 5] is -1: it must be from 0 to 255"),
         "segment negative": ({"tokens": tokens, "segment_ids": at(segment_ids, -1)}, "segment_ids[2, 5] is -1"),
         "pickled": ({"tokens": np.array([[None]])}, "in.npz is not a readable .npz file of plain arrays"),
     }

@@ -130,7 +130,7 @@ def test_a_damaged_or_a_bare_checkpoint_is_no_origin(origin, tmp_path):
 
 def test_another_shape_is_named(origin):
     model = dataclasses.replace(origin.model, intermediate_size=64)
-    with pytest.raises(CheckpointError, match=r"tensor .* has shape .* in this model it must be"):
+    with pytest.raises(CheckpointError, match=r"tensor .* has shape .*: in this model it must be"):
         pretrain(dataclasses.replace(origin, name="refused_fork", model=model, fork=f"{origin.folder}@4"))
     assert not (origin.output / "refused_fork").exists()
 
