@@ -171,7 +171,7 @@ def test_control_characters_of_names_are_spelled_out(tmp_path, capsys):
     assert main(["data", "clean", str(tmp_path / "a\x1b[2J\u8868.jsonl"), str(tmp_path / "out.jsonl")]) == 2
     said = capsys.readouterr().err
     assert "\x1b" not in said
-    assert r"a\x1b[2J表.jsonl is neither a file" in said
+    assert r"a\x1b[2J表.jsonl does not exist: it must be a file" in said
 
 
 def test_cleaning_does_not_overwrite_its_input(tmp_path, capsys):

@@ -142,15 +142,15 @@ def test_nothing_is_left_behind_when_reading_fails(letters, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"format": "plamo2-shards-9"}, "format is 'plamo2-shards-9'; it must be 'plamo2-shards-1'"),
-        ({"documents": 7}, r"lengths.npy holds uint32 \[6\]; it must hold uint32 \[7\]"),
+        ({"format": "plamo2-shards-9"}, "format is 'plamo2-shards-9': it must be 'plamo2-shards-1'"),
+        ({"documents": 7}, r"lengths.npy holds uint32 \[6\]: it must hold uint32 \[7\]"),
         ({"tokens": 1}, "lengths.npy adds up to 470 tokens; manifest.json says 1"),
-        ({"bytes": -1}, "bytes of the manifest is -1; it must be a whole number"),
+        ({"bytes": -1}, "bytes of the manifest is -1: it must be a whole number"),
         ({"tokenizer": None}, "tokenizer is None"),
         ({"shards": []}, "shards is .*not empty"),
         (
             {"shards": [{"name": "../x", "documents": 6, "size": 1}]},
-            r"shards\[0\].name is '../x'; it must be 'shard-00000",
+            r"shards\[0\].name is '../x': it must be 'shard-00000",
         ),
     ],
 )
@@ -181,7 +181,7 @@ def test_a_folder_that_is_damaged_is_refused(folder, tmp_path):
 
 def test_lengths_are_read_without_pickle(folder):
     np.save(folder / "lengths.npy", np.array([{}] * 6, dtype=object), allow_pickle=True)
-    with pytest.raises(ShardError, match=r"lengths.npy holds object \[6\]; it must hold uint32"):
+    with pytest.raises(ShardError, match=r"lengths.npy holds object \[6\]: it must hold uint32"):
         open_shards(folder)
 
 

@@ -121,7 +121,7 @@ def test_too_many_bad_records_fail_at_the_end(tmp_path):
     with pytest.raises(TooManyBadRecordsError) as error:
         list(read_documents([path]))
     assert str(error.value).startswith(f"{path}, line 50: not JSON")
-    assert "one of 1 bad records among 50 (2.00%), more than the 1.00% allowed" in str(error.value)
+    assert "one of 1 bad records among 50 (2.00%): at most 1.00% are allowed" in str(error.value)
     assert len(list(read_documents([path], report=ReadReport(max_bad_rate=0.02)))) == 49
 
 
@@ -258,9 +258,9 @@ def test_files_of_folders_and_patterns(tmp_path):
     assert names == ["a/c.txt", "a/d.jsonl.xz", "b.jsonl", "e.array_record-00000-of-00001"]
     assert find_files(f"{tmp_path}/**/*.jsonl*") == [tmp_path / "a/d.jsonl.xz", tmp_path / "b.jsonl"]
     for spec, message in [
-        (tmp_path / "a/README.md", r"README.md is of no format that can be read; the suffixes are .jsonl"),
-        (tmp_path / "none", "is neither a file, a folder, nor a pattern"),
-        (tmp_path / "*.csv", "is neither a file, a folder, nor a pattern"),
+        (tmp_path / "a/README.md", r"README.md cannot be read: the suffix must be one of .jsonl"),
+        (tmp_path / "none", "does not exist: it must be a file, a folder or a pattern"),
+        (tmp_path / "*.csv", "does not exist: it must be a file, a folder or a pattern"),
         (tmp_path / ".git/empty", "the folder .* holds no file"),
     ]:
         (tmp_path / ".git/empty").mkdir(exist_ok=True)

@@ -29,7 +29,7 @@ def from_hf(
     Args:
         source: Folder with config.json and model.safetensors, or with model.safetensors.index.json and its files. A snapshot folder of
             the Hugging Face cache is allowed.
-        output: Run folder to create; it must not exist or must be empty.
+        output: Run folder to create: it must not exist or must be empty.
         dtype: Dtype of the written parameters; left out, the dtype of the files. Training and inference read both into float32.
     """
     from plamo2_jax.convert.hf import from_public
@@ -52,7 +52,7 @@ def to_hf(
 
     Args:
         source: Run folder, such as runs/demo.
-        output: Folder to create; it must not exist or must be empty.
+        output: Folder to create: it must not exist or must be empty.
         step: Step of the checkpoint; left out, the newest.
         ema: Write the moving average of the parameters, which runs with ema_decay keep, instead of the parameters.
         dtype: Dtype of the files; left out, the dtype of the checkpoint.

@@ -26,7 +26,7 @@ class ExtendOptions:
     model: Annotated[str, tyro.conf.Positional]
     """Run folder, folder of the public layout, RUN@STEP or RUN@ema."""
     output: Annotated[Path, tyro.conf.Positional]
-    """Run folder to create; it must not exist or must be empty."""
+    """Run folder to create: it must not exist or must be empty."""
     window: int | None = None
     """Attention window of windowed layers, in tokens; not less than before."""
     rope_theta: float | None = None

@@ -32,7 +32,7 @@ def grow(
     Args:
         source: Model to grow: a run folder or a folder of the public layout. With --plan it may be a shape.
         target: Target shape: a preset, a config.json, or a model's folder.
-        output: Folder to create; it must not exist or must be empty.
+        output: Folder to create: it must not exist or must be empty.
         method: How channels are added. clone: copies, exact for any sizes. tile: copies, exact for whole multiples only. zero: new
             channels with zero output, exact; it saved the most tokens (experiments/weight_reuse).
         depth: How layers are added. stack: repeat the whole stack. interleave: repeat each period. identity: as interleave, with zero

@@ -41,7 +41,7 @@ def prune(
     Args:
         model: Model to cut: a run folder or a folder of the public layout. With --plan it may be a shape.
         target: Target shape: a preset, a config.json, or a model's folder (the model's own, with --set or a budget).
-        output: Folder to create; it must not exist or must be empty.
+        output: Folder to create: it must not exist or must be empty.
         calibration: Folder of shards that `plamo2 data prepare` wrote with the model's tokenizer.
         method: How channels are ranked. activation: size of activations. taylor: first-order change of the loss. magnitude: size of
             weights. random: for comparison.

@@ -61,9 +61,9 @@ def documents(
         FileNotFoundError: the folder holds no corpus.
     """
     if language is not None and language not in LANGUAGES:
-        raise ValueError(f"language is {language!r}; it must be None or one of {', '.join(LANGUAGES)}")
+        raise ValueError(f"language={language!r} is not allowed: it must be None or one of {', '.join(LANGUAGES)}")
     if split not in SPLITS:
-        raise ValueError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
+        raise ValueError(f"split={split!r} is not allowed: it must be one of {', '.join(SPLITS)}")
     return _read(folder or bundled_folder(), LANGUAGES if language is None else (language,), split)
 
 

@@ -22,7 +22,7 @@ import grain.experimental
 import numpy as np
 
 from plamo2_jax.data.in_memory import TokenizedText
-from plamo2_jax.data.packing import Batch, Layout, Pieces, pack
+from plamo2_jax.data.packing import Batch, Collator, Pieces, pack
 from plamo2_jax.data.shards import Shards, open_shards
 from plamo2_jax.data.upsampling import UpsampledPieces
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -143,7 +143,7 @@ class Elements(Protocol):
 def mixed_batches(
     config: DataConfig,
     parts: Sequence[Elements],
-    layout: Layout | None = None,
+    layout: Collator | None = None,
     *,
     process_index: int = 0,
     process_count: int = 1,
@@ -156,7 +156,7 @@ def mixed_batches(
         layout: how elements become a batch; None: that of text.
         process_index, process_count: see `train_iterator`.
     """
-    layout = layout or Layout()
+    layout = layout or Collator()
     rows = _rows_of_process(config, process_index, process_count)
     dataset = _mix(config, parts).to_iter_dataset(_read_options(config.read_threads))
     dataset = pack(
@@ -235,13 +235,13 @@ def heldout_batches(
 def one_pass(
     config: DataConfig,
     elements: Elements,
-    layout: Layout | None = None,
+    layout: Collator | None = None,
     *,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.IterDataset[Batch]:
     """Batches of every element once, in order, the last one filled up with rows of padding; arguments as for `mixed_batches`."""
-    layout = layout or Layout()
+    layout = layout or Collator()
     rows = _rows_of_process(config, process_index, process_count)
     dataset = grain.MapDataset.source(elements).to_iter_dataset(_read_options(config.read_threads))
     dataset = pack(
@@ -280,7 +280,7 @@ def _take_rows(batch: Mapping[str, np.ndarray], rows: slice) -> dict[str, np.nda
 def _rows_of_process(config: DataConfig, process_index: int, process_count: int) -> slice:
     if not 0 <= process_index < process_count:
         raise ValueError(
-            f"process_index is {process_index}; it must lie between 0 and process_count - 1 = {process_count - 1}"
+            f"process_index={process_index} is not allowed: it must be between 0 and process_count - 1 = {process_count - 1}"
         )
     rows, rest = divmod(config.batch_size, process_count)
     if rest:

@@ -59,11 +59,11 @@ def decode_record(record: bytes) -> TokenizedDocument:
         ShardError: it is not a record of this format.
     """
     if len(record) < _HEADER.size:
-        raise ShardError(f"a record has {len(record)} bytes; it must have at least {_HEADER.size}")
+        raise ShardError(f"a record has {len(record)} bytes: it must have at least {_HEADER.size}")
     magic, count, size = _HEADER.unpack_from(record)
     if magic != _MAGIC or len(record) != _HEADER.size + 4 * count:
         raise ShardError(
-            f"a record of {len(record)} bytes starts with {record[:8].hex()}; it must start with {_MAGIC:08x} (little-endian) "
+            f"a record of {len(record)} bytes starts with {record[:8].hex()}: it must start with {_MAGIC:08x} (little-endian) "
             "and its number of ids, four bytes each"
         )
     return TokenizedDocument(np.frombuffer(record, "<u4", offset=_HEADER.size).astype(np.int32), size)
@@ -175,22 +175,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def _check_manifest(path: Path, manifest: Any) -> None:
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
-        raise ShardError(f"{path}: format is {_short(found)}; it must be {FORMAT!r}")
+        raise ShardError(f"{path}: format is {_short(found)}: it must be {FORMAT!r}")
     tokenizer = manifest.get("tokenizer")
     if not isinstance(tokenizer, dict) or not isinstance(tokenizer.get("fingerprint"), str):
         raise ShardError(
-            f"{path}: tokenizer is {_short(tokenizer)}; it must be an object with a fingerprint and vocab_size"
+            f"{path}: tokenizer is {_short(tokenizer)}: it must be an object with a fingerprint and vocab_size"
         )
     _check_counts(path, "tokenizer", tokenizer, ("vocab_size",))
     _check_counts(path, "the manifest", manifest, _COUNTS)
     shards = manifest.get("shards")
     if not isinstance(shards, list) or not shards or not all(isinstance(shard, dict) for shard in shards):
-        raise ShardError(f"{path}: shards is {_short(shards)}; it must be a list of objects, not empty")
+        raise ShardError(f"{path}: shards is {_short(shards)}: it must be a list of objects, not empty")
     for i, shard in enumerate(shards):
         # Names are ours to choose: anything else could point out of the folder.
         if shard.get("name") != SHARD_NAME.format(i):
             raise ShardError(
-                f"{path}: shards[{i}].name is {_short(shard.get('name'))}; it must be {SHARD_NAME.format(i)!r}"
+                f"{path}: shards[{i}].name is {_short(shard.get('name'))}: it must be {SHARD_NAME.format(i)!r}"
             )
         _check_counts(path, f"shards[{i}]", shard, ("documents", "size"))
 
@@ -199,7 +199,7 @@ def _check_counts(path: Path, what: str, values: dict[str, Any], names: tuple[st
     for name in names:
         value = values.get(name)
         if type(value) is not int or value < 0:
-            raise ShardError(f"{path}: {name} of {what} is {_short(value)}; it must be a whole number, not negative")
+            raise ShardError(f"{path}: {name} of {what} is {_short(value)}: it must be a whole number, not negative")
 
 
 def _load_lengths(folder: Path, manifest: dict[str, Any]) -> np.ndarray:

@@ -83,7 +83,7 @@ def read_documents(
         TooManyBadRecordsError: more records are bad than `report` allows.
     """
     if max_record_bytes < 1:
-        raise ValueError(f"max_record_bytes is {max_record_bytes}; it must be at least 1")
+        raise ValueError(f"max_record_bytes={max_record_bytes} is not allowed: it must be at least 1")
     report = ReadReport() if report is None else report
     names = FieldNames(text_field, id_field, language_field, pair_field)
     seen: dict[str | tuple[int, int], Path] = {}
@@ -114,7 +114,7 @@ def side_of(document: Document, fraction: float = 0.01) -> str:
         ValueError: the fraction lies outside (0, 1).
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"the held-out fraction is {fraction}; it must lie between 0 and 1")
+        raise ValueError(f"the held-out fraction is {fraction}: it must be between 0 and 1")
     key = document.pair or document.text
     # Salted: the bundled corpus is split by the same rule, and splitting a side of it again must not find it empty.
     digest = int.from_bytes(hashlib.sha256(b"split:" + key.encode("utf-8")).digest()[:8], "big")
@@ -133,7 +133,7 @@ def split_documents(documents: Iterable[Document], split: str, fraction: float =
         ValueError: an unknown split, or a fraction outside (0, 1).
     """
     if split not in ("all", "train", "heldout"):
-        raise ValueError(f"split is {split!r}; it must be all, train or heldout")
+        raise ValueError(f"split={split!r} is not allowed: it must be all, train or heldout")
     for document in documents:
         if split == "all" or side_of(document, fraction) == split:
             yield document
