@@ -115,7 +115,7 @@ def rows_of(tokenizer):
 
 
 def test_an_existing_folder_is_only_replaced_when_asked(folder, letters, tmp_path):
-    with pytest.raises(ShardError, match="exists; choose another folder"):
+    with pytest.raises(ShardError, match="exists. Choose another folder"):
         write_shards(documents_of([3]), letters, folder, progress=False)
     assert len(open_shards(folder)) == 6
     write_shards(documents_of([3]), letters, folder, overwrite=True, progress=False)

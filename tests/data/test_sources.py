@@ -198,7 +198,7 @@ def test_parquet_rows_that_are_bad_are_named(tmp_path):
         TooManyBadRecordsError, match=r"a.parquet, row 1: text not a string \(float in the field 'text'\)"
     ):
         list(read_documents([path]))
-    with pytest.raises(ValueError, match=r"a.parquet has no column 'body'; its columns are text"):
+    with pytest.raises(ValueError, match=r"a.parquet has no column 'body': its columns are text"):
         list(read_documents([path], text_field="body"))
 
 
@@ -228,7 +228,7 @@ def test_tfds(tmp_path_factory):
         ("tfds:plamo2_corpus/en:train", "plamo2_corpus/en:train is not prepared in"),
         ("tfds:plamo2_corpus/ja:test", "cannot be read: Unknown split 'test'"),
         ("tfds:plamo2_nothing:train", "cannot be read: Dataset plamo2_nothing not found"),
-        ("tfds:plamo2_corpus", "write tfds:NAME:SPLIT"),
+        ("tfds:plamo2_corpus", "it must be tfds:NAME:SPLIT"),
     ]:
         with pytest.raises(ValueError, match=message):
             list(read_documents([spec], data_dir=folder))
@@ -246,7 +246,7 @@ def test_bundled():
     )
     both = list(read_documents(["bundled:all:heldout"]))
     assert {document.language for document in both} == {"ja", "en"}
-    with pytest.raises(ValueError, match="bundled:fr:train is not allowed; write bundled:LANGUAGE:SPLIT"):
+    with pytest.raises(ValueError, match="bundled:fr:train is not allowed: it must be bundled:LANGUAGE:SPLIT"):
         list(read_documents(["bundled:fr:train"]))
 
 

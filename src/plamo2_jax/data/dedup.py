@@ -1,8 +1,8 @@
-"""Exact and near-duplicate removal over a stream of documents.
+"""Removal of exact and near-duplicates from a stream of documents.
 
-Exact: two texts that differ only in white space. Near: estimated Jaccard similarity of their sets of character n-grams
-(MinHash, Broder 1997; locality-sensitive hashing by datasketch). Characters, not words: Japanese has no spaces.
-The first of each group of duplicates stays, so the order of the input decides; nothing is random but the fixed seed.
+Exact duplicates differ only in white space. Near-duplicates have a high estimated Jaccard similarity of their sets of character n-grams
+(MinHash, Broder 1997; locality-sensitive hashing by datasketch). The n-grams are of characters because Japanese has no spaces. The first
+document of each group of duplicates is kept. The result depends only on the input order and the seed.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any
 
 import numpy as np
 
-_STRETCH = 1 << 20  # characters handled at once
-_MAX_PER_UPDATE = 8192  # shingles hashed at once: bounds memory at 128 * 8192 * 8 bytes for texts of any length
+_STRETCH = 1 << 20  # characters processed at once
+_MAX_PER_UPDATE = 8192  # shingles hashed at once; bounds memory at 128 * 8192 * 8 bytes for texts of any length
 
 
 @dataclass(frozen=True)
 class DedupConfig:
-    """How alike two documents must be to count as one.
+    """Settings of deduplication.
 
     Attributes:
-        threshold: Jaccard similarity of the n-gram sets from which a document is a near-duplicate.
-        ngram: characters in a shingle. 5 suits Japanese and, with white space removed, English.
-        permutations: MinHash values; the standard error of the estimate is about 1 / sqrt(permutations).
-        seed: seed of the permutations.
+        threshold: Smallest Jaccard similarity of the n-gram sets of near-duplicates.
+        ngram: Number of characters in a shingle. 5 suits Japanese and, without white space, English.
+        permutations: Number of MinHash values. The standard error of the estimate is about 1 / sqrt(permutations).
+        seed: Random seed of the permutations.
     """
 
     threshold: float = 0.8
