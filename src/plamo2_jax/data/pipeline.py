@@ -1,8 +1,8 @@
 """Grain pipelines from folders of shards to batches: endless and shuffled for training, one pass in order for evaluation.
 
 Training: the pieces of documents (`Pieces`) of each folder are shuffled over the whole folder in every epoch, repeated without end,
-mixed by weight, packed and batched. The batches depend only on the configuration. The iterator's state is a few numbers without buffered data, and
-restoring it continues the batches exactly.
+mixed by weight, packed and batched. The batches depend only on the configuration. The iterator's state is a few numbers without
+buffered data, and restoring it continues the batches exactly.
 
 In a job of several processes, each process packs whole batches and keeps its own rows. Together the rows are the batches of a job with one
 process, and the iterator's state is the same in all processes and for any number of them. The price: every host reads and packs all rows.
