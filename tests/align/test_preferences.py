@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from run_material import record
 
 from plamo2_jax.align.dpo import PreferenceConfig
 from plamo2_jax.align.logprobs import token_log_probs
@@ -24,6 +23,7 @@ from plamo2_jax.storage import lock_folder
 from plamo2_jax.train.flops import PEAK_FLOPS
 from plamo2_jax.train.loop import pretrain
 from plamo2_jax.train.metrics import read_metrics
+from support.runs import record
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from run_material import assert_same_params, record, stop_after
 
 from plamo2_jax import checkpoint
 from plamo2_jax.align.chat import Example
@@ -29,6 +28,7 @@ from plamo2_jax.storage import lock_folder
 from plamo2_jax.train.loop import pretrain
 from plamo2_jax.train.metrics import read_metrics
 from plamo2_jax.train.objective import next_token
+from support.runs import assert_same_params, record, stop_after
 
 
 @pytest.fixture(scope="module")
