@@ -25,7 +25,7 @@ from plamo2_jax.align.examples import Examples
 from plamo2_jax.align.lora import Adapters, LoraConfig, with_adapters
 from plamo2_jax.align.samples import SamplesConfig
 from plamo2_jax.data.documents import ReadReport, TooManyBadRecordsError
-from plamo2_jax.data.packing import Batch, Layout
+from plamo2_jax.data.packing import Batch, Collator
 from plamo2_jax.data.pipeline import mixed_batches, one_pass
 from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -144,7 +144,7 @@ def _to_batch(packed: Mapping[str, np.ndarray]) -> Batch:
     }
 
 
-LAYOUT = Layout(("tokens", "targets", "weights"), _to_batch)
+LAYOUT = Collator(("tokens", "targets", "weights"), _to_batch)
 
 
 class ChatSource:
