@@ -1,10 +1,12 @@
 """Paths of this machine and of buckets."""
 
+import contextlib
 import errno
 import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -159,3 +161,25 @@ def test_parents_made_for_a_folder_go_with_it_when_it_fails(tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert names(tmp_path) == ["kept"]
     assert names(tmp_path / "kept") == []
+
+
+def test_a_folder_is_removed_although_a_thread_still_writes_to_it(tmp_path):
+    written = threading.Event()
+
+    def keep_writing(folder):
+        for number in range(200):
+            with contextlib.suppress(OSError):
+                (folder / "part").mkdir(parents=True, exist_ok=True)
+                (folder / "part" / str(number)).write_bytes(b"x")
+            written.set()
+
+    with (
+        pytest.raises(RuntimeError, match="one of several writers failed"),
+        storage.new_folder(tmp_path / "out") as folder,
+    ):
+        thread = threading.Thread(target=keep_writing, args=(folder,))
+        thread.start()
+        written.wait()
+        raise RuntimeError("one of several writers failed")
+    thread.join()
+    assert list(tmp_path.iterdir()) == []

@@ -79,7 +79,17 @@ def record(runner: Runner, tree: Path) -> dict[str, object]:
         for path in sorted(home.glob(pattern)):
             found[f"{path.relative_to(home)}"] = digest(path.read_bytes())
 
-    twenty = ("configs/demo.py", "--steps", STEPS, "--checkpoint-every", 10, "--log-every", 1, "--evaluate-every", STEPS)
+    twenty = (
+        "configs/demo.py",
+        "--steps",
+        STEPS,
+        "--checkpoint-every",
+        10,
+        "--log-every",
+        1,
+        "--evaluate-every",
+        STEPS,
+    )
     runner.run("pretrain", *twenty, "--output", "whole")
     stopped = ("pretrain", *twenty, "--output", "stopped")
     runner.interrupt(runner.folder / "stopped/demo/metrics.jsonl", 8, *stopped)
