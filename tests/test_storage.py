@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def test_pathlib_takes_no_slash_away():
 
 def test_what_reads_buckets_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setattr(storage.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"gs://bucket/runs needs the package gcsfs: pip install 'etils\[epath-gcs\]'"):
+    with pytest.raises(ValueError, match=r"gs://bucket/runs needs the package gcsfs. Run pip install 'etils\[epath-gcs\]'"):
         storage.located(Path("gs://bucket/runs"))
 
 
@@ -172,14 +173,17 @@ def test_a_folder_is_removed_although_a_thread_still_writes_to_it(tmp_path):
                 (folder / "part").mkdir(parents=True, exist_ok=True)
                 (folder / "part" / str(number)).write_bytes(b"x")
             written.set()
+            time.sleep(0.001)
 
-    with (
-        pytest.raises(RuntimeError, match="one of several writers failed"),
-        storage.new_folder(tmp_path / "out") as folder,
-    ):
-        thread = threading.Thread(target=keep_writing, args=(folder,))
-        thread.start()
-        written.wait()
-        raise RuntimeError("one of several writers failed")
-    thread.join()
+    def write():
+        with storage.new_folder(tmp_path / "out") as folder:
+            threads.append(threading.Thread(target=keep_writing, args=(folder,)))
+            threads[0].start()
+            written.wait()
+            raise RuntimeError("one of several writers failed")
+
+    threads = []
+    with pytest.raises(RuntimeError, match="one of several writers failed"):
+        write()
+    threads[0].join()
     assert list(tmp_path.iterdir()) == []

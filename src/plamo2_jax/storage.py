@@ -129,11 +129,11 @@ def new_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterat
 
 
 def _remove_folder(folder: Path) -> None:
-    """Remove a folder that a background thread may still write to: Orbax and TensorStore finish other files after one has failed."""
+    """Remove a folder that background threads may still write to: Orbax and TensorStore finish other files after one has failed."""
     for _ in range(30):
-        shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
             return
+        shutil.rmtree(folder, ignore_errors=True)
         time.sleep(0.1)
 
 
