@@ -7,7 +7,7 @@ from typing import get_args, get_type_hints
 import jax
 import pytest
 
-from plamo2_jax.align.lora import LoraConfig
+from plamo2_jax.adapters.config import LoraConfig
 from plamo2_jax.align.preferences import DpoConfig
 from plamo2_jax.align.samples import SamplesConfig
 from plamo2_jax.align.sft import SftConfig

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from plamo2_jax.checkpoint import fingerprint
 from plamo2_jax.config import preset
 from plamo2_jax.model import Plamo2, init_params
-from plamo2_jax.surgery.distill import Distillation, fingerprint, hidden_distance, kl_full, kl_top, top_logits
+from plamo2_jax.surgery.distill import Distillation, hidden_distance, kl_full, kl_top, top_logits
 from plamo2_jax.train.distillation import DistillationConfig
 from plamo2_jax.train.objective import next_token
 

@@ -13,13 +13,10 @@ Logits of student and teacher exist for `chunk` positions of each row at a time,
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -256,13 +253,3 @@ def check_vocabulary(teacher: ModelConfig, student: ModelConfig, config: Distill
         raise ValueError(
             f"distillation.top_k={config.top_k} is not allowed: it must be at most vocab_size={teacher.vocab_size}"
         )
-
-
-def fingerprint(config: ModelConfig, params: Any, samples: int = 512) -> str:
-    """Of a teacher: BLAKE2b of its shape and of values spread over every parameter. Tells models apart, does not certify them."""
-    digest = hashlib.blake2b(json.dumps(checkpoint.model_json(config), sort_keys=True).encode(), digest_size=16)
-    for path, leaf in sorted(flax.traverse_util.flatten_dict(params, sep="/").items()):
-        places = np.unique(np.linspace(0, leaf.size - 1, samples).astype(np.int64))
-        values = leaf[np.unravel_index(places, leaf.shape)]
-        digest.update(path.encode() + np.asarray(jax.device_get(values), np.float32).tobytes())
-    return digest.hexdigest()

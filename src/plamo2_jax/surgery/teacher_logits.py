@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plamo2_jax.array_input import map_npy
-from plamo2_jax.checkpoint import write_json
+from plamo2_jax.checkpoint import fingerprint, write_json
 from plamo2_jax.data.pipeline import DataConfig, train_iterator
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model import Plamo2
@@ -36,7 +36,6 @@ from plamo2_jax.surgery.distill import (
     TEACHER_LOG_Z,
     TEACHER_LOGITS,
     check_vocabulary,
-    fingerprint,
     load_teacher,
     top_logits,
 )
