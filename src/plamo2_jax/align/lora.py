@@ -5,6 +5,7 @@ The model multiplies by base and adapter one after the other (`model.low_rank`):
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,58 +13,55 @@ import jax
 
 from plamo2_jax.adapters.attach import Adapters
 from plamo2_jax.checkpoint import BASE_FINGERPRINT, fingerprint
+from plamo2_jax.model import Plamo2, logical_axes
 from plamo2_jax.model.axes import is_matrix, map_with_axes
-from plamo2_jax.model.plamo2 import Plamo2, logical_axes
-from plamo2_jax.train.objective import Batch, Metrics, Objective
+from plamo2_jax.train.task import Batch, EvalResult, Metrics, TrainTask
+from plamo2_jax.train.trainable import Trainable
+
+BASE = "base"
+"""Name of the model's parameters among the frozen arrays of a task that trains adapters."""
 
 
-class WithAdapters:
-    """An objective of the model's parameters as one of adapters to them; the parameters are frozen.
+def with_adapters(task: TrainTask, adapters: Adapters, params: Any) -> TrainTask:
+    """Return a task that trains adapters to the parameters of another task, which are frozen.
 
     Args:
-        inner: `(params, batch, rng[, frozen])`; its frozen arrays, `extra`, `over`, `forward_only`, `augment` and `evaluate` are kept.
-            With `inner.reference_is_start`, its frozen arrays are None and it is given the parameters themselves instead.
+        task: trains the model's parameters.
         adapters: the trained parameters.
-        params: the model's parameters.
+        params: the model's parameters, or their shapes in a plan.
     """
 
-    def __init__(self, inner: Objective, adapters: Adapters, params: Any):
-        self._inner, self.trained = inner, adapters
-        self.extra, self.over = getattr(inner, "extra", {}), getattr(inner, "over", {})
-        self.forward_only = getattr(inner, "forward_only", ())
-        if hasattr(inner, "augment"):
-            self.augment = inner.augment
-        # A fingerprint picks values of whole arrays, which no process of several has.
-        alone = jax.process_count() == 1
-        self.description = {BASE_FINGERPRINT: fingerprint(adapters.config, params)} if alone else {}
-        self.frozen = {"params": cast_base(adapters, params), "inner": getattr(inner, "frozen", None)}
-
-    def __call__(self, params: Any, batch: Batch, rng: jax.Array, frozen: Any = None) -> tuple[jax.Array, Metrics]:
-        """Return the inner objective's loss and metrics with the adapters attached."""
-        frozen = self.frozen if frozen is None else frozen
+    def loss_fn(params: Any, batch: Batch, rng: jax.Array, frozen: Mapping[str, Any]) -> tuple[jax.Array, Metrics]:
         for_adapters, for_inner = jax.random.split(rng)
-        attached = self.trained.attach(frozen["params"], params, for_adapters)
-        return self._inner(attached, batch, for_inner, *self._inner_frozen(frozen))
+        return task.loss_fn(adapters.attach(frozen[BASE], params, for_adapters), batch, for_inner, frozen)
 
-    def whole(self, params: Any) -> Any:
-        """Return the model's parameters with the adapters attached."""
-        return self.trained.attach(self.frozen["params"], params)
+    def to_model_params(params: Any, frozen: Mapping[str, Any]) -> Any:
+        return adapters.attach(frozen[BASE], params)
 
-    def evaluate(self, params: Any, batches: Iterable[Mapping[str, jax.Array]]) -> Any:
-        """Return the inner objective's figures with the adapters attached."""
-        return self._inner.evaluate(self.whole(params), batches, *self._inner_frozen(self.frozen))
+    def evaluate(params: Any, batches: Iterable[Batch], frozen: Mapping[str, Any]) -> EvalResult:
+        return task.evaluate(to_model_params(params, frozen), batches, frozen)
 
-    def _inner_frozen(self, frozen: Any) -> tuple:
-        if getattr(self._inner, "reference_is_start", False):
-            return (frozen["params"],)
-        return () if frozen["inner"] is None else (frozen["inner"],)
+    # A fingerprint picks values of whole arrays, which no process of several has.
+    readable = jax.process_count() == 1 and isinstance(jax.tree.leaves(params)[0], jax.Array)
+    described = {BASE_FINGERPRINT: fingerprint(adapters.config, params)} if readable else {}
+    return dataclasses.replace(
+        task,
+        loss_fn=loss_fn,
+        trainable=Trainable(adapters.axes, adapters.abstract, adapters.create),
+        frozen={**task.frozen, BASE: cast_base(adapters, params)},
+        evaluate=evaluate,
+        to_model_params=to_model_params,
+        description={**task.description, **described},
+    )
 
 
 def cast_base(adapters: Adapters, params: Any) -> Any:
-    """Return the base with its matrices in the dtype that the configuration of the adapters says."""
+    """Return the base with its matrices in `LoraConfig.base_dtype`; of shapes, their shapes."""
     dtype = adapters.lora.base_dtype
-    return map_with_axes(
-        lambda names, leaf: leaf.astype(dtype) if is_matrix(names) else leaf,
-        logical_axes(Plamo2(adapters.config)),
-        params,
-    )
+
+    def cast(names: tuple, leaf: Any) -> Any:
+        if not is_matrix(names):
+            return leaf
+        return leaf.update(dtype=dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf.astype(dtype)
+
+    return map_with_axes(cast, logical_axes(Plamo2(adapters.config)), params)
