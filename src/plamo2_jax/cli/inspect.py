@@ -1,4 +1,4 @@
-"""`plamo2 inspect FOLDER`: what a folder of a model, of adapters or of shards holds."""
+"""`plamo2 inspect FOLDER`: describe a folder with a model, adapters or shards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def inspect(
     verify: bool = False,
     json: bool = False,
 ) -> int:
-    """Describe a folder from its headers; no weight is read.
+    """Describe a folder from its config files and headers, without reading weights.
 
     Shows the kind of folder, parameters in total and by part of the network, stored dtypes, sizes of the axes, layer pattern,
     tokenizer, chat template, checkpoints and checksums.
