@@ -207,7 +207,7 @@ def full_layers(values: Mapping[str, Any], kinds: Sequence[str]) -> tuple[int, .
     ):
         if kind in kinds and _is_nested(rope) and values.get(top) is None:
             entries = [rope.get(key) or {} for key in (name, "attention")]
-            # Programs differ in the base that they take where an entry has none.
+            # If rope_theta is missing, programs use different default values. So it must be given.
             if all(entry.get("rope_theta") is None for entry in entries):
                 raise ValueError(f"rope_parameters has no rope_theta for {name!r}, but the model has such layers")
     return listed
