@@ -1,4 +1,4 @@
-"""`plamo2 inspect FOLDER`: describe a folder with a model, adapters or shards."""
+"""`plamo2 inspect FOLDER`: describe a folder of a model, of adapters or of shards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def inspect(
     verify: bool = False,
     json: bool = False,
 ) -> int:
-    """Describe a folder from its config files and headers, without reading weights.
+    """Describe a folder from its headers; no weight is read.
 
     Shows the kind of folder, parameters in total and by part of the network, stored dtypes, sizes of the axes, layer pattern,
     tokenizer, chat template, checkpoints and checksums.
@@ -27,7 +27,7 @@ def inspect(
     Args:
         folder: A run folder, a folder of the public layout, adapters, or a folder of shards.
         tensors: List every stored tensor: name, dtype, shape, axes.
-        step: Checkpoint of a run folder. Default: the newest.
+        step: Step of a run folder's checkpoint; left out, the newest.
         verify: Compare every file of the checkpoint with its checksum. Reads all files; exit status 1 if one differs.
         json: Print one JSON object.
     """
