@@ -13,11 +13,11 @@ from plamo2_jax.align.lora import Adapters, LoraConfig
 from plamo2_jax.align.open import open_model
 from plamo2_jax.align.peft import write_run_adapter
 from plamo2_jax.align.sft import SftConfig
+from plamo2_jax.checkpoint import fingerprint
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.data.documents import Document
 from plamo2_jax.data.shard_writer import write_shards
-from plamo2_jax.surgery.distill import fingerprint
 from plamo2_jax.train.config import to_json
 
 LORA = LoraConfig(rank=2, targets=("/mlp/", "q_proj"))
