@@ -169,7 +169,7 @@ def test_a_run_folder_is_described(base, small, small_params, tokenizer, capsys)
     assert facts["tokenizer"] == {"rows": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
     assert facts["layer_pattern"] == "1 x (window)"
     assert facts["axes"]["vocab"] == 864
-    assert facts["checksums"] == "all files are what was written"
+    assert facts["checksums"] == "all files match their checksums"
     names = {tensor["name"]: tensor for tensor in facts["tensors"]}
     assert names["embedding"]["axes"] == ["vocab", "embed"]
     assert names["embedding"]["shape"] == [864, 32]
