@@ -26,7 +26,7 @@ from plamo2_jax.align.lora import Adapters, LoraConfig, WithAdapters
 from plamo2_jax.align.samples import SamplesConfig
 from plamo2_jax.align.start import StartingModel, place_params
 from plamo2_jax.data.documents import ReadReport, TooManyBadRecordsError
-from plamo2_jax.data.packing import Batch, Layout
+from plamo2_jax.data.packing import Batch, Collator
 from plamo2_jax.data.pipeline import mixed_batches, one_pass
 from plamo2_jax.eval.perplexity import make_evaluator, predict_batch, prediction_sums
 from plamo2_jax.model.plamo2 import Plamo2
@@ -169,7 +169,7 @@ def _to_batch(packed: Mapping[str, np.ndarray]) -> Batch:
     }
 
 
-LAYOUT = Layout(("tokens", "targets", "weights"), _to_batch)
+LAYOUT = Collator(("tokens", "targets", "weights"), _to_batch)
 
 
 class ChatSource:
