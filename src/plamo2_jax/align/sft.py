@@ -28,13 +28,14 @@ from plamo2_jax.align.start import StartingModel, place_params
 from plamo2_jax.data.documents import ReadReport, TooManyBadRecordsError
 from plamo2_jax.data.packing import Batch, Layout
 from plamo2_jax.data.pipeline import mixed_batches, one_pass
-from plamo2_jax.eval.perplexity import make_evaluator, predict_batch, prediction_sums
+from plamo2_jax.model.bits_per_byte import make_evaluator
+from plamo2_jax.model.loss import cross_entropy, predict_batch, prediction_sums
 from plamo2_jax.model.plamo2 import Plamo2
 from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.config import PretrainConfig
 from plamo2_jax.train.distillation import Beside
-from plamo2_jax.train.objective import Metrics, Objective, cross_entropy
+from plamo2_jax.train.objective import Metrics, Objective
 
 Weighting = Literal["token", "conversation"]
 _SHOWN = 5

@@ -27,12 +27,12 @@ import numpy as np
 from plamo2_jax import checkpoint
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.load import load_model
-from plamo2_jax.eval.perplexity import Prediction, predict, prediction_sums
 from plamo2_jax.model import Plamo2, abstract_params, logical_axes
+from plamo2_jax.model.loss import Prediction, cross_entropy, largest_chunk, map_logits, predict, prediction_sums
 from plamo2_jax.sharding.rules import Strategy, param_shardings
 from plamo2_jax.train.config import PretrainConfig
 from plamo2_jax.train.distillation import Beside, DistillationConfig
-from plamo2_jax.train.objective import Batch, Metrics, cross_entropy
+from plamo2_jax.train.objective import Batch, Metrics
 
 TEACHER_IDS, TEACHER_LOGITS, TEACHER_LOG_Z = "teacher_ids", "teacher_logits", "teacher_log_z"
 """What a batch holds of precomputed logits: [b, t, k] int32, [b, t, k] float32 divided by the temperature, [b, t] float32, the log
@@ -145,7 +145,7 @@ class Distillation:
         if self._teacher is not None:
             teacher, _ = self._teacher.apply({"params": frozen}, *inputs, method="features")
             teacher = jax.lax.stop_gradient(teacher)
-        prediction, kl = self._by_chunks(params, frozen, student, teacher, batch)
+        prediction, kl = self._compare(params, frozen, student, teacher, batch)
         text_loss, z = cross_entropy(prediction, weights, 0.0)
         weight = jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny)
         kl_sum = jnp.sum(weights * kl)
@@ -159,44 +159,35 @@ class Distillation:
         sums = prediction_sums(prediction, batch["targets"], weights, self._lengths)
         return loss, metrics | sums
 
-    def _by_chunks(
+    def _compare(
         self, params: Any, frozen: Any, student: jax.Array, teacher: jax.Array | None, batch: Batch
     ) -> tuple[Prediction, jax.Array]:
-        """What the student says of the targets [b, t], and its divergence from the teacher [b, t]."""
-        b, t = batch["tokens"].shape
-        chunk = self._chunk or max(size for size in range(1, min(t, 128) + 1) if t % size == 0)
-        if t % chunk:
-            raise ValueError(f"loss_chunk={chunk} is not allowed: it must divide the {t} positions of a row")
+        """Return the student's prediction of the targets [b, t], and its divergence from the teacher [b, t].
+
+        Args:
+            params: the student's.
+            frozen: the teacher's.
+            student: features [b, t, d].
+            teacher: features [b, t, d of the teacher]; None: the batch holds its logits.
+            batch: arrays [b, t, ...].
+        """
         config = self._config
-        pieces = {"x": student, "targets": batch["targets"]}
-        if teacher is None:
-            pieces |= {name: batch[name] for name in (TEACHER_IDS, TEACHER_LOGITS, TEACHER_LOG_Z)}
-        else:
-            pieces["teacher"] = teacher
+        chunk = self._chunk or largest_chunk(student.shape[1], 128)
+        names = (TEACHER_IDS, TEACHER_LOGITS, TEACHER_LOG_Z)
+        theirs = Top(*(batch[name] for name in names)) if teacher is None else teacher
 
-        def cut(array: jax.Array) -> jax.Array:
-            return jnp.moveaxis(array.reshape(b, t // chunk, chunk, *array.shape[2:]), 1, 0)
-
-        @jax.checkpoint
-        def step(carry: None, piece: Mapping[str, jax.Array]) -> tuple[None, tuple[Prediction, jax.Array]]:
-            logits = self._model.apply({"params": params}, piece["x"], method="logits")
-            if teacher is None:
-                top = Top(piece[TEACHER_IDS], piece[TEACHER_LOGITS], piece[TEACHER_LOG_Z])
-                kl = kl_top(top, logits, config.temperature)
+        def compare(logits: jax.Array, arrays: tuple[jax.Array, Any]) -> tuple[Prediction, jax.Array]:
+            targets, theirs = arrays
+            if teacher is not None:
+                theirs = self._teacher.apply({"params": frozen}, theirs, method="logits")
+            if teacher is not None and config.top_k is None:
+                kl = kl_full(theirs, logits, config.temperature)
             else:
-                theirs = self._teacher.apply({"params": frozen}, piece["teacher"], method="logits")
-                if config.top_k is None:
-                    kl = kl_full(theirs, logits, config.temperature)
-                else:
-                    kl = kl_top(top_logits(theirs, config.temperature, config.top_k), logits, config.temperature)
-            return carry, (predict(logits, piece["targets"]), kl)
+                top = theirs if teacher is None else top_logits(theirs, config.temperature, config.top_k)
+                kl = kl_top(top, logits, config.temperature)
+            return predict(logits, targets), kl
 
-        _, (prediction, kl) = jax.lax.scan(step, None, jax.tree.map(cut, pieces))
-
-        def join(array: jax.Array) -> jax.Array:
-            return jnp.moveaxis(array, 0, 1).reshape(b, t)
-
-        return Prediction(*map(join, prediction)), join(kl)
+        return map_logits(self._model, params, student, compare, (batch["targets"], theirs), chunk)
 
 
 def load_teacher(

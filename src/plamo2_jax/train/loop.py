@@ -22,8 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plamo2_jax.eval.heldout import byte_lengths
-from plamo2_jax.eval.perplexity import make_evaluator
+from plamo2_jax.model.bits_per_byte import make_evaluator
 from plamo2_jax.model.plamo2 import Plamo2
 from plamo2_jax.progress import tqdm
 from plamo2_jax.sharding.mesh import make_mesh
@@ -129,7 +128,7 @@ def _train(
     tokenizer = run_folder.load_tokenizer(config)
     mesh = make_mesh(config.mesh, _devices(config))
     model = Plamo2(config.model, dtype=jnp.dtype(config.dtype), remat=config.remat, mesh=mesh)
-    lengths = byte_lengths(tokenizer, config.model.vocab_size)
+    lengths = tokenizer.padded_byte_lengths(config.model.vocab_size)
     schedule = make_schedule(config.schedule, config.steps)
     if make_objective is not None:
         objective = make_objective(config, Beside(model, jnp.asarray(lengths), tokenizer, mesh))
