@@ -24,10 +24,10 @@ from plamo2_jax import checkpoint  # noqa: E402
 from plamo2_jax.config import ModelConfig, preset  # noqa: E402
 from plamo2_jax.convert.load import load_model  # noqa: E402
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem  # noqa: E402
+from plamo2_jax.engine.answer import ModelAnswerer  # noqa: E402
 from plamo2_jax.eval import phonebook  # noqa: E402
 from plamo2_jax.eval.people import people  # noqa: E402
 from plamo2_jax.eval.retrieval import ask, depths, table  # noqa: E402
-from plamo2_jax.infer.answer import ModelAnswerer  # noqa: E402
 from plamo2_jax.model import Plamo2  # noqa: E402
 from plamo2_jax.storage import write_whole  # noqa: E402
 from plamo2_jax.surgery.context import extend  # noqa: E402

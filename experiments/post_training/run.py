@@ -33,8 +33,8 @@ from plamo2_jax.align.speakers import Failure, Question, SpeakerConfig, open_spe
 from plamo2_jax.checkpoint import latest_step, write_json  # noqa: E402
 from plamo2_jax.convert.load import load_model  # noqa: E402
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem  # noqa: E402
-from plamo2_jax.infer.sampling import SamplingConfig  # noqa: E402
-from plamo2_jax.infer.stop import StopConfig  # noqa: E402
+from plamo2_jax.engine.sampling import SamplingConfig  # noqa: E402
+from plamo2_jax.engine.stop import StopConfig  # noqa: E402
 from plamo2_jax.model import Plamo2  # noqa: E402
 from plamo2_jax.model.bits_per_byte import make_evaluator  # noqa: E402
 from plamo2_jax.train.loop import pretrain  # noqa: E402

@@ -17,8 +17,8 @@ from plamo2_jax.align.judge import JudgeConfig
 from plamo2_jax.align.prefer import PreferConfig, prefer
 from plamo2_jax.align.speakers import Failure, Question, Reply, SpeakerConfig
 from plamo2_jax.cli.main import main
-from plamo2_jax.infer.sampling import SamplingConfig
-from plamo2_jax.infer.stop import StopConfig
+from plamo2_jax.engine.sampling import SamplingConfig
+from plamo2_jax.engine.stop import StopConfig
 
 
 def speaker(server, **fields):

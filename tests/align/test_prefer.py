@@ -27,8 +27,8 @@ from plamo2_jax.align.speakers import OwnSpeaker, Question, SpeakerConfig, end_i
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.data.documents import ReadReport
-from plamo2_jax.infer.sampling import SamplingConfig
-from plamo2_jax.infer.stop import StopConfig
+from plamo2_jax.engine.sampling import SamplingConfig
+from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate
 
 OUTPUTS = ("answers.jsonl", "pairs.jsonl", "heldout.jsonl", "config.json", "report.json")
@@ -152,8 +152,8 @@ from pathlib import Path
 from plamo2_jax.align.pairing import PairingConfig
 from plamo2_jax.align.prefer import PreferConfig
 from plamo2_jax.align.speakers import SpeakerConfig
-from plamo2_jax.infer.sampling import SamplingConfig
-from plamo2_jax.infer.stop import StopConfig
+from plamo2_jax.engine.sampling import SamplingConfig
+from plamo2_jax.engine.stop import StopConfig
 
 config = PreferConfig(
     Path("out"), (Path({prompts!r}),), SpeakerConfig({base!r}, rows=8), 4, SamplingConfig(1.0), StopConfig(6),

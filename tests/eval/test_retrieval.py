@@ -10,9 +10,9 @@ import pytest
 from plamo2_jax import checkpoint
 from plamo2_jax.cli.main import main
 from plamo2_jax.config import preset
+from plamo2_jax.engine.answer import ModelAnswerer
 from plamo2_jax.eval import needle, phonebook
 from plamo2_jax.eval.retrieval import Question, ask, depths, split, table
-from plamo2_jax.infer.answer import ModelAnswerer
 from plamo2_jax.model import Plamo2, init_params
 from plamo2_jax.tokenizer.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 

@@ -20,8 +20,8 @@ from typing import Any
 
 from plamo2_jax.align.messages import for_endpoint
 from plamo2_jax.align.speakers import Failure, Question, Reply, SpeakerConfig, api_key
-from plamo2_jax.infer.sampling import SamplingConfig
-from plamo2_jax.infer.stop import StopConfig
+from plamo2_jax.engine.sampling import SamplingConfig
+from plamo2_jax.engine.stop import StopConfig
 
 _LONGEST_PAUSE = 60.0
 _LARGEST_BODY = 4 << 20

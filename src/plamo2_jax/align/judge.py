@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from plamo2_jax.align.speakers import Failure, Question, Speaker, SpeakerConfig
-from plamo2_jax.infer.sampling import SamplingConfig
-from plamo2_jax.infer.stop import StopConfig
+from plamo2_jax.engine.sampling import SamplingConfig
+from plamo2_jax.engine.stop import StopConfig
 
 RUBRIC = """あなたは、二つの回答を比べる公平な審査員です。
 会話の最後の発言に対する回答Aと回答Bのどちらが優れているかを、次の順に判断してください。

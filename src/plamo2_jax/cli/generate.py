@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from plamo2_jax.infer.generate import Generator, Prompt
-    from plamo2_jax.infer.generation import Completion, Generation
+    from plamo2_jax.engine.generation import Completion, Generation
+    from plamo2_jax.engine.generator import Generator, Prompt
     from plamo2_jax.tokenizer.chat_template import ChatTemplate
     from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
@@ -88,9 +88,9 @@ def generate(
         tokenizer: A tokenizer.jsonl, or the folder that holds it, instead of the model's own.
     """
     from plamo2_jax.align.speakers import end_ids
-    from plamo2_jax.infer.generate import default_stop_ids
-    from plamo2_jax.infer.sampling import SamplingConfig
-    from plamo2_jax.infer.stop import StopConfig
+    from plamo2_jax.engine.generator import default_stop_ids
+    from plamo2_jax.engine.sampling import SamplingConfig
+    from plamo2_jax.engine.stop import StopConfig
 
     sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
     stops = StopConfig(max_new_tokens, min_new_tokens, stop_id, stop)
@@ -208,8 +208,8 @@ def open_generator(folder: Path, step: int | None, dtype: str | None, tokenizer:
     import jax.numpy as jnp
 
     from plamo2_jax.align.open import open_model
-    from plamo2_jax.infer.generate import Generator
-    from plamo2_jax.infer.weights import cast_matrices
+    from plamo2_jax.engine.generator import Generator
+    from plamo2_jax.engine.weights import cast_matrices
     from plamo2_jax.model import Plamo2
     from plamo2_jax.tokenizer.tokenizer import Tokenizer
 

@@ -73,9 +73,9 @@ def main(argv: list[str]) -> int:
     import jax.numpy as jnp
 
     from plamo2_jax.align.open import open_model
+    from plamo2_jax.engine.answer import ModelAnswerer
+    from plamo2_jax.engine.weights import cast_matrices
     from plamo2_jax.eval.retrieval import as_text, ask, table
-    from plamo2_jax.infer.answer import ModelAnswerer
-    from plamo2_jax.infer.weights import cast_matrices
     from plamo2_jax.model import Plamo2
     from plamo2_jax.progress import tqdm
     from plamo2_jax.surgery.merge_sources import ModelName

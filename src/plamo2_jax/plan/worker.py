@@ -1,94 +1,104 @@
-"""Compile programs in a process of its own: `python -m plamo2_jax.plan.worker DUMP`, started by `run.py`.
+"""A process in which libtpu compiles: `Worker` starts it and asks it, `main` answers in it.
 
-Reads one request a line from standard input, writes one answer a line to standard output, both JSON.
+libtpu reads its flags, and with them the folder that it dumps schedules to, once, when it is loaded: hence a process of its own. Each
+question and each answer is one line of JSON (wire.py).
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import json
+import os
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
-import jax
-from jax.experimental.layout import Format, Layout
-from jax.extend.core import ClosedJaxpr
-from jax.sharding import SingleDeviceSharding
+from plamo2_jax.plan.compiler import environment
+from plamo2_jax.plan.wire import decode, encode, name_of, named
 
-from plamo2_jax.plan.blocks import kernel_calls
-from plamo2_jax.plan.chips import chip_of
-from plamo2_jax.plan.compiler import first_line, topology_devices
-from plamo2_jax.plan.cost import Cost, program_cost
-from plamo2_jax.plan.dump import Schedules
-from plamo2_jax.plan.hlo import parse_module
-from plamo2_jax.plan.ssd import SsdProgram
+_Answer = TypeVar("_Answer")
 
 
-class Compiled(NamedTuple):
-    """A program as traced and as compiled."""
-
-    jaxpr: ClosedJaxpr
-    executable: jax.stages.Compiled
-
-
-def compile_for(function: Callable, operands: Sequence, device: jax.Device, layouts: str, dump: Path) -> Compiled:
-    """Compile a function for one device of a slice.
+class Worker:
+    """A process that compiles, a context manager.
 
     Args:
-        function: of positional arrays.
-        operands: their shapes.
-        device: of a topology.
-        layouts: of arguments and results: "default", what an array has that nobody asked anything of, or "auto", the compiler's choice.
-        dump: the folder the process was told to dump to; it is emptied first.
+        environment_for: returns the environment of the process, given the folder for schedules.
     """
+
+    def __init__(self, environment_for: Callable[[Path], Mapping[str, str]] = environment) -> None:
+        self._environment_for = environment_for
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Worker:
+        folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="plamo2-plan-"))
+        self._log = self._stack.enter_context(tempfile.TemporaryFile("w+"))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "plamo2_jax.plan.worker", folder],
+            env=dict(self._environment_for(Path(folder))),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+        self._stack.callback(self._end)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stack.close()
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._process.stdin.close()
+        self._process.stdout.close()
+
+    def call(self, function: Callable[[Any, Path], _Answer], request: Any) -> _Answer:
+        """Return `function(request, dump)` as computed in the process; `dump` is the folder for schedules, empty at first.
+
+        Args:
+            function: a function of a module of this package.
+            request: what `wire.encode` can send; the answer must be, too.
+
+        Raises:
+            ValueError: the function raised it.
+            RuntimeError: the process ended; the message has the end of its log.
+        """
+        line = ""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps({"function": name_of(function), "request": encode(request)}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        if not line:
+            self._log.seek(0)
+            raise RuntimeError(f"the compiler process has ended; its log ends with: {self._log.read()[-2000:]}")
+        answer = json.loads(line)
+        if "refused" in answer:
+            raise ValueError(answer["refused"])
+        return decode(answer["answer"])
+
+
+def answer(line: str, dump: Path) -> str:
+    """Return the answer to one question, both as JSON."""
+    question = json.loads(line)
     for path in dump.iterdir():
         path.unlink()
-    sharding = SingleDeviceSharding(device)
-    form = Format(Layout.AUTO, sharding) if layouts == "auto" else sharding
-    traced = jax.jit(function, in_shardings=form, out_shardings=form).trace(*operands)
-    return Compiled(traced.jaxpr, traced.lower().compile())
-
-
-def compiled_cost(compiled: Compiled, device: jax.Device, dump: Path) -> Cost:
-    """What it costs, by its text and by what the compiler dumped.
-
-    Raises:
-        ValueError: a trip count or the traffic of a kernel depends on data.
-    """
-    return program_cost(
-        parse_module(compiled.executable.as_text()),
-        Schedules(dump),
-        kernel_calls(compiled.jaxpr),
-        chip_of(device.device_kind),
-        compiled.executable.memory_analysis().temp_size_in_bytes,
-    )
-
-
-def answer(request: dict[str, Any], dump: Path) -> dict[str, Any]:
-    """The cost as plain data; {"error": ...} where the program does not compile, {"refused": ...} where the request is wrong."""
     try:
-        device = topology_devices(request["topology"])[0]
-        chip_of(device.device_kind)
-        function, operands = SsdProgram(**request["program"]).build()
+        found = encode(named(question["function"], callable)(decode(question["request"]), dump))
     except ValueError as error:
-        return {"refused": str(error)}
-    try:
-        compiled = compile_for(function, operands, device, request["layouts"], dump)
-    except Exception as error:  # The compiler's refusal is an answer, whatever its type: Mosaic, XLA and the kernel raise different ones.
-        return {"error": f"does not compile: {first_line(error)}"}
-    try:
-        return {"cost": dataclasses.asdict(compiled_cost(compiled, device, dump))}
-    except ValueError as error:
-        return {"error": f"compiles, but {first_line(error)}"}
+        return json.dumps({"refused": str(error)})
+    return json.dumps({"answer": found})
 
 
 def main() -> None:
-    """Answer requests until there are no more."""
-    dump = Path(sys.argv[1])
+    """Answer questions until there are no more. What libraries print to standard output goes to standard error."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     for line in sys.stdin:
-        print(json.dumps(answer(json.loads(line), dump)), flush=True)
+        print(answer(line, Path(sys.argv[1])), file=out, flush=True)
 
 
 if __name__ == "__main__":
