@@ -29,14 +29,14 @@ from plamo2_jax.model.layers import (
     MIXER_SCALE,
     MLP_SCALE,
     OBSERVED,
-    DeclaredParameter,
     GatedMLP,
     RMSNorm,
     observe,
     observe_turn,
-    parameter,
 )
+from plamo2_jax.model.linear import lookup, multiply
 from plamo2_jax.model.mamba import Mamba
+from plamo2_jax.model.parameters import DeclaredParameter, parameter
 from plamo2_kernels.attention import Implementation as AttentionImplementation
 from plamo2_kernels.ssd import Implementation
 
@@ -139,8 +139,11 @@ class Plamo2(nn.Module):
         implementation: of the selective scan.
         remat: what the backward pass recomputes.
         mesh: devices that a batch is divided over, rows over data × fsdp, tokens over sequence, heads over tensor (see `model.parallel`);
-            None: whatever XLA makes of the arguments' shardings. Calls with a cache do not divide tokens or heads.
-        attention_implementation: of attention over whole rows.
+            None: whatever XLA makes of the arguments' shardings. Calls with a cache divide rows and heads, not tokens.
+        attention_implementation: of attention.
+        scan_layers: apply the periods of a run by `nn.scan` over stacked parameters. False: one after the other, each with parameters
+            of its own (`engine.weights.unstack`). Decoding is faster so, since a scan copies every period's weights and state out of
+            the stack for each token; the program grows with the number of periods, and `remat` has no effect.
     """
 
     config: ModelConfig
@@ -149,15 +152,16 @@ class Plamo2(nn.Module):
     remat: Remat = "none"
     mesh: jax.sharding.Mesh | None = None
     attention_implementation: AttentionImplementation = "auto"
+    scan_layers: bool = True
 
     def setup(self) -> None:
         """Declare the parameters."""
         c = self.config
         init = nn.initializers.normal(c.initializer_range)
-        shape, names = (c.vocab_size, c.hidden_size), (axes.VOCAB, axes.EMBED)
-        self.embedding = parameter(self, "embedding", init, shape, names)
+        table = {axes.VOCAB: c.vocab_size, axes.EMBED: c.hidden_size}
+        self.embedding = parameter(self, "embedding", init, table)
         if not c.tie_word_embeddings:
-            self.lm_head = parameter(self, "lm_head", init, shape, names)
+            self.lm_head = parameter(self, "lm_head", init, table)
         period = _recomputed(Period, self.remat)
 
         def stack(run: Run, name: str) -> nn.Module:
@@ -169,10 +173,15 @@ class Plamo2(nn.Module):
                 length=run.count,
                 metadata_params={nn.PARTITION_NAME: axes.LAYERS},
             )
-            return scanned(c, run.kinds, self.implementation, self.attention_implementation, self.mesh, name=name)
+            return scanned(c, run.kinds, *settings, name=name)
 
+        def separate(run: Run, name: str) -> list[nn.Module]:
+            return [Period(c, run.kinds, *settings, name=period_name(name, i)) for i in range(run.count)]
+
+        settings = self.implementation, self.attention_implementation, self.mesh
         # Scanning a run of one period too keeps one layout of parameters: every layer parameter has the axis `layers`.
-        self.runs = [stack(run, f"run_{i}") for i, run in enumerate(c.runs)]
+        make = stack if self.scan_layers else separate
+        self.runs = [make(run, f"run_{i}") for i, run in enumerate(c.runs)]
         # The rows of the table that logits are read with are channels of the stream as well, so this norm's scale stands for the reader.
         self.final_norm = RMSNorm(1.0, c.rms_norm_eps, reads=True)
 
@@ -197,7 +206,7 @@ class Plamo2(nn.Module):
             segment_ids: 0 padding, otherwise the document; nothing crosses a boundary. None: one document a row. Padding may lead or
                 trail a row or stand between documents.
             positions: of each token in its document (or row: RoPE is relative), rising by one. None: counted from the row's start.
-            cache: state after the tokens before these, stacked or not; a piece that starts with another segment starts afresh.
+            cache: state after the tokens before these, from `init_cache`; a piece that starts with another segment starts afresh.
 
         Returns:
             Logits in float32 (without meaning at padding), and the cache after these tokens (None if none was given).
@@ -220,35 +229,27 @@ class Plamo2(nn.Module):
         caches = []
         for i, run in enumerate(self.runs):
             old = None if cache is None else cache.runs[i]
-            x, new = self._unrolled(i, x, old, context) if isinstance(old, list) else run(x, old, context)
+            if self.scan_layers:
+                x, new = run(x, old, context)
+            else:
+                new = []
+                for j, period in enumerate(run):
+                    x, state = period(x, None if old is None else old[j], context)
+                    new.append(state)
             x = self._constrain(x)
-            caches.append(new)
+            caches.append(tuple(new) if isinstance(new, list) else new)
         return self.final_norm(x), None if cache is None else advance(cache, tuple(caches), context)
-
-    def _unrolled(
-        self, number: int, x: Float[Array, "b t d"], caches: list[tuple], context: Context
-    ) -> tuple[Float[Array, "b t d"], list[tuple]]:
-        """A run's periods one by one, with an unstacked cache."""
-        c, stacked = self.config, self.variables["params"][f"run_{number}"]
-        kinds, implementations = c.runs[number].kinds, (self.implementation, self.attention_implementation)
-        period, new = Period(c, kinds, *implementations, self.mesh, parent=None), []
-        for i, old in enumerate(caches):
-            params = jax.tree.map(lambda array, i=i: array[i], stacked)
-            x, cache = period.apply({"params": params}, x, old, context)
-            new.append(cache)
-        return x, new
 
     def logits(self, x: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
         """Logits in float32 from features."""
         weight = self.embedding if self.config.tie_word_embeddings else self.lm_head
         dtype = jnp.promote_types(x.dtype, jnp.float32)
-        logits = jnp.einsum("btd,vd->btv", x, weight.astype(x.dtype), preferred_element_type=dtype)
+        logits = multiply(self, "btd,vd->btv", x, weight, preferred_element_type=dtype)
         return self._constrain(logits, (axes.TENSOR,))
 
     def _lookup(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """Rows of the embedding."""
-        # Cast before the lookup would cast the whole table.
-        x = self.embedding[tokens].astype(self.activation_dtype)
+        x = lookup(self.embedding, tokens, self.activation_dtype)
         # Each device looks all its group's tokens up in the columns it holds, and columns are exchanged for tokens after that:
         # otherwise XLA gathers the table on every device, and sums a gradient of its size.
         return self._place(x, (axes.DATA,), (), (axes.FSDP, axes.SEQUENCE))
@@ -268,8 +269,13 @@ class Plamo2(nn.Module):
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
     def init_cache(self, batch_size: int, max_length: int) -> Cache:
-        """An empty cache in this model's activation dtype; see `cache.init_cache`."""
-        return init_cache(self.config, batch_size, max_length, self.activation_dtype)
+        """An empty cache in this model's activation dtype, laid out as `scan_layers` says; see `cache.init_cache`."""
+        return init_cache(self.config, batch_size, max_length, self.activation_dtype, stacked=self.scan_layers)
+
+
+def period_name(run: str, index: int) -> str:
+    """Name of one period's parameters in a model without a scan over layers."""
+    return f"{run}_period_{index}"
 
 
 def _init_boxed(model: Plamo2, rng: Array):
