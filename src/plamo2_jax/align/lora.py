@@ -24,10 +24,11 @@ from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.model import Plamo2, abstract_params, logical_axes
 from plamo2_jax.model import axes as names_of
 from plamo2_jax.pattern import PatternError, first_matches, require_pattern
-from plamo2_jax.public_config import is_integer, is_number, shown
+from plamo2_jax.public_config import is_integer, is_number
 from plamo2_jax.surgery.distill import fingerprint
 from plamo2_jax.train.config import BASE_FINGERPRINT
 from plamo2_jax.train.objective import Batch, Metrics, Objective
+from plamo2_jax.validation import shown
 
 A, B = "lora_a", "lora_b"
 LARGEST_RANK = 2**16

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.model.axes import SEQUENCE
 from plamo2_jax.model.loss import largest_chunk, predict_batch, prediction_sums
 
@@ -91,7 +92,7 @@ def make_evaluator(
         # Batches are added in float64 on the host: float32 would drop small ones.
         total = {name: sum(float(sums[name]) for sums in pending) for name in ("nats", "tokens", "bytes", "correct")}
         if not total["bytes"]:
-            raise ValueError("the held-out text is empty: there is no byte to predict")
+            raise PlamoError("the held-out text is empty: there is no byte to predict")
         return HeldOut(total["nats"], int(total["tokens"]), int(total["bytes"]), int(total["correct"]))
 
     return evaluate
