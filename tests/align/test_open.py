@@ -13,11 +13,11 @@ from plamo2_jax.align.lora import Adapters, LoraConfig
 from plamo2_jax.align.open import open_model
 from plamo2_jax.align.peft import write_run_adapter
 from plamo2_jax.align.sft import SftConfig
+from plamo2_jax.checkpoint import fingerprint
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.data.documents import Document
 from plamo2_jax.data.shard_writer import write_shards
-from plamo2_jax.surgery.distill import fingerprint
 from plamo2_jax.train.config import to_json
 
 LORA = LoraConfig(rank=2, targets=("/mlp/", "q_proj"))
@@ -131,7 +131,7 @@ def test_files_are_measured_as_shards_are_and_conversations_by_their_answers(run
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("missing.jsonl", None, "neither a file, a folder, nor a pattern"),
+        ("missing.jsonl", None, "it must be a file, a folder or a pattern"),
         ("empty.jsonl", "", "holds no document"),
         ("bad.jsonl", '{"messages": 1}\n', "line 1"),
         ("blank.txt", " \n", "nothing but white space"),

@@ -52,8 +52,9 @@ class HeldOut:
         """Exponential of the loss; infinite where that leaves float64."""
         return math.exp(self.loss) if self.loss < 709 else math.inf
 
-    def figures(self) -> dict[str, float]:
-        """All figures by name, as they go into files."""
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All metrics by name, as they go into files."""
         return {
             "bits_per_byte": self.bits_per_byte,
             "loss": self.loss,
@@ -63,7 +64,7 @@ class HeldOut:
 
 
 def evaluation_step(
-    model: nn.Module, byte_lengths: np.ndarray, chunk: int | None = None
+    model: nn.Module, byte_lengths: np.ndarray | jax.Array, chunk: int | None = None
 ) -> Callable[[Any, Mapping[str, jax.Array]], dict[str, jax.Array]]:
     """Make the compiled function that maps parameters and a batch to the sums of `prediction_sums`.
 
@@ -82,7 +83,7 @@ def evaluation_step(
 
 
 def make_evaluator(
-    model: nn.Module, byte_lengths: np.ndarray, chunk: int | None = None
+    model: nn.Module, byte_lengths: np.ndarray | jax.Array, chunk: int | None = None
 ) -> Callable[[Any, Iterable[Mapping[str, np.ndarray]]], HeldOut]:
     """Make a function `(params, batches) -> HeldOut`, compiled once for each shape of batch; arguments as `evaluation_step`."""
     step = evaluation_step(model, byte_lengths, chunk)
