@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from plamo2_jax.adapters.attach import Adapters
+from plamo2_jax.adapters.config import LoraConfig
 from plamo2_jax.align.chat import require_marks
 from plamo2_jax.align.dpo import BY_ANSWER, OVER, PreferenceConfig, preference_loss
 from plamo2_jax.align.examples import Examples
 from plamo2_jax.align.logprobs import gather_pairs, token_log_probs
-from plamo2_jax.align.lora import BASE, Adapters, LoraConfig, with_adapters
+from plamo2_jax.align.lora import BASE, with_adapters
 from plamo2_jax.align.preference_data import REFERENCE, Pair, PairTruncate, encode_pairs, layout, read_pairs
 from plamo2_jax.align.reference import ReferenceLogProbs
 from plamo2_jax.align.samples import SamplesConfig
