@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.model.axes import DATA, FSDP, SEQUENCE, TENSOR
 from plamo2_jax.model.cache import AttentionCache
 from plamo2_kernels import attention as attention_kernels
@@ -185,11 +186,11 @@ def _rows(mesh: Mesh, x: Array, *, cached: bool = False) -> PartitionSpec:
     """How [b,t,...] is divided: rows, and tokens unless they continue a cache.
 
     Raises:
-        ValueError: rows or tokens do not divide.
+        PlamoError: rows or tokens do not divide.
     """
     cut = [("b", x.shape[0], (DATA, FSDP))] + ([] if cached else [("t", x.shape[1], (SEQUENCE,))])
     for name, size, over in cut:
         if size % math.prod(mesh.shape[axis] for axis in over):
             axes = " × ".join(f"{axis}={mesh.shape[axis]}" for axis in over)
-            raise ValueError(f"model: {name}={size} must be a multiple of the mesh's {axes}")
+            raise PlamoError(f"model: {name}={size} must be a multiple of the mesh's {axes}")
     return PartitionSpec((DATA, FSDP), None if cached else SEQUENCE)
