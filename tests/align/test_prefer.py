@@ -30,6 +30,7 @@ from plamo2_jax.data.documents import ReadReport
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate
+from support.xla import xla_flags
 
 OUTPUTS = ("answers.jsonl", "pairs.jsonl", "heldout.jsonl", "config.json", "report.json")
 COUNT = 24
@@ -153,6 +154,7 @@ from plamo2_jax.align.pairing import PairingConfig
 from plamo2_jax.align.prefer import PreferConfig
 from plamo2_jax.align.speakers import SpeakerConfig
 from plamo2_jax.engine.sampling import SamplingConfig
+from support.xla import xla_flags
 from plamo2_jax.engine.stop import StopConfig
 
 config = PreferConfig(
@@ -181,7 +183,7 @@ Journal.append = append_and_hold
 def test_killed_at_random_moments_it_ends_in_the_same_bytes(base, prompts, tmp_path):
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": xla_flags(),
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
