@@ -1,0 +1,67 @@
+"""Next-token prediction: the loss of pretraining and of fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from plamo2_jax.data.batch import Batch
+from plamo2_jax.model.bits_per_byte import make_evaluator
+from plamo2_jax.model.loss import cross_entropy, predict_batch, prediction_sums
+from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.task import LossFn, Metrics, TaskContext, TrainTask
+from plamo2_jax.train.trainable import full_params
+
+
+def next_token(
+    model: nn.Module,
+    byte_lengths: jax.Array,
+    z_loss: float = 0.0,
+    chunk: int | None = None,
+    noise: Callable[[Batch, jax.Array], jax.Array] | None = None,
+) -> LossFn:
+    """Return the loss function of next-token prediction.
+
+    Args:
+        model: a model with the methods `features` and `logits`.
+        byte_lengths: [v] int32, UTF-8 bytes of each token.
+        z_loss: coefficient of the z-loss.
+        chunk: positions of each row whose logits exist at a time; None: all.
+        noise: `(batch, rng)` → [b, t, d], added to the embedded tokens; None adds nothing.
+
+    Returns:
+        A loss function whose sums over the batch are `weight`; `nats`, `tokens`, `bytes` and `correct` over the targets of non-zero
+        weight; and `z_loss`, the z-loss's part of the loss.
+    """
+
+    def loss_fn(params: Any, batch: Batch, rng: jax.Array, frozen: Any = None) -> tuple[jax.Array, Metrics]:
+        added = None if noise is None else noise(batch, rng)
+        prediction, weights = predict_batch(model, params, batch, chunk, added), batch["loss_weights"]
+        loss, z = cross_entropy(prediction, weights, z_loss)
+        sums = prediction_sums(prediction, batch["targets"], weights, byte_lengths)
+        return loss, {"weight": jnp.sum(weights), "z_loss": z_loss * z, **sums}
+
+    return loss_fn
+
+
+def heldout_evaluator(context: TaskContext, chunk: int | None) -> Callable[..., Any]:
+    """Return `TrainTask.evaluate` that measures bits per byte of the model."""
+    evaluate = make_evaluator(context.model, context.byte_lengths, chunk)
+    return lambda params, batches, frozen: evaluate(params, batches)
+
+
+def pretraining_task(config: PretrainConfig, context: TaskContext) -> TrainTask:
+    """Return the task of a pretraining run: all parameters of the model, next-token cross-entropy.
+
+    Raises:
+        ValueError: `init_from` is of another shape, damaged, or no model.
+    """
+    return TrainTask(
+        loss_fn=next_token(context.model, context.byte_lengths, config.z_loss, config.loss_chunk),
+        trainable=full_params(context.model, config.init_from, config.seed),
+        evaluate=heldout_evaluator(context, config.loss_chunk),
+    )
