@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from run_material import assert_same_params, record, stop_after
 
-from plamo2_jax import checkpoint
+from plamo2_jax import checkpoint, models
 from plamo2_jax.align.chat import Example
 from plamo2_jax.align.lora import Adapters, LoraConfig
 from plamo2_jax.align.open import open_model
 from plamo2_jax.align.peft import merged_model
 from plamo2_jax.align.samples import SamplesConfig, SampleWriter
 from plamo2_jax.align.sft import ChatConfig, ChatSource, Sft, SftConfig, make_objective, noise_scale, to_element
-from plamo2_jax.align.speakers import Question, SpeakerConfig, open_speaker
 from plamo2_jax.align.start import load_params
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.load import load_model
@@ -212,12 +211,12 @@ def test_adapters_alone_are_trained_and_added(make_config, small_params, base, t
     assert main(["lora", str(base), str(config.folder), str(tmp_path / "one")]) == 0
     assert (tmp_path / "one" / "chat_template.jinja").is_file()
     # What the run wrote down is what the model with its adapters says.
-    replies = open_speaker(SpeakerConfig(str(tmp_path / "one"))).answer(
-        [Question(text, [{"role": "user", "content": text}]) for text in ("a?", "日本")],
-        samples=1,
-        seed=0,
-        sampling=SamplingConfig(0.0),
-        stop=StopConfig(max_new_tokens=8),
+    greedy, stop = SamplingConfig(0.0), StopConfig(max_new_tokens=8)
+    replies = models.open(tmp_path / "one").chat(
+        [
+            models.ChatRequest(text, [{"role": "user", "content": text}], sampling=greedy, stop=stop)
+            for text in ("a?", "日本")
+        ]
     )
     assert [line["text"] for line in samples_of(config.folder)] == [reply[0].text for reply in replies]
     assert {line["step"] for line in samples_of(config.folder)} == {6}

@@ -15,8 +15,9 @@ from plamo2_jax.cli.main import main
 from plamo2_jax.convert.hf import from_public
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.convert.load import load_model
+from plamo2_jax.convert.names import ModelName
 from plamo2_jax.surgery.merge import MergeConfig, merge
-from plamo2_jax.surgery.merge_sources import MergeError, ModelName, open_source
+from plamo2_jax.surgery.merge_sources import MergeError, open_source
 
 
 def random_model(seed):

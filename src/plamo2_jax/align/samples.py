@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from plamo2_jax.align.speakers import answer_stop_ids
 from plamo2_jax.infer.generate import Generator
 from plamo2_jax.infer.sampling import SamplingConfig
 from plamo2_jax.infer.stop import StopConfig
 from plamo2_jax.model.plamo2 import Plamo2
+from plamo2_jax.models.stop_ids import answer_stop_ids
 from plamo2_jax.storage import located, write_whole
 from plamo2_jax.tokenizer.chat_template import ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer

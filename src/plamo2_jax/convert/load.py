@@ -16,6 +16,7 @@ from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.files import CONFIG, INDEX, SINGLE, read_json
 from plamo2_jax.convert.finite import find_nonfinite
+from plamo2_jax.convert.names import ModelName
 from plamo2_jax.convert.read import read_params, read_public_config
 from plamo2_jax.model import Plamo2, abstract_params
 from plamo2_jax.model_files import optional_file
@@ -82,11 +83,11 @@ def load_model(
 ) -> LoadedModel:
     """Open a model from a run folder or a folder of the public layout.
 
-    NaN or infinity in a parameter is named on stderr.
+    A parameter that holds NaN or infinity is named on stderr.
 
     Args:
-        path: the folder.
-        step: checkpoint of a run folder; None: the newest.
+        path: the folder, or the name of a checkpoint, such as RUN@STEP (see `names.ModelName`).
+        step: checkpoint of a run folder; None: the one that `path` names, or else the newest.
         dtype: of the parameters; None: float32.
         shardings: a `jax.sharding.Sharding` for all parameters or a tree of them; None: the first local device. Each process reads
             only the slices that its devices hold.
@@ -96,7 +97,8 @@ def load_model(
     Raises:
         ValueError: the folder is neither kind, or what it holds is missing, damaged or of another shape; the message names it.
     """
-    loaded = _load_model(Path(path), step, jnp.dtype(jnp.float32 if dtype is None else dtype), shardings, ema)
+    name = ModelName.parse(path, step=step, ema=ema)
+    loaded = _load_model(name, jnp.dtype(jnp.float32 if dtype is None else dtype), shardings)
     if require_finite and (parameter := find_nonfinite(loaded.params)):
         raise ConvertError(f"{path}: parameter {parameter} holds NaN or infinity: this model cannot be used")
     if not require_finite:
@@ -104,16 +106,17 @@ def load_model(
     return loaded
 
 
-def _load_model(folder: Path, step: int | None, dtype: jnp.dtype, shardings: Any, ema: bool) -> LoadedModel:
+def _load_model(name: ModelName, dtype: jnp.dtype, shardings: Any) -> LoadedModel:
+    folder, step = name.folder, name.step
     if is_run_folder(folder):
         config = checkpoint.read_model_config(folder)
         checkpoint.require_model(folder)
-        item = checkpoint.EMA if ema else checkpoint.PARAMS
+        item = checkpoint.EMA if name.ema else checkpoint.PARAMS
         checkpoint.check_size(folder, config, step, item)
         abstract = _with(abstract_params(Plamo2(config)), dtype, shardings)
         params = checkpoint.restore_params(folder, abstract, step, item)
         return LoadedModel(config, params, read_tokenizer(folder, config))
-    if step is not None or ema:
+    if step is not None or name.ema:
         raise ConvertError(f"{folder} is of the public layout and has no steps; leave the step out")
     config = read_public_config(folder)
     tokenizer = read_tokenizer(folder, config)
@@ -131,20 +134,24 @@ def warn_of_nonfinite(path: str | os.PathLike[str], params: Any) -> None:
 
 
 def load_params(path: str | os.PathLike[str], config: ModelConfig, abstract: Any) -> Any:
-    """The newest parameters of a folder, for a model whose shape is known.
+    """Read the parameters of a model whose shape is known.
 
     Args:
-        path: a run folder or a folder of the public layout.
+        path: a run folder, a folder of the public layout, or the name of a checkpoint, such as RUN@STEP.
         config: shape of the model.
         abstract: tree of `jax.ShapeDtypeStruct` with shardings, which the parameters are read straight into.
 
     Raises:
         ValueError: the folder is neither kind, or a tensor is missing, damaged or of another shape than the model's; the message names it.
     """
-    if is_run_folder(path):
-        return checkpoint.restore_params(path, abstract)
+    name = ModelName.parse(path)
+    if is_run_folder(name.folder):
+        item = checkpoint.EMA if name.ema else checkpoint.PARAMS
+        return checkpoint.restore_params(name.folder, abstract, name.step, item)
+    if name.step is not None or name.ema:
+        raise ConvertError(f"{name.folder} is of the public layout and has no steps; leave the step out")
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return read_params(path, config, dtype=jnp.float32, shardings=shardings)
+    return read_params(name.folder, config, dtype=jnp.float32, shardings=shardings)
 
 
 def _with(abstract: Any, dtype: jnp.dtype, shardings: Any) -> Any:

@@ -22,6 +22,7 @@ from plamo2_jax import checkpoint
 from plamo2_jax.convert.blocks import Progress, blocks
 from plamo2_jax.convert.files import CONFIG, DTYPES, INDEX
 from plamo2_jax.convert.layout import public_tensors
+from plamo2_jax.convert.names import ModelName
 from plamo2_jax.convert.read import common_dtype
 from plamo2_jax.convert.write import Shard, header, plan_shards
 from plamo2_jax.model import Plamo2, logical_axes
@@ -29,7 +30,7 @@ from plamo2_jax.model.axes import LAYERS
 from plamo2_jax.pattern import PatternError, first_matches, require_pattern
 from plamo2_jax.storage import new_folder, require_empty, write_whole
 from plamo2_jax.surgery import merge_methods as methods
-from plamo2_jax.surgery.merge_sources import MergeError, ModelName, Source, open_source
+from plamo2_jax.surgery.merge_sources import MergeError, Source, open_source
 from plamo2_jax.tokenizer.template_files import chat_template_files
 
 Method = Literal[
