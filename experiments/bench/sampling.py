@@ -25,8 +25,8 @@ import tyro
 
 from plamo2_jax.cli.generate import open_generator
 from plamo2_jax.data.corpus import documents
-from plamo2_jax.infer.sampling import SamplingConfig, sample
-from plamo2_jax.infer.stop import StopConfig
+from plamo2_jax.engine.sampling import SamplingConfig, sample
+from plamo2_jax.engine.stop import StopConfig
 
 
 @dataclasses.dataclass(frozen=True)

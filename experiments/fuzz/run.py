@@ -16,10 +16,9 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "fuzz"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-import fuzz_harness as harness
-import fuzz_targets as targets
+from support.fuzz import harness, targets
 
 
 def main() -> int:

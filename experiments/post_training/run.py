@@ -33,10 +33,10 @@ from plamo2_jax.align.sft import ChatSource, SftConfig  # noqa: E402
 from plamo2_jax.checkpoint import latest_step, write_json  # noqa: E402
 from plamo2_jax.convert.load import load_model  # noqa: E402
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem  # noqa: E402
+from plamo2_jax.engine.sampling import SamplingConfig  # noqa: E402
+from plamo2_jax.engine.stop import StopConfig  # noqa: E402
 from plamo2_jax.eval.heldout import byte_lengths  # noqa: E402
 from plamo2_jax.eval.perplexity import make_evaluator  # noqa: E402
-from plamo2_jax.infer.sampling import SamplingConfig  # noqa: E402
-from plamo2_jax.infer.stop import StopConfig  # noqa: E402
 from plamo2_jax.model import Plamo2  # noqa: E402
 from plamo2_jax.train.loop import pretrain  # noqa: E402
 from plamo2_jax.train.optimizer import OptimizerConfig  # noqa: E402

@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from plamo2_jax.plan.chips import CHIPS
 from plamo2_jax.plan.compiler import libtpu_version
-from plamo2_jax.plan.run import Compiler
-from plamo2_jax.plan.ssd import SsdProgram
-from plamo2_jax.plan.table import to_json
+from plamo2_jax.plan.schedule.run import Compiler
+from plamo2_jax.plan.schedule.ssd import SsdProgram
+from plamo2_jax.plan.schedule.table import to_json
 
 HERE = Path(__file__).parent
 PLOT, REFERENCE = HERE / "bound.png", "0.0.42"

@@ -2,12 +2,10 @@
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import jax
 import pytest
-from endpoint_server import Server
 
 from plamo2_jax import checkpoint
 from plamo2_jax.config import preset
@@ -16,10 +14,9 @@ from plamo2_jax.model import Plamo2, init_params
 from plamo2_jax.tokenizer.chat_template import ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.schedule import ScheduleConfig
+from support.endpoint_server import Server
 
 TESTS = Path(__file__).parents[1]
-if str(TESTS / "train") not in sys.path:
-    sys.path.append(str(TESTS / "train"))
 
 
 @pytest.fixture(scope="session")

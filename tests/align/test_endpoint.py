@@ -15,8 +15,8 @@ import pytest
 from plamo2_jax.align.judge import JudgeConfig
 from plamo2_jax.align.prefer import PreferConfig, prefer
 from plamo2_jax.cli.main import main
-from plamo2_jax.infer.sampling import SamplingConfig
-from plamo2_jax.infer.stop import StopConfig
+from plamo2_jax.engine.sampling import SamplingConfig
+from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.models import ChatModelConfig, ChatRequest, ChatResponse, RequestError
 from plamo2_jax.models.openai_client import OpenAIClient, row_seed
 from plamo2_jax.models.openai_format import EndpointError

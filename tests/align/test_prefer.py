@@ -27,8 +27,8 @@ from plamo2_jax.align.samples import SamplesConfig
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.data.documents import ReadReport
-from plamo2_jax.infer.sampling import SamplingConfig
-from plamo2_jax.infer.stop import StopConfig
+from plamo2_jax.engine.sampling import SamplingConfig
+from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.models import ChatModelConfig, ChatRequest
 from plamo2_jax.models.stop_ids import end_ids
 from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate
@@ -154,8 +154,8 @@ from pathlib import Path
 from plamo2_jax.align.pairing import PairingConfig
 from plamo2_jax.align.prefer import PreferConfig
 from plamo2_jax.models import ChatModelConfig
-from plamo2_jax.infer.sampling import SamplingConfig
-from plamo2_jax.infer.stop import StopConfig
+from plamo2_jax.engine.sampling import SamplingConfig
+from plamo2_jax.engine.stop import StopConfig
 
 config = PreferConfig(
     Path("out"), (Path({prompts!r}),), ChatModelConfig({base!r}, batch_size=8), 4, SamplingConfig(1.0), StopConfig(6),

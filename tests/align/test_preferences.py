@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from run_material import record
 
 from plamo2_jax.align.dpo import PreferenceConfig
 from plamo2_jax.align.logprobs import token_log_probs
@@ -24,6 +23,7 @@ from plamo2_jax.storage import lock_folder
 from plamo2_jax.train.flops import PEAK_FLOPS
 from plamo2_jax.train.loop import pretrain
 from plamo2_jax.train.metrics import read_metrics
+from support.runs import record
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,7 @@ def test_adapters_on_a_stored_reference_through_the_command_line(stored, tmp_pat
     path.write_text(
         "from pathlib import *\nfrom plamo2_jax.align.dpo import *\nfrom plamo2_jax.align.lora import *\n"
         "from plamo2_jax.align.preferences import *\nfrom plamo2_jax.align.samples import *\nfrom plamo2_jax.config import *\n"
-        "from plamo2_jax.data.pipeline import *\nfrom plamo2_jax.infer.sampling import *\n"
+        "from plamo2_jax.data.pipeline import *\nfrom plamo2_jax.engine.sampling import *\n"
         "from plamo2_jax.sharding.mesh import *\nfrom plamo2_jax.train.guard import *\nfrom plamo2_jax.train.optimizer import *\n"
         f"from plamo2_jax.train.schedule import *\nconfig = {config!r}\n"
     )

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from run_material import assert_same_params, record, stop_after
 
 from plamo2_jax import checkpoint, models
 from plamo2_jax.align.chat import Example
@@ -21,13 +20,14 @@ from plamo2_jax.align.start import load_params
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.data.pipeline import MixtureItem
-from plamo2_jax.infer.sampling import SamplingConfig
-from plamo2_jax.infer.stop import StopConfig
+from plamo2_jax.engine.sampling import SamplingConfig
+from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.model.plamo2 import Plamo2, abstract_params
 from plamo2_jax.storage import lock_folder
 from plamo2_jax.train.loop import pretrain
 from plamo2_jax.train.metrics import read_metrics
 from plamo2_jax.train.objective import next_token
+from support.runs import assert_same_params, record, stop_after
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_adapters_alone_are_trained_and_added(make_config, small_params, base, t
     path = tmp_path / "config.py"
     path.write_text(
         "from pathlib import *\nfrom plamo2_jax.align.lora import *\nfrom plamo2_jax.align.samples import *\n"
-        "from plamo2_jax.align.sft import *\nfrom plamo2_jax.config import *\nfrom plamo2_jax.infer.sampling import *\n"
+        "from plamo2_jax.align.sft import *\nfrom plamo2_jax.config import *\nfrom plamo2_jax.engine.sampling import *\n"
         "from plamo2_jax.data.pipeline import *\nfrom plamo2_jax.sharding.mesh import *\nfrom plamo2_jax.train.guard import *\n"
         f"from plamo2_jax.train.optimizer import *\nfrom plamo2_jax.train.schedule import *\nconfig = {config!r}\n"
     )

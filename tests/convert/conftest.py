@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from public_checkpoints import random_tensors, write_public, write_sharded
+
+from support.checkpoints import random_tensors, write_public, write_sharded
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

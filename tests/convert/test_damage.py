@@ -7,12 +7,12 @@ import subprocess
 
 import numpy as np
 import pytest
-from public_checkpoints import CONFIG, random_tensors, write_public
 from safetensors.numpy import save_file
 
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.hf import from_public, to_public
+from support.checkpoints import CONFIG, random_tensors, write_public
 
 D = "model.layers.layers.0.mixer.D"
 

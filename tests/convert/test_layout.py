@@ -5,12 +5,12 @@ import math
 
 import flax.traverse_util
 import pytest
-from public_checkpoints import CONFIG, DTYPES
 
 from plamo2_jax.config import PRESETS, preset
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.convert.write import header, plan_shards
 from plamo2_jax.model import Plamo2, abstract_params
+from support.checkpoints import CONFIG, DTYPES
 
 
 @pytest.mark.parametrize("name", [*PRESETS, "odd"])

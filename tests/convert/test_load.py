@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from public_checkpoints import CONFIG
 
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.hf import from_public
 from plamo2_jax.convert.load import load_model
+from support.checkpoints import CONFIG
 
 
 def test_parameters_are_float32_unless_asked(public, tmp_path):

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from public_checkpoints import CONFIG, DTYPES, random_tensors, write_public, write_sharded
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -18,6 +17,7 @@ from plamo2_jax.convert.read import read_params
 from plamo2_jax.convert.write import write_params
 from plamo2_jax.model import Plamo2, init_params
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from support.checkpoints import CONFIG, DTYPES, random_tensors, write_public, write_sharded
 
 
 def read_folder(folder):

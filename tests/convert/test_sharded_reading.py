@@ -4,13 +4,13 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from public_checkpoints import CONFIG
 
 from plamo2_jax.convert.hf import from_public
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.convert.read import read_params
 from plamo2_jax.model import Plamo2, logical_axes
 from plamo2_jax.model.axes import is_axes
+from support.checkpoints import CONFIG
 
 # Both axes of the mesh in use, inner and outer axes of public tensors cut, and (as the second) one whose slices have copies.
 RULES = {

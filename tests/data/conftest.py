@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from shard_material import letter_tokenizer
 
 from plamo2_jax.data.shard_writer import write_shards
 from plamo2_jax.data.sources import read_documents
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from support.shards import letter_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,11 @@ from collections import Counter
 import hypothesis
 import pytest
 from hypothesis import strategies as st
-from shard_material import check_contract, documents_of, expected_segments, segments_of, write
 
 from plamo2_jax.data.packing import Pieces, measure_packing, packing_efficiency
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem, heldout_batches, train_iterator
 from plamo2_jax.data.shards import open_shards
+from support.shards import check_contract, documents_of, expected_segments, segments_of, write
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=25)
 

@@ -8,10 +8,10 @@ import grain.checkpoint
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from shard_material import check_contract, documents_of, expected_segments, segments_of, write
 
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem, heldout_batches, train_iterator
 from plamo2_jax.data.shards import ShardError
+from support.shards import check_contract, documents_of, expected_segments, segments_of, write
 
 T = 16
 LENGTHS = [3 + (7 * i) % 29 for i in range(40)]

@@ -5,12 +5,12 @@ import pickle
 
 import numpy as np
 import pytest
-from shard_material import documents_of, write
 
 from plamo2_jax.data.documents import BadRecord, Document, ReadReport
 from plamo2_jax.data.shard_writer import write_shards
 from plamo2_jax.data.shards import ShardError, TokenizedDocument, decode_record, encode_record, open_shards
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from support.shards import documents_of, write
 
 LENGTHS = [30, 200, 5, 1, 190, 44]
 

@@ -11,9 +11,9 @@ import pytest
 from plamo2_jax import checkpoint
 from plamo2_jax.cli.main import main
 from plamo2_jax.config import preset
+from plamo2_jax.engine.generator import Generator
 from plamo2_jax.eval import needle, phonebook
 from plamo2_jax.eval.retrieval import Question, ask, depths, split, table
-from plamo2_jax.infer.generate import Generator
 from plamo2_jax.model import Plamo2, init_params
 from plamo2_jax.models import ChatResponse, Score
 from plamo2_jax.models.scoring import score_batch

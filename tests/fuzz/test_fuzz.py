@@ -2,9 +2,9 @@
 
 import shutil
 
-import fuzz_harness as harness
-import fuzz_targets as targets
 import pytest
+
+from support.fuzz import harness, targets
 
 CASES = 250
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scan_cases import (
+
+from support.scans import (
     SIZES,
     TIMED,
     arguments,

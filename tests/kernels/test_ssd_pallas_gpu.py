@@ -7,10 +7,10 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from scan_cases import SIZES, arguments
 
 from plamo2_kernels.ssd import ssd
 from plamo2_kernels.ssd.pallas_gpu import ssd_pallas_gpu
+from support.scans import SIZES, arguments
 
 
 def test_float64_is_refused(rng):

@@ -7,7 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
-from scan_cases import (
+
+from plamo2_kernels.ssd import ssd
+from plamo2_kernels.ssd.pallas_tpu import choose_blocks
+from support.scans import (
     SIZES,
     Size,
     arguments,
@@ -17,9 +20,6 @@ from scan_cases import (
     segments_from,
     single,
 )
-
-from plamo2_kernels.ssd import ssd
-from plamo2_kernels.ssd.pallas_tpu import choose_blocks
 
 
 def test_the_simulated_tpu_agrees_with_the_reference(rng):

@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 
 import pytest
-from launch_tools import AWKWARD, check_bash
 
 from plamo2_jax.launch.job import AUTO
+from support.scripts import AWKWARD, check_bash
 
 WHERE = ("--project", "my-project", "--zone", "us-east5-a")
 DATA = ("--on-workers", "runs/demo")

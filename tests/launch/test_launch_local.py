@@ -8,11 +8,11 @@ import sys
 import time
 
 import pytest
-from launch_tools import AWKWARD, check_bash
 
 from plamo2_jax.cli.main import main
 from plamo2_jax.launch.job import Job
 from plamo2_jax.launch.local import Local, Process, plan, run
+from support.scripts import AWKWARD, check_bash
 
 
 def python(source, **environment):

@@ -3,10 +3,10 @@
 import subprocess
 
 import pytest
-from launch_tools import AWKWARD, check_bash
 
 from plamo2_jax.cli.main import main
 from plamo2_jax.launch.job import AUTO
+from support.scripts import AWKWARD, check_bash
 
 
 def directives(text):

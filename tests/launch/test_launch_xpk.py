@@ -4,10 +4,10 @@ import shlex
 
 import pytest
 import yaml
-from launch_tools import AWKWARD, check_bash
 
 from plamo2_jax.launch.job import AUTO
 from plamo2_jax.launch.slices import GENERATIONS, parse_slice
+from support.scripts import AWKWARD, check_bash
 
 IMAGE = ("--image", "us-docker.pkg.dev/project/images/plamo2:1")
 BUCKET = ("--output", "gs://bucket/runs")

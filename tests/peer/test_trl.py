@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 import pytest
-import trl_losses
+
+from support import trl_losses
 
 pytestmark = pytest.mark.peer
 

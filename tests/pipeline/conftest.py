@@ -1,9 +1,9 @@
 """Running pipelines in a folder of their own."""
 
 import pytest
-from pipeline_material import OUTPUTS, STAGES, write
 
 from plamo2_jax.cli.main import main
+from support.pipelines import OUTPUTS, STAGES, write
 
 
 @pytest.fixture

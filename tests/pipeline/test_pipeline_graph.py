@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from pipeline_material import CONFIG, OUTPUTS, STAGES, write
 
 from plamo2_jax.pipeline.graph import Description, Graph, absolute
 from plamo2_jax.pipeline.stage import Pipeline, Stage
+from support.pipelines import CONFIG, OUTPUTS, STAGES, write
 
 
 def graph(*stages, home="runs"):

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from pipeline_material import write_trained
+
+from support.pipelines import write_trained
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "chaos"
 sys.path.append(str(FOLDER))

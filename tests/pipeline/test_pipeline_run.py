@@ -7,10 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline_material import CONFIG, OUTPUTS, STAGES, write, write_trained
-
 from plamo2_jax.cli.main import main
 from plamo2_jax.pipeline.state import State
+from support.pipelines import CONFIG, OUTPUTS, STAGES, write, write_trained
 
 
 def contents():

@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from plamo2_jax.plan.compiler import environment, libtpu_version, topology_devices
-from plamo2_jax.plan.worker import compile_for
+from plamo2_jax.plan.schedule.worker import compile_for
 
 HERE = Path(__file__).resolve().parent
 SLICES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "tpu7x": "tpu7x:2x2x1"}

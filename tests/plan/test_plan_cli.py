@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from plamo2_jax.cli.main import main
-from plamo2_jax.plan import compiler, run, steps, table
+from plamo2_jax.plan import compiler, steps
 from plamo2_jax.plan.chips import CHIPS, chip_of
 from plamo2_jax.plan.compiler import untested
 from plamo2_jax.plan.cost import Cost, Kernel, Operation
-from plamo2_jax.plan.run import Result
-from plamo2_jax.plan.ssd import SsdProgram
+from plamo2_jax.plan.schedule import run, table
+from plamo2_jax.plan.schedule.run import Result
+from plamo2_jax.plan.schedule.ssd import SsdProgram
 from plamo2_jax.train.flops import PEAK_FLOPS
 
 DEMO = str(Path(__file__).parent.parent.parent / "configs" / "demo.py")

@@ -4,12 +4,12 @@ import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from plamo2_jax.cli.main import main
 from plamo2_jax.plan.compiler import environment
+from support import products
 
 pytestmark = pytest.mark.tpu
 SLICES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
@@ -23,11 +23,11 @@ def chip(request):
 
 @pytest.fixture(scope="module")
 def kernels(chip, tmp_path_factory):
-    """The costs that compile_products.py prints."""
+    """The costs that support/products.py prints."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("the TPU compiler comes with the tpu extra")
     folder = tmp_path_factory.mktemp("dump")
-    command = [sys.executable, str(Path(__file__).parent / "compile_products.py"), str(folder), SLICES[chip]]
+    command = [sys.executable, products.__file__, str(folder), SLICES[chip]]
     done = subprocess.run(command, env=environment(folder), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)

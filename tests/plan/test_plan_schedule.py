@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from plamo2_jax.plan.bundles import parse_schedule
 from plamo2_jax.plan.compiler import TESTED
-from plamo2_jax.plan.dump import Schedules, parse_utilization
-from plamo2_jax.plan.scalar import run_schedule
+from plamo2_jax.plan.schedule.bundles import parse_schedule
+from plamo2_jax.plan.schedule.dump import Schedules, parse_utilization
+from plamo2_jax.plan.schedule.scalar_core import run_schedule
 
 FOLDER = Path(__file__).parent
 BLOCK = 64 * 128 * 4

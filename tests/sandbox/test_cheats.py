@@ -1,9 +1,9 @@
 """Programs that do not solve their task: whatever they do, they do not pass."""
 
 import pytest
-from program_files import read_programs
 
 from plamo2_jax.sandbox import Limits, passes
+from support.programs import read_programs
 
 CHEATS = read_programs("cheats.txt")
 

@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from program_files import read_programs
 
 from plamo2_jax.sandbox import Limits, passes
 from plamo2_jax.sandbox.values import decode, encode
+from support.programs import read_programs
 
 RIGHT = read_programs("right.txt")
 # Tests run on busy machines.

@@ -2,10 +2,10 @@
 
 import jax
 import pytest
-from sharded_cases import loss_and_gradients, make_batch, make_model
 
 from plamo2_jax.model.plamo2 import init_params
 from plamo2_jax.sharding.mesh import MeshConfig, make_mesh
+from support.meshes import loss_and_gradients, make_batch, make_model
 
 
 @pytest.fixture(scope="session")

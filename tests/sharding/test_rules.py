@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec
-from sharded_cases import CONFIG, by_name, described, shardings_on
 
 from plamo2_jax.config import preset
 from plamo2_jax.model import axes
@@ -16,6 +15,7 @@ from plamo2_jax.sharding.mesh import AXES, MeshConfig, make_mesh
 from plamo2_jax.sharding.rules import RULES, ShardingError, batch_sharding, param_shardings, process_part
 from plamo2_jax.train.optimizer import OptimizerConfig, make_optimizer
 from plamo2_jax.train.state import TrainState, state_shardings
+from support.meshes import CONFIG, by_name, described, shardings_on
 
 FACTORS = [shape for shape in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(shape) == 8]
 

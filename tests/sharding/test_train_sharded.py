@@ -7,7 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sharded_cases import (
+
+from plamo2_jax.model.plamo2 import init_params
+from plamo2_jax.sharding.mesh import AXES, MeshConfig, make_mesh
+from plamo2_jax.sharding.rules import batch_sharding, replicated, with_shardings
+from plamo2_jax.train.objective import next_token
+from plamo2_jax.train.optimizer import OptimizerConfig, make_optimizer
+from plamo2_jax.train.state import TrainState, state_shardings
+from plamo2_jax.train.step import make_step
+from support.meshes import (
     BYTE_LENGTHS,
     LENGTH,
     ROWS,
@@ -20,14 +28,6 @@ from sharded_cases import (
     relative,
     shardings_on,
 )
-
-from plamo2_jax.model.plamo2 import init_params
-from plamo2_jax.sharding.mesh import AXES, MeshConfig, make_mesh
-from plamo2_jax.sharding.rules import batch_sharding, replicated, with_shardings
-from plamo2_jax.train.objective import next_token
-from plamo2_jax.train.optimizer import OptimizerConfig, make_optimizer
-from plamo2_jax.train.state import TrainState, state_shardings
-from plamo2_jax.train.step import make_step
 
 # data, fsdp, sequence, tensor; strategy; positions a chunk of the loss.
 MESHES = [

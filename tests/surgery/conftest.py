@@ -1,16 +1,12 @@
 """What the tests of surgery share: models, folders of the public layout, small runs."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parents[1]
-for folder in ("convert", "train"):
-    if str(TESTS / folder) not in sys.path:
-        sys.path.append(str(TESTS / folder))
+from support.models import CONFIGS, logits, make_params
 
-from surgery_material import CONFIGS, logits, make_params  # noqa: E402
+TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from public_checkpoints import CONFIG, write_public
 from safetensors.numpy import load_file
 
 from plamo2_jax.cli.main import main
@@ -18,6 +17,7 @@ from plamo2_jax.convert.load import load_model
 from plamo2_jax.convert.names import ModelName
 from plamo2_jax.surgery.merge import MergeConfig, merge
 from plamo2_jax.surgery.merge_sources import MergeError, open_source
+from support.checkpoints import CONFIG, write_public
 
 
 def random_model(seed):

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import optax
 import pytest
-from surgery_material import TIED, UNTIED, difference, logits, make_batch
 
 from plamo2_jax.config import preset
 from plamo2_jax.model import Plamo2, abstract_params
@@ -17,6 +16,7 @@ from plamo2_jax.surgery.search import best, candidates
 from plamo2_jax.surgery.select import first_masks, select
 from plamo2_jax.surgery.shrink import check_target, cut_config, shrink
 from plamo2_jax.surgery.structure import SurgeryError, flatten
+from support.models import TIED, UNTIED, difference, logits, make_batch
 
 # All axes of a model in two or three compilations of the small one; the masked one is the large one's.
 CUTS = {

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from surgery_material import TIED, UNTIED, difference, logits, make_tokens
 
 from plamo2_jax.model import Plamo2, abstract_params, axes
 from plamo2_jax.surgery.depth import grown_config, layer_plan
 from plamo2_jax.surgery.expansion import Expansion, expansions
 from plamo2_jax.surgery.reuse import grow, grow_moments
 from plamo2_jax.surgery.structure import SurgeryError, flatten, structure
+from support.models import TIED, UNTIED, difference, logits, make_tokens
 
 # Several axes at a time: a compilation costs more than all else here. Sizes are odd on purpose.
 TIED_GROWTH = {

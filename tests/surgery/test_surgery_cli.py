@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from surgery_material import TIED, difference, logits, make_params
 
 from plamo2_jax.checkpoint import save_model
 from plamo2_jax.cli.main import main
@@ -17,6 +16,7 @@ from plamo2_jax.surgery.shapes import read_shape
 from plamo2_jax.tokenizer.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 from plamo2_jax.train.config import PretrainConfig
 from plamo2_jax.train.loop import pretrain
+from support.models import TIED, difference, logits, make_params
 
 CONFIG = dataclasses.replace(TIED, vocab_size=272, pad_token_id=3)
 SMALLER = ("hidden_size=12", "intermediate_size=8", "mamba_num_heads=2", "num_attention_heads=2", "num_hidden_layers=2")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from vocabularies import GOLDEN
 
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from support.vocabularies import GOLDEN
 
 
 @pytest.fixture(scope="session")

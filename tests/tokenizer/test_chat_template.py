@@ -3,9 +3,9 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vocabularies import CONTROLS, valid_texts
 
 from plamo2_jax.tokenizer.chat_template import BUILT_IN, ChatTemplate, ChatTemplateError
+from support.vocabularies import CONTROLS, valid_texts
 
 CHAT = ChatTemplate.load("chat")
 SYSTEM = {"role": "system", "content": "Be brief."}

@@ -8,11 +8,11 @@ import json
 import sys
 
 import pytest
-from vocabularies import GOLDEN
 
 from plamo2_jax.cli.main import main
 from plamo2_jax.data.corpus import documents
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from support.vocabularies import GOLDEN
 
 
 def run(argv: list[str], capsysbinary, monkeypatch, stdin: bytes = b"") -> tuple[int, bytes, str]:

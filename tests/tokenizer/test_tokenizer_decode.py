@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vocabularies import FIXED_ROWS, valid_texts
 
 from plamo2_jax.tokenizer.tokenizer import StreamDecoder, Tokenizer
+from support.vocabularies import FIXED_ROWS, valid_texts
 
 VOCAB_SIZE = 861
 

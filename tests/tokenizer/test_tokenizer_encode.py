@@ -8,13 +8,13 @@ import sys
 
 import numpy as np
 import pytest
-from brute_force import brute_force_ids
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from vocabularies import CONTROLS, FIXED_ROWS, GOLDEN, tiny_rows, tiny_texts, valid_texts
 
 from plamo2_jax.tokenizer import lattice
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from support.segmentation import brute_force_ids
+from support.vocabularies import CONTROLS, FIXED_ROWS, GOLDEN, tiny_rows, tiny_texts, valid_texts
 
 CASES = json.loads((GOLDEN / "cases.json").read_text())
 GOLDEN_ROWS = [json.loads(line) for line in (GOLDEN / "tokenizer.jsonl").read_text().split("\n") if line]

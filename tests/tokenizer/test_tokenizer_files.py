@@ -7,9 +7,9 @@ import json
 
 import numpy as np
 import pytest
-from vocabularies import FIXED_ROWS, GOLDEN
 
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from support.vocabularies import FIXED_ROWS, GOLDEN
 
 LAST = len(FIXED_ROWS) + 1  # the line that `lines_with` adds
 

@@ -8,11 +8,11 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vocabularies import valid_texts
 
 from plamo2_jax.data.corpus import documents
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.tokenizer.train import VocabularyOptions, sample_texts, train_tokenizer
+from support.vocabularies import valid_texts
 
 OPTIONS = VocabularyOptions(vocab_size=1500, sample_bytes=200_000, character_coverage=0.99)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from plamo2_jax.plan.ssd import SsdProgram
+from plamo2_jax.plan.schedule.ssd import SsdProgram
 from plamo2_kernels.ssd import ssd
 
 pytestmark = pytest.mark.tpu

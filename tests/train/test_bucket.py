@@ -9,11 +9,11 @@ from etils import epath
 from etils.epath import backend, gpath
 from orbax.checkpoint._src.path import gcs_utils
 from orbax.checkpoint._src.serialization import tensorstore_utils
-from run_material import assert_same_params, params_of, record, stop_after
 
 from plamo2_jax import storage
 from plamo2_jax.report.page import write_report
 from plamo2_jax.train.loop import pretrain
+from support.runs import assert_same_params, params_of, record, stop_after
 
 OPERATIONS = ("open", "exists", "isdir", "listdir", "glob", "walk", "makedirs", "mkdir", "rmtree", "remove", "rename")
 OPERATIONS += ("replace", "copy", "stat")

@@ -5,13 +5,13 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from run_material import params_of, record
 
 from plamo2_jax.surgery.distill import make_objective
 from plamo2_jax.surgery.teacher_logits import write_teacher_logits
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.distillation import DistillationConfig
 from plamo2_jax.train.loop import TrainingError, pretrain
+from support.runs import params_of, record
 
 
 def test_logits_from_disk_make_the_updates_of_a_teacher_beside(make_config, tmp_path):

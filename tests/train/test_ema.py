@@ -5,12 +5,12 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from run_material import assert_same_params, record, stop_after
 
 from plamo2_jax import checkpoint
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.train.loop import pretrain
+from support.runs import assert_same_params, record, stop_after
 
 
 @pytest.fixture(scope="module")

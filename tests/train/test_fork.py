@@ -7,7 +7,6 @@ import shutil
 
 import jax
 import pytest
-from run_material import assert_same_params, params_of, record
 
 from plamo2_jax import checkpoint
 from plamo2_jax.checkpoint import CheckpointError
@@ -19,6 +18,7 @@ from plamo2_jax.train.loop import pretrain
 from plamo2_jax.train.metrics import read_metrics
 from plamo2_jax.train.run_folder import TrainingError
 from plamo2_jax.train.schedule import ScheduleConfig, make_schedule
+from support.runs import assert_same_params, params_of, record
 
 # One layer of attention: it compiles in a third of the time of a pair of layers.
 MODEL = preset("tiny", hidden_size=32, intermediate_size=32, num_hidden_layers=1, mamba_num_heads=2, vocab_size=320)

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from run_material import assert_same_params, params_of, record, stop_after
 
 from plamo2_jax.data.pipeline import train_iterator
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -18,6 +17,7 @@ from plamo2_jax.train.loop import pretrain
 from plamo2_jax.train.metrics import read_metrics
 from plamo2_jax.train.state import TrainState
 from plamo2_jax.train.step import make_step
+from support.runs import assert_same_params, params_of, record, stop_after
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

@@ -8,13 +8,13 @@ import shutil
 
 import jax
 import pytest
-from run_material import assert_same_params, finish, params_of, record, start, stop_after, write_config
 
 import plamo2_jax
 from plamo2_jax import checkpoint, manifest
 from plamo2_jax.checkpoint import CheckpointError
 from plamo2_jax.train import integrity, loop
 from plamo2_jax.train.loop import pretrain
+from support.runs import assert_same_params, finish, params_of, record, start, stop_after, write_config
 
 
 def largest(folder):

@@ -5,12 +5,12 @@ import subprocess
 import sys
 
 import pytest
-from run_material import finish, record, start, wait_for, write_config
 
 from plamo2_jax import checkpoint
 from plamo2_jax.config import preset
 from plamo2_jax.storage import lock_folder
 from plamo2_jax.train.run_folder import TrainingError, lock
+from support.runs import finish, record, start, wait_for, write_config
 
 HELD = """
 import pathlib, time

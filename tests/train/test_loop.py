@@ -9,7 +9,6 @@ import time
 
 import numpy as np
 import pytest
-from run_material import assert_same_params, params_of, record, stop_after
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
@@ -21,6 +20,7 @@ from plamo2_jax.train.guard import Divergence
 from plamo2_jax.train.loop import pretrain
 from plamo2_jax.train.metrics import read_metrics
 from plamo2_jax.train.run_folder import TrainingError
+from support.runs import assert_same_params, params_of, record, stop_after
 
 
 def test_a_run_leaves_what_the_layout_says(uninterrupted):

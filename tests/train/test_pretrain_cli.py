@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jax
 import pytest
-from run_material import write_config
 
 from plamo2_jax.checkpoint import write_json
 from plamo2_jax.cli import pretrain as cli
@@ -17,6 +16,7 @@ from plamo2_jax.train.config import differences, to_json
 from plamo2_jax.train.optimizer import make_optimizer
 from plamo2_jax.train.schedule import make_schedule
 from plamo2_jax.train.state import TrainState
+from support.runs import write_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

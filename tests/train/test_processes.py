@@ -4,11 +4,11 @@ import dataclasses
 import signal
 
 import pytest
-from run_material import assert_same_params, finish, held, job, params_of, record, start, wait_for, write_config
 
 from plamo2_jax import checkpoint
 from plamo2_jax.train.metrics import read_metrics
 from plamo2_jax.train.processes import PEER_LOST, ProcessesConfig
+from support.runs import assert_same_params, finish, held, job, params_of, record, start, wait_for, write_config
 
 
 def test_a_job_of_two_is_the_run_of_one_whatever_ends_it(make_config, tmp_path):

@@ -13,8 +13,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from plamo2_jax.infer.sampling import SamplingConfig
-from plamo2_jax.infer.stop import StopConfig
+from plamo2_jax.engine.sampling import SamplingConfig
+from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.models import ChatModel, ChatModelConfig, ChatRequest, RequestError
 
 RUBRIC = """あなたは、二つの回答を比べる公平な審査員です。

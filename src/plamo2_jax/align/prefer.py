@@ -30,8 +30,8 @@ from plamo2_jax.align.pair_files import write_files
 from plamo2_jax.align.pairing import PairingConfig, repeated
 from plamo2_jax.align.prompts import Prompt, digest, drop_alike, read_prompts
 from plamo2_jax.checkpoint import write_json
-from plamo2_jax.infer.sampling import SamplingConfig
-from plamo2_jax.infer.stop import StopConfig
+from plamo2_jax.engine.sampling import SamplingConfig
+from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.models import ChatModel, ChatModelConfig, ChatRequest, ChatResponse, RequestError
 from plamo2_jax.sandbox import isolation_problem
 from plamo2_jax.storage import lock_folder

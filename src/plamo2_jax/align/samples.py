@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from plamo2_jax.infer.generate import Generator
-from plamo2_jax.infer.sampling import SamplingConfig
-from plamo2_jax.infer.stop import StopConfig
+from plamo2_jax.engine.generator import Generator
+from plamo2_jax.engine.sampling import SamplingConfig
+from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.model.plamo2 import Plamo2
 from plamo2_jax.models.stop_ids import answer_stop_ids
 from plamo2_jax.storage import located, write_whole
@@ -23,7 +23,7 @@ from plamo2_jax.train.metrics import is_step, read_lines
 if TYPE_CHECKING:
     from plamo2_jax.align.preferences import DpoConfig
     from plamo2_jax.align.sft import SftConfig
-    from plamo2_jax.infer.generation import Generation
+    from plamo2_jax.engine.generation import Generation
     from plamo2_jax.train.config import PretrainConfig
 
 SAMPLES = "samples.jsonl"

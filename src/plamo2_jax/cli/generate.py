@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from plamo2_jax.infer.generate import Prompt
-    from plamo2_jax.infer.generation import Completion, Generation
+    from plamo2_jax.engine.generation import Completion, Generation
+    from plamo2_jax.engine.generator import Prompt
     from plamo2_jax.tokenizer.chat_template import ChatTemplate
     from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
@@ -87,9 +87,9 @@ def generate(
         step: Which checkpoint of a run folder; left out, the newest.
         tokenizer: A tokenizer.jsonl, or the folder that holds it, instead of the model's own.
     """
-    from plamo2_jax.infer.generate import default_stop_ids
-    from plamo2_jax.infer.sampling import SamplingConfig
-    from plamo2_jax.infer.stop import StopConfig
+    from plamo2_jax.engine.generator import default_stop_ids
+    from plamo2_jax.engine.sampling import SamplingConfig
+    from plamo2_jax.engine.stop import StopConfig
     from plamo2_jax.models.local import open_generator
     from plamo2_jax.models.stop_ids import end_ids
 

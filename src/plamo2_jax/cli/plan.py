@@ -56,10 +56,10 @@ def ssd(
         output: A JSON file to write everything to.
     """
     from plamo2_jax.config import PRESETS
-    from plamo2_jax.plan import table
     from plamo2_jax.plan.compiler import untested
-    from plamo2_jax.plan.run import Compiler
-    from plamo2_jax.plan.ssd import SsdProgram
+    from plamo2_jax.plan.schedule import table
+    from plamo2_jax.plan.schedule.run import Compiler
+    from plamo2_jax.plan.schedule.ssd import SsdProgram
     from plamo2_jax.progress import tqdm
 
     if preset not in PRESETS:
@@ -109,7 +109,7 @@ def ssd(
 
 
 def _write(path: Path, header: dict, results: list) -> None:
-    from plamo2_jax.plan.table import to_json
+    from plamo2_jax.plan.schedule.table import to_json
     from plamo2_jax.storage import write_whole
 
     text = json.dumps({**header, "programs": [to_json(result) for result in results]}, indent=1)

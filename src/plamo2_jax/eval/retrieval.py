@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from plamo2_jax.infer.sampling import SamplingConfig
-from plamo2_jax.infer.stop import StopConfig
+from plamo2_jax.engine.sampling import SamplingConfig
+from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.models import ChatModel, CompletionRequest, RequestError, ScoreRequest
 from plamo2_jax.models.scoring import split_texts
 from plamo2_jax.tokenizer.tokenizer import Tokenizer

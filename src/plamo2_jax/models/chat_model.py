@@ -12,8 +12,8 @@ from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 
-from plamo2_jax.infer.sampling import SamplingConfig
-from plamo2_jax.infer.stop import StopConfig
+from plamo2_jax.engine.sampling import SamplingConfig
+from plamo2_jax.engine.stop import StopConfig
 
 Prompt = str | Sequence[int] | np.ndarray
 """A text, or token ids [t]."""

@@ -14,8 +14,8 @@ import numpy as np
 
 from plamo2_jax.convert.load import LoadedModel
 from plamo2_jax.convert.names import ModelName
-from plamo2_jax.infer.generate import Generator, default_stop_ids
-from plamo2_jax.infer.weights import cast_matrices
+from plamo2_jax.engine.generator import Generator, default_stop_ids
+from plamo2_jax.engine.weights import cast_matrices
 from plamo2_jax.model import Plamo2
 from plamo2_jax.models.chat_model import (
     ChatRequest,

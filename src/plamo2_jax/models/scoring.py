@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from plamo2_jax.infer.decode import empty_cache, prefill
-from plamo2_jax.infer.generate import Generator
-from plamo2_jax.infer.generation import repeat_rows
-from plamo2_jax.infer.prefill import power_of_two, prefill_pieces
+from plamo2_jax.engine.generation import repeat_rows
+from plamo2_jax.engine.generator import Generator
+from plamo2_jax.engine.prefill import power_of_two, prefill_pieces
+from plamo2_jax.engine.step import empty_cache, prefill
 from plamo2_jax.model import Plamo2
 from plamo2_jax.model.cache import Cache
 from plamo2_jax.models.chat_model import Score

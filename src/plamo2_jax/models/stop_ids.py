@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from plamo2_jax.infer.generate import default_stop_ids
+from plamo2_jax.engine.generator import default_stop_ids
 from plamo2_jax.model import Plamo2
 from plamo2_jax.tokenizer.chat_template import ChatTemplate, ChatTemplateError
 from plamo2_jax.tokenizer.tokenizer import Tokenizer

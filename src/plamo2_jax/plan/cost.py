@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from plamo2_jax.plan.blocks import KernelCall
 from plamo2_jax.plan.chips import Chip
-from plamo2_jax.plan.dump import Schedules
 from plamo2_jax.plan.hlo import Computation, Instruction, Module, hbm_bytes
-from plamo2_jax.plan.scalar import Execution
+from plamo2_jax.plan.schedule.dump import Schedules
+from plamo2_jax.plan.schedule.kernel_traffic import KernelCall
+from plamo2_jax.plan.schedule.scalar_core import Execution
 from plamo2_jax.plan.traffic import instruction_bytes
 
 _MOVES = frozenset(("copy", "transpose", "reshape", "bitcast", "parameter"))

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from plamo2_jax.align.preferences import DpoConfig, Preference
 from plamo2_jax.align.sft import Sft, SftConfig
-from plamo2_jax.infer.weights import cast_matrices
+from plamo2_jax.engine.weights import cast_matrices
 from plamo2_jax.model import axes
 from plamo2_jax.model.cache import AttentionCache, Cache, MambaCache
 from plamo2_jax.model.plamo2 import Plamo2, abstract_params, logical_axes

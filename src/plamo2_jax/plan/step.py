@@ -14,11 +14,11 @@ from plamo2_jax.plan.chips import Chip, chip_of
 from plamo2_jax.plan.collectives import Collective, Place, Slice, collectives, is_collective
 from plamo2_jax.plan.compiler import first_line
 from plamo2_jax.plan.cost import Operation, operation_of
-from plamo2_jax.plan.dump import Schedules
 from plamo2_jax.plan.hlo import Module, parse_module
 from plamo2_jax.plan.memory import chip_bytes, memory_of, parse_overflow
 from plamo2_jax.plan.predict import by_part, operation_seconds, part, phase, times, utilization
 from plamo2_jax.plan.program import Program
+from plamo2_jax.plan.schedule.dump import Schedules
 
 _MOST_OPERATIONS = 30
 

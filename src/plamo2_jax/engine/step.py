@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from plamo2_jax.infer.sampling import SamplingConfig, sample
+from plamo2_jax.engine.sampling import SamplingConfig, sample
 from plamo2_jax.model import Plamo2
 from plamo2_jax.model.cache import Cache
 

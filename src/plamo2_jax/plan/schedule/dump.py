@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from plamo2_jax.plan.bundles import parse_schedule
-from plamo2_jax.plan.scalar import Execution, run_schedule
+from plamo2_jax.plan.schedule.bundles import parse_schedule
+from plamo2_jax.plan.schedule.scalar_core import Execution, run_schedule
 
 _NAME = re.compile(r"\d+-(.+)-\d+-(final_bundles|final_hlo-static-per-bundle-utilization|deduplication-map)\.txt")
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from plamo2_jax.infer.sampling import (
+from plamo2_jax.engine.sampling import (
     SamplingConfig,
     adjust_logits,
     draw,

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from plamo2_jax.infer.decode import DecodeState, Vocabulary, decode, empty_cache, prefill, unstack
-from plamo2_jax.infer.prefill import power_of_two, prefill_pieces
-from plamo2_jax.infer.sampling import SamplingConfig
-from plamo2_jax.infer.stop import RowText, StopConfig
+from plamo2_jax.engine.prefill import power_of_two, prefill_pieces
+from plamo2_jax.engine.sampling import SamplingConfig
+from plamo2_jax.engine.step import DecodeState, Vocabulary, decode, empty_cache, prefill, unstack
+from plamo2_jax.engine.stop import RowText, StopConfig
 from plamo2_jax.model import Plamo2
 from plamo2_jax.model.cache import Cache
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -45,7 +45,7 @@ class Completion:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What to generate, checked: see `generate.Generator.stream`."""
+    """What to generate, checked: see `generator.Generator.stream`."""
 
     model: Plamo2
     params: dict

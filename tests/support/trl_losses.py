@@ -1,6 +1,6 @@
 """TRL's own loss functions on given log-probabilities: values and gradients.
 
-`python tests/peer/trl_losses.py` writes tests/golden/trl_losses.json anew; it needs torch and trl (made with trl 1.16.0, torch 2.13.0).
+`python tests/support/trl_losses.py` writes tests/golden/trl_losses.json anew; it needs torch and trl (made with trl 1.16.0, torch 2.13.0).
 The trainers are driven with a model that returns the given log-probabilities, so that the arithmetic is theirs from there on.
 """
 

@@ -1,4 +1,4 @@
-"""Compile matrix products in Pallas for a TPU slice and print what they cost, as JSON; test_plan_products.py runs it.
+"""Compile matrix products in Pallas for a TPU slice and print what they cost, as JSON; tests/plan/test_plan_products.py runs it.
 
 Every kernel multiplies blocks [256,1024] @ [1024,256] of bfloat16: 2·8 arrays of weights 128×128, through each of which 256 rows go.
 """
@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from plamo2_jax.plan.compiler import topology_devices
-from plamo2_jax.plan.worker import compile_for, compiled_cost
+from plamo2_jax.plan.schedule.worker import compile_for, compiled_cost
 
 M, K, N = 256, 1024, 256
 

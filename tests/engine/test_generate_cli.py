@@ -7,8 +7,8 @@ import pytest
 
 from plamo2_jax.checkpoint import save_model
 from plamo2_jax.cli.main import main
-from plamo2_jax.infer.sampling import SamplingConfig
-from plamo2_jax.infer.stop import StopConfig
+from plamo2_jax.engine.sampling import SamplingConfig
+from plamo2_jax.engine.stop import StopConfig
 
 OPTIONS = ["--max-new-tokens", "12", "--temperature", "1", "--top-p", "0.9", "--seed", "7"]
 

@@ -15,7 +15,7 @@ import operator
 import statistics
 from collections.abc import Callable
 
-from plamo2_jax.plan.bundles import Instruction, Predicate, Program
+from plamo2_jax.plan.schedule.bundles import Instruction, Predicate, Program
 
 _MASK = 0xFFFFFFFF
 _LIMIT = 50_000_000

@@ -1,4 +1,4 @@
-"""Compile programs in a process of its own: `python -m plamo2_jax.plan.worker DUMP`, started by `run.py`.
+"""Compile programs in a process of its own: `python -m plamo2_jax.plan.schedule.worker DUMP`, started by `run.py`.
 
 Reads one request a line from standard input, writes one answer a line to standard output, both JSON.
 """
@@ -17,13 +17,13 @@ from jax.experimental.layout import Format, Layout
 from jax.extend.core import ClosedJaxpr
 from jax.sharding import SingleDeviceSharding
 
-from plamo2_jax.plan.blocks import kernel_calls
 from plamo2_jax.plan.chips import chip_of
 from plamo2_jax.plan.compiler import first_line, topology_devices
 from plamo2_jax.plan.cost import Cost, program_cost
-from plamo2_jax.plan.dump import Schedules
 from plamo2_jax.plan.hlo import parse_module
-from plamo2_jax.plan.ssd import SsdProgram
+from plamo2_jax.plan.schedule.dump import Schedules
+from plamo2_jax.plan.schedule.kernel_traffic import kernel_calls
+from plamo2_jax.plan.schedule.ssd import SsdProgram
 
 
 class Compiled(NamedTuple):

@@ -80,7 +80,7 @@ def write_seeds(folder: Path) -> None:
 
 def tokenizer() -> Tokenizer:
     """The small vocabulary of the tests."""
-    return Tokenizer.load(Path(__file__).parents[1] / "golden" / "tokenizer")
+    return Tokenizer.load(Path(__file__).parents[2] / "golden" / "tokenizer")
 
 
 def _params() -> Any:

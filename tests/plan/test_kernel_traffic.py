@@ -7,7 +7,7 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from plamo2_jax.plan.blocks import count_moves, kernel_calls
+from plamo2_jax.plan.schedule.kernel_traffic import count_moves, kernel_calls
 
 
 def moves(index_map, grid):

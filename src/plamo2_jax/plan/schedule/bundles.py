@@ -1,7 +1,7 @@
 """Read the VLIW schedule that libtpu writes: `*-final_bundles.txt`, one bundle a line, one bundle a cycle.
 
 The text lists a bundle once, however often it runs. What decides how often, the scalar instructions and the branches, is in it too, so it
-is parsed into a program of the scalar core, which `scalar.py` then runs.
+is parsed into a program of the scalar core, which `scalar_core.py` then runs.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from plamo2_jax.config import preset
-from plamo2_jax.infer.generate import Generator
+from plamo2_jax.engine.generator import Generator
 from plamo2_jax.model import Plamo2, init_params
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 

@@ -14,7 +14,7 @@ from typing import Any
 from plamo2_jax.plan.chips import Chip
 from plamo2_jax.plan.compiler import environment, libtpu_version
 from plamo2_jax.plan.cost import Cost, Kernel, Operation
-from plamo2_jax.plan.ssd import SsdProgram
+from plamo2_jax.plan.schedule.ssd import SsdProgram
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Compiler:
         folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="plamo2-plan-"))
         self._noise = self._stack.enter_context(tempfile.TemporaryFile("w+"))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "plamo2_jax.plan.worker", folder],
+            [sys.executable, "-m", "plamo2_jax.plan.schedule.worker", folder],
             env=environment(Path(folder)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

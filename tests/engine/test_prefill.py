@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plamo2_jax.infer.prefill import prefill_pieces
+from plamo2_jax.engine.prefill import prefill_pieces
 
 
 @given(lengths=st.lists(st.integers(0, 150), min_size=1, max_size=4), size=st.sampled_from([16, 32, 64]))

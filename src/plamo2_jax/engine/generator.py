@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from plamo2_jax.infer.generation import Completion, Generation, Request
-from plamo2_jax.infer.prefill import SMALLEST_PIECE
-from plamo2_jax.infer.sampling import SamplingConfig
-from plamo2_jax.infer.stop import StopConfig
+from plamo2_jax.engine.generation import Completion, Generation, Request
+from plamo2_jax.engine.prefill import SMALLEST_PIECE
+from plamo2_jax.engine.sampling import SamplingConfig
+from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.model import Plamo2
 from plamo2_jax.tokenizer.tokenizer import BOS, OP, Tokenizer
 

@@ -20,7 +20,7 @@ class StopConfig:
     min_new_tokens: int = 0
     """Until so many tokens are there no stop id is drawn and no stop string counts."""
     ids: tuple[int, ...] | None = None
-    """Token ids that end a row. None: those that end a document (see `generate.default_stop_ids`)."""
+    """Token ids that end a row. None: those that end a document (see `generator.default_stop_ids`)."""
     strings: tuple[str, ...] = ()
     """Texts that end a row; the output is cut before the one that is complete first."""
 

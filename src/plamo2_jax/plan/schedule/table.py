@@ -8,8 +8,8 @@ from typing import Any
 
 from plamo2_jax.plan.chips import Chip
 from plamo2_jax.plan.cost import Cost
-from plamo2_jax.plan.run import Result
-from plamo2_jax.plan.ssd import SsdProgram
+from plamo2_jax.plan.schedule.run import Result
+from plamo2_jax.plan.schedule.ssd import SsdProgram
 
 COLUMNS = {
     "implementation": "",

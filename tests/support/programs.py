@@ -5,7 +5,7 @@ from pathlib import Path
 
 def read_programs(name: str) -> dict[str, tuple[str, str]]:
     """Program and tests by name."""
-    text = (Path(__file__).parent / name).read_text(encoding="utf-8")
+    text = (Path(__file__).parents[1] / "sandbox" / name).read_text(encoding="utf-8")
     found = {}
     for part in text.split("\n=== ")[1:]:
         title, _, body = part.partition("\n")

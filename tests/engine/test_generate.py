@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from plamo2_jax.infer import generation
-from plamo2_jax.infer.generate import Generator, default_stop_ids
-from plamo2_jax.infer.sampling import SamplingConfig
-from plamo2_jax.infer.stop import StopConfig
-from plamo2_jax.infer.weights import cast_matrices
+from plamo2_jax.engine import generation
+from plamo2_jax.engine.generator import Generator, default_stop_ids
+from plamo2_jax.engine.sampling import SamplingConfig
+from plamo2_jax.engine.stop import StopConfig
+from plamo2_jax.engine.weights import cast_matrices
 from plamo2_jax.model import Plamo2
 
 GREEDY = SamplingConfig(temperature=0)

@@ -26,8 +26,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import fuzz_targets as targets
-from fuzz_mutations import mutate
+from support.fuzz import targets
+from support.fuzz.mutations import mutate
 
 HANG_SECONDS = 5.0
 MEMORY_BYTES = 1 << 30
@@ -97,12 +97,13 @@ class _Worker:
     """A process that runs cases, watched for time and memory."""
 
     def __init__(self, seeds: Path):
+        roots = filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")))
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(seeds)],
+            [sys.executable, "-m", __name__, str(seeds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(roots)},
         )
         self.alive = True
         if self._process.stdout.readline().strip() != "ready":

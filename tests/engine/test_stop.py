@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plamo2_jax.infer.stop import RowText, StopConfig, StopText
+from plamo2_jax.engine.stop import RowText, StopConfig, StopText
 
 TEXT = st.text("abc", max_size=12)
 STRINGS = st.lists(st.text("abc", min_size=1, max_size=4), max_size=3).map(tuple)

@@ -1,0 +1,1 @@
+"""Damaged files, and the process that reads them."""
