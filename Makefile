@@ -22,13 +22,13 @@ export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.ma
 help:
 	@echo 'make demo     set up, then a model from nothing: pretrained, pruned and distilled, extended, tuned; open $(RUN)/report.html (about 15 minutes)'
 	@echo 'make test     set up, lint and all tests (about 20 minutes)'
-	@echo 'make test-tpu kernels and plans through the TPU compiler (libtpu, 0.2 GB; no TPU is needed)'
+	@echo 'make test-tpu compile kernels and plans with the TPU compiler (libtpu, 0.2 GB; no TPU is needed)'
 	@echo 'make install  only .venv with the plamo2 command in it'
 	@echo 'make lint     ruff and the import contracts'
 	@echo 'make bench    speed of the train step, the tokenizer and sampling on this machine; needs the demo'
 	@echo 'make chaos    kill and damage runs, pipelines and sampling at random and compare with those that were let alone'
 	@echo 'make fuzz     read 20,000 damaged files with every reader and count what comes of it (about 20 minutes)'
-	@echo 'make plans    compile the ready configurations for TPU slices, without a TPU (15 minutes on two cores; fetches libtpu)'
+	@echo 'make plans    compile the configurations in configs/ for TPU slices, without a TPU (15 minutes on two cores; installs libtpu)'
 	@echo 'make peers    compare with other implementations (mlx-lm, mergekit, TRL, PEFT, transformers); needs the demo'
 	@echo
 	@echo 'make TARGET PYTHON=python3.13   the same with another Python, in .venv-3.13; 3.12 and later get jax 0.12, 3.11 jax 0.10.2'
@@ -45,9 +45,9 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
-# The tpu extra is jax[tpu]: libtpu, whose compiler runs on a machine without a TPU.
+# The plan extra is libtpu, whose compiler runs on a machine without a TPU.
 $(VENV)/.installed-tpu: $(VENV)/.installed-test
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[tpu]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[plan]'
 	touch $@
 
 $(VENV)/.installed-peers: $(VENV)/.installed-test
@@ -79,7 +79,7 @@ lint: $(VENV)/.installed-test
 test: $(VENV)/.installed-test lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# Without these libtpu asks the cloud where it is, and refuses a second process.
+# Without these libtpu asks the metadata server of the cloud where it runs, and a second process cannot load it.
 test-tpu: export TPU_SKIP_MDS_QUERY := 1
 test-tpu: export TPU_WORKER_HOSTNAMES := localhost
 test-tpu: export TPU_WORKER_ID := 0

@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from plamo2_jax.plan.compiler import TESTED
+from plamo2_jax.plan.compiler import VERIFIED
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "window"
@@ -77,9 +77,12 @@ def test_versions_that_are_installed_together_are_those_that_are_allowed(python)
     for need in ranges:
         name = canonicalize_name(need.name)
         assert need.specifier.contains(pinned[name]), f"{need}: constraints.txt has {pinned[name]}"
-    # What the TPU planner reads is libtpu's own text: only versions that were tested, each with the jax that names it in its tpu extra.
-    assert pinned["libtpu"].rsplit(".", 1)[0] == {"3.11": "0.0.42"}.get(python, "0.0.50")
-    assert pinned["libtpu"].rsplit(".", 1)[0] in TESTED
+    # The planner reads text of libtpu that is not stable: the extra names the verified versions, each with the jax that it belongs to.
+    extra = [Requirement(line) for line in parser["options.extras_require"]["plan"].split("\n") if "libtpu" in line]
+    (libtpu,) = (need.specifier for need in extra if need.marker.evaluate({"python_version": python}))
+    assert str(libtpu) == {"3.11": "==0.0.42.*"}.get(python, "==0.0.50.*")
+    assert libtpu.contains(pinned["libtpu"])
+    assert [str(need.specifier) for need in extra] == [f"=={version}.*" for version in VERIFIED]
     assert pinned["jax"] == pinned["jaxlib"] == {"3.11": "0.10.2"}.get(python, "0.12.0.1")
 
 

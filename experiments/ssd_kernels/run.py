@@ -24,9 +24,10 @@ from tqdm import tqdm
 
 from plamo2_jax.plan.chips import CHIPS
 from plamo2_jax.plan.compiler import libtpu_version
-from plamo2_jax.plan.schedule.run import Compiler
+from plamo2_jax.plan.schedule.kernel_plan import SsdRequest, compile_ssd
 from plamo2_jax.plan.schedule.ssd import SsdProgram
 from plamo2_jax.plan.schedule.table import to_json
+from plamo2_jax.plan.worker import Worker
 
 HERE = Path(__file__).parent
 PLOT, REFERENCE = HERE / "bound.png", "0.0.42"
@@ -86,8 +87,9 @@ def compile_all(generations: list[str], implementations: tuple[str, ...], path: 
     """Compile what has no result yet, or one of other sources or another compiler."""
     results = load(path)
     for generation in generations:
-        with Compiler(topology := TOPOLOGIES[generation]) as compiler:
-            stamps = {name: {"libtpu": compiler.libtpu, "sources": sources(name)} for name in CHUNKS}
+        topology = TOPOLOGIES[generation]
+        with Worker() as worker:
+            stamps = {name: {"libtpu": libtpu_version(), "sources": sources(name)} for name in CHUNKS}
             todo = [
                 (program, layouts)
                 for where, program, layouts in programs()
@@ -97,7 +99,7 @@ def compile_all(generations: list[str], implementations: tuple[str, ...], path: 
                 != stamps[program.implementation]
             ]
             for program, layouts in tqdm(todo, desc=generation, unit="program"):
-                result = to_json(compiler.cost(program, layouts))
+                result = to_json(worker.call(compile_ssd, SsdRequest(topology, program, layouts)))
                 if "operations" in result:
                     result["operations"] = heaviest(result["operations"])
                 results[key(generation, program, layouts)] = {

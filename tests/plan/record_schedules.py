@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from plamo2_jax.plan.compiler import environment, libtpu_version, topology_devices
-from plamo2_jax.plan.schedule.worker import compile_for
+from plamo2_jax.plan.schedule.kernel_plan import compile_for
 
 HERE = Path(__file__).resolve().parent
 SLICES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "tpu7x": "tpu7x:2x2x1"}
@@ -53,17 +53,16 @@ def call(x):
 
 
 def main() -> None:
-    """Compiles in a process of its own, since libtpu reads where to dump once."""
+    """Compile each in a process of its own, since libtpu reads the dump folder only once."""
     if len(sys.argv) > 1:
-        dump, topology = Path(sys.argv[1]), sys.argv[2]
         x = jax.ShapeDtypeStruct((384, 128), jnp.float32)
-        compile_for(call, [x], topology_devices(topology)[0], "default", dump)
+        compile_for(call, [x], topology_devices(sys.argv[1])[0])
         return
     target = HERE / f"libtpu_{'.'.join(libtpu_version().split('.')[:3])}"
     target.mkdir(exist_ok=True)
     for chip, topology in SLICES.items():
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, __file__, folder, topology]
+            command = [sys.executable, __file__, topology]
             subprocess.run(command, env=environment(Path(folder)), check=True, stderr=subprocess.DEVNULL)
             (schedule,) = Path(folder).glob("*-tiny.1-*-final_bundles.txt")
             shutil.copy(schedule, target / f"schedule_{chip}.txt")

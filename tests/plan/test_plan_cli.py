@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 
 from plamo2_jax.cli.main import main
-from plamo2_jax.plan import compiler, steps
+from plamo2_jax.plan import compiler, report, steps
 from plamo2_jax.plan.chips import CHIPS, chip_of
-from plamo2_jax.plan.compiler import untested
-from plamo2_jax.plan.cost import Cost, Kernel, Operation
-from plamo2_jax.plan.schedule import run, table
-from plamo2_jax.plan.schedule.run import Result
+from plamo2_jax.plan.compiler import unverified
+from plamo2_jax.plan.roofline import Operation
+from plamo2_jax.plan.schedule import table
+from plamo2_jax.plan.schedule.cost import Cost, Kernel
+from plamo2_jax.plan.schedule.kernel_plan import KernelPlan
 from plamo2_jax.plan.schedule.ssd import SsdProgram
+from plamo2_jax.plan.step import StepPlan
+from plamo2_jax.plan.worker import Worker
 from plamo2_jax.train.flops import PEAK_FLOPS
 
 DEMO = str(Path(__file__).parent.parent.parent / "configs" / "demo.py")
@@ -53,26 +56,24 @@ def test_without_libtpu_the_package_is_named(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("version", ["0.0.42.1", "0.0.42", "0.0.50.1", "0.0.50.7"])
-def test_a_libtpu_that_was_tested_gives_no_warning(version):
-    assert untested(version) is None
+def test_a_verified_libtpu_gives_no_warning(version):
+    assert unverified(version) is None
 
 
 @pytest.mark.parametrize("version", ["0.0.43", "0.0.420.1", "0.0.60.1", "1.0.42"])
 def test_figures_of_another_libtpu_come_with_a_warning(version, capsys, monkeypatch):
     """In both plans, before anything is compiled."""
     monkeypatch.setattr(compiler, "libtpu_version", lambda: version)
-    monkeypatch.setattr(run, "libtpu_version", lambda: version)
     monkeypatch.setattr(steps, "libtpu_version", lambda: version)
 
     def stop(*_):
         raise ValueError("here it would compile")
 
-    monkeypatch.setattr(run.Compiler, "__enter__", stop)
-    monkeypatch.setattr(steps, "_ask", stop)
+    monkeypatch.setattr(Worker, "__enter__", stop)
     for argv in (SSD, ["plan", DEMO, "--topology", "v5p:2x2x1"]):
         assert main(argv) == 2
         warning, error = capsys.readouterr().err.splitlines()
-        assert warning.startswith(f"plamo2 plan: warning: libtpu {version} was not tested")
+        assert warning.startswith(f"plamo2 plan: warning: libtpu {version} is not verified")
         assert "0.0.42 and 0.0.50" in warning
         assert error == "plamo2 plan: here it would compile"
 
@@ -104,7 +105,7 @@ def test_chips_have_the_peaks_that_training_uses_and_plausible_clocks():
     assert clocks == {"TPU v5 lite": 1.5, "TPU v5": 1.75, "TPU v6 lite": 1.75, "TPU7x": 2.2}
     # A product 256×256×1024 pushes 256 rows through each of 2·8 arrays of weights 128×128; v5e has four units.
     assert CHIPS["TPU v5 lite"].mxu_cycles(256 * 2 * 8) == 1024
-    with pytest.raises(ValueError, match="no figures for TPU v2"):
+    with pytest.raises(ValueError, match="no figures for the device kind 'TPU v2'"):
         chip_of("TPU v2")
 
 
@@ -117,8 +118,10 @@ def results():
     )
     kernel = Kernel("ssd", (1, 2, 4), 40_000, 5000.0, 0, 50_000.0, 2_000_000, 2_000_000, 2**20, {"MXU": 0.5})
     cost = Cost(CHIPS["TPU v5"], operations, (kernel,), temp_bytes=2**20, vmem_bytes=2**21)
-    refusal = Result(dataclasses.replace(program, implementation="xla"), "auto", None, "does not compile: no room")
-    return [Result(program, "default", cost), refusal]
+    refusal = KernelPlan(
+        dataclasses.replace(program, implementation="xla"), "auto", "0.0.42.1", None, "does not compile: no room"
+    )
+    return [KernelPlan(program, "default", "0.0.42.1", cost), refusal]
 
 
 def test_a_program_is_bound_by_bundles_matrix_units_or_memory(results):
@@ -160,3 +163,15 @@ def test_json_has_figures_a_token_and_the_reason_of_a_refusal(results):
     assert compiled["cycles_per_token"] == 60
     assert compiled["kernels"][0]["grid"] == [1, 2, 4]
     assert refusal["error"] == "does not compile: no room"
+    assert {each["libtpu"] for each in (compiled, refusal)} == {"0.0.42.1"}
+
+
+@pytest.mark.parametrize(("version", "verified"), [("0.0.50.1", True), ("0.0.51.1", False)])
+def test_every_report_names_the_libtpu_and_warns_of_one_that_is_not_verified(results, version, verified):
+    kernel = table.to_json(dataclasses.replace(results[0], libtpu=version))
+    refused = StepPlan("TPU v5", 4, {"fsdp": 4}, 8, 1.0, {"batch": 1}, 10, 20, 0.0, 0.0, 0.0, version)
+    for data in (kernel, report.to_json(refused)):
+        assert (data["libtpu"], data["libtpu_verified"]) == (version, verified)
+    head, *rest = report.lines(refused)
+    assert f"libtpu {version}" in head
+    assert any("is not verified" in line for line in rest) != verified

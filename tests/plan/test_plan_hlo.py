@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from plamo2_jax.plan.chips import CHIPS
-from plamo2_jax.plan.cost import program_cost
+from plamo2_jax.plan.hbm_traffic import instruction_bytes
 from plamo2_jax.plan.hlo import hbm_bytes, parse_module, tuple_elements
+from plamo2_jax.plan.schedule.cost import program_cost
 from plamo2_jax.plan.schedule.dump import Schedules
-from plamo2_jax.plan.traffic import instruction_bytes
 
 # Cut down from what the compiler prints for a matrix product, a change of layout, and a loop that walks over an array [32,8,128] and writes
 # to another.

@@ -8,11 +8,10 @@ import pytest
 
 from plamo2_jax.plan.chips import CHIPS
 from plamo2_jax.plan.collectives import Place, Slice, collectives, is_collective, replica_group, wire_bytes
-from plamo2_jax.plan.cost import Operation
+from plamo2_jax.plan.compiler import device_count
 from plamo2_jax.plan.hlo import parse_module
 from plamo2_jax.plan.memory import Overflow, memory_of, parse_overflow
-from plamo2_jax.plan.predict import Times, part, phase, times, utilization
-from plamo2_jax.plan.topology import chips
+from plamo2_jax.plan.roofline import Operation, StepTimes, part, phase, step_times, utilization
 
 V5P = CHIPS["TPU v5"]
 
@@ -163,7 +162,7 @@ def test_times_add_up():
     moved = collectives(program(), torus(V5P, 4, 1, 1))
     slow = operation(estimated_cycles=round(V5P.clock))  # a second, twice
     heavy = operation(name="copy.1", estimated_cycles=0, hbm_bytes=round(V5P.hbm_bytes_per_second), times=1)
-    found = times([slow, heavy], moved, V5P)
+    found = step_times([slow, heavy], moved, V5P)
     ici = sum(c.times * c.seconds for c in moved)
     assert found.compute == pytest.approx(2, rel=1e-6)
     assert found.hbm == pytest.approx(1, rel=1e-6)
@@ -172,12 +171,12 @@ def test_times_add_up():
     assert found.serial == pytest.approx(3 + ici, rel=1e-6)
     assert found.waiting == pytest.approx(sum(c.times * c.seconds for c in moved if not c.asynchronous))
     assert (found.bound, found.limit) == (found.compute, "compute")
-    assert Times(1.0, 2.0, 3.0, 0.0, 0.0, 6.0).limit == "ici"
+    assert StepTimes(1.0, 2.0, 3.0, 0.0, 0.0, 6.0).limit == "ici"
 
 
 def test_a_kernel_takes_no_less_than_its_products():
     kernel = operation(kind="kernel", estimated_cycles=None, bundles=100, mxu_cycles=V5P.clock, times=1)
-    assert times([kernel], [], V5P).compute == pytest.approx(1)
+    assert step_times([kernel], [], V5P).compute == pytest.approx(1)
 
 
 def test_utilization_is_of_all_devices():
@@ -217,6 +216,6 @@ def test_kernels_of_gradients_are_told_by_their_own_names():
 
 
 def test_chips_of_a_slice():
-    assert [chips(name) for name in ("v5p:4x4x4", "v6e:16x16", "tpu7x:2x2x1")] == [64, 256, 8]
+    assert [device_count(name) for name in ("v5p:4x4x4", "v6e:16x16", "tpu7x:2x2x1")] == [64, 256, 8]
     with pytest.raises(ValueError, match="no TPU slice 'v5p'"):
-        chips("v5p")
+        device_count("v5p")

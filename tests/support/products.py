@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from plamo2_jax.plan.compiler import topology_devices
-from plamo2_jax.plan.schedule.worker import compile_for, compiled_cost
+from plamo2_jax.plan.schedule.kernel_plan import compile_for, compiled_cost
 
 M, K, N = 256, 1024, 256
 
@@ -87,7 +87,9 @@ def main() -> None:
     device = topology_devices(topology)[0]
     costs = {}
     for name, (function, operands) in PROGRAMS.items():
-        cost = compiled_cost(compile_for(function, operands, device, "default", dump), device, dump)
+        for path in dump.iterdir():
+            path.unlink()
+        cost = compiled_cost(compile_for(function, operands, device), device, dump)
         (kernel,) = cost.kernels
         costs[name] = dataclasses.asdict(kernel)
     print(json.dumps(costs))

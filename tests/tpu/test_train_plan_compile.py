@@ -52,7 +52,7 @@ def test_a_small_model_fits_and_every_figure_is_there():
     assert {"scan kernels (ssd)", "attention kernels (splash)", "MLP products"} <= names
     assert 0 < found.serial_mfu <= found.mfu < 1
     assert "fits" in report.summary(found)
-    assert any("HBM a chip" in line for line in report.lines(found))
+    assert any("HBM per chip" in line for line in report.lines(found))
 
 
 def test_an_8b_on_four_v5e_says_how_many_bytes_are_over():

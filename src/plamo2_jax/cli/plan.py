@@ -1,4 +1,4 @@
-"""`plamo2 plan`: what a program costs on a TPU that is not there."""
+"""`plamo2 plan`: compile for a TPU slice without a TPU and print the compiler's figures."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from plamo2_jax.cli.arguments import call
 _USAGE = """usage: plamo2 plan CONFIG.py --topology SLICE [options] [--field value] ...
        plamo2 plan kernel ssd --topology SLICE --preset MODEL [options]
 
-Compiles for a TPU slice on a machine without one, and prints what the compiler says: cycles, bytes, memory. These are the compiler's
+Compile for a TPU slice on a machine without a TPU and print what the compiler reports: cycles, bytes, memory. These are the compiler's
 figures, not measured time. Needs libtpu: pip install 'jax[tpu]'
 
-  CONFIG.py     the train step of a run, a prefill, a decoding step: HBM a chip, collectives, predicted time and MFU bound
-                                                              (plamo2 plan CONFIG.py --help explains it)
-  kernel ssd    the selective scan at a preset's shape        (plamo2 plan kernel ssd --help explains it)"""
+  CONFIG.py     the train step of a run, a prefill or a decoding step: HBM per chip, collectives, predicted time and bound on MFU
+                                                              (options: plamo2 plan CONFIG.py --help)
+  kernel ssd    the selective scan at the shape of a preset   (options: plamo2 plan kernel ssd --help)"""
 
 
 def ssd(
@@ -35,31 +35,32 @@ def ssd(
     breakdown: bool = False,
     output: Path | None = None,
 ) -> None:
-    """What the selective scan costs on one device of a TPU slice, by the compiler's figures.
+    """Compile the selective scan for one device of a TPU slice and print its cost.
 
-    Compiles the scan and what is around the kernel, forward alone and with the gradient of every input, at the shape of a model's layer.
-    Prints a table with a row for each implementation, chunk, direction and layouts. What its columns mean is printed below it. Nothing is
-    measured: a schedule says how many cycles the instructions take when nothing waits for memory.
+    Compiles the scan at the shape of a model's layer, forward alone and with the gradient of every input. Prints a table with a row for
+    each implementation, chunk size, direction and choice of layouts; the columns are explained below the table. Nothing is measured: a
+    schedule gives the cycles that the instructions take without memory stalls.
 
     Args:
         topology: The slice to compile for, such as v5e:2x2, v5p:2x2x1, v6e:2x2 or tpu7x:2x2x1.
-        preset: The model whose layer it is.
-        implementation: Ways to compute the scan.
-        chunk: Tokens a chunk, several to compare; left out, what each implementation chooses on TPU.
+        preset: The model whose layer is compiled.
+        implementation: Implementations of the scan.
+        chunk: Tokens per chunk. Give several to compare them. Default: the implementation's default on TPU.
         direction: The scan alone, or with its gradient.
-        layouts: Of arguments and results: what arrays have by default, or what the compiler chooses, as it does inside a model.
-        tokens: Of a row.
-        batch: Rows.
+        layouts: Layouts of arguments and results. default: the default layout of arrays. auto: the compiler chooses, as inside a model.
+        tokens: Tokens per row.
+        batch: Number of rows.
         segments: Whether rows hold several documents.
-        initial_state: Whether a state comes in.
-        breakdown: Print where the cycles go, operation by operation.
-        output: A JSON file to write everything to.
+        initial_state: Whether the scan starts from a given state.
+        breakdown: Print the cycles of each operation.
+        output: JSON file for all results.
     """
     from plamo2_jax.config import PRESETS
-    from plamo2_jax.plan.compiler import untested
+    from plamo2_jax.plan.compiler import libtpu_version, unverified
     from plamo2_jax.plan.schedule import table
-    from plamo2_jax.plan.schedule.run import Compiler
+    from plamo2_jax.plan.schedule.kernel_plan import SsdRequest, compile_ssd
     from plamo2_jax.plan.schedule.ssd import SsdProgram
+    from plamo2_jax.plan.worker import Worker
     from plamo2_jax.progress import tqdm
 
     if preset not in PRESETS:
@@ -77,48 +78,42 @@ def ssd(
         for way in direction
         for layout in layouts
     ]
-    results = []
-    compiler = Compiler(topology)
-    if warning := untested(compiler.libtpu):
+    libtpu = libtpu_version()
+    if warning := unverified(libtpu):
         print(f"plamo2 plan: warning: {warning}", file=sys.stderr)
-    with compiler, tqdm(programs, desc="compile", unit="program", delay=1) as bar:
-        for program, layout in bar:
-            results.append(compiler.cost(program, layout))
-        print(
-            f"Compiler's figures (libtpu {compiler.libtpu}, {topology}), not measured time; ssd of {preset}, {batch}×{tokens} tokens."
-        )
-    compiled = [result for result in results if result.cost]
+    with Worker() as worker, tqdm(programs, desc="compile", unit="program", delay=1) as bar:
+        plans = [worker.call(compile_ssd, SsdRequest(topology, program, layout)) for program, layout in bar]
+    print(
+        f"Compiler's figures (libtpu {libtpu}, {topology}), not measured time; ssd of {preset}, {batch}×{tokens} tokens."
+    )
+    if warning:
+        print(f"Warning: {warning}.")
+    compiled = [plan for plan in plans if plan.cost]
     if compiled:
         print(table.describe_chip(compiled[0].cost.chip))
-    print("\n" + table.table(results) + "\n\n" + "\n".join(table.legend()))
-    for result in results:
-        program = result.program
-        lines = [*table.kernels(result), *(table.breakdown(result) if breakdown else ())]
+    print("\n" + table.table(plans) + "\n\n" + "\n".join(table.legend()))
+    for plan in plans:
+        program = plan.program
+        lines = [*table.kernels(plan), *(table.breakdown(plan) if breakdown else ())]
         if lines:
-            title = (
-                f"{program.implementation}, chunk {table.chunk(program)}, {program.direction}, layouts {result.layouts}"
+            print(
+                f"\n{program.implementation}, chunk {table.chunk(program)}, {program.direction}, layouts {plan.layouts}"
             )
-            print(f"\n{title}")
             print("\n".join(f"  {line}" for line in lines))
     if output is not None:
-        _write(
-            output,
-            {"source": "the compiler's figures, not measured time", "libtpu": compiler.libtpu, "topology": topology},
-            results,
-        )
+        header = {"source": "the compiler's figures, not measured time", "libtpu": libtpu, "topology": topology}
+        _write(output, {**header, "programs": [table.to_json(plan) for plan in plans]})
 
 
-def _write(path: Path, header: dict, results: list) -> None:
-    from plamo2_jax.plan.schedule.table import to_json
+def _write(path: Path, data: dict) -> None:
     from plamo2_jax.storage import write_whole
 
-    text = json.dumps({**header, "programs": [to_json(result) for result in results]}, indent=1)
-    write_whole(path, (text + "\n").encode())
-    print(f"\n{path}: {len(results)} programs", file=sys.stderr)
+    write_whole(path, (json.dumps(data, indent=1) + "\n").encode())
+    print(f"\n{path}: {len(data['programs'])} programs", file=sys.stderr)
 
 
 def main(argv: list[str]) -> int | None:
-    """Runs `plamo2 plan CONFIG.py` or `plamo2 plan kernel ssd`."""
+    """Run `plamo2 plan CONFIG.py` or `plamo2 plan kernel ssd`."""
     if argv and argv[0].endswith(".py"):
         from plamo2_jax.cli.plan_step import main as plan_step
 

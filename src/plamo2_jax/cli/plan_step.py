@@ -106,10 +106,10 @@ def _refuse_unused(options: Options) -> None:
         )
 
 
-def _warn_of_untested() -> None:
-    from plamo2_jax.plan.compiler import libtpu_version, untested
+def _warn_if_unverified() -> None:
+    from plamo2_jax.plan.compiler import libtpu_version, unverified
 
-    if warning := untested(libtpu_version()):
+    if warning := unverified(libtpu_version()):
         print(f"plamo2 plan: warning: {warning}", file=sys.stderr)
 
 
@@ -118,7 +118,7 @@ def _one(options: Options, request: Request) -> int:
     from plamo2_jax.plan.fields import not_counted
     from plamo2_jax.plan.steps import nearest_fit, plan
 
-    _warn_of_untested()
+    _warn_if_unverified()
     found = plan(request)
     print(f"{request.kind} step of {request.config.name} on {request.topology}")
     print("\n".join(report.lines(found)))
@@ -141,14 +141,14 @@ def _one(options: Options, request: Request) -> int:
 
 def _sweep(options: Options, request: Request) -> int:
     from plamo2_jax.plan import report
+    from plamo2_jax.plan.compiler import device_count
     from plamo2_jax.plan.steps import plan, sweep_points
-    from plamo2_jax.plan.topology import chips
     from plamo2_jax.progress import tqdm
 
-    points = list(sweep_points(request.config, chips(request.topology) * request.config.mesh.slices))
+    points = list(sweep_points(request.config, device_count(request.topology) * request.config.mesh.slices))
     if not points:
         raise ValueError("--sweep finds no mesh over which a micro-batch's rows divide; lower --accumulation")
-    _warn_of_untested()
+    _warn_if_unverified()
     found: list[tuple[str, StepPlan]] = []
     for label, config in tqdm(points, desc="compile", unit="plan"):
         try:

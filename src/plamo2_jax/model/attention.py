@@ -11,7 +11,9 @@ from plamo2_jax.config import LayerKind, ModelConfig
 from plamo2_jax.model import axes, parallel
 from plamo2_jax.model.cache import AttentionCache
 from plamo2_jax.model.context import Context
-from plamo2_jax.model.layers import apply_rope, observe, parameter, rms_normalize
+from plamo2_jax.model.layers import apply_rope, observe, rms_normalize
+from plamo2_jax.model.linear import project
+from plamo2_jax.model.parameters import parameter
 from plamo2_kernels.attention import Implementation, attention, masked_attention
 
 # Of the norms of queries and keys; the public code does not take it from the config.
@@ -33,32 +35,21 @@ class Attention(nn.Module):
         """Mix tokens; returns the output in the dtype of u and the new keys and values (None without a cache)."""
         c = self.config
         e, h, g, p = c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.hidden_size_per_head
-        inner = (axes.HEADS, axes.HEAD_DIM)
+        heads, kv_heads = ({name: size, axes.HEAD_DIM: p} for name, size in ((axes.HEADS, h), (axes.KV_HEADS, g)))
         normal, ones = nn.initializers.normal(c.initializer_range), nn.initializers.ones
-        q_proj = parameter(
-            self, "q_proj", normal, (e, h, p), (axes.EMBED, axes.HEADS, axes.HEAD_DIM), reads=(axes.EMBED,)
-        )
-        k_proj = parameter(
-            self, "k_proj", normal, (e, g, p), (axes.EMBED, axes.KV_HEADS, axes.HEAD_DIM), reads=(axes.EMBED,)
-        )
-        v_proj = parameter(
-            self, "v_proj", normal, (e, g, p), (axes.EMBED, axes.KV_HEADS, axes.HEAD_DIM), reads=(axes.EMBED,)
-        )
-        q_scale = parameter(self, "q_scale", ones, (h, p), (axes.HEADS, axes.HEAD_DIM))
-        k_scale = parameter(self, "k_scale", ones, (g, p), (axes.KV_HEADS, axes.HEAD_DIM))
-        o_proj = parameter(self, "o_proj", normal, (h, p, e), (*inner, axes.EMBED), reads=inner)
         full = self.kind is LayerKind.FULL
         window = None if full else c.attention_window_size
         theta = float(c.rope_theta if full else c.local_theta)
 
-        def project(weight):
-            return jnp.einsum("btd,dhp->bthp", u, weight.astype(u.dtype))
+        def widen(name, sizes):
+            return project(self, name, "btd,dhp->bthp", u, normal, {axes.EMBED: e, **sizes})
 
-        def rotate(x, scale):
-            x = rms_normalize(x, _QK_EPSILON) * scale.astype(x.dtype)
+        def rotate(x, name, sizes):
+            x = rms_normalize(x, _QK_EPSILON) * parameter(self, name, ones, sizes).astype(x.dtype)
             return apply_rope(x, context.positions, theta)
 
-        q, k, v = rotate(project(q_proj), q_scale), rotate(project(k_proj), k_scale), project(v_proj)
+        q, k, v = widen("q_proj", heads), widen("k_proj", kv_heads), widen("v_proj", kv_heads)
+        q, k = rotate(q, "q_scale", heads), rotate(k, "k_scale", kv_heads)
         segments, positions = context.segment_ids, context.positions
         if cache is None and self.mesh is not None and not self.is_initializing():
             y = parallel.attend(self.mesh, q, k, v, segments, window, self.implementation)
@@ -88,5 +79,5 @@ class Attention(nn.Module):
                 seen.positions,
                 window=window,
             )
-        observe(self, y, inner, segments)
-        return jnp.einsum("bthp,hpd->btd", y, o_proj.astype(u.dtype)), cache
+        observe(self, y, tuple(heads), segments)
+        return project(self, "o_proj", "bthp,hpd->btd", y, normal, {**heads, axes.EMBED: e}), cache

@@ -5,50 +5,16 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Float, Int
 
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.model import axes
+from plamo2_jax.model.linear import project
+from plamo2_jax.model.parameters import parameter
 
 # Residual branches are scaled down by their norms' offsets: 1/5 after the mixer, 1/5^1.5 after the MLP (public PLaMo 2 code).
 MIXER_SCALE = 1 / 5
 MLP_SCALE = 1 / 5**1.5
-
-
-class DeclaredParameter(nn.LogicallyPartitioned):
-    """A parameter that carries the names of its axes, and what is done along them."""
-
-    reads: tuple[str, ...] = struct.field(default=(), pytree_node=False)
-    offset: float | None = struct.field(default=None, pytree_node=False)
-    closes: bool = struct.field(default=False, pytree_node=False)
-
-    @property
-    def declaration(self) -> axes.Declaration:
-        """What the parameter declares."""
-        return axes.Declaration(tuple(self.names), self.reads, self.offset, self.closes)
-
-
-def parameter(
-    module: nn.Module,
-    name: str,
-    init: nn.initializers.Initializer,
-    shape: tuple[int, ...],
-    names: axes.Axes,
-    *,
-    reads: tuple[str, ...] = (),
-    offset: float | None = None,
-    closes: bool = False,
-) -> Array:
-    """A float32 parameter that carries its declaration; see `axes.Declaration` for names, reads, offset and closes."""
-    declared = axes.Declaration(names, reads, offset, closes)
-
-    def boxed(*args):
-        return DeclaredParameter(
-            init(*args), declared.names, reads=declared.reads, offset=declared.offset, closes=declared.closes
-        )
-
-    return module.param(name, boxed, shape, jnp.float32)
 
 
 OBSERVED = "observed"
@@ -123,8 +89,7 @@ class RMSNorm(nn.Module):
             self,
             "scale",
             nn.initializers.zeros,
-            x.shape[-1:],
-            (axes.EMBED,),
+            {axes.EMBED: x.shape[-1]},
             reads=(axes.EMBED,) if self.reads else (),
             offset=self.offset,
             closes=self.closes,
@@ -143,16 +108,13 @@ class GatedMLP(nn.Module):
         c = self.config
         init = nn.initializers.normal(c.initializer_range)
         e, f = c.hidden_size, c.intermediate_size
-        gate = parameter(self, "gate", init, (e, f), (axes.EMBED, axes.MLP), reads=(axes.EMBED,))
-        up = parameter(self, "up", init, (e, f), (axes.EMBED, axes.MLP), reads=(axes.EMBED,))
-        down = parameter(self, "down", init, (f, e), (axes.MLP, axes.EMBED), reads=(axes.MLP,))
 
-        def widen(weight):
-            return jnp.einsum("btd,df->btf", x, weight.astype(x.dtype))
+        def widen(name):
+            return project(self, name, "btd,df->btf", x, init, {axes.EMBED: e, axes.MLP: f})
 
-        y = nn.silu(widen(gate)) * widen(up)
+        y = nn.silu(widen("gate")) * widen("up")
         observe(self, y, (axes.MLP,), segment_ids)
-        return jnp.einsum("btf,fd->btd", y, down.astype(x.dtype))
+        return project(self, "down", "btf,fd->btd", y, init, {axes.MLP: f, axes.EMBED: e})
 
 
 def apply_rope(x: Float[Array, "b t h p"], positions: Int[Array, "b t"], theta: float) -> Float[Array, "b t h p"]:

@@ -29,14 +29,14 @@ from plamo2_jax.model.layers import (
     MIXER_SCALE,
     MLP_SCALE,
     OBSERVED,
-    DeclaredParameter,
     GatedMLP,
     RMSNorm,
     observe,
     observe_turn,
-    parameter,
 )
+from plamo2_jax.model.linear import lookup, multiply
 from plamo2_jax.model.mamba import Mamba
+from plamo2_jax.model.parameters import DeclaredParameter, parameter
 from plamo2_kernels.attention import Implementation as AttentionImplementation
 from plamo2_kernels.ssd import Implementation
 
@@ -154,10 +154,10 @@ class Plamo2(nn.Module):
         """Declare the parameters."""
         c = self.config
         init = nn.initializers.normal(c.initializer_range)
-        shape, names = (c.vocab_size, c.hidden_size), (axes.VOCAB, axes.EMBED)
-        self.embedding = parameter(self, "embedding", init, shape, names)
+        table = {axes.VOCAB: c.vocab_size, axes.EMBED: c.hidden_size}
+        self.embedding = parameter(self, "embedding", init, table)
         if not c.tie_word_embeddings:
-            self.lm_head = parameter(self, "lm_head", init, shape, names)
+            self.lm_head = parameter(self, "lm_head", init, table)
         period = _recomputed(Period, self.remat)
 
         def stack(run: Run, name: str) -> nn.Module:
@@ -242,13 +242,12 @@ class Plamo2(nn.Module):
         """Logits in float32 from features."""
         weight = self.embedding if self.config.tie_word_embeddings else self.lm_head
         dtype = jnp.promote_types(x.dtype, jnp.float32)
-        logits = jnp.einsum("btd,vd->btv", x, weight.astype(x.dtype), preferred_element_type=dtype)
+        logits = multiply(self, "btd,vd->btv", x, weight, preferred_element_type=dtype)
         return self._constrain(logits, (axes.TENSOR,))
 
     def _lookup(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """Rows of the embedding."""
-        # Cast before the lookup would cast the whole table.
-        x = self.embedding[tokens].astype(self.activation_dtype)
+        x = lookup(self.embedding, tokens, self.activation_dtype)
         # Each device looks all its group's tokens up in the columns it holds, and columns are exchanged for tokens after that:
         # otherwise XLA gathers the table on every device, and sums a gradient of its size.
         return self._place(x, (axes.DATA,), (), (axes.FSDP, axes.SEQUENCE))

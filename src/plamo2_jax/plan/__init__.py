@@ -1,4 +1,5 @@
-"""What a program costs on a TPU that is not there: libtpu's compiler run on a CPU-only machine, and its output read.
+"""Plan a run for a TPU slice that you do not have: compile its programs with libtpu on a CPU and read what the compiler reports.
 
-Every figure here is the compiler's, not a measured time.
+`memory.py`, `collectives.py` and `roofline.py` read a compiled program; `schedule/` reads the schedules of Pallas kernels. Every figure is
+the compiler's, not a measured time.
 """

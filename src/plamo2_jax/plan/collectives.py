@@ -1,4 +1,4 @@
-"""Collectives of a compiled program: what each moves between chips, over which links, and how long the links are busy with it."""
+"""Read the collectives of a compiled program: the bytes that each moves between chips, its links, and the time at their bandwidth."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from plamo2_jax.plan.chips import Chip
 from plamo2_jax.plan.hlo import Computation, Instruction, Module, array_bytes
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
-# Three spellings: numbers, a permuted range cut into groups, and axes of a mesh.
+# Three notations: lists of numbers, a permuted range cut into groups, and axes of a mesh.
 _GROUPS = re.compile(
     r"replica_groups=(\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?|\{\{.*?\}\}|mesh\[[^\]]*\](?:, device_ids=\(.*?\)(?= \{))? \{[^}]*\})"
 )
@@ -24,26 +24,28 @@ _PAIRS = re.compile(r"source_target_pairs=\{(\{.*?\})\}")
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a partition of the program runs."""
+    """The chip on which a partition of the program runs."""
 
     slice: int
+    """Number of the slice."""
     coords: tuple[int, ...]
+    """Coordinates within the slice."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """The chips of a program, by partition number."""
+    """The chips of a program, in the order of their partition numbers."""
 
     chip: Chip
     places: tuple[Place, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Chips along each axis of one slice."""
+        """Number of chips along each axis of one slice."""
         return tuple(max(c) + 1 for c in zip(*(place.coords for place in self.places), strict=True))
 
     def links(self, group: Sequence[int]) -> int:
-        """Links of a chip that a group can keep busy at once: two for each axis of the torus that it fills, if the axis is a ring."""
+        """Return the links of a chip that a group can use at once: two for each axis that it fills if the axis is a ring, else one."""
         count = 0
         for axis, size in enumerate(self.shape):
             spanned = len({self.places[i].coords[axis] for i in group})
@@ -52,32 +54,33 @@ class Slice:
         return count or 1
 
     def slices(self, group: Sequence[int]) -> int:
-        """Slices that a group extends over."""
+        """Return the number of slices that a group spans."""
         return len({self.places[i].slice for i in group})
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """A collective; bytes and seconds are of one chip and one execution."""
+    """A collective. Bytes and seconds are for one chip and one execution."""
 
     kind: str
     name: str
     op_name: str
     times: int
+    """Number of executions."""
     group: int
-    """Chips that take part together."""
+    """Number of chips that take part."""
     links: int
-    """Links of a chip that it can use; 0: it goes between slices."""
+    """Links of a chip that it can use; 0 for a collective between slices."""
     wire_bytes: float
-    """That a chip sends."""
+    """Bytes that a chip sends."""
     seconds: float
-    """That its links are busy, at their published speed."""
+    """Seconds that the links take at their published bandwidth."""
     asynchronous: bool
-    """Whether the program computes something else meanwhile; else it waits."""
+    """Whether the program can compute while it runs; otherwise the program waits."""
 
 
 def collectives(module: Module, topology: Slice) -> list[Collective]:
-    """All collectives that a program executes, those inside fusions too."""
+    """Return all collectives that a program executes, also those inside fusions."""
     found = []
     for instruction, computation, times in module.executed():
         for inner, scope in _inside(module, instruction, computation):
@@ -89,19 +92,19 @@ def collectives(module: Module, topology: Slice) -> list[Collective]:
 
 
 def _scatters(scope: Computation) -> bool:
-    """Whether a fusion keeps only a slice of a sum over all: what XLA makes of a scatter on TPU, and runs as one."""
+    """Return whether a fusion keeps only a slice of an all-reduce. XLA writes a reduce-scatter on TPU this way, and runs it as one."""
     return any(i.root and i.op == "dynamic-slice" for i in scope.values())
 
 
 def _continues(instruction: Instruction, scope: Computation) -> bool:
-    """Whether it is one of the later parts of a collective that XLA runs in pieces beside other operations: it names it in every piece."""
+    """Return whether it is a later piece of a collective that XLA overlaps with other operations. Each piece names the collective."""
     if "chain_id=" not in instruction.attributes:
         return False
     return not any('custom_call_target="AsyncCollectiveStart"' in other.attributes for other in scope.values())
 
 
 def is_collective(module: Module, instruction: Instruction) -> bool:
-    """Whether the instruction does nothing but communicate, which the links are charged with."""
+    """Return whether the instruction only communicates. Its time is counted for the links, not for the core."""
     if _kind(instruction) is not None:
         return True
     called = instruction.called("calls") if instruction.op == "fusion" else None
@@ -135,7 +138,7 @@ def _collective(kind: str, instruction: Instruction, scope: Computation, times: 
         group = replica_group(instruction.attributes, len(topology.places))
         wire, links = wire_bytes(kind, operands, len(group)), topology.links(group)
     if topology.slices(group) > 1:
-        # Between slices the data centre's network is what limits, and only what crosses it takes that road.
+        # Between slices the data center network is the limit, and only the bytes that cross it count.
         across = topology.slices(group)
         within = len(group) // across
         wire = wire_bytes(kind, operands, across) / (within if kind != "all-gather" else 1)
@@ -152,10 +155,10 @@ def _timed(kind, instruction, times, group, links, wire, speed) -> Collective:
 
 
 def wire_bytes(kind: str, operand_bytes: float, group: int) -> float:
-    """Bytes that each of `group` chips sends when they pass data around a ring.
+    """Return the bytes that each of `group` chips sends when the chips pass data around a ring of n = `group` chips.
 
-    A gather's operand is one part of the whole and is sent on n - 1 times; a scatter's is the whole, of which all parts but one are sent;
-    a reduction to everyone is a scatter and a gather. To exchange all with all, data go n/4 links far on average in a ring of n.
+    all-gather: the operand is one shard, and n - 1 shards are sent. reduce-scatter: the operand is the whole array, and all shards but one
+    are sent. all-reduce: a reduce-scatter and an all-gather. all-to-all: data travel over n/4 links on average.
     """
     n = group
     if n <= 1:
@@ -171,10 +174,10 @@ def wire_bytes(kind: str, operand_bytes: float, group: int) -> float:
 
 
 def replica_group(attributes: str, partitions: int) -> list[int]:
-    """The partitions of the first group; the others are like it. No groups: all partitions."""
+    """Return the partitions of the first group. The other groups have the same form. Without groups, return all partitions."""
     match = _GROUPS.search(attributes)
     if match is None and "replica_groups=" in attributes and "replica_groups={}" not in attributes:
-        raise ValueError(f"groups of a collective in an unknown spelling: {attributes[:200]}")
+        raise ValueError(f"the replica groups of a collective are in an unknown notation: {attributes[:200]}")
     if match is None or match[1] == "{{}}":
         return list(range(partitions))
     text = match[1]
@@ -187,7 +190,7 @@ def replica_group(attributes: str, partitions: int) -> list[int]:
 
 
 def _iota(text: str) -> np.ndarray:
-    """Numbers in the order of `[2,4]T(1,0)`: counted in that shape, read after the transposition."""
+    """Return the numbers of an iota such as `[2,4]T(1,0)`: count in that shape, transpose, flatten."""
     dims, _, permutation = text.partition("T")
     sizes = _numbers(dims)
     ids = np.arange(math.prod(sizes)).reshape(sizes)
@@ -195,9 +198,10 @@ def _iota(text: str) -> np.ndarray:
 
 
 def _mesh_group(text: str) -> list[int]:
-    """The first group along axes of a mesh, `mesh['a'=2,'b'=8] {'b'}`, or along a part of an axis, `{'b':(2)4}`: 4 behind 2.
+    """Return the first group along mesh axes, `mesh['a'=2,'b'=8] {'b'}`, or along a part of an axis.
 
-    Devices are counted through the mesh, or listed: `mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}`.
+    `{'b':(2)4}` is a part: the axis is split into 2 × 4 × the rest, and the group is along the 4. Devices are numbered in the order of the
+    mesh, or listed: `mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}`.
     """
     mesh, _, chosen = text.rpartition("{")
     mesh, _, listed = mesh.partition("device_ids=")

@@ -1,14 +1,16 @@
-"""libtpu's compiler on a machine without a TPU: what it needs around it, and the devices of a slice that is not there."""
+"""libtpu's compiler on a machine without a TPU: its version, the environment that it needs, and the devices of a slice."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import math
 import os
+import re
 from pathlib import Path
 
-# Without these libtpu asks the cloud where it is, and a second process that loads it is refused. A program that came out of JAX's
-# compilation cache would leave no schedule to read.
+# Without the TPU_ variables libtpu asks the cloud's metadata server where it runs, and a second process cannot load it. A program
+# from JAX's compilation cache would leave no schedule to read.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "JAX_ENABLE_COMPILATION_CACHE": "false",
@@ -18,48 +20,46 @@ ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 TOPOLOGIES = ("v5e:2x2", "v5e:16x16", "v5p:2x2x1", "v5p:4x4x4", "v6e:2x2", "v6e:16x16", "tpu7x:2x2x1")
-# The texts that libtpu prints and dumps are no interface: they were read and tested with these versions only.
-TESTED = ("0.0.42", "0.0.50")
-# Of some 80 texts an operation, the last ones: final_bundles and the units each bundle uses; and which operations share one.
+# The text that libtpu prints and dumps is not a stable interface. The readers of this package are verified with these versions
+# (tests/plan/libtpu_*); the extra `plan` in setup.cfg installs one of them.
+VERIFIED = ("0.0.42", "0.0.50")
+# libtpu can dump some 80 texts for each operation. These are the ones that are read.
 _DUMPED = "final_bundles|final_hlo|deduplication"
 
 
 def libtpu_version() -> str:
-    """Version of the installed libtpu.
+    """Return the version of the installed libtpu.
 
     Raises:
-        ValueError: there is none.
+        ValueError: libtpu is not installed.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError("this needs the TPU compiler: pip install 'jax[tpu]' (no TPU is needed)")
+        raise ValueError("libtpu, the TPU compiler, is not installed: run pip install 'jax[tpu]' (no TPU is needed)")
     return importlib.metadata.version("libtpu")
 
 
-def untested(version: str) -> str | None:
-    """A sentence of warning where the texts of this libtpu were not tested."""
-    if ".".join(version.split(".")[:3]) in TESTED:
+def unverified(version: str) -> str | None:
+    """Return a warning if the readers are not verified with this version of libtpu, else None."""
+    if ".".join(version.split(".")[:3]) in VERIFIED:
         return None
     return (
-        f"libtpu {version} was not tested, and its figures may be read wrongly: tested are {' and '.join(TESTED)}. "
+        f"libtpu {version} is not verified, and its figures may be read wrongly: verified are {' and '.join(VERIFIED)}. "
         "Install one of these with the jax that it belongs to (constraints.txt)"
     )
 
 
 def environment(dump: Path) -> dict[str, str]:
-    """The environment of a process that compiles for TPU and writes its schedules to a folder.
-
-    libtpu reads its flags once, when it is loaded: hence a process of its own.
-    """
+    """Return the environment of a process that compiles for TPU and writes its schedules to a folder."""
     flags = f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex={_DUMPED}"
     before = os.environ.get("LIBTPU_INIT_ARGS", "")
     return {**os.environ, **ENVIRONMENT, "LIBTPU_INIT_ARGS": f"{before} {flags}".strip()}
 
 
 def topology_devices(name: str, slices: int = 1) -> list:
-    """The devices of one or more equal slices, such as "v5p:2x2x1"; for a process with `environment`.
+    """Return the devices of one or more equal slices, such as "v5p:2x2x1". The process must have the variables of ENVIRONMENT.
 
     Raises:
-        ValueError: the compiler knows no such slice.
+        ValueError: the compiler does not know the slice.
     """
     from jax.errors import JaxRuntimeError
     from jax.experimental import topologies
@@ -72,7 +72,19 @@ def topology_devices(name: str, slices: int = 1) -> list:
         raise ValueError(f"no TPU slice {name!r}; names look like {', '.join(TOPOLOGIES)} ({reason})") from error
 
 
+def device_count(topology: str) -> int:
+    """Return the number of devices of a slice by its name: "v5p:4x4x4" has 64; a tpu7x chip is two devices.
+
+    Raises:
+        ValueError: the name is not a kind of TPU and its chips along each axis.
+    """
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", topology)
+    if not match:
+        raise ValueError(f"no TPU slice {topology!r}; names look like {', '.join(TOPOLOGIES)}")
+    return math.prod(map(int, match[2].split("x"))) * (2 if match[1] == "tpu7x" else 1)
+
+
 def first_line(error: BaseException) -> str:
-    """What the compiler says, without what it says around it."""
+    """Return the first line of an error message that is not empty, or the name of its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

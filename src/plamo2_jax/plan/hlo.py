@@ -1,4 +1,4 @@
-"""Read the program that XLA compiled, as `compiled.as_text()` prints it: instructions, their shapes in memory, loops and trip counts."""
+"""Parse a compiled program, as `compiled.as_text()` prints it: instructions, their shapes in memory, loops and trip counts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _COMMENT = re.compile(r"/\*.*?\*/")
 _REFERENCE = re.compile(r"%([\w.\-]+)")
 _ENDS = re.compile(r'\}(?:, execution_thread="(\w+)")?')
 _NO_ESTIMATE = 2**63 - 1
-"""What libtpu 0.0.50 writes where its cost model says nothing, as of work on the SparseCore; 0.0.42 wrote no estimate there."""
-# Instructions that only name or rename a buffer, or whose work another instruction is charged with.
+"""libtpu 0.0.50 writes this where its cost model has no estimate, such as for the SparseCore; 0.0.42 writes nothing there."""
+# Instructions that only name or rename a buffer, or whose work is counted with another instruction.
 FREE = frozenset(
     (
         "parameter",
@@ -32,41 +32,42 @@ FREE = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a computation."""
+    """An instruction of a computation."""
 
     name: str
     shape: str
-    """As printed, with layout: `f32[8,128]{1,0:T(8,128)S(1)}`, or a tuple of such."""
+    """Shape as printed, with its layout, such as `f32[8,128]{1,0:T(8,128)S(1)}`, or a tuple of shapes."""
     op: str
     operands: tuple[str, ...]
     arguments: str
-    """What stands between the parentheses: operands, or a constant's value."""
+    """Text between the parentheses: the operands, or the value of a constant."""
     attributes: str
     root: bool
+    """Whether it is the result of its computation."""
     thread: str = ""
-    """What runs it, where it is not the TensorCore: "sparsecore"."""
+    """`sparsecore` if the SparseCore runs it, empty for the TensorCore."""
 
     def called(self, attribute: str) -> str | None:
-        """Name of the computation in an attribute, such as calls, body, condition."""
+        """Return the name of the computation in an attribute such as calls, body or condition; None if there is none."""
         match = re.search(rf"\b{attribute}=%([\w.\-]+)", self.attributes)
         return match and match[1]
 
     @property
     def estimated_cycles(self) -> int | None:
-        """What XLA's cost model says of the instruction; None where it says nothing."""
+        """Cycles by XLA's cost model; None if it has no estimate."""
         match = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
         return int(match[1]) if match and int(match[1]) != _NO_ESTIMATE else None
 
     @property
     def vmem_bytes(self) -> int:
-        """Bytes of vector memory the instruction takes while it runs, besides operands that live there."""
+        """Bytes of vector memory that it needs while it runs, without operands that are stored there."""
         used = re.search(r'"used_scoped_memory_configs":\[(.*?)\]', self.attributes)
         sizes = re.findall(r'"memory_space":"1","offset":"\d+","size":"(\d+)"', used[1] if used else "")
         return sum(map(int, sizes))
 
     @property
     def op_name(self) -> str:
-        """Where in the traced function it comes from."""
+        """The JAX operation that it comes from, with the path of modules and transformations."""
         match = re.search(r'op_name="([^"]*)"', self.attributes)
         return match[1] if match else ""
 
@@ -87,9 +88,9 @@ class Module:
     entry: str
 
     def executed(self) -> Iterator[tuple[Instruction, Computation, int]]:
-        """Every instruction that runs, the computation it stands in and how often it runs; the inside of fusions is their affair.
+        """Yield each instruction that runs, its computation, and its number of executions.
 
-        Of a conditional's branches the one with the most instructions is taken.
+        A fusion is one instruction. Of the branches of a conditional, only the one with the most instructions counts.
         """
         yield from self._walk(self.entry, 1)
 
@@ -107,10 +108,12 @@ class Module:
                 yield instruction, computation, times
 
     def trip_count(self, loop: Instruction, computation: Computation) -> int:
-        """Rounds of a `while`: as XLA states it, or else the constant that its counter, which begins at zero, is compared with.
+        """Return the trip count of a `while`: the one that XLA states, or the constant with which its counter is compared.
+
+        The counter starts at zero.
 
         Raises:
-            ValueError: neither is there.
+            ValueError: the program has neither.
         """
         if match := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return int(match[1])
@@ -123,7 +126,7 @@ class Module:
         raise ValueError(f"the trip count of the loop {loop.name} ({loop.op_name}) is not in the program")
 
     def _constant(self, value: Instruction, loop: Instruction, computation: Computation) -> int | None:
-        """A constant, written in the condition or carried into the loop."""
+        """Return the value of a constant in the condition, or of a constant that is carried into the loop; None if it is neither."""
         if value.op == "get-tuple-element":
             carried = computation[loop.operands[0]]
             if carried.op == "tuple":
@@ -133,7 +136,11 @@ class Module:
 
 
 def parse_module(text: str) -> Module:
-    """The program of `compiled.as_text()`."""
+    """Parse the text of `compiled.as_text()`.
+
+    Raises:
+        ValueError: the text is not a compiled program.
+    """
     computations: dict[str, Computation] = {}
     entry = current = name = None
     for line in _whole_lines(text):
@@ -155,7 +162,7 @@ def parse_module(text: str) -> Module:
 
 
 def _whole_lines(text: str) -> Iterator[str]:
-    """Lines, of which an instruction has one each: attributes that jax 0.12 gives a kernel are printed over several."""
+    """Yield one line for each instruction. jax 0.12 prints the attributes of some kernels over several lines; these are joined."""
     parts: list[str] = []
     for line in text.splitlines():
         continues = parts and parts[0].startswith("  ") and not line.startswith("  ") and not _ENDS.fullmatch(line)
@@ -188,7 +195,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Index of the parenthesis that closes the one at `opening`."""
+    """Return the index of the parenthesis that closes the one at `opening`."""
     depth = 0
     for index in range(opening, len(text)):
         depth += (text[index] == "(") - (text[index] == ")")
@@ -198,7 +205,7 @@ def _closing(text: str, opening: int) -> int:
 
 
 def tuple_elements(shape: str) -> list[str]:
-    """The elements of a tuple's shape; an element that is a tuple itself stays whole."""
+    """Return the shapes of a tuple's elements; an element that is itself a tuple is one shape."""
     elements, depth = [""], 0
     for piece in re.split(r"(, |[(){}\[\]])", shape[1:-1]):
         depth += (piece in tuple("([{")) - (piece in tuple(")]}"))
@@ -210,18 +217,18 @@ def tuple_elements(shape: str) -> list[str]:
 
 
 def hbm_bytes(shape: str) -> int:
-    """Bytes that the arrays of a shape take in HBM, padding of the tiled layout included; 0 for those that live elsewhere."""
+    """Return the bytes that the arrays of a shape take in HBM, with the padding of tiles. Arrays in other memories count as 0."""
     return sum(map(_array_bytes, _ARRAY.findall(shape)))
 
 
 def array_bytes(shape: str) -> int:
-    """Bytes of the arrays of a shape, wherever they live."""
+    """Return the bytes of the arrays of a shape, in whichever memory they are."""
     return hbm_bytes(re.sub(r"S\(\d+\)", "", shape))
 
 
 def _array_bytes(array: tuple[str, str, str]) -> int:
     dtype, dims, layout = array
-    # S(0), HBM, is not printed; S(1) is VMEM.
+    # S(0) is HBM and is not printed; S(1) is VMEM.
     if re.search(r"S\([1-9]\d*\)", layout):
         return 0
     sizes = [int(d) for d in dims.split(",") if d]

@@ -1,4 +1,4 @@
-"""Where the HBM of one chip goes: arguments by kind, what is kept for the backward pass, gradients, temporaries; and refusals read."""
+"""Account for the HBM of one chip: arguments by kind, saved activations, gradients, temporaries; read out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from plamo2_jax.plan.hlo import Computation, Instruction, Module, hbm_bytes
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT]?)"
-# The first is said before buffers are assigned, the second after; both count arguments in.
+# The compiler raises the first before it assigns buffers, the second after. Both include arguments.
 _REFUSALS = (
     re.compile(rf"total memory required[^(]*\({_SIZE}\) exceeds available HBM \({_SIZE}\)"),
     re.compile(rf"Used {_SIZE} of {_SIZE} hbm"),
@@ -23,14 +23,14 @@ _REFUSALS = (
 
 @dataclasses.dataclass(frozen=True)
 class Overflow:
-    """A program that the compiler refuses for want of HBM; bytes of one chip."""
+    """The compiler's error that a program does not fit into HBM. Bytes of one chip."""
 
     needed: int
     available: int
 
     @property
     def over(self) -> int:
-        """Bytes too many."""
+        """Bytes above what is available."""
         return self.needed - self.available
 
 
@@ -40,33 +40,33 @@ class Memory:
 
     available: int
     arguments: Mapping[str, int]
-    """By kind: parameters, optimizer, batch, cache; without padding."""
+    """Bytes by kind (parameters, optimizer, batch, cache, …), without padding."""
     argument_bytes: int
-    """All of them, as the compiler lays them out."""
+    """Bytes of all arguments in the compiler's layout, with padding."""
     kept: int
-    """Activations that a loop over layers keeps for the backward pass."""
+    """Bytes of the activations that a loop over layers saves for the backward pass."""
     gradients: int
-    """Of the parameters, summed by a loop over layers or over micro-batches."""
+    """Bytes of the parameters' gradients, which a loop over layers or micro-batches fills."""
     temporary_bytes: int
-    """Everything that lives only during the program, `kept` and `gradients` in it. Buffers share space when they do not live at once, so
-    the two may together be more than this."""
+    """Bytes of everything that exists only while the program runs, `kept` and `gradients` included. Buffers that are not alive at the same
+    time share memory, so `kept` and `gradients` together can be larger than this."""
     output_bytes: int
-    """Results that do not take the place of an argument."""
+    """Bytes of outputs that do not reuse the buffer of an argument."""
     code_bytes: int
 
     @property
     def used(self) -> int:
-        """At once."""
+        """Bytes at the peak."""
         return self.argument_bytes + self.temporary_bytes + self.output_bytes + self.code_bytes
 
     @property
     def other_temporaries(self) -> int:
-        """Temporaries that are neither kept activations nor gradients."""
+        """Bytes of temporaries that are neither saved activations nor gradients."""
         return max(0, self.temporary_bytes - self.kept - self.gradients)
 
 
 def parse_overflow(message: str) -> Overflow | None:
-    """What a refusal of the compiler says of HBM; None where it refuses for another reason."""
+    """Return the bytes that an out-of-memory error of the compiler names; None for any other error."""
     for pattern in _REFUSALS:
         if match := pattern.search(message):
             needed, unit, available, other = match.groups()
@@ -75,7 +75,7 @@ def parse_overflow(message: str) -> Overflow | None:
 
 
 def chip_bytes(tree: Any) -> int:
-    """Bytes that a tree of `jax.ShapeDtypeStruct`s with shardings takes on one device, without padding."""
+    """Return the bytes that a tree of `jax.ShapeDtypeStruct`s with shardings takes on one device, without padding."""
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
@@ -83,14 +83,14 @@ def chip_bytes(tree: Any) -> int:
 def memory_of(
     module: Module, statistics: Any, arguments: Mapping[str, int], parameter_shapes: Iterable[tuple[int, ...]], hbm: int
 ) -> Memory:
-    """The memory of a compiled program.
+    """Return the memory account of a compiled program.
 
     Args:
         module: the program.
         statistics: `compiled.memory_analysis()`.
         arguments: bytes by kind.
-        parameter_shapes: of one chip's parts, to tell gradients from activations.
-        hbm: bytes that the chip has.
+        parameter_shapes: shapes of one chip's shards of the parameters, to tell gradients from activations.
+        hbm: bytes of HBM that are available.
     """
     kept, gradients = _carried(module, set(parameter_shapes))
     return Memory(
@@ -106,10 +106,10 @@ def memory_of(
 
 
 def _carried(module: Module, parameters: set[tuple[int, ...]]) -> tuple[int, int]:
-    """Bytes of the arrays that loops fill slice by slice: activations of the forward pass, gradients of the backward pass.
+    """Return the bytes of the arrays that loops fill slice by slice: saved activations, and gradients.
 
-    An array that several loops pass on is filled by one of them; loops inside a layer, over chunks or blocks, fill small ones that do not
-    outlive the layer, and only the outermost two levels are looked at.
+    Only the outermost two levels of loops count. Loops inside a layer, over chunks or blocks, fill small arrays that are freed with the
+    layer. If several loops carry the same array, one of them fills it.
     """
     kept = gradients = 0
     for loop, computation in _loops(module, module.entry, 2):
@@ -133,7 +133,7 @@ def _loops(module: Module, name: str, depth: int) -> Iterable[tuple[Instruction,
 
 
 def _filled(module: Module, body: Computation, index: int) -> bool:
-    """Whether a loop writes a slice of the element of its tuple in each round."""
+    """Return whether each iteration of a loop writes a slice of this element of its carry."""
     root = next(i for i in body.values() if i.root)
     if root.op != "tuple" or index >= len(root.operands):
         return False
@@ -151,7 +151,7 @@ def _filled(module: Module, body: Computation, index: int) -> bool:
 
 
 def _elements(shape: str) -> list[str]:
-    """The arrays of a tuple's shape."""
+    """Return the arrays of a tuple's shape."""
     return re.findall(r"\w+\[[\d,]*\](?:\{[^{}]*\})?", shape)
 
 

@@ -1,4 +1,4 @@
-"""A plan as text to read and as JSON to keep."""
+"""Print a plan as text, and turn it into JSON."""
 
 from __future__ import annotations
 
@@ -6,73 +6,76 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from plamo2_jax.plan.predict import PHASES
+from plamo2_jax.plan.compiler import unverified
+from plamo2_jax.plan.roofline import PHASES
 from plamo2_jax.plan.step import StepPlan
 
 _GiB = 2**30
-NOTE = "predicted from the compiler's figures and published bandwidths; nothing is measured"
+NOTE = "predicted from the compiler's figures and published bandwidths, not measured"
 
 
 def gib(size: float) -> str:
-    """Bytes as GiB."""
+    """Return a number of bytes in GiB."""
     return f"{size / _GiB:.2f} GiB"
 
 
 def summary(plan: StepPlan) -> str:
-    """One line: whether it fits, and what is predicted."""
+    """Return one line: whether the program fits, and the predicted time and MFU."""
     if plan.error is not None:
         return f"does not compile: {plan.error}"
     if not plan.fits:
         over = plan.hbm_needed - plan.hbm_available
-        return f"does not fit: {gib(plan.hbm_needed)} needed of {gib(plan.hbm_available)} a chip, {gib(over)} over"
+        return f"does not fit: {gib(plan.hbm_needed)} needed of {gib(plan.hbm_available)} per chip, {gib(over)} over"
     return (
-        f"fits: {gib(plan.hbm_needed)} of {gib(plan.hbm_available)} a chip; predicted step {plan.seconds:.3f} s, MFU at most "
+        f"fits: {gib(plan.hbm_needed)} of {gib(plan.hbm_available)} per chip; predicted step {plan.seconds:.3f} s, MFU at most "
         f"{plan.mfu:.1%} (limit: {plan.times['limit']}), {plan.serial_mfu:.1%} if nothing overlaps"
     )
 
 
 def lines(plan: StepPlan) -> Iterator[str]:
-    """All of a plan."""
+    """Yield the lines of a plan."""
     mesh = " × ".join(f"{name} {size}" for name, size in plan.mesh.items())
-    yield f"{plan.devices} × {plan.device}, mesh {mesh}, {plan.tokens:,} tokens a call, compiled by libtpu {plan.libtpu}"
+    yield f"{plan.devices} × {plan.device}, mesh {mesh}, {plan.tokens:,} tokens per call, compiled by libtpu {plan.libtpu}"
+    if warning := unverified(plan.libtpu):
+        yield f"warning: {warning}"
     yield summary(plan)
     yield ""
-    yield "HBM a chip"
+    yield "HBM per chip"
     for kind, size in plan.arguments.items():
         yield f"  {kind:<24}{gib(size):>12}"
     if plan.memory is None:
         return
     m = plan.memory
     rows = (
-        ("layout of arguments", m["argument_bytes"] - sum(plan.arguments.values())),
-        ("kept for backward", m["kept"]),
+        ("padding of arguments", m["argument_bytes"] - sum(plan.arguments.values())),
+        ("saved for backward", m["kept"]),
         ("gradients", m["gradients"]),
         ("other temporaries", m["other_temporaries"]),
-        ("results", m["output_bytes"]),
+        ("outputs", m["output_bytes"]),
         ("program", m["code_bytes"]),
-        ("all", m["used"]),
+        ("total", m["used"]),
     )
     for kind, size in rows:
         yield f"  {kind:<24}{gib(size):>12}"
     if plan.rematerialised:
-        yield f"  (to fit, the compiler repeats {plan.rematerialised} operations of its own accord)"
+        yield f"  (the compiler repeats {plan.rematerialised} operations to save memory)"
     yield ""
-    yield f"Predicted time of a call on a chip ({NOTE})"
+    yield f"Predicted time of one call on one chip ({NOTE})"
     for name, text in (
-        ("compute", f"compute, {plan.cycles:,} scheduled cycles"),
+        ("compute", f"compute, {plan.cycles:,} cycles"),
         ("hbm", "HBM"),
         ("ici", "links between chips"),
         ("dcn", "network between slices"),
-        ("waiting", "of these, in collectives that nothing is computed beside"),
-        ("serial", "one after the other"),
+        ("waiting", "of these, in synchronous collectives"),
+        ("serial", "if nothing overlaps"),
     ):
         if plan.times[name]:
             yield f"  {plan.times[name]:9.4f} s  {text}"
-    yield f"  {plan.flops / plan.devices:.3e} model FLOPs a chip; MFU at most {plan.mfu:.1%}, {plan.serial_mfu:.1%} one after the other"
+    yield f"  {plan.flops / plan.devices:.3e} model FLOPs per chip; MFU at most {plan.mfu:.1%}, {plan.serial_mfu:.1%} if nothing overlaps"
     if plan.unknown:
-        yield f"  not counted, their loops depend on data: {', '.join(plan.unknown)}"
+        yield f"  not counted, because their loops depend on data: {', '.join(plan.unknown)}"
     if plan.sparsecore:
-        yield f"  on the SparseCore, bytes counted, cycles unknown: {', '.join(plan.sparsecore)}"
+        yield f"  on the SparseCore, bytes counted, cycles not reported: {', '.join(plan.sparsecore)}"
     yield ""
     yield "Where the time goes (s)" + " " * 12 + "".join(f"{name:>12}" for name in PHASES) + "       share"
     total = sum(sum(row.values()) for row in plan.parts.values())
@@ -81,17 +84,17 @@ def lines(plan: StepPlan) -> Iterator[str]:
         if seconds >= 0.002 * total:
             yield f"  {name:<33}" + "".join(f"{row[p]:12.4f}" for p in PHASES) + f"{seconds / total:12.1%}"
     yield ""
-    yield "Collectives a chip"
+    yield "Collectives per chip"
     for c in plan.collectives:
-        road = f"{c['links']} links" if c["links"] else "between slices"
-        road += "" if c["asynchronous"] else ", waiting"
+        route = f"{c['links']} links" if c["links"] else "between slices"
+        route += "" if c["asynchronous"] else ", synchronous"
         yield (
-            f"  {c['kind']:<20}of {c['group']:>4} over {road:<23}×{c['count']:<7,}{c['bytes'] / 1e9:10.2f} GB{c['seconds']:10.4f} s"
+            f"  {c['kind']:<20}of {c['group']:>4} over {route:<23}×{c['count']:<7,}{c['bytes'] / 1e9:10.2f} GB{c['seconds']:10.4f} s"
         )
 
 
 def operations(plan: StepPlan) -> Iterator[str]:
-    """The longest operations."""
+    """Yield a line for each of the longest operations."""
     for o in plan.operations:
         yield (
             f"{max(o['seconds'], o['hbm_seconds']):9.4f} s  {o['kind']:<12} {o['phase']:<11} {o['name']} ×{o['times']}  "
@@ -100,8 +103,9 @@ def operations(plan: StepPlan) -> Iterator[str]:
 
 
 def to_json(plan: StepPlan) -> dict[str, Any]:
-    """A plan with its prediction."""
-    data = {**dataclasses.asdict(plan), "fits": plan.fits, "note": NOTE}
+    """Return the JSON form of a plan, with its prediction and the compiler's version."""
+    verified = unverified(plan.libtpu) is None
+    data = {**dataclasses.asdict(plan), "libtpu_verified": verified, "fits": plan.fits, "note": NOTE}
     if plan.fits:
         data |= {"predicted_seconds": plan.seconds, "mfu_bound": plan.mfu, "mfu_without_overlap": plan.serial_mfu}
     return data

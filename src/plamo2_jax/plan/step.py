@@ -1,4 +1,7 @@
-"""A compiled program of a run, read: memory by kind, collectives, cycles, and the step time they add up to."""
+"""Compile one program of a run and read what comes out: memory by kind, collectives, cycles, and the predicted time.
+
+`compile_step` and `gpu_argument_bytes` run in the compiler process (worker.py).
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,21 @@ import jax
 
 from plamo2_jax.plan.chips import Chip, chip_of
 from plamo2_jax.plan.collectives import Collective, Place, Slice, collectives, is_collective
-from plamo2_jax.plan.compiler import first_line
-from plamo2_jax.plan.cost import Operation, operation_of
+from plamo2_jax.plan.compiler import first_line, libtpu_version, topology_devices
 from plamo2_jax.plan.hlo import Module, parse_module
 from plamo2_jax.plan.memory import chip_bytes, memory_of, parse_overflow
-from plamo2_jax.plan.predict import by_part, operation_seconds, part, phase, times, utilization
-from plamo2_jax.plan.program import Program
+from plamo2_jax.plan.program import Program, serving_program, train_program
+from plamo2_jax.plan.request import Request
+from plamo2_jax.plan.roofline import (
+    Operation,
+    by_part,
+    operation_of,
+    operation_seconds,
+    part,
+    phase,
+    step_times,
+    utilization,
+)
 from plamo2_jax.plan.schedule.dump import Schedules
 
 _MOST_OPERATIONS = 30
@@ -25,72 +37,106 @@ _MOST_OPERATIONS = 30
 
 @dataclasses.dataclass(frozen=True)
 class StepPlan:
-    """What the compiler says of one program on a slice; plain data. Bytes and seconds are of one chip and one call."""
+    """The compiler's figures for one program on a slice. Bytes and seconds are for one chip and one call."""
 
     device: str
     """Device kind."""
     devices: int
     mesh: dict[str, int]
+    """Devices along each mesh axis."""
     tokens: int
-    """Of all devices."""
+    """Tokens of one call on all devices."""
     flops: float
-    """The model's, of all devices."""
+    """Model FLOPs of one call on all devices."""
     arguments: dict[str, int]
-    """Bytes by kind, without padding."""
+    """Argument bytes by kind, without padding."""
     hbm_available: int
     hbm_needed: int
-    """More than is available: the program does not fit, and of what follows nothing is known."""
+    """If it is larger than `hbm_available`, the program does not fit and the fields from `memory` on are empty."""
     seconds_to_trace: float
     seconds_to_compile: float
     cpu_seconds_to_compile: float
-    """Of all cores: what a busy machine does not change."""
-    libtpu: str = ""
+    """Processor time of all cores, which does not depend on what else the machine does."""
+    libtpu: str
     """Version of the compiler."""
     error: str | None = None
     """Why it does not compile."""
     memory: dict[str, int] | None = None
+    """Fields of `memory.Memory`."""
     cycles: int = 0
-    """Scheduled, collectives left out."""
+    """Cycles of all operations except collectives."""
     unknown: tuple[str, ...] = ()
-    """Kernels whose cycles could not be counted."""
+    """Kernels whose cycles are not known, because their loops depend on data."""
     sparsecore: tuple[str, ...] = ()
-    """Operations on the SparseCore: their bytes are counted, their cycles the compiler does not tell."""
+    """Operations on the SparseCore. Their bytes are counted; the compiler reports no cycles for them."""
     rematerialised: int = 0
-    """Operations that the compiler repeats of its own accord to save memory."""
+    """Number of operations that the compiler repeats to save memory."""
     times: dict[str, float] | None = None
+    """Fields of `roofline.StepTimes`."""
     parts: dict[str, dict[str, float]] | None = None
     """Seconds by part of the model and phase of the step."""
     collectives: tuple[dict[str, Any], ...] = ()
     operations: tuple[dict[str, Any], ...] = ()
-    """The longest ones."""
+    """The longest operations."""
 
     @property
     def fits(self) -> bool:
-        """Whether it compiles and has room."""
+        """Whether it compiles and fits into HBM."""
         return self.error is None and self.hbm_needed <= self.hbm_available
 
     @property
     def seconds(self) -> float:
-        """Predicted, if everything overlaps."""
+        """Predicted time if everything overlaps."""
         return max(self.times[name] for name in ("compute", "hbm", "ici", "dcn"))
 
     @property
     def mfu(self) -> float:
-        """Bound on model FLOPs utilization."""
+        """Upper bound on model FLOPs utilization: everything overlaps."""
         return utilization(self.flops, self.seconds, self.devices, chip_of(self.device))
 
     @property
     def serial_mfu(self) -> float:
-        """The same if nothing overlaps."""
+        """Model FLOPs utilization if nothing overlaps."""
         return utilization(self.flops, self.times["serial"], self.devices, chip_of(self.device))
 
 
-def plan_step(program: Program, dump: Path) -> StepPlan:
-    """Compile a program and read what comes out.
+def compile_step(request: Request, dump: Path) -> StepPlan:
+    """Build the program of a request and compile it for its slice.
 
     Args:
-        program: from `plan.program`, over devices of a topology.
-        dump: the folder that the process was told to dump schedules to.
+        request: what to plan.
+        dump: the folder to which the process dumps schedules.
+
+    Raises:
+        ValueError: there is no such slice, or the run does not divide over it.
+    """
+    devices = topology_devices(request.topology, request.config.mesh.slices)
+    if request.kind == "train":
+        return plan_step(train_program(request.config, devices, request.kernels), dump)
+    decode = request.kind == "decode"
+    return plan_step(
+        serving_program(request.config, devices, rows=request.rows, tokens=request.context, decode=decode), dump
+    )
+
+
+def gpu_argument_bytes(request: Request, dump: Path) -> dict[str, int]:
+    """Return the argument bytes of a train step by kind, and as "all" the total that the compiler of the CPU confirms.
+
+    The process must have as many CPU devices as `request.gpus`.
+    """
+    del dump
+    program = train_program(request.config, jax.devices(), "xla")
+    compiled = program.trace().lower().compile()
+    kinds = {kind: chip_bytes(tree) for kind, tree in program.parts.items()}
+    return {**kinds, "all": compiled.memory_analysis().argument_size_in_bytes}
+
+
+def plan_step(program: Program, dump: Path) -> StepPlan:
+    """Compile a program and read the result.
+
+    Args:
+        program: from `plan.program`, for the devices of a slice.
+        dump: the folder to which the process dumps schedules.
     """
     devices = list(program.mesh.devices.flat)
     chip = chip_of(devices[0].device_kind)
@@ -107,21 +153,21 @@ def plan_step(program: Program, dump: Path) -> StepPlan:
         "arguments": arguments,
         "hbm_available": round(chip.hbm_bytes),
         "seconds_to_trace": traced - begin,
+        "libtpu": libtpu_version(),
     }
     used = time.process_time()
+    compiled = error = None
     try:
         compiled = lowered.compile()
-    except Exception as error:  # The compiler's refusal is an answer, whatever its type.
-        facts |= {
-            "seconds_to_compile": time.perf_counter() - traced,
-            "cpu_seconds_to_compile": time.process_time() - used,
-        }
+    except Exception as problem:  # The compiler's refusal is a result, whatever its type.
+        error = problem
+    facts |= {"seconds_to_compile": time.perf_counter() - traced, "cpu_seconds_to_compile": time.process_time() - used}
+    if error is not None:
         overflow = parse_overflow(str(error))
         if overflow is None:
             return StepPlan(**facts, hbm_needed=0, error=first_line(error))
         facts["hbm_available"] = overflow.available
         return StepPlan(**facts, hbm_needed=overflow.needed)
-    facts |= {"seconds_to_compile": time.perf_counter() - traced, "cpu_seconds_to_compile": time.process_time() - used}
     module = parse_module(compiled.as_text())
     parameters = [leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(program.parts["parameters"])]
     memory = memory_of(module, compiled.memory_analysis(), arguments, parameters, facts["hbm_available"])
@@ -134,7 +180,7 @@ def plan_step(program: Program, dump: Path) -> StepPlan:
 
 
 def read(module: Module, schedules: Schedules, chip: Chip, devices: Sequence[jax.Device]) -> dict[str, Any]:
-    """The fields of a StepPlan that come from the compiled program."""
+    """Return the fields of a StepPlan that come from the compiled program."""
     topology = Slice(chip, tuple(Place(getattr(d, "slice_index", 0) or 0, tuple(d.coords)) for d in devices))
     moved = collectives(module, topology)
     operations, unknown = [], []
@@ -146,7 +192,7 @@ def read(module: Module, schedules: Schedules, chip: Chip, devices: Sequence[jax
         if operation.kind == "kernel" and operation.bundles is None:
             unknown.append(operation.name)
     longest = sorted(operations, key=lambda o: -max(operation_seconds(o, chip)))[:_MOST_OPERATIONS]
-    found = times(operations, moved, chip)
+    found = step_times(operations, moved, chip)
     return {
         "cycles": sum(o.times * o.cycles for o in operations),
         "unknown": tuple(unknown),
@@ -160,13 +206,13 @@ def read(module: Module, schedules: Schedules, chip: Chip, devices: Sequence[jax
 
 
 def _row(o: Operation, chip: Chip) -> dict[str, Any]:
-    seconds, waiting = operation_seconds(o, chip)
+    seconds, hbm_seconds = operation_seconds(o, chip)
     row = dataclasses.asdict(o)
-    return {**row, "part": part(o), "phase": phase(o), "seconds": seconds, "hbm_seconds": waiting}
+    return {**row, "part": part(o), "phase": phase(o), "seconds": seconds, "hbm_seconds": hbm_seconds}
 
 
 def _by_kind(moved: Sequence[Collective]) -> list[dict[str, Any]]:
-    """Sums by kind, size of the group and links, the longest first; with the one that takes most."""
+    """Return sums by kind, group size and links, the longest first, each with the op_name of its longest collective."""
     sums: dict[tuple, dict[str, Any]] = {}
     largest: dict[tuple, float] = {}
     for c in moved:

@@ -1,24 +1,20 @@
-"""Plans of a run's programs: each compiled in a process of its own; what to change where one does not fit; sweeps."""
+"""Plan the programs of a run, each in a compiler process of its own; find the nearest change that fits; sweep meshes."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
-import pickle
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
-from plamo2_jax.plan.compiler import ENVIRONMENT, environment, libtpu_version
+from plamo2_jax.plan import step
+from plamo2_jax.plan.compiler import ENVIRONMENT, libtpu_version
 from plamo2_jax.plan.request import Request
 from plamo2_jax.plan.step import StepPlan
+from plamo2_jax.plan.worker import Worker
 from plamo2_jax.train.config import PretrainConfig
 
-# From most kept to least.
+# Remat policies, the one that keeps most activations first.
 _REMAT = ("none", "dots", "block", "offload")
 
 
@@ -27,46 +23,28 @@ def plan(request: Request) -> StepPlan:
 
     Raises:
         ValueError: libtpu is not installed, there is no such slice, or the run does not divide over it.
-        RuntimeError: the process that compiles died; the message has its last words.
+        RuntimeError: the compiler process ended; the message has the end of its log.
     """
-    version = libtpu_version()
-    data = {**_ask(request, environment), "libtpu": version}
-    for name in ("unknown", "sparsecore", "collectives", "operations"):
-        data[name] = tuple(data[name])
-    return StepPlan(**data)
+    libtpu_version()  # Refuses before a process starts.
+    with Worker() as worker:
+        return worker.call(step.compile_step, request)
 
 
 def gpu_argument_bytes(request: Request) -> dict[str, int]:
-    """Bytes of a train step's arguments on each of `request.gpus` devices, by kind; "all" as a compiler lays them out.
+    """Return the bytes of a train step's arguments on each of `request.gpus` devices by kind, and as "all" their total.
 
     Raises:
         ValueError: the run does not divide over them.
-        RuntimeError: the process that compiles died.
+        RuntimeError: the compiler process ended.
     """
-    # The program is compiled for its arguments' sake and never run: code need not be good.
+    # The program is compiled for its arguments only and never runs: its code may be slow.
     flags = f"--xla_force_host_platform_device_count={request.gpus} --xla_backend_optimization_level=0"
-    return _ask(request, lambda _: {**os.environ, **ENVIRONMENT, "XLA_FLAGS": flags})["arguments"]
-
-
-def _ask(request: Request, environment_for) -> dict:
-    with tempfile.TemporaryDirectory(prefix="plamo2-plan-") as folder:
-        process = subprocess.run(
-            [sys.executable, "-m", "plamo2_jax.plan.step_worker", folder],
-            input=pickle.dumps(request),
-            env=environment_for(Path(folder)),
-            capture_output=True,
-        )
-    lines = process.stdout.decode().strip().splitlines()
-    if not lines:
-        raise RuntimeError(f"the process that compiles has ended: {process.stderr.decode()[-2000:]}")
-    data = json.loads(lines[-1])
-    if "refused" in data:
-        raise ValueError(data["refused"])
-    return data
+    with Worker(lambda _: {**os.environ, **ENVIRONMENT, "XLA_FLAGS": flags}) as worker:
+        return worker.call(step.gpu_argument_bytes, request)
 
 
 def changes(config: PretrainConfig, devices: int) -> Iterator[tuple[str, PretrainConfig]]:
-    """Changes that take less memory, the nearest first, each on top of those before it that go the same way."""
+    """Yield changes that need less memory as (options, config), the nearest first. Each includes the changes before it."""
     per_device = config.data.batch_size // config.accumulation // _row_parts(config, devices)
     replace = dataclasses.replace
     for remat in _REMAT[_REMAT.index(config.remat) + 1 : -1]:
@@ -92,7 +70,7 @@ def changes(config: PretrainConfig, devices: int) -> Iterator[tuple[str, Pretrai
 
 
 def nearest_fit(request: Request, devices: int) -> tuple[list[str], Request, StepPlan] | None:
-    """The first of `changes` with which the program fits, with the changes that lead there; None if none does."""
+    """Return the first of `changes` with which the program fits, as (options, request, plan); None if none fits."""
     made: list[str] = []
     for change, config in changes(request.config, devices):
         option = change.split()[0]
@@ -108,7 +86,7 @@ def nearest_fit(request: Request, devices: int) -> tuple[list[str], Request, Ste
 
 
 def sweep_points(config: PretrainConfig, devices: int) -> Iterator[tuple[str, PretrainConfig]]:
-    """Meshes and remat policies worth comparing: data × fsdp × tensor that divide rows and heads, dots and block."""
+    """Yield meshes and remat policies to compare as (options, config): every data × fsdp × tensor that divides rows and heads."""
     replace = dataclasses.replace
     slices, sequence = config.mesh.slices, config.mesh.sequence
     heads = math.gcd(config.model.num_attention_heads, config.model.mamba_num_heads)

@@ -1,7 +1,7 @@
-"""Read the VLIW schedule that libtpu writes: `*-final_bundles.txt`, one bundle a line, one bundle a cycle.
+"""Parse the VLIW schedule that libtpu writes, `*-final_bundles.txt`: one bundle per line, and one bundle per cycle.
 
-The text lists a bundle once, however often it runs. What decides how often, the scalar instructions and the branches, is in it too, so it
-is parsed into a program of the scalar core, which `scalar_core.py` then runs.
+The text lists each bundle once, however often it runs. The scalar instructions and branches in it decide how often. They are parsed into a
+program of the scalar core, which `scalar_core.py` runs.
 """
 
 from __future__ import annotations
@@ -24,42 +24,42 @@ _SLOT = re.compile(r"\[smem:\[([^\]]*)\]\]")
 _HINT = re.compile(r"\[resolvable:[^\]]*\]|[{}]")
 _MATMUL = re.compile(r"= vmatmul\.(?:mubr\.)?([a-z]+)(\d+)")
 _MOST_SLOTS = 8
-# A vector register has 8 rows of 32 bits, and as many rows of a narrower type as fit.
+# A vector register holds 8 rows of 32 bits, or more rows of a narrower type.
 _REGISTER_BITS = 8 * 32
 
 
 @dataclasses.dataclass(frozen=True)
 class Predicate:
-    """What an instruction waits for."""
+    """The condition under which an instruction runs."""
 
     name: str
     negated: bool
     otherwise: str | None = None
-    """Operand that is the result where the predicate does not hold; None: the old value stays."""
+    """Operand that is the result if the condition is false; None: the register keeps its value."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One instruction of the scalar core. Values have names, unique in the program; a name ends in the register that holds it."""
+    """An instruction of the scalar core. Each value has a name that is unique in the program and ends in the register that holds it."""
 
     op: str
-    """Mnemonic up to its first dot."""
+    """The mnemonic up to its first dot."""
     kind: str
-    """The dotted rest: types, and the relation of a comparison."""
+    """The rest of the mnemonic: types, and the relation of a comparison."""
     name: str | None
     operands: tuple[str, ...] = ()
     predicate: Predicate | None = None
     target: int | None = None
-    """Region a branch goes to."""
+    """Region to which a branch jumps."""
 
     @functools.cached_property
     def register(self) -> str:
-        """Where the result lies; values joined by a phi share their register."""
+        """Register of the result. Values joined by a phi share a register."""
         return self.name.rpartition("_")[2]
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Names of values, and the slot of a load."""
+        """Names of the values that it reads, and the memory slot of a load."""
         names = self.operands[1:] if self.op == "sst" else self.operands
         predicate = (self.predicate.name, self.predicate.otherwise or "") if self.predicate else ()
         return (*names, *predicate)
@@ -67,22 +67,26 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The schedule of one operation."""
+    """The parsed schedule of one operation."""
 
     length: int
-    """Bundles in the text."""
+    """Number of bundles in the text."""
     scalar: dict[int, tuple[Instruction, ...]]
-    """Instructions of the scalar core of those bundles that have any, phis first and definitions before uses."""
+    """Bundle index → its scalar instructions, phis first and definitions before uses."""
     matmul_rows: dict[int, int]
-    """Rows that those bundles with matrix products push through matrix units."""
+    """Bundle index → rows that it pushes through the matrix units."""
     regions: dict[int, int]
-    """First bundle of each region, which branches name."""
+    """Region number → its first bundle. Branches name regions."""
     delay_slots: int
-    """Bundles that still run after a branch, taken or not."""
+    """Number of bundles that still run after a branch, taken or not."""
 
 
 def parse_schedule(text: str) -> Program:
-    """The program of a `*-final_bundles.txt` file."""
+    """Parse the text of a `*-final_bundles.txt` file.
+
+    Raises:
+        ValueError: the text has no bundles.
+    """
     scalar: dict[int, tuple[Instruction, ...]] = {}
     regions: dict[int, int] = {}
     ends: set[int] = set()
@@ -101,8 +105,8 @@ def parse_schedule(text: str) -> Program:
         if instructions:
             scalar[index] = instructions
         branches += [(index, i.target) for i in instructions if i.target is not None]
-    scalar = _that_matter(scalar)
-    # The region behind the last bundle that does anything is not marked.
+    scalar = _relevant(scalar)
+    # The region after the last bundle with instructions is not marked.
     for _, target in branches:
         regions.setdefault(target, index)
     return Program(index + 1, scalar, rows, regions, _delay_slots([index for index, _ in branches], ends))
@@ -116,12 +120,12 @@ def _bundles(text: str) -> Iterator[str]:
 
 
 def _statements(bundle: str) -> list[str]:
-    # A comment may say what a load reads, the only place where it can be seen.
+    # Only a comment tells that a load reads the number of the core.
     return _COMMENT.sub("", _CORE_ID.sub(" core_id", bundle)).split(";;")
 
 
 def _instruction(statement: str) -> Instruction | None:
-    """The statement, if it branches, may matter to a branch or moves data between HBM and VMEM; else None."""
+    """Parse a statement that branches, may decide a branch, or moves data between HBM and VMEM; return None for any other."""
     match = _STATEMENT.search(statement)
     if not match:
         return None
@@ -142,10 +146,10 @@ def _instruction(statement: str) -> Instruction | None:
         target = re.search(r"target = \$region(\d+)", rest)
         return Instruction(op, kind, None, (), predicate, int(target[1]) if target else None)
     if copies:
-        # Operands: source, size, target, ...
+        # The operands are source, size, target, ...
         return Instruction(op, kind, None, (rest.split(",")[1].strip().lstrip("%"),), predicate)
     if slot:
-        # A load's only operand is its slot; a store has the value behind it.
+        # The only operand of a load is its slot. A store has the slot and the value.
         op = "core_id" if op == "sld" and "core_id" in rest else op
         return Instruction(op, kind, named, (slot[1], *re.findall(r"%(\w+)", rest)[:1]), predicate)
     operands = [part.strip().split(" ")[0].lstrip("%") for part in _HINT.sub("", rest).split(",")]
@@ -153,7 +157,7 @@ def _instruction(statement: str) -> Instruction | None:
 
 
 def _in_order(instructions: list[Instruction]) -> tuple[Instruction, ...]:
-    """Phis first. A pseudo-instruction may read what another one of its bundle writes: it comes after that one."""
+    """Sort the instructions of a bundle: phis first, and pseudo-instructions after those of the bundle whose results they read."""
     left = sorted(instructions, key=lambda i: i.op != "sphi")
     ordered = []
     while left:
@@ -164,11 +168,11 @@ def _in_order(instructions: list[Instruction]) -> tuple[Instruction, ...]:
     return tuple(ordered)
 
 
-def _that_matter(scalar: dict[int, tuple[Instruction, ...]]) -> dict[int, tuple[Instruction, ...]]:
-    """Branches and transfers, and what decides whether and how they run; addresses and bounds checks are most of a kernel's scalar code."""
+def _relevant(scalar: dict[int, tuple[Instruction, ...]]) -> dict[int, tuple[Instruction, ...]]:
+    """Keep branches, transfers, and the instructions that decide them. Most scalar code of a kernel computes addresses."""
     writers = collections.defaultdict(list)
     for instruction in (i for instructions in scalar.values() for i in instructions):
-        # A store writes to the slot that a load names.
+        # A load names the slot to which a store writes.
         writers[instruction.operands[0] if instruction.op == "sst" else instruction.name].append(instruction)
     wanted: set[str] = set()
     found = writers[None]
@@ -189,6 +193,6 @@ def _that_matter(scalar: dict[int, tuple[Instruction, ...]]) -> dict[int, tuple[
 
 
 def _delay_slots(branches: Iterable[int], ends: set[int]) -> int:
-    """The distance at which some region ends behind most branches: a branch's region ends with its last slot."""
+    """Return the distance from a branch to the end of a region that is most common: a branch's region ends with its last delay slot."""
     votes = collections.Counter(d for index in branches for d in range(1, _MOST_SLOTS + 1) if index + d in ends)
     return max(votes, key=lambda d: (votes[d], d), default=0)

@@ -1,4 +1,4 @@
-"""The schedules that one compilation left in the dump folder, by the name of the operation in the compiled program."""
+"""Find the schedules of a compilation in the dump folder, by the name of the operation in the compiled program."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ _NAME = re.compile(r"\d+-(.+)-\d+-(final_bundles|final_hlo-static-per-bundle-uti
 
 
 class Schedules:
-    """The texts of a dump folder."""
+    """The schedules in a dump folder.
+
+    Args:
+        folder: the folder, after the compilation.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._files: dict[tuple[str, str], Path] = {}
-        # Operations alike are compiled once, under the name of one of them.
+        # Equal operations are compiled once, under the name of one of them.
         self._compiled_as: dict[str, str] = {}
         for path in sorted(folder.glob("*.txt")):
             if match := _NAME.fullmatch(path.name):
@@ -36,10 +40,10 @@ class Schedules:
         return self._files.get((name, kind)) or self._files.get((self._compiled_as.get(name, name), kind))
 
     def runs(self, name: str, cores: int) -> list[Execution]:
-        """The operation's schedule, run by each of the cores that share its work; nothing where it has no schedule.
+        """Run an operation's schedule on each of the cores that share its work; return [] if it has no schedule.
 
         Raises:
-            ValueError: how often a loop runs depends on data.
+            ValueError: the trip count of a loop depends on data.
         """
         path = self._file(name, "final_bundles")
         if path is None:
@@ -48,13 +52,13 @@ class Schedules:
         return [run_schedule(program, core) for core in range(cores)]
 
     def utilization(self, name: str, run: Execution) -> dict[str, float]:
-        """Share of each functional unit's slots that is in use over a run; reloads and spills of registers are in the units' own."""
+        """Return the share of each functional unit's issue slots that a run uses. Register spills and reloads are included."""
         path = self._file(name, "final_hlo-static-per-bundle-utilization")
         return {} if path is None else parse_utilization(path.read_text(), run)
 
 
 def parse_utilization(text: str, run: Execution) -> dict[str, float]:
-    """Unit → used slots / slots, of a text that lists for every bundle how many slots of each unit it uses."""
+    """Return used slots / slots for each unit, from a text that lists the slots that each bundle uses."""
     lines = text.splitlines()
     units = lines[1].split(", ")
     capacity = [int(n) for n in lines[2].split()]

@@ -1,7 +1,7 @@
-"""What a Pallas TPU kernel moves between HBM and VMEM: its blocks, and how often each is fetched or written back.
+"""Count the bytes that a Pallas TPU kernel moves between HBM and VMEM from its block specs.
 
-The pipeline around a kernel fetches a block when its index map gives another index than the step before, and writes one back when the next
-step's index is another one. So the index maps, evaluated over the whole grid, tell the traffic exactly.
+The pipeline around a kernel fetches an input block when its block index differs from the one of the step before, and writes an output
+block back when the index of the next step differs. The index maps, evaluated over the whole grid, therefore give the exact traffic.
 """
 
 from __future__ import annotations
@@ -19,36 +19,37 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """One operand of a kernel."""
+    """The blocks of one operand of a kernel."""
 
     output: bool
+    """Whether the operand is an output."""
     bytes: int
-    """Of one block in HBM, its last two axes padded to tiles."""
+    """Bytes of one block in HBM, its last two axes padded to tiles."""
     moves: int
-    """Times a block is fetched, or written back."""
+    """Number of blocks that are fetched or written back."""
 
 
 @dataclasses.dataclass(frozen=True)
 class KernelCall:
-    """One `pallas_call` of a traced function."""
+    """A `pallas_call` of a traced function."""
 
     name: str
     grid: tuple[int, ...]
     blocks: tuple[Block, ...]
-    """Inputs, then outputs, in the order of the call."""
+    """The inputs, then the outputs, in the order of the call."""
     scratch_bytes: int
 
     @property
     def steps(self) -> int:
-        """Grid steps."""
+        """Number of grid steps."""
         return math.prod(self.grid)
 
 
 def kernel_calls(jaxpr: ClosedJaxpr) -> list[KernelCall]:
-    """The kernels that a traced function calls, in order.
+    """Return the kernels that a traced function calls, in order.
 
     Raises:
-        ValueError: a grid has dynamic bounds, or index maps read prefetched scalars, so that the traffic depends on data.
+        ValueError: the traffic depends on data, because a grid has dynamic bounds or index maps read prefetched scalars.
     """
     return [_kernel_call(parameters) for parameters in _pallas_parameters(jaxpr)]
 
@@ -83,7 +84,7 @@ def _kernel_call(parameters: dict[str, Any]) -> KernelCall:
 
 
 def count_moves(index_map: ClosedJaxpr, grid: tuple[int, ...]) -> int:
-    """Runs of equal block indices as the grid's steps are taken in order, the last axis fastest."""
+    """Return how often the block index changes over the grid, plus one. The last grid axis is the fastest."""
     if 0 in grid:
         return 0
     steps = [jnp.asarray(axis.ravel(), jnp.int32) for axis in np.indices(grid)]
@@ -96,7 +97,7 @@ def count_moves(index_map: ClosedJaxpr, grid: tuple[int, ...]) -> int:
 
 
 def _padded_bytes(aval: Any) -> int:
-    """Bytes of a block. Tiles are 128 wide and 8 high, or less where the array has fewer rows."""
+    """Return the bytes of a block. A tile has 128 columns and 8 rows, or fewer rows if the block has fewer."""
     shape = [1, 1, *aval.shape]
     height = min(8, 1 << (shape[-2] - 1).bit_length())
     shape[-2:] = math.ceil(shape[-2] / height) * height, math.ceil(shape[-1] / 128) * 128

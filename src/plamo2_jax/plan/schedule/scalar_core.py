@@ -1,10 +1,10 @@
-"""Run the scalar core of a schedule, to count how often each of its bundles runs.
+"""Run the scalar core of a schedule to count how often each of its bundles runs.
 
-Grid steps, `fori_loop`s and `pl.when`s of a Pallas kernel are branches on scalar values that follow from constants, so that a run over them
-is exact: the first and last chunk's extra work, the pipeline's prologue and epilogue, trip counts. Where a branch hangs on data (a value
-that comes from memory or from the vector units), the code behind a forward branch is counted and the count says so.
+Grid steps, `fori_loop`s and `pl.when`s of a Pallas kernel are branches on scalar values that follow from constants. So the count is exact:
+the extra work of the first and last grid steps, the prologue and epilogue of the pipeline, and trip counts. If a forward branch depends on
+data (a value from memory or from the vector units), the code behind it is counted, and the result reports the branch.
 
-A bundle is one cycle. Waiting for memory is not in it: a wait is one bundle, however long it would be.
+A bundle is one cycle. Memory stalls are not included: a wait is one bundle, however long it takes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from plamo2_jax.plan.schedule.bundles import Instruction, Predicate, Program
 _MASK = 0xFFFFFFFF
 _LIMIT = 50_000_000
 _GRANULE = 32
-"""Bytes of the unit that sizes of transfers are written in."""
+"""The schedule gives transfer sizes in units of this many bytes."""
 
 
 def _signed(value: int) -> int:
@@ -50,41 +50,41 @@ _ARITHMETIC: dict[str, Callable[..., int]] = {
 }
 _ORDERED = {"smin": min, "smax": max}
 _RELATIONS = {name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
-# Known even where one side is not.
+# The result is known if one operand has the first value, even if the other operand is not known.
 _SHORT_CIRCUIT = {"por": (True, True), "pand": (False, False), "pnand": (False, True), "pnor": (True, False)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How a schedule ran."""
+    """The counts of one run of a schedule."""
 
     counts: tuple[int, ...]
-    """Times each bundle ran."""
+    """Number of times that each bundle ran."""
     rounds: tuple[int, ...]
-    """Bundles of each round of the loop that ran longest, but the first round: of a Pallas kernel, its grid steps."""
+    """Bundles of each iteration but the first of the longest loop. In a Pallas kernel this is the loop over grid steps."""
     assumed: int
-    """Branches that hung on data, and whose code was counted."""
+    """Number of branches that depend on data. The code behind them is counted."""
     hbm_bytes: int
-    """Of the transfers between HBM and VMEM that it starts; those whose size hangs on data are left out."""
+    """Bytes of the transfers between HBM and VMEM that it starts, without those whose size depends on data."""
     matmul_rows: int
-    """Pushed through matrix units, all units together."""
+    """Rows pushed through the matrix units, all units together."""
 
     @property
     def cycles(self) -> int:
-        """Bundles run."""
+        """Number of bundles that ran."""
         return sum(self.counts)
 
     @property
     def step(self) -> float:
-        """Bundles of a step in the steady state: the median round."""
+        """Bundles of a grid step in the steady state: the median iteration."""
         return statistics.median(self.rounds) if self.rounds else self.cycles
 
 
 def run_schedule(program: Program, core: int = 0) -> Execution:
-    """Run the program as one core of the chip; the cores share the work of a "parallel" grid axis.
+    """Run a program on one core of the chip. The cores share the work of a "parallel" grid axis.
 
     Raises:
-        ValueError: the number of rounds of a loop hangs on data, or the run is endless.
+        ValueError: the trip count of a loop depends on data, or the program does not end.
     """
     return _Machine(program, core).run()
 
@@ -97,7 +97,7 @@ class _Machine:
         self.memory: dict[str, int | None] = {}
         self.assumed: set[int] = set()
         self.cycles = 0
-        # Times a straight run of bundles begins at an index, less those that end before it.
+        # Number of straight runs of bundles that begin at an index, minus the number of those that end before it.
         self.edges = [0] * (program.length + 1)
         self.heads: dict[int, list[int]] = {}
         self.hbm_bytes = 0
@@ -108,7 +108,7 @@ class _Machine:
         first = dict(_first_at_or_after(points, [0, *self.program.regions.values()]))
         start, point, jump = 0, first[0], None
         while True:
-            # A jump comes into effect behind its delay slots; a second branch inside them is void then.
+            # A jump takes effect after its delay slots. A second branch inside them is ignored.
             if jump is not None and (point is None or point > jump[0]):
                 end, target = jump
                 self._ran(start, end)
@@ -126,7 +126,9 @@ class _Machine:
                     self._execute(instruction)
             point = following.get(point)
             if self.cycles > _LIMIT:
-                raise ValueError(f"a schedule that has run for {_LIMIT:,} bundles is taken to be endless")
+                raise ValueError(
+                    f"a schedule ran for more than {_LIMIT:,} bundles and was stopped: it probably does not end"
+                )
         self._ran(start, self.program.length - 1)
         counts = tuple(itertools.accumulate(self.edges[:-1]))
         rows = sum(counts[index] * rows for index, rows in self.program.matmul_rows.items())
@@ -138,7 +140,7 @@ class _Machine:
         self.edges[end + 1] -= 1
 
     def _rounds(self) -> tuple[int, ...]:
-        """Of the loop whose jumps back to its head span most of the run."""
+        """Return the bundles of each iteration of the loop that spans most of the run."""
         times = max(self.heads.values(), key=lambda times: times[-1] - times[0], default=[])
         return tuple(b - a for a, b in itertools.pairwise(times))
 
@@ -161,7 +163,7 @@ class _Machine:
         if holds is not None:
             return holds
         if self.program.regions[branch.target] <= index:
-            raise ValueError("the number of rounds of a loop depends on data; its cycles cannot be counted")
+            raise ValueError("the trip count of a loop depends on data; its cycles cannot be counted")
         self.assumed.add(index)
         return False
 
@@ -187,7 +189,7 @@ class _Machine:
     def _result(self, instruction: Instruction) -> int | None:
         op = instruction.op
         if op == "sphi":
-            # Its operands were written to the register it stands for: the last one written is the value.
+            # Its operands were written to its register; the last one written is the value.
             return self.registers.get(instruction.register)
         if op == "core_id":
             return self.core

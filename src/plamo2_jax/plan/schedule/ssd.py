@@ -1,4 +1,4 @@
-"""The selective scan as a program to plan: its operands at the shape of a preset, forward alone or with its gradient."""
+"""The selective scan as a program to compile: its operands at the shape of a preset's layer, forward alone or with its gradient."""
 
 from __future__ import annotations
 
@@ -17,22 +17,26 @@ _XLA_CHUNK = 256
 
 @dataclasses.dataclass(frozen=True)
 class SsdProgram:
-    """One way to compute the scan of a preset's state-space layer."""
+    """One way to compute the scan of a preset's Mamba layer."""
 
     preset: str
+    """Name of the model."""
     implementation: str
+    """Implementation of `plamo2_kernels.ssd.ssd`: xla or pallas_tpu."""
     chunk_size: int | None
-    """Tokens a chunk; None: the implementation's own choice on TPU."""
+    """Tokens per chunk; None: the implementation's default on TPU."""
     direction: Literal["forward", "forward+backward"]
     tokens: int = 8192
+    """Tokens per row."""
     batch: int = 1
+    """Rows."""
     segments: bool = True
     """Whether rows hold several documents."""
     initial_state: bool = False
-    """Whether a state comes in, and its gradient goes out."""
+    """Whether the scan starts from a given state, whose gradient is computed too."""
 
     def build(self) -> tuple[Callable, tuple[jax.ShapeDtypeStruct, ...]]:
-        """The function, of positional arrays, and its operands."""
+        """Return the function, which takes positional arrays, and its operands' shapes and dtypes."""
         config = preset(self.preset)
         b, t, h = self.batch, self.tokens, config.mamba_num_heads
         p, n, g = config.hidden_size_per_head, config.mamba_d_state, 1
@@ -47,7 +51,7 @@ class SsdProgram:
         inputs += [state] if self.initial_state else []
         segments = [struct(jnp.int32, b, t)] if self.segments else []
         count = len(inputs)
-        # `ssd` would choose by the platform of the process, which is a CPU.
+        # `ssd` chooses its default by the platform of the process, which is a CPU here.
         chunk_size = self.chunk_size or (_XLA_CHUNK if self.implementation == "xla" else None)
 
         def forward(*arrays):

@@ -1,4 +1,4 @@
-"""Costs as a table to read and as JSON to keep."""
+"""Print kernel plans as a table, and turn them into JSON."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ from collections.abc import Iterator
 from typing import Any
 
 from plamo2_jax.plan.chips import Chip
-from plamo2_jax.plan.cost import Cost
-from plamo2_jax.plan.schedule.run import Result
+from plamo2_jax.plan.compiler import unverified
+from plamo2_jax.plan.schedule.cost import Cost
+from plamo2_jax.plan.schedule.kernel_plan import KernelPlan
 from plamo2_jax.plan.schedule.ssd import SsdProgram
 
 COLUMNS = {
     "implementation": "",
-    "chunk": "tokens a chunk; own: what the implementation chooses on TPU",
-    "program": "forward, or forward and gradient of every input",
-    "layouts": "of arguments and results: default, or chosen by the compiler (auto), as inside a model",
-    "cycles": "a token: XLA's estimate, which includes waiting for HBM, and of a Pallas kernel its bundles, which do not",
-    "bundles": "a token: scheduled, every loop and branch counted as often as it runs; nothing waits",
-    "MXU": "cycles a token: the matrix products at the matrix units' peak",
-    "HBM bytes": "a token: by the kernels' block specs and the operands of XLA's operations",
-    "HBM cycles": "a token: those bytes over the bandwidth",
-    "bound": "cycles a token: the roofline, the largest of bundles, MXU and HBM cycles",
-    "VMEM MiB": "the most that one operation takes, of one core",
-    "temp MiB": "of HBM",
+    "chunk": "tokens per chunk; own: the implementation's default on TPU",
+    "program": "forward, or forward and the gradient of every input",
+    "layouts": "layouts of arguments and results: default, or chosen by the compiler (auto), as inside a model",
+    "cycles": "cycles per token: XLA's estimates, memory stalls included; for a Pallas kernel its bundles, memory stalls not included",
+    "bundles": "scheduled bundles per token, each loop and branch counted as often as it runs; memory stalls are not included",
+    "MXU": "cycles per token that the matrix products take at the peak rate of the matrix units",
+    "HBM bytes": "bytes per token, by the block specs of kernels and the operands of XLA's operations",
+    "HBM cycles": "cycles per token that these bytes take at the HBM bandwidth",
+    "bound": "cycles per token of the roofline: the largest of bundles, MXU and HBM cycles",
+    "VMEM MiB": "largest vector memory that one operation needs, on one core",
+    "temp MiB": "HBM for temporaries",
 }
 _MiB = 2**20
 
 
 def describe_chip(chip: Chip) -> str:
-    """One line on what cycles and bytes are held against."""
+    """Return one line with the published figures of a chip."""
     cores = "1 core" if chip.cores == 1 else f"{chip.cores} cores that share the work"
     return (
         f"{chip.kind}: {cores}, {chip.peak_flops / 1e12:.0f} TFLOP/s bf16, {chip.clock / 1e9:.2f} GHz (derived), "
@@ -38,19 +39,19 @@ def describe_chip(chip: Chip) -> str:
 
 
 def chunk(program: SsdProgram) -> str:
-    """Its chunk size."""
+    """Return the chunk size as it is shown."""
     return "own" if program.chunk_size is None else str(program.chunk_size)
 
 
-def row(result: Result) -> list[str]:
-    """The cells of a result that compiled, in the order of COLUMNS."""
-    program, cost = result.program, result.cost
+def row(plan: KernelPlan) -> list[str]:
+    """Return the cells of a plan that has a cost, in the order of COLUMNS."""
+    program, cost = plan.program, plan.cost
     tokens = program.batch * program.tokens
     return [
         program.implementation,
         chunk(program),
         program.direction,
-        result.layouts,
+        plan.layouts,
         f"{cost.cycles / tokens:.1f}",
         f"{cost.bundles / tokens:.1f}",
         f"{cost.mxu_cycles / tokens:.1f}",
@@ -62,20 +63,20 @@ def row(result: Result) -> list[str]:
     ]
 
 
-def table(results: list[Result]) -> str:
-    """Markdown, aligned; a program that does not compile has the reason in its row."""
+def table(plans: list[KernelPlan]) -> str:
+    """Return an aligned Markdown table. The row of a program without a cost has the reason."""
     rows = []
-    for result in results:
-        program = result.program
-        if result.cost is None:
-            rows.append([program.implementation, chunk(program), program.direction, result.layouts, result.error])
+    for plan in plans:
+        program = plan.program
+        if plan.cost is None:
+            rows.append([program.implementation, chunk(program), program.direction, plan.layouts, plan.error])
         else:
-            rows.append(row(result))
+            rows.append(row(plan))
     full = [list(COLUMNS), *(r for r in rows if len(r) == len(COLUMNS))]
     widths = [max(len(r[i]) for r in full) for i in range(len(COLUMNS))]
 
     def line(cells: list[str]) -> str:
-        # Words to the left, numbers to the right.
+        # Text is aligned left, numbers right.
         padded = [
             c.ljust(w) if i in (0, 2, 3) else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=False))
         ]
@@ -88,32 +89,36 @@ def table(results: list[Result]) -> str:
 
 
 def legend() -> Iterator[str]:
-    """What each column means."""
+    """Yield a line for each column that needs an explanation."""
     for name, text in COLUMNS.items():
         if text:
             yield f"{name}: {text}"
 
 
-def kernels(result: Result) -> Iterator[str]:
-    """A line for each Pallas kernel of a program and one for how busy its units are; a line for what runs on the SparseCore."""
-    for kernel in result.cost.kernels if result.cost else ():
-        assumed = f", {kernel.assumed_branches} branches on data counted" if kernel.assumed_branches else ""
+def kernels(plan: KernelPlan) -> Iterator[str]:
+    """Yield two lines for each Pallas kernel, and one for each operation that runs on the SparseCore."""
+    for kernel in plan.cost.kernels if plan.cost else ():
+        assumed = (
+            f", {kernel.assumed_branches} branches that depend on data counted as taken"
+            if kernel.assumed_branches
+            else ""
+        )
         yield (
-            f"{kernel.name}: grid {kernel.grid}, {kernel.step_bundles:,.0f} bundles a step, {kernel.bundles:,} in all{assumed}, "
+            f"{kernel.name}: grid {kernel.grid}, {kernel.step_bundles:,.0f} bundles per step, {kernel.bundles:,} in total{assumed}, "
             f"{kernel.mxu_cycles:,.0f} MXU cycles, {kernel.hbm_bytes / _MiB:.1f} MiB moved, {kernel.vmem_bytes / _MiB:.1f} MiB of VMEM"
         )
         if abs(kernel.transferred_bytes - kernel.hbm_bytes) > 0.02 * kernel.hbm_bytes:
-            yield f"  by its schedule it moves {kernel.transferred_bytes / _MiB:.1f} MiB: not its block specs alone move data"
+            yield f"  its schedule transfers {kernel.transferred_bytes / _MiB:.1f} MiB: the kernel starts transfers of its own"
         yield "  slots in use: " + ", ".join(f"{unit} {share:.0%}" for unit, share in kernel.utilization.items())
 
-    for o in result.cost.operations if result.cost else ():
+    for o in plan.cost.operations if plan.cost else ():
         if o.kind == "sparsecore":
             yield f"{o.name}: on the SparseCore, {o.times * o.hbm_bytes / _MiB:.1f} MiB moved, cycles unknown and not counted"
 
 
-def breakdown(result: Result, most: int = 12) -> Iterator[str]:
-    """Where the cycles of a program go: by kind, then the operations that take most."""
-    cost = result.cost
+def breakdown(plan: KernelPlan, most: int = 12) -> Iterator[str]:
+    """Yield where the cycles of a program go: a line by kind, then the operations that take most."""
+    cost = plan.cost
     if cost is None:
         return
     total = max(cost.cycles, 1)
@@ -130,13 +135,14 @@ def breakdown(result: Result, most: int = 12) -> Iterator[str]:
         )
 
 
-def to_json(result: Result) -> dict[str, Any]:
-    """A result with its figures a token, its kernels and its operations."""
-    data: dict[str, Any] = {**dataclasses.asdict(result.program), "layouts": result.layouts}
-    if result.cost is None:
-        return {**data, "error": result.error}
-    cost: Cost = result.cost
-    tokens = result.program.batch * result.program.tokens
+def to_json(plan: KernelPlan) -> dict[str, Any]:
+    """Return the JSON form of a plan: figures per token, kernels and operations, and the compiler's version."""
+    version = {"libtpu": plan.libtpu, "libtpu_verified": unverified(plan.libtpu) is None}
+    data: dict[str, Any] = {**dataclasses.asdict(plan.program), "layouts": plan.layouts, **version}
+    if plan.cost is None:
+        return {**data, "error": plan.error}
+    cost: Cost = plan.cost
+    tokens = plan.program.batch * plan.program.tokens
     return {
         **data,
         "cycles_per_token": cost.cycles / tokens,

@@ -1,4 +1,4 @@
-"""Bytes an XLA instruction moves to and from HBM."""
+"""Count the bytes that an XLA instruction reads from and writes to HBM."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _RENAMES = ("bitcast", "get-tuple-element", "reshape")
 
 
 def instruction_bytes(module: Module, computation: Computation, instruction: Instruction) -> int:
-    """What it reads of its operands and writes of its result, once each.
+    """Return the HBM bytes of one execution: it reads each operand once and writes its result once.
 
-    A slice is what is read of an operand that is only sliced, and what is written of a result that is updated in place: a loop that walks
-    over an array would otherwise be charged for all of it every round.
+    If an operand is only sliced, only the slice counts; if a result is updated in place, only the update counts. Otherwise a loop over the
+    slices of an array would be charged for the whole array in every iteration.
     """
     shapes = [computation[name].shape if name in computation else "" for name in instruction.operands]
     if instruction.op.endswith("-start"):
-        # The result of a copy is a tuple of target, source and a flag; that of anything else of operands, target and flags.
+        # The result of copy-start is a tuple (target, source, flag); the result of any other -start is (operands, target, flags...).
         target = tuple_elements(instruction.shape)[0 if instruction.op == "copy-start" else 1]
         read = sum(map(hbm_bytes, shapes))
         if "slice" in instruction.op:
@@ -37,7 +37,9 @@ def instruction_bytes(module: Module, computation: Computation, instruction: Ins
 
 
 def _copies_in_place_as_renames(module: Module, computation: Computation) -> Computation:
-    """libtpu 0.0.50 changes the tiling of an array that is updated in place by a fusion of one copy, whose result is its operand: no byte
+    """Replace copies in place by bitcasts.
+
+    libtpu 0.0.50 changes the tiling of an array that is updated in place with a fusion of one copy whose result is its operand: no byte
     moves.
     """
 
@@ -67,14 +69,14 @@ def _users(computation: Computation, name: str) -> list[Instruction]:
 
 
 def _renamed(computation: Computation, name: str) -> str:
-    """The value that a chain of renamings begins with."""
+    """Return the name of the value at the start of a chain of renames."""
     while computation[name].op in _RENAMES:
         name = computation[name].operands[0]
     return name
 
 
 def _read(computation: Computation, parameter: Instruction, shape: str) -> int:
-    """Bytes read of a fusion's operand, whose shape outside tells where it lives."""
+    """Return the bytes that a fusion reads of an operand. `shape`, the operand's shape outside of the fusion, tells its memory."""
     whole = hbm_bytes(shape)
     if not whole:
         return 0

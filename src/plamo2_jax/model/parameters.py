@@ -1,0 +1,69 @@
+"""Parameters that carry the names of their axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.errors
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from plamo2_jax.model import axes
+
+
+class DeclaredParameter(nn.LogicallyPartitioned):
+    """A parameter with its `axes.Declaration`, as a Flax box."""
+
+    reads: tuple[str, ...] = struct.field(default=(), pytree_node=False)
+    offset: float | None = struct.field(default=None, pytree_node=False)
+    closes: bool = struct.field(default=False, pytree_node=False)
+
+    @property
+    def declaration(self) -> axes.Declaration:
+        """The declaration that `parameter` was called with."""
+        return axes.Declaration(tuple(self.names), self.reads, self.offset, self.closes)
+
+
+def parameter(
+    module: nn.Module,
+    name: str,
+    init: Callable[..., jax.Array],
+    sizes: Mapping[str | None, int],
+    *,
+    reads: tuple[str, ...] = (),
+    offset: float | None = None,
+    closes: bool = False,
+) -> Any:
+    """Declare a float32 parameter and return its value.
+
+    Args:
+        module: owner of the parameter.
+        name: key below the module in the parameter tree.
+        init: initializer.
+        sizes: size of each axis by its name, in order; with the remaining arguments its `axes.Declaration`.
+
+    Returns:
+        The value in the parameter tree: an array, or another `linear.Weight` of this shape.
+
+    Raises:
+        flax.errors.ScopeParamShapeError: the value has another shape.
+    """
+    declared = axes.Declaration(tuple(sizes), reads, offset, closes)
+
+    def boxed(*args):
+        return DeclaredParameter(
+            init(*args), declared.names, reads=declared.reads, offset=declared.offset, closes=declared.closes
+        )
+
+    shape = tuple(sizes.values())
+    value = module.get_variable("params", name)
+    if value is None or hasattr(value, "dtype") or isinstance(value, nn.meta.AxisMetadata):
+        return module.param(name, boxed, shape, jnp.float32)
+    # Flax would compare the shapes of the arrays that it is made of with the parameter's.
+    if value.shape != shape:
+        path = "/".join((*module.path, name))
+        raise flax.errors.ScopeParamShapeError(name, path, value.shape, shape)
+    return value

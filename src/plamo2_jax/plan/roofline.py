@@ -1,0 +1,211 @@
+"""Predict the time of a step by a roofline: the cycles, HBM bytes and link bytes of a compiled program against what a chip can do.
+
+The figures are the compiler's, and bandwidths are the published ones. Nothing is measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+
+from plamo2_jax.plan.chips import Chip
+from plamo2_jax.plan.collectives import Collective
+from plamo2_jax.plan.hbm_traffic import instruction_bytes
+from plamo2_jax.plan.hlo import Computation, Instruction, Module
+from plamo2_jax.plan.schedule.dump import Schedules
+from plamo2_jax.plan.schedule.scalar_core import Execution
+
+PHASES = ("forward", "recomputed", "backward", "update")
+_MOVES = frozenset(("copy", "transpose", "reshape", "bitcast", "parameter"))
+
+# Parts of the model by the names that modules and kernels leave in the program. The first match counts.
+_PARTS = (
+    (r"splash", "attention kernels (splash)"),
+    (r"\bssd_\w+", "scan kernels (ssd)"),
+    (r"causal_conv1d", "convolution"),
+    (r"logits|log_softmax|predict|cross_entropy", "logits and loss"),
+    (r"features/(gather|scatter|take|sort)|embedding", "embedding"),
+    (r"/mlp/.*dot_general", "MLP products"),
+    (r"/mixer/.*(dot_general|->)", "mixer products"),
+    (r"/mlp/", "MLP, elementwise"),
+    (r"norm\b", "norms"),
+    (r"/mixer/", "mixer, elementwise"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """An instruction of the compiled program. Cycles and bytes are for one execution on one chip."""
+
+    name: str
+    kind: str
+    """`kernel` (a Pallas kernel), `convolution` (a matrix product and what is fused with it), `copy` (a change of layout), `sparsecore`
+    (runs on the SparseCore; the compiler reports no cycles for it), or XLA's name of the instruction."""
+    op_name: str
+    """The JAX operation that it comes from, with the path of modules and transformations."""
+    times: int
+    """Number of executions: the product of the trip counts of the loops around it."""
+    estimated_cycles: int | None
+    """Cycles by XLA's cost model, memory stalls included. None: no estimate, as for every Pallas kernel."""
+    bundles: int | None
+    """Bundles of its schedule that are executed; memory stalls are not included. None: it has no schedule, or the trip counts of its loops
+    depend on data."""
+    mxu_cycles: float
+    """Cycles of its matrix products at the peak rate of the matrix units. A schedule can issue them faster than that."""
+    hbm_bytes: int
+    """Bytes read from and written to HBM."""
+
+    @property
+    def cycles(self) -> int:
+        """XLA's estimate where there is one, else the bundles."""
+        return (self.bundles if self.estimated_cycles is None else self.estimated_cycles) or 0
+
+    @property
+    def compute(self) -> float:
+        """Lower bound on the cycles that the core needs."""
+        return max(self.bundles or 0, self.mxu_cycles)
+
+
+def operation_of(
+    module: Module, instruction: Instruction, computation: Computation, times: int, schedules: Schedules, chip: Chip
+) -> Operation:
+    """Return the figures of one instruction: XLA's estimate, and for a kernel its schedule.
+
+    The bytes of a kernel are those of the transfers that its schedule starts. If the transfers or the loops depend on data, its bytes are
+    those of its operands and results, and its bundles are None.
+
+    Args:
+        module: the compiled program.
+        instruction: one of its instructions.
+        computation: the computation that holds the instruction.
+        times: number of executions.
+        schedules: the schedules that the compilation dumped.
+        chip: the chip that it was compiled for.
+    """
+    runs: list[Execution] = []
+    if instruction.is_kernel:
+        try:
+            runs = schedules.runs(instruction.name, chip.cores)
+        except ValueError:
+            runs = []
+    longest = max(runs, key=lambda run: run.cycles, default=None)
+    moved = sum(run.hbm_bytes for run in runs) or instruction_bytes(module, computation, instruction)
+    return Operation(
+        instruction.name,
+        operation_kind(module, instruction),
+        instruction.op_name,
+        times,
+        None if instruction.is_kernel else instruction.estimated_cycles,
+        longest and longest.cycles,
+        chip.mxu_cycles(longest.matmul_rows) if longest else 0.0,
+        moved,
+    )
+
+
+def operation_kind(module: Module, instruction: Instruction) -> str:
+    """Return the `kind` of an Operation."""
+    if instruction.is_kernel:
+        return "kernel"
+    if instruction.thread:
+        return instruction.thread
+    inner = [instruction.op]
+    if instruction.op == "fusion":
+        inner = [i.op for i in module.computations[instruction.called("calls")].values()]
+    if {"convolution", "dot"} & set(inner):
+        return "convolution"
+    return "copy" if _MOVES.issuperset(inner) else instruction.op
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTimes:
+    """Seconds of one step on one chip."""
+
+    compute: float
+    """Cycles over the clock. XLA's estimates include memory stalls; the schedules of Pallas kernels do not."""
+    hbm: float
+    """HBM bytes over the HBM bandwidth."""
+    ici: float
+    """Bytes on the links between chips over their bandwidth."""
+    dcn: float
+    """Bytes between slices over the bandwidth of the data center network."""
+    waiting: float
+    """Seconds of `ici` and `dcn` in synchronous collectives, during which nothing is computed."""
+    serial: float
+    """Time if nothing overlaps: every operation waits for its bytes, and the program waits for every collective."""
+
+    @property
+    def bound(self) -> float:
+        """The predicted time: everything overlaps, and the busiest resource decides."""
+        return max(self.compute, self.hbm, self.ici, self.dcn)
+
+    @property
+    def limit(self) -> str:
+        """Name of the busiest resource."""
+        return max(("compute", "hbm", "ici", "dcn"), key=lambda name: getattr(self, name))
+
+
+def step_times(operations: Iterable[Operation], moved: Sequence[Collective], chip: Chip) -> StepTimes:
+    """Return the times of a program.
+
+    Args:
+        operations: everything that the chip computes, without collectives.
+        moved: the collectives.
+        chip: the chip that the program was compiled for.
+    """
+    compute = hbm = slower = 0.0
+    for o in operations:
+        seconds, moving = operation_seconds(o, chip)
+        compute += seconds
+        hbm += moving
+        slower += max(seconds, moving)
+    ici = sum(c.times * c.seconds for c in moved if c.links)
+    dcn = sum(c.times * c.seconds for c in moved if not c.links)
+    waiting = sum(c.times * c.seconds for c in moved if not c.asynchronous)
+    return StepTimes(compute, hbm, ici, dcn, waiting, slower + ici + dcn)
+
+
+def operation_seconds(operation: Operation, chip: Chip) -> tuple[float, float]:
+    """Return the seconds of all executions of an operation, by its cycles and by its HBM bytes."""
+    o = operation
+    cycles = max(o.cycles, o.mxu_cycles if o.kind == "kernel" else 0.0)
+    return o.times * cycles / chip.clock, o.times * o.hbm_bytes / chip.hbm_bytes_per_second
+
+
+def utilization(flops: float, seconds: float, devices: int, chip: Chip) -> float:
+    """Return the model FLOPs utilization (PaLM, arXiv:2204.02311, appendix B)."""
+    return flops / (seconds * devices * chip.peak_flops)
+
+
+def phase(operation: Operation) -> str:
+    """Return the phase of a train step that an operation belongs to, one of PHASES."""
+    op_name = operation.op_name
+    if "rematted_computation" in op_name:
+        return "recomputed"
+    # The compiler drops the op_name of a gradient's kernel, but keeps the kernel's own name.
+    if "transpose(" in op_name or re.search(r"_(dkv|dq|backward)_?", operation.name):
+        return "backward"
+    if operation.kind == "kernel" and not op_name:
+        return "forward"
+    return "forward" if "jvp(" in op_name or "Plamo2" in op_name else "update"
+
+
+def part(operation: Operation) -> str:
+    """Return the part of the model that an operation belongs to."""
+    if operation.kind == "copy":
+        return "copies and changes of layout"
+    for pattern, name in _PARTS:
+        if re.search(pattern, f"{operation.op_name} {operation.name}"):
+            return name
+    if not operation.op_name or phase(operation) != "update":
+        return "other"
+    return "optimizer and sums of gradients"
+
+
+def by_part(operations: Iterable[Operation], chip: Chip) -> dict[str, dict[str, float]]:
+    """Return seconds by part of the model and phase, the largest part first."""
+    sums: dict[str, dict[str, float]] = {}
+    for o in operations:
+        row = sums.setdefault(part(o), dict.fromkeys(PHASES, 0.0))
+        row[phase(o)] += max(operation_seconds(o, chip))
+    return dict(sorted(sums.items(), key=lambda item: -sum(item[1].values())))
