@@ -69,7 +69,11 @@ def test_bos_is_explicit(model):
 def test_scores_are_those_of_the_whole_text(model):
     """Several contexts, of several candidates each, more than fit a batch, one empty: each as in one forward pass over all."""
     candidates = ("です。", "でした", "x", "", "ますか？")
-    requests = [ScoreRequest("猫は", candidates), ScoreRequest("The cat", ("!",)), ScoreRequest([1, 5, 9], ([7, 8], [9]))]
+    requests = [
+        ScoreRequest("猫は", candidates),
+        ScoreRequest("The cat", ("!",)),
+        ScoreRequest([1, 5, 9], ([7, 8], [9])),
+    ]
     found = model.score(requests)
     assert [len(scores) for scores in found] == [5, 1, 2]
     network, params = model.generator.model, model.generator.params

@@ -59,12 +59,10 @@ class Server:
         ids = prompt
         if isinstance(prompt, str):
             ids = self.model.tokenizer.encode(prompt, bos=body.get("add_special_tokens", True)).tolist()
-        [[score]] = self.model.score([ScoreRequest(ids[:1], (ids[1:],))])
-        greedy = [self.model.score([ScoreRequest(ids[:i], (ids[i : i + 1],))])[0][0] for i in range(1, len(ids))]
-        logprobs = [None, *score.token_logprobs, -1.0]
-        top = [None, *({"t": one.logprob if one.is_greedy else 0.0} for one in greedy), {"t": -1.0}]
-        # The likeliest token's log-probability is the token's own where it is the likeliest.
-        top = [d and {"t": lp if one is None or one.is_greedy else 0.0} for d, lp, one in zip(top, logprobs, [None, *greedy, None])]
+        # Each token by itself, so that it is known whether it is the likeliest.
+        scores = [self.model.score([ScoreRequest(ids[:i], (ids[i : i + 1],))])[0][0] for i in range(1, len(ids))]
+        logprobs = [None, *(one.logprob for one in scores), -1.0]
+        top = [None, *({"t": one.logprob if one.is_greedy else 0.0} for one in scores), {"t": -1.0}]
         tokens = [*(self.model.tokenizer.decode([id]) for id in ids), "x"]
         if not self.echoes:
             tokens, logprobs, top = tokens[-1:], logprobs[-1:], top[-1:]

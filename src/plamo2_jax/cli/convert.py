@@ -51,7 +51,7 @@ def to_hf(
     """Read a run folder and write a folder of the public layout, for other implementations.
 
     Args:
-        source: Run folder, such as runs/demo.
+        source: Run folder, such as runs/demo, or one of its checkpoints: RUN@STEP, RUN@ema or RUN@STEP,ema.
         output: Folder to make; it must not exist or be empty.
         step: Which checkpoint; left out, the newest.
         ema: Write the moving average of the parameters, which runs with ema_decay keep, instead of the parameters.

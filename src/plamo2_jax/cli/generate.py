@@ -84,7 +84,7 @@ def generate(
         stream: Print a single text while it is generated; several are printed when all are done.
         json: Print one JSON object per text: prompt, sample, text, token_ids, logprobs, finish_reason.
         dtype: Dtype of activations and matrices; left out, float32 on CPU and bfloat16 elsewhere.
-        step: Which checkpoint of a run folder; left out, the newest.
+        step: Which checkpoint of a run folder, instead of RUN@STEP; left out, the newest.
         tokenizer: A tokenizer.jsonl, or the folder that holds it, instead of the model's own.
     """
     from plamo2_jax.engine.generator import default_stop_ids

@@ -39,7 +39,7 @@ def prune(
     layer, and whole periods of layers. A key/value head is kept or removed with its queries.
 
     Args:
-        model: Model to cut: a run folder or a folder of the public layout. With --plan it may be a shape.
+        model: Model to cut: a run folder, RUN@STEP or RUN@ema, or a folder of the public layout. With --plan it may be a shape.
         target: Target shape: a preset, a config.json, or a model's folder (the model's own, with --set or a budget).
         output: Folder to make; it must not exist or be empty.
         calibration: Folder of shards that `plamo2 data prepare` wrote with the model's tokenizer.
@@ -56,7 +56,7 @@ def prune(
         max_flops: Search shapes with at most this many forward FLOPs per token at --sequence-length.
         seed: Random seed, for the order of the data and for --method random.
         set: FIELD=VALUE, replaces a field of the target's shape; may be given several times.
-        step: Which checkpoint of a run folder; left out, the newest.
+        step: Which checkpoint of a run folder, instead of RUN@STEP; left out, the newest.
         dtype: Dtype of the file.
         plan: Print what would be cut, or the shapes within the budget, and write nothing.
     """
@@ -94,11 +94,12 @@ def prune(
     import jax
 
     from plamo2_jax.convert.load import load_model
+    from plamo2_jax.convert.names import ModelName
     from plamo2_jax.data.pipeline import DataConfig, MixtureItem, train_iterator
     from plamo2_jax.surgery import prune as surgery
     from plamo2_jax.tokenizer.template_files import chat_template_files
 
-    files = chat_template_files(model)
+    files = chat_template_files(ModelName.parse(model).folder)
     loaded = load_model(model, step=step, require_finite=True)
     if loaded.tokenizer is None:
         raise ValueError(f"{model} has no tokenizer.jsonl, which the calibration data are checked against")

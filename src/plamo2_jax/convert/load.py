@@ -54,6 +54,16 @@ def is_run_folder(folder: str | os.PathLike[str]) -> bool:
     )
 
 
+def read_shape(path: str | os.PathLike[str]) -> ModelConfig:
+    """Read the shape of a model, which may be named as RUN@STEP; no weight is read.
+
+    Raises:
+        ValueError: the folder is no model, or its config.json is damaged.
+    """
+    folder = ModelName.parse(path).folder
+    return checkpoint.read_model_config(folder) if is_run_folder(folder) else read_public_config(folder)
+
+
 def read_tokenizer(folder: str | os.PathLike[str], config: ModelConfig) -> Tokenizer | None:
     """The tokenizer beside a model, or None.
 

@@ -21,6 +21,7 @@ from plamo2_jax.config import LayerKind, ModelConfig
 from plamo2_jax.convert.files import find_tensors, inside, read_header
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.convert.load import is_run_folder
+from plamo2_jax.convert.names import ModelName
 from plamo2_jax.convert.read import read_public_config
 from plamo2_jax.data.shards import MANIFEST as SHARDS_MANIFEST
 from plamo2_jax.data.shards import read_manifest
@@ -56,8 +57,8 @@ def inspect_folder(folder: Path, step: int | None = None, verify: bool = False) 
     """Describe a folder.
 
     Args:
-        folder: see the module's description.
-        step: checkpoint of a run folder; None: the newest.
+        folder: a folder of one of these kinds, or RUN@STEP.
+        step: checkpoint of a run folder; None: the one that `folder` names, or else the newest.
         verify: compare all files of the checkpoint with their checksums, which reads them.
 
     Returns:
@@ -66,6 +67,8 @@ def inspect_folder(folder: Path, step: int | None = None, verify: bool = False) 
     Raises:
         ValueError: the folder is of no kind that is known, or what describes it is damaged.
     """
+    name = ModelName.parse(folder, step=step)
+    folder, step = name.folder, name.step
     if (folder / SHARDS_MANIFEST).is_file() and not (folder / checkpoint.CONFIG).exists():
         facts, tensors = _shards(folder), []
     elif (folder / PEFT_CONFIG).is_file() and not (folder / checkpoint.CONFIG).exists():
@@ -76,10 +79,10 @@ def inspect_folder(folder: Path, step: int | None = None, verify: bool = False) 
             f"{_described_below(folder)}"
         )
     elif is_run_folder(folder):
-        facts, tensors = _run(folder, step, verify)
+        facts, tensors = _run(name, verify)
     else:
         facts, tensors = _public(folder)
-    if step is not None and "steps" not in facts:
+    if (step is not None or name.ema) and "steps" not in facts:
         raise ValueError(f"{folder} is no run folder and has no steps; leave --step out")
     if tensors:
         facts["parameters"] = _groups(tensors)
@@ -88,7 +91,8 @@ def inspect_folder(folder: Path, step: int | None = None, verify: bool = False) 
     return facts, tensors
 
 
-def _run(folder: Path, step: int | None, verify: bool) -> tuple[dict[str, Any], list[Tensor]]:
+def _run(name: ModelName, verify: bool) -> tuple[dict[str, Any], list[Tensor]]:
+    folder, step = name.folder, name.step
     described = checkpoint.read_config(folder)
     config = checkpoint.read_model_config(folder)
     lora, found = described.get("lora"), checkpoint.steps(folder)
@@ -97,7 +101,7 @@ def _run(folder: Path, step: int | None, verify: bool) -> tuple[dict[str, Any], 
         facts |= {"base": described.get("init_from"), "lora": {name: lora.get(name) for name in ("rank", "alpha")}}
     if isinstance(described.get("forked_from"), Mapping):
         facts["forked_from"] = described["forked_from"]
-    if not found and step is None:
+    if not found and step is None and not name.ema:
         return facts, []
     path = checkpoint.step_folder(folder, step)
     facts |= {
@@ -106,7 +110,8 @@ def _run(folder: Path, step: int | None, verify: bool) -> tuple[dict[str, Any], 
         "checksums": _checksums(path, verify),
     }
     axes = flax.traverse_util.flatten_dict(logical_axes(Plamo2(config)), sep="/")
-    stored = checkpoint.read_metadata(checkpoint.item_folder(folder, step))
+    item = checkpoint.EMA if name.ema else checkpoint.PARAMS
+    stored = checkpoint.read_metadata(checkpoint.item_folder(folder, step, item))
     return facts, [
         Tensor(
             name,

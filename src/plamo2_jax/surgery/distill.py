@@ -26,7 +26,7 @@ import numpy as np
 
 from plamo2_jax import checkpoint
 from plamo2_jax.config import ModelConfig
-from plamo2_jax.convert.load import load_model
+from plamo2_jax.convert.load import load_model, read_shape
 from plamo2_jax.eval.perplexity import Prediction, predict, prediction_sums
 from plamo2_jax.model import Plamo2, abstract_params, logical_axes
 from plamo2_jax.sharding.rules import Strategy, param_shardings
@@ -207,12 +207,8 @@ def load_teacher(
     Raises:
         ValueError: its folder is missing, damaged or no model.
     """
-    from plamo2_jax.convert.load import is_run_folder
-    from plamo2_jax.convert.read import read_public_config
-
     folder = config.teacher
-    shape = checkpoint.read_model_config(folder) if is_run_folder(folder) else read_public_config(folder)
-    model = Plamo2(shape, dtype=jnp.dtype(dtype), mesh=mesh)
+    model = Plamo2(read_shape(folder), dtype=jnp.dtype(dtype), mesh=mesh)
     shardings = None
     if mesh is not None:
         shardings = param_shardings(logical_axes(model), abstract_params(model), mesh, sharding)
