@@ -31,9 +31,9 @@ def test_a_response_says_what_it_cost_and_how_it_ended(model):
 
 
 def test_requests_of_different_settings_are_answered_as_alone(model):
-    requests = [ask("あ？"), ask("い？", seed=1, n=3), ask("う？"), ask("え？", sampling=GREEDY), ask("お？", n=5)]
+    requests = [ask("あ？"), ask("い？", seed=1, n=3), ask("う？"), ask("え？", sampling=GREEDY), ask("お？", n=2)]
     together = model.chat(requests)
-    assert [len(some) for some in together] == [1, 3, 1, 1, 5]
+    assert [len(some) for some in together] == [1, 3, 1, 1, 2]
     alone = [model.chat([request])[0] for request in requests]
     assert [[one.text for one in some] for some in together] == [[one.text for one in some] for some in alone]
 
@@ -104,7 +104,7 @@ def test_greedy_text_is_found_greedy(model):
 
 def test_a_token_across_the_boundary_is_scored(model):
     """Every cut of a text leaves the tokens of the whole text, and the context ends where all encodings begin to differ."""
-    text = "日本の首都は東京です。"
+    text = "0g f1 0字学東3学 c2c 京大学"
     whole = model.tokenizer.encode(text, bos=True).tolist()
     crossed = 0
     for cut in range(1, len(text)):

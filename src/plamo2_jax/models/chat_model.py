@@ -73,6 +73,10 @@ class ScoreRequest:
     """Whether the beginning-of-document id comes before a text."""
 
 
+NOTHING_BEFORE = "no token comes before the continuations: keep bos, or give a longer context"
+"""Why a `ScoreRequest` without any context has no score."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Usage:
     """Token counts of one response; None where a server does not report them."""

@@ -18,6 +18,7 @@ from plamo2_jax.engine.generator import Generator, default_stop_ids
 from plamo2_jax.engine.weights import cast_matrices
 from plamo2_jax.model import Plamo2
 from plamo2_jax.models.chat_model import (
+    NOTHING_BEFORE,
     ChatRequest,
     ChatResponse,
     CompletionRequest,
@@ -40,6 +41,7 @@ def open_generator(
     step: int | None = None,
     dtype: str | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
+    max_slots: int = 64,
 ) -> tuple[Generator, LoadedModel]:
     """Open a model for generation.
 
@@ -48,6 +50,7 @@ def open_generator(
         step: checkpoint of a run folder; None: the one that `model` names, or else the newest.
         dtype: of activations and matrices; None: float32 on CPU and bfloat16 elsewhere.
         tokenizer: a tokenizer.jsonl, or the folder that holds it, instead of the model's own.
+        max_slots: texts generated at the same time.
 
     Returns:
         The generator, and the model with the parameters as they are stored.
@@ -66,7 +69,7 @@ def open_generator(
             "where the verb has that option"
         )
     network = Plamo2(loaded.config, dtype=None if dtype is None else jnp.dtype(dtype))
-    return Generator(network, cast_matrices(network, loaded.params), vocabulary), loaded
+    return Generator(network, cast_matrices(network, loaded.params), vocabulary, max_slots=max_slots), loaded
 
 
 class LocalChatModel:
@@ -78,7 +81,7 @@ class LocalChatModel:
         generator: the model, with a tokenizer.
         template: chat template of `chat`.
         description: what identifies the model.
-        batch_size: texts generated at the same time, and continuations scored at the same time.
+        batch_size: continuations scored at the same time; the generator has its own limit for texts.
         max_prompt_tokens: longest prompt of `chat`; a longer one is a `RequestError`.
     """
 
@@ -108,7 +111,7 @@ class LocalChatModel:
 
         folder = ModelName.parse(config.model).folder
         template = ChatTemplate.load(config.template) if config.template else ChatTemplate.of_model(folder)
-        generator, loaded = open_generator(config.model, dtype=config.dtype)
+        generator, loaded = open_generator(config.model, dtype=config.dtype, max_slots=config.batch_size)
         description = {
             "model": config.model,
             "fingerprint": fingerprint(loaded.config, loaded.params),
@@ -130,7 +133,7 @@ class LocalChatModel:
     def chat(
         self, requests: Sequence[ChatRequest], *, accept: Callable[[str], bool] | None = None
     ) -> list[list[ChatResponse] | RequestError]:
-        """Answer conversations, in batches of `batch_size` texts, in order; see `ChatModel.chat`.
+        """Answer conversations; see `ChatModel.chat`.
 
         Raises:
             ChatTemplateOverrun: the template needs more time or memory than its limits allow.
@@ -139,7 +142,7 @@ class LocalChatModel:
         return self._generate(requests, [self._encode_chat(request) for request in requests], self._answer_stop_ids)
 
     def complete(self, requests: Sequence[CompletionRequest]) -> list[list[ChatResponse] | RequestError]:
-        """Continue prompts, in batches of `batch_size` texts, in order."""
+        """Continue prompts; see `ChatModel.complete`."""
         stop_ids = default_stop_ids(self.generator.model, self.tokenizer)
         return self._generate(requests, [self._encode(request.prompt, request.bos) for request in requests], stop_ids)
 
@@ -191,17 +194,14 @@ class LocalChatModel:
         for (sampling, stop, seed, n), group in itertools.groupby(valid, key=settings):
             members = list(group)
             stop = dataclasses.replace(stop, ids=(*stop_ids, *(stop.ids or ())))
-            step = max(1, self._batch_size // n)
-            for start in range(0, len(members), step):
-                batch = members[start : start + step]
-                completions = self.generator.generate(
-                    [checked[i] for i in batch], sampling=sampling, stop=stop, seed=seed, samples=n
-                )
-                for number, completion in enumerate(completions):
-                    i = batch[number // n]
-                    reason = "length" if completion.finish_reason == "length" else "stop"
-                    usage = Usage(len(checked[i]), len(completion.token_ids))
-                    results[i].append(ChatResponse(completion.text, reason, usage, 0, completion.token_ids))
+            completions = self.generator.generate(
+                [checked[i] for i in members], sampling=sampling, stop=stop, seed=seed, samples=n
+            )
+            for number, completion in enumerate(completions):
+                i = members[number // n]
+                reason = "length" if completion.finish_reason == "length" else "stop"
+                usage = Usage(len(checked[i]), len(completion.token_ids))
+                results[i].append(ChatResponse(completion.text, reason, usage, 0, completion.token_ids))
         return results
 
     def _encode_chat(self, request: ChatRequest) -> np.ndarray | RequestError:
@@ -240,7 +240,7 @@ class LocalChatModel:
         else:
             context, *continuations = (np.asarray(part, np.int32) for part in parts)
         if not len(context):
-            return RequestError("no token comes before the continuations: keep bos, or give a longer context")
+            return RequestError(NOTHING_BEFORE)
         for ids in continuations:
             if isinstance(problem := self._check(np.concatenate([context, ids]), 0), RequestError):
                 return problem

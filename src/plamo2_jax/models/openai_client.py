@@ -20,6 +20,7 @@ from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.models import openai_format
 from plamo2_jax.models.chat_model import (
+    NOTHING_BEFORE,
     ChatRequest,
     ChatResponse,
     CompletionRequest,
@@ -137,7 +138,10 @@ class OpenAIClient:
             read = openai_format.score_reader(prompts, self._address)
             return _Call("completions", body, read, largest=_LARGEST_SCORES)
 
-        return self._run([call(request) for request in requests])
+        # Servers refuse an empty prompt; of an empty text they read the special tokens.
+        known = [len(request.context) > 0 or (isinstance(request.context, str) and request.bos) for request in requests]
+        results = iter(self._run([call(request) for request, read in zip(requests, known, strict=True) if read]))
+        return [next(results) if read else RequestError(NOTHING_BEFORE) for read in known]
 
     def close(self) -> None:
         """Give up all pending requests; may be called from another thread."""

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from plamo2_jax.models.chat_model import ChatResponse, FinishReason, RequestError, Score, Usage
+from plamo2_jax.models.chat_model import NOTHING_BEFORE, ChatResponse, FinishReason, RequestError, Score, Usage
 
 _MALFORMED = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
 _REASONS: tuple[FinishReason, ...] = ("stop", "length", "tool_calls", "content_filter")
@@ -82,7 +82,7 @@ def score_reader(prompts: Sequence[str | list[int]], server: str) -> Callable[[b
             (i for i, some in enumerate(zip(*names, strict=False)) if len(set(some)) > 1), min(map(len, names))
         )
         if shared == 0:
-            return RequestError("no token comes before the continuations: keep bos, or give a longer context", retries)
+            return RequestError(NOTHING_BEFORE, retries)
         scores = []
         for row in rows[1:]:
             logprobs = tuple(logprob for _, logprob, _ in row[shared:])

@@ -10,10 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from plamo2_jax.engine.generation import repeat_rows
 from plamo2_jax.engine.generator import Generator
-from plamo2_jax.engine.prefill import power_of_two, prefill_pieces
-from plamo2_jax.engine.step import empty_cache, prefill
+from plamo2_jax.engine.prefill import power_of_two, read_prompts, repeat_rows
 from plamo2_jax.model import Plamo2
 from plamo2_jax.model.cache import Cache
 from plamo2_jax.models.chat_model import Score
@@ -58,9 +56,14 @@ def score_batch(
     model, params, b = generator.model, generator.params, len(contexts)
     longest = max([1, *(len(ids) for row in continuations for ids in row)])
     # The last token of each context is read with the continuations: it predicts their first token.
-    cache = empty_cache(model, b, power_of_two(max(map(len, contexts)) + longest, 64))
-    for tokens, segment_ids in prefill_pieces([context[:-1] for context in contexts], generator.prefill_size):
-        cache = prefill(model, params, cache, tokens, segment_ids)
+    cache = read_prompts(
+        model,
+        params,
+        [context[:-1] for context in contexts],
+        rows=b,
+        max_length=power_of_two(max(map(len, contexts)) + longest, 64),
+        prefill_size=generator.prefill_size,
+    )
     v = model.config.vocab_size
     drawable = jnp.arange(v) < (v if generator.tokenizer is None else generator.tokenizer.vocab_size)
     scores: list[list[Score]] = [[] for _ in contexts]
