@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 
 from plamo2_jax import checkpoint
-from plamo2_jax.align.lora import Adapters, LoraConfig
-from plamo2_jax.align.open import open_model
-from plamo2_jax.align.peft import write_run_adapter
+from plamo2_jax.adapters.attach import Adapters
+from plamo2_jax.adapters.config import LoraConfig
+from plamo2_jax.adapters.open import open_model
+from plamo2_jax.adapters.peft import write_run_adapter
 from plamo2_jax.align.sft import SftConfig
+from plamo2_jax.checkpoint import fingerprint
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.data.documents import Document
 from plamo2_jax.data.shard_writer import write_shards
-from plamo2_jax.surgery.distill import fingerprint
 from plamo2_jax.train.config import to_json
 
 LORA = LoraConfig(rank=2, targets=("/mlp/", "q_proj"))
@@ -57,7 +58,7 @@ def run(tmp_path, base, data, fields, rows_of, small, small_params, adapters, to
 
 def test_adapters_are_added_to_the_base_of_their_run(run, small, small_params, adapters):
     opened = open_model(run.folder)
-    expected = Adapters(small.config, LORA).apply(small_params, adapters)
+    expected = Adapters(small.config, LORA).merge(small_params, adapters)
     jax.tree.map(np.testing.assert_array_equal, opened.params, expected)
     assert (opened.config, opened.tokenizer is not None) == (small.config, True)
     # The same from PEFT's layout, which names the base too.
@@ -131,7 +132,7 @@ def test_files_are_measured_as_shards_are_and_conversations_by_their_answers(run
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("missing.jsonl", None, "neither a file, a folder, nor a pattern"),
+        ("missing.jsonl", None, "it must be a file, a folder or a pattern"),
         ("empty.jsonl", "", "holds no document"),
         ("bad.jsonl", '{"messages": 1}\n', "line 1"),
         ("blank.txt", " \n", "nothing but white space"),
@@ -168,7 +169,7 @@ def test_a_run_folder_is_described(base, small, small_params, tokenizer, capsys)
     assert facts["tokenizer"] == {"rows": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
     assert facts["layer_pattern"] == "1 x (window)"
     assert facts["axes"]["vocab"] == 864
-    assert facts["checksums"] == "all files are what was written"
+    assert facts["checksums"] == "all files match their checksums"
     names = {tensor["name"]: tensor for tensor in facts["tensors"]}
     assert names["embedding"]["axes"] == ["vocab", "embed"]
     assert names["embedding"]["shape"] == [864, 32]

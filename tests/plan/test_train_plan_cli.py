@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from plamo2_jax.align.lora import LoraConfig
+from plamo2_jax.adapters.config import LoraConfig
 from plamo2_jax.align.preferences import DpoConfig
 from plamo2_jax.align.sft import SftConfig
 from plamo2_jax.cli.plan import main

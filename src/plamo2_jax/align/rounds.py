@@ -21,12 +21,13 @@ from typing import Any
 
 from plamo2_jax.align.entries import CONFIG, OR_AGAIN, read_report, renamed
 from plamo2_jax.align.prefer import PreferConfig, Progress, identity, prefer
-from plamo2_jax.align.preferences import DpoConfig, PairSource, make_objective
+from plamo2_jax.align.preferences import DpoConfig, PairSource, preference_task
 from plamo2_jax.align.samples import sample_writer
 from plamo2_jax.checkpoint import read_config, write_json
 from plamo2_jax.data.pipeline import MixtureItem
 from plamo2_jax.storage import lock_folder, write_whole
-from plamo2_jax.surgery.merge import MergeConfig, merge
+from plamo2_jax.surgery.merge.config import MergeConfig
+from plamo2_jax.surgery.merge.merge import merge
 from plamo2_jax.tokenizer.template_files import chat_template_files
 from plamo2_jax.train.config import differences, to_json
 from plamo2_jax.train.loop import pretrain
@@ -154,10 +155,10 @@ def _round(
         heldout=heldout,
     )
     asks = sample_writer(training, training.pairs.template)
-    outcome = pretrain(training, make_objective=make_objective, make_source=PairSource, on_evaluate=asks)
+    outcome = pretrain(training, make_task=preference_task, make_source=PairSource, on_evaluate=asks)
     if outcome.signal is not None:
         return outcome.signal
-    measured = {name: found.figures() for name, found in outcome.heldout.items()}
+    measured = {name: found.metrics for name, found in outcome.heldout.items()}
     write_json(folder / "round.json", {"round": number, "start": str(start), **said, "heldout": measured})
     say(f"round {number}: trained; held-out {json.dumps(measured)}")
     merge([str(start), str(run)], folder / "model", config.merge)

@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
 
     import jax.numpy as jnp
 
-    from plamo2_jax.align.open import open_model
+    from plamo2_jax.adapters.open import open_model
     from plamo2_jax.checkpoint import write_json
     from plamo2_jax.convert.names import ModelName
     from plamo2_jax.eval.heldout import compare, table
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
     print(table(results))
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        languages = {language: result.figures() for language, result in results.items()}
+        languages = {language: result.metrics for language, result in results.items()}
         write_json(options.output, {"model": options.model, "sequence_length": length, "languages": languages})
     return 0
 

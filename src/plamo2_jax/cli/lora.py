@@ -28,7 +28,7 @@ def lora(
         step: Which checkpoint of a run with adapters, instead of RUN@STEP; left out, the newest.
     """
     from plamo2_jax import checkpoint
-    from plamo2_jax.align.peft import FOLDER, merged_model
+    from plamo2_jax.adapters.peft import FOLDER, merged_model
     from plamo2_jax.convert.names import ModelName
     from plamo2_jax.storage import require_empty
     from plamo2_jax.tokenizer.template_files import chat_template_files

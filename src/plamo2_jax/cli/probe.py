@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
 
 def _questions(options: ProbeOptions, tokenizer: Tokenizer, languages: tuple[str, ...]) -> Iterator[Question]:
     from plamo2_jax.eval import needle, phonebook, retrieval
-    from plamo2_jax.eval.people import LANGUAGES
+    from plamo2_jax.eval.phonebook_names import LANGUAGES
 
     if unknown := sorted(set(languages) - set(LANGUAGES)):
         raise ValueError(f"--language {','.join(unknown)} is not allowed: it must be {' or '.join(LANGUAGES)}, or both")

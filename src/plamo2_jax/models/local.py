@@ -12,6 +12,8 @@ from typing import Any, Self
 import jax.numpy as jnp
 import numpy as np
 
+from plamo2_jax import checkpoint
+from plamo2_jax.adapters.open import open_model
 from plamo2_jax.convert.load import LoadedModel
 from plamo2_jax.convert.names import ModelName
 from plamo2_jax.engine.generator import Generator, default_stop_ids
@@ -58,9 +60,6 @@ def open_generator(
     Raises:
         ValueError: it is not a model, or has no tokenizer.
     """
-    # Until adapters lie below: opening a model with adapters is their business.
-    from plamo2_jax.align.open import open_model
-
     loaded = open_model(model, step=step)
     vocabulary = loaded.tokenizer if tokenizer is None else Tokenizer.load(tokenizer)
     if vocabulary is None:
@@ -107,14 +106,12 @@ class LocalChatModel:
         Raises:
             ValueError: the folder is not a model, or has no tokenizer.
         """
-        from plamo2_jax.surgery.distill import fingerprint
-
         folder = ModelName.parse(config.model).folder
         template = ChatTemplate.load(config.template) if config.template else ChatTemplate.of_model(folder)
         generator, loaded = open_generator(config.model, dtype=config.dtype, max_slots=config.batch_size)
         description = {
             "model": config.model,
-            "fingerprint": fingerprint(loaded.config, loaded.params),
+            "fingerprint": checkpoint.fingerprint(loaded.config, loaded.params),
             "template": hashlib.blake2b(template.source.encode(), digest_size=16).hexdigest(),
         }
         return cls(
