@@ -249,7 +249,9 @@ def test_samples_that_cannot_be_asked_are_refused(make_config, tmp_path):
         SampleWriter(make_config("x"), ASKED, str(strict))
     config = make_config("x", output=tmp_path)
     short = dataclasses.replace(config, model=dataclasses.replace(config.model, max_position_embeddings=64))
-    with pytest.raises(ValueError, match=r"prompt 1 has .* tokens; with max_new_tokens=8 that exceeds max_length=64"):
+    with pytest.raises(
+        ValueError, match=r"samples.prompts\[1\] has 118 tokens; with samples.max_new_tokens=8 that is more"
+    ):
         SampleWriter(short, SamplesConfig(("a?", "b" * 100), max_new_tokens=8), "chat")
     config.folder.mkdir()
     (config.folder / "samples.jsonl").write_text('{"prompt": "a?"}\n')

@@ -24,8 +24,8 @@ from plamo2_jax.align.reference import ReferenceLogProbs
 from plamo2_jax.align.samples import SamplesConfig
 from plamo2_jax.align.sft import naming_limit, refuse_unfit, say_counts
 from plamo2_jax.checkpoint import fingerprint
+from plamo2_jax.data.batch import Batch
 from plamo2_jax.data.documents import ReadReport
-from plamo2_jax.data.packing import Batch
 from plamo2_jax.data.pipeline import mixed_batches, one_pass
 from plamo2_jax.model.plamo2 import Plamo2
 from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate

@@ -26,8 +26,9 @@ from plamo2_jax.align.chat import Example, Truncate, encode_all, read_conversati
 from plamo2_jax.align.examples import Examples
 from plamo2_jax.align.lora import with_adapters
 from plamo2_jax.align.samples import SamplesConfig
+from plamo2_jax.data.batch import Batch
 from plamo2_jax.data.documents import ReadReport, TooManyBadRecordsError
-from plamo2_jax.data.packing import Batch, Collator
+from plamo2_jax.data.packing import Collator
 from plamo2_jax.data.pipeline import mixed_batches, one_pass
 from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
