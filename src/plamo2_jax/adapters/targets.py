@@ -62,7 +62,7 @@ def split_axes(declared: axis_names.Declaration) -> Split | None:
     """Return how a parameter maps input to output; None for one that has no adapter."""
     if not axis_names.is_matrix(declared.names) or axis_names.VOCAB in declared.names:
         return None
-    return Split(declared.names, tuple(i for i, name in enumerate(declared.names) if name in declared.reads))
+    return Split(declared.names, tuple(i for i, name in enumerate(declared.names) if name in declared.contracts))
 
 
 def find_splits(config: ModelConfig) -> dict[str, Split]:

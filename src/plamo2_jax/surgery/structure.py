@@ -47,13 +47,13 @@ class Structure:
     @functools.cached_property
     def normed(self) -> frozenset[str]:
         """Axes that an RMS norm runs over. Their channels depend on each other through its mean square."""
-        scales = [declared for declared in self.declared.values() if declared.offset is not None]
+        scales = [declared for declared in self.declared.values() if declared.norm_offset is not None]
         return frozenset(name for scale in scales for name in scale.names if name != axes.LAYERS)
 
     @functools.cached_property
     def paired(self) -> frozenset[str]:
         """Normed axes that no matrix contracts: two activations are multiplied and summed over them without a weight (B and C)."""
-        read = {name for d in self.declared.values() if d.offset is None for name in d.reads}
+        read = {name for d in self.declared.values() if d.norm_offset is None for name in d.contracts}
         return self.normed - read
 
     @functools.cached_property

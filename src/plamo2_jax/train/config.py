@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.data.pipeline import DataConfig
-from plamo2_jax.model.plamo2 import Remat
+from plamo2_jax.model.block import Remat
 from plamo2_jax.sharding.mesh import MeshConfig
 from plamo2_jax.sharding.rules import Strategy
 from plamo2_jax.storage import address, located
