@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from plamo2_jax.config import ModelConfig
-from plamo2_jax.eval.perplexity import predict_batch
 from plamo2_jax.model import Plamo2, axes
+from plamo2_jax.model.loss import predict_batch
 from plamo2_jax.surgery.importance import Batch, Loss, Method, Scores, period_losses, score
 from plamo2_jax.surgery.masks import Masks, full_masks
 from plamo2_jax.surgery.select import select

@@ -30,6 +30,7 @@ from plamo2_jax.checkpoint import fingerprint, read_model_config, write_json
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.load import is_run_folder, load_model
 from plamo2_jax.convert.read import read_public_config
+from plamo2_jax.data.batch import BatchSpec
 from plamo2_jax.data.pipeline import DataConfig, train_iterator
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model import Plamo2
@@ -38,7 +39,6 @@ from plamo2_jax.storage import allocate, new_folder, require_empty
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.config import PretrainConfig
 from plamo2_jax.train.distillation import DistillationConfig
-from plamo2_jax.train.task import BatchSpec
 
 FORMAT = "plamo2-teacher-logits-1"
 MANIFEST = "manifest.json"
