@@ -33,6 +33,7 @@ from plamo2_jax import manifest
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model_files import check_tree_inside, optional_file
+from plamo2_jax.old_config import modernize
 from plamo2_jax.storage import absolute, address, is_remote, located, new_folder, require_empty, write_whole
 
 CONFIG = "config.json"
@@ -63,7 +64,7 @@ def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The resolved configuration of a run folder.
+    """Read the resolved configuration of a run folder, in today's form whatever version wrote it.
 
     The small files beside it are compared with their checksums, where they have any.
 
@@ -75,7 +76,13 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if path is None:
         raise CheckpointError(f"{folder} is not a run folder: it has no {CONFIG}")
     verify_files(located(folder))
-    return read_json_object(path, error=CheckpointError)
+    return modernize(read_json_object(path, error=CheckpointError))
+
+
+def lora_of(config: Mapping[str, Any]) -> Any:
+    """Return the adapters that a run trained, from its config.json: their fields, or None for a run of a whole model."""
+    task = config.get("task")
+    return task.get("lora") if isinstance(task, dict) else None
 
 
 def read_model_config(folder: str | os.PathLike[str]) -> ModelConfig:
@@ -259,7 +266,7 @@ def require_model(folder: str | os.PathLike[str]) -> None:
     Raises:
         CheckpointError: it is one.
     """
-    if read_config(folder).get("lora"):
+    if lora_of(read_config(folder)):
         raise CheckpointError(f"{folder} holds adapters, not a model: plamo2 lora MODEL {folder} OUT adds them to one")
 
 

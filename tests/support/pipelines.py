@@ -18,14 +18,15 @@ pipeline = Pipeline(home=Path("runs"), stages=(
 CONFIG = """from pathlib import Path
 from plamo2_jax.config import preset
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem
-from plamo2_jax.train.config import PretrainConfig
-config = PretrainConfig(
+from plamo2_jax.train.config import RunConfig
+from plamo2_jax.train.pretraining import Pretrain
+config = RunConfig(
     name="model",
     output=Path("runs"),
     model=preset("tiny", hidden_size=32, intermediate_size=32, num_hidden_layers=1, mamba_num_heads=2, vocab_size=480),
     tokenizer=Path("runs/tokenizer.jsonl"),
     data=DataConfig((MixtureItem(Path("runs/shards")),), sequence_length=32, batch_size=8, packing_bins=8, prefetch_batches=0),
-    steps=6, dtype="float32", checkpoint_every=2, log_every=1,
+    steps=6, task=Pretrain(), dtype="float32", checkpoint_every=2, log_every=1,
 )
 """
 """Of one layer, which is compiled in a few seconds."""

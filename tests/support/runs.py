@@ -14,7 +14,7 @@ import numpy as np
 
 from plamo2_jax import checkpoint
 from plamo2_jax.model.plamo2 import Plamo2, abstract_params
-from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.metrics import read_metrics
 
 
@@ -63,7 +63,7 @@ def assert_same_params(left, right):
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
-def write_config(config: PretrainConfig, folder: Path) -> Path:
+def write_config(config: RunConfig, folder: Path) -> Path:
     """A config file that sets `config`."""
     path = folder / "config.py"
     path.write_text(
@@ -74,6 +74,7 @@ def write_config(config: PretrainConfig, folder: Path) -> Path:
         "from plamo2_jax.train.config import *\n"
         "from plamo2_jax.train.guard import *\n"
         "from plamo2_jax.train.optimizer import *\n"
+        "from plamo2_jax.train.pretraining import *\n"
         "from plamo2_jax.train.schedule import *\n"
         f"config = {config!r}\n"
     )

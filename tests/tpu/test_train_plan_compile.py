@@ -16,7 +16,7 @@ CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
 
 def pretraining(name, **changes):
-    from plamo2_jax.cli.pretrain import load_config
+    from plamo2_jax.config_file import load_config
 
     config = load_config(CONFIGS / f"{name}.py")
     data = dataclasses.replace(

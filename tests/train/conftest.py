@@ -11,8 +11,9 @@ from plamo2_jax.data.documents import Document
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem
 from plamo2_jax.data.shard_writer import write_shards
 from plamo2_jax.tokenizer.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
-from plamo2_jax.train.config import PretrainConfig
-from plamo2_jax.train.loop import pretrain
+from plamo2_jax.train.config import RunConfig
+from plamo2_jax.train.loop import train
+from plamo2_jax.train.pretraining import Pretrain
 
 ROWS = [
     [UNK, 0.0, "UNKNOWN"],
@@ -38,9 +39,9 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_config(home):
-    """A function `(name, **fields) -> PretrainConfig` of runs that make the same updates."""
+    """A function `(name, **fields) -> RunConfig` of runs that make the same updates."""
 
-    def make(name: str, **fields) -> PretrainConfig:
+    def make(name: str, **fields) -> RunConfig:
         defaults = {
             "model": preset(
                 "tiny", hidden_size=32, intermediate_size=32, num_hidden_layers=2, mamba_num_heads=2, vocab_size=320
@@ -48,6 +49,7 @@ def make_config(home):
             "tokenizer": home / "tokenizer.jsonl",
             "data": DataConfig((MixtureItem(home / "train"),), sequence_length=32, batch_size=8, packing_bins=16),
             "steps": 12,
+            "task": Pretrain(),
             "output": home / "runs",
             "heldout": {language: home / "heldout" / language for language in ("ja", "en")},
             "dtype": "float32",
@@ -55,7 +57,7 @@ def make_config(home):
             "evaluate_every": 6,
             "log_every": 3,
         }
-        return PretrainConfig(name=name, **(defaults | fields))
+        return RunConfig(name=name, **(defaults | fields))
 
     return make
 
@@ -64,4 +66,4 @@ def make_config(home):
 def uninterrupted(make_config):
     """A run that was never stopped, and its outcome."""
     config = make_config("uninterrupted")
-    return config, pretrain(config)
+    return config, train(config)

@@ -13,7 +13,7 @@ import pytest
 from plamo2_jax.data.pipeline import train_iterator
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.guard import Divergence, Guard, Spike, SpikeConfig
-from plamo2_jax.train.loop import pretrain
+from plamo2_jax.train.loop import train
 from plamo2_jax.train.metrics import read_metrics
 from plamo2_jax.train.state import TrainState
 from plamo2_jax.train.step import make_step
@@ -106,7 +106,7 @@ def test_rollbacks_pass_over_the_data_and_resume_to_the_same_bits(make_config, c
     whole = make_config("spikes", **fields)
     base = dataclasses.replace(whole.schedule, learning_rate=1e-6)
     whole = dataclasses.replace(whole, schedule=base)
-    pretrain(whole)
+    train(whole)
     rollbacks = [line for line in read_metrics(whole.folder / "metrics.jsonl") if "rollbacks" in line]
     assert rollbacks
     assert "the loss rose far above its median" in capfd.readouterr().err
@@ -114,7 +114,7 @@ def test_rollbacks_pass_over_the_data_and_resume_to_the_same_bits(make_config, c
     # Another rhythm of the log, and two stops in between, one of them between two checkpoints.
     other = dataclasses.replace(whole, name="spikes-stopped", log_every=1)
     for stop in (3, 10, 12):
-        outcome = pretrain(other, on_step=stop_after(stop))
+        outcome = train(other, on_step=stop_after(stop))
     assert outcome.step == 12
     assert record(other) == record(whole)
     assert_same_params(params_of(other), params_of(whole))

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from plamo2_jax.train.loop import pretrain
+from plamo2_jax.train.loop import train
 from plamo2_jax.train.metrics import read_metrics
 from plamo2_jax.train.watch import Goodput, ProfileSteps, StallWatchdog, StepClock, memory_in_use
 
@@ -62,7 +62,7 @@ def test_memory_is_that_of_the_fullest_device():
 
 def test_a_trace_of_some_steps_is_written(make_config):
     config = make_config("traced", steps=5, heldout={})
-    pretrain(config, profile=ProfileSteps.parse("2:3"))
+    train(config, profile=ProfileSteps.parse("2:3"))
     traces = list((config.folder / "profile" / "plugins" / "profile").rglob("*.xplane.pb"))
     assert len(traces) == 1
     assert traces[0].stat().st_size > 1000

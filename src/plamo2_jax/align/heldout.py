@@ -6,7 +6,8 @@ from pathlib import Path
 
 from plamo2_jax.align.chat import encode_all, read_conversations, read_records, require_marks
 from plamo2_jax.align.examples import Examples
-from plamo2_jax.align.sft import LAYOUT, say_counts, to_element
+from plamo2_jax.align.post_training import log_record_counts
+from plamo2_jax.align.sft import LAYOUT, to_element
 from plamo2_jax.data.documents import ReadReport
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem, one_pass
 from plamo2_jax.eval.heldout import HeldOutSet
@@ -31,7 +32,7 @@ def chat_set(path: Path, template: str, tokenizer: Tokenizer, *, sequence_length
     require_marks(loaded)
     limit = sequence_length + 1
     examples, counts = encode_all(read_conversations(path, report), loaded, tokenizer, limit, "last", report)
-    say_counts(path, "conversations", counts, report)
+    log_record_counts(path, "conversations", counts, report)
     if not examples:
         raise ValueError(f"{path} holds no conversation of at most {limit} tokens")
     elements = Examples([to_element(example, "token") for example in examples])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -64,10 +64,10 @@ class DataConfig:
     """See long_document_tokens."""
     shuffle: bool = True
     """Off: documents come in the order of the shards, epoch after epoch."""
-    prefetch_batches: int = 4
+    prefetch_batches: int = field(default=4, metadata={"free": True})
     """Batches made ahead in a thread, so that the accelerator does not wait, on top of one filling of the bins; 0 makes each batch
     when it is asked for."""
-    read_threads: int = 2
+    read_threads: int = field(default=2, metadata={"free": True})
     """Threads that read documents ahead; 0 reads in line."""
     worker_processes: int = 0
     """Processes that read and pack, for hosts where one is too slow; each packs its own share, so their number changes the order. A

@@ -12,19 +12,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from plamo2_jax.align.preferences import DpoConfig, preference_task
-from plamo2_jax.align.sft import SftConfig, sft_task
 from plamo2_jax.engine.weights import cast_matrices
 from plamo2_jax.model import axes
 from plamo2_jax.model.cache import AttentionCache, Cache, MambaCache
 from plamo2_jax.model.plamo2 import Plamo2, abstract_params, logical_axes
 from plamo2_jax.sharding.mesh import MeshConfig, make_mesh
 from plamo2_jax.sharding.rules import param_shardings, replicated, with_shardings
-from plamo2_jax.surgery.distill import distillation_task
 from plamo2_jax.train.build import build_train_program
-from plamo2_jax.train.config import PretrainConfig
-from plamo2_jax.train.pretraining import pretraining_task
-from plamo2_jax.train.task import TaskContext, TrainTask
+from plamo2_jax.train.config import RunConfig
 
 Kernels = Literal["pallas", "xla"]
 """pallas: the TPU kernels of scan and attention, named, since "auto" looks at the platform of the process. xla: none of them."""
@@ -60,13 +55,13 @@ class Program:
         )
 
 
-def train_program(config: PretrainConfig, devices: Sequence[jax.Device], kernels: Kernels) -> Program:
+def train_program(config: RunConfig, devices: Sequence[jax.Device], kernels: Kernels) -> Program:
     """The train step of a run over these devices, as `train.loop` compiles it; no data, tokenizer or parameters are read.
 
     Raises:
         ValueError: model, batch or mesh do not divide over the devices, or the teacher's folder is missing or unfit.
     """
-    built = build_train_program(config, devices, _make_task(config), implementations=_KERNELS[kernels])
+    built = build_train_program(config, devices, implementations=_KERNELS[kernels])
     tokens, length = math.prod(built.batch["tokens"].shape), config.data.sequence_length
     forward_only = sum(other.flops_per_token(length) for other in built.task.forward_only)
     return Program(
@@ -87,15 +82,7 @@ def train_program(config: PretrainConfig, devices: Sequence[jax.Device], kernels
     )
 
 
-def _make_task(config: PretrainConfig) -> Callable[[Any, TaskContext], TrainTask]:
-    if isinstance(config, DpoConfig):
-        return preference_task
-    if isinstance(config, SftConfig):
-        return sft_task
-    return pretraining_task if config.distillation is None else distillation_task
-
-
-def serving_mesh(config: PretrainConfig, devices: Sequence[jax.Device]) -> Mesh:
+def serving_mesh(config: RunConfig, devices: Sequence[jax.Device]) -> Mesh:
     """Copies of the model over as many chips each as divide its heads, at most one host's; rows over the copies."""
     heads = math.gcd(config.model.num_attention_heads, config.model.mamba_num_heads)
     tensor = math.gcd(_MOST_SERVING_CHIPS, len(devices), heads)
@@ -103,7 +90,7 @@ def serving_mesh(config: PretrainConfig, devices: Sequence[jax.Device]) -> Mesh:
 
 
 def serving_program(
-    config: PretrainConfig, devices: Sequence[jax.Device], *, rows: int, tokens: int, decode: bool
+    config: RunConfig, devices: Sequence[jax.Device], *, rows: int, tokens: int, decode: bool
 ) -> Program:
     """One call of the model with a cache: a prefill of whole rows, or a token for each row behind `tokens` that are in the cache.
 

@@ -37,8 +37,7 @@ from plamo2_jax.model import Plamo2
 from plamo2_jax.model_files import file_inside, optional_file
 from plamo2_jax.storage import allocate, new_folder, require_empty
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
-from plamo2_jax.train.config import PretrainConfig
-from plamo2_jax.train.distillation import DistillationConfig
+from plamo2_jax.train.config import RunConfig
 
 FORMAT = "plamo2-teacher-logits-1"
 MANIFEST = "manifest.json"
@@ -73,23 +72,25 @@ def logits_spec(top_k: int) -> BatchSpec:
     }
 
 
-def teacher_shape(config: DistillationConfig, student: ModelConfig) -> ModelConfig:
-    """Return the shape of the teacher.
+def teacher_shape(folder: Path, top_k: int | None, student: ModelConfig) -> ModelConfig:
+    """Read the shape of a teacher.
+
+    Args:
+        folder: run folder or folder of the public layout.
+        top_k: tokens of each position that are compared one by one; None: all.
+        student: shape of the student.
 
     Raises:
-        ValueError: its folder is missing, damaged or no model, or its logits cannot be compared with the student's.
+        ValueError: the folder is missing, damaged or holds no model, or its logits cannot be compared with the student's.
     """
-    folder = config.teacher
     shape = read_model_config(folder) if is_run_folder(folder) else read_public_config(folder)
     if shape.vocab_size != student.vocab_size:
         raise ValueError(
             f"{folder} has vocab_size={shape.vocab_size} and the student {student.vocab_size}; distillation compares logits of the same "
             "tokens"
         )
-    if config.top_k is not None and config.top_k > shape.vocab_size:
-        raise ValueError(
-            f"distillation.top_k={config.top_k} is not allowed: it must be at most vocab_size={shape.vocab_size}"
-        )
+    if top_k is not None and not 1 <= top_k <= shape.vocab_size:
+        raise ValueError(f"top_k={top_k} is not allowed: it must lie between 1 and vocab_size={shape.vocab_size}")
     return shape
 
 
@@ -104,12 +105,21 @@ def row_keys(batch: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def write_teacher_logits(
-    config: PretrainConfig, output: str | os.PathLike[str], tokenizer: Tokenizer, *, steps: int, top_k: int
+    config: RunConfig,
+    teacher: Path,
+    temperature: float,
+    output: str | os.PathLike[str],
+    tokenizer: Tokenizer,
+    *,
+    steps: int,
+    top_k: int,
 ) -> int:
-    """Write the logits of `config.distillation.teacher` for the rows of the first `steps` batches of a run.
+    """Write the logits of a teacher for the rows of the first `steps` batches of a run.
 
     Args:
-        config: the run; its data and `distillation` are used.
+        config: the run, whose data are read.
+        teacher: run folder or folder of the public layout.
+        temperature: that the logits are divided by.
         output: folder to make; it must not exist or be empty.
         tokenizer: the run's.
         steps: batches; rows that come again in later epochs are kept once.
@@ -121,15 +131,11 @@ def write_teacher_logits(
     Raises:
         ValueError: the folder is occupied, or teacher, tokenizer and shards do not go together. Nothing is left behind.
     """
-    output, distillation = Path(output).absolute(), config.distillation
+    output = Path(output).absolute()
     require_empty(output)
-    model = Plamo2(teacher_shape(distillation, config.model), dtype=jnp.dtype(config.dtype))
-    params = load_model(distillation.teacher).params
-    if not 1 <= top_k <= model.config.vocab_size:
-        raise ValueError(
-            f"top_k={top_k} is not allowed: it must lie between 1 and vocab_size={model.config.vocab_size}"
-        )
-    apply = jax.jit(lambda params, batch: _top(model, params, batch, distillation.temperature, top_k))
+    model = Plamo2(teacher_shape(teacher, top_k, config.model), dtype=jnp.dtype(config.dtype))
+    params = load_model(teacher).params
+    apply = jax.jit(lambda params, batch: _top(model, params, batch, temperature, top_k))
     with new_folder(output) as partial:
         t = config.data.sequence_length
         capacity = steps * config.data.batch_size
@@ -157,7 +163,7 @@ def write_teacher_logits(
             "format": FORMAT,
             "teacher": fingerprint(model.config, params),
             "tokenizer": tokenizer.fingerprint,
-            "temperature": distillation.temperature,
+            "temperature": temperature,
             "top_k": top_k,
             "sequence_length": t,
             "rows": len(seen),
@@ -214,14 +220,14 @@ class TeacherLogits:
             raise ValueError(f"{path}: temperature must be a number, not {str(manifest.get('temperature'))[:60]!r}")
         return cls(folder, manifest)
 
-    def check(self, config: DistillationConfig, tokenizer: str, sequence_length: int) -> None:
+    def check(self, teacher: Path, temperature: float, top_k: int | None, tokenizer: str, sequence_length: int) -> None:
         """Raise ValueError unless the logits are of this teacher, tokenizer, temperature, k and length of row."""
-        teacher = load_model(config.teacher)
+        loaded = load_model(teacher)
         wanted = {
-            "teacher": fingerprint(teacher.config, teacher.params),
+            "teacher": fingerprint(loaded.config, loaded.params),
             "tokenizer": tokenizer,
-            "temperature": config.temperature,
-            "top_k": config.top_k or self.manifest["top_k"],
+            "temperature": temperature,
+            "top_k": top_k or self.manifest["top_k"],
             "sequence_length": sequence_length,
         }
         for name, value in wanted.items():

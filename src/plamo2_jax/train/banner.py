@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.config import RunConfig
 
 
 def say(line: str) -> None:
@@ -20,7 +20,7 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def announce(config: PretrainConfig, trained: Any, mesh: Mesh, parts: Sequence[int], start: str) -> None:
+def announce(config: RunConfig, trained: Any, mesh: Mesh, parts: Sequence[int], start: str) -> None:
     """Print the facts of a run.
 
     Args:
@@ -44,7 +44,7 @@ def announce(config: PretrainConfig, trained: Any, mesh: Mesh, parts: Sequence[i
     say(f"start: {start}")
 
 
-def _epochs(config: PretrainConfig, parts: Sequence[int]) -> str:
+def _epochs(config: RunConfig, parts: Sequence[int]) -> str:
     """How often each part of the mixture is read. Rows without padding are assumed, so it is a little less in fact."""
     tokens = config.steps * config.data.batch_size * config.data.sequence_length
     weights = [item.weight for item in config.data.mixture]

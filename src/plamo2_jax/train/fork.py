@@ -23,7 +23,7 @@ from plamo2_jax.manifest import MANIFEST, find_damage
 from plamo2_jax.storage import address, located
 from plamo2_jax.train import integrity, processes
 from plamo2_jax.train.checkpoints import TRAINING, check_state, read_state
-from plamo2_jax.train.config import BASE_FINGERPRINT, PretrainConfig, differences
+from plamo2_jax.train.config import BASE_FINGERPRINT, RunConfig, differences, free_fields
 from plamo2_jax.train.guard import Guard
 from plamo2_jax.train.state import TrainState
 
@@ -63,7 +63,7 @@ class Fork:
         return read_state(self.folder, self.step, abstract)
 
 
-def open_fork(config: PretrainConfig, abstract: TrainState, description: Mapping[str, Any]) -> Fork | None:
+def open_fork(config: RunConfig, abstract: TrainState, description: Mapping[str, Any]) -> Fork | None:
     """Find the checkpoint that `config.fork` names and check that this run can start from it; None where it names none.
 
     Args:
@@ -84,19 +84,20 @@ def open_fork(config: PretrainConfig, abstract: TrainState, description: Mapping
     theirs = checkpoint.read_config(folder)
     if not (path / TRAINING).is_dir():
         raise ForkError(
-            f"PretrainConfig.fork={address(config.fork)!r} is not allowed: {name} holds parameters without the state of an optimizer. "
+            f"RunConfig.fork={address(config.fork)!r} is not allowed: {name} holds parameters without the state of an optimizer. "
             "Use init_from to start from parameters"
         )
     if step >= config.steps:
         raise ForkError(
-            f"PretrainConfig.steps={config.steps} is not allowed with fork={name}: it counts the updates before the fork too and must "
+            f"RunConfig.steps={config.steps} is not allowed with fork={name}: it counts the updates before the fork too and must "
             f"be above {step}"
         )
     for key, what in (("tokenizer_fingerprint", "tokenizer"), (BASE_FINGERPRINT, "base of its adapters")):
         if key in theirs and key in description and theirs[key] != description[key]:
-            raise ForkError(f"PretrainConfig.fork={name} is not allowed: that run has another {what} than this one")
+            raise ForkError(f"RunConfig.fork={name} is not allowed: that run has another {what} than this one")
     data = ("data", "examples")
-    others = differences(*({key: described.get(key) for key in data} for described in (description, theirs)))
+    compared = ({key: described.get(key) for key in data} for described in (description, theirs))
+    others = differences(*compared, frozenset(free_fields(config)))
     if others and config.fork_data == "continue":
         listed = "; ".join(others)
         raise ForkError(
@@ -121,9 +122,7 @@ def parse_checkpoint(name: Path) -> tuple[Path, int | None]:
     if match := re.fullmatch(r"(.+)@([0-9]{1,18})", text):
         return located(match[1]), int(match[2])
     if "@" in text.rpartition("/")[2]:
-        raise ForkError(
-            f"PretrainConfig.fork={text!r} is not allowed: it must be RUN or RUN@STEP, such as runs/demo@500"
-        )
+        raise ForkError(f"RunConfig.fork={text!r} is not allowed: it must be RUN or RUN@STEP, such as runs/demo@500")
     return located(name), None
 
 

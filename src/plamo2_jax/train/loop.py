@@ -14,31 +14,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 
 from plamo2_jax.progress import tqdm
-from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train import processes, run_folder
 from plamo2_jax.train.checkpoints import RunCheckpoints
-from plamo2_jax.train.config import PretrainConfig, to_json
+from plamo2_jax.train.config import RunConfig, to_json
 from plamo2_jax.train.evaluation import evaluate
 from plamo2_jax.train.guard import Guard
 from plamo2_jax.train.metrics import MetricsLog, NoLog
 from plamo2_jax.train.prepare import prepare
-from plamo2_jax.train.pretraining import pretraining_task
 from plamo2_jax.train.restore import restore, roll_back
-from plamo2_jax.train.source import ShardSource, Source
 from plamo2_jax.train.stop import StopRequest
-from plamo2_jax.train.task import EvalResult, TaskContext, TrainTask
+from plamo2_jax.train.task import EvalResult
 from plamo2_jax.train.watch import Goodput, Profiler, ProfileSteps, StallWatchdog
 from plamo2_jax.train.window import Window
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """How a call of `pretrain` ended."""
+    """How a call of `train` ended."""
 
     step: int
     """Updates made, those before a resume included."""
@@ -48,14 +44,11 @@ class TrainResult:
     """The last measurement on held-out data, by name; `HeldOut` where the task measures bits per byte."""
 
 
-def pretrain(
-    config: PretrainConfig,
+def train(
+    config: RunConfig,
     *,
     profile: ProfileSteps | None = None,
     on_step: Callable[[int], None] | None = None,
-    on_evaluate: Callable[[int, Any], None] | None = None,
-    make_task: Callable[[PretrainConfig, TaskContext], TrainTask] = pretraining_task,
-    make_source: Callable[[PretrainConfig, Tokenizer], Source] = ShardSource,
 ) -> TrainResult:
     """Train the run that `config` describes, or resume it.
 
@@ -67,9 +60,6 @@ def pretrain(
         config: the run; the same in all processes.
         profile: steps to trace into profile/.
         on_step: called with the number of updates handed to the device after each one, before it is logged.
-        on_evaluate: called with the number of updates and the model's parameters, after held-out data were measured, if there are any.
-        make_task: makes the task.
-        make_source: makes the source of the batches.
 
     Returns:
         How it ended.
@@ -82,12 +72,13 @@ def pretrain(
     """
     with run_folder.lock(config.folder) as take_lock:
         # -- Prepare ---------------------------------------------------------------------------------------------------------------
-        run = prepare(config, take_lock, make_task, make_source)
+        run = prepare(config, take_lock)
         program, task, folder = run.program, run.program.task, config.folder
+        on_evaluate = run.on_evaluate
         writes = jax.process_index() == 0
         guard = Guard(config.max_skipped, config.spike)
         about = {"config": to_json(config), "mesh": dict(program.mesh.shape), "processes": jax.process_count()}
-        with RunCheckpoints(folder, config.keep, about) as checkpoints, processes.leave_when_broken(folder):
+        with RunCheckpoints(folder, config.max_to_keep, about) as checkpoints, processes.leave_when_broken(folder):
             # -- Restore -----------------------------------------------------------------------------------------------------------
             state = restore(run, checkpoints, guard)
             step = int(state.step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from plamo2_jax.train.checkpoints import RunCheckpoints
-from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.guard import Guard, Spike
 from plamo2_jax.train.metrics import MetricsLog, NoLog
 from plamo2_jax.train.prepare import PreparedRun
@@ -26,7 +26,7 @@ def restore(run: PreparedRun, checkpoints: RunCheckpoints, guard: Guard) -> Trai
 
 
 def roll_back(
-    config: PretrainConfig,
+    config: RunConfig,
     run: PreparedRun,
     checkpoints: RunCheckpoints,
     guard: Guard,

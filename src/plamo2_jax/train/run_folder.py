@@ -14,7 +14,7 @@ from plamo2_jax.storage import address, located, lock_folder
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train import integrity, processes
 from plamo2_jax.train.checkpoints import no_checkpoint_left
-from plamo2_jax.train.config import BASE_FINGERPRINT, PretrainConfig, differences, to_json
+from plamo2_jax.train.config import BASE_FINGERPRINT, RunConfig, differences, free_fields, to_json
 from plamo2_jax.train.fork import FORKED_FROM, Fork, first_change
 from plamo2_jax.train.schedule import make_schedule
 from plamo2_jax.train.source import Source
@@ -56,7 +56,7 @@ def lock(folder: Path) -> Iterator[Callable[[], None]]:
         yield take
 
 
-def load_tokenizer(config: PretrainConfig) -> Tokenizer:
+def load_tokenizer(config: RunConfig) -> Tokenizer:
     """The tokenizer of a run.
 
     Raises:
@@ -64,12 +64,12 @@ def load_tokenizer(config: PretrainConfig) -> Tokenizer:
     """
     if not located(config.tokenizer).exists():
         raise TrainingError(
-            f"PretrainConfig.tokenizer={str(config.tokenizer)!r} does not exist; train one or copy one there"
+            f"RunConfig.tokenizer={str(config.tokenizer)!r} does not exist; train one or copy one there"
         )
     return Tokenizer.load(config.tokenizer)
 
 
-def is_resumed(config: PretrainConfig) -> bool:
+def is_resumed(config: RunConfig) -> bool:
     """Whether the run has a checkpoint of its own to go on from.
 
     Raises:
@@ -82,9 +82,7 @@ def is_resumed(config: PretrainConfig) -> bool:
     return False
 
 
-def describe(
-    config: PretrainConfig, tokenizer: Tokenizer, source: Source, objective: Mapping[str, Any]
-) -> dict[str, Any]:
+def describe(config: RunConfig, tokenizer: Tokenizer, source: Source, objective: Mapping[str, Any]) -> dict[str, Any]:
     """What config.json says of a run; `objective` is what its objective adds."""
     return {
         **to_json(config),
@@ -94,7 +92,7 @@ def describe(
     }
 
 
-def check_resumable(config: PretrainConfig, description: Mapping[str, Any]) -> dict[str, Any]:
+def check_resumable(config: RunConfig, description: Mapping[str, Any]) -> dict[str, Any]:
     """The description to write when a run goes on; it must be the run that lies in the folder.
 
     `steps` may rise as long as the learning rates of all updates already made stay what they were.
@@ -112,7 +110,7 @@ def check_resumable(config: PretrainConfig, description: Mapping[str, Any]) -> d
     steps = theirs.get("steps")
     if isinstance(steps, int) and steps < config.steps:
         theirs = {**theirs, "steps": config.steps}
-    if different := differences(ours, theirs):
+    if different := differences(ours, theirs, frozenset(free_fields(config))):
         raise TrainingError(
             f"{folder} holds a run of another configuration, which this one cannot resume ({'; '.join(different)}); give this run "
             "another name, with fork=RUN@STEP to start from that one's optimizer state too, or init_from=RUN for its parameters alone"
@@ -122,7 +120,7 @@ def check_resumable(config: PretrainConfig, description: Mapping[str, Any]) -> d
     return ours
 
 
-def _check_past(config: PretrainConfig, steps: int) -> None:
+def _check_past(config: RunConfig, steps: int) -> None:
     """Raise TrainingError unless the updates made for a run of `steps` are those of this run, which is longer."""
     found = checkpoint.steps(config.folder)
     schedules = [make_schedule(config.schedule, total) for total in (config.steps, steps)]
@@ -142,7 +140,7 @@ def _check_past(config: PretrainConfig, steps: int) -> None:
     )
 
 
-def start(config: PretrainConfig, fork: Fork | None, resumed: bool) -> str:
+def start(config: RunConfig, fork: Fork | None, resumed: bool) -> str:
     """Where a run starts, in words."""
     if resumed:
         return f"resuming from step {checkpoint.latest_step(config.folder)}"
@@ -151,9 +149,7 @@ def start(config: PretrainConfig, fork: Fork | None, resumed: bool) -> str:
     return "random parameters" if config.init_from is None else f"parameters of {address(config.init_from)}"
 
 
-def write_description(
-    config: PretrainConfig, tokenizer: Tokenizer, source: Source, description: Mapping[str, Any]
-) -> None:
+def write_description(config: RunConfig, tokenizer: Tokenizer, source: Source, description: Mapping[str, Any]) -> None:
     """Write what describes the run; called by all processes, done by the first."""
     folder = config.folder
     checkpoint.barrier("run folder looked at")

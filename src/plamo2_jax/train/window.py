@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import jax
 
 from plamo2_jax.train.build import TrainProgram
-from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.flops import model_flops_utilization
 from plamo2_jax.train.guard import Guard, Spike
 from plamo2_jax.train.metrics import MetricsLog, NoLog, step_figures
@@ -32,7 +32,7 @@ class Window:
 
     def __init__(
         self,
-        config: PretrainConfig,
+        config: RunConfig,
         program: TrainProgram,
         log: MetricsLog | NoLog,
         guard: Guard,
