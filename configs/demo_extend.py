@@ -8,7 +8,7 @@ import dataclasses
 from pathlib import Path
 
 from plamo2_jax.config_file import load_config
-from plamo2_jax.surgery.context import extended_config
+from plamo2_jax.surgery.extend import extended_config
 
 demo = load_config(Path(__file__).parent / "demo.py")
 HOME = Path("runs/demo")

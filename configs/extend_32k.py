@@ -15,7 +15,7 @@ import runpy
 from pathlib import Path
 
 from plamo2_jax.config import preset
-from plamo2_jax.surgery.context import Stage, extended_config, stages
+from plamo2_jax.surgery.extend import Stage, extended_config, stages
 from plamo2_jax.train.schedule import ScheduleConfig
 
 TOKENS = 100e9  # of all stages; our choice: the published model does not say

@@ -10,7 +10,7 @@ from plamo2_jax.align.preferences import Dpo, PairsConfig
 from plamo2_jax.align.rounds import RoundsConfig
 from plamo2_jax.checkpoint import read_model_config
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem
-from plamo2_jax.surgery.merge import MergeConfig
+from plamo2_jax.surgery.merge.config import MergeConfig
 from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.optimizer import OptimizerConfig
 from plamo2_jax.train.schedule import ScheduleConfig

@@ -50,7 +50,7 @@ class Options:
         unknown = set(self.extra) - {source.name for source in EXTRA}
         if unknown:
             allowed = ", ".join(source.name for source in EXTRA)
-            raise ValueError(f"extra names {', '.join(sorted(unknown))}; it must name some of {allowed}")
+            raise ValueError(f"extra names {', '.join(sorted(unknown))}: it must name some of {allowed}")
         if self.extra and self.out is None:
             raise ValueError("extra needs out, a folder to write to: the bundled corpus holds the bundled sources only")
 

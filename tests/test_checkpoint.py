@@ -58,10 +58,10 @@ def test_a_folder_in_use_is_not_overwritten(folder):
     ("change", "message"),
     [
         (lambda tree: tree["embed"].update(other=tree["run_0"]["mixer"]["A_log"]), "lacks 1 .*embed/other"),
-        (lambda tree: tree["run_0"].clear(), "this model lacks: run_0/mixer/A_log"),
+        (lambda tree: tree["run_0"].clear(), "this model does not have: run_0/mixer/A_log"),
         (
             lambda tree: tree["embed"].update(embedding=jax.ShapeDtypeStruct((64, 95), np.float32)),
-            r"embed/embedding has shape \(64, 96\), the model wants \(64, 95\)",
+            r"embed/embedding has shape \(64, 96\): in this model it must be \(64, 95\)",
         ),
     ],
 )
@@ -103,7 +103,7 @@ def test_an_unfinished_step_does_not_count(folder):
     assert checkpoint.steps(folder) == [0]
     shutil.rmtree(step)
     assert checkpoint.latest_step(folder) is None
-    with pytest.raises(checkpoint.CheckpointError, match="holds no finished checkpoint"):
+    with pytest.raises(checkpoint.CheckpointError, match="has no finished checkpoint"):
         checkpoint.restore_params(folder, abstract())
 
 

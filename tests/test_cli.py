@@ -16,8 +16,8 @@ import pytest
 
 from plamo2_jax import __version__
 from plamo2_jax.cli.arguments import GROUPS
+from plamo2_jax.cli.library_logs import silence_library_logs
 from plamo2_jax.cli.main import VERBS, main
-from plamo2_jax.cli.quiet import quieten
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden" / "tokenizer"
@@ -171,7 +171,7 @@ def test_control_characters_of_names_are_spelled_out(tmp_path, capsys):
     assert main(["data", "clean", str(tmp_path / "a\x1b[2J\u8868.jsonl"), str(tmp_path / "out.jsonl")]) == 2
     said = capsys.readouterr().err
     assert "\x1b" not in said
-    assert r"a\x1b[2J表.jsonl is neither a file" in said
+    assert r"a\x1b[2J表.jsonl does not exist: it must be a file" in said
 
 
 def test_cleaning_does_not_overwrite_its_input(tmp_path, capsys):
@@ -208,9 +208,9 @@ def test_the_hook_for_errors_of_threads_is_set_once_and_passes_other_errors_on(m
     monkeypatch.setattr(sys, "unraisablehook", seen.append)
     for name in ("absl", "asyncio"):
         monkeypatch.setattr(logging.getLogger(name), "level", logging.getLogger(name).level)
-    quieten()
+    silence_library_logs()
     hook = sys.unraisablehook
-    quieten()
+    silence_library_logs()
     assert sys.unraisablehook is hook
     closed = types.SimpleNamespace(object=None, exc_value=RuntimeError("Event loop is closed"))
     other = types.SimpleNamespace(object=None, exc_value=RuntimeError("something else"))

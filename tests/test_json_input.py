@@ -23,7 +23,7 @@ class FileError(ValueError):
         (b"[-Infinity]", "-Infinity is not a JSON number"),
         (b"1e999", "too large for a float64"),
         (b'{"a": 1, "b": 2, "a": 3}', "the key 'a' occurs twice"),
-        (b'{"a": "\\ud83d"}', "half of a surrogate pair"),
+        (b'{"a": "\\ud83d"}', "unpaired surrogate"),
         (b'"\xff"', "not UTF-8"),
         (b"", "Expecting value"),
         (b"{} {}", "Extra data"),

@@ -25,7 +25,7 @@ import tyro
 
 from plamo2_jax.cli.generate import open_generator
 from plamo2_jax.data.corpus import documents
-from plamo2_jax.engine.sampling import SamplingConfig, sample
+from plamo2_jax.engine.sampling import RowSampling, SamplingConfig, sample
 from plamo2_jax.engine.stop import StopConfig
 
 
@@ -111,10 +111,12 @@ def draw_milliseconds(rows: int, vocab_size: int, sampling: SamplingConfig) -> f
     """Median time of one draw for all rows, of 50."""
     logits = 2.5 * jax.random.normal(jax.random.key(0), (rows, vocab_size))
     keys = jax.random.split(jax.random.key(1, impl="threefry2x32"), rows)
-    draw, times = jax.jit(lambda logits, keys: sample(logits, keys, sampling)), []
+    counts = np.zeros((rows, vocab_size), np.int32)
+    settings = jax.tree.map(lambda value: np.full(rows, value), RowSampling.of(sampling))
+    draw, times = jax.jit(sample), []
     for _ in range(51):
         start = time.perf_counter()
-        jax.block_until_ready(draw(logits, keys))
+        jax.block_until_ready(draw(logits, keys, settings, counts))
         times.append(1e3 * (time.perf_counter() - start))
     return round(statistics.median(times[1:]), 3)  # The first compiles.
 

@@ -26,11 +26,11 @@ from plamo2_jax.convert.load import load_model  # noqa: E402
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem  # noqa: E402
 from plamo2_jax.engine.answer import ModelAnswerer  # noqa: E402
 from plamo2_jax.eval import phonebook  # noqa: E402
-from plamo2_jax.eval.people import people  # noqa: E402
+from plamo2_jax.eval.phonebook_names import full_names  # noqa: E402
 from plamo2_jax.eval.retrieval import ask, depths, table  # noqa: E402
 from plamo2_jax.model import Plamo2  # noqa: E402
 from plamo2_jax.storage import write_whole  # noqa: E402
-from plamo2_jax.surgery.context import extend  # noqa: E402
+from plamo2_jax.surgery.extend import extend  # noqa: E402
 from plamo2_jax.train.config import RunConfig  # noqa: E402
 from plamo2_jax.train.pretraining import Pretrain  # noqa: E402
 from plamo2_jax.train.schedule import ScheduleConfig  # noqa: E402
@@ -73,7 +73,7 @@ def prepare(home: Path, documents: int) -> None:
 def spelt() -> list[str]:
     """Names and numbers, often enough for the vocabulary to have them as tokens."""
     rng = np.random.default_rng(0)
-    names = [name for language in LANGUAGES for name in people(rng, language, 1600)]
+    names = [name for language in LANGUAGES for name in full_names(rng, language, 1600)]
     return 20 * names + 1000 * [f"{i:02}" for i in range(100)]
 
 

@@ -23,7 +23,8 @@ from trials import LANGUAGES, LENGTH, heldout_bits, prepare, train_to_end  # noq
 from plamo2_jax import checkpoint  # noqa: E402
 from plamo2_jax.config import preset  # noqa: E402
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem  # noqa: E402
-from plamo2_jax.surgery.merge import MergeConfig, merge  # noqa: E402
+from plamo2_jax.surgery.merge.config import MergeConfig  # noqa: E402
+from plamo2_jax.surgery.merge.merge import merge  # noqa: E402
 from plamo2_jax.train.config import RunConfig  # noqa: E402
 from plamo2_jax.train.pretraining import Pretrain  # noqa: E402
 from plamo2_jax.train.schedule import ScheduleConfig  # noqa: E402

@@ -33,6 +33,7 @@ from plamo2_jax.align.preferences import (  # noqa: E402
     preference_loss_fn,
 )
 from plamo2_jax.align.prompts import read_prompts  # noqa: E402
+from plamo2_jax.align.sft import Sft  # noqa: E402
 from plamo2_jax.align.speakers import Failure, Question, SpeakerConfig, open_speaker  # noqa: E402
 from plamo2_jax.checkpoint import latest_step, write_json  # noqa: E402
 from plamo2_jax.convert.load import load_model  # noqa: E402

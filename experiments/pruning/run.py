@@ -23,7 +23,7 @@ from trials import LANGUAGES, LENGTH, MODEL, ROWS, TOKENS, plot, prepare, smooth
 from plamo2_jax.convert.hf import write_public  # noqa: E402
 from plamo2_jax.convert.load import load_model  # noqa: E402
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem, train_iterator  # noqa: E402
-from plamo2_jax.surgery.prune import mean_loss, prune  # noqa: E402
+from plamo2_jax.surgery.prune.prune import mean_loss, prune  # noqa: E402
 
 LARGE = dataclasses.replace(
     MODEL,

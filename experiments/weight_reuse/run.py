@@ -21,7 +21,7 @@ from trials import LENGTH, MODEL, TOKENS, plot, prepare, smooth, spread, steps_t
 
 from plamo2_jax.convert.hf import write_public  # noqa: E402
 from plamo2_jax.convert.load import load_model  # noqa: E402
-from plamo2_jax.surgery.reuse import grow  # noqa: E402
+from plamo2_jax.surgery.grow.grow import grow  # noqa: E402
 
 SMALL = MODEL
 WIDE = dataclasses.replace(

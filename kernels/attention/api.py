@@ -83,14 +83,14 @@ def choose_implementation(q: Array, block_size: int | None, implementation: Impl
 
 def _check_shapes(q, k, v, segment_ids, window) -> None:
     if q.ndim != 4:
-        raise ValueError(f"attention: q has shape {q.shape}; it must be [b, t, h, p]")
+        raise ValueError(f"attention: q has shape {q.shape}: it must be [b, t, h, p]")
     b, t, h, p = q.shape
     if k.ndim != 4 or k.shape[:2] != (b, t) or k.shape[3] != p or k.shape[2] < 1 or h % k.shape[2]:
         raise ValueError(
             f"attention: k has shape {k.shape}; with q {q.shape} it must be [{b}, {t}, g, {p}], g dividing {h}"
         )
     if v.shape != k.shape:
-        raise ValueError(f"attention: v has shape {v.shape}; it must be that of k, {k.shape}")
+        raise ValueError(f"attention: v has shape {v.shape}: it must be that of k, {k.shape}")
     if segment_ids is not None and segment_ids.shape != (b, t):
         raise ValueError(f"attention: segment_ids has shape {segment_ids.shape}; with q {q.shape} it must be {(b, t)}")
     if window is not None and window < 0:

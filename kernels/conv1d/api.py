@@ -54,7 +54,7 @@ def causal_conv1d(
         )
     if initial_state is not None and initial_state.shape != (b, k - 1, *channels):
         raise ValueError(
-            f"causal_conv1d: initial_state has shape {initial_state.shape}; it must be {(b, k - 1, *channels)}"
+            f"causal_conv1d: initial_state has shape {initial_state.shape}: it must be {(b, k - 1, *channels)}"
         )
     if activation is not None and activation not in get_args(Activation):
         raise ValueError(

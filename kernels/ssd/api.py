@@ -105,9 +105,9 @@ def ssd(
 
 def _check_shapes(x, dt, A, B, C, D, segment_ids, initial_state) -> None:
     if x.ndim != 4 or x.shape[1] < 1:
-        raise ValueError(f"ssd: x has shape {x.shape}; it must be [b, t, h, p] with t >= 1")
+        raise ValueError(f"ssd: x has shape {x.shape}: it must be [b, t, h, p] with t >= 1")
     if B.ndim != 4 or x.shape[2] % B.shape[2]:
-        raise ValueError(f"ssd: B has shape {B.shape}; it must be [b, t, g, n] with g dividing h={x.shape[2]}")
+        raise ValueError(f"ssd: B has shape {B.shape}: it must be [b, t, g, n] with g dividing h={x.shape[2]}")
     b, t, h, p = x.shape
     expected = {
         "dt": (dt, (b, t, h)),

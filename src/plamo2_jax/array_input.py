@@ -1,7 +1,7 @@
-"""Arrays in NumPy's formats that this process did not write itself, read in bounded memory and without unpickling.
+"""Reading .npy and .npz files from untrusted sources, in bounded memory and without unpickling.
 
-A zip file of a few kilobytes can unfold to terabytes, and a NumPy header can claim any shape. Sizes are compared before anything is
-read: what the zip directory says, what the array's header says, the size of the file, and a limit.
+A zip file of a few kilobytes can expand to terabytes, and a NumPy header can claim any shape. Before data is read, the size in the zip
+directory, the size in the array header and the file size are compared with each other and with a limit.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from typing import Any
 import numpy as np
 
 MAX_BYTES = 256 << 20
-"""Largest array that is read."""
+"""Default size limit of an array."""
 _READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class ArrayInputError(ValueError):
-    """A file holds no plain arrays, or too large ones; the message names the file and the array."""
+    """A file has no plain arrays, or an array is too large; the message names the file and the array."""
 
 
 def read_npz(
     path: Path, required: str, optional: Collection[str] = (), *, max_bytes: int = MAX_BYTES
 ) -> dict[str, np.ndarray]:
-    """Arrays of an .npz file, as numpy.savez writes it. Other arrays in the file are not unpacked.
+    """Read arrays from an .npz file, as written by numpy.savez. Other arrays in the file are not unpacked.
 
     Args:
-        path: the file.
-        required: name of the array that must be there.
-        optional: names of arrays that are read where they are there.
-        max_bytes: largest array.
+        path: The file.
+        required: Name of the array that must exist.
+        optional: Names of arrays to read if they exist.
+        max_bytes: Largest allowed size of an array, in bytes.
 
     Returns:
         The arrays by name, read-only.
 
     Raises:
-        ArrayInputError: the file is no .npz, or an array is missing, larger than `max_bytes`, not of numbers, or disagrees with its
+        ArrayInputError: The file is not an .npz file, or an array is missing, larger than `max_bytes`, not numeric, or contradicts its
             header.
-        OSError: the file cannot be read.
+        OSError: The file cannot be read.
     """
-    if path.exists() and not path.is_file():  # To open a pipe would wait for a writer.
+    if path.exists() and not path.is_file():  # Opening a pipe would block.
         raise ArrayInputError(f"{path} is not a regular file")
     with path.open("rb") as file:
         try:
@@ -52,7 +52,7 @@ def read_npz(
                     raise ArrayInputError(f"{path} has two arrays of the same name")
                 if required not in found:
                     listed = ", ".join(sorted(found)[:10])[:200] or "none"
-                    raise ArrayInputError(f"{path} has no array {required}; it has {listed}")
+                    raise ArrayInputError(f"{path} has no array {required}: it has only {listed}")
                 names = (required, *(name for name in optional if name in found))
                 return {name: _read(path, archive, name, found[name], max_bytes) for name in names}
         except ArrayInputError:
@@ -69,16 +69,17 @@ def map_npy(
     """Map a .npy file into memory.
 
     Args:
-        path: the file, as numpy.save writes it.
-        dtype: that it must have.
-        shape: that it must have; None stands for any length.
-        error: class of the error.
+        path: File written by numpy.save.
+        dtype: Required dtype.
+        shape: Required shape; None allows any length of an axis.
+        error: Class of the raised errors.
 
     Returns:
         The array, read-only.
 
     Raises:
-        ValueError: (as `error`) the file is missing, no plain array, of another dtype or shape, or not as long as its header says.
+        ValueError: (as `error`) The file is missing or not a plain array, has another dtype or shape, or its length contradicts its
+            header.
     """
     try:
         if not path.is_file():
@@ -88,14 +89,14 @@ def map_npy(
             start, size = file.tell(), path.stat().st_size
     except (error, OSError):
         raise
-    except Exception as problem:  # numpy parses the header as Python and raises many kinds
+    except Exception as problem:  # NumPy parses the header as Python and raises many kinds of errors
         raise error(f"{path} is not a readable .npy file of a plain array, as numpy.save writes it") from problem
     wanted = [length if expected is None else expected for expected, length in zip(shape, found, strict=False)]
     if stored != np.dtype(dtype) or fortran_order or len(found) != len(shape) or list(found) != wanted:
         expected = f"{np.dtype(dtype)} [{', '.join('any' if length is None else str(length) for length in shape)}]"
-        raise error(f"{path} holds {str(stored)[:60]} {_shown(found)}; it must hold {expected}")
+        raise error(f"{path} holds {str(stored)[:60]} {_shown(found)}: it must hold {expected}")
     if size - start != math.prod(found) * stored.itemsize:
-        raise error(f"{path} has {size:,} bytes, too few or too many for {stored} {_shown(found)}")
+        raise error(f"{path} has {size:,} bytes, which does not fit {stored} {_shown(found)}")
     if 0 in found:
         return np.zeros(found, stored)  # An empty file cannot be mapped.
     return np.memmap(path, stored, "r", start, found)
@@ -107,17 +108,17 @@ def _read(path: Path, archive: zipfile.ZipFile, name: str, member: zipfile.ZipIn
         shape, fortran_order, dtype = _READ_HEADER[version](file)
         if dtype.hasobject or dtype.kind not in "biufc":
             raise ArrayInputError(
-                f"{path} is not a readable .npz file of plain arrays: {name} has dtype {str(dtype)[:60]}, which is no number"
+                f"{path} is not a readable .npz file of plain arrays: {name} has dtype {str(dtype)[:60]}, which is not numeric"
             )
         size = math.prod(shape) * dtype.itemsize
         described = f"{path}: {name} has shape {_shown(shape)} and dtype {dtype}"
         if any(length < 0 for length in shape) or size > max_bytes:
-            raise ArrayInputError(f"{described}: arrays of at most {max_bytes >> 20} MiB are read")
+            raise ArrayInputError(f"{described}: at most {max_bytes >> 20} MiB are allowed")
         if size != member.file_size - file.tell():
-            raise ArrayInputError(f"{described}, which is not the size of its data")
+            raise ArrayInputError(f"{described}, which does not fit the size of its data")
         data = file.read(size)
         if len(data) != size:
-            raise ArrayInputError(f"{described}, but its data ends before that")
+            raise ArrayInputError(f"{described}, but its data is shorter")
         return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran_order else "C")
 
 

@@ -1,14 +1,14 @@
-"""The folder a model lives in: what is written where, and how parameters come back.
+"""Run folders: their layout, and writing and reading of parameters.
 
 A run folder holds::
 
     config.json           the resolved configuration; its key "model" is the ModelConfig in public field names
-    tokenizer.jsonl       the vocabulary the model was trained with (absent for a model of numbers only)
-    checkpoints/STEP/     one Orbax checkpoint a step; every item apart, so that inference reads `params` alone
-    manifest.json         checksums of the files that `save_model` wrote beside the checkpoint, which has a manifest of its own
+    tokenizer.jsonl       the vocabulary the model was trained with (absent for a model without text)
+    checkpoints/STEP/     one Orbax checkpoint per step, in separate items, so that inference reads only `params`
+    manifest.json         checksums of the files that `save_model` wrote; each checkpoint has its own manifest
 
-Training adds further items beside `params` (optimizer state, data iterator); nothing here knows them. Orbax writes
-a step under a temporary name and renames it when it is whole, so a killed job leaves no step that looks finished.
+Training adds further items (optimizer state, data iterator), which this module does not read. Orbax writes a step under a temporary name
+and renames it when it is complete, so a killed job leaves no incomplete step under a final name.
 """
 
 from __future__ import annotations
@@ -41,36 +41,34 @@ TOKENIZER = "tokenizer.jsonl"
 CHECKPOINTS = "checkpoints"
 PARAMS = "params"
 EMA = "ema"
-"""Item with the moving average of the parameters, of runs that keep one."""
+"""Checkpoint item with the moving average of the parameters, in runs with ema_decay."""
 
-# Stored arrays are cut into chunks of this size. With Orbax's default, one chunk an array, the owner of a slice would read all of it.
+# Chunk size of stored arrays. With Orbax's default of one chunk per array, a process that needs a slice would read the whole array.
 _CHUNK_BYTES = 64 << 20
 
 
 class CheckpointError(ValueError):
-    """A run folder or a checkpoint is missing, incomplete or of another shape; the message names the file or tensor."""
+    """A run folder or checkpoint is missing, incomplete or has another shape; the message names the file or tensor."""
 
 
 class SavesItself(Protocol):
-    """What `save_model` needs of a tokenizer."""
+    """Interface of a tokenizer for `save_model`."""
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write tokenizer.jsonl."""
 
 
 def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file atomically."""
     write_whole(located(path), (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the resolved configuration of a run folder, in today's form whatever version wrote it.
-
-    The small files beside it are compared with their checksums, where they have any.
+    """Read the resolved configuration of a run folder, in today's form whichever version wrote it. Compare it and the small files beside it
+    with their checksums, if any.
 
     Raises:
-        CheckpointError: there is no config.json in it, it is a link out of the folder, it is not a JSON object, or a file is not what
-            was written.
+        CheckpointError: config.json is missing, a link out of the folder or not a JSON object, or a file does not match its checksum.
     """
     path = optional_file(folder, CONFIG, error=CheckpointError)
     if path is None:
@@ -86,10 +84,10 @@ def lora_of(config: Mapping[str, Any]) -> Any:
 
 
 def read_model_config(folder: str | os.PathLike[str]) -> ModelConfig:
-    """The shape of the model in a run folder.
+    """Read the ModelConfig of a run folder.
 
     Raises:
-        CheckpointError: config.json is missing, unreadable or has no key "model", or a field of the model is not allowed.
+        CheckpointError: config.json is missing, unreadable or has no key "model", or a field of the model has an invalid value.
     """
     config = read_config(folder)
     if not isinstance(config.get("model"), dict):
@@ -101,13 +99,13 @@ def read_model_config(folder: str | os.PathLike[str]) -> ModelConfig:
 
 
 def steps(folder: str | os.PathLike[str]) -> list[int]:
-    """Steps of the finished checkpoints in a run folder, ascending."""
+    """Return the steps of the finished checkpoints in a run folder, ascending."""
     root = absolute(folder) / CHECKPOINTS
     return sorted(reading(root, lambda: ocp.utils.checkpoint_steps(root))) if root.is_dir() else []
 
 
 def latest_step(folder: str | os.PathLike[str]) -> int | None:
-    """Step of the newest finished checkpoint, or None where there is none."""
+    """Return the step of the newest finished checkpoint, or None."""
     return max(steps(folder), default=None)
 
 
@@ -118,25 +116,24 @@ def save_model(
     tokenizer: SavesItself | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write a run folder that holds a model and nothing else: parameters only, at step 0.
+    """Write a run folder with parameters only, at step 0. The folder appears complete or not at all.
 
-    Everything is written beside `folder` under a temporary name that replaces it at the end. In a job of several
-    processes all of them call this, with the same arguments; each writes the shards it holds.
+    In a job of several processes, all of them call this function with the same arguments. Each process writes its own shards.
 
     Args:
-        folder: where the model goes; it must not exist or be empty.
-        config: shape of the model.
-        params: tree of arrays, of any sharding and dtype.
-        tokenizer: written to tokenizer.jsonl when given.
-        files: further small files by name, such as the chat template.
+        folder: Folder to create; it must not exist or must be empty.
+        config: Config of the model.
+        params: Tree of arrays of any sharding and dtype.
+        tokenizer: Tokenizer to write to tokenizer.jsonl, or None.
+        files: Further small files by name, such as the chat template.
 
     Raises:
-        ValueError: `folder` exists and is not an empty folder, is not of this machine, or is being written by another process.
-        OSError: the disk is full; the message names `folder`.
+        ValueError: `folder` is not empty, not on this machine, or being written by another process.
+        OSError: The disk is full. The message names `folder`.
     """
     if is_remote(folder):
         raise CheckpointError(
-            f"{address(folder)}: a model is written to a folder of this machine; copy it to the bucket from there"
+            f"{address(folder)} is in a bucket: a model must be written to a local folder. Copy it to the bucket afterwards"
         )
     folder = Path(folder).absolute()
     require_empty(folder)
@@ -167,7 +164,7 @@ def _save_params(folder: Path, params: Any) -> None:
 
 
 def _from_first_process(name: str) -> str:
-    """The temporary folder's name, which the first process chose, in every process."""
+    """Return, in every process, the name of the temporary folder that the first process chose."""
     if jax.process_count() == 1:
         return name
     buffer = np.zeros(256, np.uint8)
@@ -177,7 +174,7 @@ def _from_first_process(name: str) -> str:
 
 
 def _write_manifests(folder: Path) -> None:
-    """Write the checksums of everything in the folder of a model: of its small files, and of its checkpoint beside the checkpoint."""
+    """Write the manifests of a run folder: one for its small files, and one in its checkpoint."""
     manifest.write_manifest(folder / CHECKPOINTS / "0", [PARAMS])
     manifest.write_manifest(folder, sorted(path.name for path in folder.iterdir() if path.is_file()))
 
@@ -190,26 +187,25 @@ def restore_params(
     *,
     verify: bool = True,
 ) -> Any:
-    """Read the parameters of one checkpoint, and nothing else of it.
+    """Read the parameters of one checkpoint, and no other item.
 
     Args:
-        folder: a run folder.
-        abstract_params: tree of `jax.ShapeDtypeStruct`. A leaf with a sharding is read straight into it, each process
-            taking the slices it owns; one without goes to the first device. A dtype other than the stored one casts.
-        step: which checkpoint; the newest when None.
+        folder: Run folder.
+        abstract_params: Tree of `jax.ShapeDtypeStruct`. A leaf with a sharding is read directly into it, and each process reads its
+            own slices; a leaf without sharding is read to the first device. Values are cast if the dtype differs from the stored one.
+        step: Step of the checkpoint; None: the newest.
         item: PARAMS, or EMA for their moving average.
-        verify: compare the files with their checksums first, where they have any. False for one who has just done so.
+        verify: Compare the files with their checksums first, if any. False if the caller has just done this.
 
     Returns:
-        A tree like `abstract_params`, of arrays.
+        Tree of arrays like `abstract_params`.
 
     Raises:
-        CheckpointError: no such checkpoint, or one that is incomplete or damaged, or whose tensors are not those asked for: a
-            missing, an extra or a misshapen tensor is named.
+        CheckpointError: The checkpoint does not exist, or is incomplete or damaged, or a tensor is missing, unknown or has another shape.
     """
     path = item_folder(folder, step, item)
     abstract_params = jax.tree.map(_with_sharding, abstract_params)
-    # Shapes first: they are compared at once, checksums take as long as reading the files.
+    # Shapes first: this check takes no time, while checksums take as long as reading the files.
     metadata = check_params(folder, abstract_params, step, item)
     if verify:
         _verify_together(path.parent, item)
@@ -220,10 +216,10 @@ def restore_params(
 def check_params(
     folder: str | os.PathLike[str], abstract_params: Any, step: int | None = None, item: str = PARAMS
 ) -> dict[str, Any]:
-    """Check names and shapes of one checkpoint's tensors without reading them; arguments and errors as for `restore_params`.
+    """Check the names and shapes of a checkpoint's tensors without reading them. Arguments and errors are those of `restore_params`.
 
     Returns:
-        A tree of the shapes and dtypes that are stored.
+        Tree of the stored shapes and dtypes.
     """
     path = item_folder(folder, step, item)
     stored = read_metadata(path)
@@ -232,22 +228,22 @@ def check_params(
 
 
 def item_folder(folder: str | os.PathLike[str], step: int | None = None, item: str = PARAMS) -> Path:
-    """Folder of the parameters of one checkpoint, or of their moving average.
+    """Return the folder of an item of a checkpoint: the parameters or their moving average.
 
     Raises:
-        CheckpointError: there is no such checkpoint, or it has no such item.
+        CheckpointError: There is no such checkpoint, or it has no such item.
     """
     path = step_folder(folder, step) / item
     if item == EMA and not path.is_dir():
-        raise CheckpointError(f"{path.parent} has no {EMA}; only runs with ema_decay keep a moving average")
+        raise CheckpointError(f"{path.parent} has no {EMA}: only runs with ema_decay keep a moving average")
     return path
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The tree of shapes and dtypes of the arrays in an item of a checkpoint, each with `shape` and `dtype`.
+    """Read the metadata of the arrays in an item of a checkpoint: a tree of objects with `shape` and `dtype`.
 
     Raises:
-        CheckpointError: the item is missing or damaged.
+        CheckpointError: The item is missing or damaged.
     """
     tree = reading(path, lambda: ocp.StandardCheckpointHandler().metadata(path).tree)
     leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -261,80 +257,82 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def require_model(folder: str | os.PathLike[str]) -> None:
-    """Refuse a run whose parameters are adapters.
+    """Check that a run folder holds a model and not adapters.
 
     Raises:
-        CheckpointError: it is one.
+        CheckpointError: It holds adapters.
     """
     if lora_of(read_config(folder)):
-        raise CheckpointError(f"{folder} holds adapters, not a model: plamo2 lora MODEL {folder} OUT adds them to one")
+        raise CheckpointError(
+            f"{folder} holds adapters, not a model. Merge them into a model: plamo2 lora MODEL {folder} OUT"
+        )
 
 
 def check_size(
     folder: str | os.PathLike[str], config: ModelConfig, step: int | None = None, item: str = PARAMS
 ) -> None:
-    """Compare the number of parameters of a model with that of a checkpoint, before anything of the model's size is built.
+    """Compare the numbers of parameters in a config and in a checkpoint, before memory for the model is allocated.
 
     Raises:
-        CheckpointError: they differ.
+        CheckpointError: They differ.
     """
     path = item_folder(folder, step, item)
-    # Before the metadata are read: a file that has grown could fill the memory.
+    # Check the files before the metadata is read: a file that has grown could fill the memory.
     with contextlib.suppress(FileNotFoundError):
         _refuse_damage(path.parent, manifest.find_damage(path.parent, item, sizes_only=True))
     found = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(read_metadata(path)))
     if found != (wanted := config.parameter_count()):
         raise CheckpointError(
-            f"{located(folder) / CONFIG} describes a model of {wanted:,} parameters; {path} holds {found:,}: one of them is of another "
-            "model"
+            f"{located(folder) / CONFIG} describes a model of {wanted:,} parameters, but {path} holds {found:,}: both must belong to the "
+            "same model"
         )
 
 
 def verify_files(folder: Path, item: str | None = None) -> None:
-    """Compare the files of a folder with the checksums in its manifest.json; without one, do nothing.
+    """Compare the files of a folder with the checksums in its manifest.json. Do nothing if it has no manifest.
 
     Args:
-        folder: a run folder or the folder of one checkpoint.
-        item: a file or folder in it, to which the check is limited.
+        folder: Run folder, or folder of one checkpoint.
+        item: Name of a file or subfolder to check; None: all.
 
     Raises:
-        CheckpointError: a file is missing or is not what was written.
+        CheckpointError: A file is missing or does not match its checksum.
     """
     with contextlib.suppress(FileNotFoundError):
         _refuse_damage(folder, manifest.find_damage(folder, item))
 
 
 def _verify_together(folder: Path, item: str) -> None:
-    """`verify_files` in all processes of a job at once; the first one reads the files."""
+    """Run `verify_files` in all processes of a job at once. Only the first process reads the files."""
     damage = None
     if jax.process_index() == 0:
         with contextlib.suppress(FileNotFoundError):
             damage = manifest.find_damage(folder, item)
     if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.array(damage is not None)):
-        damage = damage or "a file is not what was written"
+        damage = damage or "a file does not match its checksum"
     _refuse_damage(folder, damage)
 
 
 def _refuse_damage(folder: Path, damage: str | None) -> None:
     if damage is not None:
         raise CheckpointError(
-            f"{folder} is damaged: {damage}. Restore it from a copy; where a file was changed on purpose, delete {manifest.MANIFEST}"
+            f"{folder} is damaged: {damage}. Restore it from a copy, or delete {manifest.MANIFEST} if you changed a file on purpose"
         )
 
 
 def step_folder(folder: str | os.PathLike[str], step: int | None = None) -> Path:
-    """Folder of one checkpoint (the newest when `step` is None).
+    """Return the folder of a checkpoint, the newest if `step` is None.
 
     Raises:
-        CheckpointError: there is no finished checkpoint, or not that one (the message lists those there are), or it has links out of
-            the run folder.
+        CheckpointError: There is no finished checkpoint of this step (the message lists the existing steps), or it has links out of the
+            run folder.
     """
     found = steps(folder)
     if not found:
-        raise CheckpointError(f"{folder} holds no finished checkpoint (looked in {located(folder) / CHECKPOINTS})")
+        raise CheckpointError(f"{folder} has no finished checkpoint in {located(folder) / CHECKPOINTS}")
     if step is not None and step not in found:
         raise CheckpointError(
-            f"{folder} has no finished checkpoint of step {step}; it has {', '.join(map(str, found))}"
+            f"{folder} has no finished checkpoint of step {step}: it has {', '.join(map(str, found))}"
         )
     path = absolute(folder) / CHECKPOINTS / str(found[-1] if step is None else step)
     check_tree_inside(folder, path, error=CheckpointError)
@@ -342,7 +340,7 @@ def step_folder(folder: str | os.PathLike[str], step: int | None = None) -> Path
 
 
 def model_json(config: ModelConfig) -> dict[str, Any]:
-    """A ModelConfig as `read_model_config` reads it back: public field names, JSON types."""
+    """Return a ModelConfig as a JSON object with public field names, the inverse of `read_model_config`."""
     fields = {name: getattr(config, name) for name in config.__dataclass_fields__}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
@@ -358,38 +356,38 @@ def fingerprint(config: ModelConfig, params: Any, samples: int = 512) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What went wrong, without TensorStore's description of the array and of its own source."""
+    """Return the first line of an error, without TensorStore's description of the array and of its source code."""
     line = (str(error).strip().splitlines() or [""])[0]
     line = re.split(r" \[(?:tensorstore_spec|source locations)=", line)[0][:600]
-    # What these say, such as a key alone, means nothing without their names.
+    # The text of these errors, such as a single key, is meaningless without the error's name.
     nameless = isinstance(error, ValueError | OSError) or type(error) is Exception
     return line if line and nameless else f"{type(error).__name__} {line}".strip()
 
 
 def _frugal_handler(*trees: Any) -> ocp.StandardCheckpointHandler:
-    """A handler that works on about one array at a time; by default Orbax's buffers beside the arrays come to the model's size again."""
+    """Return a handler that works on about one array at a time. By default Orbax allocates buffers of the model's size."""
     sizes = [math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for tree in trees for leaf in jax.tree.leaves(tree)]
-    # It refuses an array that is not smaller than the limit; reading counts whole chunks.
+    # Orbax refuses arrays that are not smaller than the limit, and counts whole chunks when reading.
     gigabytes = (1.1 * max(sizes, default=0) + 2 * _CHUNK_BYTES) / 1e9
     return ocp.StandardCheckpointHandler(save_concurrent_gb=gigabytes, restore_concurrent_gb=gigabytes)
 
 
 def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:
-    # Without one Orbax would ask for the devices that wrote the checkpoint, which need not exist here.
+    # Without a sharding, Orbax would require the devices that wrote the checkpoint, which may not exist here.
     sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _compare(path: Path, stored: Any, wanted: Any) -> None:
-    """Raise, naming the first tensors that differ, unless both trees have the same names and shapes."""
+    """Check that both trees have the same names and shapes; raise CheckpointError with the first tensors that differ."""
     stored, wanted = _shapes(stored), _shapes(wanted)
     if missing := sorted(wanted.keys() - stored.keys()):
         raise CheckpointError(f"{path} lacks {len(missing)} tensor(s) of this model: {_some(missing)}")
     if extra := sorted(stored.keys() - wanted.keys()):
-        raise CheckpointError(f"{path} has {len(extra)} tensor(s) that this model lacks: {_some(extra)}")
+        raise CheckpointError(f"{path} has {len(extra)} tensor(s) that this model does not have: {_some(extra)}")
     for name, shape in wanted.items():
         if stored[name] != shape:
-            raise CheckpointError(f"{path}: tensor {name} has shape {stored[name]}, the model wants {shape}")
+            raise CheckpointError(f"{path}: tensor {name} has shape {stored[name]}: in this model it must be {shape}")
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -402,9 +400,9 @@ def _some(names: list[str]) -> str:
 
 
 def reading(path: Path, read: Callable[[], Any]) -> Any:
-    """Call `read`, turning what Orbax and TensorStore raise on damaged files into a CheckpointError.
+    """Call `read`, and replace errors of Orbax and TensorStore on damaged files by a CheckpointError.
 
-    On metadata of another shape they raise whatever the first operation on it raises: KeyError, TypeError, AttributeError, ...
+    For damaged metadata they raise many kinds of errors, such as KeyError, TypeError and AttributeError.
     """
     try:
         return read()
@@ -415,6 +413,6 @@ def reading(path: Path, read: Callable[[], Any]) -> Any:
 
 
 def barrier(name: str) -> None:
-    """Wait until every process is here; nothing in a job of one."""
+    """Wait until every process of the job has called this function. Do nothing in a job of one process."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

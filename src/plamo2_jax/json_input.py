@@ -1,7 +1,7 @@
-"""The one way to parse JSON that this process did not write itself: a file of a model, a run, a journal, a report.
+"""Parsing JSON that this process did not write itself, such as files of models, runs, journals and reports.
 
-`json.loads` alone accepts NaN, repeated keys and half characters, and fails on deep nesting and long numbers with exceptions that name
-no file. Here every such input is one error with one sentence. Memory is bounded by a limit on the file's size.
+`json.loads` accepts NaN, repeated keys and unpaired surrogates, and for deep nesting and long numbers it raises exceptions that name no
+file. This module raises one error with one sentence for each. A limit on the file size bounds memory.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any, NoReturn
 from plamo2_jax.storage import located
 
 MAX_BYTES = 256 << 20
-"""Largest JSON file that is read. The index of the largest sharded checkpoints has a few MB."""
+"""Default size limit of a JSON file, in bytes. The index of the largest sharded checkpoints has a few MB."""
 MAX_DEPTH = 100
-"""Deepest nesting of arrays and objects."""
+"""Deepest allowed nesting of arrays and objects."""
 
 
 def parse_json(data: bytes | str, where: str, *, error: type[ValueError] = ValueError) -> Any:
@@ -26,12 +26,12 @@ def parse_json(data: bytes | str, where: str, *, error: type[ValueError] = Value
 
     Args:
         data: UTF-8 bytes, with or without a byte order mark, or text.
-        where: names the source in the error: a file, or a file and a line.
-        error: class of the error.
+        where: Name of the source in error messages: a file, or a file and a line.
+        error: Class of the raised errors.
 
     Raises:
         ValueError: (as `error`) `data` is not UTF-8 or not JSON, nests deeper than MAX_DEPTH, repeats a key, or holds a number or a
-            character that standard JSON does not have: NaN, infinity, a number too large for float64, half of a surrogate pair.
+            character that standard JSON does not have: NaN, infinity, a number too large for float64, an unpaired surrogate.
     """
     try:
         text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
@@ -51,8 +51,8 @@ def parse_json(data: bytes | str, where: str, *, error: type[ValueError] = Value
 
 
 def json_problem(error: ValueError) -> str:
-    """What is wrong with JSON, from an error of `json.loads`."""
-    if "set_int_max_str_digits" in str(error):  # Python's advice is for the program's author.
+    """Describe the problem with a JSON text, given an error of `json.loads`."""
+    if "set_int_max_str_digits" in str(error):  # Python's own message addresses programmers, not users.
         return f"a number has more than {sys.get_int_max_str_digits():,} digits"
     return str(error)[:200]
 
@@ -60,16 +60,16 @@ def json_problem(error: ValueError) -> str:
 def read_json_file(
     path: str | os.PathLike[str], *, error: type[ValueError] = ValueError, max_bytes: int = MAX_BYTES
 ) -> Any:
-    """Read and parse a JSON file of this machine or of a bucket.
+    """Read and parse a JSON file on this machine or in a bucket.
 
     Args:
-        path: the file.
-        error: class of the error.
-        max_bytes: largest size that is read.
+        path: The file.
+        error: Class of the raised errors.
+        max_bytes: Largest allowed file size in bytes.
 
     Raises:
-        ValueError: (as `error`) the file is missing, is not a regular file, cannot be read, is larger than `max_bytes`, or does not
-            hold JSON (see `parse_json`). The message names the file.
+        ValueError: (as `error`) The file is missing, not a regular file, unreadable, larger than `max_bytes`, or not valid JSON by the
+            rules of `parse_json`. The message names the file.
     """
     return parse_json(_read(located(path), error, max_bytes), str(path), error=error)
 
@@ -77,7 +77,7 @@ def read_json_file(
 def read_json_object(
     path: str | os.PathLike[str], *, error: type[ValueError] = ValueError, max_bytes: int = MAX_BYTES
 ) -> dict[str, Any]:
-    """Read a JSON file that must hold an object; otherwise as `read_json_file`."""
+    """Read a JSON file that must hold an object. Arguments and errors are those of `read_json_file`."""
     value = read_json_file(path, error=error, max_bytes=max_bytes)
     if not isinstance(value, dict):
         raise error(f"{path} must hold a JSON object, not {type(value).__name__}")
@@ -95,7 +95,7 @@ def _read(path: Path, error: type[ValueError], max_bytes: int) -> bytes:
     except OSError as problem:
         raise error(f"{path} cannot be read: {problem.strerror or problem}") from problem
     if len(data) > max_bytes:
-        raise error(f"{path} is too large for a JSON file of this kind: at most {max_bytes:,} bytes are read")
+        raise error(f"{path} is too large for a JSON file of this kind: at most {max_bytes:,} bytes are allowed")
     return data
 
 
@@ -122,7 +122,7 @@ def _finite_float(text: str) -> float:
 
 
 def _check_depth(text: str, value: Any) -> None:
-    # Most files have fewer brackets than the limit, and no value of them can be too deep.
+    # A text with fewer brackets than the limit cannot nest too deep. This holds for most files.
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return
     level, depth = [value], 0
@@ -143,4 +143,4 @@ def _refuse_half_characters(value: Any) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise ValueError("a text holds half of a surrogate pair") from None
+        raise ValueError("a string holds an unpaired surrogate") from None

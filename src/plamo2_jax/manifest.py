@@ -1,8 +1,8 @@
-"""Whether files are what was written: a manifest with the size and checksum of every file of a checkpoint.
+"""Manifests: the size and checksum of every file of a checkpoint, to detect damage.
 
-Orbax and TensorStore notice a file that is missing or cut short, but not every flipped byte. So a checkpoint of training, and a run
-folder that `checkpoint.save_model` writes, carry manifest.json with the size and BLAKE2b digest of every file. A folder without one (an
-older version wrote none) is read without a check. Folders of the public layout have no checksums: safetensors has no place for them.
+Orbax and TensorStore detect missing and truncated files, but not every changed byte. So training checkpoints, and run folders written by
+`checkpoint.save_model`, have a manifest.json with the size and BLAKE2b digest of every file. Folders without a manifest (from an older
+version) are read without this check. Folders of the public layout have no checksums, because safetensors has no field for them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from plamo2_jax.model_files import optional_file
 from plamo2_jax.storage import files_below, is_remote, write_whole
 
 MANIFEST = "manifest.json"
-# Hashing releases the interpreter's lock; more threads than this wait for the disk.
+# Hashing releases the GIL. More threads would only wait for the disk.
 _THREADS = min(16, os.cpu_count() or 1)
 
 
@@ -28,9 +28,9 @@ def write_manifest(folder: Path, items: Iterable[str], about: Mapping[str, Any] 
     """Write manifest.json into a folder whose items are complete.
 
     Args:
-        folder: the folder.
-        items: files and folders in it to list.
-        about: what else to record; JSON types.
+        folder: The folder.
+        items: Names of the files and subfolders to list.
+        about: Further JSON values to record.
     """
     paths = [folder / item for item in items]
     files = sorted(file for path in paths for file in (files_below(path) if path.is_dir() else [path]))
@@ -43,16 +43,16 @@ def write_manifest(folder: Path, items: Iterable[str], about: Mapping[str, Any] 
 
 
 def find_damage(folder: Path, item: str | None = None, *, sizes_only: bool = False) -> str | None:
-    """What is wrong with the files of a folder, or None where every file is the one that was written.
+    """Compare the files of a folder with its manifest. Return a description of the first damage, or None.
 
     Args:
-        folder: has manifest.json.
-        item: a file or folder in it, to which the check is limited.
-        sizes_only: compare no checksums, only which files there are and their sizes.
+        folder: Folder with manifest.json.
+        item: Name of a file or subfolder to check; None: all.
+        sizes_only: Compare file names and sizes, but no checksums.
 
     Raises:
-        FileNotFoundError: there is no manifest to tell by, but something else.
-        OSError: the disk does not answer: that says nothing about the files.
+        FileNotFoundError: The folder has files, but no manifest.
+        OSError: The disk cannot be read, so nothing is known about the files.
     """
     if not any(folder.iterdir()):
         return "it is empty"
@@ -62,10 +62,10 @@ def find_damage(folder: Path, item: str | None = None, *, sizes_only: bool = Fal
         files = read_json_object(folder / MANIFEST)["files"]
         expected = {name: (entry["bytes"], entry["blake2b"]) for name, entry in files.items() if _is_of(name, item)}
     except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{MANIFEST} is not what was written"
+        return f"{MANIFEST} is damaged"
     if not all(map(_stays_inside, expected)):
-        return f"{MANIFEST} is not what was written: it names a file outside of the folder"
-    # The cheap check of all files first: it names what is missing or cut short without reading what is whole.
+        return f"{MANIFEST} is damaged: it lists a file outside the folder"
+    # First the cheap check of all files: it finds missing and truncated files without reading the others.
     for name, (size, _) in expected.items():
         path = folder / name
         if not is_remote(folder) and _leaves(folder, path):
@@ -73,13 +73,13 @@ def find_damage(folder: Path, item: str | None = None, *, sizes_only: bool = Fal
         if not path.is_file():
             return f"{name[:200]} is missing"
         if (found := _size(path)) != size:
-            return f"{name[:200]} has {found} bytes instead of {str(size)[:30]}"
+            return f"{name[:200]} has {found} bytes, expected {str(size)[:30]}"
     if sizes_only:
         return None
     with ThreadPoolExecutor(_THREADS) as pool:
         for name, entry in zip(expected, pool.map(_entry, map(folder.joinpath, expected)), strict=True):
             if entry["blake2b"] != expected[name][1]:
-                return f"{name} has another checksum than when it was written"
+                return f"{name} does not match its checksum"
     return None
 
 
@@ -92,7 +92,7 @@ def _stays_inside(name: str) -> bool:
 
 
 def _leaves(folder: Path, path: Path) -> bool:
-    """Whether a path leads out of a folder through symbolic links."""
+    """Return whether a path leads out of a folder through symbolic links."""
     root = os.path.realpath(folder)
     return os.path.commonpath((root, os.path.realpath(path))) != root
 

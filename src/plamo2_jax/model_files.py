@@ -1,8 +1,8 @@
-"""The one rule for files of a model's folder, whoever made it: which of them may be read.
+"""Which files of a model's folder may be read: the rule for all folders from other sources.
 
-A folder from elsewhere may hold symbolic links to any file of the user's, whose content would come to stand in what is written from it.
-So a file must be a regular file of the folder itself, or a link to one. A snapshot of the Hugging Face cache,
-`models--NAME/snapshots/REVISION`, consists of links into `models--NAME/blobs`; those are allowed too.
+A downloaded folder may hold symbolic links to any file of the user, and the content of such a file would end up in converted output. So a
+file must be a regular file in the folder, or a link to one. A snapshot of the Hugging Face cache, `models--NAME/snapshots/REVISION`,
+consists of links into `models--NAME/blobs`; these links are allowed too.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from plamo2_jax.storage import is_remote, located
 
 
 def file_inside(folder: str | os.PathLike[str], name: str, *, error: type[ValueError] = ValueError) -> Path:
-    """The path of a file of a folder.
+    """Return the path of a file in a folder.
 
     Args:
-        folder: of this machine, or of a bucket, where there are no links.
-        name: a plain file name.
-        error: class of the error.
+        folder: Folder on this machine, or in a bucket (which has no links).
+        name: Plain file name.
+        error: Class of the raised errors.
 
     Raises:
-        ValueError: (as `error`) the file does not exist, is not a regular file, or lies outside the folder, by its name or through a
-            symbolic link.
+        ValueError: (as `error`) The file does not exist or is not a regular file, or its name or a symbolic link leads out of the folder.
     """
     path = optional_file(folder, name, error=error)
     if path is None:
@@ -33,9 +32,9 @@ def file_inside(folder: str | os.PathLike[str], name: str, *, error: type[ValueE
 
 
 def optional_file(folder: str | os.PathLike[str], name: str, *, error: type[ValueError] = ValueError) -> Path | None:
-    """As `file_inside`, but None where there is nothing of that name."""
+    """Return the path of a file in a folder, or None if there is no file of that name. Errors are those of `file_inside`."""
     if name != Path(name).name or name in ("", ".", "..") or "\0" in name:
-        raise error(f"{folder} names a file outside the folder: {name[:100]!r}; only plain file names are allowed")
+        raise error(f"{folder} refers to a file outside the folder, {name[:100]!r}: only plain file names are allowed")
     path = located(folder) / name
     if is_remote(folder):
         return path if path.is_file() else None
@@ -50,12 +49,15 @@ def optional_file(folder: str | os.PathLike[str], name: str, *, error: type[Valu
 def check_tree_inside(
     folder: str | os.PathLike[str], tree: str | os.PathLike[str], *, error: type[ValueError] = ValueError
 ) -> None:
-    """Raise unless a folder in a folder, such as a run's checkpoint, holds nothing but regular files of the latter, or links to such.
+    """Check that a subfolder, such as a run's checkpoint, holds only regular files of the folder, or links to them.
 
     Args:
-        folder: of this machine, or of a bucket, where there are no links.
-        tree: a folder at any depth below it.
-        error: class of the error.
+        folder: Folder on this machine, or in a bucket (which has no links).
+        tree: Folder at any depth below it.
+        error: Class of the raised errors.
+
+    Raises:
+        ValueError: (as `error`) It holds something else. The message names it.
     """
     if is_remote(folder):
         return
@@ -83,11 +85,11 @@ def _check_regular(path: Path, error: type[ValueError]) -> None:
         raise error(f"{path} cannot be read: {problem.strerror or problem}") from problem
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a device, a pipe or a socket"
-        raise error(f"{path} is {kind}; it must be a regular file")
+        raise error(f"{path} is {kind}: it must be a regular file")
 
 
 def _check_link(folder: Path, path: Path, error: type[ValueError]) -> None:
-    # realpath resolves what it can of a loop or of a broken link, and stat says later what is wrong with it.
+    # realpath resolves as much as possible of a loop or a broken link. The later stat then reports the problem.
     root, target = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
     allowed = [root]
     if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
@@ -97,4 +99,4 @@ def _check_link(folder: Path, path: Path, error: type[ValueError]) -> None:
 
 
 def _refusal(path: Path, target: str | os.PathLike[str]) -> str:
-    return f"{path} is a symbolic link out of its folder, to {target}; copy the files themselves (cp -L) and try again"
+    return f"{path} is a symbolic link out of its folder, to {target}. Copy the files themselves (cp -L) and try again"

@@ -1,7 +1,7 @@
-"""Regular expressions of others in bounded time and memory.
+"""Matching of untrusted regular expressions in bounded time and memory.
 
-Some take longer than anybody can wait (`(a+)+b` on a row of a's), and Python's engine cannot be interrupted from another thread. So a
-process of its own compiles and matches. It is ended, and begun anew, where that takes too long.
+Some expressions take exponential time (`(a+)+b` on a string of a's), and Python's engine cannot be interrupted from another thread. So a
+separate process compiles and matches. If it takes too long, it is killed and started again.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any, Literal
 Method = Literal["match", "search", "fullmatch"]
 
 LONGEST = 1000
-"""Characters of the longest pattern that `first_matches` takes."""
+"""Largest length of a pattern, in characters."""
 _SECONDS = 1.0
 
-# Reads a line with patterns, texts and method; writes a line with the first pattern that matches each text, or the number of a pattern
-# and what is wrong with it.
+# Reads a JSON line with patterns, texts and method. Writes a line with the index of the first matching pattern of each text, or with the
+# index of an invalid pattern and the problem.
 _SERVE = """
 import json, re, resource, sys, warnings
 warnings.simplefilter("ignore")
@@ -52,11 +52,11 @@ for line in sys.stdin:
 
 
 class PatternError(ValueError):
-    """A pattern is no regular expression, or matching takes too long.
+    """A pattern is not a valid regular expression, or matching takes too long.
 
     Attributes:
-        pattern: the pattern; None where all together take too long.
-        problem: what is wrong with it.
+        pattern: The pattern; None if all patterns together take too long.
+        problem: Description of the problem.
     """
 
     def __init__(self, pattern: str | None, problem: str):
@@ -65,7 +65,7 @@ class PatternError(ValueError):
 
 
 class _Matcher:
-    """One process that matches, begun when it is first needed."""
+    """The matching process, started when it is first needed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -74,13 +74,13 @@ class _Matcher:
     def ask(
         self, patterns: Sequence[str], texts: Sequence[str], method: Method, seconds: float
     ) -> dict[str, Any] | None:
-        """The process's answer, or None where there is none in time."""
+        """Return the answer of the process, or None after the time limit."""
         with self._lock:
             if self._process is None:
                 self._process = subprocess.Popen(
                     [sys.executable, "-I", "-S", "-c", _SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={}
                 )
-                # What it takes to start is not the expression's.
+                # The start of the process does not count towards the time limit.
                 self._ask([], [], "match", 60)
             return self._ask(patterns, texts, method, seconds)
 
@@ -115,7 +115,7 @@ atexit.register(_matcher.close)
 
 
 def matches_whole(pattern: str, text: str, seconds: float) -> bool:
-    """Whether the whole text matches, as far as that is found out in time."""
+    """Return whether the whole text matches; False if matching exceeds the time limit."""
     answer = _matcher.ask([pattern], [text], "fullmatch", seconds)
     return answer is not None and answer.get("found") == [0]
 
@@ -123,16 +123,16 @@ def matches_whole(pattern: str, text: str, seconds: float) -> bool:
 def first_matches(
     patterns: Sequence[str], texts: Sequence[str], method: Method, seconds: float = _SECONDS
 ) -> list[int | None]:
-    """The number of the first pattern that matches each text; None for a text that none matches.
+    """Return, for each text, the index of the first pattern that matches it, or None.
 
     Args:
-        patterns: regular expressions of Python's `re`.
-        texts: what they are matched with.
-        method: of `re`, that matches.
-        seconds: for all of it.
+        patterns: Regular expressions in the syntax of Python's `re`.
+        texts: Texts to match.
+        method: Method of a compiled pattern that matches.
+        seconds: Time limit for all texts.
 
     Raises:
-        PatternError: a pattern has more than LONGEST characters, is no regular expression or needs too much memory, or matching takes
+        PatternError: A pattern has more than LONGEST characters, is not a regular expression or needs too much memory, or matching takes
             longer than `seconds`.
     """
     for pattern in patterns:
@@ -144,7 +144,7 @@ def first_matches(
     if answer is None:
         which = shorten(patterns[0]) if len(patterns) == 1 else f"{len(patterns)} patterns"
         raise PatternError(
-            None, f"matching {which} takes longer than {seconds:g} s: give patterns without nested repeats"
+            None, f"matching {which} takes longer than {seconds:g} s. Give patterns without nested repeats"
         )
     if "problem" in answer:
         raise PatternError(patterns[answer["pattern"]], answer["problem"])
@@ -152,7 +152,7 @@ def first_matches(
 
 
 def require_pattern(pattern: str) -> None:
-    """Raise PatternError unless `first_matches` takes a pattern, as far as that is known without matching."""
+    """Check the length and syntax of a pattern; raise PatternError if `first_matches` would refuse it."""
     if len(pattern) > LONGEST:
         raise PatternError(pattern, f"it has {len(pattern):,} characters, more than {LONGEST:,}")
     try:
@@ -162,5 +162,5 @@ def require_pattern(pattern: str) -> None:
 
 
 def shorten(pattern: str) -> str:
-    """A pattern for a message."""
+    """Return a pattern as text for a message, shortened if it is long."""
     return repr(pattern) if len(pattern) <= 80 else f"{pattern[:60]!r}..."

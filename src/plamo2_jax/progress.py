@@ -1,6 +1,6 @@
-"""Progress bars: tqdm's on a terminal, a plain line now and then in a log file.
+"""Progress bars: a tqdm bar on a terminal, a plain line every few seconds in a log file.
 
-A bar redraws its line with carriage returns, which fill the log of a SLURM job or of CI.
+A bar redraws its line with carriage returns, which would fill the log of a SLURM or CI job.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 from tqdm import std
 
 INTERVAL = 30.0
-"""Seconds between two lines where standard error is no terminal. What is over sooner prints nothing."""
+"""Seconds between two lines if standard error is not a terminal. Shorter work prints nothing."""
 
 
 class tqdm(std.tqdm):
-    """As `tqdm.tqdm`; where its file is no terminal, a line of text every INTERVAL seconds and one at the end."""
+    """A `tqdm.tqdm` bar that prints a line of text every INTERVAL seconds, and one at the end, if its file is not a terminal."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         file = kwargs.get("file") or sys.stderr
@@ -31,18 +31,18 @@ class tqdm(std.tqdm):
         """Show the state of the bar."""
         if not self._plain:
             return super().display(msg, pos)
-        # Some callers refresh many times a second. The tolerance is for the two clocks of tqdm's check and of this one.
+        # Some callers refresh many times per second. The tolerance allows for the difference between tqdm's clock and this one.
         if time.monotonic() - self._last_line >= 0.9 * INTERVAL:
             self._print_line()
         return True
 
     def clear(self, nolock: bool = False) -> None:
-        """Take the bar away for other text; a printed line stays."""
+        """Remove the bar from the terminal for other output. Printed lines stay."""
         if not self._plain:
             super().clear(nolock)
 
     def close(self) -> None:
-        """End the bar; in a log, with its last state where lines were printed before."""
+        """Close the bar. In a log, print the last state if lines were printed before."""
         if not getattr(self, "_plain", False):
             super().close()
         elif not self.disable:

@@ -1,4 +1,4 @@
-"""The keys of a public config.json: those that are read, those that say nothing about the network, and those that are refused.
+"""The keys of a public config.json: which are read, which do not affect the network, and which are refused.
 
 A key that changes what the network computes is read or refused by name, never ignored. `model_fields` returns the arguments of
 `ModelConfig`; every other key must be in one of the tables below, or be switched off (null, false or empty).
@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 LONGEST = 2**30
-"""Tokens of the longest text. A larger window or position limit has the same meaning."""
+"""Length of the longest text in tokens. A larger window or position limit has no further effect."""
 
 _READ = frozenset(
     {
@@ -29,10 +29,10 @@ _READ = frozenset(
         "sliding_window",
     }
 )
-"""Keys beside ModelConfig's own fields that are read, or compared with what was read."""
+"""Keys besides the fields of ModelConfig that are read, or compared with fields."""
 
 _OTHER_NAMES = {"head_dim": "hidden_size_per_head", "mamba_head_dim": "hidden_size_per_head"}
-"""Other spellings of a field."""
+"""Aliases of fields."""
 
 _ONLY: dict[str, tuple[Any, ...]] = {
     "model_type": ("plamo2",),
@@ -87,10 +87,10 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     # Inference code reads weights trained with FP8 products as plain weights.
     "linear_type": ("normal", "fp8", "fp8-retain"),
 }
-"""Keys with the values that change nothing."""
+"""Keys that are allowed only with these values, which do not change the network."""
 
 _HARMLESS_BY_REASON = {
-    "They say who wrote the file, and name Python classes. The dtype of a tensor is read from its own file.": """
+    "They name the writer of the file and Python classes. The dtype of a tensor is read from its own file.": """
         _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash _experts_implementation
         _experts_implementation_internal _flash_attn_2_enabled _name_or_path architectures attn_implementation auto_map dtype
         experts_implementation name_or_path tokenizer_class torch_dtype transformers.js_config transformers_version unsloth_fixed
@@ -100,15 +100,15 @@ _HARMLESS_BY_REASON = {
     "They have an effect in training only.": """
         attention_dropout attn_pdrop classifier_dropout dropout embd_pdrop gradient_checkpointing hidden_dropout
         hidden_dropout_prob resid_pdrop""",
-    "They choose outputs, heads and labels of other tasks, and how work is cut into pieces.": """
+    "They choose outputs, heads and labels of other tasks, and chunk sizes of the computation.": """
         chunk_size_feed_forward finetuning_task id2label is_decoder label2id num_labels output_attentions output_hidden_states
         prefix problem_type return_dict task_specific_params tf_legacy_loss tie_last_hidden_states torchscript use_cache""",
     "They are token ids of the tokenizer.": """
         cls_token_id decoder_start_token_id mask_token_id sep_token_id unk_token_id""",
-    "They are details of experts and images, without effect unless n_expert or image_feature_size is set.": """
+    "They configure experts and images, and have no effect unless n_expert or image_feature_size is set.": """
         capacity_factor expert_dropout group_size image_proj_type image_token_id k_expert shared_intermediate_size
         sparse_intermediate_size sparse_step""",
-    "They are generation settings, which older files hold beside the network's.": """
+    "They are generation settings, which older files store in config.json.": """
         assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight assistant_lookbehind bad_words_ids
         begin_suppress_tokens cache_config cache_implementation compile_config constraints continuous_batching_config
         disable_compile diversity_penalty do_sample dola_layers early_stopping encoder_no_repeat_ngram_size
@@ -131,18 +131,18 @@ _LAYERS = {
     "sliding_attention": ("window",),
     "full_attention": ("full",),
 }
-"""What layer_types and layers_block_type call the kinds of layers."""
+"""Names of the layer kinds in layer_types and layers_block_type."""
 
 
 def model_fields(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Arguments of `ModelConfig` from a public config.json.
+    """Return the arguments of `ModelConfig` for a public config.json.
 
     Args:
-        values: the JSON object.
-        names: fields of `ModelConfig`.
+        values: The JSON object.
+        names: Names of the fields of `ModelConfig`.
 
     Raises:
-        ValueError: a key asks for something that the model does not compute, or two keys contradict each other.
+        ValueError: A key requests something that the model does not compute, or two keys contradict each other.
     """
     for key, value in values.items():
         if key in _ONLY and (not _is_off(value) or any(allowed is True for allowed in _ONLY[key])):
@@ -168,17 +168,17 @@ def model_fields(values: Mapping[str, Any], names: Collection[str]) -> dict[str,
 
 
 def full_layers(values: Mapping[str, Any], kinds: Sequence[str]) -> tuple[int, ...] | None:
-    """Compare what config.json says about each layer with the pattern that the other keys give.
+    """Compare the layer kinds listed in config.json with the layer pattern from the other keys.
 
     Args:
-        values: the JSON object.
+        values: The JSON object.
         kinds: "mamba", "window" or "full" for every layer.
 
     Returns:
-        Layers with full attention, where only layer_types lists them; None: as `kinds`.
+        Numbers of the layers with full attention if only layer_types lists them, else None.
 
     Raises:
-        ValueError: a layer is of another kind, or an attention layer has no RoPE base.
+        ValueError: A layer has another kind, or an attention layer has no RoPE base.
     """
     listed = None
     kinds = list(kinds)
@@ -207,14 +207,14 @@ def full_layers(values: Mapping[str, Any], kinds: Sequence[str]) -> tuple[int, .
     ):
         if kind in kinds and _is_nested(rope) and values.get(top) is None:
             entries = [rope.get(key) or {} for key in (name, "attention")]
-            # Programs differ in the base that they take where an entry has none.
+            # Programs use different default bases for an entry without one, so the base must be explicit.
             if all(entry.get("rope_theta") is None for entry in entries):
                 raise ValueError(f"rope_parameters has no rope_theta for {name!r}, but the model has such layers")
     return listed
 
 
 def shown(value: Any) -> str:
-    """A value for a message, shortened where it is long."""
+    """Return a value as text for a message, shortened if it is long."""
     try:
         text = _SHORT.repr(value)
     except ValueError:  # an integer with more digits than Python converts
@@ -223,12 +223,12 @@ def shown(value: Any) -> str:
 
 
 def is_integer(value: Any) -> bool:
-    """Whether a JSON value is an integer."""
+    """Return whether a JSON value is an integer."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Whether a JSON value is a finite number that a float holds."""
+    """Return whether a JSON value is a number that is finite in float64."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return math.isfinite(value) if isinstance(value, float) else abs(value) < 2**1023
@@ -240,7 +240,7 @@ _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 6
 
 
 def _read_window(values: Mapping[str, Any], fields: dict[str, Any]) -> None:
-    """The window: vLLM's sliding_window counts the token itself, public files repeat attention_window_size there."""
+    """Read the window. In vLLM's files sliding_window counts the token itself; in public files it equals attention_window_size."""
     window = values.get("sliding_window")
     if window is None or window is False:
         return
@@ -250,12 +250,12 @@ def _read_window(values: Mapping[str, Any], fields: dict[str, Any]) -> None:
     if window not in (own, own + 1 if is_integer(own) else own):
         raise ValueError(
             f"attention_window_size={shown(own)} and sliding_window={shown(window)} contradict each other: sliding_window must be "
-            "the same number, or one more where it counts the token itself"
+            "the same number, or one more if it counts the token itself"
         )
 
 
 def _read_rope(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The RoPE bases, from the top of the file and from rope_parameters (rope_scaling in older files)."""
+    """Read the RoPE bases from the top level and from rope_parameters (rope_scaling in older files)."""
     bases = [(key, key, values[key]) for key in ("rope_theta", "rope_local_theta") if values.get(key) is not None]
     for key in ("rope_parameters", "rope_scaling"):
         rope = values.get(key)
@@ -285,7 +285,7 @@ def _read_rope(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain_rope(where: str, name: str, rope: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
-    """The base in one object of RoPE parameters, which may hold nothing else that changes the rotation."""
+    """Read the base from an object of RoPE parameters, and refuse entries that would change the rotation."""
     allowed = {"rope_type": ("default",), "type": ("default",), "partial_rotary_factor": (1,), "factor": (1,)}
     for key, value in rope.items():
         if key != "rope_theta" and value is not None and not any(_same(value, one) for one in allowed.get(key, ())):
@@ -314,7 +314,7 @@ def _is_off(value: Any) -> bool:
 
 
 def _same(value: Any, allowed: Any) -> bool:
-    # In Python true equals 1; in a configuration it does not.
+    # In Python True equals 1, but in JSON true and 1 differ.
     return value == allowed and isinstance(value, bool) == isinstance(allowed, bool)
 
 

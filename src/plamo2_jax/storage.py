@@ -1,10 +1,10 @@
-"""Folders on disk and in buckets: one way to name both, and to write so that no reader sees half of a file or folder.
+"""Local folders and buckets under one interface, with atomic writes of files and folders.
 
-A path is pathlib's where it is one of this machine, and etils' where it is the address of a bucket, gs://BUCKET/... or s3://BUCKET/...
-Both have the same methods; what object stores lack (appending, renaming into place) is here.
+A path is a pathlib path for this machine, and an etils path for a bucket, gs://BUCKET/... or s3://BUCKET/... Both have the same methods.
+This module adds what object stores lack (appending, renaming into place).
 
-Writers work under a unique temporary name beside the target, `.NAME.RANDOM.partial`, and rename it at the end. They hold a lock on it
-while they live: a second writer of the same target is refused, and what a killed writer left is removed by the next one.
+Writers write to a unique temporary name beside the target, `.NAME.RANDOM.partial`, and rename it at the end. They hold a lock on the
+temporary while they run: a second writer of the same target is refused, and the next writer removes what a killed writer left.
 """
 
 from __future__ import annotations
@@ -29,45 +29,45 @@ _DRIVERS = {"gs": "gcsfs", "s3": "s3fs"}
 
 
 def address(path: str | os.PathLike[str]) -> str:
-    """A path as text; a bucket's address has its second slash, which pathlib takes away."""
+    """Return a path as text. For a bucket, restore the second slash that pathlib removes."""
     return _ADDRESS.sub(r"\1://", os.fspath(path), count=1)
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether it is the address of a bucket."""
+    """Return whether a path is the address of a bucket."""
     return _ADDRESS.match(os.fspath(path)) is not None
 
 
 def located(path: str | os.PathLike[str]) -> Path:
-    """The path to use: a Path, or for a bucket etils' path, which is used alike.
+    """Return a pathlib path, or an etils path for the address of a bucket. Both have the same methods.
 
     Raises:
-        ValueError: it is a bucket's, and the package that reads such is not installed.
+        ValueError: The path is in a bucket, and the package for it is not installed.
     """
     if not is_remote(path):
         return Path(path)
     scheme = address(path).split(":")[0]
     if not any(importlib.util.find_spec(name) for name in (_DRIVERS[scheme], "tensorflow")):
         raise ValueError(
-            f"{address(path)} needs the package {_DRIVERS[scheme]}: pip install 'etils[epath-{'gcs' if scheme == 'gs' else 's3'}]'"
+            f"{address(path)} needs the package {_DRIVERS[scheme]}. Run pip install 'etils[epath-{'gcs' if scheme == 'gs' else 's3'}]'"
         )
     return epath.Path(address(path))
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """As `located`, independent of the working directory. (etils' own `absolute` takes an address for a relative path.)"""
+    """Return the path of `located`, made absolute. (The `absolute` of etils treats a bucket address as a relative path.)"""
     found = located(path)
     return found if is_remote(path) else found.absolute()
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all. Of two writers at the same time, the later one wins.
+    """Write a file atomically. Of two concurrent writers, the later one wins.
 
     Raises:
-        OSError: it cannot be written; the message names the path, also for a full disk.
+        OSError: The file cannot be written, for example because the disk is full. The message names the path.
     """
     if is_remote(path):
-        path.write_bytes(content)  # An object appears when it is complete.
+        path.write_bytes(content)  # An object in a bucket appears only when it is complete.
         return
     with new_file(path, alone=False) as partial:
         partial.write_bytes(content)
@@ -78,12 +78,12 @@ def new_file(path: Path, *, alone: bool = True) -> Iterator[Path]:
     """Yield the path of an empty temporary file; it replaces `path` when the block ends without an error.
 
     Args:
-        path: the file to write, on this machine.
-        alone: refuse to write while another process writes it.
+        path: File to write, on this machine.
+        alone: Raise an error while another process writes the file.
 
     Raises:
-        ValueError: another process is writing `path`.
-        OSError: a full disk or another problem; the message names `path`.
+        ValueError: Another process is writing `path`.
+        OSError: The disk is full, or another problem. The message names `path`.
     """
     path = Path(path)
     with naming_full_disk(path):
@@ -100,15 +100,15 @@ def new_file(path: Path, *, alone: bool = True) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
-    """Yield an empty temporary folder; it becomes `path` when the block ends without an error, and is removed otherwise.
+    """Yield an empty temporary folder. It becomes `path` when the block ends without an error, and is removed otherwise.
 
     Args:
-        path: the folder to make, on this machine. It must not exist or be empty.
-        replace: replace a folder that exists.
+        path: Folder to create, on this machine. It must not exist or must be empty.
+        replace: Replace an existing folder.
 
     Raises:
-        ValueError: `path` is occupied, or another process is writing it. Nothing was changed.
-        OSError: a full disk or another problem; the message names `path`.
+        ValueError: `path` is not empty, or another process is writing it. Nothing was changed.
+        OSError: The disk is full, or another problem. The message names `path`.
     """
     path = Path(path).absolute()
     with naming_full_disk(path), new_parents(path):
@@ -129,7 +129,7 @@ def new_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterat
 
 @contextlib.contextmanager
 def new_parents(path: Path) -> Iterator[None]:
-    """Make the folders above a path; after an error, remove those that were made, unless something else is in them."""
+    """Create the parent folders of a path. After an error, remove the created ones that are empty."""
     made = [parent for parent in path.parents if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,19 +142,19 @@ def new_parents(path: Path) -> Iterator[None]:
 
 
 def require_empty(folder: Path) -> None:
-    """Raise ValueError where a folder is occupied, before any work is done."""
+    """Check, before any work is done, that a folder does not exist or is empty; raise ValueError otherwise."""
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-        raise ValueError(f"{folder} exists already; give a folder that does not exist or is empty")
+        raise ValueError(f"{folder} exists already: the folder must not exist or must be empty. Choose another folder")
 
 
 @contextlib.contextmanager
 def lock_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Keep other processes from using a folder until the block ends or this process does, however it ends.
+    """Lock a folder against other processes until the block or this process ends.
 
-    The lock is on the file `.lock` in the folder, which stays. A bucket has no locks: nothing is done for one.
+    The lock is held on the file `.lock` in the folder; the file is not removed. Buckets have no locks, so they are not locked.
 
     Raises:
-        ValueError: another process has the lock; the message names it.
+        ValueError: Another process holds the lock. The message names the process.
     """
     if is_remote(folder):
         yield
@@ -168,7 +168,7 @@ def lock_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
             file.seek(0)
             holder = file.read(200).strip() or "unknown"
             raise ValueError(
-                f"{folder} is in use by another process ({holder}); wait until it ends, or end it"
+                f"{folder} is in use by another process ({holder}). Wait until it ends, or stop it"
             ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -179,10 +179,10 @@ def lock_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
 def allocate(path: Path) -> None:
     """Reserve disk space for the whole length of a file.
 
-    A process that writes through a memory map to a full disk dies by SIGBUS. After this call the map can be written.
+    A process that writes to a memory map on a full disk is killed by SIGBUS. After this call, the whole map can be written.
 
     Raises:
-        OSError: the disk is full.
+        OSError: The disk is full.
     """
     with path.open("r+b") as file:
         if size := os.fstat(file.fileno()).st_size:
@@ -190,14 +190,14 @@ def allocate(path: Path) -> None:
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether an error, or one that it came from, says that the disk or the quota is full."""
+    """Return whether an error, or one of its causes, reports that the disk or the quota is full."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
         seen.add(id(current))
         if isinstance(current, OSError) and current.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        # safetensors, TensorStore and ArrayRecord report the system's error as text.
+        # safetensors, TensorStore and ArrayRecord report the system error as text.
         if re.search(r"ENOSPC|EDQUOT|No space left on device|Disk quota exceeded", str(current)):
             return True
         current = current.__cause__ or current.__context__
@@ -206,10 +206,10 @@ def is_full_disk(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def naming_full_disk(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn the many errors that mean a full disk into one sentence with the path that the user knows.
+    """Replace the various errors of a full disk by one message with the path that the user gave.
 
     Raises:
-        OSError: the disk is full. Other errors pass as they are.
+        OSError: The disk is full. Other errors are raised unchanged.
     """
     try:
         yield
@@ -222,12 +222,12 @@ def naming_full_disk(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _claim(path: Path, *, folder: bool) -> tuple[Path, int]:
-    """Make a temporary file or folder beside `path` and lock it; returns it and the descriptor that holds the lock.
+    """Create and lock a temporary file or folder beside `path`. Return its path and the file descriptor that holds the lock.
 
-    Two writers that start in the same millisecond both pass. They write under different names, and `_move_into_place` lets one win.
+    Two writers that start within a millisecond may both pass. Their temporary names differ, and `_move_into_place` lets one win.
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    # It gets its final temporary name when it is locked, so that no other process takes it for a dead writer's.
+    # It gets its final temporary name after it is locked. Otherwise another process could remove it as left by a dead writer.
     unlocked = partial.with_suffix(".unlocked")
     if folder:
         unlocked.mkdir()
@@ -240,27 +240,29 @@ def _claim(path: Path, *, folder: bool) -> tuple[Path, int]:
 
 
 def _remove_dead(path: Path, alone: bool) -> None:
-    """Remove the temporaries of `path` whose writers are dead; raise ValueError for a living one if `alone`."""
+    """Remove the temporaries of `path` whose writers are dead. If `alone`, raise ValueError if a writer is alive."""
     pattern = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{8}\.partial(\.old)?")
     for other in path.parent.iterdir():
         if not pattern.fullmatch(other.name):
             continue
         try:
             held = _try_lock(other)
-        except FileNotFoundError:  # It was renamed into place in this moment.
+        except FileNotFoundError:  # Its writer has just renamed it into place.
             continue
         if held is not None and other.suffix == ".old" and not path.exists():
-            os.rename(other, path)  # Killed between the two renames of a replacement: what was there stays.
+            os.rename(
+                other, path
+            )  # A writer was killed between the two renames of a replacement. Restore the old content.
             os.close(held)
         elif held is not None:
             shutil.rmtree(other, ignore_errors=True) if other.is_dir() else other.unlink(missing_ok=True)
             os.close(held)
         elif alone:
-            raise ValueError(f"{path} is being written by another process; wait until it ends, or choose another path")
+            raise ValueError(f"{path} is being written by another process. Wait until it ends, or choose another path")
 
 
 def _try_lock(path: Path) -> int | None:
-    """A descriptor that holds the lock of a file or folder; None where a living process has it."""
+    """Lock a file or folder and return the file descriptor that holds the lock; None if another process holds it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -280,7 +282,9 @@ def _move_into_place(partial: Path, path: Path, replace: bool) -> None:
         os.replace(partial, path)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise ValueError(f"{path} exists already; another process made it meanwhile") from error
+            raise ValueError(
+                f"{path} exists already: another process created it meanwhile. Choose another path"
+            ) from error
         raise
     shutil.rmtree(old, ignore_errors=True)
 
@@ -294,7 +298,7 @@ def _sync(path: Path) -> None:
 
 
 def append(path: Path, content: bytes) -> None:
-    """Add to the end of a file, which need not exist. An object is written anew: not for what grows large."""
+    """Append to a file; create it if needed. In a bucket the whole object is rewritten, so use this for small files only."""
     if is_remote(path):
         path.write_bytes((path.read_bytes() if path.exists() else b"") + content)
         return
@@ -303,7 +307,7 @@ def append(path: Path, content: bytes) -> None:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All files in a folder and its folders."""
+    """Yield all files below a folder."""
     for path in folder.iterdir():
         if path.is_dir():
             yield from files_below(path)
@@ -312,31 +316,31 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 class Mirror:
-    """A folder on this machine for what is written bit by bit; for a run in a bucket, what is in it is copied there by `upload`.
+    """A local folder for files that are written in small pieces. If the target folder is in a bucket, `upload` copies them there.
 
     Args:
-        folder: where the files belong.
+        folder: Target folder of the files, local or in a bucket.
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
         self._target = located(folder)
         self._remote = is_remote(folder)
         self.folder = Path(tempfile.mkdtemp(prefix="plamo2-")) if self._remote else self._target
-        """Where to write them."""
+        """Local folder to write into."""
 
     def download(self, name: str) -> None:
-        """Fetch a file, if it is there."""
+        """Download a file from the target folder, if it exists."""
         if self._remote and (self._target / name).exists():
             (self.folder / name).write_bytes((self._target / name).read_bytes())
 
     def clear(self, name: str) -> None:
-        """Remove a folder, here and there."""
+        """Remove a subfolder here and in the target folder."""
         shutil.rmtree(self.folder / name, ignore_errors=True)
         if self._remote and (self._target / name).exists():
             (self._target / name).rmtree()
 
     def upload(self) -> None:
-        """Copy everything in it."""
+        """Copy all files to the target folder."""
         if self._remote and self.folder.is_dir():
             for path in files_below(self.folder):
                 target = self._target / path.relative_to(self.folder).as_posix()
@@ -344,7 +348,7 @@ class Mirror:
                 target.write_bytes(path.read_bytes())
 
     def close(self) -> None:
-        """Upload, and remove what was only a copy."""
+        """Upload, and remove the local folder if it was only a copy."""
         self.upload()
         if self._remote:
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -131,7 +131,7 @@ def test_files_are_measured_as_shards_are_and_conversations_by_their_answers(run
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("missing.jsonl", None, "neither a file, a folder, nor a pattern"),
+        ("missing.jsonl", None, "it must be a file, a folder or a pattern"),
         ("empty.jsonl", "", "holds no document"),
         ("bad.jsonl", '{"messages": 1}\n', "line 1"),
         ("blank.txt", " \n", "nothing but white space"),

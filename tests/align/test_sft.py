@@ -196,11 +196,14 @@ def test_adapters_alone_are_trained_and_added(make_config, small_params, base, t
     assert losses[-1] < losses[0]
     adapters = checkpoint.restore_params(config.folder, Adapters(config.model, lora).abstract)
     expected = Adapters(config.model, lora).apply(small_params, adapters)
-    with pytest.raises(ValueError, match="holds adapters, not a model: plamo2 lora MODEL"):
+    with pytest.raises(ValueError, match=r"holds adapters, not a model\. Merge them into a model: plamo2 lora MODEL"):
         load_model(config.folder)
     for command in (["convert", "to-hf", config.folder], ["merge", base, config.folder]):
         assert main([*map(str, command), str(tmp_path / "out")]) == 2
-        assert f"{config.folder} holds adapters, not a model: plamo2 lora MODEL" in capsys.readouterr().err
+        assert (
+            f"{config.folder} holds adapters, not a model. Merge them into a model: plamo2 lora MODEL"
+            in capsys.readouterr().err
+        )
     # It can be asked as it is: the base is that of its configuration.
     jax.tree.map(np.testing.assert_array_equal, open_model(config.folder).params, expected)
     assert main(["generate", str(config.folder), "--prompt", "a", "--max-new-tokens", "2", "--temperature", "0"]) == 0

@@ -61,19 +61,19 @@ SINGLE = {
     "extra tensor": (lambda f, t: resave(f, {**t, "mixer.E": np.ones(2)}), "dtype F64"),
     "unknown tensor": (
         lambda f, t: resave(f, {**t, "mixer.E": np.ones(2, np.float32)}),
-        r"has 1 tensor\(s\) unknown .*: mixer\.E",
+        r"has 1 tensor\(s\) that the model .*: mixer\.E",
     ),
     "misshapen tensor": (
         lambda f, t: resave(f, {**t, D: np.ones(9, np.float32)}),
-        rf"tensor {D} has shape \[9\]; config.json wants \[8\]",
+        rf"tensor {D} has shape \[9\]; by config.json it must be \[8\]",
     ),
     "transposed tensor": (
         lambda f, t: resave(f, {**t, "model.embed_tokens.weight": t["model.embed_tokens.weight"].T.copy()}),
-        r"model.embed_tokens.weight has shape \[32, 864\]; config.json wants \[864, 32\]",
+        r"model.embed_tokens.weight has shape \[32, 864\]; by config.json it must be \[864, 32\]",
     ),
     "wrong dtype": (
         lambda f, t: resave(f, {**t, D: np.ones(8, np.int32)}),
-        rf"tensor {D} has dtype I32; it must be one of F32, BF16, F16",
+        rf"tensor {D} has dtype I32: it must be one of F32, BF16, F16",
     ),
     "truncated file": (lambda f, t: truncate(f / "model.safetensors", 50_000), "model.safetensors is damaged"),
     "truncated header": (lambda f, t: truncate(f / "model.safetensors", 100), "model.safetensors is damaged"),
@@ -127,11 +127,11 @@ SINGLE = {
     ),
     "tied by config, untied file of another width": (
         lambda f, t: change_config(f, vocab_size=800),
-        r"embed_tokens.weight has shape \[864, 32\]; config.json wants \[800, 32\]",
+        r"embed_tokens.weight has shape \[864, 32\]; by config.json it must be \[800, 32\]",
     ),
     "only a pickle": (
         lambda f, t: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
-        r"only pickled weights \(pytorch_model.bin\); loading a pickle can run code",
+        r"only pickled weights \(pytorch_model.bin\): they are refused, because loading a pickle can run code",
     ),
     "no weights": (
         lambda f, t: (f / "model.safetensors").unlink(),
@@ -154,11 +154,11 @@ SHARDED = {
     "truncated shard": (lambda f, t: truncate(f / SECOND, 5_000), f"{SECOND} is damaged"),
     "index outside": (
         lambda f, t: edit_index(f, lambda w: w.update({D: "../x.safetensors"})),
-        r"outside the folder: '\.\./x",
+        r"outside the folder, '\.\./x",
     ),
     "index absolute": (
         lambda f, t: edit_index(f, lambda w: w.update({D: "/x.safetensors"})),
-        "outside the folder: '/x",
+        "outside the folder, '/x",
     ),
     "index names a number": (
         lambda f, t: edit_index(f, lambda w: w.update({D: 3})),
@@ -171,7 +171,7 @@ SHARDED = {
     ),
     "tensor in two shards": (
         lambda f, t: save_file({**dict(list(t.items())[0::3]), D: t[D]}, f / FIRST),
-        f"tensor {D} stands in two files, {FIRST} and model-0000",
+        f"tensor {D} is in two files, {FIRST} and model-0000",
     ),
     "tensor the index lacks": (
         lambda f, t: edit_index(f, lambda w: w.pop(D)),
@@ -183,7 +183,7 @@ SHARDED = {
     ),
     "index misplaces a tensor": (
         lambda f, t: edit_index(f, lambda w: w.update({D: next(x for x in (FIRST, SECOND) if x != w[D])})),
-        f"tensor {D} is in .*; model.safetensors.index.json places it in",
+        f"tensor {D} is in .*; model.safetensors.index.json lists it in",
     ),
 }
 
@@ -213,7 +213,7 @@ def test_a_tokenizer_with_more_rows_than_the_model(tmp_path, golden_tokenizer):
     config = dataclasses.replace(CONFIG, vocab_size=400)
     folder = write_public(tmp_path / "public", random_tensors(config), config)
     (folder / "tokenizer.jsonl").write_bytes(golden_tokenizer.read_bytes())
-    assert_refused(folder, "861 rows, more than the model's vocab_size=400")
+    assert_refused(folder, "861 rows: at most the model's vocab_size=400")
 
 
 def test_an_output_in_use_is_not_touched(public, tmp_path):
@@ -237,10 +237,10 @@ def test_a_write_that_fails_midway_leaves_nothing(public, tmp_path):
 
 
 def test_folders_of_the_other_kind_are_named(public, tmp_path):
-    with pytest.raises(ConvertError, match="is of the public layout already"):
+    with pytest.raises(ConvertError, match="already has the public layout"):
         to_public(public, tmp_path / "out")
     from_public(public, tmp_path / "run")
-    with pytest.raises(ConvertError, match="is a run folder already"):
+    with pytest.raises(ConvertError, match="is already a run folder"):
         from_public(tmp_path / "run", tmp_path / "out")
     with pytest.raises(ConvertError, match="is not a folder"):
         from_public(tmp_path / "nowhere", tmp_path / "out")
@@ -257,7 +257,7 @@ def test_sizes_that_are_none(tmp_path, public, size, capfd):
     from_public(public, tmp_path / "run")
     arguments = ["convert", "to-hf", str(tmp_path / "run"), str(tmp_path / "back"), f"--max-shard-size={size}"]
     assert main(arguments) == 2
-    assert "is not a size; it must be like 5GB" in capfd.readouterr().err
+    assert "is not a size: it must be like 5GB" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("write", [from_public, to_public], ids=["from-hf", "to-hf"])

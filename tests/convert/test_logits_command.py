@@ -89,13 +89,13 @@ def bad(tokens, segment_ids):
         "empty": ({"tokens": tokens[:0]}, "neither empty, not shape (0, 61)"),
         "other shape": (
             {"tokens": tokens, "segment_ids": segment_ids[:, :60]},
-            "segment_ids has shape (4, 60); tokens has (4, 61)",
+            "segment_ids has shape (4, 60): it must be (4, 61)",
         ),
         "id too large": (
             {"tokens": at(tokens, 256)},
-            "tokens[2, 5] is 256; it must be from 0 to 255 (1 value(s) are not)",
+            "tokens[2, 5] is 256: it must be from 0 to 255 (1 value(s) are not)",
         ),
-        "id negative": ({"tokens": at(tokens, -1)}, "tokens[2, 5] is -1; it must be from 0 to 255"),
+        "id negative": ({"tokens": at(tokens, -1)}, "tokens[2, 5] is -1: it must be from 0 to 255"),
         "segment negative": ({"tokens": tokens, "segment_ids": at(segment_ids, -1)}, "segment_ids[2, 5] is -1"),
         "pickled": ({"tokens": np.array([[None]])}, "in.npz is not a readable .npz file of plain arrays"),
     }
@@ -166,20 +166,20 @@ def claim_size(path, size):
 ARCHIVES = {
     "a shape of exabytes": (
         lambda path: archive(path, tokens=member((2**40, 2**20), b"")),
-        "arrays of at most 256 MiB are read",
+        "at most 256 MiB are allowed",
     ),
     "more data than the header says": (
         lambda path: archive(path, tokens=member((1, 2), bytes(1 << 20))),
-        "not the size of its data",
+        "does not fit the size of its data",
     ),
-    "less data": (lambda path: archive(path, tokens=member((4, 4), bytes(8))), "not the size of its data"),
+    "less data": (lambda path: archive(path, tokens=member((4, 4), bytes(8))), "does not fit the size of its data"),
     "a bomb": (
         lambda path: archive(path, tokens=member((1, 2**26), bytes(1 << 22))),
-        "arrays of at most 256 MiB are read",
+        "at most 256 MiB are allowed",
     ),
     "a negative shape": (
         lambda path: archive(path, tokens=member((-1, 2), bytes(16))),
-        "arrays of at most|not a readable",
+        "at most|not a readable",
     ),
     "objects": (
         lambda path: archive(path, tokens=member((1, 1), bytes(8), "|O")),

@@ -121,7 +121,7 @@ def test_the_bundled_manuals_lose_next_to_nothing():
 
 
 def test_too_few_documents_are_refused():
-    with pytest.raises(ValueError, match="min_documents is 1; it must be at least 2"):
+    with pytest.raises(ValueError, match="min_documents=1 is not allowed: it must be at least 2"):
         boilerplate_lines([], 1)
 
 

@@ -91,10 +91,10 @@ def test_declared_language_must_match():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("unicode_form", "NFD", "unicode_form is 'NFD'; it must be one of none, NFC, NFKC"),
+        ("unicode_form", "NFD", "unicode_form='NFD' is not allowed: it must be one of none, NFC, NFKC"),
         ("languages", ("fr",), "languages is"),
-        ("min_chars", 0, "min_chars is 0; it must be at least 1"),
-        ("max_top_ngram", 2.0, "max_top_ngram is 2.0; it must lie between 0 and 1"),
+        ("min_chars", 0, "min_chars=0 is not allowed: it must be at least 1"),
+        ("max_top_ngram", 2.0, "max_top_ngram=2.0 is not allowed: it must be between 0 and 1"),
     ],
 )
 def test_bad_config_is_named(field, value, message):

@@ -147,9 +147,9 @@ def test_no_train_document_is_a_near_duplicate_of_a_heldout_one():
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match="language is 'fr'; it must be None or one of ja, en"):
+    with pytest.raises(ValueError, match="language='fr' is not allowed: it must be None or one of ja, en"):
         corpus.documents("fr")
-    with pytest.raises(ValueError, match="split is 'test'; it must be one of all, train, heldout"):
+    with pytest.raises(ValueError, match="split='test' is not allowed: it must be one of all, train, heldout"):
         corpus.documents("ja", "test")
 
 

@@ -168,7 +168,7 @@ def test_render_closes_holes_in_numbered_lists():
 def test_extra_sources_are_checked():
     from build_corpus import Options
 
-    with pytest.raises(ValueError, match="extra names wikipedia; it must name some of lilypond, gimp-help"):
+    with pytest.raises(ValueError, match="extra names wikipedia: it must name some of lilypond, gimp-help"):
         Options(extra=("wikipedia",), out=Path("x"))
     with pytest.raises(ValueError, match="extra needs out"):
         Options(extra=("lilypond",))

@@ -122,9 +122,9 @@ def test_empty_documents_and_repeated_ids():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("threshold", 0.0, r"threshold is 0.0; it must lie in \(0, 1\]"),
-        ("ngram", 0, "ngram is 0; it must be at least 1"),
-        ("permutations", 8, "permutations is 8; it must be at least 16"),
+        ("threshold", 0.0, r"threshold=0.0 is not allowed: it must be in \(0, 1\]"),
+        ("ngram", 0, "ngram=0 is not allowed: it must be at least 1"),
+        ("permutations", 8, "permutations=8 is not allowed: it must be at least 16"),
     ],
 )
 def test_bad_config_is_named(field, value, message):

@@ -89,7 +89,7 @@ def test_prepare_reports_bad_records_and_splits(capsys, tokenizer, tmp_path):
     status, _, err = run(capsys, "prepare", *arguments, "--output", tmp_path / "none", "--max-bad-rate", 0.001)
     assert status == 2
     assert "line 7: not JSON" in err
-    assert "1 bad records among 300 (0.33%), more than the 0.10% allowed" in err
+    assert "1 bad records among 300 (0.33%): at most 0.10% are allowed" in err
     assert not (tmp_path / "none").exists()
 
 

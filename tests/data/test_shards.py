@@ -115,14 +115,14 @@ def rows_of(tokenizer):
 
 
 def test_an_existing_folder_is_only_replaced_when_asked(folder, letters, tmp_path):
-    with pytest.raises(ShardError, match="exists; choose another folder"):
+    with pytest.raises(ShardError, match=r"exists\. Choose another folder"):
         write_shards(documents_of([3]), letters, folder, progress=False)
     assert len(open_shards(folder)) == 6
     write_shards(documents_of([3]), letters, folder, overwrite=True, progress=False)
     assert len(open_shards(folder)) == 1
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(ShardError, match=r"is not a folder of shards .* not overwritten"):
+    with pytest.raises(ShardError, match=r"is not overwritten: it is not a folder of shards"):
         write_shards(documents_of([3]), letters, tmp_path / "mine", overwrite=True, progress=False)
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
@@ -142,15 +142,15 @@ def test_nothing_is_left_behind_when_reading_fails(letters, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"format": "plamo2-shards-9"}, "format is 'plamo2-shards-9'; it must be 'plamo2-shards-1'"),
-        ({"documents": 7}, r"lengths.npy holds uint32 \[6\]; it must hold uint32 \[7\]"),
-        ({"tokens": 1}, "lengths.npy adds up to 470 tokens; manifest.json says 1"),
-        ({"bytes": -1}, "bytes of the manifest is -1; it must be a whole number"),
+        ({"format": "plamo2-shards-9"}, "format is 'plamo2-shards-9': it must be 'plamo2-shards-1'"),
+        ({"documents": 7}, r"lengths.npy holds uint32 \[6\]: it must hold uint32 \[7\]"),
+        ({"tokens": 1}, "lengths.npy adds up to 470 tokens: by manifest.json it must be 1"),
+        ({"bytes": -1}, "bytes of the manifest is -1: it must be a whole number"),
         ({"tokenizer": None}, "tokenizer is None"),
         ({"shards": []}, "shards is .*not empty"),
         (
             {"shards": [{"name": "../x", "documents": 6, "size": 1}]},
-            r"shards\[0\].name is '../x'; it must be 'shard-00000",
+            r"shards\[0\].name is '../x': it must be 'shard-00000",
         ),
     ],
 )
@@ -166,7 +166,9 @@ def test_a_folder_that_is_damaged_is_refused(folder, tmp_path):
     shard = folder / "shard-00001.arrayrecord"
     data = shard.read_bytes()
     shard.write_bytes(data[:-100])
-    with pytest.raises(ShardError, match=rf"shard-00001.arrayrecord has {len(data) - 100} bytes; .* says {len(data)}"):
+    with pytest.raises(
+        ShardError, match=rf"shard-00001.arrayrecord has {len(data) - 100} bytes: by .* it must have {len(data)}"
+    ):
         open_shards(folder)
     shard.write_bytes(bytes(len(data)))
     with pytest.raises(ShardError, match="cannot be opened"):
@@ -181,7 +183,7 @@ def test_a_folder_that_is_damaged_is_refused(folder, tmp_path):
 
 def test_lengths_are_read_without_pickle(folder):
     np.save(folder / "lengths.npy", np.array([{}] * 6, dtype=object), allow_pickle=True)
-    with pytest.raises(ShardError, match=r"lengths.npy holds object \[6\]; it must hold uint32"):
+    with pytest.raises(ShardError, match=r"lengths.npy holds object \[6\]: it must hold uint32"):
         open_shards(folder)
 
 

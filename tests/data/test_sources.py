@@ -121,7 +121,7 @@ def test_too_many_bad_records_fail_at_the_end(tmp_path):
     with pytest.raises(TooManyBadRecordsError) as error:
         list(read_documents([path]))
     assert str(error.value).startswith(f"{path}, line 50: not JSON")
-    assert "one of 1 bad records among 50 (2.00%), more than the 1.00% allowed" in str(error.value)
+    assert "one of 1 bad records among 50 (2.00%): at most 1.00% are allowed" in str(error.value)
     assert len(list(read_documents([path], report=ReadReport(max_bad_rate=0.02)))) == 49
 
 
@@ -198,7 +198,7 @@ def test_parquet_rows_that_are_bad_are_named(tmp_path):
         TooManyBadRecordsError, match=r"a.parquet, row 1: text not a string \(float in the field 'text'\)"
     ):
         list(read_documents([path]))
-    with pytest.raises(ValueError, match=r"a.parquet has no column 'body'; its columns are text"):
+    with pytest.raises(ValueError, match=r"a.parquet has no column 'body': its columns are text"):
         list(read_documents([path], text_field="body"))
 
 
@@ -228,7 +228,7 @@ def test_tfds(tmp_path_factory):
         ("tfds:plamo2_corpus/en:train", "plamo2_corpus/en:train is not prepared in"),
         ("tfds:plamo2_corpus/ja:test", "cannot be read: Unknown split 'test'"),
         ("tfds:plamo2_nothing:train", "cannot be read: Dataset plamo2_nothing not found"),
-        ("tfds:plamo2_corpus", "write tfds:NAME:SPLIT"),
+        ("tfds:plamo2_corpus", "it must be tfds:NAME:SPLIT"),
     ]:
         with pytest.raises(ValueError, match=message):
             list(read_documents([spec], data_dir=folder))
@@ -246,7 +246,7 @@ def test_bundled():
     )
     both = list(read_documents(["bundled:all:heldout"]))
     assert {document.language for document in both} == {"ja", "en"}
-    with pytest.raises(ValueError, match="bundled:fr:train is not allowed; write bundled:LANGUAGE:SPLIT"):
+    with pytest.raises(ValueError, match="bundled:fr:train is not allowed: it must be bundled:LANGUAGE:SPLIT"):
         list(read_documents(["bundled:fr:train"]))
 
 
@@ -258,9 +258,9 @@ def test_files_of_folders_and_patterns(tmp_path):
     assert names == ["a/c.txt", "a/d.jsonl.xz", "b.jsonl", "e.array_record-00000-of-00001"]
     assert find_files(f"{tmp_path}/**/*.jsonl*") == [tmp_path / "a/d.jsonl.xz", tmp_path / "b.jsonl"]
     for spec, message in [
-        (tmp_path / "a/README.md", r"README.md is of no format that can be read; the suffixes are .jsonl"),
-        (tmp_path / "none", "is neither a file, a folder, nor a pattern"),
-        (tmp_path / "*.csv", "is neither a file, a folder, nor a pattern"),
+        (tmp_path / "a/README.md", r"README.md cannot be read: the suffix must be one of .jsonl"),
+        (tmp_path / "none", "does not exist: it must be a file, a folder or a pattern"),
+        (tmp_path / "*.csv", "does not exist: it must be a file, a folder or a pattern"),
         (tmp_path / ".git/empty", "the folder .* holds no file"),
     ]:
         (tmp_path / ".git/empty").mkdir(exist_ok=True)

@@ -6,15 +6,28 @@ import numpy as np
 import pytest
 
 from plamo2_jax.engine.sampling import (
+    PROMPT,
+    RowSampling,
     SamplingConfig,
-    adjust_logits,
+    apply_temperature,
     draw,
     in_top_p,
     keep_min_p,
     keep_top_k,
-    penalize_repetition,
+    penalize,
     sample,
 )
+
+
+def of_rows(config, rows):
+    """The same settings for every row."""
+    return jax.tree.map(lambda value: jnp.full(rows, value), RowSampling.of(config))
+
+
+def choose(logits, keys, config, counts=None):
+    """`sample` with the same settings for every row."""
+    counts = jnp.zeros(logits.shape, jnp.int32) if counts is None else counts
+    return jax.jit(sample)(jnp.asarray(logits), keys, of_rows(config, len(logits)), counts)
 
 
 @pytest.fixture
@@ -30,6 +43,7 @@ def softmax(x):
 
 def keep_top_p(logits, p):
     """What `in_top_p` says of every token."""
+    p = jnp.full(len(logits), p)
     columns = [in_top_p(jnp.asarray(logits), jnp.full(len(logits), i), p) for i in range(logits.shape[1])]
     return np.where(np.stack(columns, axis=1), logits, -np.inf)
 
@@ -55,7 +69,7 @@ def top_p_ids(row, p):
 
 @pytest.mark.parametrize("k", [1, 2, 7, 50, 1000])
 def test_top_k_keeps_the_k_likeliest(logits, k):
-    assert kept(keep_top_k(logits, k)) == [set(by_likelihood(row)[:k]) for row in logits]
+    assert kept(keep_top_k(logits, jnp.full(len(logits), k))) == [set(by_likelihood(row)[:k]) for row in logits]
 
 
 @pytest.mark.parametrize("p", [1e-9, 0.1, 0.5, 0.9, 0.999])
@@ -66,25 +80,29 @@ def test_top_p_keeps_the_fewest_that_reach_p(logits, p):
 @pytest.mark.parametrize("p", [1.0, 0.5, 0.05, 1e-4])
 def test_min_p_keeps_those_near_the_likeliest(logits, p):
     want = [{i for i, q in enumerate(softmax(row)) if q >= p * softmax(row).max() * (1 - 1e-6)} for row in logits]
-    assert kept(keep_min_p(logits, p)) == want
+    assert kept(keep_min_p(logits, jnp.full(len(logits), p))) == want
 
 
 def test_both_zeros_are_equals():
     zeros = np.array([[-0.0, 0.0, -0.0, -1.0]], np.float32)
-    assert kept(keep_top_k(zeros, 2)) == [{0, 1}]
+    assert kept(keep_top_k(zeros, jnp.array([2]))) == [{0, 1}]
     assert kept(keep_top_p(zeros, 0.1)) == [{0}]
 
 
 def test_filters_leave_what_they_keep_unchanged(logits):
-    for filtered in (keep_top_k(logits, 5), keep_min_p(logits, 0.1)):
+    for filtered in (keep_top_k(logits, jnp.full(8, 5)), keep_min_p(logits, jnp.full(8, 0.1))):
         filtered = np.asarray(filtered)
         np.testing.assert_array_equal(filtered[np.isfinite(filtered)], logits[np.isfinite(filtered)])
 
 
-def test_repetition_penalty_follows_ctrl():
-    logits = np.array([[2.0, -2.0, 2.0, -2.0, 0.0]], np.float32)
-    seen = np.array([[True, True, False, False, True]])
-    np.testing.assert_array_equal(penalize_repetition(logits, seen, 4.0), [[0.5, -8.0, 2.0, -2.0, 0.0]])
+def test_penalties_follow_ctrl_and_openai():
+    logits = np.array([[2.0, -2.0, 2.0, -2.0, 0.0]] * 2, np.float32)
+    counts = np.array([[PROMPT, PROMPT + 1, 0, 3, PROMPT]] * 2)
+    sampling = of_rows(SamplingConfig(repetition_penalty=4.0), 2)
+    sampling = sampling.replace(presence_penalty=jnp.array([0, 0.5]), frequency_penalty=jnp.array([0, 0.25]))
+    np.testing.assert_array_equal(
+        penalize(logits, counts, sampling), [[0.5, -8.0, 2.0, -8.0, 0.0], [0.5, -8.75, 2.0, -9.25, 0.0]]
+    )
 
 
 def possible_ids(row, seen, config):
@@ -95,13 +113,20 @@ def possible_ids(row, seen, config):
     return {i for i in top_p_ids(row, config.top_p) if row[i] >= row.max() + np.log(config.min_p)}, row
 
 
+def adjusted_logits(logits, config, counts):
+    """What top-p and min-p look at."""
+    rows = of_rows(config, len(logits))
+    return keep_top_k(apply_temperature(penalize(jnp.asarray(logits), counts, rows), rows.temperature), rows.top_k)
+
+
 def test_steps_compose_in_the_stated_order(logits, rng):
     seen = rng.random(logits.shape) < 0.3
     config = SamplingConfig(temperature=0.5, top_k=20, top_p=0.8, min_p=0.05, repetition_penalty=1.5)
     keys = jax.random.split(jax.random.key(2), 3000 * len(logits))
-    many = [jnp.repeat(jnp.asarray(array), 3000, axis=0) for array in (logits, seen)]
-    tokens = jax.jit(sample, static_argnums=2)(many[0], keys, config, many[1])[0].reshape(len(logits), 3000)
-    adjusted = np.asarray(adjust_logits(logits, config, seen))
+    counts = np.where(seen, PROMPT, 0)
+    many = [jnp.repeat(jnp.asarray(array), 3000, axis=0) for array in (logits, counts)]
+    tokens = choose(many[0], keys, config, many[1])[0].reshape(len(logits), 3000)
+    adjusted = np.asarray(adjusted_logits(logits, config, counts))
     for row, mask, got, drawn in zip(logits, seen, adjusted, np.asarray(tokens), strict=True):
         ids, row = possible_ids(row, mask, config)
         assert set(drawn) == ids
@@ -119,7 +144,7 @@ def test_steps_compose_in_the_stated_order(logits, rng):
     ],
 )
 def test_limits_are_greedy(logits, config):
-    tokens, logprobs = sample(jnp.asarray(logits), jax.random.split(jax.random.key(3), 8), config)
+    tokens, logprobs = choose(logits, jax.random.split(jax.random.key(3), 8), config)
     np.testing.assert_array_equal(tokens, logits.argmax(-1))
     want = [np.log(softmax(row)).max() for row in logits]
     np.testing.assert_allclose(logprobs, want, rtol=1e-5)
@@ -139,10 +164,10 @@ def test_limits_are_greedy(logits, config):
 def test_frequencies_follow_the_distribution(rng, config):
     """Pearson's chi-square over 20,000 seeded draws, bound at the 1e-4 quantile by Wilson and Hilferty."""
     draws, row = 20_000, rng.normal(0, 1, 12).astype(np.float32)
-    kept = keep_top_p(np.asarray(adjust_logits(row[None], config)), config.top_p)
-    probabilities = softmax(np.asarray(keep_min_p(kept, config.min_p or 1e-30))[0].astype(np.float64))
+    kept = keep_top_p(np.asarray(adjusted_logits(row[None], config, 0)), config.top_p)
+    probabilities = softmax(np.asarray(keep_min_p(kept, jnp.array([config.min_p])))[0].astype(np.float64))
     keys = jax.random.split(jax.random.key(1), draws)
-    tokens, _ = jax.jit(sample, static_argnums=2)(jnp.broadcast_to(row, (draws, 12)), keys, config)
+    tokens, _ = choose(jnp.broadcast_to(row, (draws, 12)), keys, config)
     counts, possible = np.bincount(tokens, minlength=12), probabilities > 0
     assert counts[~possible].sum() == 0
     expected = draws * probabilities[possible]
@@ -153,12 +178,24 @@ def test_frequencies_follow_the_distribution(rng, config):
 
 
 def test_a_row_draws_alike_in_any_company(logits):
+    """Each row has settings of its own; alone, a row skips the steps that only others ask for."""
     keys = jax.random.split(jax.random.key(5), 8)
-    config = SamplingConfig(temperature=0.9, top_p=0.95)
-    together, _ = sample(jnp.asarray(logits), keys, config)
-    for i in range(8):
-        alone, _ = sample(jnp.asarray(logits[i : i + 1]), keys[i : i + 1], config)
-        assert alone[0] == together[i]
+    configs = [
+        SamplingConfig(temperature=0),
+        SamplingConfig(),
+        SamplingConfig(top_k=5),
+        SamplingConfig(temperature=0.9, top_p=0.95),
+        SamplingConfig(min_p=0.1),
+        SamplingConfig(temperature=0, repetition_penalty=2.0),
+        SamplingConfig(top_p=0.3, presence_penalty=3.0),
+        SamplingConfig(temperature=2.0, top_k=9, top_p=0.7, frequency_penalty=1.0),
+    ]
+    counts = jnp.asarray(np.arange(8 * 50).reshape(8, 50) % 3)
+    rows = jax.tree.map(lambda *values: jnp.stack(values), *map(RowSampling.of, configs))
+    together = jax.jit(sample)(jnp.asarray(logits), keys, rows, counts)
+    for i, config in enumerate(configs):
+        alone = choose(logits[i : i + 1], keys[i : i + 1], config, counts[i : i + 1])
+        assert (alone[0][0], alone[1][0]) == (together[0][i], together[1][i])
 
 
 @pytest.mark.parametrize(
@@ -172,16 +209,13 @@ def test_a_row_draws_alike_in_any_company(logits):
         ("top_p", 1.1),
         ("min_p", -0.1),
         ("repetition_penalty", 0.0),
+        ("presence_penalty", float("inf")),
+        ("frequency_penalty", float("nan")),
     ],
 )
 def test_config_names_what_is_out_of_range(field, value):
     with pytest.raises(ValueError, match=rf"SamplingConfig\.{field}="):
         SamplingConfig(**{field: value})
-
-
-def test_penalty_without_a_mask_is_refused(logits):
-    with pytest.raises(ValueError, match="mask of tokens seen"):
-        sample(jnp.asarray(logits), jax.random.split(jax.random.key(0), 8), SamplingConfig(repetition_penalty=1.2))
 
 
 @pytest.mark.parametrize("v", [1, 2, 9, 50, 4096])
@@ -210,7 +244,7 @@ def test_a_number_at_the_edge_of_a_token_draws_no_token_of_probability_zero(rng)
 
 def test_logits_that_are_no_numbers_end_a_draw():
     logits = jnp.stack([jnp.full(9, jnp.nan), jnp.full(9, -jnp.inf), jnp.zeros(9)])
-    tokens, logprobs = sample(logits, jax.random.split(jax.random.key(0), 3), SamplingConfig(top_p=0.5))
+    tokens, logprobs = choose(logits, jax.random.split(jax.random.key(0), 3), SamplingConfig(top_p=0.5))
     assert not np.isfinite(logprobs[:2]).any()
     assert tokens[2] < 5
     assert np.isfinite(logprobs[2])

@@ -169,7 +169,7 @@ def test_phonebooks_to_train_on(tmp_path, capsys):
         assert 3 <= len(book.splitlines()) - 1 <= 5
         assert set(asked.splitlines()[1:]) <= set(book.splitlines())
     assert main(["phonebook", str(path), "--entries", "5", "3"]) == 2
-    assert "the least must be" in capsys.readouterr().err
+    assert "the first must be" in capsys.readouterr().err
 
 
 def test_every_field_of_a_question_is_kept():

@@ -122,9 +122,9 @@ def test_processes_that_train_together(checkout, capfd):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--processes", "0"), "--processes 0 is not allowed; it must be at least 1"),
-        (("--devices", "0"), "--devices 0 is not allowed; it must be at least 1"),
-        (("--port", "70000"), "--port 70000 is not allowed; it must be at most 65535"),
+        (("--processes", "0"), "--processes 0 is not allowed: it must be at least 1"),
+        (("--devices", "0"), "--devices 0 is not allowed: it must be at least 1"),
+        (("--port", "70000"), "--port 70000 is not allowed: it must be at most 65535"),
     ],
 )
 def test_refusals(refused, arguments, message):

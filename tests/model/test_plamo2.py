@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plamo2_jax.config import LayerKind
-from plamo2_jax.model import Plamo2, axes, init_params, logical_axes
+from plamo2_jax.engine.weights import unstack
+from plamo2_jax.model import Plamo2, abstract_params, axes, init_params, logical_axes
 
 T = 24
 SEGMENTS = np.array([[0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 0, 0, 0]], np.int32)
@@ -45,6 +46,23 @@ def test_the_whole_network_leaks_nothing_between_documents(model, params):
         reach = np.abs(np.asarray(gradient(params["embedding"], inside[None].astype(np.float32))))[:T]
         assert (reach[~inside] == 0.0).all()
         assert (reach[inside] > 0).any(axis=-1).all()
+
+
+def test_periods_one_by_one_are_the_scan_over_them(model, params, rng):
+    """Whole rows, and pieces with a cache that is not stacked."""
+    apart, own = model.clone(scan_layers=False), unstack(model, params)
+    jax.tree.map(lambda a, b: a.shape == b.shape or pytest.fail(f"{a.shape} {b.shape}"), own, abstract_params(apart))
+    row = tokens(rng)
+    apply = jax.jit(
+        lambda model, params, row, cache: model.apply({"params": params}, row, cache=cache), static_argnums=0
+    )
+    expected, _ = apply(model, params, row, None)
+    assert relative(apply(apart, own, row, None)[0], expected) < 1e-6
+    cache, pieces = apart.init_cache(1, T), []
+    for start in (0, 8, 16):
+        logits, cache = apply(apart, own, row[:, start : start + 8], cache)
+        pieces.append(logits)
+    assert relative(np.concatenate(pieces, axis=1), expected) < 1e-5
 
 
 def test_no_token_sees_a_later_one(apply, params, rng):

@@ -5,8 +5,9 @@ import functools
 import numpy as np
 import pytest
 
-from plamo2_jax.surgery import merge_methods as methods
-from plamo2_jax.surgery.merge import MergeConfig, merge_tensor
+from plamo2_jax.surgery.merge import methods
+from plamo2_jax.surgery.merge.config import MergeConfig
+from plamo2_jax.surgery.merge.merge import merge_tensor
 
 pytestmark = pytest.mark.peer
 

@@ -41,9 +41,9 @@ def test_a_bad_field_is_named(fields, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"tensor": 3}, r"fsdp=-1 has no size: data=1 × sequence=1 × tensor=3 = 3 must divide the 8 devices"),
+        ({"tensor": 3}, r"fsdp=-1 is not allowed: data=1 × sequence=1 × tensor=3 = 3 must divide the 8 devices"),
         ({"fsdp": 2, "tensor": 2}, r"data=1 × fsdp=2 × sequence=1 × tensor=2 = 4 must be the number of devices, 8"),
-        ({"data": -1, "fsdp": 8, "slices": 2}, r"data=-1 comes to 1 of 8 devices; it must be a multiple of slices=2"),
+        ({"data": -1, "fsdp": 8, "slices": 2}, r"data=-1 gives 1 for 8 devices: it must be a multiple of slices=2"),
     ],
 )
 def test_sizes_that_do_not_fit_the_devices_are_spelled_out(fields, message):

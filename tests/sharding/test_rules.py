@@ -74,7 +74,7 @@ def test_an_axis_that_does_not_divide_is_named_with_parameter_and_mesh():
 
 
 def test_a_strategy_that_leaves_devices_idle_is_refused(cube):
-    with pytest.raises(ShardingError, match=r"'fsdp' divides nothing over tensor=2; use fsdp_tensor"):
+    with pytest.raises(ShardingError, match=r"'fsdp' divides nothing over tensor=2. Use fsdp_tensor"):
         shardings_on(cube, "fsdp")
 
 

@@ -15,7 +15,7 @@ from plamo2_jax.convert.load import load_model
 from plamo2_jax.data.packing import Pieces
 from plamo2_jax.data.upsampling import UpsampledPieces
 from plamo2_jax.model import Plamo2, init_params
-from plamo2_jax.surgery.context import Stage, extended_config, stages
+from plamo2_jax.surgery.extend import Stage, extended_config, stages
 
 ROOT = Path(__file__).parents[2]
 CONFIG = preset(
@@ -79,7 +79,7 @@ def test_bases():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--window", "4"], "it must be at least the model's, 12"),
+        (["--window", "4"], "it must be at least the model's window, 12"),
         (["--full-attention", "2"], "a subset of the attention layers [1, 3, 5]"),
         (["--full-attention", "some"], "all, none or layer numbers"),
         (["--rope-theta", "-1"], "rope_theta=-1.0 is not allowed"),
@@ -95,9 +95,9 @@ def test_refusals(model, tmp_path, capsys, options, message):
 
 def test_a_layer_may_not_change_its_base_unsaid():
     two = dataclasses.replace(CONFIG, rope_theta=1e6, rope_local_theta=1e4, full_attention_idx=(1,))
-    with pytest.raises(ValueError, match=r"layers \[3, 5\] turn with rope_local_theta=10000.0"):
+    with pytest.raises(ValueError, match=r"layers \[3, 5\] use rope_local_theta=10000.0"):
         extended_config(two, full_attention="all")
-    with pytest.raises(ValueError, match=r"leave out layers \[1\]"):
+    with pytest.raises(ValueError, match=r"must include layers \[1\]"):
         extended_config(two, full_attention=(3,))
 
 

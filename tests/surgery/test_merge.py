@@ -14,8 +14,9 @@ from plamo2_jax.cli.main import main
 from plamo2_jax.convert.hf import from_public
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.convert.load import load_model
-from plamo2_jax.surgery.merge import MergeConfig, merge
-from plamo2_jax.surgery.merge_sources import MergeError, ModelName, open_source
+from plamo2_jax.surgery.merge.config import MergeConfig
+from plamo2_jax.surgery.merge.merge import merge
+from plamo2_jax.surgery.merge.sources import MergeError, ModelName, open_source
 from support.checkpoints import CONFIG, write_public
 
 
@@ -92,16 +93,16 @@ def refused(argv, capsys):
 
 def test_refusals(models, tmp_path, capsys):
     a, b, out = models / "a", models / "b", tmp_path / "out"
-    assert "name it with --base" in refused([a, b, out, "--method", "ties"], capsys)
+    assert "Name it with --base" in refused([a, b, out, "--method", "ties"], capsys)
     assert "linear has no base" in refused([a, b, out, "--base", a], capsys)
-    assert "slerp takes 2 model(s), not 3" in refused([a, b, a, out, "--method", "slerp"], capsys)
-    assert "3 weight(s) are given for 2 model(s)" in refused([a, b, out, "--weight", "1", "2", "3"], capsys)
-    assert "found in no tensor" in refused([a, b, out, "--weights-for", "layer_99=1,1"], capsys)
+    assert "slerp needs 2 model(s), not 3" in refused([a, b, a, out, "--method", "slerp"], capsys)
+    assert "3 weight(s) for 2 model(s)" in refused([a, b, out, "--weight", "1", "2", "3"], capsys)
+    assert "matches no tensor" in refused([a, b, out, "--weights-for", "layer_99=1,1"], capsys)
     assert "must be REGEX=w1,w2" in refused([a, b, out, "--weights-for", "x"], capsys)
     assert "has no finished checkpoint of step 7" in refused([f"{a}-run@7", b, out], capsys)
     assert "only runs with ema_decay" in refused([f"{a}-run@ema", b, out], capsys)
-    assert "is of the public layout and has no steps" in refused([f"{a}@7", b, out], capsys)
-    assert "models and last the folder" in refused([a], capsys)
+    assert "has the public layout, which has no steps" in refused([f"{a}@7", b, out], capsys)
+    assert "give the models and then the folder" in refused([a], capsys)
     assert "exists already" in refused([a, b, a], capsys)
     assert not out.exists()
     assert not list(tmp_path.iterdir())
@@ -151,7 +152,8 @@ def test_a_truncated_file_leaves_nothing_behind(models, tmp_path):
 MEASURE = """
 import sys
 import numpy as np
-from plamo2_jax.surgery.merge import MergeConfig, merge
+from plamo2_jax.surgery.merge.config import MergeConfig
+from plamo2_jax.surgery.merge.merge import merge
 def peak():
     # Not getrusage, which knows the peak of the process that started this one.
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))

@@ -9,12 +9,12 @@ import pytest
 
 from plamo2_jax.config import preset
 from plamo2_jax.model import Plamo2, abstract_params
-from plamo2_jax.surgery.importance import activation_scores, magnitude_scores, period_losses, score, taylor_scores
-from plamo2_jax.surgery.masks import apply_masks, full_masks, keep_tree, kept, mask_state, places, soften
-from plamo2_jax.surgery.prune import find_masks, mean_loss, schedule
-from plamo2_jax.surgery.search import best, candidates
-from plamo2_jax.surgery.select import first_masks, select
-from plamo2_jax.surgery.shrink import check_target, cut_config, shrink
+from plamo2_jax.surgery.prune.cut import check_target, cut_config, cut_params
+from plamo2_jax.surgery.prune.importance import activation_scores, magnitude_scores, period_losses, score, taylor_scores
+from plamo2_jax.surgery.prune.masks import apply_masks, full_masks, keep_tree, kept, mask_state, places, soften
+from plamo2_jax.surgery.prune.prune import find_masks, mean_loss, schedule
+from plamo2_jax.surgery.prune.search import candidates, prune_best
+from plamo2_jax.surgery.prune.selection import first_masks, select_masks
 from plamo2_jax.surgery.structure import SurgeryError, flatten
 from support.models import TIED, UNTIED, difference, logits, make_batch
 
@@ -43,7 +43,7 @@ def random_masks(config, target, seed=0):
     scores = {
         place: {axis: rng.random(shape) for axis, shape in shapes.items()} for place, shapes in places(config).items()
     }
-    return select(scores, config, target)
+    return select_masks(scores, config, target)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_masked_is_shrunk(originals, name, changes):
     check_target(config, target)
     masks = random_masks(config, target)
     small = cut_config(config, target, masks)
-    shrunk = logits(small, shrink(params, masks, config, small))
+    shrunk = logits(small, cut_params(params, masks, config, small))
     masked = logits(config, jax.jit(lambda params: apply_masks(params, masks, config))(params))
     assert difference(masked, shrunk) < 1e-5
     assert difference(masked, whole) > 1e-2
@@ -172,7 +172,7 @@ def test_magnitude_and_random_read_no_data(scored):
     assert np.array_equal(a, b)
     assert not np.array_equal(a, c)
     for method in ("activation", "taylor"):
-        with pytest.raises(SurgeryError, match="calibration data are empty"):
+        with pytest.raises(SurgeryError, match="calibration data hold no batch"):
             score(method, params, config, [], loss)
 
 
@@ -182,7 +182,7 @@ def test_the_loss_without_a_period_is_that_of_the_cut_network(scored):
     masks = full_masks(config)
     masks["run_0"]["layers"][0] = False
     small = cut_config(config, dataclasses.replace(config, num_hidden_layers=2), masks)
-    cut = shrink(params, masks, config, small)
+    cut = cut_params(params, masks, config, small)
     whole, less = (float(jax.jit(f)(tree, batch)) for f, tree in ((loss, params), (mean_loss(small), cut)))
     assert less - whole == pytest.approx(rises[0], abs=1e-4)
 
@@ -220,7 +220,7 @@ def test_full_attention_follows_the_layers_that_are_kept(originals):
     masks["run_0"]["layers"][0] = False
     small = cut_config(config, dataclasses.replace(config, num_hidden_layers=2, full_attention_idx=()), masks)
     assert small.full_attention_idx == (1,)
-    cut = shrink(params, masks, config, small)
+    cut = cut_params(params, masks, config, small)
     np.testing.assert_array_equal(
         cut["run_0"]["layer_1"]["mixer"]["q_proj"][0], params["run_1"]["layer_1"]["mixer"]["q_proj"][0]
     )
@@ -234,37 +234,44 @@ def test_published_cuts_on_shapes():
     ]:
         check_target(source, target, multiple_of=128)
         masks = first_masks(source, target)
-        shapes = jax.eval_shape(lambda p, a=(masks, source, target): shrink(p, *a), abstract_params(Plamo2(source)))
+        shapes = jax.eval_shape(lambda p, a=(masks, source, target): cut_params(p, *a), abstract_params(Plamo2(source)))
         assert shapes == abstract_params(Plamo2(target)), name
         assert sum(leaf.size for leaf in flatten(shapes).values()) == count
     assert kept(masks)["mlp"] == 5632
     assert kept(masks)["dt_rank"] == 128
 
 
-def test_search_splits_a_budget(scored):
+def test_search_splits_a_budget():
     source = preset("plamo-2.1-8b")
     shapes = candidates(source, 2.5e9, lambda config: config.parameter_count(), multiple_of=128)
     assert all(shape.parameter_count() <= 2.5e9 for shape in shapes)
     assert all(shape.hidden_size % 128 == 0 and shape.intermediate_size % 128 == 0 for shape in shapes)
     assert {shape.num_hidden_layers for shape in shapes} == set(range(16, 33, 2))
-    chosen, losses = best(shapes, lambda shape: abs(shape.num_hidden_layers - 24))
-    assert chosen.num_hidden_layers == 24
-    assert len(losses) == len(shapes)
     with pytest.raises(SurgeryError, match="fits a budget of 1,000"):
         candidates(source, 1e3, lambda config: config.parameter_count(), multiple_of=128)
     assert all(shape.flops_per_token(64) <= 2e4 for shape in candidates(TIED, 2e4, lambda c: c.flops_per_token(64)))
 
 
+def test_search_returns_the_pruned_model_of_lowest_loss(scored):
+    config, params, batch, _ = scored
+    shapes = [dataclasses.replace(config, intermediate_size=size) for size in (4, 12)]
+    measured = {}
+    best = prune_best(params, config, shapes, [batch], method="magnitude", on_pruned=measured.__setitem__)
+    assert list(measured) == shapes
+    assert best.config == min(measured, key=measured.get)
+    assert float(mean_loss(best.config)(best.params, batch)) == pytest.approx(measured[best.config], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_size": 32}, "axis 'embed' has size 24 and would have 32; the target must not be larger"),
+        ({"hidden_size": 32}, "axis 'embed' has size 24 and would have 32: the target must not be larger"),
         ({"vocab_size": 60}, "vocab_size is 61 and would be 60"),
-        ({"hidden_size": 20}, "axis 'embed' would have size 20, which is no multiple of 8; 16 and 24 are"),
+        ({"hidden_size": 20}, "axis 'embed' would have size 20: it must be a multiple of 8, such as 16 or 24"),
         ({"num_hidden_layers": 6}, "pruning cannot add layers"),
         ({"num_hidden_layers": 3}, "must fall by a multiple of 2"),
         ({"num_key_value_heads": 1}, "a group cannot gain members"),
-        ({"mamba_enabled": False}, "the layers' pattern MAMA (mamba_step=2) differs from that of the target, AAAA"),
+        ({"mamba_enabled": False}, "the layer pattern MAMA (mamba_step=2) differs from the target's pattern, AAAA"),
     ],
 )
 def test_what_cannot_be_cut_is_refused(changes, message):
@@ -274,11 +281,11 @@ def test_what_cannot_be_cut_is_refused(changes, message):
 
 
 def test_a_single_layer_is_another_pattern():
-    with pytest.raises(SurgeryError, match="keep at least one whole period"):
+    with pytest.raises(SurgeryError, match="Keep at least one whole period"):
         check_target(UNTIED, dataclasses.replace(UNTIED, num_hidden_layers=1, full_attention_idx=()))
 
 
 def test_masks_of_another_size_are_refused(originals):
     config, params, _ = originals["tied"]
-    with pytest.raises(SurgeryError, match="keep 24 channels of axis 'embed' in all layers, the target wants 15"):
-        shrink(params, full_masks(config), config, dataclasses.replace(config, hidden_size=15))
+    with pytest.raises(SurgeryError, match="keep 24 channels of axis 'embed' in all layers, but the target has 15"):
+        cut_params(params, full_masks(config), config, dataclasses.replace(config, hidden_size=15))

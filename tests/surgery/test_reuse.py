@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from plamo2_jax.model import Plamo2, abstract_params, axes
-from plamo2_jax.surgery.depth import grown_config, layer_plan
-from plamo2_jax.surgery.expansion import Expansion, expansions
-from plamo2_jax.surgery.reuse import grow, grow_moments
+from plamo2_jax.surgery.grow.depth import grown_config, layer_plan
+from plamo2_jax.surgery.grow.grow import grow, grow_moments
+from plamo2_jax.surgery.grow.width import Expansion, expansions
 from plamo2_jax.surgery.structure import SurgeryError, flatten, structure
 from support.models import TIED, UNTIED, difference, logits, make_tokens
 
@@ -161,18 +161,18 @@ def test_stacked_layers_are_the_old_ones(originals, depth):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_size": 16}, "axis 'embed' has size 24 and would have 16; growing cannot shrink it"),
-        ({"vocab_size": 80}, "axis 'vocab' has size 61 and would have 80; growing leaves it alone"),
+        ({"hidden_size": 16}, "axis 'embed' has size 24 and would have 16: growing cannot shrink it"),
+        ({"vocab_size": 80}, "axis 'vocab' has size 61 and would have 80: growing does not change this axis"),
         ({"hidden_size_per_head": 16}, "axis 'head_dim' has size 8"),
         ({"num_hidden_layers": 5}, "must grow by a multiple of 2"),
-        ({"num_hidden_layers": 2}, "growing cannot drop layers"),
-        ({"mamba_step": 4}, "the layers' pattern MAMA (mamba_step=2) differs"),
+        ({"num_hidden_layers": 2}, "growing cannot remove layers"),
+        ({"mamba_step": 4}, "the layer pattern MAMA (mamba_step=2) differs"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings is True and would be False"),
         (
             {"num_attention_heads": 4, "num_key_value_heads": 4, "mamba_d_state": 3},
             "axis 'state' has size 6 and would have 3",
         ),
-        ({"full_attention_idx": (1,)}, "layer 1 of the target is of kind 'full'"),
+        ({"full_attention_idx": (1,)}, "layer 1 of the target has kind 'full'"),
     ],
 )
 def test_what_cannot_grow_is_refused(changes, message):
@@ -184,8 +184,8 @@ def test_what_cannot_grow_is_refused(changes, message):
 def test_groups_that_cannot_be_cut_are_refused():
     config = dataclasses.replace(TIED, num_attention_heads=6)
     for heads, groups, message in (
-        (10, 5, "cannot be cut into whole groups of 2"),
-        (6, 3, "cannot be cut into whole groups of 2"),
+        (10, 5, "cannot be split into whole groups of 2"),
+        (6, 3, "cannot be split into whole groups of 2"),
     ):
         target = dataclasses.replace(config, num_attention_heads=heads, num_key_value_heads=groups)
         with pytest.raises(SurgeryError, match=message):

@@ -92,7 +92,7 @@ def test_a_pruned_model_generates_and_trains(home, pruned, capsys):
     ("argv", "message"),
     [
         (["grow", "MODEL", "MODEL", "OUT", "--set", "hidden_size=8"], "growing cannot shrink it"),
-        (["grow", "MODEL", "plamo-9", "OUT"], "plamo-9 is no shape"),
+        (["grow", "MODEL", "plamo-9", "OUT"], "plamo-9 is not a model shape"),
         (["grow", "MODEL", "MODEL", "OUT", "--set", "hidden=8"], "must be FIELD=VALUE"),
         (["grow", "MODEL", "MODEL", "OUT", "--noise", "-1"], "--noise -1.0 is not allowed"),
         (["prune", "MODEL", "plamo-2-1b", "OUT"], "vocab_size is 272 and would be 100000"),

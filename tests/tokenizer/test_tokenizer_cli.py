@@ -69,7 +69,7 @@ def test_train_writes_a_vocabulary_that_encodes(capsysbinary, monkeypatch, tmp_p
         (
             ["train", "--input", "/nowhere", "--output", "/tmp"],
             b"",
-            "/nowhere is neither a file, a folder, nor a pattern",
+            "/nowhere does not exist: it must be a file, a folder or a pattern",
         ),
         (["train", "--input", str(GOLDEN), "--output", "/tmp", "--vocab-size", "5"], b"", "vocab_size is 5"),
     ],

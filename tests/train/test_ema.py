@@ -60,5 +60,5 @@ def test_a_run_without_one_says_so(make_config, capsys):
     config = make_config("plain", steps=1, heldout={})
     train(config)
     assert checkpoint.latest_step(config.folder) == 1
-    with pytest.raises(ValueError, match="has no ema; only runs with ema_decay"):
+    with pytest.raises(ValueError, match="has no ema: only runs with ema_decay"):
         load_model(config.folder, ema=True)

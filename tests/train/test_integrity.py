@@ -50,8 +50,8 @@ def half_written(step):
 
 
 DAMAGES = {
-    truncate: r"has \d+ bytes instead of \d+",
-    flip_a_byte: "has another checksum than when it was written",
+    truncate: r"has \d+ bytes, expected \d+",
+    flip_a_byte: "does not match its checksum",
     delete_a_file: "is missing",
     empty: "is empty",
     half_written: "cannot be resumed from",

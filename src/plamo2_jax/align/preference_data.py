@@ -34,7 +34,7 @@ from plamo2_jax.align.forms import (
 )
 from plamo2_jax.align.messages import Message, check_messages, is_trained, one_of, read_messages, shown
 from plamo2_jax.data.documents import BadRecord, ReadReport, UnreadableRecord
-from plamo2_jax.data.packing import Batch, Layout
+from plamo2_jax.data.packing import Batch, Collator
 from plamo2_jax.tokenizer.chat_template import ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
@@ -220,13 +220,13 @@ def encode_pairs(
     return elements, counts
 
 
-def layout(max_pairs: int, with_reference: bool) -> Layout:
+def layout(max_pairs: int, with_reference: bool) -> Collator:
     """How pairs become a batch: the usual arrays, with segments 2k − 1 and 2k for the answers of a row's pair k, and `reference`.
 
     A single answer takes the place of a pair, of which it is the one or the other segment.
     """
     features = ("tokens", "targets", "weights", "places", "sides", *([REFERENCE] if with_reference else []))
-    return Layout(features, _to_batch, max_pairs)
+    return Collator(features, _to_batch, max_pairs)
 
 
 def _to_batch(packed: Mapping[str, np.ndarray]) -> Batch:

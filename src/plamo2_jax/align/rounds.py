@@ -26,7 +26,8 @@ from plamo2_jax.checkpoint import read_config, write_json
 from plamo2_jax.data.pipeline import MixtureItem
 from plamo2_jax.old_config import modernize
 from plamo2_jax.storage import lock_folder, write_whole
-from plamo2_jax.surgery.merge import MergeConfig, merge
+from plamo2_jax.surgery.merge.config import MergeConfig
+from plamo2_jax.surgery.merge.merge import merge
 from plamo2_jax.tokenizer.template_files import chat_template_files
 from plamo2_jax.train.config import RunConfig, differences, free_fields, to_json
 from plamo2_jax.train.loop import train

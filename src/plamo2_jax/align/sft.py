@@ -24,7 +24,7 @@ from plamo2_jax.align.lora import LoraConfig
 from plamo2_jax.align.post_training import add_lora, log_record_counts, naming_limit, validate_post_training
 from plamo2_jax.align.samples import SamplesConfig, SampleWriter
 from plamo2_jax.data.documents import ReadReport
-from plamo2_jax.data.packing import Batch, Layout
+from plamo2_jax.data.packing import Batch
 from plamo2_jax.data.pipeline import DataConfig, mixed_batches, one_pass
 from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -157,7 +157,7 @@ def _to_batch(packed: Mapping[str, np.ndarray]) -> Batch:
     }
 
 
-LAYOUT = Layout(("tokens", "targets", "weights"), _to_batch)
+LAYOUT = Collator(("tokens", "targets", "weights"), _to_batch)
 
 
 class ChatSource:

@@ -22,7 +22,7 @@ from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.engine.weights import cast_matrices
 from plamo2_jax.model import Plamo2
-from plamo2_jax.surgery.merge_sources import ModelName
+from plamo2_jax.surgery.merge.sources import ModelName
 from plamo2_jax.tokenizer.chat_template import ChatTemplate, ChatTemplateError, ChatTemplateOverrun
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 

@@ -1,6 +1,6 @@
-"""Command lines of the verbs. tyro reads them; here are one-sentence errors for unknown words and the names of positional arguments.
+"""Command lines of the verbs: parsing with tyro, and one-sentence errors for unknown options and commands.
 
-Imports tyro: import on demand.
+This module imports tyro, which is slow, so import it only where it is needed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import tyro
 
 GROUPS = ("tokenizer", "data", "convert", "launch")
-"""Verbs whose first argument is a command of their own; their modules list these in SUBCOMMANDS."""
+"""Verbs whose first argument is a subcommand. Their modules list the subcommands in SUBCOMMANDS."""
 
 
 def parse(
@@ -30,19 +30,19 @@ def parse(
     default: Any = tyro.MISSING,
     config: Sequence[Any] = (),
 ) -> Any:
-    """Read a command line into a dataclass.
+    """Parse a command line into a dataclass.
 
     Args:
         kind: The dataclass.
         argv: The arguments.
-        prog: The command as the user types it, up to the arguments.
-        description: Of the help; left out, the dataclass's docstring.
-        default: An instance with the values of options that are not given.
+        prog: The command as the user types it, without the arguments.
+        description: Description for the help; left out, the docstring of the dataclass.
+        default: Instance with the values of options that are not given.
         config: Further markers of tyro.
 
     Raises:
-        ValueError: a word is not an option of this command; the message names the closest one.
-        SystemExit: after --help with status 0; for other errors with status 2, explained on stderr.
+        ValueError: An option is unknown. The message names the closest one.
+        SystemExit: With status 0 after --help, and with status 2 and a message on stderr after other errors.
     """
     options = {
         "prog": prog,
@@ -55,7 +55,7 @@ def parse(
         with contextlib.redirect_stderr(said):
             value, unknown = tyro.cli(kind, args=argv, return_unknown_args=True, **options)
     except SystemExit as end:
-        # A misspelled option often shows as something else: its value is taken for a positional argument.
+        # A misspelled option often causes another error first, because its value is parsed as a positional argument.
         unknown = _misspelled(argv, _options(kind, options)) if end.code == 2 else []
         if not unknown:
             raise
@@ -68,7 +68,7 @@ def parse(
 
 
 def _options(kind: Any, options: dict[str, Any]) -> list[str]:
-    """All options of a command, read from its help."""
+    """Return all options of a command, read from its help."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         tyro.cli(kind, args=["--help"], **options)
@@ -76,18 +76,18 @@ def _options(kind: Any, options: dict[str, Any]) -> list[str]:
 
 
 def _misspelled(argv: Sequence[str], known: Sequence[str]) -> list[str]:
-    """Options in a command line that the command does not have."""
+    """Return the options in a command line that the command does not have."""
     if any(re.fullmatch(r"[\w.-]+:[\w-]+", word) for word in argv):
-        return []  # An optional part of a config, such as distillation:distillation-config, has options that the help does not list.
+        return []  # The help does not list options of an optional part of a config, such as distillation:distillation-config.
     words = [word for word in argv if word.startswith("--") and word != "--"]
     return [word for word in words if word.partition("=")[0].replace("_", "-") not in known]
 
 
 def call(function: Callable[..., Any], argv: Sequence[str], prog: str, *, description: str | None = None) -> Any:
-    """Read a command line into the arguments of a function, and call it; returns what it returns.
+    """Parse a command line into the arguments of a function, call it and return its result.
 
     Raises:
-        ValueError, SystemExit: as `parse`. The function is not called then.
+        ValueError, SystemExit: As for `parse`. The function is then not called.
     """
 
     @functools.wraps(function)
@@ -98,14 +98,14 @@ def call(function: Callable[..., Any], argv: Sequence[str], prog: str, *, descri
 
 
 def call_subcommand(commands: Mapping[str, Callable[..., Any]], argv: Sequence[str], prog: str) -> Any:
-    """Call the command that the first argument names with the other arguments; returns what it returns.
+    """Call the subcommand named by the first argument with the other arguments, and return its result.
 
     Raises:
-        ValueError: there is no such command; and as `call`.
+        ValueError: There is no such subcommand, or an option is unknown.
     """
     if not argv:
         raise ValueError(
-            f"the command is missing: it must be one of {', '.join(commands)}; {prog} --help explains them"
+            f"the command is missing: it must be one of {', '.join(commands)}. {prog} --help explains them"
         )
     name, *rest = argv
     if name in ("-h", "--help"):
@@ -119,10 +119,10 @@ def call_subcommand(commands: Mapping[str, Callable[..., Any]], argv: Sequence[s
 
 
 def require_command(name: str, commands: Iterable[str], prog: str) -> None:
-    """Refuse a word that is not a command.
+    """Check that a word is a command.
 
     Raises:
-        ValueError: the message names the closest command, or all.
+        ValueError: It is not. The message names the closest command, or all commands.
     """
     names = list(commands)
     if name not in names:
@@ -132,7 +132,7 @@ def require_command(name: str, commands: Iterable[str], prog: str) -> None:
 
 
 def closest_commands(word: str, verbs: Iterable[str]) -> str:
-    """Commands that a word that is no verb may mean, such as "plamo2 data clean"; "" where none is close."""
+    """Return commands with a name close to an unknown verb, such as "plamo2 data clean", or "" if none is close."""
     commands = {f"plamo2 {verb}": verb for verb in verbs}
     for group in GROUPS:
         module = importlib.import_module(f"plamo2_jax.cli.{group}")
@@ -150,9 +150,9 @@ def _unknown_sentence(unknown: Sequence[str], known: Sequence[str], prog: str) -
     if option is None:
         return f"unexpected argument {_shown(unknown[0])}; {prog} --help shows what it takes"
     name = option.partition("=")[0]
-    # A help text may mention an option of another command.
+    # The help text may mention options of another command.
     known = [each for each in known if each != name]
-    # A field of a part may be given without the part: --learning-rate for --schedule.learning-rate.
+    # Users may omit the group of a field: --learning-rate for --schedule.learning-rate.
     close = [each for each in known if each.endswith(name.replace("--", ".", 1).replace("_", "-"))]
     close = close or difflib.get_close_matches(name, known, n=2, cutoff=0.7)
     # Help may mention an option of another command.

@@ -1,6 +1,6 @@
-"""JAX's persistent compilation cache for the `plamo2` command: compiled programs are kept in the user's cache folder.
+"""JAX's persistent compilation cache for the `plamo2` command, in the user's cache folder.
 
-Only environment variables are set, so a verb that does not need jax does not import it, and processes that a verb starts inherit them.
+This module only sets environment variables. So a verb that does not need JAX does not import it, and child processes inherit the settings.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from pathlib import Path
 NO_CACHE = "--no-cache"
 """Option of every verb that calls `disable`."""
 MAX_BYTES = 4 * 10**9
-"""Size of all compiled programs that are kept. JAX's own limit needs another package, and a lock for every read."""
+"""Largest total size of the cached programs in bytes. JAX's own limit needs another package, and a lock for every read."""
 _MIN_COMPILE_SECONDS = "0.3"
-"""Programs that compile faster are not kept: for `generate` on two CPU cores they add up to 0.3 s of 12 s."""
+"""Programs that compile faster, in seconds, are not cached. For `generate` on two CPU cores they take 0.3 s of 12 s together."""
 
 
 def enable() -> None:
-    """Keep compiled programs, unless the user set JAX's own variables or a program that imported jax itself decides.
+    """Enable the cache, unless the user set JAX's own variables or the calling program has already imported JAX.
 
-    Where the cache folder cannot be written, programs are compiled each time.
+    If the cache folder is not writable, programs are compiled each time.
     """
     if "jax" in sys.modules or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
@@ -31,7 +31,7 @@ def enable() -> None:
         folder = _root() / _cpu()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         trim(_root(), MAX_BYTES)
-    except (OSError, RuntimeError):  # RuntimeError: this user has no home.
+    except (OSError, RuntimeError):  # RuntimeError: this user has no home folder.
         return
     if os.access(folder, os.W_OK | os.X_OK):
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
@@ -39,14 +39,14 @@ def enable() -> None:
 
 
 def disable() -> None:
-    """Neither read nor write compiled programs, in this process and in those it starts."""
+    """Disable the cache in this process and its child processes."""
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     if "jax" in sys.modules:
         sys.modules["jax"].config.update("jax_enable_compilation_cache", False)
 
 
 def trim(folder: Path, max_bytes: int) -> None:
-    """Remove the programs that were not used for longest until the others fit into a size."""
+    """Remove the least recently used programs until the others take at most `max_bytes`."""
     found = []
     for path in folder.rglob("*-cache"):
         with contextlib.suppress(FileNotFoundError):  # Another process removed it.
@@ -61,16 +61,16 @@ def trim(folder: Path, max_bytes: int) -> None:
 
 
 def _root() -> Path:
-    """The folder of all compiled programs, by the XDG rules."""
+    """Return the cache folder, by the XDG rules."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (cache if cache.is_absolute() else Path.home() / ".cache") / "plamo2" / "compiled"
 
 
 def _cpu() -> str:
-    """A name for this kind of CPU.
+    """Return a name for this kind of CPU.
 
-    XLA compiles for the CPU it runs on, and JAX's cache key does not cover its instruction sets on every version. Machines that share a
-    home folder must not run each other's programs: an instruction may be missing, or a sum be computed in another order.
+    XLA compiles for the CPU it runs on, and JAX's cache key does not cover its instruction sets in every version. Machines that share a
+    home folder must not run each other's programs: an instruction may be missing, or a sum may have another order.
     """
     words = [platform.machine()]
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""`plamo2 convert`: checkpoints of the public PLaMo 2 layout, both ways."""
+"""`plamo2 convert`: conversion from and to the public PLaMo 2 layout."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def from_hf(
     *,
     dtype: Literal["float32", "bfloat16"] | None = None,
 ) -> None:
-    """Read a folder of the public layout (config.json, safetensors, tokenizer.jsonl) and write a run folder of ours.
+    """Convert a folder of the public layout (config.json, safetensors, tokenizer.jsonl) to a run folder.
 
-    Only safetensors are read, never a pickle; no code that comes with the folder is run. Conversion without --dtype is exact to the bit.
-    The chat template comes along, from chat_template.jinja or tokenizer_config.json. Links out of the folder are refused.
+    Only safetensors are read, never a pickle, and no code in the folder is run. Without --dtype, the conversion is bit-exact. The chat
+    template in chat_template.jinja or tokenizer_config.json is copied. Links out of the folder are refused.
 
     Args:
-        source: Folder with config.json and model.safetensors, or model.safetensors.index.json and its files. A snapshot folder of the
-            Hugging Face cache will do.
-        output: Run folder to make; it must not exist or be empty.
+        source: Folder with config.json and model.safetensors, or with model.safetensors.index.json and its files. A snapshot folder of
+            the Hugging Face cache is allowed.
+        output: Run folder to create: it must not exist or must be empty.
         dtype: Dtype of the written parameters; left out, the dtype of the files. Training and inference read both into float32.
     """
     from plamo2_jax.convert.hf import from_public
@@ -48,12 +48,12 @@ def to_hf(
     dtype: Literal["float32", "bfloat16"] | None = None,
     max_shard_size: str = "5GB",
 ) -> None:
-    """Read a run folder and write a folder of the public layout, for other implementations.
+    """Convert a run folder to a folder of the public layout, for other implementations.
 
     Args:
         source: Run folder, such as runs/demo.
-        output: Folder to make; it must not exist or be empty.
-        step: Which checkpoint; left out, the newest.
+        output: Folder to create: it must not exist or must be empty.
+        step: Step of the checkpoint; left out, the newest.
         ema: Write the moving average of the parameters, which runs with ema_decay keep, instead of the parameters.
         dtype: Dtype of the files; left out, the dtype of the checkpoint.
         max_shard_size: Largest size of one safetensors file: a number of bytes, or one with KB, MB, GB, KiB, MiB or GiB.
@@ -67,22 +67,22 @@ def to_hf(
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as 5GB, 500 MiB or 1000000.
+    """Parse a size such as 5GB, 500 MiB or 1000000, and return the number of bytes.
 
     Raises:
-        ValueError: not such a size, or less than a byte.
+        ValueError: The text is not a size, or the size is below one byte.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text.strip())
     unit = match and _UNITS.get(match[2].upper().removesuffix("B") + "B" if match[2] else "")
     size = int(float(match[1]) * unit) if unit else 0
     if size < 1:
-        raise ValueError(f"--max-shard-size {text!r} is not a size; it must be like 5GB, 500MiB or 1000000")
+        raise ValueError(f"--max-shard-size {text!r} is not a size: it must be like 5GB, 500MiB or 1000000")
     return size
 
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for bytes done: `advance(done, total)`."""
+    """Yield `advance(done, total)`, which updates a progress bar in bytes."""
     from plamo2_jax.progress import tqdm
 
     with tqdm(desc=what, unit="B", unit_scale=True, delay=1) as bar:

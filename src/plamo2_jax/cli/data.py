@@ -82,7 +82,7 @@ def prepare(
         keep_fields=False,
     )
     if not 0 < heldout_fraction < 1:
-        raise ValueError(f"--heldout-fraction {heldout_fraction} is not allowed: it must lie between 0 and 1")
+        raise ValueError(f"--heldout-fraction {heldout_fraction} is not allowed: it must be between 0 and 1")
     sides = {side: output / side for side in ("train", "heldout")} if split == "both" else {split: output}
     manifests = write_sides(
         _recognised(documents if split == "both" else split_documents(documents, split, heldout_fraction)),

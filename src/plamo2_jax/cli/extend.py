@@ -1,4 +1,4 @@
-"""`plamo2 extend MODEL OUT`: open a model's attention."""
+"""`plamo2 extend MODEL OUT`: extend the attention of a model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ExtendOptions:
     model: Annotated[str, tyro.conf.Positional]
     """Run folder, folder of the public layout, RUN@STEP or RUN@ema."""
     output: Annotated[Path, tyro.conf.Positional]
-    """Run folder to make; it must not exist or be empty."""
+    """Run folder to create: it must not exist or must be empty."""
     window: int | None = None
     """Attention window of windowed layers, in tokens; not less than before."""
     rope_theta: float | None = None
@@ -40,7 +40,7 @@ class ExtendOptions:
 def main(argv: list[str]) -> int:
     """Run the verb."""
     options = parse(ExtendOptions, argv, "plamo2 extend")
-    from plamo2_jax.surgery.context import extend
+    from plamo2_jax.surgery.extend import extend
 
     config = extend(
         options.model,
@@ -59,10 +59,10 @@ def main(argv: list[str]) -> int:
 
 
 def parse_layers(text: str | None) -> str | tuple[int, ...] | None:
-    """`all`, `none` or numbers.
+    """Parse `all`, `none` or layer numbers separated by commas.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: The text is none of these.
     """
     if text in (None, "all", "none"):
         return text

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from plamo2_jax.engine.generation import Completion, Generation
+    from plamo2_jax.engine.generation import Generation
     from plamo2_jax.engine.generator import Generator, Prompt
+    from plamo2_jax.engine.request import Completion
     from plamo2_jax.tokenizer.chat_template import ChatTemplate
     from plamo2_jax.tokenizer.tokenizer import Tokenizer
 

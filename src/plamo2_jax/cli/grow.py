@@ -1,4 +1,4 @@
-"""`plamo2 grow FROM TO OUT`: a larger model that starts from a smaller one's weights."""
+"""`plamo2 grow SOURCE TARGET OUT`: grow a model to a larger shape."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def grow(
     dtype: Literal["float32", "bfloat16"] = "float32",
     plan: bool = False,
 ) -> None:
-    """Write a larger model, in the public layout, that reuses a smaller one's weights; pretrain starts from it with --init-from.
+    """Grow a model to a larger shape, and write it in the public layout. To train it further, use pretrain with --init-from.
 
     Only size fields of the target are used; windows, RoPE bases and token ids keep the source's values. The optimizer state is not
     carried over. With --method clone or zero and --depth identity, the larger model computes the same function as the smaller one.
@@ -32,7 +32,7 @@ def grow(
     Args:
         source: Model to grow: a run folder or a folder of the public layout. With --plan it may be a shape.
         target: Target shape: a preset, a config.json, or a model's folder.
-        output: Folder to make; it must not exist or be empty.
+        output: Folder to create: it must not exist or must be empty.
         method: How channels are added. clone: copies, exact for any sizes. tile: copies, exact for whole multiples only. zero: new
             channels with zero output, exact; it saved the most tokens (experiments/weight_reuse).
         depth: How layers are added. stack: repeat the whole stack. interleave: repeat each period. identity: as interleave, with zero
@@ -45,7 +45,7 @@ def grow(
         dtype: Dtype of the file.
         plan: Print what would grow, and write nothing.
     """
-    from plamo2_jax.surgery.depth import grown_config
+    from plamo2_jax.surgery.grow.depth import grown_config
     from plamo2_jax.surgery.shapes import changes_table, read_shape, with_sizes
 
     old = read_shape(source)
@@ -59,21 +59,21 @@ def grow(
     from plamo2_jax.convert.load import load_model
     from plamo2_jax.model import Plamo2, abstract_params
     from plamo2_jax.storage import require_empty
-    from plamo2_jax.surgery import reuse
+    from plamo2_jax.surgery.grow import grow as surgery
     from plamo2_jax.tokenizer.template_files import chat_template_files
 
     def run(params):
-        return reuse.grow(params, old, new, width=method, depth=depth, noise=noise, seed=seed)
+        return surgery.grow(params, old, new, width=method, depth=depth, noise=noise, seed=seed)
 
     if plan:
-        # On shapes alone, without noise: it would be drawn.
+        # On shapes only, and without noise, which would be drawn in full size.
         jax.eval_shape(
-            lambda params: reuse.grow(params, old, new, width=method, depth=depth), abstract_params(Plamo2(old))
+            lambda params: surgery.grow(params, old, new, width=method, depth=depth), abstract_params(Plamo2(old))
         )
         print(changes_table(old, new))
         return
     require_empty(output)
-    reuse.check(old, new, method, depth)
+    surgery.check_target(old, new, method, depth)
     files = chat_template_files(source)
     loaded = load_model(source, step=step, require_finite=True)
     write_public(output, new, run(jax.device_get(loaded.params)), loaded.tokenizer, dtype=dtype, files=files)

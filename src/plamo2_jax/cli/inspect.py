@@ -1,4 +1,4 @@
-"""`plamo2 inspect FOLDER`: what a folder of a model, of adapters or of shards holds."""
+"""`plamo2 inspect FOLDER`: describe a folder of a model, of adapters or of shards."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def inspect(
     Args:
         folder: A run folder, a folder of the public layout, adapters, or a folder of shards.
         tensors: List every stored tensor: name, dtype, shape, axes.
-        step: Checkpoint of a run folder. Default: the newest.
+        step: Step of a run folder's checkpoint; left out, the newest.
         verify: Compare every file of the checkpoint with its checksum. Reads all files; exit status 1 if one differs.
         json: Print one JSON object.
     """

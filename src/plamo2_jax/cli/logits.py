@@ -1,4 +1,4 @@
-"""`plamo2 logits MODEL --input in.npz --output out.npz`: logits of given tokens, for comparing implementations."""
+"""`plamo2 logits MODEL --input in.npz --output out.npz`: write the logits of given tokens, to compare implementations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from plamo2_jax.convert.load import LoadedModel
 
-# Positions whose logits are made at a time: 256 of a vocabulary of 100,000 are 100 MB.
+# Positions per block of logits. For a vocabulary of 100,000, 256 positions are 100 MB.
 _BLOCK = 256
 
 
@@ -45,9 +45,9 @@ def logits(
     from plamo2_jax.align.open import open_model
 
     if batch_size < 1:
-        raise ValueError(f"--batch-size {batch_size} is not allowed; it must be at least 1")
+        raise ValueError(f"--batch-size {batch_size} is not allowed: it must be at least 1")
     if not output.parent.is_dir():
-        raise ValueError(f"--output {output}: the folder {output.parent} does not exist")
+        raise ValueError(f"--output {output}: the folder {output.parent} does not exist. Create it first")
     tokens, segment_ids = read_input(input)
     loaded = open_model(model, step=step)
     check_tokens(input, tokens, segment_ids, loaded.config.vocab_size)
@@ -56,10 +56,10 @@ def logits(
 
 
 def read_input(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and segment ids [b, t] of an .npz; all segments are 1 where it has none.
+    """Read tokens and segment ids [b, t] from an .npz file. Without segment ids, all are 1.
 
     Raises:
-        ValueError: no .npz, an array is missing, or of another shape or dtype.
+        ValueError: The file is not an .npz file, or an array is missing or has another shape or dtype.
     """
     import numpy as np
 
@@ -74,12 +74,12 @@ def read_input(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if tokens.ndim != 2 or 0 in tokens.shape:
         raise ValueError(f"{path}: tokens must have two axes [b, t], neither empty, not shape {tokens.shape}")
     if segment_ids.shape != tokens.shape:
-        raise ValueError(f"{path}: segment_ids has shape {segment_ids.shape}; tokens has {tokens.shape}")
+        raise ValueError(f"{path}: segment_ids has shape {segment_ids.shape}: it must be {tokens.shape}, as tokens")
     return tokens, segment_ids
 
 
 def check_tokens(path: Path, tokens: np.ndarray, segment_ids: np.ndarray, vocab_size: int) -> None:
-    """Raise ValueError, naming row and column, where an id lies outside the vocabulary or a segment id is out of range."""
+    """Check that token ids are in the vocabulary and segment ids in range; raise ValueError with row and column otherwise."""
     import numpy as np
 
     limits = (("tokens", tokens, vocab_size - 1), ("segment_ids", segment_ids, np.iinfo(np.int32).max))
@@ -88,7 +88,7 @@ def check_tokens(path: Path, tokens: np.ndarray, segment_ids: np.ndarray, vocab_
         if len(wrong):
             row, column = wrong[0]
             raise ValueError(
-                f"{path}: {name}[{row}, {column}] is {array[row, column]}; it must be from 0 to {largest}"
+                f"{path}: {name}[{row}, {column}] is {array[row, column]}: it must be from 0 to {largest}"
                 f" ({len(wrong)} value(s) are not)"
             )
 
@@ -96,7 +96,7 @@ def check_tokens(path: Path, tokens: np.ndarray, segment_ids: np.ndarray, vocab_
 def write_logits(
     path: Path, loaded: LoadedModel, tokens: np.ndarray, segment_ids: np.ndarray, batch_size: int, dtype: str
 ) -> None:
-    """Write the .npz block by block; it takes its name when it is whole."""
+    """Write the .npz file block by block. It gets its final name when it is complete."""
     import jax
     import numpy as np
 

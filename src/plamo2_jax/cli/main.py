@@ -1,4 +1,4 @@
-"""Entry point of the `plamo2` command: picks the verb and hands it the remaining arguments."""
+"""Entry point of the `plamo2` command: selects the verb and passes the other arguments to it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 
 from plamo2_jax.cli import compile_cache
 from plamo2_jax.cli.compile_cache import NO_CACHE
-from plamo2_jax.cli.quiet import quieten
+from plamo2_jax.cli.library_logs import silence_library_logs
 
 VERBS = {
     "tokenizer": "train a vocabulary, encode, decode",
@@ -28,7 +28,7 @@ VERBS = {
     "convert": "read and write checkpoints of the public PLaMo 2 layout",
     "logits": "write the logits of given tokens, to compare implementations",
     "grow": "initialize a larger model from a smaller one",
-    "prune": "cut a smaller model out of a larger one by importance",
+    "prune": "prune a model to a smaller shape by importance",
     "merge": "merge several models or checkpoints into one",
     "extend": "widen the attention window, use full attention, change the RoPE base",
     "distill": "write a teacher's logits to disk for distillation",
@@ -41,12 +41,12 @@ VERBS = {
 
 
 def usage() -> str:
-    """The text of `plamo2 --help`."""
+    """Return the text of `plamo2 --help`."""
     width = max(map(len, VERBS))
     lines = [f"  {verb:<{width}}  {text}" for verb, text in VERBS.items()]
     options = [
         f"  {'--version':<{width}}  print the version of plamo2-jax, jax and Python",
-        f"  {NO_CACHE:<{width}}  compile every program anew; by default compiled programs are kept in ~/.cache/plamo2",
+        f"  {NO_CACHE:<{width}}  do not use the cache of compiled programs in ~/.cache/plamo2",
     ]
     return "\n".join(
         [
@@ -61,7 +61,7 @@ def usage() -> str:
 
 
 def version() -> str:
-    """The text of `plamo2 --version`."""
+    """Return the text of `plamo2 --version`."""
     import platform
     from importlib import metadata
 
@@ -75,9 +75,9 @@ def version() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb; returns the exit status. Errors meant for the user are one sentence on stderr and status 2."""
+    """Run one verb and return the exit status. A user error prints one sentence on stderr and returns status 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    # What follows `--` belongs to the command that `launch` starts.
+    # Arguments after `--` belong to the command that `launch` starts.
     end = argv.index("--") if "--" in argv else len(argv)
     if NO_CACHE in argv[:end]:
         argv[:end] = [word for word in argv[:end] if word != NO_CACHE]
@@ -96,13 +96,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"plamo2: unknown verb {argv[0][:60]!r}; {known}", file=sys.stderr)
         return 2
     compile_cache.enable()
-    quieten()
-    # Imported on demand: `plamo2 --help` must not pay for importing jax.
+    silence_library_logs()
+    # Imported on demand, so that `plamo2 --help` does not import JAX.
     verb = importlib.import_module(f"plamo2_jax.cli.{argv[0]}")
     try:
         return verb.main(argv[1:]) or 0
     except BrokenPipeError:
-        # Whoever read our output has seen enough; nothing more may be written, at exit neither.
+        # The reader of our output has closed the pipe. Nothing more may be written, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
@@ -114,14 +114,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _sentence(error: Exception) -> str:
-    """Return what an error says, without the number of the operating system's error."""
+    """Return the message of an error, without the number of the operating system's error."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error)
 
 
 def _printable(message: str) -> str:
-    """Return a message with its control characters spelled out: names in files of others must not move a terminal's cursor."""
+    """Return a message with escaped control characters, so that names in untrusted files cannot control the terminal."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], message)
 
 

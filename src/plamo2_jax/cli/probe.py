@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
     from plamo2_jax.eval.retrieval import as_text, ask, table
     from plamo2_jax.model import Plamo2
     from plamo2_jax.progress import tqdm
-    from plamo2_jax.surgery.merge_sources import ModelName
+    from plamo2_jax.surgery.merge.sources import ModelName
 
     name = ModelName.parse(options.model)
     loaded = open_model(name.folder, step=name.step, ema=name.ema)
@@ -98,7 +98,7 @@ def main(argv: list[str]) -> int:
 
 def _questions(options: ProbeOptions, tokenizer: Tokenizer, languages: tuple[str, ...]) -> Iterator[Question]:
     from plamo2_jax.eval import needle, phonebook, retrieval
-    from plamo2_jax.eval.people import LANGUAGES
+    from plamo2_jax.eval.phonebook_names import LANGUAGES
 
     if unknown := sorted(set(languages) - set(LANGUAGES)):
         raise ValueError(f"--language {','.join(unknown)} is not allowed: it must be {' or '.join(LANGUAGES)}, or both")

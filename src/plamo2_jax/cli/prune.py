@@ -1,4 +1,4 @@
-"""`plamo2 prune MODEL TARGET OUT --calibration DATA`: a smaller model cut out of a larger one."""
+"""`plamo2 prune MODEL TARGET OUT --calibration DATA`: prune a model to a smaller shape."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def prune(
     dtype: Literal["float32", "bfloat16"] = "float32",
     plan: bool = False,
 ) -> None:
-    """Write a smaller model, in the public layout, cut out of a larger one; pretrain goes on from it with --init-from.
+    """Prune a model to a smaller shape, and write it in the public layout. To train it further, use pretrain with --init-from.
 
     Only size fields of the target are used; windows, RoPE bases and token ids keep the model's values.
-    What is kept is chosen by importance on calibration data: the residual width for all layers together, MLP, heads and state in each
-    layer, and whole periods of layers. A key/value head is kept or removed with its queries.
+    Channels and layers are selected by importance on calibration data: the residual width for all layers together, MLP, heads and state
+    in each layer, and whole periods of layers. A key/value head is kept or removed together with its query heads.
 
     Args:
         model: Model to cut: a run folder or a folder of the public layout. With --plan it may be a shape.
         target: Target shape: a preset, a config.json, or a model's folder (the model's own, with --set or a budget).
-        output: Folder to make; it must not exist or be empty.
+        output: Folder to create: it must not exist or must be empty.
         calibration: Folder of shards that `plamo2 data prepare` wrote with the model's tokenizer.
         method: How channels are ranked. activation: size of activations. taylor: first-order change of the loss. magnitude: size of
             weights. random: for comparison.
@@ -62,9 +62,9 @@ def prune(
     """
     from plamo2_jax.convert.hf import write_public
     from plamo2_jax.storage import require_empty
-    from plamo2_jax.surgery.search import candidates
+    from plamo2_jax.surgery.prune.cut import check_target
+    from plamo2_jax.surgery.prune.search import candidates, prune_best
     from plamo2_jax.surgery.shapes import changes_table, read_shape, with_sizes
-    from plamo2_jax.surgery.shrink import check_target
 
     old = read_shape(model)
     shapes = [with_sizes(old, read_shape(target, set))]
@@ -86,59 +86,51 @@ def prune(
         if value < 1:
             raise ValueError(f"--{name} {value} is not allowed: it must be at least 1")
     if calibration is None:
-        raise ValueError("--calibration must name a folder of shards (see plamo2 data prepare)")
+        raise ValueError("--calibration must name a folder of shards. Write one with plamo2 data prepare")
     require_empty(output)
 
     import itertools
 
-    import jax
-
     from plamo2_jax.convert.load import load_model
     from plamo2_jax.data.pipeline import DataConfig, MixtureItem, train_iterator
-    from plamo2_jax.surgery import prune as surgery
     from plamo2_jax.tokenizer.template_files import chat_template_files
 
     files = chat_template_files(model)
     loaded = load_model(model, step=step, require_finite=True)
     if loaded.tokenizer is None:
-        raise ValueError(f"{model} has no tokenizer.jsonl, which the calibration data are checked against")
+        raise ValueError(
+            f"{model} has no tokenizer.jsonl: it is needed to check the calibration data. Copy it into the folder"
+        )
     data = DataConfig((MixtureItem(calibration),), sequence_length, batch_size, seed=seed, prefetch_batches=0)
     examples = list(itertools.islice(train_iterator(data, loaded.tokenizer), batches))
 
-    def cut(shape):
-        return surgery.prune(loaded.params, old, shape, examples, method=method, depth=depth, rounds=rounds, seed=seed)
-
-    best, lowest = None, float("inf")
-    for shape in shapes:
-        pruned = cut(shape)
-        loss = surgery.mean_loss(pruned.config)
-        measure = jax.jit(lambda params, batch, loss=loss: loss(params, batch))
-        nats = sum(float(measure(pruned.params, batch)) for batch in examples) / len(examples)
+    def report(shape, loss) -> None:
         print(
-            f"{pruned.config.num_hidden_layers} layers, hidden {pruned.config.hidden_size}, MLP {pruned.config.intermediate_size}, "
-            f"{pruned.config.parameter_count():,} parameters: {nats:.4f} nats a token of the calibration data",
+            f"{shape.num_hidden_layers} layers, hidden {shape.hidden_size}, MLP {shape.intermediate_size}, "
+            f"{shape.parameter_count():,} parameters: {loss:.4f} nats per token of the calibration data",
             file=sys.stderr,
         )
-        if best is None or nats < lowest:
-            best, lowest = pruned, nats
+
+    options = {"method": method, "depth": depth, "rounds": rounds, "seed": seed}
+    best = prune_best(loaded.params, old, shapes, examples, on_pruned=report, **options)
     write_public(output, best.config, best.params, loaded.tokenizer, dtype=dtype, files=files)
     print(changes_table(old, best.config))
     print(output)
 
 
 def _check_on_shapes(old, new) -> None:
-    """Cut on shapes alone: that every parameter of the target comes out of the source."""
+    """Check on shapes that cutting the source gives every parameter of the target."""
     import jax
 
     from plamo2_jax.model import Plamo2, abstract_params
-    from plamo2_jax.surgery.select import first_masks
-    from plamo2_jax.surgery.shrink import cut_config, shrink
+    from plamo2_jax.surgery.prune.cut import cut_config, cut_params
+    from plamo2_jax.surgery.prune.selection import first_masks
 
     masks = first_masks(old, new)
     config = cut_config(old, new, masks)
-    cut = jax.eval_shape(lambda params: shrink(params, masks, old, config), abstract_params(Plamo2(old)))
+    cut = jax.eval_shape(lambda params: cut_params(params, masks, old, config), abstract_params(Plamo2(old)))
     if cut != abstract_params(Plamo2(config)):
-        raise ValueError("the shapes that come out are not those of the target")
+        raise ValueError("the parameter shapes after cutting differ from those of the target")
 
 
 def main(argv: list[str]) -> None:

@@ -1,1 +1,1 @@
-"""Checkpoints of the public PLaMo 2 layout, both ways."""
+"""Reading and writing checkpoints in the public PLaMo 2 layout."""

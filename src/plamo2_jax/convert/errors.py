@@ -1,4 +1,4 @@
-"""The error of this package."""
+"""The error class of the conversion."""
 
 
 class ConvertError(ValueError):

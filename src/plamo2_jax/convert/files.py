@@ -1,8 +1,8 @@
-"""The files of a public checkpoint: which tensor stands where, checked before a byte of any tensor is used.
+"""The files of a public checkpoint: where each tensor is stored, checked before any tensor is read.
 
-safetensors' own reader checks each header (sizes, overlaps, gaps, file length). Tensor bytes are then read at their offsets through a
-mapping that lives for one tensor: a mapping of the whole file would come to count as resident memory as large as the model.
-Nothing is unpickled, no code is run, and no file outside the folder is opened.
+The safetensors library checks each header (sizes, overlaps, gaps, file length). Each tensor is then read through its own short-lived memory
+map: a map of the whole file would count as resident memory of the size of the model. This module never unpickles, runs no code from the
+folder and opens no file outside it.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
-"""Dtypes that are written."""
+"""Dtypes that can be written."""
 READ_DTYPES = {**DTYPES, "F16": np.dtype(np.float16)}
-# A longer header would take longer to parse than its tensors to read; the largest model allowed has 2 MB.
+# Bounds the time to parse a damaged or hostile file. The header of the largest allowed model has 2 MB.
 _MAX_HEADER_BYTES = 16 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor's bytes are."""
+    """The place of a tensor's bytes in a file; `offset` is in bytes."""
 
     file: Path
     offset: int
@@ -49,40 +49,37 @@ class StoredTensor:
         return math.prod(self.shape)
 
     def map(self, start: int, view: tuple[int, ...]) -> np.ndarray:
-        """Elements [start, start + size of view) in the shape `view`, mapped, not read.
-
-        The mapping is released with the array.
-        """
+        """Map the elements from `start` on into memory, in the shape `view`. The map is released with the array."""
         return np.memmap(self.file, self.dtype, "r", self.offset + start * self.dtype.itemsize, view)
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The path of a file of the folder.
+    """Return the path of a file in the folder.
 
     Raises:
-        ConvertError: it is not there, or it lies outside the folder, by its name or through a symbolic link (see `model_files`).
+        ConvertError: The file does not exist, or its name or a symbolic link leads out of the folder (rules: `model_files`).
     """
     return file_inside(folder, name, error=ConvertError)
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object of the folder.
+    """Read a JSON object from a file in the folder.
 
     Raises:
-        ConvertError: the file is missing, outside the folder, or not a JSON object.
+        ConvertError: The file is missing, outside the folder, or not a JSON object.
     """
     return read_json_object(inside(folder, name), error=ConvertError)
 
 
 def find_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a folder, by public name.
+    """Return the stored tensors of a folder by public name.
 
     Raises:
-        ConvertError: no safetensors in the folder, a damaged file, an index that disagrees with its files, a tensor in two of them.
+        ConvertError: The folder has no safetensors, a file is damaged, the index contradicts the files, or a tensor is in two files.
     """
     single, index = folder / SINGLE, folder / INDEX
     if os.path.lexists(single) and os.path.lexists(index):
-        raise ConvertError(f"{folder} has both {SINGLE} and {INDEX}; remove the one that is stale")
+        raise ConvertError(f"{folder} has both {SINGLE} and {INDEX}. Remove the outdated one")
     if os.path.lexists(index):
         return _sharded(folder)
     if os.path.lexists(single):
@@ -90,26 +87,31 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickled:
         raise ConvertError(
-            f"{folder} has only pickled weights ({pickled[0]}); loading a pickle can run code, so it is refused: convert it to safetensors"
+            f"{folder} has only pickled weights ({pickled[0]}): they are refused, because loading a pickle can run code. Convert them to "
+            "safetensors"
         )
-    raise ConvertError(f"{folder} has neither {SINGLE} nor {INDEX}")
+    raise ConvertError(f"{folder} has neither {SINGLE} nor {INDEX}: a model folder needs one of them")
 
 
 def check_tensors(folder: Path, stored: dict[str, StoredTensor], wanted: list[PublicTensor], tied: bool) -> None:
-    """Raise ConvertError unless the folder holds exactly the tensors wanted, in their shapes, naming the first that differs."""
+    """Check that the folder holds exactly the tensors of the model, in their shapes.
+
+    Raises:
+        ConvertError: It does not. The message names the first tensors that differ.
+    """
     names = {tensor.name for tensor in wanted}
     if missing := [tensor.name for tensor in wanted if tensor.name not in stored]:
-        raise ConvertError(f"{folder} lacks {len(missing)} tensor(s) of the model in its config.json: {_some(missing)}")
+        raise ConvertError(f"{folder} lacks {len(missing)} tensor(s) of the model in config.json: {_some(missing)}")
     extra = sorted(name for name in stored if name not in names and not (tied and name == LM_HEAD))
     if extra:
         raise ConvertError(
-            f"{folder} has {len(extra)} tensor(s) unknown to the model in its config.json: {_some(extra)}"
+            f"{folder} has {len(extra)} tensor(s) that the model in config.json does not have: {_some(extra)}"
         )
     for tensor in wanted:
         found = stored[tensor.name]
         if found.shape != tensor.shape and found.shape not in tensor.other_shapes:
             raise ConvertError(
-                f"{found.file}: tensor {tensor.name} has shape {list(found.shape)}; config.json wants {list(tensor.shape)}"
+                f"{found.file}: tensor {tensor.name} has shape {list(found.shape)}; by config.json it must be {list(tensor.shape)}"
             )
 
 
@@ -126,29 +128,33 @@ def _sharded(folder: Path) -> dict[str, StoredTensor]:
     for file in sorted(set(weight_map.values())):
         for name, tensor in read_header(inside(folder, file)).items():
             if name in stored:
-                raise ConvertError(f"{folder}: tensor {name} stands in two files, {stored[name].file.name} and {file}")
+                raise ConvertError(f"{folder}: tensor {name} is in two files, {stored[name].file.name} and {file}")
             if name not in weight_map:
-                raise ConvertError(f"{folder / file} has tensor {name}, which {INDEX} does not name")
+                raise ConvertError(f"{folder / file} has tensor {name}, which {INDEX} does not list")
             stored[name] = tensor
     for name, file in weight_map.items():
         if name not in stored:
-            raise ConvertError(f"{folder / file} lacks tensor {name}, which {INDEX} places there")
+            raise ConvertError(f"{folder / file} lacks tensor {name}, which {INDEX} lists there")
         if stored[name].file.name != file:
-            raise ConvertError(f"{folder}: tensor {name} is in {stored[name].file.name}; {INDEX} places it in {file}")
+            raise ConvertError(
+                f"{folder}: tensor {name} is in {stored[name].file.name}, but {INDEX} lists it in {file}"
+            )
     return stored
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Where the tensors of a safetensors file are, by name.
+    """Return the stored tensors of a safetensors file by name.
 
     Raises:
-        ConvertError: the file is damaged, or a tensor is of another dtype than READ_DTYPES.
+        ConvertError: The file is damaged, or a tensor has a dtype outside READ_DTYPES.
     """
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
             if length > _MAX_HEADER_BYTES and length + 8 <= path.stat().st_size:
-                raise ConvertError(f"{path} has a header of {length:,} bytes; at most {_MAX_HEADER_BYTES:,} are read")
+                raise ConvertError(
+                    f"{path} has a header of {length:,} bytes: at most {_MAX_HEADER_BYTES:,} are allowed"
+                )
             with safe_open(path, framework="np"):
                 pass
             text = file.read(length)
@@ -161,12 +167,14 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         label = name if len(name) <= 120 else f"{name[:100]}..."
         if entry["dtype"] not in READ_DTYPES:
             raise ConvertError(
-                f"{path}: tensor {label} has dtype {entry['dtype']}; it must be one of {', '.join(READ_DTYPES)}"
+                f"{path}: tensor {label} has dtype {entry['dtype']}: it must be one of {', '.join(READ_DTYPES)}"
             )
         dtype, (begin, end) = READ_DTYPES[entry["dtype"]], entry["data_offsets"]
         shape = tuple(entry["shape"])
         if end - begin != math.prod(shape) * dtype.itemsize:
-            raise ConvertError(f"{path}: tensor {label} has {end - begin} bytes, too few or too many for {list(shape)}")
+            raise ConvertError(
+                f"{path}: tensor {label} has {end - begin} bytes, which does not fit its shape {list(shape)}"
+            )
         stored[name] = StoredTensor(path, 8 + length + begin, shape, dtype)
     return stored
 

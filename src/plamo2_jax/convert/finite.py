@@ -1,4 +1,4 @@
-"""Whether parameters hold NaN or infinity, which no operation on weights gets rid of."""
+"""Finding NaN and infinity in parameters."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from plamo2_jax.convert.blocks import blocks
+from plamo2_jax.convert.chunked_io import blocks
 
 _EXPONENT = np.uint16(0x7F80)
-"""Bits of a bfloat16 that are all set in NaN and infinity only."""
+"""Exponent bits of a bfloat16. All of them are set only in NaN and infinity."""
 
 
 def is_finite(array: np.ndarray) -> bool:
-    """Whether an array holds neither NaN nor infinity."""
+    """Return whether an array holds neither NaN nor infinity."""
     if not array.ndim:
         array = array.reshape(1)
     if array.dtype == ml_dtypes.bfloat16:
-        # ml_dtypes' own isfinite takes five times as long.
+        # isfinite of ml_dtypes takes five times as long.
         return not any(((array[rows].view(np.uint16) & _EXPONENT) == _EXPONENT).any() for rows in blocks(array))
     return all(np.isfinite(array[rows]).all() for rows in blocks(array))
 
 
 def find_nonfinite(params: Any) -> str | None:
-    """The path of the first parameter that holds NaN or infinity, or None.
+    """Return the path of the first parameter that holds NaN or infinity, or None.
 
     Args:
-        params: tree of arrays, of NumPy or on any devices.
+        params: Tree of NumPy arrays or of JAX arrays on any devices.
     """
     leaves = flax.traverse_util.flatten_dict(params, sep="/")
     on_devices = {path: leaf for path, leaf in leaves.items() if not _is_in_memory(leaf)}
@@ -43,7 +43,7 @@ def find_nonfinite(params: Any) -> str | None:
 
 
 def _is_in_memory(leaf: Any) -> bool:
-    """Whether NumPy can look at an array without copying it."""
+    """Return whether NumPy can view an array without a copy."""
     if not isinstance(leaf, jax.Array):
         return True
     return len(leaf.sharding.device_set) == 1 and next(iter(leaf.sharding.device_set)).platform == "cpu"

@@ -1,4 +1,4 @@
-"""Whole folders, both ways: the public layout to a run folder and back."""
+"""Conversion of whole folders between the public layout and run folders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from plamo2_jax import checkpoint
 from plamo2_jax.config import ModelConfig
-from plamo2_jax.convert.blocks import Progress
+from plamo2_jax.convert.chunked_io import Progress
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.files import CONFIG
 from plamo2_jax.convert.load import is_run_folder, read_tokenizer, warn_of_nonfinite
@@ -32,25 +32,25 @@ def from_public(
     shardings: Any = None,
     on_read: Progress | None = None,
 ) -> ModelConfig:
-    """Read a folder of the public layout and write a run folder that holds the model at step 0.
+    """Read a folder of the public layout and write a run folder with the model at step 0.
 
     Args:
-        source: folder with config.json and safetensors; its tokenizer.jsonl, if any, comes along.
-        output: run folder to make; it must not exist or be empty.
-        dtype: of the parameters; None: that of the files.
-        shardings: where parameters are held meanwhile; see `read_params`.
-        on_read: see `read_params`.
+        source: Folder with config.json and safetensors. Its tokenizer.jsonl, if any, is copied.
+        output: Run folder to create; it must not exist or must be empty.
+        dtype: Dtype of the written parameters; None: the dtype of the files.
+        shardings: Shardings of the parameters in memory, as for `read_params`.
+        on_read: Called after each block read with its bytes and the bytes of the whole model.
 
     Returns:
-        The shape of the model.
+        The config of the model.
 
     Raises:
-        ValueError: something is missing, damaged or of another shape; the message names it, and nothing is left behind.
+        ValueError: A file or tensor is missing, damaged or has another shape. The message names it. No file is left behind.
     """
     source, output = Path(source), Path(output)
     require_empty(output)
     if is_run_folder(source):
-        raise ConvertError(f"{source} is a run folder already; from-hf reads folders of the public layout")
+        raise ConvertError(f"{source} is already a run folder: from-hf reads folders of the public layout")
     config = read_public_config(source)
     tokenizer = read_tokenizer(source, config)
     files = chat_template_files(source)
@@ -73,24 +73,24 @@ def to_public(
     """Read a run folder and write a folder of the public layout.
 
     Args:
-        source: run folder.
-        output: folder to make; it must not exist or be empty.
-        step: which checkpoint; None: the newest.
-        ema: write the moving average of the parameters instead of the parameters.
-        dtype: of the files, float32 or bfloat16; None: that of the checkpoint.
-        max_shard_bytes: bytes of tensors in one safetensors file.
-        on_write: see `write_params`.
+        source: Run folder.
+        output: Folder to create; it must not exist or must be empty.
+        step: Step of the checkpoint; None: the newest.
+        ema: Write the moving average of the parameters instead of the parameters.
+        dtype: Dtype of the files, float32 or bfloat16; None: the dtype of the checkpoint.
+        max_shard_bytes: Largest number of tensor bytes in one safetensors file.
+        on_write: Called after each block written with its bytes and the bytes of the whole model.
 
     Returns:
-        The shape of the model.
+        The config of the model.
 
     Raises:
-        ValueError: something is missing, damaged or of another shape; the message names it, and nothing is left behind.
+        ValueError: A file or tensor is missing, damaged or has another shape. The message names it. No file is left behind.
     """
     source, output = Path(source), Path(output).absolute()
     require_empty(output)
     if not is_run_folder(source):
-        raise ConvertError(f"{source} is of the public layout already; to-hf reads run folders")
+        raise ConvertError(f"{source} already has the public layout: to-hf reads run folders")
     config = checkpoint.read_model_config(source)
     checkpoint.require_model(source)
     item = checkpoint.EMA if ema else checkpoint.PARAMS
@@ -121,20 +121,20 @@ def write_public(
     on_write: Progress | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write a folder of the public layout from parameters in memory, whole or not at all.
+    """Write parameters in memory to a folder of the public layout. The folder appears complete or not at all.
 
     Args:
-        output: folder to make; it must not exist or be empty.
-        config: shape of the model.
-        params: tree of its parameters, all of it on this process's devices or in NumPy.
-        tokenizer: written beside them when given.
-        dtype: of the files, float32 or bfloat16.
-        max_shard_bytes: bytes of tensors in one safetensors file.
-        on_write: see `write_params`.
-        files: further small files by name. A chat template among them is written into tokenizer_config.json too.
+        output: Folder to create; it must not exist or must be empty.
+        config: Config of the model.
+        params: Parameter tree of NumPy arrays or of arrays that are addressable by this process.
+        tokenizer: Tokenizer to write into the folder, or None.
+        dtype: Dtype of the files, float32 or bfloat16.
+        max_shard_bytes: Largest number of tensor bytes in one safetensors file.
+        on_write: Called after each block written with its bytes and the bytes of the whole model.
+        files: Further small files by name. A chat template among them is also written into tokenizer_config.json.
 
     Raises:
-        ConvertError: `output` is occupied, or the parameters are not those of the config.
+        ConvertError: `output` is not empty, or the parameters do not fit the config.
     """
     output, dtype, files = Path(output).absolute(), np.dtype(dtype), {} if files is None else files
     require_empty(output)
@@ -146,14 +146,14 @@ def write_public(
             tokenizer.save(partial)
             about = _tokenizer_config(config, tokenizer)
             if FILE_NAME in files:
-                about["chat_template"] = files[FILE_NAME].decode()  # For readers older than the file.
+                about["chat_template"] = files[FILE_NAME].decode()  # For older readers that do not know the file.
             checkpoint.write_json(partial / "tokenizer_config.json", about)
         for name, content in files.items():
             write_whole(partial / name, content)
 
 
 def checkpoint_dtype(folder: Path, step: int | None = None) -> np.dtype:
-    """The one dtype that holds every parameter of a checkpoint exactly."""
+    """Return the smallest dtype that holds every parameter of a checkpoint exactly."""
     metadata = checkpoint.read_metadata(checkpoint.item_folder(folder, step))
     return common_dtype(np.dtype(leaf.dtype) for leaf in jax.tree.leaves(metadata))
 
@@ -172,7 +172,7 @@ def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, An
     present = {name: name if name in tokenizer.tokens else None for name in (PAD, UNK)}
     return {
         "tokenizer_class": "Plamo2Tokenizer",
-        # Takes effect once the public repository's tokenization_plamo.py is put beside it.
+        # Has an effect when tokenization_plamo.py of the public repository is copied into the folder.
         "auto_map": {"AutoTokenizer": ["tokenization_plamo.Plamo2Tokenizer", None]},
         "add_bos_token": True,
         "add_eos_token": False,

@@ -1,15 +1,15 @@
-"""The public checkpoint layout, tensor by tensor: which part of which of our parameters stands where in it.
+"""The public checkpoint layout, tensor by tensor: which of our parameters are stored in which rows.
 
-This is the only place that knows public tensor names. Reading and writing both follow it, in opposite directions.
-A public tensor is a stack of `Part`s along its first axis, every part one period of one of our parameters with its axes in another
-order; so any part, and any slice of it, can be read without touching the rest of the file.
+Only this module knows public tensor names. Reading and writing both use it.
+A public tensor is a stack of `Part`s along its first axis. A part is one period of one of our parameters with its axes in another order,
+so any part, and any slice of it, can be read without the rest of the file.
 
 Public layout (names and shapes: model cards and inference ports of pfnet/plamo-2-*):
 
 - in_proj rows are, per head, the gate z and then x; qkv_proj rows are Q | K | V; bcdt_proj rows are B | C | dt; gate_up_proj rows are
   gate | up. Linear weights are [out, in].
 - conv1d.weight is [h·p, 1, k]; MLX copies store it as [h·p, k, 1]. Both are read; the first is written.
-- lm_head.weight belongs to untied models only. A file of a tied model may carry it all the same: it is ignored, as public code does.
+- lm_head.weight belongs to untied models only. In a file of a tied model it is ignored, as in the public code.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ LM_HEAD = "lm_head.weight"
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Rows of a public tensor that are one of our parameters, or one period of it."""
+    """Rows of a public tensor that hold one of our parameters, or one period of it."""
 
     path: str
-    """Our parameter, its keys joined by "/"."""
+    """Path of our parameter, keys joined by "/"."""
     period: int | None
     """Index on our parameter's leading axis `layers`; None for a parameter without that axis."""
     view: tuple[int, ...]
-    """Shape the rows are seen in: public axes taken apart, in public order."""
+    """Shape of the rows with merged axes split, in public axis order."""
     order: tuple[int, ...]
-    """Our axis a is axis order[a] of the view."""
+    """Axis a of our parameter is axis order[a] of the view."""
 
     @property
     def size(self) -> int:
@@ -43,7 +43,7 @@ class Part:
 
     @property
     def inverse(self) -> tuple[int, ...]:
-        """The view's axis a is axis inverse[a] of ours."""
+        """Inverse of `order`: axis a of the view is axis inverse[a] of our parameter."""
         return tuple(self.order.index(axis) for axis in range(len(self.order)))
 
     @property
@@ -59,9 +59,9 @@ class PublicTensor:
     name: str
     shape: tuple[int, ...]
     parts: tuple[Part, ...]
-    """In the order of its rows."""
+    """Parts in row order."""
     other_shapes: tuple[tuple[int, ...], ...] = ()
-    """Shapes of the same bytes that are accepted too."""
+    """Other accepted shapes of the same bytes."""
 
     @property
     def size(self) -> int:
@@ -70,7 +70,7 @@ class PublicTensor:
 
 
 def public_tensors(config: ModelConfig) -> list[PublicTensor]:
-    """Every tensor of a public checkpoint of this model, in the order of the network."""
+    """Return all tensors of a public checkpoint of this model, in network order."""
     v, d = config.vocab_size, config.hidden_size
 
     def whole(name: str, path: str, *shape: int) -> PublicTensor:

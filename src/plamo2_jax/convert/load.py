@@ -1,4 +1,4 @@
-"""One way to open a model, whoever wrote it: a run folder of ours or a folder of the public layout."""
+"""Loading a model from a run folder or from a folder of the public layout."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from plamo2_jax.tokenizer.tokenizer import FILE_NAME, Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to apply: `Plamo2(config).apply({"params": params}, tokens)`."""
+    """A model that can be applied with `Plamo2(config).apply({"params": params}, tokens)`."""
 
     config: ModelConfig
     params: dict
     tokenizer: Tokenizer | None
-    """None where the folder has no tokenizer.jsonl."""
+    """None if the folder has no tokenizer.jsonl."""
 
 
 def is_run_folder(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder is one of ours (True) or of the public layout (False), judged by its config.json and what lies beside it.
+    """Return True for a run folder and False for a folder of the public layout, judged by config.json and the files beside it.
 
     Raises:
-        ConvertError: it is neither.
+        ConvertError: The folder is neither.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ConvertError(
-            f"{folder} is not a folder; a model is a run folder or a folder with config.json and safetensors"
+            f"{folder} is not a folder: a model is a run folder or a folder with config.json and safetensors"
         )
     config = read_json(folder, CONFIG)
     if isinstance(config.get("model"), dict):
@@ -49,15 +49,15 @@ def is_run_folder(folder: str | os.PathLike[str]) -> bool:
     if config.get("model_type") == "plamo2" or (folder / SINGLE).exists() or (folder / INDEX).exists():
         return False
     raise ConvertError(
-        f'{folder / CONFIG} describes no model: a run folder has the key "model" there, the public layout "model_type": "plamo2"'
+        f'{folder / CONFIG} describes no model: it must have the key "model" (run folder) or "model_type": "plamo2" (public layout)'
     )
 
 
 def read_tokenizer(folder: str | os.PathLike[str], config: ModelConfig) -> Tokenizer | None:
-    """The tokenizer beside a model, or None.
+    """Read the tokenizer in a model's folder; None if there is none.
 
     Raises:
-        ValueError: a malformed row, a link out of the folder, or more rows than the model's embedding has.
+        ValueError: A row is malformed, the file is a link out of the folder, or it has more rows than the model's embedding.
     """
     folder = Path(folder)
     path = optional_file(folder, FILE_NAME, error=ConvertError)
@@ -66,7 +66,7 @@ def read_tokenizer(folder: str | os.PathLike[str], config: ModelConfig) -> Token
     tokenizer = Tokenizer.load(path)
     if tokenizer.vocab_size > config.vocab_size:
         raise ConvertError(
-            f"{path} has {tokenizer.vocab_size} rows, more than the model's vocab_size={config.vocab_size}"
+            f"{path} has {tokenizer.vocab_size} rows: at most the model's vocab_size={config.vocab_size} are allowed"
         )
     return tokenizer
 
@@ -82,23 +82,23 @@ def load_model(
 ) -> LoadedModel:
     """Open a model from a run folder or a folder of the public layout.
 
-    NaN or infinity in a parameter is named on stderr.
+    A warning on stderr names the first parameter with NaN or infinity.
 
     Args:
-        path: the folder.
-        step: checkpoint of a run folder; None: the newest.
-        dtype: of the parameters; None: float32.
-        shardings: a `jax.sharding.Sharding` for all parameters or a tree of them; None: the first local device. Each process reads
-            only the slices that its devices hold.
-        ema: the moving average of a run's parameters instead of the parameters.
-        require_finite: refuse NaN and infinity, which no operation on weights gets rid of.
+        path: Folder of the model.
+        step: Step of a run folder's checkpoint; None: the newest.
+        dtype: Dtype of the parameters; None: float32.
+        shardings: A `jax.sharding.Sharding` for all parameters or a tree of them; None: the first local device. Each process reads
+            only the slices of its own devices.
+        ema: Load the moving average of a run's parameters instead of the parameters.
+        require_finite: Raise an error instead of the warning, for operations that write a new model.
 
     Raises:
-        ValueError: the folder is neither kind, or what it holds is missing, damaged or of another shape; the message names it.
+        ValueError: The folder is neither kind, or a file or tensor is missing, damaged or has another shape. The message names it.
     """
     loaded = _load_model(Path(path), step, jnp.dtype(jnp.float32 if dtype is None else dtype), shardings, ema)
     if require_finite and (parameter := find_nonfinite(loaded.params)):
-        raise ConvertError(f"{path}: parameter {parameter} holds NaN or infinity: this model cannot be used")
+        raise ConvertError(f"{path}: parameter {parameter} holds NaN or infinity: parameters must be finite")
     if not require_finite:
         warn_of_nonfinite(path, loaded.params)
     return loaded
@@ -114,32 +114,32 @@ def _load_model(folder: Path, step: int | None, dtype: jnp.dtype, shardings: Any
         params = checkpoint.restore_params(folder, abstract, step, item)
         return LoadedModel(config, params, read_tokenizer(folder, config))
     if step is not None or ema:
-        raise ConvertError(f"{folder} is of the public layout and has no steps; leave the step out")
+        raise ConvertError(f"{folder} has the public layout, which has no steps. Omit the step")
     config = read_public_config(folder)
     tokenizer = read_tokenizer(folder, config)
     return LoadedModel(config, read_params(folder, config, dtype=dtype, shardings=shardings), tokenizer)
 
 
 def warn_of_nonfinite(path: str | os.PathLike[str], params: Any) -> None:
-    """Name the first parameter that holds NaN or infinity on stderr."""
+    """Print a warning on stderr that names the first parameter with NaN or infinity, if any."""
     parameter = find_nonfinite(params)
     if parameter and jax.process_index() == 0:
         print(
-            f"{path}: parameter {parameter} holds NaN or infinity: what this model computes has no meaning",
+            f"warning: {path}: parameter {parameter} holds NaN or infinity, so the outputs of this model are meaningless",
             file=sys.stderr,
         )
 
 
 def load_params(path: str | os.PathLike[str], config: ModelConfig, abstract: Any) -> Any:
-    """The newest parameters of a folder, for a model whose shape is known.
+    """Load the newest parameters of a folder for a model of known config.
 
     Args:
-        path: a run folder or a folder of the public layout.
-        config: shape of the model.
-        abstract: tree of `jax.ShapeDtypeStruct` with shardings, which the parameters are read straight into.
+        path: Run folder or folder of the public layout.
+        config: Config of the model.
+        abstract: Tree of `jax.ShapeDtypeStruct` with the shapes, dtypes and shardings of the result.
 
     Raises:
-        ValueError: the folder is neither kind, or a tensor is missing, damaged or of another shape than the model's; the message names it.
+        ValueError: The folder is neither kind, or a tensor is missing, damaged or has another shape. The message names it.
     """
     if is_run_folder(path):
         return checkpoint.restore_params(path, abstract)

@@ -1,4 +1,4 @@
-"""From the public layout to parameters: slice by slice, each straight into the array it belongs to."""
+"""Reading parameters from the public layout, slice by slice, directly into the arrays of each device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from plamo2_jax.config import ModelConfig
-from plamo2_jax.convert.blocks import Progress, blocks
+from plamo2_jax.convert.chunked_io import Progress, blocks
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.files import CONFIG, StoredTensor, check_tensors, find_tensors, read_json
 from plamo2_jax.convert.layout import Part, public_tensors
@@ -23,10 +23,10 @@ from plamo2_jax.model import Plamo2, abstract_params
 
 
 def read_public_config(folder: str | os.PathLike[str]) -> ModelConfig:
-    """The ModelConfig of a folder of the public layout.
+    """Read the ModelConfig of a folder of the public layout.
 
     Raises:
-        ConvertError: config.json is missing, outside the folder, no JSON object, of another architecture, or a value of it is not allowed.
+        ConvertError: config.json is missing, outside the folder or not a JSON object, or has another architecture or an invalid value.
     """
     folder = Path(folder)
     values = read_json(folder, CONFIG)
@@ -44,23 +44,21 @@ def read_params(
     shardings: Any = None,
     on_read: Progress | None = None,
 ) -> dict:
-    """Parameters from a folder of the public layout.
-
-    Every process reads the slices that its own devices hold, each once, and nothing else.
+    """Read parameters from a folder of the public layout. Each process reads only the slices of its own devices, each slice once.
 
     Args:
-        folder: with model.safetensors, or model.safetensors.index.json and the files it names.
-        config: shape of the model, as from `read_public_config`.
-        dtype: of the parameters; None: that of the files (float32 if they mix float32 and bfloat16). float32 to bfloat16 rounds to
-            nearest even.
-        shardings: a `jax.sharding.Sharding` for all parameters or a tree of them; None: the first local device.
-        on_read: called for every block read with its bytes and those of the whole model.
+        folder: Folder with model.safetensors, or with model.safetensors.index.json and the files it lists.
+        config: Config of the model, as from `read_public_config`.
+        dtype: Dtype of the parameters; None: the dtype of the files (float32 if they mix float32 and bfloat16). float32 is rounded to
+            bfloat16 to nearest even.
+        shardings: A `jax.sharding.Sharding` for all parameters or a tree of them; None: the first local device.
+        on_read: Called after each block read with its bytes and the bytes of the whole model.
 
     Returns:
-        The tree of `plamo2_jax.model.init_params`.
+        Parameter tree like that of `plamo2_jax.model.init_params`.
 
     Raises:
-        ConvertError: a file is missing, damaged or outside the folder; a tensor is missing, unknown, misshapen or of another dtype.
+        ConvertError: A file is missing, damaged or outside the folder, or a tensor is missing, unknown or has a wrong shape or dtype.
     """
     folder = Path(folder)
     tensors = public_tensors(config)
@@ -95,28 +93,28 @@ def read_params(
 
 
 def common_dtype(dtypes: Iterable[np.dtype]) -> np.dtype:
-    """The one dtype that holds values of all these exactly: bfloat16 if all are, else float32."""
+    """Return the smallest dtype that holds all values exactly: bfloat16 if all dtypes are bfloat16, else float32."""
     bfloat16 = np.dtype(ml_dtypes.bfloat16)
     return bfloat16 if set(dtypes) == {bfloat16} else np.dtype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """One period of a parameter: a part of a stored tensor, from element `start` on."""
+    """Source of one period of a parameter: a part of a stored tensor that begins at element `start`."""
 
     tensor: StoredTensor
     start: int
     part: Part
 
     def read_into(self, target: np.ndarray, index: tuple[slice, ...], count: Callable[[int], None]) -> None:
-        """Copy `index` of this period, in our axes, into `target`."""
+        """Copy the slice `index` of this period, in our axis order, into `target`."""
         inverse = self.part.inverse
         mapped = self.tensor.map(self.start, self.part.view)[tuple(index[axis] for axis in inverse)]
         target = target.transpose(inverse)
         for rows in blocks(mapped):
-            # Read in file order first: to gather from the mapping in our order would fetch its pages again and again.
+            # Read in file order first. Transposing directly from the map would fetch its pages many times.
             block = np.ascontiguousarray(mapped[rows])
-            with np.errstate(invalid="ignore"):  # a NaN is carried over, not an error
+            with np.errstate(invalid="ignore"):  # NaN is copied, not an error
                 target[rows] = block
             count(block.nbytes)
 
@@ -132,7 +130,7 @@ def _make_array(
 
     def slice_of(index: tuple[slice, ...]) -> np.ndarray:
         bounds = tuple(s.indices(size) for s, size in zip(index, shape, strict=True))
-        # Devices that hold copies of a slice share one reading of it.
+        # Devices that hold copies of a slice share one read.
         if bounds not in read:
             target = _aligned_empty(tuple(stop - start for start, stop, _ in bounds), dtype)
             inner = tuple(slice(start, stop) for start, stop, _ in bounds)
@@ -148,7 +146,7 @@ def _make_array(
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An empty array at a multiple of 64 bytes, which jax takes over on CPU where it would copy another."""
+    """Return an empty array aligned to 64 bytes, which JAX on CPU uses without a copy."""
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64

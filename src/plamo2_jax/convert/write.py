@@ -1,7 +1,7 @@
-"""From parameters to the public layout: safetensors files written tensor by tensor, a file at a time.
+"""Writing parameters to the public layout: safetensors files, one tensor after the other.
 
-safetensors' own writer wants a whole file's tensors in memory at once; a shard may be as large as the model. Its format is a length, a JSON
-header and the bytes, so the header is written from the shapes and the bytes follow as they are made.
+The writer of the safetensors library needs all tensors of a file in memory, and a file may be as large as the model. The format is a
+length, a JSON header and the bytes, so this module writes the header from the shapes and then each tensor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import flax.traverse_util
 import numpy as np
 
 from plamo2_jax.config import ModelConfig
-from plamo2_jax.convert.blocks import Progress, blocks
+from plamo2_jax.convert.chunked_io import Progress, blocks
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.files import DTYPES, INDEX, SINGLE
 from plamo2_jax.convert.layout import Part, PublicTensor, public_tensors
@@ -28,7 +28,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One file to write."""
+    """One file to write, with its tensors in order."""
 
     name: str
     tensors: tuple[PublicTensor, ...]
@@ -39,7 +39,7 @@ class Shard:
 
 
 def plan_shards(tensors: Sequence[PublicTensor], dtype: np.dtype, max_shard_bytes: int) -> list[Shard]:
-    """Files for these tensors, in their order, none above `max_shard_bytes` unless one tensor alone is."""
+    """Divide tensors, in order, among files of at most `max_shard_bytes`. A larger tensor gets a file of its own."""
     groups: list[list[PublicTensor]] = [[]]
     size = 0
     for tensor in tensors:
@@ -66,21 +66,21 @@ def write_params(
     """Write parameters into an existing folder as model.safetensors, or as shards with model.safetensors.index.json.
 
     Args:
-        folder: where the files go.
-        config: shape of the model.
-        params: the tree of `plamo2_jax.model.init_params`, all of it on this process's devices or in NumPy.
-        dtype: float32 or bfloat16; of the files.
-        max_shard_bytes: bytes of tensors in a file, unless a single tensor is larger.
-        on_write: called for every block written with its bytes and those of the whole model.
+        folder: Folder to write into.
+        config: Config of the model.
+        params: Parameter tree of NumPy arrays or of arrays that are addressable by this process.
+        dtype: Dtype of the files, float32 or bfloat16.
+        max_shard_bytes: Largest number of tensor bytes in a file, unless a single tensor is larger.
+        on_write: Called after each block written with its bytes and the bytes of the whole model.
 
     Raises:
-        ConvertError: `params` is not of this model, or dtype or shard size is not allowed.
+        ConvertError: The parameters do not fit the config, or the dtype or shard size is not allowed.
     """
     dtype = np.dtype(dtype)
     if dtype not in _NAMES:
-        raise ConvertError(f"dtype {dtype} is not allowed; it must be float32 or bfloat16")
+        raise ConvertError(f"dtype {dtype} is not allowed: it must be float32 or bfloat16")
     if max_shard_bytes < 1:
-        raise ConvertError(f"max shard size {max_shard_bytes} is not allowed; it must be at least 1 byte")
+        raise ConvertError(f"max_shard_bytes={max_shard_bytes} is not allowed: it must be at least 1")
     leaves = flax.traverse_util.flatten_dict(params, sep="/")
     _check(config, leaves)
     shards = plan_shards(public_tensors(config), dtype, max_shard_bytes)
@@ -103,7 +103,7 @@ def write_params(
 
 
 def header(tensors: Sequence[PublicTensor], dtype: np.dtype) -> bytes:
-    """The beginning of a safetensors file that holds these tensors in this order: length, JSON, padding to 8 bytes."""
+    """Return the header of a safetensors file with these tensors in this order: length, JSON, padding to 8 bytes."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in tensors:
@@ -115,12 +115,12 @@ def header(tensors: Sequence[PublicTensor], dtype: np.dtype) -> bytes:
 
 
 def _public_blocks(leaf: Any, part: Part, dtype: np.dtype) -> Iterator[np.ndarray]:
-    """A part in public order, in contiguous blocks of rows."""
-    ours = np.asarray(leaf)  # on CPU the array itself, not a copy
+    """Yield a part in public axis order, in contiguous blocks of rows."""
+    ours = np.asarray(leaf)  # no copy on CPU
     ours = ours if part.period is None else ours[part.period]
     public = ours.transpose(part.inverse)
     for rows in blocks(public):
-        with np.errstate(invalid="ignore"):  # a NaN is carried over, not an error
+        with np.errstate(invalid="ignore"):  # NaN is copied, not an error
             block = np.ascontiguousarray(public[rows].astype(dtype, copy=False))
         yield block
 
@@ -128,9 +128,9 @@ def _public_blocks(leaf: Any, part: Part, dtype: np.dtype) -> Iterator[np.ndarra
 def _check(config: ModelConfig, leaves: dict[str, Any]) -> None:
     wanted = flax.traverse_util.flatten_dict(abstract_params(Plamo2(config)), sep="/")
     if different := sorted(wanted.keys() ^ leaves.keys()):
-        raise ConvertError(
-            f"the parameters are not those of the config; in one of the two only: {', '.join(different[:5])}"
-        )
+        raise ConvertError(f"the parameters do not fit the config: only one of the two has {', '.join(different[:5])}")
     for path, leaf in wanted.items():
         if leaves[path].shape != leaf.shape:
-            raise ConvertError(f"parameter {path} has shape {leaves[path].shape}; the config wants {leaf.shape}")
+            raise ConvertError(
+                f"parameter {path} has shape {leaves[path].shape}: by the config it must be {leaf.shape}"
+            )

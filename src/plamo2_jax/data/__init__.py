@@ -1,1 +1,1 @@
-"""From raw text to packed batches: sources, cleaning, shards, mixing, packing."""
+"""Data, from raw text to packed batches: sources, cleaning, shards, mixing and packing."""

@@ -1,8 +1,8 @@
-"""How far the chunks of an ArrayRecord file unfold, from their headers, before any is decompressed.
+"""Decompressed sizes of the chunks of an ArrayRecord file, read from their headers before any chunk is decompressed.
 
 ArrayRecord stores records in Riegeli chunks (https://github.com/google/riegeli/blob/master/doc/riegeli_records_file_format.md). A chunk
-has a header of 40 bytes: three hashes and sizes, the number of records, and the size of the records once decompressed. The file is
-divided into blocks of 64 KiB that begin with a header of 24 bytes, which may stand in the middle of a chunk.
+has a header of 40 bytes: three hashes and sizes, the number of records, and the decompressed size of the records. The file is divided into
+blocks of 64 KiB. Each block begins with a header of 24 bytes, which may be in the middle of a chunk.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _CHUNK_HEADER = struct.Struct("<QQQQQ")
 
 
 class Chunk(NamedTuple):
-    """Number of records in a chunk, and their bytes."""
+    """Number of records in a chunk, and their decompressed bytes."""
 
     records: int
     bytes: int
@@ -27,7 +27,7 @@ def read_chunks(path: Path, records: int) -> Iterator[Chunk]:
     """Yield the chunks of a file in order, until they hold `records` records.
 
     Raises:
-        ValueError: the file ends before, or a chunk holds more records.
+        ValueError: The file has fewer records, or a chunk has more than are left.
     """
     size = path.stat().st_size
     position = found = 0
@@ -39,7 +39,7 @@ def read_chunks(path: Path, records: int) -> Iterator[Chunk]:
                 raise ValueError(f"{path} is damaged: it ends after {found} of {records} records")
             _, data_size, _, kind_and_records, unfolded = _CHUNK_HEADER.unpack(header)
             count = kind_and_records >> 8
-            # A record takes at least one position in the file.
+            # A record takes at least one byte of the file.
             position = max(_skip(position, data_size), begin + count)
             found += count
             if found > records or position > size:
@@ -49,7 +49,7 @@ def read_chunks(path: Path, records: int) -> Iterator[Chunk]:
 
 
 def _read(file: IO[bytes], position: int, size: int) -> tuple[bytes, int]:
-    """`size` bytes from a position, without the headers of blocks, and the position behind them."""
+    """Read `size` bytes from a position, without block headers. Return them and the position after them."""
     data = b""
     while size:
         if position % _BLOCK == 0:
@@ -63,7 +63,7 @@ def _read(file: IO[bytes], position: int, size: int) -> tuple[bytes, int]:
 
 
 def _skip(position: int, size: int) -> int:
-    """The position behind `size` bytes, headers of blocks not counted."""
+    """Return the position after `size` bytes, not counting block headers."""
     if position % _BLOCK == 0 and size:
         position += _BLOCK_HEADER
     left = _BLOCK - position % _BLOCK

@@ -1,8 +1,8 @@
-"""Find and remove the lines that pages repeat around their text: navigation, footers, notices.
+"""Find and remove the lines that web pages repeat around their text: navigation, footers, notices.
 
-That a line occurs in many documents does not make it boilerplate: manuals repeat headings, programs repeat statements, licences whole
-paragraphs. So a line is removed only where pages have such lines, at the beginning or the end of a document, next to others of
-its kind or long enough to be a notice, and if it does not look like a program. `where="anywhere"` removes repeated lines everywhere.
+Not every repeated line is boilerplate: manuals repeat headings, programs repeat statements, licences repeat paragraphs. So a repeated line
+is removed only at the beginning or end of a document, only next to other repeated lines or if it is as long as a notice, and only if it
+does not look like program code. `where="anywhere"` removes repeated lines everywhere.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from typing import Literal
 Where = Literal["edges", "anywhere"]
 
 MIN_CHARS = 8
-"""Least characters of the key of a line that is removed anywhere: shorter ones, such as "Example", are headings."""
+"""With where="anywhere", smallest number of characters in the key of a removed line. Shorter lines, such as "Example", are headings."""
 EDGE_LINES = 50
-"""Lines at the beginning, and at the end, of a document that may be boilerplate; blank lines are not counted."""
+"""Number of lines at the beginning and at the end of a document that may be boilerplate, without blank lines."""
 MIN_RUN, NOTICE_WIDTH = 3, 20
-"""At an edge, a run of repeated lines is removed if it has so many lines, or one line this wide; a wide character counts twice."""
+"""At an edge, consecutive repeated lines are removed if they are this many, or if one is this wide; a wide character counts twice."""
 OTHER_LINES = 2
-"""Lines of a document's own, such as its title and date, that may stand between its edge and the boilerplate."""
+"""Number of lines that are not repeated, such as title and date, that may be between the edge and the boilerplate."""
 
-# Indented, or with the marks of a statement, a comment, a declaration.
+# Lines of program code: indented, or with the syntax of a statement, comment or declaration.
 _PROGRAM = re.compile(r"[ \t]|#|//|/\*|\*/|import\b|from\s.*\bimport\b|.*(?:[{}=\\]|\(\)|;$)")
 
 
 @dataclass(frozen=True)
 class Boilerplate:
-    """Lines that repeat.
+    """Repeated lines.
 
     Attributes:
-        keys: hashes of the `line_key` of each.
-        where: "edges": remove them at the beginning and the end of a document. "anywhere": remove all.
+        keys: Hashes of their `line_key`.
+        where: "edges": remove them at the beginning and end of a document. "anywhere": remove all.
     """
 
     keys: frozenset[int] = frozenset()
@@ -53,7 +53,7 @@ class Boilerplate:
         return _hash(line_key(line)) in self.keys
 
     def split(self, lines: Sequence[str]) -> tuple[list[str], list[str]]:
-        """The lines of a document to keep, and those to remove, in order."""
+        """Return the lines of a document to keep and the lines to remove, each in order."""
         if self.where == "anywhere":
             removed = {i for i, line in enumerate(lines) if line in self}
         else:
@@ -63,7 +63,7 @@ class Boilerplate:
         return keep, [lines[i] for i in sorted(removed)]
 
     def _of_edge(self, lines: Sequence[str], order: Sequence[int]) -> Iterator[int]:
-        """Indices of the lines to remove at one edge; `order`: indices of lines that are not blank, from that edge on."""
+        """Yield the indices of the lines to remove at one edge. `order`: indices of the lines that are not blank, from that edge inward."""
         others, run = 0, []
         for i in itertools.chain(order[:EDGE_LINES], (None,)):
             if i is not None and not _PROGRAM.match(lines[i]) and lines[i] in self:
@@ -79,7 +79,7 @@ class Boilerplate:
 
 @dataclass
 class RemovedLines:
-    """The lines that were removed, by key: one spelling, how often, and their characters."""
+    """Statistics of removed lines, by key: one example, the number of lines, and their characters."""
 
     counts: dict[str, list] = field(default_factory=dict)
 
@@ -92,17 +92,17 @@ class RemovedLines:
 
     @property
     def lines(self) -> int:
-        """Lines removed."""
+        """Number of removed lines."""
         return sum(count for _, count, _ in self.counts.values())
 
     def most_common(self, number: int) -> list[tuple[str, int]]:
-        """The most frequent ones, each shortened, and how often they were removed."""
+        """Return the most frequently removed lines, shortened, with their counts."""
         entries = sorted(self.counts.values(), key=lambda entry: -entry[1])[:number]
         return [(line if len(line) <= 80 else f"{line[:77]}...", count) for line, count, _ in entries]
 
 
 def line_key(line: str) -> str:
-    """What two lines share when they are the same boilerplate: width, case, digits and white space do not matter."""
+    """Return the key of a line. Lines that differ only in character width, case, digits and white space have the same key."""
     line = unicodedata.normalize("NFKC", line).casefold()
     return re.sub(r"\s+", "", re.sub(r"\d+", "0", line))
 
@@ -110,15 +110,15 @@ def line_key(line: str) -> str:
 def boilerplate_lines(documents: Iterable[dict], min_documents: int = 20, where: Where = "edges") -> Boilerplate:
     """Find the lines that occur in at least `min_documents` different documents.
 
-    Copies of one document count once: what they share is not boilerplate, and deduplication removes it.
+    Copies of one document count once, since deduplication removes them.
 
     Args:
-        documents: dicts with a str under "text".
-        min_documents: how many documents make a line boilerplate.
-        where: "edges": count, and later remove, lines at the beginning and the end of documents. "anywhere": all lines.
+        documents: Dicts with a str under "text".
+        min_documents: Smallest number of documents that makes a line boilerplate.
+        where: "edges": count, and later remove, lines at the beginning and end of documents. "anywhere": all lines.
     """
     if min_documents < 2:
-        raise ValueError(f"min_documents is {min_documents}; it must be at least 2")
+        raise ValueError(f"min_documents={min_documents} is not allowed: it must be at least 2")
     counts: Counter[int] = Counter()
     seen: set[int] = set()
     for document in documents:
@@ -137,7 +137,7 @@ def boilerplate_lines(documents: Iterable[dict], min_documents: int = 20, where:
 
 
 def _hash(text: str) -> int:
-    # Eight bytes in place of a line: a corpus has millions of different ones.
+    # Eight bytes instead of the text of a line: a corpus has millions of different lines.
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 

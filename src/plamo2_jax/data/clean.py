@@ -1,8 +1,8 @@
-"""Cleaning of raw text: characters, boilerplate lines (see `boilerplate`), language, length and repetition.
+"""Cleaning of raw text: control characters, boilerplate lines, language, length and repetition.
 
-A document is a dict with at least "text"; every other key travels through untouched. The defaults keep text as its author
-wrote it: PLaMo's tokenizer has no normalizer, so the model must see real text, and Unicode NFC is not harmless for
-Japanese (it turns the name variants U+FA19 神 and U+FA10 塚 into other characters). Ask for it with `unicode_form`.
+A document is a dict with at least "text"; all other keys are kept unchanged. The defaults keep the characters of the author: PLaMo's
+tokenizer has no normalizer, so the model must see real text, and Unicode NFC changes Japanese names (it replaces the variants
+U+FA19 神 and U+FA10 塚 by other characters). Set `unicode_form` to apply it.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ _ENGLISH = re.compile(r"\b(?:the|of|and|to|in|is|for|that|are|with|it|as|be|on|o
 
 @dataclass(frozen=True)
 class CleanConfig:
-    """What a document must be like to pass.
+    """Criteria for keeping a document.
 
     Attributes:
-        unicode_form: "none" (default), "NFC" or "NFKC".
-        languages: languages that pass, of "ja", "en" and "other".
-        min_chars: documents with fewer characters after cleaning are dropped.
-        max_duplicate_lines: largest share of characters that may lie in lines seen before in the same document.
-        max_top_ngram: largest share of the document's 10-character windows that one window may make up.
+        unicode_form: Unicode normalization: "none", "NFC" or "NFKC".
+        languages: Languages to keep, of "ja", "en" and "other".
+        min_chars: Smallest number of characters after cleaning.
+        max_duplicate_lines: Largest share of characters in lines that occurred earlier in the same document.
+        max_top_ngram: Largest share of the most frequent 10-character window among all windows of the document.
     """
 
     unicode_form: str = "none"
@@ -68,19 +68,23 @@ class CleanConfig:
 
     def __post_init__(self) -> None:
         if self.unicode_form not in UNICODE_FORMS:
-            raise ValueError(f"unicode_form is {self.unicode_form!r}; it must be one of {', '.join(UNICODE_FORMS)}")
+            raise ValueError(
+                f"unicode_form={self.unicode_form!r} is not allowed: it must be one of {', '.join(UNICODE_FORMS)}"
+            )
         if not self.languages or not set(self.languages) <= set(LANGUAGES):
-            raise ValueError(f"languages is {self.languages!r}; it must name some of {', '.join(LANGUAGES)}")
+            raise ValueError(
+                f"languages={self.languages!r} is not allowed: it must name some of {', '.join(LANGUAGES)}"
+            )
         if self.min_chars < 1:
-            raise ValueError(f"min_chars is {self.min_chars}; it must be at least 1")
+            raise ValueError(f"min_chars={self.min_chars} is not allowed: it must be at least 1")
         for name in ("max_duplicate_lines", "max_top_ngram"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
+                raise ValueError(f"{name}={getattr(self, name)} is not allowed: it must be between 0 and 1")
 
 
 @dataclass
 class CleanReport:
-    """What cleaning did: documents and characters in and out, lines removed, and documents dropped by reason."""
+    """Statistics of cleaning: documents and characters in and out, removed lines, and rejected documents by reason."""
 
     documents_in: int = 0
     documents_out: int = 0
@@ -93,16 +97,16 @@ class CleanReport:
 
     @property
     def boilerplate_lines(self) -> int:
-        """Lines removed as boilerplate."""
+        """Number of lines removed as boilerplate."""
         return self.removed.lines
 
     def lost(self) -> dict[str, int]:
-        """Characters lost by cause; "white space and controls" is what normalization removed."""
+        """Return the removed characters by cause; "white space and controls" were removed by normalization."""
         causes = {"boilerplate": self.chars_boilerplate, **dict(sorted(self.chars_rejected.items()))}
         return causes | {"white space and controls": self.chars_in - self.chars_out - sum(causes.values())}
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, with the hundred lines that were removed most often."""
+        """Return all statistics as JSON, with the hundred lines that were removed most often."""
         return {
             "documents": {"in": self.documents_in, "out": self.documents_out},
             "characters": {"in": self.chars_in, "out": self.chars_out, "lost": self.lost()},
@@ -112,7 +116,7 @@ class CleanReport:
         }
 
     def summary(self) -> str:
-        """One line for a log."""
+        """Return a line for a log."""
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(self.rejected.items())) or "none"
         return (
             f"cleaning kept {self.documents_out} of {self.documents_in} documents, {self.chars_out} of {self.chars_in} "
@@ -121,9 +125,9 @@ class CleanReport:
 
 
 def normalize_text(text: str, unicode_form: str = "none") -> str:
-    """The same text with plain newlines, no control characters, no trailing spaces and no runs of blank lines.
+    """Return the text with plain newlines, and without control characters, trailing spaces and repeated blank lines.
 
-    Idempotent. Leading spaces, tabs, full-width forms, emoji joiners and variation selectors stay as they are.
+    The function is idempotent. Leading spaces, tabs, full-width forms, emoji joiners and variation selectors are kept.
     """
     text = _UNWANTED.sub("", _NEWLINES.sub("\n", text))
     if unicode_form != "none":
@@ -132,11 +136,11 @@ def normalize_text(text: str, unicode_form: str = "none") -> str:
 
 
 def guess_language(text: str) -> str:
-    """The language of a text, "ja", "en" or "other", by script.
+    """Return the language of a text by its script: "ja", "en" or "other". Only the first 20,000 characters are read.
 
-    Japanese: at least a fifth of the letters are kana or kanji, and of those at least one in twenty is kana (else it is
-    Chinese). English: nine letters in ten are Latin, and at least one word in twenty-five is one of the twenty commonest
-    English words (else it is another language, or a listing). Reads the first 20,000 characters.
+    Japanese: at least 20 % of the letters are kana or kanji, and at least 5 % of those are kana (otherwise it is Chinese). English: at
+    least 90 % of the letters are Latin, and at least 4 % of the words are among the twenty most common English words (otherwise it is
+    another language, or a listing).
     """
     text = text[:20_000]
     letters = len(_LETTER.findall(text))
@@ -152,7 +156,7 @@ def guess_language(text: str) -> str:
 
 
 def duplicate_line_share(text: str) -> float:
-    """Share of the characters that lie in lines that occurred earlier in the same text; blank lines count for nothing."""
+    """Return the share of characters in lines that occurred earlier in the same text, without blank lines."""
     seen: set[str] = set()
     total = repeated = 0
     for line in text.splitlines():
@@ -164,9 +168,9 @@ def duplicate_line_share(text: str) -> float:
 
 
 def top_ngram_share(text: str, n: int = 10) -> float:
-    """Share of the windows of `n` characters that equal the most frequent one; 0 for texts shorter than 10 windows.
+    """Return the share of the most frequent window of `n` characters among all windows; 0 for texts with fewer than 10 windows.
 
-    Of texts longer than a million characters, the mean over stretches of that length.
+    For texts longer than a million characters, return the mean over parts of that length.
     """
     windows = len(text) - n + 1
     if windows < 10:
@@ -179,12 +183,12 @@ def top_ngram_share(text: str, n: int = 10) -> float:
 
 
 def rejection(text: str, config: CleanConfig, declared: str | None = None) -> str | None:
-    """Why a cleaned text does not pass ("empty", "short", "language", "repeated lines", "repeated text"), or None.
+    """Return why a text is rejected ("empty", "short", "language", "repeated lines", "repeated text"), or None to keep it.
 
     Args:
-        text: after `normalize_text`.
-        config: what passes.
-        declared: the language the document claims; a text that looks like another one does not pass.
+        text: Text after `normalize_text`.
+        config: Criteria.
+        declared: Language that the document declares. A text that looks like another language is rejected.
     """
     if not text:
         return "empty"
@@ -206,13 +210,13 @@ def clean_documents(
     report: CleanReport | None = None,
     boilerplate: Boilerplate | None = None,
 ) -> Iterator[dict]:
-    """Cleaned documents, in order; those that do not pass are counted in `report` under their reason.
+    """Yield the cleaned documents in order. Rejected documents are counted in `report` by reason.
 
     Args:
-        documents: dicts with a str under "text".
-        config: what passes.
-        report: filled in while the iterator runs.
-        boilerplate: lines to remove, from `boilerplate_lines` over the same documents.
+        documents: Dicts with a str under "text".
+        config: Criteria; None: the defaults.
+        report: Statistics to update while the iterator runs.
+        boilerplate: Lines to remove, from `boilerplate_lines` on the same documents.
     """
     config = config or CleanConfig()
     report = report if report is not None else CleanReport()
@@ -239,6 +243,6 @@ def clean_documents(
 
 
 def _declared(document: dict) -> str | None:
-    """The language that a document declares, without its region: "en" for "en-US". None for none."""
+    """Return the language that a document declares, without region ("en" for "en-US"), or None."""
     language = document.get("language")
     return re.split("[-_]", language)[0].lower() if isinstance(language, str) and language else None

@@ -1,14 +1,14 @@
-"""The bundled bilingual corpus: Japanese and English documentation, a few MB compressed, carried in the package.
+"""The bundled bilingual corpus: Japanese and English documentation, a few MB compressed, in the package.
 
-Text of LibreOffice Help (MPL-2.0) and The Debian Administrator's Handbook (CC-BY-SA-3.0), page-aligned between the two
-languages; `scripts/build_corpus.py` rebuilds it. It is data under its own licences, which lie beside it in `bundled/`.
+It contains LibreOffice Help (MPL-2.0) and The Debian Administrator's Handbook (CC-BY-SA-3.0), page-aligned between the two languages.
+`scripts/build_corpus.py` rebuilds it. The licences of the texts are in the folder `bundled/`.
 
 A document is a dict of strings:
-    id: unique, "SOURCE/LANGUAGE/PATH".
-    text: paragraphs separated by one newline; an empty line before a heading.
+    id: Unique id, "SOURCE/LANGUAGE/PATH".
+    text: Paragraphs separated by one newline, with an empty line before a heading.
     language: "ja" or "en".
-    source, license, path: package, SPDX identifier, page within the package.
-    pair: the same for a page and its translation; the key of the held-out split.
+    source, license, path: Package, SPDX identifier, page in the package.
+    pair: Key of the held-out split, equal for a page and its translation.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ HELDOUT_FRACTION = 0.07
 
 
 def bundled_folder() -> Traversable:
-    """The folder of the package that holds the corpus, its manifest and its licences."""
+    """Return the folder of the package with the corpus, its manifest and its licences."""
     return resources.files("plamo2_jax.data") / "bundled"
 
 
 def manifest() -> dict:
-    """Hashes, sizes, counts, package versions and licences of the bundled corpus."""
+    """Return the manifest of the bundled corpus: hashes, sizes, counts, package versions and licences."""
     return json.loads((bundled_folder() / "manifest.json").read_text(encoding="utf-8"))
 
 
 def split_of(pair: str) -> str:
-    """Where the documents of this pair key belong: "train" or "heldout".
+    """Return the side of a pair key in the split: "train" or "heldout".
 
-    Depends on the key alone, so that a page and its translation always fall on the same side and a rebuilt corpus keeps
-    its split. The key's SHA-256, read as a fraction of 1, is held out below `HELDOUT_FRACTION`.
+    The side depends only on the key, so a page and its translation are on the same side, and a rebuilt corpus keeps its split. A key is
+    held out if its SHA-256, as a fraction of 1, is below `HELDOUT_FRACTION`.
     """
     digest = hashlib.sha256(pair.encode("utf-8")).digest()
     return "heldout" if int.from_bytes(digest[:8], "big") < HELDOUT_FRACTION * 2**64 else "train"
@@ -49,21 +49,21 @@ def split_of(pair: str) -> str:
 def documents(
     language: str | None = None, split: str = "all", folder: Traversable | None = None
 ) -> Iterator[dict[str, str]]:
-    """Documents of the bundled corpus, in a fixed order: Japanese before English, each sorted by id.
+    """Yield the documents of the bundled corpus in a fixed order: Japanese before English, each sorted by id.
 
     Args:
         language: "ja", "en" or None for both.
         split: "all", "train" or "heldout".
-        folder: another corpus written by `scripts/build_corpus.py --extra`; the bundled one if not given.
+        folder: Folder of another corpus from `scripts/build_corpus.py --extra`; None: the bundled corpus.
 
     Raises:
-        ValueError: an unknown language or split.
-        FileNotFoundError: the folder holds no corpus.
+        ValueError: The language or split is unknown.
+        FileNotFoundError: The folder holds no corpus.
     """
     if language is not None and language not in LANGUAGES:
-        raise ValueError(f"language is {language!r}; it must be None or one of {', '.join(LANGUAGES)}")
+        raise ValueError(f"language={language!r} is not allowed: it must be None or one of {', '.join(LANGUAGES)}")
     if split not in SPLITS:
-        raise ValueError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
+        raise ValueError(f"split={split!r} is not allowed: it must be one of {', '.join(SPLITS)}")
     return _read(folder or bundled_folder(), LANGUAGES if language is None else (language,), split)
 
 

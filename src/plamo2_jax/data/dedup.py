@@ -1,8 +1,8 @@
-"""Exact and near-duplicate removal over a stream of documents.
+"""Removal of exact and near-duplicates from a stream of documents.
 
-Exact: two texts that differ only in white space. Near: estimated Jaccard similarity of their sets of character n-grams
-(MinHash, Broder 1997; locality-sensitive hashing by datasketch). Characters, not words: Japanese has no spaces.
-The first of each group of duplicates stays, so the order of the input decides; nothing is random but the fixed seed.
+Exact duplicates differ only in white space. Near-duplicates have a high estimated Jaccard similarity of their sets of character n-grams
+(MinHash, Broder 1997; locality-sensitive hashing by datasketch). The n-grams are of characters because Japanese has no spaces. The first
+document of each group of duplicates is kept. The result depends only on the input order and the seed.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any
 
 import numpy as np
 
-_STRETCH = 1 << 20  # characters handled at once
-_MAX_PER_UPDATE = 8192  # shingles hashed at once: bounds memory at 128 * 8192 * 8 bytes for texts of any length
+_STRETCH = 1 << 20  # characters processed at once
+_MAX_PER_UPDATE = 8192  # shingles hashed at once; bounds memory at 128 * 8192 * 8 bytes for texts of any length
 
 
 @dataclass(frozen=True)
 class DedupConfig:
-    """How alike two documents must be to count as one.
+    """Settings of deduplication.
 
     Attributes:
-        threshold: Jaccard similarity of the n-gram sets from which a document is a near-duplicate.
-        ngram: characters in a shingle. 5 suits Japanese and, with white space removed, English.
-        permutations: MinHash values; the standard error of the estimate is about 1 / sqrt(permutations).
-        seed: seed of the permutations.
+        threshold: Smallest Jaccard similarity of the n-gram sets of near-duplicates.
+        ngram: Number of characters in a shingle. 5 suits Japanese and, without white space, English.
+        permutations: Number of MinHash values. The standard error of the estimate is about 1 / sqrt(permutations).
+        seed: Random seed of the permutations.
     """
 
     threshold: float = 0.8
@@ -37,11 +37,11 @@ class DedupConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold is {self.threshold}; it must lie in (0, 1]")
+            raise ValueError(f"threshold={self.threshold} is not allowed: it must be in (0, 1]")
         if self.ngram < 1:
-            raise ValueError(f"ngram is {self.ngram}; it must be at least 1")
+            raise ValueError(f"ngram={self.ngram} is not allowed: it must be at least 1")
         if self.permutations < 16:
-            raise ValueError(f"permutations is {self.permutations}; it must be at least 16")
+            raise ValueError(f"permutations={self.permutations} is not allowed: it must be at least 16")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Duplicate:
 
 @dataclass
 class DedupReport:
-    """What deduplication removed."""
+    """Statistics of deduplication."""
 
     documents_in: int = 0
     documents_out: int = 0
@@ -65,7 +65,7 @@ class DedupReport:
     chars_near: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """Counts, characters removed, and the first twenty duplicates of either kind."""
+        """Return the counts, the removed characters and the first twenty duplicates of each kind as JSON."""
         return {
             "documents": {"in": self.documents_in, "out": self.documents_out},
             "exact": {"documents": len(self.exact), "characters": self.chars_exact},
@@ -74,7 +74,7 @@ class DedupReport:
         }
 
     def summary(self) -> str:
-        """One line for a log."""
+        """Return a line for a log."""
         return (
             f"deduplication kept {self.documents_out} of {self.documents_in} documents; "
             f"exact duplicates {len(self.exact)}, near-duplicates {len(self.near)}"
@@ -82,18 +82,18 @@ class DedupReport:
 
 
 def squeeze(text: str) -> str:
-    """The text without any white space."""
-    # In stretches: a list of all words takes many times the memory of the text.
+    """Return the text without white space."""
+    # In parts, because a list of all words takes many times the memory of the text.
     return "".join("".join(text[i : i + _STRETCH].split()) for i in range(0, len(text), _STRETCH))
 
 
 def fingerprint(text: str) -> bytes:
-    """16 bytes that two texts share if and only if (but for hash collisions) they differ in white space alone."""
+    """Return a 16-byte hash of the text without white space."""
     return hashlib.blake2b(squeeze(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def shingle_hashes(text: str, ngram: int) -> np.ndarray:
-    """Sorted distinct 32-bit hashes [k], uint32, of the character n-grams of the text without white space."""
+    """Return the sorted distinct hashes, [k] uint32, of the character n-grams of the text without white space."""
     codes = np.frombuffer(squeeze(text).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     if codes.size == 0:
         return np.zeros(0, np.uint32)
@@ -105,17 +105,17 @@ def shingle_hashes(text: str, ngram: int) -> np.ndarray:
         value = np.zeros(size, np.uint64)
         for offset in range(start, start + ngram):  # polynomial in a large odd base, modulo 2**64
             value = value * np.uint64(0x9E3779B97F4A7C15) + codes[offset : offset + size].astype(np.uint64)
-        # The high half of a multiplicative hash is the well-mixed one.
+        # The high half of a multiplicative hash is better mixed than the low half.
         value ^= value >> np.uint64(29)
         stretches.append(np.unique(((value * np.uint64(0xBF58476D1CE4E5B9)) >> np.uint64(32)).astype(np.uint32)))
     return stretches[0] if len(stretches) == 1 else np.unique(np.concatenate(stretches))
 
 
 def minhash(text: str, config: DedupConfig):
-    """The datasketch `MinHash` of a text's shingles."""
+    """Return the datasketch `MinHash` of a text's shingles."""
     from datasketch import MinHash
 
-    # The shingles are hashed already, all at once in numpy: the per-item hash function is the identity.
+    # The shingles are already hashed, all at once in NumPy, so the hash function per item is the identity.
     sketch = MinHash(num_perm=config.permutations, seed=config.seed, hashfunc=int)
     hashes = shingle_hashes(text, config.ngram)
     for start in range(0, hashes.size, _MAX_PER_UPDATE):
@@ -130,17 +130,16 @@ def deduplicate(
     total: int | None = None,
     progress: bool = True,
 ) -> Iterator[dict]:
-    """The documents that repeat no earlier one, in order, as a stream.
+    """Yield the documents that are not duplicates of an earlier one, in order.
 
-    Keeps 16 bytes and one MinHash (8 * permutations bytes) for each kept document. Documents without text pass through
-    the exact test only.
+    Memory: 16 bytes and one MinHash (8 * permutations bytes) per kept document. Documents without text are only tested for exact copies.
 
     Args:
-        documents: dicts with "text", and "id" for the report (their position where there is none).
-        config: how alike is alike.
-        report: filled in while the iterator runs.
-        total: number of documents, for the progress bar.
-        progress: show a progress bar on stderr.
+        documents: Dicts with "text", and "id" for the report (their index if there is none).
+        config: Thresholds; None: the defaults.
+        report: Statistics to update while the iterator runs.
+        total: Number of documents, for the progress bar.
+        progress: Show a progress bar on stderr.
     """
     from datasketch import MinHashLSH
 
@@ -160,7 +159,7 @@ def deduplicate(
             report.chars_exact += len(document["text"])
             continue
         sketch = minhash(document["text"], config)
-        # Ids may repeat in a user's data; the index needs a key of its own.
+        # Ids may repeat in a user's data, so the index uses its own keys.
         key = f"{number}:{name}"
         if not sketch.is_empty():
             similar = [(sketch.jaccard(sketches[other]), other) for other in index.query(sketch)]

@@ -1,8 +1,7 @@
-"""Documents, and the account of records that could not be read as one.
+"""Documents, and statistics of records that could not be read as documents.
 
-A record of a user's file that is not a document (invalid UTF-8, not JSON, no text, ...) is counted by reason and the first few
-are kept with file and line. Reading goes on, unless more than a set share of the records is bad: then something is wrong with
-the data or with how it is read, and reading fails.
+A record that is not a document (invalid UTF-8, not JSON, no text, ...) is counted by reason, and the first few are kept with file and line.
+Reading continues until the share of bad records exceeds a limit. Then it fails, since the data or the options must be wrong.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ class Document:
     """One text.
 
     Attributes:
-        text: valid Unicode, not empty.
-        id: names the document in messages; unique as far as the user's own ids are.
-        meta: whatever else the record holds, JSON values by name; "language" is the one that is used.
-        pair: documents of one pair are on the same side of a held-out split; empty for none.
+        text: Text, valid Unicode and not empty.
+        id: Name of the document in messages; unique if the user's ids are unique.
+        meta: All other fields of the record, JSON values by name. Only "language" is used.
+        pair: Key of a pair, such as a page and its translation. All documents of a pair are on the same side of a held-out split.
     """
 
     text: str
@@ -33,12 +32,12 @@ class Document:
 
     @property
     def language(self) -> str:
-        """The declared language, "unknown" where none is."""
+        """The declared language, or "unknown"."""
         language = self.meta.get("language")
         return language if isinstance(language, str) and language else "unknown"
 
     def to_json(self) -> dict[str, Any]:
-        """`{"id", "text", ...meta}`."""
+        """Return the document as a JSON object: id, text and the fields of `meta`."""
         return {"id": self.id, "text": self.text, **{k: v for k, v in self.meta.items() if k not in ("id", "text")}}
 
 
@@ -47,9 +46,9 @@ class BadRecord:
     """A record that is not a document.
 
     Attributes:
-        place: file and line, row or record, such as "a.jsonl, line 3".
-        reason: one of a few words, to count by: "not JSON".
-        detail: the particulars; may be empty.
+        place: File and line, row or record, such as "a.jsonl, line 3".
+        reason: Kind of the problem, for counting, such as "not JSON".
+        detail: Details of the problem; may be empty.
     """
 
     place: str
@@ -58,13 +57,13 @@ class BadRecord:
 
     def __str__(self) -> str:
         detail = self.detail if len(self.detail) <= 240 else f"{self.detail[:240]}..."
-        # The name of a field may hold anything.
+        # The name of a field may hold any characters.
         detail = detail.encode("utf-8", "backslashreplace").decode()
         return f"{self.place}: {self.reason}" + (f" ({detail})" if detail else "")
 
 
 class UnreadableRecord(ValueError):
-    """Raised by a reader for one record; `ReadReport` counts it."""
+    """A record cannot be read. Readers raise or yield it, and `ReadReport` counts it."""
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(reason)
@@ -72,25 +71,24 @@ class UnreadableRecord(ValueError):
 
 
 class TooManyBadRecordsError(ValueError):
-    """More of the records are bad than is allowed."""
+    """The share of bad records exceeds the limit."""
 
 
 @dataclass
 class ReadReport:
-    """What reading found; filled in while the reader's iterator runs.
+    """Statistics of reading, updated while the reader's iterator runs.
 
     Attributes:
-        max_bad_rate: share of bad records above which reading fails, judged at the end, and from `judge_after` records on
-            at each bad one.
-        judge_after: records from which the rate means something.
-        keep: bad records kept verbatim in `first`.
-        records: records seen, bad ones included.
-        reasons: bad records by reason.
-        first: the first `keep` bad records.
-        files: files read to their end.
-        changes: what was lost of good records, such as fields left out, and how often.
-        notes: files and folders that were skipped; the first few are printed on stderr at once.
-        quiet: print no notes.
+        max_bad_rate: Largest allowed share of bad records. It is checked at the end, and at each bad record after `judge_after` records.
+        judge_after: Number of records from which the share is meaningful.
+        keep: Number of bad records to keep in `first`.
+        records: Number of records, including bad ones.
+        reasons: Number of bad records by reason.
+        first: The first `keep` bad records.
+        files: Number of files read to their end.
+        changes: Losses in good records, such as omitted fields, with their counts.
+        notes: Number of skipped files and folders; the first few are printed on stderr.
+        quiet: Print no notes.
     """
 
     max_bad_rate: float = 0.01
@@ -106,31 +104,31 @@ class ReadReport:
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad_rate <= 1:
-            raise ValueError(f"max_bad_rate is {self.max_bad_rate}; it must lie between 0 and 1")
+            raise ValueError(f"max_bad_rate={self.max_bad_rate} is not allowed: it must be between 0 and 1")
         for name, least in (("judge_after", 1), ("keep", 1)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+                raise ValueError(f"{name}={getattr(self, name)} is not allowed: it must be at least {least}")
 
     @property
     def bad(self) -> int:
-        """Bad records seen."""
+        """Number of bad records."""
         return self.reasons.total()
 
     def note(self, text: str) -> None:
-        """Print on stderr that something was skipped: `keep` notes at most, and that there are more."""
+        """Print on stderr that something was skipped. After `keep` notes, print once that there are more."""
         self.notes += 1
         if not self.quiet and self.notes <= self.keep + 1:
             print(f"skipped: {text}" if self.notes <= self.keep else "skipped: and more", file=sys.stderr)
 
     def count_good(self) -> None:
-        """A record was a document."""
+        """Count a record that is a document."""
         self.records += 1
 
     def count_bad(self, record: BadRecord) -> None:
-        """A record was not a document.
+        """Count a record that is not a document.
 
         Raises:
-            TooManyBadRecordsError: the rate is above what is allowed, and enough records were seen to say so.
+            TooManyBadRecordsError: The share of bad records exceeds the limit, after `judge_after` records.
         """
         self.records += 1
         self.reasons[record.reason] += 1
@@ -140,19 +138,19 @@ class ReadReport:
             self.judge(record)
 
     def judge(self, example: BadRecord | None = None) -> None:
-        """Fail if too many records were bad; to be called at the end of reading.
+        """Check the share of bad records. Readers call this at the end.
 
         Raises:
-            TooManyBadRecordsError: one sentence with a record's file and line, the counts and what is allowed.
+            TooManyBadRecordsError: The share exceeds the limit. The message has the file and line of a bad record and the counts.
         """
         if self.bad > self.max_bad_rate * self.records:
             raise TooManyBadRecordsError(
                 f"{example or self.first[0]}; this is one of {self.bad} bad records among {self.records} "
-                f"({self.bad / self.records:.2%}), more than the {self.max_bad_rate:.2%} allowed"
+                f"({self.bad / self.records:.2%}): at most {self.max_bad_rate:.2%} are allowed"
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Counts, reasons, the first bad records, and what was lost of good ones."""
+        """Return the counts, the reasons, the first bad records and the losses in good records as JSON."""
         return {
             "records": self.records,
             "bad": self.bad,
@@ -162,12 +160,12 @@ class ReadReport:
         }
 
     def summary(self) -> str:
-        """One line for a log."""
+        """Return a line for a log."""
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(self.reasons.items()))
         changes = "".join(f"; {change}: {count}" for change, count in self.changes.most_common(10))
         return f"read {self.records} records, {self.bad} bad" + (f": {reasons}" if reasons else "") + changes
 
 
 def place(path: str | Path, unit: str, number: int) -> str:
-    """Where a record lies, as in "a.jsonl, line 3"; lines, rows and records count from 1."""
+    """Return the place of a record, such as "a.jsonl, line 3". Lines, rows and records count from 1."""
     return f"{path}, {unit} {number}"

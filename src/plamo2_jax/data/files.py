@@ -1,7 +1,7 @@
-"""Find the data files that a file name, a folder or a pattern stands for.
+"""Find the data files for a file name, a folder or a pattern.
 
-Links are followed, to files and to folders. Each file is read once, whatever number of names leads to it, and a link that leads back to
-a folder above it ends there. What is skipped for such a reason is noted in the report, and so on stderr.
+Links to files and folders are followed. Each file is read once, even if several names lead to it, and a link back to a parent folder is
+not followed again. Skipped files and folders are noted in the report and on stderr.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _WILDCARD = re.compile(r"[*?[]")
 
 
 def format_of(path: Path) -> str | None:
-    """The format by the file's name: "jsonl", "text", "parquet" or "arrayrecord"; None for any other."""
+    """Return the format of a file by its name: "jsonl", "text", "parquet" or "arrayrecord"; None for other names."""
     name = path.name[: -len(path.suffix)] if path.suffix in COMPRESSIONS else path.name
     if name.endswith((".jsonl", ".ndjson")):
         return "jsonl"
@@ -34,16 +34,16 @@ def format_of(path: Path) -> str | None:
 
 
 def find_files(spec: str | Path, report: ReadReport | None = None) -> list[Path]:
-    """Return the files that a file name, a folder or a pattern stands for, sorted; each file once.
+    """Return the files for a file name, a folder or a pattern, sorted, each file once.
 
     In a folder, hidden files and files of other formats are skipped.
 
     Args:
-        spec: the name of a file or folder, or a pattern with the wildcards of a shell; "**" stands for any number of folders.
-        report: gets a note for each file or folder that is skipped because it was found before.
+        spec: Name of a file or folder, or a pattern with shell wildcards; "**" matches any number of folders.
+        report: Report that notes each file or folder that is skipped because it was found before.
 
     Raises:
-        ValueError: there is no such file, or a file has a format that cannot be read.
+        ValueError: There is no such file, or a file has a format that cannot be read.
     """
     spec = str(spec)
     path = Path(spec)
@@ -52,33 +52,33 @@ def find_files(spec: str | Path, report: ReadReport | None = None) -> list[Path]
     if path.is_dir():
         found = [file for file in _match(path, ("**", "*"), report) if format_of(file)]
         if not found:
-            raise ValueError(f"the folder {spec} holds no file that can be read; the suffixes are {_ALLOWED}")
+            raise ValueError(f"the folder {spec} holds no file that can be read: the suffix must be one of {_ALLOWED}")
     elif path.is_file():
         found = [path]
     else:
         found, order = list(_match(*_split(spec), report)) if _WILDCARD.search(spec) else [], str
         if not found:
-            raise ValueError(f"{spec} is neither a file, a folder, nor a pattern that matches a file")
+            raise ValueError(f"{spec} does not exist: it must be a file, a folder or a pattern that matches a file")
     for file in found:
         if format_of(file) is None:
-            raise ValueError(f"{file} is of no format that can be read; the suffixes are {_ALLOWED}")
+            raise ValueError(f"{file} cannot be read: the suffix must be one of {_ALLOWED}")
     return list(each_once(sorted(found, key=order), report))
 
 
 def each_once(
     files: Iterable[Path], report: ReadReport, seen: dict[str | tuple[int, int], Path] | None = None
 ) -> Iterator[Path]:
-    """Yield the files without those that a link, symbolic or hard, or another name has named before.
+    """Yield each file once, even if symbolic links, hard links or other names lead to it several times.
 
     Args:
-        files: paths of files.
-        report: gets a note for each file that is left out.
-        seen: first names of the files found so far, by real path, or by device and inode; extended.
+        files: Paths of files.
+        report: Report that notes each omitted file.
+        seen: First names of the files found so far, by real path, or by device and inode. The function extends it.
     """
     seen = {} if seen is None else seen
     for file in files:
         status = file.stat()
-        # Only a file with hard links has a second name that is no link. Some network file systems repeat inode numbers.
+        # Inodes are compared only for files with hard links, because some network file systems repeat inode numbers.
         identity = (status.st_dev, status.st_ino) if status.st_nlink > 1 else os.path.realpath(file)
         first = seen.setdefault(identity, file)
         if first is file:
@@ -88,15 +88,16 @@ def each_once(
 
 
 def _split(pattern: str) -> tuple[Path, tuple[str, ...]]:
-    """The folder in which a pattern begins, and the parts of the pattern below it."""
+    """Return the folder in which a pattern begins, and the parts of the pattern below it."""
     parts = Path(pattern).parts
     literal = next(i for i, part in enumerate(parts) if _WILDCARD.search(part))
     return Path(*parts[:literal]), parts[literal:]
 
 
 def _match(base: Path, parts: tuple[str, ...], report: ReadReport) -> Iterator[Path]:
-    """Files below `base` that match a pattern. A folder is visited once for each part of the pattern that it may match, so that
-    neither a loop of links nor many links to one folder lead to the same files again.
+    """Yield the files below `base` that match a pattern.
+
+    Each folder is visited once for each part of the pattern, so loops of links, or many links to one folder, do not repeat files.
     """
     visited: dict[tuple[str, int], Path] = {}
     pending = [(base, 0)]

@@ -1,4 +1,4 @@
-"""Tokenized text in memory, as shards on disk are read: for held-out files that are small enough to be tokenized when they are used."""
+"""Tokenized text in memory with the interface of shards on disk, for held-out files that are small enough to tokenize on the fly."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 
 class TokenizedText:
-    """Random access to documents, like `data.shards.Shards`.
+    """Random access to tokenized documents, like `data.shards.Shards`.
 
     Args:
-        documents: the texts.
-        tokenizer: what encodes them.
-        name: of the source, for messages.
+        documents: The texts.
+        tokenizer: Tokenizer that encodes them.
+        name: Name of the source, for messages.
 
     Raises:
-        ValueError: there is no document.
+        ValueError: There is no document.
 
     Attributes:
-        lengths: [documents] uint32, tokens of each document.
-        documents, tokens, bytes: how many there are.
+        lengths: [documents] uint32, number of tokens of each document.
+        documents, tokens, bytes: Total numbers.
     """
 
     def __init__(self, documents: Iterable[Document], tokenizer: Tokenizer, name: str):
@@ -34,7 +34,7 @@ class TokenizedText:
             for document in documents
         ]
         if not self._documents:
-            raise ValueError(f"{name} holds no document")
+            raise ValueError(f"{name} holds no document: at least one is needed")
         self.lengths = np.array([len(document.ids) for document in self._documents], np.uint32)
         self.documents = len(self._documents)
         self.tokens = int(self.lengths.sum(dtype=np.int64))

@@ -1,13 +1,14 @@
-"""Instructions made from the bundled corpus: questions, summaries, titles, headings and translations, each with rules its answer obeys.
+"""Instructions made from the bundled corpus: questions, summaries, titles, headings and translations, with rules for their answers.
 
-Every prompt and answer is text of a page or of its translation, so that the licences are the corpus's own. A line:
+Every prompt and answer is text of a page or of its translation, so the licences of the corpus apply. Each line has these fields:
 
-    id: unique, "TASK/LANGUAGE/PAGE/NUMBER".
-    messages: one of the user, one of the assistant.
-    rules: what an answer can be checked for without the reference: `language`, `characters`, `finished`, and for forms `matches` or
-        `json` (see `align.rules`).
-    task, language: which kind, and the language asked for.
-    source, license, pair: of the page; `pair` is the key of the held-out split, so a page and its translation are on one side.
+    id: Unique id, "TASK/LANGUAGE/PAGE/NUMBER".
+    messages: One message of the user and one of the assistant.
+    rules: Checks of an answer that need no reference (`align.rules`): `language`, `characters`, `finished`, and for formatted answers
+        `matches` or `json`.
+    task, language: Kind of the request, and the requested language.
+    source, license, pair: Source, licence and pair key of the page. `pair` is the key of the held-out split, so a page and its
+        translation are on the same side.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from plamo2_jax.data.dedup import squeeze
 
 TASKS = ("question", "summary", "title", "headings", "record", "translation")
 PASSAGE, ANSWER = (20, 240), 160
-"""Characters of a passage in a prompt, least and most, and of an answer at most. English may have twice as many: a Japanese character
-says about as much as two of its letters."""
+"""Smallest and largest number of characters of a passage in a prompt, and largest of an answer. English may have twice as many, because a
+Japanese character carries about as much as two Latin letters."""
 _WIDTH = {"ja": 1, "en": 2}
 REPEATED = 3
-"""Times that one answer may occur: pages share remarks that say nothing of them."""
+"""Largest number of occurrences of one answer. Pages share general remarks."""
 
-# Several wordings each, so that a model learns the request and not one string.
+# Several wordings per task, so that a model does not learn one fixed string.
 _ASK: dict[tuple[str, str], tuple[str, ...]] = {
     ("question", "ja"): (
         "「{a}」とは何ですか。",
@@ -83,22 +84,22 @@ class Section:
 
 
 def sections(text: str) -> list[Section]:
-    """A document's sections; the first line, and each after an empty line, is a heading."""
+    """Return the sections of a document. The first line, and each line after an empty line, is a heading."""
     blocks = (block.split("\n") for block in text.strip().split("\n\n"))
     return [Section(block[0].strip(), tuple(line.strip() for line in block[1:] if line.strip())) for block in blocks]
 
 
 def instructions(split: str, *, per_page: int = 6, seed: int = 0) -> Iterator[dict]:
-    """Instructions of one side of the corpus's split, in the order of its pages.
+    """Yield the instructions of one side of the corpus split, in page order.
 
     Args:
-        split: "train", "heldout" or "all". Held-out lines whose request or answer is word for word one of the training side are left
-            out, and so are repetitions.
-        per_page: of a page and its translation at most, drawn at random.
-        seed: same seed, same instructions.
+        split: "train", "heldout" or "all". Repeated lines are omitted, and so are held-out lines whose request or answer occurs in the
+            training lines.
+        per_page: Largest number of instructions per page and its translation, drawn at random.
+        seed: Random seed.
 
     Raises:
-        ValueError: an unknown split, or per_page is less than 1.
+        ValueError: The split is unknown, or per_page is below 1.
     """
     if per_page < 1:
         raise ValueError(f"per_page={per_page} is not allowed: it must be at least 1")
@@ -166,7 +167,7 @@ _Asked = tuple[str, str, str, str, dict]
 
 
 def _about(language: str, found: list[Section]) -> Iterator[_Asked]:
-    """What can be asked of one page in its own language: task, language, what is given, answer, rules."""
+    """Yield the requests about one page in its own language: task, language, given text, answer, rules."""
     title, first = found[0].heading, next((part for part in found if part.paragraphs), None)
     if first is None:
         return
@@ -190,7 +191,7 @@ def _about(language: str, found: list[Section]) -> Iterator[_Asked]:
 
 
 def _translations(ja: list[Section], en: list[Section]) -> Iterator[_Asked]:
-    """Titles and paragraphs that stand at the same place of both pages, where the pages are built alike as far as that."""
+    """Yield translations: titles and paragraphs at the same place of both pages, as long as the pages have the same structure."""
     pairs = [(ja[0].heading, en[0].heading)]
     if [len(part.paragraphs) for part in ja] == [len(part.paragraphs) for part in en]:
         for a, b in zip(ja, en, strict=True):
@@ -198,30 +199,30 @@ def _translations(ja: list[Section], en: list[Section]) -> Iterator[_Asked]:
     elif ja[0].paragraphs and en[0].paragraphs:
         pairs.append((ja[0].paragraphs[0], en[0].paragraphs[0]))
     for a, b in dict.fromkeys(pairs):
-        # Translations keep about this ratio of characters; others stand at the same place by chance.
+        # Translations have about this ratio of characters. Other paragraphs are at the same place by chance.
         if a != b and 1.0 <= len(b) / len(a) <= 4.5:
             yield "translation", "en", a, b, {}
             yield "translation", "ja", b, a, {}
 
 
 def _sentence(text: str, language: str) -> str | None:
-    """The first sentence, or None where there is none of a fit length."""
+    """Return the first sentence, or None if its length is out of range."""
     found = _SENTENCE[language].match(text)
     return found[0] if found and 8 * _WIDTH[language] <= len(found[0]) <= ANSWER * _WIDTH[language] else None
 
 
 def _fits(line: dict) -> bool:
-    """Whether lengths are within bounds, and an answer is in the language asked for: some pages are half translated."""
+    """Return whether the lengths are in range and the answer is in the requested language (some pages are only partly translated)."""
     prompt, answer = (message["content"] for message in line["messages"])
     language = line["language"]
     if len(answer) > ANSWER * _WIDTH[language] or len(prompt) > (PASSAGE[1] + 80) * 2:
         return False
-    # Titles are too short to hold a common English word.
+    # Titles are too short to contain a common English word.
     return not _JAPANESE.search(answer) if language == "en" else guess_language(answer) == "ja"
 
 
 def count_tasks(lines: Iterable[dict]) -> dict[str, int]:
-    """How many there are of each task and language, by "TASK LANGUAGE"."""
+    """Return the number of lines by "TASK LANGUAGE"."""
     counts = {f"{task} {language}": 0 for task in TASKS for language in corpus.LANGUAGES}
     for line in lines:
         counts[f"{line['task']} {line['language']}"] += 1

@@ -1,8 +1,8 @@
-"""Documents into rows of fixed length: pieces, packing, and the batch every model and objective reads.
+"""Packing documents into rows of fixed length, and the batch format that every model and task reads.
 
-A document of ids i1..in becomes the inputs [bos, i1, .., in] and the targets [i1, .., in, eos]. What is longer than a row is cut
-into pieces of the row's length; each piece is a segment of its own, so state does not cross from one to the next, but every
-target keeps the input before it. Rows are filled with whole pieces by Grain's best-fit packer.
+A document of ids i1..in becomes the inputs [bos, i1, .., in] and the targets [i1, .., in, eos]. A document longer than a row is split into
+pieces of the row's length. Each piece is a separate segment, so no state passes from one piece to the next, but every target keeps the
+input before it. Grain's best-fit packer fills rows with whole pieces.
 
 A batch is a dict of arrays [b, t]:
     tokens, targets: int32, 0 at padding.
@@ -30,43 +30,43 @@ class Pieces:
     """Random access to the pieces of all documents: `len(pieces)`, `pieces[i]`. A source for `grain.MapDataset.source`.
 
     Args:
-        shards: the documents.
-        sequence_length: targets in the longest piece, t.
-        bos_id, eos_id: put before and behind each document.
+        shards: The documents.
+        sequence_length: Number of targets in the longest piece, t.
+        bos_id, eos_id: Ids added before and after each document.
     """
 
     def __init__(self, shards: Shards, sequence_length: int, bos_id: int, eos_id: int):
         self._shards = shards
         self._length = sequence_length
         self._bos, self._eos = np.int32(bos_id), np.int32(eos_id)
-        # n ids have n + 1 targets. int64: the sum over a corpus passes 2^32.
+        # n ids have n + 1 targets. int64, because the sum over a corpus exceeds 2^32.
         per_document = -(-(shards.lengths.astype(np.int64) + 1) // sequence_length)
         self._first = np.concatenate([[0], np.cumsum(per_document)])
 
     @property
     def targets(self) -> int:
-        """Targets in all pieces: every token of every document, and an end for each."""
+        """Number of targets in all pieces: every token of every document, and one end token per document."""
         return self._shards.tokens + self._shards.documents
 
     def documents(self) -> np.ndarray:
-        """[pieces] int64, the document that each piece is of."""
+        """[pieces] int64, the document of each piece."""
         return np.repeat(np.arange(len(self._first) - 1), np.diff(self._first))
 
     def document_lengths(self) -> np.ndarray:
-        """[documents] tokens of each document."""
+        """[documents] int, number of tokens of each document."""
         return self._shards.lengths
 
     def __len__(self) -> int:
         return int(self._first[-1])
 
     def __getitem__(self, index: int) -> Batch:
-        """`{"tokens", "targets"}`, [n] int32 with 1 <= n <= t."""
+        """Return `{"tokens", "targets"}`, each [n] int32 with 1 <= n <= t."""
         document = int(np.searchsorted(self._first, index, side="right")) - 1
         return self._cut(self._shards[document].ids, (index - int(self._first[document])) * self._length)
 
     def _cut(self, ids: np.ndarray, start: int) -> Batch:
         end = start + self._length
-        # Inputs are the targets one place later, so the piece reads ids[start - 1 : end].
+        # Inputs are the targets shifted by one, so the piece reads ids[start - 1 : end].
         tokens = ids[max(start - 1, 0) : end - 1]
         targets = ids[start:end]
         if start == 0:
@@ -88,16 +88,16 @@ def pack(
     features: tuple[str, ...] = ("tokens", "targets"),
     max_pieces: int | None = None,
 ) -> grain.IterDataset:
-    """Rows of `sequence_length`, each filled with whole pieces.
+    """Return a dataset of rows of `sequence_length` positions, each filled with whole pieces.
 
     Args:
-        pieces: elements of `Pieces`.
-        sequence_length: t.
-        bins: rows that are filled side by side; more of them waste less and need more memory.
-        seed: of the order in which filled rows come out.
-        shuffle: whether they come out in random order.
-        features: arrays of an element, all of one length.
-        max_pieces: in a row; None: as many as fit.
+        pieces: Elements of `Pieces`.
+        sequence_length: Row length t.
+        bins: Number of rows that are filled at the same time. More bins waste less space and need more memory.
+        seed: Random seed of the order of filled rows.
+        shuffle: Whether filled rows come in random order.
+        features: Names of the arrays of an element, which have equal lengths.
+        max_pieces: Largest number of pieces per row; None: as many as fit.
     """
     return grain.experimental.BestFitPackIterDataset(
         pieces,
@@ -110,7 +110,7 @@ def pack(
 
 
 def to_batch(packed: Mapping[str, np.ndarray]) -> Batch:
-    """The batch of the module's description from the packer's rows, stacked."""
+    """Turn stacked rows of the packer into a batch as described at the top of this module."""
     segment_ids = packed["tokens_segment_ids"]
     return {
         "tokens": packed["tokens"],
@@ -122,37 +122,37 @@ def to_batch(packed: Mapping[str, np.ndarray]) -> Batch:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """How elements become a batch. The default is that of text."""
+class Collator:
+    """Data collator: how packed elements become a batch. The defaults are for text."""
 
     features: tuple[str, ...] = ("tokens", "targets")
-    """Arrays of an element, all of one length."""
+    """Names of the arrays of an element, which have equal lengths."""
     to_batch: Callable[[Mapping[str, np.ndarray]], Batch] = to_batch
-    """The batch of the packer's rows, stacked: of each feature also `FEATURE_segment_ids` and `FEATURE_positions`."""
+    """Function from stacked rows to a batch. Rows hold each feature, and `FEATURE_segment_ids` and `FEATURE_positions` of each."""
     max_pieces: int | None = None
-    """Elements in a row; None: as many as fit."""
+    """Largest number of elements per row; None: as many as fit."""
 
 
 def packing_efficiency(batches: Iterable[Mapping[str, np.ndarray]]) -> float:
-    """Share of the positions that hold a target."""
+    """Return the share of positions that hold a target."""
     used = total = 0
     for batch in batches:
         used += int(np.count_nonzero(batch["segment_ids"]))
         total += batch["segment_ids"].size
     if not total:
-        raise ValueError("there is no batch to measure")
+        raise ValueError("there is no batch to measure: at least one is needed")
     return used / total
 
 
 def measure_packing(shards: Shards, sequence_length: int, bins: int) -> float:
-    """Share of the positions that hold a target when rows are packed from these documents in random order.
+    """Return the share of positions that hold a target if rows are packed from these documents in random order.
 
-    Packs an epoch, or 20 million positions of a larger corpus.
+    The function packs one epoch, or 20 million positions of a larger corpus.
     """
-    # The ids of beginning and end do not matter here.
+    # The begin and end ids do not matter here.
     pieces = Pieces(shards, sequence_length, 0, 0)
     dataset = grain.MapDataset.source(pieces).shuffle(seed=0).repeat().to_iter_dataset()
     rows = pack(dataset, sequence_length, bins, seed=0, shuffle=False).batch(1).map(to_batch)
-    # Whole sets of bins: the first rows of a set are fuller than its last.
+    # Measure whole fillings of the bins, because the first rows of a filling are fuller than the last.
     sets = max(1, round(min(pieces.targets, 20_000_000) / (bins * sequence_length)))
     return packing_efficiency(itertools.islice(iter(rows), sets * bins))

@@ -1,8 +1,8 @@
 """Read Parquet rows with bounded memory.
 
-What a Parquet file unfolds to is not bounded by its size: a page of a few KB can hold GB, and a dictionary entry of 1 MiB can be the value
-of a million rows. Arrow allocates what page headers ask for, so they are read first (`parquet_pages`). Texts are read as dictionary
-indices, and a batch of rows is divided until its values are small enough (`_rows`).
+The size of a Parquet file does not bound its decompressed size: a page of a few KB can expand to GB, and a dictionary entry of 1 MiB can be
+the value of a million rows. Arrow allocates the sizes in page headers, so the headers are checked first (`parquet_pages`). Texts are read
+as dictionary indices, and a batch of rows is divided until its values are small enough (`_rows`).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from plamo2_jax.data.streams import naming_damage, too_long
 
 _ROWS_AT_ONCE = 1024
 _PAGES = 256 << 20
-"""Bytes to which the largest page of each column may unfold, all columns together, ..."""
+"""Largest decompressed size of the largest page of each column, summed over the columns, in bytes ..."""
 _RATIO = 20
-"""... or so many times the pages' compressed size, if that is more: large pages of a large file are no danger."""
+"""... or this multiple of the compressed size of the pages, if that is larger. Large pages of a large file are harmless."""
 _NESTED_VALUES = 32_000_000
-"""Values in a page of a nested column, which may all be of one row."""
+"""Largest number of values in a page of a nested column. All of them may belong to one row."""
 _DELTA_LENGTH_BYTE_ARRAY, _DELTA_BYTE_ARRAY, _DICTIONARY = 6, 7, (2, 8)
 """Encodings, https://parquet.apache.org/docs/file-format/data-pages/encodings/."""
 
@@ -33,13 +33,13 @@ def read_parquet(
     """Yield the rows of a file as `(place, values by column)`.
 
     Args:
-        path: the file.
-        limit: bytes of a row's values above which it is a bad record.
-        columns: columns to read, as far as they exist; None for all.
-        required: a column that must exist.
+        path: The file.
+        limit: Largest size of a row's values, in bytes. A larger row is a bad record.
+        columns: Columns to read, if they exist; None: all.
+        required: Column that must exist.
 
     Raises:
-        ValueError: the file is damaged, lacks the required column, has two columns of one name, or unfolds too far.
+        ValueError: The file is damaged, lacks the required column, has two columns of one name, or its decompressed pages are too large.
     """
     import pyarrow.parquet
 
@@ -49,7 +49,7 @@ def read_parquet(
         names = file.schema_arrow.names
         if required is not None and required not in names:
             raise ValueError(
-                f"{path} has no column {required!r}; its columns are {_listed(names)}. Name one of them with --text-field"
+                f"{path} has no column {required!r}: its columns are {_listed(names)}. Name one of them with --text-field"
             )
         columns = tuple(dict.fromkeys(name for name in (columns or names) if name in names))
         _require_distinct(path, file.schema_arrow, columns)
@@ -76,7 +76,7 @@ def read_parquet(
 
 
 def _require_distinct(path: Path, schema: Any, columns: tuple[str, ...]) -> None:
-    """Refuse two columns, or two fields of a nested column, that have one name."""
+    """Check that columns, and the fields of a nested column, have different names."""
     import pyarrow as pa
 
     def check(names: list[str], what: str) -> None:
@@ -99,7 +99,7 @@ def _require_distinct(path: Path, schema: Any, columns: tuple[str, ...]) -> None
 
 
 class _Plan(NamedTuple):
-    """How many rows of a row group may be read at once, by column: as indices into a dictionary, and as values."""
+    """Largest number of rows of a row group to read at once, by column: as indices into a dictionary, and as values."""
 
     as_indices: dict[str, int]
     as_values: dict[str, int]
@@ -107,7 +107,7 @@ class _Plan(NamedTuple):
     """Columns that cannot be read as indices."""
 
     def rows_at_once(self, expanded: set[str]) -> int:
-        """The smallest number over all columns; the columns in `expanded` are read as values."""
+        """Return the smallest number over all columns, if the columns in `expanded` are read as values."""
         rows = (self.as_values[name] if name in expanded else rows for name, rows in self.as_indices.items())
         return max(1, min(rows, default=_ROWS_AT_ONCE))
 
@@ -121,10 +121,10 @@ def _plan(
     columns: tuple[str, ...],
     limit: int,
 ) -> _Plan:
-    """How to read a row group of `rows` rows.
+    """Plan how to read a row group of `rows` rows.
 
     Raises:
-        ValueError: the pages unfold too far.
+        ValueError: The decompressed pages are too large.
     """
     plan, pages = _Plan({}, {}, set()), 0
     budget = max(_PAGES, 4 * limit)
@@ -150,7 +150,7 @@ def _plan(
                 continue
             values += page.values
             average = page.unfolded // max(page.values, 1)
-            # A value may repeat an entry of the dictionary, or the whole page before it.
+            # A value may be an entry of the dictionary, or as large as the whole page before it.
             largest_value = {_DELTA_BYTE_ARRAY: page.unfolded, **dict.fromkeys(_DICTIONARY, entry)}.get(
                 page.encoding, 0
             )
@@ -159,7 +159,7 @@ def _plan(
             if page.encoding in (_DELTA_LENGTH_BYTE_ARRAY, _DELTA_BYTE_ARRAY):
                 plan.delta.add(column.path)
         if "." in column.path:
-            # A page of equal numbers has few bytes, and a list of them 8 bytes each.
+            # A page of equal numbers has few bytes, but a list of them takes 8 bytes each.
             as_indices = min(as_indices, limit * max(rows, 1) // (8 * max(values, 1)))
             as_values = min(as_values, as_indices)
         plan.as_indices[column.path] = as_indices
@@ -174,7 +174,7 @@ def _plan(
 
 
 def _rows(batch: Any, columns: tuple[str, ...], limit: int) -> Iterator[dict[str, Any] | UnreadableRecord]:
-    """The rows of a batch of Arrow, in halves where their values are large."""
+    """Yield the rows of an Arrow batch. Batches with large values are halved."""
     size = sum(_unfolded(column) for column in batch.columns)
     if batch.num_rows > 1 and size > limit:
         half = batch.num_rows // 2
@@ -198,11 +198,11 @@ def _rows(batch: Any, columns: tuple[str, ...], limit: int) -> Iterator[dict[str
 
 
 def _values(column: Any) -> list[Any]:
-    """Values of an Arrow column."""
+    """Return the values of an Arrow column."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(column.type):
-        # Each entry is made once, however many rows have it.
+        # Each entry is converted once, even if many rows have it.
         entries = column.dictionary.to_pylist() if len(column.dictionary) <= len(column) else None
         if entries is not None:
             return [None if index is None else entries[index] for index in column.indices.to_pylist()]
@@ -211,7 +211,7 @@ def _values(column: Any) -> list[Any]:
     except UnicodeDecodeError:
         raise
     except (ValueError, OverflowError) as error:
-        # Python has no nanoseconds and no year 10,000; Arrow can write them.
+        # Arrow has nanoseconds and the year 10,000, Python does not.
         try:
             return column.cast(pa.string()).to_pylist()
         except pa.ArrowException:
@@ -227,7 +227,7 @@ def _is_invalid(column: Any) -> bool:
 
 
 def _unfolded(array: Any) -> int:
-    """Bytes of the values of an Arrow array, once each stands for itself."""
+    """Return the bytes of the values of an Arrow array after dictionary entries are expanded."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -243,7 +243,7 @@ def _unfolded(array: Any) -> int:
         kind = array.type
     if _is_bytes(kind):
         return pc.sum(pc.binary_length(array).cast(pa.int64())).as_py() or 0
-    # What objects of Python take that hold the values.
+    # Memory of the Python objects that hold the values.
     if pa.types.is_struct(kind):
         return 64 * len(array) + sum(_unfolded(child) for child in array.flatten())
     if pa.types.is_map(kind):

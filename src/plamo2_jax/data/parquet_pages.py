@@ -15,7 +15,7 @@ _MAX_HEADER = 16 << 20
 
 
 class Page(NamedTuple):
-    """Bytes of a page in the file and decompressed, its number of values, and how they are encoded; -1 where a header does not say."""
+    """Compressed and decompressed bytes of a page, its number of values and their encoding; -1 if the header does not state it."""
 
     stored: int
     unfolded: int
@@ -25,7 +25,7 @@ class Page(NamedTuple):
 
 
 class Column(NamedTuple):
-    """Where the values of a column lie in one row group: its dotted path, and the first byte and the end of its pages."""
+    """Place of a column in one row group: its dotted path, and the first byte and the end of its pages."""
 
     path: str
     start: int
@@ -33,10 +33,10 @@ class Column(NamedTuple):
 
 
 def read_row_groups(file: IO[bytes]) -> list[list[Column]]:
-    """The columns of each row group.
+    """Read the columns of each row group.
 
     Raises:
-        OSError: the footer is damaged.
+        OSError: The footer is damaged.
     """
     size = file.seek(0, 2)
     file.seek(max(size - 8, 0))
@@ -57,14 +57,14 @@ def read_row_groups(file: IO[bytes]) -> list[list[Column]]:
 
 
 def read_pages(file: IO[bytes], column: Column) -> Iterator[Page]:
-    """The pages of a column.
+    """Yield the pages of a column.
 
     Raises:
-        OSError: a header is damaged.
+        OSError: A header is damaged.
     """
     position = column.start
     while position < column.end:
-        # A header holds the least and the largest value of its page, and so may be long.
+        # A header holds the smallest and largest value of its page, so it may be long.
         for size in (1 << 10, _MAX_HEADER):
             file.seek(position)
             try:
@@ -86,7 +86,7 @@ def _column(chunk: Any) -> Column:
     values = _struct(_struct(chunk).get(3))
     path = b".".join(name for name in _list(values.get(3)) if isinstance(name, bytes))
     start, dictionary, size = (_number(values.get(field)) for field in (9, 11, 7))
-    # A column without values may have a dictionary alone: writers then leave the other offset at 0.
+    # A column without values may have only a dictionary. Writers then set the other offset to 0.
     start = dictionary if dictionary > 0 and not 0 < start <= dictionary else start
     return Column(path.decode("utf-8", "replace"), start, start + size)
 
@@ -104,13 +104,13 @@ def _number(value: Any) -> int:
 
 
 class _Thrift:
-    """Reads a struct in the compact protocol of Apache Thrift: values by field number."""
+    """Reader of a struct in the compact protocol of Apache Thrift: values by field number."""
 
     def __init__(self, data: bytes):
         self._data, self._at = data, 0
 
     def read_struct(self) -> tuple[dict[int, Any], int]:
-        """The struct and its length; IndexError where the data end before it."""
+        """Return the struct and its length. Raise IndexError if the data is shorter."""
         return self._struct(0), self._at
 
     def _byte(self) -> int:

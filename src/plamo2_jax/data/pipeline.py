@@ -1,12 +1,11 @@
 """Grain pipelines from folders of shards to batches: endless and shuffled for training, one pass in order for evaluation.
 
-Training: pieces of documents (`Pieces`) of each folder, shuffled over the whole folder anew in every epoch, repeated for ever,
-mixed by weight, packed, batched. What comes out depends on the configuration alone, and the iterator's state (a few numbers;
-nothing is buffered in it) continues it exactly.
+Training: the pieces of documents (`Pieces`) of each folder are shuffled over the whole folder in every epoch, repeated without end,
+mixed by weight, packed and batched. The batches depend only on the configuration. The iterator's state is a few numbers without
+buffered data, and restoring it continues the batches exactly.
 
-In a job of several processes each of them packs every batch whole and keeps its rows: the rows together are the batches of a job of
-one, and the iterator's state is the same in all processes and for any number of them. That costs each host the reading and packing of
-all rows.
+In a job of several processes, each process packs whole batches and keeps its own rows. Together the rows are the batches of a job with one
+process, and the iterator's state is the same in all processes and for any number of them. The price: every host reads and packs all rows.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import grain.experimental
 import numpy as np
 
 from plamo2_jax.data.in_memory import TokenizedText
-from plamo2_jax.data.packing import Batch, Layout, Pieces, pack
+from plamo2_jax.data.packing import Batch, Collator, Pieces, pack
 from plamo2_jax.data.shards import Shards, open_shards
 from plamo2_jax.data.upsampling import UpsampledPieces
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -35,7 +34,7 @@ class MixtureItem:
     path: Path
     """Folder that `plamo2 data prepare` wrote."""
     weight: float = 1.0
-    """Share of the training tokens, relative to the other weights (kept to within 1 %). A small folder of large weight is repeated
+    """Share of the training tokens, relative to the other weights (accurate to 1 %). A small folder with a large weight is repeated
     more often."""
 
     def __post_init__(self) -> None:
@@ -45,7 +44,7 @@ class MixtureItem:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What to train on, and how it is mixed, shuffled and packed."""
+    """Training data, and how it is mixed, shuffled and packed."""
 
     mixture: tuple[MixtureItem, ...]
     """Folders of shards and their weights."""
@@ -54,24 +53,23 @@ class DataConfig:
     batch_size: int
     """Rows in a batch, over all processes."""
     seed: int = 0
-    """Of the shuffling."""
+    """Random seed of the shuffling."""
     packing_bins: int = 256
-    """Rows that are filled side by side: more of them leave less padding, but take memory and time (16 bytes a position)."""
+    """Number of rows that are filled at the same time. More bins leave less padding, but take memory and time (16 bytes per position)."""
     long_document_tokens: int | None = None
-    """Documents of at least so many tokens are read `long_document_repeats` times for each time that others are: for training at a new
-    length, of which short documents teach nothing (arXiv:2402.10171). The weights of the mixture hold all the same."""
+    """Documents of at least this many tokens are read `long_document_repeats` times as often as others, for training at a new length,
+    where short documents do not help (arXiv:2402.10171). The weights of the mixture stay the same."""
     long_document_repeats: int = 1
-    """See long_document_tokens."""
+    """How many times as often long documents are read (`long_document_tokens`)."""
     shuffle: bool = True
-    """Off: documents come in the order of the shards, epoch after epoch."""
+    """If false, documents come in the order of the shards in every epoch."""
     prefetch_batches: int = field(default=4, metadata={"free": True})
-    """Batches made ahead in a thread, so that the accelerator does not wait, on top of one filling of the bins; 0 makes each batch
-    when it is asked for."""
+    """Number of batches that a thread prepares in advance, in addition to one filling of the bins. 0: prepare each batch on demand."""
     read_threads: int = field(default=2, metadata={"free": True})
-    """Threads that read documents ahead; 0 reads in line."""
+    """Number of threads that read documents in advance; 0: read in the calling thread."""
     worker_processes: int = 0
-    """Processes that read and pack, for hosts where one is too slow; each packs its own share, so their number changes the order. A
-    program that uses them must be started under `if __name__ == "__main__"`."""
+    """Number of processes that read and pack, for hosts where one is too slow. Each packs its own share, so their number changes the
+    order. A program that uses them must be started under `if __name__ == "__main__"`."""
 
     def __post_init__(self) -> None:
         self._require("mixture", len(self.mixture) >= 1, "at least one MixtureItem")
@@ -93,31 +91,31 @@ class DataConfig:
 def train_iterator(
     config: DataConfig, tokenizer: Tokenizer, *, process_index: int = 0, process_count: int = 1
 ) -> grain.DatasetIterator[Batch]:
-    """Training batches without end.
+    """Return an endless iterator of training batches.
 
-    `get_state` and `set_state` (or `grain.checkpoint.CheckpointSave` and `CheckpointRestore` through Orbax) continue it exactly.
+    `get_state` and `set_state` (or `grain.checkpoint.CheckpointSave` and `CheckpointRestore` with Orbax) continue it exactly.
 
     Args:
-        config: what to read.
-        tokenizer: must be the one that the shards were made with.
-        process_index, process_count: this process of how many; each gets its rows of every batch.
+        config: Data settings.
+        tokenizer: Tokenizer of the shards.
+        process_index, process_count: Index of this process and number of processes. Each process gets its rows of every batch.
 
     Returns:
-        An iterator of batches (see `plamo2_jax.data.packing`) with batch_size / process_count rows.
+        Iterator of batches in the format of `plamo2_jax.data.packing`, with batch_size / process_count rows.
 
     Raises:
-        ShardError: a folder cannot be read or was made with another tokenizer.
-        ValueError: the batch cannot be divided among the processes.
+        ShardError: A folder cannot be read or was written with another tokenizer.
+        ValueError: The batch cannot be divided among the processes.
     """
     parts = open_mixture(config, tokenizer)
     return mixed_batches(config, parts, process_index=process_index, process_count=process_count)
 
 
 def open_mixture(config: DataConfig, tokenizer: Tokenizer) -> list[Elements]:
-    """Open the shards of a mixture, as what `mixed_batches` takes.
+    """Open the shards of a mixture as the sources of `mixed_batches`.
 
     Raises:
-        ShardError: a folder cannot be read or was made with another tokenizer.
+        ShardError: A folder cannot be read or was written with another tokenizer.
     """
     parts = []
     for item in config.mixture:
@@ -130,10 +128,10 @@ def open_mixture(config: DataConfig, tokenizer: Tokenizer) -> list[Elements]:
 
 
 class Elements(Protocol):
-    """What is mixed and packed: random access to elements, each a dict of arrays of one length."""
+    """Source of elements to mix and pack: random access to dicts of arrays of equal length."""
 
     targets: int
-    """Positions in all elements."""
+    """Total number of positions in all elements."""
 
     def __len__(self) -> int: ...
 
@@ -143,20 +141,20 @@ class Elements(Protocol):
 def mixed_batches(
     config: DataConfig,
     parts: Sequence[Elements],
-    layout: Layout | None = None,
+    collator: Collator | None = None,
     *,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator[Batch]:
-    """Batches without end of elements of several sources; arguments and result otherwise as for `train_iterator`.
+    """Return an endless iterator of batches from several sources. The result and the errors are those of `train_iterator`.
 
     Args:
-        config: `mixture[i].weight` is the weight of `parts[i]`.
-        parts: the sources.
-        layout: how elements become a batch; None: that of text.
-        process_index, process_count: see `train_iterator`.
+        config: Data settings; `mixture[i].weight` is the weight of `parts[i]`.
+        parts: The sources.
+        collator: Data collator; None: for text.
+        process_index, process_count: Index of this process and number of processes.
     """
-    layout = layout or Layout()
+    collator = collator or Collator()
     rows = _rows_of_process(config, process_index, process_count)
     dataset = _mix(config, parts).to_iter_dataset(_read_options(config.read_threads))
     dataset = pack(
@@ -165,30 +163,30 @@ def mixed_batches(
         config.packing_bins,
         config.seed,
         config.shuffle,
-        layout.features,
-        layout.max_pieces,
+        collator.features,
+        collator.max_pieces,
     )
     dataset = dataset.batch(config.batch_size, drop_remainder=True)
-    dataset = dataset.map(functools.partial(_take_rows, rows=rows)).map(layout.to_batch)
+    dataset = dataset.map(functools.partial(_take_rows, rows=rows)).map(collator.to_batch)
     if config.worker_processes:
         _accept_default_flags()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.worker_processes))
     if config.prefetch_batches:
-        # Rows come out a filling of the bins at a time: a buffer that holds one lets the packer work on the next meanwhile.
+        # The packer returns all rows of a filling of the bins at once. A buffer of that size lets it work on the next filling meanwhile.
         buffer = config.prefetch_batches + -(-config.packing_bins // config.batch_size)
         dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=buffer)
     return iter(dataset)
 
 
 class HeldoutBatches:
-    """One pass over a folder of shards, in order, nothing left out; can be iterated again and again.
+    """One pass over all documents of a folder of shards, in order. It can be iterated several times.
 
-    The last batch is filled up with rows of padding, so that all have one shape.
+    The last batch is filled up with rows of padding, so that all batches have the same shape.
 
     Attributes:
-        shards: the documents.
-        documents, tokens, bytes: how many there are; `bytes` is what bits per byte are divided by.
-        targets: targets over all batches, an end-of-text for each document among them.
+        shards: The documents.
+        documents, tokens, bytes: Total numbers; `bytes` is the denominator of bits per byte.
+        targets: Number of targets in all batches, including one end token per document.
     """
 
     def __init__(
@@ -217,17 +215,17 @@ def heldout_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> HeldoutBatches:
-    """Batches of held-out text for evaluation: every document once, in the rows that `config` describes.
+    """Return the batches of held-out text for evaluation: every document once.
 
     Args:
-        config: sequence_length, batch_size, packing_bins and read_threads are used.
-        folder: shards of held-out text.
-        tokenizer: must be the one that the shards were made with.
-        process_index, process_count: this process of how many; each gets its rows of every batch.
+        config: Data settings; sequence_length, batch_size, packing_bins and read_threads are used.
+        folder: Folder of shards with held-out text.
+        tokenizer: Tokenizer of the shards.
+        process_index, process_count: Index of this process and number of processes. Each process gets its rows of every batch.
 
     Raises:
-        ShardError: the folder cannot be read or was made with another tokenizer.
-        ValueError: the batch cannot be divided among the processes.
+        ShardError: The folder cannot be read or was written with another tokenizer.
+        ValueError: The batch cannot be divided among the processes.
     """
     return HeldoutBatches(config, open_shards(folder, tokenizer), tokenizer, process_index, process_count)
 
@@ -235,13 +233,13 @@ def heldout_batches(
 def one_pass(
     config: DataConfig,
     elements: Elements,
-    layout: Layout | None = None,
+    collator: Collator | None = None,
     *,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.IterDataset[Batch]:
-    """Batches of every element once, in order, the last one filled up with rows of padding; arguments as for `mixed_batches`."""
-    layout = layout or Layout()
+    """Return batches with every element once, in order. The last batch is filled with padding. Arguments: as for `mixed_batches`."""
+    collator = collator or Collator()
     rows = _rows_of_process(config, process_index, process_count)
     dataset = grain.MapDataset.source(elements).to_iter_dataset(_read_options(config.read_threads))
     dataset = pack(
@@ -250,25 +248,25 @@ def one_pass(
         config.packing_bins,
         seed=0,
         shuffle=False,
-        features=layout.features,
-        max_pieces=layout.max_pieces,
+        features=collator.features,
+        max_pieces=collator.max_pieces,
     )
     fill = functools.partial(grain.experimental.batch_and_pad, batch_size=config.batch_size)
     dataset = dataset.batch(config.batch_size, drop_remainder=False, batch_fn=fill)
-    return dataset.map(functools.partial(_take_rows, rows=rows)).map(layout.to_batch)
+    return dataset.map(functools.partial(_take_rows, rows=rows)).map(collator.to_batch)
 
 
 def _mix(config: DataConfig, sources: Sequence[Elements]) -> grain.MapDataset:
-    """Elements of all sources, endless."""
+    """Return the endless mixture of the elements of all sources."""
     parts, proportions = [], []
     for number, (item, pieces) in enumerate(zip(config.mixture, sources, strict=True)):
         part = grain.MapDataset.source(pieces)
         if config.shuffle:
-            # Grain adds the epoch to the seed: hashed, so that no folder and no seed repeats another's orders.
+            # Grain adds the epoch number to the seed. The seed is hashed, so that different folders and seeds do not share orders.
             seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
             part = part.shuffle(seed=seed)
         parts.append(part.repeat())
-        # Grain counts elements, and weights are of tokens.
+        # Grain's weights count elements, ours count tokens.
         proportions.append(item.weight * len(pieces) / pieces.targets)
     return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, proportions)
 
@@ -280,7 +278,7 @@ def _take_rows(batch: Mapping[str, np.ndarray], rows: slice) -> dict[str, np.nda
 def _rows_of_process(config: DataConfig, process_index: int, process_count: int) -> slice:
     if not 0 <= process_index < process_count:
         raise ValueError(
-            f"process_index is {process_index}; it must lie between 0 and process_count - 1 = {process_count - 1}"
+            f"process_index={process_index} is not allowed: it must be between 0 and process_count - 1 = {process_count - 1}"
         )
     rows, rest = divmod(config.batch_size, process_count)
     if rest:
@@ -295,7 +293,7 @@ def _read_options(threads: int) -> grain.ReadOptions:
 
 
 def _accept_default_flags() -> None:
-    """Grain's worker processes read absl flags, which only `absl.app.run` would have parsed."""
+    """Parse absl flags with their defaults: Grain's worker processes read them, and only `absl.app.run` would parse them."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():

@@ -1,7 +1,9 @@
-"""One reader for each file format. A reader yields `(place, fields)` for each record of a file: the file and line, and the values by name,
-or an UnreadableRecord that says why there are none. What is wrong with a whole file is a ValueError.
+"""Readers, one per file format.
 
-A record of more than `limit` bytes is unreadable; reading continues behind it, and memory stays bounded however far a file unfolds.
+A reader yields `(place, fields)` for each record of a file: file and line, and the values by name. For a bad record, an UnreadableRecord
+with the reason takes the place of the values. A problem with the whole file raises ValueError.
+
+A record of more than `limit` bytes is unreadable, and reading continues after it. Memory is bounded for any decompressed size.
 """
 
 from __future__ import annotations
@@ -44,10 +46,10 @@ Records = Iterator[tuple[str, Fields]]
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _RECORDS_AT_ONCE = 1024
 _CHUNK_BYTES = 256 << 20
-"""Bytes to which a chunk of several records may unfold."""
+"""Largest decompressed size of a chunk of several records, in bytes."""
 _JSON_VALUES = 2_000_000
-"""Values in a record. A value of three bytes of JSON, such as `[],`, takes up to 72 bytes of memory, and one with a key of its own up to
-300."""
+"""Largest number of values in a record. A value with three bytes of JSON, such as `[],`, takes up to 72 bytes of memory, and a value with a
+key up to 300."""
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 
 
@@ -56,16 +58,16 @@ def read_records(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield `(place, fields)` of the objects in a file, a folder or a pattern of JSON lines, Parquet or ArrayRecord files.
 
-    Values are those that JSON can hold: `plain_fields` says what becomes of others. The caller counts the good records.
+    Values are converted to JSON values by `plain_fields`. The caller counts the good records.
 
     Args:
-        spec: what to read.
-        report: counts bad records, and limits them.
-        limit: bytes of a record above which it is bad.
+        spec: File, folder or pattern to read.
+        report: Report that counts bad records and limits their share.
+        limit: Largest size of a record in bytes. A larger record is bad.
 
     Raises:
-        ValueError: there is no such file, its format is another one, or it is damaged as a whole.
-        TooManyBadRecordsError: more records are bad than `report` allows.
+        ValueError: There is no such file, it has another format, or it is damaged.
+        TooManyBadRecordsError: The share of bad records exceeds the limit of `report`.
     """
     files = find_files(spec, report)
     for file in files:
@@ -81,13 +83,13 @@ def read_records(
 def open_records(
     file: Path, *, limit: int = MAX_RECORD_BYTES, columns: tuple[str, ...] | None = None, text_field: str | None = None
 ) -> Records:
-    """The reader of a file, by its format, not yet started.
+    """Return the reader for the format of a file, not yet started.
 
     Args:
-        file: what to read.
-        limit: bytes of a record above which it is unreadable.
-        columns: columns of Parquet files to read; None for all. Records of other formats are read whole.
-        text_field: the field that a plain text is put into; a Parquet file must have it.
+        file: File to read.
+        limit: Largest size of a record in bytes. A larger record is unreadable.
+        columns: Columns of Parquet files to read; None: all. Records of other formats are read completely.
+        text_field: Name of the field for the text of a plain text file; a Parquet file must have this column.
     """
     match format_of(file):
         case "jsonl":
@@ -103,16 +105,16 @@ def open_records(
 def good_records(
     records: Records, report: ReadReport, texts: tuple[str, ...] = (), *, count_changes: bool = True
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Count the unreadable records in `report`, and yield the others with values that JSON can hold.
+    """Count the unreadable records in `report`, and yield the others with JSON values.
 
     Args:
-        records: of a reader.
-        report: counts bad records, and what was lost of good ones.
-        texts: see `plain_fields`.
-        count_changes: whether what is lost of good records matters.
+        records: Records of a reader.
+        report: Report that counts bad records, and losses in good records.
+        texts: Names of fields whose bytes must be UTF-8.
+        count_changes: Whether to count losses in good records.
 
     Raises:
-        TooManyBadRecordsError: more records are bad than `report` allows.
+        TooManyBadRecordsError: The share of bad records exceeds the limit of `report`.
     """
     for where, fields in records:
         try:
@@ -126,20 +128,20 @@ def good_records(
 
 
 def read_jsonl(path: Path, limit: int = MAX_RECORD_BYTES) -> Records:
-    """JSON lines: an object per line; blank lines are no records. Compressed by .gz, .xz, .bz2 or .zst."""
+    """Read JSON lines: one object per line, without blank lines. The file may be compressed (.gz, .xz, .bz2, .zst)."""
     with naming_damage(path), open_bytes(path) as file:
         for number, line in read_lines(file, limit):
             if isinstance(line, UnreadableRecord):
                 yield place(path, "line", number), line
                 continue
-            # Files that were joined have a mark in the middle.
+            # Concatenated files have a byte order mark in the middle.
             line = line.removeprefix(_BYTE_ORDER_MARK)
             if line.strip():
                 yield place(path, "line", number), _parse_json(line)
 
 
 def read_text(path: Path, text_field: str, limit: int = MAX_RECORD_BYTES) -> Records:
-    """Plain text: the file is one document. Compressed by .gz, .xz, .bz2 or .zst. Windows line ends become newlines."""
+    """Read plain text as one document. The file may be compressed (.gz, .xz, .bz2, .zst). Windows line ends become newlines."""
     with naming_damage(path), open_bytes(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
@@ -154,15 +156,15 @@ def read_text(path: Path, text_field: str, limit: int = MAX_RECORD_BYTES) -> Rec
 
 
 def read_array_record(path: Path, limit: int = MAX_RECORD_BYTES) -> Records:
-    """ArrayRecord: a record is a JSON object.
+    """Read an ArrayRecord file, whose records are JSON objects.
 
     Raises:
-        ValueError: the file is damaged or of another format.
+        ValueError: The file is damaged or has another format.
     """
     from array_record.python.array_record_module import ArrayRecordReader
 
     with naming_damage(path):
-        # The reader takes any file, and an empty one and one of another format alike have no records.
+        # The library opens any file. A file of another format then has no records, like an empty one.
         path.open("rb").close()
         reader = ArrayRecordReader(str(path))
         try:
@@ -182,16 +184,16 @@ def read_array_record(path: Path, limit: int = MAX_RECORD_BYTES) -> Records:
 
 
 def read_tfds(name: str, split: str, data_dir: Path | None, limit: int = MAX_RECORD_BYTES) -> Records:
-    """A prepared TensorFlow Datasets data set, by its data source: no TensorFlow is needed. Texts come as bytes.
+    """Read a prepared TensorFlow Datasets data set through its data source, which needs no TensorFlow. Texts are bytes.
 
     Args:
-        name: "NAME", "NAME/CONFIG", "NAME/CONFIG:VERSION".
-        split: such as "train" or "train[:10%]".
-        data_dir: where it was prepared; None for the default of TFDS.
-        limit: bytes of a record above which it is unreadable.
+        name: "NAME", "NAME/CONFIG" or "NAME/CONFIG:VERSION".
+        split: Split, such as "train" or "train[:10%]".
+        data_dir: Folder in which it was prepared; None: the default of TFDS.
+        limit: Largest size of a record in bytes. A larger record is unreadable.
 
     Raises:
-        ValueError: there is no such data set or split, it is not prepared, or not as ArrayRecord.
+        ValueError: There is no such data set or split, or it is not prepared as ArrayRecord.
     """
     import tensorflow_datasets as tfds
 
@@ -202,12 +204,12 @@ def read_tfds(name: str, split: str, data_dir: Path | None, limit: int = MAX_REC
         source = tfds.data_source(name, split=split, data_dir=data_dir, download=False)
     except KeyError:
         raise ValueError(
-            f"{label} is not prepared in {data_dir or 'the default data_dir'}; prepare it with "
+            f"{label} is not prepared in {data_dir or 'the default data_dir'}. Prepare it with "
             f"tfds.builder({name!r}, data_dir=..., file_format='array_record').download_and_prepare()"
         ) from None
     except (
         Exception
-    ) as error:  # Of damaged files, TFDS passes on whatever the parsers of JSON, protobuf and features raise.
+    ) as error:  # On damaged files, the parsers of JSON, protobuf and features in TFDS raise various errors.
         raise ValueError(f"{label} cannot be read: {_first_line(error)}") from None
     with naming_damage(Path(label)):
         for index, readable in zip(range(len(source)), _readable(source, limit), strict=False):
@@ -215,7 +217,7 @@ def read_tfds(name: str, split: str, data_dir: Path | None, limit: int = MAX_REC
 
 
 def read_bundled(language: str, split: str) -> Records:
-    """The corpus in the package: language "ja", "en" or "all", split "train", "heldout" or "all"."""
+    """Read the bundled corpus: language "ja", "en" or "all", split "train", "heldout" or "all"."""
     from plamo2_jax.data import corpus
 
     for document in corpus.documents(None if language == "all" else language, split):
@@ -238,7 +240,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _readable(source: Any, limit: int) -> Iterator[bool]:
-    """For each record of a TFDS data source, whether it may be read: chunks that unfold too far may not."""
+    """Yield, for each record of a TFDS data source, whether it may be read: its chunk must not be too large when decompressed."""
     from tensorflow_datasets.core import FileFormat
     from tensorflow_datasets.core.data_sources.base import file_instructions
 
@@ -256,7 +258,7 @@ def _chunk_allowed(chunk: Chunk, limit: int) -> bool:
 
 
 def _bounded_ranges(path: Path, total: int, limit: int) -> Iterator[tuple[range, bool]]:
-    """Ranges of records that can be read at once, and whether they may be: chunks that unfold too far may not."""
+    """Yield ranges of records to read at once, and whether they may be read: their chunk must not be too large when decompressed."""
     start = end = size = 0
     for chunk in read_chunks(path, total):
         allowed = _chunk_allowed(chunk, limit)
@@ -300,7 +302,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _values_at_most(data: bytes) -> int:
-    """A bound on the number of values in JSON: what opens or separates them."""
+    """Return an upper bound on the number of values in a JSON text, from its brackets and commas."""
     bound = sum(data.count(sign) for sign in (b",", b"[", b"{"))
     if bound > _JSON_VALUES:
         data = _STRING.sub(b"", data)

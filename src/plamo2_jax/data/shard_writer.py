@@ -1,4 +1,4 @@
-"""Tokenize documents into a folder of shards (the format is that of `plamo2_jax.data.shards`)."""
+"""Tokenize documents into a folder of shards in the format of `plamo2_jax.data.shards`."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ def write_shards(
     """Tokenize documents into shards, in order. The folder appears complete or not at all.
 
     Args:
-        documents: what to write; read once, as a stream.
-        tokenizer: makes the ids; its fingerprint goes into the manifest. Control strings in text stay text.
-        folder: to be created.
-        report: what the reader of `documents` found; goes into the manifest.
-        tokens_per_shard: a shard is closed once it holds this many.
-        processes: worker processes that tokenize; 0 tokenizes in this one. The result is the same.
-        overwrite: replace the folder if it holds shards already.
-        progress: show a progress bar.
+        documents: Documents to write; read once, as a stream.
+        tokenizer: Tokenizer; its fingerprint is written into the manifest. Control strings in text stay text.
+        folder: Folder to create.
+        report: Report of the reader of `documents`, for the manifest.
+        tokens_per_shard: Number of tokens after which a new shard is started.
+        processes: Number of worker processes that tokenize; 0: tokenize in this process. The result is the same.
+        overwrite: Replace the folder if it holds shards.
+        progress: Show a progress bar.
 
     Returns:
         The manifest.
 
     Raises:
-        ShardError: the folder exists, or there is no document.
+        ShardError: The folder exists, or there is no document.
     """
     sides = write_sides(
         documents,
@@ -85,25 +85,26 @@ def write_sides(
     overwrite: bool = False,
     progress: bool = True,
 ) -> dict[str, dict[str, Any]]:
-    """Tokenize documents into several folders of shards in one pass, such as both sides of a split. Other arguments as for `write_shards`.
+    """Tokenize documents into several folders of shards in one pass, such as both sides of a split.
 
     Args:
-        documents: what to write.
-        tokenizer: makes the ids.
-        folders: the folder of each side, to be created.
-        side_of: the side of a document.
+        documents: Documents to write; read once, as a stream.
+        tokenizer: Tokenizer.
+        folders: Folder to create for each side.
+        side_of: Function that returns the side of a document.
+        report, tokens_per_shard, processes, overwrite, progress: As for `write_shards`.
 
     Returns:
         The manifest of each side.
 
     Raises:
-        ShardError: a folder exists, or a side has no document; then no folder is written.
+        ShardError: A folder exists, or a side has no document. Then no folder is written.
     """
     from plamo2_jax.progress import tqdm
 
     if tokens_per_shard < 1 or processes < 0:
         raise ValueError(
-            f"tokens_per_shard is {tokens_per_shard} and processes {processes}; at least 1 and at least 0 are allowed"
+            f"tokens_per_shard={tokens_per_shard} and processes={processes} are not allowed: they must be at least 1 and 0"
         )
     for folder in folders.values():
         _check_target(folder, overwrite)
@@ -127,13 +128,13 @@ def write_sides(
         for side, writer in writers.items():
             writer.close_shard()
             if not writer.lengths:
-                raise ShardError(f"there is no document to write to {folders[side]}")
+                raise ShardError(f"there is no document to write to {folders[side]}: each side needs at least one")
             manifests[side] = writer.write_manifest(tokenizer, report)
     return manifests
 
 
 class _Writer:
-    """Appends documents to shards and keeps the accounts."""
+    """Writer of shards that counts documents, tokens and bytes."""
 
     def __init__(self, folder: Path, tokens_per_shard: int):
         self._folder = folder
@@ -170,7 +171,7 @@ class _Writer:
         self._in_shard = {"documents": 0, "tokens": 0}
 
     def write_manifest(self, tokenizer: Tokenizer, report: ReadReport | None) -> dict[str, Any]:
-        """Write what a folder holds beside its shards, and return the manifest."""
+        """Write the other files of the folder, and return the manifest."""
         totals = self.languages.values()
         manifest = {
             "format": FORMAT,
@@ -189,7 +190,7 @@ class _Writer:
 def _tokenize(
     documents: Iterable[Document], tokenizer: Tokenizer, processes: int
 ) -> Iterator[tuple[str, TokenizedDocument]]:
-    """(language, document) in the order of `documents`."""
+    """Yield (language, tokenized document) in the order of `documents`."""
     if processes == 0:
         for document in documents:
             yield _tokenize_one(document, tokenizer)
@@ -203,7 +204,7 @@ def _tokenize(
         stream = iter(documents)
         while task := list(itertools.islice(stream, _DOCUMENTS_PER_TASK)):
             pending.append(pool.submit(_tokenize_task, task))
-            # Bounded, so that a fast reader does not fill memory.
+            # Bounded, so that a fast reader does not fill the memory.
             if len(pending) > 4 * processes:
                 yield from pending.popleft().result()
         while pending:
@@ -230,7 +231,9 @@ def _check_target(folder: Path, overwrite: bool) -> None:
     if not folder.exists() and not folder.is_symlink():
         return
     if not overwrite:
-        raise ShardError(f"{folder} exists; choose another folder, or replace it with --overwrite (overwrite=True)")
-    # Only what this module wrote is ever deleted.
+        raise ShardError(f"{folder} exists. Choose another folder, or replace it with --overwrite (overwrite=True)")
+    # Delete only folders that this module wrote.
     if folder.is_symlink() or not (folder / MANIFEST).is_file():
-        raise ShardError(f"{folder} is not a folder of shards (it has no {MANIFEST}) and is not overwritten")
+        raise ShardError(
+            f"{folder} is not overwritten: it is not a folder of shards (it has no {MANIFEST}). Choose another folder"
+        )

@@ -1,8 +1,8 @@
 """Tokenized text on disk: a folder of ArrayRecord shards with a manifest.
 
-    FOLDER/manifest.json            what it holds, and the fingerprint of the tokenizer that made it
-    FOLDER/lengths.npy              [documents] uint32: tokens of each document, in order
-    FOLDER/shard-00000.arrayrecord  documents, one a record; further shards follow in order
+    FOLDER/manifest.json            counts, and the fingerprint of the tokenizer
+    FOLDER/lengths.npy              [documents] uint32: number of tokens of each document, in order
+    FOLDER/shard-00000.arrayrecord  documents, one per record; further shards follow in order
 
 A record is a 16-byte header and the ids, all little-endian:
 
@@ -11,7 +11,7 @@ A record is a 16-byte header and the ids, all little-endian:
     offset 8   uint64   UTF-8 bytes of the document's text
     offset 16  uint32   n ids; no beginning- or end-of-text id
 
-Records are stored one a group, so that any document is read by itself.
+Each record is stored in a group of its own, so that any document can be read separately.
 """
 
 from __future__ import annotations
@@ -37,45 +37,45 @@ _COUNTS = ("documents", "tokens", "bytes")
 
 
 class ShardError(ValueError):
-    """A folder of shards is missing, damaged or made with another tokenizer; the message says where and what is expected."""
+    """A folder of shards is missing, damaged or written with another tokenizer; the message names the file and what is expected."""
 
 
 class TokenizedDocument(NamedTuple):
-    """The ids of a document ([n] int32, no specials) and the UTF-8 bytes of its text."""
+    """The ids of a document ([n] int32, without special tokens) and the number of UTF-8 bytes of its text."""
 
     ids: np.ndarray
     bytes: int
 
 
 def encode_record(document: TokenizedDocument) -> bytes:
-    """The record of a document."""
+    """Return the record of a document."""
     return _HEADER.pack(_MAGIC, len(document.ids), document.bytes) + document.ids.astype("<u4").tobytes()
 
 
 def decode_record(record: bytes) -> TokenizedDocument:
-    """The document of a record.
+    """Return the document of a record.
 
     Raises:
-        ShardError: it is not a record of this format.
+        ShardError: The record does not have this format.
     """
     if len(record) < _HEADER.size:
-        raise ShardError(f"a record has {len(record)} bytes; it must have at least {_HEADER.size}")
+        raise ShardError(f"a record has {len(record)} bytes: it must have at least {_HEADER.size}")
     magic, count, size = _HEADER.unpack_from(record)
     if magic != _MAGIC or len(record) != _HEADER.size + 4 * count:
         raise ShardError(
-            f"a record of {len(record)} bytes starts with {record[:8].hex()}; it must start with {_MAGIC:08x} (little-endian) "
+            f"a record of {len(record)} bytes starts with {record[:8].hex()}: it must start with {_MAGIC:08x} (little-endian) "
             "and its number of ids, four bytes each"
         )
     return TokenizedDocument(np.frombuffer(record, "<u4", offset=_HEADER.size).astype(np.int32), size)
 
 
 class Shards:
-    """Random access to the documents of a folder of shards: `len(shards)`, `shards[i]`. Can be pickled and read from threads.
+    """Random access to the documents of a folder of shards: `len(shards)`, `shards[i]`. It can be pickled and used in several threads.
 
     Attributes:
-        folder: where it lies.
-        manifest: the parsed manifest.json.
-        lengths: [documents] uint32, tokens of each document; mapped from disk, not read.
+        folder: The folder.
+        manifest: The parsed manifest.json.
+        lengths: [documents] uint32, number of tokens of each document; memory-mapped.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]):
@@ -90,7 +90,7 @@ class Shards:
         except (RuntimeError, ValueError) as error:
             raise ShardError(f"the shards of {folder} cannot be opened: {_first_line(error)}") from None
         if len(self._records) != self.documents:
-            raise ShardError(f"{folder} has {len(self._records)} records; {MANIFEST} says {self.documents}")
+            raise ShardError(f"{folder} has {len(self._records)} records: by {MANIFEST} it must have {self.documents}")
 
     @property
     def documents(self) -> int:
@@ -99,12 +99,12 @@ class Shards:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens, specials not counted."""
+        """Number of tokens, without special tokens."""
         return self.manifest["tokens"]
 
     @property
     def bytes(self) -> int:
-        """UTF-8 bytes of all text."""
+        """Number of UTF-8 bytes of all texts."""
         return self.manifest["bytes"]
 
     def __len__(self) -> int:
@@ -114,7 +114,7 @@ class Shards:
         """Read document `index`.
 
         Raises:
-            ShardError: the record is damaged.
+            ShardError: The record is damaged.
         """
         try:
             document = decode_record(self._records[index])
@@ -122,75 +122,77 @@ class Shards:
             raise ShardError(f"{self.folder}, document {index}: {_first_line(error)}") from None
         if len(document.ids) != self.lengths[index]:
             raise ShardError(
-                f"{self.folder}, document {index}: {len(document.ids)} ids; {LENGTHS} says {self.lengths[index]}"
+                f"{self.folder}, document {index} has {len(document.ids)} ids: by {LENGTHS} it must have {self.lengths[index]}"
             )
         return document
 
     def __repr__(self) -> str:
-        # Grain puts the source's repr into its messages and checks.
+        # Grain uses the source's repr in its messages and checks.
         return f"Shards({str(self.folder)!r}, documents={self.documents})"
 
 
 def open_shards(folder: str | Path, tokenizer: Tokenizer | None = None) -> Shards:
-    """Open a folder that `write_shards` wrote.
+    """Open a folder of shards written by `write_shards`.
 
     Args:
-        folder: the folder.
-        tokenizer: what the ids are to be read with; None to look at the numbers only.
+        folder: The folder.
+        tokenizer: Tokenizer that must have written the shards; None: any.
 
     Raises:
-        ShardError: the folder is missing, incomplete or damaged, or was made with another tokenizer.
+        ShardError: The folder is missing, incomplete or damaged, or was written with another tokenizer.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
     if tokenizer is not None and manifest["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
         raise ShardError(
             f"{folder} was tokenized with the tokenizer {manifest['tokenizer']['fingerprint'][:12]} "
-            f"({manifest['tokenizer']['vocab_size']} rows), not with the one given, {tokenizer.fingerprint[:12]} "
-            f"({tokenizer.vocab_size} rows); prepare the shards again, or use that tokenizer"
+            f"({manifest['tokenizer']['vocab_size']} rows), not with the given tokenizer {tokenizer.fingerprint[:12]} "
+            f"({tokenizer.vocab_size} rows). Prepare the shards again, or use their tokenizer"
         )
     return Shards(folder, manifest)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The checked manifest of a folder of shards.
+    """Read and check the manifest of a folder of shards.
 
     Raises:
-        ShardError: there is none, it is damaged, or a shard that it names is missing or has another size.
+        ShardError: It is missing or damaged, or a listed shard is missing or has another size.
     """
     path = optional_file(folder, MANIFEST, error=ShardError)
     if path is None:
-        raise ShardError(f"{folder} is not a folder of shards: it has no {MANIFEST}; `plamo2 data prepare` writes one")
+        raise ShardError(
+            f"{folder} is not a folder of shards: it has no {MANIFEST}. Write shards with plamo2 data prepare"
+        )
     manifest = read_json_object(path, error=ShardError)
     _check_manifest(path, manifest)
     for shard in manifest["shards"]:
         file = optional_file(folder, shard["name"], error=ShardError)
         if file is None:
-            raise ShardError(f"{folder / shard['name']} is missing; {MANIFEST} names it")
+            raise ShardError(f"{folder / shard['name']} is missing, but {MANIFEST} lists it")
         if file.stat().st_size != shard["size"]:
-            raise ShardError(f"{file} has {file.stat().st_size} bytes; {MANIFEST} says {shard['size']}")
+            raise ShardError(f"{file} has {file.stat().st_size} bytes: by {MANIFEST} it must have {shard['size']}")
     return manifest
 
 
 def _check_manifest(path: Path, manifest: Any) -> None:
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
-        raise ShardError(f"{path}: format is {_short(found)}; it must be {FORMAT!r}")
+        raise ShardError(f"{path}: format is {_short(found)}: it must be {FORMAT!r}")
     tokenizer = manifest.get("tokenizer")
     if not isinstance(tokenizer, dict) or not isinstance(tokenizer.get("fingerprint"), str):
         raise ShardError(
-            f"{path}: tokenizer is {_short(tokenizer)}; it must be an object with a fingerprint and vocab_size"
+            f"{path}: tokenizer is {_short(tokenizer)}: it must be an object with a fingerprint and vocab_size"
         )
     _check_counts(path, "tokenizer", tokenizer, ("vocab_size",))
     _check_counts(path, "the manifest", manifest, _COUNTS)
     shards = manifest.get("shards")
     if not isinstance(shards, list) or not shards or not all(isinstance(shard, dict) for shard in shards):
-        raise ShardError(f"{path}: shards is {_short(shards)}; it must be a list of objects, not empty")
+        raise ShardError(f"{path}: shards is {_short(shards)}: it must be a list of objects, not empty")
     for i, shard in enumerate(shards):
-        # Names are ours to choose: anything else could point out of the folder.
+        # Only names from this module are allowed: other names could lead out of the folder.
         if shard.get("name") != SHARD_NAME.format(i):
             raise ShardError(
-                f"{path}: shards[{i}].name is {_short(shard.get('name'))}; it must be {SHARD_NAME.format(i)!r}"
+                f"{path}: shards[{i}].name is {_short(shard.get('name'))}: it must be {SHARD_NAME.format(i)!r}"
             )
         _check_counts(path, f"shards[{i}]", shard, ("documents", "size"))
 
@@ -199,7 +201,7 @@ def _check_counts(path: Path, what: str, values: dict[str, Any], names: tuple[st
     for name in names:
         value = values.get(name)
         if type(value) is not int or value < 0:
-            raise ShardError(f"{path}: {name} of {what} is {_short(value)}; it must be a whole number, not negative")
+            raise ShardError(f"{path}: {name} of {what} is {_short(value)}: it must be a whole number, not negative")
 
 
 def _load_lengths(folder: Path, manifest: dict[str, Any]) -> np.ndarray:
@@ -207,7 +209,7 @@ def _load_lengths(folder: Path, manifest: dict[str, Any]) -> np.ndarray:
     lengths = map_npy(path, np.uint32, (manifest["documents"],), error=ShardError)
     if int(lengths.sum(dtype=np.int64)) != manifest["tokens"]:
         raise ShardError(
-            f"{path} adds up to {int(lengths.sum(dtype=np.int64))} tokens; {MANIFEST} says {manifest['tokens']}"
+            f"{path} adds up to {int(lengths.sum(dtype=np.int64))} tokens: by {MANIFEST} it must be {manifest['tokens']}"
         )
     return lengths
 

@@ -1,4 +1,4 @@
-"""Where text comes from: files, folders, patterns, TensorFlow Datasets and the bundled corpus, all as one stream of documents.
+"""Text sources: files, folders, patterns, TensorFlow Datasets and the bundled corpus, read as one stream of documents.
 
 An input is one of
     a file      .jsonl or .ndjson (an object per line), .txt (the file is one document), each also .gz, .xz, .bz2 or .zst;
@@ -33,19 +33,19 @@ _BUNDLED = re.compile(r"bundled:(?P<language>ja|en|all):(?P<split>train|heldout|
 
 @dataclass(frozen=True)
 class FieldNames:
-    """Which fields of a record are used."""
+    """Names of the fields of a record that are used."""
 
     text: str = "text"
-    """The text: str, or bytes of UTF-8."""
+    """Field with the text: str, or UTF-8 bytes."""
     id: str = "id"
-    """An id; where there is none, file and line name the document."""
+    """Field with the id. Without one, file and line name the document."""
     language: str = "language"
-    """The language."""
+    """Field with the language."""
     pair: str | None = None
-    """What documents share that must be on one side of a held-out split."""
+    """Field with the pair key. Documents with the same key are on the same side of a held-out split."""
 
     def used(self) -> tuple[str, ...]:
-        """The names, in order."""
+        """All names, in order."""
         return tuple(dict.fromkeys(name for name in (self.text, self.id, self.language, self.pair) if name is not None))
 
 
@@ -62,28 +62,28 @@ def read_documents(
     max_record_bytes: int = readers.MAX_RECORD_BYTES,
     keep_fields: bool = True,
 ) -> Iterator[Document]:
-    """The documents of all inputs, in order, as a stream.
+    """Yield the documents of all inputs in order.
 
-    A record that is not a document is counted in `report` with its file and line, and left out.
+    A record that is not a document is counted in `report` with its file and line, and omitted.
 
     Args:
-        inputs: see the module's description. They are looked up before the first document comes.
-        text_field: field or column with the text; texts are str, or bytes of UTF-8.
-        id_field: field with an id; where there is none, file and line name the document.
-        language_field: field with the language.
-        pair_field: field with what documents share that must be on one side of a held-out split.
-        language: of documents that declare none.
-        data_dir: where TFDS data sets lie; None for the default of TFDS.
-        report: what was found is put here; it also says how many bad records are too many.
-        max_record_bytes: a longer line, text file, row or record is a bad record.
-        keep_fields: put the other fields of a record into `meta`; without them, only the columns that are used are read from Parquet.
+        inputs: Inputs of the kinds listed at the top of this module. They are checked before the first document is read.
+        text_field: Field or column with the text, which is str or UTF-8 bytes.
+        id_field: Field with the id. Without one, file and line name the document.
+        language_field: Field with the language.
+        pair_field: Field with the pair key. Documents with the same key are on the same side of a held-out split.
+        language: Language of documents that declare none.
+        data_dir: Folder of TFDS data sets; None: the default of TFDS.
+        report: Report that counts records and limits the share of bad ones.
+        max_record_bytes: Largest size of a line, text file, row or record, in bytes. A larger one is a bad record.
+        keep_fields: Put the other fields of a record into `meta`. If false, only the used columns are read from Parquet.
 
     Raises:
-        ValueError: an input does not exist, or is damaged as a whole.
-        TooManyBadRecordsError: more records are bad than `report` allows.
+        ValueError: An input does not exist, or is damaged.
+        TooManyBadRecordsError: The share of bad records exceeds the limit of `report`.
     """
     if max_record_bytes < 1:
-        raise ValueError(f"max_record_bytes is {max_record_bytes}; it must be at least 1")
+        raise ValueError(f"max_record_bytes={max_record_bytes} is not allowed: it must be at least 1")
     report = ReadReport() if report is None else report
     names = FieldNames(text_field, id_field, language_field, pair_field)
     seen: dict[str | tuple[int, int], Path] = {}
@@ -91,7 +91,7 @@ def read_documents(
     for spec in map(str, inputs):
         found = _named_stream(spec, None if data_dir is None else Path(data_dir), max_record_bytes)
         if found is not None:
-            # The bundled corpus has its own names.
+            # The bundled corpus has its own field names.
             streams.append((found, FieldNames(pair="pair") if spec.startswith("bundled:") else names))
             continue
         columns = None if keep_fields else names.used()
@@ -102,38 +102,38 @@ def read_documents(
 
 
 def side_of(document: Document, fraction: float = 0.01) -> str:
-    """The side of a document-level held-out split, "train" or "heldout". It depends on the document alone.
+    """Return the side of a document in the held-out split, "train" or "heldout". It depends only on the document.
 
-    Documents of one `pair` fall on the same side, and so do those of the same text.
+    Documents with the same `pair`, and documents with the same text, are on the same side.
 
     Args:
-        document: the document.
-        fraction: share of the documents that is held out.
+        document: The document.
+        fraction: Share of held-out documents.
 
     Raises:
-        ValueError: the fraction lies outside (0, 1).
+        ValueError: The fraction is outside (0, 1).
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"the held-out fraction is {fraction}; it must lie between 0 and 1")
+        raise ValueError(f"the held-out fraction is {fraction}: it must be between 0 and 1")
     key = document.pair or document.text
-    # Salted: the bundled corpus is split by the same rule, and splitting a side of it again must not find it empty.
+    # The hash is salted: the bundled corpus is split by the same rule, and splitting one of its sides again must not give an empty side.
     digest = int.from_bytes(hashlib.sha256(b"split:" + key.encode("utf-8")).digest()[:8], "big")
     return "heldout" if digest < fraction * 2**64 else "train"
 
 
 def split_documents(documents: Iterable[Document], split: str, fraction: float = 0.01) -> Iterator[Document]:
-    """One side of the split of `side_of`.
+    """Yield the documents of one side of the split.
 
     Args:
-        documents: both sides.
+        documents: Documents of both sides.
         split: "all", "train" or "heldout".
-        fraction: share of the documents that is held out.
+        fraction: Share of held-out documents.
 
     Raises:
-        ValueError: an unknown split, or a fraction outside (0, 1).
+        ValueError: The split is unknown, or the fraction is outside (0, 1).
     """
     if split not in ("all", "train", "heldout"):
-        raise ValueError(f"split is {split!r}; it must be all, train or heldout")
+        raise ValueError(f"split={split!r} is not allowed: it must be all, train or heldout")
     for document in documents:
         if split == "all" or side_of(document, fraction) == split:
             yield document
@@ -146,17 +146,17 @@ def to_document(
     language: str | None = None,
     changes: Counter[str] | None = None,
 ) -> Document:
-    """The document of a record.
+    """Return the document of a record.
 
     Args:
-        fields: its values, as `plain_fields` gives them.
-        where: names the document if it has no id.
-        names: which fields are used. Others that are named like what a document holds ("text", "id", "language") are left out.
-        language: where the record declares none.
-        changes: counts the fields that are left out; None leaves out all that are not used.
+        fields: Values of the record from `plain_fields`.
+        where: Name of a document without id.
+        names: Names of the used fields. Other fields named "text", "id" or "language" are omitted.
+        language: Language if the record declares none.
+        changes: Counter of omitted fields; None: omit all unused fields.
 
     Raises:
-        UnreadableRecord: it has no text that could be used.
+        UnreadableRecord: The record has no usable text.
     """
     text = fields.get(names.text)
     if text is None:
@@ -169,7 +169,7 @@ def to_document(
     if changes is not None:
         others = {name: value for name, value in fields.items() if name not in (names.text, names.id, names.language)}
         for name in sorted({"text", "id", "language"} & others.keys()):
-            # They mean something else here, and would replace what the fields of these names hold in the output.
+            # These fields have another meaning here, and would overwrite the fields of the same name in the output.
             del others[name]
             changes[f"left out: the field {name!r}, which is not the {name} here"] += 1
     declared = fields.get(names.language) or language
@@ -200,24 +200,24 @@ def _read(
 
 
 def _named_stream(spec: str, data_dir: Path | None, limit: int) -> readers.Records | None:
-    """The reader, not yet started, of an input that is named tfds: or bundled:; None for any other."""
+    """Return the reader of a tfds: or bundled: input, not yet started; None for other inputs."""
     if spec.startswith("tfds:"):
         match = _TFDS.fullmatch(spec)
         if not match:
-            raise ValueError(f"{spec} is not allowed; write tfds:NAME:SPLIT or tfds:NAME/CONFIG:SPLIT")
+            raise ValueError(f"{spec} is not allowed: it must be tfds:NAME:SPLIT or tfds:NAME/CONFIG:SPLIT")
         return readers.read_tfds(match["name"], match["split"], data_dir, limit)
     if spec.startswith("bundled:"):
         match = _BUNDLED.fullmatch(spec)
         if not match:
             raise ValueError(
-                f"{spec} is not allowed; write bundled:LANGUAGE:SPLIT, of ja, en or all, and train, heldout or all"
+                f"{spec} is not allowed: it must be bundled:LANGUAGE:SPLIT with ja, en or all, and train, heldout or all"
             )
         return readers.read_bundled(match["language"], match["split"])
     return None
 
 
 def _missing_text(fields: Mapping[str, Any], names: FieldNames) -> str:
-    """Say which fields there are, and which option names the one that looks like the text."""
+    """Describe which fields the record has, and which option selects the field that looks like the text."""
     texts = {name: len(value) for name, value in fields.items() if isinstance(value, str) and name not in names.used()}
     shown = ", ".join(name[:40] for name in list(fields)[:8]) + (", ..." if len(fields) > 8 else "")
     found = f"the fields are {shown}" if fields else "the record has no fields"

@@ -1,4 +1,4 @@
-"""Read files as bytes, decompressed, with bounded memory: a small file can unfold to any size."""
+"""Read files as decompressed bytes with bounded memory: a small file can expand to any size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import IO
 from plamo2_jax.data.documents import UnreadableRecord
 
 MAX_RECORD_BYTES = 64 << 20
-"""Default limit of a record: a line, a text file, a row, a stored record."""
+"""Default size limit of a record (a line, a text file, a row, a stored record), in bytes."""
 _XZ_MEMORY = 512 << 20
 _CHUNK = 1 << 20
 _EMPTY_LINES = 1000
@@ -34,7 +34,7 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
         if path.suffix == ".gz":
             raw = stack.enter_context(gzip.GzipFile(fileobj=raw))
         elif path.suffix == ".xz":
-            # The format lets a file ask for 4 GiB of memory.
+            # The format allows a file to require 4 GiB of memory.
             raw = _Decompressed(raw, lambda: lzma.LZMADecompressor(memlimit=_XZ_MEMORY))
         elif path.suffix == ".bz2":
             raw = _Decompressed(raw, bz2.BZ2Decompressor)
@@ -42,16 +42,16 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
 
 
 def read_lines(file: io.BufferedReader, limit: int) -> Iterator[tuple[int, bytes | UnreadableRecord]]:
-    """Yield the lines of a file, numbered from 1. In place of a line longer than `limit` bytes comes an UnreadableRecord.
+    """Yield the lines of a file, numbered from 1. A line longer than `limit` bytes is replaced by an UnreadableRecord.
 
-    Of many empty lines in a row, only the first come.
+    Of many consecutive empty lines, only the first are yielded.
     """
     number = empty = 0
     while line := file.readline(limit + 1):
         number += 1
         empty = empty + 1 if line.isspace() else 0
         if empty > _EMPTY_LINES:
-            # Compressed, billions of them take a few MB, and one by one they take hours.
+            # Billions of empty lines take a few MB when compressed, and hours to read one by one.
             ahead = file.peek()
             number += file.read(len(ahead) - len(ahead.lstrip())).count(b"\n")
             continue
@@ -64,14 +64,14 @@ def read_lines(file: io.BufferedReader, limit: int) -> Iterator[tuple[int, bytes
 
 
 def too_long(what: str, limit: int) -> UnreadableRecord:
-    """The bad record that stands for one of more than `limit` bytes."""
+    """Return the bad record for a record of more than `limit` bytes."""
     size = f"{limit >> 20} MiB" if limit % (1 << 20) == 0 else f"{limit:,} bytes"
     return UnreadableRecord("too long", f"{what} of more than {size}")
 
 
 @contextlib.contextmanager
 def naming_damage(path: Path) -> Iterator[None]:
-    """Turn the errors of decompressors and file formats, which seldom name the file, into one sentence that does."""
+    """Replace the errors of decompressors and file formats, which rarely name the file, by one sentence that does."""
     import pyarrow
 
     try:
@@ -80,12 +80,13 @@ def naming_damage(path: Path) -> Iterator[None]:
         raise
     except (EOFError, OSError, RuntimeError, UnicodeError, lzma.LZMAError, zlib.error, pyarrow.ArrowException) as error:
         detail = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        raise ValueError(f"{path} is damaged or not of the format its name says: {detail}") from None
+        raise ValueError(f"{path} is damaged or does not have the format of its name: {detail}") from None
 
 
 class _Decompressed(io.RawIOBase):
-    """The bytes of a file of one or more compressed streams. (The readers of the standard library take no limit of memory, and take
-    damage behind the first stream for the end of the file.)
+    """The decompressed bytes of a file with one or more compressed streams.
+
+    The readers of the standard library have no memory limit, and treat damage after the first stream as the end of the file.
     """
 
     def __init__(self, file: IO[bytes], new_decoder: Callable):

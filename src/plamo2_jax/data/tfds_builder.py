@@ -8,8 +8,8 @@ Importing this module registers the name:
     source = tfds.data_source("plamo2_corpus/ja", split="train", data_dir="data")
     source[0]["text"].decode()
 
-A data source is random access, so it goes straight into `grain.MapDataset.source`; so does that of any other text data set
-of TFDS. Text comes back as UTF-8 bytes. What needs TensorFlow is `as_dataset`.
+A data source has random access, so `grain.MapDataset.source` accepts it, as for any other text data set of TFDS. Texts are UTF-8 bytes.
+Only `as_dataset` needs TensorFlow.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Japanese and English documentation, page-aligned: LibreOffice Help (MPL-2.0) and
 class Plamo2Corpus(tfds.core.GeneratorBasedBuilder):
     """Data set "plamo2_corpus": configs "all" (default), "ja" and "en"; splits "train" and "heldout"."""
 
-    # TFDS would work this out with importlib_resources, a package it does not depend on.
+    # Otherwise TFDS would look this up with importlib_resources, a package it does not depend on.
     code_path = epath.Path(__file__)
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012 - TFDS reads a plain class attribute
@@ -42,7 +42,7 @@ class Plamo2Corpus(tfds.core.GeneratorBasedBuilder):
     ]
 
     def __init__(self, *, file_format: str | tfds.core.FileFormat | None = None, **kwargs) -> None:
-        """Like any builder, but ArrayRecord unless another format is asked for: TFRecord would need TensorFlow."""
+        """Create a builder with ArrayRecord as the default format, because TFRecord would need TensorFlow."""
         super().__init__(file_format=file_format or tfds.core.FileFormat.ARRAY_RECORD, **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:

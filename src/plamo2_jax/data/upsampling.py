@@ -1,8 +1,7 @@
-"""Reading long documents more often, for training at a new length.
+"""Upsampling of long documents, for training at a new length.
 
-Most documents are shorter than the length that a model is moved to, and short ones teach it nothing about distance. Giving long
-documents of every source more weight, without changing the mixture of sources, is per-source length upsampling (Fu et al.,
-arXiv:2402.10171).
+Most documents are shorter than the new length, and short documents do not train attention over long distances. Per-source length
+upsampling (Fu et al., arXiv:2402.10171) gives long documents of every source more weight without changing the mixture of sources.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ from plamo2_jax.data.packing import Batch, Pieces
 
 
 class UpsampledPieces:
-    """Pieces of which those of long documents stand several times: `len(pieces)`, `pieces[i]`, `pieces.targets`.
+    """Pieces with the pieces of long documents repeated: `len(pieces)`, `pieces[i]`, `pieces.targets`.
 
     Args:
-        pieces: of all documents.
-        long_tokens: documents of at least so many tokens are long.
-        repeats: how often a long document is read for once that another is.
+        pieces: Pieces of all documents.
+        long_tokens: Smallest number of tokens of a long document.
+        repeats: How many times as often long documents are read.
     """
 
     def __init__(self, pieces: Pieces, long_tokens: int, repeats: int):
@@ -33,7 +32,7 @@ class UpsampledPieces:
         return len(self._indices)
 
     def __getitem__(self, index: int) -> Batch:
-        """See `Pieces`."""
+        """Return a piece, as `Pieces` does."""
         return self._pieces[int(self._indices[index])]
 
     def __repr__(self) -> str:

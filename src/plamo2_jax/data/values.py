@@ -1,4 +1,4 @@
-"""Values of a record's fields as JSON can hold them."""
+"""Conversion of a record's fields to JSON values."""
 
 from __future__ import annotations
 
@@ -22,18 +22,17 @@ _DROP = object()
 def plain_fields(
     fields: Mapping[str, Any], changes: Counter[str] | None = None, texts: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Return the fields of a record with values that JSON can hold.
+    """Return the fields of a record with JSON values.
 
-    Bytes become text, dates ISO 8601, and decimals text. NaN and infinity, which JSON does not have, become null. Bytes that are not
-    UTF-8 are left out.
+    Bytes and decimals become text, and dates become ISO 8601. NaN and infinity become null. Bytes that are not UTF-8 are omitted.
 
     Args:
-        fields: values by name.
-        changes: counts what was lost.
-        texts: names of fields whose bytes must be UTF-8.
+        fields: Values by name.
+        changes: Counter of losses.
+        texts: Names of fields whose bytes must be UTF-8.
 
     Raises:
-        UnreadableRecord: a text holds half of a character or is not UTF-8, or the values are nested too deeply.
+        UnreadableRecord: A text holds an unpaired surrogate or is not UTF-8, or the values nest too deeply.
     """
     for name in texts:
         if isinstance(fields.get(name), bytes):
@@ -91,7 +90,7 @@ def _plain(value: Any, path: str, depth: int, changes: Counter[str]) -> Any:
 
 
 def _top(path: str) -> str:
-    """The field of the record that a path begins with, for a message."""
+    """Return the field of the record at the start of a path, for a message."""
     return repr(re.split(r"[.\[]", path, maxsplit=1)[0][:40])
 
 
@@ -99,5 +98,5 @@ def _check_text(text: str, what: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        # JSON can spell half of a character, "\ud800", which no encoding can carry.
+        # JSON can write an unpaired surrogate, "\ud800", which no encoding can represent.
         raise UnreadableRecord("lone surrogate", f"character {error.start} of {what}") from None

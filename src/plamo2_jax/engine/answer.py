@@ -10,11 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from plamo2_jax.engine.generation import repeat_rows
 from plamo2_jax.engine.generator import Generator
-from plamo2_jax.engine.prefill import power_of_two, prefill_pieces
+from plamo2_jax.engine.prefill import power_of_two, read_prompts, repeat_rows
 from plamo2_jax.engine.sampling import SamplingConfig
-from plamo2_jax.engine.step import empty_cache, prefill
 from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.model import Plamo2
 from plamo2_jax.model.cache import Cache
@@ -32,8 +30,8 @@ class ModelAnswerer:
     """
 
     def __init__(self, model: Plamo2, params: dict, tokenizer: Tokenizer | None = None, prefill_size: int = 512):
-        self._model, self._params, self._size = model, params, prefill_size
         self._generator = Generator(model, params, tokenizer, prefill_size=prefill_size)
+        self._model, self._params, self._size = self._generator.model, self._generator.params, prefill_size
 
     def complete(self, prompts: Sequence[np.ndarray], max_new_tokens: int) -> list[np.ndarray]:
         """Greedy continuations, ids i32."""
@@ -51,9 +49,14 @@ class ModelAnswerer:
         count, b = max(map(len, candidates)), len(prompts)
         longest = max(len(ids) for row in candidates for ids in row)
         # The last token of each prompt is read with the candidates: it predicts their first.
-        cache = empty_cache(self._model, b, power_of_two(max(map(len, prompts)) + longest, 64))
-        for tokens, segment_ids in prefill_pieces([prompt[:-1] for prompt in prompts], self._size):
-            cache = prefill(self._model, self._params, cache, tokens, segment_ids)
+        cache = read_prompts(
+            self._model,
+            self._params,
+            [prompt[:-1] for prompt in prompts],
+            rows=b,
+            max_length=power_of_two(max(map(len, prompts)) + longest, 64),
+            prefill_size=self._size,
+        )
         inputs, targets, segments = np.zeros((3, b * count, power_of_two(longest, 16)), np.int32)
         for i, (prompt, row) in enumerate(zip(prompts, candidates, strict=True)):
             for j, ids in enumerate(row):

@@ -13,12 +13,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from plamo2_jax.engine.generation import Completion, Generation, Request
-from plamo2_jax.engine.prefill import SMALLEST_PIECE
+from plamo2_jax.engine.engine import Engine
+from plamo2_jax.engine.generation import Generation
+from plamo2_jax.engine.prefill import SMALLEST_PIECE, power_of_two
+from plamo2_jax.engine.request import Completion, Request
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
+from plamo2_jax.engine.weights import unstack
 from plamo2_jax.model import Plamo2
 from plamo2_jax.tokenizer.tokenizer import BOS, OP, Tokenizer
+
+# Shortest rows that an engine is made for.
+_SMALLEST_CACHE = 64
 
 Prompt = str | Sequence[int] | np.ndarray
 """A text, or token ids [t]."""
@@ -37,18 +43,23 @@ def default_stop_ids(model: Plamo2, tokenizer: Tokenizer | None) -> tuple[int, .
 
 
 class Generator:
-    """A model ready to write.
+    """A model ready to write: an `Engine` is made for each call, as large as it needs.
 
-    Shapes are few, so that compilations are: the first piece of the prompts is padded to a power of two and all others have
-    `prefill_size` tokens; the cache's length is a power of two; batches compile by their number of rows.
+    Shapes are few, so that compilations are: the last piece of a prompt is padded to a power of two and all others have
+    `prefill_size` tokens; the cache's length and the number of slots are powers of two. No setting of a call compiles anything.
 
     Args:
         model: the network.
-        params: its parameters, on any devices; see `weights.cast_matrices` for bfloat16.
+        params: its parameters, on any devices; see `weights` for loading them as decoding wants them.
         tokenizer: for prompts and results as text; None: ids only.
         prefill_size: tokens of a row read at once at most; bounds the memory of prefill.
         max_length: tokens of a row, prompt and continuation, at most; None: the model's max_position_embeddings. The cache is as
             long as a request needs.
+        max_slots: rows decoded together at most; further ones wait until others end.
+
+    Attributes:
+        model: the network without a scan over layers.
+        params: its parameters, those of each period apart.
 
     Raises:
         ValueError: prefill_size is not a power of two of at least 16, or the tokenizer has more rows than the model.
@@ -62,6 +73,7 @@ class Generator:
         *,
         prefill_size: int = 512,
         max_length: int | None = None,
+        max_slots: int = 64,
     ):
         if prefill_size < SMALLEST_PIECE or prefill_size & (prefill_size - 1):
             raise ValueError(
@@ -71,11 +83,12 @@ class Generator:
             raise ValueError(
                 f"the tokenizer has {tokenizer.vocab_size} rows; the model's embedding has {model.config.vocab_size}"
             )
-        self.model = model
-        self.params = params
+        self.params = unstack(model, params) if model.scan_layers else params
+        self.model = model.clone(scan_layers=False)
         self.tokenizer = tokenizer
         self.prefill_size = prefill_size
         self.max_length = model.config.max_position_embeddings if max_length is None else max_length
+        self.max_slots = max_slots
 
     def generate(
         self,
@@ -88,7 +101,7 @@ class Generator:
         bos: bool = True,
         allow_control: bool = False,
     ) -> list[Completion]:
-        """Continue prompts, all in one batch; arguments, order and errors as in `stream`."""
+        """Continue prompts together; arguments, order and errors as in `stream`."""
         return self.stream(
             prompts, sampling=sampling, stop=stop, seed=seed, samples=samples, bos=bos, allow_control=allow_control
         ).results()
@@ -143,20 +156,19 @@ class Generator:
             raise ValueError(
                 f"stop ids {stop_ids} are not allowed: the model's go from 0 to {self.model.config.vocab_size - 1}"
             )
-        return Generation(
-            Request(
-                model=self.model,
-                params=self.params,
-                tokenizer=self.tokenizer,
-                prompts=tuple(rows),
-                sampling=sampling,
-                stop=stop,
-                stop_ids=stop_ids,
-                seed=seed,
-                samples=samples,
+        requests = [Request(row, sampling, stop, stop_ids, seed, sample) for row in rows for sample in range(samples)]
+
+        def start() -> Engine:
+            return Engine(
+                self.model,
+                self.params,
+                slots=power_of_two(min(len(requests), self.max_slots), 1),
+                max_length=power_of_two(max(map(len, rows)) + stop.max_new_tokens, _SMALLEST_CACHE),
                 prefill_size=self.prefill_size,
+                usable=None if self.tokenizer is None else self.tokenizer.vocab_size,
             )
-        )
+
+        return Generation(requests, start, self.tokenizer)
 
     def _ids(self, index: int, prompt: Prompt, bos: bool, allow_control: bool) -> np.ndarray:
         if isinstance(prompt, str):

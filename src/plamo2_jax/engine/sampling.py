@@ -1,11 +1,13 @@
 """Choosing the next token: pure functions of logits.
 
-Steps compose in the order that users of HF Transformers know: repetition penalty, temperature, top-k, top-p (of what top-k left,
-renormalised), min-p, draw. A temperature of 0 takes the largest logit after the penalty: no filter removes it.
+Steps compose in the order that users of HF Transformers and vLLM know: penalties, temperature, top-k, top-p (of what top-k left,
+renormalised), min-p, draw. A temperature of 0 takes the largest logit after the penalties: no filter removes it.
 
 A draw turns one uniform number into a token by the sums of the probabilities, in the order of ids. Top-p needs neither a sort nor a
 threshold: a token outside is drawn again (rejection sampling, as in https://flashinfer.ai/2025/03/10/sampling.html), which costs one sum
 over the vocabulary where it is inside at once. Every row draws with its own key: its token does not depend on its neighbours in the batch.
+
+Settings are arrays with one entry for each row, so no setting is compiled in. A step that no row asks for is skipped by `lax.cond`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,12 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+
+# No vocabulary is larger.
+_NO_TOP_K = np.iinfo(np.int32).max
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,29 +44,71 @@ class SamplingConfig:
     repetition_penalty: float = 1.0
     """Above 1 makes tokens of the prompt and of the text so far less likely (Keskar et al., CTRL, arXiv:1909.05858)."""
 
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens that were generated at least once, as in OpenAI's API."""
+    frequency_penalty: float = 0.0
+    """Subtracted from the logit of a token for each time that it was generated, as in OpenAI's API."""
+
     def __post_init__(self) -> None:
         top_k = self.top_k
-        whole = isinstance(top_k, int) and not isinstance(top_k, bool) and top_k >= 1
+        whole = isinstance(top_k, int) and not isinstance(top_k, bool) and 1 <= top_k <= _NO_TOP_K
         positive = self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty)
         self._require("temperature", self.temperature >= 0 and math.isfinite(self.temperature), "0 or positive")
         self._require("top_k", top_k is None or whole, "none or an integer of at least 1")
         self._require("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
         self._require("min_p", 0 <= self.min_p <= 1, "from 0 to 1")
         self._require("repetition_penalty", positive, "positive")
+        for name in ("presence_penalty", "frequency_penalty"):
+            self._require(name, math.isfinite(getattr(self, name)), "finite")
 
     def _require(self, name: str, condition: bool, allowed: str) -> None:
         if not condition:
             raise ValueError(f"SamplingConfig.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
 
 
-def penalize_repetition(logits: Float[Array, "b v"], seen: Bool[Array, "b v"], penalty: float) -> Float[Array, "b v"]:
-    """Divide positive logits of seen tokens by `penalty`, multiply the others by it (arXiv:1909.05858)."""
-    return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+class RowSampling(struct.PyTreeNode):
+    """The fields of a `SamplingConfig` for each row; a `top_k` of the largest int32 keeps all tokens."""
+
+    temperature: Float[Array, " b"]
+    top_k: Int[Array, " b"]
+    top_p: Float[Array, " b"]
+    min_p: Float[Array, " b"]
+    repetition_penalty: Float[Array, " b"]
+    presence_penalty: Float[Array, " b"]
+    frequency_penalty: Float[Array, " b"]
+
+    @classmethod
+    def of(cls, config: SamplingConfig) -> RowSampling:
+        """Return one row's settings as NumPy scalars."""
+        values = dataclasses.asdict(config)
+        top_k = np.int32(values.pop("top_k") or _NO_TOP_K)
+        return cls(top_k=top_k, **{name: np.float32(value) for name, value in values.items()})
 
 
-def apply_temperature(logits: Float[Array, "b v"], temperature: float) -> Float[Array, "b v"]:
+PROMPT = 1 << 30
+"""Added to a token's count where the prompt has it."""
+
+
+def penalize(logits: Float[Array, "b v"], counts: Int[Array, "b v"], sampling: RowSampling) -> Float[Array, "b v"]:
+    """Apply the three penalties.
+
+    Repetition divides positive logits of tokens in prompt or text by the penalty and multiplies the others (arXiv:1909.05858).
+
+    Args:
+        counts: how often each token was generated, plus PROMPT where it is in the prompt.
+    """
+    repetition, presence, frequency = (
+        getattr(sampling, f"{name}_penalty")[:, None] for name in ("repetition", "presence", "frequency")
+    )
+    generated = counts & (PROMPT - 1)
+    repeated = jnp.where(logits > 0, logits / repetition, logits * repetition)
+    logits = jnp.where(counts > 0, repeated, logits)
+    return logits - presence * (generated > 0) - frequency * generated
+
+
+def apply_temperature(logits: Float[Array, "b v"], temperature: Float[Array, " b"]) -> Float[Array, "b v"]:
     """Logits over a positive temperature, less the row's largest so that a tiny temperature cannot overflow."""
-    return (logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature
+    return (logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature[:, None]
 
 
 def _ordered_bits(x: Float[Array, "b v"]) -> UInt32[Array, "b v"]:
@@ -70,12 +119,12 @@ def _ordered_bits(x: Float[Array, "b v"]) -> UInt32[Array, "b v"]:
     return jnp.where(bits & sign, ~bits, bits | sign)
 
 
-def keep_top_k(logits: Float[Array, "b v"], k: int) -> Float[Array, "b v"]:
-    """Logits of the k likeliest tokens, of equals those of the lower ids; -inf elsewhere.
+def keep_top_k(logits: Float[Array, "b v"], k: Int[Array, " b"]) -> Float[Array, "b v"]:
+    """Logits of the k likeliest tokens of each row, of equals those of the lower ids; -inf elsewhere.
 
     The last logit kept is found bit by bit in 32 counts over the vocabulary, which cost far less than sorting it.
     """
-    bits = _ordered_bits(logits)
+    bits, k = _ordered_bits(logits), k[:, None]
 
     def refine(i, threshold):
         candidate = threshold | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
@@ -87,20 +136,20 @@ def keep_top_k(logits: Float[Array, "b v"], k: int) -> Float[Array, "b v"]:
     return jnp.where(above | (equal & (jnp.cumsum(equal, axis=-1) <= left)), logits, -jnp.inf)
 
 
-def keep_min_p(logits: Float[Array, "b v"], p: float) -> Float[Array, "b v"]:
-    """Logits of tokens whose probability is at least p times the largest, -inf elsewhere (arXiv:2407.01082). p > 0."""
-    return jnp.where(logits >= jnp.max(logits, axis=-1, keepdims=True) + math.log(p), logits, -jnp.inf)
+def keep_min_p(logits: Float[Array, "b v"], p: Float[Array, " b"]) -> Float[Array, "b v"]:
+    """Logits of tokens whose probability is at least p times the largest, -inf elsewhere (arXiv:2407.01082). p = 0 keeps all."""
+    return jnp.where(logits >= jnp.max(logits, axis=-1, keepdims=True) + jnp.log(p)[:, None], logits, -jnp.inf)
 
 
-def in_top_p(logits: Float[Array, "b v"], tokens: Int[Array, " b"], p: float) -> Bool[Array, " b"]:
+def in_top_p(logits: Float[Array, "b v"], tokens: Int[Array, " b"], p: Float[Array, " b"]) -> Bool[Array, " b"]:
     """Whether a token of each row is among the fewest likeliest whose probability reaches p (arXiv:1904.09751).
 
     So it is where those before it, likelier or of the same logit and a lower id, do not reach p without it.
     """
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
     before = jnp.sum(jnp.where(_before(logits, tokens), weights, 0), axis=-1)
-    # Also of logits that are no numbers, which would be drawn again for ever.
-    return ~(before >= p * jnp.sum(weights, axis=-1))
+    # Also of logits that are no numbers, which would be drawn again for ever. Of p = 1 rounding must not leave any out.
+    return ~(before >= p * jnp.sum(weights, axis=-1)) | (p >= 1)
 
 
 def _before(logits: Float[Array, "b v"], tokens: Int[Array, " b"]) -> Bool[Array, "b v"]:
@@ -108,22 +157,6 @@ def _before(logits: Float[Array, "b v"], tokens: Int[Array, " b"]) -> Bool[Array
     logit = jnp.take_along_axis(logits, tokens[:, None], axis=-1)
     lower = jnp.arange(logits.shape[1]) < tokens[:, None]
     return (logits > logit) | ((logits == logit) & lower)
-
-
-def adjust_logits(
-    logits: Float[Array, "b v"], config: SamplingConfig, seen: Bool[Array, "b v"] | None = None
-) -> Float[Array, "b v"]:
-    """Penalty, temperature and top-k: the logits that top-p and min-p look at. At temperature 0 the penalty alone."""
-    if config.repetition_penalty != 1.0:
-        if seen is None:
-            raise ValueError(
-                f"a repetition_penalty={config.repetition_penalty} needs the mask of tokens seen [b, v]; it is None"
-            )
-        logits = penalize_repetition(logits, seen, config.repetition_penalty)
-    if config.temperature == 0:
-        return logits
-    logits = apply_temperature(logits, config.temperature)
-    return logits if config.top_k is None else keep_top_k(logits, config.top_k)
 
 
 def draw(logits: Float[Array, "b v"], uniform: Float[Array, " b"]) -> Int[Array, " b"]:
@@ -156,7 +189,7 @@ def draw(logits: Float[Array, "b v"], uniform: Float[Array, " b"]) -> Int[Array,
 
 
 def _draw_in_top_p(
-    logits: Float[Array, "b v"], possible: Float[Array, "b v"], keys: Key[Array, " b"], p: float
+    logits: Float[Array, "b v"], possible: Float[Array, "b v"], keys: Key[Array, " b"], p: Float[Array, " b"]
 ) -> Int[Array, " b"]:
     """Draw from `possible`, some of the logits and the likeliest among them, until each row's token is in their top-p."""
 
@@ -183,34 +216,45 @@ def _first_largest(x: Float[Array, "b v"]) -> Int[Array, " b"]:
     return jnp.min(places, axis=-1)
 
 
+def _draw_rows(
+    logits: Float[Array, "b v"], keys: Key[Array, " b"], sampling: RowSampling, warm: Bool[Array, " b"]
+) -> Int[Array, " b"]:
+    """Draw a token for each row that is `warm`; the others' have no meaning."""
+    logits = apply_temperature(logits, jnp.where(warm, sampling.temperature, 1))
+    some = jnp.any(warm & (sampling.top_k < logits.shape[1]))
+    logits = jax.lax.cond(some, keep_top_k, lambda logits, k: logits, logits, sampling.top_k)
+    possible = keep_min_p(logits, sampling.min_p)
+    top_p = jnp.where(warm, sampling.top_p, 1)
+    return jax.lax.cond(
+        jnp.any(top_p < 1),
+        _draw_in_top_p,
+        lambda logits, possible, keys, p: draw(possible, _uniform(keys, jnp.int32(0))),
+        *(logits, possible, keys, top_p),
+    )
+
+
 def sample(
-    logits: Float[Array, "b v"],
-    keys: Key[Array, " b"],
-    config: SamplingConfig,
-    seen: Bool[Array, "b v"] | None = None,
+    logits: Float[Array, "b v"], keys: Key[Array, " b"], sampling: RowSampling, counts: Int[Array, "b v"]
 ) -> tuple[Int[Array, " b"], Float[Array, " b"]]:
-    """One token a row.
+    """Choose one token for each row.
 
     Args:
         logits: float32; -inf forbids a token.
-        keys: a random key a row, unused at temperature 0.
-        config: static under jit.
-        seen: tokens of the prompt and the text so far; needed with a repetition penalty.
+        keys: a random key for each row, unused at temperature 0.
+        sampling: each row's settings.
+        counts: as in `penalize`.
 
     Returns:
-        Token ids i32, and their log-probabilities in nats under `logits` as given, before any of the config's steps.
-
-    Raises:
-        ValueError: a repetition penalty without `seen`.
+        Token ids i32, and their log-probabilities in nats under `logits` as given, before any of the settings' steps.
     """
-    adjusted = adjust_logits(logits, config, seen)
-    if config.temperature == 0:
-        tokens = _first_largest(adjusted)
-    else:
-        possible = keep_min_p(adjusted, config.min_p) if config.min_p > 0 else adjusted
-        if config.top_p < 1:
-            tokens = _draw_in_top_p(adjusted, possible, keys, config.top_p)
-        else:
-            tokens = draw(possible, _uniform(keys, jnp.int32(0)))
-    logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), tokens[:, None], axis=-1)
+    changed = (sampling.repetition_penalty != 1) | (sampling.presence_penalty != 0) | (sampling.frequency_penalty != 0)
+    adjusted = jax.lax.cond(jnp.any(changed), penalize, lambda logits, *_: logits, logits, counts, sampling)
+    warm = sampling.temperature > 0
+    tokens = _first_largest(adjusted)
+    tokens = jax.lax.cond(
+        jnp.any(warm),
+        lambda: jnp.where(warm, _draw_rows(adjusted, keys, sampling, warm), tokens),
+        lambda: tokens,
+    )
+    logprobs = jnp.take_along_axis(logits, tokens[:, None], axis=-1) - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     return tokens, logprobs[:, 0]

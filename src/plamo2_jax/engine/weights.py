@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import jax
+
 from plamo2_jax.model import Plamo2, logical_axes
 from plamo2_jax.model.axes import CONV, LAYERS, map_with_axes
+from plamo2_jax.model.plamo2 import period_name
 
 
 def cast_matrices(model: Plamo2, params: dict) -> dict:
@@ -19,3 +22,13 @@ def cast_matrices(model: Plamo2, params: dict) -> dict:
         return parameter.astype(model.activation_dtype) if is_matrix else parameter
 
     return map_with_axes(cast, logical_axes(model), params)
+
+
+def unstack(model: Plamo2, params: dict) -> dict:
+    """Parameters for the model without a scan over layers: those of each period apart, in memory of their own."""
+    outside = dict(params)
+    for i, run in enumerate(model.config.runs):
+        stacked = outside.pop(f"run_{i}")
+        for j in range(run.count):
+            outside[period_name(f"run_{i}", j)] = jax.tree.map(lambda leaf, j=j: leaf[j], stacked)
+    return outside

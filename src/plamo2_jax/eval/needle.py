@@ -1,7 +1,7 @@
-"""The needle in a haystack: one sentence put somewhere into ordinary text, then its beginning again; the model must finish it.
+"""Needle in a haystack: one sentence inserted into ordinary text. At the end its beginning is repeated, and the model must complete it.
 
-After Kamradt's test (2023). Here the sentence gives a city a number, the text is held-out documents, and the candidates are other
-numbers.
+The test follows Kamradt (2023). Here the sentence assigns a number to a city, the text consists of held-out documents, and the wrong
+candidates are other numbers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from plamo2_jax.eval.people import LANGUAGES, numbers
+from plamo2_jax.eval.phonebook_names import LANGUAGES, numbers
 from plamo2_jax.eval.retrieval import Question
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
@@ -46,26 +46,24 @@ def questions(
     digits: int = 5,
     seed: int = 0,
 ) -> Iterator[Question]:
-    """Questions of every language, length and depth.
+    """Yield questions of every language, length and depth.
 
     Args:
-        tokenizer: lengths are counted in its ids.
-        texts: documents by language, for the haystack.
-        lengths: of prompt and answer.
-        depths: where the needle stands, by ids.
-        samples: questions of each.
-        candidates: numbers to choose from.
-        digits: of the number.
-        seed: same seed, same questions.
+        tokenizer: Tokenizer of the model.
+        texts: Documents by language, for the haystack.
+        lengths: Lengths of prompt and answer, in tokens.
+        depths: Positions of the needle, as fractions of the text in tokens.
+        samples: Number of questions per language, length and depth.
+        candidates: Number of numbers to choose from.
+        digits: Number of digits.
+        seed: Random seed.
 
     Raises:
-        ValueError: a length is too short for the needle and its question, or there is no text of a language.
+        ValueError: A length is too short for the needle and its question, or there is no text in a language.
     """
     for language, documents in texts.items():
         if language not in LANGUAGES or not documents:
-            raise ValueError(
-                f"there is no haystack in {language!r}; texts must hold documents in {' or '.join(LANGUAGES)}"
-            )
+            raise ValueError(f"texts has the language {language!r}: it must hold documents in {' or '.join(LANGUAGES)}")
         for length in lengths:
             for depth in depths:
                 for sample in range(samples):
@@ -97,7 +95,7 @@ def _question(
         if len(hay) >= room:
             break
         hay += list(tokenizer.encode(documents[(start + i) % len(documents)] + "\n"))
-    # Text cut at ids joins to ids that may be fewer or more by a few: cut a little shorter.
+    # Joining texts that were cut between tokens may change the number of tokens by a few, so the text is cut a little shorter.
     hay = hay[: room - 4]
     place = round(depth * len(hay))
     before, after = tokenizer.decode(np.array(hay[:place], int)), tokenizer.decode(np.array(hay[place:], int))

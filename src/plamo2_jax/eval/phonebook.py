@@ -1,7 +1,7 @@
-"""The phonebook: names and numbers line by line, then one name again; the model must say its number.
+"""Phonebook: lines of names and numbers. At the end one name is repeated, and the model must complete its number.
 
-The task of Jelassi et al. (arXiv:2402.01032), on which state-space models and windowed attention fail once the book is longer than
-what they can hold, and attention over everything does not. PLaMo 2's authors judge their long-context training by it too.
+This is the task of Jelassi et al. (arXiv:2402.01032). State-space models and windowed attention fail on it when the book is longer than
+their memory, and full attention does not. The authors of PLaMo 2 also evaluate their long-context training with it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from plamo2_jax.eval.people import LANGUAGES, numbers, people
+from plamo2_jax.eval.phonebook_names import LANGUAGES, full_names, numbers
 from plamo2_jax.eval.retrieval import Question, count_tokens
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
@@ -19,8 +19,8 @@ _QUERY = {"ja": "\n番号案内\n", "en": "\nDirectory enquiries\n"}
 
 
 SEPARATOR = ": "
-"""Between name and number. Where a tokenizer joins it with its neighbours (": 4" as one token), a question, which ends with the
-separator, is not spelt as what was trained on; a tab is seldom joined."""
+"""Text between name and number. If a tokenizer merges it with its neighbours (": 4" as one token), a question, which ends with the
+separator, is tokenized differently from the training text. A tab is rarely merged."""
 
 
 def _book(names: Sequence[str], book: Sequence[str], separator: str) -> str:
@@ -39,21 +39,21 @@ def questions(
     separator: str = SEPARATOR,
     seed: int = 0,
 ) -> Iterator[Question]:
-    """Questions of every language, length and depth.
+    """Yield questions of every language, length and depth.
 
     Args:
-        tokenizer: lengths are counted in its ids.
-        lengths: of prompt and answer; books are as long as fits.
-        depths: where the entry asked for stands.
-        languages: ja, en.
-        samples: questions of each.
-        candidates: numbers to choose from, the others of the same book.
-        digits: of a number; None: telephone numbers.
-        separator: between name and number; a question ends with it, spaces at its end left to the answer.
-        seed: same seed, same questions.
+        tokenizer: Tokenizer of the model.
+        lengths: Lengths of prompt and answer, in tokens; books are as long as fits.
+        depths: Positions of the requested entry, as fractions of the book.
+        languages: Languages, of ja and en.
+        samples: Number of questions per language, length and depth.
+        candidates: Number of numbers to choose from; the wrong ones are from the same book.
+        digits: Number of digits; None: telephone numbers.
+        separator: Text between name and number. A question ends with it; spaces at its end belong to the answer.
+        seed: Random seed.
 
     Raises:
-        ValueError: a length is too short for two entries, or too long for the names there are.
+        ValueError: A length is too short for two entries, or there are too few names for it.
     """
     for language in languages:
         for length in lengths:
@@ -78,11 +78,11 @@ def _question(
     space = separator[len(asked) :]
     while True:
         state = rng.bit_generator.state
-        names, book = people(rng, language, size), numbers(rng, language, size, digits)
+        names, book = full_names(rng, language, size), numbers(rng, language, size, digits)
         target = round(depth * (size - 1))
         text = _TITLE[language] + _book(names, book, separator) + _QUERY[language]
         prompt, answer = f"{text}{names[target]}{asked}", f"{space}{book[target]}"
-        # Other names are longer: leave one out until it fits.
+        # These names are longer than the average: remove entries until the book fits.
         if count_tokens(tokenizer, prompt + answer) <= length:
             break
         rng.bit_generator.state = state
@@ -96,10 +96,10 @@ def _question(
 
 def _entries_that_fit(tokenizer: Tokenizer, language: str, length: int, digits: int | None, separator: str) -> int:
     rng = np.random.default_rng(0)
-    sample = _book(people(rng, language, 50), _many(rng, language, digits), separator)
+    sample = _book(full_names(rng, language, 50), _many(rng, language, digits), separator)
     per_entry = count_tokens(tokenizer, sample) / 50
     frame = count_tokens(tokenizer, _TITLE[language] + _QUERY[language])
-    # A few more than the mean says: books are cut down to what fits.
+    # A few more entries than the average length suggests. The caller removes entries until the book fits.
     return max(2, int(1.02 * (length - frame) / per_entry))
 
 
@@ -117,33 +117,33 @@ def documents(
     separator: str = SEPARATOR,
     seed: int = 0,
 ) -> Iterator[dict[str, str]]:
-    """Phonebooks with their queries answered, as JSON records to train on; never the very book of a question.
+    """Yield phonebooks with answered queries, as JSON records to train on. None of them is the book of a question.
 
     Args:
-        count: documents.
-        entries: least and most entries of a book.
-        languages: in turn.
-        queries: names asked for again at the end of each.
-        digits: of a number; None: telephone numbers.
-        separator: between name and number.
-        seed: same seed, same documents.
+        count: Number of documents.
+        entries: Smallest and largest number of entries per book.
+        languages: Languages, which alternate.
+        queries: Number of queries at the end of each book.
+        digits: Number of digits; None: telephone numbers.
+        separator: Text between name and number.
+        seed: Random seed.
 
     Raises:
-        ValueError: a figure is out of range.
+        ValueError: A number is out of range.
     """
     least, most = entries
     if not 1 <= least <= most:
         raise ValueError(
-            f"entries {least} to {most} are not allowed: the least must be at least 1 and not above the most"
+            f"entries=({least}, {most}) is not allowed: the first must be at least 1 and at most the second"
         )
     if count < 1 or queries < 1:
-        raise ValueError("documents and queries must be at least 1")
+        raise ValueError(f"count={count} and queries={queries} are not allowed: both must be at least 1")
     for i in range(count):
         language = languages[i % len(languages)]
-        # A stream of its own, which no question's seed begins.
+        # A separate random stream, which no question uses.
         rng = np.random.default_rng([0x70686F6E, seed, i])
         size = int(rng.integers(least, most + 1))
-        names, book = people(rng, language, size), numbers(rng, language, size, digits)
+        names, book = full_names(rng, language, size), numbers(rng, language, size, digits)
         asked = rng.choice(size, min(queries, size), replace=False)
         text = _TITLE[language] + _book(names, book, separator) + _QUERY[language]
         text += _book([names[j] for j in asked], [book[j] for j in asked], separator)

@@ -1,4 +1,4 @@
-"""The heat map of a retrieval probe."""
+"""Heat map of a retrieval probe."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 
 def heat_map(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Write a PNG: for each language and score a map of accuracy by length (across) and depth (down).
+    """Write a PNG with one map per language and score: accuracy by length (horizontal) and depth (vertical).
 
     Args:
-        path: the file.
-        rows: from `retrieval.table`.
-        title: above all.
+        path: File to write.
+        rows: Rows of `retrieval.table`.
+        title: Title of the figure.
     """
     import matplotlib
     import numpy as np

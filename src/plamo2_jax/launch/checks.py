@@ -29,7 +29,7 @@ def resource_name(given: str | None, run: str, longest: int) -> str:
     name = re.sub(r"[._]+", "-", run.lower()) if given is None else given
     if not _NAME.fullmatch(name) or len(name) > longest:
         raise ValueError(
-            f"--job-name {name!r} is not allowed; it must be a lower-case letter followed by lower-case letters, digits and "
+            f"--job-name {name!r} is not allowed: it must be a lower-case letter followed by lower-case letters, digits and "
             f"hyphens between them, {longest} characters at most"
         )
     return name

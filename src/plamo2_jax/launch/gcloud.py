@@ -69,7 +69,7 @@ class Gcloud:
         for field in ("attempts", "poll", "max_archive_mb"):
             if getattr(self, field) < 1:
                 option = field.replace("_", "-")
-                raise ValueError(f"--{option} {getattr(self, field)} is not allowed; it must be at least 1")
+                raise ValueError(f"--{option} {getattr(self, field)} is not allowed: it must be at least 1")
 
 
 def script(job: Job, options: Gcloud) -> str:

@@ -39,9 +39,9 @@ class Local:
         for field, least in (("processes", 1), ("devices", 1), ("port", 0), ("grace", 0)):
             value = getattr(self, field)
             if value is not None and value < least:
-                raise ValueError(f"--{field} {value} is not allowed; it must be at least {least}")
+                raise ValueError(f"--{field} {value} is not allowed: it must be at least {least}")
         if self.port > 65535:
-            raise ValueError(f"--port {self.port} is not allowed; it must be at most 65535")
+            raise ValueError(f"--port {self.port} is not allowed: it must be at most 65535")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -85,7 +85,7 @@ def parse_slice(text: str) -> Slice:
     generation = GENERATIONS.get("v5e" if name == "v5litepod" else name)
     if generation is None or not separator:
         known = ", ".join(parse_slice(f"{name}:{each.shapes[3]}").accelerator for name, each in GENERATIONS.items())
-        raise ValueError(f"--accelerator {text} is not known; it must be an accelerator type such as {known}")
+        raise ValueError(f"--accelerator {text} is not known: it must be an accelerator type such as {known}")
     slices = [Slice(generation, shape) for shape in generation.shapes]
     for found in slices:
         if size in (found.shape, found.accelerator.partition("-")[2]):

@@ -64,7 +64,7 @@ class Xpk:
         """
         for field, least in (("slices", 1), ("restarts", 0), ("grace", 1)):
             if getattr(self, field) < least:
-                raise ValueError(f"--{field} {getattr(self, field)} is not allowed; it must be at least {least}")
+                raise ValueError(f"--{field} {getattr(self, field)} is not allowed: it must be at least {least}")
         for field in ("namespace", "queue", "service_account"):
             value = getattr(self, field)
             if value is not None and not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", value):

@@ -1,7 +1,8 @@
 """What a model remembers of a row between calls: one explicit pytree.
 
-A `Cache` mirrors the layer stack: for every run a tuple with one entry a position of the period, its arrays stacked over the run's
-periods (leading axis l), as `nn.scan` wants them. An unstacked one has a list of such tuples instead, one a period.
+A `Cache` mirrors the layers. Stacked, it has for every run a tuple with one entry for each position of the period, whose arrays are
+stacked over the run's periods (leading axis l), as `nn.scan` wants them. Otherwise it has for every run a tuple of such tuples, one for
+each period, without that axis.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from plamo2_jax.config import LayerKind, ModelConfig
+from plamo2_jax.config import LayerKind, ModelConfig, Run
 
 
 class MambaCache(struct.PyTreeNode):
@@ -61,27 +62,17 @@ class AttentionCache(struct.PyTreeNode):
 class Cache(struct.PyTreeNode):
     """State of a whole model for a batch of rows."""
 
-    runs: tuple[tuple[MambaCache | AttentionCache, ...] | list[tuple[MambaCache | AttentionCache, ...]], ...]
+    runs: tuple[tuple, ...]
+    """Of `MambaCache` and `AttentionCache`; see the module."""
     count: Int[Array, " b"]
     """Tokens seen, padding not counted: the position of the next one."""
     segment: Int[Array, " b"]
     """Segment of the last token; 0 before the first."""
 
-    def unstack(self) -> Cache:
-        """The same state, the arrays of each period apart.
 
-        A scan over periods takes each one's state out of the stack and puts it back, which on CPU takes half the time of a token of many
-        rows. With an unstacked cache the model applies periods one after the other: a program that grows with their number.
-        """
-
-        def periods(run):
-            count = jax.tree.leaves(run)[0].shape[0]
-            return [jax.tree.map(lambda array, i=i: array[i], run) for i in range(count)]
-
-        return self.replace(runs=tuple(periods(run) for run in self.runs))
-
-
-def init_cache(config: ModelConfig, batch_size: int, max_length: int, dtype: jnp.dtype) -> Cache:
+def init_cache(
+    config: ModelConfig, batch_size: int, max_length: int, dtype: jnp.dtype, *, stacked: bool = True
+) -> Cache:
     """An empty cache.
 
     Args:
@@ -90,21 +81,27 @@ def init_cache(config: ModelConfig, batch_size: int, max_length: int, dtype: jnp
         max_length: tokens of the longest row to come. A layer of full attention forgets its oldest tokens beyond it, so callers that
             may pass it must refuse to.
         dtype: of keys, values and convolution inputs; the scan's state is float32 (float64 if dtype is).
+        stacked: whether the arrays of a run's periods are stacked.
     """
     b, p, g = batch_size, config.hidden_size_per_head, config.num_key_value_heads
 
-    def layer(kind: LayerKind, count: int):
+    def layer(kind: LayerKind, *lead: int):
         if kind is LayerKind.MAMBA:
             h, n, k = config.mamba_num_heads, config.mamba_d_state, config.mamba_d_conv
             state_dtype = jnp.promote_types(dtype, jnp.float32)
-            return MambaCache(jnp.zeros((count, b, k - 1, h, p), dtype), jnp.zeros((count, b, h, p, n), state_dtype))
+            return MambaCache(jnp.zeros((*lead, b, k - 1, h, p), dtype), jnp.zeros((*lead, b, h, p, n), state_dtype))
         s = min(max_length, config.attention_window_size + 1) if kind is LayerKind.WINDOW else max_length
         # Two buffers, not one twice: a cache may be donated.
-        k, v = (jnp.zeros((count, b, s, g, p), dtype) for _ in range(2))
-        return AttentionCache(k, v, jnp.zeros((count, b, s), jnp.int32), jnp.full((count, b, s), -1, jnp.int32))
+        k, v = (jnp.zeros((*lead, b, s, g, p), dtype) for _ in range(2))
+        return AttentionCache(k, v, jnp.zeros((*lead, b, s), jnp.int32), jnp.full((*lead, b, s), -1, jnp.int32))
+
+    def periods(run: Run):
+        if stacked:
+            return tuple(layer(kind, run.count) for kind in run.kinds)
+        return tuple(tuple(map(layer, run.kinds)) for _ in range(run.count))
 
     return Cache(
-        tuple(tuple(layer(kind, run.count) for kind in run.kinds) for run in config.runs),
+        tuple(map(periods, config.runs)),
         jnp.zeros((b,), jnp.int32),
         jnp.zeros((b,), jnp.int32),
     )

@@ -139,8 +139,11 @@ class Plamo2(nn.Module):
         implementation: of the selective scan.
         remat: what the backward pass recomputes.
         mesh: devices that a batch is divided over, rows over data × fsdp, tokens over sequence, heads over tensor (see `model.parallel`);
-            None: whatever XLA makes of the arguments' shardings. Calls with a cache do not divide tokens or heads.
-        attention_implementation: of attention over whole rows.
+            None: whatever XLA makes of the arguments' shardings. Calls with a cache divide rows and heads, not tokens.
+        attention_implementation: of attention.
+        scan_layers: apply the periods of a run by `nn.scan` over stacked parameters. False: one after the other, each with parameters
+            of its own (`engine.weights.unstack`). Decoding is faster so, since a scan copies every period's weights and state out of
+            the stack for each token; the program grows with the number of periods, and `remat` has no effect.
     """
 
     config: ModelConfig
@@ -149,6 +152,7 @@ class Plamo2(nn.Module):
     remat: Remat = "none"
     mesh: jax.sharding.Mesh | None = None
     attention_implementation: AttentionImplementation = "auto"
+    scan_layers: bool = True
 
     def setup(self) -> None:
         """Declare the parameters."""
@@ -169,10 +173,15 @@ class Plamo2(nn.Module):
                 length=run.count,
                 metadata_params={nn.PARTITION_NAME: axes.LAYERS},
             )
-            return scanned(c, run.kinds, self.implementation, self.attention_implementation, self.mesh, name=name)
+            return scanned(c, run.kinds, *settings, name=name)
 
+        def separate(run: Run, name: str) -> list[nn.Module]:
+            return [Period(c, run.kinds, *settings, name=period_name(name, i)) for i in range(run.count)]
+
+        settings = self.implementation, self.attention_implementation, self.mesh
         # Scanning a run of one period too keeps one layout of parameters: every layer parameter has the axis `layers`.
-        self.runs = [stack(run, f"run_{i}") for i, run in enumerate(c.runs)]
+        make = stack if self.scan_layers else separate
+        self.runs = [make(run, f"run_{i}") for i, run in enumerate(c.runs)]
         # The rows of the table that logits are read with are channels of the stream as well, so this norm's scale stands for the reader.
         self.final_norm = RMSNorm(1.0, c.rms_norm_eps, reads=True)
 
@@ -197,7 +206,7 @@ class Plamo2(nn.Module):
             segment_ids: 0 padding, otherwise the document; nothing crosses a boundary. None: one document a row. Padding may lead or
                 trail a row or stand between documents.
             positions: of each token in its document (or row: RoPE is relative), rising by one. None: counted from the row's start.
-            cache: state after the tokens before these, stacked or not; a piece that starts with another segment starts afresh.
+            cache: state after the tokens before these, from `init_cache`; a piece that starts with another segment starts afresh.
 
         Returns:
             Logits in float32 (without meaning at padding), and the cache after these tokens (None if none was given).
@@ -220,23 +229,16 @@ class Plamo2(nn.Module):
         caches = []
         for i, run in enumerate(self.runs):
             old = None if cache is None else cache.runs[i]
-            x, new = self._unrolled(i, x, old, context) if isinstance(old, list) else run(x, old, context)
+            if self.scan_layers:
+                x, new = run(x, old, context)
+            else:
+                new = []
+                for j, period in enumerate(run):
+                    x, state = period(x, None if old is None else old[j], context)
+                    new.append(state)
             x = self._constrain(x)
-            caches.append(new)
+            caches.append(tuple(new) if isinstance(new, list) else new)
         return self.final_norm(x), None if cache is None else advance(cache, tuple(caches), context)
-
-    def _unrolled(
-        self, number: int, x: Float[Array, "b t d"], caches: list[tuple], context: Context
-    ) -> tuple[Float[Array, "b t d"], list[tuple]]:
-        """A run's periods one by one, with an unstacked cache."""
-        c, stacked = self.config, self.variables["params"][f"run_{number}"]
-        kinds, implementations = c.runs[number].kinds, (self.implementation, self.attention_implementation)
-        period, new = Period(c, kinds, *implementations, self.mesh, parent=None), []
-        for i, old in enumerate(caches):
-            params = jax.tree.map(lambda array, i=i: array[i], stacked)
-            x, cache = period.apply({"params": params}, x, old, context)
-            new.append(cache)
-        return x, new
 
     def logits(self, x: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
         """Logits in float32 from features."""
@@ -267,8 +269,13 @@ class Plamo2(nn.Module):
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
     def init_cache(self, batch_size: int, max_length: int) -> Cache:
-        """An empty cache in this model's activation dtype; see `cache.init_cache`."""
-        return init_cache(self.config, batch_size, max_length, self.activation_dtype)
+        """An empty cache in this model's activation dtype, laid out as `scan_layers` says; see `cache.init_cache`."""
+        return init_cache(self.config, batch_size, max_length, self.activation_dtype, stacked=self.scan_layers)
+
+
+def period_name(run: str, index: int) -> str:
+    """Name of one period's parameters in a model without a scan over layers."""
+    return f"{run}_period_{index}"
 
 
 def _init_boxed(model: Plamo2, rng: Array):

@@ -1,1 +1,1 @@
-"""Meshes of devices, and what of a model and a batch lies where on them."""
+"""Device meshes, and the shardings of parameters and batches on them."""

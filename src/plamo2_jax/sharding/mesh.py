@@ -1,10 +1,10 @@
-"""Meshes: the devices as an array with the axes data × fsdp × sequence × tensor, any of which may be 1.
+"""Device meshes with the axes data × fsdp × sequence × tensor. Any of them may have size 1.
 
-data      copies of the parameters; rows of a batch are divided. The only axis that leaves a slice: its one message a step, the
-          sum of gradients, is what the network between slices can carry.
-fsdp      rows are divided, and so are the parameters, which are gathered a layer at a time.
-sequence  tokens of a row are divided, and the parameters like over fsdp.
-tensor    heads, MLP columns and vocabulary are divided, activations between layers are not: messages in every layer.
+data      Rows of a batch are divided, parameters are replicated. Only this axis may span TPU slices: it needs one message per step, the
+          sum of gradients, which the slow network between slices can carry.
+fsdp      Rows are divided, and so are the parameters, which are gathered one layer at a time.
+sequence  Tokens of each row are divided, and parameters as over fsdp.
+tensor    Heads, MLP columns and vocabulary are divided; activations between layers are not. Every layer needs messages.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ from jax.experimental import mesh_utils
 from plamo2_jax.model.axes import DATA, FSDP, SEQUENCE, TENSOR
 
 AXES = (DATA, FSDP, SEQUENCE, TENSOR)
-"""Slowest first: neighbouring devices differ in `tensor`, whose messages are the most frequent."""
+"""Slowest axis first. Neighbouring devices differ in `tensor`, which has the most frequent messages."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many devices lie along each axis; one axis may be -1: all devices that the others leave.
+    """Number of devices along each mesh axis. One axis may be -1, for all remaining devices.
 
     Raises:
-        ValueError: a field is out of range; the message names the field, its value and what is allowed.
+        ValueError: A field is out of range. The message names the field, its value and what is allowed.
     """
 
     data: int = 1
-    """Copies of the parameters, each with its rows of the batch; a multiple of `slices`."""
+    """Number of copies of the parameters, each with its own rows of the batch; a multiple of `slices`."""
     fsdp: int = -1
-    """Parts that parameters and optimizer state are divided into, each with its rows of the batch."""
+    """Number of parts of parameters and optimizer state, each with its own rows of the batch."""
     sequence: int = 1
-    """Parts that each row's tokens are divided into."""
+    """Number of parts of each row's tokens."""
     tensor: int = 1
-    """Parts that heads, MLP columns and vocabulary are divided into."""
+    """Number of parts of heads, MLP columns and vocabulary."""
     slices: int = 1
-    """Groups of devices with a fast network inside and a slow one between them (TPU slices); `data` spans them."""
+    """Number of TPU slices: groups of devices with a fast network inside and a slow one between them. The axis data spans them."""
 
     def __post_init__(self) -> None:
         for name in AXES:
             size = getattr(self, name)
-            self._require(name, size == -1 or size >= 1, "at least 1, or -1 for all devices that the other axes leave")
+            self._require(name, size == -1 or size >= 1, "at least 1, or -1 for all remaining devices")
         self._require("slices", self.slices >= 1, "at least 1")
         open_axes = [name for name in AXES if getattr(self, name) == -1]
         if len(open_axes) > 1:
             raise ValueError(
                 f"MeshConfig.{open_axes[0]}=-1 and {open_axes[1]}=-1 are not allowed: only one axis may be -1"
             )
-        allowed = f"a multiple of slices={self.slices}, which it spans"
+        allowed = f"a multiple of slices={self.slices}"
         self._require("data", self.data == -1 or self.data % self.slices == 0, allowed)
 
     def _require(self, name: str, condition: bool, allowed: str) -> None:
@@ -65,10 +65,10 @@ class MeshConfig:
         return next((name for name in AXES if getattr(self, name) == -1), None)
 
     def shape(self, devices: int) -> tuple[int, int, int, int]:
-        """Sizes of the axes, in the order of AXES, on so many devices.
+        """Return the sizes of the axes, in the order of AXES, for a number of devices.
 
         Raises:
-            ValueError: the axes' product is not the number of devices.
+            ValueError: The product of the sizes is not the number of devices.
         """
         given = {name: getattr(self, name) for name in AXES}
         product = math.prod(size for size in given.values() if size != -1)
@@ -76,24 +76,26 @@ class MeshConfig:
         if self.open_axis is not None:
             if devices % product:
                 raise ValueError(
-                    f"MeshConfig.{self.open_axis}=-1 has no size: {spelled} = {product} must divide the {devices} devices"
+                    f"MeshConfig.{self.open_axis}=-1 is not allowed: {spelled} = {product} must divide the {devices} devices"
                 )
             given[self.open_axis] = devices // product
         elif product != devices:
             raise ValueError(
-                f"MeshConfig: {spelled} = {product} must be the number of devices, {devices}; give one axis -1 for what is left"
+                f"MeshConfig: {spelled} = {product} must be the number of devices, {devices}. Set one axis to -1 for all remaining devices"
             )
         if given[DATA] % self.slices:
             raise ValueError(
-                f"MeshConfig.data=-1 comes to {given[DATA]} of {devices} devices; it must be a multiple of slices={self.slices}"
+                f"MeshConfig.data=-1 gives {given[DATA]} for {devices} devices: it must be a multiple of slices={self.slices}"
             )
         return tuple(given[name] for name in AXES)
 
     def usable_devices(self, devices: int, rows: int) -> int:
-        """How many of so many devices a batch of so many rows can be divided among: fewer than all only where data or fsdp is -1.
+        """Return the largest number of devices among which a batch of `rows` rows can be divided.
+
+        It is smaller than `devices` only if data or fsdp is -1.
 
         Raises:
-            ValueError: no number of devices will do.
+            ValueError: The rows cannot be divided among any number of devices.
         """
         explicit = math.prod(size for size in (self.data, self.fsdp) if size != -1)
         if rows % explicit:
@@ -110,14 +112,14 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """The mesh of a configuration, neighbours in it neighbours in the network.
+    """Build the mesh of a configuration. Neighbours in the mesh are neighbours in the network.
 
     Args:
-        config: sizes of the axes.
-        devices: all devices of all processes when None.
+        config: Sizes of the axes.
+        devices: Devices to use; None: all devices of all processes.
 
     Raises:
-        ValueError: the sizes do not fit the number of devices, or the devices do not form that many slices.
+        ValueError: The sizes do not fit the number of devices, or the devices do not form that many slices.
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = config.shape(len(devices))
@@ -127,11 +129,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def _over_slices(config: MeshConfig, shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
-    """Devices [data, fsdp, sequence, tensor], those of a slice together along data."""
+    """Return the devices as an array [data, fsdp, sequence, tensor], with the devices of a slice together along data."""
     within = (shape[0] // config.slices, *shape[1:])
     numbers = [getattr(device, "slice_index", None) for device in devices]
     if None in numbers:
-        # CPU, GPU and some compile-only devices know no slices. Processes may stand for them; else the order of devices.
+        # CPU, GPU and some compile-only devices have no slice number. Use their process number instead, or else their order.
         numbers = [device.process_index for device in devices]
         if len(set(numbers)) == 1:
             return np.array(devices).reshape(shape)

@@ -1,7 +1,7 @@
-"""Which axes of a parameter are divided over which axes of the mesh: one table a strategy, and the shardings that follow from it.
+"""Sharding rules: one table per strategy that maps parameter axes to mesh axes, and the shardings that follow from it.
 
-In the shapes below F stands for fsdp × sequence, T for tensor, and `/` for "divided by": each device holds a part of that shape. The axis
-`layers`, which leads every parameter of a layer, is what a scan steps through and is never divided.
+In the shapes below, F is fsdp × sequence, T is tensor, and `/` means "divided by": each device holds a part of that shape. The axis
+`layers`, the first axis of every layer parameter, is scanned over and never divided.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from plamo2_jax.model import axes
 from plamo2_jax.model.axes import FSDP, ROWS, SEQUENCE, TENSOR
 
 Strategy = Literal["fsdp", "fsdp_tensor", "tensor"]
-"""fsdp: parameters divided over fsdp × sequence along the residual width, gathered where they are used (ZeRO-3).
-fsdp_tensor: that, and heads, MLP columns and vocabulary over tensor (Megatron); with tensor=1 the same as fsdp.
-tensor: over tensor alone, for decoding, which would wait for the gathering at each token."""
+"""fsdp: parameters are divided over fsdp × sequence along the residual width, and gathered where they are used (ZeRO-3).
+fsdp_tensor: as fsdp, and heads, MLP columns and vocabulary are divided over tensor (Megatron). With tensor=1 it equals fsdp.
+tensor: parameters are divided over tensor only, for decoding, where gathering them for each token would be slow."""
 
 _PARTS = (FSDP, SEQUENCE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Mesh axes by logical axis. Within a parameter the rows go from the top, and a mesh axis is used once."""
+    """Mesh axes by logical axis. For each parameter the table is applied from top to bottom, and each mesh axis is used once."""
 
     matrices: Mapping[str, tuple[str, ...]]
-    """Of parameters that map features to features (`axes.is_matrix`)."""
+    """Rules of parameters that map features to features (`axes.is_matrix`)."""
     vectors: Mapping[str, tuple[str, ...]]
-    """Of all others. They come to less than a thousandth of a model: dividing them would save nothing and cost a message each."""
+    """Rules of all other parameters. They are less than 0.1 % of a model: dividing them saves no memory and costs a message each."""
 
 
 _BY_WIDTH = {
     axes.EMBED: _PARTS,  # embedding, lm_head [v, e/F]; in_proj [2, e/F, h, p]; q_proj, k_proj, v_proj [e/F, h, p]; gate, up [e/F, f];
     #                      down [f, e/F]; out_proj, o_proj [h, p, e/F]
-    axes.HEAD_DIM: _PARTS,  # what has no width: b_proj, c_proj [h, p/F, n]; dt_down [h, p/F, r]
+    axes.HEAD_DIM: _PARTS,  # parameters without the axis embed: b_proj, c_proj [h, p/F, n]; dt_down [h, p/F, r]
 }
 _BY_HEADS = {
     axes.VOCAB: (TENSOR,),  # embedding, lm_head [v/T, e]
@@ -57,34 +57,34 @@ RULES: Mapping[Strategy, Rules] = {
     "tensor": Rules(_BY_HEADS, _BY_HEADS),
 }
 
-# Fewer key/value heads than tensor has parts: groups of devices then read the same head, so each device holds all of them. A 1B has
-# one such head, and its k_proj and v_proj are a sixteenth of q_proj.
+# If there are fewer key/value heads than parts of tensor, several devices read the same head, so each device holds all of them. The 1B has
+# one key/value head, and its k_proj and v_proj are a sixteenth of q_proj.
 _WHOLE_IF_FEWER = frozenset({axes.KV_HEADS})
 
 
 class ShardingError(ValueError):
-    """A parameter or a batch cannot be divided over a mesh; the message names it, the axis, its size and the mesh."""
+    """A parameter or batch cannot be divided over a mesh; the message names it, the axis, its size and the mesh."""
 
 
 def param_shardings(logical_axes: Any, abstract: Any, mesh: Mesh, strategy: Strategy) -> Any:
-    """Where each parameter lies.
+    """Return the sharding of each parameter.
 
     Args:
-        logical_axes: tree of the names of each parameter's axes (`plamo2_jax.model.logical_axes`).
-        abstract: tree of the same structure, of anything with a shape.
-        mesh: from `make_mesh`.
-        strategy: which table.
+        logical_axes: Tree of the axis names of each parameter (`plamo2_jax.model.logical_axes`).
+        abstract: Tree of the same structure whose leaves have shapes.
+        mesh: Mesh from `make_mesh`.
+        strategy: Name of the rule table.
 
     Returns:
-        A tree of NamedSharding.
+        Tree of NamedSharding.
 
     Raises:
-        ShardingError: an axis does not divide, or the strategy leaves the mesh axis `tensor` idle.
+        ShardingError: An axis is not divisible, or the strategy does not use the mesh axis `tensor`.
     """
     rules = RULES[strategy]
     if mesh.shape[TENSOR] > 1 and not any(TENSOR in row for row in rules.matrices.values()):
         raise ShardingError(
-            f"the strategy {strategy!r} divides nothing over tensor={mesh.shape[TENSOR]}; use fsdp_tensor, or tensor=1"
+            f"the strategy {strategy!r} divides nothing over tensor={mesh.shape[TENSOR]}. Use fsdp_tensor, or tensor=1"
         )
 
     def place(path: tuple, names: axes.Axes, leaf: Any) -> NamedSharding:
@@ -117,20 +117,20 @@ def _spec(path: str, names: axes.Axes, shape: tuple[int, ...], mesh: Mesh, rules
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole on every device: for scalars."""
+    """Return the sharding that replicates an array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh, shape: tuple[int, int], accumulation: int = 1) -> NamedSharding:
-    """Where the arrays [b, t] of a batch lie: rows over data × fsdp, tokens over sequence.
+    """Return the sharding of batch arrays [b, t]: rows over data × fsdp, tokens over sequence.
 
     Args:
-        mesh: from `make_mesh`.
+        mesh: Mesh from `make_mesh`.
         shape: b and t.
-        accumulation: micro-batches that the rows are cut into; each of them is divided.
+        accumulation: Number of micro-batches; the rows of each must be divisible.
 
     Raises:
-        ShardingError: b / accumulation or t does not divide.
+        ShardingError: b / accumulation or t is not divisible.
     """
     for name, size, mesh_axes in (("b / accumulation", shape[0] // accumulation, ROWS), ("t", shape[1], (SEQUENCE,))):
         if size % math.prod(mesh.shape[axis] for axis in mesh_axes):
@@ -142,12 +142,12 @@ def batch_sharding(mesh: Mesh, shape: tuple[int, int], accumulation: int = 1) ->
 
 
 def process_part(sharding: NamedSharding, shape: tuple[int, int]) -> tuple[int, int]:
-    """Which part of a batch's rows this process supplies, of how many: `(index, count)`.
+    """Return `(index, count)`: which part of a batch's rows this process provides, and the number of parts.
 
-    Processes whose devices hold the same rows (they differ in sequence or tensor) supply the same part.
+    Processes whose devices hold the same rows (they differ in sequence or tensor) provide the same part.
 
     Raises:
-        ShardingError: processes hold overlapping but unlike rows.
+        ShardingError: Processes hold overlapping but different rows.
     """
     held: dict[int, set[int]] = {}
     for device, (rows, _) in sharding.devices_indices_map(shape).items():
@@ -157,14 +157,14 @@ def process_part(sharding: NamedSharding, shape: tuple[int, int]) -> tuple[int, 
         map(len, parts)
     ):
         raise ShardingError(
-            f"the processes' devices hold unlike shares of a batch's rows on the mesh ({_spell(sharding.mesh)}); make "
-            "sequence × tensor divide, or be divisible by, the devices of a process"
+            f"the devices of different processes hold overlapping but different rows on the mesh ({_spell(sharding.mesh)}): "
+            "sequence × tensor must divide, or be divisible by, the number of devices of a process"
         )
     return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
 
 
 def with_shardings(abstract: Any, shardings: Any) -> Any:
-    """Shapes and dtypes of a tree with the shardings of another of its structure."""
+    """Return a tree of `jax.ShapeDtypeStruct` with the shapes and dtypes of one tree and the shardings of another."""
     return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), abstract, shardings)
 
 

@@ -1,1 +1,1 @@
-"""Operations on trained models: growing, pruning, merging, distilling, opening the attention window."""
+"""Operations on trained models: growing, pruning, merging, distillation and context extension."""

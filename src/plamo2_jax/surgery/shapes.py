@@ -1,4 +1,4 @@
-"""A target's shape as a user names it, and what a surgery would change."""
+"""Target shapes of growing and pruning: reading them from the command line, and a table of the changes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from plamo2_jax.surgery.structure import SurgeryError, structure
 
 
 def read_shape(name: str, changes: Sequence[str] = ()) -> ModelConfig:
-    """The shape of a preset, of a model's folder, or of a config.json, with fields replaced.
+    """Return the config of a preset, a model folder or a config.json, with fields replaced.
 
     Args:
-        name: a preset's name, a run folder, a folder of the public layout, or a JSON file of either's kind.
-        changes: `FIELD=VALUE`, values as in JSON; fields are those of ModelConfig.
+        name: Name of a preset, a run folder, a folder of the public layout, or the path of a config.json from either folder.
+        changes: `FIELD=VALUE` with fields of ModelConfig and values in JSON.
 
     Raises:
-        ValueError: there is no such shape, or a field is unknown or out of range.
+        ValueError: There is no such config, or a field is unknown or out of range.
     """
     path = Path(name)
     if name in PRESETS:
@@ -37,7 +37,7 @@ def read_shape(name: str, changes: Sequence[str] = ()) -> ModelConfig:
             raise SurgeryError(f"{path}: {error}") from error
     else:
         raise SurgeryError(
-            f"{name} is no shape; it must be a model's folder, a config.json or one of {', '.join(PRESETS)}"
+            f"{name} is not a model shape: it must be a model folder, a config.json or one of {', '.join(PRESETS)}"
         )
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
     values = {}
@@ -45,13 +45,13 @@ def read_shape(name: str, changes: Sequence[str] = ()) -> ModelConfig:
         field, equals, text = change.partition("=")
         if not equals or field not in fields:
             raise SurgeryError(
-                f"--set {change!r} is not allowed; it must be FIELD=VALUE with a field of the model's config.json"
+                f"--set {change!r} is not allowed: it must be FIELD=VALUE with a field of the model's config.json"
             )
         values[field] = parse_json(text, f"the value of --set {change[:80]!r}", error=SurgeryError)
     return dataclasses.replace(config, **values)
 
 
-# What a surgery changes; all else (windows, RoPE bases, ids) says how the same weights are used.
+# Fields that growing and pruning change. The other fields (windows, RoPE bases, ids) define how the same weights are used.
 _SIZES = (
     "hidden_size",
     "num_hidden_layers",
@@ -70,10 +70,12 @@ _SIZES = (
 
 
 def with_sizes(source: ModelConfig, target: ModelConfig) -> ModelConfig:
-    """The source with the target's sizes; full attention is left to what becomes of the layers that have it.
+    """Return the source config with the sizes of the target.
+
+    `full_attention_idx` is kept only if the layer pattern stays the same; `grown_config` and `cut_config` set it otherwise.
 
     Raises:
-        ValueError: a size does not go with what stays, such as a vocabulary without the source's ids.
+        ValueError: A size does not fit the other fields, such as a vocabulary smaller than the source's token ids.
     """
     same = source.num_hidden_layers == target.num_hidden_layers
     kept = source.full_attention_idx if same and source.mamba_step == target.mamba_step else ()
@@ -81,7 +83,7 @@ def with_sizes(source: ModelConfig, target: ModelConfig) -> ModelConfig:
 
 
 def changes_table(source: ModelConfig, target: ModelConfig) -> str:
-    """Old and new size of every axis, and the counts of parameters, as lines of text."""
+    """Return a text table with the old and new size of every axis and the numbers of parameters."""
     old, new = structure(source).sizes, structure(target).sizes
     names = [name for name in old if name is not None and name in new]
     rows = [("axis", "from", "to")]

@@ -1,4 +1,4 @@
-"""What surgery knows of a network: the declarations of its parameters, the sizes of its axes, and its layers one by one."""
+"""Axis arithmetic shared by growing and pruning: parameter declarations, axis sizes, and the layers one by one."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from plamo2_jax.config import LayerKind, ModelConfig
 from plamo2_jax.model import Plamo2, abstract_params, axes, declarations
 
 Params = Any
-"""Tree of parameters, as `plamo2_jax.model.init_params` makes it."""
+"""Parameter tree, as returned by `plamo2_jax.model.init_params`."""
 Flat = dict[tuple[str, ...], Any]
-"""A tree by the paths of its leaves."""
+"""Flattened tree: leaves by path."""
 
-# Axes whose channels surgery leaves alone: tokens, taps, channels inside a head, the layers themselves.
+# Axes whose channels growing and pruning do not select: tokens, convolution taps, channels inside a head, layers.
 FIXED = frozenset({axes.VOCAB, axes.CONV, axes.HEAD_DIM, axes.LAYERS, None})
 
 
 class SurgeryError(ValueError):
-    """A model cannot be made into another; the message names the axis or field, the sizes and what is allowed."""
+    """A model cannot be grown or pruned to a target; the message names the axis or field, the sizes and what is allowed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
-    """The declarations of a network's parameters, and what follows from them.
+    """The parameter declarations of a model and what follows from them.
 
     Attributes:
-        config: shape of the network.
-        declared: each parameter's declaration, by path.
-        shapes: each parameter's shape, by path.
-        sizes: of every axis but LAYERS, which each run has of its own.
+        config: Config of the model.
+        declared: Declaration of each parameter, by path.
+        shapes: Shape of each parameter, by path.
+        sizes: Size of every axis except LAYERS, which differs between layer groups.
     """
 
     config: ModelConfig
@@ -46,31 +46,31 @@ class Structure:
 
     @functools.cached_property
     def normed(self) -> frozenset[str]:
-        """Axes that an RMS norm runs over: their channels depend on each other through its mean."""
+        """Axes that an RMS norm runs over. Their channels depend on each other through its mean square."""
         scales = [declared for declared in self.declared.values() if declared.offset is not None]
         return frozenset(name for scale in scales for name in scale.names if name != axes.LAYERS)
 
     @functools.cached_property
     def paired(self) -> frozenset[str]:
-        """Normed axes that no matrix reads: two channels are multiplied and summed, without a weight."""
+        """Normed axes that no matrix contracts: two activations are multiplied and summed over them without a weight (B and C)."""
         read = {name for d in self.declared.values() if d.offset is None for name in d.reads}
         return self.normed - read
 
     @functools.cached_property
     def global_axes(self) -> frozenset[str]:
-        """Axes that layers share, and whose channels go or stay in all of them together: those of parameters outside the layers."""
+        """Axes that all layers share (the axes of parameters outside the layers). Their channels are kept or removed in all layers."""
         outside = [d for d in self.declared.values() if axes.LAYERS not in d.names]
         return frozenset(name for d in outside for name in d.names) - FIXED
 
     @functools.cached_property
     def local_axes(self) -> frozenset[str]:
-        """Axes that each layer has for itself."""
+        """Axes of each layer on its own."""
         return frozenset(name for d in self.declared.values() for name in d.names) - FIXED - self.global_axes
 
 
 @functools.lru_cache(maxsize=64)
 def structure(config: ModelConfig) -> Structure:
-    """The structure of a network of this shape. Nothing is computed: shapes only."""
+    """Return the structure of a model. Only shapes are evaluated, no parameters."""
     model = Plamo2(config)
     declared = flax.traverse_util.flatten_dict(declarations(model))
     shapes = {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(abstract_params(model)).items()}
@@ -81,23 +81,23 @@ def structure(config: ModelConfig) -> Structure:
 
 
 def flatten(params: Params) -> Flat:
-    """A tree by the paths of its leaves."""
+    """Return the leaves of a tree by path."""
     return flax.traverse_util.flatten_dict(params)
 
 
 def unflatten(flat: Flat) -> Params:
-    """The tree of `flatten`."""
+    """Return the tree of leaves by path, the inverse of `flatten`."""
     return flax.traverse_util.unflatten_dict(flat)
 
 
 def map_declared(function: Callable[..., Any], config: ModelConfig, *trees: Params) -> Params:
-    """`function(declaration, *leaves)` for every parameter of trees of this shape."""
+    """Map `function(declaration, *leaves)` over the parameters of trees with this config."""
     declared, flats = structure(config).declared, [flatten(tree) for tree in trees]
     return unflatten({path: function(d, *(flat[path] for flat in flats)) for path, d in declared.items()})
 
 
 def layer_places(config: ModelConfig) -> list[tuple[str, str, int]]:
-    """Where each layer's parameters are: the keys of its run and of its position in the period, and its index on the axis `layers`."""
+    """Return the place of each layer in the parameter tree: layer group key, position key, and index on the axis `layers`."""
     places: dict[int, tuple[str, str, int]] = {}
     for r, run in enumerate(config.runs):
         for position in range(len(run.kinds)):
@@ -107,7 +107,7 @@ def layer_places(config: ModelConfig) -> list[tuple[str, str, int]]:
 
 
 def unstack(params: Params, config: ModelConfig) -> list[Params]:
-    """The layers' parameters one by one, without the axis `layers`."""
+    """Return the parameters of each layer, without the axis `layers`."""
     return [
         jax.tree.map(lambda leaf, period=period: leaf[period], params[run][position])
         for run, position, period in layer_places(config)
@@ -115,7 +115,7 @@ def unstack(params: Params, config: ModelConfig) -> list[Params]:
 
 
 def restack(outside: Params, layers: Sequence[Params], config: ModelConfig) -> Params:
-    """The tree of a network from the parameters outside its layers and its layers one by one."""
+    """Return the parameter tree of a model, given the parameters outside its layers and those of each layer."""
     stacks: dict[tuple[str, str], list[Params]] = {}
     for (run, position, _), layer in zip(layer_places(config), layers, strict=True):
         stacks.setdefault((run, position), []).append(layer)
@@ -126,15 +126,15 @@ def restack(outside: Params, layers: Sequence[Params], config: ModelConfig) -> P
 
 
 def array_module(*leaves: Any) -> Any:
-    """NumPy where all leaves are NumPy's: then surgery works in the host's memory and compiles nothing; else jax.numpy."""
+    """Return numpy if all leaves are NumPy arrays, else jax.numpy. With NumPy, surgery runs in host memory and compiles nothing."""
     return np if all(isinstance(leaf, np.ndarray) for leaf in leaves) else jnp
 
 
 def is_attention(kind: LayerKind) -> bool:
-    """Whether a layer is of attention, be it windowed or not: both have the same parameters."""
+    """Return whether a layer is an attention layer. Windowed and full attention have the same parameters."""
     return kind is not LayerKind.MAMBA
 
 
 def describe_kinds(config: ModelConfig) -> str:
-    """The layers' kinds as a word, such as MAMA (mamba, attention)."""
+    """Return the layer kinds as letters, M for Mamba and A for attention, for example MAMA."""
     return "".join("A" if is_attention(kind) else "M" for kind in config.layer_kinds)

@@ -106,9 +106,9 @@ def _parse_row(line: bytes) -> tuple[str, float, str]:
         raise ValueError(f"the score of {repr(token)[:60]} must be a number, not {repr(score)[:60]}")
     if not abs(score) <= MAX_SCORE:  # also catches NaN
         shown = score if isinstance(score, float) and not math.isfinite(score) else "out of range"
-        raise ValueError(f"the score of {repr(token)[:60]} is {shown}; it must be finite and within ±{MAX_SCORE:g}")
+        raise ValueError(f"the score of {repr(token)[:60]} is {shown}: it must be finite and within ±{MAX_SCORE:g}")
     if kind not in TYPES:
-        raise ValueError(f"the type of {repr(token)[:60]} is {repr(kind)[:60]}; it must be one of {', '.join(TYPES)}")
+        raise ValueError(f"the type of {repr(token)[:60]} is {repr(kind)[:60]}: it must be one of {', '.join(TYPES)}")
     return token, float(score), kind
 
 

@@ -61,7 +61,7 @@ class Tokenizer:
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist; name a {FILE_NAME}, or the folder that holds one")
         if not path.is_file():
-            raise ValueError(f"{path} is not a regular file; it must be a {FILE_NAME}")
+            raise ValueError(f"{path} is not a regular file: it must be a {FILE_NAME}")
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:

@@ -63,7 +63,7 @@ class VocabularyOptions:
     def __post_init__(self):
         def require(name: str, fits: bool, allowed: str) -> None:
             if not fits:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {allowed}")
+                raise ValueError(f"{name} is {getattr(self, name)!r}: it must be {allowed}")
 
         require("vocab_size", FIRST_TRAINED_ROW < self.vocab_size <= 1_000_000, f"{FIRST_TRAINED_ROW + 1} to 1000000")
         require("sample_bytes", self.sample_bytes >= 10_000, "at least 10000")

@@ -37,7 +37,7 @@ from plamo2_jax.manifest import find_damage, write_manifest
 from plamo2_jax.model import Plamo2, init_params
 from plamo2_jax.pipeline.state import Record, State
 from plamo2_jax.report.page import write_report
-from plamo2_jax.surgery.merge_sources import open_source
+from plamo2_jax.surgery.merge.sources import open_source
 from plamo2_jax.surgery.shapes import read_shape
 from plamo2_jax.surgery.teacher_logits import TeacherLogits
 from plamo2_jax.tokenizer.chat_template import ChatTemplate

@@ -1,4 +1,4 @@
-"""Arrays in pieces of bounded size."""
+"""Blocks of bounded size, for reading and writing large arrays in little memory."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes just done and those of the whole."""
+"""Function called after each block with its bytes and the total bytes."""
 
-# Small enough for caches and to leave peak memory alone, large enough for disks.
+# Small enough not to raise peak memory, large enough for full disk speed.
 BLOCK_BYTES = 16 << 20
 
 
 def blocks(array: np.ndarray) -> Iterator[slice]:
-    """Slices of the first axis, of about BLOCK_BYTES each and at least one row."""
+    """Yield slices of the first axis with about BLOCK_BYTES each, and at least one row."""
     rows = max(1, BLOCK_BYTES * len(array) // max(1, array.nbytes))
     return (slice(start, start + rows) for start in range(0, len(array), rows))

@@ -1,21 +1,20 @@
-"""Merging as arithmetic: one tensor of each model in, one tensor out.
+"""Merge methods: functions from one tensor of each model to the merged tensor.
 
-Methods are pure but for one thing: to need little memory they use the arrays they are given as working space, and the result is one
-of them. Whatever follows from lengths and angles alone is computed from the Gram matrix of the tensors, float64 and read off in
-blocks; element-wise work goes in blocks too. So beside its arguments a method needs at most one array of the tensor's size (for the
-thresholds of TIES and breadcrumbs).
+To save memory, methods overwrite their arguments, and the result is one of them. Methods that depend only on lengths and angles use the
+float64 Gram matrix of the tensors. It is computed in blocks, and so is elementwise work. Besides its arguments, a method allocates at
+most one array of the tensor's size (for the thresholds of TIES and breadcrumbs).
 
 linear           weighted mean (model soups, arXiv:2203.05482)
 slerp            spherical interpolation of two models
-karcher          mean on the sphere of any number, with the mean length (Fréchet/Karcher mean)
-task_arithmetic  base + scale * sum of weighted differences (arXiv:2212.04089)
-ties             ... of the largest differences, those of the elected sign only (arXiv:2306.01708)
-dare_linear      ... of differences dropped at random and scaled up (arXiv:2311.03099)
-dare_ties        ... and those of the elected sign only
-della            ... dropped at random, small ones rather, and those of the elected sign only (arXiv:2406.11617)
-breadcrumbs      ... without the smallest and without the very largest (arXiv:2312.06795)
-model_stock      between base and mean, nearer to the mean the more the models agree (arXiv:2403.19522)
-nearswap         the first, moved towards the second by at most t an element
+karcher          Fréchet/Karcher mean of the directions of any number of models, times their mean length
+task_arithmetic  base + scale * weighted sum of differences (arXiv:2212.04089)
+ties             task_arithmetic of the largest differences that have the elected sign (arXiv:2306.01708)
+dare_linear      task_arithmetic of randomly dropped and rescaled differences (arXiv:2311.03099)
+dare_ties        dare_linear of the differences that have the elected sign
+della            dare_ties with a higher drop probability for small differences (arXiv:2406.11617)
+breadcrumbs      task_arithmetic without the smallest and the very largest differences (arXiv:2312.06795)
+model_stock      interpolation between base and mean; the better the models agree, the closer to the mean (arXiv:2403.19522)
+nearswap         the first model, moved towards the second by at most t per element
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from typing import Literal
 import numpy as np
 
 Rescale = Literal["probability", "norm", "none"]
-"""What makes up for dropped differences: one over the probability of keeping each (as in the papers), the ratio of sums of
-magnitudes before and after (as in mergekit 0.1), or nothing."""
+"""How kept differences are rescaled: by 1 / keep probability (as in the papers), by the ratio of the sums of magnitudes before and after
+(as in mergekit 0.1), or not at all."""
 
 _BLOCK = 1 << 18
 
@@ -36,12 +35,11 @@ def _blocks(size: int) -> Iterator[slice]:
     return (slice(start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK))
 
 
-# -- Methods that are a weighted sum: coefficients from weights and the Gram matrix
-# -------------------------------------------------------
+# -- Methods that are weighted sums, with coefficients from the weights and the Gram matrix
 
 
 def gram(tensors: Sequence[np.ndarray], base: np.ndarray | None = None) -> np.ndarray:
-    """[m, m] float64: scalar products of all pairs of m tensors, or of their differences from `base`."""
+    """Return the Gram matrix [m, m] float64 of m tensors, or of their differences from `base`."""
     flat = [tensor.reshape(-1) for tensor in tensors]
     total = np.zeros((len(flat), len(flat)))
     for block in _blocks(flat[0].size):
@@ -53,7 +51,7 @@ def gram(tensors: Sequence[np.ndarray], base: np.ndarray | None = None) -> np.nd
 
 
 def combine(tensors: Sequence[np.ndarray], coefficients: Sequence[float]) -> np.ndarray:
-    """The sum of coefficient times tensor, in the memory of the first tensor."""
+    """Return the sum of coefficient * tensor, in the memory of the first tensor."""
     flat = [tensor.reshape(-1) for tensor in tensors]
     for block in _blocks(flat[0].size):
         total = flat[0][block].astype(np.float64) * coefficients[0]
@@ -64,20 +62,18 @@ def combine(tensors: Sequence[np.ndarray], coefficients: Sequence[float]) -> np.
 
 
 def linear(tensors: Sequence[np.ndarray], weights: Sequence[float], normalize: bool = True) -> np.ndarray:
-    """The weighted sum, divided by the sum of weights if `normalize`."""
+    """Return the weighted sum, divided by the sum of the weights if `normalize`."""
     total = sum(weights) if normalize else 1.0
     return combine(tensors, [weight / total for weight in weights])
 
 
 def slerp(a: np.ndarray, b: np.ndarray, t: float) -> np.ndarray:
-    """From a (t = 0) to b (t = 1) along the great circle between their directions; a straight line where they are
-    (anti)parallel.
-    """
+    """Interpolate from a (t = 0) to b (t = 1) along the great circle between their directions, or linearly if they are (anti)parallel."""
     return combine([a, b], slerp_coefficients(gram([a, b]), t))
 
 
 def slerp_coefficients(products: np.ndarray, t: float, parallel: float = 0.9995, epsilon: float = 1e-8) -> list[float]:
-    """Coefficients of the two tensors, from their Gram matrix; above `parallel` in |cosine| the line is taken."""
+    """Return the coefficients of the two tensors from their Gram matrix. Above |cosine| = `parallel`, interpolation is linear."""
     norms = np.sqrt(np.diag(products))
     norms = np.where(norms > epsilon, norms, 1.0)
     cosine = float(np.clip(products[0, 1] / norms[0] / norms[1], -1, 1))
@@ -88,20 +84,20 @@ def slerp_coefficients(products: np.ndarray, t: float, parallel: float = 0.9995,
 
 
 def karcher(tensors: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
-    """The Karcher mean of the directions times the weighted mean of the lengths."""
+    """Return the Karcher mean of the directions times the weighted mean of the lengths."""
     return combine(tensors, karcher_coefficients(gram(tensors), weights))
 
 
 def karcher_coefficients(
     products: np.ndarray, weights: Sequence[float], iterations: int = 100, tolerance: float = 1e-9
 ) -> list[float]:
-    """Coefficients of the tensors. The mean stays in their span, so that the iteration runs on coefficients alone.
+    """Return the coefficients of the tensors. The mean lies in their span, so only coefficients are iterated.
 
     Args:
         products: Gram matrix [m, m].
-        weights: [m], not negative, of positive sum.
-        iterations: at most so many.
-        tolerance: the iteration ends where the mean moves by less, in radians; tensors of less length have no direction.
+        weights: [m], nonnegative, with positive sum.
+        iterations: Largest number of iterations.
+        tolerance: The iteration stops when the mean moves by less than this, in radians. Shorter tensors are ignored.
     """
     lengths = np.sqrt(np.diag(products))
     share = np.asarray(weights, np.float64) / sum(weights)
@@ -130,13 +126,13 @@ def karcher_coefficients(
 
 
 def model_stock(base: np.ndarray, tensors: Sequence[np.ndarray]) -> np.ndarray:
-    """base + ratio * (mean - base), with the ratio that the angles between the differences give."""
+    """Return base + ratio * (mean - base); the ratio follows from the angles between the differences."""
     ratio = model_stock_ratio(gram(tensors, base))
     return combine([base, *tensors], [1 - ratio, *[ratio / len(tensors)] * len(tensors)])
 
 
 def model_stock_ratio(products: np.ndarray) -> float:
-    """k cos / (1 + (k - 1) cos) of the mean cosine between k differences; 0 where it has a pole (differences that cancel)."""
+    """Return k cos / (1 + (k - 1) cos) for the mean cosine between k differences, or 0 at the pole (differences that cancel)."""
     k = len(products)
     norms = np.sqrt(np.diag(products))
     pairs = [(i, j) for i in range(k) for j in range(i + 1, k)]
@@ -146,7 +142,7 @@ def model_stock_ratio(products: np.ndarray) -> float:
 
 
 def nearswap(a: np.ndarray, b: np.ndarray, t: float) -> np.ndarray:
-    """a, moved towards b in each element by at most t (all the way where they are nearer than that)."""
+    """Return a, with each element moved towards b by at most t."""
     flat_a, flat_b = a.reshape(-1), b.reshape(-1)
     for block in _blocks(a.size):
         difference = flat_b[block] - flat_a[block]
@@ -155,11 +151,10 @@ def nearswap(a: np.ndarray, b: np.ndarray, t: float) -> np.ndarray:
     return a
 
 
-# -- Methods on differences from a base: thin out, elect signs, add
-# -----------------------------------------------------------------------
+# -- Methods on differences from a base: sparsify, elect signs, add
 
-Thin = Callable[[np.ndarray], np.ndarray]
-"""Thins a difference out in its own memory."""
+Sparsify = Callable[[np.ndarray], np.ndarray]
+"""Function that sets elements of a difference to zero in place."""
 
 
 def add_differences(
@@ -167,28 +162,28 @@ def add_differences(
     tensors: Sequence[np.ndarray],
     weights: Sequence[float],
     *,
-    thin: Sequence[Thin] | None = None,
+    sparsify: Sequence[Sparsify] | None = None,
     elect: bool = False,
     normalize: bool = False,
     scale: float = 1.0,
 ) -> np.ndarray:
-    """base + scale * merged differences, in the memory of `base`.
+    """Return base + scale * merged differences, in the memory of `base`.
 
     Args:
         base: [...] float32.
-        tensors: the models', of the same shape; overwritten by their differences.
-        weights: one a model.
-        thin: what leaves elements of each difference out; None: nothing.
-        elect: count only those of the sign that the weighted sum has, element by element (TIES).
-        normalize: divide by the weights: of those counted, if `elect`, else of all.
-        scale: lambda of the papers.
+        tensors: One float32 tensor of the same shape per model; overwritten by its difference from the base.
+        weights: One weight per model.
+        sparsify: One function per model that drops elements of its difference; None drops nothing.
+        elect: Add only differences with the sign of the weighted sum, element by element (TIES).
+        normalize: Divide by the sum of the weights, with `elect` only of the added differences.
+        scale: Factor of the merged differences, lambda in the papers.
     """
     for i, tensor in enumerate(tensors):
         flat, origin = tensor.reshape(-1), base.reshape(-1)
         for block in _blocks(flat.size):
             flat[block] -= origin[block]
-        if thin is not None:
-            thin[i](tensor)
+        if sparsify is not None:
+            sparsify[i](tensor)
     factors = np.asarray(weights, np.float32)[:, None]
     origin, flat = base.reshape(-1), [tensor.reshape(-1) for tensor in tensors]
     for block in _blocks(origin.size):
@@ -206,14 +201,14 @@ def add_differences(
 
 
 def keep_largest(delta: np.ndarray, density: float) -> np.ndarray:
-    """Zero all but the share `density` of largest magnitude (at least one element)."""
+    """Set all but the share `density` of largest magnitude to zero; keep at least one element."""
     if density >= 1:
         return delta
     return _keep_ranks(delta, delta.size - max(1, int(density * delta.size)), delta.size)
 
 
 def keep_middle(delta: np.ndarray, density: float, gamma: float) -> np.ndarray:
-    """Zero the share `gamma` of largest magnitude and then the smallest, so that the share `density` is left."""
+    """Set the share `gamma` of largest magnitude to zero, and then the smallest until the share `density` is left."""
     if density >= 1:
         return delta
     kept = int(density * delta.size)
@@ -232,10 +227,9 @@ def drop_random(delta: np.ndarray, density: float, rng: np.random.Generator, res
 def drop_by_rank(
     delta: np.ndarray, density: float, epsilon: float, rng: np.random.Generator, rescale: Rescale
 ) -> np.ndarray:
-    """Keep elements with a probability that rises with their rank by magnitude in their row: density - epsilon to density +
-    epsilon.
+    """Keep each element with a probability from density - epsilon to density + epsilon that rises with its rank by magnitude in its row.
 
-    A row is what belongs to one index of the first axis; a vector is one row.
+    A row holds the elements of one index of the first axis; a vector is one row.
     """
     if density >= 1:
         return delta
@@ -270,9 +264,7 @@ def _masked(delta: np.ndarray, mask: Callable[[slice], tuple[np.ndarray, float]]
 
 
 def _keep_ranks(delta: np.ndarray, first: int, last: int) -> np.ndarray:
-    """Zero all elements but those whose rank by magnitude, ascending, lies in [first, last); among equals the earlier ranks
-    lower.
-    """
+    """Keep the elements whose ascending rank by magnitude lies in [first, last); of equal elements, the earlier has the lower rank."""
     flat = delta.reshape(-1)
     if last <= first:
         flat[...] = 0
@@ -280,7 +272,7 @@ def _keep_ranks(delta: np.ndarray, first: int, last: int) -> np.ndarray:
     magnitudes = np.abs(flat)
     magnitudes.partition([first, last - 1])
     low, high = magnitudes[first], magnitudes[last - 1]
-    # Ranks of the first elements that are equal to the two thresholds.
+    # Ranks of the first elements equal to each threshold.
     low_rank = int(np.count_nonzero(magnitudes[:first] < low))
     high_rank = int(np.count_nonzero(magnitudes[:last] < high))
     del magnitudes

@@ -1,16 +1,20 @@
-"""Masks: which channels of which axis, and which periods of layers, a pruned network keeps, while all of them are still there.
+"""Masks: which channels of each axis, and which periods of layers, a pruned model keeps.
 
-A mask is a tree: `{"embed": [size]}` for each axis that layers share, and for each position of each run, `"run_0/layer_1"`, its own
-axes, `{"mlp": [layers, size], "heads": ..., ...}`, and for each run, `"run_0"`, `{"layers": [periods]}`: True keeps. Every layer keeps as
-many channels as the others of its kind, but not the same ones.
+Masks are a dict of dicts, `masks[place][axis]`; True keeps. The places are:
 
-`apply_masks` makes parameters of the network's full shape that compute exactly what the network cut by `shrink` does. So a network can
-be trained under a mask that moves: the train step differentiates `loss(apply_masks(params, masks))`, and the gradients are those of the
-small network, zero where it has nothing.
+* `""` (EVERYWHERE): axes that all layers share, such as `{"embed": [size]}`.
+* `"run_0/layer_1"`, each position of each layer group: its own axes, such as `{"mlp": [layers, size], "heads": ...}`.
+* `"run_0"`, each layer group: `{"layers": [periods]}`.
 
-An RMS norm needs care: its mean is over all channels, the silent ones too. What makes a normed axis is therefore louder by g, g² = size /
-kept, and what reads it is quieter by as much, as when a network grows by silent channels (see `expansion`): then statistics, epsilon
-included, are those of the small network.
+All layers of a kind keep the same number of channels, but each layer chooses its own channels.
+
+`apply_masks` returns parameters of the full shape that compute exactly what the model cut by `cut_params` computes. So a model can be
+trained while its masks change: the train step differentiates `loss(apply_masks(params, masks))`. The gradients are those of the small
+model, and zero for masked parameters.
+
+RMS norms need a correction, because their mean square runs over all channels, masked ones included. Parameters that produce a normed axis
+are multiplied by g with g² = size / kept, and parameters that contract it by 1 / g, as when a model grows by zero channels
+(`grow.width`). Then the statistics of the norm, epsilon included, are those of the small model.
 """
 
 from __future__ import annotations
@@ -29,13 +33,13 @@ from plamo2_jax.model import axes
 from plamo2_jax.surgery.structure import Flat, Params, Structure, flatten, structure, unflatten
 
 Masks = dict[str, dict[str, Array]]
-"""`masks[place][axis]`; the place is EVERYWHERE for axes that layers share."""
+"""`masks[place][axis]`, boolean or float arrays."""
 
 EVERYWHERE = ""
 
 
 def full_masks(config: ModelConfig) -> Masks:
-    """Masks that keep everything."""
+    """Return masks that keep everything."""
     return {
         place: {axis: np.ones(shape, bool) for axis, shape in shapes.items()}
         for place, shapes in places(config).items()
@@ -43,7 +47,7 @@ def full_masks(config: ModelConfig) -> Masks:
 
 
 def places(config: ModelConfig) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Shape of each mask."""
+    """Return the shape of each mask, by place and axis."""
     s = structure(config)
     result: dict[str, dict[str, tuple[int, ...]]] = {
         EVERYWHERE: {name: (s.sizes[name],) for name in sorted(s.global_axes)}
@@ -66,7 +70,7 @@ def _mask_of(masks: Masks, path: tuple[str, ...], axis: str) -> Array | None:
 
 
 def _broadcast(mask: Array, names: axes.Axes, axis: str) -> Array:
-    """A mask [size] or [layers, size] shaped to multiply a parameter."""
+    """Reshape a mask [size] or [layers, size] so that it broadcasts to a parameter."""
     shape = [1] * len(names)
     shape[names.index(axis)] = mask.shape[-1]
     if mask.ndim == 2:
@@ -75,12 +79,12 @@ def _broadcast(mask: Array, names: axes.Axes, axis: str) -> Array:
 
 
 def apply_masks(params: Params, masks: Masks, config: ModelConfig) -> Params:
-    """Parameters of the full shape that compute what the cut network does. Pure and differentiable in `params`.
+    """Return parameters of the full shape that compute what the cut model computes. Pure and differentiable in `params`.
 
     Args:
-        params: of the full network; what is masked in it is of no consequence.
-        masks: see the top of this file; places and axes left out keep all. Every layer must keep as many channels of an axis.
-        config: shape of the full network.
+        params: Parameters of the full model. Values of masked channels have no effect.
+        masks: Masks; missing places and axes keep everything. All layers must keep the same number of channels of an axis.
+        config: Config of the full model.
     """
     s = structure(config)
     return _map(s, params, lambda path, declared, leaf: _masked(s, masks, path, declared, leaf))
@@ -109,11 +113,12 @@ def _masked(s: Structure, masks: Masks, path: tuple[str, ...], declared: axes.De
 
 
 def soften(params: Params, masks: Masks, config: ModelConfig) -> Params:
-    """Parameters with every channel's activation multiplied by its mask, a number: what importance is the derivative of.
+    """Return parameters that multiply the activation of every channel by its mask, a float. Importance is the derivative of the loss by it.
 
-    An axis without norm is multiplied where it is read. A normed one is multiplied where it is made, so that the norm's mean moves too.
-    A channel that is read by another that is made alike (the stream by the rows of the table, C's state by B's) counts once. A period of
-    layers is multiplied where its branches end. Numbers may be any but 0, which is what `apply_masks` is for.
+    Along an axis without norm, the contracting parameters are multiplied. Along a normed axis, the producing parameters are multiplied, so
+    that the mean square of the norm changes too. A channel that meets itself in a product (the residual stream and a tied embedding, the
+    states of B and C) is multiplied once. A period of layers is multiplied at the end of its residual branches. Mask values must not be 0;
+    use `apply_masks` to remove channels.
     """
     s = structure(config)
 
@@ -142,7 +147,7 @@ def _map(s: Structure, params: Params, function) -> Params:
 
 
 def keep_tree(masks: Masks, config: ModelConfig) -> Params:
-    """A tree like the parameters of booleans that broadcast to them: True where the cut network has a parameter."""
+    """Return a tree of boolean arrays that broadcast to the parameters: True for the entries that the cut model has."""
     s = structure(config)
 
     def keep(path: tuple[str, ...], declared: axes.Declaration) -> np.ndarray:
@@ -162,13 +167,13 @@ def keep_tree(masks: Masks, config: ModelConfig) -> Params:
 def mask_state(
     opt_state: optax.OptState, optimizer: optax.GradientTransformation, masks: Masks, config: ModelConfig
 ) -> optax.OptState:
-    """An optimizer's state that has forgotten what is masked: its moments are zero there, so that momentum moves nothing that is cut."""
+    """Return the optimizer state with zero moments for masked parameters, so that momentum does not move them."""
     keep = keep_tree(masks, config)
     return optax.tree.map_params(optimizer, lambda leaf, kept: jnp.where(kept, leaf, 0), opt_state, keep)
 
 
 def kept(masks: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """How many channels of each axis a network keeps, and of `layers` how many periods."""
+    """Return the number of kept channels of each axis; for `layers`, the number of kept periods."""
     counts: dict[str, int] = {}
     for shapes in masks.values():
         for axis, mask in shapes.items():
@@ -181,5 +186,5 @@ def kept(masks: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
 
 
 def copy(masks: Masks) -> Masks:
-    """Masks of one's own to change."""
+    """Return a NumPy copy of the masks."""
     return jax.tree.map(np.array, masks)

@@ -1,7 +1,7 @@
-"""How much each channel of each axis matters, measured on calibration data.
+"""Importance scores of channels and layers, measured on a calibration set.
 
-Scores have the places and axes of masks (see `masks`), numbers in place of booleans; larger stays. What is measured is found by the
-names of axes, so it needs to know no layer.
+Scores have the places and axes of masks, with floats in place of booleans; channels with larger scores are kept. Activations and
+parameters are selected by axis names, so this module needs no code for particular layers.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ from jax import Array
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.model import Plamo2, axes
 from plamo2_jax.model.layers import OBSERVED
-from plamo2_jax.surgery.masks import EVERYWHERE, Masks, apply_masks, full_masks, places, soften
+from plamo2_jax.surgery.prune.masks import EVERYWHERE, Masks, apply_masks, full_masks, places, soften
 from plamo2_jax.surgery.structure import Params, SurgeryError, flatten, structure
 
 Method = Literal["activation", "taylor", "magnitude", "random"]
-"""activation: size of activations (Minitron, arXiv:2407.14679, section 2.2; heads of the scan as in Nemotron-H, arXiv:2504.11409).
-taylor: squared first-order change of the loss when a channel is silenced (Molchanov et al. 2019, arXiv:1906.10771).
-magnitude: norm of the weights that make and read a channel. random: a seeded draw."""
+"""How channels are scored.
+activation: size of activations (Minitron, arXiv:2407.14679, section 2.2; heads of the scan as in Nemotron-H, arXiv:2504.11409).
+taylor: squared first-order change of the loss when a channel is removed (Molchanov et al. 2019, arXiv:1906.10771).
+magnitude: norm of the weights that produce and contract a channel.
+random: seeded random numbers, for comparison."""
 
 Scores = dict[str, dict[str, np.ndarray]]
 Batch = Mapping[str, Any]
 Loss = Callable[[Params, Batch], Array]
-"""Mean loss of a batch, a scalar."""
+"""Function of parameters and a batch that returns the mean loss, a scalar."""
 
 
 def score(
@@ -41,19 +43,19 @@ def score(
     masks: Masks | None = None,
     seed: int = 0,
 ) -> Scores:
-    """Scores of every channel by one method.
+    """Score every channel and period with one method.
 
     Args:
-        method: see `Method`; magnitude and random read no data.
-        params: of the network.
-        config: its shape.
-        batches: with tokens, segment_ids and positions [b, t], and what `loss` reads.
-        loss: of parameters and a batch.
-        masks: measure the network under these masks; what is masked scores 0.
-        seed: of random.
+        method: Scoring method; magnitude and random read no data.
+        params: Parameters of the model.
+        config: Config of the model.
+        batches: Calibration batches with tokens, segment_ids and positions [b, t], and the arrays that `loss` reads.
+        loss: Loss function, for taylor.
+        masks: Measure the model under these masks; masked channels get score 0.
+        seed: Random seed for method random.
 
     Raises:
-        SurgeryError: no batch where the method reads data.
+        SurgeryError: There is no batch, but the method reads data.
     """
     masked = params if masks is None else jax.jit(lambda params: apply_masks(params, masks, config))(params)
     if method == "activation":
@@ -76,7 +78,7 @@ def score(
 
 
 def _share(scores: Scores, config: ModelConfig) -> Scores:
-    """What a group shares matters as much as its members together."""
+    """Set the score of a shared entry (key/value head) to the sum of the scores of its members (query heads)."""
     sizes = structure(config).sizes
     for shapes in scores.values():
         for shared, member in axes.GROUPS.items():
@@ -87,11 +89,14 @@ def _share(scores: Scores, config: ModelConfig) -> Scores:
 
 
 def activation_scores(params: Params, config: ModelConfig, batches: Iterable[Batch]) -> Scores:
-    """Mean magnitude of each channel over a row's tokens, root of the summed squares over rows (Minitron's mean and L2).
+    """Score by activations: mean magnitude over the tokens of a row, then L2 norm over rows (Minitron's mean and L2).
 
-    The stream is seen after the norms that open a layer's branches, summed over layers; the MLP where `down` reads it; heads by the norm
-    of what they put out; the state by B · C, a channel's part of the read-out at the token itself; periods of layers by how far they turn
-    the stream (block influence, ShortGPT, arXiv:2403.03853).
+    The residual stream is measured after the norms at the start of each residual branch, summed over layers. The MLP is measured at the
+    input of `down`, a head by the norm of its output, a state channel by B · C (its part of the output at the same token). Periods of
+    layers are measured by the angle between their input and output (block influence, ShortGPT, arXiv:2403.03853).
+
+    Raises:
+        SurgeryError: There is no batch.
     """
     model = Plamo2(config)
 
@@ -105,7 +110,7 @@ def activation_scores(params: Params, config: ModelConfig, batches: Iterable[Bat
         rows = np.asarray(batch["segment_ids"]).any(1)
         for path, values in flatten(jax.device_get(observe(params, _arrays(batch)))).items():
             axis = path[-1]
-            for value in values:  # [layers, b, size]; [layers, b] of the layers' own
+            for value in values:  # [layers, b, size]; for the axis `layers` itself [layers, b]
                 square = np.square(value[:, rows].astype(np.float64)).sum(1)
                 place = path[0] if axis == axes.LAYERS else "/".join(path[:2])
                 if axis in structure(config).global_axes:
@@ -113,14 +118,20 @@ def activation_scores(params: Params, config: ModelConfig, batches: Iterable[Bat
                 shapes = squares.setdefault(place, {})
                 shapes[axis] = shapes.get(axis, 0.0) + square
     if not squares:
-        raise SurgeryError("there is no batch to measure activations on; the calibration data are empty")
+        raise SurgeryError(
+            "the calibration data hold no batch: activations need at least one. Add data or lower --batch-size"
+        )
     return _complete(
         {place: {axis: np.sqrt(v) for axis, v in shapes.items()} for place, shapes in squares.items()}, config
     )
 
 
 def taylor_scores(params: Params, config: ModelConfig, batches: Iterable[Batch], loss: Loss) -> Scores:
-    """Mean over batches of the squared derivative of the loss by each channel's mask, at the mask of ones."""
+    """Score by the squared derivative of the loss with respect to each channel's mask at 1, averaged over batches.
+
+    Raises:
+        SurgeryError: There is no batch.
+    """
     ones = jax.tree.map(lambda mask: jnp.ones(mask.shape, jnp.float32), full_masks(config))
     slopes = jax.jit(jax.grad(lambda masks, params, batch: loss(soften(params, masks, config), batch)))
     total, count = None, 0
@@ -131,12 +142,14 @@ def taylor_scores(params: Params, config: ModelConfig, batches: Iterable[Batch],
         total = square if total is None else jax.tree.map(np.add, total, square)
         count += 1
     if total is None:
-        raise SurgeryError("there is no batch to differentiate the loss on; the calibration data are empty")
+        raise SurgeryError(
+            "the calibration data hold no batch: taylor needs at least one. Add data or lower --batch-size"
+        )
     return jax.tree.map(lambda leaf: leaf / count, total)
 
 
 def magnitude_scores(params: Params, config: ModelConfig) -> Scores:
-    """Root of the summed squares of all matrices' weights along a channel; of a period of layers, of all its matrices."""
+    """Score by weights: the L2 norm of all matrix weights of a channel; for a period, of all its matrices."""
     s, flat = structure(config), flatten(params)
     squares: Scores = {
         place: {axis: np.zeros(shape) for axis, shape in shapes.items()} for place, shapes in places(config).items()
@@ -160,10 +173,7 @@ def magnitude_scores(params: Params, config: ModelConfig) -> Scores:
 def period_losses(
     params: Params, config: ModelConfig, batches: Iterable[Batch], loss: Loss, masks: Masks | None = None
 ) -> Scores:
-    """How much the loss rises when a period of layers is left out, for each of them: the other way to rank layers.
-
-    It takes as many passes over the batches as there are periods, and one.
-    """
+    """Score each period of layers by the rise of the loss without it. This takes one pass over the batches per period, and one more."""
     batches = [_arrays(batch) for batch in batches]
     base = full_masks(config) if masks is None else masks
     measure = jax.jit(lambda params, masks, batch: loss(apply_masks(params, masks, config), batch))
@@ -183,7 +193,7 @@ def period_losses(
 
 
 def _complete(scores: Scores, config: ModelConfig) -> Scores:
-    """Scores of all places and axes; those that nothing was observed of are 0 (what groups share follows from their members)."""
+    """Add a score of 0 for places and axes without measurement. `_share` then sets the scores of shared entries."""
     return {
         place: {axis: scores.get(place, {}).get(axis, np.zeros(shape)) for axis, shape in shapes.items()}
         for place, shapes in places(config).items()

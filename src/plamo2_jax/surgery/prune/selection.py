@@ -1,4 +1,4 @@
-"""From scores to masks: the best channels of each axis, as many as the target has."""
+"""Selection: turn scores into masks that keep the best channels of each axis."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import numpy as np
 
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.model import axes
-from plamo2_jax.surgery.importance import Scores
-from plamo2_jax.surgery.masks import Masks, full_masks, places
+from plamo2_jax.surgery.prune.importance import Scores
+from plamo2_jax.surgery.prune.masks import Masks, full_masks, places
 from plamo2_jax.surgery.structure import structure
 
 
-def select(scores: Scores, source: ModelConfig, target: ModelConfig, masks: Masks | None = None) -> Masks:
-    """Masks that keep the highest scores.
+def select_masks(scores: Scores, source: ModelConfig, target: ModelConfig, masks: Masks | None = None) -> Masks:
+    """Return masks that keep the channels with the highest scores.
 
-    Each layer keeps its own channels. Of an axis that comes in groups (key/value heads with their queries) whole groups go first, then as
-    many members of each group left. Periods of layers are compared over all runs; a shorter last one always stays.
+    Each layer selects its own channels. For grouped axes (key/value heads with their query heads), whole groups are removed first, then
+    the same number of members from each remaining group. Periods are compared across all layer groups; a shorter last period always
+    stays.
 
     Args:
-        scores: as `importance.score` gives them.
-        source: shape of the network scored.
-        target: sizes to keep; sizes above those of `masks` keep what is there.
-        masks: what is gone already stays gone.
+        scores: Scores from `importance.score`.
+        source: Config of the scored model.
+        target: Config with the sizes to keep. Where it is larger than what `masks` keep, nothing is removed.
+        masks: Masks of an earlier round; masked channels stay masked.
     """
     masks = full_masks(source) if masks is None else masks
     sizes = structure(target).sizes
@@ -44,15 +45,15 @@ def select(scores: Scores, source: ModelConfig, target: ModelConfig, masks: Mask
 
 
 def first_masks(source: ModelConfig, target: ModelConfig) -> Masks:
-    """Masks of the right sizes that no score has chosen, for plans on shapes."""
+    """Return masks of the target's sizes that keep the first channels of each axis, for dry runs on shapes."""
     zeros = {
         place: {axis: np.zeros(shape) for axis, shape in shapes.items()} for place, shapes in places(source).items()
     }
-    return select(zeros, source, target)
+    return select_masks(zeros, source, target)
 
 
 def _best(scores: np.ndarray, alive: np.ndarray, count: int) -> np.ndarray:
-    """The `count` highest along the last axis among those alive, the first of equals."""
+    """Return a mask of the `count` highest scores along the last axis where `alive`; of equal scores, the first."""
     order = np.argsort(np.where(alive, -scores, np.inf), axis=-1, kind="stable")
     chosen = np.zeros(alive.shape, bool)
     np.put_along_axis(chosen, order[..., :count], True, axis=-1)

@@ -1,6 +1,6 @@
-"""Larger models out of smaller ones: weights reused along every axis by its name.
+"""Growing the parameters of a model to a larger shape, axis by axis, selected by axis names.
 
-How PLaMo 2's 31B reused its 8B's weights is not public; these are the published methods, each with its paper in `expansion` and `depth`.
+How the 31B of PLaMo 2 reused the weights of the 8B is not public. The methods here are published ones; `width` and `depth` cite the papers.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from jax import Array
 
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.model import Plamo2, axes, init_params
-from plamo2_jax.surgery.depth import Depth, LayerPlan, check_kinds, close, layer_plan
-from plamo2_jax.surgery.expansion import Expansion, Width, expansions
+from plamo2_jax.surgery.grow.depth import Depth, LayerPlan, check_kinds, close, layer_plan
+from plamo2_jax.surgery.grow.width import Expansion, Width, expansions
 from plamo2_jax.surgery.structure import (
     Params,
     SurgeryError,
@@ -26,7 +26,7 @@ from plamo2_jax.surgery.structure import (
     unstack,
 )
 
-# New channels of both sides of a product cannot be zero, or neither would have a gradient: this fraction of a fresh value leaks in.
+# If new channels were zero on both sides of a product, neither side would have a gradient. One side starts at this share of a fresh value.
 _LEAK = 1e-3
 
 
@@ -40,25 +40,25 @@ def grow(
     noise: float = 0.0,
     seed: int = 0,
 ) -> Params:
-    """Parameters of the larger network. Pure: it can be jitted with shardings of what comes out, or run on shapes alone.
+    """Return the parameters of the larger model. The function is pure: it can be jitted with output shardings or run on shapes alone.
 
     Args:
-        params: of the smaller network, float32, in JAX or NumPy; what comes out is the same.
-        source, target: shapes of both. They may differ in width (embed, mlp, heads, kv_heads, mamba_heads, state, and dt_rank that
-            follows from embed) and depth, not in vocabulary, head size or pattern of layers.
-        width: how channels are added; see `Width`. clone and zero keep the function.
-        depth: how layers are added; see `Depth`. identity keeps the function.
-        noise: copies of a channel that are read alike stay alike for ever, since their gradients are the same. This standard deviation,
-            relative to each reading parameter's root mean square, tells them apart; the noise of a channel's copies cancels, so that
-            the function is kept (HyperCloning's noisy variant, arXiv:2409.12903, section 3.2).
-        seed: of noise and of what starts at random.
+        params: Parameters of the smaller model, float32 JAX or NumPy arrays. The result has arrays of the same library.
+        source, target: Configs of both models. They may differ in width (embed, mlp, heads, kv_heads, mamba_heads, state, and dt_rank,
+            which follows from embed) and in depth, but not in vocabulary, head size or layer pattern.
+        width: How channels are added. clone and zero keep the function.
+        depth: How layers are added. identity keeps the function.
+        noise: Standard deviation of the noise on copied channels, relative to each parameter's root mean square. Copies that are read
+            with equal weights have equal gradients and would stay equal. The noise cancels over the copies of a channel, so the
+            function is kept (noisy variant of HyperCloning, arXiv:2409.12903, section 3.2).
+        seed: Random seed of the noise and of fresh values.
 
     Raises:
-        SurgeryError: the target cannot be grown out of the source; the message names the axis or field.
+        SurgeryError: The target cannot be grown from the source. The message names the axis or field.
     """
     grown, plan = _plan(source, target, width, depth)
     old_structure, shapes = structure(source), structure(target).shapes
-    # Only silent channels need what a new network starts with.
+    # Only `zero` needs the initial values of a new model.
     fresh = (
         flatten(jax.jit(lambda key: init_params(Plamo2(target), key))(jax.random.key(seed))) if width == "zero" else {}
     )
@@ -71,7 +71,9 @@ def grow(
         if noise:
             value = value + _noise(declared, value, grown, noise, (rng.entropy, zlib.crc32("/".join(path).encode())))
         if value.shape != shapes[path]:
-            raise SurgeryError(f"parameter {'/'.join(path)} came out as {value.shape}, not {shapes[path]}")
+            raise SurgeryError(
+                f"parameter {'/'.join(path)} has shape {value.shape} after growing, expected {shapes[path]}"
+            )
         result[path] = value
     return unflatten(result)
 
@@ -85,14 +87,14 @@ def grow_moments(
     width: Width = "clone",
     depth: Depth = "identity",
 ) -> tuple[Params, Params]:
-    """Adam's means of gradients and of their squares, grown as the gradients of the grown network's parameters are.
+    """Return Adam's first and second moments, scaled like the gradients of the grown parameters.
 
-    Exact for clone without noise; what is new, and what stands in silent layers, starts at zero. Whether it helps is for an experiment to
-    say: the default everywhere is a new optimizer.
+    This is exact for clone without noise. Moments of new channels and of layers with zero output start at zero. No measurement shows that
+    carried moments help, so everything else here starts a new optimizer.
 
     Args:
-        mu, nu: trees like the parameters.
-        source, target, width, depth: as for `grow`.
+        mu, nu: First and second moments, trees like the parameters.
+        source, target, width, depth: As for `grow`.
     """
     grown, plan = _plan(source, target, width, depth)
 
@@ -118,7 +120,7 @@ def _plan(
     for name in ("tie_word_embeddings", "rms_norm_eps"):
         if getattr(source, name) != getattr(target, name):
             raise SurgeryError(
-                f"{name} is {getattr(source, name)} and would be {getattr(target, name)}; growing leaves it alone, so it must stay"
+                f"{name} is {getattr(source, name)} and would be {getattr(target, name)}: growing does not change it. Use the same value"
             )
     plan = layer_plan(source, target, depth)
     if depth == "identity":
@@ -127,7 +129,7 @@ def _plan(
 
 
 def _deepen(params: Params, source: ModelConfig, target: ModelConfig, plan: LayerPlan, silence=None) -> Params:
-    """The tree of the target's depth and the source's width."""
+    """Return the parameter tree with the depth of the target and the width of the source."""
     old = unstack(params, source)
     declared = structure(source).declared
     places = layer_places(source)
@@ -169,7 +171,7 @@ def _expand(
 
 
 def _starts(declared: axes.Declaration, grown: dict[str, Expansion], paired: frozenset[str]) -> np.ndarray | None:
-    """How much of a fresh value each entry starts with, broadcasting to the parameter; None: nothing anywhere."""
+    """Return the share of a fresh value that each entry starts with, broadcastable to the parameter; None if all shares are 0."""
     starts, silent = None, np.zeros((), bool)
     for position, name in enumerate(declared.names):
         if name not in grown or grown[name].copied.all():
@@ -178,8 +180,8 @@ def _starts(declared: axes.Declaration, grown: dict[str, Expansion], paired: fro
         new = _along(~e.copied, len(declared.names), position)
         reads = declared.offset is None and name in declared.reads
         makes = declared.offset is None and name not in declared.reads
-        # What reads a silent channel may start at random, what reads one that sounds must be zero; and what makes a channel under a
-        # norm must be zero, or the norm's mean would move.
+        # Weights that read a zero channel may be random; weights that read a nonzero channel must be zero. Weights that produce a new
+        # channel under a norm must be zero too, or the mean square of the norm would change.
         if (reads and not e.normed) or (makes and e.normed and name not in paired):
             silent = silent | new
         else:
@@ -201,10 +203,10 @@ def _noise(
     return noise * size * drawn.astype(np.float32)
 
 
-def check(source: ModelConfig, target: ModelConfig, width: Width, depth: Depth) -> None:
-    """Refuse a target that cannot be grown out of the source, before anything is read.
+def check_target(source: ModelConfig, target: ModelConfig, width: Width, depth: Depth) -> None:
+    """Check that the target can be grown from the source, without reading any weight.
 
     Raises:
-        SurgeryError: see `grow`.
+        SurgeryError: The target cannot be grown from the source. The message names the axis or field.
     """
     _plan(source, target, width, depth)

@@ -1,4 +1,4 @@
-"""Names and numbers for probes: common Japanese and English names, telephone numbers of their countries' form."""
+"""Names and numbers for retrieval probes: common Japanese and English names, and telephone numbers in the form of the country."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _GIVEN = {
 LANGUAGES = tuple(_SURNAMES)
 
 
-def people(rng: np.random.Generator, language: str, count: int) -> list[str]:
-    """`count` different full names, in random order.
+def full_names(rng: np.random.Generator, language: str, count: int) -> list[str]:
+    """Return `count` different full names in random order.
 
     Raises:
-        ValueError: no such language, or more names than there are.
+        ValueError: The language is unknown, or it has fewer names.
     """
     if language not in _SURNAMES:
         raise ValueError(f"language {language!r} is not allowed: it must be one of {', '.join(LANGUAGES)}")
@@ -33,7 +33,7 @@ def people(rng: np.random.Generator, language: str, count: int) -> list[str]:
     total = len(surnames) * len(given)
     if count > total:
         raise ValueError(
-            f"{count} names are more than the {total} that there are in {language}; ask for a shorter text"
+            f"{count} names are not available in {language!r}: at most {total} are. Ask for a shorter text"
         )
     chosen = rng.choice(total, count, replace=False)
     pairs = [(surnames[i % len(surnames)], given[i // len(surnames)]) for i in map(int, chosen)]
@@ -41,7 +41,7 @@ def people(rng: np.random.Generator, language: str, count: int) -> list[str]:
 
 
 def number(rng: np.random.Generator, language: str, digits: int | None = None) -> str:
-    """A telephone number of the country's form, or so many digits."""
+    """Return a telephone number in the form of the country, or a number of `digits` digits."""
     if digits is not None:
         return "".join(map(str, rng.integers(0, 10, digits)))
     if language == "ja":
@@ -50,13 +50,13 @@ def number(rng: np.random.Generator, language: str, digits: int | None = None) -
 
 
 def numbers(rng: np.random.Generator, language: str, count: int, digits: int | None = None) -> list[str]:
-    """`count` different numbers.
+    """Return `count` different numbers.
 
     Raises:
-        ValueError: there are not so many of so few digits.
+        ValueError: There are fewer numbers of `digits` digits.
     """
     if digits is not None and (digits < 1 or count > 10**digits // 2):
-        raise ValueError(f"digits={digits} is not allowed for {count} numbers: it must be enough to tell them apart")
+        raise ValueError(f"digits={digits} is not allowed for {count} numbers: too few numbers have so few digits")
     found: dict[str, None] = {}
     while len(found) < count:
         found[number(rng, language, digits)] = None

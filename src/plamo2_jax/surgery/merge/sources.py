@@ -1,7 +1,7 @@
-"""Models to merge, read tensor by tensor: folders of the public layout and checkpoints of runs.
+"""Sources of a merge, read tensor by tensor: folders of the public layout and checkpoints of run folders.
 
-Both give tensors of the public layout, so that a merge does not depend on how a model is stored. Of a run folder one checkpoint is
-named by `RUN@STEP`, the moving average of its parameters by `RUN@ema` or `RUN@STEP,ema`; `RUN` alone is the newest.
+Both yield tensors of the public layout, so a merge does not depend on how a model is stored. `RUN@STEP` names a checkpoint of a run
+folder, `RUN@ema` or `RUN@STEP,ema` the moving average of its parameters, and `RUN` the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tensorstore as ts
 
 from plamo2_jax import checkpoint
 from plamo2_jax.config import ModelConfig
-from plamo2_jax.convert.blocks import BLOCK_BYTES
+from plamo2_jax.convert.chunked_io import BLOCK_BYTES
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.files import StoredTensor, check_tensors, find_tensors
 from plamo2_jax.convert.finite import is_finite
@@ -28,37 +28,37 @@ from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 
 class MergeError(ValueError):
-    """Models cannot be merged; the message says which and why."""
+    """Models cannot be merged; the message names them and the reason."""
 
 
 class Source(abc.ABC):
     """A model on disk.
 
     Attributes:
-        name: what the user called it.
-        config: its shape.
-        tokenizer: what lies beside it, or None.
-        dtype: the one dtype that holds all its tensors exactly.
+        name: Name that the user gave.
+        config: Config of the model.
+        tokenizer: Tokenizer in its folder, or None.
+        dtype: Smallest dtype that holds all its tensors exactly.
     """
 
     def __init__(self, name: str, config: ModelConfig, tokenizer: Tokenizer | None, dtype: np.dtype):
         self.name, self.config, self.tokenizer, self.dtype = name, config, tokenizer, dtype
 
     def read(self, tensor: PublicTensor) -> np.ndarray:
-        """The tensor in its public shape, float32, in memory of its own.
+        """Return the tensor in its public shape as a new float32 array.
 
         Raises:
-            MergeError: it holds NaN or infinity.
-            ValueError: it cannot be read.
+            MergeError: The tensor holds NaN or infinity.
+            ValueError: The tensor cannot be read.
         """
         values = self._read(tensor)
         if not is_finite(values):
-            raise MergeError(f"{self.name}: tensor {tensor.name} holds NaN or infinity: this model cannot be merged")
+            raise MergeError(f"{self.name}: tensor {tensor.name} holds NaN or infinity: merged tensors must be finite")
         return values
 
     @abc.abstractmethod
     def _read(self, tensor: PublicTensor) -> np.ndarray:
-        """The tensor as it is stored, in float32."""
+        """Return the stored tensor as a float32 array."""
 
 
 class PublicSource(Source):
@@ -73,12 +73,12 @@ class PublicSource(Source):
         super().__init__(str(folder), config, read_tokenizer(folder, config), dtype)
 
     def _read(self, tensor: PublicTensor) -> np.ndarray:
-        # The file is read, not mapped: none of it stays resident.
+        # Reading instead of mapping keeps file pages out of this process's memory.
         return _read(self._stored[tensor.name]).reshape(tensor.shape)
 
 
 class RunSource(Source):
-    """A checkpoint of a run folder, opened array by array through TensorStore."""
+    """A checkpoint of a run folder, read array by array with TensorStore."""
 
     def __init__(self, folder: Path, step: int | None, ema: bool):
         item = checkpoint.EMA if ema else checkpoint.PARAMS
@@ -90,17 +90,17 @@ class RunSource(Source):
         for tensor in public_tensors(config):
             for part in tensor.parts:
                 if part.path not in leaves:
-                    raise MergeError(f"{self._path} lacks the parameter {part.path} of the model in its config.json")
+                    raise MergeError(f"{self._path}: parameter {part.path} of the model in config.json is missing")
                 shape = tuple(leaves[part.path].shape)
                 if shape[-len(part.shape) :] != part.shape or (part.period or 0) >= (
                     shape[0] if part.period is not None else 1
                 ):
                     raise MergeError(
-                        f"{self._path}: parameter {part.path} has shape {shape}, which is not that of the model in its config.json"
+                        f"{self._path}: parameter {part.path} has shape {shape}, which differs from the model in config.json"
                     )
         checkpoint.verify_files(root, item)
         sizes = [math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves.values()]
-        # A period is cut out of an array whose chunks may hold all periods: the last chunk stays, so that it is decoded once.
+        # A chunk may hold all periods of a parameter. The cache keeps the last chunk, so it is decoded once.
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": int(1.1 * max(sizes)) + (1 << 20)}})
         self._open: dict[str, ts.TensorStore] = {}
         dtype = common_dtype(np.dtype(leaf.dtype) for leaf in leaves.values())
@@ -137,7 +137,7 @@ class RunSource(Source):
 
 @dataclasses.dataclass(frozen=True)
 class ModelName:
-    """FOLDER, FOLDER@STEP, FOLDER@ema or FOLDER@STEP,ema."""
+    """Name of a model: FOLDER, FOLDER@STEP, FOLDER@ema or FOLDER@STEP,ema."""
 
     folder: Path
     step: int | None = None
@@ -145,7 +145,7 @@ class ModelName:
 
     @classmethod
     def parse(cls, text: str) -> ModelName:
-        """Read one; a folder that exists under the whole name is that folder."""
+        """Parse a name. An existing folder with the whole text as its name takes precedence."""
         match = re.fullmatch(r"(.+)@(?:(\d+)(,ema)?|(ema))", text)
         if match is None or Path(text).exists():
             return cls(Path(text))
@@ -156,13 +156,13 @@ def open_source(name: str) -> Source:
     """Open a model by its name.
 
     Raises:
-        ValueError: there is no such model, it is damaged, or the name asks for what it does not have.
+        ValueError: There is no such model, it is damaged, or it has no such step or moving average.
     """
     parsed = ModelName.parse(name)
     if is_run_folder(parsed.folder):
         return RunSource(parsed.folder, parsed.step, parsed.ema)
     if parsed.step is not None or parsed.ema:
-        raise ConvertError(f"{parsed.folder} is of the public layout and has no steps; leave out what follows the @")
+        raise ConvertError(f"{parsed.folder} has the public layout, which has no steps. Omit the @ and what follows it")
     return PublicSource(parsed.folder)
 
 
@@ -177,7 +177,7 @@ def _read(stored: StoredTensor) -> np.ndarray:
             view = memoryview(block.view(np.uint8))
             while len(view):
                 if not (got := file.readinto(view)):
-                    raise MergeError(f"{stored.file} ends before its tensors do")
+                    raise MergeError(f"{stored.file} is shorter than its header says. Copy or download it again")
                 view = view[got:]
             if block is not part:
                 part[...] = block

@@ -1,11 +1,14 @@
-"""How one axis grows: which old channel each new one is, how loud it is, and with what weight it is read.
+"""Growing in width: for each new channel of an axis, its source channel, its gain, and the weight with which it is read.
 
-Let new activations be G times the old ones, G [new, old] with one entry a row: the gain g of new channel j at its source. What reads
-the axis is multiplied by r with the sum of g r over the copies of a source equal to 1, and nothing else changes. Along an axis without
-a norm g = 1 and r = 1 / copies do it, whatever is computed channel by channel on the way. An RMS norm wants more: its mean, now over
-`new` channels, must stay what it was, so the sum of g² over the copies of each source must be new / old. That gives
-g² = new / (old · copies) and r = g · old / new, for any sizes at all. Cloning by a whole factor (HyperCloning, arXiv:2409.12903) is
-g = 1, r = 1 / factor; zero padding is one copy of each source, g² = new / old. The norm's epsilon needs no change in either.
+The new activations are G times the old ones. G [new, old] has one entry per row: the gain g of new channel j at its source. A matrix
+that contracts the axis is multiplied by r. The function stays the same if g·r sums to 1 over the copies of each source.
+
+* Without a norm along the axis, g = 1 and r = 1 / copies, whatever elementwise function lies between.
+* An RMS norm must also keep its mean square, now over `new` channels: g² must sum to new / old over the copies of each source. So
+  g² = new / (old · copies) and r = g · old / new, for any sizes. The epsilon of the norm stays the same.
+
+Cloning by an integer factor (HyperCloning, arXiv:2409.12903) is g = 1, r = 1 / factor. Zero padding is one copy of each source,
+g² = new / old.
 """
 
 from __future__ import annotations
@@ -20,21 +23,23 @@ from plamo2_jax.model import axes
 from plamo2_jax.surgery.structure import FIXED, SurgeryError, structure
 
 Width = Literal["clone", "tile", "zero"]
-"""clone: channels are copied over and over, and the function stays the same, whatever the sizes.
-tile: the same, but all channels alike, old / new of their weight read, as Phi-2 took over Phi-1.5's weights. Where the new size is no
-multiple of the old one, channels with a copy more count for more, and the function changes.
-zero: new channels are silent or unread, and the function stays the same; where training can move them they start at random."""
+"""How channels are added.
+clone: channels are copied; the function stays the same for any sizes.
+tile: channels are copied and all read with weight old / new, as Phi-2 reused the weights of Phi-1.5. If the new size is not a multiple
+of the old size, the function changes, since some channels have more copies than others.
+zero: new channels have zero output or are read with weight zero, so the function stays the same. The other side of the product starts
+with random values, so that new channels have a gradient."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Expansion:
-    """One axis's growth.
+    """The growth of one axis.
 
     Attributes:
-        old: size before.
-        source: [new] int; the old channel that each new one copies, -1 for one that copies none.
-        normed: whether an RMS norm runs over the axis.
-        even: whether all channels weigh alike, as in `tile`.
+        old: Size of the axis in the source.
+        source: [new] int; the source channel that each new channel copies, -1 for a new channel without source.
+        normed: Whether an RMS norm runs over the axis.
+        even: Whether all channels are read with the same weight, as in `tile`.
     """
 
     old: int
@@ -44,55 +49,55 @@ class Expansion:
 
     @property
     def new(self) -> int:
-        """Size afterwards."""
+        """Size of the axis in the target."""
         return len(self.source)
 
     @property
     def copied(self) -> np.ndarray:
-        """[new] bool; whether a channel has a source."""
+        """[new] bool; True for channels with a source."""
         return self.source >= 0
 
     @property
     def copies(self) -> np.ndarray:
-        """[new] float; how many copies a channel's source has (1 where it has no source)."""
+        """[new] float; number of copies of each channel's source, 1 for a channel without source."""
         counts = np.bincount(self.source[self.copied], minlength=self.old)
         return np.where(self.copied, counts[np.maximum(self.source, 0)], 1.0)
 
     @property
     def gain(self) -> np.ndarray:
-        """[new] float; g, 0 for a channel without source."""
+        """[new] float; the gain g of each channel, 0 without source."""
         gain = np.sqrt(self.new / (self.old * self.copies)) if self.normed and not self.even else np.ones(self.new)
         return np.where(self.copied, gain, 0.0)
 
     @property
     def read(self) -> np.ndarray:
-        """[new] float; r, 0 for a channel without source."""
+        """[new] float; the weight r with which each channel is read, 0 without source."""
         if self.even:
             return np.where(self.copied, self.old / self.new, 0.0)
         return self.gain * self.old / self.new if self.normed else self.gain / self.copies
 
     def weight(self, declared: axes.Declaration, axis: str) -> np.ndarray:
-        """[new] float; what a parameter is multiplied by along the axis, 0 for a channel without source."""
+        """Return the factor of a parameter along the axis: [new] float, 0 for channels without source."""
         if declared.offset is None:
             return self.read if axis in declared.reads else self.gain
-        # A scale multiplies what the norm makes, which has the gain already. One that stands for a reader without weights (which is itself
-        # made with the gain) makes up for both gains.
+        # The norm's input already has the gain, so a norm scale needs no factor. A scale whose output is contracted without a weight
+        # (B and C) compensates for the gains of both sides.
         factor = self.old / self.new if axis in declared.reads else 1.0
         return np.where(self.copied, factor, 0.0)
 
     def gradient_weight(self, declared: axes.Declaration, axis: str) -> np.ndarray:
-        """[new] float; what the parameter's gradient is multiplied by along the axis: that of `weight`'s transpose."""
+        """Return the factor of a parameter's gradient along the axis: [new] float, the transpose of `weight`."""
         if declared.offset is None:
             return self.gain if axis in declared.reads else self.read
         return self.gain**2 if axis in declared.reads else self.gain * self.read
 
     def project(self, noise: np.ndarray, position: int, declared: axes.Declaration) -> np.ndarray:
-        """Noise of a reader made such that the copies of each source cancel: what is read stays the same.
+        """Project noise of a contracting parameter such that it cancels over the copies of each source: the function stays the same.
 
         Args:
-            noise: of the parameter's new shape.
-            position: of the axis in it.
-            declared: the parameter's declaration.
+            noise: Array of the parameter's new shape.
+            position: Position of the axis in that shape.
+            declared: The parameter's declaration.
         """
         heard = self.gain if declared.offset is None else self.gain**2
         matrix = np.zeros((self.new, self.old))
@@ -104,10 +109,10 @@ class Expansion:
 
 
 def expansions(source: ModelConfig, target: ModelConfig, width: Width) -> dict[str, Expansion]:
-    """The growth of every axis whose size differs, or whose groups do.
+    """Return the expansion of every axis whose size or number of groups differs, by axis name.
 
     Raises:
-        SurgeryError: an axis would shrink, or one that is left alone differs, or groups cannot be made of the old ones.
+        SurgeryError: An axis would shrink, a fixed axis differs, or the groups of the target cannot be made from those of the source.
     """
     old, new = structure(source), structure(target)
     # A network of one kind of layer lacks the other's axes.
@@ -116,11 +121,11 @@ def expansions(source: ModelConfig, target: ModelConfig, width: Width) -> dict[s
         before, after = old.sizes[name], new.sizes[name]
         if name in FIXED and before != after:
             raise SurgeryError(
-                f"axis {name!r} has size {before} and would have {after}; growing leaves it alone, so it must stay"
+                f"axis {name!r} has size {before} and would have {after}: growing does not change this axis. Use the same size"
             )
         if after < before:
             raise SurgeryError(
-                f"axis {name!r} has size {before} and would have {after}; growing cannot shrink it (see plamo2 prune)"
+                f"axis {name!r} has size {before} and would have {after}: growing cannot shrink it. Use plamo2 prune"
             )
     grouped = {name: part for name, part in axes.GROUPS.items() if name in names}
     result: dict[str, Expansion] = {}
@@ -146,16 +151,19 @@ def _sources(old: int, new: int, width: Width) -> np.ndarray:
 def _group_sources(
     shared: str, member: str, old: tuple[int, int], new: tuple[int, int], width: Width
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sources of both axes of groups: a new group is a copy of an old one, or of a part of one, filled up with copies of its members."""
+    """Return the sources of a group axis and of its member axis.
+
+    A new group copies an old group, or a part of one, and is filled up with copies of its members.
+    """
     (groups, members), (new_groups, new_members) = old, new
     size, new_size = members // groups, new_members // new_groups
-    # Groups that become smaller are cut into parts, each with the shared entry.
+    # Groups that become smaller are split into parts; each part copies the shared entry.
     parts = -(-size // new_size)
     if size > new_size and (size % new_size or new_groups < groups * parts):
         raise SurgeryError(
-            f"axis {member!r} goes from {groups} groups of {size} to {new_groups} of {new_size}, but {size} members cannot be cut into "
-            f"{'whole groups' if size % new_size else 'so few groups'} of {new_size}; keep {member} / {shared} at {size} or more, or make "
-            f"it a divisor of {size} with at least {groups} · {size} / ({member} / {shared}) groups"
+            f"axis {member!r} goes from {groups} groups of {size} to {new_groups} of {new_size}, but {size} members cannot be split into "
+            f"{'whole groups' if size % new_size else 'so few groups'} of {new_size}. Keep {member} / {shared} at {size} or more, or use "
+            f"a divisor of {size} with at least {groups} · {size} / ({member} / {shared}) groups"
         )
     pieces = _sources(groups * parts, new_groups, width)
     within = _sources(min(size, new_size), new_size, width)

@@ -1,4 +1,4 @@
-"""Smaller models out of larger ones: what the masks keep, cut out of every parameter by the names of its axes."""
+"""Cutting a model: take the channels and layers that the masks keep out of every parameter, selected by axis names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.model import axes
-from plamo2_jax.surgery.masks import EVERYWHERE, Masks, full_masks
+from plamo2_jax.surgery.prune.masks import EVERYWHERE, Masks, full_masks
 from plamo2_jax.surgery.structure import (
     FIXED,
     Params,
@@ -26,67 +26,65 @@ from plamo2_jax.surgery.structure import (
 
 
 def check_target(source: ModelConfig, target: ModelConfig, multiple_of: int | None = None) -> None:
-    """Refuse a target that cannot be cut out of the source.
+    """Check that the target can be cut out of the source.
 
     Args:
-        source, target: shapes of both.
-        multiple_of: sizes of embed, mlp and dt_rank that are cut must be multiples of this (the lanes of a TPU's tiles are 128).
+        source, target: Configs of both models.
+        multiple_of: New sizes of embed, mlp and dt_rank must be multiples of this (a TPU tile has 128 lanes).
 
     Raises:
-        SurgeryError: the message names the axis or field, both sizes and what is allowed.
+        SurgeryError: It cannot. The message names the axis or field, both sizes and what is allowed.
     """
     for name in ("tie_word_embeddings", "rms_norm_eps", "vocab_size", "hidden_size_per_head", "mamba_d_conv"):
         if getattr(source, name) != getattr(target, name):
             raise SurgeryError(
-                f"{name} is {getattr(source, name)} and would be {getattr(target, name)}; pruning leaves it alone, so it must stay"
+                f"{name} is {getattr(source, name)} and would be {getattr(target, name)}: pruning does not change it. Use the same value"
             )
     step = source.mamba_step if source.mamba_enabled else 1
     if (source.mamba_enabled, step) != (target.mamba_enabled, target.mamba_step if target.mamba_enabled else 1):
         raise SurgeryError(
-            f"the layers' pattern {describe_kinds(source)} (mamba_step={source.mamba_step}) differs from that of the target, "
-            f"{describe_kinds(target)} (mamba_step={target.mamba_step}); both must have the same period"
+            f"the layer pattern {describe_kinds(source)} (mamba_step={source.mamba_step}) differs from the target's pattern, "
+            f"{describe_kinds(target)} (mamba_step={target.mamba_step}): both must have the same period"
         )
     old, new = source.num_hidden_layers, target.num_hidden_layers
     if new > old:
-        raise SurgeryError(
-            f"num_hidden_layers is {old} and would be {new}; pruning cannot add layers (see plamo2 grow)"
-        )
+        raise SurgeryError(f"num_hidden_layers is {old} and would be {new}: pruning cannot add layers. Use plamo2 grow")
     if (old - new) % step:
         raise SurgeryError(
-            f"num_hidden_layers is {old} and would be {new}; whole periods are dropped, so it must fall by a multiple of {step}"
+            f"num_hidden_layers is {old} and would be {new}: whole periods are removed, so it must fall by a multiple of {step}"
         )
     rest = old % step
     wanted = describe_kinds(source)[: new - rest] + describe_kinds(source)[old - rest :]
     if describe_kinds(target) != wanted:
         raise SurgeryError(
-            f"num_hidden_layers is {old} and would be {new}: the target's layers would be {describe_kinds(target)}, but what can be kept "
-            f"of {describe_kinds(source)} are {wanted}; keep at least one whole period of {step} layers"
+            f"num_hidden_layers is {old} and would be {new}: the target has the layers {describe_kinds(target)}, but only {wanted} can be "
+            f"kept of {describe_kinds(source)}. Keep at least one whole period of {step} layers"
         )
     before, after = structure(source).sizes, structure(target).sizes
     for name in (name for name in before if name in after and name not in FIXED):
         if after[name] > before[name]:
             raise SurgeryError(
-                f"axis {name!r} has size {before[name]} and would have {after[name]}; the target must not be larger than the source "
-                "(see plamo2 grow)"
+                f"axis {name!r} has size {before[name]} and would have {after[name]}: the target must not be larger than the source. "
+                "Use plamo2 grow"
             )
         lanes = name in {axes.EMBED, axes.MLP, axes.DT_RANK}
         if multiple_of and lanes and after[name] != before[name] and after[name] % multiple_of:
             raise SurgeryError(
-                f"axis {name!r} would have size {after[name]}, which is no multiple of {multiple_of}; "
-                f"{after[name] // multiple_of * multiple_of} and {-(-after[name] // multiple_of) * multiple_of} are"
+                f"axis {name!r} would have size {after[name]}: it must be a multiple of {multiple_of}, such as "
+                f"{after[name] // multiple_of * multiple_of} or {-(-after[name] // multiple_of) * multiple_of}"
             )
     for shared, member in axes.GROUPS.items():
         if shared in before and shared in after:
             sizes = before[member] // before[shared], after[member] // after[shared]
             if sizes[1] > sizes[0]:
                 raise SurgeryError(
-                    f"axis {member!r} goes from {before[shared]} groups of {sizes[0]} to {after[shared]} of {sizes[1]}; a group "
+                    f"axis {member!r} goes from {before[shared]} groups of {sizes[0]} to {after[shared]} of {sizes[1]}: a group "
                     f"cannot gain members, so {member} must be at most {sizes[0]} · {shared} = {sizes[0] * after[shared]}"
                 )
 
 
 def cut_config(source: ModelConfig, target: ModelConfig, masks: Masks) -> ModelConfig:
-    """The target with full attention in the layers that had it and are kept."""
+    """Return the target config with full attention in the kept layers that had it."""
     kept = _kept_layers(source, masks)
     return dataclasses.replace(
         target, full_attention_idx=tuple(i for i, layer in enumerate(kept) if layer in source.full_attention_idx)
@@ -94,7 +92,7 @@ def cut_config(source: ModelConfig, target: ModelConfig, masks: Masks) -> ModelC
 
 
 def _kept_layers(source: ModelConfig, masks: Masks) -> list[int]:
-    """Layers of the source that are kept, in order."""
+    """Return the numbers of the source layers that the masks keep, in order."""
 
     def keeps(run: str, period: int) -> bool:
         mask = masks.get(run, {}).get(axes.LAYERS)
@@ -103,22 +101,24 @@ def _kept_layers(source: ModelConfig, masks: Masks) -> list[int]:
     return [layer for layer, (run, _, period) in enumerate(layer_places(source)) if keeps(run, period)]
 
 
-def shrink(params: Params, masks: Masks, source: ModelConfig, target: ModelConfig) -> Params:
-    """The network that `apply_masks` describes, without what is masked. Pure in `params`; any tree like them can be cut (Adam's moments).
+def cut_params(params: Params, masks: Masks, source: ModelConfig, target: ModelConfig) -> Params:
+    """Return the parameters without the masked channels and layers. The small model computes what `apply_masks` computes.
+
+    The function is pure in `params`. Any tree of the same structure can be cut, for example Adam's moments.
 
     Args:
-        params: of the source.
-        masks: concrete booleans; what they leave out is kept whole.
-        source, target: shapes of both, the target as `cut_config` makes it.
+        params: Parameters of the source.
+        masks: Concrete boolean masks. Axes without a mask are kept whole.
+        source, target: Configs of both models, the target as returned by `cut_config`.
 
     Raises:
-        SurgeryError: the masks do not keep what the target wants; the message names the axis and place.
+        SurgeryError: The masks do not keep the sizes of the target. The message names the axis and its place in the parameter tree.
     """
     s, wanted = structure(source), structure(target).sizes
     masks = {place: {**whole, **masks.get(place, {})} for place, whole in full_masks(source).items()}
     layers = _kept_layers(source, masks)
     if len(layers) != target.num_hidden_layers:
-        raise SurgeryError(f"the masks keep {len(layers)} layers, the target wants {target.num_hidden_layers}")
+        raise SurgeryError(f"the masks keep {len(layers)} layers, but the target has {target.num_hidden_layers}")
     for place, shapes in masks.items():
         for axis, mask in shapes.items():
             if axis == axes.LAYERS or axis not in wanted:
@@ -127,7 +127,7 @@ def shrink(params: Params, masks: Masks, source: ModelConfig, target: ModelConfi
             if set(counts) != {wanted[axis]}:
                 raise SurgeryError(
                     f"the masks keep {', '.join(map(str, sorted(set(counts))))} channels of axis {axis!r} in {place or 'all layers'}, "
-                    f"the target wants {wanted[axis]}"
+                    f"but the target has {wanted[axis]}"
                 )
 
     def cut(path: tuple[str, ...], declared: axes.Declaration, leaf: jax.Array) -> jax.Array:

@@ -1,11 +1,11 @@
-"""Opening a model's attention: a wider window, full attention in chosen layers, another RoPE base, and in which steps to get there.
+"""Extending a model's context: a wider attention window, full attention in chosen layers, another RoPE base.
 
-No weight changes. A wider window gives a layer more keys, full attention all of them; since RoPE is relative, what a token sees
-inside the old window is what it saw. A larger RoPE base turns more slowly, so that far keys look no stranger than near ones did
-(Xiong et al., arXiv:2309.16039); with it a model computes something else and has to be trained on. Full-attention layers turn with
-`rope_theta`, windowed ones with `rope_local_theta`, which falls back on `rope_theta`.
+No weight changes. A wider window gives a layer more keys; full attention gives it all of them. RoPE is relative, so attention to keys
+inside the old window stays the same. A larger RoPE base rotates more slowly, so distant keys get angles that the model knows
+(Xiong et al., arXiv:2309.16039). A new base changes the outputs, and the model needs further training. Full-attention layers use
+`rope_theta`; windowed layers use `rope_local_theta`, which defaults to `rope_theta`.
 
-Which layers are full decides how they are grouped into scanned runs, so parameters are laid out anew.
+Full and windowed layers belong to different layer groups, so a change of `full_attention_idx` also regroups the parameter tree.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.model import Plamo2, abstract_params
 from plamo2_jax.storage import require_empty
-from plamo2_jax.surgery.merge_sources import ModelName
+from plamo2_jax.surgery.merge.sources import ModelName
 from plamo2_jax.tokenizer.template_files import chat_template_files
 
 Layers = Literal["all", "none"] | tuple[int, ...]
@@ -34,14 +34,14 @@ Layers = Literal["all", "none"] | tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage of a move to long context."""
+    """One training stage of a context extension."""
 
     sequence_length: int
-    """Of the training rows."""
+    """Length of the training rows, in tokens."""
     window: int
-    """attention_window_size."""
+    """`attention_window_size`, in tokens."""
     rope_theta: float
-    """Base of RoPE."""
+    """RoPE base."""
 
 
 def extended_config(
@@ -52,19 +52,26 @@ def extended_config(
     rope_local_theta: float | None = None,
     full_attention: Layers | None = None,
 ) -> ModelConfig:
-    """The shape of a model with its attention opened; what is None stays.
+    """Return the config with the given attention settings; None keeps a setting.
 
-    A base given for full attention alone leaves windowed layers the base they had.
+    If only some attention layers are full, a new `rope_theta` does not change the base of the windowed layers.
+
+    Args:
+        config: Config of the model.
+        window: Attention window in tokens.
+        rope_theta: RoPE base of full-attention layers.
+        rope_local_theta: RoPE base of windowed layers.
+        full_attention: "all", "none" or the numbers of the layers with full attention.
 
     Raises:
-        ValueError: the window shrinks, a layer has no attention, a base is out of range, or nothing changes.
+        ValueError: The window shrinks, a layer has no attention, a base is out of range, or nothing changes.
     """
     changes: dict[str, Any] = {}
     if window is not None:
         if window < config.attention_window_size:
             raise ValueError(
-                f"--window {window} is not allowed: it must be at least the model's, {config.attention_window_size}; keys that a "
-                "layer has seen cannot be taken away without harm"
+                f"--window {window} is not allowed: it must be at least the model's window, {config.attention_window_size}; a smaller "
+                "window would hide keys that the model was trained with"
             )
         changes["attention_window_size"] = window
     attention = tuple(i for i, kind in enumerate(config.layer_kinds) if kind is not LayerKind.MAMBA)
@@ -73,7 +80,7 @@ def extended_config(
         full = {"all": attention, "none": ()}.get(full_attention, full_attention)
         if lost := sorted(set(config.full_attention_idx) - set(full)):
             raise ValueError(
-                f"--full-attention is not allowed to leave out layers {lost}, which see everything already"
+                f"--full-attention must include layers {lost}: they already have full attention. Add them to the list"
             )
         changes["full_attention_idx"] = tuple(full)
     if rope_theta is not None:
@@ -81,29 +88,32 @@ def extended_config(
         if full and set(full) != set(attention) and rope_local_theta is None:
             changes["rope_local_theta"] = config.local_theta
     elif config.local_theta != config.rope_theta and set(full) - set(config.full_attention_idx):
-        # A layer that becomes full turns with the other base from now on, which is said by whoever wants it.
+        # A layer that becomes full changes its base, so the user must choose the base explicitly.
         raise ValueError(
-            f"layers {sorted(set(full) - set(config.full_attention_idx))} turn with rope_local_theta={config.local_theta} and would turn "
-            f"with rope_theta={config.rope_theta} under full attention; say which base you want with --rope-theta"
+            f"layers {sorted(set(full) - set(config.full_attention_idx))} use rope_local_theta={config.local_theta} and would use "
+            f"rope_theta={config.rope_theta} with full attention. Choose the base with --rope-theta"
         )
     if rope_local_theta is not None:
         changes["rope_local_theta"] = float(rope_local_theta)
     extended = dataclasses.replace(config, **changes)
     if extended == config:
-        raise ValueError("nothing changes: give --window, --rope-theta, --rope-local-theta or --full-attention")
+        raise ValueError("nothing changes. Give --window, --rope-theta, --rope-local-theta or --full-attention")
     return extended
 
 
-def relaid(params: Any, old: ModelConfig, new: ModelConfig) -> dict:
-    """Parameters in the runs of another config of the same layers.
+def regroup(params: Any, old: ModelConfig, new: ModelConfig) -> dict:
+    """Return the parameters in the layer groups of another config.
 
     Args:
-        params: the tree of `old`.
-        old: its shape.
-        new: a shape that differs in nothing that decides a tensor's shape.
+        params: Parameter tree of `old`.
+        old: Config of the parameters.
+        new: Config whose layers have the same tensor shapes, possibly in other layer groups.
 
     Returns:
-        The tree of `new`; arrays that stay as they are are shared.
+        Parameter tree of `new`. It shares the arrays that need no regrouping.
+
+    Raises:
+        ValueError: A parameter of `new` has no counterpart of its shape.
     """
     leaves = flax.traverse_util.flatten_dict(params, sep="/")
     result: dict[str, Any] = {}
@@ -124,18 +134,18 @@ def relaid(params: Any, old: ModelConfig, new: ModelConfig) -> dict:
 
 
 def extend(model: str, output: str | os.PathLike[str], **changes: Any) -> ModelConfig:
-    """Write a run folder with the model, its attention opened.
+    """Write a run folder with the model and its new attention settings.
 
     Args:
-        model: run folder, folder of the public layout, `RUN@STEP` or `RUN@ema`.
-        output: run folder to make; it must not exist or be empty.
-        changes: arguments of `extended_config`.
+        model: Run folder, folder of the public layout, `RUN@STEP` or `RUN@ema`.
+        output: Run folder to create; it must not exist or must be empty.
+        changes: Arguments of `extended_config`.
 
     Returns:
-        The new shape.
+        The new config.
 
     Raises:
-        ValueError: a change is not allowed, or the model is missing or damaged. Nothing is left behind.
+        ValueError: A change is not allowed, or the model is missing or damaged. No file is left behind.
     """
     output = Path(output)
     require_empty(output)
@@ -143,23 +153,23 @@ def extend(model: str, output: str | os.PathLike[str], **changes: Any) -> ModelC
     files = chat_template_files(name.folder)
     loaded = load_model(name.folder, step=name.step, ema=name.ema, require_finite=True)
     config = extended_config(loaded.config, **changes)
-    params = relaid(loaded.params, loaded.config, config)
+    params = regroup(loaded.params, loaded.config, config)
     checkpoint.save_model(output, config, params, loaded.tokenizer, files=files)
     return config
 
 
 def stages(first: Stage, last: Stage, count: int) -> list[Stage]:
-    """Stages after `first` up to `last`, each length a fixed multiple of the one before, window and RoPE base likewise.
+    """Return `count` stages from `first` (excluded) to `last` (included), with lengths, windows and RoPE bases in geometric progression.
 
-    Lengths and windows are rounded to multiples of the smallest power of two in both ends, so that rows still divide into chunks.
+    Lengths and windows are rounded to multiples of the largest power of two that divides both ends, so rows still divide into chunks.
 
     Raises:
-        ValueError: there is no stage, or the last is not the longest.
+        ValueError: `count` is below 1, or `last` is shorter than `first`.
     """
     if count < 1:
-        raise ValueError(f"{count} stages are not allowed: it must be at least 1")
+        raise ValueError(f"count={count} is not allowed: it must be at least 1")
     if last.sequence_length < first.sequence_length or last.window < first.window:
-        raise ValueError("the last stage must be at least as long as the first")
+        raise ValueError(f"the last stage {last} is shorter than the first {first}: it must be at least as long")
 
     def between(low: float, high: float, step: int) -> float:
         return low * (high / low) ** (step / count)

@@ -1,4 +1,4 @@
-"""The whole of pruning: measure, choose, measure again under the masks, cut."""
+"""Pruning from end to end: score channels, choose masks, score again under the masks, cut."""
 
 from __future__ import annotations
 
@@ -12,30 +12,32 @@ import jax.numpy as jnp
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.model import Plamo2, axes
 from plamo2_jax.model.loss import predict_batch
-from plamo2_jax.surgery.importance import Batch, Loss, Method, Scores, period_losses, score
-from plamo2_jax.surgery.masks import Masks, full_masks
-from plamo2_jax.surgery.select import select
-from plamo2_jax.surgery.shrink import check_target, cut_config, shrink
+from plamo2_jax.surgery.prune.cut import check_target, cut_config, cut_params
+from plamo2_jax.surgery.prune.importance import Batch, Loss, Method, Scores, period_losses, score
+from plamo2_jax.surgery.prune.masks import Masks, full_masks
+from plamo2_jax.surgery.prune.selection import select_masks
 from plamo2_jax.surgery.structure import Params
 
 DepthMethod = Literal["same", "influence", "loss"]
-"""How periods of layers are ranked. same: as `Method` ranks channels. influence: by how far they turn the stream (ShortGPT,
-arXiv:2403.03853). loss: by how much the loss rises without each."""
+"""How periods of layers are scored.
+same: with the method of the channels.
+influence: by the angle between their input and output residual stream (ShortGPT, arXiv:2403.03853).
+loss: by the rise of the loss without them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pruned:
-    """A cut network, and how it was cut."""
+    """A pruned model, with the masks and scores it was cut by."""
 
     config: ModelConfig
     params: Params
     masks: Masks
     scores: Scores
-    """Of the last round."""
+    """Scores of the last round."""
 
 
 def mean_loss(config: ModelConfig) -> Loss:
-    """Cross-entropy of a batch's targets by their loss weights: a function of parameters and batch."""
+    """Return the loss function of a model: weighted mean cross-entropy in nats per token."""
     model = Plamo2(config)
 
     def loss(params: Params, batch: Batch) -> jax.Array:
@@ -58,24 +60,27 @@ def find_masks(
     loss: Loss | None = None,
     on_round: Callable[[int, ModelConfig], None] | None = None,
 ) -> tuple[Masks, Scores]:
-    """Which channels and layers stay.
+    """Choose the channels and layers that stay.
 
-    With several rounds sizes fall by equal ratios, and every round measures the network under the masks of the one before. Between rounds
-    nothing is trained here; a train step can be (see `masks.apply_masks`).
+    With several rounds, sizes shrink by equal ratios, and each round scores the model under the masks of the round before. Parameters are
+    not trained between rounds.
 
     Args:
-        params: of the source.
-        source, target: shapes of both.
-        batches: calibration data, read once a round.
-        method: how channels are ranked.
-        depth: how periods of layers are ranked.
-        rounds: how often to measure.
-        seed: of random scores.
-        loss: see `importance.score`; None: cross-entropy.
-        on_round: called with each round's number and shape.
+        params: Parameters of the source.
+        source, target: Configs of both models.
+        batches: Calibration batches, read once per round.
+        method: How channels are scored.
+        depth: How periods of layers are scored.
+        rounds: Number of rounds.
+        seed: Random seed for method random.
+        loss: Loss function; None selects cross-entropy.
+        on_round: Called with the number and the target shape of each round.
+
+    Returns:
+        The masks, and the scores of the last round.
 
     Raises:
-        SurgeryError: the target cannot be cut out of the source, or there are no data.
+        SurgeryError: The target cannot be cut out of the source, or there is no calibration data.
     """
     check_target(source, target)
     loss = mean_loss(source) if loss is None else loss
@@ -92,24 +97,24 @@ def find_masks(
             for place, shapes in ranked.items():
                 if axes.LAYERS in shapes:
                     scores[place] = {**scores[place], axes.LAYERS: shapes[axes.LAYERS]}
-        masks = select(scores, source, shape, masks)
+        masks = select_masks(scores, source, shape, masks)
         if on_round is not None:
             on_round(number, shape)
     return masks, scores
 
 
 def prune(params: Params, source: ModelConfig, target: ModelConfig, batches: Sequence[Batch], **options) -> Pruned:
-    """Measure, choose and cut; arguments and errors as for `find_masks`."""
+    """Choose masks and cut the model. Arguments and errors are those of `find_masks`."""
     masks, scores = find_masks(params, source, target, batches, **options)
     config = cut_config(source, target, masks)
-    return Pruned(config, shrink(params, masks, source, config), masks, scores)
+    return Pruned(config, cut_params(params, masks, source, config), masks, scores)
 
 
 def schedule(source: ModelConfig, target: ModelConfig, rounds: int) -> list[ModelConfig]:
-    """Shapes from the source, itself left out, to the target, each axis falling by equal ratios where its groups allow it.
+    """Return the target shape of each round. Every size shrinks by equal ratios, as far as head groups allow; the last is the target.
 
     Raises:
-        ValueError: fewer than one round.
+        ValueError: `rounds` is below 1.
     """
     if rounds < 1:
         raise ValueError(f"rounds={rounds} is not allowed: it must be at least 1")

@@ -1,0 +1,143 @@
+"""The decode engine: prompts are read, put into slots, and all slots are continued together.
+
+    engine = Engine(model, params, slots=8, max_length=2048)
+    for index, prefix in engine.prefill([request.prompt for request in requests]):
+        engine.insert(slot, prefix, requests[index])
+    tokens, logprobs = engine.step(16)
+
+The engine decides nothing: which request gets which slot, and when it ends, is the caller's business (`generation.Generation`). For a given
+number of slots a row's tokens do not depend on the other rows: every slot runs the same program whoever has the others, and how a prompt
+is cut depends on its own length alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+
+from plamo2_jax.engine.prefill import Cut, read_prompts
+from plamo2_jax.engine.request import Request
+from plamo2_jax.engine.sampling import PROMPT
+from plamo2_jax.engine.step import decode, empty_state, insert, release
+from plamo2_jax.model import Plamo2
+from plamo2_jax.model.axes import ROWS
+from plamo2_jax.model.cache import Cache
+
+CAPACITY = 32
+"""Tokens of a row that one call of `Engine.step` generates at most."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+    """A prompt that was read but for its last token, which the first step of decoding reads, and of which it makes the logits."""
+
+    cache: Cache
+    """Of the prompts that were read together."""
+    row: int
+    prompt: np.ndarray
+    """Token ids [t] i32."""
+
+
+class Engine:
+    """A fixed number of slots.
+
+    Args:
+        model: the network, without a scan over layers (`scan_layers=False`).
+        params: its parameters (`weights.unstack`).
+        slots: rows decoded together.
+        max_length: tokens of a row, prompt and continuation, at most.
+        prefill_size: tokens of a prompt read at once at most, a power of two.
+        usable: ids that may be drawn: those below it. None: all.
+    """
+
+    def __init__(
+        self,
+        model: Plamo2,
+        params: dict,
+        *,
+        slots: int,
+        max_length: int,
+        prefill_size: int = 512,
+        usable: int | None = None,
+    ):
+        v = model.config.vocab_size
+        self._model, self._params, self._prefill_size, self._max_length = model, params, prefill_size, max_length
+        self._usable = jax.device_put(np.arange(v) < (v if usable is None else usable))
+        self._copies = 1 if model.mesh is None else int(np.prod([model.mesh.shape[name] for name in ROWS]))
+        # Rows that lie on several devices divide over them.
+        self.slots = slots + -slots % self._copies
+        self._state = empty_state(model, self.slots, max_length)
+
+    def prefill(self, prompts: Sequence[np.ndarray]) -> Iterator[tuple[int, Prefix]]:
+        """Read prompts; short ones of about the same length together.
+
+        Args:
+            prompts: token ids [t] i32, none empty.
+
+        Yields:
+            The number of each prompt, and what was read of it. The caller drops a prefix before it takes the next: each holds a cache.
+        """
+        groups: dict[Cut, list[list[int]]] = {}
+        for i, prompt in enumerate(prompts):
+            cut = Cut.of(len(prompt) - 1, self._prefill_size, self.slots)
+            some = groups.setdefault(cut, [])
+            if not some or len(some[-1]) == cut.rows:
+                some.append([])
+            some[-1].append(i)
+        for cut, members in ((cut, members) for cut, some in groups.items() for members in some):
+            rows = cut.rows + -cut.rows % self._copies
+            cache = read_prompts(
+                self._model,
+                self._params,
+                [prompts[i][:-1] for i in members],
+                rows=rows,
+                max_length=self._max_length,
+                prefill_size=self._prefill_size,
+            )
+            for row, i in enumerate(members):
+                yield i, Prefix(cache, row, prompts[i])
+
+    def insert(self, slot: int, prefix: Prefix, request: Request) -> None:
+        """Begin a request in a slot, whatever was there before."""
+        v = self._model.config.vocab_size
+        counts = np.zeros(v, np.int32)
+        counts[prefix.prompt] = PROMPT
+        self._state = insert(
+            self._state,
+            prefix.cache,
+            np.int32(prefix.row),
+            np.int32(slot),
+            prefix.prompt[-1],
+            counts,
+            request.settings(v),
+        )
+
+    def step(self, count: int, *, until_free: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Generate up to `count` tokens, at most CAPACITY, for each row that has not ended.
+
+        Args:
+            until_free: return as soon as a row ends.
+
+        Returns:
+            Token ids [count, slots] i32, -1 where there is none, and their log-probabilities in nats, f32.
+        """
+        self._state, tokens, logprobs = decode(
+            self._model,
+            self._params,
+            self._state,
+            self._usable,
+            np.int32(count),
+            np.bool_(until_free),
+            capacity=CAPACITY,
+        )
+        tokens, logprobs = jax.device_get((tokens, logprobs))
+        return tokens[:count], logprobs[:count]
+
+    def release(self, slots: Sequence[int]) -> None:
+        """End rows before their time."""
+        ended = np.zeros(self.slots, bool)
+        ended[list(slots)] = True
+        self._state = release(self._state, ended)

@@ -1,0 +1,1 @@
+"""Pruning a model: ranking channels and layers, masking them and cutting them out."""
