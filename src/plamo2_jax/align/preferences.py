@@ -19,7 +19,7 @@ from plamo2_jax.align.examples import Examples
 from plamo2_jax.align.logprobs import gather_pairs, token_log_probs
 from plamo2_jax.align.lora import BASE, LoraConfig
 from plamo2_jax.align.post_training import add_lora, log_record_counts, naming_limit, validate_post_training
-from plamo2_jax.align.preference_data import REFERENCE, Pair, PairTruncate, encode_pairs, layout, read_pairs
+from plamo2_jax.align.preference_data import REFERENCE, Pair, PairTruncate, encode_pairs, pair_collator, read_pairs
 from plamo2_jax.align.reference import MANIFEST, ReferenceLogProbs, write_reference
 from plamo2_jax.align.samples import SamplesConfig, SampleWriter
 from plamo2_jax.checkpoint import fingerprint
@@ -269,7 +269,7 @@ def read_elements(path: Path, task: Dpo, limit: int, template: ChatTemplate, tok
     with naming_limit("pairs.max_bad_rate"):
         pairs = _usable(read_pairs(path, report), task.preference)
         elements, counts = encode_pairs(pairs, template, tokenizer, limit, task.pairs.truncate, report)
-    single = any(element["sides"][0] == element["sides"][-1] for element in elements)
+    single = any(element["role"][0] == element["role"][-1] for element in elements)
     log_record_counts(path, "pairs and single answers" if single else "pairs", counts, report)
     if not elements:
         raise ValueError(f"{path} holds no pair and no answer that with its prompts comes to at most {limit} tokens")
@@ -302,7 +302,7 @@ class PairSource:
         self._data = data
         template = ChatTemplate.load(task.pairs.template)
         require_marks(template)
-        self._layout = layout(task.pairs.max_pairs, task.reference_log_probs is not None)
+        self._collator = pair_collator(task.pairs.max_pairs, task.reference_log_probs is not None)
 
         def read(path: Path) -> Examples:
             return read_elements(path, task, data.sequence_length, template, tokenizer)
@@ -322,7 +322,7 @@ class PairSource:
     def train(self, process_index: int, process_count: int) -> grain.DatasetIterator[Batch]:
         """Batches without end, this process's rows of them."""
         return mixed_batches(
-            self._data, self._parts, self._layout, process_index=process_index, process_count=process_count
+            self._data, self._parts, self._collator, process_index=process_index, process_count=process_count
         )
 
     def heldout(self, name: str, process_index: int, process_count: int) -> Iterable[Batch]:
@@ -330,7 +330,7 @@ class PairSource:
         return one_pass(
             self._data,
             self._heldout[name],
-            self._layout,
+            self._collator,
             process_index=process_index,
             process_count=process_count,
         )

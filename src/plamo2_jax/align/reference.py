@@ -155,12 +155,12 @@ def write_reference(
 
 def _rows(elements: Sequence[Mapping[str, np.ndarray]], t: int, b: int) -> dict[str, jax.Array]:
     """A batch of one element a row, padded to [b, t]."""
-    names = {"tokens": "tokens", "targets": "targets", "positions": "places", "loss_weights": "weights"}
+    names = {"tokens": "tokens", "targets": "targets", "positions": "positions", "loss_weights": "weights"}
     batch = {name: np.zeros((b, t), elements[0][source].dtype) for name, source in names.items()}
     batch["segment_ids"] = np.zeros((b, t), np.int32)
     for i, element in enumerate(elements):
         n = len(element["tokens"])
         for name, source in names.items():
             batch[name][i, :n] = element[source]
-        batch["segment_ids"][i, :n] = 1 + element["sides"]
+        batch["segment_ids"][i, :n] = 1 + element["role"]
     return {name: jnp.asarray(array) for name, array in batch.items()}

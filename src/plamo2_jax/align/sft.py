@@ -24,7 +24,7 @@ from plamo2_jax.align.lora import LoraConfig
 from plamo2_jax.align.post_training import add_lora, log_record_counts, naming_limit, validate_post_training
 from plamo2_jax.align.samples import SamplesConfig, SampleWriter
 from plamo2_jax.data.documents import ReadReport
-from plamo2_jax.data.packing import Batch
+from plamo2_jax.data.packing import Batch, Collator
 from plamo2_jax.data.pipeline import DataConfig, mixed_batches, one_pass
 from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -147,17 +147,7 @@ def to_element(example: Example, weighting: Weighting) -> dict[str, np.ndarray]:
     return {"tokens": example.ids[:-1], "targets": example.ids[1:], "weights": trained}
 
 
-def _to_batch(packed: Mapping[str, np.ndarray]) -> Batch:
-    return {
-        "tokens": packed["tokens"],
-        "targets": packed["targets"],
-        "segment_ids": packed["tokens_segment_ids"],
-        "positions": packed["tokens_positions"],
-        "loss_weights": packed["weights"],
-    }
-
-
-LAYOUT = Collator(("tokens", "targets", "weights"), _to_batch)
+COLLATOR = Collator(("tokens", "targets", "weights"))
 
 
 class ChatSource:
@@ -208,10 +198,12 @@ class ChatSource:
 
     def train(self, process_index: int, process_count: int) -> grain.DatasetIterator[Batch]:
         """Batches without end, this process's rows of them."""
-        return mixed_batches(self._data, self._parts, LAYOUT, process_index=process_index, process_count=process_count)
+        return mixed_batches(
+            self._data, self._parts, COLLATOR, process_index=process_index, process_count=process_count
+        )
 
     def heldout(self, name: str, process_index: int, process_count: int) -> Iterable[Batch]:
         """Batches of one held-out file."""
         return one_pass(
-            self._data, self._heldout[name], LAYOUT, process_index=process_index, process_count=process_count
+            self._data, self._heldout[name], COLLATOR, process_index=process_index, process_count=process_count
         )
