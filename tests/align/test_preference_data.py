@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from plamo2_jax.align.examples import Examples
-from plamo2_jax.align.preference_data import encode_pair, read_pairs, to_pair
+from plamo2_jax.align.preference_data import encode_pair, pair_collator, read_pairs, to_pair
 from plamo2_jax.data.documents import ReadReport, TooManyBadRecordsError
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem, mixed_batches, one_pass
 
