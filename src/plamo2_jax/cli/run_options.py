@@ -88,6 +88,7 @@ def _read(kind: type, default: Any, args: Sequence[str], prog: str, description:
 
 def _with_parts(config: RunConfig, args: Sequence[str]) -> RunConfig:
     """The run, where a part of its task that may be missing (`lora`) is one as soon as an option names a field of it, and in the help."""
+    asks_for_help = bool({"-h", "--help"} & set(args))
     hints = get_type_hints(type(config.task))
     optional = {
         name: next(filter(dataclasses.is_dataclass, get_args(hint)), None)
@@ -99,6 +100,13 @@ def _with_parts(config: RunConfig, args: Sequence[str]) -> RunConfig:
         for name, part in optional.items()
         if part is not None
         and getattr(config.task, name) is None
-        and any(word.startswith(f"--{name}.") or word in ("-h", "--help") for word in args)
+        and (asks_for_help or any(word.startswith(f"--{name}.") for word in args))
     }
-    return dataclasses.replace(config, task=dataclasses.replace(config.task, **made)) if made else config
+    if not made:
+        return config
+    try:
+        return dataclasses.replace(config, task=dataclasses.replace(config.task, **made))
+    except ValueError:
+        if asks_for_help:
+            return config  # The help of a run that allows no such part does not show it.
+        raise

@@ -59,5 +59,6 @@ def example() -> RunConfig:
         tokenizer=Path("tokenizer.jsonl"),
         data=DataConfig((MixtureItem(Path("conversations.jsonl")),), sequence_length=256, batch_size=16),
         steps=1000,
+        init_from=Path("runs/demo"),
         task=Sft(),
     )
