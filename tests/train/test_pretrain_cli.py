@@ -9,8 +9,8 @@ import jax
 import pytest
 
 from plamo2_jax.checkpoint import write_json
-from plamo2_jax.cli import pretrain as cli
 from plamo2_jax.cli.main import main
+from plamo2_jax.config_file import load_config
 from plamo2_jax.model.plamo2 import Plamo2, abstract_params, logical_axes
 from plamo2_jax.train.config import differences, free_fields, to_json
 from plamo2_jax.train.optimizer import make_optimizer
@@ -25,7 +25,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 @pytest.mark.parametrize("name", ["demo", "pretrain_1b", "pretrain_8b"])
 def test_the_configurations_can_be_planned(name):
     """Shapes of the whole training state, with nothing allocated."""
-    config = cli.load_config(CONFIGS / f"{name}.py")
+    config = load_config(CONFIGS / f"{name}.py")
     model = Plamo2(config.model)
     optimizer = make_optimizer(config.optimizer, make_schedule(config.schedule, config.steps), logical_axes(model))
     state = jax.eval_shape(lambda params: TrainState.create(params, optimizer, config.seed), abstract_params(model))
