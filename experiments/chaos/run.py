@@ -30,7 +30,7 @@ CONFIG_FILE = """from pathlib import *
 from plamo2_jax.config import *
 from plamo2_jax.data.pipeline import *
 from plamo2_jax.train.config import *
-from plamo2_jax.train.guard import *
+from plamo2_jax.train.loss_guard import *
 from plamo2_jax.train.optimizer import *
 from plamo2_jax.train.pretraining import *
 from plamo2_jax.train.schedule import *

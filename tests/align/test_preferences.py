@@ -221,7 +221,7 @@ def test_adapters_on_a_stored_reference_through_the_command_line(stored, tmp_pat
         "from pathlib import *\nfrom plamo2_jax.align.dpo import *\nfrom plamo2_jax.align.lora import *\n"
         "from plamo2_jax.align.preferences import *\nfrom plamo2_jax.align.samples import *\nfrom plamo2_jax.config import *\n"
         "from plamo2_jax.data.pipeline import *\nfrom plamo2_jax.engine.sampling import *\n"
-        "from plamo2_jax.sharding.mesh import *\nfrom plamo2_jax.train.config import *\nfrom plamo2_jax.train.guard import *\n"
+        "from plamo2_jax.sharding.mesh import *\nfrom plamo2_jax.train.config import *\nfrom plamo2_jax.train.loss_guard import *\n"
         "from plamo2_jax.train.optimizer import *\n"
         f"from plamo2_jax.train.schedule import *\nconfig = {config!r}\n"
     )

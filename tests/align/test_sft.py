@@ -186,7 +186,7 @@ def test_adapters_alone_are_trained_and_added(make_config, small_params, base, t
         "from pathlib import *\nfrom plamo2_jax.align.lora import *\nfrom plamo2_jax.align.samples import *\n"
         "from plamo2_jax.align.sft import *\nfrom plamo2_jax.config import *\nfrom plamo2_jax.engine.sampling import *\n"
         "from plamo2_jax.data.pipeline import *\nfrom plamo2_jax.sharding.mesh import *\nfrom plamo2_jax.train.config import *\n"
-        f"from plamo2_jax.train.guard import *\nfrom plamo2_jax.train.optimizer import *\n"
+        f"from plamo2_jax.train.loss_guard import *\nfrom plamo2_jax.train.optimizer import *\n"
         f"from plamo2_jax.train.schedule import *\nconfig = {config!r}\n"
     )
     asked = ["--samples.prompts", "a?", "日本", "--samples.max-new-tokens", "8"]

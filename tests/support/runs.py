@@ -24,19 +24,19 @@ def held(step: int) -> str:
     """
     return f"""
 import os, time
-from plamo2_jax.train.stop import StopRequest
-from plamo2_jax.train.window import Window
+from plamo2_jax.train.preemption import Preemption
+from plamo2_jax.train.step_metrics import StepMetrics
 
 parent, requests = os.getppid(), []
-enter, add = StopRequest.__enter__, Window.add
+enter, add = Preemption.__enter__, StepMetrics.add
 
 def add_and_hold(self, step, metrics):
     add(self, step, metrics)
     while step == {step} and requests[-1].signal is None and os.getppid() == parent:
         time.sleep(0.02)
 
-StopRequest.__enter__ = lambda self: requests.append(self) or enter(self)
-Window.add = add_and_hold
+Preemption.__enter__ = lambda self: requests.append(self) or enter(self)
+StepMetrics.add = add_and_hold
 """
 
 
@@ -72,7 +72,7 @@ def write_config(config: RunConfig, folder: Path) -> Path:
         "from plamo2_jax.data.pipeline import *\n"
         "from plamo2_jax.sharding.mesh import *\n"
         "from plamo2_jax.train.config import *\n"
-        "from plamo2_jax.train.guard import *\n"
+        "from plamo2_jax.train.loss_guard import *\n"
         "from plamo2_jax.train.optimizer import *\n"
         "from plamo2_jax.train.pretraining import *\n"
         "from plamo2_jax.train.schedule import *\n"

@@ -16,8 +16,8 @@ from plamo2_jax import checkpoint
 from plamo2_jax.config import preset
 from plamo2_jax.sharding.mesh import MeshConfig
 from plamo2_jax.sharding.rules import ShardingError
-from plamo2_jax.train.guard import Divergence
 from plamo2_jax.train.loop import train
+from plamo2_jax.train.loss_guard import Divergence
 from plamo2_jax.train.metrics import read_metrics
 from plamo2_jax.train.run_folder import TrainingError
 from support.runs import assert_same_params, params_of, record, stop_after
@@ -101,7 +101,7 @@ import json, pathlib, sys, time
 
 sys.path.insert(0, ".")
 import conftest
-from plamo2_jax.train.guard import Divergence
+from plamo2_jax.train.loss_guard import Divergence
 from plamo2_jax.train.loop import train
 
 home = pathlib.Path(json.loads(pathlib.Path({config}).read_text())["home"])

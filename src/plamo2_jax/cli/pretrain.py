@@ -88,7 +88,7 @@ def run(
     config = options.config
     from plamo2_jax.train.loop import train
     from plamo2_jax.train.processes import join, leave_when_aborted, leave_when_broken
-    from plamo2_jax.train.watch import ProfileSteps
+    from plamo2_jax.train.profiler import ProfileSteps
 
     profile = None if options.profile is None else ProfileSteps.parse(options.profile)
     join(options.distributed)

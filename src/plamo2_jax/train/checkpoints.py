@@ -17,7 +17,7 @@ from plamo2_jax import checkpoint, manifest
 from plamo2_jax.checkpoint import CHECKPOINTS, EMA, PARAMS, CheckpointError, first_line
 from plamo2_jax.storage import absolute, is_full_disk
 from plamo2_jax.train import integrity, processes
-from plamo2_jax.train.guard import Guard
+from plamo2_jax.train.loss_guard import LossGuard
 from plamo2_jax.train.state import TrainState
 
 TRAINING = "training"
@@ -62,7 +62,7 @@ class RunCheckpoints:
             if kind is None:
                 raise self._unwritten(error) from error
 
-    def save(self, state: TrainState, iterator: grain.DatasetIterator, guard: Guard) -> None:
+    def save(self, state: TrainState, iterator: grain.DatasetIterator, guard: LossGuard) -> None:
         """Save after the current step. Arrays are copied before this returns, so the state may be donated; writing goes on behind.
 
         Raises:
@@ -93,7 +93,7 @@ class RunCheckpoints:
         except Exception as error:
             raise self._unwritten(error) from error
 
-    def restore(self, abstract: TrainState, iterator: grain.DatasetIterator, guard: Guard) -> TrainState:
+    def restore(self, abstract: TrainState, iterator: grain.DatasetIterator, guard: LossGuard) -> TrainState:
         """Read the newest checkpoint that is whole. One that is not is named on stderr, set aside (renamed), and the one before it is read.
 
         A checkpoint without a manifest (an older version of this package wrote none) is judged by whether it can be read.
@@ -120,7 +120,7 @@ class RunCheckpoints:
         raise no_checkpoint_left(self._folder)
 
     def restore_step(
-        self, step: int, abstract: TrainState, iterator: grain.DatasetIterator, guard: Guard, *, verify: bool = True
+        self, step: int, abstract: TrainState, iterator: grain.DatasetIterator, guard: LossGuard, *, verify: bool = True
     ) -> TrainState:
         """Read one checkpoint; arguments as for `restore`.
 
@@ -206,7 +206,7 @@ def read_state(
     step: int,
     abstract: TrainState,
     iterator: grain.DatasetIterator | None = None,
-    guard: Guard | None = None,
+    guard: LossGuard | None = None,
 ) -> TrainState:
     """Read the whole state of a run from one of its checkpoints, without a look at checksums.
 

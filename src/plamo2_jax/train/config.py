@@ -18,7 +18,7 @@ from plamo2_jax.sharding.mesh import MeshConfig
 from plamo2_jax.sharding.rules import Strategy
 from plamo2_jax.storage import address, located
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
-from plamo2_jax.train.guard import SpikeConfig
+from plamo2_jax.train.loss_guard import SpikeConfig
 from plamo2_jax.train.optimizer import OptimizerConfig
 from plamo2_jax.train.schedule import ScheduleConfig, make_schedule
 from plamo2_jax.train.source import ShardSource, Source

@@ -24,7 +24,7 @@ from plamo2_jax.storage import address, located
 from plamo2_jax.train import integrity, processes
 from plamo2_jax.train.checkpoints import TRAINING, check_state, read_state
 from plamo2_jax.train.config import BASE_FINGERPRINT, RunConfig, differences, free_fields
-from plamo2_jax.train.guard import Guard
+from plamo2_jax.train.loss_guard import LossGuard
 from plamo2_jax.train.state import TrainState
 
 FORKED_FROM = "forked_from"
@@ -46,7 +46,7 @@ class Fork:
     origin: Mapping[str, Any]
     """For config.json, under FORKED_FROM."""
 
-    def restore(self, abstract: TrainState, iterator: grain.DatasetIterator, guard: Guard) -> TrainState:
+    def restore(self, abstract: TrainState, iterator: grain.DatasetIterator, guard: LossGuard) -> TrainState:
         """Read the state, and move the data and the guard to where they were.
 
         Args:

@@ -63,7 +63,7 @@ class Divergence(ValueError):
         )
 
 
-class Guard:
+class LossGuard:
     """Sees each step once, in order.
 
     Args:
@@ -118,7 +118,7 @@ class Guard:
             return None
         return Spike(step - self._high + 1, step, median)
 
-    def roll_back(self, spike: Spike, saved: Guard) -> int:
+    def roll_back(self, spike: Spike, saved: LossGuard) -> int:
         """Go on from the guard of a checkpoint before a spike, with the data after the spike.
 
         Counts do not go back: a second spike after the same checkpoint is met with data further on, and counts as a second.

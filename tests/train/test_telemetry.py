@@ -4,9 +4,13 @@ import time
 
 import pytest
 
+from plamo2_jax.train.goodput import Goodput
 from plamo2_jax.train.loop import train
 from plamo2_jax.train.metrics import read_metrics
-from plamo2_jax.train.watch import Goodput, ProfileSteps, StallWatchdog, StepClock, memory_in_use
+from plamo2_jax.train.profiler import ProfileSteps
+from plamo2_jax.train.step_clock import StepClock
+from plamo2_jax.train.step_metrics import memory_in_use
+from plamo2_jax.train.watchdog import StallWatchdog
 
 
 def test_the_log_tells_times_and_where_they_went(uninterrupted):

@@ -10,13 +10,15 @@ import jax
 from plamo2_jax.train.build import TrainProgram
 from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.flops import model_flops_utilization
-from plamo2_jax.train.guard import Guard, Spike
+from plamo2_jax.train.goodput import Goodput
+from plamo2_jax.train.loss_guard import LossGuard, Spike
 from plamo2_jax.train.metrics import MetricsLog, NoLog, step_figures
+from plamo2_jax.train.step_clock import StepClock
 from plamo2_jax.train.task import PROCESSED, Metrics
-from plamo2_jax.train.watch import Goodput, StallWatchdog, StepClock, memory_in_use
+from plamo2_jax.train.watchdog import StallWatchdog
 
 
-class Window:
+class StepMetrics:
     """Collects steps, one of which may be under way while the next is queued, and writes them.
 
     The host is so never more than a step ahead: enough to keep the device busy, and each step's end is seen when it comes.
@@ -35,7 +37,7 @@ class Window:
         config: RunConfig,
         program: TrainProgram,
         log: MetricsLog | NoLog,
-        guard: Guard,
+        guard: LossGuard,
         watchdog: StallWatchdog,
         goodput: Goodput | None,
     ):
@@ -123,3 +125,12 @@ class Window:
         """What is measured once a write: `seconds` are those of the step that is not in the log yet."""
         goodput = {} if self._goodput is None else {"goodput": self._goodput.share(self._log.seconds + seconds)}
         return self.clock.figures() | memory_in_use(self._devices) | goodput
+
+
+def memory_in_use(devices: Sequence[jax.Device]) -> dict[str, float]:
+    """`hbm_bytes` in use and `hbm_peak_bytes` of the fullest of this process's devices; nothing where they do not tell (CPU)."""
+    stats = [
+        stats for device in devices if device.process_index == jax.process_index() and (stats := device.memory_stats())
+    ]
+    names = {"hbm_bytes": "bytes_in_use", "hbm_peak_bytes": "peak_bytes_in_use"}
+    return {ours: float(max(stat.get(theirs, 0) for stat in stats)) for ours, theirs in names.items() if stats}

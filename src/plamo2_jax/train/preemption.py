@@ -11,7 +11,7 @@ import jax
 from plamo2_jax.train import processes
 
 
-class StopRequest:
+class Preemption:
     """Notes SIGINT and SIGTERM instead of dying of them; a context manager.
 
     The loop looks at `signal` after each step. A second signal of the same kind is handled as it was before, so that Ctrl-C twice
@@ -22,7 +22,7 @@ class StopRequest:
         self.signal: int | None = None
         self._before: dict[int, object] = {}
 
-    def __enter__(self) -> StopRequest:
+    def __enter__(self) -> Preemption:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)
