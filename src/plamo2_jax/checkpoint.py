@@ -345,8 +345,18 @@ def model_json(config: ModelConfig) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
 
+BASE_FINGERPRINT = "base_fingerprint"
+"""Key of config.json: the fingerprint of the model that a run's adapters belong to."""
+
+
 def fingerprint(config: ModelConfig, params: Any, samples: int = 512) -> str:
-    """Return the BLAKE2b of a model's shape and of values spread over every parameter. It tells models apart; it does not certify them."""
+    """Return BLAKE2b of a model's shape and of values spread over every parameter: it tells models apart, it does not certify them.
+
+    Args:
+        config: shape of the model.
+        params: its parameters, in any dtype.
+        samples: values that are taken of each parameter.
+    """
     digest = hashlib.blake2b(json.dumps(model_json(config), sort_keys=True).encode(), digest_size=16)
     for path, leaf in sorted(flax.traverse_util.flatten_dict(params, sep="/").items()):
         places = np.unique(np.linspace(0, leaf.size - 1, samples).astype(np.int64))

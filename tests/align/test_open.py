@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from plamo2_jax import checkpoint
-from plamo2_jax.align.lora import Adapters, LoraConfig
-from plamo2_jax.align.open import open_model
-from plamo2_jax.align.peft import write_run_adapter
+from plamo2_jax.adapters.attach import Adapters
+from plamo2_jax.adapters.config import LoraConfig
+from plamo2_jax.adapters.open import open_model
+from plamo2_jax.adapters.peft import write_run_adapter
 from plamo2_jax.align.sft import Sft
 from plamo2_jax.checkpoint import fingerprint
 from plamo2_jax.cli.main import main
@@ -57,7 +58,7 @@ def run(tmp_path, base, data, fields, rows_of, small, small_params, adapters, to
 
 def test_adapters_are_added_to_the_base_of_their_run(run, small, small_params, adapters):
     opened = open_model(run.folder)
-    expected = Adapters(small.config, LORA).apply(small_params, adapters)
+    expected = Adapters(small.config, LORA).merge(small_params, adapters)
     jax.tree.map(np.testing.assert_array_equal, opened.params, expected)
     assert (opened.config, opened.tokenizer is not None) == (small.config, True)
     # The same from PEFT's layout, which names the base too.
@@ -168,7 +169,7 @@ def test_a_run_folder_is_described(base, small, small_params, tokenizer, capsys)
     assert facts["tokenizer"] == {"rows": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
     assert facts["layer_pattern"] == "1 x (window)"
     assert facts["axes"]["vocab"] == 864
-    assert facts["checksums"] == "all files are what was written"
+    assert facts["checksums"] == "all files match their checksums"
     names = {tensor["name"]: tensor for tensor in facts["tensors"]}
     assert names["embedding"]["axes"] == ["vocab", "embed"]
     assert names["embedding"]["shape"] == [864, 32]

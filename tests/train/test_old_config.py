@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from plamo2_jax import checkpoint
+from plamo2_jax.adapters.config import LoraConfig
 from plamo2_jax.align.dpo import PreferenceConfig
-from plamo2_jax.align.lora import LoraConfig
 from plamo2_jax.align.preferences import Dpo, PairsConfig
 from plamo2_jax.align.sft import Sft
 from plamo2_jax.config import preset
@@ -19,7 +19,7 @@ from plamo2_jax.data.pipeline import DataConfig, MixtureItem
 from plamo2_jax.old_config import modernize
 from plamo2_jax.report.run import kind_of
 from plamo2_jax.surgery.distill import Distill
-from plamo2_jax.train.config import RunConfig, differences, free_fields, to_json
+from plamo2_jax.train.config import RunConfig, differences, fill_defaults, free_fields, to_json
 from plamo2_jax.train.loop import train
 from plamo2_jax.train.pretraining import Pretrain
 from plamo2_jax.train.run_folder import TrainingError
@@ -107,7 +107,8 @@ def test_an_old_configuration_is_read_as_todays(name, tmp_path):
     # What a run records besides its configuration: fingerprints.
     added = found.keys() - expected.keys()
     assert added <= {"tokenizer_fingerprint", "examples", "base_fingerprint"}
-    assert differences(expected, {key: found[key] for key in expected}, frozenset(free_fields(config))) == []
+    theirs = fill_defaults({key: found[key] for key in expected}, config)
+    assert differences(expected, theirs, frozenset(free_fields(config))) == []
     assert modernize(found) == found
     assert kind_of(found) == RUNS[name][0]
     assert (checkpoint.lora_of(found) or {}).get("rank") == (2 if name == "sft_lora" else None)

@@ -10,7 +10,9 @@ from typing import Any
 
 import jax
 
-from plamo2_jax.align.lora import Adapters, LoraConfig, with_adapters
+from plamo2_jax.adapters.attach import Adapters
+from plamo2_jax.adapters.config import LoraConfig
+from plamo2_jax.align.lora import with_adapters
 from plamo2_jax.data.documents import ReadReport, TooManyBadRecordsError
 from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.task import TrainTask

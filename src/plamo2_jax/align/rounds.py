@@ -29,7 +29,7 @@ from plamo2_jax.storage import lock_folder, write_whole
 from plamo2_jax.surgery.merge.config import MergeConfig
 from plamo2_jax.surgery.merge.merge import merge
 from plamo2_jax.tokenizer.template_files import chat_template_files
-from plamo2_jax.train.config import RunConfig, differences, free_fields, to_json
+from plamo2_jax.train.config import RunConfig, differences, fill_defaults, free_fields, to_json
 from plamo2_jax.train.loop import train
 
 
@@ -175,7 +175,9 @@ def _refuse_other(config: RoundsConfig) -> None:
         if not theirs.keys() >= set(kept):
             raise ValueError(f"{path} is not the configuration of rounds: it must hold {', '.join(kept)}; {OR_AGAIN}")
         found = [line for name in kept[:3] for line in differences(ours[name], theirs[name])]
-        found += differences(ours["train"], modernize(theirs["train"]), frozenset(free_fields(config.train)))
+        found += differences(
+            ours["train"], fill_defaults(modernize(theirs["train"]), config.train), frozenset(free_fields(config.train))
+        )
         if found:
             raise ValueError(
                 f"{path.parent} holds rounds of another configuration ({'; '.join(found)[:200]}); {OR_AGAIN}"

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from plamo2_jax.adapters.config import LoraConfig
 from plamo2_jax.align.chat import Example, Truncate, encode_all, read_conversations, require_marks
 from plamo2_jax.align.examples import Examples
-from plamo2_jax.align.lora import LoraConfig
 from plamo2_jax.align.post_training import add_lora, log_record_counts, naming_limit, validate_post_training
 from plamo2_jax.align.samples import SamplesConfig, SampleWriter
 from plamo2_jax.data.documents import ReadReport

@@ -94,7 +94,7 @@ class Mamba(nn.Module):
         skip = parameter(self, "skip", ones, heads)
         observe(self, B * C, (axes.STATE,), context.segment_ids)
         observe(self, low_rank, (axes.DT_RANK,), context.segment_ids)
-        dt = multiply(self, "btr,rh->bth", low_rank, dt_up, preferred_element_type=dt_bias.dtype)
+        dt = multiply("btr,rh->bth", low_rank, dt_up, preferred_element_type=dt_bias.dtype)
         arrays = x, nn.softplus(dt + dt_bias), -jnp.exp(a_log), B[:, :, None], C[:, :, None], skip
         if mesh is None:
             y, ssm_state = ssd(

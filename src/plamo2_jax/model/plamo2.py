@@ -244,7 +244,7 @@ class Plamo2(nn.Module):
         """Logits in float32 from features."""
         weight = self.embedding if self.config.tie_word_embeddings else self.lm_head
         dtype = jnp.promote_types(x.dtype, jnp.float32)
-        logits = multiply(self, "btd,vd->btv", x, weight, preferred_element_type=dtype)
+        logits = multiply("btd,vd->btv", x, weight, preferred_element_type=dtype)
         return self._constrain(logits, (axes.TENSOR,))
 
     def _lookup(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:

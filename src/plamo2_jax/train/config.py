@@ -175,10 +175,6 @@ class RunConfig:
         return located(self.output) / self.name
 
 
-BASE_FINGERPRINT = "base_fingerprint"
-"""Key of config.json: the fingerprint of the model that a run's adapters belong to."""
-
-
 def to_json(config: Any) -> Any:
     """Return a configuration as JSON: dataclasses as objects by field name, tasks with their kind, paths as strings, tuples as lists."""
     if dataclasses.is_dataclass(config):
@@ -189,6 +185,26 @@ def to_json(config: Any) -> Any:
     if isinstance(config, tuple | list):
         return [to_json(value) for value in config]
     return address(config) if isinstance(config, Path) else config
+
+
+def fill_defaults(stored: Any, config: Any) -> Any:
+    """Return a stored configuration with the defaults of fields that did not exist when it was written.
+
+    Args:
+        stored: in JSON form.
+        config: the configuration, or a part of it, that `stored` is compared with.
+    """
+    if not (dataclasses.is_dataclass(config) and isinstance(stored, dict)):
+        return stored
+    filled = dict(stored)
+    for field in dataclasses.fields(config):
+        if field.name in stored:
+            filled[field.name] = fill_defaults(stored[field.name], getattr(config, field.name))
+        elif field.default is not dataclasses.MISSING:
+            filled[field.name] = to_json(field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            filled[field.name] = to_json(field.default_factory())
+    return filled
 
 
 def free_fields(config: Any, prefix: str = "") -> Iterator[str]:

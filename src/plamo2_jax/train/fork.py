@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 
 from plamo2_jax import checkpoint
-from plamo2_jax.checkpoint import CheckpointError
+from plamo2_jax.checkpoint import BASE_FINGERPRINT, CheckpointError
 from plamo2_jax.manifest import MANIFEST, find_damage
 from plamo2_jax.storage import address, located
 from plamo2_jax.train import integrity, processes
 from plamo2_jax.train.checkpoints import TRAINING, check_state, read_state
-from plamo2_jax.train.config import BASE_FINGERPRINT, RunConfig, differences, free_fields
+from plamo2_jax.train.config import RunConfig, differences, fill_defaults, free_fields
 from plamo2_jax.train.loss_guard import LossGuard
 from plamo2_jax.train.state import TrainState
 
@@ -81,7 +81,7 @@ def open_fork(config: RunConfig, abstract: TrainState, description: Mapping[str,
     path = checkpoint.step_folder(folder, step)
     step = int(path.name)
     name = f"{address(folder)}@{step}"
-    theirs = checkpoint.read_config(folder)
+    theirs = fill_defaults(checkpoint.read_config(folder), config)
     if not (path / TRAINING).is_dir():
         raise ForkError(
             f"RunConfig.fork={address(config.fork)!r} is not allowed: {name} holds parameters without the state of an optimizer. "

@@ -10,11 +10,12 @@ from typing import Any
 import jax
 
 from plamo2_jax import checkpoint
+from plamo2_jax.checkpoint import BASE_FINGERPRINT
 from plamo2_jax.storage import address, located, lock_folder
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train import integrity, processes
 from plamo2_jax.train.checkpoints import no_checkpoint_left
-from plamo2_jax.train.config import BASE_FINGERPRINT, RunConfig, differences, free_fields, to_json
+from plamo2_jax.train.config import RunConfig, differences, fill_defaults, free_fields, to_json
 from plamo2_jax.train.fork import FORKED_FROM, Fork, first_change
 from plamo2_jax.train.schedule import make_schedule
 from plamo2_jax.train.source import Source
@@ -100,7 +101,8 @@ def check_resumable(config: RunConfig, description: Mapping[str, Any]) -> dict[s
     Raises:
         TrainingError: it is another run, or its learning rates would be others.
     """
-    folder, theirs = config.folder, checkpoint.read_config(config.folder)
+    folder = config.folder
+    theirs = fill_defaults(checkpoint.read_config(folder), config)
     ours = {**description, FORKED_FROM: theirs[FORKED_FROM]} if FORKED_FROM in theirs else dict(description)
     # Older runs do not say to which base their adapters belong, and a job of several processes does not find out.
     if BASE_FINGERPRINT in theirs:

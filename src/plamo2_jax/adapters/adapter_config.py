@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plamo2_jax.align.lora import LARGEST_RANK
+from plamo2_jax.adapters.config import LARGEST_RANK
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.pattern import PatternError, first_matches
 from plamo2_jax.public_config import is_integer, is_number, shown
