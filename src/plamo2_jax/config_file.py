@@ -7,6 +7,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from plamo2_jax.errors import PlamoError
+
 
 def load_config(path: Path, kind: type = object, such_as: str = "configs/demo.py", name: str = "config") -> Any:
     """Run a config file and return what it sets a name to.
@@ -21,13 +23,13 @@ def load_config(path: Path, kind: type = object, such_as: str = "configs/demo.py
         ValueError: there is no such file, it is not right Python, it sets no such configuration, or what it sets is out of range.
     """
     if not path.is_file():
-        raise ValueError(f"{path} is not a file; the first argument must be a {name} file, such as {such_as}")
+        raise PlamoError(f"{path} is not a file; the first argument must be a {name} file, such as {such_as}")
     try:
         found = runpy.run_path(str(path)).get(name)
     except (SyntaxError, ImportError, TypeError, NameError, AttributeError) as error:
-        raise ValueError(f"{path}, line {_line(error, path)}: {error}") from error
+        raise PlamoError(f"{path}, line {_line(error, path)}: {error}") from error
     if found is None or (kind is not object and type(found) is not kind):
-        raise ValueError(f"{path} must set `{name}` to a {kind.__name__}; it sets it to {type(found).__name__}")
+        raise PlamoError(f"{path} must set `{name}` to a {kind.__name__}; it sets it to {type(found).__name__}")
     return found
 
 

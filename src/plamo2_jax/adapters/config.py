@@ -7,7 +7,8 @@ import math
 from typing import Literal
 
 from plamo2_jax.pattern import PatternError, require_pattern
-from plamo2_jax.public_config import is_integer, is_number, shown
+from plamo2_jax.public_config import is_integer, is_number
+from plamo2_jax.validation import shown
 
 LARGEST_RANK = 2**16
 

@@ -30,8 +30,8 @@ from plamo2_jax.convert.finite import find_nonfinite, is_finite
 from plamo2_jax.convert.layout import Part, PublicTensor, public_tensors
 from plamo2_jax.convert.load import LoadedModel, load_model
 from plamo2_jax.model_files import optional_file
-from plamo2_jax.public_config import shown
 from plamo2_jax.storage import new_folder, require_empty
+from plamo2_jax.validation import shown
 
 WEIGHTS, FOLDER = "adapter_model.safetensors", "adapter"
 _PREFIX = "base_model.model."

@@ -14,6 +14,7 @@ from plamo2_jax.adapters.attach import Adapters
 from plamo2_jax.adapters.config import LoraConfig
 from plamo2_jax.align.lora import with_adapters
 from plamo2_jax.data.documents import ReadReport, TooManyBadRecordsError
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.task import TrainTask
 
@@ -24,12 +25,12 @@ _SHOWN = 5
 def validate_post_training(run: RunConfig, lora: LoraConfig | None) -> None:
     """Raise ValueError for fields of a run that only text has, and for adapters without a model to add them to."""
     if run.data.long_document_tokens is not None:
-        raise ValueError(
+        raise PlamoError(
             f"data.long_document_tokens={run.data.long_document_tokens!r} is not allowed with task={type(run.task).__name__}: it must be "
             "none, since it is for text"
         )
     if lora is not None and run.init_from is None:
-        raise ValueError(
+        raise PlamoError(
             "init_from=None is not allowed with lora: it must name the model that the adapters are added to"
         )
 

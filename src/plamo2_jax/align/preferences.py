@@ -24,15 +24,17 @@ from plamo2_jax.align.preference_data import REFERENCE, Pair, PairTruncate, enco
 from plamo2_jax.align.reference import MANIFEST, ReferenceLogProbs, write_reference
 from plamo2_jax.align.samples import SamplesConfig, SampleWriter
 from plamo2_jax.checkpoint import fingerprint
+from plamo2_jax.data.batch import Batch
 from plamo2_jax.data.documents import ReadReport
-from plamo2_jax.data.packing import Batch
 from plamo2_jax.data.pipeline import DataConfig, mixed_batches, one_pass
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.model.plamo2 import Plamo2
 from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.config import FREE, RunConfig, TaskConfig
 from plamo2_jax.train.task import LossFn, Metrics, TaskContext, TrainTask, means
 from plamo2_jax.train.trainable import full_params, load_params
+from plamo2_jax.validation import require
 
 MOST_KL_EXPONENT = 5.0
 """Where the exponent of the `kl` estimator is clipped."""
@@ -56,9 +58,9 @@ class PairsConfig:
 
     def __post_init__(self) -> None:
         if self.max_pairs < 1:
-            raise ValueError(f"PairsConfig.max_pairs={self.max_pairs!r} is not allowed: it must be at least 1")
+            raise PlamoError(f"PairsConfig.max_pairs={self.max_pairs!r} is not allowed: it must be at least 1")
         if not 0 <= self.max_bad_rate < 1:
-            raise ValueError(f"PairsConfig.max_bad_rate={self.max_bad_rate!r} is not allowed: it must be in [0, 1)")
+            raise PlamoError(f"PairsConfig.max_bad_rate={self.max_bad_rate!r} is not allowed: it must be in [0, 1)")
 
     def report(self) -> ReadReport:
         """The account of bad lines."""
@@ -126,7 +128,7 @@ def preference_evaluator(loss_fn: LossFn) -> Callable[..., PreferenceResult]:
         sums = [jax.device_get(sums_of(params, batch, frozen)) for batch in batches]
         totals = {name: sum(float(some[name]) for some in sums) for name in (sums[0] if sums else {})}
         if not totals.get("weight"):
-            raise ValueError("the held-out data hold no pair and no answer")
+            raise PlamoError("the held-out data hold no pair and no answer")
         totals.pop("tokens")
         counts = {name: totals[name] for name in ("pairs", "count_chosen", "count_rejected")}
         return PreferenceResult(counts | means(totals, OVER))
@@ -162,16 +164,12 @@ class Dpo(TaskConfig):
         """Raise ValueError for fields of the run that only text has, and for a reference that is missing or not read."""
         validate_post_training(run, self.lora)
         needs = self.preference.needs_reference
-        self._require(
-            "reference", not needs or (self.reference or run.init_from) is not None, "given without init_from"
+        require(
+            self, "reference", not needs or (self.reference or run.init_from) is not None, "given without init_from"
         )
         unread = "none where no loss reads a reference"
         for name in ("reference", "reference_log_probs"):
-            self._require(name, needs or getattr(self, name) is None, unread)
-
-    def _require(self, name: str, condition: bool, allowed: str) -> None:
-        if not condition:
-            raise ValueError(f"Dpo.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
+            require(self, name, needs or getattr(self, name) is None, unread)
 
     def make_task(self, run: RunConfig, context: TaskContext) -> TrainTask:
         """Make the task. Write the reference's log-probabilities, where they are to be stored and are not there.
@@ -240,7 +238,7 @@ def write_run_reference(run: RunConfig, task: Dpo, tokenizer: Tokenizer) -> None
     """
     folder = task.reference_log_probs
     if jax.process_count() > 1:
-        raise ValueError(f"{folder} holds no log-probabilities yet; write them with a job of one process first")
+        raise PlamoError(f"{folder} holds no log-probabilities yet; write them with a job of one process first")
     print(f"writing the reference's log-probabilities to {folder}", file=sys.stderr)
     template = ChatTemplate.load(task.pairs.template)
     paths = dict.fromkeys([*(item.path for item in run.data.mixture), *run.heldout.values()])
@@ -273,7 +271,7 @@ def read_elements(path: Path, task: Dpo, limit: int, template: ChatTemplate, tok
     single = any(element["role"][0] == element["role"][-1] for element in elements)
     log_record_counts(path, "pairs and single answers" if single else "pairs", counts, report)
     if not elements:
-        raise ValueError(f"{path} holds no pair and no answer that with its prompts comes to at most {limit} tokens")
+        raise PlamoError(f"{path} holds no pair and no answer that with its prompts comes to at most {limit} tokens")
     return Examples(elements)
 
 
@@ -282,7 +280,7 @@ def _usable(pairs: Iterable[Pair], config: PreferenceConfig) -> Iterator[Pair]:
     for pair in pairs:
         if not (pair.is_whole or config.takes_single_answers):
             wrong = ", ".join(name for name in config.losses if name not in BY_ANSWER)
-            raise ValueError(
+            raise PlamoError(
                 f"{pair.place} is a single answer (completion and label), which preference.losses={wrong} cannot use: with single answers "
                 f"they must be of {', '.join(sorted(BY_ANSWER))}"
             )

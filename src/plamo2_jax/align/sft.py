@@ -23,15 +23,18 @@ from plamo2_jax.align.chat import Example, Truncate, encode_all, read_conversati
 from plamo2_jax.align.examples import Examples
 from plamo2_jax.align.post_training import add_lora, log_record_counts, naming_limit, validate_post_training
 from plamo2_jax.align.samples import SamplesConfig, SampleWriter
+from plamo2_jax.data.batch import Batch
 from plamo2_jax.data.documents import ReadReport
-from plamo2_jax.data.packing import Batch, Collator
+from plamo2_jax.data.packing import Collator
 from plamo2_jax.data.pipeline import DataConfig, mixed_batches, one_pass
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.config import FREE, RunConfig, TaskConfig
-from plamo2_jax.train.pretraining import heldout_evaluator, next_token, require_z_loss
+from plamo2_jax.train.pretraining import heldout_evaluator, next_token
 from plamo2_jax.train.task import TaskContext, TrainTask
 from plamo2_jax.train.trainable import full_params
+from plamo2_jax.validation import require
 
 Weighting = Literal["token", "conversation"]
 
@@ -54,7 +57,7 @@ class ChatConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad_rate < 1:
-            raise ValueError(f"ChatConfig.max_bad_rate={self.max_bad_rate!r} is not allowed: it must be in [0, 1)")
+            raise PlamoError(f"ChatConfig.max_bad_rate={self.max_bad_rate!r} is not allowed: it must be in [0, 1)")
 
     def report(self) -> ReadReport:
         """The account of bad lines."""
@@ -101,11 +104,8 @@ class Sft(TaskConfig):
     """What the model is asked at every evaluation."""
 
     def __post_init__(self) -> None:
-        require_z_loss(self)
-        if not 0 <= self.neftune_alpha < math.inf:
-            raise ValueError(
-                f"Sft.neftune_alpha={self.neftune_alpha!r} is not allowed: it must be zero or positive, and finite"
-            )
+        for name in ("z_loss", "neftune_alpha"):
+            require(self, name, 0 <= getattr(self, name) < math.inf, "zero or positive, and finite")
 
     def check(self, run: RunConfig) -> None:
         """Raise ValueError for fields of the run that only text has."""
@@ -193,7 +193,7 @@ class ChatSource:
             examples, counts = encode_all(conversations, self._template, self._tokenizer, limit, chat.truncate, report)
         log_record_counts(path, "conversations", counts, report)
         if not examples:
-            raise ValueError(f"{path} holds no conversation of at most {limit} tokens")
+            raise PlamoError(f"{path} holds no conversation of at most {limit} tokens")
         return Examples([to_element(example, chat.weighting) for example in examples])
 
     def train(self, process_index: int, process_count: int) -> grain.DatasetIterator[Batch]:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from plamo2_jax.errors import PlamoError
+
 if TYPE_CHECKING:
     from plamo2_jax.data.documents import ReadReport
 
@@ -27,7 +29,7 @@ def record_bytes(mib: int) -> int:
         ValueError: it is less than 1 MiB or more than 1024.
     """
     if not 1 <= mib <= 1024:
-        raise ValueError(f"--max-record-mib {mib} is not allowed: it must be between 1 and 1024")
+        raise PlamoError(f"--max-record-mib {mib} is not allowed: it must be between 1 and 1024")
     return mib << 20
 
 
@@ -58,11 +60,11 @@ def write_jsonl(path: Path) -> Iterator[Any]:
 def check_jsonl(path: Path) -> None:
     """Raise ValueError unless `write_jsonl` can write to this path."""
     if not path.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.xz", ".jsonl.bz2")):
-        raise ValueError(f"{path} must end in .jsonl, .jsonl.gz, .jsonl.xz or .jsonl.bz2")
+        raise PlamoError(f"{path} must end in .jsonl, .jsonl.gz, .jsonl.xz or .jsonl.bz2")
     if not path.parent.is_dir():
-        raise ValueError(f"{path}: the folder {path.parent} does not exist")
+        raise PlamoError(f"{path}: the folder {path.parent} does not exist")
     if path.is_dir():
-        raise ValueError(f"{path} is a folder: give the name of a file")
+        raise PlamoError(f"{path} is a folder: give the name of a file")
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from plamo2_jax.cli.arguments import parse
+from plamo2_jax.errors import PlamoError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> int:
     config = load_run(options.config, (Distill,), "configs/demo_small.py")
     steps = config.steps if options.steps is None else options.steps
     if steps < 1:
-        raise ValueError(f"--steps {steps} is not allowed: it must be at least 1")
+        raise PlamoError(f"--steps {steps} is not allowed: it must be at least 1")
     tokenizer = Tokenizer.load(config.tokenizer)
     task = config.task
     rows = write_teacher_logits(

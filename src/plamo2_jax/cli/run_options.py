@@ -14,6 +14,7 @@ import tyro
 
 from plamo2_jax.cli import arguments
 from plamo2_jax.config_file import load_config
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.processes import ProcessesConfig
 
@@ -49,7 +50,7 @@ def load_run(path: Path, tasks: Sequence[type], such_as: str) -> RunConfig:
     config = load_config(path, RunConfig, such_as)
     if type(config.task) not in tasks:
         allowed = " or ".join(f"task={task.__name__}(...)" for task in tasks)
-        raise ValueError(
+        raise PlamoError(
             f"{path} sets a run with task={type(config.task).__name__}(...): it must be {allowed}. plamo2 "
             f"{_VERBS[config.task.kind]} runs this one"
         )
@@ -80,7 +81,7 @@ def _read(kind: type, default: Any, args: Sequence[str], prog: str, description:
         option = word.partition("=")[0]
         for old, new in _RENAMED.items():
             if option == old or (old.endswith(".") and option.startswith(old)):
-                raise ValueError(f"{option} is now {new + option.removeprefix(old)}; {prog} --help lists the options")
+                raise PlamoError(f"{option} is now {new + option.removeprefix(old)}; {prog} --help lists the options")
     # A part that may be missing is one or is none by now. tyro would want a word before its options.
     config = (tyro.conf.AvoidSubcommands,)
     return arguments.parse(kind, list(args), prog, description=description, default=default, config=config)

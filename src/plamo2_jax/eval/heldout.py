@@ -11,8 +11,8 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
+from plamo2_jax.data.batch import Batch
 from plamo2_jax.data.in_memory import TokenizedText
-from plamo2_jax.data.packing import Batch
 from plamo2_jax.data.pipeline import DataConfig, HeldoutBatches, MixtureItem
 from plamo2_jax.data.shards import Shards, open_shards
 from plamo2_jax.model.bits_per_byte import HeldOut, make_evaluator

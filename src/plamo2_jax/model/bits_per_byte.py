@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.model.axes import SEQUENCE
 from plamo2_jax.model.loss import largest_chunk, predict_batch, prediction_sums
 
@@ -63,7 +64,7 @@ class HeldOut:
 
 
 def evaluation_step(
-    model: nn.Module, byte_lengths: np.ndarray, chunk: int | None = None
+    model: nn.Module, byte_lengths: np.ndarray | jax.Array, chunk: int | None = None
 ) -> Callable[[Any, Mapping[str, jax.Array]], dict[str, jax.Array]]:
     """Make the compiled function that maps parameters and a batch to the sums of `prediction_sums`.
 
@@ -82,7 +83,7 @@ def evaluation_step(
 
 
 def make_evaluator(
-    model: nn.Module, byte_lengths: np.ndarray, chunk: int | None = None
+    model: nn.Module, byte_lengths: np.ndarray | jax.Array, chunk: int | None = None
 ) -> Callable[[Any, Iterable[Mapping[str, np.ndarray]]], HeldOut]:
     """Make a function `(params, batches) -> HeldOut`, compiled once for each shape of batch; arguments as `evaluation_step`."""
     step = evaluation_step(model, byte_lengths, chunk)
@@ -92,7 +93,7 @@ def make_evaluator(
         # Batches are added in float64 on the host: float32 would drop small ones.
         total = {name: sum(float(sums[name]) for sums in pending) for name in ("nats", "tokens", "bytes", "correct")}
         if not total["bytes"]:
-            raise ValueError("the held-out text is empty: there is no byte to predict")
+            raise PlamoError("the held-out text is empty: there is no byte to predict")
         return HeldOut(total["nats"], int(total["tokens"]), int(total["bytes"]), int(total["correct"]))
 
     return evaluate

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.model.axes import SEQUENCE
 
 
@@ -75,7 +76,7 @@ def map_logits(
     b, t = features.shape[:2]
     parts = 1 if model.mesh is None else model.mesh.shape[SEQUENCE]
     if t % chunk or chunk % parts:
-        raise ValueError(
+        raise PlamoError(
             f"loss_chunk={chunk} is not allowed: it must divide the {t} positions of a row, and {parts} must divide it"
         )
 

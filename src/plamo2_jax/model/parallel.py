@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.model.axes import DATA, FSDP, SEQUENCE, TENSOR
 from plamo2_kernels import attention as attention_kernels
 from plamo2_kernels import ssd as scan_kernels
@@ -120,4 +121,4 @@ def _check_divides(mesh: Mesh, x: Array) -> None:
             devices *= mesh.shape[axis]
         if size % devices:
             axes = " × ".join(f"{axis}={mesh.shape[axis]}" for axis in over)
-            raise ValueError(f"model: {name}={size} must be a multiple of the mesh's {axes}")
+            raise PlamoError(f"model: {name}={size} must be a multiple of the mesh's {axes}")

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from plamo2_jax.data.batch import Batch
 from plamo2_jax.model import Plamo2
 from plamo2_jax.model.loss import Prediction, cross_entropy, largest_chunk, map_logits, predict, prediction_sums
 from plamo2_jax.surgery.teacher_logits import (
@@ -35,9 +36,10 @@ from plamo2_jax.surgery.teacher_logits import (
     top_logits,
 )
 from plamo2_jax.train.config import FREE, RunConfig, TaskConfig
-from plamo2_jax.train.pretraining import heldout_evaluator, require_z_loss
-from plamo2_jax.train.task import Batch, LossFn, Metrics, TaskContext, TrainTask
+from plamo2_jax.train.pretraining import heldout_evaluator
+from plamo2_jax.train.task import LossFn, Metrics, TaskContext, TrainTask
 from plamo2_jax.train.trainable import full_params
+from plamo2_jax.validation import require
 
 
 def kl_full(teacher_logits: jax.Array, student_logits: jax.Array, temperature: float) -> jax.Array:
@@ -186,17 +188,13 @@ class Distill(TaskConfig):
     """Coefficient of log(Z)^2, which keeps logits from drifting (PaLM, arXiv:2204.02311); 0 turns it off."""
 
     def __post_init__(self) -> None:
-        require_z_loss(self)
-        self._require("temperature", 0 < self.temperature < math.inf, "positive and finite")
-        self._require("alpha", 0 <= self.alpha <= 1, "in [0, 1]")
-        self._require("top_k", self.top_k is None or self.top_k >= 1, "at least 1, or none")
-        self._require("hidden_weight", 0 <= self.hidden_weight < math.inf, "zero or positive")
+        require(self, "z_loss", 0 <= self.z_loss < math.inf, "zero or positive, and finite")
+        require(self, "temperature", 0 < self.temperature < math.inf, "positive and finite")
+        require(self, "alpha", 0 <= self.alpha <= 1, "in [0, 1]")
+        require(self, "top_k", self.top_k is None or self.top_k >= 1, "at least 1, or none")
+        require(self, "hidden_weight", 0 <= self.hidden_weight < math.inf, "zero or positive")
         if self.logits is not None:
-            self._require("hidden_weight", self.hidden_weight == 0, "0 with precomputed logits")
-
-    def _require(self, name: str, condition: bool, allowed: str) -> None:
-        if not condition:
-            raise ValueError(f"Distill.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
+            require(self, "hidden_weight", self.hidden_weight == 0, "0 with precomputed logits")
 
     @property
     def inputs(self) -> Mapping[str, Path | None]:

@@ -32,6 +32,7 @@ from plamo2_jax.convert.load import is_run_folder, load_model
 from plamo2_jax.convert.read import read_public_config
 from plamo2_jax.data.batch import BatchSpec
 from plamo2_jax.data.pipeline import DataConfig, train_iterator
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model import Plamo2
 from plamo2_jax.model_files import file_inside, optional_file
@@ -85,12 +86,12 @@ def teacher_shape(folder: Path, top_k: int | None, student: ModelConfig) -> Mode
     """
     shape = read_model_config(folder) if is_run_folder(folder) else read_public_config(folder)
     if shape.vocab_size != student.vocab_size:
-        raise ValueError(
+        raise PlamoError(
             f"{folder} has vocab_size={shape.vocab_size} and the student {student.vocab_size}; distillation compares logits of the same "
             "tokens"
         )
     if top_k is not None and not 1 <= top_k <= shape.vocab_size:
-        raise ValueError(f"top_k={top_k} is not allowed: it must lie between 1 and vocab_size={shape.vocab_size}")
+        raise PlamoError(f"top_k={top_k} is not allowed: it must lie between 1 and vocab_size={shape.vocab_size}")
     return shape
 
 
@@ -186,7 +187,7 @@ class TeacherLogits:
         self._keys = np.array(map_npy(file_inside(folder, "keys.npy"), np.uint64, (rows,)))
         self._order = np.array(map_npy(file_inside(folder, "order.npy"), np.int64, (rows,)))
         if not np.array_equal(np.sort(self._order), np.arange(rows)):
-            raise ValueError(f"{folder / 'order.npy'} must hold every row's number once, from 0 to {rows - 1}")
+            raise PlamoError(f"{folder / 'order.npy'} must hold every row's number once, from 0 to {rows - 1}")
         self._arrays = {
             "ids": map_npy(file_inside(folder, "ids.npy"), np.int32, (rows, t, k)),
             "logits": map_npy(file_inside(folder, "logits.npy"), np.float32, (rows, t, k)),
@@ -204,20 +205,20 @@ class TeacherLogits:
         folder = Path(folder)
         path = optional_file(folder, MANIFEST)
         if path is None:
-            raise ValueError(f"{folder} holds no teacher's logits: it has no {MANIFEST}; `plamo2 distill` writes one")
+            raise PlamoError(f"{folder} holds no teacher's logits: it has no {MANIFEST}; `plamo2 distill` writes one")
         manifest = read_json_object(path)
         if manifest.get("format") != FORMAT:
-            raise ValueError(f"{path}: format is {str(manifest.get('format'))[:60]!r}; it must be {FORMAT!r}")
+            raise PlamoError(f"{path}: format is {str(manifest.get('format'))[:60]!r}; it must be {FORMAT!r}")
         for name in ("rows", "sequence_length", "top_k"):
             if type(manifest.get(name)) is not int or not 1 <= manifest[name] < 1 << 40:
-                raise ValueError(
+                raise PlamoError(
                     f"{path}: {name} must be a positive whole number, not {str(manifest.get(name))[:60]!r}"
                 )
         for name in ("teacher", "tokenizer"):
             if not isinstance(manifest.get(name), str):
-                raise ValueError(f"{path}: {name} must be a fingerprint, not {str(manifest.get(name))[:60]!r}")
+                raise PlamoError(f"{path}: {name} must be a fingerprint, not {str(manifest.get(name))[:60]!r}")
         if type(manifest.get("temperature")) not in (int, float):
-            raise ValueError(f"{path}: temperature must be a number, not {str(manifest.get('temperature'))[:60]!r}")
+            raise PlamoError(f"{path}: temperature must be a number, not {str(manifest.get('temperature'))[:60]!r}")
         return cls(folder, manifest)
 
     def check(self, teacher: Path, temperature: float, top_k: int | None, tokenizer: str, sequence_length: int) -> None:
@@ -232,7 +233,7 @@ class TeacherLogits:
         }
         for name, value in wanted.items():
             if self.manifest[name] != value:
-                raise ValueError(
+                raise PlamoError(
                     f"{self.folder} was written for {name} {self.manifest[name]!r}, not for this run's {value!r}; write it again with "
                     "plamo2 distill"
                 )
@@ -247,7 +248,7 @@ class TeacherLogits:
         places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         if not np.array_equal(self._keys[places], keys):
             missing = int(np.count_nonzero(self._keys[places] != keys))
-            raise ValueError(
+            raise PlamoError(
                 f"{self.folder} has no logits for {missing} of {len(keys)} rows of a batch: the data, their seed or their packing are "
                 "others, or it was written for fewer steps"
             )

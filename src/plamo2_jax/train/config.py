@@ -23,6 +23,7 @@ from plamo2_jax.train.optimizer import OptimizerConfig
 from plamo2_jax.train.schedule import ScheduleConfig, make_schedule
 from plamo2_jax.train.source import ShardSource, Source
 from plamo2_jax.train.task import TaskContext, TrainTask
+from plamo2_jax.validation import require
 
 FREE = {"free": True}
 """Metadata of a field that may change when a run is resumed: it says where files are, what is logged and how often, how data are read
@@ -147,27 +148,23 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         allowed = "a folder name: not empty, no slash, no leading dot"
-        self._require("name", bool(self.name) and "/" not in self.name and not self.name.startswith("."), allowed)
+        require(self, "name", bool(self.name) and "/" not in self.name and not self.name.startswith("."), allowed)
         for name in ("steps", "accumulation", "checkpoint_every", "max_to_keep", "evaluate_every", "log_every"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        self._require("max_skipped", self.max_skipped >= 0, "0 or more")
-        self._require("ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "between 0 and 1, or none")
-        self._require("stall_seconds", 0 < self.stall_seconds < math.inf, "positive and finite")
-        self._require("dtype", self.dtype in ("bfloat16", "float32"), "bfloat16 or float32")
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        require(self, "max_skipped", self.max_skipped >= 0, "0 or more")
+        require(self, "ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "between 0 and 1, or none")
+        require(self, "stall_seconds", 0 < self.stall_seconds < math.inf, "positive and finite")
+        require(self, "dtype", self.dtype in ("bfloat16", "float32"), "bfloat16 or float32")
         forks = ("fork_data", ("continue", "restart"))
         for name, kinds in (("remat", get_args(Remat)), ("sharding", get_args(Strategy)), forks):
-            self._require(name, getattr(self, name) in kinds, f"one of {', '.join(kinds)}")
+            require(self, name, getattr(self, name) in kinds, f"one of {', '.join(kinds)}")
         divides = self.loss_chunk is None or (self.loss_chunk >= 1 and self.data.sequence_length % self.loss_chunk == 0)
-        self._require("loss_chunk", divides, f"none or a divisor of data.sequence_length={self.data.sequence_length}")
+        require(self, "loss_chunk", divides, f"none or a divisor of data.sequence_length={self.data.sequence_length}")
         batch = self.data.batch_size
-        self._require("accumulation", batch % self.accumulation == 0, f"a divisor of data.batch_size={batch}")
+        require(self, "accumulation", batch % self.accumulation == 0, f"a divisor of data.batch_size={batch}")
         make_schedule(self.schedule, self.steps)  # Raises where warm-up and decay do not fit into the steps.
-        self._require("task", isinstance(self.task, TaskConfig), "Pretrain(...), Distill(...), Sft(...) or Dpo(...)")
+        require(self, "task", isinstance(self.task, TaskConfig), "Pretrain(...), Distill(...), Sft(...) or Dpo(...)")
         self.task.check(self)
-
-    def _require(self, name: str, condition: bool, allowed: str) -> None:
-        if not condition:
-            raise ValueError(f"RunConfig.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
 
     @property
     def folder(self) -> Path:

@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from plamo2_jax.data.batch import Batch
 from plamo2_jax.model.bits_per_byte import make_evaluator
 from plamo2_jax.model.loss import cross_entropy, predict_batch, prediction_sums
 from plamo2_jax.train.config import RunConfig, TaskConfig
-from plamo2_jax.train.task import Batch, LossFn, Metrics, TaskContext, TrainTask
+from plamo2_jax.train.task import LossFn, Metrics, TaskContext, TrainTask
 from plamo2_jax.train.trainable import full_params
+from plamo2_jax.validation import require
 
 
 def next_token(
@@ -69,7 +71,7 @@ class Pretrain(TaskConfig):
     """Coefficient of log(Z)^2, which keeps logits from drifting (PaLM, arXiv:2204.02311); 0 turns it off."""
 
     def __post_init__(self) -> None:
-        require_z_loss(self)
+        require(self, "z_loss", 0 <= self.z_loss < math.inf, "zero or positive, and finite")
 
     def make_task(self, run: RunConfig, context: TaskContext) -> TrainTask:
         """Make the task: all parameters of the model, next-token cross-entropy."""
@@ -78,10 +80,3 @@ class Pretrain(TaskConfig):
             trainable=full_params(context.model, run.init_from, run.seed),
             evaluate=heldout_evaluator(context, run.loss_chunk),
         )
-
-
-def require_z_loss(config: TaskConfig) -> None:
-    """Raise ValueError unless the z-loss coefficient of a task is allowed."""
-    if not 0 <= config.z_loss < math.inf:
-        name = type(config).__name__
-        raise ValueError(f"{name}.z_loss={config.z_loss!r} is not allowed: it must be zero or positive, and finite")

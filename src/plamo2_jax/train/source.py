@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import grain
 
-from plamo2_jax.data.packing import Batch
+from plamo2_jax.data.batch import Batch
 from plamo2_jax.data.pipeline import DataConfig, Elements, heldout_batches, mixed_batches, open_mixture
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
