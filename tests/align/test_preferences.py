@@ -20,7 +20,6 @@ from plamo2_jax.align.preferences import (
     PairsConfig,
     preference_evaluator,
     preference_loss_fn,
-    write_run_reference,
 )
 from plamo2_jax.align.reference import ReferenceLogProbs, ReferenceLogProbsError
 from plamo2_jax.cli.dpo import in_words
@@ -63,7 +62,7 @@ def make_config(tmp_path_factory, data, fields, rows_of):
 def stored(make_config, tmp_path_factory, tokenizer):
     """A configuration whose reference has written its log-probabilities."""
     config = make_config("stored", reference_log_probs=tmp_path_factory.mktemp("reference") / "log_probs")
-    write_run_reference(config, config.task, tokenizer)
+    task_of(config, tokenizer)
     return config
 
 

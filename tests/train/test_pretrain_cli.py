@@ -124,6 +124,26 @@ def test_errors_are_one_sentence(make_config, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("verb", "options", "message"),
+    [
+        ("pretrain", ["--keep", "5"], "--keep is now --max-to-keep; plamo2 pretrain"),
+        ("pretrain", ["--distillation.teacher=x"], "--distillation.teacher is now --teacher; plamo2 pretrain"),
+        ("pretrain", ["--lora.rank", "4"], "unknown option '--lora.rank'"),
+        (
+            "sft",
+            [],
+            "demo.py sets a run with task=Pretrain(...): it must be task=Sft(...). plamo2 pretrain runs this one",
+        ),
+    ],
+)
+def test_options_of_other_versions_and_other_tasks_are_answered(verb, options, message, capsys):
+    assert main([verb, str(CONFIGS / "demo.py"), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
     [
         ("name", "a/b"),

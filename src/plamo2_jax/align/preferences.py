@@ -29,11 +29,12 @@ from plamo2_jax.data.documents import ReadReport
 from plamo2_jax.data.pipeline import DataConfig, mixed_batches, one_pass
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.model.plamo2 import Plamo2
+from plamo2_jax.sharding.rules import batch_sharding
 from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.config import FREE, RunConfig, TaskConfig
 from plamo2_jax.train.task import LossFn, Metrics, TaskContext, TrainTask, means
-from plamo2_jax.train.trainable import full_params, load_params
+from plamo2_jax.train.trainable import full_params
 from plamo2_jax.validation import require
 
 MOST_KL_EXPONENT = 5.0
@@ -203,13 +204,21 @@ class Dpo(TaskConfig):
 
     def _store_reference(self, run: RunConfig, context: TaskContext, params: Any | None) -> None:
         """Write the reference's log-probabilities unless they are there, and check that they are this reference's."""
-        folder = self.reference_log_probs
-        if not (folder / MANIFEST).is_file():
-            write_run_reference(run, self, context.tokenizer)
+        folder, tokenizer = self.reference_log_probs, context.tokenizer
         if params is None:
             params = context.load_params(self.reference or run.init_from)
+        if not (folder / MANIFEST).is_file():
+            if jax.process_count() > 1:
+                raise PlamoError(f"{folder} holds no log-probabilities yet; write them with a job of one process first")
+            print(f"writing the reference's log-probabilities to {folder}", file=sys.stderr)
+            template = ChatTemplate.load(self.pairs.template)
+            paths = dict.fromkeys([*(item.path for item in run.data.mixture), *run.heldout.values()])
+            shape = (max(1, run.data.batch_size // run.accumulation), run.data.sequence_length)
+            parts = [read_elements(path, self, shape[1], template, tokenizer) for path in paths]
+            rows = batch_sharding(context.mesh, shape)
+            write_reference(folder, context.model, params, tokenizer.fingerprint, parts, shape, rows, run.loss_chunk)
         store = ReferenceLogProbs.open(folder)
-        store.check(fingerprint(run.model, params), context.tokenizer.fingerprint)
+        store.check(fingerprint(run.model, params), tokenizer.fingerprint)
 
     def make_source(self, run: RunConfig, tokenizer: Tokenizer) -> PairSource:
         """Make the source of packed pairs."""
@@ -228,26 +237,6 @@ class Dpo(TaskConfig):
     def inputs(self) -> Mapping[str, Path | None]:
         """The reference and its log-probabilities."""
         return {"reference": self.reference, "reference_log_probs": self.reference_log_probs}
-
-
-def write_run_reference(run: RunConfig, task: Dpo, tokenizer: Tokenizer) -> None:
-    """Write the log-probabilities of a run's reference to `task.reference_log_probs`.
-
-    Raises:
-        ValueError: the folder is occupied by something else, or several processes would have to write it.
-    """
-    folder = task.reference_log_probs
-    if jax.process_count() > 1:
-        raise PlamoError(f"{folder} holds no log-probabilities yet; write them with a job of one process first")
-    print(f"writing the reference's log-probabilities to {folder}", file=sys.stderr)
-    template = ChatTemplate.load(task.pairs.template)
-    paths = dict.fromkeys([*(item.path for item in run.data.mixture), *run.heldout.values()])
-    length = run.data.sequence_length
-    parts = [read_elements(path, task, length, template, tokenizer) for path in paths]
-    model = Plamo2(run.model, dtype=jnp.dtype(run.dtype), remat=run.remat)
-    params = load_params(task.reference or run.init_from, run.model, None)
-    rows = max(1, run.data.batch_size // run.accumulation)
-    write_reference(folder, model, params, tokenizer.fingerprint, parts, length, rows, run.loss_chunk)
 
 
 def read_elements(path: Path, task: Dpo, limit: int, template: ChatTemplate, tokenizer: Tokenizer) -> Examples:

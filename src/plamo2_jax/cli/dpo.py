@@ -10,19 +10,19 @@ if TYPE_CHECKING:
     from plamo2_jax.train.config import RunConfig
     from plamo2_jax.train.loop import TrainResult
 
-DESCRIPTION = """Train a model on pairs of answers, one of which is preferred, or on single answers, liked or disliked, or go on doing it.
+DESCRIPTION = """Train a model on pairs of answers, one of which is preferred, or on single answers, liked or disliked; or resume a run.
 
 usage: plamo2 dpo CONFIG.py [--field value] [--part.field value] ...
 
-CONFIG.py is a Python file that sets `config = RunConfig(..., task=Dpo(...))`, whose data.mixture and heldout name records of
-{"prompt", "chosen", "rejected"} or {"prompt", "completion", "label"} (true or false) as JSON lines, Parquet or ArrayRecord, and whose
-init_from is a run folder or a folder of the public layout. docs/post_training.md lists all forms that are read. Bad records are left out
-and counted; above --pairs.max-bad-rate of them the run ends. --preference.losses takes one or several of the family of DPO, added up by
---preference.weights; with single answers they must be such as kto and bco, which count each answer by itself. Any field below can be
-replaced on the command line.
+CONFIG.py is a Python file that sets `config = RunConfig(..., task=Dpo(...))`. Its data.mixture and heldout name records of {"prompt",
+"chosen", "rejected"} or {"prompt", "completion", "label"} (true or false) as JSON lines, Parquet or ArrayRecord; its init_from is a run
+folder or a folder of the public layout. docs/post_training.md lists all forms of a record. Bad records are left out and counted; more than
+--pairs.max-bad-rate of them end the run. --preference.losses takes one or several losses of the DPO family, which are added with
+--preference.weights. Single answers need losses such as kto and bco, which count each answer by itself. Any field below can be replaced on
+the command line.
 
-The reference runs beside the policy; with --reference-log-probs FOLDER what it says of the pairs is computed once and kept there. With
---lora it is the model without the adapters. The run, its exit status and how it is resumed are those of plamo2 pretrain."""
+The reference runs beside the policy. With --reference-log-probs FOLDER its log-probabilities are computed once and stored there. With
+--lora.rank the reference is the model without the adapters. Exit status and resuming are as in plamo2 pretrain."""
 
 
 def main(argv: list[str]) -> int:

@@ -9,18 +9,18 @@ if TYPE_CHECKING:
     from plamo2_jax.train.config import RunConfig
     from plamo2_jax.train.loop import TrainResult
 
-DESCRIPTION = """Fine-tune a model on conversations, or go on doing it.
+DESCRIPTION = """Fine-tune a model on conversations, or resume a run.
 
 usage: plamo2 sft CONFIG.py [--field value] [--part.field value] ...
 
 CONFIG.py is a Python file that sets `config = RunConfig(..., task=Sft(...))`. Its data.mixture and heldout name conversations as JSON
 lines, Parquet or ArrayRecord (a file, a folder or a pattern each); its init_from is a run folder or a folder of the public layout.
-docs/post_training.md lists the forms that are read: messages, ShareGPT, Alpaca, prompt and completion, and others. Bad records are left
-out and counted; above --chat.max-bad-rate of them the run ends. Only what the assistant says is trained on. --samples.prompts TEXT TEXT
-... are answered at every evaluation, into samples.jsonl. Any field below can be replaced on the command line.
+docs/post_training.md lists all forms of a record: messages, ShareGPT, Alpaca, prompt and completion, and others. Bad records are left
+out and counted; more than --chat.max-bad-rate of them end the run. Only what the assistant says is trained on. At every evaluation the
+model answers --samples.prompts TEXT TEXT ..., into samples.jsonl. Any field below can be replaced on the command line.
 
-The run, its exit status and how it is resumed are those of plamo2 pretrain; chat_template.jinja lies in its folder too. With --lora the
-checkpoints hold adapters, which are also written to OUTPUT/NAME/adapter in PEFT's layout at the end: plamo2 lora adds them to a model."""
+Exit status and resuming are as in plamo2 pretrain. The run folder holds chat_template.jinja too. With --lora.rank the checkpoints hold
+adapters, which are also written to OUTPUT/NAME/adapter in PEFT's layout at the end; plamo2 lora adds them to a model."""
 
 
 def main(argv: list[str]) -> int:

@@ -37,14 +37,14 @@ class ForkError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Fork:
-    """A checkpoint of another run, from which this one starts."""
+    """A checkpoint of another run that this run starts from."""
 
     folder: Path
     step: int
     keeps_position: bool
-    """Whether the position in the data comes along."""
+    """Whether the position in the data is restored too."""
     origin: Mapping[str, Any]
-    """For config.json, under FORKED_FROM."""
+    """Written to config.json under FORKED_FROM."""
 
     def restore(self, abstract: TrainState, iterator: grain.DatasetIterator, guard: LossGuard) -> TrainState:
         """Read the state, and move the data and the guard to where they were.
@@ -127,7 +127,7 @@ def parse_checkpoint(name: Path) -> tuple[Path, int | None]:
 
 
 def _check(path: Path) -> tuple[str | None, dict[str, Any]]:
-    """What is wrong with a checkpoint, and what its manifest says of who wrote it. Looked at by the first process alone."""
+    """Return what is wrong with a checkpoint, and what its manifest says about the code that wrote it. Only the first process reads it."""
     if jax.process_index() != 0:
         return None, {}
     try:

@@ -29,12 +29,12 @@ class Goodput:
             write_json(path, {"first_start": self._first_start})
 
     def share(self, seconds: float) -> float:
-        """Between 0 and 1, for so many seconds spent on the steps in the log."""
+        """Return the share, between 0 and 1. `seconds` is the time spent on the steps in the log."""
         return min(1.0, seconds / max(time.time() - self._first_start, 1e-9))
 
 
 def _first_start(path: Path) -> float | None:
-    """What a goodput.json says; None where there is none that can be true."""
+    """Read the time of the first start from goodput.json; None if the file is missing or cannot be right."""
     try:
         start = read_json_object(path).get("first_start")
     except (OSError, ValueError):

@@ -21,7 +21,7 @@ class ProfileSteps:
 
     @classmethod
     def parse(cls, text: str) -> ProfileSteps:
-        """From FIRST:LAST, both traced.
+        """Parse FIRST:LAST, both traced.
 
         Raises:
             ValueError: it is not that.
@@ -35,7 +35,7 @@ class ProfileSteps:
 
 
 class Profiler:
-    """Traces some steps into run/profile, for TensorBoard or XProf; a context manager, which ends a trace under way.
+    """Context manager that traces some steps into run/profile, for TensorBoard or XProf. Leaving it ends a trace under way.
 
     Args:
         folder: the run's folder.
@@ -53,14 +53,14 @@ class Profiler:
         self._stop()
 
     def before(self, step: int) -> None:
-        """Begin the trace if this step is to be in it."""
+        """Begin the trace if this step is the first one to trace."""
         if self._steps and not self._tracing and self._steps.first <= step <= self._steps.last:
             self._mirror = Mirror(self._folder)
             jax.profiler.start_trace(self._mirror.folder)
             self._tracing = True
 
     def after(self, step: int, result: object) -> None:
-        """End the trace if this step was the last in it, when its result is there."""
+        """Wait for the result and end the trace if this step was the last one to trace."""
         if self._tracing and step >= self._steps.last:
             jax.block_until_ready(result)
             self._stop()

@@ -58,7 +58,7 @@ def lock(folder: Path) -> Iterator[Callable[[], None]]:
 
 
 def load_tokenizer(config: RunConfig) -> Tokenizer:
-    """The tokenizer of a run.
+    """Load the tokenizer of a run.
 
     Raises:
         ValueError: there is none, or it cannot be read.
@@ -71,7 +71,7 @@ def load_tokenizer(config: RunConfig) -> Tokenizer:
 
 
 def is_resumed(config: RunConfig) -> bool:
-    """Whether the run has a checkpoint of its own to go on from.
+    """Return whether the run has a checkpoint of its own to resume from.
 
     Raises:
         CheckpointError: it had some, and all are damaged.
@@ -83,18 +83,18 @@ def is_resumed(config: RunConfig) -> bool:
     return False
 
 
-def describe(config: RunConfig, tokenizer: Tokenizer, source: Source, objective: Mapping[str, Any]) -> dict[str, Any]:
-    """What config.json says of a run; `objective` is what its objective adds."""
+def describe(config: RunConfig, tokenizer: Tokenizer, source: Source, task: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what config.json says about a run; `task` is the description of its task."""
     return {
         **to_json(config),
         "tokenizer_fingerprint": tokenizer.fingerprint,
         **source.description,
-        **objective,
+        **task,
     }
 
 
 def check_resumable(config: RunConfig, description: Mapping[str, Any]) -> dict[str, Any]:
-    """The description to write when a run goes on; it must be the run that lies in the folder.
+    """Return the description to write when a run is resumed. It must be the run in the folder.
 
     `steps` may rise as long as the learning rates of all updates already made stay what they were.
 
@@ -143,7 +143,7 @@ def _check_past(config: RunConfig, steps: int) -> None:
 
 
 def start(config: RunConfig, fork: Fork | None, resumed: bool) -> str:
-    """Where a run starts, in words."""
+    """Return where a run starts, in words."""
     if resumed:
         return f"resuming from step {checkpoint.latest_step(config.folder)}"
     if fork is not None:
@@ -152,7 +152,7 @@ def start(config: RunConfig, fork: Fork | None, resumed: bool) -> str:
 
 
 def write_description(config: RunConfig, tokenizer: Tokenizer, source: Source, description: Mapping[str, Any]) -> None:
-    """Write what describes the run; called by all processes, done by the first."""
+    """Write what describes the run. All processes call this; the first one writes."""
     folder = config.folder
     checkpoint.barrier("run folder looked at")
     if jax.process_index() == 0:

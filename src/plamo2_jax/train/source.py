@@ -15,20 +15,20 @@ from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 
 class Source(Protocol):
-    """What the train loop reads."""
+    """A source of batches for the train loop."""
 
     description: Mapping[str, Any]
-    """JSON values that go into config.json and must be the same when the run goes on: fingerprints of what is read."""
+    """JSON values for config.json that must be the same when the run is resumed: fingerprints of the data."""
     files: Mapping[str, str]
-    """Texts by name that belong beside the tokenizer in the run's folder."""
+    """Texts by file name, written beside the tokenizer in the run's folder."""
     targets: Sequence[int]
     """Tokens in each part of the mixture."""
 
     def train(self, process_index: int, process_count: int) -> grain.DatasetIterator[Batch]:
-        """Batches without end, this process's rows of them, continued exactly by their state."""
+        """Return an endless iterator of this process's rows of the batches. Its state resumes it exactly."""
 
     def heldout(self, name: str, process_index: int, process_count: int) -> Iterable[Batch]:
-        """Batches of the held-out data that `config.heldout` has under this name; the same number in every process."""
+        """Return the batches of the held-out data of this name in `RunConfig.heldout`; the same number in every process."""
 
 
 class ShardSource:
@@ -52,15 +52,15 @@ class ShardSource:
 
     @property
     def targets(self) -> list[int]:
-        """Tokens in each part of the mixture."""
+        """Return the number of tokens in each part of the mixture."""
         return [part.targets for part in self._parts]
 
     def train(self, process_index: int, process_count: int) -> grain.DatasetIterator[Batch]:
-        """Batches without end, this process's rows of them."""
+        """Return an endless iterator of this process's rows of the batches."""
         return mixed_batches(self._data, self._parts, process_index=process_index, process_count=process_count)
 
     def heldout(self, name: str, process_index: int, process_count: int) -> Iterable[Batch]:
-        """Batches of one folder of held-out shards."""
+        """Return the batches of one folder of held-out shards."""
         return heldout_batches(
             self._data,
             self._heldout[name],

@@ -11,10 +11,10 @@ import numpy as np
 
 
 class StepClock:
-    """Times of steps and of the waits for data in them. All times in seconds.
+    """Measure the times of steps, and of the waits for data in them, in seconds.
 
     Args:
-        last: percentiles are over so many steps.
+        last: number of steps that percentiles are taken over.
     """
 
     def __init__(self, last: int = 1000):
@@ -22,19 +22,19 @@ class StepClock:
         self.restart()
 
     def restart(self) -> None:
-        """Start anew, after time that was not spent on steps."""
+        """Start again, after time that was not spent on steps."""
         self._since = time.perf_counter()
         self._waited = self._stepped = 0.0
 
     @contextlib.contextmanager
     def data_wait(self) -> Iterator[None]:
-        """Around what makes the next batch and puts it onto the devices."""
+        """Context manager around making the next batch and putting it onto the devices."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
 
     def step(self) -> float:
-        """A step is done: how long it took."""
+        """Note that a step is done, and return how long it took."""
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
         self._recent.append(seconds)
@@ -42,7 +42,7 @@ class StepClock:
         return seconds
 
     def figures(self) -> dict[str, float]:
-        """For the log: percentiles of step time, and the share of the time since `restart` that the host waited for data."""
+        """Return percentiles of step time, and the share of the time since `restart` that the host waited for data, by name."""
         if not self._recent:
             return {}
         percentiles = np.percentile(self._recent, (50, 90, 99))

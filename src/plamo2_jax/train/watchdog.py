@@ -16,14 +16,14 @@ STALLS = "stalls.txt"
 
 
 class StallWatchdog:
-    """Writes the stacks of all threads, to stderr and to stalls.txt, when no step was done for too long; a context manager.
+    """Context manager that writes the stacks of all threads to stderr and to stalls.txt when no step was done for too long.
 
-    It looks from the first `beat` on, so that compiling is no stall, and says each stall once. The process goes on: only its owner
-    knows what it waits for.
+    It starts with the first `beat`, so compiling is no stall, and it reports each stall once. The process continues: only the user knows
+    what it waits for.
 
     Args:
         folder: where stalls.txt goes.
-        seconds: how long is too long.
+        seconds: time without a step that counts as a stall.
     """
 
     def __init__(self, folder: str | os.PathLike[str], seconds: float):
@@ -46,7 +46,7 @@ class StallWatchdog:
         self._thread.join()
 
     def beat(self) -> None:
-        """Something moved."""
+        """Note that the run makes progress."""
         with self._changed:
             self._beats += 1
             if self._beats == 1 or self._stalled:
