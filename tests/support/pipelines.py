@@ -1,4 +1,4 @@
-"""A pipeline of cheap real stages, phonebooks, their vocabulary, shards, and some ids, and a run that trains on them."""
+"""A pipeline of fast real stages (phonebooks, a tokenizer, shards and some ids) and a run that trains on them."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ config = RunConfig(
     steps=6, task=Pretrain(), dtype="float32", checkpoint_every=2, log_every=1,
 )
 """
-"""Of one layer, which is compiled in a few seconds."""
+"""A run of one layer, which compiles in a few seconds."""
 
 
 def write(stages: dict[str, str], outputs: dict[str, str], inputs: dict[str, tuple[str, ...]] = INPUTS) -> None:
@@ -49,7 +49,7 @@ def write(stages: dict[str, str], outputs: dict[str, str], inputs: dict[str, tup
 
 
 def write_trained() -> None:
-    """A pipeline file of the four stages and a run that trains, two of whose checkpoints are merged."""
+    """Write a pipeline file of the four stages, a run that trains on them, and a merge of two of its checkpoints."""
     Path("model.py").write_text(CONFIG, encoding="utf-8")
     stages = {**STAGES, "model": "pretrain model.py", "merged": "merge runs/model@4 runs/model@6 runs/merged"}
     write(stages, {**OUTPUTS, "merged": "runs/merged"})

@@ -1,4 +1,4 @@
-"""Train steps through libtpu's compiler: a small model's plan is whole, an 8B is refused with the bytes that are over."""
+"""Compile train steps with libtpu: a small model has a complete plan, and an 8B on four chips does not fit."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ def test_a_small_model_fits_and_every_figure_is_there():
     found = plan(Request(config, "v5e:2x2"))
     assert found.fits, report.summary(found)
     assert found.devices == 4
-    # float32 parameters, two moments of them, a quarter on each chip but for vectors.
+    # float32 parameters and two moments; a quarter of each on every chip, except vectors.
     assert found.arguments["parameters"] == pytest.approx(model.parameter_count(), rel=0.02)
     assert found.arguments["optimizer"] == pytest.approx(2 * model.parameter_count(), rel=0.02)
     assert 0 < found.memory["used"] < found.hbm_available
@@ -87,7 +87,7 @@ def test_an_8b_on_four_v5e_says_how_many_bytes_are_over():
     found = plan(Request(config, "v5e:2x2"))
     assert not found.fits
     assert found.error is None
-    # The state alone, 12 bytes a parameter, is more than four chips have.
+    # The state alone, 12 bytes per parameter, is more than four chips have.
     assert found.hbm_needed > 3 * config.model.parameter_count()
     assert found.hbm_needed - found.hbm_available > 8 * 2**30
     assert "GiB over" in report.summary(found)

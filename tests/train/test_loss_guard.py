@@ -17,17 +17,18 @@ from plamo2_jax.train.loss_guard import Divergence, LossGuard, Spike, SpikeConfi
 from plamo2_jax.train.metrics import read_metrics
 from plamo2_jax.train.state import TrainState
 from plamo2_jax.train.step import make_step
+from support.models import tiny
 from support.runs import assert_same_params, params_of, record, stop_after
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_an_update_that_is_not_finite_changes_nothing_but_the_step(bad, accumulation):
-    def objective(params, batch, rng):
+    def loss_fn(params, batch, rng, frozen):
         return jnp.mean(batch["x"] * params["w"]), {"weight": jnp.float32(batch["x"].shape[0])}
 
     optimizer = optax.adam(0.1)
-    step = jax.jit(make_step(objective, optimizer, lambda step: jnp.float32(0.1), accumulation))
+    step = jax.jit(make_step(loss_fn, optimizer, lambda step: jnp.float32(0.1), accumulation))
     state = TrainState.create({"w": jnp.float32(1.0)}, optimizer, seed=0)
     good = {"x": jnp.ones(4), "segment_ids": jnp.ones(4)}
     state, metrics = step(state, good)
@@ -101,9 +102,9 @@ def test_rollbacks_pass_over_the_data_and_resume_to_the_same_bits(make_config, c
         "spike": SpikeConfig(factor=1.002, steps=1, window=3, max_rollbacks=20),
         "heldout": {},
         "checkpoint_every": 2,
-        "keep": 20,
+        "max_to_keep": 20,
     }
-    whole = make_config("spikes", **fields)
+    whole = make_config("spikes", model=tiny(num_hidden_layers=1), **fields)
     base = dataclasses.replace(whole.schedule, learning_rate=1e-6)
     whole = dataclasses.replace(whole, schedule=base)
     train(whole)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from plamo2_jax.align.entries import CONFIG, OR_AGAIN, read_report
+from plamo2_jax.align.entries import CONFIG, OR_AGAIN, read_report, renamed
 from plamo2_jax.align.prefer import PreferConfig, Progress, identity, prefer
 from plamo2_jax.align.preferences import Dpo
 from plamo2_jax.checkpoint import read_config, write_json
@@ -174,6 +174,8 @@ def _refuse_other(config: RoundsConfig) -> None:
         theirs, kept = read_config(path.parent), ("start", "merge", "prefer", "train")
         if not theirs.keys() >= set(kept):
             raise ValueError(f"{path} is not the configuration of rounds: it must hold {', '.join(kept)}; {OR_AGAIN}")
+        if isinstance(theirs["prefer"], dict):
+            theirs = {**theirs, "prefer": renamed(theirs["prefer"])}
         found = [line for name in kept[:3] for line in differences(ours[name], theirs[name])]
         found += differences(
             ours["train"], fill_defaults(modernize(theirs["train"]), config.train), frozenset(free_fields(config.train))

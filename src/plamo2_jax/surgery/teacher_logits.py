@@ -26,10 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from plamo2_jax.array_input import map_npy
-from plamo2_jax.checkpoint import fingerprint, read_model_config, write_json
+from plamo2_jax.checkpoint import fingerprint, write_json
 from plamo2_jax.config import ModelConfig
-from plamo2_jax.convert.load import is_run_folder, load_model
-from plamo2_jax.convert.read import read_public_config
+from plamo2_jax.convert.load import load_model, read_shape
 from plamo2_jax.data.batch import BatchSpec
 from plamo2_jax.data.pipeline import DataConfig, train_iterator
 from plamo2_jax.errors import PlamoError
@@ -84,7 +83,7 @@ def teacher_shape(folder: Path, top_k: int | None, student: ModelConfig) -> Mode
     Raises:
         ValueError: the folder is missing, damaged or holds no model, or its logits cannot be compared with the student's.
     """
-    shape = read_model_config(folder) if is_run_folder(folder) else read_public_config(folder)
+    shape = read_shape(folder)
     if shape.vocab_size != student.vocab_size:
         raise PlamoError(
             f"{folder} has vocab_size={shape.vocab_size} and the student {student.vocab_size}; distillation compares logits of the same "
