@@ -17,6 +17,8 @@ from typing import Any
 
 import tyro
 
+from plamo2_jax.errors import PlamoError
+
 GROUPS = ("tokenizer", "data", "convert", "launch")
 """Verbs whose first argument is a subcommand. Their modules list the subcommands in SUBCOMMANDS."""
 
@@ -63,7 +65,7 @@ def parse(
     finally:
         sys.stderr.write(said.getvalue())
     if unknown:
-        raise ValueError(_unknown_sentence(unknown, _options(kind, options), prog)) from None
+        raise PlamoError(_unknown_sentence(unknown, _options(kind, options), prog)) from None
     return value
 
 
@@ -104,7 +106,7 @@ def call_subcommand(commands: Mapping[str, Callable[..., Any]], argv: Sequence[s
         ValueError: There is no such subcommand, or an option is unknown.
     """
     if not argv:
-        raise ValueError(
+        raise PlamoError(
             f"the command is missing: it must be one of {', '.join(commands)}. {prog} --help explains them"
         )
     name, *rest = argv
@@ -128,7 +130,7 @@ def require_command(name: str, commands: Iterable[str], prog: str) -> None:
     if name not in names:
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {prog} {close[0]}?" if close else f"it must be one of {', '.join(names)}"
-        raise ValueError(f"unknown command {_shown(name)}; {hint}")
+        raise PlamoError(f"unknown command {_shown(name)}; {hint}")
 
 
 def closest_commands(word: str, verbs: Iterable[str]) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 
 from tensorboard.summary import Writer
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import parse_json
 from plamo2_jax.model_files import optional_file
 from plamo2_jax.storage import Mirror, is_full_disk, located, naming_full_disk
@@ -207,7 +208,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
     """
     good, bad = scan_metrics(path)
     if bad:
-        raise ValueError(bad[0])
+        raise PlamoError(bad[0])
     return good
 
 

@@ -11,6 +11,7 @@ import jax
 
 from plamo2_jax import checkpoint
 from plamo2_jax.checkpoint import BASE_FINGERPRINT
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.storage import address, located, lock_folder
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train import integrity, processes
@@ -21,7 +22,7 @@ from plamo2_jax.train.schedule import make_schedule
 from plamo2_jax.train.source import Source
 
 
-class TrainingError(ValueError):
+class TrainingError(PlamoError):
     """A run cannot start or resume; the message says why."""
 
 
