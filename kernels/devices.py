@@ -7,6 +7,12 @@ from jax.sharding import AxisType
 
 
 def on_one_device() -> bool:
-    """Whether what is traced runs on one device as it stands: XLA refuses to partition a Pallas kernel over several."""
+    """Whether what is traced runs on one device as it stands: XLA refuses to partition a Pallas kernel over several.
+
+    A mesh says so: one of a single device, or the inside of a `jax.shard_map`. Without a mesh, whoever has more than one device may
+    mean any number of them.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    return jax.device_count() == 1 or (not mesh.empty and set(mesh.axis_types) == {AxisType.Manual})
+    if mesh.empty:
+        return jax.device_count() == 1
+    return mesh.size == 1 or set(mesh.axis_types) == {AxisType.Manual}

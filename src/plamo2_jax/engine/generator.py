@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from plamo2_jax.engine.engine import Engine
@@ -22,6 +23,7 @@ from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.engine.weights import unstack
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.model import Plamo2
+from plamo2_jax.sharding.mesh import MeshConfig, make_mesh
 from plamo2_jax.tokenizer.tokenizer import BOS, OP, Tokenizer
 
 # Shortest rows that an engine is made for.
@@ -85,7 +87,11 @@ class Generator:
                 f"the tokenizer has {tokenizer.vocab_size} rows; the model's embedding has {model.config.vocab_size}"
             )
         self.params = unstack(model, params) if model.scan_layers else params
-        self.model = model.clone(scan_layers=False)
+        # A mesh of one device tells the kernels that they need not be divided, however many devices there are.
+        devices = {device for leaf in jax.tree.leaves(params) for device in leaf.devices()}
+        alone = model.mesh is None and len(devices) == 1 and jax.default_backend() != "cpu"
+        mesh = make_mesh(MeshConfig(), list(devices)) if alone else model.mesh
+        self.model = model.clone(scan_layers=False, mesh=mesh)
         self.tokenizer = tokenizer
         self.prefill_size = prefill_size
         self.max_length = model.config.max_position_embeddings if max_length is None else max_length
