@@ -12,6 +12,7 @@ import importlib
 import io
 import re
 import sys
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -86,11 +87,15 @@ def _misspelled(argv: Sequence[str], known: Sequence[str]) -> list[str]:
 
 
 def call(function: Callable[..., Any], argv: Sequence[str], prog: str, *, description: str | None = None) -> Any:
-    """Parse a command line into the arguments of a function, call it and return its result.
+    """Read a command line into the arguments of a function, call it and return its result.
+
+    A function with the single argument `options` gets the dataclass that annotates it.
 
     Raises:
-        ValueError, SystemExit: As for `parse`. The function is then not called.
+        PlamoError, SystemExit: as `parse`. The function is then not called.
     """
+    if list(function.__annotations__.keys() - {"return"}) == ["options"]:
+        return function(parse(typing.get_type_hints(function)["options"], argv, prog, description=description))
 
     @functools.wraps(function)
     def bind(*args: Any, **kwargs: Any) -> Callable[[], Any]:

@@ -12,7 +12,6 @@ import tyro
 from plamo2_jax.cli.arguments import call_subcommand
 from plamo2_jax.cli.data_clean import clean
 from plamo2_jax.cli.data_files import print_bad, read_report, record_bytes, write_jsonl
-from plamo2_jax.errors import PlamoError
 
 if TYPE_CHECKING:
     from plamo2_jax.data.documents import Document
@@ -83,7 +82,7 @@ def prepare(
         keep_fields=False,
     )
     if not 0 < heldout_fraction < 1:
-        raise PlamoError(f"--heldout-fraction {heldout_fraction} is not allowed: it must be between 0 and 1")
+        raise ValueError(f"--heldout-fraction {heldout_fraction} is not allowed: it must be between 0 and 1")
     sides = {side: output / side for side in ("train", "heldout")} if split == "both" else {split: output}
     manifests = write_sides(
         _recognised(documents if split == "both" else split_documents(documents, split, heldout_fraction)),
@@ -138,7 +137,7 @@ def inspect(
         ("--characters", characters, 0),
     ):
         if value < least:
-            raise PlamoError(f"{name} {value} is not allowed: it must be at least {least}")
+            raise ValueError(f"{name} {value} is not allowed: it must be at least {least}")
 
     from plamo2_jax.data.packing import measure_packing
     from plamo2_jax.data.shards import open_shards
@@ -192,10 +191,10 @@ def instructions(output: Path, *, per_page: int = 6, limit: int | None = None, s
     from plamo2_jax.data.instructions import instructions as lines_of
 
     if limit is not None and limit < 1:
-        raise PlamoError(f"--limit {limit} is not allowed: it must be at least 1")
+        raise ValueError(f"--limit {limit} is not allowed: it must be at least 1")
     for split in ("train", "heldout"):
         if (output / f"{split}.jsonl").exists():
-            raise PlamoError(f"{output / f'{split}.jsonl'} exists; remove it or give another folder")
+            raise ValueError(f"{output / f'{split}.jsonl'} exists; remove it or give another folder")
     output.mkdir(parents=True, exist_ok=True)
     for split in ("train", "heldout"):
         lines = list(lines_of(split, per_page=per_page, seed=seed))

@@ -8,8 +8,6 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 
-from plamo2_jax.errors import PlamoError
-
 # RFC 1123 and the rule of Compute Engine in one: a letter first, then letters, digits and hyphens, no hyphen last.
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
@@ -30,7 +28,7 @@ def resource_name(given: str | None, run: str, longest: int) -> str:
     """
     name = re.sub(r"[._]+", "-", run.lower()) if given is None else given
     if not _NAME.fullmatch(name) or len(name) > longest:
-        raise PlamoError(
+        raise ValueError(
             f"--job-name {name!r} is not allowed: it must be a lower-case letter followed by lower-case letters, digits and "
             f"hyphens between them, {longest} characters at most"
         )
@@ -48,7 +46,7 @@ def require(values: Mapping[str, tuple[str | None, str]]) -> None:
     """
     missing = [f"the {what} is missing: give {how}" for what, (value, how) in values.items() if not value]
     if missing:
-        raise PlamoError("; ".join(missing))
+        raise ValueError("; ".join(missing))
 
 
 def require_tool(name: str) -> None:
@@ -58,7 +56,7 @@ def require_tool(name: str) -> None:
         ValueError: it is not; the message says how to get it.
     """
     if shutil.which(name) is None:
-        raise PlamoError(f"{name} is not on PATH: {TOOLS[name]} (--dry-run prints what would be run)")
+        raise ValueError(f"{name} is not on PATH: {TOOLS[name]} (--dry-run prints what would be run)")
 
 
 def project_and_zone(project: str | None, zone: str | None) -> tuple[str, str]:
@@ -77,9 +75,9 @@ def project_and_zone(project: str | None, zone: str | None) -> tuple[str, str]:
     )
     # A project of a domain is written example.com:project.
     if not re.fullmatch(r"([a-z0-9.-]+:)?[a-z][-a-z0-9]{4,28}[a-z0-9]", project):
-        raise PlamoError(f"--project {project!r} is not a project id: 6 to 30 lower-case letters, digits and hyphens")
+        raise ValueError(f"--project {project!r} is not a project id: 6 to 30 lower-case letters, digits and hyphens")
     if not re.fullmatch(r"[a-z]+-[a-z]+[0-9]+-[a-z][a-z0-9]*", zone):
-        raise PlamoError(f"--zone {zone!r} is not a zone; one looks like us-east5-a")
+        raise ValueError(f"--zone {zone!r} is not a zone; one looks like us-east5-a")
     return project, zone
 
 
@@ -99,6 +97,6 @@ def require_account() -> None:
     """
     listing = ["gcloud", "auth", "list", "--filter=status:ACTIVE", "--format=value(account)", "--quiet"]
     if not subprocess.run(listing, capture_output=True, text=True).stdout.strip():
-        raise PlamoError(
+        raise ValueError(
             "gcloud has no active account: run `gcloud auth login`, or on a machine of Google Cloud give it one"
         )

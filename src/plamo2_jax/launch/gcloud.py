@@ -14,7 +14,6 @@ from typing import Annotated, Literal, NoReturn
 
 import tyro
 
-from plamo2_jax.errors import PlamoError
 from plamo2_jax.launch.archive import archive, require_reachable
 from plamo2_jax.launch.checks import project_and_zone, require_account, require_tool, resource_name
 from plamo2_jax.launch.job import AUTO, REFUSED, TERMINATED, Job, wrapped
@@ -70,7 +69,7 @@ class Gcloud:
         for field in ("attempts", "poll", "max_archive_mb"):
             if getattr(self, field) < 1:
                 option = field.replace("_", "-")
-                raise PlamoError(f"--{option} {getattr(self, field)} is not allowed: it must be at least 1")
+                raise ValueError(f"--{option} {getattr(self, field)} is not allowed: it must be at least 1")
 
 
 def script(job: Job, options: Gcloud) -> str:
@@ -84,15 +83,15 @@ def script(job: Job, options: Gcloud) -> str:
     chosen = parse_slice(options.accelerator)
     runtime = options.runtime_version or chosen.generation.runtime
     if runtime is None:
-        raise PlamoError(f"--accelerator {options.accelerator} is to be had in GKE only: use plamo2 launch xpk")
+        raise ValueError(f"--accelerator {options.accelerator} is to be had in GKE only: use plamo2 launch xpk")
     name = resource_name(options.job_name, job.name, 61)
     project, zone = project_and_zone(options.project, options.zone)
     source = options.source.resolve()
     if not (source / ".git").exists() or not (source / "setup.cfg").exists():
-        raise PlamoError(f"--source {options.source} is not a git checkout of plamo2-jax")
+        raise ValueError(f"--source {options.source} is not a git checkout of plamo2-jax")
     config = job.config.resolve()
     if not config.is_relative_to(source):
-        raise PlamoError(f"{job.config} lies outside --source {options.source}, and would not be copied to the workers")
+        raise ValueError(f"{job.config} lies outside --source {options.source}, and would not be copied to the workers")
     copied = archive(source, config)
     copied.require_at_most(options.max_archive_mb)
     require_reachable(job.inputs, copied, options.on_workers)

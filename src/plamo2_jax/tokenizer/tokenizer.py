@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from plamo2_jax.errors import PlamoError
 from plamo2_jax.model_files import optional_file
 from plamo2_jax.storage import located, write_whole
 from plamo2_jax.tokenizer.lattice import INVALID_COST, Trie, build_trie, cheapest_ids, compiled_encoder
@@ -62,11 +61,11 @@ class Tokenizer:
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist; name a {FILE_NAME}, or the folder that holds one")
         if not path.is_file():
-            raise PlamoError(f"{path} is not a regular file: it must be a {FILE_NAME}")
+            raise ValueError(f"{path} is not a regular file: it must be a {FILE_NAME}")
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
-            raise PlamoError(f"{path} is too large for a {FILE_NAME}: at most {MAX_BYTES >> 20} MiB are read")
+            raise ValueError(f"{path} is too large for a {FILE_NAME}: at most {MAX_BYTES >> 20} MiB are read")
         return cls(data, str(path))
 
     @classmethod
@@ -103,7 +102,7 @@ class Tokenizer:
             points = np.frombuffer(text.encode("utf-32-le"), "<i4")
         except UnicodeEncodeError as error:
             surrogate = f"U+{ord(text[error.start]):04X}"
-            raise PlamoError(
+            raise ValueError(
                 f"the text holds a lone surrogate ({surrogate}) at position {error.start}; it is not valid Unicode"
             ) from None
         ids = self._encode_points(points, allow_control)
@@ -131,11 +130,11 @@ class Tokenizer:
         if array.size == 0:
             return ""
         if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise PlamoError(f"ids must be one row of integers, not shape {array.shape} of {array.dtype}")
+            raise ValueError(f"ids must be one row of integers, not shape {array.shape} of {array.dtype}")
         outside = (array < 0) | (array >= self.vocab_size)
         if outside.any():
             position = int(np.argmax(outside))
-            raise PlamoError(
+            raise ValueError(
                 f"id {array[position]} at position {position} is outside the vocabulary of {self.vocab_size} rows"
             )
         if skip_control:
@@ -145,7 +144,7 @@ class Tokenizer:
     def token_bytes(self, id: int) -> bytes:
         """The bytes one id contributes to decoded text: one byte for a BYTE row, else the UTF-8 of the token."""
         if not 0 <= id < self.vocab_size:
-            raise PlamoError(f"id {id} is outside the vocabulary of {self.vocab_size} rows")
+            raise ValueError(f"id {id} is outside the vocabulary of {self.vocab_size} rows")
         return self._bytes[id]
 
     def is_special(self, id: int) -> bool:
@@ -170,7 +169,7 @@ class Tokenizer:
             ValueError: the tokenizer has more rows than the model.
         """
         if self.vocab_size > vocab_size:
-            raise PlamoError(
+            raise ValueError(
                 f"ModelConfig.vocab_size={vocab_size} is not allowed with this tokenizer: it has {self.vocab_size} rows, and the "
                 "model needs at least as many"
             )
@@ -198,7 +197,7 @@ class Tokenizer:
             ValueError: the vocabulary has no such row.
         """
         if token not in self._ids:
-            raise PlamoError(f"the vocabulary has no row {token!r}")
+            raise ValueError(f"the vocabulary has no row {token!r}")
         return self._ids[token]
 
     @property

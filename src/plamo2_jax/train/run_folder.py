@@ -12,7 +12,7 @@ import jax
 from plamo2_jax import checkpoint
 from plamo2_jax.checkpoint import BASE_FINGERPRINT
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.storage import address, located, lock_folder
+from plamo2_jax.storage import address, located, lock_folder, write_whole
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train import integrity, processes
 from plamo2_jax.train.checkpoints import no_checkpoint_left
@@ -164,5 +164,5 @@ def write_description(
         checkpoint.write_json(folder / checkpoint.CONFIG, description)
         tokenizer.save(folder / checkpoint.TOKENIZER)
         for name, text in source.files.items():
-            (folder / name).write_text(text, encoding="utf-8")
+            write_whole(folder / name, text.encode())
     checkpoint.barrier("run folder written")
