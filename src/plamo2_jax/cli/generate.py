@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from plamo2_jax.cli.arguments import call
+from plamo2_jax.errors import PlamoError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -97,10 +98,10 @@ def generate(
     sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
     stops = StopConfig(max_new_tokens, min_new_tokens, stop_id, stop)
     if chat and (prompt or prompt_file):
-        raise ValueError("--chat cannot be combined with --prompt or --prompt-file: give one kind")
+        raise PlamoError("--chat cannot be combined with --prompt or --prompt-file: give one kind")
     for option, value in (("--system", system), ("--template", template)):
         if value is not None and not chat:
-            raise ValueError(f"{option} is for --chat: add --chat MESSAGE, or leave {option} out")
+            raise PlamoError(f"{option} is for --chat: add --chat MESSAGE, or leave {option} out")
     texts = [*chat] or [*prompt, *map(read_prompt, prompt_file)] or [""]
     chat_template = open_template(model, template) if chat else None
     generator, _ = open_generator(model, step=step, dtype=dtype, tokenizer=tokenizer)
@@ -152,13 +153,13 @@ def read_prompt(path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(MAX_PROMPT_BYTES + 1)
     if len(data) > MAX_PROMPT_BYTES:
-        raise ValueError(
+        raise PlamoError(
             f"--prompt-file: {name} is too large for a prompt: at most {MAX_PROMPT_BYTES:,} bytes are read"
         )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"--prompt-file: {name} is not UTF-8 (byte {error.start})") from None
+        raise PlamoError(f"--prompt-file: {name} is not UTF-8 (byte {error.start})") from None
     if "\r\n" in text:
         print(f"--prompt-file: CRLF line ends of {name} are read as LF", file=sys.stderr)
     return text.replace("\r\n", "\n")

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from plamo2_jax.cli.arguments import call
+from plamo2_jax.errors import PlamoError
 
 
 def grow(
@@ -51,7 +52,7 @@ def grow(
     old = read_shape(source)
     new = grown_config(old, with_sizes(old, read_shape(target, set)), depth)
     if noise < 0:
-        raise ValueError(f"--noise {noise} is not allowed: it must be zero or positive")
+        raise PlamoError(f"--noise {noise} is not allowed: it must be zero or positive")
 
     import jax
 

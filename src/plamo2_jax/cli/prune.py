@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from plamo2_jax.cli.arguments import call
+from plamo2_jax.errors import PlamoError
 
 
 def prune(
@@ -84,9 +85,9 @@ def prune(
         return
     for name, value in (("rounds", rounds), ("batches", batches)):
         if value < 1:
-            raise ValueError(f"--{name} {value} is not allowed: it must be at least 1")
+            raise PlamoError(f"--{name} {value} is not allowed: it must be at least 1")
     if calibration is None:
-        raise ValueError("--calibration must name a folder of shards. Write one with plamo2 data prepare")
+        raise PlamoError("--calibration must name a folder of shards. Write one with plamo2 data prepare")
     require_empty(output)
 
     import itertools
@@ -99,7 +100,7 @@ def prune(
     files = chat_template_files(ModelName.parse(model).folder)
     loaded = load_model(model, step=step, require_finite=True)
     if loaded.tokenizer is None:
-        raise ValueError(
+        raise PlamoError(
             f"{model} has no tokenizer.jsonl: it is needed to check the calibration data. Copy it into the folder"
         )
     data = DataConfig((MixtureItem(calibration),), sequence_length, batch_size, seed=seed, prefetch_batches=0)
@@ -131,7 +132,7 @@ def _check_on_shapes(old, new) -> None:
     config = cut_config(old, new, masks)
     cut = jax.eval_shape(lambda params: cut_params(params, masks, old, config), abstract_params(Plamo2(old)))
     if cut != abstract_params(Plamo2(config)):
-        raise ValueError("the parameter shapes after cutting differ from those of the target")
+        raise PlamoError("the parameter shapes after cutting differ from those of the target")
 
 
 def main(argv: list[str]) -> None:
