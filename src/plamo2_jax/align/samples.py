@@ -85,7 +85,7 @@ class SampleWriter:
             self._prompts.append(asked.ids)
             # What would be refused at the first evaluation is refused before the first step.
             if len(asked.ids) + samples.max_new_tokens > (longest := run.model.max_position_embeddings):
-                raise ValueError(
+                raise PlamoError(
                     f"samples.prompts[{number}] has {len(asked.ids)} tokens; with samples.max_new_tokens={samples.max_new_tokens} that is "
                     f"more than the model's {longest}: shorten one of them"
                 )
