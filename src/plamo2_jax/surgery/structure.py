@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plamo2_jax.config import LayerKind, ModelConfig
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.model import Plamo2, abstract_params, axes, declarations
 
 Params = Any
@@ -24,7 +25,7 @@ Flat = dict[tuple[str, ...], Any]
 FIXED = frozenset({axes.VOCAB, axes.CONV, axes.HEAD_DIM, axes.LAYERS, None})
 
 
-class SurgeryError(ValueError):
+class SurgeryError(PlamoError):
     """A model cannot be grown or pruned to a target; the message names the axis or field, the sizes and what is allowed."""
 
 
