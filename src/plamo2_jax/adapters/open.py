@@ -53,7 +53,7 @@ def open_model(
                 "a base that you name"
             )
         return merged_model(base, folder)
-    if not is_run_folder(folder) or not checkpoint.read_config(folder).get("lora"):
+    if not is_run_folder(folder) or not checkpoint.lora_of(checkpoint.read_config(folder)):
         return load_model(folder, step=step, ema=ema, abstract=abstract)
     return _with_base(folder, step, ema)
 

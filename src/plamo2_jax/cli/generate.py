@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from plamo2_jax.cli.arguments import parse
+from plamo2_jax.cli.arguments import call
 from plamo2_jax.cli.decode_mesh import DecodeMesh
+from plamo2_jax.errors import PlamoError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,15 +44,15 @@ class GenerateOptions:
     prompt: Several[tuple[str, ...]] = ()
     """Text to continue; may be given several times. Without any prompt the model begins a document."""
     prompt_file: Several[tuple[Path, ...]] = ()
-    """File whose whole text is a prompt; "-" is standard input. May be given several times. A newline at the end of the
-    file is part of the prompt. A byte order mark is dropped, and CRLF line ends become LF."""
+    """File whose whole text is a prompt; "-" is standard input. May be given several times. A newline at the end of the file is
+    part of the prompt. A byte order mark is dropped, and CRLF line ends become LF."""
     chat: Several[tuple[str, ...]] = ()
     """User message to answer, written into the model's chat template; may be given several times, for one conversation each."""
     system: str | None = None
     """System message of every --chat conversation."""
     template: str | None = None
-    """Chat template of --chat: chat, translate, a Jinja file, or a folder that has one. Default: the model's own, or chat
-    if the model has no template."""
+    """Chat template of --chat: chat, translate, a Jinja file, or a folder that has one. Default: the model's own, or chat if the
+    model has no template."""
     max_new_tokens: int = 256
     """Maximum number of new tokens."""
     min_new_tokens: int = 0
@@ -79,8 +80,8 @@ class GenerateOptions:
     stop_id: Several[tuple[int, ...]] = ()
     """Token id to stop at, in addition to bos, eos and op; may be given several times."""
     allow_control: bool = False
-    """Read control strings such as <|plamo:op|> in --prompt and --prompt-file as control tokens; by default they are
-    text. Only for prompts you wrote yourself. --chat does not need it."""
+    """Read control strings such as <|plamo:op|> in --prompt and --prompt-file as control tokens; by default they are text. Only for
+    prompts you wrote yourself. --chat does not need it."""
     stream: bool = True
     """Print a single text while it is generated; several are printed when all are done."""
     json: bool = False
@@ -88,7 +89,7 @@ class GenerateOptions:
     dtype: Literal["float32", "bfloat16"] | None = None
     """Dtype of activations and matrices; left out, float32 on CPU and bfloat16 elsewhere."""
     mesh: DecodeMesh = dataclasses.field(default_factory=DecodeMesh)
-    """Devices."""
+    """Devices that the model is divided over."""
     step: int | None = None
     """Which checkpoint of a run folder, instead of RUN@STEP; left out, the newest."""
     tokenizer: Path | None = None
@@ -96,7 +97,7 @@ class GenerateOptions:
 
 
 def generate(options: GenerateOptions) -> None:
-    """Runs `plamo2 generate`."""
+    """Continue prompts, or answer messages (--chat). Several run as one batch; a text depends on its prompt and the seed only."""
     from plamo2_jax.engine.generator import default_stop_ids
     from plamo2_jax.engine.sampling import SamplingConfig
     from plamo2_jax.engine.stop import StopConfig
@@ -114,10 +115,10 @@ def generate(options: GenerateOptions) -> None:
     )
     stops = StopConfig(options.max_new_tokens, options.min_new_tokens, options.stop_id, options.stop)
     if options.chat and (options.prompt or options.prompt_file):
-        raise ValueError("--chat cannot be combined with --prompt or --prompt-file: give one kind")
+        raise PlamoError("--chat cannot be combined with --prompt or --prompt-file: give one kind")
     for option, value in (("--system", options.system), ("--template", options.template)):
         if value is not None and not options.chat:
-            raise ValueError(f"{option} is for --chat: add --chat MESSAGE, or leave {option} out")
+            raise PlamoError(f"{option} is for --chat: add --chat MESSAGE, or leave {option} out")
     texts = [*options.chat] or [*options.prompt, *map(read_prompt, options.prompt_file)] or [""]
     chat_template = open_template(options.model, options.template) if options.chat else None
     generator, _ = open_generator(
@@ -171,13 +172,13 @@ def read_prompt(path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(MAX_PROMPT_BYTES + 1)
     if len(data) > MAX_PROMPT_BYTES:
-        raise ValueError(
+        raise PlamoError(
             f"--prompt-file: {name} is too large for a prompt: at most {MAX_PROMPT_BYTES:,} bytes are read"
         )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"--prompt-file: {name} is not UTF-8 (byte {error.start})") from None
+        raise PlamoError(f"--prompt-file: {name} is not UTF-8 (byte {error.start})") from None
     if "\r\n" in text:
         print(f"--prompt-file: CRLF line ends of {name} are read as LF", file=sys.stderr)
     return text.replace("\r\n", "\n")
@@ -238,4 +239,4 @@ def as_json(prompt: str, sample: int, completion: Completion) -> str:
 
 def main(argv: list[str]) -> None:
     """Runs `plamo2 generate`."""
-    generate(parse(GenerateOptions, argv, "plamo2 generate"))
+    call(generate, argv, "plamo2 generate")

@@ -10,6 +10,7 @@ import tyro
 
 from plamo2_jax.cli.arguments import call
 from plamo2_jax.cli.decode_mesh import DecodeMesh
+from plamo2_jax.errors import PlamoError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,14 +45,14 @@ def logits(
         step: Which checkpoint of a run folder, instead of RUN@STEP; left out, the newest.
         batch_size: Rows per batch.
         dtype: Dtype of activations and matrices. Logits are always float32.
-        mesh: Devices.
+        mesh: Devices that the model is divided over.
     """
     from plamo2_jax.engine.weights import load_weights
 
     if batch_size < 1:
-        raise ValueError(f"--batch-size {batch_size} is not allowed: it must be at least 1")
+        raise PlamoError(f"--batch-size {batch_size} is not allowed: it must be at least 1")
     if not output.parent.is_dir():
-        raise ValueError(f"--output {output}: the folder {output.parent} does not exist. Create it first")
+        raise PlamoError(f"--output {output}: the folder {output.parent} does not exist. Create it first")
     tokens, segment_ids = read_input(input)
     network, loaded = load_weights(model, step=step, dtype=dtype, mesh=mesh.make(), scan_layers=True)
     check_tokens(input, tokens, segment_ids, loaded.config.vocab_size)
@@ -74,11 +75,11 @@ def read_input(path: Path) -> tuple[np.ndarray, np.ndarray]:
     segment_ids = found.get("segment_ids", np.ones(tokens.shape, np.int32))
     for name, array in (("tokens", tokens), ("segment_ids", segment_ids)):
         if array.dtype.kind not in "iu":
-            raise ValueError(f"{path}: {name} must be integers, not {array.dtype}")
+            raise PlamoError(f"{path}: {name} must be integers, not {array.dtype}")
     if tokens.ndim != 2 or 0 in tokens.shape:
-        raise ValueError(f"{path}: tokens must have two axes [b, t], neither empty, not shape {tokens.shape}")
+        raise PlamoError(f"{path}: tokens must have two axes [b, t], neither empty, not shape {tokens.shape}")
     if segment_ids.shape != tokens.shape:
-        raise ValueError(f"{path}: segment_ids has shape {segment_ids.shape}: it must be {tokens.shape}, as tokens")
+        raise PlamoError(f"{path}: segment_ids has shape {segment_ids.shape}: it must be {tokens.shape}, as tokens")
     return tokens, segment_ids
 
 
@@ -91,7 +92,7 @@ def check_tokens(path: Path, tokens: np.ndarray, segment_ids: np.ndarray, vocab_
         wrong = np.argwhere((array < 0) | (array > largest))
         if len(wrong):
             row, column = wrong[0]
-            raise ValueError(
+            raise PlamoError(
                 f"{path}: {name}[{row}, {column}] is {array[row, column]}: it must be from 0 to {largest}"
                 f" ({len(wrong)} value(s) are not)"
             )

@@ -16,7 +16,7 @@ from plamo2_jax import checkpoint
 from plamo2_jax.convert.load import LoadedModel
 from plamo2_jax.convert.names import ModelName
 from plamo2_jax.engine.generator import Generator, default_stop_ids
-from plamo2_jax.engine.weights import load_weights
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.models.chat_model import (
     NOTHING_BEFORE,
     ChatRequest,
@@ -63,7 +63,7 @@ def open_generator(
     network, loaded = load_weights(model, step=step, dtype=dtype, mesh=mesh)
     vocabulary = loaded.tokenizer if tokenizer is None else Tokenizer.load(tokenizer)
     if vocabulary is None:
-        raise ValueError(
+        raise PlamoError(
             f"{model} has no tokenizer.jsonl, and a model needs one to read and write text: copy it there, or give it with --tokenizer "
             "where the verb has that option"
         )
