@@ -63,7 +63,7 @@ def test_train_writes_a_vocabulary_that_encodes(capsysbinary, monkeypatch, tmp_p
     [
         (["encode", str(GOLDEN)], b"a\xff", "standard input is not UTF-8 (byte 1)"),
         (["encode", str(GOLDEN), "\udcff"], b"", "lone surrogate"),
-        (["encode", str(GOLDEN / "nowhere")], b"", "does not exist; name a tokenizer.jsonl"),
+        (["encode", str(GOLDEN / "nowhere")], b"", "does not exist: it must be a tokenizer.jsonl"),
         (["decode", str(GOLDEN)], b"1 two", "ids must be integers"),
         (["decode", str(GOLDEN), "861"], b"", "outside the vocabulary of 861 rows"),
         (
