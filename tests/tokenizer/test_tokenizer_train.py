@@ -121,7 +121,7 @@ def test_a_lone_surrogate_in_the_corpus_is_said():
     [("vocab_size", 267), ("sample_bytes", 0), ("character_coverage", 1.5), ("max_token_chars", 0), ("seed_pieces", 1)],
 )
 def test_bad_options_are_named(field, value):
-    with pytest.raises(ValueError, match=rf"{field} is {value}: it must be"):
+    with pytest.raises(ValueError, match=rf"{field}={value} is not allowed: it must be"):
         VocabularyOptions(**{field: value})
 
 
