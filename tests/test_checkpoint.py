@@ -197,6 +197,7 @@ def test_metadata_of_another_shape_is_one_sentence(folder, name, content):
 
 def test_sizes_are_compared_before_a_model_is_built(folder):
     with pytest.raises(
-        checkpoint.CheckpointError, match=r"config\.json describes a model of [\d,]+ parameters, but .*params holds 6,152"
+        checkpoint.CheckpointError,
+        match=r"config\.json describes a model of [\d,]+ parameters, but .*params holds 6,152",
     ):
         checkpoint.check_size(folder, preset("plamo-2-31b"))

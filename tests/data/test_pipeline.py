@@ -203,7 +203,7 @@ def test_another_tokenizer_is_refused(folder, letters, vocabulary):
         lambda: heldout_batches(config_of(folder), folder, vocabulary),
     ):
         with pytest.raises(
-            ShardError, match=f"{letters.fingerprint[:12]}.*not with the one given, {vocabulary.fingerprint[:12]}"
+            ShardError, match=f"{letters.fingerprint[:12]}.*not with the given tokenizer {vocabulary.fingerprint[:12]}"
         ):
             read()
 

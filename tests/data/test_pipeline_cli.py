@@ -226,11 +226,11 @@ def test_clean_does_not_write_over_its_input(capsys, tmp_path):
     for output in (folder / "a.jsonl", tmp_path / "link.jsonl"):
         for source in (folder, folder / "a.jsonl", f"{tmp_path}/**/a.jsonl"):
             status, _, err = run(capsys, "clean", source, output)
-            assert (status, f"{output} is the input too" in err) == (2, True)
+            assert (status, f"{output} is also the input" in err) == (2, True)
     assert (folder / "a.jsonl").read_text() == '{"text": "a"}\n'
     for options, message in [
         (("--report", tmp_path / "no" / "r.json"), "does not exist"),
-        (("--report", tmp_path / "out.jsonl"), "is the output too"),
+        (("--report", tmp_path / "out.jsonl"), "is also the output"),
         (("--max-record-mib", 0), "--max-record-mib 0 is not allowed"),
     ]:
         status, _, err = run(capsys, "clean", folder, tmp_path / "out.jsonl", *options)

@@ -268,7 +268,7 @@ def test_an_output_on_the_workers_own_disks_is_warned_of(checkout, capsys):
         ((*SLICE, "--job-name", "x y"), ["--job-name 'x y' is not allowed"]),
         ((*SLICE, "--poll", "0"), ["--poll 0 is not allowed"]),
         ((*SLICE, "--source", "configs"), ["--source configs is not a git checkout of plamo2-jax"]),
-        (("--accelerator", "tpu7x-8", *WHERE), ["in GKE only: use plamo2 launch xpk"]),
+        (("--accelerator", "tpu7x-8", *WHERE), ["only in GKE. Use plamo2 launch xpk"]),
     ],
 )
 def test_refusals_name_what_is_missing(refused, arguments, messages):
@@ -284,7 +284,7 @@ def test_an_environment_variable_gives_the_project(printed, monkeypatch):
 
 def test_a_missing_account_is_named(cloud):
     assert cloud.run(["ACTIVE"], [0], ACCOUNT="") == 2
-    assert "gcloud has no active account: run `gcloud auth login`" in cloud.messages
+    assert "gcloud has no active account. Run `gcloud auth login`" in cloud.messages
     assert not (cloud.folder / "calls").exists()
 
 
@@ -309,4 +309,4 @@ def test_a_config_file_outside_the_checkout_would_not_be_there(checkout, tmp_pat
 
     shutil.copy(Path("configs/demo.py"), tmp_path / "elsewhere.py")
     assert main(["launch", "gcloud", str(tmp_path / "elsewhere.py"), *SLICE, "--dry-run"]) == 2
-    assert "lies outside --source" in capsys.readouterr().err
+    assert "is outside --source" in capsys.readouterr().err

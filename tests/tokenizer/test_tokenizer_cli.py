@@ -71,7 +71,11 @@ def test_train_writes_a_vocabulary_that_encodes(capsysbinary, monkeypatch, tmp_p
             b"",
             "/nowhere does not exist: it must be a file, a folder or a pattern",
         ),
-        (["train", "--input", str(GOLDEN), "--output", "/tmp", "--vocab-size", "5"], b"", "vocab_size=5 is not allowed"),
+        (
+            ["train", "--input", str(GOLDEN), "--output", "/tmp", "--vocab-size", "5"],
+            b"",
+            "vocab_size=5 is not allowed",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_line_and_status_2(capsysbinary, monkeypatch, argv, stdin, message):
