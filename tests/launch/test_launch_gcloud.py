@@ -248,7 +248,7 @@ def test_an_output_on_the_workers_own_disks_is_warned_of(checkout, capsys):
     for arguments in (SLICE, ("--accelerator", "v5p-8", "--spot", *WHERE, *DATA)):
         assert main(["launch", "gcloud", "configs/demo.py", *arguments, "--dry-run"]) == 0
         captured = capsys.readouterr()
-        assert captured.err.startswith("plamo2 launch: warning: output runs lies on the disk of a TPU VM")
+        assert captured.err.startswith("plamo2 launch: warning: output runs is on the disk of a TPU VM")
         assert captured.out.startswith("#!/usr/bin/env bash\n")
 
 
