@@ -1,4 +1,4 @@
-"""What the kernels must know of the devices that a traced function will run on."""
+"""The devices that a traced function will run on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from jax.sharding import AxisType
 
 
 def on_one_device() -> bool:
-    """Whether what is traced runs on one device as it stands: XLA refuses to partition a Pallas kernel over several."""
+    """Return whether the traced function runs on one device. XLA cannot partition a Pallas kernel over several devices."""
     mesh = jax.sharding.get_abstract_mesh()
     return jax.device_count() == 1 or (not mesh.empty and set(mesh.axis_types) == {AxisType.Manual})
