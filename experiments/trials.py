@@ -20,12 +20,13 @@ from plamo2_jax.data.pipeline import DataConfig, MixtureItem, heldout_batches
 from plamo2_jax.eval.heldout import byte_lengths
 from plamo2_jax.eval.perplexity import make_evaluator
 from plamo2_jax.model import Plamo2
-from plamo2_jax.surgery.distill import make_objective
+from plamo2_jax.surgery.distill import distillation_task
 from plamo2_jax.train.config import PretrainConfig, to_json
 from plamo2_jax.train.distillation import DistillationConfig
 from plamo2_jax.train.loop import pretrain
 from plamo2_jax.train.metrics import METRICS, read_metrics
 from plamo2_jax.train.optimizer import OptimizerConfig
+from plamo2_jax.train.pretraining import pretraining_task
 from plamo2_jax.train.schedule import ScheduleConfig
 
 LANGUAGES = {"ja": 0.33, "en": 0.67}
@@ -142,7 +143,7 @@ def train(
     ):
         raise SystemExit(f"{config.folder} is a run of another model or length; give another --work")
     if not result.exists():
-        outcome = pretrain(config, make_objective=None if teacher is None else make_objective)
+        outcome = pretrain(config, make_task=pretraining_task if teacher is None else distillation_task)
         if outcome.signal is not None:
             raise SystemExit(STOPPED)
         losses = {line["step"]: line["loss"] for line in read_metrics(config.folder / METRICS) if "loss" in line}

@@ -79,7 +79,7 @@ def test_the_demo_leaves_a_report_with_both_languages(home):
     assert page.count("<svg") > 4
     for name in ("small", "long", "sft_1", "dpo_2"):
         assert f"<h3>{name}</h3>" in page
-    assert "ranked right" in page
+    assert "reward accuracy" in page
     assert "tuned_evaluation.json" in page
 
 

@@ -24,8 +24,8 @@ import numpy as np
 import tyro
 
 from plamo2_jax.model import Plamo2, init_params, logical_axes
-from plamo2_jax.train.objective import next_token
 from plamo2_jax.train.optimizer import make_optimizer
+from plamo2_jax.train.pretraining import next_token
 from plamo2_jax.train.schedule import make_schedule
 from plamo2_jax.train.state import TrainState
 from plamo2_jax.train.step import make_step

@@ -22,13 +22,20 @@ sys.path.insert(0, str(HERE.parent))
 
 from trials import STOPPED, heldout_bits, run, spread  # noqa: E402
 
-from plamo2_jax.align import preferences, rules, sft  # noqa: E402
+from plamo2_jax.align import rules  # noqa: E402
 from plamo2_jax.align.dpo import PreferenceConfig  # noqa: E402
 from plamo2_jax.align.pairing import PairingConfig  # noqa: E402
 from plamo2_jax.align.prefer import PreferConfig, prefer  # noqa: E402
-from plamo2_jax.align.preferences import DpoConfig, PairsConfig, PairSource, Preference  # noqa: E402
+from plamo2_jax.align.preferences import (  # noqa: E402
+    DpoConfig,
+    PairsConfig,
+    PairSource,
+    preference_evaluator,
+    preference_loss_fn,
+    preference_task,
+)
 from plamo2_jax.align.prompts import read_prompts  # noqa: E402
-from plamo2_jax.align.sft import ChatSource, SftConfig  # noqa: E402
+from plamo2_jax.align.sft import ChatSource, SftConfig, sft_task  # noqa: E402
 from plamo2_jax.align.speakers import Failure, Question, SpeakerConfig, open_speaker  # noqa: E402
 from plamo2_jax.checkpoint import latest_step, write_json  # noqa: E402
 from plamo2_jax.convert.load import load_model  # noqa: E402
@@ -65,11 +72,11 @@ class Plan:
     questions: int
 
 
-def fit(work: Path, config: SftConfig | DpoConfig, rooms: object) -> Path:
+def fit(work: Path, config: SftConfig | DpoConfig) -> Path:
     """The run's folder, once its last step is done."""
     if latest_step(config.folder) != config.steps:
-        source = ChatSource if isinstance(config, SftConfig) else PairSource
-        if pretrain(config, make_objective=rooms.make_objective, make_source=source).signal is not None:
+        made = (sft_task, ChatSource) if isinstance(config, SftConfig) else (preference_task, PairSource)
+        if pretrain(config, make_task=made[0], make_source=made[1]).signal is not None:
             raise SystemExit(STOPPED)
     return config.folder
 
@@ -194,11 +201,10 @@ def reward_accuracy(config: DpoConfig, model: Path, reference: Path) -> dict[str
     """Share of held-out pairs whose chosen answer has the larger log-ratio of model to reference, and the mean margin over β."""
     loaded = load_model(model)
     network = Plamo2(loaded.config)
-    preference = Preference(
-        network, PreferenceConfig(beta=1.0), config.pairs.max_pairs, reference=load_model(reference).params
-    )
+    loss_fn = preference_loss_fn(network, PreferenceConfig(beta=1.0), config.pairs.max_pairs, reference="reference")
+    frozen = {"reference": load_model(reference).params}
     batches = PairSource(config, loaded.tokenizer).heldout("pairs", 0, 1)
-    found = preference.evaluate(loaded.params, batches).figures()
+    found = preference_evaluator(loss_fn)(loaded.params, batches, frozen).metrics
     return {
         "reward_accuracy": found["reward_accuracy"],
         "reward_margin": found["reward_margin"],
@@ -212,11 +218,11 @@ def one_seed(plan: Plan, work: Path, seed: int) -> dict[str, list[dict[str, floa
     if not (work / f"prompts-{seed}").exists():
         run("data", "instructions", "--output", work / f"prompts-{seed}", "--seed", 100 + seed, "--limit", plan.prompts)
     tuning = [sft_config(plan, work, f"sft-{seed}-{i}", 10 * seed + i) for i in (1, 2)]
-    tuned = [fit(work, config, sft) for config in tuning]
+    tuned = [fit(work, config) for config in tuning]
     middle = merged(work, f"sft-{seed}", tuned)
     pairs = preference_data(plan, work, middle, seed)
     preferring = [dpo_config(plan, work, f"dpo-{seed}-{i}", 10 * seed + i, middle, pairs) for i in (1, 2)]
-    preferred = [fit(work, config, preferences) for config in preferring]
+    preferred = [fit(work, config) for config in preferring]
     last = merged(work, f"dpo-{seed}", preferred)
     # Each with what its stage began from, which its rewards are taken against.
     models = ((base, None), (tuned, base), (middle, base), (preferred, middle), (last, middle))

@@ -1,14 +1,14 @@
-"""What the selective scan costs on TPUs that are not here: XLA's program against our Pallas kernels, by the TPU compiler's figures.
+"""Compare XLA's program for the selective scan with our Pallas kernels on TPU, by the TPU compiler's figures.
 
-Compiles the scan of the 8B model's layer (1 × 8192 tokens, several documents a row) for one device of each TPU generation, forward alone
-and with its gradient, and records what `plamo2 plan kernel ssd` prints. Nothing is measured: no TPU is used. Needs the tpu extra.
+Compiles the scan of the 8B model's layer (1 × 8192 tokens, several documents per row) for one device of each TPU generation, forward alone
+and with its gradient, and records what `plamo2 plan kernel ssd` prints. No TPU is used and nothing is measured. Needs the extra `plan`.
 
-    python experiments/ssd_kernels/run.py               # an hour or so on two cores; results are kept as they come, and not made again
+    python experiments/ssd_kernels/run.py               # about an hour on two cores; existing results are kept
     python experiments/ssd_kernels/run.py v5p v6e       # only these generations
-    python experiments/ssd_kernels/run.py --table       # only the table and the plot of what is there
-    python experiments/ssd_kernels/run.py --kernels     # not XLA's programs, which take nearly all of the time
+    python experiments/ssd_kernels/run.py --table       # only the table and the plot of existing results
+    python experiments/ssd_kernels/run.py --kernels     # without XLA's programs, which take nearly all of the time
 
-The plot and results.json are of libtpu 0.0.42, with jax 0.10.2; results of another version have a file of their own, named after it.
+The plot and results.json are from libtpu 0.0.42 with jax 0.10.2. Results of another version are written to a file named after it.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ KINDS = {"v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite", "tpu7x": "
 CHUNKS = {"xla": (128, 256, 512), "pallas_tpu": (128, 256)}
 DIRECTIONS = ("forward", "forward+backward")
 LAYOUTS = ("auto", "default")
-# Figures a token that are kept, and of a program's operations those that take most.
+# Number of operations that are recorded for each program.
 OPERATIONS = 10
 
 
 def sources(implementation: str) -> str:
-    """A digest of the files that an implementation is made of: results of other ones are made anew."""
+    """Return a digest of an implementation's source files. Results of other sources are computed again."""
     files = sorted({KERNELS / "api.py", *KERNELS.glob(f"{implementation}*.py")})
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
 def programs() -> list[tuple[str, SsdProgram, str]]:
-    """Everything to compile, as (generation, program, layouts); the kernels first, since they compile fast."""
+    """Return everything to compile as (generation, program, layouts), first the kernels, which compile fast."""
     return [
         (generation, SsdProgram(PRESET, implementation, chunk, direction, TOKENS), layouts)
         for implementation in ("pallas_tpu", "xla")
@@ -61,30 +61,30 @@ def programs() -> list[tuple[str, SsdProgram, str]]:
 
 
 def key(generation: str, program: SsdProgram, layouts: str) -> str:
-    """Name of a result."""
+    """Return the name of a result."""
     return f"{generation}/{program.implementation}/{program.chunk_size}/{program.direction}/{layouts}"
 
 
 def results_file(libtpu: str) -> Path:
-    """Where the results of a version of libtpu are."""
+    """Return the results file of a libtpu version."""
     short = ".".join(libtpu.split(".")[:3])
     return HERE / ("results.json" if short == REFERENCE else f"results_libtpu_{short}.json")
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Results so far, by name."""
+    """Read the results by name."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def store(results: dict[str, Any], path: Path) -> None:
-    """Write them all; the file is whole at any time."""
+    """Write all results atomically."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 
 def compile_all(generations: list[str], implementations: tuple[str, ...], path: Path) -> None:
-    """Compile what has no result yet, or one of other sources or another compiler."""
+    """Compile programs without a result, or with a result of other sources or of another compiler."""
     results = load(path)
     for generation in generations:
         topology = TOPOLOGIES[generation]
@@ -111,14 +111,14 @@ def compile_all(generations: list[str], implementations: tuple[str, ...], path: 
 
 
 def heaviest(operations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those that take most cycles, by XLA's estimate or else their bundles."""
+    """Return the operations with most cycles, by XLA's estimate or else by their bundles."""
     return sorted(operations, key=lambda o: -o["times"] * (o["estimated_cycles"] or o["bundles"] or 0))[:OPERATIONS]
 
 
 def best(
     results: dict[str, Any], generation: str, implementation: str, direction: str, layouts: str
 ) -> dict[str, Any] | None:
-    """The result at the chunk with the lowest bound."""
+    """Return the result of the chunk size with the lowest bound."""
     found = [
         results.get(f"{generation}/{implementation}/{chunk}/{direction}/{layouts}", {})
         for chunk in CHUNKS[implementation]
@@ -129,7 +129,7 @@ def best(
 
 
 def rows(results: dict[str, Any]) -> list[list[str]]:
-    """The table's rows: for each generation, direction and layouts, XLA and the kernel, each at its best chunk."""
+    """Return the rows of the table: XLA and the kernel, each at its best chunk size, for each generation, direction and layouts."""
     table = []
     for layouts in LAYOUTS:
         for generation in TOPOLOGIES:
@@ -163,7 +163,7 @@ def rows(results: dict[str, Any]) -> list[list[str]]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The table."""
+    """Return the table as Markdown."""
     head = ["layouts", "TPU", "program", "implementation", "chunk", "cycles", "bundles", "MXU", "HBM KiB", "HBM cycles"]
     head += ["bound", "bound, ns", "VMEM MiB", "temp MiB", "XLA's bound / ours"]
     rule = ["---"] * 4 + ["---:"] * (len(head) - 4)
@@ -171,7 +171,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def plot(results: dict[str, Any]) -> None:
-    """The bound of each program, layouts chosen by the compiler, and what it consists of."""
+    """Plot the bound of each program with the layouts that the compiler chooses, and the parts of the bound."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -181,7 +181,7 @@ def plot(results: dict[str, Any]) -> None:
     labelled: set[str] = set()
 
     def once(label: str) -> str | None:
-        """A label for the legend, the first time it is wanted."""
+        """Return the label the first time, then None, so that the legend shows it once."""
         return None if label in labelled or labelled.add(label) else label
 
     for axis, direction in zip(axes, DIRECTIONS, strict=True):
@@ -199,11 +199,12 @@ def plot(results: dict[str, Any]) -> None:
                     axis.plot(position + offset, r[figure_name], marker, color="black", ms=9, ls="", label=label)
         axis.set_xticks(range(len(TOPOLOGIES)), list(TOPOLOGIES))
         axis.set_title(direction)
-        axis.set_ylabel("cycles a token, no less")
+        axis.set_ylabel("lower bound, cycles per token")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False)
+    versions = ", ".join(sorted({r["libtpu"] for r in results.values()}))
     figure.suptitle(
-        "Selective scan of PLaMo 2 8B: roofline by the TPU compiler's schedules and bytes, not measured time"
+        f"Selective scan of PLaMo 2 8B: roofline by the schedules and bytes of libtpu {versions}, not measured time"
     )
     figure.savefig(PLOT, dpi=150)
 
@@ -212,9 +213,9 @@ def main() -> None:
     """Compile, then print the table and draw the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true", help="compile nothing")
-    parser.add_argument("--kernels", action="store_true", help="compile no program of XLA's")
-    parser.add_argument("--libtpu", default=REFERENCE, help="with --table: whose results")
-    parser.add_argument("generations", nargs="*", metavar="TPU", help="left out: all")
+    parser.add_argument("--kernels", action="store_true", help="do not compile XLA's programs")
+    parser.add_argument("--libtpu", default=REFERENCE, help="with --table: version of the results")
+    parser.add_argument("generations", nargs="*", metavar="TPU", help="default: all")
     arguments = parser.parse_args()
     if unknown := set(arguments.generations) - set(TOPOLOGIES):
         parser.error(f"{', '.join(sorted(unknown))}: must be of {', '.join(TOPOLOGIES)}")

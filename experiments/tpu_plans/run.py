@@ -1,8 +1,8 @@
-"""Compile the ready configurations for their slices and write what they take: results.json, and the tables of README.md.
+"""Compile the configurations in configs/ for TPU slices; write results.json and the table of README.md.
 
-Resumable: a plan that is in results.json is not compiled again (--again does). `--table` only prints.
+Plans that are in results.json are not compiled again, except with `--again`. `--table` prints the table and compiles nothing.
 
-results.json and the tables are of libtpu 0.0.42, with jax 0.10.2; results of another version have a file of their own, named after it.
+results.json and the table are from libtpu 0.0.42 with jax 0.10.2. Results of another version are written to a file named after it.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ PLANS = {
     "8b prefill v5e:2x4": ("pretrain_8b", "v5e:2x4", "", "prefill", "xla"),
     "8b decode v5e:2x4": ("pretrain_8b", "v5e:2x4", "", "decode", "xla"),
 }
-# Compiled at a time: libtpu keeps about one core busy.
+# Plans compiled at the same time; libtpu uses about one core for each.
 AT_ONCE = 2
 
 
 def configuration(name: str, options: str) -> PretrainConfig:
-    """A config file with fields replaced, as on the command line."""
+    """Load a config file and replace fields, as on the command line."""
     return tyro.cli(PretrainConfig, default=load_config(ROOT / "configs" / f"{name}.py"), args=options.split())
 
 
 def one(name: str) -> dict:
-    """One plan."""
+    """Compile one plan."""
     config, topology, options, kind, kernels = PLANS[name]
     request = Request(configuration(config, options), topology, kind, kernels)
     found = plan(request)
@@ -58,18 +58,18 @@ def one(name: str) -> dict:
 
 
 def gpus() -> dict:
-    """Bytes of the 8B's state on each of eight GPUs."""
+    """Return the argument bytes of the 8B's train step on each of eight GPUs."""
     return gpu_argument_bytes(Request(configuration("pretrain_8b", "--mesh.data 1"), "", gpus=8))
 
 
 def table(results: dict) -> str:
-    """The plans as Markdown."""
+    """Return the plans as a Markdown table."""
     lines = [
-        "| plan | chips | HBM used / available | predicted step | MFU bound | without overlap | limit | collectives that take most |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | --- | --- |",
+        "| plan | libtpu | chips | HBM used / available | predicted step | MFU bound | without overlap | limit | longest collectives |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- | --- |",
     ]
     for name, p in results["plans"].items():
-        head = f"| {name} | {p['devices']} | {report.gib(p['hbm_needed'])} / {report.gib(p['hbm_available'])} |"
+        head = f"| {name} | {p['libtpu']} | {p['devices']} | {report.gib(p['hbm_needed'])} / {report.gib(p['hbm_available'])} |"
         if p["error"] or not p["fits"]:
             over = p["error"] or f"does not fit: {report.gib(p['hbm_needed'] - p['hbm_available'])} over"
             lines.append(f"{head} {over} | | | | |")
@@ -85,11 +85,11 @@ def table(results: dict) -> str:
 
 
 def main() -> None:
-    """Compile what is missing and print the table."""
+    """Compile the missing plans and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--table", action="store_true", help="only print what is in results.json")
-    parser.add_argument("--again", action="store_true", help="compile all anew")
-    parser.add_argument("--only", nargs="*", help="names of plans")
+    parser.add_argument("--table", action="store_true", help="print the table of results.json and compile nothing")
+    parser.add_argument("--again", action="store_true", help="compile all plans again")
+    parser.add_argument("--only", nargs="*", help="names of the plans to compile")
     arguments = parser.parse_args()
     results = {"plans": {}, "gpus": {}}
     short = REFERENCE if arguments.table else ".".join(libtpu_version().split(".")[:3])
@@ -107,14 +107,14 @@ def main() -> None:
     for name, p in results["plans"].items():
         print(
             f"{name}: traced in {p['seconds_to_trace']:.0f} s, compiled in {p['seconds_to_compile']:.0f} s, "
-            f"{p['cpu_seconds_to_compile']:.0f} s of processors"
+            f"{p['cpu_seconds_to_compile']:.0f} s of processor time"
         )
     for name, kinds in results["gpus"].items():
-        print(f"{name}: " + ", ".join(f"{kind} {report.gib(size)}" for kind, size in kinds.items()) + " a GPU")
+        print(f"{name}: " + ", ".join(f"{kind} {report.gib(size)}" for kind, size in kinds.items()) + " per GPU")
 
 
 def write_readme(text: str) -> None:
-    """Put the table where README.md has it."""
+    """Replace the table in README.md."""
     path = HERE / "README.md"
     head, _, rest = path.read_text(encoding="utf-8").partition("<!-- table -->")
     _, _, tail = rest.partition("<!-- end -->")
@@ -122,7 +122,7 @@ def write_readme(text: str) -> None:
 
 
 def fill(results: dict, path: Path, section: str, names, function) -> None:
-    """Add what is missing to a section; what is done is written at once."""
+    """Add missing results to a section. Each result is written as soon as it is there."""
     missing = [name for name in names if name not in results[section]]
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
         waiting = {pool.submit(function, name): name for name in missing}
@@ -132,7 +132,7 @@ def fill(results: dict, path: Path, section: str, names, function) -> None:
             except (ValueError, RuntimeError) as error:
                 print(f"{section} {waiting[done]}: {error}", flush=True)
                 continue
-            # In the order of PLANS, whatever was compiled first.
+            # Keep the order of PLANS.
             results["plans"] = {key: results["plans"][key] for key in PLANS if key in results["plans"]}
             partial = path.with_suffix(f".{os.getpid()}.partial")
             partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -14,6 +14,7 @@ and renames it when it is complete, so a killed job leaves no incomplete step un
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import flax.traverse_util
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -333,6 +335,16 @@ def model_json(config: ModelConfig) -> dict[str, Any]:
     """Return a ModelConfig as a JSON object with public field names, the inverse of `read_model_config`."""
     fields = {name: getattr(config, name) for name in config.__dataclass_fields__}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
+def fingerprint(config: ModelConfig, params: Any, samples: int = 512) -> str:
+    """Return the BLAKE2b of a model's shape and of values spread over every parameter. It tells models apart; it does not certify them."""
+    digest = hashlib.blake2b(json.dumps(model_json(config), sort_keys=True).encode(), digest_size=16)
+    for path, leaf in sorted(flax.traverse_util.flatten_dict(params, sep="/").items()):
+        places = np.unique(np.linspace(0, leaf.size - 1, samples).astype(np.int64))
+        values = leaf[np.unravel_index(places, leaf.shape)]
+        digest.update(path.encode() + np.asarray(jax.device_get(values), np.float32).tobytes())
+    return digest.hexdigest()
 
 
 def first_line(error: BaseException) -> str:

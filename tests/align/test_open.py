@@ -13,11 +13,11 @@ from plamo2_jax.align.lora import Adapters, LoraConfig
 from plamo2_jax.align.open import open_model
 from plamo2_jax.align.peft import write_run_adapter
 from plamo2_jax.align.sft import SftConfig
+from plamo2_jax.checkpoint import fingerprint
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.data.documents import Document
 from plamo2_jax.data.shard_writer import write_shards
-from plamo2_jax.surgery.distill import fingerprint
 from plamo2_jax.train.config import to_json
 
 LORA = LoraConfig(rank=2, targets=("/mlp/", "q_proj"))
@@ -168,7 +168,7 @@ def test_a_run_folder_is_described(base, small, small_params, tokenizer, capsys)
     assert facts["tokenizer"] == {"rows": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
     assert facts["layer_pattern"] == "1 x (window)"
     assert facts["axes"]["vocab"] == 864
-    assert facts["checksums"] == "all files are what was written"
+    assert facts["checksums"] == "all files match their checksums"
     names = {tensor["name"]: tensor for tensor in facts["tensors"]}
     assert names["embedding"]["axes"] == ["vocab", "embed"]
     assert names["embedding"]["shape"] == [864, 32]

@@ -12,17 +12,27 @@ import pytest
 
 from plamo2_jax.align.dpo import PreferenceConfig
 from plamo2_jax.align.logprobs import token_log_probs
-from plamo2_jax.align.lora import Adapters, LoraConfig, WithAdapters
+from plamo2_jax.align.lora import BASE, LoraConfig
 from plamo2_jax.align.preference_data import REFERENCE
-from plamo2_jax.align.preferences import DpoConfig, PairsConfig, PairSource, Preference, make_objective
+from plamo2_jax.align.preferences import (
+    DpoConfig,
+    PairsConfig,
+    PairSource,
+    preference_evaluator,
+    preference_loss_fn,
+    preference_task,
+)
 from plamo2_jax.align.reference import ReferenceLogProbs, ReferenceLogProbsError
 from plamo2_jax.cli.dpo import in_words, prepare
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.load import load_model
+from plamo2_jax.model.plamo2 import Plamo2
+from plamo2_jax.sharding.mesh import make_mesh
 from plamo2_jax.storage import lock_folder
 from plamo2_jax.train.flops import PEAK_FLOPS
 from plamo2_jax.train.loop import pretrain
 from plamo2_jax.train.metrics import read_metrics
+from plamo2_jax.train.task import TaskContext
 from support.runs import record
 
 
@@ -68,27 +78,38 @@ def measured(small, small_params, policy, stored, tokenizer):
     """Loss and sums of one batch: reference beside, from disk, and policy equal to it."""
     batch = next(iter(PairSource(stored, tokenizer).train(0, 1)))
     config = PreferenceConfig(losses=("sigmoid", "nll"), weights=(1.0, 0.1))
-    beside, disk = Preference(small, config, 2, reference=small_params), Preference(small, config, 2)
-    plain = Preference(small, PreferenceConfig(), 2, reference_is_start=True)
-    adapters = Adapters(small.config, LoraConfig(rank=2))
+    beside = preference_loss_fn(small, config, 2, reference=REFERENCE)
+    disk = preference_loss_fn(small, config, 2)
+    plain = dataclasses.replace(stored, reference_log_probs=None, lora=LoraConfig(rank=2))
+    adapters = task_of(plain, tokenizer)
     # The reference of adapters is the model without them: no second copy of it.
-    plain = WithAdapters(plain, adapters, small_params)
-    assert plain.frozen["inner"] is None
-    assert plain.extra == {}
-    new = adapters.create(None)
+    assert list(adapters.frozen) == [BASE]
+    assert adapters.batch_spec == {}
+    assert adapters.forward_only == (small.config,)
+    new = adapters.trainable.create(None)
 
     @jax.jit
     def all_three(policy, params, batch):
         return (
-            beside(policy, batch, None, params),
-            disk(policy, batch, None),
-            plain(new, batch, jax.random.key(0), {"params": params, "inner": None}),
+            beside(policy, batch, None, {REFERENCE: params}),
+            disk(policy, batch, None, {}),
+            adapters.loss_fn(new, batch, jax.random.key(0), {BASE: params}),
         )
 
-    assert disk.extra == {REFERENCE: ((), jnp.float32)}
-    assert beside.extra == {}
-    assert (beside.forward_only, disk.forward_only, plain.forward_only) == ((small.config,), (), (small.config,))
     return batch, all_three(policy, small_params, batch)
+
+
+def task_of(config, tokenizer):
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    model = Plamo2(config.model, mesh=mesh)
+    context = TaskContext(model, jnp.ones(864, jnp.int32), mesh, config.sharding, tokenizer)
+    return preference_task(config, context)
+
+
+def test_a_task_holds_the_reference_that_it_reads(make_config, stored, small, tokenizer):
+    beside, disk = (task_of(config, tokenizer) for config in (make_config("beside"), stored))
+    assert (list(beside.frozen), beside.batch_spec, beside.forward_only) == ([REFERENCE], {}, (small.config,))
+    assert (disk.frozen, disk.batch_spec, disk.forward_only) == ({}, {REFERENCE: ((), jnp.float32)}, ())
 
 
 def test_the_reference_says_the_same_from_disk(measured):
@@ -137,8 +158,8 @@ def test_the_kl_estimate_is_clipped_and_the_log_ratio_is_not(measured, small, sm
     log_ratio = log_probs(small, far, batch) - log_probs(small, small_params, batch)
     log_ratio = np.float64(log_ratio)[batch["loss_weights"] != 0]
     assert log_ratio.min() < -50
-    preference = Preference(small, PreferenceConfig(), 2, reference=small_params)
-    _, sums = jax.jit(lambda params, batch, reference: preference(params, batch, None, reference))(
+    loss_fn = preference_loss_fn(small, PreferenceConfig(), 2, reference=REFERENCE)
+    _, sums = jax.jit(lambda params, batch, reference: loss_fn(params, batch, None, {REFERENCE: reference}))(
         far, batch, small_params
     )
     np.testing.assert_allclose(sums["log_ratio"], log_ratio.sum(), rtol=1e-4)
@@ -155,7 +176,7 @@ def test_a_run_learns_to_prefer(make_config, tokenizer, monkeypatch):
     """The whole model, the reference beside it."""
     config = make_config("beside", preference=PreferenceConfig(beta=0.5))
     monkeypatch.setitem(PEAK_FLOPS, jax.devices()[0].device_kind, 1e12)
-    outcome = pretrain(config, make_objective=make_objective, make_source=PairSource)
+    outcome = pretrain(config, make_task=preference_task, make_source=PairSource)
     lines = [line for line in record(config) if "loss" in line]
     np.testing.assert_allclose(lines[0]["loss"], math.log(2), rtol=1e-5)
     assert lines[-1]["loss"] < lines[0]["loss"]
@@ -175,7 +196,7 @@ def test_a_run_learns_to_prefer(make_config, tokenizer, monkeypatch):
     # Three forward passes of the policy and one of the reference.
     flops = 4 * config.model.flops_per_token(192) * speed
     assert lines[0]["mfu"] == pytest.approx(flops / 1e12)
-    figures = outcome.heldout["pairs"].figures()
+    figures = outcome.heldout["pairs"].metrics
     assert figures["pairs"] == figures["count_chosen"] == figures["count_rejected"] == 2
     assert figures["reward_accuracy"] in (0.0, 0.5, 1.0)
     assert load_model(config.folder).tokenizer is not None
@@ -256,13 +277,13 @@ def test_pairs_are_their_answers_on_lines_of_their_own(
 ):
     # All in one batch: z is a batch's own.
     rows = rows_of(data / "pairs.jsonl", sequence_length=192, batch_size=4)
-    preference = Preference(small, UNPAIRED, 2, reference=small_params)
+    evaluate = preference_evaluator(preference_loss_fn(small, UNPAIRED, 2, reference=REFERENCE))
     found = []
     for folder in (data, unpaired):
         config = make_config("x", data=rows, heldout={"x": folder / "pairs-heldout.jsonl"}, preference=UNPAIRED)
         batches = list(PairSource(config, tokenizer).heldout("x", 0, 1))
         assert len(batches) == 1
-        found.append((preference.evaluate(policy, batches).figures(), batches[0]["segment_ids"]))
+        found.append((evaluate(policy, batches, {REFERENCE: small_params}).metrics, batches[0]["segment_ids"]))
     (pairs, in_pairs), (single, in_single) = found
     assert np.count_nonzero(in_pairs.max(axis=1)) == 1 < np.count_nonzero(in_single.max(axis=1))
     assert (pairs["pairs"], pairs["count_chosen"], pairs["count_rejected"]) == (2, 2, 2)
@@ -292,14 +313,14 @@ def test_adapters_learn_from_single_answers_on_a_stored_reference(make_config, u
         accumulation=2,
     )
     prepare(config)
-    outcome = pretrain(config, make_objective=make_objective, make_source=PairSource)
+    outcome = pretrain(config, make_task=preference_task, make_source=PairSource)
     first, *_, last = (line for line in record(config) if "loss" in line)
     assert abs(first["log_ratio_chosen"]) < 1e-4
     np.testing.assert_allclose(first["loss"], (0.8 + 1.2) / 2 / 2, rtol=0.2)  # by how many of each are in the batch
     assert last["loss"] < first["loss"]
     assert last["log_ratio_chosen"] > 0 > last["log_ratio_rejected"]
     assert not any("margin" in name or "accuracy" in name for name in last)
-    figures = outcome.heldout["all"].figures()
+    figures = outcome.heldout["all"].metrics
     assert (figures["pairs"], figures["count_chosen"], figures["count_rejected"]) == (0, 8, 8)
     # At the beginning both are 0.
     assert figures["reward_chosen"] > 0.01
@@ -322,9 +343,8 @@ def test_single_answers_are_for_some_losses(make_config, data, rows_of, tokenize
 
 def test_losses_without_reference_load_none(make_config, small, tokenizer):
     config = make_config("x", preference=PreferenceConfig(losses=("simpo", "nll"), beta=2.0), reference=None)
-    objective = Preference(small, config.preference, 2)
-    assert objective.frozen is None
-    assert objective.extra == {}
+    task = task_of(config, tokenizer)
+    assert (task.frozen, task.batch_spec, task.forward_only) == ({}, {}, ())
     batch = next(itertools.islice(PairSource(config, tokenizer).train(0, 1), 1))
     assert REFERENCE not in batch
 

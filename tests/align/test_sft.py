@@ -15,9 +15,8 @@ from plamo2_jax.align.lora import Adapters, LoraConfig
 from plamo2_jax.align.open import open_model
 from plamo2_jax.align.peft import merged_model
 from plamo2_jax.align.samples import SamplesConfig, SampleWriter
-from plamo2_jax.align.sft import ChatConfig, ChatSource, Sft, SftConfig, make_objective, noise_scale, to_element
+from plamo2_jax.align.sft import ChatConfig, ChatSource, SftConfig, neftune, noise_scale, sft_task, to_element
 from plamo2_jax.align.speakers import Question, SpeakerConfig, open_speaker
-from plamo2_jax.align.start import load_params
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.data.pipeline import MixtureItem
@@ -27,7 +26,8 @@ from plamo2_jax.model.plamo2 import Plamo2, abstract_params
 from plamo2_jax.storage import lock_folder
 from plamo2_jax.train.loop import pretrain
 from plamo2_jax.train.metrics import read_metrics
-from plamo2_jax.train.objective import next_token
+from plamo2_jax.train.pretraining import next_token
+from plamo2_jax.train.trainable import load_params
 from support.runs import assert_same_params, record, stop_after
 
 
@@ -94,7 +94,7 @@ def test_what_is_not_trained_on_is_not_read_and_bad_data_leave_no_run(make_confi
     assert list(ChatSource(to_measure, tokenizer).heldout("chat", 0, 1))
     for other in (to_measure, dataclasses.replace(config, output=tmp_path, heldout={"chat": bad})):
         with pytest.raises(ValueError, match=r"bad\.jsonl, line 1: not JSON.*raise chat\.max_bad_rate"):
-            pretrain(other, make_objective=make_objective, make_source=ChatSource)
+            pretrain(other, make_task=sft_task, make_source=ChatSource)
         assert not other.folder.exists()
 
 
@@ -110,18 +110,14 @@ def test_the_mixture_keeps_to_its_weights(make_config, data, tokenizer):
     assert 0.65 < counts[True] / sum(counts.values()) < 0.85
 
 
-def test_the_objective_is_that_of_pretraining_but_for_noise(make_config, small, small_params, tokenizer):
+def test_noise_changes_the_loss(make_config, small, small_params, tokenizer):
     batch = next(iter(ChatSource(make_config("x"), tokenizer).train(0, 1)))
     lengths = jnp.ones(864, jnp.int32)
-    plain, ours = next_token(small, lengths, 1e-4), Sft(small, lengths, 1e-4)
-    noisy = Sft(small, lengths, 1e-4, neftune_alpha=5.0)
+    plain, noisy = (next_token(small, lengths, 1e-4, noise=noise) for noise in (None, neftune(32, 5.0)))
     key = jax.random.key(0)
     # One program: what they share is compiled once.
-    losses = jax.jit(lambda *args: [objective(*args)[0] for objective in (plain, ours, noisy)])(
-        small_params, batch, key
-    )
-    assert losses[0] == losses[1]
-    assert 1e-6 < abs(losses[2] - losses[0]) < 1
+    losses = jax.jit(lambda *args: [loss_fn(*args)[0] for loss_fn in (plain, noisy)])(small_params, batch, key)
+    assert 1e-6 < abs(losses[1] - losses[0]) < 1
 
 
 ASKED = SamplesConfig(("a?", "j?"), max_new_tokens=8)
@@ -129,7 +125,7 @@ ASKED = SamplesConfig(("a?", "j?"), max_new_tokens=8)
 
 def hooks(config):
     return {
-        "make_objective": make_objective,
+        "make_task": sft_task,
         "make_source": ChatSource,
         "on_evaluate": SampleWriter(config, config.samples, config.chat.template),
     }
@@ -276,4 +272,4 @@ def test_a_run_in_use_is_refused(make_config, tmp_path):
 def test_a_model_of_another_shape_is_refused(base, small):
     other = Plamo2(dataclasses.replace(small.config, intermediate_size=16))
     with pytest.raises(ValueError, match="holds a model of another shape than this run's `model`"):
-        load_params(base, other, None)
+        load_params(base, other.config, None)

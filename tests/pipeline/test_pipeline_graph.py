@@ -6,17 +6,21 @@ import pytest
 
 from plamo2_jax.pipeline.graph import Description, Graph, absolute
 from plamo2_jax.pipeline.stage import Pipeline, Stage
-from support.pipelines import CONFIG, OUTPUTS, STAGES, write
+from support.pipelines import CONFIG, INPUTS, OUTPUTS, STAGES, write
 
 
-def graph(*stages, home="runs"):
-    return Graph(Pipeline(Path(home), stages), lambda argv: Description(None))
+def graph(*stages, home="runs", described=None):
+    return Graph(Pipeline(Path(home), stages), lambda argv: described or Description(None))
 
 
-def test_words_of_a_command_that_other_stages_make_are_its_inputs(folder):
+def test_the_order_follows_from_declared_inputs(folder):
     found = graph(
-        Stage("merged", "merge runs/a@60 runs/a@120 runs/m", outputs=(Path("runs/m"),)),
-        Stage("figures", "evaluate runs/m --heldout ja=runs/d/ja en=runs/d/en > runs/figures.json"),
+        Stage("merged", "merge runs/a@60 runs/a@120 runs/m", outputs=(Path("runs/m"),), inputs=("runs/a@60", "runs/a")),
+        Stage(
+            "figures",
+            "evaluate runs/m --heldout ja=runs/d/ja en=runs/d/en > runs/figures.json",
+            inputs=("runs/m", "runs/d/ja", "runs/d/en"),
+        ),
         Stage("ja", "data prepare --output runs/d/ja", outputs=(Path("runs/d/ja"),)),
         Stage("en", "data prepare --output runs/d/en", outputs=(Path("runs/d/en"),)),
         Stage("a", "pretrain a.py", outputs=(Path("runs/a"),), inputs=(Path("runs/d"),)),
@@ -32,7 +36,7 @@ def test_a_path_belongs_to_the_stage_with_the_longest_output(folder):
     """A run's folder may hold what others make."""
     found = graph(
         Stage("run", "pretrain a.py", outputs=(Path("runs"),)),
-        Stage("cut", "prune runs runs runs/cut", outputs=(Path("runs/cut"),)),
+        Stage("cut", "prune runs runs runs/cut", outputs=(Path("runs/cut"),), inputs=(Path("runs"),)),
     )
     assert found.before("cut") == ["run"]
     assert found.before("run") == []
@@ -49,16 +53,26 @@ def test_a_path_belongs_to_the_stage_with_the_longest_output(folder):
     ("stages", "message"),
     [
         (
-            (("a", "x runs/b > runs/a"), ("b", "x runs/a > runs/b")),
-            "stages go in a circle, each reading what the next makes: a <- b <- a",
+            (("a", "x > runs/a", "runs/b"), ("b", "x > runs/b", "runs/a")),
+            "stages depend on each other in a circle: a <- b <- a",
         ),
         (
             (("a", "x > runs/f"), ("b", "x > runs/f")),
-            "stages a and b both make runs/f: each output must have one stage",
+            "stages a and b both make runs/f: an output must have one stage",
         ),
         (
             (("a", "x runs/nothing > runs/f"),),
-            "stage a names runs/nothing, which does not exist and which no stage makes; its own outputs are to be listed",
+            "stage a names runs/nothing, which is neither among its inputs nor among its outputs, does not exist, and is made by no stage: "
+            "correct the path, or list it in Stage.inputs or Stage.outputs",
+        ),
+        (
+            (("a", "x > runs/a"), ("b", "x ja=runs/a@60 > runs/b")),
+            "stage b names runs/a, which is neither among its inputs nor among its outputs: correct the path, or list it in Stage.inputs "
+            "or Stage.outputs",
+        ),
+        (
+            (("a", "x > runs/a"), ("b", "x > runs/b", "runs/mistyped")),
+            "stage b reads runs/mistyped, which does not exist and which no stage makes",
         ),
         ((("a", "x > elsewhere/f"),), "stage a makes elsewhere/f, which is outside of the pipeline's home runs"),
         (
@@ -67,14 +81,16 @@ def test_a_path_belongs_to_the_stage_with_the_longest_output(folder):
         ),
         ((("a", "x"), ("a", "y")), "Pipeline.stages is not allowed: a is the name of 2 of them"),
         ((("a/b", "x"),), "Stage.name='a/b' is not allowed: it must be letters, digits, _, - and ."),
-        ((("a", "plamo2 merge"),), "stage a: the command must begin with a verb of plamo2, such as merge"),
+        ((("a", "plamo2 merge"),), "stage a: the command must start with a verb of plamo2, such as merge"),
         ((("a", "generate 'x"),), 'stage a: the command "generate \'x" cannot be read: No closing quotation'),
         ((("a", "generate > f x"),), "stage a: > FILE is allowed once, at the end of the command"),
         ((), "Pipeline.stages=() is not allowed: there must be at least one"),
     ],
 )
 def test_refusals(folder, refused, stages, message):
-    lines = "".join(f"    Stage({name!r}, {command!r}),\n" for name, command in stages)
+    lines = "".join(
+        f"    Stage({name!r}, {command!r}, inputs={tuple(inputs)!r}),\n" for name, command, *inputs in stages
+    )
     source = f"from pathlib import Path\nfrom plamo2_jax.pipeline.stage import *\npipeline = Pipeline(Path('runs'), (\n{lines}))\n"
     Path("p.py").write_text(source)
     assert refused() == f"plamo2 pipeline: {message}\n"
@@ -82,11 +98,30 @@ def test_refusals(folder, refused, stages, message):
 
 
 def test_inputs_that_nobody_makes_are_refused_wherever_they_are_named(small, refused):
-    write(STAGES, OUTPUTS, {"shards": "texts/more.jsonl"})
+    write(STAGES, OUTPUTS, {**INPUTS, "shards": (*INPUTS["shards"], "texts/more.jsonl")})
     assert "stage shards reads texts/more.jsonl, which does not exist and which no stage makes" in refused()
     Path("model.py").write_text(CONFIG.replace("runs/shards", "shards"))
     write({**STAGES, "model": "pretrain model.py"}, OUTPUTS)
     assert "stage model reads shards, which does not exist and which no stage makes" in refused()
+
+
+def test_a_text_of_a_config_that_names_a_path_must_be_declared(folder):
+    stages = Stage("a", "x > runs/a"), Stage("b", "prefer b.py", outputs=("runs/b",))
+    told = Description(None, words=("runs/a", "Who/what?"))
+    with pytest.raises(ValueError, match="stage b names runs/a, which is neither among its inputs"):
+        graph(stages[0], stages[1], described=told)
+    found = graph(stages[0], Stage("b", "prefer b.py", outputs=("runs/b",), inputs=("runs/a",)), described=told)
+    assert found.before("b") == ["a"]
+
+
+def test_a_file_that_exists_must_be_declared(folder):
+    Path("text").mkdir()
+    Path("text/a.txt").touch()
+    with pytest.raises(ValueError, match=r"stage a names text/a[.]txt, which is neither among its inputs"):
+        graph(Stage("a", "x --input text/a.txt > runs/a"))
+    # A verb or a word without a slash is no path, even if a file has that name.
+    Path("data").mkdir()
+    assert graph(Stage("a", "data prepare --input data text/b.txt > runs/a")).inputs == {"a": ()}
 
 
 def test_unknown_stages_and_bad_files_are_refused(small, refused):

@@ -1,5 +1,6 @@
 """What is run of a pipeline, and what is not: real stages, in this process."""
 
+import json
 import os
 import signal
 import subprocess
@@ -28,7 +29,7 @@ def test_what_is_done_is_not_done_again(small, run, plan):
     assert [path.name for path in small.iterdir()] == ["p.py"]
     assert list(run()) == list(STAGES)
     before = contents()
-    assert set(plan().values()) == {"done"}
+    assert set(plan().values()) == {"finished"}
     assert run() == {}
     lock = Path("runs/.pipeline/lock")
     assert {path: file for path, file in contents().items() if path != lock} == {
@@ -76,10 +77,10 @@ def test_a_file_of_the_users_is_an_input_by_its_content(folder, run, plan):
     Path("text").mkdir()
     Path("text/a.txt").write_text("one two three " * 40)
     stages = {"vocabulary": "tokenizer train --input text/a.txt --vocab-size 274 --output runs/tokenizer.jsonl"}
-    write(stages, OUTPUTS)
+    write(stages, OUTPUTS, {"vocabulary": ("text/a.txt",)})
     assert run() == {"vocabulary": "new"}
     os.utime("text/a.txt")
-    assert plan() == {"vocabulary": "done"}
+    assert plan() == {"vocabulary": "finished"}
     Path("text/a.txt").write_text("one two tree " * 40)
     assert plan() == {"vocabulary": "to run (input text/a.txt changed)"}
 
@@ -87,7 +88,7 @@ def test_a_file_of_the_users_is_an_input_by_its_content(folder, run, plan):
 def test_only_what_is_asked_for(small, run, plan):
     assert list(run("--until", "vocabulary")) == ["books", "vocabulary"]
     assert plan()["shards"] == "to run (new)"
-    assert run("--until", "ids", "--force", "vocabulary") == {"vocabulary": "asked for", "ids": "new"}
+    assert run("--until", "ids", "--force", "vocabulary") == {"vocabulary": "forced", "ids": "new"}
 
 
 def test_a_stage_that_fails_ends_the_pipeline_and_leaves_what_is_done(small, run, capsys):
@@ -116,6 +117,17 @@ def test_two_at_once_are_refused(small, refused):
         assert f"runs is in use by another plamo2 pipeline (process {os.getpid()})" in refused()
 
 
+def test_a_record_with_other_inputs_is_understood_and_its_stage_run_again(small, run):
+    """Versions that took inputs from the words of a command may have recorded others."""
+    run()
+    path = Path("runs/.pipeline/shards.json")
+    record = json.loads(path.read_text())
+    record["key"]["inputs"]["text/b.jsonl"] = "0"
+    path.write_text(json.dumps(record))
+    assert run() == {"shards": "input text/b.jsonl is gone"}
+    assert run() == {}
+
+
 def test_a_damaged_record_is_named(small, run, refused):
     run()
     Path("runs/.pipeline/ids.json").write_text("{")
@@ -129,7 +141,7 @@ def test_a_changed_config_reruns_the_run_and_what_is_made_of_it(small, run, plan
     # Another text of the same config, and a look at the log, change nothing.
     Path("model.py").write_text(CONFIG + "# The same.\n")
     (Path("runs/model/metrics.jsonl")).write_text("")
-    assert set(plan().values()) == {"done"}
+    assert set(plan().values()) == {"finished"}
     Path("model.py").write_text(CONFIG.replace("steps=6", "steps=6, seed=5"))
     why = "config changed: seed: 0, now 5"
     assert run() == {"model": why, "merged": "input runs/model changed"}
@@ -157,7 +169,7 @@ def test_sigterm_stops_a_run_with_a_checkpoint_and_the_pipeline_with_its_status(
     assert "model: ended with status 143" in error
     assert any(path.name.isdigit() for path in Path("runs/model/checkpoints").iterdir())
     assert (
-        "did not end: goes on"
+        "interrupted: resumes"
         in subprocess.run(
             [sys.executable, "-m", "plamo2_jax.cli.main", "pipeline", "p.py", "--dry-run"],
             capture_output=True,

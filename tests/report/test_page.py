@@ -73,7 +73,7 @@ def test_a_run_without_evaluation_still_has_its_curves(run):
     page = write_report(run).read_text(encoding="utf-8")
     assert "1.250" in page
     assert "than xz" not in page
-    assert "What it writes" not in page
+    assert "<h2>Samples</h2>" not in page
 
 
 def test_a_run_without_a_step_has_a_page_too(run):
@@ -100,12 +100,12 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         (
             "samples.jsonl",
             '{"prompt": "a"}\nno\n',
-            "2 damaged line(s) left out; the first: {run}/samples.jsonl, line 1, lacks finish",
+            "2 damaged line(s) skipped; the first: {run}/samples.jsonl, line 1, has no finish",
         ),
         (
             "samples.jsonl",
             '{"prompt": 1, "text": "", "token_ids": [], "finish_reason": ""}\n',
-            "line 1, is no sample: prompt, text and finish_reason must be texts",
+            "line 1, is not a sample: prompt, text and finish_reason must be strings",
         ),
     ],
 )
@@ -148,7 +148,7 @@ def test_odd_lines_of_the_log_are_counted_and_left_out(run):
     log.write_bytes(b"\n".join([first, *ODD_LINES, *rest, b'{"step": 9, "lo']))
     page = write_report(run).read_text(encoding="utf-8")
     assert (
-        f"{len(ODD_LINES)} damaged line(s) left out; the first: {run}/metrics.jsonl, line 2, is not valid JSON" in page
+        f"{len(ODD_LINES)} damaged line(s) skipped; the first: {run}/metrics.jsonl, line 2, is not valid JSON" in page
     )
     note = re.compile('<ul class="notes">.*?</ul>', re.DOTALL)
     assert note.sub("", page).split() == expected.decode().split()

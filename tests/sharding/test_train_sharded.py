@@ -11,8 +11,8 @@ import pytest
 from plamo2_jax.model.plamo2 import init_params
 from plamo2_jax.sharding.mesh import AXES, MeshConfig, make_mesh
 from plamo2_jax.sharding.rules import batch_sharding, replicated, with_shardings
-from plamo2_jax.train.objective import next_token
 from plamo2_jax.train.optimizer import OptimizerConfig, make_optimizer
+from plamo2_jax.train.pretraining import next_token
 from plamo2_jax.train.state import TrainState, state_shardings
 from plamo2_jax.train.step import make_step
 from support.meshes import (

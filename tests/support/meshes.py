@@ -9,7 +9,7 @@ import numpy as np
 from plamo2_jax.config import preset
 from plamo2_jax.model.plamo2 import Plamo2, abstract_params, logical_axes
 from plamo2_jax.sharding.rules import batch_sharding, param_shardings, replicated, with_shardings
-from plamo2_jax.train.objective import next_token
+from plamo2_jax.train.pretraining import next_token
 
 ROWS, LENGTH, VOCAB = 8, 32, 64
 # Two key/value heads: with tensor=4 and 8 they are whole on each device.

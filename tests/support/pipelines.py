@@ -9,6 +9,12 @@ STAGES = {
     "ids": "tokenizer encode runs/tokenizer.jsonl '12 34' > runs/ids.txt",
 }
 OUTPUTS = {"books": "runs/books.jsonl", "vocabulary": "runs/tokenizer.jsonl", "shards": "runs/shards"}
+INPUTS = {
+    "vocabulary": ("runs/books.jsonl",),
+    "shards": ("runs/books.jsonl", "runs/tokenizer.jsonl"),
+    "ids": ("runs/tokenizer.jsonl",),
+    "merged": ("runs/model@4", "runs/model@6"),
+}
 FILE = """from pathlib import Path
 from plamo2_jax.pipeline.stage import Pipeline, Stage
 pipeline = Pipeline(home=Path("runs"), stages=(
@@ -31,12 +37,12 @@ config = PretrainConfig(
 """Of one layer, which is compiled in a few seconds."""
 
 
-def write(stages: dict[str, str], outputs: dict[str, str], inputs: dict[str, str] | None = None) -> None:
-    """A pipeline file p.py in the working directory."""
+def write(stages: dict[str, str], outputs: dict[str, str], inputs: dict[str, tuple[str, ...]] = INPUTS) -> None:
+    """Write a pipeline file p.py to the working directory."""
     lines = []
     for name, command in stages.items():
         made = f", outputs=(Path({outputs[name]!r}),)" if name in outputs else ""
-        read = f", inputs=(Path({inputs[name]!r}),)" if inputs and name in inputs else ""
+        read = f", inputs={inputs[name]!r}" if name in inputs else ""
         lines.append(f"    Stage({name!r}, {command!r}{made}{read}),")
     Path("p.py").write_text(FILE.format(stages="\n".join(lines)), encoding="utf-8")
 

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from plamo2_jax.checkpoint import fingerprint
 from plamo2_jax.config import preset
 from plamo2_jax.model import Plamo2, init_params
-from plamo2_jax.surgery.distill import Distillation, fingerprint, hidden_distance, kl_full, kl_top, top_logits
+from plamo2_jax.surgery.distill import TEACHER, distillation_loss, hidden_distance, kl_full, kl_top
+from plamo2_jax.surgery.teacher_logits import top_logits
 from plamo2_jax.train.distillation import DistillationConfig
-from plamo2_jax.train.objective import next_token
+from plamo2_jax.train.pretraining import next_token
 
 V = 96
 STUDENT = preset("tiny", hidden_size=32, intermediate_size=32, num_hidden_layers=2, mamba_num_heads=2, vocab_size=V)
@@ -83,9 +85,9 @@ def material():
 
 def run(material, config, student=0, chunk=4):
     model, *params, batch = material
-    objective = Distillation(model, jnp.ones(V, jnp.int32), config, (model, params[1]), 1e-4, chunk)
-    step = jax.jit(jax.value_and_grad(lambda p, b, f: objective(p, b, None, f), has_aux=True))
-    return step(params[student], batch, objective.frozen)
+    loss_fn = distillation_loss(model, jnp.ones(V, jnp.int32), config, model, 1e-4, chunk)
+    step = jax.jit(jax.value_and_grad(lambda p, b, f: loss_fn(p, b, None, f), has_aux=True))
+    return step(params[student], batch, {TEACHER: params[1]})
 
 
 CONFIG = DistillationConfig(teacher="none", temperature=2.0, alpha=1.0)

@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from plamo2_jax.surgery.distill import make_objective
+from plamo2_jax.surgery.distill import distillation_task
 from plamo2_jax.surgery.teacher_logits import write_teacher_logits
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.distillation import DistillationConfig
-from plamo2_jax.train.loop import TrainingError, pretrain
+from plamo2_jax.train.loop import pretrain
 from support.runs import params_of, record
 
 
@@ -20,15 +20,13 @@ def test_logits_from_disk_make_the_updates_of_a_teacher_beside(make_config, tmp_
     pretrain(teacher)
     distillation = DistillationConfig(teacher=teacher.folder, temperature=2.0, alpha=0.7, top_k=16)
     beside = make_config("beside", steps=3, distillation=distillation, accumulation=2, seed=1, **short)
-    with pytest.raises(TrainingError, match="make_objective"):
-        pretrain(beside)
-    pretrain(beside, make_objective=make_objective)
+    pretrain(beside, make_task=distillation_task)
     tokenizer = Tokenizer.load(beside.tokenizer)
     assert write_teacher_logits(beside, tmp_path / "logits", tokenizer, steps=3, top_k=16) <= 3 * 8
     from_disk = dataclasses.replace(
         beside, name="from_disk", distillation=dataclasses.replace(distillation, logits=tmp_path / "logits")
     )
-    pretrain(from_disk, make_objective=make_objective)
+    pretrain(from_disk, make_task=distillation_task)
     losses = [[line["loss"] for line in record(config) if "loss" in line] for config in (beside, from_disk)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert next(line["kl"] for line in record(beside) if "kl" in line) > 0
@@ -45,4 +43,4 @@ def test_logits_from_disk_make_the_updates_of_a_teacher_beside(make_config, tmp_
         ({"steps": 9}, "has no logits for"),
     ):
         with pytest.raises(ValueError, match=message):
-            pretrain(dataclasses.replace(from_disk, name="refused", **fields), make_objective=make_objective)
+            pretrain(dataclasses.replace(from_disk, name="refused", **fields), make_task=distillation_task)

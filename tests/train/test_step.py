@@ -10,8 +10,8 @@ import pytest
 from plamo2_jax.config import preset
 from plamo2_jax.eval.perplexity import predict
 from plamo2_jax.model.plamo2 import Plamo2, init_params, logical_axes
-from plamo2_jax.train.objective import cross_entropy, next_token
 from plamo2_jax.train.optimizer import OptimizerConfig, make_optimizer
+from plamo2_jax.train.pretraining import cross_entropy, next_token
 from plamo2_jax.train.state import TrainState
 from plamo2_jax.train.step import make_step
 

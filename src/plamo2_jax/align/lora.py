@@ -19,15 +19,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from plamo2_jax.checkpoint import fingerprint
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.model import Plamo2, abstract_params, logical_axes
 from plamo2_jax.model import axes as names_of
 from plamo2_jax.pattern import PatternError, first_matches, require_pattern
 from plamo2_jax.public_config import is_integer, is_number, shown
-from plamo2_jax.surgery.distill import fingerprint
 from plamo2_jax.train.config import BASE_FINGERPRINT
-from plamo2_jax.train.objective import Batch, Metrics, Objective
+from plamo2_jax.train.task import Batch, EvalResult, Metrics, TrainTask
+from plamo2_jax.train.trainable import Trainable
 
 A, B = "lora_a", "lora_b"
 LARGEST_RANK = 2**16
@@ -161,7 +162,7 @@ def find_targets(config: ModelConfig, lora: LoraConfig) -> dict[str, Split]:
 
 
 class Adapters:
-    """The adapters of a model as what a run trains (`train.trained.Trained`)."""
+    """The adapters of a model: their shapes and axes, their first values, and their sum with the model's parameters."""
 
     def __init__(self, config: ModelConfig, lora: LoraConfig, seed: int = 0):
         self.config, self.lora, self._seed = config, lora, seed
@@ -227,47 +228,42 @@ def add(
     return flax.traverse_util.unflatten_dict(leaves, sep="/")
 
 
-class WithAdapters:
-    """An objective of the model's parameters as one of adapters to them; the parameters are frozen.
+BASE = "base"
+"""Name of the model's parameters among the frozen arrays of a task that trains adapters."""
+
+
+def with_adapters(task: TrainTask, adapters: Adapters, params: Any) -> TrainTask:
+    """Return a task that trains adapters to the parameters of another task, which are frozen.
 
     Args:
-        inner: `(params, batch, rng[, frozen])`; its frozen arrays, `extra`, `over`, `forward_only`, `augment` and `evaluate` are kept.
-            With `inner.reference_is_start`, its frozen arrays are None and it is given the parameters themselves instead.
-        adapters: what is trained.
-        params: the model's parameters.
+        task: trains the model's parameters.
+        adapters: what to train instead.
+        params: the model's parameters, or their shapes in a plan.
     """
+    merge = jax.jit(adapters.apply)
 
-    def __init__(self, inner: Objective, adapters: Adapters, params: Any):
-        self._inner, self.trained = inner, adapters
-        self.frozen = {"params": params, "inner": getattr(inner, "frozen", None)}
-        self.extra, self.over = getattr(inner, "extra", {}), getattr(inner, "over", {})
-        self.forward_only = getattr(inner, "forward_only", ())
-        if hasattr(inner, "augment"):
-            self.augment = inner.augment
-        # A fingerprint picks values of whole arrays, which no process of several has.
-        alone = jax.process_count() == 1
-        self.description = {BASE_FINGERPRINT: fingerprint(adapters.config, params)} if alone else {}
-        self._merge = jax.jit(lambda params, adapters: self.trained.apply(params, adapters))
-
-    def __call__(self, params: Any, batch: Batch, rng: jax.Array, frozen: Any = None) -> tuple[jax.Array, Metrics]:
-        """See `train.objective.Objective`."""
-        frozen = self.frozen if frozen is None else frozen
+    def loss_fn(params: Any, batch: Batch, rng: jax.Array, frozen: Mapping[str, Any]) -> tuple[jax.Array, Metrics]:
         for_adapters, for_inner = jax.random.split(rng)
-        merged = self.trained.apply(frozen["params"], params, for_adapters)
-        return self._inner(merged, batch, for_inner, *self._inner_frozen(frozen))
+        return task.loss_fn(adapters.apply(frozen[BASE], params, for_adapters), batch, for_inner, frozen)
 
-    def whole(self, params: Any) -> Any:
-        """The model's parameters with the adapters added."""
-        return self._merge(self.frozen["params"], params)
+    def to_model_params(params: Any, frozen: Mapping[str, Any]) -> Any:
+        return merge(frozen[BASE], params)
 
-    def evaluate(self, params: Any, batches: Iterable[Mapping[str, jax.Array]]) -> Any:
-        """What the inner objective measures with the adapters added."""
-        return self._inner.evaluate(self.whole(params), batches, *self._inner_frozen(self.frozen))
+    def evaluate(params: Any, batches: Iterable[Batch], frozen: Mapping[str, Any]) -> EvalResult:
+        return task.evaluate(to_model_params(params, frozen), batches, frozen)
 
-    def _inner_frozen(self, frozen: Any) -> tuple:
-        if getattr(self._inner, "reference_is_start", False):
-            return (frozen["params"],)
-        return () if frozen["inner"] is None else (frozen["inner"],)
+    # A fingerprint picks values of whole arrays, which no process of several has.
+    readable = jax.process_count() == 1 and isinstance(jax.tree.leaves(params)[0], jax.Array)
+    described = {BASE_FINGERPRINT: fingerprint(adapters.config, params)} if readable else {}
+    return dataclasses.replace(
+        task,
+        loss_fn=loss_fn,
+        trainable=Trainable(adapters.axes, adapters.abstract, adapters.create),
+        frozen={**task.frozen, BASE: params},
+        evaluate=evaluate,
+        to_model_params=to_model_params,
+        description={**task.description, **described},
+    )
 
 
 def parameter_count(adapters: Adapters) -> int:

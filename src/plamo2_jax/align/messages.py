@@ -174,7 +174,7 @@ def _read_message(given: Any, number: int) -> tuple[Message, bool]:
         raise UnreadableRecord("tool calls not the assistant's", f"{where} of {role}; remove its tool_calls")
     if content is None:
         if not calls and role in ("user", "assistant"):
-            raise UnreadableRecord("content not a string", f"{where} of {role} has none; give it the field content")
+            raise UnreadableRecord("content not a string", f"{where} of {role} has no content: add the field content")
         content = ""
     trained = _mark(fields, where)
     message = {"role": role, "content": content}

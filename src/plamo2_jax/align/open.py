@@ -14,7 +14,6 @@ from plamo2_jax.align.peft import AdapterError, merged_model, read_run
 from plamo2_jax.convert.load import LoadedModel, is_run_folder, load_model, read_tokenizer
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model import Plamo2, abstract_params
-from plamo2_jax.surgery.distill import fingerprint
 from plamo2_jax.train.config import BASE_FINGERPRINT
 
 
@@ -71,7 +70,7 @@ def _with_base(folder: Path, step: int | None, ema: bool) -> LoadedModel:
     if shapes[0] != shapes[1]:
         raise AdapterError(f"{folder} holds adapters of a model of another shape than {base}")
     expected = described.get(BASE_FINGERPRINT)
-    if expected is not None and fingerprint(config, params) != expected:
+    if expected is not None and checkpoint.fingerprint(config, params) != expected:
         raise AdapterError(
             f"{folder} holds adapters to an earlier state of {base}: its weights have changed since. plamo2 lora MODEL {folder} OUT adds "
             "them to a base that you name"

@@ -1,9 +1,9 @@
-"""Training on preferences: a configuration, an objective and a data source for the train loop, which is that of pretraining."""
+"""Training on preferences: a configuration, a task and a data source for the train loop, which is that of pretraining."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,21 @@ from plamo2_jax.align.chat import require_marks
 from plamo2_jax.align.dpo import BY_ANSWER, OVER, PreferenceConfig, preference_loss
 from plamo2_jax.align.examples import Examples
 from plamo2_jax.align.logprobs import gather_pairs, token_log_probs
-from plamo2_jax.align.lora import Adapters, LoraConfig, WithAdapters
+from plamo2_jax.align.lora import BASE, Adapters, LoraConfig, with_adapters
 from plamo2_jax.align.preference_data import REFERENCE, Pair, PairTruncate, encode_pairs, layout, read_pairs
 from plamo2_jax.align.reference import ReferenceLogProbs
 from plamo2_jax.align.samples import SamplesConfig
 from plamo2_jax.align.sft import naming_limit, refuse_unfit, say_counts
-from plamo2_jax.align.start import StartingModel, place_params
-from plamo2_jax.config import ModelConfig
+from plamo2_jax.checkpoint import fingerprint
 from plamo2_jax.data.documents import ReadReport
 from plamo2_jax.data.packing import Batch
 from plamo2_jax.data.pipeline import mixed_batches, one_pass
 from plamo2_jax.model.plamo2 import Plamo2
-from plamo2_jax.surgery.distill import fingerprint
 from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.config import PretrainConfig
-from plamo2_jax.train.distillation import Beside
-from plamo2_jax.train.objective import Metrics, Objective, means
+from plamo2_jax.train.task import LossFn, Metrics, TaskContext, TrainTask, means
+from plamo2_jax.train.trainable import full_params
 
 MOST_KL_EXPONENT = 5.0
 """Where the exponent of the `kl` estimator is clipped."""
@@ -105,134 +103,105 @@ class DpoConfig(PretrainConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class PreferenceFigures:
+class PreferenceResult:
     """What was measured on held-out pairs and single answers."""
 
-    values: Mapping[str, float]
-
-    def figures(self) -> dict[str, float]:
-        """By name: `pairs`, `count_chosen` and `count_rejected`; `loss`, a mean over lines; and the means of what `dpo.preference_loss`
-        sums, those over pairs only where there is a pair, and so on.
-        """
-        return dict(self.values)
+    metrics: Mapping[str, float]
+    """By name: `pairs`, `count_chosen` and `count_rejected`; `loss`, a mean over lines; and the means of the sums of `preference_loss`,
+    those over pairs only where there is a pair, and so on."""
 
 
-class Preference:
-    """The objective: a preference loss of packed pairs.
+def preference_loss_fn(
+    model: Plamo2, config: PreferenceConfig, max_pairs: int, chunk: int | None = None, reference: str | None = None
+) -> LossFn:
+    """Return the loss function of packed pairs.
+
+    Its loss is a mean over pairs and single answers. Its sums are those of `dpo.preference_loss`, and `tokens` of answers. With a
+    reference, two more sums over the tokens of all answers, with d = log π_ref − log π of a token: `log_ratio` is Σ −d. `kl` is
+    Σ exp(d) − 1 − d, Schulman's third estimator (k3) of KL(π ‖ π_ref). The answers come from the data and not from the policy, so it is
+    a distance and not an unbiased estimate. Tokens that the policy has made very unlikely would dominate it, so d is clipped at
+    `MOST_KL_EXPONENT`, where a token counts 142 nats.
 
     Args:
         model: policy and reference are of its shape.
-        config: what is minimised.
+        config: what is minimized.
         max_pairs: pairs, or single answers, in a row at most.
         chunk: positions of each row whose logits exist at a time; None: all.
-        reference: the reference's parameters; None: batches hold its log-probabilities, or nothing reads them.
-        reference_is_start: the reference is the model that adapters are added to; `WithAdapters` gives it.
+        reference: name of the reference's parameters among the frozen arrays; None: batches hold its log-probabilities under REFERENCE,
+            if the losses read them.
     """
 
-    def __init__(
-        self,
-        model: Plamo2,
-        config: PreferenceConfig,
-        max_pairs: int,
-        chunk: int | None = None,
-        reference: Any = None,
-        reference_is_start: bool = False,
-    ):
-        self.over = OVER
-        """What the sums are over; see `train.objective.means`."""
-        self._model, self._config, self._max_pairs, self._chunk = model, config, max_pairs, chunk
-        self.frozen, self.reference_is_start = reference, reference_is_start
-        self.extra: dict[str, Any] = {}
-        """What batches hold besides: name → (shape after [b, t], dtype)."""
-        self.forward_only: tuple[ModelConfig, ...] = ()
-        """Shapes of the models that run without a backward pass: the reference, unless it is read from disk."""
-        if config.needs_reference:
-            if reference is None and not reference_is_start:
-                self.extra[REFERENCE] = ((), jnp.float32)
-            else:
-                self.forward_only = (model.config,)
-        self._sums = jax.jit(self._measure)
-
-    def __call__(
-        self, params: Any, batch: Mapping[str, Array], rng: Array, frozen: Any = None
+    def loss_fn(
+        params: Any, batch: Mapping[str, Array], rng: Array | None, frozen: Mapping[str, Any]
     ) -> tuple[Array, Metrics]:
-        """Return the loss, a mean over pairs and single answers, and sums: those of `dpo.preference_loss`, and `tokens` of answers.
-
-        With a reference, two more sums over the tokens of all answers, with d = log π_ref − log π of a token. `log_ratio` is Σ −d.
-        `kl` is Σ exp(d) − 1 − d, Schulman's third estimator (k3) of KL(π ‖ π_ref). The answers come from the data and not from the
-        policy, so it is a distance and not an unbiased estimate. Tokens that the policy has made very unlikely would dominate it,
-        so d is clipped at `MOST_KL_EXPONENT`, where a token counts 142 nats.
-        """
-        del rng
-        policy = token_log_probs(self._model, params, batch, self._chunk)
-        reference = None
-        if self._config.needs_reference:
-            if REFERENCE in self.extra:
-                reference = batch[REFERENCE]
-            else:
-                theirs = self.frozen if frozen is None else frozen
-                reference = token_log_probs(self._model, theirs, batch, self._chunk)
-            reference = jax.lax.stop_gradient(jnp.where(batch["loss_weights"] != 0, reference, 0.0))
-        pairs = gather_pairs(policy, reference, batch, self._max_pairs)
-        loss, metrics = preference_loss(pairs, self._config)
+        policy = token_log_probs(model, params, batch, chunk)
+        theirs = None
+        if config.needs_reference:
+            theirs = batch[REFERENCE] if reference is None else token_log_probs(model, frozen[reference], batch, chunk)
+            theirs = jax.lax.stop_gradient(jnp.where(batch["loss_weights"] != 0, theirs, 0.0))
+        loss, metrics = preference_loss(gather_pairs(policy, theirs, batch, max_pairs), config)
         metrics["tokens"] = jnp.sum(batch["loss_weights"])
-        if reference is not None:
-            difference = reference - jax.lax.stop_gradient(policy)
+        if theirs is not None:
+            difference = theirs - jax.lax.stop_gradient(policy)
             metrics["log_ratio"] = -jnp.sum(difference)
             difference = jnp.minimum(difference, MOST_KL_EXPONENT)
             metrics["kl"] = jnp.sum(jnp.expm1(difference) - difference)
         return loss, metrics
 
-    def _measure(self, params: Any, batch: Mapping[str, Array], *frozen: Any) -> Metrics:
-        loss, metrics = self(params, batch, None, *frozen)
+    return loss_fn
+
+
+def preference_evaluator(loss_fn: LossFn) -> Callable[..., PreferenceResult]:
+    """Return `TrainTask.evaluate` of a loss function of pairs: counts, and means over all pairs and answers of the batches."""
+
+    @jax.jit
+    def sums_of(params: Any, batch: Mapping[str, Array], frozen: Mapping[str, Any]) -> Metrics:
+        loss, metrics = loss_fn(params, batch, None, frozen)
         return {**metrics, "loss": loss * metrics["weight"]}
 
-    def evaluate(self, params: Any, batches: Iterable[Mapping[str, Array]], *frozen: Any) -> PreferenceFigures:
-        """Counts, and means over all pairs and answers of the batches.
-
-        Raises:
-            ValueError: there is nothing in them.
-        """
-        if not frozen and self.frozen is not None:
-            frozen = (self.frozen,)
-        sums = [jax.device_get(self._sums(params, batch, *frozen)) for batch in batches]
+    def evaluate(params: Any, batches: Iterable[Mapping[str, Array]], frozen: Mapping[str, Any]) -> PreferenceResult:
+        sums = [jax.device_get(sums_of(params, batch, frozen)) for batch in batches]
         totals = {name: sum(float(some[name]) for some in sums) for name in (sums[0] if sums else {})}
         if not totals.get("weight"):
             raise ValueError("the held-out data hold no pair and no answer")
         totals.pop("tokens")
         counts = {name: totals[name] for name in ("pairs", "count_chosen", "count_rejected")}
-        return PreferenceFigures(counts | means(totals, self.over))
+        return PreferenceResult(counts | means(totals, OVER))
+
+    return evaluate
 
 
-def make_objective(config: DpoConfig, beside: Beside) -> Objective:
-    """What the train loop minimises for this run.
+def preference_task(config: DpoConfig, context: TaskContext) -> TrainTask:
+    """Return the task of a run on preferences.
 
     Raises:
         ValueError: init_from or the reference is of another shape, damaged, or no model; the log-probabilities on disk are another
         reference's; or no matrix is a target of `lora`.
     """
-
-    def load(folder: Path) -> Any:
-        return place_params(folder, beside.model, beside.mesh, config.sharding)
-
-    start = None if config.lora is None else load(config.init_from)
-    reference, is_start = None, False
-    if config.preference.needs_reference:
-        is_start = start is not None and config.reference in (None, config.init_from)
-        if config.reference_log_probs is not None:
-            params = start if is_start else load(config.reference_folder)
+    start = None if config.lora is None else context.load_params(config.init_from)
+    # Adapters leave the model that they are added to as it is: it can be the reference at no cost.
+    is_start = start is not None and config.reference in (None, config.init_from)
+    frozen, batch_spec, name = {}, {}, None
+    if config.preference.needs_reference and config.reference_log_probs is not None:
+        batch_spec = {REFERENCE: ((), jnp.float32)}
+        if not context.is_planned:
+            params = start if is_start else context.load_params(config.reference_folder)
             store = ReferenceLogProbs.open(config.reference_log_probs)
-            store.check(fingerprint(config.model, params), beside.tokenizer.fingerprint)
-            is_start = False
-        elif not is_start:
-            reference = load(config.reference_folder)
-    preference = Preference(
-        beside.model, config.preference, config.pairs.max_pairs, config.loss_chunk, reference, is_start
+            store.check(fingerprint(config.model, params), context.tokenizer.fingerprint)
+    elif config.preference.needs_reference:
+        name = BASE if is_start else REFERENCE
+        frozen = {} if is_start else {REFERENCE: context.load_params(config.reference_folder)}
+    loss_fn = preference_loss_fn(context.model, config.preference, config.pairs.max_pairs, config.loss_chunk, name)
+    task = TrainTask(
+        loss_fn=loss_fn,
+        trainable=full_params(context.model, config.init_from, config.seed),
+        evaluate=preference_evaluator(loss_fn),
+        frozen=frozen,
+        batch_spec=batch_spec,
+        denominators=OVER,
+        forward_only=() if name is None else (config.model,),
     )
-    if config.lora is None:
-        preference.trained = StartingModel(config, beside.model)
-        return preference
-    return WithAdapters(preference, Adapters(config.model, config.lora, config.seed), start)
+    return task if start is None else with_adapters(task, Adapters(config.model, config.lora, config.seed), start)
 
 
 def read_elements(path: Path, config: DpoConfig, template: ChatTemplate, tokenizer: Tokenizer) -> Examples:

@@ -21,12 +21,11 @@ import numpy as np
 from plamo2_jax.align.examples import Examples
 from plamo2_jax.align.logprobs import token_log_probs
 from plamo2_jax.array_input import map_npy
-from plamo2_jax.checkpoint import write_json
+from plamo2_jax.checkpoint import fingerprint, write_json
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model.plamo2 import Plamo2
 from plamo2_jax.model_files import file_inside, optional_file
 from plamo2_jax.storage import allocate, new_folder, require_empty
-from plamo2_jax.surgery.distill import fingerprint
 
 FORMAT = "plamo2-reference-log-probs-1"
 MANIFEST, LOG_PROBS = "manifest.json", "log_probs.npy"

@@ -21,7 +21,7 @@ from typing import Any
 
 from plamo2_jax.align.entries import CONFIG, OR_AGAIN, read_report
 from plamo2_jax.align.prefer import PreferConfig, Progress, identity, prefer
-from plamo2_jax.align.preferences import DpoConfig, PairSource, make_objective
+from plamo2_jax.align.preferences import DpoConfig, PairSource, preference_task
 from plamo2_jax.align.samples import sample_writer
 from plamo2_jax.checkpoint import read_config, write_json
 from plamo2_jax.data.pipeline import MixtureItem
@@ -155,10 +155,10 @@ def _round(
         heldout=heldout,
     )
     asks = sample_writer(training, training.pairs.template)
-    outcome = pretrain(training, make_objective=make_objective, make_source=PairSource, on_evaluate=asks)
+    outcome = pretrain(training, make_task=preference_task, make_source=PairSource, on_evaluate=asks)
     if outcome.signal is not None:
         return outcome.signal
-    measured = {name: found.figures() for name, found in outcome.heldout.items()}
+    measured = {name: found.metrics for name, found in outcome.heldout.items()}
     write_json(folder / "round.json", {"round": number, "start": str(start), **said, "heldout": measured})
     say(f"round {number}: trained; held-out {json.dumps(measured)}")
     merge([str(start), str(run)], folder / "model", config.merge)

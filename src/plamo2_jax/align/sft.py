@@ -1,6 +1,6 @@
 """Supervised fine-tuning: next-token cross-entropy on what the assistant says, in packed rows of whole conversations.
 
-A configuration, an objective and a data source for the train loop, which is that of pretraining.
+A configuration, a task and a data source for the train loop, which is that of pretraining.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import dataclasses
 import functools
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import grain
 import jax
@@ -22,19 +22,16 @@ from jaxtyping import Array, Float
 
 from plamo2_jax.align.chat import Example, Truncate, encode_all, read_conversations, require_marks
 from plamo2_jax.align.examples import Examples
-from plamo2_jax.align.lora import Adapters, LoraConfig, WithAdapters
+from plamo2_jax.align.lora import Adapters, LoraConfig, with_adapters
 from plamo2_jax.align.samples import SamplesConfig
-from plamo2_jax.align.start import StartingModel, place_params
 from plamo2_jax.data.documents import ReadReport, TooManyBadRecordsError
 from plamo2_jax.data.packing import Batch, Collator
 from plamo2_jax.data.pipeline import mixed_batches, one_pass
-from plamo2_jax.eval.perplexity import make_evaluator, predict_batch, prediction_sums
-from plamo2_jax.model.plamo2 import Plamo2
 from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.config import PretrainConfig
-from plamo2_jax.train.distillation import Beside
-from plamo2_jax.train.objective import Metrics, Objective, cross_entropy
+from plamo2_jax.train.pretraining import next_token, pretraining_task
+from plamo2_jax.train.task import TaskContext, TrainTask
 
 Weighting = Literal["token", "conversation"]
 _SHOWN = 5
@@ -104,51 +101,29 @@ def noise_scale(segment_ids: Array, hidden_size: int, alpha: float) -> Float[Arr
     return jnp.where(segment_ids != 0, alpha / jnp.sqrt(length * hidden_size), 0.0)
 
 
-class Sft:
-    """The objective: `train.objective.next_token` with NEFTune."""
+def neftune(hidden_size: int, alpha: float) -> Callable[[Batch, Array], Array]:
+    """Return NEFTune's noise on embedded tokens as `train.pretraining.next_token` takes it."""
 
-    def __init__(
-        self,
-        model: Plamo2,
-        byte_lengths: Array,
-        z_loss: float = 0.0,
-        chunk: int | None = None,
-        neftune_alpha: float = 0.0,
-    ):
-        self._model, self._lengths, self._z_loss, self._chunk = model, byte_lengths, z_loss, chunk
-        self._alpha = neftune_alpha
-        self._evaluate = make_evaluator(model, np.asarray(byte_lengths), chunk)
+    def noise(batch: Batch, rng: Array) -> Float[Array, "b t d"]:
+        scale = noise_scale(batch["segment_ids"], hidden_size, alpha)
+        return scale[..., None] * jax.random.uniform(rng, (*scale.shape, hidden_size), jnp.float32, -1.0, 1.0)
 
-    def __call__(self, params: Any, batch: Mapping[str, Array], rng: Array) -> tuple[Array, Metrics]:
-        """The loss, a mean over trained tokens by their weights, and the sums of `train.objective.next_token`."""
-        noise = None
-        if self._alpha:
-            scale = noise_scale(batch["segment_ids"], self._model.config.hidden_size, self._alpha)
-            shape = (*batch["tokens"].shape, self._model.config.hidden_size)
-            noise = scale[..., None] * jax.random.uniform(rng, shape, jnp.float32, -1.0, 1.0)
-        prediction = predict_batch(self._model, params, batch, self._chunk, noise)
-        weights = batch["loss_weights"]
-        loss, z = cross_entropy(prediction, weights, self._z_loss)
-        sums = prediction_sums(prediction, batch["targets"], weights, self._lengths)
-        return loss, {"weight": jnp.sum(weights), "z_loss": self._z_loss * z, **sums}
-
-    def evaluate(self, params: Any, batches: Iterable[Mapping[str, Array]]) -> Any:
-        """Bits per byte of what the assistant says."""
-        return self._evaluate(params, batches)
+    return noise
 
 
-def make_objective(config: SftConfig, beside: Beside) -> Objective:
-    """What the train loop minimises for this run.
+def sft_task(config: SftConfig, context: TaskContext) -> TrainTask:
+    """Return the task of a fine-tuning run.
 
     Raises:
         ValueError: `init_from` is of another shape, damaged, or no model; or no matrix is a target of `lora`.
     """
-    sft = Sft(beside.model, beside.byte_lengths, config.z_loss, config.loss_chunk, config.neftune_alpha)
+    noise = neftune(config.model.hidden_size, config.neftune_alpha) if config.neftune_alpha else None
+    loss_fn = next_token(context.model, context.byte_lengths, config.z_loss, config.loss_chunk, noise)
+    task = dataclasses.replace(pretraining_task(config, context), loss_fn=loss_fn)
     if config.lora is None:
-        sft.trained = StartingModel(config, beside.model)
-        return sft
-    params = place_params(config.init_from, beside.model, beside.mesh, config.sharding)
-    return WithAdapters(sft, Adapters(config.model, config.lora, config.seed), params)
+        return task
+    adapters = Adapters(config.model, config.lora, config.seed)
+    return with_adapters(task, adapters, context.load_params(config.init_from))
 
 
 def to_element(example: Example, weighting: Weighting) -> dict[str, np.ndarray]:

@@ -16,12 +16,12 @@ import numpy as np
 
 from plamo2_jax.align.chat import template_variables
 from plamo2_jax.align.open import open_model
+from plamo2_jax.checkpoint import fingerprint
 from plamo2_jax.engine.generator import Generator, default_stop_ids
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.engine.weights import cast_matrices
 from plamo2_jax.model import Plamo2
-from plamo2_jax.surgery.distill import fingerprint
 from plamo2_jax.surgery.merge.sources import ModelName
 from plamo2_jax.tokenizer.chat_template import ChatTemplate, ChatTemplateError, ChatTemplateOverrun
 from plamo2_jax.tokenizer.tokenizer import Tokenizer

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from plamo2_jax.align.preferences import DpoConfig
-    from plamo2_jax.train.distillation import Beside
-    from plamo2_jax.train.loop import Outcome
-    from plamo2_jax.train.objective import Objective
+    from plamo2_jax.train.loop import TrainResult
+    from plamo2_jax.train.task import TaskContext, TrainTask
 
 DESCRIPTION = """Train a model on pairs of answers, one of which is preferred, or on single answers, liked or disliked, or go on doing it.
 
@@ -34,24 +33,24 @@ def main(argv: list[str]) -> int:
     from plamo2_jax.cli.sft import write_adapter
 
     def hooks(config: DpoConfig) -> dict[str, Any]:
-        from plamo2_jax.align.preferences import PairSource, make_objective
+        from plamo2_jax.align.preferences import PairSource, preference_task
         from plamo2_jax.align.samples import sample_writer
 
-        def prepare_and_make(config: DpoConfig, beside: Beside) -> Objective:
+        def prepare_and_make(config: DpoConfig, context: TaskContext) -> TrainTask:
             # Here and not before: now the run's folder is locked, and nobody else prepares the same.
             if config.reference_log_probs is not None:
                 prepare(config)
-            return make_objective(config, beside)
+            return preference_task(config, context)
 
         return {
-            "make_objective": prepare_and_make,
+            "make_task": prepare_and_make,
             "make_source": PairSource,
             "on_evaluate": sample_writer(config, config.pairs.template),
         }
 
-    def report(config: DpoConfig, outcome: Outcome) -> None:
+    def report(config: DpoConfig, outcome: TrainResult) -> None:
         for name, heldout in outcome.heldout.items():
-            print(f"held-out {name}: {in_words(heldout.figures())}")
+            print(f"held-out {name}: {in_words(heldout.metrics)}")
         write_adapter(config)
 
     return train("dpo", argv, example, DESCRIPTION, "configs/dpo.py", hooks, report)
@@ -82,10 +81,10 @@ def prepare(config: DpoConfig) -> None:
 
     from plamo2_jax.align.preferences import read_elements
     from plamo2_jax.align.reference import MANIFEST, write_reference
-    from plamo2_jax.align.start import load_params
     from plamo2_jax.model.plamo2 import Plamo2
     from plamo2_jax.tokenizer.chat_template import ChatTemplate
     from plamo2_jax.tokenizer.tokenizer import Tokenizer
+    from plamo2_jax.train.trainable import load_params
 
     folder = config.reference_log_probs
     if (folder / MANIFEST).is_file():
@@ -97,7 +96,7 @@ def prepare(config: DpoConfig) -> None:
     paths = [*(item.path for item in config.data.mixture), *config.heldout.values()]
     parts = [read_elements(path, config, template, tokenizer) for path in dict.fromkeys(paths)]
     model = Plamo2(config.model, dtype=jnp.dtype(config.dtype), remat=config.remat)
-    params = load_params(config.reference_folder, model, None)
+    params = load_params(config.reference_folder, config.model, None)
     rows = max(1, config.data.batch_size // config.accumulation)
     write_reference(
         folder, model, params, tokenizer.fingerprint, parts, config.data.sequence_length, rows, config.loss_chunk

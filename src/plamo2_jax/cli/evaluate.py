@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
     print(table(results))
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        languages = {language: result.figures() for language, result in results.items()}
+        languages = {language: result.metrics for language, result in results.items()}
         write_json(options.output, {"model": str(options.model), "sequence_length": length, "languages": languages})
     return 0
 

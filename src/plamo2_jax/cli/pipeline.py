@@ -1,4 +1,4 @@
-"""`plamo2 pipeline PIPELINE.py`: run the stages of a pipeline that are not done."""
+"""`plamo2 pipeline PIPELINE.py`: run the unfinished stages of a pipeline."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from plamo2_jax.pipeline.run import Ran
 
 _RESUMING = ("pretrain", "sft", "dpo", "prefer")
-"""Verbs whose first argument is a config file, whose options are its fields, and which go on with what they left."""
+"""Verbs that take a config file and options for its fields, and that resume after an interruption."""
 _MADE = ("output", "reference_log_probs")
-"""Fields of configs that name what a run writes."""
+"""Config fields that name outputs of a run."""
 
 
 def pipeline(
@@ -31,17 +31,17 @@ def pipeline(
     until: str | None = None,
     force: tuple[str, ...] = (),
 ) -> int:
-    """Run plamo2 commands in the order that follows from what each reads and writes; finished stages are skipped.
+    """Run plamo2 commands in the order of their inputs and outputs; finished stages are skipped.
 
     PIPELINE.py is a Python file that sets `pipeline = Pipeline(home=..., stages=(Stage(...), ...))`; see configs/pipeline_demo.py and
     docs/pipeline.md. A stage is finished while its command, its resolved config, its inputs, its outputs and the version of this package
     are the same as when it ended. The same command resumes after Ctrl-C, SIGTERM or a kill: a training run from its newest checkpoint,
     any other stage from its beginning. Before a stage starts again, its old outputs are moved to HOME/.pipeline/stale.
 
-    The exit status is the status of the stage that failed or was stopped (see plamo2 pretrain --help), or 2 where the pipeline is wrong.
+    The exit status is the status of the stage that failed or was stopped (see plamo2 pretrain --help), or 2 if the pipeline file is wrong.
 
     Args:
-        file: The pipeline.
+        file: The pipeline file.
         dry_run: Print which stages would run and why, and run nothing.
         until: Run only this stage and the stages it depends on.
         force: Run these stages even if they are finished.
@@ -61,7 +61,7 @@ def pipeline(
     if dry_run:
         verdicts = Planner(graph, State(graph.home), force).plan(names)
         for number, (name, verdict) in enumerate(verdicts.items(), start=1):
-            told = "done" if verdict.why is None else f"to run ({verdict.why})"
+            told = "finished" if verdict.why is None else f"to run ({verdict.why})"
             print(f"{number:2} {name}: {told}\n   plamo2 {graph.stages[name].command}")
         return 0
     status, ran = run(graph, names, force, command)
@@ -70,10 +70,10 @@ def pipeline(
 
 
 def describe(argv: list[str]) -> Description:
-    """What the config file in a command says, as the verb would resolve it.
+    """Read the config file of a command, as the verb resolves it.
 
     Raises:
-        ValueError: there is no such file, or it is not right.
+        ValueError: there is no such file, or its config is not allowed.
     """
     from plamo2_jax.pipeline.graph import Description
 
@@ -105,7 +105,7 @@ def describe(argv: list[str]) -> Description:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """All values in a config, but for the paths that a run writes."""
+    """Yield all values in a config, without the fields that name outputs."""
     if hasattr(value, "__dataclass_fields__"):
         value = {name: getattr(value, name) for name in value.__dataclass_fields__ if name not in _MADE}
     if isinstance(value, dict):
@@ -118,11 +118,11 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def command(argv: list[str], stdout: Path | None) -> int:
-    """Run one command in this process, which spares starting Python and jax for each; a kill ends both at once.
+    """Run one command in this process. This saves the start of Python and jax, and a kill ends both at once.
 
     Args:
         argv: the arguments of `plamo2`.
-        stdout: where what it prints goes, which appears once it is complete.
+        stdout: file for its standard output, written once the command has ended well.
     """
     from plamo2_jax.cli.main import main as plamo2
     from plamo2_jax.storage import write_whole
@@ -137,7 +137,7 @@ def command(argv: list[str], stdout: Path | None) -> int:
             write_whole(stdout, printed.getvalue().encode())
         return status
     finally:
-        gc.collect()  # Arrays in reference cycles would lie on the device through the stages to come.
+        gc.collect()  # Otherwise arrays in reference cycles stay on the device during the next stages.
 
 
 def _status(plamo2: Any, argv: list[str]) -> int:
@@ -148,11 +148,10 @@ def _status(plamo2: Any, argv: list[str]) -> int:
 
 
 def table(graph: Graph, ran: list[Ran]) -> str:
-    """What became of each stage, and the time that was spent now."""
+    """Return a table of the stages, with the time that was spent now."""
     width = max(map(len, graph.stages))
     lines = [
-        f"{each.name:<{width}}  {'done before' if each.why is None else 'run':<11}  {each.seconds:8.1f} s"
-        for each in ran
+        f"{each.name:<{width}}  {'skipped' if each.why is None else 'run':<11}  {each.seconds:8.1f} s" for each in ran
     ]
     spent = sum(each.seconds for each in ran if each.why is not None)
     return "\n".join([*lines, f"{'':<{width}}  {'now':<11}  {spent:8.1f} s"])

@@ -24,8 +24,8 @@ usage: plamo2 plan CONFIG.py --topology SLICE [options] [--field value] [--part.
 
 Prints HBM a chip by kind, collectives, the compiler's scheduled cycles, and a step time and MFU bound predicted from them. Nothing is
 measured, and no data are needed. Where it does not fit, the bytes that are over and the nearest change that fits. CONFIG.py may be one of
-plamo2 sft or plamo2 dpo too. Any field of the run can be replaced as there. A field that a plan does not count (ema_decay,
-distillation, lora) is refused. Needs libtpu: pip install 'jax[tpu]'"""
+plamo2 sft or plamo2 dpo too. Any field of the run can be replaced as there. Of a run that distils, the shape of the teacher is read
+from its folder. Needs libtpu: pip install 'jax[tpu]'"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _warn_if_unverified() -> None:
 
 def _one(options: Options, request: Request) -> int:
     from plamo2_jax.plan import report
-    from plamo2_jax.plan.fields import not_counted
+    from plamo2_jax.plan.request import not_counted
     from plamo2_jax.plan.steps import nearest_fit, plan
 
     _warn_if_unverified()

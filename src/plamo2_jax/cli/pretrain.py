@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from plamo2_jax.train.config import PretrainConfig
-    from plamo2_jax.train.loop import Outcome
+    from plamo2_jax.train.loop import TrainResult
 
 DESCRIPTION = """Train a model from a config file, or resume its training.
 
@@ -46,11 +46,11 @@ def main(argv: list[str]) -> int:
     def hooks(config: PretrainConfig) -> dict[str, Any]:
         if config.distillation is None:
             return {}
-        from plamo2_jax.surgery.distill import make_objective
+        from plamo2_jax.surgery.distill import distillation_task
 
-        return {"make_objective": make_objective}
+        return {"make_task": distillation_task}
 
-    def report(config: PretrainConfig, outcome: Outcome) -> None:
+    def report(config: PretrainConfig, outcome: TrainResult) -> None:
         for language, heldout in outcome.heldout.items():
             print(f"held-out {language}: {heldout.bits_per_byte:.4f} bits per byte")
 
@@ -64,7 +64,7 @@ def train(
     description: str,
     such_as: str,
     hooks: Callable[[Any], dict[str, Any]],
-    report: Callable[[Any, Outcome], None],
+    report: Callable[[Any, TrainResult], None],
 ) -> int:
     """Train from a config file: what `pretrain`, `sft` and `dpo` share.
 

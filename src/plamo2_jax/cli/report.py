@@ -14,11 +14,11 @@ from plamo2_jax.cli.arguments import parse
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Write RUN/report.html: curves, figures on held-out data, samples and the configuration of a run of any kind, complete or not.
+    """Write RUN/report.html: training curves, held-out evaluations, samples and configuration of a run, finished or not.
 
-    It reads config.json, metrics.jsonl, evaluation.json (plamo2 evaluate --output) and samples.jsonl (plamo2 generate --json), as far as
-    they exist. Runs and models in the folders of RUN follow, with their chief curves. What cannot be read is left out, with a note
-    on the page and on stderr. The page needs no other file and no network.
+    Reads those of config.json, metrics.jsonl, evaluation.json (plamo2 evaluate --output) and samples.jsonl (plamo2 generate --json) that
+    exist. A summary of each run and model inside RUN follows. Files and lines that cannot be read are skipped, with a note on the page
+    and on stderr. The page needs no other file and no network.
     """
 
     run: Annotated[Path, tyro.conf.Positional]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from plamo2_jax.align.sft import SftConfig
-    from plamo2_jax.train.loop import Outcome
+    from plamo2_jax.train.loop import TrainResult
 
 DESCRIPTION = """Fine-tune a model on conversations, or go on doing it.
 
@@ -29,15 +29,15 @@ def main(argv: list[str]) -> int:
 
     def hooks(config: SftConfig) -> dict[str, Any]:
         from plamo2_jax.align.samples import sample_writer
-        from plamo2_jax.align.sft import ChatSource, make_objective
+        from plamo2_jax.align.sft import ChatSource, sft_task
 
         return {
-            "make_objective": make_objective,
+            "make_task": sft_task,
             "make_source": ChatSource,
             "on_evaluate": sample_writer(config, config.chat.template),
         }
 
-    def report(config: SftConfig, outcome: Outcome) -> None:
+    def report(config: SftConfig, outcome: TrainResult) -> None:
         for name, heldout in outcome.heldout.items():
             print(f"held-out {name}: {heldout.loss:.4f} nats per token, {heldout.bits_per_byte:.4f} bits per byte")
         write_adapter(config)

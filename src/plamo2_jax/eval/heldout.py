@@ -31,10 +31,11 @@ class Comparison:
     xz_bits_per_byte: float | None
     """Bits `xz -9e` needs for a byte of the same documents, joined by newlines into one file; None for conversations."""
 
-    def figures(self) -> dict[str, float]:
-        """All figures by name, as they go into files."""
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All metrics by name, as they go into files."""
         xz = {} if self.xz_bits_per_byte is None else {"xz_bits_per_byte": self.xz_bits_per_byte}
-        return {**self.model.figures(), "perplexity": self.model.perplexity, "documents": self.documents, **xz}
+        return {**self.model.metrics, "perplexity": self.model.perplexity, "documents": self.documents, **xz}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,8 +48,9 @@ class HeldOut:
         """Exponential of the loss; infinite where that leaves float64."""
         return math.exp(self.loss) if self.loss < 709 else math.inf
 
-    def figures(self) -> dict[str, float]:
-        """All figures by name, as they go into files."""
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All metrics by name, as they go into files."""
         return {
             "bits_per_byte": self.bits_per_byte,
             "loss": self.loss,

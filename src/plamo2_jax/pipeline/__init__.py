@@ -1,5 +1,5 @@
-"""Several `plamo2` commands as a graph: what each reads and writes is fingerprinted, and only what is not done is run.
+"""Run several `plamo2` commands as a graph: the inputs and outputs of each are fingerprinted, and finished commands are skipped.
 
-`stage.py` is what a pipeline file says, `graph.py` the order that follows from it, `files.py` fingerprints, `state.py` what is
-remembered of stages, `plan.py` what is to run and why, `run.py` runs it. Nothing here imports jax or knows a verb.
+`stage.py` has the classes of a pipeline file, `graph.py` orders the stages, `files.py` fingerprints files, `state.py` stores the records of
+stages, `plan.py` decides which stages run and why, and `run.py` runs them. Nothing here imports jax or knows the verbs of plamo2.
 """

@@ -1,4 +1,4 @@
-"""Fingerprints of files and folders: by content, which is read again only where size or time of change differ."""
+"""Fingerprint files and folders by content. A file is read again only if its size or modification time changed."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from pathlib import Path
 from typing import Any
 
 LOGS = frozenset({"metrics.jsonl", "tensorboard", "goodput.json", "stalls.txt", "profile"})
-"""What a run writes about itself, with times in it: no other stage's result depends on it, and looking at it may change it."""
+"""Logs of a run. They hold times, and no stage's result depends on them."""
 
 
 def counts(name: str) -> bool:
-    """Whether a file or folder of this name is something made: no log, and nothing that was left half-written."""
+    """Return whether a file or folder of this name is an output: neither a log nor a half-written file."""
     return not (name in LOGS or name.startswith(".") or ".orbax-checkpoint-tmp" in name)
 
 
 Files = dict[str, list[Any]]
-"""By path within a folder (`.` for a file that is given itself): bytes, time of change in ns, SHA-256."""
+"""Path within a folder (`.` for a single file) → [bytes, modification time in ns, SHA-256]."""
 
 
 def scan(root: Path, known: Mapping[str, list[Any]], skip: Callable[[Path], bool] = lambda path: False) -> Files:
-    """All files below a folder, or the file itself; none where there is nothing.
+    """Fingerprint all files below a folder, or a single file; return {} if the path does not exist.
 
     Args:
         root: the file or folder.
-        known: an earlier result: what has the same size and time of change is not read again.
-        skip: which files and folders to leave out.
+        known: an earlier result. Files with the same size and modification time are not read again.
+        skip: tells which files and folders to leave out.
     """
     found: Files = {}
 
@@ -46,7 +46,7 @@ def scan(root: Path, known: Mapping[str, list[Any]], skip: Callable[[Path], bool
 
 
 def entry(path: Path, known: list[Any] | None = None) -> list[Any]:
-    """Size, time of change and digest of a file; the digest is the known one where the other two are."""
+    """Return size, modification time and digest of a file. The known digest is used if size and time are the known ones."""
     status = path.stat()
     size, changed = status.st_size, status.st_mtime_ns
     if known is not None and known[:2] == [size, changed]:
@@ -56,6 +56,6 @@ def entry(path: Path, known: list[Any] | None = None) -> list[Any]:
 
 
 def digest(files: Mapping[str, list[Any]]) -> str:
-    """One digest of names and contents."""
+    """Return one digest of the names and contents of files."""
     content = {name: figures[2] for name, figures in sorted(files.items())}
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

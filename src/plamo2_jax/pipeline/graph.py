@@ -1,4 +1,4 @@
-"""Which stage makes what another reads, and the order that follows."""
+"""The graph of a pipeline: which stage makes what another stage reads, and the order of the stages."""
 
 from __future__ import annotations
 
@@ -16,37 +16,38 @@ from plamo2_jax.storage import is_remote
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What the config file of a stage's command says."""
+    """What a stage reads and makes by the config file of its command."""
 
     config: Any
-    """All resolved values, JSON types."""
+    """The resolved config as JSON types; None if the command has no config file."""
     paths: tuple[str, ...] = ()
-    """What it reads."""
+    """Paths that it reads: the config's fields of type Path."""
     words: tuple[str, ...] = ()
-    """Other text in it, which may name a path."""
+    """Other text values with a slash. If they name paths, `Stage.inputs` must list these."""
     outputs: tuple[Path, ...] = ()
-    """What it makes."""
+    """Paths that it makes."""
     file: str | None = None
-    """The config file itself, whose values count and not its text."""
+    """The config file. Only its values count, not its text."""
     resumes: bool = False
-    """Whether the command goes on with what it left when it was interrupted."""
+    """Whether the command resumes from what an interrupted run of it left."""
 
 
 Describe = Callable[[list[str]], Description]
-"""From the arguments of `plamo2` to what the config file in it says; an empty description where there is none."""
+"""Describes the config file of a command, given the arguments of `plamo2`; returns an empty description if there is no config file."""
 
 
 class Graph:
-    """The stages of a pipeline with what they read and make. Paths are absolute, and belong to the stage with the longest output that
-    is the path or one of its parents.
+    """The stages of a pipeline, and the paths that they read and make.
+
+    Paths are absolute. A path belongs to the stage whose output is the path or its nearest parent.
 
     Args:
         pipeline: the stages.
         describe: reads their config files.
 
     Raises:
-        ValueError: an output is outside of the home or made twice, an input is made by nobody and does not exist, or stages go in a
-            circle.
+        ValueError: an output is outside of the home or has two stages; an input does not exist and no stage makes it; a command names a
+            path that its stage does not declare; or stages depend on each other in a circle.
     """
 
     def __init__(self, pipeline: Pipeline, describe: Describe):
@@ -59,34 +60,34 @@ class Graph:
                 self._own(path, stage.name)
         self.inputs = {stage.name: self._inputs(stage, descriptions[stage.name]) for stage in pipeline.stages}
         self.stages = {stage.name: stage for stage in _sorted(pipeline.stages, self.before)}
-        """By name, each after those that make what it reads."""
+        """Stages by name, each after the stages that make its inputs."""
 
     def describe(self, name: str) -> Description:
-        """What the config file of a stage says now."""
+        """Read the config file of a stage again."""
         return self._describe(self.stages[name].argv)
 
     def outputs(self, name: str) -> list[Path]:
-        """What a stage makes."""
+        """Return the paths that a stage makes."""
         return [path for path, owner in self._owners.items() if owner == name]
 
     def owner(self, path: Path) -> str | None:
-        """The stage that makes a path."""
+        """Return the stage that makes a path, or None."""
         return next((self._owners[each] for each in (path, *path.parents) if each in self._owners), None)
 
     def makers(self, path: Path) -> list[str]:
-        """The stages that make a path, or where none does, what lies in it."""
+        """Return the stage that makes a path; if there is none, the stages that make something inside it."""
         owner = self.owner(path)
         if owner is not None:
             return [owner]
         return list(dict.fromkeys(name for output, name in self._owners.items() if path in output.parents))
 
     def before(self, name: str) -> list[str]:
-        """The stages that make what a stage reads."""
+        """Return the stages that make the inputs of a stage."""
         makers = dict.fromkeys(maker for path in self.inputs[name] for maker in self.makers(path))
         return [maker for maker in makers if maker != name]
 
     def ancestors(self, name: str) -> set[str]:
-        """A stage and all that it depends on."""
+        """Return a stage and all stages that it depends on."""
         found: set[str] = set()
         waiting = [name]
         while waiting:
@@ -97,11 +98,11 @@ class Graph:
         return found
 
     def foreign(self, path: Path, name: str) -> bool:
-        """Whether a path is not for this stage to touch: another's, or the pipeline's own."""
+        """Return whether a path belongs to another stage or to the pipeline's records."""
         return path == self.home / FOLDER or self.owner(path) != name
 
     def left_by(self, name: str) -> list[Path]:
-        """What lies where a stage makes its outputs, without what others make in there."""
+        """Return what exists at the outputs of a stage, without the outputs of other stages inside them."""
         found = []
 
         def visit(path: Path) -> None:
@@ -131,55 +132,64 @@ class Graph:
             raise ValueError(f"stage {name} makes {shown(path)}, which is where the pipeline keeps its records")
         other = self._owners.setdefault(path, name)
         if other != name:
-            raise ValueError(f"stages {other} and {name} both make {shown(path)}: each output must have one stage")
+            raise ValueError(f"stages {other} and {name} both make {shown(path)}: an output must have one stage")
 
     def _inputs(self, stage: Stage, description: Description) -> tuple[Path, ...]:
         found: dict[Path, None] = {}
         for text in (*map(str, stage.inputs), *description.paths):
-            path = absolute(text)
+            path = absolute(_without_step(text))
             if is_remote(text):
                 continue
             if not self.makers(path) and not os.path.exists(path) and not glob.glob(str(path)):
                 raise ValueError(f"stage {stage.name} reads {text}, which does not exist and which no stage makes")
             found[path] = None
-        for word in (*stage.argv, *description.words):
-            text = word.rpartition("=")[2].partition("@")[0]
+        declared = {*found, *(path for path, owner in self._owners.items() if owner == stage.name)}
+        for word in (*stage.argv[1:], *description.words):
+            text = _without_step(word.rpartition("=")[2])
+            path = absolute(text)
             if not text or text == description.file or is_remote(text) or ":" in text:
                 continue
-            path = absolute(text)
-            if self.owner(path) == stage.name:
-                continue
-            if self.makers(path) or ("/" in text and os.path.exists(path)):
-                found[path] = None
-            elif "/" in text and self.home in path.parents:
+            if self._names_a_path(text, path) and declared.isdisjoint((path, *path.parents)):
+                missing = (
+                    "" if self.makers(path) or os.path.exists(path) else ", does not exist, and is made by no stage"
+                )
                 raise ValueError(
-                    f"stage {stage.name} names {text}, which does not exist and which no stage makes; its own outputs are to be listed"
+                    f"stage {stage.name} names {text}, which is neither among its inputs nor among its outputs{missing}: correct the "
+                    "path, or list it in Stage.inputs or Stage.outputs"
                 )
         return tuple(path for path in found if self.owner(path) != stage.name)
 
+    def _names_a_path(self, text: str, path: Path) -> bool:
+        """Return whether a word names what a stage makes, a path in the home, or a file or folder that exists."""
+        inside = self.home in (path, *path.parents)
+        return bool(self.makers(path)) or ("/" in text and (inside or os.path.exists(path)))
+
+
+def _without_step(text: str) -> str:
+    """Return RUN of RUN@STEP."""
+    return text.partition("@")[0]
+
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """A path by which to compare: links are not followed."""
+    """Return an absolute path without `..`. Links are not followed."""
     return Path(os.path.abspath(path))
 
 
 def shown(path: Path) -> str:
-    """A path as a user would write it, from the working directory where it lies below that."""
+    """Return a path relative to the working directory if it is inside it, else the absolute path."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
 
 
 def _sorted(stages: Iterable[Stage], before: Callable[[str], list[str]]) -> list[Stage]:
-    """Stages, each after those before it, and otherwise in the order given."""
+    """Sort the stages so that each follows those it depends on; otherwise keep the given order."""
     by_name = {stage.name: stage for stage in stages}
     done: dict[str, Stage] = {}
 
     def visit(name: str, trail: tuple[str, ...]) -> None:
         if name in trail:
             circle = (*trail[trail.index(name) :], name)
-            raise ValueError(
-                f"stages go in a circle, each reading what the next makes: {' <- '.join(reversed(circle))}"
-            )
+            raise ValueError(f"stages depend on each other in a circle: {' <- '.join(reversed(circle))}")
         if name not in done:
             for each in before(name):
                 visit(each, (*trail, name))

@@ -1,4 +1,4 @@
-"""What of a pipeline is to be run, and why."""
+"""Decide which stages of a pipeline run, and why."""
 
 from __future__ import annotations
 
@@ -17,31 +17,33 @@ from plamo2_jax.pipeline.state import Record, State
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What is to become of a stage."""
+    """Whether and why a stage runs."""
 
     why: str | None
-    """Why it is to be run; None: it is done."""
-    goes_on: bool = False
-    """Whether it is to go on with what it left when it was interrupted."""
+    """Why it runs; None: it is finished."""
+    resumes: bool = False
+    """Whether it resumes from what its interrupted run left."""
     record: Record | None = None
-    """What is known of it if it is done; what is written down when it begins, if that can be said yet."""
+    """Its record if it is finished, else the record to write when it starts; None while its inputs are not known."""
 
 
 class Planner:
-    """Judges stages by their records.
+    """Decides by the records of the stages.
 
     Args:
         graph: the stages.
         state: their records.
-        force: names of stages to run whatever is known of them.
+        force: names of stages to run even if they are finished.
     """
 
     def __init__(self, graph: Graph, state: State, force: Collection[str] = ()):
         self._graph, self._state, self._force = graph, state, set(force)
 
     def plan(self, names: Collection[str]) -> dict[str, Verdict]:
-        """The verdicts of stages, those they depend on among them. Where a stage before is to be run, what comes of it is not known:
-        the stage follows, though it will be passed over if its inputs come out as they were.
+        """Return the verdicts of stages, which must include those that they depend on.
+
+        If a stage runs, the inputs of the stages that depend on it are not known yet. The plan lists them as to run; they are skipped later
+        if their inputs come out unchanged.
         """
         verdicts: dict[str, Verdict] = {}
         for name in self._graph.stages:
@@ -51,7 +53,7 @@ class Planner:
         return verdicts
 
     def judge(self, name: str) -> Verdict:
-        """The verdict of a stage of which all before it are done."""
+        """Return the verdict of a stage whose dependencies are all finished."""
         before = self._state.read(name)
         now = Record(*self._key(name, before))
         if before is None:
@@ -59,20 +61,20 @@ class Planner:
         if (change := _first_change(before.key, now.key)) is not None:
             return Verdict(change, record=now)
         if before.outputs is None:
-            goes_on = self._graph.describe(name).resumes
-            return Verdict(f"did not end: {'goes on' if goes_on else 'begins anew'}", goes_on, now)
+            resumes = self._graph.describe(name).resumes
+            return Verdict(f"interrupted: {'resumes' if resumes else 'starts again'}", resumes, now)
         if name in self._force:
-            return Verdict("asked for", record=now)
+            return Verdict("forced", record=now)
         outputs, change = self._look(before.outputs)
         if change is not None:
             return Verdict(change, record=now)
         return Verdict(None, record=dataclasses.replace(now, outputs=outputs, seconds=before.seconds))
 
     def made(self, name: str) -> Files:
-        """What a stage that has ended made, by path from the home.
+        """Fingerprint the outputs of a stage that has ended, by path relative to the home.
 
         Raises:
-            ValueError: an output is not there.
+            ValueError: an output does not exist.
         """
         graph = self._graph
         outputs, found = graph.outputs(name), {}
@@ -89,7 +91,7 @@ class Planner:
         return found
 
     def _key(self, name: str, before: Record | None) -> tuple[dict[str, Any], dict[str, Files]]:
-        """All that decides a stage's outputs, and the files that no stage makes in it."""
+        """Return everything that decides a stage's outputs, and the files of inputs that no stage makes."""
         stage, external = self._graph.stages[name], {}
         inputs = {}
         for path in self._graph.inputs[name]:
@@ -109,14 +111,14 @@ class Planner:
         return key, external
 
     def _made_below(self, path: Path, makers: list[str], reader: str) -> Files:
-        """What stages made in a folder, by path from the home; all that they made where the path is a pattern."""
+        """Return what stages made at a path, by path relative to the home; everything that they made if the path is a pattern."""
         records = [self._state.read(maker) for maker in makers if maker != reader]
         files = {name: figures for record in records if record for name, figures in (record.outputs or {}).items()}
         within = {name: figures for name, figures in files.items() if _is_below(self._graph.home / name, path)}
         return within or files
 
     def _look(self, recorded: Files) -> tuple[Files, str | None]:
-        """The files that were made as they are now, and what is wrong with them."""
+        """Fingerprint recorded outputs again; return them and the first change."""
         found: Files = {}
         for name, figures in recorded.items():
             path = self._graph.home / name
@@ -133,16 +135,16 @@ def _is_below(path: Path, folder: Path) -> bool:
 
 
 def _scan_given(path: Path, known: Files) -> Files:
-    """The files of a file, a folder or a pattern."""
+    """Fingerprint a file, a folder or the files of a pattern."""
     if path.exists():
         return scan(path, known)
     return {name: entry(Path(name), known.get(name)) for name in sorted(glob.glob(str(path))) if Path(name).is_file()}
 
 
 def _first_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """What differs between two keys, in words; None where they are the same."""
+    """Return the first difference between two keys in words; None if they are equal."""
     if before["version"] != now["version"]:
-        return f"plamo2-jax {before['version']} made it, this is {now['version']}"
+        return f"made by plamo2-jax {before['version']}, now {now['version']}"
     if before["command"] != now["command"]:
         return "its command changed"
     if before["config"] != now["config"]:
@@ -155,7 +157,7 @@ def _first_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | No
 
 
 def _difference(before: Any, now: Any, name: str = "") -> str:
-    """The first value that differs, `a.b: OLD, now NEW`."""
+    """Return the first value that differs as `a.b: OLD, now NEW`."""
     if isinstance(before, dict) and isinstance(now, dict):
         key = next(key for key in {**before, **now} if before.get(key) != now.get(key))
         return _difference(before.get(key), now.get(key), f"{name}.{key}" if name else key)

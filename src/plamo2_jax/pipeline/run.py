@@ -1,4 +1,4 @@
-"""Running what is not done of a pipeline, one stage after another."""
+"""Run the unfinished stages of a pipeline, one after another."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from plamo2_jax.pipeline.plan import Planner
 from plamo2_jax.pipeline.state import State
 
 Command = Callable[[list[str], Path | None], int]
-"""Runs `plamo2` with arguments, what it prints going to a file if one is given; returns its exit status."""
+"""Runs `plamo2` with arguments and writes its standard output to a file if one is given; returns the exit status."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Ran:
-    """What became of one stage."""
+    """The result of one stage."""
 
     name: str
     why: str | None
-    """Why it was run; None: it was done before."""
+    """Why it ran; None: it was skipped."""
     seconds: float
-    """What it took, now or then."""
+    """Duration of this run, or of its last run if it was skipped."""
 
 
 def run(graph: Graph, names: Collection[str], force: Collection[str], command: Command) -> tuple[int, list[Ran]]:
-    """Run the stages of a pipeline that are not done.
+    """Run the unfinished stages of a pipeline.
 
-    A stage that was interrupted and can go on finds what it left; any other finds a clean place, since what was there before is set
-    aside to HOME/.pipeline/stale. A stage whose inputs come out as they were is not run again.
+    An interrupted stage that can resume finds what it left. For any other stage, old outputs are first moved to HOME/.pipeline/stale. A
+    stage whose inputs come out unchanged is skipped.
 
     Args:
         graph: the stages.
-        names: which of them, with all that they depend on.
-        force: those to run in any case.
+        names: stages to run, which must include those that they depend on.
+        force: stages to run even if they are finished.
         command: runs a stage.
 
     Returns:
-        The exit status of the stage that failed or was stopped, or 0; and what became of the stages until then.
+        The exit status of the stage that failed or was stopped, or 0; and the results of the stages until then.
 
     Raises:
-        ValueError: another process runs this pipeline, or a record is damaged, or a stage did not make what it should.
+        ValueError: another process runs this pipeline, a record is damaged, or a stage did not make an output.
     """
     state = State(graph.home)
     planner = Planner(graph, state, force)
@@ -54,12 +54,12 @@ def run(graph: Graph, names: Collection[str], force: Collection[str], command: C
             verdict, place = planner.judge(name), f"[{number}/{len(chosen)}] {name}"
             if verdict.why is None:
                 if state.read(name) != verdict.record:
-                    state.write(name, verdict.record)  # Files were written again as they had been.
+                    state.write(name, verdict.record)  # Files were rewritten with the same content.
                 ran.append(Ran(name, None, verdict.record.seconds))
                 continue
             stage = graph.stages[name]
             _say(f"{place}: {verdict.why}\n  plamo2 {stage.command}")
-            if not verdict.goes_on:
+            if not verdict.resumes:
                 state.set_aside(name, graph.left_by(name))
             for path in graph.outputs(name):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def run(graph: Graph, names: Collection[str], force: Collection[str], command: C
             seconds = time.monotonic() - begun
             ran.append(Ran(name, verdict.why, seconds))
             if status:
-                _say(f"{place}: ended with status {status} after {seconds:.1f} s; the same command goes on from there")
+                _say(f"{place}: ended with status {status} after {seconds:.1f} s; run the same command to resume")
                 return status, ran
             outputs = planner.made(name)
             state.write(name, dataclasses.replace(verdict.record, outputs=outputs, seconds=seconds))

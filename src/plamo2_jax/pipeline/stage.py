@@ -1,8 +1,9 @@
-"""What a pipeline file says: stages, each one `plamo2` command."""
+"""The classes of a pipeline file: stages, each one `plamo2` command."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shlex
 from pathlib import Path
@@ -10,24 +11,24 @@ from pathlib import Path
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One command of a pipeline.
+    """One command of a pipeline, with the paths that it reads and makes.
 
-    What it reads follows from its words: whatever a stage of the pipeline makes, or exists and has a slash in it, also behind `=` and
-    before `@` (`ja=runs/data/ja`, `runs/small@60`). For pretrain, sft, dpo, prefer and distill it is every path in the resolved
-    config.
+    For a command with a config file (pretrain, sft, dpo, prefer, distill) the config's fields of type Path are inputs too, and its run
+    folder is an output. A path in the command must be inside a declared input or output; otherwise the pipeline is refused.
 
     Raises:
-        ValueError: the name or the command is not right.
+        ValueError: the name or the command is not allowed.
     """
 
     name: str
-    """Letters, digits, `_`, `-` and `.`; what is remembered of the stage lies in a file of this name."""
+    """Letters, digits, `_`, `-` and `.`; also the name of the stage's record in HOME/.pipeline."""
     command: str
-    """What follows `plamo2` on a command line, quoted as for a shell. `> FILE` at its end keeps what it prints, once it is complete."""
-    outputs: tuple[Path, ...] = ()
-    """Files and folders that it makes; besides FILE, and the folder of a config's run."""
-    inputs: tuple[Path, ...] = ()
-    """Files and folders that it reads but does not name."""
+    """What follows `plamo2` on a command line, quoted as for a shell. `> FILE` at its end writes the standard output to a file, once the
+    command has ended well."""
+    outputs: tuple[str | os.PathLike[str], ...] = ()
+    """Files and folders that it makes, besides FILE and the run folder of a config."""
+    inputs: tuple[str | os.PathLike[str], ...] = ()
+    """Files, folders, patterns and RUN@STEP that it reads, besides the paths of a config."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
@@ -37,7 +38,7 @@ class Stage:
         except ValueError as error:
             raise ValueError(f"stage {self.name}: the command {self.command!r} cannot be read: {error}") from error
         if not words or words[0] in ("plamo2", "pipeline") or words[0].startswith("-"):
-            raise ValueError(f"stage {self.name}: the command must begin with a verb of plamo2, such as merge")
+            raise ValueError(f"stage {self.name}: the command must start with a verb of plamo2, such as merge")
         if ">" in words[:-2] or words[-1] == ">":
             raise ValueError(f"stage {self.name}: > FILE is allowed once, at the end of the command")
 
@@ -49,23 +50,23 @@ class Stage:
 
     @property
     def stdout(self) -> Path | None:
-        """The file that keeps what it prints."""
+        """The file for its standard output, or None."""
         words = shlex.split(self.command)
         return Path(words[-1]) if words[-2:-1] == [">"] else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """Stages in any order: each runs after those that make what it reads.
+    """The stages, in any order. Each runs after the stages that make its inputs.
 
     Raises:
-        ValueError: two stages have the same name, or there is none.
+        ValueError: two stages have the same name, or there are no stages.
     """
 
     home: Path
-    """Folder that holds all outputs, and in .pipeline what is remembered of the stages."""
+    """Folder of all outputs; .pipeline in it holds the records of the stages."""
     stages: tuple[Stage, ...]
-    """What is to be made."""
+    """The commands."""
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]

@@ -1,4 +1,4 @@
-"""What is remembered of stages, in HOME/.pipeline: a JSON file each, a lock, and what was set aside."""
+"""The records of a pipeline in HOME/.pipeline: a JSON file for each stage, a lock, and old outputs."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ STALE = "stale"
 
 @dataclasses.dataclass
 class Record:
-    """What is known of one stage: written when it begins, and again when it has ended well."""
+    """The record of a stage, written when it starts and again when it has ended well."""
 
     key: dict[str, Any]
-    """All that decides its outputs."""
+    """Everything that decides its outputs: version, command, config, and digests of its inputs."""
     external: dict[str, Files] = dataclasses.field(default_factory=dict)
-    """Files it read that no stage makes, by input."""
+    """Input → its files, for inputs that no stage makes."""
     outputs: Files | None = None
-    """Files it made, by path from the pipeline's home; None: it has begun, and not ended."""
+    """Files that it made, by path relative to the home; None: it started and has not ended well."""
     seconds: float = 0.0
-    """What it took, from its last start."""
+    """Duration of its last run."""
 
 
 class State:
     """The records of a pipeline.
 
     Args:
-        home: the pipeline's folder; nothing is made in it before something is written.
+        home: the pipeline's folder. It is created when the first record is written.
     """
 
     def __init__(self, home: Path):
         self.folder = home / FOLDER
 
     def read(self, name: str) -> Record | None:
-        """The record of a stage; None where there is none.
+        """Return the record of a stage; None if there is none.
 
         Raises:
-            ValueError: the file is not what was written.
+            ValueError: the file is damaged.
         """
         path = optional_file(self.folder, f"{name}.json")
         if path is None:
@@ -60,21 +60,21 @@ class State:
         except ValueError as error:
             problem = str(error)
         if problem is not None:
-            raise ValueError(f"{path} is not the record of a stage ({problem}); remove it to run the stage anew")
+            raise ValueError(f"{path} is not the record of a stage ({problem}); remove it to run the stage again")
         return Record(**fields)
 
     def write(self, name: str, record: Record) -> None:
-        """Put the record of a stage in place of the one before."""
+        """Replace the record of a stage."""
         self.folder.mkdir(parents=True, exist_ok=True)
         content = json.dumps(dataclasses.asdict(record), ensure_ascii=False, indent=1)
         write_whole(self.folder / f"{name}.json", content.encode())
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes from running this pipeline; the lock ends with the process, however that ends.
+        """Keep other processes from running this pipeline. The lock ends with the process, also if it is killed.
 
         Raises:
-            ValueError: another process has it.
+            ValueError: another process holds the lock.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("a+", encoding="utf-8") as file:
@@ -83,8 +83,8 @@ class State:
             except BlockingIOError:
                 file.seek(0)
                 raise ValueError(
-                    f"{self.folder.parent} is in use by another plamo2 pipeline (process {file.read().strip()}); wait for its end, or "
-                    "end it"
+                    f"{self.folder.parent} is in use by another plamo2 pipeline (process {file.read().strip()}): wait until it ends, or "
+                    "stop it"
                 ) from None
             file.truncate(0)
             file.write(str(os.getpid()))
@@ -92,7 +92,7 @@ class State:
             yield
 
     def set_aside(self, name: str, paths: list[Path]) -> None:
-        """Move what a stage left, all of it below the pipeline's home, to .pipeline/stale/NAME; what lay there goes."""
+        """Move old outputs of a stage, all below the home, to .pipeline/stale/NAME. Older ones there are deleted."""
         if not paths:
             return
         target = self.folder / STALE / name
@@ -104,7 +104,7 @@ class State:
 
 
 def _problem(fields: Mapping[str, Any]) -> str | None:
-    """What keeps an object from being a Record, or None."""
+    """Return why an object is not a Record, or None."""
     names = {field.name for field in dataclasses.fields(Record)}
     if unknown := sorted(fields.keys() - names):
         return f"unknown field {unknown[0][:40]!r}"

@@ -12,21 +12,19 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from plamo2_jax.align.preferences import DpoConfig, Preference
-from plamo2_jax.align.sft import Sft, SftConfig
+from plamo2_jax.align.preferences import DpoConfig, preference_task
+from plamo2_jax.align.sft import SftConfig, sft_task
 from plamo2_jax.engine.weights import cast_matrices
 from plamo2_jax.model import axes
 from plamo2_jax.model.cache import AttentionCache, Cache, MambaCache
 from plamo2_jax.model.plamo2 import Plamo2, abstract_params, logical_axes
-from plamo2_jax.plan.fields import refuse_unpriced
 from plamo2_jax.sharding.mesh import MeshConfig, make_mesh
-from plamo2_jax.sharding.rules import batch_sharding, param_shardings, replicated, with_shardings
+from plamo2_jax.sharding.rules import param_shardings, replicated, with_shardings
+from plamo2_jax.surgery.distill import distillation_task
+from plamo2_jax.train.build import build_train_program
 from plamo2_jax.train.config import PretrainConfig
-from plamo2_jax.train.objective import Objective, next_token
-from plamo2_jax.train.optimizer import make_optimizer
-from plamo2_jax.train.schedule import make_schedule
-from plamo2_jax.train.state import TrainState, state_shardings
-from plamo2_jax.train.step import make_step
+from plamo2_jax.train.pretraining import pretraining_task
+from plamo2_jax.train.task import TaskContext, TrainTask
 
 Kernels = Literal["pallas", "xla"]
 """pallas: the TPU kernels of scan and attention, named, since "auto" looks at the platform of the process. xla: none of them."""
@@ -34,13 +32,6 @@ Kernels = Literal["pallas", "xla"]
 _KERNELS: dict[Kernels, dict[str, str]] = {
     "pallas": {"implementation": "pallas_tpu", "attention_implementation": "splash"},
     "xla": {"implementation": "xla", "attention_implementation": "xla"},
-}
-_BATCH = {
-    "tokens": jnp.int32,
-    "targets": jnp.int32,
-    "segment_ids": jnp.int32,
-    "positions": jnp.int32,
-    "loss_weights": jnp.float32,
 }
 _MOST_SERVING_CHIPS = 8
 
@@ -70,68 +61,38 @@ class Program:
 
 
 def train_program(config: PretrainConfig, devices: Sequence[jax.Device], kernels: Kernels) -> Program:
-    """The train step of a run over these devices, as `train.loop` compiles it but for data and tokenizer.
+    """The train step of a run over these devices, as `train.loop` compiles it; no data, tokenizer or parameters are read.
 
     Raises:
-        ValueError: model, batch or mesh do not divide over the devices, or the run sets a field that is not compiled in.
+        ValueError: model, batch or mesh do not divide over the devices, or the teacher's folder is missing or unfit.
     """
-    refuse_unpriced(config)
-    mesh = make_mesh(config.mesh, devices)
-    model = Plamo2(config.model, dtype=jnp.dtype(config.dtype), remat=config.remat, mesh=mesh, **_KERNELS[kernels])
-    # Shapes are made with a single token, which the kernels need not take.
-    plain = Plamo2(config.model)
-    schedule = make_schedule(config.schedule, config.steps)
-    optimizer = make_optimizer(config.optimizer, schedule, logical_axes(plain))
-    objective = _objective(config, model)
-    # Any seed: only shapes are made.
-    shapes = jax.eval_shape(lambda p: TrainState.create(p, optimizer, 0), abstract_params(plain))
-    places = param_shardings(logical_axes(plain), shapes.params, mesh, config.sharding)
-    shardings = state_shardings(shapes, optimizer, places)
-    state = with_shardings(shapes, shardings)
-    shape = (config.data.batch_size, config.data.sequence_length)
-    by_rows = batch_sharding(mesh, shape, config.accumulation)
-    arrays = {name: ((), dtype) for name, dtype in _BATCH.items()} | dict(getattr(objective, "extra", {}))
-    batch = {
-        name: jax.ShapeDtypeStruct((*shape, *more), dtype, sharding=by_rows) for name, (more, dtype) in arrays.items()
-    }
-    # A reference that runs beside the policy lies as its parameters do.
-    frozen = (state.params,) if getattr(objective, "frozen", None) is not None else ()
-    step = make_step(objective, optimizer, schedule, config.accumulation, shardings.params)
-    tokens = math.prod(shape)
+    built = build_train_program(config, devices, _make_task(config), implementations=_KERNELS[kernels])
+    tokens, length = math.prod(built.batch["tokens"].shape), config.data.sequence_length
+    forward_only = sum(other.flops_per_token(length) for other in built.task.forward_only)
     return Program(
-        step,
-        (state, batch, *frozen),
+        built.step,
+        built.arguments,
         {
-            "parameters": state.params,
-            "optimizer": state.opt_state,
-            "batch": batch,
-            **({"reference": frozen} if frozen else {}),
+            "parameters": built.state.params,
+            "optimizer": built.state.opt_state,
+            **({} if built.state.ema is None else {"moving average": built.state.ema}),
+            **built.task.frozen,
+            "batch": built.batch,
         },
-        (shardings, replicated(mesh)),
+        (built.shardings, replicated(built.mesh)),
         (0,),
-        mesh,
-        _flops_per_token(config, objective) * tokens,
+        built.mesh,
+        (3 * config.model.flops_per_token(length) + forward_only) * tokens,
         tokens,
     )
 
 
-def _flops_per_token(config: PretrainConfig, objective: Objective) -> float:
-    """FLOPs of a training step for each token: three forward passes, and one of each model that runs beside."""
-    length = config.data.sequence_length
-    beside = sum(other.flops_per_token(length) for other in getattr(objective, "forward_only", ()))
-    return 3 * config.model.flops_per_token(length) + beside
-
-
-def _objective(config: PretrainConfig, model: Plamo2) -> Objective:
-    """What the run's verb minimises, without reading anything."""
-    lengths = jnp.zeros(config.model.vocab_size, jnp.int32)
+def _make_task(config: PretrainConfig) -> Callable[[Any, TaskContext], TrainTask]:
     if isinstance(config, DpoConfig):
-        beside = config.preference.needs_reference and config.reference_log_probs is None
-        reference = abstract_params(Plamo2(config.model)) if beside else None
-        return Preference(model, config.preference, config.pairs.max_pairs, config.loss_chunk, reference)
+        return preference_task
     if isinstance(config, SftConfig):
-        return Sft(model, lengths, config.z_loss, config.loss_chunk, config.neftune_alpha)
-    return next_token(model, lengths, config.z_loss, config.loss_chunk)
+        return sft_task
+    return pretraining_task if config.distillation is None else distillation_task
 
 
 def serving_mesh(config: PretrainConfig, devices: Sequence[jax.Device]) -> Mesh:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from plamo2_jax.plan.fields import refuse_unpriced
 from plamo2_jax.train.config import PretrainConfig
 
 Kind = Literal["train", "prefill", "decode"]
@@ -27,7 +26,9 @@ class Request:
     gpus: int = 0
     """Instead of a slice: so many GPUs, of which only argument bytes are known."""
 
-    def __post_init__(self) -> None:
-        # A model is served the same however it was trained.
-        if self.kind == "train":
-            refuse_unpriced(self.config)
+
+def not_counted(config: PretrainConfig) -> list[str]:
+    """Return the fields of a run that ask for programs beside its train step, which no plan of the step counts."""
+    samples = getattr(config, "samples", None)
+    asked = {"heldout": config.heldout, "samples.prompts": samples and samples.prompts}
+    return [name for name, value in asked.items() if value]

@@ -67,7 +67,7 @@ class Operation:
         return max(self.bundles or 0, self.mxu_cycles)
 
 
-def operation_of(
+def estimate_operation(
     module: Module, instruction: Instruction, computation: Computation, times: int, schedules: Schedules, chip: Chip
 ) -> Operation:
     """Return the figures of one instruction: XLA's estimate, and for a kernel its schedule.
@@ -89,22 +89,33 @@ def operation_of(
             runs = schedules.runs(instruction.name, chip.cores)
         except ValueError:
             runs = []
-    longest = max(runs, key=lambda run: run.cycles, default=None)
     moved = sum(run.hbm_bytes for run in runs) or instruction_bytes(module, computation, instruction)
+    return operation_of(module, instruction, times, longest_run(runs), moved, chip)
+
+
+def longest_run(runs: Sequence[Execution]) -> Execution | None:
+    """Return the run of the core that needs most cycles; None if there is no run."""
+    return max(runs, key=lambda run: run.cycles, default=None)
+
+
+def operation_of(
+    module: Module, instruction: Instruction, times: int, run: Execution | None, hbm_bytes: int, chip: Chip
+) -> Operation:
+    """Return an instruction as an Operation, given the run of its schedule and the bytes that it moves."""
     return Operation(
         instruction.name,
-        operation_kind(module, instruction),
+        _kind(module, instruction),
         instruction.op_name,
         times,
+        # The estimate of a kernel would be the one that its author wrote into the call.
         None if instruction.is_kernel else instruction.estimated_cycles,
-        longest and longest.cycles,
-        chip.mxu_cycles(longest.matmul_rows) if longest else 0.0,
-        moved,
+        run and run.cycles,
+        chip.mxu_cycles(run.matmul_rows) if run else 0.0,
+        hbm_bytes,
     )
 
 
-def operation_kind(module: Module, instruction: Instruction) -> str:
-    """Return the `kind` of an Operation."""
+def _kind(module: Module, instruction: Instruction) -> str:
     if instruction.is_kernel:
         return "kernel"
     if instruction.thread:

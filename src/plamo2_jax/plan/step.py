@@ -23,7 +23,7 @@ from plamo2_jax.plan.request import Request
 from plamo2_jax.plan.roofline import (
     Operation,
     by_part,
-    operation_of,
+    estimate_operation,
     operation_seconds,
     part,
     phase,
@@ -187,7 +187,7 @@ def read(module: Module, schedules: Schedules, chip: Chip, devices: Sequence[jax
     for instruction, computation, repeated in module.executed():
         if is_collective(module, instruction):
             continue
-        operation = operation_of(module, instruction, computation, repeated, schedules, chip)
+        operation = estimate_operation(module, instruction, computation, repeated, schedules, chip)
         operations.append(operation)
         if operation.kind == "kernel" and operation.bundles is None:
             unknown.append(operation.name)

@@ -1,1 +1,1 @@
-"""One HTML page from a run folder."""
+"""Write one HTML page about a run folder, and describe folders of models and shards."""

@@ -1,6 +1,6 @@
-"""What a folder holds, from its descriptions and headers alone: no weight is read.
+"""Describe a folder from its config files and headers, without reading weights.
 
-A folder is a run folder, a folder of the public layout, a run or a PEFT folder with adapters, or a folder of shards.
+The folder is a run folder, a folder of the public layout, a PEFT folder with adapters, or a folder of shards.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     axes: tuple[str | None, ...] | None
-    """Names of its axes; None in the public layout, whose tensors join several parameters."""
+    """Axis names; None in the public layout, where a tensor can hold several parameters."""
     group: str
-    """Part of the network."""
+    """Part of the network, such as `mlps`."""
     itemsize: int
 
     @property
@@ -56,15 +56,15 @@ def inspect_folder(folder: Path, step: int | None = None, verify: bool = False) 
     """Describe a folder.
 
     Args:
-        folder: see the module's description.
+        folder: a run folder, a folder of the public layout, a PEFT folder or a folder of shards.
         step: checkpoint of a run folder; None: the newest.
-        verify: compare all files of the checkpoint with their checksums, which reads them.
+        verify: read all files of the checkpoint and compare them with their checksums.
 
     Returns:
         Facts as JSON types, and the stored tensors.
 
     Raises:
-        ValueError: the folder is of no kind that is known, or what describes it is damaged.
+        ValueError: the folder is none of these, or its config files or headers are damaged.
     """
     if (folder / SHARDS_MANIFEST).is_file() and not (folder / checkpoint.CONFIG).exists():
         facts, tensors = _shards(folder), []
@@ -80,7 +80,7 @@ def inspect_folder(folder: Path, step: int | None = None, verify: bool = False) 
     else:
         facts, tensors = _public(folder)
     if step is not None and "steps" not in facts:
-        raise ValueError(f"{folder} is no run folder and has no steps; leave --step out")
+        raise ValueError(f"{folder} is not a run folder and has no steps; remove --step")
     if tensors:
         facts["parameters"] = _groups(tensors)
         facts["dtypes"] = dict(sorted(_sums((tensor.dtype, tensor.size) for tensor in tensors).items()))
@@ -127,7 +127,7 @@ def _public(folder: Path) -> tuple[dict[str, Any], list[Tensor]]:
         "kind": "folder of the public layout",
         **_network(config),
         **_texts(folder),
-        "checksums": "none: safetensors have none",
+        "checksums": "none: safetensors files have no checksums",
     }
     return facts, _stored(find_tensors(folder), groups)
 
@@ -156,7 +156,7 @@ def _stored(found: Mapping[str, Any], groups: Mapping[str, str]) -> list[Tensor]
 
 
 def _network(config: ModelConfig) -> dict[str, Any]:
-    """The shape of a network."""
+    """Return the shape of a network."""
     sizes: dict[str, int] = {}
     model = Plamo2(config)
     axes = flax.traverse_util.flatten_dict(logical_axes(model), sep="/")
@@ -175,13 +175,13 @@ def _network(config: ModelConfig) -> dict[str, Any]:
 
 
 def _pattern(config: ModelConfig) -> str:
-    """Such as "8 x (mamba, window)"."""
+    """Return the layer pattern, such as "8 x (mamba, window)"."""
     runs = [(run.count, ", ".join(kind.value for kind in run.kinds)) for run in config.runs]
     return " + ".join(f"{count} x ({kinds})" for count, kinds in runs)
 
 
 def _texts(folder: Path) -> dict[str, Any]:
-    """Tokenizer and chat template; a tokenizer that cannot be read is a fact too."""
+    """Return facts about the tokenizer and the chat template. If the tokenizer cannot be read, the fact is the reason."""
     tokenizer: dict[str, Any] | None = None
     if (folder / TOKENIZER).exists():
         try:
@@ -204,11 +204,11 @@ def _checksums(path: Path, verify: bool) -> str:
     if not verify:
         return "present, not compared (--verify)"
     damage = find_damage(path)
-    return "all files are what was written" if damage is None else f"damaged: {damage}"
+    return "all files match their checksums" if damage is None else f"damaged: {damage}"
 
 
 def _group(config: ModelConfig, path: str) -> str:
-    """The part of the network that a parameter of ours belongs to."""
+    """Return the part of the network that a parameter belongs to."""
     parts = path.split("/")
     if parts[0] in ("embedding", "lm_head"):
         return parts[0]
@@ -219,7 +219,7 @@ def _group(config: ModelConfig, path: str) -> str:
 
 
 def _described_below(folder: Path) -> str:
-    """Name folders inside this one that can be inspected."""
+    """Return a sentence that names folders inside this one that can be inspected."""
     marks = (checkpoint.CONFIG, PEFT_CONFIG, SHARDS_MANIFEST)
     found = [one.name for one in sorted(folder.iterdir()) if any((one / mark).is_file() for mark in marks)]
     return f". Inspect a folder in it: {', '.join(found[:5])}" if found else ""
@@ -238,7 +238,7 @@ def _sums(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
 
 
 def as_text(folder: Path, facts: Mapping[str, Any]) -> str:
-    """The facts as lines of text."""
+    """Return the facts as lines of text."""
     lines = [f"{folder}: {facts['kind']}" + (f" ({facts['trained']})" if "trained" in facts else "")]
 
     def say(name: str, value: Any) -> None:
@@ -287,6 +287,6 @@ def _tokenizer_text(tokenizer: Mapping[str, Any] | None) -> str:
 
 
 def _ranges(steps: list[int]) -> str:
-    """Steps in order; long lists by their ends."""
+    """Return the steps as text. A long list is shortened in the middle."""
     shown = steps if len(steps) <= 12 else [*steps[:5], "...", *steps[-5:]]
     return ", ".join(map(str, shown))

@@ -1,4 +1,4 @@
-"""The report of a run: what was trained, how it went, how well it predicts or prefers, what it writes."""
+"""Write the HTML report of a run: model, training curves, held-out evaluations and samples."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from plamo2_jax.report.run import EVALUATION, HeldOutRow, Run, read_evaluation, 
 from plamo2_jax.storage import located, write_whole
 
 REPORT = "report.html"
-_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_PACKAGES = ("jax", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,19 +29,19 @@ class Plot:
 
     title: str
     series: Mapping[str, str]
-    """Label → figure of a training step."""
+    """Label → metric of a training step."""
     heldout: str | None = None
-    """Figure of the held-out sets, drawn as points."""
+    """Metric of the held-out sets, drawn as points."""
     log_scale: bool = False
-    chief: bool = False
-    """Whether it is shown for the runs below a run too."""
+    in_summary: bool = False
+    """Whether it is also shown for the runs inside a run folder."""
 
 
 PLOTS = (
-    Plot("training loss", {"loss": "loss"}, chief=True),
-    Plot("bits per byte, held out", {"training batches": "bits_per_byte"}, "bits_per_byte", chief=True),
-    Plot("pairs ranked right, share", {"training batches": "reward_accuracy"}, "reward_accuracy", chief=True),
-    Plot("reward margin", {"training batches": "reward_margin"}, "reward_margin", chief=True),
+    Plot("training loss", {"loss": "loss"}, in_summary=True),
+    Plot("bits per byte, held out", {"training batches": "bits_per_byte"}, "bits_per_byte", in_summary=True),
+    Plot("reward accuracy", {"training batches": "reward_accuracy"}, "reward_accuracy", in_summary=True),
+    Plot("reward margin", {"training batches": "reward_margin"}, "reward_margin", in_summary=True),
     Plot("reward", {"chosen": "reward_chosen", "rejected": "reward_rejected"}),
     Plot("log-ratio to the reference", {"chosen": "log_ratio_chosen", "rejected": "log_ratio_rejected"}),
     Plot("log-probability of answers", {"chosen": "log_prob_chosen", "rejected": "log_prob_rejected"}),
@@ -50,13 +50,13 @@ PLOTS = (
     Plot("gradient norm before clipping", {"norm": "grad_norm"}, log_scale=True),
     Plot("tokens per second", {"read": "tokens_per_second", "trained": "trained_tokens_per_second"}),
 )
-_TEXT = {"bits_per_byte": "bits per byte", "loss": "nats per token", "accuracy": "first choices right"}
+_TEXT = {"bits_per_byte": "bits per byte", "loss": "nats per token", "accuracy": "accuracy of the most likely token"}
 _PAIRS = {
     "pairs": "pairs",
     "count_chosen": "chosen",
     "count_rejected": "rejected",
     "loss": "loss",
-    "reward_accuracy": "ranked right",
+    "reward_accuracy": "reward accuracy",
     "reward_margin": "margin",
     "reward_chosen": "reward of chosen",
     "reward_rejected": "reward of rejected",
@@ -69,19 +69,19 @@ _SHARES = {"accuracy", "reward_accuracy"}
 
 
 def write_report(folder: str | os.PathLike[str], on_note: Callable[[str], None] | None = None) -> Path:
-    """Write report.html into a run folder, from config.json, metrics.jsonl, evaluation.json and samples.jsonl, as far as they are there.
+    """Write report.html into a run folder, from those of config.json, metrics.jsonl, evaluation.json and samples.jsonl that exist.
 
-    The runs and models in the folder's own folders are shown below it, shorter.
+    A summary of each run and model inside the folder follows.
 
     Args:
         folder: the run folder.
-        on_note: called with a sentence about each thing that could not be read; the page has them too.
+        on_note: called with a sentence about each file or line that could not be read; the page shows these sentences too.
 
     Returns:
-        The page, which needs no other file.
+        The path of the page, which needs no other file.
 
     Raises:
-        ValueError: the folder is no run: config.json is missing or describes no model.
+        ValueError: the folder is not a run: config.json is missing or does not describe a model.
     """
     folder = located(folder)
     run = read_run(folder)
@@ -93,10 +93,10 @@ def write_report(folder: str | os.PathLike[str], on_note: Callable[[str], None] 
     html = environment.get_template("page.html").render(
         run=run,
         view=_view(run, PLOTS),
-        below=[(other, _view(other, [plot for plot in PLOTS if plot.chief])) for other in below],
+        below=[(other, _view(other, [plot for plot in PLOTS if plot.in_summary])) for other in below],
         evaluations=_evaluations(folder, notes),
         notes=notes,
-        versions={name: metadata.version(name) for name in _PACKAGES},
+        versions=_versions(),
         machine=f"{platform.machine()}, {os.cpu_count()} CPU cores, Python {platform.python_version()}",
         config=json.dumps(run.config, indent=2, ensure_ascii=False),
     )
@@ -106,8 +106,13 @@ def write_report(folder: str | os.PathLike[str], on_note: Callable[[str], None] 
     return folder / REPORT
 
 
+def _versions() -> dict[str, str]:
+    """Return the versions of the installed packages; libtpu is installed only where programs are compiled for TPU."""
+    return {name: metadata.version(name) for name in _PACKAGES if any(metadata.distributions(name=name))}
+
+
 def _runs_below(folder: Path, notes: list[str]) -> list[Run]:
-    """The runs and models in the folders of a run folder."""
+    """Read the runs and models inside a run folder."""
     found = []
     for path in sorted(folder.iterdir()):
         if not (path.is_dir() and not path.name.startswith(".") and (path / checkpoint.CONFIG).is_file()):
@@ -123,7 +128,7 @@ def _runs_below(folder: Path, notes: list[str]) -> list[Run]:
 
 
 def _evaluations(folder: Path, notes: list[str]) -> list[tuple[str, str, dict[str, float]]]:
-    """Of other evaluations in the folder, such as those of a merged model: file, language and figures."""
+    """Return (file, language, metrics) of other evaluations in the folder, such as those of a merged model."""
     rows = []
     for path in sorted(folder.iterdir()):
         if path.name.endswith(EVALUATION) and path.name != EVALUATION:
@@ -135,7 +140,7 @@ def _evaluations(folder: Path, notes: list[str]) -> list[tuple[str, str, dict[st
 
 
 def _view(run: Run, plots: Sequence[Plot]) -> dict[str, Any]:
-    """What the page's macro shows of a run."""
+    """Return what the macros of the page show of a run."""
     prefers = any(figure.startswith("reward_") for row in run.heldout for figure in row.figures)
     columns = _PAIRS if prefers else _TEXT
     used = {name: title for name, title in columns.items() if any(name in row.figures for row in run.heldout)}
@@ -162,7 +167,7 @@ def _xz(row: HeldOutRow) -> float | None:
 
 
 def _draw(plot: Plot, run: Run) -> str | None:
-    """Return the plot, or None if the run logged none of its figures."""
+    """Return the plot as SVG, or None if the run logged none of its metrics."""
     lines = []
     for label, figure in plot.series.items():
         values = [(line["step"], line[figure]) for line in run.lines if figure in line]

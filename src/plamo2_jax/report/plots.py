@@ -1,4 +1,4 @@
-"""Curves of a run as SVG text."""
+"""Draw the curves of a run as SVG."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-# Okabe-Ito: told apart by colour-blind readers too.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# What is larger is left out: Matplotlib computes with differences and squares of the values.
+# The Okabe-Ito palette, which color-blind readers can tell apart.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Larger values are not drawn, because Matplotlib computes differences and squares of the values.
 _LARGEST = 1e100
 _STYLE = {"svg.fonttype": "none", "svg.hashsalt": "plamo2", "axes.spines.top": False, "axes.spines.right": False}
 
@@ -28,16 +28,16 @@ def curves(
     levels: Sequence[tuple[str, float]] = (),
     log_scale: bool = False,
 ) -> str:
-    """A plot over training steps as an `<svg>` element.
+    """Return a plot over training steps as an `<svg>` element.
 
     Args:
-        title: what the vertical axis shows, with its unit.
-        lines: drawn thin, with their running mean over a fiftieth of the run on top.
-        points: few values, drawn with markers.
-        levels: horizontal lines to compare with; the i-th has the colour of the i-th of `points`.
+        title: quantity of the vertical axis, with its unit.
+        lines: curves of many values, drawn thin under their running mean over a fiftieth of the run.
+        points: curves of few values, drawn with markers.
+        levels: horizontal lines for comparison. Line i has the color of curve i of `points`.
         log_scale: whether the vertical axis is logarithmic.
     """
-    # The browser has the fonts that Matplotlib lacks, and an axis without positive values is drawn as it is.
+    # Matplotlib warns of fonts that it lacks, which the browser has, and of logarithmic axes without positive values.
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings(action="ignore", category=UserWarning):
         return _draw(title, lines, points, levels, log_scale)
 
@@ -55,15 +55,15 @@ def _draw(
     for i, (label, steps, values) in enumerate(lines):
         width = max(1, len(values) // 50)
         thin = {"alpha": 0.25} if width > 1 else {"label": label, "marker": "." if len(values) == 1 else None}
-        axes.plot(steps, values, color=_colour(i), linewidth=0.8, **thin)
+        axes.plot(steps, values, color=_color(i), linewidth=0.8, **thin)
         if width > 1:
             mean = np.convolve(values, np.ones(width) / width, mode="valid")
-            axes.plot(steps[width - 1 :], mean, color=_colour(i), linewidth=1.6, label=label)
+            axes.plot(steps[width - 1 :], mean, color=_color(i), linewidth=1.6, label=label)
     offset = len(lines)
     for i, (label, steps, values) in enumerate(points):
-        axes.plot(steps, values, color=_colour(offset + i), marker="o", markersize=4, linewidth=1.2, label=label)
+        axes.plot(steps, values, color=_color(offset + i), marker="o", markersize=4, linewidth=1.2, label=label)
     for i, (label, value) in enumerate(levels):
-        axes.axhline(value, color=_colour(offset + i), linestyle="--", linewidth=1.0, label=_plain(label))
+        axes.axhline(value, color=_color(offset + i), linestyle="--", linewidth=1.0, label=_plain(label))
     axes.set_title(title, loc="left", fontsize=10)
     axes.set_xlabel("step")
     if log_scale:
@@ -73,7 +73,7 @@ def _draw(
         axes.legend(frameon=False, fontsize=8)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
-    # The element alone: an XML prologue has no place inside a page.
+    # Remove the XML prologue, which is not allowed inside a page.
     return re.sub(r"\A.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
 
 
@@ -84,9 +84,9 @@ def _drawable(curve: Curve) -> Curve:
 
 
 def _plain(label: str) -> str:
-    """A label without the signs that Matplotlib reads something into: dollars, and an underscore in front."""
+    """Return a label without the characters that Matplotlib interprets: dollars, and a leading underscore."""
     return label.replace("$", r"\$").lstrip("_")[:60]
 
 
-def _colour(number: int) -> str:
-    return _COLOURS[number % len(_COLOURS)]
+def _color(number: int) -> str:
+    return _COLORS[number % len(_COLORS)]

@@ -1,6 +1,6 @@
-"""Reading a run folder for its report: what it logged, measured and answered, and what of its files could not be read.
+"""Read a run folder for its report: log, evaluations and samples.
 
-A report is wanted most where something went wrong. So a damaged line or file is left out with a note, which the page shows.
+A report is most useful when something went wrong. So a damaged line or file is skipped, and a note about it is shown on the page.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ Lines = list[dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class HeldOutRow:
-    """What was measured on one held-out set."""
+    """The evaluation of one held-out set."""
 
     name: str
     curves: Mapping[str, list[tuple[int, float]]]
-    """Steps and values by figure, from the log."""
+    """Metric → (step, value) pairs, from the log."""
     figures: Mapping[str, float]
-    """The newest value of each figure; those of an evaluation replace those of the log."""
+    """Metric → its newest value. Values of evaluation.json replace those of the log."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run folder as its report shows it."""
+    """The contents of a run folder that its report shows."""
 
     folder: Path
     name: str
@@ -46,22 +46,22 @@ class Run:
     config: Mapping[str, Any]
     model: ModelConfig
     lines: Lines
-    """Lines of the log that belong to an update."""
+    """Lines of the log, one for each update."""
     heldout: list[HeldOutRow]
     samples: Lines
     seconds: float
-    """From the first line of the log to the last."""
+    """Time from the first line of the log to the last."""
     tokens: int | None
-    """Tokens read, or None where the log does not say."""
+    """Number of tokens that were read, or None if it is not known."""
     notes: list[str]
-    """What could not be read."""
+    """Sentences about files and lines that could not be read."""
 
 
 def read_run(folder: Path) -> Run:
     """Read a run folder.
 
     Raises:
-        ValueError: config.json is missing or describes no model.
+        ValueError: config.json is missing or does not describe a model.
     """
     config = checkpoint.read_config(folder)
     model = checkpoint.read_model_config(folder)
@@ -95,15 +95,17 @@ def read_run(folder: Path) -> Run:
 
 
 def read_evaluation(path: Path) -> dict[str, dict[str, float]]:
-    """Read what `plamo2 evaluate --output` writes: figures by language.
+    """Read the file that `plamo2 evaluate --output` writes: language → metric → value.
 
     Raises:
-        ValueError: the file is damaged or something else; the message names it.
+        ValueError: the file is damaged or has another form; the message names the file.
     """
     languages = read_json_object(path).get("languages")
     right = isinstance(languages, dict) and all(isinstance(figures, dict) for figures in languages.values())
     if not right:
-        raise ValueError(f'{path} must hold "languages", figures by language, as plamo2 evaluate --output writes it')
+        raise ValueError(
+            f'{path} must hold "languages", the metrics of each language, as plamo2 evaluate --output writes it'
+        )
     return {
         language: {name: value for name, value in figures.items() if _is_number(value)}
         for language, figures in languages.items()
@@ -111,7 +113,7 @@ def read_evaluation(path: Path) -> dict[str, dict[str, float]]:
 
 
 def kind_of(config: Mapping[str, Any]) -> str:
-    """What a run trained for, by the parts of its configuration."""
+    """Return the kind of training of a run, by the fields of its configuration."""
     if "preference" in config:
         kind = "preferences"
     elif "chat" in config:
@@ -145,15 +147,15 @@ def _heldout(metrics: Lines, evaluation: Mapping[str, Mapping[str, float]]) -> l
 
 def _sample_problem(line: Mapping[str, Any]) -> str | None:
     if missing := {"prompt", "text", "token_ids", "finish_reason"} - line.keys():
-        return f"lacks {', '.join(sorted(missing))}; plamo2 generate --json writes it"
+        return f"has no {', '.join(sorted(missing))}; plamo2 generate --json writes such lines"
     texts = all(isinstance(line[name], str) for name in ("prompt", "text", "finish_reason"))
     if not texts or not isinstance(line["token_ids"], list) or not is_step(line.get("step", 0)):
-        return "is no sample: prompt, text and finish_reason must be texts, token_ids a list, step an integer"
+        return "is not a sample: prompt, text and finish_reason must be strings, token_ids a list, step an integer"
     return None
 
 
 def _newest(samples: Lines) -> Lines:
-    """Of a run that wrote some at every evaluation, those of the last; long ones cut."""
+    """Return the samples of the newest step, with long texts cut."""
     newest = max((sample.get("step", 0) for sample in samples), default=0)
     shown = [sample for sample in samples if sample.get("step", newest) == newest][:_MOST_SAMPLES]
     return [{**sample, "prompt": _cut(sample["prompt"]), "text": _cut(sample["text"])} for sample in shown]
@@ -164,14 +166,14 @@ def _cut(text: str) -> str:
 
 
 def _positions(config: Mapping[str, Any], lines: Lines) -> int | None:
-    """Positions seen, padding included."""
+    """Return the number of positions in all batches, padding included; None if the configuration does not tell it."""
     data = config.get("data")
     shape = [data.get(name) for name in ("batch_size", "sequence_length")] if isinstance(data, dict) else [None]
     return len(lines) * shape[0] * shape[1] if all(is_step(size) for size in shape) else None
 
 
 def _counted(bad: list[str]) -> list[str]:
-    return [f"{len(bad)} damaged line(s) left out; the first: {bad[0]}"] if bad else []
+    return [f"{len(bad)} damaged line(s) skipped; the first: {bad[0]}"] if bad else []
 
 
 def _is_number(value: Any) -> bool:

@@ -13,45 +13,30 @@ Logits of student and teacher exist for `chunk` positions of each row at a time,
 
 from __future__ import annotations
 
-import hashlib
-import json
+import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from plamo2_jax import checkpoint
-from plamo2_jax.config import ModelConfig
-from plamo2_jax.convert.load import load_model
 from plamo2_jax.eval.perplexity import Prediction, predict, prediction_sums
-from plamo2_jax.model import Plamo2, abstract_params, logical_axes
-from plamo2_jax.sharding.rules import Strategy, param_shardings
+from plamo2_jax.model import Plamo2
+from plamo2_jax.surgery.teacher_logits import (
+    TEACHER_IDS,
+    TEACHER_LOG_Z,
+    TEACHER_LOGITS,
+    TeacherLogits,
+    Top,
+    logits_spec,
+    teacher_shape,
+    top_logits,
+)
 from plamo2_jax.train.config import PretrainConfig
-from plamo2_jax.train.distillation import Beside, DistillationConfig
-from plamo2_jax.train.objective import Batch, Metrics, cross_entropy
-
-TEACHER_IDS, TEACHER_LOGITS, TEACHER_LOG_Z = "teacher_ids", "teacher_logits", "teacher_log_z"
-"""What a batch holds of precomputed logits: [b, t, k] int32, [b, t, k] float32 divided by the temperature, [b, t] float32, the log
-of their softmax's normaliser over the whole vocabulary."""
-
-
-class Top(NamedTuple):
-    """A teacher's likeliest tokens: ids [..., k], logits over the temperature [..., k], log-normaliser [...]."""
-
-    ids: jax.Array
-    logits: jax.Array
-    log_z: jax.Array
-
-
-def top_logits(logits: jax.Array, temperature: float, top_k: int) -> Top:
-    """The `top_k` likeliest of softened logits [..., v], float32."""
-    logits = logits.astype(jnp.float32) / temperature
-    values, ids = jax.lax.top_k(logits, top_k)
-    return Top(ids, values, jax.nn.logsumexp(logits, axis=-1))
+from plamo2_jax.train.distillation import DistillationConfig
+from plamo2_jax.train.pretraining import cross_entropy, pretraining_task
+from plamo2_jax.train.task import Batch, LossFn, Metrics, TaskContext, TrainTask
 
 
 def kl_full(teacher_logits: jax.Array, student_logits: jax.Array, temperature: float) -> jax.Array:
@@ -101,90 +86,78 @@ def hidden_distance(teacher: jax.Array, student: jax.Array) -> jax.Array:
     return jnp.mean(jnp.square(unit(jax.lax.stop_gradient(teacher)) - unit(student)), axis=-1)
 
 
-class Distillation:
-    """The objective. `frozen` holds the teacher's parameters, which the train step hands back at each call: they are an argument of
-    the compiled step, not constants in it.
+TEACHER = "teacher"
+"""Name of the teacher's parameters among the frozen arrays of the task."""
+
+
+def distillation_loss(
+    model: Plamo2,
+    byte_lengths: jax.Array,
+    config: DistillationConfig,
+    teacher: Plamo2 | None,
+    z_loss: float = 0.0,
+    chunk: int | None = None,
+) -> LossFn:
+    """Return the loss function of distillation.
+
+    Its sums are those of `train.pretraining.next_token`, `kl` and `hidden` (unweighted by their coefficients).
 
     Args:
         model: the student.
-        byte_lengths: [v] int32, UTF-8 bytes each token stands for.
+        byte_lengths: [v] int32, UTF-8 bytes of each token.
         config: how to distil.
-        teacher: the teacher's network and parameters; None where batches hold its logits.
+        teacher: the teacher's network; its parameters are frozen under TEACHER. None where batches hold its logits.
         z_loss: coefficient of the z-loss.
         chunk: positions of each row whose logits exist at a time; None: at most 128.
     """
 
-    def __init__(
-        self,
-        model: Plamo2,
-        byte_lengths: jax.Array,
-        config: DistillationConfig,
-        teacher: tuple[Plamo2, Any] | None,
-        z_loss: float = 0.0,
-        chunk: int | None = None,
-    ):
-        self._model, self._lengths, self._config = model, byte_lengths, config
-        self._teacher, self.frozen = (None, {}) if teacher is None else teacher
-        self.forward_only = () if teacher is None else (self._teacher.config,)
-        self._z_loss, self._chunk = z_loss, chunk
-        self.extra: Mapping[str, tuple[tuple[int, ...], Any]] = {}
-        """What `augment` adds to a batch: name → (shape after [b, t], dtype)."""
-
-    def augment(self, batch: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """A batch on the host with what the objective wants besides."""
-        return batch
-
-    def __call__(self, params: Any, batch: Batch, rng: jax.Array, frozen: Any = None) -> tuple[jax.Array, Metrics]:
-        """The loss, and sums: those of `train.objective.next_token`, `kl` and `hidden` (unweighted by their coefficients)."""
-        del rng
-        config, weights = self._config, batch["loss_weights"]
-        frozen = self.frozen if frozen is None else frozen
+    def loss_fn(params: Any, batch: Batch, rng: jax.Array, frozen: Mapping[str, Any]) -> tuple[jax.Array, Metrics]:
+        weights = batch["loss_weights"]
         inputs = (batch["tokens"], batch["segment_ids"], batch["positions"])
-        student, _ = self._model.apply({"params": params}, *inputs, method="features")
-        teacher = None
-        if self._teacher is not None:
-            teacher, _ = self._teacher.apply({"params": frozen}, *inputs, method="features")
-            teacher = jax.lax.stop_gradient(teacher)
-        prediction, kl = self._by_chunks(params, frozen, student, teacher, batch)
+        student, _ = model.apply({"params": params}, *inputs, method="features")
+        streams = {"student": student}
+        if teacher is not None:
+            theirs, _ = teacher.apply({"params": frozen[TEACHER]}, *inputs, method="features")
+            streams["teacher"] = jax.lax.stop_gradient(theirs)
+        prediction, kl = by_chunks(params, frozen, streams, batch)
         text_loss, z = cross_entropy(prediction, weights, 0.0)
         weight = jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny)
         kl_sum = jnp.sum(weights * kl)
         loss = config.alpha * config.temperature**2 * kl_sum / weight + (1 - config.alpha) * text_loss
-        loss += self._z_loss * z / weight
-        metrics = {"weight": jnp.sum(weights), "z_loss": self._z_loss * z, "kl": kl_sum}
+        loss += z_loss * z / weight
+        metrics = {"weight": jnp.sum(weights), "z_loss": z_loss * z, "kl": kl_sum}
         if config.hidden_weight:
-            distance = jnp.sum(weights * hidden_distance(teacher, student))
+            distance = jnp.sum(weights * hidden_distance(streams["teacher"], student))
             loss += config.hidden_weight * distance / weight
             metrics["hidden"] = distance
-        sums = prediction_sums(prediction, batch["targets"], weights, self._lengths)
+        sums = prediction_sums(prediction, batch["targets"], weights, byte_lengths)
         return loss, metrics | sums
 
-    def _by_chunks(
-        self, params: Any, frozen: Any, student: jax.Array, teacher: jax.Array | None, batch: Batch
+    def by_chunks(
+        params: Any, frozen: Mapping[str, Any], streams: Mapping[str, jax.Array], batch: Batch
     ) -> tuple[Prediction, jax.Array]:
         """What the student says of the targets [b, t], and its divergence from the teacher [b, t]."""
         b, t = batch["tokens"].shape
-        chunk = self._chunk or max(size for size in range(1, min(t, 128) + 1) if t % size == 0)
-        if t % chunk:
-            raise ValueError(f"loss_chunk={chunk} is not allowed: it must divide the {t} positions of a row")
-        config = self._config
-        pieces = {"x": student, "targets": batch["targets"]}
+        size = chunk or max(size for size in range(1, min(t, 128) + 1) if t % size == 0)
+        if t % size:
+            raise ValueError(f"loss_chunk={size} is not allowed: it must divide the {t} positions of a row")
+        pieces = {"x": streams["student"], "targets": batch["targets"]}
         if teacher is None:
             pieces |= {name: batch[name] for name in (TEACHER_IDS, TEACHER_LOGITS, TEACHER_LOG_Z)}
         else:
-            pieces["teacher"] = teacher
+            pieces["teacher"] = streams["teacher"]
 
         def cut(array: jax.Array) -> jax.Array:
-            return jnp.moveaxis(array.reshape(b, t // chunk, chunk, *array.shape[2:]), 1, 0)
+            return jnp.moveaxis(array.reshape(b, t // size, size, *array.shape[2:]), 1, 0)
 
         @jax.checkpoint
         def step(carry: None, piece: Mapping[str, jax.Array]) -> tuple[None, tuple[Prediction, jax.Array]]:
-            logits = self._model.apply({"params": params}, piece["x"], method="logits")
+            logits = model.apply({"params": params}, piece["x"], method="logits")
             if teacher is None:
                 top = Top(piece[TEACHER_IDS], piece[TEACHER_LOGITS], piece[TEACHER_LOG_Z])
                 kl = kl_top(top, logits, config.temperature)
             else:
-                theirs = self._teacher.apply({"params": frozen}, piece["teacher"], method="logits")
+                theirs = teacher.apply({"params": frozen[TEACHER]}, piece["teacher"], method="logits")
                 if config.top_k is None:
                     kl = kl_full(theirs, logits, config.temperature)
                 else:
@@ -198,71 +171,33 @@ class Distillation:
 
         return Prediction(*map(join, prediction)), join(kl)
 
-
-def load_teacher(
-    config: DistillationConfig, mesh: jax.sharding.Mesh | None, sharding: Strategy, dtype: Any
-) -> tuple[Plamo2, Any]:
-    """The teacher's network and parameters, divided over the mesh as the student's are.
-
-    Raises:
-        ValueError: its folder is missing, damaged or no model.
-    """
-    from plamo2_jax.convert.load import is_run_folder
-    from plamo2_jax.convert.read import read_public_config
-
-    folder = config.teacher
-    shape = checkpoint.read_model_config(folder) if is_run_folder(folder) else read_public_config(folder)
-    model = Plamo2(shape, dtype=jnp.dtype(dtype), mesh=mesh)
-    shardings = None
-    if mesh is not None:
-        shardings = param_shardings(logical_axes(model), abstract_params(model), mesh, sharding)
-    # Its matrices are only read: the activations' dtype would do, but norms and decay rates are wanted in float32.
-    return model, load_model(folder, shardings=shardings).params
+    return loss_fn
 
 
-def make_objective(config: PretrainConfig, beside: Beside) -> Distillation:
-    """The objective of a run whose configuration has `distillation`: what the train loop is handed.
+def distillation_task(config: PretrainConfig, context: TaskContext) -> TrainTask:
+    """Return the task of a run that distils.
 
     Raises:
         ValueError: teacher and student have other vocabularies, or the precomputed logits are not of this teacher, data or
         temperature.
     """
-    distillation = config.distillation
+    distillation, task = config.distillation, pretraining_task(config, context)
     if distillation.logits is not None:
-        from plamo2_jax.surgery.teacher_logits import TeacherLogits
-
-        store = TeacherLogits.open(distillation.logits)
-        store.check(distillation, beside.tokenizer.fingerprint, config.data.sequence_length)
-        objective = Distillation(
-            beside.model, beside.byte_lengths, distillation, None, config.z_loss, config.loss_chunk
-        )
-        objective.augment, objective.extra = store.augment, store.extra
-        return objective
-    model, params = load_teacher(distillation, beside.mesh, config.sharding, config.dtype)
-    check_vocabulary(model.config, config.model, distillation)
-    return Distillation(
-        beside.model, beside.byte_lengths, distillation, (model, params), config.z_loss, config.loss_chunk
+        teacher = None
+        if context.is_planned and distillation.top_k is not None:
+            added = {"batch_spec": logits_spec(distillation.top_k)}
+        else:
+            store = TeacherLogits.open(distillation.logits)
+            if not context.is_planned:
+                store.check(distillation, context.tokenizer.fingerprint, config.data.sequence_length)
+            added = {"batch_spec": store.batch_spec, "transform_batch": store.transform_batch}
+    else:
+        # Implementations and mesh are those of the student; nothing is kept for a backward pass.
+        teacher = context.model.clone(config=teacher_shape(distillation, config.model), remat="none")
+        # Its matrices are only read: the activations' dtype would do, but norms and decay rates are wanted in float32.
+        frozen = {TEACHER: context.load_params(distillation.teacher, teacher)}
+        added = {"frozen": frozen, "forward_only": (teacher.config,)}
+    loss_fn = distillation_loss(
+        context.model, context.byte_lengths, distillation, teacher, config.z_loss, config.loss_chunk
     )
-
-
-def check_vocabulary(teacher: ModelConfig, student: ModelConfig, config: DistillationConfig) -> None:
-    """Raise ValueError unless the logits of both stand for the same tokens, and there are k of them."""
-    if teacher.vocab_size != student.vocab_size:
-        raise ValueError(
-            f"{config.teacher} has vocab_size={teacher.vocab_size} and the student {student.vocab_size}; distillation compares logits of "
-            "the same tokens"
-        )
-    if config.top_k is not None and config.top_k > teacher.vocab_size:
-        raise ValueError(
-            f"distillation.top_k={config.top_k} is not allowed: it must be at most vocab_size={teacher.vocab_size}"
-        )
-
-
-def fingerprint(config: ModelConfig, params: Any, samples: int = 512) -> str:
-    """Of a teacher: BLAKE2b of its shape and of values spread over every parameter. Tells models apart, does not certify them."""
-    digest = hashlib.blake2b(json.dumps(checkpoint.model_json(config), sort_keys=True).encode(), digest_size=16)
-    for path, leaf in sorted(flax.traverse_util.flatten_dict(params, sep="/").items()):
-        places = np.unique(np.linspace(0, leaf.size - 1, samples).astype(np.int64))
-        values = leaf[np.unravel_index(places, leaf.shape)]
-        digest.update(path.encode() + np.asarray(jax.device_get(values), np.float32).tobytes())
-    return digest.hexdigest()
+    return dataclasses.replace(task, loss_fn=loss_fn, **added)

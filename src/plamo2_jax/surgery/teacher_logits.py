@@ -13,39 +13,84 @@ of other data has no entry, which is an error and not a wrong target.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from plamo2_jax.array_input import map_npy
-from plamo2_jax.checkpoint import write_json
+from plamo2_jax.checkpoint import fingerprint, read_model_config, write_json
+from plamo2_jax.config import ModelConfig
+from plamo2_jax.convert.load import is_run_folder, load_model
+from plamo2_jax.convert.read import read_public_config
 from plamo2_jax.data.pipeline import DataConfig, train_iterator
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model import Plamo2
 from plamo2_jax.model_files import file_inside, optional_file
 from plamo2_jax.storage import allocate, new_folder, require_empty
-from plamo2_jax.surgery.distill import (
-    TEACHER_IDS,
-    TEACHER_LOG_Z,
-    TEACHER_LOGITS,
-    check_vocabulary,
-    fingerprint,
-    load_teacher,
-    top_logits,
-)
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.config import PretrainConfig
 from plamo2_jax.train.distillation import DistillationConfig
+from plamo2_jax.train.task import BatchSpec
 
 FORMAT = "plamo2-teacher-logits-1"
 MANIFEST = "manifest.json"
+
+
+TEACHER_IDS, TEACHER_LOGITS, TEACHER_LOG_Z = "teacher_ids", "teacher_logits", "teacher_log_z"
+"""What a batch holds of precomputed logits: [b, t, k] int32, [b, t, k] float32 divided by the temperature, [b, t] float32, the log
+of their softmax's normaliser over the whole vocabulary."""
+
+
+class Top(NamedTuple):
+    """A teacher's likeliest tokens: ids [..., k], logits over the temperature [..., k], log-normaliser [...]."""
+
+    ids: jax.Array
+    logits: jax.Array
+    log_z: jax.Array
+
+
+def top_logits(logits: jax.Array, temperature: float, top_k: int) -> Top:
+    """The `top_k` likeliest of softened logits [..., v], float32."""
+    logits = logits.astype(jnp.float32) / temperature
+    values, ids = jax.lax.top_k(logits, top_k)
+    return Top(ids, values, jax.nn.logsumexp(logits, axis=-1))
+
+
+def logits_spec(top_k: int) -> BatchSpec:
+    """Return what precomputed logits of k tokens add to a batch."""
+    return {
+        TEACHER_IDS: ((top_k,), jnp.int32),
+        TEACHER_LOGITS: ((top_k,), jnp.float32),
+        TEACHER_LOG_Z: ((), jnp.float32),
+    }
+
+
+def teacher_shape(config: DistillationConfig, student: ModelConfig) -> ModelConfig:
+    """Return the shape of the teacher.
+
+    Raises:
+        ValueError: its folder is missing, damaged or no model, or its logits cannot be compared with the student's.
+    """
+    folder = config.teacher
+    shape = read_model_config(folder) if is_run_folder(folder) else read_public_config(folder)
+    if shape.vocab_size != student.vocab_size:
+        raise ValueError(
+            f"{folder} has vocab_size={shape.vocab_size} and the student {student.vocab_size}; distillation compares logits of the same "
+            "tokens"
+        )
+    if config.top_k is not None and config.top_k > shape.vocab_size:
+        raise ValueError(
+            f"distillation.top_k={config.top_k} is not allowed: it must be at most vocab_size={shape.vocab_size}"
+        )
+    return shape
 
 
 def row_keys(batch: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -78,8 +123,8 @@ def write_teacher_logits(
     """
     output, distillation = Path(output).absolute(), config.distillation
     require_empty(output)
-    model, params = load_teacher(distillation, None, config.sharding, config.dtype)
-    check_vocabulary(model.config, config.model, distillation)
+    model = Plamo2(teacher_shape(distillation, config.model), dtype=jnp.dtype(config.dtype))
+    params = load_model(distillation.teacher).params
     if not 1 <= top_k <= model.config.vocab_size:
         raise ValueError(
             f"top_k={top_k} is not allowed: it must lie between 1 and vocab_size={model.config.vocab_size}"
@@ -126,7 +171,7 @@ class TeacherLogits:
 
     Attributes:
         manifest: the parsed manifest.json.
-        extra: what `augment` adds to a batch: name → (shape after [b, t], dtype).
+        batch_spec: what `transform_batch` adds to a batch: name → (shape after [b, t], dtype).
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]):
@@ -141,11 +186,7 @@ class TeacherLogits:
             "logits": map_npy(file_inside(folder, "logits.npy"), np.float32, (rows, t, k)),
             "log_z": map_npy(file_inside(folder, "log_z.npy"), np.float32, (rows, t)),
         }
-        self.extra = {
-            TEACHER_IDS: ((k,), jnp.int32),
-            TEACHER_LOGITS: ((k,), jnp.float32),
-            TEACHER_LOG_Z: ((), jnp.float32),
-        }
+        self.batch_spec = logits_spec(k)
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> TeacherLogits:
@@ -175,9 +216,9 @@ class TeacherLogits:
 
     def check(self, config: DistillationConfig, tokenizer: str, sequence_length: int) -> None:
         """Raise ValueError unless the logits are of this teacher, tokenizer, temperature, k and length of row."""
-        model, params = load_teacher(config, None, "fsdp_tensor", "float32")
+        teacher = load_model(config.teacher)
         wanted = {
-            "teacher": fingerprint(model.config, params),
+            "teacher": fingerprint(teacher.config, teacher.params),
             "tokenizer": tokenizer,
             "temperature": config.temperature,
             "top_k": config.top_k or self.manifest["top_k"],
@@ -190,7 +231,7 @@ class TeacherLogits:
                     "plamo2 distill"
                 )
 
-    def augment(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def transform_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The batch with the teacher's logits of its rows.
 
         Raises:
@@ -222,8 +263,6 @@ def _top(model: Plamo2, params: Any, batch: Mapping[str, jax.Array], temperature
 
 def _quiet(data: DataConfig) -> DataConfig:
     """The same batches, made as they are asked for."""
-    import dataclasses
-
     return dataclasses.replace(data, prefetch_batches=0)
 
 

@@ -1,19 +1,10 @@
-"""What a run that distils is configured with, and what its objective is built from. `surgery.distill` builds it."""
+"""Configuration of a run that distils; `surgery.distill` makes its task."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import jax
-
-from plamo2_jax.model.plamo2 import Plamo2
-from plamo2_jax.tokenizer.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from jax.sharding import Mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +39,3 @@ class DistillationConfig:
     def _require(self, name: str, condition: bool, allowed: str) -> None:
         if not condition:
             raise ValueError(f"DistillationConfig.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Beside:
-    """What the train loop has built when it asks for an objective."""
-
-    model: Plamo2
-    byte_lengths: jax.Array
-    tokenizer: Tokenizer
-    mesh: Mesh

@@ -23,7 +23,7 @@ from tensorboard.summary import Writer
 from plamo2_jax.json_input import parse_json
 from plamo2_jax.model_files import optional_file
 from plamo2_jax.storage import Mirror, is_full_disk, located, naming_full_disk
-from plamo2_jax.train.objective import PROCESSED, means
+from plamo2_jax.train.task import PROCESSED, means
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -211,11 +211,11 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
     return good
 
 
-def step_figures(sums: Mapping[str, float], over: Mapping[str, str]) -> dict[str, float]:
+def step_figures(sums: Mapping[str, float], denominators: Mapping[str, str]) -> dict[str, float]:
     """The figures of one step that go into the log, from the train step's metrics.
 
     Sums over trained tokens become bits per byte, nats per token and accuracy; any other sum is divided by what it is over, which is the
-    loss's weight unless `over` says otherwise (see `train.objective.means`). `tokens` are those that the model read, prompts included.
+    loss's weight unless `denominators` says otherwise (see `train.task.means`). `tokens` are those that the model read, prompts included.
     """
     figures = {name: sums[name] for name in ("loss", "grad_norm", "learning_rate", "skipped") if name in sums}
     if sums.get("bytes"):
@@ -226,4 +226,4 @@ def step_figures(sums: Mapping[str, float], over: Mapping[str, str]) -> dict[str
     if PROCESSED in sums:
         figures["tokens"] = sums[PROCESSED]
     others = sums.keys() - figures.keys() - {"nats", "tokens", "bytes", "correct", PROCESSED}
-    return figures | means({name: sums[name] for name in others}, over)
+    return figures | means({name: sums[name] for name in others}, denominators)

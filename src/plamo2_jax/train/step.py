@@ -1,4 +1,4 @@
-"""One update: gradients of an objective, accumulated over micro-batches, and the optimizer's answer to them."""
+"""One update: gradients of a loss, accumulated over micro-batches, and the optimizer's update."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from plamo2_jax.train.objective import PROCESSED, Batch, Metrics, Objective
 from plamo2_jax.train.state import TrainState
+from plamo2_jax.train.task import PROCESSED, Batch, LossFn, Metrics
 
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
-"""`(state, batch)`, or `(state, batch, frozen)` where the objective has frozen arrays."""
+"""`(state, batch, frozen) -> (state, metrics)`; `frozen` are the task's frozen arrays."""
 
 
 def make_step(
-    objective: Objective,
+    loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     schedule: Callable[[jax.Array], jax.Array],
     accumulation: int = 1,
     shardings: Any = None,
     ema_decay: float | None = None,
 ) -> TrainStep:
-    """A pure train step `(state, batch) -> (state, metrics)`; jit it with the first argument donated.
+    """Return a pure train step `(state, batch, frozen) -> (state, metrics)`; jit it with the first argument donated.
 
     With `accumulation` = k the batch is cut into k micro-batches that run one after the other. Each one's gradient is weighed by what
     its loss is a mean over (`metrics["weight"]`), so that the result is the whole batch's gradient however padding falls.
 
     Args:
-        objective: what to minimise.
+        loss_fn: what to minimize.
         optimizer: turns gradients into updates.
         schedule: learning rate by step, for the metrics (the optimizer holds its own).
         accumulation: number of micro-batches; it must divide b.
@@ -40,34 +40,34 @@ def make_step(
             (10 + n)), so that the random beginning is soon forgotten. None: the state has no average.
 
     Returns:
-        The step. Its metrics are the objective's sums, `processed` (the batch's tokens, trained on or not, without padding), `loss` (the
+        The step. Its metrics are the sums of `loss_fn`, `processed` (the batch's tokens, trained on or not, without padding), `loss` (the
         batch's), `grad_norm` (before clipping), `learning_rate` and `skipped`: 1 where loss or gradient is not finite. Such a step
         counts as one, but leaves parameters and optimizer as they were; the optimizer's own count, by which its learning rate
         moves, stays behind by it.
     """
 
-    def gradients(params: Any, batch: Batch, rng: jax.Array, *frozen: Any) -> tuple[jax.Array, Metrics, Any]:
+    def gradients(params: Any, batch: Batch, rng: jax.Array, frozen: Any) -> tuple[jax.Array, Metrics, Any]:
         """The batch's loss sum, metric sums and gradient sum: the means times the weight."""
-        (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params, batch, rng, *frozen)
+        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, rng, frozen)
         if shardings is not None:
             # Each micro-batch's are summed over devices part by part, so that no device ever holds a whole one.
             grads = jax.lax.with_sharding_constraint(grads, shardings)
         weight = metrics["weight"]
         return loss * weight, metrics, jax.tree.map(lambda grad: grad.astype(jnp.float32) * weight, grads)
 
-    def accumulate(params: Any, batch: Batch, rng: jax.Array, *frozen: Any) -> tuple[jax.Array, Metrics, Any]:
+    def accumulate(params: Any, batch: Batch, rng: jax.Array, frozen: Any) -> tuple[jax.Array, Metrics, Any]:
         def add(total: Any, micro: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradients(params, *micro, *frozen)), None
+            return jax.tree.map(jnp.add, total, gradients(params, *micro, frozen)), None
 
         micro_batches = jax.tree.map(lambda array: _split(array, accumulation), dict(batch))
         rngs = jax.random.split(rng, accumulation)
-        first = jax.eval_shape(gradients, params, jax.tree.map(lambda array: array[0], micro_batches), rngs[0], *frozen)
+        first = jax.eval_shape(gradients, params, jax.tree.map(lambda array: array[0], micro_batches), rngs[0], frozen)
         zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
         return jax.lax.scan(add, zero, (micro_batches, rngs))[0]
 
-    def step(state: TrainState, batch: Batch, *frozen: Any) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        loss, metrics, grads = (accumulate if accumulation > 1 else gradients)(state.params, batch, rng, *frozen)
+        loss, metrics, grads = (accumulate if accumulation > 1 else gradients)(state.params, batch, rng, frozen)
         scale = 1 / jnp.maximum(metrics["weight"], jnp.finfo(jnp.float32).tiny)
         grads = jax.tree.map(lambda grad: grad * scale, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

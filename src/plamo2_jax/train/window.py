@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
-from plamo2_jax.config import ModelConfig
+from plamo2_jax.train.build import TrainProgram
 from plamo2_jax.train.config import PretrainConfig
 from plamo2_jax.train.flops import model_flops_utilization
 from plamo2_jax.train.guard import Guard, Spike
 from plamo2_jax.train.metrics import MetricsLog, NoLog, step_figures
-from plamo2_jax.train.objective import PROCESSED, Metrics
+from plamo2_jax.train.task import PROCESSED, Metrics
 from plamo2_jax.train.watch import Goodput, StallWatchdog, StepClock, memory_in_use
 
 
@@ -23,30 +23,25 @@ class Window:
 
     Args:
         config: the run.
-        devices: what it runs on.
-        log: where figures go.
+        program: what it runs.
+        log: where metrics go.
         guard: sees each step before it is written.
-        watchdog: told of each step.
+        watchdog: shown each step.
         goodput: None where another process writes the log.
-        over: what the steps' sums are over; see `train.objective.means`.
-        forward_only: shapes of models that a step runs forward beside the trained one.
     """
 
     def __init__(
         self,
         config: PretrainConfig,
-        devices: Sequence[jax.Device],
+        program: TrainProgram,
         log: MetricsLog | NoLog,
         guard: Guard,
         watchdog: StallWatchdog,
         goodput: Goodput | None,
-        over: Mapping[str, str],
-        forward_only: Sequence[ModelConfig] = (),
     ):
-        self._config, self._devices = config, devices
+        self._config, self._devices, self._task = config, list(program.mesh.devices.flat), program.task
         self._log, self._guard = log, guard
-        self._watchdog, self._goodput, self._over = watchdog, goodput, over
-        self._forward_only = forward_only
+        self._watchdog, self._goodput = watchdog, goodput
         self.clock = StepClock()
         self.shown: dict[str, str] = {}
         """What the progress bar shows."""
@@ -80,9 +75,10 @@ class Window:
             (step, {name: float(value) for name, value in sums.items()}) for step, sums in jax.device_get(self._steps)
         ]
         rates = self._rates([sums for _, sums in lines])
+        shown: dict[str, str] = {}
         spike = None
         for (step, sums), seconds in zip(lines, self._seconds, strict=True):
-            figures = step_figures(sums, self._over)
+            figures = step_figures(sums, self._task.denominators)
             if figures["skipped"]:
                 # JSON has no number for what is not finite, and a line with a loss is an update.
                 figures = {name: value for name, value in figures.items() if math.isfinite(value) and name != "loss"}
@@ -90,12 +86,13 @@ class Window:
             if step == lines[-1][0]:
                 figures |= self._watched(seconds)
             self._log.write(step, figures)
-            if (spike := self._guard.see(step, sums["loss"], sums["grad_norm"])) is not None:
+            shown = {"loss": f"{sums['loss']:.3f}"}
+            if "bits_per_byte" in figures:
+                shown["bits/byte"] = f"{figures['bits_per_byte']:.3f}"
+            spike = self._guard.see(step, sums["loss"], sums["grad_norm"])
+            if spike is not None:
                 break
-        self.shown = {"loss": f"{sums['loss']:.3f}"}
-        if "bits_per_byte" in figures:
-            self.shown["bits/byte"] = f"{figures['bits_per_byte']:.3f}"
-        self.shown["tokens/s"] = f"{rates['tokens_per_second']:,.0f}"
+        self.shown = {**shown, "tokens/s": f"{rates['tokens_per_second']:,.0f}"}
         self.restart()
         return spike
 
@@ -117,7 +114,7 @@ class Window:
             processed,
             devices[0].device_kind,
             len(devices),
-            self._forward_only,
+            self._task.forward_only,
         )
         rates = {"tokens_per_second": processed, "trained_tokens_per_second": trained}
         return rates | ({} if mfu is None else {"mfu": mfu})

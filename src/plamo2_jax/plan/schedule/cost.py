@@ -8,7 +8,7 @@ import re
 from plamo2_jax.plan.chips import Chip
 from plamo2_jax.plan.hbm_traffic import instruction_bytes
 from plamo2_jax.plan.hlo import Computation, Instruction, Module, hbm_bytes
-from plamo2_jax.plan.roofline import Operation, operation_kind
+from plamo2_jax.plan.roofline import Operation, longest_run, operation_of
 from plamo2_jax.plan.schedule.dump import Schedules
 from plamo2_jax.plan.schedule.kernel_traffic import KernelCall
 from plamo2_jax.plan.schedule.scalar_core import Execution
@@ -106,8 +106,7 @@ def program_cost(module: Module, schedules: Schedules, calls: list[KernelCall], 
     vmem_bytes = 0
     for instruction, computation, times in module.executed():
         runs = _runs(schedules, instruction, chip)
-        longest = max(runs, key=lambda run: run.cycles, default=None)
-        mxu_cycles = chip.mxu_cycles(longest.matmul_rows) if longest else 0.0
+        longest = longest_run(runs)
         if instruction.is_kernel:
             if longest is None:
                 raise ValueError(f"the compiler wrote no schedule for the kernel {instruction.name}")
@@ -120,7 +119,7 @@ def program_cost(module: Module, schedules: Schedules, calls: list[KernelCall], 
                     longest.cycles,
                     longest.step,
                     longest.assumed,
-                    mxu_cycles,
+                    chip.mxu_cycles(longest.matmul_rows),
                     moved,
                     sum(run.hbm_bytes for run in runs),
                     instruction.vmem_bytes,
@@ -130,19 +129,7 @@ def program_cost(module: Module, schedules: Schedules, calls: list[KernelCall], 
         else:
             moved = instruction_bytes(module, computation, instruction)
         vmem_bytes = max(vmem_bytes, instruction.vmem_bytes)
-        operations.append(
-            Operation(
-                instruction.name,
-                operation_kind(module, instruction),
-                instruction.op_name,
-                times,
-                # The estimate of a kernel would be the one that its author wrote into the call.
-                None if instruction.is_kernel else instruction.estimated_cycles,
-                longest and longest.cycles,
-                mxu_cycles,
-                moved,
-            )
-        )
+        operations.append(operation_of(module, instruction, times, longest, moved, chip))
     return Cost(chip, tuple(operations), tuple(kernels), temp_bytes, vmem_bytes)
 
 

@@ -1,0 +1,92 @@
+"""Everything before the first step: whatever can be refused is refused here, before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import grain
+import jax
+
+from plamo2_jax.progress import tqdm
+from plamo2_jax.sharding.rules import process_part
+from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from plamo2_jax.train import run_folder
+from plamo2_jax.train.banner import Compiling, announce
+from plamo2_jax.train.build import TrainProgram, build_train_program
+from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.fork import FORKED_FROM, Fork, open_fork
+from plamo2_jax.train.run_folder import TrainingError
+from plamo2_jax.train.source import Source
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedRun:
+    """A run that is ready to start or to resume."""
+
+    program: TrainProgram
+    train_step: Callable[..., Any]
+    """The compiled step."""
+    source: Source
+    iterator: grain.DatasetIterator
+    part: tuple[int, int]
+    """Which rows of a batch this process reads: the index of its part, and the number of parts."""
+    is_resumed: bool
+    fork: Fork | None
+
+
+def prepare(
+    config: PretrainConfig,
+    take_lock: Callable[[], None],
+    make_task: Any,
+    make_source: Callable[[PretrainConfig, Tokenizer], Source],
+) -> PreparedRun:
+    """Build the program and the data of a run, check what lies in its folder, describe it there, and compile the step.
+
+    Raises:
+        ValueError: see `train.loop.pretrain`.
+    """
+    tokenizer = run_folder.load_tokenizer(config)
+    program = build_train_program(config, _devices(config), make_task, tokenizer)
+    part = process_part(program.rows, program.batch["tokens"].shape)
+    source = make_source(config, tokenizer)
+    iterator = source.train(*part)
+    is_resumed = run_folder.is_resumed(config)
+    description = run_folder.describe(config, tokenizer, source, program.task.description)
+    fork = None if is_resumed else open_fork(config, program.state, description)
+    if is_resumed:
+        description = run_folder.check_resumable(config, description)
+    elif fork is not None:
+        description[FORKED_FROM] = dict(fork.origin)
+    take_lock()
+    if run_folder.is_resumed(config) != is_resumed:
+        raise TrainingError(
+            f"{config.folder} was written by another process meanwhile; start this command again to resume it"
+        )
+    run_folder.write_description(config, tokenizer, source, description)
+    start = run_folder.start(config, fork, is_resumed)
+    announce(config, program.task.trainable.abstract, program.mesh, source.targets, start)
+    with Compiling():
+        train_step = program.jit().lower(*program.arguments).compile()
+    return PreparedRun(program, train_step, source, iterator, part, is_resumed, fork)
+
+
+def _devices(config: PretrainConfig) -> list[jax.Device]:
+    """The devices to train on: as many as the rows of a micro-batch can be divided among. A line on stderr says if some are left out.
+
+    Raises:
+        TrainingError: some would be idle in a job of several processes, each of which must have a part in it.
+    """
+    devices, rows = jax.devices(), config.data.batch_size // config.accumulation
+    usable = config.mesh.usable_devices(len(devices), rows)
+    if usable < len(devices):
+        said = (
+            f"training on {usable} of {len(devices)} devices: a micro-batch has {rows} rows (data.batch_size / accumulation), and "
+            "only a multiple of the number of parts of the batch (mesh.data × mesh.fsdp) uses them all"
+        )
+        if jax.process_count() > 1:
+            raise TrainingError(f"{said}; with several processes that is not allowed")
+        tqdm.write(said, file=sys.stderr)
+    return devices[:usable]
