@@ -88,6 +88,6 @@ def test_what_is_wrong_is_one_line_and_status_2(capsysbinary, monkeypatch, argv,
 
 def test_control_strings_read_as_text_are_named(capsys):
     assert main(["tokenizer", "encode", str(GOLDEN / "tokenizer.jsonl"), "<|plamo:op|>a"]) == 0
-    assert "warning: <|plamo:op|> is read as text" in capsys.readouterr().err
+    assert "warning: <|plamo:op|> is encoded as text" in capsys.readouterr().err
     assert main(["tokenizer", "encode", str(GOLDEN / "tokenizer.jsonl"), "<|plamo:op|>a", "--allow-control"]) == 0
     assert capsys.readouterr().err == ""

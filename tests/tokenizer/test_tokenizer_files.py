@@ -101,7 +101,7 @@ def test_a_bad_line_is_named_with_its_reason(tmp_path, line, message):
 @pytest.mark.parametrize("missing", ["<0x00>", "<0x41>", "<0xFF>"])
 def test_all_256_byte_rows_are_needed(missing):
     rows = [row for row in FIXED_ROWS if row[0] != missing]
-    with pytest.raises(ValueError, match=rf"line 260 .*1 of the 256 BYTE rows are missing, first {missing};"):
+    with pytest.raises(ValueError, match=rf"line 260 .*1 of the 256 BYTE rows are missing, first {missing}:"):
         Tokenizer.from_rows(rows)
 
 
