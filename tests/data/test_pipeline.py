@@ -117,7 +117,7 @@ def test_processes_divide_the_batch(folder, letters):
     check_contract(next(train_iterator(config, letters, process_index=2, process_count=3)), 2, T)
     with pytest.raises(ValueError, match=r"batch_size=6 .* multiple of the number of processes, 4"):
         train_iterator(config, letters, process_index=0, process_count=4)
-    with pytest.raises(ValueError, match="process_index is 3"):
+    with pytest.raises(ValueError, match="process_index=3"):
         train_iterator(config, letters, process_index=3, process_count=3)
 
 
