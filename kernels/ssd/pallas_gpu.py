@@ -121,8 +121,7 @@ def _power_of_two(size: int) -> int:
 # - The tensor cores of Hopper need 64 tokens for 4 warps; 8 warps would compute the same products twice. For n above 64, gradients use 8
 #   warps nevertheless: at p=64, n=128 they spill 0.2 KB, and 1.1 KB with 4 warps.
 # - A longer chunk writes and reads fewer states, which at 64 tokens and n=64 have twice the bytes of x in bfloat16. But a chunk of 128
-# spilled
-#   1.2 KB in the gradients, with 8 warps.
+#   spilled 1.2 KB in the gradients, with 8 warps.
 # - With 8 heads per block, a row of 4096 tokens and 64 heads has 512 blocks, for the 132 multiprocessors of an H100.
 def _blocks(dtype, t: int, heads_per_group: int, p: int, n: int, chunk_size: int | None) -> _Blocks:
     chunk, rows, warps = (64, 32, 4) if dtype.itemsize == 2 else (32, 16, 8)

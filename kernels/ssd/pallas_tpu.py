@@ -46,8 +46,7 @@ from plamo2_kernels.ssd.pallas_tpu_backward import backward_kernel
 from plamo2_kernels.ssd.pallas_tpu_forward import forward_kernel
 
 # Chunk and heads by the compiler's figures at the 8B shape (b=1, t=8192, h=64, p=128, n=64, bfloat16): cycles per token of the chip,
-# forward / forward + backward, from `plamo2 plan kernel ssd --layouts auto --chunk N`. The ranking is the same on every chip, so there is
-# one choice:
+# forward / forward + backward, from `plamo2 plan kernel ssd --layouts auto --chunk N`. The ranking is the same on every chip:
 #
 #   chunk  v5e         v5p         v6e         tpu7x
 #   128    78 / 236    44 / 126    66 / 196    60 / 194    smallest decay matrix per token
