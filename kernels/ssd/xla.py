@@ -90,11 +90,11 @@ class _Terms(NamedTuple):
     to_end: Float[Array, "b c g u q"]
     """exp(cum_last - cum) for tokens whose contribution survives to the chunk's end, else 0."""
     through: Float[Array, "b c g 1 u 1"]
-    """What a chunk lets through of the state that enters it."""
+    """Factor of the entering state in the state at the end of the chunk."""
 
 
 def _terms(dt, A, segments, before):
-    """dt [b,c,g,u,q]."""
+    """Compute the terms from dt [b,c,g,u,q]."""
     q = dt.shape[-1]
     pairs = jnp.tril(jnp.ones((q, q), bool))[None, None]
     enters = leaves = jnp.ones((1, 1, q), bool)
@@ -102,13 +102,13 @@ def _terms(dt, A, segments, before):
         pairs &= segments[..., :, None] == segments[..., None, :]
         enters = segments == before[..., None]
         leaves = segments == segments[..., -1:]
-    # The running sum starts anew with each segment, as a product with the mask: a difference of sums that run across a boundary would
-    # leave rounding errors of the other document in dt's gradient.
+    # The running sum restarts at each segment, as a product with the mask. A difference of sums across a boundary would leave rounding
+    # errors of the other document in the gradient of dt.
     sums = jnp.broadcast_to(pairs, (*dt.shape[:2], q, q)).astype(dt.dtype)
     cum = jnp.einsum("bcij,bcguj->bcgui", sums, log_decay(dt, A[..., None]), precision=lax.Precision.HIGHEST)
 
     def masked_exp(mask, exponent):
-        # Masked before exp: the difference of two segments' sums can be large and positive.
+        # Masked before exp, because the difference of sums of two segments can be large and positive.
         return jnp.exp(jnp.where(mask, exponent, -jnp.inf))
 
     from_start = masked_exp(enters[:, :, None, None], cum)
@@ -122,12 +122,12 @@ def _terms(dt, A, segments, before):
 
 
 def _by_head(v):
-    """[b,c,q,g,u,...] to [b,c,g,u,q,...]."""
+    """Transpose [b,c,q,g,u,...] to [b,c,g,u,q,...]."""
     return jnp.moveaxis(v, 2, 4)
 
 
 def _by_token(v):
-    """[b,c,g,u,q,...] to [b,c,q,g,u,...]."""
+    """Transpose [b,c,g,u,q,...] to [b,c,q,g,u,...]."""
     return jnp.moveaxis(v, 4, 2)
 
 

@@ -119,7 +119,7 @@ def script(job: Job, options: Gcloud) -> str:
     return "\n".join(
         [
             "#!/usr/bin/env bash",
-            "# shellcheck disable=SC2016,SC2329  # What is in single quotes is expanded on the workers; `stop` is called by traps.",
+            "# shellcheck disable=SC2016,SC2329  # Text in single quotes is expanded on the workers; traps call `stop`.",
             f"# Trains {name} on {chosen.accelerator}, {chosen.chips} chips of shape {chosen.shape}.",
             *(f"# {line}" for line in copied.summary()),
             "set -uo pipefail",
@@ -196,7 +196,7 @@ state() {{ # Prints the resource's state: also ABSENT, and UNKNOWN when gcloud c
 }}
 
 made=0
-acquire() {{ # Returns when the resource is ACTIVE; makes it, also anew when it was preempted.
+acquire() {{ # Returns when the resource is ACTIVE. Creates it, also after a preemption.
   local now unknown=0
   while true; do
     now=$(state)
@@ -204,13 +204,13 @@ acquire() {{ # Returns when the resource is ACTIVE; makes it, also anew when it 
     ACTIVE) return 0 ;;
     ABSENT)
       if ((++made > attempts)); then
-        say "gave up: the resource was made $attempts times"
+        say "gave up: the resource was created $attempts times"
         return 1
       fi
       resource create "${{create[@]}}" || return 1
       ;;
     FAILED | SUSPENDED)
-      say "$name is $now; it is made anew"
+      say "$name is $now; it is deleted and created again"
       resource delete --force || return 1
       continue
       ;;
@@ -226,7 +226,7 @@ acquire() {{ # Returns when the resource is ACTIVE; makes it, also anew when it 
   done
 }}
 
-pack() {{ # Once, so that every attempt runs the same files. git is only asked for names: it writes nothing into .git.
+pack() {{ # Called once, so that every attempt runs the same files. git only lists names and writes nothing into .git.
   local size
   (
     cd "$source" || exit 1
@@ -238,7 +238,7 @@ pack() {{ # Once, so that every attempt runs the same files. git is only asked f
     done | COPYFILE_DISABLE=1 tar --create --no-recursion --null --files-from=- --file="$folder/files.tar"
   ) && size=$(wc -c <"$folder/files.tar") || return 1
   if ((size > limit * 1000000)); then
-    say "the files to copy have $((size)) bytes; the limit is $limit MB (--max-archive-mb)"
+    say "the files to copy have $((size)) bytes: the limit is $limit MB (--max-archive-mb)"
     return {refused}
   fi
   gzip -c "$folder/files.tar" >"$folder/$archive" && rm "$folder/files.tar"
@@ -253,7 +253,7 @@ finish() {{ # STATUS
   if [[ $cleanup == always || ($cleanup == success && $1 == 0) ]]; then
     resource delete --force
   else
-    say "$name may still be there, and cost money, until you run:"
+    say "$name may still exist and cost money. To delete it, run:"
     say "gcloud compute tpus queued-resources delete $name --project=$project --zone=$zone --force"
   fi
   exit "$1"
@@ -278,7 +278,8 @@ for ((attempt = 1; attempt <= attempts; attempt++)); do
   acquire || finish 1
   say "$name is ACTIVE; attempt $attempt of $attempts"
   if install_on_workers; then
-    # In the background, since bash answers signals while it waits, not while a command runs; deaf to Ctrl-C, to show what workers say then.
+    # In the background, because bash handles signals while it waits, but not while a command runs. It ignores Ctrl-C to show further
+    # output.
     (trap '' INT && on_workers "$train") &
     wait $!
     status=$?
@@ -288,12 +289,12 @@ for ((attempt = 1; attempt <= attempts; attempt++)); do
   case $status in
   0 | {refused}) finish $status ;; # done; or the configuration is wrong, and would be again
   {terminated} | 255) ;; # stopped by SIGTERM with a checkpoint; the connection was lost
-  *) # A failure of its own, unless the slice goes away: then workers end in any way.
+  *) # A failure of the run, unless the slice is gone: then workers end with any status.
     sleep "$poll"
     [[ $(state) != ACTIVE ]] || finish $status
     ;;
   esac
-  say "ended with status $status; the same command goes on from the newest checkpoint"
+  say "ended with status $status; the run resumes from the newest checkpoint"
   sleep "$poll"
 done
 say "gave up after $attempts attempts"
