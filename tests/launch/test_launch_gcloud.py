@@ -129,7 +129,7 @@ def test_a_preempted_resource_is_made_anew_and_the_same_command_runs_again(cloud
     states = ["ACTIVE", "SUSPENDING", "SUSPENDED", "ABSENT", "PROVISIONING", "ACTIVE"]
     assert cloud.run(states, [143, 0]) == 0
     assert cloud.calls() == [*TRAIN, "delete", "create", *TRAIN, "delete"]
-    assert "demo is SUSPENDED; it is made anew" in cloud.messages
+    assert "demo is SUSPENDED; it is deleted and created again" in cloud.messages
 
 
 def test_a_resource_that_failed_is_made_anew(cloud):
