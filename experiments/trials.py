@@ -17,9 +17,8 @@ from plamo2_jax.cli.main import main as plamo2
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem, heldout_batches
-from plamo2_jax.eval.heldout import byte_lengths
-from plamo2_jax.eval.perplexity import make_evaluator
 from plamo2_jax.model import Plamo2
+from plamo2_jax.model.bits_per_byte import make_evaluator
 from plamo2_jax.surgery.distill import distillation_task
 from plamo2_jax.train.config import PretrainConfig, to_json
 from plamo2_jax.train.distillation import DistillationConfig
@@ -88,7 +87,7 @@ def train_to_end(config: PretrainConfig) -> Path:
 def heldout_bits(work: Path, model: Path, length: int, rows: int, batches: int) -> dict[str, float]:
     """Bits a byte of a model on the first batches of each language's held-out text."""
     loaded = load_model(model)
-    evaluate = make_evaluator(Plamo2(loaded.config), byte_lengths(loaded.tokenizer, loaded.config.vocab_size))
+    evaluate = make_evaluator(Plamo2(loaded.config), loaded.tokenizer.padded_byte_lengths(loaded.config.vocab_size))
     found = {}
     for language in LANGUAGES:
         folder = work / "data" / language / "heldout"

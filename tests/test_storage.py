@@ -1,10 +1,13 @@
 """Paths of this machine and of buckets."""
 
+import contextlib
 import errno
 import multiprocessing
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -161,3 +164,28 @@ def test_parents_made_for_a_folder_go_with_it_when_it_fails(tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert names(tmp_path) == ["kept"]
     assert names(tmp_path / "kept") == []
+
+
+def test_a_folder_is_removed_although_a_thread_still_writes_to_it(tmp_path):
+    written = threading.Event()
+
+    def keep_writing(folder):
+        for number in range(200):
+            with contextlib.suppress(OSError):
+                (folder / "part").mkdir(parents=True, exist_ok=True)
+                (folder / "part" / str(number)).write_bytes(b"x")
+            written.set()
+            time.sleep(0.001)
+
+    def write():
+        with storage.new_folder(tmp_path / "out") as folder:
+            threads.append(threading.Thread(target=keep_writing, args=(folder,)))
+            threads[0].start()
+            written.wait()
+            raise RuntimeError("one of several writers failed")
+
+    threads = []
+    with pytest.raises(RuntimeError, match="one of several writers failed"):
+        write()
+    threads[0].join()
+    assert list(tmp_path.iterdir()) == []

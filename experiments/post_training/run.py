@@ -42,9 +42,8 @@ from plamo2_jax.convert.load import load_model  # noqa: E402
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem  # noqa: E402
 from plamo2_jax.engine.sampling import SamplingConfig  # noqa: E402
 from plamo2_jax.engine.stop import StopConfig  # noqa: E402
-from plamo2_jax.eval.heldout import byte_lengths  # noqa: E402
-from plamo2_jax.eval.perplexity import make_evaluator  # noqa: E402
 from plamo2_jax.model import Plamo2  # noqa: E402
+from plamo2_jax.model.bits_per_byte import make_evaluator  # noqa: E402
 from plamo2_jax.train.loop import pretrain  # noqa: E402
 from plamo2_jax.train.optimizer import OptimizerConfig  # noqa: E402
 from plamo2_jax.train.schedule import ScheduleConfig  # noqa: E402
@@ -193,7 +192,7 @@ def rule_scores(plan: Plan, work: Path, model: Path) -> dict[str, float]:
 def answer_bits(config: SftConfig, model: Path) -> float:
     """Held-out bits a byte of what the assistant says."""
     loaded = load_model(model)
-    evaluate = make_evaluator(Plamo2(loaded.config), byte_lengths(loaded.tokenizer, loaded.config.vocab_size))
+    evaluate = make_evaluator(Plamo2(loaded.config), loaded.tokenizer.padded_byte_lengths(loaded.config.vocab_size))
     return evaluate(loaded.params, ChatSource(config, loaded.tokenizer).heldout("answers", 0, 1)).bits_per_byte
 
 

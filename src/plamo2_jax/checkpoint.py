@@ -14,12 +14,13 @@ and renames it when it is complete, so a killed job leaves no incomplete step un
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -205,6 +206,29 @@ def restore_params(
         return reading(path, lambda: checkpointer.restore(path, args=ocp.args.StandardRestore(abstract_params)))
 
 
+def restore_each(
+    folder: str | os.PathLike[str], abstract_params: Any, step: int | None = None, item: str = PARAMS
+) -> Iterator[tuple[str, jax.Array]]:
+    """Read the parameters of one checkpoint one array at a time, the largest first. Arguments and errors are those of `restore_params`.
+
+    Yields:
+        Path of each parameter, joined by slashes, and its array. The caller drops the array before the next is read.
+    """
+    path = item_folder(folder, step, item)
+    wanted = flax.traverse_util.flatten_dict(jax.tree.map(_with_sharding, abstract_params), sep="/")
+    metadata = flax.traverse_util.flatten_dict(check_params(folder, abstract_params, step, item), sep="/")
+    _verify_together(path.parent, item)
+    for name in sorted(wanted, key=lambda name: -math.prod(wanted[name].shape)):
+        handler = _frugal_handler(metadata[name], wanted[name], kind=ocp.PyTreeCheckpointHandler)
+        tree = flax.traverse_util.unflatten_dict({name: wanted[name]}, sep="/")
+        arguments = ocp.args.PyTreeRestore(
+            tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
+        )
+        with ocp.Checkpointer(handler) as checkpointer:
+            found = reading(path, functools.partial(checkpointer.restore, path, args=arguments))
+        yield name, flax.traverse_util.flatten_dict(found, sep="/")[name]
+
+
 def check_params(
     folder: str | os.PathLike[str], abstract_params: Any, step: int | None = None, item: str = PARAMS
 ) -> dict[str, Any]:
@@ -337,8 +361,18 @@ def model_json(config: ModelConfig) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
 
+BASE_FINGERPRINT = "base_fingerprint"
+"""Key of config.json: the fingerprint of the model that a run's adapters belong to."""
+
+
 def fingerprint(config: ModelConfig, params: Any, samples: int = 512) -> str:
-    """Return the BLAKE2b of a model's shape and of values spread over every parameter. It tells models apart; it does not certify them."""
+    """Return BLAKE2b of a model's shape and of values spread over every parameter: it tells models apart, it does not certify them.
+
+    Args:
+        config: shape of the model.
+        params: its parameters, in any dtype.
+        samples: values that are taken of each parameter.
+    """
     digest = hashlib.blake2b(json.dumps(model_json(config), sort_keys=True).encode(), digest_size=16)
     for path, leaf in sorted(flax.traverse_util.flatten_dict(params, sep="/").items()):
         places = np.unique(np.linspace(0, leaf.size - 1, samples).astype(np.int64))
@@ -356,12 +390,12 @@ def first_line(error: BaseException) -> str:
     return line if line and nameless else f"{type(error).__name__} {line}".strip()
 
 
-def _frugal_handler(*trees: Any) -> ocp.StandardCheckpointHandler:
+def _frugal_handler(*trees: Any, kind: type = ocp.StandardCheckpointHandler) -> Any:
     """Return a handler that works on about one array at a time. By default Orbax allocates buffers of the model's size."""
     sizes = [math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for tree in trees for leaf in jax.tree.leaves(tree)]
     # Orbax refuses arrays that are not smaller than the limit, and counts whole chunks when reading.
     gigabytes = (1.1 * max(sizes, default=0) + 2 * _CHUNK_BYTES) / 1e9
-    return ocp.StandardCheckpointHandler(save_concurrent_gb=gigabytes, restore_concurrent_gb=gigabytes)
+    return kind(save_concurrent_gb=gigabytes, restore_concurrent_gb=gigabytes)
 
 
 def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:

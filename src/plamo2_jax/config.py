@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from plamo2_jax import public_config
-from plamo2_jax.public_config import LONGEST, is_integer, is_number, shown
+from plamo2_jax.errors import PlamoError
+from plamo2_jax.public_config import LONGEST, is_integer, is_number
+from plamo2_jax.validation import require, shown
 
 
 class LayerKind(enum.Enum):
@@ -125,9 +127,10 @@ class ModelConfig:
         for name, (smallest, largest) in _SIZES.items():
             value = getattr(self, name)
             allowed = "a positive integer" if smallest == 1 else f"an integer of at least {smallest}"
-            self._require(name, is_integer(value) and smallest <= value <= largest, f"{allowed}, at most {largest:,}")
-        self._require("hidden_size_per_head", self.hidden_size_per_head % 2 == 0, "even, since RoPE turns pairs")
-        self._require(
+            require(self, name, is_integer(value) and smallest <= value <= largest, f"{allowed}, at most {largest:,}")
+        require(self, "hidden_size_per_head", self.hidden_size_per_head % 2 == 0, "even, since RoPE turns pairs")
+        require(
+            self,
             "num_key_value_heads",
             self.num_attention_heads % self.num_key_value_heads == 0,
             f"a divisor of num_attention_heads={self.num_attention_heads}",
@@ -138,25 +141,25 @@ class ModelConfig:
             if name == "rope_local_theta":
                 allowed += " or none"
             fits = is_number(value) and smallest <= value <= largest
-            self._require(name, fits or (value is None and name == "rope_local_theta"), allowed)
+            require(self, name, fits or (value is None and name == "rope_local_theta"), allowed)
         for name in ("mamba_enabled", "tie_word_embeddings"):
-            self._require(name, isinstance(getattr(self, name), bool), "true or false")
+            require(self, name, isinstance(getattr(self, name), bool), "true or false")
         self._check_full_attention()
         self._check_ids()
 
     def _check_full_attention(self) -> None:
         layers = self.full_attention_idx
         listed = isinstance(layers, tuple | list) and all(map(is_integer, layers))
-        self._require("full_attention_idx", listed, "a list of layer numbers")
+        require(self, "full_attention_idx", listed, "a list of layer numbers")
         attention = [i for i in range(self.num_hidden_layers) if not self._is_mamba(i)]
         allowed = f"a subset of the attention layers {shown(attention)}"
-        self._require("full_attention_idx", set(attention).issuperset(layers), allowed)
-        self._require("full_attention_idx", len(set(layers)) == len(layers), "without repeats")
+        require(self, "full_attention_idx", set(attention).issuperset(layers), allowed)
+        require(self, "full_attention_idx", len(set(layers)) == len(layers), "without repeats")
         object.__setattr__(self, "full_attention_idx", tuple(sorted(layers)))
 
     def _check_ids(self) -> None:
         if isinstance(self.eos_token_id, list | tuple):
-            self._require("eos_token_id", 0 < len(self.eos_token_id) <= 64, "an id or a list of 1 to 64 ids")
+            require(self, "eos_token_id", 0 < len(self.eos_token_id) <= 64, "an id or a list of 1 to 64 ids")
             if all(map(is_integer, self.eos_token_id)):
                 ids = tuple(dict.fromkeys(self.eos_token_id))
                 object.__setattr__(self, "eos_token_id", ids if len(ids) > 1 else ids[0])
@@ -164,13 +167,9 @@ class ModelConfig:
             value = getattr(self, name)
             ids = self.eos_token_ids if name == "eos_token_id" else (value,)
             allowed = f"none or an id below vocab_size={self.vocab_size}"
-            self._require(
-                name, value is None or all(is_integer(id) and 0 <= id < self.vocab_size for id in ids), allowed
+            require(
+                self, name, value is None or all(is_integer(id) and 0 <= id < self.vocab_size for id in ids), allowed
             )
-
-    def _require(self, name: str, condition: bool, allowed: str) -> None:
-        if not condition:
-            raise ValueError(f"ModelConfig.{name}={shown(getattr(self, name))} is not allowed: it must be {allowed}")
 
     def _is_mamba(self, layer: int) -> bool:
         if not self.mamba_enabled:
@@ -356,5 +355,5 @@ def preset(name: str, **changes: Any) -> ModelConfig:
         ValueError: There is no such preset, or a changed field is out of range.
     """
     if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}: it must be one of {', '.join(PRESETS)}")
+        raise PlamoError(f"unknown preset {name!r}: it must be one of {', '.join(PRESETS)}")
     return dataclasses.replace(PRESETS[name], **changes)

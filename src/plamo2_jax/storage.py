@@ -19,6 +19,7 @@ import secrets
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,8 +124,17 @@ def new_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterat
             _sync(partial)
             _move_into_place(partial, path, replace)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove_folder(partial)
             os.close(lock)
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove a folder that background threads may still write to: Orbax and TensorStore finish other files after one has failed."""
+    for _ in range(30):
+        if not folder.exists():
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
 
 
 @contextlib.contextmanager

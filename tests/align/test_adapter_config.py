@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from plamo2_jax.align import peft
-from plamo2_jax.align.adapter_config import AdapterError, read_adapter_config
+from plamo2_jax.adapters import peft
+from plamo2_jax.adapters.adapter_config import AdapterError, read_adapter_config
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.hf import write_public
 

@@ -11,10 +11,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from plamo2_jax.align import peft
-from plamo2_jax.align.lora import Adapters, LoraConfig, add, find_targets, split_axes
+from plamo2_jax.adapters import peft
+from plamo2_jax.adapters.attach import Adapters, merge
+from plamo2_jax.adapters.config import LoraConfig
+from plamo2_jax.adapters.targets import find_splits, find_targets
 from plamo2_jax.convert.layout import public_tensors
-from plamo2_jax.model import abstract_params
+from plamo2_jax.model import abstract_params, logical_axes
+from plamo2_jax.model.axes import map_with_axes
+from plamo2_jax.model.linear import array_axes, multiply
 
 LORA = LoraConfig(rank=3, alpha=6.0)
 
@@ -41,19 +45,16 @@ def public(config, params):
     return tensors
 
 
-@pytest.mark.parametrize(
-    ("names", "inputs", "outputs"),
-    [
-        (("layers", None, "embed", "mamba_heads", "head_dim"), (2,), (1, 3, 4)),
-        (("layers", "heads", "head_dim", "embed"), (1, 2), (3,)),
-        (("layers", "embed", "kv_heads", "head_dim"), (1,), (2, 3)),
-        (("layers", "dt_rank", "mamba_heads"), (1,), (2,)),
-        (("layers", "mlp", "embed"), (1,), (2,)),
-    ],
-)
-def test_a_matrix_is_split_into_input_and_output(names, inputs, outputs):
-    split = split_axes(names)
-    assert (split.inputs, split.outputs) == (inputs, outputs)
+def test_a_matrix_is_split_into_input_and_output(model):
+    splits = {
+        path.rsplit("/", 1)[1]: (split.inputs, split.outputs) for path, split in find_splits(model.config).items()
+    }
+    assert splits == {
+        **{name: ((2,), (1, 3, 4)) for name in ("in_proj",)},
+        **{name: ((1, 2), (3,)) for name in ("o_proj", "out_proj", "b_proj", "c_proj", "dt_down")},
+        **{name: ((1,), (2, 3)) for name in ("q_proj", "k_proj", "v_proj")},
+        **{name: ((1,), (2,)) for name in ("dt_up", "gate", "up", "down")},
+    }
 
 
 def test_targets_are_found_by_name_axis_and_public_name(model):
@@ -79,7 +80,7 @@ def test_new_adapters_change_nothing(model, params):
     adapters = Adapters(model.config, LORA)
     made = adapters.create(None)
     assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, adapters.abstract)
-    jax.tree.map(np.testing.assert_array_equal, adapters.apply(params, made), params)
+    jax.tree.map(np.testing.assert_array_equal, adapters.merge(params, made), params)
     a = [leaf for path, leaf in flat(made).items() if path.endswith("lora_a")]
     assert all(float(jnp.std(leaf)) > 0.01 for leaf in a)
 
@@ -87,7 +88,7 @@ def test_new_adapters_change_nothing(model, params):
 def test_what_is_added_by_hand(model, params):
     adapters = Adapters(model.config, LORA)
     made = random_like(adapters.abstract)
-    merged, parts, before = flat(adapters.apply(params, made)), flat(made), flat(params)
+    merged, parts, before = flat(adapters.merge(params, made)), flat(made), flat(params)
     path = "run_0/layer_1/mixer/o_proj"
     a, b = parts[f"{path}/lora_a"], parts[f"{path}/lora_b"]
     expected = before[path] + 2.0 * np.tensordot(a[0], b[0], 1)[None]
@@ -98,17 +99,98 @@ def test_what_is_added_by_hand(model, params):
     np.testing.assert_allclose(merged[path], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_dropout_leaves_input_features_out_and_keeps_the_mean(model, params):
-    adapters = Adapters(model.config, LoraConfig(rank=3, dropout=0.5, targets=("/down ",)))
-    made = random_like(adapters.abstract)
-    path = next(iter(adapters.targets))
-    zero = jax.tree.map(jnp.zeros_like, params)
-    full = flat(adapters.apply(zero, made))[path]
-    draws = [np.asarray(flat(adapters.apply(zero, made, jax.random.key(i)))[path]) for i in range(40)]
-    left_out = np.all(draws[0] == 0, axis=-1)
-    assert 0.2 < left_out.mean() < 0.8
-    np.testing.assert_allclose(draws[0][~left_out], 2 * full[~left_out], rtol=1e-5)
-    assert np.abs(np.mean(draws, 0) - full).mean() < 0.3 * np.abs(full).mean()
+@pytest.fixture(scope="module")
+def batch(model):
+    """Tokens and segment ids [b, t]."""
+    tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (2, 12))
+    return jnp.asarray(tokens, jnp.int32), jnp.repeat(jnp.array([[1, 2], [1, 0]], jnp.int32), 6, axis=1)
+
+
+def small_random(adapters):
+    return jax.tree.map(lambda leaf: 0.05 * leaf, random_like(adapters.abstract))
+
+
+def test_attached_adapters_equal_their_sum_with_the_base(model, params, batch):
+    """Forward, gradient of the adapters, and decoding with a cache."""
+    adapters = Adapters(model.config, LORA)
+    made = small_random(adapters)
+
+    def loss(combine, made):
+        logits, _ = model.apply({"params": combine(params, made)}, *batch)
+        return jnp.sum(jnp.sin(logits) * (batch[1] != 0)[..., None]), logits
+
+    results = [
+        jax.jit(jax.value_and_grad(lambda made, combine=combine: loss(combine, made), has_aux=True))(made)
+        for combine in (adapters.attach, adapters.merge)
+    ]
+    for ours, theirs in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5 * np.abs(theirs).max())
+
+    @jax.jit
+    def decode(params):
+        _, cache = model.apply({"params": params}, batch[0][:, :-1], cache=model.init_cache(2, 16))
+        return model.apply({"params": params}, batch[0][:, -1:], cache=cache)
+
+    for ours, theirs in zip(
+        *(jax.tree.leaves(decode(combine(params, made))) for combine in (adapters.attach, adapters.merge)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5 * max(np.abs(theirs).max(), 1e-3))
+
+
+def test_no_gradient_and_no_sum_of_a_matrix_is_formed(model, params, batch):
+    """No value of the program has the shape of a target with its layers' axis."""
+    # Without recomputation the backward pass keeps the halves of in_proj, one of which has another matrix's shape.
+    adapters, model = Adapters(model.config, LORA), model.clone(remat="block")
+    shapes = {leaf.shape for path, leaf in flat(params).items() if path in adapters.targets}
+
+    def made_by(combine):
+        def loss(made, params):
+            return jnp.sum(model.apply({"params": combine(params, made)}, *batch)[0])
+
+        jaxpr = jax.make_jaxpr(jax.grad(loss))(adapters.create(None), params)
+        return {var.aval.shape for eqn in jaxpr.eqns for var in eqn.outvars} & shapes
+
+    assert made_by(adapters.attach) == set()
+    assert made_by(adapters.merge) == shapes
+
+
+def test_dropout_is_drawn_for_each_token_and_keeps_the_mean(model, params, batch):
+    config = LoraConfig(rank=3, dropout=0.5, targets=("/down ",))
+    adapters = Adapters(model.config, config)
+    weight = adapters.attach(params, random_like(adapters.abstract), jax.random.key(0))["run_0"]["layer_0"]["mlp"][
+        "down"
+    ]
+    x = jnp.ones((2, 5, weight.shape[1]))
+    # Without the base what comes out is the adapter's.
+    weight = weight[0].replace(base=jnp.zeros(weight.shape[1:]))
+
+    def product(key):
+        return multiply("btf,fd->btd", x, weight.replace(key=key))
+
+    tokens = np.asarray(product(weight.key)).reshape(10, -1)
+    assert len(np.unique(tokens[:, 0])) == 10
+    full = product(None)
+    draws = jax.vmap(product)(jax.random.split(jax.random.key(1), 400))
+    assert np.abs(np.mean(draws, 0) - full).mean() < 0.2 * np.abs(full).mean()
+
+
+def test_dropout_differs_between_layers_and_is_none_without_a_key(model, params):
+    adapters = Adapters(model.config, dataclasses.replace(LORA, dropout=0.1))
+    made = adapters.create(None)
+    attached = flat(adapters.attach(params, made, jax.random.key(0)))
+    keys = {tuple(np.asarray(jax.random.key_data(key))) for path in adapters.targets for key in attached[path].key}
+    assert len(keys) == sum(attached[path].shape[0] for path in adapters.targets)
+    assert all(flat(adapters.attach(params, made))[path].key is None for path in adapters.targets)
+
+
+def test_arrays_of_an_adapter_name_their_axes(model, params):
+    """What maps over parameters copes with attached adapters: every array has axes of its own."""
+    adapters = Adapters(model.config, LORA)
+    attached = adapters.attach(params, adapters.create(None), None)
+    names = array_axes(logical_axes(model), attached)
+    pairs = map_with_axes(lambda axes, leaf: len(axes) == leaf.ndim, names, attached)
+    assert all(jax.tree.leaves(pairs))
+    assert len(jax.tree.leaves(pairs)) == len(jax.tree.leaves(params)) + 2 * len(adapters.targets)
 
 
 @pytest.fixture
@@ -124,7 +206,7 @@ def test_pefts_layout_says_the_same_sum(model, params, written):
         json.loads((folder / "adapter_config.json").read_text()),
         load_file(folder / "adapter_model.safetensors"),
     )
-    ours = public(model.config, Adapters(model.config, LORA).apply(params, adapters))
+    ours = public(model.config, Adapters(model.config, LORA).merge(params, adapters))
     for name, weight in public(model.config, params).items():
         module = name.removesuffix(".weight")
         if module in about["target_modules"]:
@@ -142,8 +224,8 @@ def test_pefts_layout_says_the_same_sum(model, params, written):
 
 def test_what_is_written_is_read_back(model, params, written):
     adapters, folder = written
-    merged = add(params, *_swap(peft.read_peft(folder, model.config)))
-    expected = Adapters(model.config, LORA).apply(params, adapters)
+    merged = merge(params, *_swap(peft.read_peft(folder, model.config)))
+    expected = Adapters(model.config, LORA).merge(params, adapters)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), merged, expected)
 
 
@@ -163,7 +245,7 @@ def test_adapters_of_others_are_read(model, params, tmp_path):
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     about = {"peft_type": "LORA", "r": 4, "lora_alpha": 16, "use_rslora": True}
     (tmp_path / "adapter_config.json").write_text(json.dumps(about))
-    after = public(model.config, add(params, *_swap(peft.read_peft(tmp_path, model.config))))
+    after = public(model.config, merge(params, *_swap(peft.read_peft(tmp_path, model.config))))
     before[f"{module}.weight"] = before[f"{module}.weight"] + 8 * b @ a
     for name, weight in before.items():
         np.testing.assert_allclose(after[name], weight, rtol=1e-4, atol=1e-4, err_msg=name)
@@ -196,6 +278,7 @@ def test_adapters_are_few(model):
         ({"alpha": 0.0}, "alpha=0.0"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"targets": ()}, "targets="),
+        ({"base_dtype": "int8"}, "base_dtype='int8'"),
         ({"targets": ("(",)}, "is not a regular expression"),
     ],
 )

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from plamo2_jax import checkpoint
-from plamo2_jax.align.lora import Adapters, LoraConfig
-from plamo2_jax.align.open import open_model
-from plamo2_jax.align.peft import write_run_adapter
+from plamo2_jax.adapters.attach import Adapters
+from plamo2_jax.adapters.config import LoraConfig
+from plamo2_jax.adapters.open import open_model
+from plamo2_jax.adapters.peft import write_run_adapter
 from plamo2_jax.align.sft import SftConfig
 from plamo2_jax.checkpoint import fingerprint
 from plamo2_jax.cli.main import main
@@ -57,7 +58,7 @@ def run(tmp_path, base, data, fields, rows_of, small, small_params, adapters, to
 
 def test_adapters_are_added_to_the_base_of_their_run(run, small, small_params, adapters):
     opened = open_model(run.folder)
-    expected = Adapters(small.config, LORA).apply(small_params, adapters)
+    expected = Adapters(small.config, LORA).merge(small_params, adapters)
     jax.tree.map(np.testing.assert_array_equal, opened.params, expected)
     assert (opened.config, opened.tokenizer is not None) == (small.config, True)
     # The same from PEFT's layout, which names the base too.

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from plamo2_jax.adapters.config import LoraConfig
 from plamo2_jax.align.dpo import PreferenceConfig
 from plamo2_jax.align.logprobs import token_log_probs
-from plamo2_jax.align.lora import BASE, LoraConfig
+from plamo2_jax.align.lora import BASE
 from plamo2_jax.align.preference_data import REFERENCE
 from plamo2_jax.align.preferences import (
     DpoConfig,
@@ -209,7 +210,7 @@ def test_adapters_on_a_stored_reference_through_the_command_line(stored, tmp_pat
     )
     path = tmp_path / "config.py"
     path.write_text(
-        "from pathlib import *\nfrom plamo2_jax.align.dpo import *\nfrom plamo2_jax.align.lora import *\n"
+        "from pathlib import *\nfrom plamo2_jax.align.dpo import *\nfrom plamo2_jax.adapters.config import *\n"
         "from plamo2_jax.align.preferences import *\nfrom plamo2_jax.align.samples import *\nfrom plamo2_jax.config import *\n"
         "from plamo2_jax.data.pipeline import *\nfrom plamo2_jax.engine.sampling import *\n"
         "from plamo2_jax.sharding.mesh import *\nfrom plamo2_jax.train.guard import *\nfrom plamo2_jax.train.optimizer import *\n"

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from plamo2_jax import checkpoint
+from plamo2_jax.adapters.attach import Adapters
+from plamo2_jax.adapters.config import LoraConfig
+from plamo2_jax.adapters.open import open_model
+from plamo2_jax.adapters.peft import merged_model
 from plamo2_jax.align.chat import Example
-from plamo2_jax.align.lora import Adapters, LoraConfig
-from plamo2_jax.align.open import open_model
-from plamo2_jax.align.peft import merged_model
 from plamo2_jax.align.samples import SamplesConfig, SampleWriter
 from plamo2_jax.align.sft import ChatConfig, ChatSource, SftConfig, neftune, noise_scale, sft_task, to_element
 from plamo2_jax.align.speakers import Question, SpeakerConfig, open_speaker
@@ -184,7 +185,7 @@ def test_adapters_alone_are_trained_and_added(make_config, small_params, base, t
     config = make_config("adapters", lora=lora)
     path = tmp_path / "config.py"
     path.write_text(
-        "from pathlib import *\nfrom plamo2_jax.align.lora import *\nfrom plamo2_jax.align.samples import *\n"
+        "from pathlib import *\nfrom plamo2_jax.adapters.config import *\nfrom plamo2_jax.align.samples import *\n"
         "from plamo2_jax.align.sft import *\nfrom plamo2_jax.config import *\nfrom plamo2_jax.engine.sampling import *\n"
         "from plamo2_jax.data.pipeline import *\nfrom plamo2_jax.sharding.mesh import *\nfrom plamo2_jax.train.guard import *\n"
         f"from plamo2_jax.train.optimizer import *\nfrom plamo2_jax.train.schedule import *\nconfig = {config!r}\n"
@@ -195,7 +196,7 @@ def test_adapters_alone_are_trained_and_added(make_config, small_params, base, t
     losses = [line["loss"] for line in record(config) if "loss" in line]
     assert losses[-1] < losses[0]
     adapters = checkpoint.restore_params(config.folder, Adapters(config.model, lora).abstract)
-    expected = Adapters(config.model, lora).apply(small_params, adapters)
+    expected = Adapters(config.model, lora).merge(small_params, adapters)
     with pytest.raises(ValueError, match=r"holds adapters, not a model\. Merge them into a model: plamo2 lora MODEL"):
         load_model(config.folder)
     for command in (["convert", "to-hf", config.folder], ["merge", base, config.folder]):

@@ -5,8 +5,9 @@ import jax
 import numpy as np
 import pytest
 
-from plamo2_jax.align.lora import Adapters, LoraConfig
-from plamo2_jax.align.peft import write_peft
+from plamo2_jax.adapters.attach import Adapters
+from plamo2_jax.adapters.config import LoraConfig
+from plamo2_jax.adapters.peft import write_peft
 from plamo2_jax.config import preset
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.model import Plamo2, abstract_params

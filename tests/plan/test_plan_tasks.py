@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from plamo2_jax import checkpoint
-from plamo2_jax.align.lora import LoraConfig
+from plamo2_jax.adapters.config import LoraConfig
 from plamo2_jax.align.preferences import DpoConfig
 from plamo2_jax.align.samples import SamplesConfig
 from plamo2_jax.align.sft import SftConfig

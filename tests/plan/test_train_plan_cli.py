@@ -4,12 +4,8 @@ import dataclasses
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import pytest
 
-from plamo2_jax.align.lora import LoraConfig
-from plamo2_jax.align.preferences import DpoConfig
-from plamo2_jax.align.sft import SftConfig
 from plamo2_jax.cli.plan import main
 from plamo2_jax.cli.pretrain import load_config
 from plamo2_jax.plan.memory import chip_bytes
@@ -90,27 +86,3 @@ def test_a_train_step_is_described_as_the_loop_compiles_it():
     # Two moments, and the counts of steps.
     assert chip_bytes(program.parts["optimizer"]) == pytest.approx(8 * config.model.parameter_count(), abs=64)
     assert program.trace().out_info[0].step.shape == ()
-
-
-def as_run(kind: type, **fields):
-    """The demo's configuration as one of post-training; traced only, so its data need not be."""
-    demo = load_config(CONFIGS / "demo.py")
-    shared = {field.name: getattr(demo, field.name) for field in dataclasses.fields(demo)}
-    return kind(**shared | {"mesh": MeshConfig(fsdp=1), "z_loss": 0.0, "init_from": Path("sft"), **fields})
-
-
-def test_post_training_steps_are_described_with_what_they_hold_beside_the_policy():
-    parameters = 4 * load_config(CONFIGS / "demo.py").model.parameter_count()
-    beside = train_program(as_run(DpoConfig), jax.devices()[:1], "xla")
-    assert chip_bytes(beside.parts["reference"]) == chip_bytes(beside.parts["parameters"]) == parameters
-    before = train_program(as_run(DpoConfig, reference_log_probs=Path("reference")), jax.devices()[:1], "xla")
-    tuned = train_program(as_run(SftConfig), jax.devices()[:1], "xla")
-    assert "reference" not in before.parts | tuned.parts
-    assert before.parts["batch"]["reference"].dtype == jnp.float32
-    for program in (beside, before, tuned):
-        assert {"loss", "weight"} <= program.trace().out_info[1].keys()
-
-
-def test_a_plan_of_adapters_is_refused():
-    with pytest.raises(ValueError, match="lora is not allowed in a plan"):
-        train_program(as_run(SftConfig, lora=LoraConfig()), jax.devices()[:1], "xla")

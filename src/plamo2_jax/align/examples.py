@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from plamo2_jax.errors import PlamoError
+
 
 class Examples:
     """Random access to examples, each a dict of arrays of one length: a source for `data.pipeline.mixed_batches`.
@@ -24,7 +26,7 @@ class Examples:
 
     def __init__(self, examples: Sequence[Mapping[str, np.ndarray]]):
         if not examples:
-            raise ValueError("there is no example")
+            raise PlamoError("there is no example")
         names = tuple(examples[0])
         lengths = [len(example[names[0]]) for example in examples]
         self._ends = np.cumsum([0, *lengths])
@@ -47,7 +49,7 @@ class Examples:
     def with_array(self, name: str, values: np.ndarray) -> Examples:
         """The same examples with one more array, given end to end [positions]."""
         if len(values) != self.targets:
-            raise ValueError(f"{name} has {len(values)} values for {self.targets} positions")
+            raise PlamoError(f"{name} has {len(values)} values for {self.targets} positions")
         other = copy.copy(self)
         other.__dict__.pop("fingerprint", None)
         other._arrays = {**self._arrays, name: values}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import parse_json
 
 _LONGEST_LINE = 64 << 20
@@ -32,7 +33,7 @@ class Journal:
     def __init__(self, path: Path, is_entry: Callable[[Mapping[str, Any]], bool]):
         # A link is refused: cutting off what is no entry would shorten a file elsewhere.
         if path.is_symlink() or (path.exists() and not path.is_file()):
-            raise ValueError(
+            raise PlamoError(
                 f"{path} is not a regular file: a journal must be one. Remove it, or give another --output"
             )
         self.entries: dict[str, Mapping[str, Any]] = {}

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from plamo2_jax.data.dedup import fingerprint, shingle_hashes
+from plamo2_jax.validation import require
 
 Choose = Literal["best_worst", "all", "balanced"]
 _NGRAM = 5
@@ -36,16 +37,12 @@ class PairingConfig:
     answers that differ in white space alone are."""
 
     def __post_init__(self) -> None:
-        self._require("choose", self.choose in get_args(Choose), f"one of {', '.join(get_args(Choose))}")
-        self._require("margin", 0 < self.margin <= 1, "above 0 and at most 1")
+        require(self, "choose", self.choose in get_args(Choose), f"one of {', '.join(get_args(Choose))}")
+        require(self, "margin", 0 < self.margin <= 1, "above 0 and at most 1")
         ratio = self.length_ratio
-        self._require("length_ratio", ratio is None or 1 <= ratio < math.inf, "at least 1 and finite, or none")
+        require(self, "length_ratio", ratio is None or 1 <= ratio < math.inf, "at least 1 and finite, or none")
         near = self.near_answers
-        self._require("near_answers", near is None or 0 < near <= 1, "above 0 and at most 1, or none")
-
-    def _require(self, name: str, condition: bool, allowed: str) -> None:
-        if not condition:
-            raise ValueError(f"PairingConfig.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
+        require(self, "near_answers", near is None or 0 < near <= 1, "above 0 and at most 1, or none")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,8 +33,9 @@ from plamo2_jax.align.forms import (
     with_system,
 )
 from plamo2_jax.align.messages import Message, check_messages, is_trained, one_of, read_messages, shown
+from plamo2_jax.data.batch import Batch
 from plamo2_jax.data.documents import BadRecord, ReadReport, UnreadableRecord
-from plamo2_jax.data.packing import Batch, Collator
+from plamo2_jax.data.packing import Collator
 from plamo2_jax.tokenizer.chat_template import ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 

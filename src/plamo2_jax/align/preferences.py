@@ -12,18 +12,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from plamo2_jax.adapters.attach import Adapters
+from plamo2_jax.adapters.config import LoraConfig
 from plamo2_jax.align.chat import require_marks
 from plamo2_jax.align.dpo import BY_ANSWER, OVER, PreferenceConfig, preference_loss
 from plamo2_jax.align.examples import Examples
 from plamo2_jax.align.logprobs import gather_pairs, token_log_probs
-from plamo2_jax.align.lora import BASE, Adapters, LoraConfig, with_adapters
+from plamo2_jax.align.lora import BASE, with_adapters
 from plamo2_jax.align.preference_data import REFERENCE, Pair, PairTruncate, encode_pairs, layout, read_pairs
 from plamo2_jax.align.reference import ReferenceLogProbs
 from plamo2_jax.align.samples import SamplesConfig
 from plamo2_jax.align.sft import naming_limit, refuse_unfit, say_counts
 from plamo2_jax.checkpoint import fingerprint
+from plamo2_jax.data.batch import Batch
 from plamo2_jax.data.documents import ReadReport
-from plamo2_jax.data.packing import Batch
 from plamo2_jax.data.pipeline import mixed_batches, one_pass
 from plamo2_jax.model.plamo2 import Plamo2
 from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate

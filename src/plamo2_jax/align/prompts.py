@@ -30,6 +30,7 @@ from plamo2_jax.align.messages import check_messages, read_messages, shown
 from plamo2_jax.align.rules import RuleError, check_rules
 from plamo2_jax.data.dedup import DedupConfig, DedupReport, deduplicate
 from plamo2_jax.data.documents import ReadReport, UnreadableRecord
+from plamo2_jax.errors import PlamoError
 
 # Fields that are the program's to write.
 _TAKEN = {"id", "prompt", "messages", "rules", "chosen", "rejected", "completion", "provenance", *LABELS}
@@ -73,9 +74,9 @@ def read_prompts(files: Iterable[str | Path], rules: Mapping[str, Any]) -> list[
             try:
                 prompt = to_prompt(fields, where, rules)
             except UnreadableRecord as error:
-                raise ValueError(f"{where}: {error.reason} ({error.detail})") from None
+                raise PlamoError(f"{where}: {error.reason} ({error.detail})") from None
             except RuleError as error:
-                raise ValueError(f"{where}: {error}") from None
+                raise PlamoError(f"{where}: {error}") from None
             if fields.get("id") is None:
                 # The same prompt without an id of its own may come again.
                 number = 2
@@ -83,11 +84,11 @@ def read_prompts(files: Iterable[str | Path], rules: Mapping[str, Any]) -> list[
                     prompt = dataclasses.replace(prompt, id=f"{prompt.id.partition('-')[0]}-{number}")
                     number += 1
             if prompt.id in places:
-                raise ValueError(f"{where}: the id {prompt.id!r} is that of {places[prompt.id]} too")
+                raise PlamoError(f"{where}: the id {prompt.id!r} is that of {places[prompt.id]} too")
             places[prompt.id] = where
             prompts.append(prompt)
     if not prompts:
-        raise ValueError(f"{', '.join(map(str, files))}: there is no prompt")
+        raise PlamoError(f"{', '.join(map(str, files))}: there is no prompt")
     return prompts
 
 

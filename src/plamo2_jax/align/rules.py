@@ -22,6 +22,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.pattern import matches_whole
 from plamo2_jax.sandbox import passes
 
@@ -45,7 +46,7 @@ _JAPANESE = re.compile(
 _FENCED = re.compile(r"```[ \t]*(\w*)[^\n]*\n(.*?)```", re.DOTALL)
 
 
-class RuleError(ValueError):
+class RuleError(PlamoError):
     """A rule is unknown or malformed; the message says which, and what is allowed."""
 
 
@@ -136,7 +137,7 @@ def _json(wanted: bool | Mapping[str, str], answer: str, finished: bool) -> floa
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+    raise PlamoError(f"{name} is not JSON")
 
 
 def _exact(wanted: str, answer: str, finished: bool) -> float:

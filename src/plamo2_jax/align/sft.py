@@ -20,12 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from plamo2_jax.adapters.attach import Adapters
+from plamo2_jax.adapters.config import LoraConfig
 from plamo2_jax.align.chat import Example, Truncate, encode_all, read_conversations, require_marks
 from plamo2_jax.align.examples import Examples
-from plamo2_jax.align.lora import Adapters, LoraConfig, with_adapters
+from plamo2_jax.align.lora import with_adapters
 from plamo2_jax.align.samples import SamplesConfig
+from plamo2_jax.data.batch import Batch
 from plamo2_jax.data.documents import ReadReport, TooManyBadRecordsError
-from plamo2_jax.data.packing import Batch, Collator
+from plamo2_jax.data.packing import Collator
 from plamo2_jax.data.pipeline import mixed_batches, one_pass
 from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer

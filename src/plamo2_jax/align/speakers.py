@@ -14,8 +14,8 @@ from typing import Any, Literal, Protocol
 import jax.numpy as jnp
 import numpy as np
 
+from plamo2_jax.adapters.open import open_model
 from plamo2_jax.align.chat import template_variables
-from plamo2_jax.align.open import open_model
 from plamo2_jax.checkpoint import fingerprint
 from plamo2_jax.engine.generator import Generator, default_stop_ids
 from plamo2_jax.engine.sampling import SamplingConfig

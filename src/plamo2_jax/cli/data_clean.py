@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from plamo2_jax.cli.data_files import check_jsonl, print_bad, read_report, record_bytes, write_jsonl
+from plamo2_jax.errors import PlamoError
 
 if TYPE_CHECKING:
     from plamo2_jax.data.clean import CleanReport
@@ -130,17 +131,17 @@ def _check_paths(input: str, output: Path, report: Path | None) -> None:
     from plamo2_jax.data.sources import find_files
 
     if report is not None and not report.parent.is_dir():
-        raise ValueError(
+        raise PlamoError(
             f"--report {report}: the folder {report.parent} does not exist. Create it, or choose another file"
         )
     targets = {os.path.realpath(path): path for path in (output, report) if path is not None}
     if report is not None and len(targets) == 1:
-        raise ValueError(f"--report {report} is also the output. Choose another file")
+        raise PlamoError(f"--report {report} is also the output. Choose another file")
     if input.startswith(("tfds:", "bundled:")):
         return
     for file in find_files(input, read_report(0.0, quiet=True)):
         if os.path.realpath(file) in targets:
-            raise ValueError(
+            raise PlamoError(
                 f"{targets[os.path.realpath(file)]} is also the input and would be overwritten. Choose another file"
             )
 

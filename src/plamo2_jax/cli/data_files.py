@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from plamo2_jax.errors import PlamoError
+
 if TYPE_CHECKING:
     from plamo2_jax.data.documents import ReadReport
 
@@ -27,7 +29,7 @@ def record_bytes(mib: int) -> int:
         ValueError: `mib` is below 1 or above 1024.
     """
     if not 1 <= mib <= 1024:
-        raise ValueError(f"--max-record-mib {mib} is not allowed: it must be between 1 and 1024")
+        raise PlamoError(f"--max-record-mib {mib} is not allowed: it must be between 1 and 1024")
     return mib << 20
 
 
@@ -58,11 +60,11 @@ def write_jsonl(path: Path) -> Iterator[Any]:
 def check_jsonl(path: Path) -> None:
     """Check that `write_jsonl` can write to a path; raise ValueError otherwise."""
     if not path.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.xz", ".jsonl.bz2")):
-        raise ValueError(f"{path} is not allowed: it must end in .jsonl, .jsonl.gz, .jsonl.xz or .jsonl.bz2")
+        raise PlamoError(f"{path} is not allowed: it must end in .jsonl, .jsonl.gz, .jsonl.xz or .jsonl.bz2")
     if not path.parent.is_dir():
-        raise ValueError(f"{path}: the folder {path.parent} does not exist. Create it, or choose another file")
+        raise PlamoError(f"{path}: the folder {path.parent} does not exist. Create it, or choose another file")
     if path.is_dir():
-        raise ValueError(f"{path} is a folder: it must be a file name")
+        raise PlamoError(f"{path} is a folder: it must be a file name")
 
 
 @contextlib.contextmanager

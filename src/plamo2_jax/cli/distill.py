@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from plamo2_jax.cli.arguments import parse
+from plamo2_jax.errors import PlamoError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +42,10 @@ def main(argv: list[str]) -> int:
 
     config = load_config(options.config)
     if config.distillation is None:
-        raise ValueError(f"{options.config} names no teacher: give its PretrainConfig a DistillationConfig")
+        raise PlamoError(f"{options.config} names no teacher: give its PretrainConfig a DistillationConfig")
     steps = config.steps if options.steps is None else options.steps
     if steps < 1:
-        raise ValueError(f"--steps {steps} is not allowed: it must be at least 1")
+        raise PlamoError(f"--steps {steps} is not allowed: it must be at least 1")
     tokenizer = Tokenizer.load(config.tokenizer)
     rows = write_teacher_logits(config, options.output, tokenizer, steps=steps, top_k=options.top_k)
     print(f"{options.output}: {rows:,} rows")

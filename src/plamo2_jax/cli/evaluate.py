@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
 
     import jax.numpy as jnp
 
-    from plamo2_jax.align.open import open_model
+    from plamo2_jax.adapters.open import open_model
     from plamo2_jax.checkpoint import write_json
     from plamo2_jax.eval.heldout import compare, table
     from plamo2_jax.model.plamo2 import Plamo2

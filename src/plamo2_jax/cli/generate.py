@@ -208,7 +208,7 @@ def open_generator(folder: Path, step: int | None, dtype: str | None, tokenizer:
     """
     import jax.numpy as jnp
 
-    from plamo2_jax.align.open import open_model
+    from plamo2_jax.adapters.open import open_model
     from plamo2_jax.engine.generator import Generator
     from plamo2_jax.engine.weights import cast_matrices
     from plamo2_jax.model import Plamo2

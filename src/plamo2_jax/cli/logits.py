@@ -42,7 +42,7 @@ def logits(
         batch_size: Rows per batch.
         dtype: Dtype of activations. Parameters and logits are always float32.
     """
-    from plamo2_jax.align.open import open_model
+    from plamo2_jax.adapters.open import open_model
 
     if batch_size < 1:
         raise ValueError(f"--batch-size {batch_size} is not allowed: it must be at least 1")

@@ -28,7 +28,7 @@ def lora(
         step: Which checkpoint of a run with adapters; left out, the newest.
     """
     from plamo2_jax import checkpoint
-    from plamo2_jax.align.peft import CONFIG, FOLDER, merged_model
+    from plamo2_jax.adapters.peft import CONFIG, FOLDER, merged_model
     from plamo2_jax.storage import require_empty
     from plamo2_jax.tokenizer.template_files import chat_template_files
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from plamo2_jax.cli.arguments import call
+from plamo2_jax.errors import PlamoError
 
 _USAGE = """usage: plamo2 plan CONFIG.py --topology SLICE [options] [--field value] ...
        plamo2 plan kernel ssd --topology SLICE --preset MODEL [options]
@@ -64,13 +65,13 @@ def ssd(
     from plamo2_jax.progress import tqdm
 
     if preset not in PRESETS:
-        raise ValueError(f"--preset {preset} is not allowed; it must be one of {', '.join(PRESETS)}")
+        raise PlamoError(f"--preset {preset} is not allowed; it must be one of {', '.join(PRESETS)}")
     for option, values in (("--tokens", (tokens,)), ("--batch", (batch,)), ("--chunk", chunk)):
         for value in values:
             if value < 1:
-                raise ValueError(f"{option} {value} is not allowed; it must be at least 1")
+                raise PlamoError(f"{option} {value} is not allowed; it must be at least 1")
     if output is not None and not output.parent.is_dir():
-        raise ValueError(f"--output {output}: the folder {output.parent} does not exist")
+        raise PlamoError(f"--output {output}: the folder {output.parent} does not exist")
     programs = [
         (SsdProgram(preset, name, size, way, tokens, batch, segments, initial_state), layout)
         for name in implementation
@@ -128,6 +129,6 @@ def main(argv: list[str]) -> int | None:
     if not words:
         print(_USAGE, file=sys.stderr)
         return 2
-    raise ValueError(
+    raise PlamoError(
         f"unknown plan {' '.join(words)!r}; it must be: kernel ssd, or a config file such as configs/pretrain_8b.py"
     )

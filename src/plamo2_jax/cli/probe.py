@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
     require_empty(options.output)
     import jax.numpy as jnp
 
-    from plamo2_jax.align.open import open_model
+    from plamo2_jax.adapters.open import open_model
     from plamo2_jax.engine.answer import ModelAnswerer
     from plamo2_jax.engine.weights import cast_matrices
     from plamo2_jax.eval.retrieval import as_text, ask, table

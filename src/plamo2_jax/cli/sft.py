@@ -50,7 +50,7 @@ def write_adapter(config: Any) -> None:
     import jax
 
     if config.lora is not None and jax.process_index() == 0:
-        from plamo2_jax.align.peft import write_run_adapter
+        from plamo2_jax.adapters.peft import write_run_adapter
 
         print(write_run_adapter(config.folder))
 

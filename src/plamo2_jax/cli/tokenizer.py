@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from plamo2_jax.cli.arguments import call_subcommand
+from plamo2_jax.errors import PlamoError
 
 
 def train(
@@ -62,7 +63,7 @@ def train(
     documents = read_documents(input, text_field=text_field, report=report, keep_fields=False)
     folder = output.parent if output.suffix == ".jsonl" else output
     if folder.exists() and not folder.is_dir():
-        raise ValueError(
+        raise PlamoError(
             f"--output {output}: {folder} is a file: it must be a folder, or a file name that ends in .jsonl"
         )
     tokenizer = train_tokenizer((document.text for document in documents), options)
@@ -97,7 +98,7 @@ def encode(
         try:
             text = sys.stdin.buffer.read().decode()
         except UnicodeDecodeError as error:
-            raise ValueError(f"standard input is not UTF-8 (byte {error.start})") from None
+            raise PlamoError(f"standard input is not UTF-8 (byte {error.start})") from None
     if not allow_control and (found := dict.fromkeys(loaded.control_strings_in(text))):
         print(
             f"warning: {', '.join(found)} is encoded as text, not as a control token; --allow-control changes this",
@@ -126,7 +127,7 @@ def decode(
     try:
         numbers = [int(word) for word in words]
     except ValueError as error:
-        raise ValueError(f"ids must be integers: {error}") from None
+        raise PlamoError(f"ids must be integers: {error}") from None
     sys.stdout.flush()
     sys.stdout.buffer.write(loaded.decode(numbers, skip_control=skip_control).encode())
     sys.stdout.buffer.flush()

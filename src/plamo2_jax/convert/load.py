@@ -5,19 +5,23 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from plamo2_jax import checkpoint
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.files import CONFIG, INDEX, SINGLE, read_json
 from plamo2_jax.convert.finite import find_nonfinite
-from plamo2_jax.convert.read import read_params, read_public_config
+from plamo2_jax.convert.read import read_params, read_public_config, with_dtype
 from plamo2_jax.model import Plamo2, abstract_params
+from plamo2_jax.model.plamo2 import stacked_path
 from plamo2_jax.model_files import optional_file
 from plamo2_jax.tokenizer.tokenizer import FILE_NAME, Tokenizer
 
@@ -79,6 +83,7 @@ def load_model(
     shardings: Any = None,
     ema: bool = False,
     require_finite: bool = False,
+    abstract: Callable[[ModelConfig], Any] | None = None,
 ) -> LoadedModel:
     """Open a model from a run folder or a folder of the public layout.
 
@@ -92,11 +97,19 @@ def load_model(
             only the slices of its own devices.
         ema: Load the moving average of a run's parameters instead of the parameters.
         require_finite: Raise an error instead of the warning, for operations that write a new model.
+        abstract: Says dtypes and shardings instead: makes a tree of `jax.ShapeDtypeStruct` for the model's config, with or without a
+            scan over layers. One tensor is read, cast and placed before the next.
 
     Raises:
         ValueError: The folder is neither kind, or a file or tensor is missing, damaged or has another shape. The message names it.
     """
-    loaded = _load_model(Path(path), step, jnp.dtype(jnp.float32 if dtype is None else dtype), shardings, ema)
+    if abstract is None:
+        dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
+
+        def abstract(config: ModelConfig) -> Any:
+            return with_dtype(abstract_params(Plamo2(config)), dtype, shardings)
+
+    loaded = _load_model(Path(path), step, ema, abstract)
     if require_finite and (parameter := find_nonfinite(loaded.params)):
         raise ConvertError(f"{path}: parameter {parameter} holds NaN or infinity: parameters must be finite")
     if not require_finite:
@@ -104,20 +117,45 @@ def load_model(
     return loaded
 
 
-def _load_model(folder: Path, step: int | None, dtype: jnp.dtype, shardings: Any, ema: bool) -> LoadedModel:
+def _load_model(folder: Path, step: int | None, ema: bool, abstract: Callable[[ModelConfig], Any]) -> LoadedModel:
     if is_run_folder(folder):
         config = checkpoint.read_model_config(folder)
         checkpoint.require_model(folder)
         item = checkpoint.EMA if ema else checkpoint.PARAMS
         checkpoint.check_size(folder, config, step, item)
-        abstract = _with(abstract_params(Plamo2(config)), dtype, shardings)
-        params = checkpoint.restore_params(folder, abstract, step, item)
-        return LoadedModel(config, params, read_tokenizer(folder, config))
+        wanted = abstract(config)
+        restore = checkpoint.restore_params if "run_0" in wanted else _restore_periods
+        return LoadedModel(config, restore(folder, wanted, step, item), read_tokenizer(folder, config))
     if step is not None or ema:
         raise ConvertError(f"{folder} has the public layout, which has no steps. Omit the step")
     config = read_public_config(folder)
     tokenizer = read_tokenizer(folder, config)
-    return LoadedModel(config, read_params(folder, config, dtype=dtype, shardings=shardings), tokenizer)
+    return LoadedModel(config, read_params(folder, config, abstract=abstract(config)), tokenizer)
+
+
+def _restore_periods(folder: Path, abstract: Any, step: int | None, item: str) -> dict:
+    """Restore the parameters of a model without a scan over layers: one stored array at a time, which is cut into its periods."""
+    wanted = flax.traverse_util.flatten_dict(abstract, sep="/")
+    places: dict[str, list[str]] = {}
+    for path in wanted:
+        places.setdefault(stacked_path(path)[0], []).append(path)
+
+    def stored(path: str) -> jax.ShapeDtypeStruct:
+        first, count = wanted[places[path][0]], len(places[path])
+        if places[path] == [path]:
+            return first
+        sharding = first.sharding
+        if isinstance(sharding, NamedSharding):
+            sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+        return jax.ShapeDtypeStruct((count, *first.shape), first.dtype, sharding=sharding)
+
+    tree = flax.traverse_util.unflatten_dict({path: stored(path) for path in places}, sep="/")
+    params = {}
+    for path, array in checkpoint.restore_each(folder, tree, step, item):
+        for place in places[path]:
+            period = stacked_path(place)[1]
+            params[place] = array if period is None else array[period]
+    return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
 def warn_of_nonfinite(path: str | os.PathLike[str], params: Any) -> None:
@@ -145,9 +183,3 @@ def load_params(path: str | os.PathLike[str], config: ModelConfig, abstract: Any
         return checkpoint.restore_params(path, abstract)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return read_params(path, config, dtype=jnp.float32, shardings=shardings)
-
-
-def _with(abstract: Any, dtype: jnp.dtype, shardings: Any) -> Any:
-    if shardings is None or isinstance(shardings, jax.sharding.Sharding):
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=shardings), abstract)
-    return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=s), abstract, shardings)

@@ -1,14 +1,8 @@
-"""Packing documents into rows of fixed length, and the batch format that every model and task reads.
+"""Packing documents into rows of fixed length.
 
 A document of ids i1..in becomes the inputs [bos, i1, .., in] and the targets [i1, .., in, eos]. A document longer than a row is split into
 pieces of the row's length. Each piece is a separate segment, so no state passes from one piece to the next, but every target keeps the
 input before it. Grain's best-fit packer fills rows with whole pieces.
-
-A batch is a dict of arrays [b, t]:
-    tokens, targets: int32, 0 at padding.
-    segment_ids: int32, 1.. for the segments of a row in order, 0 for padding.
-    positions: int32, from 0 within each segment.
-    loss_weights: float32, 1 at targets, 0 at padding.
 """
 
 from __future__ import annotations
@@ -21,9 +15,8 @@ import grain
 import grain.experimental
 import numpy as np
 
+from plamo2_jax.data.batch import Batch
 from plamo2_jax.data.shards import Shards
-
-Batch = dict[str, np.ndarray]
 
 
 class Pieces:

@@ -20,8 +20,9 @@ import grain
 import grain.experimental
 import numpy as np
 
+from plamo2_jax.data.batch import Batch
 from plamo2_jax.data.in_memory import TokenizedText
-from plamo2_jax.data.packing import Batch, Collator, Pieces, pack
+from plamo2_jax.data.packing import Collator, Pieces, pack
 from plamo2_jax.data.shards import Shards, open_shards
 from plamo2_jax.data.upsampling import UpsampledPieces
 from plamo2_jax.tokenizer.tokenizer import Tokenizer

@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.launch.checks import require_tool
 from plamo2_jax.launch.job import Input
 from plamo2_jax.storage import address, is_remote
@@ -59,7 +60,7 @@ class Archive:
         """
         if self.bytes > megabytes * 10**6:
             largest = max(self.files, key=self.files.__getitem__)
-            raise ValueError(
+            raise PlamoError(
                 f"the tracked files of {self.source} have {_size(self.bytes)}, the largest {_shown(largest)} "
                 f"({_size(self.files[largest])}): --max-archive-mb allows {megabytes}. Untrack large files, or raise the limit"
             )
@@ -88,7 +89,7 @@ def _git(source: Path, *options: str) -> list[str]:
     done = subprocess.run(["git", "-C", source, "ls-files", "-z", *options], capture_output=True)
     if done.returncode != 0:
         reason = (done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[0]
-        raise ValueError(f"git cannot list the files of {source}: {reason[:200]}")
+        raise PlamoError(f"git cannot list the files of {source}: {reason[:200]}")
     return [os.fsdecode(path) for path in done.stdout.split(b"\0") if path]
 
 
@@ -113,7 +114,7 @@ def require_reachable(inputs: Iterable[Input], archive: Archive, on_workers: Seq
         if is_remote(each.path):
             if each.in_bucket:
                 continue
-            raise ValueError(
+            raise PlamoError(
                 f"{each.name} {address(each.path)} is not allowed: only output and tokenizer may be in a bucket. Copy it to the workers "
                 "with --setup, and declare its path there with --on-workers PATH"
             )
@@ -124,7 +125,7 @@ def require_reachable(inputs: Iterable[Input], archive: Archive, on_workers: Seq
     if missing:
         first = ", ".join(f"{each.name} {each.path}" for each in missing[:2])
         more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""
-        raise ValueError(
+        raise PlamoError(
             f"{first}{more} will be missing on the workers, because git does not track it. Copy it there with --setup (or mount a shared "
             f"disk), and declare it with --on-workers {_common([_normal(each.path) for each in missing])}"
         )

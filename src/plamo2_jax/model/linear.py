@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from plamo2_jax.model.axes import Axes, map_with_axes
 from plamo2_jax.model.low_rank import LowRank
 from plamo2_jax.model.parameters import parameter
 from plamo2_jax.model.quantized import QuantizedArray
 
 Weight = Array | QuantizedArray | LowRank
 """What a parameter tree may hold in the place of a matrix."""
-DROPOUT = "dropout"
-"""Name of the random stream of adapters' dropout: `model.apply(..., rngs={DROPOUT: key})`."""
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
@@ -51,17 +51,16 @@ def project(
     """
     weight = parameter(module, name, init, sizes, reads=contracted(spec, sizes))
     if None in sizes:
-        return _multiply_parts(module, spec, x, weight)
-    return multiply(module, spec, x, weight)
+        return _multiply_parts(spec, x, weight)
+    return multiply(spec, x, weight)
 
 
 def multiply(
-    module: nn.Module, spec: str, x: Float[Array, "*x"], weight: Weight, preferred_element_type: jnp.dtype | None = None
+    spec: str, x: Float[Array, "*x"], weight: Weight, preferred_element_type: jnp.dtype | None = None
 ) -> Float[Array, "*y"]:
     """Multiply activations by a weight.
 
     Args:
-        module: its "dropout" key, if it is given one, is the source of an adapter's dropout.
         spec: einsum of `x` and the weight.
         x: activations. The product is computed in their dtype, which decides its precision.
         weight: value of a parameter.
@@ -69,33 +68,31 @@ def multiply(
     """
     einsum = functools.partial(jnp.einsum, precision=precision(x.dtype), preferred_element_type=preferred_element_type)
     if isinstance(weight, LowRank):
-        base = multiply(module, spec, x, weight.base, preferred_element_type)
+        base = multiply(spec, x, weight.base, preferred_element_type)
         low, up = _adapter_specs(spec)
-        return base + einsum(up, _lower(module, low, x, weight), weight.b.astype(x.dtype))
+        return base + einsum(up, _lower(low, x, weight), weight.b.astype(x.dtype))
     if isinstance(weight, QuantizedArray):
         return einsum(spec, x, weight.dequantize(x.dtype))
     return einsum(spec, x, weight.astype(x.dtype))
 
 
-def _multiply_parts(
-    module: nn.Module, spec: str, x: Float[Array, "*x"], weight: Weight
-) -> tuple[Float[Array, "*y"], ...]:
+def _multiply_parts(spec: str, x: Float[Array, "*x"], weight: Weight) -> tuple[Float[Array, "*y"], ...]:
     """`multiply` by each part of a weight that leads with an axis of parts; an adapter's lower half is shared."""
     if not isinstance(weight, LowRank):
-        return tuple(multiply(module, spec, x, weight[i]) for i in range(weight.shape[0]))
+        return tuple(multiply(spec, x, weight[i]) for i in range(weight.shape[0]))
     low, up = _adapter_specs(spec)
-    lowered = _lower(module, low, x, weight)
-    base = _multiply_parts(module, spec, x, weight.base)
+    lowered = _lower(low, x, weight)
+    base = _multiply_parts(spec, x, weight.base)
     # B is [rank, parts, ...].
-    return tuple(y + multiply(module, up, lowered, weight.b[:, i]) for i, y in enumerate(base))
+    return tuple(y + multiply(up, lowered, weight.b[:, i]) for i, y in enumerate(base))
 
 
-def _lower(module: nn.Module, spec: str, x: Float[Array, "*x"], weight: LowRank) -> Float[Array, "... r"]:
+def _lower(spec: str, x: Float[Array, "*x"], weight: LowRank) -> Float[Array, "... r"]:
     """s · drop(x) A."""
-    if weight.dropout and module.has_rng(DROPOUT):
-        kept = jax.random.bernoulli(module.make_rng(DROPOUT), 1 - weight.dropout, x.shape)
+    if weight.key is not None:
+        kept = jax.random.bernoulli(weight.key, 1 - weight.dropout, x.shape)
         x = jnp.where(kept, x / (1 - weight.dropout), 0)
-    return multiply(module, spec, x, weight.a) * weight.scale
+    return multiply(spec, x, weight.a) * weight.scale
 
 
 def _adapter_specs(spec: str) -> tuple[str, str]:
@@ -120,3 +117,20 @@ def contracted(spec: str, names: Iterable[str | None]) -> tuple[str, ...]:
     named = [name for name in names if name is not None]
     letters = operands.split(",")[1]
     return tuple(name for name, letter in zip(named, letters, strict=True) if letter not in result)
+
+
+def array_axes(logical_axes: Any, params: Any) -> Any:
+    """Return the axis names of every array of a parameter tree, those that quantized weights and adapters are made of too.
+
+    Args:
+        logical_axes: tree of the names of each parameter's axes (`model.logical_axes`).
+        params: the parameters, or their shapes.
+
+    Returns:
+        A tree of the structure of `params`, for `map_with_axes`, `param_shardings` and the like.
+    """
+
+    def one(names: Axes, weight: Weight) -> Any:
+        return weight.axes_of(names) if isinstance(weight, QuantizedArray | LowRank) else names
+
+    return map_with_axes(one, logical_axes, params)

@@ -26,12 +26,14 @@ class LowRank(struct.PyTreeNode):
     a: Float[Array, "*inputs r"]
     b: Float[Array, " r *outputs"]
     """Outputs are the axes of the parameter that its product does not sum over, in its own order."""
+    key: Array | None
+    """Random key of the dropout; None: nothing is left out."""
     contracted: tuple[int, ...] = struct.field(pytree_node=False)
     """Input axes of the parameter, counted from its end: -1 is the last one."""
     scale: float = struct.field(pytree_node=False)
     """s."""
     dropout: float = struct.field(pytree_node=False, default=0.0)
-    """Share of the adapter's inputs that are left out, drawn for each token and each feature, when the model is given a "dropout" key."""
+    """Share of the adapter's inputs that are left out, drawn for each feature of each token."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -50,7 +52,9 @@ class LowRank(struct.PyTreeNode):
         """Return the axis names of each array; `names` are the parameter's."""
         base = self.base.axes_of(names) if isinstance(self.base, QuantizedArray) else names
         a, b = factor_axes(names, self.contracted)
-        return self.replace(base=base, a=a, b=b)
+        return self.replace(
+            base=base, a=a, b=b, key=None if self.key is None else a[:1] if names[0] == axes.LAYERS else ()
+        )
 
 
 def factor_axes(names: axes.Axes, contracted: tuple[int, ...]) -> tuple[axes.Axes, axes.Axes]:

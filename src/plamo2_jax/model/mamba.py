@@ -63,14 +63,14 @@ class Mamba(nn.Module):
         # Of z and of x; the pair leads, since as one of the last two axes it would fill a quarter of a TPU's tiles.
         z, x = project(self, "in_proj", "btd,dhp->bthp", u, normal, {None: 2, axes.EMBED: e, **inner})
         conv = parameter(self, "conv", _conv_init, {**inner, axes.CONV: c.mamba_d_conv})
-        # Pieces with a cache, and the one token that parameters are made with, are not cut.
-        mesh = None if cache is not None or self.is_initializing() else self.mesh
+        # The one token that parameters are made with is not cut.
+        mesh = None if self.is_initializing() else self.mesh
         if mesh is None:
             x, conv_state = causal_conv1d(
                 x, conv, segment_ids=context.segment_ids, initial_state=conv_state, activation="silu"
             )
         else:
-            x = parallel.convolve(mesh, x, conv, context.segment_ids)
+            x, conv_state = parallel.convolve(mesh, x, conv, context.segment_ids, conv_state)
         # Three products read x: without the barrier XLA may run the convolution anew for each.
         x = jax.lax.optimization_barrier(x)
 
@@ -94,7 +94,7 @@ class Mamba(nn.Module):
         skip = parameter(self, "skip", ones, heads)
         observe(self, B * C, (axes.STATE,), context.segment_ids)
         observe(self, low_rank, (axes.DT_RANK,), context.segment_ids)
-        dt = multiply(self, "btr,rh->bth", low_rank, dt_up, preferred_element_type=dt_bias.dtype)
+        dt = multiply("btr,rh->bth", low_rank, dt_up, preferred_element_type=dt_bias.dtype)
         arrays = x, nn.softplus(dt + dt_bias), -jnp.exp(a_log), B[:, :, None], C[:, :, None], skip
         if mesh is None:
             y, ssm_state = ssd(
@@ -105,7 +105,7 @@ class Mamba(nn.Module):
                 implementation=self.implementation,
             )
         else:
-            y = parallel.scan(mesh, *arrays, context.segment_ids, self.implementation)
+            y, ssm_state = parallel.scan(mesh, *arrays, context.segment_ids, self.implementation, ssm_state, continues)
         y = y * nn.silu(z)
         observe(self, y, tuple(inner), context.segment_ids)
         out = project(self, "out_proj", "bthp,hpd->btd", y, normal, {**inner, axes.EMBED: e})

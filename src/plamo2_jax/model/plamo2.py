@@ -11,6 +11,7 @@ The same call trains, prefills in pieces of any length, and decodes:
 from __future__ import annotations
 
 import math
+import re
 from typing import Literal
 
 import flax.linen as nn
@@ -244,7 +245,7 @@ class Plamo2(nn.Module):
         """Logits in float32 from features."""
         weight = self.embedding if self.config.tie_word_embeddings else self.lm_head
         dtype = jnp.promote_types(x.dtype, jnp.float32)
-        logits = multiply(self, "btd,vd->btv", x, weight, preferred_element_type=dtype)
+        logits = multiply("btd,vd->btv", x, weight, preferred_element_type=dtype)
         return self._constrain(logits, (axes.TENSOR,))
 
     def _lookup(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
@@ -253,6 +254,10 @@ class Plamo2(nn.Module):
         # Each device looks all its group's tokens up in the columns it holds, and columns are exchanged for tokens after that:
         # otherwise XLA gathers the table on every device, and sums a gradient of its size.
         return self._place(x, (axes.DATA,), (), (axes.FSDP, axes.SEQUENCE))
+
+    def gather_channels(self, x: Float[Array, "b t c"]) -> Float[Array, "b t c"]:
+        """Bring each token's channels together on a device; without a mesh, do nothing."""
+        return self._constrain(x)
 
     def _constrain(self, x: Float[Array, "b t c"], channels: tuple[str, ...] = ()) -> Float[Array, "b t c"]:
         """Keep rows and tokens where the batch has them, channels over a mesh axis or whole. XLA would rather follow the weights."""
@@ -276,6 +281,12 @@ class Plamo2(nn.Module):
 def period_name(run: str, index: int) -> str:
     """Name of one period's parameters in a model without a scan over layers."""
     return f"{run}_period_{index}"
+
+
+def stacked_path(path: str) -> tuple[str, int | None]:
+    """Where a parameter is in the model with a scan over layers: its path, and its index on the axis `layers` unless that is all of it."""
+    run, period, rest = re.fullmatch(r"(run_\d+)(?:_period_(\d+))?(.*)|.*", path).groups()
+    return (path, None) if period is None else (run + rest, int(period))
 
 
 def _init_boxed(model: Plamo2, rng: Array):

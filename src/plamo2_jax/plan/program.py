@@ -1,4 +1,4 @@
-"""The programs of a run as they would be compiled for a slice: its train step, and a prefill and a decoding step of its model."""
+"""The programs of a run, ready to be compiled for a slice: its train step, and a prefill and a decoding step of its model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from plamo2_jax.train.pretraining import pretraining_task
 from plamo2_jax.train.task import TaskContext, TrainTask
 
 Kernels = Literal["pallas", "xla"]
-"""pallas: the TPU kernels of scan and attention, named, since "auto" looks at the platform of the process. xla: none of them."""
+"""pallas: the TPU kernels of scan and attention. They are named, because "auto" chooses by the platform of the process. xla: no kernels."""
 
 _KERNELS: dict[Kernels, dict[str, str]] = {
     "pallas": {"implementation": "pallas_tpu", "attention_implementation": "splash"},
@@ -38,30 +38,30 @@ _MOST_SERVING_CHIPS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A function, and what it is compiled for."""
+    """A function and the shapes and shardings that it is compiled for."""
 
     function: Callable
     arguments: tuple
     """Trees of `jax.ShapeDtypeStruct` with shardings."""
     parts: Mapping[str, Any]
-    """The arguments' subtrees by kind, for an account of memory."""
+    """Kind → its part of the arguments, for the memory account."""
     out_shardings: Any
     donated: tuple[int, ...]
     mesh: Mesh
     flops: float
-    """Of the model: what the arithmetic needs at least on all devices together; recomputation is not counted."""
+    """Model FLOPs on all devices together, without recomputation."""
     tokens: int
-    """Of all devices."""
+    """Tokens of one call on all devices."""
 
     def trace(self) -> jax.stages.Traced:
-        """The function as traced, ready to be lowered."""
+        """Trace the function."""
         return jax.jit(self.function, out_shardings=self.out_shardings, donate_argnums=self.donated).trace(
             *self.arguments
         )
 
 
 def train_program(config: PretrainConfig, devices: Sequence[jax.Device], kernels: Kernels) -> Program:
-    """The train step of a run over these devices, as `train.loop` compiles it; no data, tokenizer or parameters are read.
+    """Return the train step of a run over these devices, as `train.loop` compiles it. No data, tokenizer or parameters are read.
 
     Raises:
         ValueError: model, batch or mesh do not divide over the devices, or the teacher's folder is missing or unfit.

@@ -1,4 +1,4 @@
-"""What is to be planned."""
+"""The program that a plan is made for."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Request:
 
     config: PretrainConfig
     topology: str
-    """Such as v5p:4x4x4; of each slice if config.mesh.slices is more than one."""
+    """Name of the slice, such as v5p:4x4x4; each of several slices if config.mesh.slices is more than one."""
     kind: Kind = "train"
     kernels: Literal["pallas", "xla"] = "pallas"
     rows: int = 8
-    """Of every copy of the model, in prefill and decode."""
+    """Rows per copy of the model, in prefill and decode."""
     context: int = 8192
     """Tokens of a prompt, or tokens in the cache of a decoding step."""
     gpus: int = 0
-    """Instead of a slice: so many GPUs, of which only argument bytes are known."""
+    """Number of GPUs instead of a slice. Only the bytes of their arguments can be planned."""
 
 
 def not_counted(config: PretrainConfig) -> list[str]:

@@ -7,6 +7,8 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from plamo2_jax.errors import PlamoError
+
 _TYPE = "__type__"
 
 
@@ -70,4 +72,4 @@ def named(name: str, allowed: Any) -> Any:
         found = getattr(importlib.import_module(module), attribute, None)
         if allowed(found):
             return found
-    raise ValueError(f"{name!r} is not allowed here: it must be a class or a function of plamo2_jax")
+    raise PlamoError(f"{name!r} is not allowed here: it must be a class or a function of plamo2_jax")

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import flax.traverse_util
 
 from plamo2_jax import checkpoint
-from plamo2_jax.align.adapter_config import read_adapter_config
-from plamo2_jax.align.peft import CONFIG as PEFT_CONFIG
-from plamo2_jax.align.peft import WEIGHTS as PEFT_WEIGHTS
+from plamo2_jax.adapters.adapter_config import read_adapter_config
+from plamo2_jax.adapters.peft import CONFIG as PEFT_CONFIG
+from plamo2_jax.adapters.peft import WEIGHTS as PEFT_WEIGHTS
 from plamo2_jax.config import LayerKind, ModelConfig
 from plamo2_jax.convert.files import find_tensors, inside, read_header
 from plamo2_jax.convert.layout import public_tensors

@@ -33,6 +33,8 @@ class Rules:
     """Rules of parameters that map features to features (`axes.is_matrix`)."""
     vectors: Mapping[str, tuple[str, ...]]
     """Rules of all other parameters. They are less than 0.1 % of a model: dividing them saves no memory and costs a message each."""
+    whole_if_uneven: bool = False
+    """Keep an axis that does not divide whole on every device instead of refusing it."""
 
 
 _BY_WIDTH = {
@@ -54,7 +56,8 @@ _BY_HEADS = {
 RULES: Mapping[Strategy, Rules] = {
     "fsdp": Rules(_BY_WIDTH, {}),
     "fsdp_tensor": Rules(_BY_WIDTH | _BY_HEADS, _BY_HEADS),
-    "tensor": Rules(_BY_HEADS, _BY_HEADS),
+    # A mixer whose heads do not divide is computed on every device: slower, but any model decodes on any number of devices.
+    "tensor": Rules(_BY_HEADS, _BY_HEADS, whole_if_uneven=True),
 }
 
 # If there are fewer key/value heads than parts of tensor, several devices read the same head, so each device holds all of them. The 1B has
@@ -104,7 +107,7 @@ def _spec(path: str, names: axes.Axes, shape: tuple[int, ...], mesh: Mesh, rules
             continue
         position = names.index(name)
         size, parts = shape[position], math.prod(mesh.shape[axis] for axis in mesh_axes)
-        if name in _WHOLE_IF_FEWER and size < parts:
+        if (name in _WHOLE_IF_FEWER and size < parts) or (rules.whole_if_uneven and size % parts):
             continue
         if size % parts:
             spelled = " × ".join(f"{axis}={mesh.shape[axis]}" for axis in mesh_axes)

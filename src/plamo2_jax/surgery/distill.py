@@ -21,8 +21,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from plamo2_jax.eval.perplexity import Prediction, predict, prediction_sums
+from plamo2_jax.data.batch import Batch
 from plamo2_jax.model import Plamo2
+from plamo2_jax.model.loss import Prediction, cross_entropy, largest_chunk, map_logits, predict, prediction_sums
 from plamo2_jax.surgery.teacher_logits import (
     TEACHER_IDS,
     TEACHER_LOG_Z,
@@ -35,8 +36,8 @@ from plamo2_jax.surgery.teacher_logits import (
 )
 from plamo2_jax.train.config import PretrainConfig
 from plamo2_jax.train.distillation import DistillationConfig
-from plamo2_jax.train.pretraining import cross_entropy, pretraining_task
-from plamo2_jax.train.task import Batch, LossFn, Metrics, TaskContext, TrainTask
+from plamo2_jax.train.pretraining import pretraining_task
+from plamo2_jax.train.task import LossFn, Metrics, TaskContext, TrainTask
 
 
 def kl_full(teacher_logits: jax.Array, student_logits: jax.Array, temperature: float) -> jax.Array:
@@ -119,7 +120,7 @@ def distillation_loss(
         if teacher is not None:
             theirs, _ = teacher.apply({"params": frozen[TEACHER]}, *inputs, method="features")
             streams["teacher"] = jax.lax.stop_gradient(theirs)
-        prediction, kl = by_chunks(params, frozen, streams, batch)
+        prediction, kl = compare(params, frozen, streams, batch)
         text_loss, z = cross_entropy(prediction, weights, 0.0)
         weight = jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny)
         kl_sum = jnp.sum(weights * kl)
@@ -133,43 +134,26 @@ def distillation_loss(
         sums = prediction_sums(prediction, batch["targets"], weights, byte_lengths)
         return loss, metrics | sums
 
-    def by_chunks(
+    def compare(
         params: Any, frozen: Mapping[str, Any], streams: Mapping[str, jax.Array], batch: Batch
     ) -> tuple[Prediction, jax.Array]:
-        """What the student says of the targets [b, t], and its divergence from the teacher [b, t]."""
-        b, t = batch["tokens"].shape
-        size = chunk or max(size for size in range(1, min(t, 128) + 1) if t % size == 0)
-        if t % size:
-            raise ValueError(f"loss_chunk={size} is not allowed: it must divide the {t} positions of a row")
-        pieces = {"x": streams["student"], "targets": batch["targets"]}
-        if teacher is None:
-            pieces |= {name: batch[name] for name in (TEACHER_IDS, TEACHER_LOGITS, TEACHER_LOG_Z)}
-        else:
-            pieces["teacher"] = streams["teacher"]
+        """Return the student's prediction of the targets [b, t], and its divergence from the teacher [b, t]."""
+        names = (TEACHER_IDS, TEACHER_LOGITS, TEACHER_LOG_Z)
+        arrays = streams["teacher"] if teacher is not None else Top(*(batch[name] for name in names))
 
-        def cut(array: jax.Array) -> jax.Array:
-            return jnp.moveaxis(array.reshape(b, t // size, size, *array.shape[2:]), 1, 0)
-
-        @jax.checkpoint
-        def step(carry: None, piece: Mapping[str, jax.Array]) -> tuple[None, tuple[Prediction, jax.Array]]:
-            logits = model.apply({"params": params}, piece["x"], method="logits")
-            if teacher is None:
-                top = Top(piece[TEACHER_IDS], piece[TEACHER_LOGITS], piece[TEACHER_LOG_Z])
-                kl = kl_top(top, logits, config.temperature)
+        def compare_logits(logits: jax.Array, pieces: tuple[jax.Array, Any]) -> tuple[Prediction, jax.Array]:
+            targets, theirs = pieces
+            if teacher is not None:
+                theirs = teacher.apply({"params": frozen[TEACHER]}, theirs, method="logits")
+            if teacher is not None and config.top_k is None:
+                kl = kl_full(theirs, logits, config.temperature)
             else:
-                theirs = teacher.apply({"params": frozen[TEACHER]}, piece["teacher"], method="logits")
-                if config.top_k is None:
-                    kl = kl_full(theirs, logits, config.temperature)
-                else:
-                    kl = kl_top(top_logits(theirs, config.temperature, config.top_k), logits, config.temperature)
-            return carry, (predict(logits, piece["targets"]), kl)
+                top = theirs if teacher is None else top_logits(theirs, config.temperature, config.top_k)
+                kl = kl_top(top, logits, config.temperature)
+            return predict(logits, targets), kl
 
-        _, (prediction, kl) = jax.lax.scan(step, None, jax.tree.map(cut, pieces))
-
-        def join(array: jax.Array) -> jax.Array:
-            return jnp.moveaxis(array, 0, 1).reshape(b, t)
-
-        return Prediction(*map(join, prediction)), join(kl)
+        size = chunk or largest_chunk(batch["tokens"].shape[1], 128)
+        return map_logits(model, params, streams["student"], compare_logits, (batch["targets"], arrays), size)
 
     return loss_fn
 

@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model_files import optional_file
 
@@ -25,7 +26,7 @@ MAX_BYTES = 1 << 20
 _OLDER_FILES = ("tokenizer_config.json", "chat_template.json")
 
 
-class ChatTemplateError(ValueError):
+class ChatTemplateError(PlamoError):
     """A template is invalid, or refuses a conversation; the message gives the reason."""
 
 

@@ -161,6 +161,19 @@ class Tokenizer:
         lengths[self._special] = 0
         return lengths
 
+    def padded_byte_lengths(self, vocab_size: int) -> np.ndarray:
+        """`byte_lengths` for a model with `vocab_size` rows: [vocab_size] int32, 0 for rows beyond the tokenizer's.
+
+        Raises:
+            ValueError: the tokenizer has more rows than the model.
+        """
+        if self.vocab_size > vocab_size:
+            raise ValueError(
+                f"ModelConfig.vocab_size={vocab_size} is not allowed with this tokenizer: it has {self.vocab_size} rows, and the "
+                "model needs at least as many"
+            )
+        return np.pad(self.byte_lengths, (0, vocab_size - self.vocab_size))
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the rows, as printed by `sha256sum tokenizer.jsonl`."""

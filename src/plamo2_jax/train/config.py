@@ -127,10 +127,6 @@ class PretrainConfig:
         return located(self.output) / self.name
 
 
-BASE_FINGERPRINT = "base_fingerprint"
-"""Key of config.json: the fingerprint of the model that a run's adapters belong to."""
-
-
 # What may change between two starts of one run: where things lie, what is watched and how often, how data are read ahead, which
 # devices compute and what they keep; nothing that changes an update by more than the order of its sums. (The tokenizer is compared
 # by its fingerprint.)

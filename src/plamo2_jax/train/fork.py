@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 
 from plamo2_jax import checkpoint
-from plamo2_jax.checkpoint import CheckpointError
+from plamo2_jax.checkpoint import BASE_FINGERPRINT, CheckpointError
 from plamo2_jax.manifest import MANIFEST, find_damage
 from plamo2_jax.storage import address, located
 from plamo2_jax.train import integrity, processes
 from plamo2_jax.train.checkpoints import TRAINING, check_state, read_state
-from plamo2_jax.train.config import BASE_FINGERPRINT, PretrainConfig, differences
+from plamo2_jax.train.config import PretrainConfig, differences
 from plamo2_jax.train.guard import Guard
 from plamo2_jax.train.state import TrainState
 

@@ -12,6 +12,9 @@ import math
 import statistics
 from typing import Any
 
+from plamo2_jax.errors import PlamoError
+from plamo2_jax.validation import require
+
 
 @dataclasses.dataclass(frozen=True)
 class SpikeConfig:
@@ -32,14 +35,10 @@ class SpikeConfig:
     """One more and the run stops."""
 
     def __post_init__(self) -> None:
-        self._require("factor", self.factor is None or 1 < self.factor < math.inf, "above 1 and finite, or None")
-        self._require("steps", self.steps >= 1, "at least 1")
-        self._require("window", self.window >= 1, "at least 1")
-        self._require("max_rollbacks", self.max_rollbacks >= 0, "0 or more")
-
-    def _require(self, name: str, condition: bool, allowed: str) -> None:
-        if not condition:
-            raise ValueError(f"SpikeConfig.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
+        require(self, "factor", self.factor is None or 1 < self.factor < math.inf, "above 1 and finite, or None")
+        require(self, "steps", self.steps >= 1, "at least 1")
+        require(self, "window", self.window >= 1, "at least 1")
+        require(self, "max_rollbacks", self.max_rollbacks >= 0, "0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Spike:
     """The median before it."""
 
 
-class Divergence(ValueError):
+class Divergence(PlamoError):
     """Training is no longer worth its time; the message says why and what to change."""
 
     def __init__(self, reason: str):

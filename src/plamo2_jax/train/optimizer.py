@@ -10,6 +10,7 @@ import jax
 import optax
 
 from plamo2_jax.model import axes
+from plamo2_jax.validation import require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,21 +39,17 @@ class OptimizerConfig:
     """Of the mean of squared gradients between updates; bfloat16 saves 2 bytes a parameter."""
 
     def __post_init__(self) -> None:
-        self._require("beta1", 0 <= self.beta1 < 1, "in [0, 1)")
-        self._require("beta2", 0 <= self.beta2 < 1, "in [0, 1)")
-        self._require("epsilon", self.epsilon > 0, "positive")
-        self._require("weight_decay", self.weight_decay >= 0, "zero or positive")
-        self._require("clip_norm", self.clip_norm > 0, "positive")
+        require(self, "beta1", 0 <= self.beta1 < 1, "in [0, 1)")
+        require(self, "beta2", 0 <= self.beta2 < 1, "in [0, 1)")
+        require(self, "epsilon", self.epsilon > 0, "positive")
+        require(self, "weight_decay", self.weight_decay >= 0, "zero or positive")
+        require(self, "clip_norm", self.clip_norm > 0, "positive")
         for name in ("mu_dtype", "nu_dtype"):
-            self._require(name, getattr(self, name) in ("float32", "bfloat16"), "float32 or bfloat16")
+            require(self, name, getattr(self, name) in ("float32", "bfloat16"), "float32 or bfloat16")
         for name, beta in (("mu_dtype", self.beta1), ("nu_dtype", self.beta2)):
             # Half a step of a bfloat16 is 1/512 to 1/256 of it: a mean that moves by less in an update stands still.
             kept = getattr(self, name) == "float32" or 1 - beta >= 1 / 128
-            self._require(name, kept, f"float32 with a beta of {beta}: bfloat16 would round its updates away")
-
-    def _require(self, name: str, condition: bool, allowed: str) -> None:
-        if not condition:
-            raise ValueError(f"OptimizerConfig.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
+            require(self, name, kept, f"float32 with a beta of {beta}: bfloat16 would round its updates away")
 
 
 def decays(names: axes.Axes, *, decay_embedding: bool = False) -> bool:

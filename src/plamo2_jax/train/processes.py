@@ -21,6 +21,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from plamo2_jax.checkpoint import first_line
+from plamo2_jax.errors import PlamoError
+from plamo2_jax.validation import require
 
 PEER_LOST = 75
 """Exit status of a process that ends because it lost another (EX_TEMPFAIL of sysexits.h): start all of them again."""
@@ -48,17 +50,19 @@ class ProcessesConfig:
         given = self.coordinator not in (None, "auto")
         for name in ("process_id", "process_count"):
             allowed = "given with coordinator HOST:PORT" if given else "left out without coordinator HOST:PORT"
-            self._require(name, (getattr(self, name) is not None) == given, allowed)
-        self._require("heartbeat_seconds", self.heartbeat_seconds >= 2, "at least 2")
+            require(self, name, (getattr(self, name) is not None) == given, allowed, where="distributed")
+        require(self, "heartbeat_seconds", self.heartbeat_seconds >= 2, "at least 2", where="distributed")
         if given:
             host, _, port = self.coordinator.rpartition(":")
-            self._require("coordinator", bool(host) and port.isdigit(), "HOST:PORT or auto")
-            self._require("process_count", self.process_count >= 1, "at least 1")
-            self._require("process_id", 0 <= self.process_id < self.process_count, "from 0 to process_count - 1")
-
-    def _require(self, name: str, condition: bool, allowed: str) -> None:
-        if not condition:
-            raise ValueError(f"distributed.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
+            require(self, "coordinator", bool(host) and port.isdigit(), "HOST:PORT or auto", where="distributed")
+            require(self, "process_count", self.process_count >= 1, "at least 1", where="distributed")
+            require(
+                self,
+                "process_id",
+                0 <= self.process_id < self.process_count,
+                "from 0 to process_count - 1",
+                where="distributed",
+            )
 
 
 def join(config: ProcessesConfig) -> None:
@@ -84,7 +88,7 @@ def join(config: ProcessesConfig) -> None:
             shutdown_timeout_seconds=config.heartbeat_seconds,
         )
     except (RuntimeError, ValueError) as error:
-        raise ValueError(
+        raise PlamoError(
             f"the job at distributed.coordinator={config.coordinator} cannot be joined: {first_line(error)}"
         ) from error
 

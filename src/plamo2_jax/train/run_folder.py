@@ -10,11 +10,12 @@ from typing import Any
 import jax
 
 from plamo2_jax import checkpoint
+from plamo2_jax.checkpoint import BASE_FINGERPRINT
 from plamo2_jax.storage import address, located, lock_folder
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train import integrity, processes
 from plamo2_jax.train.checkpoints import no_checkpoint_left
-from plamo2_jax.train.config import BASE_FINGERPRINT, PretrainConfig, differences, to_json
+from plamo2_jax.train.config import PretrainConfig, differences, to_json
 from plamo2_jax.train.fork import FORKED_FROM, Fork, first_change
 from plamo2_jax.train.schedule import make_schedule
 from plamo2_jax.train.source import Source

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import grain
 
-from plamo2_jax.data.packing import Batch
+from plamo2_jax.data.batch import Batch
 from plamo2_jax.data.pipeline import Elements, heldout_batches, mixed_batches, open_mixture
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.config import PretrainConfig

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from plamo2_jax.data.batch import Batch
 from plamo2_jax.train.state import TrainState
-from plamo2_jax.train.task import PROCESSED, Batch, LossFn, Metrics
+from plamo2_jax.train.task import PROCESSED, LossFn, Metrics
 
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 """`(state, batch, frozen) -> (state, metrics)`; `frozen` are the task's frozen arrays."""

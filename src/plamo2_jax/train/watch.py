@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from plamo2_jax.checkpoint import write_json
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.storage import Mirror, append, located
 
@@ -185,7 +186,7 @@ class ProfileSteps:
         """
         first, colon, last = text.partition(":")
         if not (colon and first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
-            raise ValueError(
+            raise PlamoError(
                 f"profile={text!r} is not allowed: it must be FIRST:LAST, two steps from 1 on, such as 10:13"
             )
         return cls(int(first), int(last))

@@ -13,13 +13,13 @@ import jax
 import numpy as np
 
 from plamo2_jax import checkpoint
+from plamo2_jax.adapters.config import LoraConfig
+from plamo2_jax.adapters.peft import CONFIG as ADAPTER_CONFIG
+from plamo2_jax.adapters.peft import read_peft, write_peft
 from plamo2_jax.align.chat import encode_all, read_conversations
 from plamo2_jax.align.entries import is_entry, read_identity, read_report
 from plamo2_jax.align.journal import Journal
-from plamo2_jax.align.lora import LoraConfig
 from plamo2_jax.align.pair_files import write_files
-from plamo2_jax.align.peft import CONFIG as ADAPTER_CONFIG
-from plamo2_jax.align.peft import read_peft, write_peft
 from plamo2_jax.align.prefer import PreferConfig
 from plamo2_jax.align.preference_data import read_pairs
 from plamo2_jax.align.prompts import Prompt, read_prompts
@@ -125,7 +125,7 @@ def _write_shape(folder: Path) -> None:
 
 
 def _write_adapter(folder: Path) -> None:
-    from plamo2_jax.align.lora import Adapters
+    from plamo2_jax.adapters.attach import Adapters
 
     lora = LoraConfig(rank=2)
     shapes = Adapters(CONFIG, lora).abstract

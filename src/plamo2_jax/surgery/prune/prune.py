@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from plamo2_jax.config import ModelConfig
-from plamo2_jax.eval.perplexity import predict_batch
+from plamo2_jax.data.batch import Batch
 from plamo2_jax.model import Plamo2, axes
+from plamo2_jax.model.loss import predict_batch
 from plamo2_jax.surgery.prune.cut import check_target, cut_config, cut_params
-from plamo2_jax.surgery.prune.importance import Batch, Loss, Method, Scores, period_losses, score
+from plamo2_jax.surgery.prune.importance import Loss, Method, Scores, period_losses, score
 from plamo2_jax.surgery.prune.masks import Masks, full_masks
 from plamo2_jax.surgery.prune.selection import select_masks
 from plamo2_jax.surgery.structure import Params

@@ -1,5 +1,6 @@
 """Held-out bits per byte against a sum by hand, and xz against xz."""
 
+import dataclasses
 import json
 import lzma
 import math
@@ -14,12 +15,14 @@ import pytest
 from plamo2_jax import checkpoint
 from plamo2_jax.cli.main import main
 from plamo2_jax.config import preset
+from plamo2_jax.data.batch import batch_shapes
 from plamo2_jax.data.corpus import documents
 from plamo2_jax.data.documents import Document
 from plamo2_jax.data.shard_writer import write_shards
 from plamo2_jax.data.shards import open_shards
-from plamo2_jax.eval.heldout import byte_lengths, compare, xz_bits_per_byte
-from plamo2_jax.model.plamo2 import Plamo2, init_params
+from plamo2_jax.eval.heldout import compare, xz_bits_per_byte
+from plamo2_jax.model.bits_per_byte import evaluation_step
+from plamo2_jax.model.plamo2 import Plamo2, abstract_params, init_params
 from plamo2_jax.tokenizer.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 
 LENGTH = 48
@@ -106,11 +109,19 @@ def test_xz_is_the_command(results):
 
 
 def test_padded_rows_of_the_embedding_have_no_bytes():
-    lengths = byte_lengths(TOKENIZER, 400)
+    lengths = TOKENIZER.padded_byte_lengths(400)
     assert lengths.shape == (400,)
     assert not lengths[TOKENIZER.vocab_size :].any()
     with pytest.raises(ValueError, match=r"ModelConfig\.vocab_size=319 is not allowed"):
-        byte_lengths(TOKENIZER, 319)
+        TOKENIZER.padded_byte_lengths(319)
+
+
+def test_the_default_batch_of_a_large_vocabulary_stays_under_a_gigabyte():
+    model = Plamo2(dataclasses.replace(CONFIG, vocab_size=100_000), dtype=jnp.float32)
+    # The defaults of `plamo2 evaluate`; whole rows of logits would take 6.6 GB.
+    step = evaluation_step(model, np.ones(100_000, np.int32))
+    memory = step.lower(abstract_params(model), batch_shapes(8, 2048)).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 1e9
 
 
 def test_the_verb_prints_and_writes(results, params, heldout, tmp_path, capsys):

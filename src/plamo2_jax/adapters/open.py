@@ -8,13 +8,12 @@ from pathlib import Path
 import flax.traverse_util
 
 from plamo2_jax import checkpoint
-from plamo2_jax.align.lora import Adapters, add
-from plamo2_jax.align.peft import CONFIG as PEFT_CONFIG
-from plamo2_jax.align.peft import AdapterError, merged_model, read_run
+from plamo2_jax.adapters.attach import Adapters
+from plamo2_jax.adapters.peft import CONFIG as PEFT_CONFIG
+from plamo2_jax.adapters.peft import AdapterError, merged_model, read_run
 from plamo2_jax.convert.load import LoadedModel, is_run_folder, load_model, read_tokenizer
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model import Plamo2, abstract_params
-from plamo2_jax.train.config import BASE_FINGERPRINT
 
 
 def open_model(path: str | os.PathLike[str], *, step: int | None = None, ema: bool = False) -> LoadedModel:
@@ -69,11 +68,11 @@ def _with_base(folder: Path, step: int | None, ema: bool) -> LoadedModel:
     ]
     if shapes[0] != shapes[1]:
         raise AdapterError(f"{folder} holds adapters of a model of another shape than {base}")
-    expected = described.get(BASE_FINGERPRINT)
+    expected = described.get(checkpoint.BASE_FINGERPRINT)
     if expected is not None and checkpoint.fingerprint(config, params) != expected:
         raise AdapterError(
             f"{folder} holds adapters to an earlier state of {base}: its weights have changed since. plamo2 lora MODEL {folder} OUT adds "
             "them to a base that you name"
         )
-    merged = add(params, adapters, Adapters(config, lora).targets, lora.scale)
+    merged = Adapters(config, lora).merge(params, adapters)
     return LoadedModel(config, merged, read_tokenizer(folder, config))

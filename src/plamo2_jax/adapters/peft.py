@@ -20,17 +20,18 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from plamo2_jax import checkpoint
-from plamo2_jax.align.adapter_config import CONFIG, AdapterConfig, AdapterError, read_adapter_config
-from plamo2_jax.align.lora import A, Adapters, B, LoraConfig, Split, add, split_axes
+from plamo2_jax.adapters.adapter_config import CONFIG, AdapterConfig, AdapterError, read_adapter_config
+from plamo2_jax.adapters.attach import Adapters, merge
+from plamo2_jax.adapters.config import LoraConfig
+from plamo2_jax.adapters.targets import A, B, Split, find_splits
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.files import StoredTensor, inside, read_header
 from plamo2_jax.convert.finite import find_nonfinite, is_finite
 from plamo2_jax.convert.layout import Part, PublicTensor, public_tensors
 from plamo2_jax.convert.load import LoadedModel, load_model
-from plamo2_jax.model import Plamo2, logical_axes
 from plamo2_jax.model_files import optional_file
-from plamo2_jax.public_config import shown
 from plamo2_jax.storage import new_folder, require_empty
+from plamo2_jax.validation import shown
 
 WEIGHTS, FOLDER = "adapter_model.safetensors", "adapter"
 _PREFIX = "base_model.model."
@@ -93,7 +94,7 @@ def write_peft(
 
 
 def read_peft(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[dict[str, Split], Any, float]:
-    """Adapters of PEFT's layout, ours or another's, as `lora.add` takes them: targets, tree and scale.
+    """Adapters of PEFT's layout, ours or another's, as `attach.merge` takes them: targets, tree and scale.
 
     Raises:
         ValueError: a file is missing or damaged, a tensor is of no matrix of this model, of another shape or not finite, or the adapters
@@ -112,16 +113,16 @@ def read_peft(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[dict
             rows = part.size // tensor.shape[1]
             found.setdefault(part.path, {})[part.period or 0] = (a, b[start : start + rows])
             start += rows
-    axes = flax.traverse_util.flatten_dict(logical_axes(Plamo2(config)), sep="/")
+    splits = find_splits(config)
     parts: dict[str, dict[int, Part]] = {}
     for tensor in public_tensors(config):
         for part in tensor.parts:
             parts.setdefault(part.path, {})[part.period or 0] = part
     targets, leaves = {}, {}
     for path, periods in found.items():
-        split = split_axes(axes[path])
-        if split is None:
+        if path not in splits:
             raise AdapterError(f"{folder / WEIGHTS}: {path} can have no adapter")
+        split = splits[path]
         rank = max(len(a) for a, _ in periods.values())
         stacked = [_to_ours(parts[path][i], split, periods.get(i), rank) for i in range(len(parts[path]))]
         targets[path] = split
@@ -231,7 +232,7 @@ def merged_model(
         if path := find_nonfinite(adapters):
             raise AdapterError(f"{adapter}: adapter {path} holds NaN or infinity")
         targets, scale = Adapters(config, lora).targets, lora.scale
-    params = add(loaded.params, adapters, targets, scale)
+    params = merge(loaded.params, adapters, targets, scale)
     if path := find_nonfinite(params):
         raise AdapterError(f"{model} and {adapter}: their sum overflows in parameter {path}")
     return LoadedModel(loaded.config, params, loaded.tokenizer)
