@@ -4,16 +4,16 @@ from pathlib import Path
 
 from plamo2_jax.align.pairing import PairingConfig
 from plamo2_jax.align.prefer import PreferConfig
-from plamo2_jax.align.speakers import SpeakerConfig
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
+from plamo2_jax.models import ChatModelConfig
 
 HOME = Path("runs/demo")
 
 config = PreferConfig(
     output=HOME / "preferences",
     prompts=(HOME / "prompts/train.jsonl",),
-    policy=SpeakerConfig(model=str(HOME / "sft"), rows=64),
+    policy=ChatModelConfig(model=str(HOME / "sft"), batch_size=64),
     samples=4,
     sampling=SamplingConfig(temperature=0.8, top_p=0.95),
     stop=StopConfig(max_new_tokens=96),

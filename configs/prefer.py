@@ -8,16 +8,16 @@ from pathlib import Path
 
 from plamo2_jax.align.pairing import PairingConfig
 from plamo2_jax.align.prefer import PreferConfig
-from plamo2_jax.align.speakers import SpeakerConfig
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
+from plamo2_jax.models import ChatModelConfig
 
 POLICY, DATA = Path("runs/sft"), Path("data/chat")
 
 config = PreferConfig(
     output=Path("data/pairs"),
     prompts=(DATA / "prompts.jsonl",),
-    policy=SpeakerConfig(model=str(POLICY), rows=64),
+    policy=ChatModelConfig(model=str(POLICY), batch_size=64),
     samples=4,
     sampling=SamplingConfig(temperature=0.8, top_p=0.95),
     stop=StopConfig(max_new_tokens=256),

@@ -28,14 +28,14 @@ from pathlib import Path
 
 from plamo2_jax.align.pairing import PairingConfig
 from plamo2_jax.align.prefer import PreferConfig
-from plamo2_jax.align.speakers import SpeakerConfig
+from plamo2_jax.models import ChatModelConfig
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
 
 config = PreferConfig(
     output=Path("out"),
     prompts=(Path("../prompts.jsonl"),),
-    policy=SpeakerConfig("../model", rows=8),
+    policy=ChatModelConfig("../model", batch_size=8),
     sampling=SamplingConfig(1.0),
     stop=StopConfig(max_new_tokens=24),
     pairing=PairingConfig(margin=0.02),

@@ -22,6 +22,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from trials import STOPPED, heldout_bits, run, spread  # noqa: E402
 
+from plamo2_jax import models  # noqa: E402
 from plamo2_jax.align import rules  # noqa: E402
 from plamo2_jax.align.dpo import PreferenceConfig  # noqa: E402
 from plamo2_jax.align.pairing import PairingConfig  # noqa: E402
@@ -36,7 +37,6 @@ from plamo2_jax.align.preferences import (  # noqa: E402
 )
 from plamo2_jax.align.prompts import read_prompts  # noqa: E402
 from plamo2_jax.align.sft import ChatSource, SftConfig, sft_task  # noqa: E402
-from plamo2_jax.align.speakers import Failure, Question, SpeakerConfig, open_speaker  # noqa: E402
 from plamo2_jax.checkpoint import latest_step, write_json  # noqa: E402
 from plamo2_jax.convert.load import load_model  # noqa: E402
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem  # noqa: E402
@@ -141,7 +141,7 @@ def preference_data(plan: Plan, work: Path, policy: Path, seed: int) -> Path:
         PreferConfig(
             output=folder,
             prompts=(work / f"prompts-{seed}" / "train.jsonl",),
-            policy=SpeakerConfig(model=str(policy), rows=128),
+            policy=models.ChatModelConfig(model=str(policy), batch_size=128),
             samples=plan.samples,
             sampling=SAMPLING,
             stop=StopConfig(max_new_tokens=96),
@@ -159,19 +159,21 @@ def rule_scores(plan: Plan, work: Path, model: Path) -> dict[str, float]:
     """
     prompts = read_prompts((work / "instructions" / "heldout.jsonl",), {})
     chosen = [prompts[i * len(prompts) // plan.questions] for i in range(plan.questions)]
-    speaker = open_speaker(SpeakerConfig(model=str(model), rows=128))
+    opened = models.open(model, batch_size=128)
 
     def scores(sampling: SamplingConfig, samples: int) -> list[dict[str, float]]:
-        questions = [Question(prompt.id, prompt.messages) for prompt in chosen]
         stop = StopConfig(max_new_tokens=96)
-        replies = speaker.answer(questions, samples=samples, seed=0, sampling=sampling, stop=stop)
-        for prompt, reply in zip(chosen, replies, strict=True):
-            if isinstance(reply, Failure):
-                raise SystemExit(f"{prompt.id}: {reply.reason}")
+        requests = [
+            models.ChatRequest(prompt.id, prompt.messages, sampling=sampling, stop=stop, n=samples) for prompt in chosen
+        ]
+        responses = opened.chat(requests)
+        for prompt, response in zip(chosen, responses, strict=True):
+            if isinstance(response, models.RequestError):
+                raise SystemExit(f"{prompt.id}: {response.reason}")
         return [
-            rules.score(prompt.rules, answer.text, answer.finished)
-            for prompt, reply in zip(chosen, replies, strict=True)
-            for answer in reply
+            rules.score(prompt.rules, answer.text, answer.finish_reason == "stop")
+            for prompt, response in zip(chosen, responses, strict=True)
+            for answer in response
         ]
 
     def all_obeyed(found: list[dict[str, float]]) -> float:

@@ -13,8 +13,8 @@ from plamo2_jax.align.pair_files import write_files
 from plamo2_jax.align.prefer import PreferConfig, prefer
 from plamo2_jax.align.prompts import Prompt
 from plamo2_jax.align.rounds import iterate
-from plamo2_jax.align.speakers import SpeakerConfig
 from plamo2_jax.cli.iterate import example
+from plamo2_jax.models import ChatModelConfig
 
 ANSWER = {
     "sample": 0,
@@ -61,7 +61,7 @@ def damaged(entry):
 
 @pytest.mark.parametrize("entry", [RIGHT, FAILED], ids=["answered", "failed"])
 def test_what_counts_as_an_entry_can_be_made_files_of(entry, tmp_path):
-    config = PreferConfig(tmp_path, (tmp_path,), SpeakerConfig("m"), samples=2)
+    config = PreferConfig(tmp_path, (tmp_path,), ChatModelConfig("m"), samples=2)
     prompts = [Prompt("a", ({"role": "user", "content": "?"},), {}, "line 1")]
     assert is_entry(entry, 2)
     refused = 0
@@ -79,14 +79,14 @@ def test_what_counts_as_an_entry_can_be_made_files_of(entry, tmp_path):
 def config(server, write_lines, tmp_path):
     """Preference data that are complete."""
     prompts = write_lines([{"id": name, "prompt": f"{name}とは？"} for name in "ab"], "prompts.jsonl")
-    endpoint = {"url": server.url, "attempts": 2, "backoff": 0.01, "timeout": 5.0}
+    endpoint = {"url": server.url, "max_retries": 1, "backoff": 0.01, "timeout": 5.0}
     settings = {
         "judge": JudgeConfig("judge", **endpoint),
         "samples": 2,
         "rules": {"language": "ja"},
         "near_prompts": None,
     }
-    found = PreferConfig(tmp_path / "out", (prompts,), SpeakerConfig("policy", **endpoint), **settings)
+    found = PreferConfig(tmp_path / "out", (prompts,), ChatModelConfig("policy", **endpoint), **settings)
     prefer(found)
     return found
 

@@ -8,11 +8,12 @@ import pytest
 
 from plamo2_jax.align.chat import encode_conversation, to_conversation
 from plamo2_jax.align.examples import Examples
-from plamo2_jax.align.messages import CALLERS, SPEAKERS, TRAIN_MARKS, for_endpoint, read_messages, read_tools
+from plamo2_jax.align.messages import CALLERS, SPEAKERS, TRAIN_MARKS, read_messages, read_tools
 from plamo2_jax.align.preference_data import encode_pair, to_pair
 from plamo2_jax.align.sft import LAYOUT, to_element
 from plamo2_jax.data.documents import UnreadableRecord
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem, one_pass
+from plamo2_jax.models import openai_format
 from plamo2_jax.tokenizer.chat_template import ChatTemplate
 
 CASES = Path(__file__).parent / "cases"
@@ -264,7 +265,7 @@ def test_marks_of_an_answer_count_in_preferences(tokenizer, template):
 
 def test_an_endpoint_gets_arguments_as_text():
     messages = read_messages([ASK, {"role": "assistant", "content": None, "tool_calls": [CALL]}, RESULT])
-    sent = for_endpoint(messages)
+    sent = openai_format.messages(messages)
     assert sent[1]["tool_calls"][0]["function"]["arguments"] == '{"port": "Kobe"}'
     assert [sent[0], sent[2]] == [ASK, RESULT]
     assert read_messages(sent) == messages

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from plamo2_jax import models
 from plamo2_jax.align.judge import JudgeConfig
 from plamo2_jax.align.pairing import PairingConfig
 from plamo2_jax.align.prefer import PreferConfig, prefer
@@ -23,13 +24,15 @@ from plamo2_jax.align.preferences import DpoConfig, PairsConfig
 from plamo2_jax.align.prompts import is_heldout, read_prompts
 from plamo2_jax.align.rounds import RoundsConfig, iterate
 from plamo2_jax.align.samples import SamplesConfig
-from plamo2_jax.align.speakers import OwnSpeaker, Question, SpeakerConfig, end_ids
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.data.documents import ReadReport
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
+from plamo2_jax.models import ChatModelConfig, ChatRequest
+from plamo2_jax.models.stop_ids import end_ids
 from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate
+from support.xla import xla_flags
 
 OUTPUTS = ("answers.jsonl", "pairs.jsonl", "heldout.jsonl", "config.json", "report.json")
 COUNT = 24
@@ -51,7 +54,7 @@ def prompts(tmp_path_factory):
 def make_config(base, prompts):
     def make(output, **fields):
         settings = {
-            "policy": SpeakerConfig(str(base), rows=8),
+            "policy": ChatModelConfig(str(base), batch_size=8),
             "samples": 4,
             "sampling": SamplingConfig(1.0),
             "stop": StopConfig(max_new_tokens=6),
@@ -151,12 +154,13 @@ CONFIG = """
 from pathlib import Path
 from plamo2_jax.align.pairing import PairingConfig
 from plamo2_jax.align.prefer import PreferConfig
-from plamo2_jax.align.speakers import SpeakerConfig
+from plamo2_jax.models import ChatModelConfig
 from plamo2_jax.engine.sampling import SamplingConfig
+from support.xla import xla_flags
 from plamo2_jax.engine.stop import StopConfig
 
 config = PreferConfig(
-    Path("out"), (Path({prompts!r}),), SpeakerConfig({base!r}, rows=8), 4, SamplingConfig(1.0), StopConfig(6),
+    Path("out"), (Path({prompts!r}),), ChatModelConfig({base!r}, batch_size=8), 4, SamplingConfig(1.0), StopConfig(6),
     pairing=PairingConfig(margin=0.05), near_prompts=None, heldout_share=0.2,
 )
 """
@@ -181,7 +185,7 @@ Journal.append = append_and_hold
 def test_killed_at_random_moments_it_ends_in_the_same_bytes(base, prompts, tmp_path):
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": xla_flags(),
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
@@ -216,7 +220,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(base, prompts, tmp_p
 
 
 def test_our_own_model_judges_too(make_config, base, prompts, tmp_path):
-    judge = JudgeConfig(str(base), rows=16, max_new_tokens=4, max_prompt_tokens=2000)
+    judge = JudgeConfig(str(base), batch_size=16, max_new_tokens=4, max_prompt_tokens=2000)
     few = tmp_path / "few.jsonl"
     few.write_text("".join(prompts.read_text(encoding="utf-8").splitlines(keepends=True)[:2]), encoding="utf-8")
     config = dataclasses.replace(make_config(tmp_path / "out"), prompts=(few,), judge=judge)
@@ -232,16 +236,18 @@ def test_our_own_model_judges_too(make_config, base, prompts, tmp_path):
 
 
 def test_answers_depend_on_seed_prompt_and_sample_alone(base):
-    speaker = OwnSpeaker(SpeakerConfig(str(base)))
-    questions = [Question(text, ({"role": "user", "content": text},)) for text in ("あ？", "いいい？", "う？")]
+    model = models.open(base)
+    prompts = ("あ？", "いいい？", "う？")
 
     def texts(some, seed):
-        settings = {"sampling": SamplingConfig(1.0), "stop": StopConfig(6)}
-        return [[one.text for one in found] for found in speaker.answer(some, samples=2, seed=seed, **settings)]
+        requests = [
+            ChatRequest(text, [{"role": "user", "content": text}], stop=StopConfig(6), seed=seed, n=2) for text in some
+        ]
+        return [[one.text for one in found] for found in model.chat(requests)]
 
-    together = texts(questions, 0)
-    assert texts(questions[::-1], 0) == together[::-1]
-    assert texts(questions, 1) != together
+    together = texts(prompts, 0)
+    assert texts(prompts[::-1], 0) == together[::-1]
+    assert texts(prompts, 1) != together
     assert together[0][0] != together[0][1]
 
 
@@ -255,10 +261,10 @@ def test_an_answer_ends_where_the_template_ends_it(tokenizer):
 def test_no_prompt_writes_control_tokens(base, write_lines, make_config, tmp_path):
     path = write_lines([{"prompt": "<|plamo:eos|><|plamo:op|>assistant\n"}])
     config = dataclasses.replace(make_config(tmp_path / "out"), prompts=(path,))
-    speaker = OwnSpeaker(config.policy)
+    model = models.open(config.policy)
     (prompt,) = read_prompts(config.prompts, {})
-    ids = speaker._encode(Question(prompt.id, prompt.messages))
-    plain = speaker._encode(Question("p", ({"role": "user", "content": "a"},)))
+    ids = model._encode_chat(ChatRequest(prompt.id, prompt.messages))
+    plain = model._encode_chat(ChatRequest("p", ({"role": "user", "content": "a"},)))
     special = load_model(base).tokenizer.is_special
     assert sum(map(special, ids.tolist())) == sum(map(special, plain.tolist()))
     assert prefer(config)["answers"] == 4
@@ -318,14 +324,14 @@ def test_a_bad_prompt_is_named_by_its_line(write_lines, record, message):
         ({"rules": {"x": 1}}, r"PreferConfig\.rules: the rule 'x' is unknown"),
         ({"heldout_share": 1.0}, r"heldout_share=1\.0 is not allowed"),
         ({"rules_weight": 0.0}, "positive where there is no judge"),
-        ({"policy": SpeakerConfig()}, "one with a model"),
+        ({"policy": ChatModelConfig()}, "one with a model"),
     ],
 )
 def test_a_bad_configuration_is_named(make_config, tmp_path, fields, message):
     with pytest.raises(ValueError, match=message):
         make_config(tmp_path, **fields)
-    with pytest.raises(ValueError, match=r"SpeakerConfig\.url='ftp://x' is not allowed"):
-        SpeakerConfig("m", "ftp://x")
+    with pytest.raises(ValueError, match=r"ChatModelConfig\.url='ftp://x' is not allowed"):
+        ChatModelConfig("m", "ftp://x")
 
 
 @pytest.fixture(scope="module")
@@ -403,7 +409,7 @@ def test_what_a_round_sets_itself_is_refused(rounds):
     config, _ = rounds
     with pytest.raises(ValueError, match=r"RoundsConfig\.train\.reference=.*is not allowed"):
         dataclasses.replace(config, train=dataclasses.replace(config.train, reference=config.start))
-    remote = dataclasses.replace(config.prefer, policy=SpeakerConfig("m", "http://localhost:1/v1"))
+    remote = dataclasses.replace(config.prefer, policy=ChatModelConfig("m", "http://localhost:1/v1"))
     with pytest.raises(ValueError, match=r"RoundsConfig\.prefer\.policy\.url"):
         dataclasses.replace(config, prefer=remote)
 
@@ -421,7 +427,7 @@ def test_the_configurations_that_come_with_the_project_run(base, template, promp
     Path("runs/sft", FILE_NAME).write_text(template.source, encoding="utf-8")
     Path("data/chat").mkdir(parents=True)
     shutil.copy(prompts, "data/chat/prompts.jsonl")
-    small = {"policy.rows": 8, "sampling.temperature": 1.0, "sampling.top-p": 1.0, "stop.max-new-tokens": 6}
+    small = {"policy.batch-size": 8, "sampling.temperature": 1.0, "sampling.top-p": 1.0, "stop.max-new-tokens": 6}
     small |= {"pairing.margin": 0.02, "near-prompts": None}
 
     def options(fields, prefix=""):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from plamo2_jax import checkpoint
+from plamo2_jax import checkpoint, models
 from plamo2_jax.adapters.attach import Adapters
 from plamo2_jax.adapters.config import LoraConfig
 from plamo2_jax.adapters.open import open_model
@@ -17,7 +17,6 @@ from plamo2_jax.adapters.peft import merged_model
 from plamo2_jax.align.chat import Example
 from plamo2_jax.align.samples import SamplesConfig, SampleWriter
 from plamo2_jax.align.sft import ChatConfig, ChatSource, SftConfig, neftune, noise_scale, sft_task, to_element
-from plamo2_jax.align.speakers import Question, SpeakerConfig, open_speaker
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.data.pipeline import MixtureItem
@@ -212,12 +211,12 @@ def test_adapters_alone_are_trained_and_added(make_config, small_params, base, t
     assert main(["lora", str(base), str(config.folder), str(tmp_path / "one")]) == 0
     assert (tmp_path / "one" / "chat_template.jinja").is_file()
     # What the run wrote down is what the model with its adapters says.
-    replies = open_speaker(SpeakerConfig(str(tmp_path / "one"))).answer(
-        [Question(text, [{"role": "user", "content": text}]) for text in ("a?", "日本")],
-        samples=1,
-        seed=0,
-        sampling=SamplingConfig(0.0),
-        stop=StopConfig(max_new_tokens=8),
+    greedy, stop = SamplingConfig(0.0), StopConfig(max_new_tokens=8)
+    replies = models.open(tmp_path / "one").chat(
+        [
+            models.ChatRequest(text, [{"role": "user", "content": text}], sampling=greedy, stop=stop)
+            for text in ("a?", "日本")
+        ]
     )
     assert [line["text"] for line in samples_of(config.folder)] == [reply[0].text for reply in replies]
     assert {line["step"] for line in samples_of(config.folder)} == {6}
@@ -250,7 +249,9 @@ def test_samples_that_cannot_be_asked_are_refused(make_config, tmp_path):
         SampleWriter(make_config("x"), ASKED, str(strict))
     config = make_config("x", output=tmp_path)
     short = dataclasses.replace(config, model=dataclasses.replace(config.model, max_position_embeddings=64))
-    with pytest.raises(ValueError, match=r"prompt 1 has .* tokens; with max_new_tokens=8 that exceeds max_length=64"):
+    with pytest.raises(
+        ValueError, match=r"samples.prompts\[1\] has 118 tokens; with samples.max_new_tokens=8 that is more"
+    ):
         SampleWriter(short, SamplesConfig(("a?", "b" * 100), max_new_tokens=8), "chat")
     config.folder.mkdir()
     (config.folder / "samples.jsonl").write_text('{"prompt": "a?"}\n')

@@ -9,7 +9,7 @@ import pytest
 from plamo2_jax.cli.plan import main
 from plamo2_jax.cli.pretrain import load_config
 from plamo2_jax.plan.memory import chip_bytes
-from plamo2_jax.plan.program import serving_program, train_program
+from plamo2_jax.plan.program import train_program
 from plamo2_jax.plan.steps import changes, sweep_points
 from plamo2_jax.sharding.mesh import MeshConfig
 
@@ -66,17 +66,6 @@ def test_the_ready_configurations_load(name):
     config = load_config(CONFIGS / f"{name}.py")
     assert config.name == name
     assert config.steps * config.data.batch_size * config.data.sequence_length > 9e10
-
-
-@pytest.mark.parametrize("decode", [False, True])
-def test_prefill_and_decode_are_traced_with_their_cache(decode):
-    config = dataclasses.replace(load_config(CONFIGS / "demo.py"), mesh=MeshConfig(fsdp=1))
-    program = serving_program(config, jax.devices()[:1], rows=2, tokens=64, decode=decode)
-    traced = program.trace()
-    ids, cache = traced.out_info
-    assert ids.shape == (2,)
-    assert jax.tree.structure(cache) == jax.tree.structure(program.parts["cache"])
-    assert program.tokens == (2 if decode else 128)
 
 
 def test_a_train_step_is_described_as_the_loop_compiles_it():

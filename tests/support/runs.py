@@ -16,6 +16,7 @@ from plamo2_jax import checkpoint
 from plamo2_jax.model.plamo2 import Plamo2, abstract_params
 from plamo2_jax.train.config import PretrainConfig
 from plamo2_jax.train.metrics import read_metrics
+from support.xla import xla_flags
 
 
 def held(step: int) -> str:
@@ -95,7 +96,7 @@ def start(
     program = f"import sys\n{preamble}\nfrom plamo2_jax.cli.main import main\nsys.exit(main(sys.argv[1:]))"
     return subprocess.Popen(
         [sys.executable, "-c", program, "pretrain", str(config_file), *options],
-        env={**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", **environment},
+        env={**os.environ, "XLA_FLAGS": xla_flags(devices), **environment},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from plamo2_jax.checkpoint import fingerprint
-from plamo2_jax.config import preset
 from plamo2_jax.model import Plamo2, init_params
 from plamo2_jax.surgery.distill import TEACHER, distillation_loss, hidden_distance, kl_full, kl_top
 from plamo2_jax.surgery.teacher_logits import top_logits
 from plamo2_jax.train.distillation import DistillationConfig
 from plamo2_jax.train.pretraining import next_token
+from support.models import tiny
 
 V = 96
-STUDENT = preset("tiny", hidden_size=32, intermediate_size=32, num_hidden_layers=2, mamba_num_heads=2, vocab_size=V)
+STUDENT = tiny(vocab_size=V)
 
 
 def softmax(x):

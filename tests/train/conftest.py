@@ -5,28 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from plamo2_jax.config import preset
 from plamo2_jax.data.corpus import documents
 from plamo2_jax.data.documents import Document
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem
 from plamo2_jax.data.shard_writer import write_shards
-from plamo2_jax.tokenizer.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 from plamo2_jax.train.config import PretrainConfig
 from plamo2_jax.train.loop import pretrain
-
-ROWS = [
-    [UNK, 0.0, "UNKNOWN"],
-    *([name, 0.0, "CONTROL"] for name in (BOS, EOS, PAD)),
-    *([f"<0x{value:02X}>", -20.0, "BYTE"] for value in range(256)),
-    *([chr(code), -8.0, "NORMAL"] for code in range(32, 92)),
-]
+from support.models import tiny
+from support.tokenizers import byte_tokenizer
 
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory) -> Path:
     """Folder with tokenizer.jsonl and shards train, heldout/ja and heldout/en."""
     home = tmp_path_factory.mktemp("pretrain")
-    tokenizer = Tokenizer.from_rows(ROWS)
+    tokenizer = byte_tokenizer()
     tokenizer.save(home / "tokenizer.jsonl")
     parts = {"train": ("ja", "train", 6), "heldout/ja": ("ja", "heldout", 2), "heldout/en": ("en", "heldout", 2)}
     for name, (language, split, count) in parts.items():
@@ -42,9 +35,7 @@ def make_config(home):
 
     def make(name: str, **fields) -> PretrainConfig:
         defaults = {
-            "model": preset(
-                "tiny", hidden_size=32, intermediate_size=32, num_hidden_layers=2, mamba_num_heads=2, vocab_size=320
-            ),
+            "model": tiny(),
             "tokenizer": home / "tokenizer.jsonl",
             "data": DataConfig((MixtureItem(home / "train"),), sequence_length=32, batch_size=8, packing_bins=16),
             "steps": 12,

@@ -11,11 +11,12 @@ from plamo2_jax.surgery.teacher_logits import write_teacher_logits
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.distillation import DistillationConfig
 from plamo2_jax.train.loop import pretrain
+from support.models import tiny
 from support.runs import params_of, record
 
 
 def test_logits_from_disk_make_the_updates_of_a_teacher_beside(make_config, tmp_path):
-    short = {"heldout": {}, "checkpoint_every": 3}
+    short = {"model": tiny(num_hidden_layers=1), "heldout": {}, "checkpoint_every": 3}
     teacher = make_config("teacher", steps=3, **short)
     pretrain(teacher)
     distillation = DistillationConfig(teacher=teacher.folder, temperature=2.0, alpha=0.7, top_k=16)

@@ -10,13 +10,22 @@ from plamo2_jax import checkpoint
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.train.loop import pretrain
+from support.models import tiny
 from support.runs import assert_same_params, record, stop_after
 
 
 @pytest.fixture(scope="module")
 def averaged(make_config):
     """A run that keeps an average and every step's checkpoint."""
-    config = make_config("averaged", ema_decay=0.5, steps=4, checkpoint_every=1, evaluate_every=4, keep=9)
+    config = make_config(
+        "averaged",
+        model=tiny(num_hidden_layers=1),
+        ema_decay=0.5,
+        steps=4,
+        checkpoint_every=1,
+        evaluate_every=4,
+        keep=9,
+    )
     pretrain(config)
     return config
 
@@ -57,7 +66,7 @@ def test_the_average_is_exported_and_averaged_checkpoints_merge(averaged, tmp_pa
 
 
 def test_a_run_without_one_says_so(make_config, capsys):
-    config = make_config("plain", steps=1, heldout={})
+    config = make_config("plain", model=tiny(num_hidden_layers=1), steps=1, heldout={})
     pretrain(config)
     assert checkpoint.latest_step(config.folder) == 1
     with pytest.raises(ValueError, match="has no ema: only runs with ema_decay"):

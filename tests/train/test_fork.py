@@ -10,7 +10,6 @@ import pytest
 
 from plamo2_jax import checkpoint
 from plamo2_jax.checkpoint import CheckpointError
-from plamo2_jax.config import preset
 from plamo2_jax.data.pipeline import MixtureItem, train_iterator
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.fork import ForkError, first_change
@@ -18,10 +17,11 @@ from plamo2_jax.train.loop import pretrain
 from plamo2_jax.train.metrics import read_metrics
 from plamo2_jax.train.run_folder import TrainingError
 from plamo2_jax.train.schedule import ScheduleConfig, make_schedule
+from support.models import tiny
 from support.runs import assert_same_params, params_of, record
 
 # One layer of attention: it compiles in a third of the time of a pair of layers.
-MODEL = preset("tiny", hidden_size=32, intermediate_size=32, num_hidden_layers=1, mamba_num_heads=2, vocab_size=320)
+MODEL = tiny(num_hidden_layers=1)
 # Constant from the third update to the ninth of 12, and to the end where nothing decays.
 WSD = ScheduleConfig(learning_rate=1e-3, warmup=2, decay_fraction=0.25)
 FLAT = dataclasses.replace(WSD, decay_fraction=0.0)

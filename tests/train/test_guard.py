@@ -17,6 +17,7 @@ from plamo2_jax.train.loop import pretrain
 from plamo2_jax.train.metrics import read_metrics
 from plamo2_jax.train.state import TrainState
 from plamo2_jax.train.step import make_step
+from support.models import tiny
 from support.runs import assert_same_params, params_of, record, stop_after
 
 
@@ -103,7 +104,7 @@ def test_rollbacks_pass_over_the_data_and_resume_to_the_same_bits(make_config, c
         "checkpoint_every": 2,
         "keep": 20,
     }
-    whole = make_config("spikes", **fields)
+    whole = make_config("spikes", model=tiny(num_hidden_layers=1), **fields)
     base = dataclasses.replace(whole.schedule, learning_rate=1e-6)
     whole = dataclasses.replace(whole, schedule=base)
     pretrain(whole)

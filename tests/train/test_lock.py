@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from plamo2_jax import checkpoint
-from plamo2_jax.config import preset
 from plamo2_jax.storage import lock_folder
 from plamo2_jax.train.run_folder import TrainingError, lock
+from support.models import tiny
 from support.runs import finish, record, start, wait_for, write_config
 
 HELD = """
@@ -24,7 +24,7 @@ Window.add = held
 """
 """A preamble that stops a run after its first checkpoint, until a file appears."""
 # One layer of attention compiles fast.
-MODEL = preset("tiny", hidden_size=32, intermediate_size=32, num_hidden_layers=1, mamba_num_heads=2, vocab_size=320)
+MODEL = tiny(num_hidden_layers=1)
 
 
 def state_of(folder):

@@ -12,6 +12,7 @@ from plamo2_jax.adapters.attach import Adapters
 from plamo2_jax.adapters.peft import CONFIG as PEFT_CONFIG
 from plamo2_jax.adapters.peft import AdapterError, merged_model, read_run
 from plamo2_jax.convert.load import LoadedModel, is_run_folder, load_model, read_tokenizer
+from plamo2_jax.convert.names import ModelName
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model import Plamo2, abstract_params
 
@@ -23,14 +24,15 @@ def open_model(path: str | os.PathLike[str], *, step: int | None = None, ema: bo
     adapter_config.json where that is a folder of this machine.
 
     Args:
-        path: the folder.
-        step: checkpoint of a run folder; None: the newest.
+        path: the folder, or the name of a checkpoint, such as RUN@STEP.
+        step: checkpoint of a run folder; None: the one that `path` names, or else the newest.
         ema: the moving average instead of the parameters.
 
     Raises:
         ValueError: the folder is none of these, it or the base is damaged, or the base is not the one that the adapters were trained on.
     """
-    folder = Path(path)
+    name = ModelName.parse(path, step=step, ema=ema)
+    folder, step, ema = name.folder, name.step, name.ema
     if (folder / PEFT_CONFIG).is_file() and not (folder / checkpoint.CONFIG).exists():
         if step is not None or ema:
             raise AdapterError(f"{folder} is of PEFT's layout and has no steps; leave the step out")

@@ -13,9 +13,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from plamo2_jax.align.speakers import Failure, Question, Speaker, SpeakerConfig
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
+from plamo2_jax.models import ChatModel, ChatModelConfig, ChatRequest, RequestError
 
 RUBRIC = """あなたは、二つの回答を比べる公平な審査員です。
 会話の最後の発言に対する回答Aと回答Bのどちらが優れているかを、次の順に判断してください。
@@ -30,7 +30,7 @@ _VERDICT = re.compile(r"\[\[([ABC])\]\]")
 
 
 @dataclasses.dataclass(frozen=True)
-class JudgeConfig(SpeakerConfig):
+class JudgeConfig(ChatModelConfig):
     """A model that compares answers; without a `model` there is no judge."""
 
     rubric: str = RUBRIC
@@ -72,49 +72,44 @@ def read_verdict(text: str) -> str:
 
 
 def compare(
-    judge: Speaker,
+    judge: ChatModel,
     config: JudgeConfig,
-    asked: Sequence[Question],
+    requests: Sequence[ChatRequest],
     answers: Sequence[Mapping[int, str]],
     seed: int,
-) -> list[list[Verdict] | Failure]:
-    """All pairs of the answers to each question, compared in both orders.
+) -> list[list[Verdict] | RequestError]:
+    """Compare all pairs of the answers to each request, in both orders.
 
     Args:
-        judge: who compares.
-        config: how.
-        asked: the questions.
-        answers: to each, texts by sample number.
-        seed: of what an endpoint draws.
+        judge: the model that compares.
+        config: rubric and limits.
+        requests: what was answered.
+        answers: for each request, texts by sample number.
+        seed: random seed of a server.
 
     Returns:
-        For each question its verdicts, or why there are none.
+        For each request its verdicts, or why there are none.
     """
     pairs = [list(itertools.combinations(sorted(texts), 2)) for texts in answers]
     orders = [
-        Question(f"{question.id}\n{first}\n{second}", _messages(config.rubric, question, texts[first], texts[second]))
-        for question, texts, some in zip(asked, answers, pairs, strict=True)
+        ChatRequest(
+            f"{request.id}\n{first}\n{second}",
+            _messages(config.rubric, request, texts[first], texts[second]),
+            sampling=SamplingConfig(temperature=0.0),
+            stop=StopConfig(max_new_tokens=config.max_new_tokens),
+            seed=seed,
+        )
+        for request, texts, some in zip(requests, answers, pairs, strict=True)
         for i, j in some
         for first, second in ((i, j), (j, i))
     ]
-    said = iter(
-        judge.answer(
-            orders,
-            samples=1,
-            seed=seed,
-            sampling=SamplingConfig(temperature=0.0),
-            stop=StopConfig(max_new_tokens=config.max_new_tokens),
-            accept=lambda text: read_verdict(text) != "?",
-        )
-        if orders
-        else []
-    )
-    found: list[list[Verdict] | Failure] = []
+    said = iter(judge.chat(orders, accept=lambda text: read_verdict(text) != "?") if orders else [])
+    found: list[list[Verdict] | RequestError] = []
     for some in pairs:
         replies = [(pair, next(said), next(said)) for pair in some]
-        failures = [one for _, *both in replies for one in both if isinstance(one, Failure)]
-        if failures:
-            found.append(Failure(f"the judge: {failures[0].reason}", sum(one.retries for one in failures)))
+        errors = [one for _, *both in replies for one in both if isinstance(one, RequestError)]
+        if errors:
+            found.append(RequestError(f"the judge: {errors[0].reason}", sum(one.retries for one in errors)))
         else:
             found.append([_verdict(pair, first[0], second[0]) for pair, first, second in replies])
     return found
@@ -136,8 +131,8 @@ def _verdict(pair: tuple[int, int], first: Any, second: Any) -> Verdict:
     return Verdict(pair, said, winner, first.retries + second.retries)
 
 
-def _messages(rubric: str, question: Question, a: str, b: str) -> list[dict[str, str]]:
-    said = "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in question.messages)
+def _messages(rubric: str, request: ChatRequest, a: str, b: str) -> list[dict[str, str]]:
+    said = "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in request.messages)
     return [
         {"role": "system", "content": rubric},
         {"role": "user", "content": f"# 会話\n{said}\n\n# 回答A\n{a}\n\n# 回答B\n{b}"},

@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from plamo2_jax import models
 from plamo2_jax.align import rules as rule
 from plamo2_jax.align.entries import CONFIG, OR_AGAIN, REPORT, is_entry, read_identity, read_report
 from plamo2_jax.align.journal import Journal
@@ -28,10 +29,10 @@ from plamo2_jax.align.judge import JudgeConfig, compare, win_shares
 from plamo2_jax.align.pair_files import write_files
 from plamo2_jax.align.pairing import PairingConfig, repeated
 from plamo2_jax.align.prompts import Prompt, digest, drop_alike, read_prompts
-from plamo2_jax.align.speakers import Failure, Question, Reply, Speaker, SpeakerConfig, open_speaker
 from plamo2_jax.checkpoint import write_json
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
+from plamo2_jax.models import ChatModel, ChatModelConfig, ChatRequest, ChatResponse, RequestError
 from plamo2_jax.sandbox import isolation_problem
 from plamo2_jax.storage import lock_folder
 from plamo2_jax.train.config import differences, to_json
@@ -55,7 +56,7 @@ class PreferConfig:
     """Folder to write."""
     prompts: tuple[Path, ...]
     """Prompts or conversations as JSON lines, Parquet or ArrayRecord: files, folders or patterns; see plamo2_jax.align.prompts."""
-    policy: SpeakerConfig
+    policy: ChatModelConfig
     """Who answers."""
     samples: int = 4
     """Answers to each prompt."""
@@ -104,7 +105,7 @@ class PreferConfig:
 # Where things lie and how they are reached changes no answer.
 _FREE = {
     "": ("output", "allow_unisolated_code"),
-    "policy": ("url", "key_variable", "concurrency", "timeout", "attempts", "backoff"),
+    "policy": ("url", "api_key_env", "concurrency", "timeout", "max_retries", "backoff"),
 }
 _FREE["judge"] = _FREE["policy"]
 
@@ -162,14 +163,14 @@ class _Run:
     def __init__(self, config: PreferConfig, prompts: Sequence[Prompt], on_progress: Progress | None):
         self._config, self._on_progress = config, on_progress
         self._prompts, self._alike = drop_alike(prompts, config.near_prompts)
-        self._policy = open_speaker(config.policy)
-        self._judge: Speaker | None = open_speaker(config.judge) if config.judge.model else None
+        self._policy = models.open(config.policy)
+        self._judge: ChatModel | None = models.open(config.judge) if config.judge.model else None
         self._scorers = ThreadPoolExecutor(os.cpu_count() or 1)
 
     def run(self, ours: Mapping[str, Any], theirs: Mapping[str, Any] | None) -> dict[str, Any]:
         output = Path(self._config.output)
-        speakers = {"policy": self._policy, "judge": self._judge}
-        described = {name: one and dict(one.description) for name, one in speakers.items()}
+        opened = {"policy": self._policy, "judge": self._judge}
+        described = {name: model and dict(model.description) for name, model in opened.items()}
         whole = {**ours, **described}
         if theirs is not None:
             for name, found in described.items():
@@ -191,9 +192,9 @@ class _Run:
     def _stop(self) -> None:
         """Give up what is being asked and scored; who waits for it gets CancelledError."""
         self._scorers.shutdown(wait=False, cancel_futures=True)
-        for speaker in (self._policy, self._judge):
-            if speaker is not None:
-                speaker.close()
+        for model in (self._policy, self._judge):
+            if model is not None:
+                model.close()
 
     def _is_own(self, name: str) -> bool:
         return getattr(self._config, name).url is None
@@ -237,50 +238,62 @@ class _Run:
     def _groups(self) -> list[Sequence[Prompt]]:
         """The prompts in groups of the policy's batch, in order; of one where endpoints are asked for many things at a time."""
         own = self._config.judge if self._policy.parallel else self._config.policy
-        size = 1 if self._parallel else max(1, own.rows // self._config.samples)
+        size = 1 if self._parallel else max(1, own.batch_size // self._config.samples)
         return [self._prompts[start : start + size] for start in range(0, len(self._prompts), size)]
 
     def _entries(self, group: Sequence[Prompt]) -> list[dict[str, Any]]:
         """A journal's line for each prompt."""
-        questions = [Question(prompt.id, prompt.messages, prompt.variables) for prompt in group]
         config = self._config
-        replies = self._policy.answer(
-            questions, samples=config.samples, seed=config.seed, sampling=config.sampling, stop=config.stop
-        )
+        requests = [
+            ChatRequest(
+                prompt.id, prompt.messages, prompt.variables, config.sampling, config.stop, config.seed, config.samples
+            )
+            for prompt in group
+        ]
+        responses = self._policy.chat(requests)
         answers = [
-            [] if isinstance(some, Failure) else self._scored(prompt, some)
-            for prompt, some in zip(group, replies, strict=True)
+            [] if isinstance(some, RequestError) else self._scored(prompt, some)
+            for prompt, some in zip(group, responses, strict=True)
         ]
         verdicts: list[Any] = [[] for _ in group]
         if self._judge is not None:
             texts = [{one["sample"]: one["text"] for one in some if one["dropped"] is None} for some in answers]
-            verdicts = compare(self._judge, config.judge, questions, texts, config.seed)
+            verdicts = compare(self._judge, config.judge, requests, texts, config.seed)
         entries = []
-        for prompt, some, judged, reply in zip(group, answers, verdicts, replies, strict=True):
-            failure = next((one for one in (reply, judged) if isinstance(one, Failure)), None)
-            if failure is not None:
-                entries.append({"id": prompt.id, "failed": failure.reason, "retries": failure.retries})
+        for prompt, some, judged, response in zip(group, answers, verdicts, responses, strict=True):
+            error = next((one for one in (response, judged) if isinstance(one, RequestError)), None)
+            if error is not None:
+                entries.append({"id": prompt.id, "failed": error.reason, "retries": error.retries})
                 continue
             self._add_scores(prompt, some, judged)
             entries.append({"id": prompt.id, "answers": some, "verdicts": [dataclasses.asdict(one) for one in judged]})
         return entries
 
-    def _scored(self, prompt: Prompt, replies: Sequence[Reply]) -> list[dict[str, Any]]:
+    def _scored(self, prompt: Prompt, responses: Sequence[ChatResponse]) -> list[dict[str, Any]]:
         """Answers with what rules give them, and why they are left out, if they are."""
         unisolated = self._config.allow_unisolated_code
+        texts = [response.text for response in responses]
+        finished = [response.finish_reason == "stop" for response in responses]
         scores = list(
             self._scorers.map(
-                lambda one: rule.score(prompt.rules, one.text, one.finished, allow_unisolated_code=unisolated), replies
+                lambda text, ended: rule.score(prompt.rules, text, ended, allow_unisolated_code=unisolated),
+                texts,
+                finished,
             )
         )
-        repeats = repeated([one.text for one in replies], self._config.pairing.near_answers)
+        repeats = repeated(texts, self._config.pairing.near_answers)
         answers = []
-        for sample, (reply, found, earlier) in enumerate(zip(replies, scores, repeats, strict=True)):
-            dropped = _unusable(reply.text) or (None if earlier is None else f"repeats {earlier}")
+        for sample, (response, ended, found, earlier) in enumerate(
+            zip(responses, finished, scores, repeats, strict=True)
+        ):
+            dropped = _unusable(response.text) or (None if earlier is None else f"repeats {earlier}")
             answers.append(
                 {
                     "sample": sample,
-                    **dataclasses.asdict(reply),
+                    "text": response.text,
+                    "finished": ended,
+                    "tokens": response.usage.completion_tokens,
+                    "retries": response.retries,
                     "dropped": dropped,
                     "rules": found,
                     "rules_mean": round(rule.mean(found), 6),

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from plamo2_jax.align.entries import CONFIG, OR_AGAIN, read_report
+from plamo2_jax.align.entries import CONFIG, OR_AGAIN, read_report, renamed
 from plamo2_jax.align.prefer import PreferConfig, Progress, identity, prefer
 from plamo2_jax.align.preferences import DpoConfig, PairSource, preference_task
 from plamo2_jax.align.samples import sample_writer
@@ -174,6 +174,8 @@ def _refuse_other(config: RoundsConfig) -> None:
         theirs, kept = read_config(path.parent), ("start", "merge", "prefer", "train")
         if not theirs.keys() >= set(kept):
             raise ValueError(f"{path} is not the configuration of rounds: it must hold {', '.join(kept)}; {OR_AGAIN}")
+        if isinstance(theirs["prefer"], dict):
+            theirs = {**theirs, "prefer": renamed(theirs["prefer"])}
         found = [line for name in kept[:3] for line in differences(ours[name], theirs[name], free=frozenset())]
         found += differences(ours["train"], theirs["train"])
         if found:

@@ -51,9 +51,9 @@ def to_hf(
     """Convert a run folder to a folder of the public layout, for other implementations.
 
     Args:
-        source: Run folder, such as runs/demo.
+        source: Run folder, such as runs/demo, or one of its checkpoints: RUN@STEP, RUN@ema or RUN@STEP,ema.
         output: Folder to create: it must not exist or must be empty.
-        step: Step of the checkpoint; left out, the newest.
+        step: Step of the checkpoint, instead of RUN@STEP; left out, the newest.
         ema: Write the moving average of the parameters, which runs with ema_decay keep, instead of the parameters.
         dtype: Dtype of the files; left out, the dtype of the checkpoint.
         max_shard_size: Largest size of one safetensors file: a number of bytes, or one with KB, MB, GB, KiB, MiB or GiB.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from plamo2_jax.engine.generation import Generation
-    from plamo2_jax.engine.generator import Generator, Prompt
+    from plamo2_jax.engine.generator import Prompt
     from plamo2_jax.engine.request import Completion
     from plamo2_jax.tokenizer.chat_template import ChatTemplate
     from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -61,7 +61,7 @@ def generate(
     A text ends at the model's end-of-document token, at a stop string or id, or after --max-new-tokens.
 
     Args:
-        model: A run folder, also of a run that trained adapters, or a folder of the public layout.
+        model: A run folder, RUN@STEP or RUN@ema, a folder of the public layout, or a folder of adapters.
         prompt: Text to continue; may be given several times. Without any prompt the model begins a document.
         prompt_file: File whose whole text is a prompt; "-" is standard input. May be given several times. A newline at the end of the
             file is part of the prompt. A byte order mark is dropped, and CRLF line ends become LF.
@@ -85,13 +85,14 @@ def generate(
         stream: Print a single text while it is generated; several are printed when all are done.
         json: Print one JSON object per text: prompt, sample, text, token_ids, logprobs, finish_reason.
         dtype: Dtype of activations and matrices; left out, float32 on CPU and bfloat16 elsewhere.
-        step: Which checkpoint of a run folder; left out, the newest.
+        step: Which checkpoint of a run folder, instead of RUN@STEP; left out, the newest.
         tokenizer: A tokenizer.jsonl, or the folder that holds it, instead of the model's own.
     """
-    from plamo2_jax.align.speakers import end_ids
     from plamo2_jax.engine.generator import default_stop_ids
     from plamo2_jax.engine.sampling import SamplingConfig
     from plamo2_jax.engine.stop import StopConfig
+    from plamo2_jax.models.local import open_generator
+    from plamo2_jax.models.stop_ids import end_ids
 
     sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
     stops = StopConfig(max_new_tokens, min_new_tokens, stop_id, stop)
@@ -102,7 +103,7 @@ def generate(
             raise ValueError(f"{option} is for --chat: add --chat MESSAGE, or leave {option} out")
     texts = [*chat] or [*prompt, *map(read_prompt, prompt_file)] or [""]
     chat_template = open_template(model, template) if chat else None
-    generator = open_generator(model, step, dtype, tokenizer)
+    generator, _ = open_generator(model, step=step, dtype=dtype, tokenizer=tokenizer)
     stop_ids = (*default_stop_ids(generator.model, generator.tokenizer), *stop_id)
     prompts: Sequence[Prompt] = texts
     if chat_template is not None:
@@ -179,11 +180,13 @@ def open_template(folder: Path, template: str | None) -> ChatTemplate:
     Raises:
         ValueError: it cannot be read or compiled.
     """
+    from plamo2_jax.convert.names import ModelName
     from plamo2_jax.tokenizer.chat_template import ChatTemplate
     from plamo2_jax.tokenizer.template_files import find_template
 
     if template is not None:
         return ChatTemplate.load(template)
+    folder = ModelName.parse(folder).folder
     if find_template(folder) is None:
         print(f"{folder} has no chat template; the built-in template chat is used (see --template)", file=sys.stderr)
     return ChatTemplate.of_model(folder)
@@ -198,28 +201,6 @@ def chat_prompt(template: ChatTemplate, tokenizer: Tokenizer, message: str, syst
     messages = [] if system is None else [{"role": "system", "content": system}]
     messages.append({"role": "user", "content": message})
     return template.encode(tokenizer, messages, add_generation_prompt=True).ids
-
-
-def open_generator(folder: Path, step: int | None, dtype: str | None, tokenizer: Path | None) -> Generator:
-    """Load a model and its tokenizer.
-
-    Raises:
-        ValueError: the folder is no model, or no tokenizer is to be found.
-    """
-    import jax.numpy as jnp
-
-    from plamo2_jax.adapters.open import open_model
-    from plamo2_jax.engine.generator import Generator
-    from plamo2_jax.engine.weights import cast_matrices
-    from plamo2_jax.model import Plamo2
-    from plamo2_jax.tokenizer.tokenizer import Tokenizer
-
-    loaded = open_model(folder, step=step)
-    vocabulary = loaded.tokenizer if tokenizer is None else Tokenizer.load(tokenizer)
-    if vocabulary is None:
-        raise ValueError(f"{folder} has no tokenizer.jsonl; give one with --tokenizer")
-    network = Plamo2(loaded.config, dtype=None if dtype is None else jnp.dtype(dtype))
-    return Generator(network, cast_matrices(network, loaded.params), vocabulary)
 
 
 def show_progress(generation: Generation, total: int) -> None:

@@ -30,7 +30,7 @@ def grow(
     carried over. With --method clone or zero and --depth identity, the larger model computes the same function as the smaller one.
 
     Args:
-        source: Model to grow: a run folder or a folder of the public layout. With --plan it may be a shape.
+        source: Model to grow: a run folder, RUN@STEP or RUN@ema, or a folder of the public layout. With --plan it may be a shape.
         target: Target shape: a preset, a config.json, or a model's folder.
         output: Folder to create: it must not exist or must be empty.
         method: How channels are added. clone: copies, exact for any sizes. tile: copies, exact for whole multiples only. zero: new
@@ -41,7 +41,7 @@ def grow(
             copies, so the function is kept. Without it copies would always have equal gradients.
         seed: Random seed.
         set: FIELD=VALUE, replaces a field of the target's shape; may be given several times.
-        step: Which checkpoint of a run folder; left out, the newest.
+        step: Which checkpoint of a run folder, instead of RUN@STEP; left out, the newest.
         dtype: Dtype of the file.
         plan: Print what would grow, and write nothing.
     """
@@ -57,6 +57,7 @@ def grow(
 
     from plamo2_jax.convert.hf import write_public
     from plamo2_jax.convert.load import load_model
+    from plamo2_jax.convert.names import ModelName
     from plamo2_jax.model import Plamo2, abstract_params
     from plamo2_jax.storage import require_empty
     from plamo2_jax.surgery.grow import grow as surgery
@@ -74,7 +75,7 @@ def grow(
         return
     require_empty(output)
     surgery.check_target(old, new, method, depth)
-    files = chat_template_files(source)
+    files = chat_template_files(ModelName.parse(source).folder)
     loaded = load_model(source, step=step, require_finite=True)
     write_public(output, new, run(jax.device_get(loaded.params)), loaded.tokenizer, dtype=dtype, files=files)
     print(changes_table(old, new))

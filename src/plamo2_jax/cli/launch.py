@@ -147,6 +147,7 @@ def load_job(path: Path, overrides: tuple[str, ...]) -> Job:
 
 def inputs(config: PretrainConfig) -> tuple[Input, ...]:
     """Return the inputs of a run, field by field."""
+    from plamo2_jax.convert.names import ModelName
     from plamo2_jax.launch.job import Input
     from plamo2_jax.storage import address
 
@@ -155,8 +156,8 @@ def inputs(config: PretrainConfig) -> tuple[Input, ...]:
         ("tokenizer", config.tokenizer),
         *(("data.mixture", item.path) for item in config.data.mixture),
         *((f"heldout.{language}", path) for language, path in config.heldout.items()),
-        ("init_from", config.init_from),
-        ("distillation.teacher", distillation and distillation.teacher),
+        ("init_from", config.init_from and ModelName.parse(config.init_from).folder),
+        ("distillation.teacher", distillation and ModelName.parse(distillation.teacher).folder),
         ("distillation.logits", distillation and distillation.logits),
     ]
     return tuple(Input(name, address(path), in_bucket=name == "tokenizer") for name, path in fields if path is not None)

@@ -34,11 +34,11 @@ def logits(
     are meaningless. Memory depends on the batch size, not on the file.
 
     Args:
-        model: A run folder, also of a run that trained adapters, or a folder of the public layout.
+        model: A run folder, RUN@STEP or RUN@ema, a folder of the public layout, or a folder of adapters.
         input: An .npz with the array tokens [b, t] of integers and, if rows are packed or padded, segment_ids [b, t]: 0 padding,
             1 and up the document.
         output: The .npz to write.
-        step: Which checkpoint of a run folder; left out, the newest.
+        step: Which checkpoint of a run folder, instead of RUN@STEP; left out, the newest.
         batch_size: Rows per batch.
         dtype: Dtype of activations. Parameters and logits are always float32.
     """

@@ -82,6 +82,7 @@ def describe(argv: list[str]) -> Description:
         return Description(None)
     from plamo2_jax.cli import prefer_options, pretrain_options
     from plamo2_jax.cli.pretrain import load_config
+    from plamo2_jax.convert.names import ModelName
     from plamo2_jax.train.config import to_json
 
     path, *overrides = rest
@@ -96,7 +97,7 @@ def describe(argv: list[str]) -> Description:
     leaves = list(_leaves(config))
     return Description(
         to_json(config),
-        paths=tuple(str(value) for value in leaves if isinstance(value, Path)),
+        paths=tuple(str(ModelName.parse(value).folder) for value in leaves if isinstance(value, Path)),
         words=tuple(value for value in leaves if isinstance(value, str) and "/" in value),
         outputs=outputs,
         file=path,

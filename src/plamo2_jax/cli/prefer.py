@@ -92,6 +92,6 @@ def options_of(
 def example() -> PreferConfig:
     """The values that the help shows where no config file gives others."""
     from plamo2_jax.align.prefer import PreferConfig
-    from plamo2_jax.align.speakers import SpeakerConfig
+    from plamo2_jax.models import ChatModelConfig
 
-    return PreferConfig(Path("data/preferences"), (Path("prompts.jsonl"),), SpeakerConfig("runs/sft"))
+    return PreferConfig(Path("data/preferences"), (Path("prompts.jsonl"),), ChatModelConfig("runs/sft"))

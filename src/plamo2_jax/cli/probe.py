@@ -33,7 +33,7 @@ class ProbeOptions:
     """
 
     model: Annotated[str, tyro.conf.Positional]
-    """Run folder, folder of the public layout, RUN@STEP or RUN@ema."""
+    """Run folder, RUN@STEP or RUN@ema, folder of the public layout, or folder of adapters."""
     output: Path
     """Folder to make; it must not exist or be empty."""
     task: Literal["phonebook", "needle"] = "phonebook"
@@ -70,25 +70,16 @@ def main(argv: list[str]) -> int:
     from plamo2_jax.storage import require_empty
 
     require_empty(options.output)
-    import jax.numpy as jnp
-
-    from plamo2_jax.adapters.open import open_model
-    from plamo2_jax.engine.answer import ModelAnswerer
-    from plamo2_jax.engine.weights import cast_matrices
+    from plamo2_jax import models
     from plamo2_jax.eval.retrieval import as_text, ask, table
-    from plamo2_jax.model import Plamo2
     from plamo2_jax.progress import tqdm
-    from plamo2_jax.surgery.merge.sources import ModelName
 
-    name = ModelName.parse(options.model)
-    loaded = open_model(name.folder, step=name.step, ema=name.ema)
-    if loaded.tokenizer is None:
-        raise ValueError(f"{name.folder} has no tokenizer.jsonl, without which there is no text to read")
-    model = Plamo2(loaded.config, dtype=jnp.dtype(options.dtype))
-    questions = list(_questions(options, loaded.tokenizer, languages))
-    answerer = ModelAnswerer(model, cast_matrices(model, loaded.params), loaded.tokenizer)
-    with tqdm(total=len(questions), unit="question", desc=options.task) as progress:
-        answered = ask(questions, answerer, loaded.tokenizer, batch_size=options.batch_size, on_answer=progress.update)
+    # The candidates of all questions of a batch are scored together.
+    rows = options.batch_size * options.candidates
+    with models.open(options.model, dtype=options.dtype, batch_size=rows) as model:
+        questions = list(_questions(options, model.tokenizer, languages))
+        with tqdm(total=len(questions), unit="question", desc=options.task) as progress:
+            answered = ask(questions, model, model.tokenizer, batch_size=options.batch_size, on_answer=progress.update)
     rows = table(answered)
     _write(options, answered, rows)
     print(as_text(rows))

@@ -39,7 +39,7 @@ def prune(
     in each layer, and whole periods of layers. A key/value head is kept or removed together with its query heads.
 
     Args:
-        model: Model to cut: a run folder or a folder of the public layout. With --plan it may be a shape.
+        model: Model to cut: a run folder, RUN@STEP or RUN@ema, or a folder of the public layout. With --plan it may be a shape.
         target: Target shape: a preset, a config.json, or a model's folder (the model's own, with --set or a budget).
         output: Folder to create: it must not exist or must be empty.
         calibration: Folder of shards that `plamo2 data prepare` wrote with the model's tokenizer.
@@ -56,7 +56,7 @@ def prune(
         max_flops: Search shapes with at most this many forward FLOPs per token at --sequence-length.
         seed: Random seed, for the order of the data and for --method random.
         set: FIELD=VALUE, replaces a field of the target's shape; may be given several times.
-        step: Which checkpoint of a run folder; left out, the newest.
+        step: Which checkpoint of a run folder, instead of RUN@STEP; left out, the newest.
         dtype: Dtype of the file.
         plan: Print what would be cut, or the shapes within the budget, and write nothing.
     """
@@ -92,10 +92,11 @@ def prune(
     import itertools
 
     from plamo2_jax.convert.load import load_model
+    from plamo2_jax.convert.names import ModelName
     from plamo2_jax.data.pipeline import DataConfig, MixtureItem, train_iterator
     from plamo2_jax.tokenizer.template_files import chat_template_files
 
-    files = chat_template_files(model)
+    files = chat_template_files(ModelName.parse(model).folder)
     loaded = load_model(model, step=step, require_finite=True)
     if loaded.tokenizer is None:
         raise ValueError(

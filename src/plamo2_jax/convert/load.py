@@ -19,6 +19,7 @@ from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.files import CONFIG, INDEX, SINGLE, read_json
 from plamo2_jax.convert.finite import find_nonfinite
+from plamo2_jax.convert.names import ModelName
 from plamo2_jax.convert.read import read_params, read_public_config, with_dtype
 from plamo2_jax.model import Plamo2, abstract_params
 from plamo2_jax.model.plamo2 import stacked_path
@@ -57,6 +58,16 @@ def is_run_folder(folder: str | os.PathLike[str]) -> bool:
     )
 
 
+def read_shape(path: str | os.PathLike[str]) -> ModelConfig:
+    """Read the config of a model, which may be named as RUN@STEP. No weight is read.
+
+    Raises:
+        ValueError: The folder is not a model, or its config.json is damaged.
+    """
+    folder = ModelName.parse(path).folder
+    return checkpoint.read_model_config(folder) if is_run_folder(folder) else read_public_config(folder)
+
+
 def read_tokenizer(folder: str | os.PathLike[str], config: ModelConfig) -> Tokenizer | None:
     """Read the tokenizer in a model's folder; None if there is none.
 
@@ -90,8 +101,8 @@ def load_model(
     A warning on stderr names the first parameter with NaN or infinity.
 
     Args:
-        path: Folder of the model.
-        step: Step of a run folder's checkpoint; None: the newest.
+        path: Folder of the model, or the name of a checkpoint, such as RUN@STEP (see `names.ModelName`).
+        step: Step of a run folder's checkpoint; None: the step in `path`, or else the newest.
         dtype: Dtype of the parameters; None: float32.
         shardings: A `jax.sharding.Sharding` for all parameters or a tree of them; None: the first local device. Each process reads
             only the slices of its own devices.
@@ -103,13 +114,14 @@ def load_model(
     Raises:
         ValueError: The folder is neither kind, or a file or tensor is missing, damaged or has another shape. The message names it.
     """
+    name = ModelName.parse(path, step=step, ema=ema)
     if abstract is None:
         dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
 
         def abstract(config: ModelConfig) -> Any:
             return with_dtype(abstract_params(Plamo2(config)), dtype, shardings)
 
-    loaded = _load_model(Path(path), step, ema, abstract)
+    loaded = _load_model(name, abstract)
     if require_finite and (parameter := find_nonfinite(loaded.params)):
         raise ConvertError(f"{path}: parameter {parameter} holds NaN or infinity: parameters must be finite")
     if not require_finite:
@@ -117,16 +129,17 @@ def load_model(
     return loaded
 
 
-def _load_model(folder: Path, step: int | None, ema: bool, abstract: Callable[[ModelConfig], Any]) -> LoadedModel:
+def _load_model(name: ModelName, abstract: Callable[[ModelConfig], Any]) -> LoadedModel:
+    folder, step = name.folder, name.step
     if is_run_folder(folder):
         config = checkpoint.read_model_config(folder)
         checkpoint.require_model(folder)
-        item = checkpoint.EMA if ema else checkpoint.PARAMS
+        item = checkpoint.EMA if name.ema else checkpoint.PARAMS
         checkpoint.check_size(folder, config, step, item)
         wanted = abstract(config)
         restore = checkpoint.restore_params if "run_0" in wanted else _restore_periods
         return LoadedModel(config, restore(folder, wanted, step, item), read_tokenizer(folder, config))
-    if step is not None or ema:
+    if step is not None or name.ema:
         raise ConvertError(f"{folder} has the public layout, which has no steps. Omit the step")
     config = read_public_config(folder)
     tokenizer = read_tokenizer(folder, config)
@@ -169,17 +182,21 @@ def warn_of_nonfinite(path: str | os.PathLike[str], params: Any) -> None:
 
 
 def load_params(path: str | os.PathLike[str], config: ModelConfig, abstract: Any) -> Any:
-    """Load the newest parameters of a folder for a model of known config.
+    """Load the parameters of a folder for a model of known config.
 
     Args:
-        path: Run folder or folder of the public layout.
+        path: Run folder, folder of the public layout, or the name of a checkpoint, such as RUN@STEP.
         config: Config of the model.
         abstract: Tree of `jax.ShapeDtypeStruct` with the shapes, dtypes and shardings of the result.
 
     Raises:
         ValueError: The folder is neither kind, or a tensor is missing, damaged or has another shape. The message names it.
     """
-    if is_run_folder(path):
-        return checkpoint.restore_params(path, abstract)
+    name = ModelName.parse(path)
+    if is_run_folder(name.folder):
+        item = checkpoint.EMA if name.ema else checkpoint.PARAMS
+        return checkpoint.restore_params(name.folder, abstract, name.step, item)
+    if name.step is not None or name.ema:
+        raise ConvertError(f"{name.folder} has the public layout, which has no steps. Omit the step")
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return read_params(path, config, dtype=jnp.float32, shardings=shardings)
+    return read_params(name.folder, config, dtype=jnp.float32, shardings=shardings)

@@ -13,6 +13,7 @@ Settings are arrays with one entry for each row, so no setting is compiled in. A
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -231,6 +232,7 @@ def _draw_rows(
     )
 
 
+@functools.partial(jax.named_call, name="sampling")
 def sample(
     logits: Float[Array, "b v"], keys: Key[Array, " b"], sampling: RowSampling, counts: Int[Array, "b v"]
 ) -> tuple[Int[Array, " b"], Float[Array, " b"]]:

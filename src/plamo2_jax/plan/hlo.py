@@ -88,6 +88,8 @@ class Module:
 
     computations: dict[str, Computation]
     entry: str
+    data_dependent_trips: int | None = None
+    """Trip count of loops whose end depends on data; None: such a loop is an error."""
 
     def executed(self) -> Iterator[tuple[Instruction, Computation, int]]:
         """Yield each instruction that runs, its computation, and its number of executions.
@@ -125,6 +127,8 @@ class Module:
                 bound = self._constant(condition[comparison.operands[1]], loop, computation)
                 if bound is not None:
                     return bound
+        if self.data_dependent_trips is not None:
+            return self.data_dependent_trips
         raise PlamoError(f"the trip count of the loop {loop.name} ({loop.op_name}) is not in the program")
 
     def _constant(self, value: Instruction, loop: Instruction, computation: Computation) -> int | None:

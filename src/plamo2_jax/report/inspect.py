@@ -21,6 +21,7 @@ from plamo2_jax.config import LayerKind, ModelConfig
 from plamo2_jax.convert.files import find_tensors, inside, read_header
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.convert.load import is_run_folder
+from plamo2_jax.convert.names import ModelName
 from plamo2_jax.convert.read import read_public_config
 from plamo2_jax.data.shards import MANIFEST as SHARDS_MANIFEST
 from plamo2_jax.data.shards import read_manifest
@@ -56,8 +57,8 @@ def inspect_folder(folder: Path, step: int | None = None, verify: bool = False) 
     """Describe a folder.
 
     Args:
-        folder: a run folder, a folder of the public layout, a PEFT folder or a folder of shards.
-        step: checkpoint of a run folder; None: the newest.
+        folder: a run folder or RUN@STEP, a folder of the public layout, a PEFT folder or a folder of shards.
+        step: checkpoint of a run folder; None: the step in `folder`, or else the newest.
         verify: read all files of the checkpoint and compare them with their checksums.
 
     Returns:
@@ -66,6 +67,8 @@ def inspect_folder(folder: Path, step: int | None = None, verify: bool = False) 
     Raises:
         ValueError: the folder is none of these, or its config files or headers are damaged.
     """
+    name = ModelName.parse(folder, step=step)
+    folder, step = name.folder, name.step
     if (folder / SHARDS_MANIFEST).is_file() and not (folder / checkpoint.CONFIG).exists():
         facts, tensors = _shards(folder), []
     elif (folder / PEFT_CONFIG).is_file() and not (folder / checkpoint.CONFIG).exists():
@@ -76,11 +79,11 @@ def inspect_folder(folder: Path, step: int | None = None, verify: bool = False) 
             f"{_described_below(folder)}"
         )
     elif is_run_folder(folder):
-        facts, tensors = _run(folder, step, verify)
+        facts, tensors = _run(name, verify)
     else:
         facts, tensors = _public(folder)
-    if step is not None and "steps" not in facts:
-        raise ValueError(f"{folder} is not a run folder and has no steps; remove --step")
+    if (step is not None or name.ema) and "steps" not in facts:
+        raise ValueError(f"{folder} is not a run folder and has no steps; remove --step or what follows the @")
     if tensors:
         facts["parameters"] = _groups(tensors)
         facts["dtypes"] = dict(sorted(_sums((tensor.dtype, tensor.size) for tensor in tensors).items()))
@@ -88,7 +91,8 @@ def inspect_folder(folder: Path, step: int | None = None, verify: bool = False) 
     return facts, tensors
 
 
-def _run(folder: Path, step: int | None, verify: bool) -> tuple[dict[str, Any], list[Tensor]]:
+def _run(name: ModelName, verify: bool) -> tuple[dict[str, Any], list[Tensor]]:
+    folder, step = name.folder, name.step
     described = checkpoint.read_config(folder)
     config = checkpoint.read_model_config(folder)
     lora, found = described.get("lora"), checkpoint.steps(folder)
@@ -97,7 +101,7 @@ def _run(folder: Path, step: int | None, verify: bool) -> tuple[dict[str, Any], 
         facts |= {"base": described.get("init_from"), "lora": {name: lora.get(name) for name in ("rank", "alpha")}}
     if isinstance(described.get("forked_from"), Mapping):
         facts["forked_from"] = described["forked_from"]
-    if not found and step is None:
+    if not found and step is None and not name.ema:
         return facts, []
     path = checkpoint.step_folder(folder, step)
     facts |= {
@@ -106,7 +110,8 @@ def _run(folder: Path, step: int | None, verify: bool) -> tuple[dict[str, Any], 
         "checksums": _checksums(path, verify),
     }
     axes = flax.traverse_util.flatten_dict(logical_axes(Plamo2(config)), sep="/")
-    stored = checkpoint.read_metadata(checkpoint.item_folder(folder, step))
+    item = checkpoint.EMA if name.ema else checkpoint.PARAMS
+    stored = checkpoint.read_metadata(checkpoint.item_folder(folder, step, item))
     return facts, [
         Tensor(
             name,

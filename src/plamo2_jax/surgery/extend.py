@@ -24,9 +24,9 @@ from plamo2_jax import checkpoint
 from plamo2_jax.config import LayerKind, ModelConfig
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.convert.load import load_model
+from plamo2_jax.convert.names import ModelName
 from plamo2_jax.model import Plamo2, abstract_params
 from plamo2_jax.storage import require_empty
-from plamo2_jax.surgery.merge.sources import ModelName
 from plamo2_jax.tokenizer.template_files import chat_template_files
 
 Layers = Literal["all", "none"] | tuple[int, ...]

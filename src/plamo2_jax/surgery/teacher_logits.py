@@ -26,10 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from plamo2_jax.array_input import map_npy
-from plamo2_jax.checkpoint import fingerprint, read_model_config, write_json
+from plamo2_jax.checkpoint import fingerprint, write_json
 from plamo2_jax.config import ModelConfig
-from plamo2_jax.convert.load import is_run_folder, load_model
-from plamo2_jax.convert.read import read_public_config
+from plamo2_jax.convert.load import load_model, read_shape
 from plamo2_jax.data.pipeline import DataConfig, train_iterator
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model import Plamo2
@@ -80,7 +79,7 @@ def teacher_shape(config: DistillationConfig, student: ModelConfig) -> ModelConf
         ValueError: its folder is missing, damaged or no model, or its logits cannot be compared with the student's.
     """
     folder = config.teacher
-    shape = read_model_config(folder) if is_run_folder(folder) else read_public_config(folder)
+    shape = read_shape(folder)
     if shape.vocab_size != student.vocab_size:
         raise ValueError(
             f"{folder} has vocab_size={shape.vocab_size} and the student {student.vocab_size}; distillation compares logits of the same "

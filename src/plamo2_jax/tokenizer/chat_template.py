@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jinja2.defaults import DEFAULT_NAMESPACE
 
 from plamo2_jax.tokenizer.template_files import (
     BUILT_IN,
@@ -43,11 +44,29 @@ from plamo2_jax.tokenizer.template_sandbox import (
 )
 from plamo2_jax.tokenizer.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 
-__all__ = ["BUILT_IN", "FILE_NAME", "ChatTemplate", "ChatTemplateError", "ChatTemplateOverrun", "EncodedChat"]
+__all__ = [
+    "BUILT_IN",
+    "FILE_NAME",
+    "ChatTemplate",
+    "ChatTemplateError",
+    "ChatTemplateOverrun",
+    "EncodedChat",
+    "template_variables",
+]
 
 # Variables of every template. Fields of a record must not replace them.
 _TOKENS = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "unk_token": UNK}
 _RESERVED = frozenset({*_TOKENS, "messages", "add_generation_prompt"})
+# A record may have fields of these names, but a template that calls `range` needs Jinja's.
+_TAKEN = frozenset(
+    {*_RESERVED, "tokenizer"}
+    | {"self", "super", "caller", "loop", "varargs", "kwargs", "raise_exception", "strftime_now", *DEFAULT_NAMESPACE}
+)
+
+
+def template_variables(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a record that a template may read as variables: their names are identifiers, and neither ours nor Jinja's."""
+    return {name: value for name, value in fields.items() if name.isidentifier() and name not in _TAKEN}
 
 
 @dataclasses.dataclass(frozen=True)
