@@ -15,17 +15,10 @@ from plamo2_jax.model.axes import Axes, map_with_axes
 from plamo2_jax.model.low_rank import LowRank
 from plamo2_jax.model.parameters import parameter
 from plamo2_jax.model.quantized import QuantizedArray
+from plamo2_kernels.precision import product_precision
 
 Weight = Array | QuantizedArray | LowRank
 """What a parameter tree may hold in the place of a matrix."""
-
-
-def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
-    """Return the precision of products of activations: full for float32, the hardware's own for bfloat16.
-
-    By default a TPU multiplies float32 in bfloat16 and a GPU in TF32.
-    """
-    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype).itemsize >= 4 else None
 
 
 def project(
@@ -66,7 +59,9 @@ def multiply(
         weight: value of a parameter.
         preferred_element_type: dtype of the result; None: that of `x`.
     """
-    einsum = functools.partial(jnp.einsum, precision=precision(x.dtype), preferred_element_type=preferred_element_type)
+    einsum = functools.partial(
+        jnp.einsum, precision=product_precision(x.dtype), preferred_element_type=preferred_element_type
+    )
     if isinstance(weight, LowRank):
         base = multiply(spec, x, weight.base, preferred_element_type)
         low, up = _adapter_specs(spec)
