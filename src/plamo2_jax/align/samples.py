@@ -21,9 +21,7 @@ from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.metrics import is_step, read_lines
 
 if TYPE_CHECKING:
-    from plamo2_jax.align.preferences import DpoConfig
-    from plamo2_jax.align.sft import SftConfig
-    from plamo2_jax.train.config import PretrainConfig
+    from plamo2_jax.train.config import RunConfig
 
 SAMPLES = "samples.jsonl"
 
@@ -69,7 +67,7 @@ class SampleWriter:
             run's.
     """
 
-    def __init__(self, run: PretrainConfig, samples: SamplesConfig, template: str):
+    def __init__(self, run: RunConfig, samples: SamplesConfig, template: str):
         if jax.process_count() > 1:
             raise ValueError(
                 "samples.prompts is not allowed in a job of several processes: plamo2 generate writes with any of its checkpoints"
@@ -119,12 +117,3 @@ class SampleWriter:
         if bad:
             raise ValueError(bad[0])
         return lines
-
-
-def sample_writer(run: SftConfig | DpoConfig, template: str) -> SampleWriter | None:
-    """What asks the model at every evaluation of a run, where it is asked anything.
-
-    Raises:
-        ValueError: see `SampleWriter`.
-    """
-    return SampleWriter(run, run.samples, template) if run.samples.prompts else None

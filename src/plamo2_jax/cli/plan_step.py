@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from plamo2_jax.cli.arguments import parse
-
 if TYPE_CHECKING:
     from plamo2_jax.plan.request import Request
     from plamo2_jax.plan.step import StepPlan
@@ -57,11 +55,10 @@ class Options:
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; return 1 if the program does not fit or does not compile."""
-    from plamo2_jax.align.preferences import DpoConfig
-    from plamo2_jax.align.sft import SftConfig
-    from plamo2_jax.cli.pretrain import load_config
+    from plamo2_jax.cli.run_options import parse_config
+    from plamo2_jax.config_file import load_config
     from plamo2_jax.plan.request import Request
-    from plamo2_jax.train.config import PretrainConfig
+    from plamo2_jax.train.config import RunConfig
 
     path, *rest = argv
     prog = f"plamo2 plan {path}"
@@ -69,8 +66,7 @@ def main(argv: Sequence[str]) -> int:
         print(_DESCRIPTION + "\n")
         tyro.cli(Options, prog=prog, args=["--help"])
     options, fields = tyro.cli(Options, prog=prog, args=rest, return_unknown_args=True)
-    default = load_config(Path(path), PretrainConfig, SftConfig, DpoConfig)
-    config = parse(type(default), fields, prog, default=default)
+    config = parse_config(load_config(Path(path), RunConfig), fields, prog)
     if (options.topology is None) == (options.gpu is None):
         raise ValueError("plamo2 plan needs either --topology SLICE, such as v5p:4x4x4, or --gpu NODE, such as h100x8")
     _refuse_unused(options)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -64,9 +64,9 @@ class DataConfig:
     """How many times as often long documents are read (`long_document_tokens`)."""
     shuffle: bool = True
     """If false, documents come in the order of the shards in every epoch."""
-    prefetch_batches: int = 4
+    prefetch_batches: int = field(default=4, metadata={"free": True})
     """Number of batches that a thread prepares in advance, in addition to one filling of the bins. 0: prepare each batch on demand."""
-    read_threads: int = 2
+    read_threads: int = field(default=2, metadata={"free": True})
     """Number of threads that read documents in advance; 0: read in the calling thread."""
     worker_processes: int = 0
     """Number of processes that read and pack, for hosts where one is too slow. Each packs its own share, so their number changes the

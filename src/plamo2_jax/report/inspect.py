@@ -95,7 +95,7 @@ def _run(name: ModelName, verify: bool) -> tuple[dict[str, Any], list[Tensor]]:
     folder, step = name.folder, name.step
     described = checkpoint.read_config(folder)
     config = checkpoint.read_model_config(folder)
-    lora, found = described.get("lora"), checkpoint.steps(folder)
+    lora, found = checkpoint.lora_of(described), checkpoint.steps(folder)
     facts = {"kind": "run folder", "trained": kind_of(described), **_network(config), **_texts(folder), "steps": found}
     if isinstance(lora, Mapping):
         facts |= {"base": described.get("init_from"), "lora": {name: lora.get(name) for name in ("rank", "alpha")}}

@@ -112,17 +112,15 @@ def read_evaluation(path: Path) -> dict[str, dict[str, float]]:
     }
 
 
+_KINDS = {"dpo": "preferences", "sft": "fine-tuning", "distill": "distillation", "pretrain": "pretraining"}
+
+
 def kind_of(config: Mapping[str, Any]) -> str:
-    """Return the kind of training of a run, by the fields of its configuration."""
-    if "preference" in config:
-        kind = "preferences"
-    elif "chat" in config:
-        kind = "fine-tuning"
-    elif config.get("distillation"):
-        kind = "distillation"
-    else:
-        kind = "pretraining" if "data" in config else "a model"
-    return f"{kind}, adapters" if config.get("lora") else kind
+    """Return the kind of training of a run, in words."""
+    task = config.get("task")
+    kind = task.get("kind") if isinstance(task, dict) else None
+    words = _KINDS.get(kind, "a model") if isinstance(kind, str) else "a model"
+    return f"{words}, adapters" if checkpoint.lora_of(config) else words
 
 
 def _heldout(metrics: Lines, evaluation: Mapping[str, Mapping[str, float]]) -> list[HeldOutRow]:
