@@ -32,6 +32,7 @@ from jax.experimental import multihost_utils
 
 from plamo2_jax import manifest
 from plamo2_jax.config import ModelConfig
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model_files import check_tree_inside, optional_file
 from plamo2_jax.old_config import modernize
@@ -48,7 +49,7 @@ EMA = "ema"
 _CHUNK_BYTES = 64 << 20
 
 
-class CheckpointError(ValueError):
+class CheckpointError(PlamoError):
     """A run folder or checkpoint is missing, incomplete or has another shape; the message names the file or tensor."""
 
 

@@ -21,6 +21,7 @@ from plamo2_jax.align.examples import Examples
 from plamo2_jax.align.logprobs import token_log_probs
 from plamo2_jax.array_input import map_npy
 from plamo2_jax.checkpoint import fingerprint, write_json
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model.plamo2 import Plamo2
 from plamo2_jax.model_files import file_inside, optional_file
@@ -30,7 +31,7 @@ FORMAT = "plamo2-reference-log-probs-1"
 MANIFEST, LOG_PROBS = "manifest.json", "log_probs.npy"
 
 
-class ReferenceLogProbsError(ValueError):
+class ReferenceLogProbsError(PlamoError):
     """A folder of log-probabilities is missing, or of another model, tokenizer or data; the message says which."""
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from plamo2_jax.cli.arguments import call
+from plamo2_jax.errors import PlamoError
 
 if TYPE_CHECKING:
     from plamo2_jax.pipeline.graph import Description, Graph
@@ -56,7 +57,7 @@ def pipeline(
     graph = Graph(load_config(file, Pipeline, "configs/pipeline_demo.py", name="pipeline"), describe)
     for name in (*force, *([] if until is None else [until])):
         if name not in graph.stages:
-            raise ValueError(f"{file} has no stage {name!r}; it has {', '.join(graph.stages)}")
+            raise PlamoError(f"{file} has no stage {name!r}; it has {', '.join(graph.stages)}")
     names = set(graph.stages) if until is None else graph.ancestors(until)
     if dry_run:
         verdicts = Planner(graph, State(graph.home), force).plan(names)

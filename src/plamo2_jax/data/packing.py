@@ -17,6 +17,7 @@ import numpy as np
 
 from plamo2_jax.data.batch import Batch
 from plamo2_jax.data.shards import Shards
+from plamo2_jax.errors import PlamoError
 
 
 class Pieces:
@@ -138,7 +139,7 @@ def packing_efficiency(batches: Iterable[Mapping[str, np.ndarray]]) -> float:
         used += int(np.count_nonzero(batch["segment_ids"]))
         total += batch["segment_ids"].size
     if not total:
-        raise ValueError("there is no batch to measure: at least one is needed")
+        raise PlamoError("there is no batch to measure: at least one is needed")
     return used / total
 
 

@@ -34,7 +34,7 @@ def project(
     Args:
         module: owner of the weight.
         name: key of the weight below the module.
-        spec: einsum of `x` and the weight, such as "btd,dhp->bthp". The weight `reads` the axes that the einsum sums over.
+        spec: einsum of `x` and the weight, such as "btd,dhp->bthp". The weight `contracts` the axes that the einsum sums over.
         x: activations.
         init: initializer.
         sizes: size of each axis of the weight by its name, in order. An unnamed first axis is one of unlike parts.
@@ -42,7 +42,7 @@ def project(
     Returns:
         The product in the dtype of `x`; of a weight of several parts the product with each of them.
     """
-    weight = parameter(module, name, init, sizes, reads=contracted(spec, sizes))
+    weight = parameter(module, name, init, sizes, contracts=contracted(spec, sizes))
     if None in sizes:
         return _multiply_parts(spec, x, weight)
     return multiply(spec, x, weight)

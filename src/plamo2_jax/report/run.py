@@ -12,6 +12,7 @@ from typing import Any
 
 from plamo2_jax import checkpoint
 from plamo2_jax.config import ModelConfig
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model_files import optional_file
 from plamo2_jax.train.metrics import METRICS, is_step, read_lines, scan_metrics
@@ -103,7 +104,7 @@ def read_evaluation(path: Path) -> dict[str, dict[str, float]]:
     languages = read_json_object(path).get("languages")
     right = isinstance(languages, dict) and all(isinstance(figures, dict) for figures in languages.values())
     if not right:
-        raise ValueError(
+        raise PlamoError(
             f'{path} must hold "languages", the metrics of each language, as plamo2 evaluate --output writes it'
         )
     return {

@@ -13,7 +13,7 @@ import tyro
 
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.data.pipeline import DataConfig
-from plamo2_jax.model.plamo2 import Remat
+from plamo2_jax.model.block import Remat
 from plamo2_jax.sharding.mesh import MeshConfig
 from plamo2_jax.sharding.rules import Strategy
 from plamo2_jax.storage import address, located

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from plamo2_jax import checkpoint
 from plamo2_jax.checkpoint import BASE_FINGERPRINT, CheckpointError
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.manifest import MANIFEST, find_damage
 from plamo2_jax.storage import address, located
 from plamo2_jax.train import integrity, processes
@@ -31,7 +32,7 @@ FORKED_FROM = "forked_from"
 """Key of a fork's config.json: which run and step it started from, and what wrote that checkpoint."""
 
 
-class ForkError(ValueError):
+class ForkError(PlamoError):
     """A run cannot start from the checkpoint that `fork` names; the message says why."""
 
 

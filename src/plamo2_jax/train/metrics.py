@@ -20,9 +20,10 @@ from typing import Any
 
 from tensorboard.summary import Writer
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import parse_json
 from plamo2_jax.model_files import optional_file
-from plamo2_jax.storage import Mirror, is_full_disk, located, naming_full_disk
+from plamo2_jax.storage import Mirror, is_full_disk, located, naming_full_disk, write_whole
 from plamo2_jax.train.task import PROCESSED, means
 
 METRICS = "metrics.jsonl"
@@ -53,9 +54,7 @@ class MetricsLog:
         kept = [line for line in kept if line["step"] <= step]
         self.seconds = sum(line.get("step_seconds", 0.0) for line in kept)
         """Time spent on the steps in the log."""
-        partial = folder / f".{METRICS}.partial"
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(partial, folder / METRICS)
+        write_whole(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         self._mirror.clear(TENSORBOARD)
         self._tensorboard = Writer(str(folder / TENSORBOARD))
@@ -206,7 +205,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
     """
     good, bad = scan_metrics(path)
     if bad:
-        raise ValueError(bad[0])
+        raise PlamoError(bad[0])
     return good
 
 

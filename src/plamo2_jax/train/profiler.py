@@ -7,6 +7,7 @@ import os
 
 import jax
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.storage import Mirror, located
 
 PROFILE = "profile"
@@ -28,7 +29,7 @@ class ProfileSteps:
         """
         first, colon, last = text.partition(":")
         if not (colon and first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
-            raise ValueError(
+            raise PlamoError(
                 f"profile={text!r} is not allowed: it must be FIRST:LAST, two steps from 1 on, such as 10:13"
             )
         return cls(int(first), int(last))

@@ -11,7 +11,8 @@ import jax
 
 from plamo2_jax import checkpoint
 from plamo2_jax.checkpoint import BASE_FINGERPRINT
-from plamo2_jax.storage import address, located, lock_folder
+from plamo2_jax.errors import PlamoError
+from plamo2_jax.storage import address, located, lock_folder, write_whole
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train import integrity, processes
 from plamo2_jax.train.checkpoints import no_checkpoint_left
@@ -21,7 +22,7 @@ from plamo2_jax.train.schedule import make_schedule
 from plamo2_jax.train.source import Source
 
 
-class TrainingError(ValueError):
+class TrainingError(PlamoError):
     """A run cannot start or resume; the message says why."""
 
 
@@ -160,5 +161,5 @@ def write_description(config: RunConfig, tokenizer: Tokenizer, source: Source, d
         checkpoint.write_json(folder / checkpoint.CONFIG, description)
         tokenizer.save(folder / checkpoint.TOKENIZER)
         for name, text in source.files.items():
-            (folder / name).write_text(text, encoding="utf-8")
+            write_whole(folder / name, text.encode())
     checkpoint.barrier("run folder written")
