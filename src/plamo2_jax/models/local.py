@@ -16,6 +16,7 @@ from plamo2_jax import checkpoint
 from plamo2_jax.convert.load import LoadedModel
 from plamo2_jax.convert.names import ModelName
 from plamo2_jax.engine.generator import Generator, default_stop_ids
+from plamo2_jax.engine.weights import load_weights
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.models.chat_model import (
     NOTHING_BEFORE,
