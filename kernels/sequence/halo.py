@@ -22,7 +22,7 @@ def preceding(x: Shaped[Array, "b t *c"], size: int, axis_name: str) -> Shaped[A
     return jnp.pad(halo, [(0, 0), (size - halo.shape[1], 0)] + [(0, 0)] * (x.ndim - 2))
 
 
-def rest_of_the_row(x: Shaped[Array, "b t *c"], axis_name: str) -> Shaped[Array, "b s-t *c"]:
+def rest_of_the_row(x: Shaped[Array, "b t *c"], axis_name: str) -> Shaped[Array, "b rest *c"]:
     """All other shards of the row, zeros in place of later ones; what is before this shard ends where it begins.
 
     The zeros lead, so that in every shard its own tokens come last, and one program with one mask serves all of them.
