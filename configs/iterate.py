@@ -6,11 +6,12 @@ import runpy
 from pathlib import Path
 
 from plamo2_jax.align.dpo import PreferenceConfig
-from plamo2_jax.align.preferences import DpoConfig, PairsConfig
+from plamo2_jax.align.preferences import Dpo, PairsConfig
 from plamo2_jax.align.rounds import RoundsConfig
 from plamo2_jax.checkpoint import read_model_config
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem
 from plamo2_jax.surgery.merge.config import MergeConfig
+from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.optimizer import OptimizerConfig
 from plamo2_jax.train.schedule import ScheduleConfig
 
@@ -20,7 +21,7 @@ config = RoundsConfig(
     output=Path("runs/rounds"),
     start=START,
     prefer=runpy.run_path(str(Path(__file__).with_name("prefer.py")))["config"],
-    train=DpoConfig(
+    train=RunConfig(
         name="train",
         model=read_model_config(START),
         tokenizer=START,
@@ -28,8 +29,10 @@ config = RoundsConfig(
         # The mixture of a round is its own pairs.
         data=DataConfig(mixture=(MixtureItem(Path("pairs.jsonl")),), sequence_length=1024, batch_size=4),
         steps=100,
-        pairs=PairsConfig(template=str(START), max_pairs=16),
-        preference=PreferenceConfig(losses=("sigmoid", "nll"), weights=(1.0, 0.1), beta=0.1),
+        task=Dpo(
+            pairs=PairsConfig(template=str(START), max_pairs=16),
+            preference=PreferenceConfig(losses=("sigmoid", "nll"), weights=(1.0, 0.1), beta=0.1),
+        ),
         optimizer=OptimizerConfig(weight_decay=0.0),
         schedule=ScheduleConfig(kind="cosine", learning_rate=5e-6, warmup=0.1, final_fraction=0.1),
         dtype="float32",

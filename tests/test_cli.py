@@ -147,11 +147,11 @@ def test_the_names_of_positional_arguments_are_in_errors_too(capsys):
     [
         ("x = 1\ndef\n", "config.py, line 2: invalid syntax"),
         (
-            "from plamo2_jax.train.config import PretrainConfig\n\nconfig = PretrainConfig(nme='x')\n",
-            "config.py, line 3: PretrainConfig.__init__() got an unexpected keyword argument 'nme'",
+            "from plamo2_jax.train.config import RunConfig\n\nconfig = RunConfig(nme='x')\n",
+            "config.py, line 3: RunConfig.__init__() got an unexpected keyword argument 'nme'",
         ),
         ("import nothing_of_that_name\n", "config.py, line 1: No module named 'nothing_of_that_name'"),
-        ("config = 3\n", "config.py must set `config` to a PretrainConfig; it sets it to int"),
+        ("config = 3\n", "config.py must set `config` to a RunConfig; it sets it to int"),
     ],
 )
 def test_a_config_file_that_does_not_run_is_named_with_its_line(tmp_path, capsys, source, message):
@@ -177,7 +177,7 @@ def test_control_characters_of_names_are_spelled_out(tmp_path, capsys):
 def test_cleaning_does_not_overwrite_its_input(tmp_path, capsys):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "raw"}\n', encoding="utf-8")
-    assert "is the input too" in refused(["data", "clean", str(path), str(path)], capsys)
+    assert "is also the input" in refused(["data", "clean", str(path), str(path)], capsys)
     assert path.read_text(encoding="utf-8") == '{"text": "raw"}\n'
 
 

@@ -20,7 +20,7 @@ from plamo2_jax.align.judge import JudgeConfig
 from plamo2_jax.align.pairing import PairingConfig
 from plamo2_jax.align.prefer import PreferConfig, prefer
 from plamo2_jax.align.preference_data import encode_pairs, read_pairs
-from plamo2_jax.align.preferences import DpoConfig, PairsConfig
+from plamo2_jax.align.preferences import Dpo, PairsConfig
 from plamo2_jax.align.prompts import is_heldout, read_prompts
 from plamo2_jax.align.rounds import RoundsConfig, iterate
 from plamo2_jax.align.samples import SamplesConfig
@@ -32,6 +32,7 @@ from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.models import ChatModelConfig, ChatRequest
 from plamo2_jax.models.stop_ids import end_ids
 from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate
+from plamo2_jax.train.config import RunConfig
 from support.xla import xla_flags
 
 OUTPUTS = ("answers.jsonl", "pairs.jsonl", "heldout.jsonl", "config.json", "report.json")
@@ -338,9 +339,9 @@ def test_a_bad_configuration_is_named(make_config, tmp_path, fields, message):
 def rounds(make_config, fields, rows_of, base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("rounds") / "rounds"
     data = rows_of(folder / "pairs.jsonl", sequence_length=128, batch_size=1)
-    own = {"name": "x", "data": data, "steps": 2, "pairs": PairsConfig(max_pairs=2)}
-    train = DpoConfig(**fields | own, samples=SamplesConfig(("あ？",), max_new_tokens=4))
-    config = RoundsConfig(folder, base, make_config(folder), train, rounds=1)
+    task = Dpo(pairs=PairsConfig(max_pairs=2), samples=SamplesConfig(("あ？",), max_new_tokens=4))
+    run = RunConfig(**fields | {"name": "x", "data": data, "steps": 2, "task": task})
+    config = RoundsConfig(folder, base, make_config(folder), run, rounds=1)
     first = iterate(config)
     assert first.model == folder / "round_1" / "model"
     # One more, from where it is.

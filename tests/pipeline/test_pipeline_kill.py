@@ -1,4 +1,4 @@
-"""The short form of experiments/chaos/pipeline.py: a small pipeline, killed in two of its stages."""
+"""The short form of experiments/chaos/pipeline.py: kill a small pipeline in two of its stages."""
 
 import random
 import runpy

@@ -9,8 +9,9 @@ from plamo2_jax.data.corpus import documents
 from plamo2_jax.data.documents import Document
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem
 from plamo2_jax.data.shard_writer import write_shards
-from plamo2_jax.train.config import PretrainConfig
-from plamo2_jax.train.loop import pretrain
+from plamo2_jax.train.config import RunConfig
+from plamo2_jax.train.loop import train
+from plamo2_jax.train.pretraining import Pretrain
 from support.models import tiny
 from support.tokenizers import byte_tokenizer
 
@@ -31,14 +32,15 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_config(home):
-    """A function `(name, **fields) -> PretrainConfig` of runs that make the same updates."""
+    """A function `(name, **fields) -> RunConfig` of runs that make the same updates."""
 
-    def make(name: str, **fields) -> PretrainConfig:
+    def make(name: str, **fields) -> RunConfig:
         defaults = {
             "model": tiny(),
             "tokenizer": home / "tokenizer.jsonl",
             "data": DataConfig((MixtureItem(home / "train"),), sequence_length=32, batch_size=8, packing_bins=16),
             "steps": 12,
+            "task": Pretrain(),
             "output": home / "runs",
             "heldout": {language: home / "heldout" / language for language in ("ja", "en")},
             "dtype": "float32",
@@ -46,7 +48,7 @@ def make_config(home):
             "evaluate_every": 6,
             "log_every": 3,
         }
-        return PretrainConfig(name=name, **(defaults | fields))
+        return RunConfig(name=name, **(defaults | fields))
 
     return make
 
@@ -55,4 +57,4 @@ def make_config(home):
 def uninterrupted(make_config):
     """A run that was never stopped, and its outcome."""
     config = make_config("uninterrupted")
-    return config, pretrain(config)
+    return config, train(config)

@@ -14,13 +14,13 @@ from support.runs import finish, record, start, wait_for, write_config
 
 HELD = """
 import pathlib, time
-from plamo2_jax.train.window import Window
-add = Window.add
+from plamo2_jax.train.step_metrics import StepMetrics
+add = StepMetrics.add
 def held(self, step, metrics):
     while step == 5 and not pathlib.Path({gate!r}).exists():
         time.sleep(0.1)
     add(self, step, metrics)
-Window.add = held
+StepMetrics.add = held
 """
 """A preamble that stops a run after its first checkpoint, until a file appears."""
 # One layer of attention compiles fast.
