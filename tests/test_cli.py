@@ -102,7 +102,7 @@ def test_groups_list_their_commands(verb, capsys):
         ),
         (["pretrain", "configs/demo.py", "--learning-rate", "1"], "did you mean --schedule.learning-rate?"),
         (["pretrain", "configs/demo.py", "--mesh_data", "1"], "did you mean --mesh.data?"),
-        (["prefer", "configs/prefer.py", "--polcy.url", "x"], "did you mean --policy.url"),
+        (["preference-data", "configs/preference_data.py", "--polcy.url", "x"], "did you mean --policy.url"),
         (["merge", "a", "b", "--metod", "ties"], "did you mean --method?"),
         (["report", "a", "--output", "b"], "unknown option '--output'; plamo2 report --help"),
     ],

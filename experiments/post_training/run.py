@@ -23,10 +23,12 @@ sys.path.insert(0, str(HERE.parent))
 from trials import STOPPED, heldout_bits, run, spread  # noqa: E402
 
 from plamo2_jax import models  # noqa: E402
-from plamo2_jax.align import rules  # noqa: E402
 from plamo2_jax.align.dpo import PreferenceConfig  # noqa: E402
-from plamo2_jax.align.pairing import PairingConfig  # noqa: E402
-from plamo2_jax.align.prefer import PreferConfig, prefer  # noqa: E402
+from plamo2_jax.align.preference_data import rules  # noqa: E402
+from plamo2_jax.align.preference_data.config import PreferenceDataConfig  # noqa: E402
+from plamo2_jax.align.preference_data.pairing import PairingConfig  # noqa: E402
+from plamo2_jax.align.preference_data.prompts import read_prompts  # noqa: E402
+from plamo2_jax.align.preference_data.sampling import make_preference_data  # noqa: E402
 from plamo2_jax.align.preferences import (  # noqa: E402
     DpoConfig,
     PairsConfig,
@@ -35,7 +37,6 @@ from plamo2_jax.align.preferences import (  # noqa: E402
     preference_loss_fn,
     preference_task,
 )
-from plamo2_jax.align.prompts import read_prompts  # noqa: E402
 from plamo2_jax.align.sft import ChatSource, SftConfig, sft_task  # noqa: E402
 from plamo2_jax.checkpoint import latest_step, write_json  # noqa: E402
 from plamo2_jax.convert.load import load_model  # noqa: E402
@@ -137,8 +138,8 @@ def merged(work: Path, name: str, models: Iterable[Path]) -> Path:
 def preference_data(plan: Plan, work: Path, policy: Path, seed: int) -> Path:
     """Pairs of the policy's own answers, scored by rules alone."""
     folder = work / f"pairs-{seed}"
-    prefer(
-        PreferConfig(
+    make_preference_data(
+        PreferenceDataConfig(
             output=folder,
             prompts=(work / f"prompts-{seed}" / "train.jsonl",),
             policy=models.ChatModelConfig(model=str(policy), batch_size=128),

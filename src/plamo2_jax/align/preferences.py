@@ -19,7 +19,7 @@ from plamo2_jax.align.dpo import BY_ANSWER, OVER, PreferenceConfig, preference_l
 from plamo2_jax.align.examples import Examples
 from plamo2_jax.align.logprobs import gather_pairs, token_log_probs
 from plamo2_jax.align.lora import BASE, with_adapters
-from plamo2_jax.align.preference_data import REFERENCE, Pair, PairTruncate, encode_pairs, layout, read_pairs
+from plamo2_jax.align.pairs import REFERENCE, Pair, PairTruncate, encode_pairs, layout, read_pairs
 from plamo2_jax.align.reference import ReferenceLogProbs
 from plamo2_jax.align.samples import SamplesConfig
 from plamo2_jax.align.sft import naming_limit, refuse_unfit, say_counts

@@ -179,7 +179,7 @@ def instructions(output: Path, *, per_page: int = 6, limit: int | None = None, s
     """Write conversations made from the bundled corpus, with rules to check answers by: train.jsonl and heldout.jsonl.
 
     Questions, summaries, titles, headings, JSON records and translations between Japanese and English, all in the words of the corpus
-    and under its licences. `plamo2 sft` and `plamo2 prefer` read them. No page is on both sides.
+    and under its licences. `plamo2 sft` and `plamo2 preference-data` read them. No page is on both sides.
 
     Args:
         output: Folder to write into; it may exist, as long as neither file does.
