@@ -135,6 +135,27 @@ def test_other_prompts_are_refused_and_made_anew_when_asked(make_config, prompts
     assert make_preference_data(config, again=True)["prompts"] == 3
 
 
+def test_a_folder_from_before_the_renaming_resumes(done, tmp_path, capsys):
+    """Version 1.0 called `batch_size` `rows`, and the verb `prefer`."""
+    config, report = done
+    old = dataclasses.replace(config, output=tmp_path / "out")
+    shutil.copytree(config.output, old.output)
+    text = (old.output / "config.json").read_text(encoding="utf-8")
+    (old.output / "config.json").write_text(text.replace('"batch_size"', '"rows"'), encoding="utf-8")
+    assert make_preference_data(old) == report
+    (old.output / "report.json").unlink()
+    journal = (old.output / "journal.jsonl").read_bytes()
+    (old.output / "journal.jsonl").write_bytes(journal[: len(journal) // 2])
+    assert make_preference_data(old) == report
+    for name in ("answers.jsonl", "pairs.jsonl", "heldout.jsonl"):
+        assert (old.output / name).read_bytes() == (config.output / name).read_bytes()
+    other = dataclasses.replace(old, policy=dataclasses.replace(old.policy, batch_size=16))
+    with pytest.raises(ValueError, match=r"another configuration \(policy\.batch_size: 16, not 8\)"):
+        make_preference_data(other)
+    assert main(["prefer"]) == 2
+    assert "warning: the verb prefer is now called preference-data" in capsys.readouterr().err
+
+
 def test_a_journal_cut_anywhere_leads_to_the_same_bytes(done, make_config, tmp_path):
     """Every state that a kill can leave behind: any number of lines, the last perhaps torn, with or without the files."""
     config, _ = done
