@@ -3,9 +3,10 @@
 import os
 import signal
 
+from support.xla import xla_flags
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Tests compile far more than they compute: no LLVM optimisation.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = xla_flags(devices=8)
 
 # A shell's background jobs ignore Ctrl-C, and so would all processes that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -25,7 +26,9 @@ hypothesis.settings.load_profile("plamo2")
 def compile_once(tmp_path_factory):
     """Programs of one kind, in this process and in those it starts, are compiled once."""
     with pytest.MonkeyPatch.context() as patch:
-        folder = str(tmp_path_factory.mktemp("compiled"))
+        # The processes of pytest-xdist have a folder each in the session's folder.
+        base = tmp_path_factory.getbasetemp()
+        folder = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled")
         patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
         jax.config.update("jax_compilation_cache_dir", folder)

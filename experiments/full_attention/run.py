@@ -28,7 +28,8 @@ from plamo2_jax.eval.phonebook_names import full_names  # noqa: E402
 from plamo2_jax.eval.retrieval import ask, depths, table  # noqa: E402
 from plamo2_jax.storage import write_whole  # noqa: E402
 from plamo2_jax.surgery.extend import extend  # noqa: E402
-from plamo2_jax.train.config import PretrainConfig  # noqa: E402
+from plamo2_jax.train.config import RunConfig  # noqa: E402
+from plamo2_jax.train.pretraining import Pretrain  # noqa: E402
 from plamo2_jax.train.schedule import ScheduleConfig  # noqa: E402
 
 WINDOW, LENGTHS, LENGTH, ROWS = 64, (48, 64, 128, 256), 256, 16
@@ -78,7 +79,7 @@ def train(
 ) -> Path:
     """A run on text and phonebooks, or what is left of it to do."""
     return train_to_end(
-        PretrainConfig(
+        RunConfig(
             name=f"{name}-{seed}",
             output=home / "runs",
             model=model,
@@ -90,12 +91,13 @@ def train(
                 seed=seed,
             ),
             steps=steps,
+            task=Pretrain(),
             init_from=start,
             schedule=ScheduleConfig(learning_rate=rate, warmup=0.05, decay_fraction=0.3, decay_shape="linear"),
             dtype="float32",
             seed=seed,
             checkpoint_every=max(1, steps // 4),
-            keep=1,
+            max_to_keep=1,
         )
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Literal
 
@@ -9,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
+
+from plamo2_kernels.precision import product_precision
 
 # Queries a block where the caller leaves the choice: scores take h · block · (window + block) values at a time, so a block of about the
 # window wastes little on keys outside it; below the least, blocks are too small to fill a matrix unit.
@@ -90,7 +93,10 @@ def masked_attention(
         allowed &= distance <= window
     if q.shape[1] == 1 and implementation == "xla":
         return _attend_one(q[:, 0], k, v, allowed[:, 0])[:, None]
-    return jax.nn.dot_product_attention(q, k, v, mask=allowed[:, None], implementation=implementation)
+    # It takes no precision as an argument.
+    full = product_precision(q.dtype) is not None
+    with jax.default_matmul_precision("highest") if full else contextlib.nullcontext():
+        return jax.nn.dot_product_attention(q, k, v, mask=allowed[:, None], implementation=implementation)
 
 
 def _attend_one(
@@ -100,7 +106,8 @@ def _attend_one(
     b, h, p = q.shape
     g = k.shape[2]
     q = q.reshape(b, g, h // g, p)
-    scores = jnp.einsum("bsgp,bgup->bgsu", k, q, preferred_element_type=jnp.float32) * p**-0.5
+    dot = functools.partial(jnp.einsum, precision=product_precision(q.dtype))
+    scores = dot("bsgp,bgup->bgsu", k, q, preferred_element_type=jnp.float32) * p**-0.5
     scores = jnp.where(allowed[:, None, :, None], scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores, axis=2).astype(v.dtype)
-    return jnp.einsum("bgsu,bsgp->bgup", weights, v).reshape(b, h, p)
+    return dot("bgsu,bsgp->bgup", weights, v).reshape(b, h, p)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from plamo2_kernels.precision import product_precision
 from plamo2_kernels.segments import carried_segments, first_segment, segment_ordinals
 from plamo2_kernels.ssd import Implementation, ssd
 from plamo2_kernels.ssd.decay import log_decay
@@ -115,7 +116,13 @@ def _summary(x, dt, A, B, segment_ids):
         weights = jnp.where((ordinals == ordinals[:, -1:])[..., None], weights, 0)
         through = jnp.where(ordinals[:, -1:] == 0, through, 0)
     surviving = (x * weights[..., None]).astype(x.dtype).reshape(b, -1, g, h // g, p)
-    added = jnp.einsum("btgup,btgn->bgupn", surviving, B.astype(x.dtype), preferred_element_type=dtype)
+    added = jnp.einsum(
+        "btgup,btgn->bgupn",
+        surviving,
+        B.astype(x.dtype),
+        precision=product_precision(x.dtype),
+        preferred_element_type=dtype,
+    )
     return through[..., None, None], added.reshape(b, h, p, n)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from plamo2_kernels.precision import product_precision
 from plamo2_kernels.ssd.decay import log_decay
 
 
@@ -33,7 +34,9 @@ def ssd_step(
     dt, grouped = dt.astype(dtype), (b, g, h // g)
     B, C = B.astype(dtype), C.astype(dtype)
     decay, dx = jnp.exp(log_decay(dt, A))[..., None], x * dt[..., None]
-    read = jnp.einsum("bgupn,bgn->bgup", state.reshape(*grouped, p, -1), C).reshape(x.shape)
+    read = jnp.einsum(
+        "bgupn,bgn->bgup", state.reshape(*grouped, p, -1), C, precision=product_precision(x.dtype)
+    ).reshape(x.shape)
     BC = jnp.repeat(jnp.sum(B * C, axis=-1), h // g, axis=1)[..., None]
     if continues is not None:
         read, state = (jnp.where(continues.reshape(b, *(1,) * (v.ndim - 1)), v, 0) for v in (read, state))

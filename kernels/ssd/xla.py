@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from plamo2_kernels.precision import product_precision
 from plamo2_kernels.ssd.decay import is_clamped, log_decay
 
 
@@ -146,19 +147,23 @@ def _flip(v):
 def _sum_last(v, cpu):
     if not cpu:
         return jnp.sum(v, axis=-1)
-    return (v.reshape(-1, v.shape[-1]) @ jnp.ones(v.shape[-1], v.dtype)).reshape(v.shape[:-1])
+    ones = jnp.ones(v.shape[-1], v.dtype)
+    return jnp.matmul(v.reshape(-1, v.shape[-1]), ones, precision=product_precision(v.dtype)).reshape(v.shape[:-1])
 
 
 def _sum_heads(v, cpu):
     """[b,c,g,u,q,q] over u."""
-    return jnp.einsum("u,bcguij->bcgij", jnp.ones(v.shape[3], v.dtype), v) if cpu else jnp.sum(v, axis=3)
+    if not cpu:
+        return jnp.sum(v, axis=3)
+    return jnp.einsum("u,bcguij->bcgij", jnp.ones(v.shape[3], v.dtype), v, precision=product_precision(v.dtype))
 
 
 def _sum_state(v, cpu):
     """[b,c,g,n,u,p] to [b,c,g,u]."""
     if not cpu:
         return jnp.sum(v, axis=(3, 5))
-    return _sum_last(jnp.einsum("n,bcgnup->bcgup", jnp.ones(v.shape[3], v.dtype), v), cpu)
+    ones = jnp.ones(v.shape[3], v.dtype)
+    return _sum_last(jnp.einsum("n,bcgnup->bcgup", ones, v, precision=product_precision(v.dtype)), cpu)
 
 
 def _states_by_tokens(dot, states, tokens, cpu):
@@ -186,7 +191,7 @@ def _recurrence(added, through, state, reverse=False):
 def _outputs(chunks, A, D, state, cpu):
     """y [b,c,q,g,u,p] of the chunks, the states that enter them [b,c,g,n,u,p] and the state after the last one."""
     dtype = state.dtype
-    dot = functools.partial(jnp.einsum, preferred_element_type=dtype)
+    dot = functools.partial(jnp.einsum, precision=product_precision(chunks.x.dtype), preferred_element_type=dtype)
     x, dt, B, C = _by_head(chunks.x), _by_head(chunks.dt), _by_group(chunks.B), _by_group(chunks.C)
     terms = _terms(dt, A, chunks.segments, chunks.before)
 
@@ -208,7 +213,7 @@ def _gradients(chunks, entering, dy, A, D, d_state, cpu):
     Returns dx, d_dt, dB, dC as the chunks are laid out, dA and dD [b,c,g,u], and the gradient of the state entering the first chunk.
     """
     dtype = d_state.dtype
-    dot = functools.partial(jnp.einsum, preferred_element_type=dtype)
+    dot = functools.partial(jnp.einsum, precision=product_precision(chunks.x.dtype), preferred_element_type=dtype)
     x, dt, B, C, dy = (
         _by_head(chunks.x),
         _by_head(chunks.dt),

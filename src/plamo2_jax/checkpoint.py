@@ -32,8 +32,10 @@ from jax.experimental import multihost_utils
 
 from plamo2_jax import manifest
 from plamo2_jax.config import ModelConfig
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model_files import check_tree_inside, optional_file
+from plamo2_jax.old_config import modernize
 from plamo2_jax.storage import absolute, address, is_remote, located, new_folder, require_empty, write_whole
 
 CONFIG = "config.json"
@@ -47,7 +49,7 @@ EMA = "ema"
 _CHUNK_BYTES = 64 << 20
 
 
-class CheckpointError(ValueError):
+class CheckpointError(PlamoError):
     """A run folder or checkpoint is missing, incomplete or has another shape; the message names the file or tensor."""
 
 
@@ -64,7 +66,8 @@ def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the resolved configuration of a run folder. Compare it and the small files beside it with their checksums, if any.
+    """Read the resolved configuration of a run folder, in today's form whichever version wrote it. Compare it and the small files beside it
+    with their checksums, if any.
 
     Raises:
         CheckpointError: config.json is missing, a link out of the folder or not a JSON object, or a file does not match its checksum.
@@ -73,7 +76,13 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if path is None:
         raise CheckpointError(f"{folder} is not a run folder: it has no {CONFIG}")
     verify_files(located(folder))
-    return read_json_object(path, error=CheckpointError)
+    return modernize(read_json_object(path, error=CheckpointError))
+
+
+def lora_of(config: Mapping[str, Any]) -> Any:
+    """Return the adapters that a run trained, from its config.json: their fields, or None for a run of a whole model."""
+    task = config.get("task")
+    return task.get("lora") if isinstance(task, dict) else None
 
 
 def read_model_config(folder: str | os.PathLike[str]) -> ModelConfig:
@@ -278,7 +287,7 @@ def require_model(folder: str | os.PathLike[str]) -> None:
     Raises:
         CheckpointError: It holds adapters.
     """
-    if read_config(folder).get("lora"):
+    if lora_of(read_config(folder)):
         raise CheckpointError(
             f"{folder} holds adapters, not a model. Merge them into a model: plamo2 lora MODEL {folder} OUT"
         )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from plamo2_jax.align.examples import Examples
-from plamo2_jax.align.pairs import encode_pair, layout, read_pairs, to_pair
+from plamo2_jax.align.pairs import encode_pair, pair_collator, read_pairs, to_pair
 from plamo2_jax.data.documents import ReadReport, TooManyBadRecordsError
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem, mixed_batches, one_pass
 
@@ -82,7 +82,7 @@ def test_a_single_answer_is_a_side_of_a_pair(tokenizer, template, side):
     assert what == "whole"
     assert single.keys() == whole.keys()
     for name, array in whole.items():
-        np.testing.assert_array_equal(single[name], array[whole["sides"] == side], err_msg=name)
+        np.testing.assert_array_equal(single[name], array[whole["role"] == side], err_msg=name)
         assert single[name].dtype == array.dtype
 
 
@@ -90,7 +90,7 @@ def test_rows_mix_pairs_and_single_answers(tokenizer, template):
     records = [PAIR, LIKED, LIKED | {"completion": "犬", "label": False}]
     elements = [encode_pair(to_pair(record, "x"), template, tokenizer, 300, "refuse")[0] for record in records]
     config = DataConfig((MixtureItem("x"),), 300, 1, packing_bins=1, prefetch_batches=0)
-    (batch,) = one_pass(config, Examples(elements), layout(3, False))
+    (batch,) = one_pass(config, Examples(elements), pair_collator(3, False))
     counted = batch["segment_ids"][0] * (batch["loss_weights"][0] > 0)
     # The places in the row are the packer's to choose; each holds what it is given.
     found = sorted(tuple(s for s in (1, 2) if np.any(counted == 2 * k + s)) for k in range(3))
@@ -102,10 +102,10 @@ def test_only_the_answers_count(tokenizer, template):
     element, what = encode_pair(to_pair(PAIR | {"prompt": history}, "x"), template, tokenizer, 1000, "refuse")
     assert what == "whole"
     for side, text in ((0, PAIR["chosen"]), (1, PAIR["rejected"])):
-        own = element["sides"] == side
+        own = element["role"] == side
         counted = own & (element["weights"] > 0)
         assert tokenizer.decode(element["targets"][counted]) == text + "<|plamo:eos|>"
-        assert element["places"][own].tolist() == list(range(np.count_nonzero(own)))
+        assert element["positions"][own].tolist() == list(range(np.count_nonzero(own)))
         assert element["tokens"][own][0] == tokenizer.bos_id
         assert element["tokens"][own][1:].tolist() == element["targets"][own][:-1].tolist()
 
@@ -133,7 +133,7 @@ def test_rows_hold_both_answers_of_every_pair(tokenizer, template):
     config = DataConfig((MixtureItem("x"),), 200, 2, packing_bins=4, prefetch_batches=0)
     examples = Examples(elements)
     seen = []
-    for batch in one_pass(config, examples, layout(2, False)):
+    for batch in one_pass(config, examples, pair_collator(2, False)):
         for row in range(2):
             ids = batch["segment_ids"][row]
             assert ids.max() <= 4
@@ -148,10 +148,10 @@ def test_rows_hold_both_answers_of_every_pair(tokenizer, template):
     assert sorted(seen) == [(i + 1, 12 - i) for i in range(12)]
 
     # The iterator's state goes on where it was.
-    iterator = mixed_batches(config, [examples], layout(2, False))
+    iterator = mixed_batches(config, [examples], pair_collator(2, False))
     list(itertools.islice(iterator, 3))
     state, expected = iterator.get_state(), next(iterator)
-    other = mixed_batches(config, [Examples(elements)], layout(2, False))
+    other = mixed_batches(config, [Examples(elements)], pair_collator(2, False))
     other.set_state(state)
     for name, array in next(other).items():
         np.testing.assert_array_equal(array, expected[name])

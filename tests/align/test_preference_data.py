@@ -23,7 +23,7 @@ from plamo2_jax.align.preference_data.judge import JudgeConfig
 from plamo2_jax.align.preference_data.pairing import PairingConfig
 from plamo2_jax.align.preference_data.prompts import is_heldout, read_prompts
 from plamo2_jax.align.preference_data.sampling import make_preference_data
-from plamo2_jax.align.preferences import DpoConfig, PairsConfig
+from plamo2_jax.align.preferences import Dpo, PairsConfig
 from plamo2_jax.align.samples import SamplesConfig
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.load import load_model
@@ -33,6 +33,8 @@ from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.models import ChatModelConfig, ChatRequest
 from plamo2_jax.models.stop_ids import end_ids
 from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate
+from plamo2_jax.train.config import RunConfig
+from support.xla import xla_flags
 
 OUTPUTS = ("answers.jsonl", "pairs.jsonl", "heldout.jsonl", "config.json", "report.json")
 COUNT = 24
@@ -205,7 +207,7 @@ Journal.append = append_and_hold
 def test_killed_at_random_moments_it_ends_in_the_same_bytes(base, prompts, tmp_path):
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": xla_flags(),
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
@@ -358,9 +360,9 @@ def test_a_bad_configuration_is_named(make_config, tmp_path, fields, message):
 def rounds(make_config, fields, rows_of, base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("rounds") / "rounds"
     data = rows_of(folder / "pairs.jsonl", sequence_length=128, batch_size=1)
-    own = {"name": "x", "data": data, "steps": 2, "pairs": PairsConfig(max_pairs=2)}
-    train = DpoConfig(**fields | own, samples=SamplesConfig(("あ？",), max_new_tokens=4))
-    config = IterativeDpoConfig(folder, base, make_config(folder), train, rounds=1)
+    task = Dpo(pairs=PairsConfig(max_pairs=2), samples=SamplesConfig(("あ？",), max_new_tokens=4))
+    run = RunConfig(**fields | {"name": "x", "data": data, "steps": 2, "task": task})
+    config = IterativeDpoConfig(folder, base, make_config(folder), run, rounds=1)
     first = iterate(config)
     assert first.model == folder / "round_1" / "model"
     # One more, from where it is.
@@ -427,8 +429,9 @@ def test_rounds_go_on_from_any_stage_and_refuse_another_configuration(rounds, tm
 
 def test_what_a_round_sets_itself_is_refused(rounds):
     config, _ = rounds
-    with pytest.raises(ValueError, match=r"IterativeDpoConfig\.train\.reference=.*is not allowed"):
-        dataclasses.replace(config, train=dataclasses.replace(config.train, reference=config.start))
+    task = dataclasses.replace(config.train.task, reference=config.start)
+    with pytest.raises(ValueError, match=r"IterativeDpoConfig\.train\.task\.reference=.*is not allowed"):
+        dataclasses.replace(config, train=dataclasses.replace(config.train, task=task))
     remote = dataclasses.replace(config.preference_data, policy=ChatModelConfig("m", "http://localhost:1/v1"))
     with pytest.raises(ValueError, match=r"IterativeDpoConfig\.preference_data\.policy\.url"):
         dataclasses.replace(config, preference_data=remote)

@@ -14,7 +14,6 @@ import pytest
 
 from plamo2_jax import checkpoint
 from plamo2_jax.cli.main import main
-from plamo2_jax.config import preset
 from plamo2_jax.data.batch import batch_shapes
 from plamo2_jax.data.corpus import documents
 from plamo2_jax.data.documents import Document
@@ -23,19 +22,13 @@ from plamo2_jax.data.shards import open_shards
 from plamo2_jax.eval.heldout import compare, xz_bits_per_byte
 from plamo2_jax.model.bits_per_byte import evaluation_step
 from plamo2_jax.model.plamo2 import Plamo2, abstract_params, init_params
-from plamo2_jax.tokenizer.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
+from support.models import tiny
+from support.tokenizers import byte_tokenizer
 
 LENGTH = 48
-CONFIG = preset("tiny", hidden_size=32, intermediate_size=32, num_hidden_layers=2, mamba_num_heads=2, vocab_size=320)
+CONFIG = tiny()
 MODEL = Plamo2(CONFIG, dtype=jnp.float32)
-TOKENIZER = Tokenizer.from_rows(
-    [
-        [UNK, 0.0, "UNKNOWN"],
-        *([name, 0.0, "CONTROL"] for name in (BOS, EOS, PAD)),
-        *([f"<0x{value:02X}>", -20.0, "BYTE"] for value in range(256)),
-        *([chr(code), -8.0, "NORMAL"] for code in range(32, 92)),
-    ]
-)
+TOKENIZER = byte_tokenizer()
 
 
 def texts(language):

@@ -1,4 +1,4 @@
-"""`plamo2 plan CONFIG.py`: what it refuses, and which changes and meshes it tries, without compiling."""
+"""`plamo2 plan CONFIG.py`: errors, and the changes and meshes that it tries, without compiling."""
 
 import dataclasses
 from pathlib import Path
@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from plamo2_jax.cli.plan import main
-from plamo2_jax.cli.pretrain import load_config
+from plamo2_jax.config_file import load_config
 from plamo2_jax.plan.memory import chip_bytes
 from plamo2_jax.plan.program import train_program
 from plamo2_jax.plan.steps import changes, sweep_points
@@ -24,7 +24,7 @@ CONFIG = str(CONFIGS / "pretrain_8b.py")
         (["--topology", "v5e:2x2", "--gpu", "h100x8"], "needs either --topology SLICE"),
         (["--topology", "v5e:2x2", "--prefill", "8", "--decode", "8"], "--prefill and --decode are two plans"),
         (["--gpu", "h100"], "--gpu h100 is not allowed"),
-        # What would not be looked at is refused.
+        # Options that would be ignored are refused.
         (["--topology", "v5e:2x2", "--prefill", "0"], "--prefill 0 is not allowed; it must be at least 1"),
         (["--topology", "v5e:2x2", "--decode", "-1"], "--decode -1 is not allowed"),
         (["--topology", "v5e:2x2", "--decode", "8", "--rows", "0"], "--rows 0 is not allowed"),
@@ -72,6 +72,6 @@ def test_a_train_step_is_described_as_the_loop_compiles_it():
     config = dataclasses.replace(load_config(CONFIGS / "demo.py"), mesh=MeshConfig(fsdp=1))
     program = train_program(config, jax.devices()[:1], "xla")
     assert chip_bytes(program.parts["parameters"]) == 4 * config.model.parameter_count()
-    # Two moments, and the counts of steps.
+    # Two moments, and step counts.
     assert chip_bytes(program.parts["optimizer"]) == pytest.approx(8 * config.model.parameter_count(), abs=64)
     assert program.trace().out_info[0].step.shape == ()

@@ -1,4 +1,4 @@
-"""The report page: what it says comes from the run's files, and what is not there is said."""
+"""The report page: it shows the contents of the run's files, and notes about missing and damaged ones."""
 
 import html
 import json
@@ -16,7 +16,7 @@ DATA = {"batch_size": 2, "sequence_length": 8}
 
 @pytest.fixture
 def run(tmp_path):
-    """A run folder's files as training and evaluation write them, with figures known beforehand."""
+    """Return a run folder with files as training and evaluation write them, with known figures."""
     config = {"name": "a <b> run", "model": preset("tiny").to_hf(), "data": DATA}
     checkpoint.write_json(tmp_path / checkpoint.CONFIG, config)
     steps = [
@@ -155,7 +155,7 @@ def test_odd_lines_of_the_log_are_counted_and_left_out(run):
 
 
 def test_strange_but_possible_figures_are_drawn(run):
-    """No time, no figure but the loss, huge values, one step; names with signs of Matplotlib and HTML, more sets than colours."""
+    """No times, only a loss, huge values, one step; names with special characters of Matplotlib and HTML; more sets than colors."""
     names = ["$x^", "_hidden", "<b>", "a/b", "日本", *"cdefgh"]
     lines = [{"step": 1, "loss": 1e308}, {"step": 1, "loss": 2, "grad_norm": 0, "learning_rate": -1}]
     lines += [
@@ -218,7 +218,7 @@ def test_runs_below_and_their_evaluations_are_shown(run):
     (run / "merged_evaluation.json").write_text(json.dumps({"languages": figures}), encoding="utf-8")
     page = write_report(run).read_text(encoding="utf-8")
     assert "<h3>sft_1</h3>" in page
-    # Of the run itself four plots, of the one below its two chief ones.
+    # Four plots of the run itself, and the two summary plots of the run inside it.
     assert page.count("<svg") == 6
     assert "merged_evaluation.json" in page
     assert "1.375" in page

@@ -43,7 +43,7 @@ def open_model(path: str | os.PathLike[str], *, step: int | None = None, ema: bo
                 "a base that you name"
             )
         return merged_model(base, folder)
-    if not is_run_folder(folder) or not checkpoint.read_config(folder).get("lora"):
+    if not is_run_folder(folder) or not checkpoint.lora_of(checkpoint.read_config(folder)):
         return load_model(folder, step=step, ema=ema)
     return _with_base(folder, step, ema)
 

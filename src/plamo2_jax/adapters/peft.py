@@ -191,7 +191,7 @@ def read_run(
     Raises:
         ValueError: the run trained no adapters, or has no such checkpoint.
     """
-    fields = checkpoint.read_config(run).get("lora")
+    fields = checkpoint.lora_of(checkpoint.read_config(run))
     if not isinstance(fields, Mapping):
         raise AdapterError(f"{run} trained no adapters: its config.json has no lora")
     try:

@@ -11,6 +11,9 @@ import numpy as np
 
 from plamo2_jax.errors import PlamoError
 
+_HASHED_AS = {"positions": "places", "role": "sides"}
+"""What names stand for in fingerprints: the names that the arrays once had."""
+
 
 class Examples:
     """Random access to examples, each a dict of arrays of one length: a source for `data.pipeline.mixed_batches`.
@@ -39,10 +42,10 @@ class Examples:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """BLAKE2b of all arrays and lengths."""
+        """BLAKE2b of all arrays and lengths. Runs and log-probabilities on disk hold it, so it does not follow a change of a name."""
         digest = hashlib.blake2b(self._ends.astype("<i8").tobytes(), digest_size=16)
         for name, array in sorted(self._arrays.items()):
-            digest.update(name.encode())
+            digest.update(_HASHED_AS.get(name, name).encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 

@@ -22,16 +22,16 @@ from typing import Any
 from plamo2_jax.align.preference_data.config import PreferenceDataConfig, identity
 from plamo2_jax.align.preference_data.entries import CONFIG, OR_AGAIN, read_report, renamed
 from plamo2_jax.align.preference_data.sampling import Progress, make_preference_data
-from plamo2_jax.align.preferences import DpoConfig, PairSource, preference_task
-from plamo2_jax.align.samples import sample_writer
+from plamo2_jax.align.preferences import Dpo
 from plamo2_jax.checkpoint import read_config, write_json
 from plamo2_jax.data.pipeline import MixtureItem
+from plamo2_jax.old_config import modernize
 from plamo2_jax.storage import lock_folder, write_whole
 from plamo2_jax.surgery.merge.config import MergeConfig
 from plamo2_jax.surgery.merge.merge import merge
 from plamo2_jax.tokenizer.template_files import chat_template_files
-from plamo2_jax.train.config import differences, to_json
-from plamo2_jax.train.loop import pretrain
+from plamo2_jax.train.config import RunConfig, differences, fill_defaults, free_fields, to_json
+from plamo2_jax.train.loop import train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +47,10 @@ class IterativeDpoConfig:
     start: Path
     """The model that the first round begins with: run folder (its newest checkpoint) or folder of the public layout."""
     preference_data: PreferenceDataConfig
-    """How pairs are made. In each round the policy is the model so far, with the template of `train.pairs`; `output` is the round's
+    """How pairs are made. In each round the policy is the model so far, with the template of `train.task.pairs`; `output` is the round's
     folder, and the seed counts up."""
-    train: DpoConfig
-    """The training. `init_from`, `output`, `name`, `heldout` and `data.mixture` are the round's."""
+    train: RunConfig
+    """The training, with task=Dpo. `init_from`, `output`, `name`, `heldout` and `data.mixture` are the round's."""
     rounds: int = 2
     """How many; more can be added later."""
     merge: MergeConfig = dataclasses.field(default_factory=lambda: MergeConfig("linear", (0.5, 0.5)))
@@ -63,10 +63,11 @@ class IterativeDpoConfig:
         self.merge.check(2, base=False)
         unset = "none here: the policy of a round is the model so far"
         self._require("preference_data.policy.url", self.preference_data.policy.url is None, unset)
-        self._require("train.lora", self.train.lora is None, "none here: a round ends with a whole model")
+        self._require("train.task", isinstance(self.train.task, Dpo), "Dpo(...)")
+        self._require("train.task.lora", self.train.task.lora is None, "none here: a round ends with a whole model")
         unread = "none here: the reference of a round is the model that it begins with"
         for name in ("reference", "reference_log_probs"):
-            self._require(f"train.{name}", getattr(self.train, name) is None, unread)
+            self._require(f"train.task.{name}", getattr(self.train.task, name) is None, unread)
 
     def _require(self, name: str, condition: bool, allowed: str) -> None:
         if not condition:
@@ -138,11 +139,9 @@ def _round(
     report = read_report(pairs)
     # Training on pairs has begun: prompts that failed are not tried again under its feet.
     if report is None or not run.exists():
-        policy = dataclasses.replace(
-            config.preference_data.policy, model=str(start), template=config.train.pairs.template
-        )
-        seed = config.preference_data.seed + number - 1
-        made = dataclasses.replace(config.preference_data, output=pairs, policy=policy, seed=seed)
+        asked = config.preference_data
+        policy = dataclasses.replace(asked.policy, model=str(start), template=config.train.task.pairs.template)
+        made = dataclasses.replace(asked, output=pairs, policy=policy, seed=asked.seed + number - 1)
         report = make_preference_data(made, on_progress=on_progress)
     said = {name: report[name] for name in ("answers", "pairs", "heldout_pairs", "rules", "score")}
     say(f"round {number}: {json.dumps(said)}")
@@ -157,8 +156,7 @@ def _round(
         data=dataclasses.replace(config.train.data, mixture=(MixtureItem(pairs / "pairs.jsonl"),)),
         heldout=heldout,
     )
-    asks = sample_writer(training, training.pairs.template)
-    outcome = pretrain(training, make_task=preference_task, make_source=PairSource, on_evaluate=asks)
+    outcome = train(training)
     if outcome.signal is not None:
         return outcome.signal
     measured = {name: found.metrics for name, found in outcome.heldout.items()}
@@ -181,8 +179,10 @@ def _refuse_other(config: IterativeDpoConfig) -> None:
             raise ValueError(f"{path} is not the configuration of rounds: it must hold {', '.join(kept)}; {OR_AGAIN}")
         if isinstance(theirs["preference_data"], dict):
             theirs = {**theirs, "preference_data": renamed(theirs["preference_data"])}
-        found = [line for name in kept[:3] for line in differences(ours[name], theirs[name], free=frozenset())]
-        found += differences(ours["train"], theirs["train"])
+        found = [line for name in kept[:3] for line in differences(ours[name], theirs[name])]
+        found += differences(
+            ours["train"], fill_defaults(modernize(theirs["train"]), config.train), frozenset(free_fields(config.train))
+        )
         if found:
             raise ValueError(
                 f"{path.parent} holds rounds of another configuration ({'; '.join(found)[:200]}); {OR_AGAIN}"

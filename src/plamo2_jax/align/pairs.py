@@ -35,7 +35,7 @@ from plamo2_jax.align.forms import (
 from plamo2_jax.align.messages import Message, check_messages, is_trained, one_of, read_messages, shown
 from plamo2_jax.data.batch import Batch
 from plamo2_jax.data.documents import BadRecord, ReadReport, UnreadableRecord
-from plamo2_jax.data.packing import Collator
+from plamo2_jax.data.packing import Collator, to_batch
 from plamo2_jax.tokenizer.chat_template import ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
@@ -166,8 +166,8 @@ def encode_pair(
 
     Returns:
         Arrays [n], the chosen answer behind its prompt and then the rejected one behind its own, as far as they are there: `tokens`,
-        `targets` int32; `weights` float32, 1 at targets that are an answer's; `places` int32, positions in each of the two; `sides`
-        int32, 0 and 1.
+        `targets` int32; `weights` float32, 1 at targets that are an answer's; `positions` int32, from 0 in each of the two; `role`
+        int32, 0 for the chosen and 1 for the rejected answer.
 
     Raises:
         UnreadableRecord: the template refuses it, or both answers have the same tokens.
@@ -181,8 +181,9 @@ def encode_pair(
         lengths = [len(side["tokens"]) for side in sides]
         if sum(lengths) <= limit:
             joined = {name: np.concatenate([side[name] for side in sides]) for name in sides[0]}
-            places = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
-            return {**joined, "places": places, "sides": np.repeat(np.array([*answers], np.int32), lengths)}, what
+            positions = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
+            role = np.repeat(np.array([*answers], np.int32), lengths)
+            return {**joined, "positions": positions, "role": role}, what
         head = [message for message in prompt[:1] if message["role"] == "system"]
         rest = prompt[len(head) + 1 :]
         while rest and rest[0]["role"] != "user":
@@ -221,24 +222,19 @@ def encode_pairs(
     return elements, counts
 
 
-def layout(max_pairs: int, with_reference: bool) -> Collator:
-    """How pairs become a batch: the usual arrays, with segments 2k − 1 and 2k for the answers of a row's pair k, and `reference`.
+def pair_collator(max_pairs: int, with_reference: bool) -> Collator:
+    """Return the collator of pairs: segments 2k − 1 and 2k are the answers of a row's pair k; `reference` is an array of the batch.
 
     A single answer takes the place of a pair, of which it is the one or the other segment.
     """
-    features = ("tokens", "targets", "weights", "places", "sides", *([REFERENCE] if with_reference else []))
+    features = ("tokens", "targets", "weights", "positions", "role", *([REFERENCE] if with_reference else []))
     return Collator(features, _to_batch, max_pairs)
 
 
 def _to_batch(packed: Mapping[str, np.ndarray]) -> Batch:
-    number = packed["tokens_segment_ids"]
-    batch = {
-        "tokens": packed["tokens"],
-        "targets": packed["targets"],
-        "segment_ids": np.where(number > 0, 2 * number - 1 + packed["sides"], 0).astype(np.int32),
-        "positions": packed["places"],
-        "loss_weights": packed["weights"],
-    }
+    batch = to_batch(packed)
+    number = batch["segment_ids"]
+    batch["segment_ids"] = np.where(number > 0, 2 * number - 1 + packed["role"], 0).astype(np.int32)
     return {**batch, REFERENCE: packed[REFERENCE]} if REFERENCE in packed else batch
 
 

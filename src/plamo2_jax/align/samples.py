@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from plamo2_jax.engine.generator import Generator
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.model.plamo2 import Plamo2
 from plamo2_jax.models.stop_ids import answer_stop_ids
 from plamo2_jax.storage import located, write_whole
@@ -21,9 +22,7 @@ from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.metrics import is_step, read_lines
 
 if TYPE_CHECKING:
-    from plamo2_jax.align.preferences import DpoConfig
-    from plamo2_jax.align.sft import SftConfig
-    from plamo2_jax.train.config import PretrainConfig
+    from plamo2_jax.train.config import RunConfig
 
 SAMPLES = "samples.jsonl"
 
@@ -45,11 +44,11 @@ class SamplesConfig:
 
     def __post_init__(self) -> None:
         if not all(isinstance(prompt, str) and prompt.strip() for prompt in self.prompts):
-            raise ValueError(
+            raise PlamoError(
                 f"SamplesConfig.prompts={self.prompts!r} is not allowed: it must be texts that are not empty"
             )
         if self.max_new_tokens < 1:
-            raise ValueError(
+            raise PlamoError(
                 f"SamplesConfig.max_new_tokens={self.max_new_tokens!r} is not allowed: it must be at least 1"
             )
 
@@ -69,9 +68,9 @@ class SampleWriter:
             run's.
     """
 
-    def __init__(self, run: PretrainConfig, samples: SamplesConfig, template: str):
+    def __init__(self, run: RunConfig, samples: SamplesConfig, template: str):
         if jax.process_count() > 1:
-            raise ValueError(
+            raise PlamoError(
                 "samples.prompts is not allowed in a job of several processes: plamo2 generate writes with any of its checkpoints"
             )
         self._config, self._path = samples, run.folder / SAMPLES
@@ -82,11 +81,11 @@ class SampleWriter:
             try:
                 asked = chat.encode(self._tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
             except ValueError as error:
-                raise ValueError(f"samples.prompts[{number}]: the chat template refuses it: {error}") from error
+                raise PlamoError(f"samples.prompts[{number}]: the chat template refuses it: {error}") from error
             self._prompts.append(asked.ids)
             # What would be refused at the first evaluation is refused before the first step.
             if len(asked.ids) + samples.max_new_tokens > (longest := run.model.max_position_embeddings):
-                raise ValueError(
+                raise PlamoError(
                     f"samples.prompts[{number}] has {len(asked.ids)} tokens; with samples.max_new_tokens={samples.max_new_tokens} that is "
                     f"more than the model's {longest}: shorten one of them"
                 )
@@ -117,14 +116,5 @@ class SampleWriter:
             self._path, lambda line: None if is_step(line.get("step")) else 'must be an object with an integer "step"'
         )
         if bad:
-            raise ValueError(bad[0])
+            raise PlamoError(bad[0])
         return lines
-
-
-def sample_writer(run: SftConfig | DpoConfig, template: str) -> SampleWriter | None:
-    """What asks the model at every evaluation of a run, where it is asked anything.
-
-    Raises:
-        ValueError: see `SampleWriter`.
-    """
-    return SampleWriter(run, run.samples, template) if run.samples.prompts else None

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from plamo2_jax.cli.arguments import call_subcommand
+from plamo2_jax.errors import PlamoError
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -76,7 +77,7 @@ def parse_size(text: str) -> int:
     unit = match and _UNITS.get(match[2].upper().removesuffix("B") + "B" if match[2] else "")
     size = int(float(match[1]) * unit) if unit else 0
     if size < 1:
-        raise ValueError(f"--max-shard-size {text!r} is not a size: it must be like 5GB, 500MiB or 1000000")
+        raise PlamoError(f"--max-shard-size {text!r} is not a size: it must be like 5GB, 500MiB or 1000000")
     return size
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from plamo2_jax.cli.arguments import parse
+from plamo2_jax.errors import PlamoError
 
 if TYPE_CHECKING:
     from plamo2_jax.eval.heldout import HeldOutSet
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> int:
     loaded = open_model(options.model, step=options.step)
     tokenizer = loaded.tokenizer if options.tokenizer is None else Tokenizer.load(options.tokenizer)
     if tokenizer is None:
-        raise ValueError(f"{options.model} has no tokenizer.jsonl; name one with --tokenizer")
+        raise PlamoError(f"{options.model} has no tokenizer.jsonl; name one with --tokenizer")
     folder = ModelName.parse(options.model).folder
     length = training_length(folder) if options.sequence_length is None else options.sequence_length
     model = Plamo2(loaded.config, dtype=jnp.dtype(options.dtype))
@@ -115,12 +116,12 @@ def parse_heldout(arguments: tuple[str, ...]) -> dict[str, Path]:
     for argument in arguments:
         language, equals, folder = argument.partition("=")
         if not (language and equals and folder):
-            raise ValueError(f"--heldout {argument!r} is not allowed: it must be NAME=PATH, such as en=heldout.txt")
+            raise PlamoError(f"--heldout {argument!r} is not allowed: it must be NAME=PATH, such as en=heldout.txt")
         if language in folders:
-            raise ValueError(f"--heldout names {language!r} twice; each language must come once")
+            raise PlamoError(f"--heldout names {language!r} twice; each language must come once")
         folders[language] = Path(folder)
     if not folders:
-        raise ValueError("--heldout must name at least one NAME=PATH")
+        raise PlamoError("--heldout must name at least one NAME=PATH")
     return folders
 
 

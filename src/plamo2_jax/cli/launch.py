@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from plamo2_jax.cli.arguments import call, parse, require_command
+from plamo2_jax.cli.arguments import call, require_command
 from plamo2_jax.cli.compile_cache import NO_CACHE
 
 if TYPE_CHECKING:
     from plamo2_jax.launch.job import Input, Job
-    from plamo2_jax.train.config import PretrainConfig
+    from plamo2_jax.train.config import RunConfig
 
 _USAGE = """usage: plamo2 launch PLACE CONFIG.py [options] [--dry-run] [-- --field value ...]
 
@@ -135,30 +135,30 @@ def load_job(path: Path, overrides: tuple[str, ...]) -> Job:
     Raises:
         ValueError: the config file or an override is wrong.
     """
-    from plamo2_jax.cli.pretrain import load_config
+    from plamo2_jax.cli.run_options import load_run, parse_config
     from plamo2_jax.launch.job import Job
     from plamo2_jax.storage import address
-    from plamo2_jax.train.config import PretrainConfig
+    from plamo2_jax.surgery.distill import Distill
+    from plamo2_jax.train.pretraining import Pretrain
 
     fields = [word for word in overrides if word != NO_CACHE]
-    config = parse(PretrainConfig, fields, f"plamo2 pretrain {path}", default=load_config(path))
+    run = load_run(path, (Pretrain, Distill), "configs/demo.py")
+    config = parse_config(run, fields, f"plamo2 pretrain {path}")
     return Job(path, config.name, address(config.output), overrides, inputs(config))
 
 
-def inputs(config: PretrainConfig) -> tuple[Input, ...]:
+def inputs(config: RunConfig) -> tuple[Input, ...]:
     """What a run reads, field by field."""
     from plamo2_jax.convert.names import ModelName
     from plamo2_jax.launch.job import Input
     from plamo2_jax.storage import address
 
-    distillation = config.distillation
     fields = [
         ("tokenizer", config.tokenizer),
         *(("data.mixture", item.path) for item in config.data.mixture),
         *((f"heldout.{language}", path) for language, path in config.heldout.items()),
         ("init_from", config.init_from and ModelName.parse(config.init_from).folder),
-        ("distillation.teacher", distillation and ModelName.parse(distillation.teacher).folder),
-        ("distillation.logits", distillation and distillation.logits),
+        *((name, path and ModelName.parse(path).folder) for name, path in config.task.inputs.items()),
     ]
     return tuple(Input(name, address(path), in_bucket=name == "tokenizer") for name, path in fields if path is not None)
 

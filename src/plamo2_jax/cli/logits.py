@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from plamo2_jax.cli.arguments import call
+from plamo2_jax.errors import PlamoError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,9 +46,9 @@ def logits(
     from plamo2_jax.adapters.open import open_model
 
     if batch_size < 1:
-        raise ValueError(f"--batch-size {batch_size} is not allowed: it must be at least 1")
+        raise PlamoError(f"--batch-size {batch_size} is not allowed: it must be at least 1")
     if not output.parent.is_dir():
-        raise ValueError(f"--output {output}: the folder {output.parent} does not exist. Create it first")
+        raise PlamoError(f"--output {output}: the folder {output.parent} does not exist. Create it first")
     tokens, segment_ids = read_input(input)
     loaded = open_model(model, step=step)
     check_tokens(input, tokens, segment_ids, loaded.config.vocab_size)
@@ -70,11 +71,11 @@ def read_input(path: Path) -> tuple[np.ndarray, np.ndarray]:
     segment_ids = found.get("segment_ids", np.ones(tokens.shape, np.int32))
     for name, array in (("tokens", tokens), ("segment_ids", segment_ids)):
         if array.dtype.kind not in "iu":
-            raise ValueError(f"{path}: {name} must be integers, not {array.dtype}")
+            raise PlamoError(f"{path}: {name} must be integers, not {array.dtype}")
     if tokens.ndim != 2 or 0 in tokens.shape:
-        raise ValueError(f"{path}: tokens must have two axes [b, t], neither empty, not shape {tokens.shape}")
+        raise PlamoError(f"{path}: tokens must have two axes [b, t], neither empty, not shape {tokens.shape}")
     if segment_ids.shape != tokens.shape:
-        raise ValueError(f"{path}: segment_ids has shape {segment_ids.shape}: it must be {tokens.shape}, as tokens")
+        raise PlamoError(f"{path}: segment_ids has shape {segment_ids.shape}: it must be {tokens.shape}, as tokens")
     return tokens, segment_ids
 
 
@@ -87,7 +88,7 @@ def check_tokens(path: Path, tokens: np.ndarray, segment_ids: np.ndarray, vocab_
         wrong = np.argwhere((array < 0) | (array > largest))
         if len(wrong):
             row, column = wrong[0]
-            raise ValueError(
+            raise PlamoError(
                 f"{path}: {name}[{row}, {column}] is {array[row, column]}: it must be from 0 to {largest}"
                 f" ({len(wrong)} value(s) are not)"
             )

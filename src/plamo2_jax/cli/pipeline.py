@@ -14,6 +14,7 @@ import tyro
 
 from plamo2_jax.cli.arguments import call
 from plamo2_jax.cli.main import OLD_VERBS, module_of
+from plamo2_jax.errors import PlamoError
 
 if TYPE_CHECKING:
     from plamo2_jax.pipeline.graph import Description, Graph
@@ -47,17 +48,17 @@ def pipeline(
         until: Run only this stage and the stages it depends on.
         force: Run these stages even if they are finished.
     """
-    from plamo2_jax.cli.pretrain import load_setting
+    from plamo2_jax.config_file import load_config
     from plamo2_jax.pipeline.graph import Graph
     from plamo2_jax.pipeline.plan import Planner
     from plamo2_jax.pipeline.run import run
     from plamo2_jax.pipeline.stage import Pipeline
     from plamo2_jax.pipeline.state import State
 
-    graph = Graph(load_setting(file, "pipeline", (Pipeline,), "configs/pipeline_demo.py"), describe)
+    graph = Graph(load_config(file, Pipeline, "configs/pipeline_demo.py", name="pipeline"), describe)
     for name in (*force, *([] if until is None else [until])):
         if name not in graph.stages:
-            raise ValueError(f"{file} has no stage {name!r}; it has {', '.join(graph.stages)}")
+            raise PlamoError(f"{file} has no stage {name!r}; it has {', '.join(graph.stages)}")
     names = set(graph.stages) if until is None else graph.ancestors(until)
     if dry_run:
         verdicts = Planner(graph, State(graph.home), force).plan(names)
@@ -82,8 +83,8 @@ def describe(argv: list[str]) -> Description:
     verb = OLD_VERBS.get(verb, verb)
     if verb not in (*_RESUMING, "distill") or not rest or rest[0].startswith("-"):
         return Description(None)
-    from plamo2_jax.cli import preference_data_options, pretrain_options
-    from plamo2_jax.cli.pretrain import load_config
+    from plamo2_jax.cli import preference_data_options, run_options
+    from plamo2_jax.config_file import load_config
     from plamo2_jax.convert.names import ModelName
     from plamo2_jax.train.config import to_json
 
@@ -92,7 +93,7 @@ def describe(argv: list[str]) -> Description:
         config, outputs = load_config(Path(path)), ()
     else:
         config = load_config(Path(path), type(importlib.import_module(f"plamo2_jax.cli.{module_of(verb)}").example()))
-        options = preference_data_options if verb == "preference-data" else pretrain_options
+        options = preference_data_options if verb == "preference-data" else run_options
         if overrides:
             config = options.parse(verb, path, config, overrides, "").config
         outputs = (config.output if verb == "preference-data" else config.folder,)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from plamo2_jax.cli.arguments import parse
+from plamo2_jax.errors import PlamoError
 
 if TYPE_CHECKING:
     from plamo2_jax.plan.request import Request
@@ -57,11 +57,10 @@ class Options:
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; return 1 if the program does not fit or does not compile."""
-    from plamo2_jax.align.preferences import DpoConfig
-    from plamo2_jax.align.sft import SftConfig
-    from plamo2_jax.cli.pretrain import load_config
+    from plamo2_jax.cli.run_options import parse_config
+    from plamo2_jax.config_file import load_config
     from plamo2_jax.plan.request import Request
-    from plamo2_jax.train.config import PretrainConfig
+    from plamo2_jax.train.config import RunConfig
 
     path, *rest = argv
     prog = f"plamo2 plan {path}"
@@ -69,13 +68,12 @@ def main(argv: Sequence[str]) -> int:
         print(_DESCRIPTION + "\n")
         tyro.cli(Options, prog=prog, args=["--help"])
     options, fields = tyro.cli(Options, prog=prog, args=rest, return_unknown_args=True)
-    default = load_config(Path(path), PretrainConfig, SftConfig, DpoConfig)
-    config = parse(type(default), fields, prog, default=default)
+    config = parse_config(load_config(Path(path), RunConfig), fields, prog)
     if (options.topology is None) == (options.gpu is None):
-        raise ValueError("plamo2 plan needs either --topology SLICE, such as v5p:4x4x4, or --gpu NODE, such as h100x8")
+        raise PlamoError("plamo2 plan needs either --topology SLICE, such as v5p:4x4x4, or --gpu NODE, such as h100x8")
     _refuse_unused(options)
     if options.json is not None and not options.json.absolute().parent.is_dir():
-        raise ValueError(f"--json {options.json}: the folder {options.json.parent} does not exist")
+        raise PlamoError(f"--json {options.json}: the folder {options.json.parent} does not exist")
     if options.gpu is not None:
         return _gpus(options, Request(config, "", gpus=_gpu_count(options.gpu)))
     context = options.prefill or options.decode or config.data.sequence_length
@@ -87,20 +85,20 @@ def main(argv: Sequence[str]) -> int:
 def _refuse_unused(options: Options) -> None:
     """Refuse values out of range, and options that the chosen plan ignores."""
     if options.prefill is not None and options.decode is not None:
-        raise ValueError("--prefill and --decode are two plans: give only one of them")
+        raise PlamoError("--prefill and --decode are two plans: give only one of them")
     for name in ("prefill", "decode", "rows"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise ValueError(f"--{name} {value} is not allowed; it must be at least 1")
+            raise PlamoError(f"--{name} {value} is not allowed; it must be at least 1")
     serving = bool(options.prefill or options.decode)
     if options.rows is not None and not serving:
-        raise ValueError("--rows is not allowed without --prefill or --decode: a train step has data.batch_size rows")
+        raise PlamoError("--rows is not allowed without --prefill or --decode: a train step has data.batch_size rows")
     if options.sweep and serving:
-        raise ValueError("--sweep is not allowed with --prefill or --decode: it compares train steps")
+        raise PlamoError("--sweep is not allowed with --prefill or --decode: it compares train steps")
     if options.sweep and options.longest:
-        raise ValueError("--longest is not allowed with --sweep; plan one of its meshes alone")
+        raise PlamoError("--longest is not allowed with --sweep; plan one of its meshes alone")
     if options.gpu is not None and (serving or options.sweep or options.longest):
-        raise ValueError(
+        raise PlamoError(
             "--prefill, --decode, --sweep and --longest are not allowed with --gpu: without the GPU's compiler only bytes of the "
             "train step's arguments are known"
         )
@@ -147,7 +145,7 @@ def _sweep(options: Options, request: Request) -> int:
 
     points = list(sweep_points(request.config, device_count(request.topology) * request.config.mesh.slices))
     if not points:
-        raise ValueError("--sweep finds no mesh that divides the rows of a micro-batch: lower --accumulation")
+        raise PlamoError("--sweep finds no mesh that divides the rows of a micro-batch: lower --accumulation")
     _warn_if_unverified()
     found: list[tuple[str, StepPlan]] = []
     for label, config in tqdm(points, desc="compile", unit="plan"):
@@ -179,7 +177,7 @@ def _gpus(options: Options, request: Request) -> int:
 def _gpu_count(node: str) -> int:
     match = re.fullmatch(r"[a-z]+\d*x(\d+)", node)
     if not match or int(match[1]) < 1:
-        raise ValueError(f"--gpu {node} is not allowed; it must be a kind and a number of GPUs, such as h100x8")
+        raise PlamoError(f"--gpu {node} is not allowed; it must be a kind and a number of GPUs, such as h100x8")
     return int(match[1])
 
 

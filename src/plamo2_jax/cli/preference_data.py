@@ -78,7 +78,7 @@ def options_of(
         ValueError: the file holds no such configuration.
     """
     from plamo2_jax.cli.preference_data_options import parse
-    from plamo2_jax.cli.pretrain import load_config
+    from plamo2_jax.config_file import load_config
 
     if not argv or argv[0].startswith("-"):
         if "-h" in argv or "--help" in argv:
@@ -86,7 +86,7 @@ def options_of(
         print(f"plamo2 {verb}: the first argument must be a config file, such as {such_as}", file=sys.stderr)
         return None
     path, *overrides = argv
-    return parse(verb, path, load_config(Path(path), type(example())), overrides, description)
+    return parse(verb, path, load_config(Path(path), type(example()), such_as), overrides, description)
 
 
 def example() -> PreferenceDataConfig:

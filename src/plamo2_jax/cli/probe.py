@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from plamo2_jax.cli.arguments import parse
+from plamo2_jax.errors import PlamoError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,7 +67,7 @@ def main(argv: list[str]) -> int:
     for name, least in (("depths", 1), ("samples", 1), ("candidates", 2), ("batch_size", 1)):
         if getattr(options, name) < least:
             option = f"--{name.replace('_', '-')} {getattr(options, name)}"
-            raise ValueError(f"{option} is not allowed: it must be at least {least}")
+            raise PlamoError(f"{option} is not allowed: it must be at least {least}")
     from plamo2_jax.storage import require_empty
 
     require_empty(options.output)
@@ -92,7 +93,7 @@ def _questions(options: ProbeOptions, tokenizer: Tokenizer, languages: tuple[str
     from plamo2_jax.eval.phonebook_names import LANGUAGES
 
     if unknown := sorted(set(languages) - set(LANGUAGES)):
-        raise ValueError(f"--language {','.join(unknown)} is not allowed: it must be {' or '.join(LANGUAGES)}, or both")
+        raise PlamoError(f"--language {','.join(unknown)} is not allowed: it must be {' or '.join(LANGUAGES)}, or both")
     shared = {
         "lengths": options.lengths,
         "depths": retrieval.depths(options.depths),

@@ -179,24 +179,3 @@ def warn_of_nonfinite(path: str | os.PathLike[str], params: Any) -> None:
             f"warning: {path}: parameter {parameter} holds NaN or infinity, so the outputs of this model are meaningless",
             file=sys.stderr,
         )
-
-
-def load_params(path: str | os.PathLike[str], config: ModelConfig, abstract: Any) -> Any:
-    """Load the parameters of a folder for a model of known config.
-
-    Args:
-        path: Run folder, folder of the public layout, or the name of a checkpoint, such as RUN@STEP.
-        config: Config of the model.
-        abstract: Tree of `jax.ShapeDtypeStruct` with the shapes, dtypes and shardings of the result.
-
-    Raises:
-        ValueError: The folder is neither kind, or a tensor is missing, damaged or has another shape. The message names it.
-    """
-    name = ModelName.parse(path)
-    if is_run_folder(name.folder):
-        item = checkpoint.EMA if name.ema else checkpoint.PARAMS
-        return checkpoint.restore_params(name.folder, abstract, name.step, item)
-    if name.step is not None or name.ema:
-        raise ConvertError(f"{name.folder} has the public layout, which has no steps. Omit the step")
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return read_params(name.folder, config, dtype=jnp.float32, shardings=shardings)

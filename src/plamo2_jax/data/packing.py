@@ -17,6 +17,7 @@ import numpy as np
 
 from plamo2_jax.data.batch import Batch
 from plamo2_jax.data.shards import Shards
+from plamo2_jax.errors import PlamoError
 
 
 class Pieces:
@@ -103,14 +104,19 @@ def pack(
 
 
 def to_batch(packed: Mapping[str, np.ndarray]) -> Batch:
-    """Turn stacked rows of the packer into a batch as described at the top of this module."""
+    """Turn stacked rows of the packer into a batch as described at the top of this module.
+
+    Args:
+        packed: `tokens` and `targets`; also `weights`, if not every target has weight 1, and `positions`, if an element holds several
+            segments. `FEATURE_segment_ids` and `FEATURE_positions` of each come from the packer.
+    """
     segment_ids = packed["tokens_segment_ids"]
     return {
         "tokens": packed["tokens"],
         "targets": packed["targets"],
         "segment_ids": segment_ids,
-        "positions": packed["tokens_positions"],
-        "loss_weights": (segment_ids != 0).astype(np.float32),
+        "positions": packed["positions"] if "positions" in packed else packed["tokens_positions"],
+        "loss_weights": packed["weights"] if "weights" in packed else (segment_ids != 0).astype(np.float32),
     }
 
 
@@ -133,7 +139,7 @@ def packing_efficiency(batches: Iterable[Mapping[str, np.ndarray]]) -> float:
         used += int(np.count_nonzero(batch["segment_ids"]))
         total += batch["segment_ids"].size
     if not total:
-        raise ValueError("there is no batch to measure: at least one is needed")
+        raise PlamoError("there is no batch to measure: at least one is needed")
     return used / total
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.models import ChatModel, CompletionRequest, RequestError, ScoreRequest
 from plamo2_jax.models.scoring import split_texts
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -87,7 +88,7 @@ def ask(
         for i, (prompt, candidates), response, score in zip(indices, cut, responses, scores, strict=True):
             for one in (response, score):
                 if isinstance(one, RequestError):
-                    raise ValueError(f"a question of {len(prompt)} tokens has no answer: {one.reason}")
+                    raise PlamoError(f"a question of {len(prompt)} tokens has no answer: {one.reason}")
             said, right = response[0], tokenizer.decode(candidates[0])
             text = said.text if said.token_ids is None else tokenizer.decode(said.token_ids)
             best = all(score[0].logprob > other.logprob for other in score[1:])

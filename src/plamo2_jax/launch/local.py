@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.launch.job import Job, process_flags, wrapped
 
 
@@ -39,9 +40,9 @@ class Local:
         for field, least in (("processes", 1), ("devices", 1), ("port", 0), ("grace", 0)):
             value = getattr(self, field)
             if value is not None and value < least:
-                raise ValueError(f"--{field} {value} is not allowed: it must be at least {least}")
+                raise PlamoError(f"--{field} {value} is not allowed: it must be at least {least}")
         if self.port > 65535:
-            raise ValueError(f"--port {self.port} is not allowed: it must be at most 65535")
+            raise PlamoError(f"--port {self.port} is not allowed: it must be at most 65535")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.launch.checks import require_tool
 from plamo2_jax.launch.job import AUTO, TERMINATED, Job, wrapped
 from plamo2_jax.launch.setup import setup_lines
@@ -70,12 +71,12 @@ class Slurm:
             self._require(field, value is None or re.fullmatch(r"[\w.,-]+", value) is not None, "a name without spaces")
         for flag in self.sbatch_flag:
             if not flag.startswith("-") or "\n" in flag:
-                raise ValueError(f"--sbatch-flag {flag!r} is not allowed: it must be one option, such as --qos=high")
+                raise PlamoError(f"--sbatch-flag {flag!r} is not allowed: it must be one option, such as --qos=high")
 
     def _require(self, field: str, condition: bool, allowed: str) -> None:
         if not condition:
             option = field.replace("_", "-")
-            raise ValueError(f"--{option} {getattr(self, field)} is not allowed: it must be {allowed}")
+            raise PlamoError(f"--{option} {getattr(self, field)} is not allowed: it must be {allowed}")
 
     @property
     def processes(self) -> int:
@@ -134,7 +135,7 @@ def job_name(given: str | None, run: str) -> str:
     """
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", run).strip("-")[:_LONGEST_NAME] if given is None else given
     if len(name) > _LONGEST_NAME or not re.fullmatch(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*", name):
-        raise ValueError(
+        raise PlamoError(
             f"--job-name {name[:60]!r} is not allowed: it must be letters, digits, '_', '.' and '-' (not first), "
             f"{_LONGEST_NAME} characters at most"
         )
@@ -148,7 +149,7 @@ def _devices(options: Slurm) -> str:
         return ""
     if options.processes == 1:
         return f"export JAX_LOCAL_DEVICE_IDS={','.join(map(str, range(each)))}\n\n"
-    raise ValueError(
+    raise PlamoError(
         f"--processes-per-node {options.processes} is not allowed: it must be 1 or --gpus-per-node {options.gpus_per_node}"
     )
 

@@ -77,17 +77,17 @@ class Mamba(nn.Module):
         def narrow(name, axis, size):
             return project(self, name, "bthp,hpn->btn", x, normal, {**inner, axis: size})
 
-        def norm(x, name, axis, reads=()):
-            scale = parameter(self, name, ones, {axis: x.shape[-1]}, reads=reads, offset=0.0)
+        def norm(x, name, axis, contracts=()):
+            scale = parameter(self, name, ones, {axis: x.shape[-1]}, contracts=contracts, norm_offset=0.0)
             return rms_normalize(x, c.rms_norm_eps) * scale.astype(x.dtype)
 
         B, C = narrow("b_proj", axes.STATE, n), narrow("c_proj", axes.STATE, n)
         low_rank = narrow("dt_down", axes.DT_RANK, r)
         # A parameter's random values depend on its place among the module's: a change of this order changes seeded models.
-        dt_up = parameter(self, "dt_up", normal, {axes.DT_RANK: r, **heads}, reads=(axes.DT_RANK,))
+        dt_up = parameter(self, "dt_up", normal, {axes.DT_RANK: r, **heads}, contracts=(axes.DT_RANK,))
         B = norm(B, "b_norm", axes.STATE)
         # The scan sums over the product of B and C; C's scale stands for the reader of the state.
-        C = norm(C, "c_norm", axes.STATE, reads=(axes.STATE,))
+        C = norm(C, "c_norm", axes.STATE, contracts=(axes.STATE,))
         low_rank = norm(low_rank, "dt_norm", axes.DT_RANK)
         dt_bias = parameter(self, "dt_bias", _dt_bias_init, heads)
         a_log = parameter(self, "a_log", _a_log_init, heads)

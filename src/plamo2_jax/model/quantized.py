@@ -144,7 +144,7 @@ def quantize_params(
         if not select(declared):
             return weight
         # A table of embeddings is looked up by row and multiplied along its rows.
-        inputs = declared.reads or (axes.EMBED,)
+        inputs = declared.contracts or (axes.EMBED,)
         contracted = tuple(i - weight.ndim for i, name in enumerate(declared.names) if name in inputs)
         return quantize(weight, contracted, bits, group_size, symmetric)
 

@@ -7,7 +7,10 @@ import math
 import os
 import re
 import urllib.parse
-from typing import Any, Literal
+from typing import Literal
+
+from plamo2_jax.errors import PlamoError
+from plamo2_jax.validation import require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,21 +45,15 @@ class ChatModelConfig:
     """Server: longest pause before the first retry, in seconds. It doubles with every further one, up to a minute."""
 
     def __post_init__(self) -> None:
-        self._require("url", self.url is None or _is_address(self.url), "http://HOST/... or https://HOST:PORT/...")
+        require(self, "url", self.url is None or _is_address(self.url), "http://HOST/... or https://HOST:PORT/...")
         variable = self.api_key_env is None or re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env)
-        self._require("api_key_env", variable, "the name of an environment variable")
-        self._require("dtype", self.dtype in ("float32", "bfloat16"), "float32 or bfloat16")
+        require(self, "api_key_env", variable, "the name of an environment variable")
+        require(self, "dtype", self.dtype in ("float32", "bfloat16"), "float32 or bfloat16")
         for name in ("batch_size", "max_prompt_tokens", "concurrency"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        self._require("max_retries", self.max_retries >= 0, "at least 0")
-        self._require("timeout", 0 < self.timeout < math.inf, "positive and finite")
-        self._require("backoff", 0 <= self.backoff < math.inf, "zero or positive, and finite")
-
-    def _require(self, name: str, condition: Any, allowed: str) -> None:
-        if not condition:
-            raise ValueError(
-                f"{type(self).__name__}.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}"
-            )
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        require(self, "max_retries", self.max_retries >= 0, "at least 0")
+        require(self, "timeout", 0 < self.timeout < math.inf, "positive and finite")
+        require(self, "backoff", 0 <= self.backoff < math.inf, "zero or positive, and finite")
 
 
 def api_key(config: ChatModelConfig) -> str | None:
@@ -69,12 +66,12 @@ def api_key(config: ChatModelConfig) -> str | None:
         return None
     key = os.environ.get(config.api_key_env, "").strip()
     if not key:
-        raise ValueError(
+        raise PlamoError(
             f"the environment variable {config.api_key_env} is empty; it must hold the API key of {config.url}"
         )
     # Checked before a header is made of it: the error message of a header would show the key.
     if not re.fullmatch(r"[!-~]+", key):
-        raise ValueError(
+        raise PlamoError(
             f"the environment variable {config.api_key_env} is not an API key: it holds characters other than ASCII letters, digits and "
             "signs, such as a space or an end of line"
         )

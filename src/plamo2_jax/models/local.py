@@ -18,6 +18,7 @@ from plamo2_jax.convert.load import LoadedModel
 from plamo2_jax.convert.names import ModelName
 from plamo2_jax.engine.generator import Generator, default_stop_ids
 from plamo2_jax.engine.weights import cast_matrices
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.model import Plamo2
 from plamo2_jax.models.chat_model import (
     NOTHING_BEFORE,
@@ -63,7 +64,7 @@ def open_generator(
     loaded = open_model(model, step=step)
     vocabulary = loaded.tokenizer if tokenizer is None else Tokenizer.load(tokenizer)
     if vocabulary is None:
-        raise ValueError(
+        raise PlamoError(
             f"{model} has no tokenizer.jsonl, and a model needs one to read and write text: copy it there, or give it with --tokenizer "
             "where the verb has that option"
         )

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.models.chat_model import NOTHING_BEFORE, ChatResponse, FinishReason, RequestError, Score, Usage
 
 _MALFORMED = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
@@ -17,7 +18,7 @@ class MalformedResponse(Exception):
     """A response is not what was asked for; the message says what it is."""
 
 
-class EndpointError(ValueError):
+class EndpointError(PlamoError):
     """A server refuses every request, or cannot do what is asked; the message says why."""
 
 

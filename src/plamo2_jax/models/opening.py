@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.models.chat_model import ChatModel
 from plamo2_jax.models.config import ChatModelConfig
 
@@ -24,7 +25,7 @@ def open(name: str | os.PathLike[str] | ChatModelConfig, **fields: Any) -> ChatM
         config = name
     elif str(name).startswith(("http://", "https://")):
         if not fields.get("model"):
-            raise ValueError(f"{name} is the address of a server: give the name of the model there as `model`")
+            raise PlamoError(f"{name} is the address of a server: give the name of the model there as `model`")
         config = ChatModelConfig(url=str(name), **fields)
     else:
         config = ChatModelConfig(os.fspath(name), **fields)

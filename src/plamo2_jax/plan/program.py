@@ -10,14 +10,9 @@ from typing import Any, Literal
 import jax
 from jax.sharding import Mesh
 
-from plamo2_jax.align.preferences import DpoConfig, preference_task
-from plamo2_jax.align.sft import SftConfig, sft_task
 from plamo2_jax.sharding.rules import replicated
-from plamo2_jax.surgery.distill import distillation_task
 from plamo2_jax.train.build import build_train_program
-from plamo2_jax.train.config import PretrainConfig
-from plamo2_jax.train.pretraining import pretraining_task
-from plamo2_jax.train.task import TaskContext, TrainTask
+from plamo2_jax.train.config import RunConfig
 
 Kernels = Literal["pallas", "xla", "auto"]
 """pallas: the TPU kernels of scan and attention. They are named, because "auto" chooses by the platform of the process. xla: no kernels."""
@@ -55,13 +50,13 @@ class Program:
         )
 
 
-def train_program(config: PretrainConfig, devices: Sequence[jax.Device], kernels: Kernels) -> Program:
+def train_program(config: RunConfig, devices: Sequence[jax.Device], kernels: Kernels) -> Program:
     """Return the train step of a run over these devices, as `train.loop` compiles it. No data, tokenizer or parameters are read.
 
     Raises:
         ValueError: model, batch or mesh do not divide over the devices, or the teacher's folder is missing or unfit.
     """
-    built = build_train_program(config, devices, _make_task(config), implementations=KERNELS[kernels])
+    built = build_train_program(config, devices, implementations=KERNELS[kernels])
     tokens, length = math.prod(built.batch["tokens"].shape), config.data.sequence_length
     forward_only = sum(other.flops_per_token(length) for other in built.task.forward_only)
     return Program(
@@ -80,11 +75,3 @@ def train_program(config: PretrainConfig, devices: Sequence[jax.Device], kernels
         (3 * config.model.flops_per_token(length) + forward_only) * tokens,
         tokens,
     )
-
-
-def _make_task(config: PretrainConfig) -> Callable[[Any, TaskContext], TrainTask]:
-    if isinstance(config, DpoConfig):
-        return preference_task
-    if isinstance(config, SftConfig):
-        return sft_task
-    return pretraining_task if config.distillation is None else distillation_task

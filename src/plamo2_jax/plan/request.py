@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.config import RunConfig
 
 Kind = Literal["train", "prefill", "decode"]
 
@@ -14,7 +14,7 @@ Kind = Literal["train", "prefill", "decode"]
 class Request:
     """One program of a run on a slice."""
 
-    config: PretrainConfig
+    config: RunConfig
     topology: str
     """Name of the slice, such as v5p:4x4x4; each of several slices if config.mesh.slices is more than one."""
     kind: Kind = "train"
@@ -27,8 +27,7 @@ class Request:
     """Number of GPUs instead of a slice. Only the bytes of their arguments can be planned."""
 
 
-def not_counted(config: PretrainConfig) -> list[str]:
+def not_counted(config: RunConfig) -> list[str]:
     """Return the fields of a run that ask for programs beside its train step, which no plan of the step counts."""
-    samples = getattr(config, "samples", None)
-    asked = {"heldout": config.heldout, "samples.prompts": samples and samples.prompts}
+    asked = {"heldout": config.heldout, "samples.prompts": config.task.asks_for_samples}
     return [name for name, value in asked.items() if value]

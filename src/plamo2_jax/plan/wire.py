@@ -1,4 +1,4 @@
-"""Send frozen dataclasses between two processes as JSON that says its own types, so that nothing has to be unpickled."""
+"""Encode frozen dataclasses as JSON with type tags, to send them between two processes without pickle."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """Return the value that `encode` was given. A dataclass is constructed anew, so it checks its fields again.
+    """Return the value that `encode` was given. A dataclass is constructed again, so it checks its fields.
 
     Raises:
         ValueError: the JSON names a type that is not a dataclass of this package.

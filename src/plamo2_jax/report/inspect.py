@@ -25,6 +25,7 @@ from plamo2_jax.convert.names import ModelName
 from plamo2_jax.convert.read import read_public_config
 from plamo2_jax.data.shards import MANIFEST as SHARDS_MANIFEST
 from plamo2_jax.data.shards import read_manifest
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import read_json_file
 from plamo2_jax.manifest import MANIFEST, find_damage
 from plamo2_jax.model import Plamo2, abstract_params, logical_axes
@@ -74,7 +75,7 @@ def inspect_folder(folder: Path, step: int | None = None, verify: bool = False) 
     elif (folder / PEFT_CONFIG).is_file() and not (folder / checkpoint.CONFIG).exists():
         facts, tensors = _peft(folder)
     elif folder.is_dir() and not (folder / checkpoint.CONFIG).exists():
-        raise ValueError(
+        raise PlamoError(
             f"{folder} holds neither a model, nor adapters, nor shards: it must have config.json, {PEFT_CONFIG} or {SHARDS_MANIFEST}"
             f"{_described_below(folder)}"
         )
@@ -83,7 +84,7 @@ def inspect_folder(folder: Path, step: int | None = None, verify: bool = False) 
     else:
         facts, tensors = _public(folder)
     if (step is not None or name.ema) and "steps" not in facts:
-        raise ValueError(f"{folder} is not a run folder and has no steps; remove --step or what follows the @")
+        raise PlamoError(f"{folder} is not a run folder and has no steps; remove --step or what follows the @")
     if tensors:
         facts["parameters"] = _groups(tensors)
         facts["dtypes"] = dict(sorted(_sums((tensor.dtype, tensor.size) for tensor in tensors).items()))
@@ -95,7 +96,7 @@ def _run(name: ModelName, verify: bool) -> tuple[dict[str, Any], list[Tensor]]:
     folder, step = name.folder, name.step
     described = checkpoint.read_config(folder)
     config = checkpoint.read_model_config(folder)
-    lora, found = described.get("lora"), checkpoint.steps(folder)
+    lora, found = checkpoint.lora_of(described), checkpoint.steps(folder)
     facts = {"kind": "run folder", "trained": kind_of(described), **_network(config), **_texts(folder), "steps": found}
     if isinstance(lora, Mapping):
         facts |= {"base": described.get("init_from"), "lora": {name: lora.get(name) for name in ("rank", "alpha")}}

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.model import axes
 from plamo2_jax.model.axes import FSDP, ROWS, SEQUENCE, TENSOR
 
@@ -65,7 +66,7 @@ RULES: Mapping[Strategy, Rules] = {
 _WHOLE_IF_FEWER = frozenset({axes.KV_HEADS})
 
 
-class ShardingError(ValueError):
+class ShardingError(PlamoError):
     """A parameter or batch cannot be divided over a mesh; the message names it, the axis, its size and the mesh."""
 
 

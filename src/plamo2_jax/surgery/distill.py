@@ -16,7 +16,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,10 +35,11 @@ from plamo2_jax.surgery.teacher_logits import (
     teacher_shape,
     top_logits,
 )
-from plamo2_jax.train.config import PretrainConfig
-from plamo2_jax.train.distillation import DistillationConfig
-from plamo2_jax.train.pretraining import pretraining_task
+from plamo2_jax.train.config import FREE, RunConfig, TaskConfig
+from plamo2_jax.train.pretraining import heldout_evaluator
 from plamo2_jax.train.task import LossFn, Metrics, TaskContext, TrainTask
+from plamo2_jax.train.trainable import full_params
+from plamo2_jax.validation import require
 
 
 def kl_full(teacher_logits: jax.Array, student_logits: jax.Array, temperature: float) -> jax.Array:
@@ -94,7 +96,7 @@ TEACHER = "teacher"
 def distillation_loss(
     model: Plamo2,
     byte_lengths: jax.Array,
-    config: DistillationConfig,
+    config: Distill,
     teacher: Plamo2 | None,
     z_loss: float = 0.0,
     chunk: int | None = None,
@@ -138,11 +140,13 @@ def distillation_loss(
         params: Any, frozen: Mapping[str, Any], streams: Mapping[str, jax.Array], batch: Batch
     ) -> tuple[Prediction, jax.Array]:
         """Return the student's prediction of the targets [b, t], and its divergence from the teacher [b, t]."""
-        names = (TEACHER_IDS, TEACHER_LOGITS, TEACHER_LOG_Z)
-        arrays = streams["teacher"] if teacher is not None else Top(*(batch[name] for name in names))
+        if teacher is None:
+            theirs = Top(*(batch[name] for name in (TEACHER_IDS, TEACHER_LOGITS, TEACHER_LOG_Z)))
+        else:
+            theirs = streams["teacher"]
 
-        def compare_logits(logits: jax.Array, pieces: tuple[jax.Array, Any]) -> tuple[Prediction, jax.Array]:
-            targets, theirs = pieces
+        def at_each_position(logits: jax.Array, arrays: tuple[jax.Array, Any]) -> tuple[Prediction, jax.Array]:
+            targets, theirs = arrays
             if teacher is not None:
                 theirs = teacher.apply({"params": frozen[TEACHER]}, theirs, method="logits")
             if teacher is not None and config.top_k is None:
@@ -153,35 +157,78 @@ def distillation_loss(
             return predict(logits, targets), kl
 
         size = chunk or largest_chunk(batch["tokens"].shape[1], 128)
-        return map_logits(model, params, streams["student"], compare_logits, (batch["targets"], arrays), size)
+        return map_logits(model, params, streams["student"], at_each_position, (batch["targets"], theirs), size)
 
     return loss_fn
 
 
-def distillation_task(config: PretrainConfig, context: TaskContext) -> TrainTask:
-    """Return the task of a run that distils.
+@dataclasses.dataclass(frozen=True)
+class Distill(TaskConfig):
+    """Train all parameters of the model on text and on a teacher's distribution of the next token (arXiv:1503.02531).
 
     Raises:
-        ValueError: teacher and student have other vocabularies, or the precomputed logits are not of this teacher, data or
-        temperature.
+        ValueError: a field is out of range; the message names the field, its value and what is allowed.
     """
-    distillation, task = config.distillation, pretraining_task(config, context)
-    if distillation.logits is not None:
+
+    kind: ClassVar[str] = "distill"
+
+    teacher: Path = dataclasses.field(metadata=FREE)
+    """Run folder or folder of the public layout, of the student's vocabulary."""
+    temperature: float = 1.0
+    """Both distributions are softened by it."""
+    alpha: float = 0.5
+    """Share of the divergence in the loss; the rest is cross-entropy with the text."""
+    top_k: int | None = None
+    """The k likeliest tokens of the teacher count one by one, all others as one; none: all count one by one."""
+    hidden_weight: float = 0.0
+    """Coefficient of the distance between the two last residual streams."""
+    logits: Path | None = dataclasses.field(default=None, metadata=FREE)
+    """Folder that `plamo2 distill` wrote: the teacher's logits from disk; none: the teacher runs beside the student."""
+    z_loss: float = 1e-4
+    """Coefficient of log(Z)^2, which keeps logits from drifting (PaLM, arXiv:2204.02311); 0 turns it off."""
+
+    def __post_init__(self) -> None:
+        require(self, "z_loss", 0 <= self.z_loss < math.inf, "zero or positive, and finite")
+        require(self, "temperature", 0 < self.temperature < math.inf, "positive and finite")
+        require(self, "alpha", 0 <= self.alpha <= 1, "in [0, 1]")
+        require(self, "top_k", self.top_k is None or self.top_k >= 1, "at least 1, or none")
+        require(self, "hidden_weight", 0 <= self.hidden_weight < math.inf, "zero or positive")
+        if self.logits is not None:
+            require(self, "hidden_weight", self.hidden_weight == 0, "0 with precomputed logits")
+
+    @property
+    def inputs(self) -> Mapping[str, Path | None]:
+        """The teacher and its logits."""
+        return {"teacher": self.teacher, "logits": self.logits}
+
+    def make_task(self, run: RunConfig, context: TaskContext) -> TrainTask:
+        """Make the task.
+
+        Raises:
+            ValueError: teacher and student have other vocabularies, or the precomputed logits are not of this teacher, data or temperature.
+        """
         teacher = None
-        if context.is_planned and distillation.top_k is not None:
-            added = {"batch_spec": logits_spec(distillation.top_k)}
+        if self.logits is None:
+            # Implementations and mesh are those of the student; nothing is kept for a backward pass.
+            shape = teacher_shape(self.teacher, self.top_k, run.model)
+            teacher = context.model.clone(config=shape, remat="none")
+            # Its matrices are only read: the activations' dtype would do, but norms and decay rates are wanted in float32.
+            added = {
+                "frozen": {TEACHER: context.load_params(self.teacher, teacher)},
+                "forward_only": (teacher.config,),
+            }
+        elif context.is_planned and self.top_k is not None:
+            added = {"batch_spec": logits_spec(self.top_k)}
         else:
-            store = TeacherLogits.open(distillation.logits)
+            store = TeacherLogits.open(self.logits)
             if not context.is_planned:
-                store.check(distillation, context.tokenizer.fingerprint, config.data.sequence_length)
+                wanted = (self.teacher, self.temperature, self.top_k)
+                store.check(*wanted, context.tokenizer.fingerprint, run.data.sequence_length)
             added = {"batch_spec": store.batch_spec, "transform_batch": store.transform_batch}
-    else:
-        # Implementations and mesh are those of the student; nothing is kept for a backward pass.
-        teacher = context.model.clone(config=teacher_shape(distillation, config.model), remat="none")
-        # Its matrices are only read: the activations' dtype would do, but norms and decay rates are wanted in float32.
-        frozen = {TEACHER: context.load_params(distillation.teacher, teacher)}
-        added = {"frozen": frozen, "forward_only": (teacher.config,)}
-    loss_fn = distillation_loss(
-        context.model, context.byte_lengths, distillation, teacher, config.z_loss, config.loss_chunk
-    )
-    return dataclasses.replace(task, loss_fn=loss_fn, **added)
+        loss_fn = distillation_loss(context.model, context.byte_lengths, self, teacher, self.z_loss, run.loss_chunk)
+        return TrainTask(
+            loss_fn=loss_fn,
+            trainable=full_params(context.model, run.init_from, run.seed),
+            evaluate=heldout_evaluator(context, run.loss_chunk),
+            **added,
+        )

@@ -20,7 +20,7 @@ from plamo2_jax.model.plamo2 import Plamo2
 from plamo2_jax.sharding.mesh import make_mesh
 from plamo2_jax.sharding.rules import batch_sharding, param_shardings, replicated, with_shardings
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
-from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.optimizer import make_optimizer
 from plamo2_jax.train.schedule import make_schedule
 from plamo2_jax.train.state import TrainState, state_shardings
@@ -83,9 +83,8 @@ class TrainProgram:
 
 
 def build_train_program(
-    config: PretrainConfig,
+    config: RunConfig,
     devices: Sequence[jax.Device],
-    make_task: Any,
     tokenizer: Tokenizer | None = None,
     implementations: Mapping[str, str] | None = None,
 ) -> TrainProgram:
@@ -106,7 +105,7 @@ def build_train_program(
     )
     vocab = config.model.vocab_size
     lengths = np.zeros(vocab, np.int32) if tokenizer is None else tokenizer.padded_byte_lengths(vocab)
-    task = make_task(config, TaskContext(model, jnp.asarray(lengths), mesh, config.sharding, tokenizer))
+    task = config.task.make_task(config, TaskContext(model, jnp.asarray(lengths), mesh, config.sharding, tokenizer))
     schedule = make_schedule(config.schedule, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule, task.trainable.axes)
     # Shapes first: nothing is allocated before its sharding is known.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +14,10 @@ from flax import linen as nn
 from plamo2_jax.data.batch import Batch
 from plamo2_jax.model.bits_per_byte import make_evaluator
 from plamo2_jax.model.loss import cross_entropy, predict_batch, prediction_sums
-from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.config import RunConfig, TaskConfig
 from plamo2_jax.train.task import LossFn, Metrics, TaskContext, TrainTask
 from plamo2_jax.train.trainable import full_params
+from plamo2_jax.validation import require
 
 
 def next_token(
@@ -54,14 +57,26 @@ def heldout_evaluator(context: TaskContext, chunk: int | None) -> Callable[..., 
     return lambda params, batches, frozen: evaluate(params, batches)
 
 
-def pretraining_task(config: PretrainConfig, context: TaskContext) -> TrainTask:
-    """Return the task of a pretraining run: all parameters of the model, next-token cross-entropy.
+@dataclasses.dataclass(frozen=True)
+class Pretrain(TaskConfig):
+    """Train all parameters of the model on text.
 
     Raises:
-        ValueError: `init_from` is of another shape, damaged, or no model.
+        ValueError: a field is out of range; the message names the field, its value and what is allowed.
     """
-    return TrainTask(
-        loss_fn=next_token(context.model, context.byte_lengths, config.z_loss, config.loss_chunk),
-        trainable=full_params(context.model, config.init_from, config.seed),
-        evaluate=heldout_evaluator(context, config.loss_chunk),
-    )
+
+    kind: ClassVar[str] = "pretrain"
+
+    z_loss: float = 1e-4
+    """Coefficient of log(Z)^2, which keeps logits from drifting (PaLM, arXiv:2204.02311); 0 turns it off."""
+
+    def __post_init__(self) -> None:
+        require(self, "z_loss", 0 <= self.z_loss < math.inf, "zero or positive, and finite")
+
+    def make_task(self, run: RunConfig, context: TaskContext) -> TrainTask:
+        """Make the task: all parameters of the model, next-token cross-entropy."""
+        return TrainTask(
+            loss_fn=next_token(context.model, context.byte_lengths, self.z_loss, run.loss_chunk),
+            trainable=full_params(context.model, run.init_from, run.seed),
+            evaluate=heldout_evaluator(context, run.loss_chunk),
+        )

@@ -47,12 +47,12 @@ class ScheduleConfig:
         require(self, "final_fraction", 0 <= self.final_fraction <= 1, "in [0, 1]")
 
     def warmup_steps(self, steps: int) -> int:
-        """Number of warm-up updates in a run of `steps`."""
+        """Return the number of warm-up updates in a run of `steps`."""
         return round(self.warmup * steps) if self.warmup < 1 else round(self.warmup)
 
 
 def make_schedule(config: ScheduleConfig, steps: int) -> Callable[[jax.Array | int], jax.Array]:
-    """The learning rate of update 0, 1, ..., steps - 1, as a function that can be traced.
+    """Return the learning rate of update 0, 1, ..., steps - 1, as a function that can be traced.
 
     Raises:
         ValueError: warm-up and decay together are longer than the run.
@@ -77,7 +77,7 @@ def make_schedule(config: ScheduleConfig, steps: int) -> Callable[[jax.Array | i
 
 
 def _remaining(shape: str, progress: jax.Array) -> jax.Array:
-    """What is left of the fall, from 1 at progress 0 to 0 at progress 1."""
+    """Return the factor of the decay, from 1 at progress 0 to 0 at progress 1."""
     if shape == "linear":
         return 1 - progress
     if shape == "cosine":

@@ -25,7 +25,6 @@ from plamo2_jax.align.preference_data.journal import Journal
 from plamo2_jax.align.preference_data.prompts import Prompt, read_prompts
 from plamo2_jax.align.reference import ReferenceLogProbs
 from plamo2_jax.cli.logits import check_tokens, read_input
-from plamo2_jax.config import preset
 from plamo2_jax.convert.hf import write_public
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.data.documents import Document, ReadReport
@@ -43,8 +42,9 @@ from plamo2_jax.surgery.teacher_logits import TeacherLogits
 from plamo2_jax.tokenizer.chat_template import ChatTemplate
 from plamo2_jax.tokenizer.template_files import chat_template_files
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from support.models import tiny
 
-CONFIG = preset("tiny", hidden_size=32, intermediate_size=32, num_hidden_layers=2, mamba_num_heads=2, vocab_size=864)
+CONFIG = tiny(vocab_size=864)
 MESSAGES = [{"role": "user", "content": "吾輩は猫ですか。"}, {"role": "assistant", "content": "はい。"}]
 
 

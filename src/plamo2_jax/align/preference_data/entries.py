@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import read_json_object
 
 _Fits = Callable[[Any], bool]
@@ -61,15 +62,15 @@ def read_identity(output: Path) -> dict[str, Any] | None:
     """
     path = output / CONFIG
     if path.is_symlink():
-        raise ValueError(f"{path} is a link: the configuration must be a file of the folder itself; {OR_AGAIN}")
+        raise PlamoError(f"{path} is a link: the configuration must be a file of the folder itself; {OR_AGAIN}")
     if not path.exists():
         return None
     try:
         found = read_json_object(path)
     except ValueError as error:
-        raise ValueError(f"{error}; {OR_AGAIN}") from None
+        raise PlamoError(f"{error}; {OR_AGAIN}") from None
     if not _has(found, {"config": _is_object, "prompts": _is_text, "policy": _is_object, "judge": _is_object_or_none}):
-        raise ValueError(
+        raise PlamoError(
             f"{path} is not the configuration of preference data: it must hold config, prompts, policy and judge; {OR_AGAIN}"
         )
     return {**found, "config": renamed(found["config"])}

@@ -16,6 +16,7 @@ from typing import Any
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.models import ChatModel, ChatModelConfig, ChatRequest, RequestError
+from plamo2_jax.validation import require
 
 RUBRIC = """あなたは、二つの回答を比べる公平な審査員です。
 会話の最後の発言に対する回答Aと回答Bのどちらが優れているかを、次の順に判断してください。
@@ -42,13 +43,14 @@ class JudgeConfig(ChatModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(
+        require(
+            self,
             "rubric",
             all(verdict in self.rubric for verdict in ("[[A]]", "[[B]]")),
             "a text that asks for [[A]] or [[B]]",
         )
-        self._require("weight", 0 < self.weight < math.inf, "positive and finite")
-        self._require("max_new_tokens", self.max_new_tokens >= 1, "at least 1")
+        require(self, "weight", 0 < self.weight < math.inf, "positive and finite")
+        require(self, "max_new_tokens", self.max_new_tokens >= 1, "at least 1")
 
 
 @dataclasses.dataclass(frozen=True)

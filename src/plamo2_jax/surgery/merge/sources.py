@@ -23,10 +23,11 @@ from plamo2_jax.convert.layout import Part, PublicTensor, public_tensors
 from plamo2_jax.convert.load import is_run_folder, read_tokenizer
 from plamo2_jax.convert.names import ModelName
 from plamo2_jax.convert.read import common_dtype, read_public_config
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 
-class MergeError(ValueError):
+class MergeError(PlamoError):
     """Models cannot be merged; the message names them and the reason."""
 
 

@@ -4,9 +4,13 @@ import time
 
 import pytest
 
-from plamo2_jax.train.loop import pretrain
+from plamo2_jax.train.goodput import Goodput
+from plamo2_jax.train.loop import train
 from plamo2_jax.train.metrics import read_metrics
-from plamo2_jax.train.watch import Goodput, ProfileSteps, StallWatchdog, StepClock, memory_in_use
+from plamo2_jax.train.profiler import ProfileSteps
+from plamo2_jax.train.step_clock import StepClock
+from plamo2_jax.train.step_metrics import memory_in_use
+from plamo2_jax.train.watchdog import StallWatchdog
 
 
 def test_the_log_tells_times_and_where_they_went(uninterrupted):
@@ -62,7 +66,7 @@ def test_memory_is_that_of_the_fullest_device():
 
 def test_a_trace_of_some_steps_is_written(make_config):
     config = make_config("traced", steps=5, heldout={})
-    pretrain(config, profile=ProfileSteps.parse("2:3"))
+    train(config, profile=ProfileSteps.parse("2:3"))
     traces = list((config.folder / "profile" / "plugins" / "profile").rglob("*.xplane.pb"))
     assert len(traces) == 1
     assert traces[0].stat().st_size > 1000

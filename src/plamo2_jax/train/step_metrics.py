@@ -1,4 +1,4 @@
-"""The steps between two writes of the log: their figures, still on the device, and their times."""
+"""Metrics of the steps between two writes of the log: sums that are still on the device, and times."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from collections.abc import Mapping, Sequence
 import jax
 
 from plamo2_jax.train.build import TrainProgram
-from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.flops import model_flops_utilization
-from plamo2_jax.train.guard import Guard, Spike
+from plamo2_jax.train.goodput import Goodput
+from plamo2_jax.train.loss_guard import LossGuard, Spike
 from plamo2_jax.train.metrics import MetricsLog, NoLog, step_figures
+from plamo2_jax.train.step_clock import StepClock
 from plamo2_jax.train.task import PROCESSED, Metrics
-from plamo2_jax.train.watch import Goodput, StallWatchdog, StepClock, memory_in_use
+from plamo2_jax.train.watchdog import StallWatchdog
 
 
-class Window:
-    """Collects steps, one of which may be under way while the next is queued, and writes them.
+class StepMetrics:
+    """Collect the metrics of steps, one of which may be under way while the next is queued, and write them.
 
-    The host is so never more than a step ahead: enough to keep the device busy, and each step's end is seen when it comes.
+    The host is never more than one step ahead. That keeps the device busy, and the end of each step is seen in time.
 
     Args:
         config: the run.
@@ -32,10 +34,10 @@ class Window:
 
     def __init__(
         self,
-        config: PretrainConfig,
+        config: RunConfig,
         program: TrainProgram,
         log: MetricsLog | NoLog,
-        guard: Guard,
+        guard: LossGuard,
         watchdog: StallWatchdog,
         goodput: Goodput | None,
     ):
@@ -48,13 +50,13 @@ class Window:
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was not written, and start the clock anew, after time that was not spent on steps."""
+        """Drop what was not written and restart the clock, after time that was not spent on steps."""
         self._steps: list[tuple[int, Metrics]] = []
         self._seconds: list[float] = []
         self.clock.restart()
 
     def add(self, step: int, metrics: Metrics) -> None:
-        """Take the figures of a step that was just handed to the device; returns when the one before it is done."""
+        """Take the sums of a step that was just handed to the device, and wait for the step before it."""
         self._steps.append((step, metrics))
         if len(self._steps) > 1:
             self._await(self._steps[-2][1])
@@ -120,6 +122,15 @@ class Window:
         return rates | ({} if mfu is None else {"mfu": mfu})
 
     def _watched(self, seconds: float) -> dict[str, float]:
-        """What is measured once a write: `seconds` are those of the step that is not in the log yet."""
+        """Return what is measured once per write. `seconds` is the time of the step that is not in the log yet."""
         goodput = {} if self._goodput is None else {"goodput": self._goodput.share(self._log.seconds + seconds)}
         return self.clock.figures() | memory_in_use(self._devices) | goodput
+
+
+def memory_in_use(devices: Sequence[jax.Device]) -> dict[str, float]:
+    """Return `hbm_bytes` in use and `hbm_peak_bytes` of the fullest device of this process; nothing if devices do not report them (CPU)."""
+    stats = [
+        stats for device in devices if device.process_index == jax.process_index() and (stats := device.memory_stats())
+    ]
+    names = {"hbm_bytes": "bytes_in_use", "hbm_peak_bytes": "peak_bytes_in_use"}
+    return {ours: float(max(stat.get(theirs, 0) for stat in stats)) for ours, theirs in names.items() if stats}

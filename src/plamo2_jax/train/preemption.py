@@ -11,8 +11,8 @@ import jax
 from plamo2_jax.train import processes
 
 
-class StopRequest:
-    """Notes SIGINT and SIGTERM instead of dying of them; a context manager.
+class Preemption:
+    """Context manager that notes SIGINT and SIGTERM instead of ending the process.
 
     The loop looks at `signal` after each step. A second signal of the same kind is handled as it was before, so that Ctrl-C twice
     still ends a process that hangs. Outside the main thread, where Python allows no handlers, nothing is caught.
@@ -22,7 +22,7 @@ class StopRequest:
         self.signal: int | None = None
         self._before: dict[int, object] = {}
 
-    def __enter__(self) -> StopRequest:
+    def __enter__(self) -> Preemption:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)
@@ -33,8 +33,8 @@ class StopRequest:
             signal.signal(number, handler)
 
     def agreed(self, everyone_asks: bool) -> bool:
-        """Whether to stop now. Of several processes each may be signalled at another time, and they must stop after the same step: they
-        agree where all of them ask, and `signal` is the same in all from then on.
+        """Return whether to stop now. Several processes may be signalled at different times, but must stop after the same step: they agree
+        where all of them ask, and `signal` is the same in all of them from then on.
 
         Args:
             everyone_asks: whether all processes ask after this step; where not, only a job of one process stops.

@@ -28,11 +28,11 @@ class SpikeConfig:
     factor: float | None = None
     """A loss above this times the running median is high; None looks for no spikes."""
     steps: int = 5
-    """So many high losses in a row are a spike."""
+    """Number of high losses in a row that count as a spike."""
     window: int = 100
-    """Steps that the median is taken over; before there are as many nothing counts as a spike."""
+    """Number of steps that the median is taken over. Until there are as many, nothing counts as a spike."""
     max_rollbacks: int = 5
-    """One more and the run stops."""
+    """Number of rollbacks after which one more stops the run."""
 
     def __post_init__(self) -> None:
         require(self, "factor", self.factor is None or 1 < self.factor < math.inf, "above 1 and finite, or None")
@@ -48,13 +48,13 @@ class Spike:
     first: int
     """The first step of high loss."""
     last: int
-    """The step at which it was one too many."""
+    """The step that completed the spike."""
     median: float
     """The median before it."""
 
 
 class Divergence(PlamoError):
-    """Training is no longer worth its time; the message says why and what to change."""
+    """Training diverged; the message says why and what to change."""
 
     def __init__(self, reason: str):
         super().__init__(
@@ -62,8 +62,8 @@ class Divergence(PlamoError):
         )
 
 
-class Guard:
-    """Sees each step once, in order.
+class LossGuard:
+    """Judges the loss and the gradient norm of each step once, in order.
 
     Args:
         max_skipped: more skipped updates in a row than this stop the run.
@@ -117,8 +117,8 @@ class Guard:
             return None
         return Spike(step - self._high + 1, step, median)
 
-    def roll_back(self, spike: Spike, saved: Guard) -> int:
-        """Go on from the guard of a checkpoint before a spike, with the data after the spike.
+    def roll_back(self, spike: Spike, saved: LossGuard) -> int:
+        """Take over the guard of a checkpoint before a spike, with the data after the spike.
 
         Counts do not go back: a second spike after the same checkpoint is met with data further on, and counts as a second.
 
@@ -149,7 +149,7 @@ class Guard:
         self._high = 0
 
     def get_state(self) -> dict[str, Any]:
-        """As JSON types; floats come back to the same bits."""
+        """Return the state as JSON types, from which floats are restored bit for bit."""
         return {
             "losses": list(self._losses),
             "skipped_in_a_row": self._skipped_in_a_row,
@@ -160,7 +160,7 @@ class Guard:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `get_state` returned."""
+        """Restore what `get_state` returned."""
         self._losses.clear()
         self._losses.extend(state["losses"])
         self._skipped_in_a_row, self._high = state["skipped_in_a_row"], state["high"]
