@@ -177,7 +177,7 @@ def test_control_characters_of_names_are_spelled_out(tmp_path, capsys):
 def test_cleaning_does_not_overwrite_its_input(tmp_path, capsys):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "raw"}\n', encoding="utf-8")
-    assert "is the input too" in refused(["data", "clean", str(path), str(path)], capsys)
+    assert "is also the input" in refused(["data", "clean", str(path), str(path)], capsys)
     assert path.read_text(encoding="utf-8") == '{"text": "raw"}\n'
 
 

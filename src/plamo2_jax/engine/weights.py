@@ -79,7 +79,7 @@ def load_weights(
 def unstack(model: Plamo2, params: dict) -> dict:
     """Parameters for the model without a scan over layers: those of each period apart, in memory of their own."""
     outside = dict(params)
-    for i, run in enumerate(model.config.runs):
+    for i, run in enumerate(model.config.layer_groups):
         stacked = outside.pop(f"run_{i}")
         for j in range(run.count):
             outside[period_name(f"run_{i}", j)] = jax.tree.map(lambda leaf, j=j: leaf[j], stacked)
