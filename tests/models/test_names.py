@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,10 @@ import pytest
 from plamo2_jax import checkpoint
 from plamo2_jax.adapters.open import open_model
 from plamo2_jax.cli.main import main
-from plamo2_jax.convert.load import load_model, load_params, read_shape
+from plamo2_jax.convert.load import load_model, read_shape
 from plamo2_jax.convert.names import ModelName
 from plamo2_jax.model import Plamo2, abstract_params
+from plamo2_jax.train.trainable import load_params
 
 VERBS = {
     "generate": ["generate", "MODEL", "--prompt", "ab", "--temperature", "0", "--max-new-tokens", "4", "--json"],
@@ -95,11 +97,10 @@ def test_training_starts_from_a_step(folders):
     run, config = f"{folders / 'run'}@3", read_shape(f"{folders / 'run'}@3")
     expected = load_model(folders / "alone").params
     assert config == read_shape(folders / "alone")
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract_params(Plamo2(config))
+    shardings = jax.tree.map(
+        lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), abstract_params(Plamo2(config))
     )
-    for params in (load_model(run).params, open_model(run).params, load_params(run, config, abstract)):
+    for params in (load_model(run).params, open_model(run).params, load_params(Path(run), config, shardings)):
         jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
