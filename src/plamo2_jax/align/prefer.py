@@ -32,10 +32,12 @@ from plamo2_jax.align.prompts import Prompt, digest, drop_alike, read_prompts
 from plamo2_jax.checkpoint import write_json
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.models import ChatModel, ChatModelConfig, ChatRequest, ChatResponse, RequestError
 from plamo2_jax.sandbox import isolation_problem
 from plamo2_jax.storage import lock_folder
 from plamo2_jax.train.config import differences, to_json
+from plamo2_jax.validation import require
 
 JOURNAL = "journal.jsonl"
 FILES = (JOURNAL, "answers.jsonl", "pairs.jsonl", "heldout.jsonl", REPORT, CONFIG)
@@ -82,24 +84,20 @@ class PreferConfig:
     """Run the programs of the rule `code` even if this system cannot isolate them. They can then read your files and use the network."""
 
     def __post_init__(self) -> None:
-        self._require("prompts", len(self.prompts) > 0, "one or several files")
-        self._require("policy", bool(self.policy.model), "one with a model")
-        self._require("samples", self.samples >= 2, "at least 2: a pair is made of two answers")
-        self._require("rules_weight", 0 <= self.rules_weight < math.inf, "zero or positive, and finite")
+        require(self, "prompts", len(self.prompts) > 0, "one or several files")
+        require(self, "policy", bool(self.policy.model), "one with a model")
+        require(self, "samples", self.samples >= 2, "at least 2: a pair is made of two answers")
+        require(self, "rules_weight", 0 <= self.rules_weight < math.inf, "zero or positive, and finite")
         weighed = self.rules_weight > 0 or bool(self.judge.model)
-        self._require("rules_weight", weighed, "positive where there is no judge")
+        require(self, "rules_weight", weighed, "positive where there is no judge")
         near = self.near_prompts
-        self._require("near_prompts", near is None or 0 < near <= 1, "above 0 and at most 1, or none")
-        self._require("heldout_share", 0 <= self.heldout_share < 1, "in [0, 1)")
-        self._require("seed", 0 <= self.seed < 1 << 32, f"from 0 to {(1 << 32) - 1}")
+        require(self, "near_prompts", near is None or 0 < near <= 1, "above 0 and at most 1, or none")
+        require(self, "heldout_share", 0 <= self.heldout_share < 1, "in [0, 1)")
+        require(self, "seed", 0 <= self.seed < 1 << 32, f"from 0 to {(1 << 32) - 1}")
         try:
             rule.check_rules(self.rules)
         except rule.RuleError as error:
-            raise ValueError(f"PreferConfig.rules: {error}") from None
-
-    def _require(self, name: str, condition: bool, allowed: str) -> None:
-        if not condition:
-            raise ValueError(f"PreferConfig.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
+            raise PlamoError(f"PreferConfig.rules: {error}") from None
 
 
 # Where things lie and how they are reached changes no answer.
@@ -138,7 +136,7 @@ def prefer(config: PreferConfig, *, again: bool = False, on_progress: Progress |
     prompts = read_prompts(config.prompts, config.rules)
     has_code = any("code" in prompt.rules for prompt in prompts)
     if has_code and not config.allow_unisolated_code and (problem := isolation_problem()):
-        raise ValueError(problem)
+        raise PlamoError(problem)
     ours = {"config": identity(config), "prompts": digest(prompts)}
     with lock_folder(output):
         if again:
@@ -146,7 +144,7 @@ def prefer(config: PreferConfig, *, again: bool = False, on_progress: Progress |
                 (output / name).unlink(missing_ok=True)
         theirs = read_identity(output)
         if theirs is None and (output / JOURNAL).exists():
-            raise ValueError(
+            raise PlamoError(
                 f"{output} holds a {JOURNAL} without its {CONFIG}; give another --output, or --again to begin anew"
             )
         if theirs is not None:
@@ -176,7 +174,7 @@ class _Run:
             for name, found in described.items():
                 if found != theirs.get(name) and self._is_own(name):
                     was = str(theirs[name])[:120]
-                    raise ValueError(
+                    raise PlamoError(
                         f"{output} was begun with another {name}: {was}, not {str(found)[:120]}; {OR_AGAIN}"
                     )
         else:
@@ -320,11 +318,11 @@ class _Run:
 
 def _refuse_other(output: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     if found := differences(ours["config"], theirs["config"], free=frozenset()):
-        raise ValueError(
+        raise PlamoError(
             f"{output} holds preference data of another configuration ({'; '.join(found)[:200]}); {OR_AGAIN}"
         )
     if ours["prompts"] != theirs["prompts"]:
-        raise ValueError(f"{output} holds preference data of other prompts than are in the files now; {OR_AGAIN}")
+        raise PlamoError(f"{output} holds preference data of other prompts than are in the files now; {OR_AGAIN}")
 
 
 def _is_missing(journal: Journal, prompt: Prompt) -> bool:
