@@ -46,9 +46,9 @@ class Arguments:
     new_tokens: int = 64
     """Tokens of an answer."""
     temperature: float = 0.8
-    """As in configs/prefer.py."""
+    """As in configs/preference_data.py."""
     top_p: float = 0.95
-    """As in configs/prefer.py."""
+    """As in configs/preference_data.py."""
     rounds: int = 5
     """Measurements of each."""
     output: Path | None = None

@@ -189,7 +189,7 @@ def instructions(output: Path, *, per_page: int = 6, limit: int | None = None, s
     """Write conversations made from the bundled corpus, with rules to check answers: train.jsonl and heldout.jsonl.
 
     The conversations are questions, summaries, titles, headings, JSON records and translations between Japanese and English. All texts are
-    from the corpus and under its licences. `plamo2 sft` and `plamo2 prefer` read the files. No page is on both sides.
+    from the corpus and under its licences. `plamo2 sft` and `plamo2 preference-data` read the files. No page is on both sides.
 
     Args:
         output: Folder to write into; it may exist, but neither file may.
