@@ -1,7 +1,8 @@
 """Preferences of your own on top of fine-tuning: `plamo2 dpo configs/dpo.py` after `plamo2 sft configs/sft.py`.
 
-Put JSON lines of `{"prompt": "...", "chosen": "...", "rejected": "..."}` where DATA says, or let `plamo2 prefer` make them there. Of single
-answers, `{"prompt": "...", "completion": "...", "label": true}`, it learns with `--preference.losses kto --preference.weights 1`.
+Put JSON lines of `{"prompt": "...", "chosen": "...", "rejected": "..."}` where DATA says, or let `plamo2 preference-data` make them
+there. Of single answers, `{"prompt": "...", "completion": "...", "label": true}`, it learns with
+`--preference.losses kto --preference.weights 1`.
 """
 
 from pathlib import Path

@@ -1,13 +1,14 @@
-"""Iterated DPO, two rounds: `plamo2 iterate configs/iterate.py` after `plamo2 sft configs/sft.py`. Pairs are made as configs/prefer.py
-says.
+"""Iterated DPO, two rounds: `plamo2 iterate configs/iterate.py` after `plamo2 sft configs/sft.py`.
+
+Pairs are made as in configs/preference_data.py.
 """
 
 import runpy
 from pathlib import Path
 
 from plamo2_jax.align.dpo import PreferenceConfig
+from plamo2_jax.align.iterative_dpo import IterativeDpoConfig
 from plamo2_jax.align.preferences import Dpo, PairsConfig
-from plamo2_jax.align.rounds import RoundsConfig
 from plamo2_jax.checkpoint import read_model_config
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem
 from plamo2_jax.surgery.merge.config import MergeConfig
@@ -17,10 +18,10 @@ from plamo2_jax.train.schedule import ScheduleConfig
 
 START = Path("runs/sft")
 
-config = RoundsConfig(
+config = IterativeDpoConfig(
     output=Path("runs/rounds"),
     start=START,
-    prefer=runpy.run_path(str(Path(__file__).with_name("prefer.py")))["config"],
+    preference_data=runpy.run_path(str(Path(__file__).with_name("preference_data.py")))["config"],
     train=RunConfig(
         name="train",
         model=read_model_config(START),

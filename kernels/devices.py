@@ -1,4 +1,4 @@
-"""What the kernels must know of the devices that a traced function will run on."""
+"""The devices that a traced function will run on."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from jax.sharding import AxisType
 
 
 def on_one_device() -> bool:
-    """Whether what is traced runs on one device as it stands: XLA refuses to partition a Pallas kernel over several.
+    """Return whether the traced function runs on one device. XLA cannot partition a Pallas kernel over several devices.
 
-    A mesh says so: one of a single device, or the inside of a `jax.shard_map`. Without a mesh, whoever has more than one device may
-    mean any number of them.
+    A mesh of a single device, or the inside of a `jax.shard_map`, shows this. Without a mesh, it is true if there is only one device.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:

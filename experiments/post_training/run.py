@@ -23,17 +23,18 @@ sys.path.insert(0, str(HERE.parent))
 from trials import STOPPED, heldout_bits, run, spread  # noqa: E402
 
 from plamo2_jax import models  # noqa: E402
-from plamo2_jax.align import rules  # noqa: E402
 from plamo2_jax.align.dpo import PreferenceConfig  # noqa: E402
-from plamo2_jax.align.pairing import PairingConfig  # noqa: E402
-from plamo2_jax.align.prefer import PreferConfig, prefer  # noqa: E402
+from plamo2_jax.align.preference_data import rules  # noqa: E402
+from plamo2_jax.align.preference_data.config import PreferenceDataConfig  # noqa: E402
+from plamo2_jax.align.preference_data.pairing import PairingConfig  # noqa: E402
+from plamo2_jax.align.preference_data.prompts import read_prompts  # noqa: E402
+from plamo2_jax.align.preference_data.sampling import make_preference_data  # noqa: E402
 from plamo2_jax.align.preferences import (  # noqa: E402
     Dpo,
     PairsConfig,
     preference_evaluator,
     preference_loss_fn,
 )
-from plamo2_jax.align.prompts import read_prompts  # noqa: E402
 from plamo2_jax.align.sft import Sft  # noqa: E402
 from plamo2_jax.checkpoint import latest_step, write_json  # noqa: E402
 from plamo2_jax.convert.load import load_model  # noqa: E402
@@ -136,8 +137,8 @@ def merged(work: Path, name: str, models: Iterable[Path]) -> Path:
 def preference_data(plan: Plan, work: Path, policy: Path, seed: int) -> Path:
     """Pairs of the policy's own answers, scored by rules alone."""
     folder = work / f"pairs-{seed}"
-    prefer(
-        PreferConfig(
+    make_preference_data(
+        PreferenceDataConfig(
             output=folder,
             prompts=(work / f"prompts-{seed}" / "train.jsonl",),
             policy=models.ChatModelConfig(model=str(policy), batch_size=128),

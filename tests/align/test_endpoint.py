@@ -12,8 +12,9 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from plamo2_jax.align.judge import JudgeConfig
-from plamo2_jax.align.prefer import PreferConfig, prefer
+from plamo2_jax.align.preference_data.config import PreferenceDataConfig
+from plamo2_jax.align.preference_data.judge import JudgeConfig
+from plamo2_jax.align.preference_data.sampling import make_preference_data
 from plamo2_jax.cli.main import main
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
@@ -236,24 +237,24 @@ def make_config(server, write_lines, tmp_path):
             "near_prompts": None,
             "heldout_share": 0.0,
         }
-        return PreferConfig(**{**settings, **fields})
+        return PreferenceDataConfig(**{**settings, **fields})
 
     return make
 
 
 def test_preference_data_from_endpoints(make_config, server, tmp_path):
     server.troubles = {"犬とは？": [500] * 8, "鳥とは？": [b"garbage"]}
-    report = prefer(make_config())
+    report = make_preference_data(make_config())
     assert list(report["failed"]) == ["犬"]
     assert report["retries"] >= 2
     assert report["prompts"] == 4
     # What failed is tried again, and nothing else is.
     before = len(server.requests)
-    again = prefer(make_config())
+    again = make_preference_data(make_config())
     assert again["failed"] == {}
     assert all("犬" in body["messages"][-1]["content"] for *_, body in server.requests[before:])
     count = len(server.requests)
-    assert prefer(make_config()) == again
+    assert make_preference_data(make_config()) == again
     assert len(server.requests) == count
     pairs = [json.loads(line) for line in (tmp_path / "out" / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(pairs) == again["pairs"] > 0
@@ -263,7 +264,7 @@ def test_preference_data_from_endpoints(make_config, server, tmp_path):
         assert [one["pair"] for one in pair["provenance"]["verdicts"]] == [sorted(pair["provenance"]["samples"])]
     # Without trouble the same comes out.
     server.troubles = {}
-    prefer(make_config(output=tmp_path / "calm"))
+    make_preference_data(make_config(output=tmp_path / "calm"))
     for name in ("pairs.jsonl", "heldout.jsonl"):
         assert (tmp_path / "calm" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
@@ -272,12 +273,12 @@ def test_a_wrong_key_ends_the_program_in_one_line(make_config, server, tmp_path,
     prompts = make_config().prompts[0]
     server.troubles = {"とは？": [401] * 99}
     (tmp_path / "c.py").write_text(
-        "from pathlib import Path\nfrom plamo2_jax.align.prefer import PreferConfig\n"
+        "from pathlib import Path\nfrom plamo2_jax.align.preference_data.config import PreferenceDataConfig\n"
         "from plamo2_jax.models import ChatModelConfig\n"
-        f"config = PreferConfig(Path({str(tmp_path / 'no')!r}), (Path({str(prompts)!r}),), ChatModelConfig('m', {server.url!r}))\n",
+        f"config = PreferenceDataConfig(Path({str(tmp_path / 'no')!r}), (Path({str(prompts)!r}),), ChatModelConfig('m', {server.url!r}))\n",
         encoding="utf-8",
     )
-    assert main(["prefer", str(tmp_path / "c.py")]) == 2
+    assert main(["preference-data", str(tmp_path / "c.py")]) == 2
     assert "refuses requests for the model 'm': HTTP 401" in capsys.readouterr().err
     assert not (tmp_path / "no" / "pairs.jsonl").exists()
 
@@ -288,15 +289,15 @@ def test_a_signal_waits_for_no_answer_and_keeps_what_is_done(make_config, server
     server.troubles["魚とは？"] = ["hang"] * 4
     endpoint = f"url={server.url!r}, timeout=60.0, max_retries=1, backoff=0.01, concurrency=3"
     (tmp_path / "c.py").write_text(
-        "from pathlib import Path\nfrom plamo2_jax.align.judge import JudgeConfig\n"
-        "from plamo2_jax.align.prefer import PreferConfig\nfrom plamo2_jax.models import ChatModelConfig\n"
-        f"config = PreferConfig(Path('out'), (Path({str(config.prompts[0])!r}),), ChatModelConfig('policy', {endpoint}), "
+        "from pathlib import Path\nfrom plamo2_jax.align.preference_data.judge import JudgeConfig\n"
+        "from plamo2_jax.align.preference_data.config import PreferenceDataConfig\nfrom plamo2_jax.models import ChatModelConfig\n"
+        f"config = PreferenceDataConfig(Path('out'), (Path({str(config.prompts[0])!r}),), ChatModelConfig('policy', {endpoint}), "
         f"rules={config.rules!r}, judge=JudgeConfig('judge', {endpoint}), near_prompts=None, heldout_share=0.0)\n",
         encoding="utf-8",
     )
     # A shell's background jobs, and what they start, ignore Ctrl-C.
     heed = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    run = "from plamo2_jax.cli.main import main; sys.exit(main(['prefer', 'c.py']))"
+    run = "from plamo2_jax.cli.main import main; sys.exit(main(['preference-data', 'c.py']))"
     process = subprocess.Popen(
         [sys.executable, "-c", f"{heed}; {run}"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
@@ -314,13 +315,13 @@ def test_a_signal_waits_for_no_answer_and_keeps_what_is_done(make_config, server
     assert time.monotonic() - start < 30
     if sent == signal.SIGINT:
         assert process.returncode == 130
-        assert error.rstrip().endswith("plamo2 prefer: interrupted")
+        assert error.rstrip().endswith("plamo2 preference-data: interrupted")
     else:
         assert process.returncode == -sent
     done = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
     assert [one["id"] for one in done if "failed" not in one] == [one["id"] for one in done]
     server.free.set()
     before = len(server.requests)
-    assert prefer(config)["failed"] == {}
+    assert make_preference_data(config)["failed"] == {}
     assert journal.read_text(encoding="utf-8").count("\n") == 4
     assert all("魚" in body["messages"][-1]["content"] for *_, body in server.requests[before:])

@@ -13,9 +13,9 @@ import pytest
 from plamo2_jax.align.chat import encode_all, encode_conversation, read_conversations, to_conversation
 from plamo2_jax.align.forms import ANSWERS, CONTEXTS, CONVERSATIONS, LABELS, QUESTIONS, SYSTEMS
 from plamo2_jax.align.messages import SPEAKERS, TRAIN_MARKS
+from plamo2_jax.align.pairs import encode_pair, encode_pairs, read_pairs, to_pair
 from plamo2_jax.align.post_training import log_record_counts
-from plamo2_jax.align.preference_data import encode_pair, encode_pairs, read_pairs, to_pair
-from plamo2_jax.align.prompts import read_prompts, to_prompt
+from plamo2_jax.align.preference_data.prompts import read_prompts, to_prompt
 from plamo2_jax.align.sft import ChatConfig
 from plamo2_jax.data.documents import ReadReport, TooManyBadRecordsError, UnreadableRecord
 

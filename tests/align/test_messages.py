@@ -9,7 +9,7 @@ import pytest
 from plamo2_jax.align.chat import encode_conversation, to_conversation
 from plamo2_jax.align.examples import Examples
 from plamo2_jax.align.messages import CALLERS, SPEAKERS, TRAIN_MARKS, read_messages, read_tools
-from plamo2_jax.align.preference_data import encode_pair, to_pair
+from plamo2_jax.align.pairs import encode_pair, to_pair
 from plamo2_jax.align.sft import COLLATOR, to_element
 from plamo2_jax.data.documents import UnreadableRecord
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem, one_pass

@@ -14,7 +14,7 @@ from plamo2_jax.adapters.config import LoraConfig
 from plamo2_jax.align.dpo import PreferenceConfig
 from plamo2_jax.align.logprobs import token_log_probs
 from plamo2_jax.align.lora import BASE
-from plamo2_jax.align.preference_data import REFERENCE
+from plamo2_jax.align.pairs import REFERENCE
 from plamo2_jax.align.preferences import (
     Dpo,
     PairsConfig,

@@ -93,7 +93,7 @@ def test_other_data_start_at_their_beginning(origin, home):
     ("changes", "message"),
     [
         ({"fork": "{}@x"}, r"fork='.*@x' is not allowed: it must be RUN or RUN@STEP"),
-        ({"fork": "{}@5"}, r"has no finished checkpoint of step 5; it has 4, 8, 12"),
+        ({"fork": "{}@5"}, r"has no finished checkpoint of step 5: it has 4, 8, 12"),
         ({"fork": "{}@b/not"}, r"origin@b/not has no finished checkpoint"),
         ({"fork": "{}-not"}, r"origin-not has no finished checkpoint"),
         ({"fork": "{}@12"}, r"steps=12 is not allowed with fork=.*@12: it counts the updates before the fork too"),

@@ -99,7 +99,7 @@ def test_a_bad_field_is_named(field, value):
 def test_rollbacks_pass_over_the_data_and_resume_to_the_same_bits(make_config, capfd):
     """Losses hover, and the factor is so near to 1 that some of them count as spikes."""
     fields = {
-        "spike": SpikeConfig(factor=1.002, steps=1, window=3, max_rollbacks=20),
+        "spike": SpikeConfig(factor=1.001, steps=1, window=3, max_rollbacks=20),
         "heldout": {},
         "checkpoint_every": 2,
         "max_to_keep": 20,

@@ -19,8 +19,8 @@ from plamo2_jax.align.dpo import BY_ANSWER, OVER, PreferenceConfig, preference_l
 from plamo2_jax.align.examples import Examples
 from plamo2_jax.align.logprobs import gather_pairs, token_log_probs
 from plamo2_jax.align.lora import BASE
+from plamo2_jax.align.pairs import REFERENCE, Pair, PairTruncate, encode_pairs, pair_collator, read_pairs
 from plamo2_jax.align.post_training import add_lora, log_record_counts, naming_limit, validate_post_training
-from plamo2_jax.align.preference_data import REFERENCE, Pair, PairTruncate, encode_pairs, pair_collator, read_pairs
 from plamo2_jax.align.reference import MANIFEST, ReferenceLogProbs, write_reference
 from plamo2_jax.align.samples import SamplesConfig, SampleWriter
 from plamo2_jax.checkpoint import fingerprint

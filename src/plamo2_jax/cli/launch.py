@@ -51,8 +51,8 @@ def gcloud(argv: list[str], overrides: tuple[str, ...]) -> int:
     text = place.script(job, options)
     several = not parse_slice(options.accelerator).fits_one_machine
     if job.output_is_local and (several or options.spot):
-        why = "each of several machines has its own" if several else "a preempted one takes it along"
-        _warn(job, f"the disk of a TPU VM ({why}): add -- --output gs://BUCKET/runs")
+        why = "each machine has its own disk" if several else "it is lost at a preemption"
+        _warn(job, f"the disk of a TPU VM ({why}). Add -- --output gs://BUCKET/runs")
     return _print(text) if dry_run else place.launch(job, options)
 
 
@@ -65,7 +65,7 @@ def xpk(argv: list[str], overrides: tuple[str, ...]) -> int:
     if job.output_is_local:
         _warn(
             job,
-            "the disk of a pod, which ends with it: add -- --output gs://BUCKET/runs, or a shared file system's folder",
+            "the disk of a pod, which is lost with the pod. Add -- --output gs://BUCKET/runs, or a folder on a shared file system",
         )
     return _print(text) if dry_run else place.launch(job, options)
 
@@ -77,7 +77,7 @@ def slurm(argv: list[str], overrides: tuple[str, ...]) -> int:
     job, options, dry_run = _parse("slurm", place.Slurm, argv, overrides)
     text = place.script(job, options)
     if options.nodes > 1 and job.output.startswith(("/tmp/", "/var/tmp/", "/dev/shm/")):
-        _warn(job, "each node's own disk: add -- --output FOLDER, one that all nodes share")
+        _warn(job, "the disk of each node. Add -- --output FOLDER with a folder that all nodes share")
     return _print(text) if dry_run else place.launch(job, options)
 
 
@@ -98,19 +98,19 @@ SUBCOMMANDS = {"gcloud": gcloud, "xpk": xpk, "slurm": slurm, "local": local}
 
 
 def _parse(place: str, options: Any, argv: list[str], overrides: tuple[str, ...]) -> tuple[Job, Any, bool]:
-    """The job, the place's options and whether only to print, from the command line."""
+    """Parse the command line. Return the job, the options of the place, and whether to only print."""
 
     def read(config: Path, place: Any, dry_run: bool = False) -> tuple[Path, Any, bool]:
         """Launch a pretraining run.
 
         Args:
             config: The config file of the run, such as configs/demo.py.
-            place: Where and how.
+            place: Options of the place.
             dry_run: Print what would be run, and run nothing.
         """
         return config, place, dry_run
 
-    # The options' type is known only now.
+    # The type of the options is known only now.
     read.__annotations__ = {
         "config": Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG.py")],
         "place": tyro.conf.OmitArgPrefixes[options],
@@ -130,10 +130,10 @@ _DESCRIPTIONS = {
 
 
 def load_job(path: Path, overrides: tuple[str, ...]) -> Job:
-    """The job of a config file. Overrides are resolved here too, so that what pretrain would refuse costs no machine.
+    """Return the job of a config file. Overrides are resolved too, so that errors are found before a machine is used.
 
     Raises:
-        ValueError: the config file or an override is wrong.
+        ValueError: The config file or an override is wrong.
     """
     from plamo2_jax.cli.run_options import load_run, parse_config
     from plamo2_jax.launch.job import Job
@@ -148,7 +148,7 @@ def load_job(path: Path, overrides: tuple[str, ...]) -> Job:
 
 
 def inputs(config: RunConfig) -> tuple[Input, ...]:
-    """What a run reads, field by field."""
+    """Return the inputs of a run, field by field."""
     from plamo2_jax.convert.names import ModelName
     from plamo2_jax.launch.job import Input
     from plamo2_jax.storage import address
@@ -164,4 +164,4 @@ def inputs(config: RunConfig) -> tuple[Input, ...]:
 
 
 def _warn(job: Job, where: str) -> None:
-    print(f"plamo2 launch: warning: output {job.output} lies on {where}", file=sys.stderr)
+    print(f"plamo2 launch: warning: output {job.output} is on {where}", file=sys.stderr)

@@ -106,8 +106,8 @@ def train_iterator(
         ShardError: A folder cannot be read or was written with another tokenizer.
         ValueError: The batch cannot be divided among the processes.
     """
-    parts = open_mixture(config, tokenizer)
-    return mixed_batches(config, parts, process_index=process_index, process_count=process_count)
+    sources = open_mixture(config, tokenizer)
+    return mixed_batches(config, sources, process_index=process_index, process_count=process_count)
 
 
 def open_mixture(config: DataConfig, tokenizer: Tokenizer) -> list[Elements]:
@@ -116,14 +116,14 @@ def open_mixture(config: DataConfig, tokenizer: Tokenizer) -> list[Elements]:
     Raises:
         ShardError: A folder cannot be read or was written with another tokenizer.
     """
-    parts = []
+    sources = []
     for item in config.mixture:
         shards = open_shards(item.path, tokenizer)
         pieces = Pieces(shards, config.sequence_length, tokenizer.bos_id, tokenizer.eos_id)
         if config.long_document_tokens is not None:
             pieces = UpsampledPieces(pieces, config.long_document_tokens, config.long_document_repeats)
-        parts.append(pieces)
-    return parts
+        sources.append(pieces)
+    return sources
 
 
 class Elements(Protocol):
@@ -139,7 +139,7 @@ class Elements(Protocol):
 
 def mixed_batches(
     config: DataConfig,
-    parts: Sequence[Elements],
+    sources: Sequence[Elements],
     collator: Collator | None = None,
     *,
     process_index: int = 0,
@@ -148,14 +148,14 @@ def mixed_batches(
     """Return an endless iterator of batches from several sources. The result and the errors are those of `train_iterator`.
 
     Args:
-        config: Data settings; `mixture[i].weight` is the weight of `parts[i]`.
-        parts: The sources.
+        config: Data settings; `mixture[i].weight` is the weight of `sources[i]`.
+        sources: The sources.
         collator: Data collator; None: for text.
         process_index, process_count: Index of this process and number of processes.
     """
     collator = collator or Collator()
     rows = _rows_of_process(config, process_index, process_count)
-    dataset = _mix(config, parts).to_iter_dataset(_read_options(config.read_threads))
+    dataset = _mix(config, sources).to_iter_dataset(_read_options(config.read_threads))
     dataset = pack(
         dataset,
         config.sequence_length,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from plamo2_jax.config import LayerKind, ModelConfig, Run
+from plamo2_jax.config import LayerGroup, LayerKind, ModelConfig
 from plamo2_kernels.attention import Implementation, Keys, cached_attention, masked_attention
 
 
@@ -127,13 +127,13 @@ def init_cache(
         k, v = (jnp.zeros((*lead, b, s, g, p), dtype) for _ in range(2))
         return AttentionCache(k, v, jnp.zeros((*lead, b, s), jnp.int32), jnp.full((*lead, b, s), -1, jnp.int32))
 
-    def periods(run: Run):
+    def periods(run: LayerGroup):
         if stacked:
             return tuple(layer(kind, run.count) for kind in run.kinds)
         return tuple(tuple(map(layer, run.kinds)) for _ in range(run.count))
 
     return Cache(
-        tuple(map(periods, config.runs)),
+        tuple(map(periods, config.layer_groups)),
         jnp.zeros((b,), jnp.int32),
         jnp.zeros((b,), jnp.int32),
     )

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from plamo2_jax.config import ModelConfig, Run
+from plamo2_jax.config import LayerGroup, ModelConfig
 from plamo2_jax.model import axes
 from plamo2_jax.model.block import Period, Remat, recomputed
 from plamo2_jax.model.cache import Cache, init_cache
@@ -69,7 +69,7 @@ class Plamo2(nn.Module):
             self.lm_head = parameter(self, "lm_head", init, table)
         period = recomputed(Period, self.remat)
 
-        def stack(run: Run, name: str) -> nn.Module:
+        def stack(run: LayerGroup, name: str) -> nn.Module:
             scanned = nn.scan(
                 period,
                 variable_axes={"params": 0, OBSERVED: 0},
@@ -80,13 +80,13 @@ class Plamo2(nn.Module):
             )
             return scanned(c, run.kinds, *settings, name=name)
 
-        def separate(run: Run, name: str) -> list[nn.Module]:
+        def separate(run: LayerGroup, name: str) -> list[nn.Module]:
             return [Period(c, run.kinds, *settings, name=period_name(name, i)) for i in range(run.count)]
 
         settings = self.implementation, self.attention_implementation, self.mesh
         # Scanning a run of one period too keeps one layout of parameters: every layer parameter has the axis `layers`.
         make = stack if self.scan_layers else separate
-        self.runs = [make(run, f"run_{i}") for i, run in enumerate(c.runs)]
+        self.runs = [make(run, f"run_{i}") for i, run in enumerate(c.layer_groups)]
         # The rows of the table that logits are read with are channels of the stream as well, so this norm's scale stands for the reader.
         self.final_norm = RMSNorm(1.0, c.rms_norm_eps, contracts=True)
 

@@ -15,8 +15,8 @@ from plamo2_jax.errors import PlamoError
 class Stage:
     """One command of a pipeline, with the paths that it reads and makes.
 
-    For a command with a config file (pretrain, sft, dpo, prefer, distill) the config's fields of type Path are inputs too, and its run
-    folder is an output. A path in the command must be inside a declared input or output; otherwise the pipeline is refused.
+    For a command with a config file (pretrain, sft, dpo, preference-data, distill) the config's fields of type Path are inputs too,
+    and its run folder is an output. A path in the command must be inside a declared input or output; otherwise the pipeline is refused.
 
     Raises:
         ValueError: the name or the command is not allowed.

@@ -182,7 +182,7 @@ def _network(config: ModelConfig) -> dict[str, Any]:
 
 def _pattern(config: ModelConfig) -> str:
     """Return the layer pattern, such as "8 x (mamba, window)"."""
-    runs = [(run.count, ", ".join(kind.value for kind in run.kinds)) for run in config.runs]
+    runs = [(run.count, ", ".join(kind.value for kind in run.kinds)) for run in config.layer_groups]
     return " + ".join(f"{count} x ({kinds})" for count, kinds in runs)
 
 
@@ -220,7 +220,7 @@ def _group(config: ModelConfig, path: str) -> str:
         return parts[0]
     if "mixer" in parts:
         run, layer = (int(part.rpartition("_")[2]) for part in parts[:2])
-        return "mamba mixers" if config.runs[run].kinds[layer] is LayerKind.MAMBA else "attention mixers"
+        return "mamba mixers" if config.layer_groups[run].kinds[layer] is LayerKind.MAMBA else "attention mixers"
     return "mlps" if "mlp" in parts else "norms"
 
 

@@ -100,7 +100,7 @@ def map_declared(function: Callable[..., Any], config: ModelConfig, *trees: Para
 def layer_places(config: ModelConfig) -> list[tuple[str, str, int]]:
     """Return the place of each layer in the parameter tree: layer group key, position key, and index on the axis `layers`."""
     places: dict[int, tuple[str, str, int]] = {}
-    for r, run in enumerate(config.runs):
+    for r, run in enumerate(config.layer_groups):
         for position in range(len(run.kinds)):
             for period in range(run.count):
                 places[run.layer_index(period, position)] = (f"run_{r}", f"layer_{position}", period)

@@ -17,12 +17,12 @@ from plamo2_jax.adapters.config import LoraConfig
 from plamo2_jax.adapters.peft import CONFIG as ADAPTER_CONFIG
 from plamo2_jax.adapters.peft import read_peft, write_peft
 from plamo2_jax.align.chat import encode_all, read_conversations
-from plamo2_jax.align.entries import is_entry, read_identity, read_report
-from plamo2_jax.align.journal import Journal
-from plamo2_jax.align.pair_files import write_files
-from plamo2_jax.align.prefer import PreferConfig
-from plamo2_jax.align.preference_data import read_pairs
-from plamo2_jax.align.prompts import Prompt, read_prompts
+from plamo2_jax.align.pairs import read_pairs
+from plamo2_jax.align.preference_data.config import PreferenceDataConfig
+from plamo2_jax.align.preference_data.entries import is_entry, read_identity, read_report
+from plamo2_jax.align.preference_data.files import write_files
+from plamo2_jax.align.preference_data.journal import Journal
+from plamo2_jax.align.preference_data.prompts import Prompt, read_prompts
 from plamo2_jax.align.reference import ReferenceLogProbs
 from plamo2_jax.cli.logits import check_tokens, read_input
 from plamo2_jax.convert.hf import write_public
@@ -259,7 +259,7 @@ def _read_preference_data(folder: Path) -> None:
     read_report(folder)
     journal = Journal(folder / "journal.jsonl", lambda entry: is_entry(entry, 2))
     journal.close()
-    config = PreferConfig(folder, (folder,), ChatModelConfig("model"), samples=2)
+    config = PreferenceDataConfig(folder, (folder,), ChatModelConfig("model"), samples=2)
     prompts = [Prompt(id, ({"role": "user", "content": "?"},), {}, "line 1") for id in journal.entries]
     write_files(folder, config, prompts, {}, journal.entries, {"policy": {}, "judge": None})
 

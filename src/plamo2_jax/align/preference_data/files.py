@@ -9,21 +9,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plamo2_jax.align.pairing import Candidate, Pairing
-from plamo2_jax.align.prompts import Prompt, is_heldout
+from plamo2_jax.align.preference_data.pairing import Candidate, Pairing
+from plamo2_jax.align.preference_data.prompts import Prompt, is_heldout
 from plamo2_jax.checkpoint import write_json
 from plamo2_jax.sandbox import cuts_network
 from plamo2_jax.storage import write_whole
 
 if TYPE_CHECKING:
-    from plamo2_jax.align.prefer import PreferConfig
+    from plamo2_jax.align.preference_data.config import PreferenceDataConfig
 
 _SCORES = ("rules", "rules_mean", "judge", "score")
 
 
 def write_files(
     output: Path,
-    config: PreferConfig,
+    config: PreferenceDataConfig,
     prompts: Sequence[Prompt],
     alike: Mapping[str, str],
     entries: Mapping[str, Mapping[str, Any]],
@@ -67,7 +67,7 @@ def write_files(
 
 
 def _pair(
-    config: PreferConfig,
+    config: PreferenceDataConfig,
     prompt: Prompt,
     both: tuple[Mapping[str, Any], Mapping[str, Any]],
     verdicts: Sequence[Mapping[str, Any]],

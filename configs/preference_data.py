@@ -1,4 +1,6 @@
-"""Preference data from a model's own answers: `plamo2 prefer configs/prefer.py` after `plamo2 sft configs/sft.py`, before `plamo2 dpo`.
+"""Preference data from a model's own answers: `plamo2 preference-data configs/preference_data.py`.
+
+Run it after `plamo2 sft configs/sft.py` and before `plamo2 dpo configs/dpo.py`.
 
 Put JSON lines of prompts where DATA says: `{"prompt": "...", "rules": {"language": "ja", "characters": [20, 400]}}`, or conversations,
 whose last answer is left out. A judge is a model as the policy is: `--judge.model NAME --judge.url http://localhost:8000/v1`.
@@ -6,15 +8,15 @@ whose last answer is left out. A judge is a model as the policy is: `--judge.mod
 
 from pathlib import Path
 
-from plamo2_jax.align.pairing import PairingConfig
-from plamo2_jax.align.prefer import PreferConfig
+from plamo2_jax.align.preference_data.config import PreferenceDataConfig
+from plamo2_jax.align.preference_data.pairing import PairingConfig
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.models import ChatModelConfig
 
 POLICY, DATA = Path("runs/sft"), Path("data/chat")
 
-config = PreferConfig(
+config = PreferenceDataConfig(
     output=Path("data/pairs"),
     prompts=(DATA / "prompts.jsonl",),
     policy=ChatModelConfig(model=str(POLICY), batch_size=64),

@@ -1,7 +1,7 @@
 """Iterated DPO: a model answers, its answers are paired, it is trained on the pairs, and what comes out answers next.
 
     OUTPUT/config.json            what decides the outcome
-    OUTPUT/round_N/pairs/         of `prefer`: the model's own answers, scored and paired
+    OUTPUT/round_N/pairs/         preference data: the model's own answers, scored and paired
     OUTPUT/round_N/train/         the run on them; its reference is the model that the round begins with (Iterative Reasoning
                                   Preference Optimization, arXiv:2404.19733; Self-Rewarding Language Models, arXiv:2401.10020)
     OUTPUT/round_N/round.json     what the round came to
@@ -17,13 +17,14 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from plamo2_jax.align.entries import CONFIG, OR_AGAIN, read_report, renamed
-from plamo2_jax.align.prefer import PreferConfig, Progress, identity, prefer
+from plamo2_jax.align.preference_data.config import PreferenceDataConfig, identity
+from plamo2_jax.align.preference_data.entries import CONFIG, OR_AGAIN, read_report, renamed
+from plamo2_jax.align.preference_data.sampling import Progress, make_preference_data
 from plamo2_jax.align.preferences import Dpo
 from plamo2_jax.checkpoint import read_config, write_json
 from plamo2_jax.data.pipeline import MixtureItem
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.old_config import modernize
 from plamo2_jax.storage import lock_folder, write_whole
 from plamo2_jax.surgery.merge.config import MergeConfig
@@ -31,10 +32,11 @@ from plamo2_jax.surgery.merge.merge import merge
 from plamo2_jax.tokenizer.template_files import chat_template_files
 from plamo2_jax.train.config import RunConfig, differences, fill_defaults, free_fields, to_json
 from plamo2_jax.train.loop import train
+from plamo2_jax.validation import require
 
 
 @dataclasses.dataclass(frozen=True)
-class RoundsConfig:
+class IterativeDpoConfig:
     """Some rounds.
 
     Raises:
@@ -45,7 +47,7 @@ class RoundsConfig:
     """Folder to write."""
     start: Path
     """The model that the first round begins with: run folder (its newest checkpoint) or folder of the public layout."""
-    prefer: PreferConfig
+    preference_data: PreferenceDataConfig
     """How pairs are made. In each round the policy is the model so far, with the template of `train.task.pairs`; `output` is the round's
     folder, and the seed counts up."""
     train: RunConfig
@@ -57,23 +59,16 @@ class RoundsConfig:
     0 1 take the trained one alone."""
 
     def __post_init__(self) -> None:
-        self._require("rounds", self.rounds >= 1, "at least 1")
-        self._require("merge", self.merge.method in ("linear", "slerp", "karcher"), "linear, slerp or karcher")
+        require(self, "rounds", self.rounds >= 1, "at least 1")
+        require(self, "merge", self.merge.method in ("linear", "slerp", "karcher"), "linear, slerp or karcher")
         self.merge.check(2, base=False)
         unset = "none here: the policy of a round is the model so far"
-        self._require("prefer.policy.url", self.prefer.policy.url is None, unset)
-        self._require("train.task", isinstance(self.train.task, Dpo), "Dpo(...)")
-        self._require("train.task.lora", self.train.task.lora is None, "none here: a round ends with a whole model")
+        require(self, "preference_data.policy.url", self.preference_data.policy.url is None, unset)
+        require(self, "train.task", isinstance(self.train.task, Dpo), "Dpo(...)")
+        require(self, "train.task.lora", self.train.task.lora is None, "none here: a round ends with a whole model")
         unread = "none here: the reference of a round is the model that it begins with"
         for name in ("reference", "reference_log_probs"):
-            self._require(f"train.task.{name}", getattr(self.train.task, name) is None, unread)
-
-    def _require(self, name: str, condition: bool, allowed: str) -> None:
-        if not condition:
-            value: Any = self
-            for part in name.split("."):
-                value = getattr(value, part)
-            raise ValueError(f"RoundsConfig.{name}={value!r} is not allowed: it must be {allowed}")
+            require(self, f"train.task.{name}", getattr(self.train.task, name) is None, unread)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +82,7 @@ class Ended:
 
 
 def iterate(
-    config: RoundsConfig,
+    config: IterativeDpoConfig,
     *,
     again: bool = False,
     on_progress: Progress | None = None,
@@ -126,7 +121,7 @@ def iterate(
 
 
 def _round(
-    config: RoundsConfig,
+    config: IterativeDpoConfig,
     number: int,
     folder: Path,
     start: Path,
@@ -138,14 +133,14 @@ def _round(
     report = read_report(pairs)
     # Training on pairs has begun: prompts that failed are not tried again under its feet.
     if report is None or not run.exists():
-        policy = dataclasses.replace(config.prefer.policy, model=str(start), template=config.train.task.pairs.template)
-        seed = config.prefer.seed + number - 1
-        made = dataclasses.replace(config.prefer, output=pairs, policy=policy, seed=seed)
-        report = prefer(made, on_progress=on_progress)
+        asked = config.preference_data
+        policy = dataclasses.replace(asked.policy, model=str(start), template=config.train.task.pairs.template)
+        made = dataclasses.replace(asked, output=pairs, policy=policy, seed=asked.seed + number - 1)
+        report = make_preference_data(made, on_progress=on_progress)
     said = {name: report[name] for name in ("answers", "pairs", "heldout_pairs", "rules", "score")}
     say(f"round {number}: {json.dumps(said)}")
     if not report["pairs"]:
-        raise ValueError(f"{pairs} has no pair: {report['prompts_without_pair']}, failed {len(report['failed'])}")
+        raise PlamoError(f"{pairs} has no pair: {report['prompts_without_pair']}, failed {len(report['failed'])}")
     heldout = {"pairs": pairs / "heldout.jsonl"} if report["heldout_pairs"] else {}
     training = dataclasses.replace(
         config.train,
@@ -165,23 +160,25 @@ def _round(
     return None
 
 
-def _refuse_other(config: RoundsConfig) -> None:
+def _refuse_other(config: IterativeDpoConfig) -> None:
     """Raise ValueError where the folder holds rounds of another configuration; write this one where it holds none."""
     path = Path(config.output) / CONFIG
-    ours = to_json(config) | {"prefer": identity(config.prefer)}
-    ours["prefer"].pop("policy")
+    ours = to_json(config) | {"preference_data": identity(config.preference_data)}
+    ours["preference_data"].pop("policy")
     if path.exists():
-        theirs, kept = read_config(path.parent), ("start", "merge", "prefer", "train")
+        theirs, kept = read_config(path.parent), ("start", "merge", "preference_data", "train")
+        if "prefer" in theirs:  # The name of the field before version 1.1.
+            theirs = {**theirs, "preference_data": theirs["prefer"]}
         if not theirs.keys() >= set(kept):
-            raise ValueError(f"{path} is not the configuration of rounds: it must hold {', '.join(kept)}; {OR_AGAIN}")
-        if isinstance(theirs["prefer"], dict):
-            theirs = {**theirs, "prefer": renamed(theirs["prefer"])}
+            raise PlamoError(f"{path} is not the configuration of rounds: it must hold {', '.join(kept)}; {OR_AGAIN}")
+        if isinstance(theirs["preference_data"], dict):
+            theirs = {**theirs, "preference_data": renamed(theirs["preference_data"])}
         found = [line for name in kept[:3] for line in differences(ours[name], theirs[name])]
         found += differences(
             ours["train"], fill_defaults(modernize(theirs["train"]), config.train), frozenset(free_fields(config.train))
         )
         if found:
-            raise ValueError(
+            raise PlamoError(
                 f"{path.parent} holds rounds of another configuration ({'; '.join(found)[:200]}); {OR_AGAIN}"
             )
     else:

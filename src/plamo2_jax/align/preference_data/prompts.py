@@ -27,7 +27,7 @@ from plamo2_jax.align.forms import (
     with_system,
 )
 from plamo2_jax.align.messages import check_messages, read_messages, shown
-from plamo2_jax.align.rules import RuleError, check_rules
+from plamo2_jax.align.preference_data.rules import RuleError, check_rules
 from plamo2_jax.data.dedup import DedupConfig, DedupReport, deduplicate
 from plamo2_jax.data.documents import ReadReport, UnreadableRecord
 from plamo2_jax.errors import PlamoError

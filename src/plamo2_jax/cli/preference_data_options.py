@@ -1,4 +1,4 @@
-"""The options of `plamo2 prefer` and `iterate`: the fields of a configuration, and what is no part of it. Imports tyro: import on
+"""The options of `plamo2 preference-data` and `iterate`: the fields of a configuration, and what is no part of it. Imports tyro: import on
 demand.
 """
 

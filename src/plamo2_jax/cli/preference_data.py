@@ -1,4 +1,4 @@
-"""`plamo2 prefer CONFIG.py [--field value ...]`: preference data from a model's own answers."""
+"""`plamo2 preference-data CONFIG.py [--field value ...]`: preference data from a model's own answers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from plamo2_jax.align.prefer import PreferConfig
-    from plamo2_jax.cli.prefer_options import Options
+    from plamo2_jax.align.preference_data.config import PreferenceDataConfig
+    from plamo2_jax.cli.preference_data_options import Options
 
 DESCRIPTION = """Make pairs of answers for plamo2 dpo: sample a policy, score by rules and a judge, pair the better with the worse.
 
-usage: plamo2 prefer CONFIG.py [--field value] [--part.field value] ...
+usage: plamo2 preference-data CONFIG.py [--field value] [--part.field value] ...
 
-CONFIG.py is a Python file that sets `config = PreferConfig(...)`; any field below can be replaced on the command line. Prompts are
+CONFIG.py is a Python file that sets `config = PreferenceDataConfig(...)`; any field below can be replaced on the command line. Prompts are
 records of {"prompt": text or messages} or {"messages": [...]} as JSON lines, Parquet or ArrayRecord, with "rules" where answers can be
 checked; docs/post_training.md lists all forms. Policy and judge are folders, run by our own engine, or models behind OpenAI-compatible
 endpoints (--policy.url, --judge.url).
@@ -34,13 +34,13 @@ exit status:
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit status, as DESCRIPTION tells it."""
-    options = options_of("prefer", argv, example, DESCRIPTION, "configs/prefer.py")
+    options = options_of("preference-data", argv, example, DESCRIPTION, "configs/preference_data.py")
     if options is None:
         return 2
-    from plamo2_jax.align.prefer import prefer
+    from plamo2_jax.align.preference_data.sampling import make_preference_data
 
-    with progress("prefer") as on_progress:
-        report = prefer(options.config, again=options.again, on_progress=on_progress)
+    with progress("preference-data") as on_progress:
+        report = make_preference_data(options.config, again=options.again, on_progress=on_progress)
     print(
         f"{report['answers']:,} answers to {report['prompts']:,} prompts: {report['pairs']:,} pairs, {report['heldout_pairs']:,} held out",
         file=sys.stderr,
@@ -77,7 +77,7 @@ def options_of(
     Raises:
         ValueError: the file holds no such configuration.
     """
-    from plamo2_jax.cli.prefer_options import parse
+    from plamo2_jax.cli.preference_data_options import parse
     from plamo2_jax.config_file import load_config
 
     if not argv or argv[0].startswith("-"):
@@ -89,9 +89,9 @@ def options_of(
     return parse(verb, path, load_config(Path(path), type(example()), such_as), overrides, description)
 
 
-def example() -> PreferConfig:
+def example() -> PreferenceDataConfig:
     """The values that the help shows where no config file gives others."""
-    from plamo2_jax.align.prefer import PreferConfig
+    from plamo2_jax.align.preference_data.config import PreferenceDataConfig
     from plamo2_jax.models import ChatModelConfig
 
-    return PreferConfig(Path("data/preferences"), (Path("prompts.jsonl"),), ChatModelConfig("runs/sft"))
+    return PreferenceDataConfig(Path("data/preferences"), (Path("prompts.jsonl"),), ChatModelConfig("runs/sft"))

@@ -14,7 +14,6 @@ So a run that is killed and started again, any number of times, ends in the byte
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -22,20 +21,20 @@ from pathlib import Path
 from typing import Any
 
 from plamo2_jax import models
-from plamo2_jax.align import rules as rule
-from plamo2_jax.align.entries import CONFIG, OR_AGAIN, REPORT, is_entry, read_identity, read_report
-from plamo2_jax.align.journal import Journal
-from plamo2_jax.align.judge import JudgeConfig, compare, win_shares
-from plamo2_jax.align.pair_files import write_files
-from plamo2_jax.align.pairing import PairingConfig, repeated
-from plamo2_jax.align.prompts import Prompt, digest, drop_alike, read_prompts
+from plamo2_jax.align.preference_data import rules as rule
+from plamo2_jax.align.preference_data.config import PreferenceDataConfig, identity
+from plamo2_jax.align.preference_data.entries import CONFIG, OR_AGAIN, REPORT, is_entry, read_identity, read_report
+from plamo2_jax.align.preference_data.files import write_files
+from plamo2_jax.align.preference_data.journal import Journal
+from plamo2_jax.align.preference_data.judge import compare, win_shares
+from plamo2_jax.align.preference_data.pairing import repeated
+from plamo2_jax.align.preference_data.prompts import Prompt, digest, drop_alike, read_prompts
 from plamo2_jax.checkpoint import write_json
-from plamo2_jax.engine.sampling import SamplingConfig
-from plamo2_jax.engine.stop import StopConfig
-from plamo2_jax.models import ChatModel, ChatModelConfig, ChatRequest, ChatResponse, RequestError
+from plamo2_jax.errors import PlamoError
+from plamo2_jax.models import ChatModel, ChatRequest, ChatResponse, RequestError
 from plamo2_jax.sandbox import isolation_problem
 from plamo2_jax.storage import lock_folder
-from plamo2_jax.train.config import differences, to_json
+from plamo2_jax.train.config import differences
 
 JOURNAL = "journal.jsonl"
 FILES = (JOURNAL, "answers.jsonl", "pairs.jsonl", "heldout.jsonl", REPORT, CONFIG)
@@ -44,83 +43,10 @@ Progress = Callable[[int, int], None]
 """Called with the number of prompts that are done, and of all."""
 
 
-@dataclasses.dataclass(frozen=True)
-class PreferConfig:
-    """One set of preference data.
-
-    Raises:
-        ValueError: a field is out of range; the message names the field, its value and what is allowed.
-    """
-
-    output: Path
-    """Folder to write."""
-    prompts: tuple[Path, ...]
-    """Prompts or conversations as JSON lines, Parquet or ArrayRecord: files, folders or patterns; see plamo2_jax.align.prompts."""
-    policy: ChatModelConfig
-    """Who answers."""
-    samples: int = 4
-    """Answers to each prompt."""
-    sampling: SamplingConfig = dataclasses.field(default_factory=lambda: SamplingConfig(0.8, top_p=0.95))
-    """How their tokens are chosen."""
-    stop: StopConfig = dataclasses.field(default_factory=StopConfig)
-    """What ends an answer besides the end that the chat template gives it; `ids` are further ones."""
-    rules: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Of every prompt, under those of its own line; see plamo2_jax.align.rules."""
-    rules_weight: float = 1.0
-    """Of the rules' mean in an answer's score, beside the judge's weight."""
-    judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
-    """Who compares answers, if anybody."""
-    pairing: PairingConfig = dataclasses.field(default_factory=PairingConfig)
-    """Which answers stand against each other."""
-    near_prompts: float | None = 0.95
-    """Jaccard similarity of character 5-grams from which a prompt repeats an earlier one, and is left out; none: none does."""
-    heldout_share: float = 0.05
-    """Share of the prompts whose pairs are held out; which ones is decided by their ids alone."""
-    seed: int = 0
-    """Of all answers: same seed, same answers."""
-    allow_unisolated_code: bool = False
-    """Run the programs of the rule `code` even if this system cannot isolate them. They can then read your files and use the network."""
-
-    def __post_init__(self) -> None:
-        self._require("prompts", len(self.prompts) > 0, "one or several files")
-        self._require("policy", bool(self.policy.model), "one with a model")
-        self._require("samples", self.samples >= 2, "at least 2: a pair is made of two answers")
-        self._require("rules_weight", 0 <= self.rules_weight < math.inf, "zero or positive, and finite")
-        weighed = self.rules_weight > 0 or bool(self.judge.model)
-        self._require("rules_weight", weighed, "positive where there is no judge")
-        near = self.near_prompts
-        self._require("near_prompts", near is None or 0 < near <= 1, "above 0 and at most 1, or none")
-        self._require("heldout_share", 0 <= self.heldout_share < 1, "in [0, 1)")
-        self._require("seed", 0 <= self.seed < 1 << 32, f"from 0 to {(1 << 32) - 1}")
-        try:
-            rule.check_rules(self.rules)
-        except rule.RuleError as error:
-            raise ValueError(f"PreferConfig.rules: {error}") from None
-
-    def _require(self, name: str, condition: bool, allowed: str) -> None:
-        if not condition:
-            raise ValueError(f"PreferConfig.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
-
-
-# Where things lie and how they are reached changes no answer.
-_FREE = {
-    "": ("output", "allow_unisolated_code"),
-    "policy": ("url", "api_key_env", "concurrency", "timeout", "max_retries", "backoff"),
-}
-_FREE["judge"] = _FREE["policy"]
-
-
-def identity(config: PreferConfig) -> dict[str, Any]:
-    """A configuration as JSON, without what may change between two starts."""
-    found = to_json(config)
-    for part, names in _FREE.items():
-        for name in names:
-            (found[part] if part else found).pop(name)
-    return found
-
-
-def prefer(config: PreferConfig, *, again: bool = False, on_progress: Progress | None = None) -> dict[str, Any]:
-    """Make preference data, or go on making it; what is complete is left as it is.
+def make_preference_data(
+    config: PreferenceDataConfig, *, again: bool = False, on_progress: Progress | None = None
+) -> dict[str, Any]:
+    """Make preference data, or resume. A complete folder is left as it is.
 
     Args:
         config: what to make.
@@ -138,7 +64,7 @@ def prefer(config: PreferConfig, *, again: bool = False, on_progress: Progress |
     prompts = read_prompts(config.prompts, config.rules)
     has_code = any("code" in prompt.rules for prompt in prompts)
     if has_code and not config.allow_unisolated_code and (problem := isolation_problem()):
-        raise ValueError(problem)
+        raise PlamoError(problem)
     ours = {"config": identity(config), "prompts": digest(prompts)}
     with lock_folder(output):
         if again:
@@ -146,7 +72,7 @@ def prefer(config: PreferConfig, *, again: bool = False, on_progress: Progress |
                 (output / name).unlink(missing_ok=True)
         theirs = read_identity(output)
         if theirs is None and (output / JOURNAL).exists():
-            raise ValueError(
+            raise PlamoError(
                 f"{output} holds a {JOURNAL} without its {CONFIG}; give another --output, or --again to begin anew"
             )
         if theirs is not None:
@@ -160,7 +86,7 @@ def prefer(config: PreferConfig, *, again: bool = False, on_progress: Progress |
 class _Run:
     """One start."""
 
-    def __init__(self, config: PreferConfig, prompts: Sequence[Prompt], on_progress: Progress | None):
+    def __init__(self, config: PreferenceDataConfig, prompts: Sequence[Prompt], on_progress: Progress | None):
         self._config, self._on_progress = config, on_progress
         self._prompts, self._alike = drop_alike(prompts, config.near_prompts)
         self._policy = models.open(config.policy)
@@ -176,7 +102,7 @@ class _Run:
             for name, found in described.items():
                 if found != theirs.get(name) and self._is_own(name):
                     was = str(theirs[name])[:120]
-                    raise ValueError(
+                    raise PlamoError(
                         f"{output} was begun with another {name}: {was}, not {str(found)[:120]}; {OR_AGAIN}"
                     )
         else:
@@ -320,11 +246,11 @@ class _Run:
 
 def _refuse_other(output: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     if found := differences(ours["config"], theirs["config"], free=frozenset()):
-        raise ValueError(
+        raise PlamoError(
             f"{output} holds preference data of another configuration ({'; '.join(found)[:200]}); {OR_AGAIN}"
         )
     if ours["prompts"] != theirs["prompts"]:
-        raise ValueError(f"{output} holds preference data of other prompts than are in the files now; {OR_AGAIN}")
+        raise PlamoError(f"{output} holds preference data of other prompts than are in the files now; {OR_AGAIN}")
 
 
 def _is_missing(journal: Journal, prompt: Prompt) -> bool:

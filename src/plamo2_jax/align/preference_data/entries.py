@@ -22,7 +22,7 @@ _LARGEST_REPORT = 64 << 20
 
 
 def is_entry(entry: Any, samples: int) -> bool:
-    """Return whether it is what `prefer` writes in its journal for a prompt.
+    """Return whether it is what `plamo2 preference-data` writes in its journal for a prompt.
 
     Args:
         entry: of JSON.

@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from plamo2_jax.align.pairing import PairingConfig
-from plamo2_jax.align.prefer import PreferConfig
+from plamo2_jax.align.preference_data.config import PreferenceDataConfig
+from plamo2_jax.align.preference_data.pairing import PairingConfig
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.models import ChatModelConfig
 
 HOME = Path("runs/demo")
 
-config = PreferConfig(
+config = PreferenceDataConfig(
     output=HOME / "preferences",
     prompts=(HOME / "prompts/train.jsonl",),
     policy=ChatModelConfig(model=str(HOME / "sft"), batch_size=64),
