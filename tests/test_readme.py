@@ -11,6 +11,8 @@ import pytest
 
 from support.xla import xla_flags
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

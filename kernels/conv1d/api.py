@@ -92,7 +92,7 @@ def causal_conv1d(
     return y, state
 
 
-def _head(state: Float[Array, "b k-1 *c"], weight: Float[Array, "*c k"], t: int) -> Float[Array, "b i *c"]:
+def _head(state: Float[Array, "b lead *c"], weight: Float[Array, "*c k"], t: int) -> Float[Array, "b i *c"]:
     """Return the contribution of the state to each token that its inputs reach."""
     k = weight.shape[-1]
     dtype = jnp.promote_types(state.dtype, jnp.float32)

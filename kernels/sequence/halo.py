@@ -22,7 +22,7 @@ def preceding(x: Shaped[Array, "b t *c"], size: int, axis_name: str) -> Shaped[A
     return jnp.pad(halo, [(0, 0), (size - halo.shape[1], 0)] + [(0, 0)] * (x.ndim - 2))
 
 
-def rest_of_the_row(x: Shaped[Array, "b t *c"], axis_name: str) -> Shaped[Array, "b s-t *c"]:
+def rest_of_the_row(x: Shaped[Array, "b t *c"], axis_name: str) -> Shaped[Array, "b rest *c"]:
     """Return all other shards of the row: zeros for later shards first, then the earlier shards in order.
 
     With the zeros first, the own tokens of every shard come last, so all shards run the same program with the same mask.

@@ -34,6 +34,7 @@ from plamo2_jax import manifest
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import read_json_object
+from plamo2_jax.model.plamo2 import stacked_path
 from plamo2_jax.model_files import check_tree_inside, optional_file
 from plamo2_jax.old_config import modernize
 from plamo2_jax.storage import absolute, address, is_remote, located, new_folder, require_empty, write_whole
@@ -379,14 +380,22 @@ def fingerprint(config: ModelConfig, params: Any, samples: int = 512) -> str:
 
     Args:
         config: shape of the model.
-        params: its parameters, in any dtype.
+        params: its parameters, in any dtype, with or without a scan over layers.
         samples: values that are taken of each parameter.
     """
     digest = hashlib.blake2b(json.dumps(model_json(config), sort_keys=True).encode(), digest_size=16)
-    for path, leaf in sorted(flax.traverse_util.flatten_dict(params, sep="/").items()):
-        places = np.unique(np.linspace(0, leaf.size - 1, samples).astype(np.int64))
-        values = leaf[np.unravel_index(places, leaf.shape)]
-        digest.update(path.encode() + np.asarray(jax.device_get(values), np.float32).tobytes())
+    leaves: dict[str, dict[int, Any]] = {}
+    for path, leaf in flax.traverse_util.flatten_dict(params, sep="/").items():
+        stacked, period = stacked_path(path)
+        leaves.setdefault(stacked, {})[period or 0] = leaf
+    for path, periods in sorted(leaves.items()):
+        size = periods[0].size
+        places = np.unique(np.linspace(0, size * len(periods) - 1, samples).astype(np.int64))
+        digest.update(path.encode())
+        for period in range(len(periods)):
+            inside = places[places // size == period] - period * size
+            values = periods[period][np.unravel_index(inside, periods[period].shape)]
+            digest.update(np.asarray(jax.device_get(values), np.float32).tobytes())
     return digest.hexdigest()
 
 

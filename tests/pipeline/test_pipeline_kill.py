@@ -10,6 +10,8 @@ import pytest
 from support.pipelines import write_trained
 from support.xla import xla_flags
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[2] / "experiments" / "chaos"
 sys.path.append(str(FOLDER))
 CHAOS = runpy.run_path(str(FOLDER / "pipeline.py"))

@@ -99,7 +99,7 @@ def test_a_killed_run_keeps_its_log_and_resumes(uninterrupted, make_config, tmp_
 CHILD = """
 import json, pathlib, sys, time
 
-sys.path.insert(0, ".")
+sys.path[:0] = [".", ".."]
 import conftest
 from plamo2_jax.train.loss_guard import Divergence
 from plamo2_jax.train.loop import train

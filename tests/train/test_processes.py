@@ -11,6 +11,8 @@ from plamo2_jax.train.processes import PEER_LOST, ProcessesConfig
 from support.models import tiny
 from support.runs import assert_same_params, finish, held, job, params_of, record, start, wait_for, write_config
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_job_of_two_is_the_run_of_one_whatever_ends_it(make_config, tmp_path):
     """One run, handed on: two processes, one of which is asked to stop; one process, killed; two, the second killed; two, the first

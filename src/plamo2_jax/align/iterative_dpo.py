@@ -17,7 +17,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from plamo2_jax.align.preference_data.config import PreferenceDataConfig, identity
 from plamo2_jax.align.preference_data.entries import CONFIG, OR_AGAIN, read_report, renamed
@@ -25,6 +24,7 @@ from plamo2_jax.align.preference_data.sampling import Progress, make_preference_
 from plamo2_jax.align.preferences import Dpo
 from plamo2_jax.checkpoint import read_config, write_json
 from plamo2_jax.data.pipeline import MixtureItem
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.old_config import modernize
 from plamo2_jax.storage import lock_folder, write_whole
 from plamo2_jax.surgery.merge.config import MergeConfig
@@ -32,6 +32,7 @@ from plamo2_jax.surgery.merge.merge import merge
 from plamo2_jax.tokenizer.template_files import chat_template_files
 from plamo2_jax.train.config import RunConfig, differences, fill_defaults, free_fields, to_json
 from plamo2_jax.train.loop import train
+from plamo2_jax.validation import require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,23 +59,16 @@ class IterativeDpoConfig:
     0 1 take the trained one alone."""
 
     def __post_init__(self) -> None:
-        self._require("rounds", self.rounds >= 1, "at least 1")
-        self._require("merge", self.merge.method in ("linear", "slerp", "karcher"), "linear, slerp or karcher")
+        require(self, "rounds", self.rounds >= 1, "at least 1")
+        require(self, "merge", self.merge.method in ("linear", "slerp", "karcher"), "linear, slerp or karcher")
         self.merge.check(2, base=False)
         unset = "none here: the policy of a round is the model so far"
-        self._require("preference_data.policy.url", self.preference_data.policy.url is None, unset)
-        self._require("train.task", isinstance(self.train.task, Dpo), "Dpo(...)")
-        self._require("train.task.lora", self.train.task.lora is None, "none here: a round ends with a whole model")
+        require(self, "preference_data.policy.url", self.preference_data.policy.url is None, unset)
+        require(self, "train.task", isinstance(self.train.task, Dpo), "Dpo(...)")
+        require(self, "train.task.lora", self.train.task.lora is None, "none here: a round ends with a whole model")
         unread = "none here: the reference of a round is the model that it begins with"
         for name in ("reference", "reference_log_probs"):
-            self._require(f"train.task.{name}", getattr(self.train.task, name) is None, unread)
-
-    def _require(self, name: str, condition: bool, allowed: str) -> None:
-        if not condition:
-            value: Any = self
-            for part in name.split("."):
-                value = getattr(value, part)
-            raise ValueError(f"IterativeDpoConfig.{name}={value!r} is not allowed: it must be {allowed}")
+            require(self, f"train.task.{name}", getattr(self.train.task, name) is None, unread)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +140,7 @@ def _round(
     said = {name: report[name] for name in ("answers", "pairs", "heldout_pairs", "rules", "score")}
     say(f"round {number}: {json.dumps(said)}")
     if not report["pairs"]:
-        raise ValueError(f"{pairs} has no pair: {report['prompts_without_pair']}, failed {len(report['failed'])}")
+        raise PlamoError(f"{pairs} has no pair: {report['prompts_without_pair']}, failed {len(report['failed'])}")
     heldout = {"pairs": pairs / "heldout.jsonl"} if report["heldout_pairs"] else {}
     training = dataclasses.replace(
         config.train,
@@ -176,7 +170,7 @@ def _refuse_other(config: IterativeDpoConfig) -> None:
         if "prefer" in theirs:  # The name of the field before version 1.1.
             theirs = {**theirs, "preference_data": theirs["prefer"]}
         if not theirs.keys() >= set(kept):
-            raise ValueError(f"{path} is not the configuration of rounds: it must hold {', '.join(kept)}; {OR_AGAIN}")
+            raise PlamoError(f"{path} is not the configuration of rounds: it must hold {', '.join(kept)}; {OR_AGAIN}")
         if isinstance(theirs["preference_data"], dict):
             theirs = {**theirs, "preference_data": renamed(theirs["preference_data"])}
         found = [line for name in kept[:3] for line in differences(ours[name], theirs[name])]
@@ -184,7 +178,7 @@ def _refuse_other(config: IterativeDpoConfig) -> None:
             ours["train"], fill_defaults(modernize(theirs["train"]), config.train), frozenset(free_fields(config.train))
         )
         if found:
-            raise ValueError(
+            raise PlamoError(
                 f"{path.parent} holds rounds of another configuration ({'; '.join(found)[:200]}); {OR_AGAIN}"
             )
     else:

@@ -12,6 +12,7 @@ import tyro
 from plamo2_jax.cli.arguments import call_subcommand
 from plamo2_jax.cli.data_clean import clean
 from plamo2_jax.cli.data_files import print_bad, read_report, record_bytes, write_jsonl
+from plamo2_jax.errors import PlamoError
 
 if TYPE_CHECKING:
     from plamo2_jax.data.documents import Document
@@ -21,78 +22,87 @@ if TYPE_CHECKING:
 Split = Literal["all", "train", "heldout"]
 
 
-def prepare(
-    input: tuple[str, ...],
-    tokenizer: Path,
-    output: Path,
-    *,
-    split: Literal["all", "train", "heldout", "both"] = "all",
-    heldout_fraction: float = 0.01,
-    pair_field: str | None = None,
-    text_field: str = "text",
-    id_field: str = "id",
-    language_field: str = "language",
-    language: str | None = None,
-    data_dir: Path | None = None,
-    max_bad_rate: float = 0.01,
-    max_record_mib: int = 64,
-    tokens_per_shard: int = 1 << 26,
-    processes: int = 0,
-    overwrite: bool = False,
-) -> None:
-    """Tokenize text into a folder of shards, which training and evaluation read.
+@dataclasses.dataclass(frozen=True)
+class PrepareOptions:
+    """Tokenize text into a folder of shards, which training and evaluation read."""
 
-    Args:
-        input: Files (.jsonl, one object per line; .txt, one document per file; both also .gz, .xz, .bz2, .zst; .parquet; .arrayrecord),
-            folders, "patterns/*.jsonl", tfds:NAME:SPLIT, or the bundled corpus, bundled:ja:train or bundled:all:heldout. A file that is
-            named several times is read once.
-        tokenizer: A tokenizer.jsonl, or the folder that holds it.
-        output: Folder to create; it appears complete or not at all.
-        split: Side of a document-level held-out split to write. both: write OUTPUT/train and OUTPUT/heldout in one pass. (Inputs named
-            bundled: are already split.)
-        heldout_fraction: Share of held-out documents for --split.
-        pair_field: Field or column with the pair key. Documents with the same key, such as a page and its translation, are on the same
-            side of --split. So are documents with the same text.
-        text_field: Field or column that holds the text.
-        id_field: Field or column that holds an id, for messages.
-        language_field: Field or column that holds the language; documents are counted by it.
-        language: Language of documents that declare none; left out, it is recognised by script and common words.
-        data_dir: Folder of prepared TensorFlow Datasets; left out, the default of TFDS.
-        max_bad_rate: Share of records that may be bad (not UTF-8, not JSON, without text, too long) before reading fails.
-        max_record_mib: Size in MiB above which a line, text file, row or record is bad. Memory use grows with it.
-        tokens_per_shard: Start a new shard after this many tokens.
-        processes: Worker processes that tokenize; 0 for none. The result is the same.
-        overwrite: Replace the output folder if it holds shards.
-    """
+    input: tuple[str, ...]
+    """Files (.jsonl, one object per line; .txt, one document per file; both also .gz, .xz, .bz2, .zst; .parquet; .arrayrecord),
+    folders, "patterns/*.jsonl", tfds:NAME:SPLIT, or the bundled corpus, bundled:ja:train or bundled:all:heldout. A file that is
+    named several times is read once."""
+    tokenizer: Path
+    """A tokenizer.jsonl, or the folder that holds it."""
+    output: Path
+    """Folder to create; it appears complete or not at all."""
+    split: Literal["all", "train", "heldout", "both"] = "all"
+    """Side of a document-level held-out split to write. both: write OUTPUT/train and OUTPUT/heldout in one pass. (Inputs named
+    bundled: are already split.)"""
+    heldout_fraction: float = 0.01
+    """Share of held-out documents for --split."""
+    pair_field: str | None = None
+    """Field or column with the pair key. Documents with the same key, such as a page and its translation, are on the same side of
+    --split. So are documents with the same text."""
+    text_field: str = "text"
+    """Field or column that holds the text."""
+    id_field: str = "id"
+    """Field or column that holds an id, for messages."""
+    language_field: str = "language"
+    """Field or column that holds the language; documents are counted by it."""
+    language: str | None = None
+    """Language of documents that declare none; left out, it is recognised by script and common words."""
+    data_dir: Path | None = None
+    """Folder of prepared TensorFlow Datasets; left out, the default of TFDS."""
+    max_bad_rate: float = 0.01
+    """Share of records that may be bad (not UTF-8, not JSON, without text, too long) before reading fails."""
+    max_record_mib: int = 64
+    """Size in MiB above which a line, text file, row or record is bad. Memory use grows with it."""
+    tokens_per_shard: int = 1 << 26
+    """Start a new shard after this many tokens."""
+    processes: int = 0
+    """Worker processes that tokenize; 0 for none. The result is the same."""
+    overwrite: bool = False
+    """Replace the output folder if it holds shards."""
+
+
+def prepare(options: PrepareOptions) -> None:
+    """Tokenize text into a folder of shards, which training and evaluation read."""
     from plamo2_jax.data.shard_writer import write_sides
     from plamo2_jax.data.sources import read_documents, side_of, split_documents
     from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
-    report = read_report(max_bad_rate)
+    report = read_report(options.max_bad_rate)
     documents = read_documents(
-        input,
-        text_field=text_field,
-        id_field=id_field,
-        language_field=language_field,
-        pair_field=pair_field,
-        language=language,
-        data_dir=data_dir,
+        options.input,
+        text_field=options.text_field,
+        id_field=options.id_field,
+        language_field=options.language_field,
+        pair_field=options.pair_field,
+        language=options.language,
+        data_dir=options.data_dir,
         report=report,
-        max_record_bytes=record_bytes(max_record_mib),
+        max_record_bytes=record_bytes(options.max_record_mib),
         keep_fields=False,
     )
-    if not 0 < heldout_fraction < 1:
-        raise ValueError(f"--heldout-fraction {heldout_fraction} is not allowed: it must be between 0 and 1")
-    sides = {side: output / side for side in ("train", "heldout")} if split == "both" else {split: output}
+    if not 0 < options.heldout_fraction < 1:
+        raise PlamoError(f"--heldout-fraction {options.heldout_fraction} is not allowed: it must be between 0 and 1")
+    sides = (
+        {side: options.output / side for side in ("train", "heldout")}
+        if options.split == "both"
+        else {options.split: options.output}
+    )
     manifests = write_sides(
-        _recognised(documents if split == "both" else split_documents(documents, split, heldout_fraction)),
-        Tokenizer.load(tokenizer),
+        _recognised(
+            documents
+            if options.split == "both"
+            else split_documents(documents, options.split, options.heldout_fraction)
+        ),
+        Tokenizer.load(options.tokenizer),
         sides,
-        lambda document: side_of(document, heldout_fraction) if split == "both" else split,
+        lambda document: side_of(document, options.heldout_fraction) if options.split == "both" else options.split,
         report=report,
-        tokens_per_shard=tokens_per_shard,
-        processes=processes,
-        overwrite=overwrite,
+        tokens_per_shard=options.tokens_per_shard,
+        processes=options.processes,
+        overwrite=options.overwrite,
     )
     print_bad(report)
     for side, folder in sides.items():
@@ -137,7 +147,7 @@ def inspect(
         ("--characters", characters, 0),
     ):
         if value < least:
-            raise ValueError(f"{name} {value} is not allowed: it must be at least {least}")
+            raise PlamoError(f"{name} {value} is not allowed: it must be at least {least}")
 
     from plamo2_jax.data.packing import measure_packing
     from plamo2_jax.data.shards import open_shards
@@ -191,10 +201,10 @@ def instructions(output: Path, *, per_page: int = 6, limit: int | None = None, s
     from plamo2_jax.data.instructions import instructions as lines_of
 
     if limit is not None and limit < 1:
-        raise ValueError(f"--limit {limit} is not allowed: it must be at least 1")
+        raise PlamoError(f"--limit {limit} is not allowed: it must be at least 1")
     for split in ("train", "heldout"):
         if (output / f"{split}.jsonl").exists():
-            raise ValueError(f"{output / f'{split}.jsonl'} exists. Remove it or choose another folder")
+            raise PlamoError(f"{output / f'{split}.jsonl'} exists. Remove it or choose another folder")
     output.mkdir(parents=True, exist_ok=True)
     for split in ("train", "heldout"):
         lines = list(lines_of(split, per_page=per_page, seed=seed))

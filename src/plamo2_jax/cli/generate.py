@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from plamo2_jax.cli.arguments import call
+from plamo2_jax.cli.decode_mesh import DecodeMesh
 from plamo2_jax.errors import PlamoError
 
 if TYPE_CHECKING:
@@ -66,6 +67,10 @@ class GenerateOptions:
     """Sample from tokens at least this fraction as likely as the likeliest; 0 is off."""
     repetition_penalty: float = 1.0
     """Values above 1 make tokens of the prompt and of the text so far less likely."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens that were generated before; 0 is off."""
+    frequency_penalty: float = 0.0
+    """Subtracted from the logit of a token for each time that it was generated; 0 is off."""
     seed: int = 0
     """Random seed."""
     samples: int = 1
@@ -83,6 +88,8 @@ class GenerateOptions:
     """Print one JSON object per text: prompt, sample, text, token_ids, logprobs, finish_reason."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Dtype of activations and matrices; left out, float32 on CPU and bfloat16 elsewhere."""
+    mesh: DecodeMesh = dataclasses.field(default_factory=DecodeMesh)
+    """Devices that the model is divided over."""
     step: int | None = None
     """Which checkpoint of a run folder, instead of RUN@STEP; left out, the newest."""
     tokenizer: Path | None = None
@@ -98,7 +105,13 @@ def generate(options: GenerateOptions) -> None:
     from plamo2_jax.models.stop_ids import end_ids
 
     sampling = SamplingConfig(
-        options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty
+        options.temperature,
+        options.top_k,
+        options.top_p,
+        options.min_p,
+        options.repetition_penalty,
+        options.presence_penalty,
+        options.frequency_penalty,
     )
     stops = StopConfig(options.max_new_tokens, options.min_new_tokens, options.stop_id, options.stop)
     if options.chat and (options.prompt or options.prompt_file):
@@ -108,7 +121,9 @@ def generate(options: GenerateOptions) -> None:
             raise PlamoError(f"{option} is for --chat: add --chat MESSAGE, or leave {option} out")
     texts = [*options.chat] or [*options.prompt, *map(read_prompt, options.prompt_file)] or [""]
     chat_template = open_template(options.model, options.template) if options.chat else None
-    generator, _ = open_generator(options.model, step=options.step, dtype=options.dtype, tokenizer=options.tokenizer)
+    generator, _ = open_generator(
+        options.model, step=options.step, dtype=options.dtype, tokenizer=options.tokenizer, mesh=options.mesh.make()
+    )
     stop_ids = (*default_stop_ids(generator.model, generator.tokenizer), *options.stop_id)
     prompts: Sequence[Prompt] = texts
     if chat_template is not None:

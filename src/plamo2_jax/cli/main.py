@@ -11,6 +11,7 @@ import sys
 from plamo2_jax.cli import compile_cache
 from plamo2_jax.cli.compile_cache import NO_CACHE
 from plamo2_jax.cli.library_logs import silence_library_logs
+from plamo2_jax.errors import PlamoError
 
 VERBS = {
     "tokenizer": "train a vocabulary, encode, decode",
@@ -83,7 +84,10 @@ def version() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb and return the exit status. A user error prints one sentence on stderr and returns status 2."""
+    """Run one verb and return the exit status. A user error prints one sentence on stderr and returns status 2.
+
+    Every exception but PlamoError, OSError and KeyboardInterrupt is a defect and passes, with its traceback.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     # Arguments after `--` belong to the command that `launch` starts.
     end = argv.index("--") if "--" in argv else len(argv)
@@ -122,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"plamo2 {argv[0]}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
-    except (ValueError, OSError) as error:
+    except (PlamoError, OSError) as error:
         print(f"plamo2 {argv[0]}: {_printable(_sentence(error))}", file=sys.stderr)
         return 2
 

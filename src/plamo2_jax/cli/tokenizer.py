@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,65 +13,66 @@ from plamo2_jax.cli.arguments import call_subcommand
 from plamo2_jax.errors import PlamoError
 
 
-def train(
-    input: tuple[str, ...],
-    output: Path,
-    *,
-    text_field: str = "text",
-    vocab_size: int = 8192,
-    sample_bytes: int = 4_000_000,
-    seed: int = 0,
-    character_coverage: float = 0.9995,
-    max_token_chars: int = 16,
-    cross_spaces: bool = True,
-    split_digits: bool = False,
-    seed_pieces: int = 8,
-) -> None:
-    """Train a vocabulary on text and write tokenizer.jsonl. The same input and options give the same file.
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """Train a vocabulary on text and write tokenizer.jsonl. The same input and options give the same file."""
 
-    Args:
-        input: Files (.jsonl, one object per line; .txt, one document per file; both also .gz, .xz, .bz2, .zst; .parquet; .arrayrecord),
-            folders, "patterns/*.jsonl", tfds:NAME:SPLIT, or the bundled corpus, bundled:ja:train or bundled:all:train. A file that is
-            named several times is read once. A line, text file, row or record of more than 64 MiB is a bad record.
-        output: Folder for tokenizer.jsonl, created if needed; or a file name that ends in .jsonl.
-        text_field: Field or column that holds the text.
-        vocab_size: Number of rows, including 7 control, 4 white space and 256 byte rows.
-        sample_bytes: Bytes of text to train on. Longer input is sampled evenly by documents.
-        seed: Random seed of the sampling.
-        character_coverage: Share of the characters, weighted by frequency, that get their own row; the rest is spelled in bytes. A lower
-            value leaves more rows for longer tokens, but rare characters then take three or four ids.
-        max_token_chars: Length of the longest token in characters.
-        cross_spaces: Allow tokens of several words with the spaces between them.
-        split_digits: Make every digit a separate token.
-        seed_pieces: Number of initial candidates, as a multiple of vocab-size. Training time grows with it.
-    """
+    input: tuple[str, ...]
+    """Files (.jsonl, one object per line; .txt, one document per file; both also .gz, .xz, .bz2, .zst; .parquet; .arrayrecord),
+    folders, "patterns/*.jsonl", tfds:NAME:SPLIT, or the bundled corpus, bundled:ja:train or bundled:all:train. A file that is named
+    several times is read once. A line, text file, row or record of more than 64 MiB is a bad record."""
+    output: Path
+    """Folder for tokenizer.jsonl, created if needed; or a file name that ends in .jsonl."""
+    text_field: str = "text"
+    """Field or column that holds the text."""
+    vocab_size: int = 8192
+    """Number of rows, including 7 control, 4 white space and 256 byte rows."""
+    sample_bytes: int = 4_000_000
+    """Bytes of text to train on. Longer input is sampled evenly by documents."""
+    seed: int = 0
+    """Random seed of the sampling."""
+    character_coverage: float = 0.9995
+    """Share of the characters, weighted by frequency, that get their own row; the rest is spelled in bytes. A lower value leaves
+    more rows for longer tokens, but rare characters then take three or four ids."""
+    max_token_chars: int = 16
+    """Length of the longest token in characters."""
+    cross_spaces: bool = True
+    """Allow tokens of several words with the spaces between them."""
+    split_digits: bool = False
+    """Make every digit a separate token."""
+    seed_pieces: int = 8
+    """Number of initial candidates, as a multiple of vocab-size. Training time grows with it."""
+
+
+def train(options: TrainOptions) -> None:
+    """Train a vocabulary on text and write tokenizer.jsonl. The same input and options give the same file."""
     from plamo2_jax.data.documents import ReadReport
     from plamo2_jax.data.sources import read_documents
     from plamo2_jax.storage import new_parents
     from plamo2_jax.tokenizer.train import VocabularyOptions, train_tokenizer
 
-    options = VocabularyOptions(
-        vocab_size=vocab_size,
-        sample_bytes=sample_bytes,
-        seed=seed,
-        character_coverage=character_coverage,
-        max_token_chars=max_token_chars,
-        cross_spaces=cross_spaces,
-        split_digits=split_digits,
-        seed_pieces=seed_pieces,
+    settings = VocabularyOptions(
+        vocab_size=options.vocab_size,
+        sample_bytes=options.sample_bytes,
+        seed=options.seed,
+        character_coverage=options.character_coverage,
+        max_token_chars=options.max_token_chars,
+        cross_spaces=options.cross_spaces,
+        split_digits=options.split_digits,
+        seed_pieces=options.seed_pieces,
     )
     report = ReadReport()
-    documents = read_documents(input, text_field=text_field, report=report, keep_fields=False)
-    folder = output.parent if output.suffix == ".jsonl" else output
+    documents = read_documents(options.input, text_field=options.text_field, report=report, keep_fields=False)
+    folder = options.output.parent if options.output.suffix == ".jsonl" else options.output
     if folder.exists() and not folder.is_dir():
         raise PlamoError(
-            f"--output {output}: {folder} is a file: it must be a folder, or a file name that ends in .jsonl"
+            f"--output {options.output}: {folder} is a file: it must be a folder, or a file name that ends in .jsonl"
         )
-    tokenizer = train_tokenizer((document.text for document in documents), options)
+    tokenizer = train_tokenizer((document.text for document in documents), settings)
     if report.bad:
         print(report.summary(), file=sys.stderr)
     with new_parents(folder / "tokenizer.jsonl"):
-        path = tokenizer.save(output)
+        path = tokenizer.save(options.output)
     print(f"{path}: {tokenizer.vocab_size} rows, sha256 {tokenizer.fingerprint}")
 
 

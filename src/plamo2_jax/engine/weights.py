@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Any
 
@@ -9,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from plamo2_jax.adapters.open import open_model
 from plamo2_jax.config import ModelConfig
-from plamo2_jax.convert.load import LoadedModel, load_model
+from plamo2_jax.convert.load import LoadedModel
 from plamo2_jax.model import Plamo2, abstract_params, logical_axes
 from plamo2_jax.model.axes import CONV, LAYERS, map_with_axes
 from plamo2_jax.model.plamo2 import period_name
@@ -52,28 +54,39 @@ def load_weights(
     ema: bool = False,
     dtype: Any = None,
     mesh: Mesh | None = None,
+    scan_layers: bool = False,
 ) -> tuple[Plamo2, LoadedModel]:
     """Load a model for inference: one tensor is read, cast and placed before the next, so that little more than the result is held.
 
     Args:
-        path: run folder or folder of the public layout.
-        step: step of a run folder's checkpoint; None: the newest.
+        path: run folder, RUN@STEP, RUN@ema, folder of the public layout, or folder of adapters, which are added to their base whole.
+        step: step of a run folder's checkpoint; None: the one that `path` names, or else the newest.
         ema: the moving average of a run's parameters.
         dtype: of activations and matrices; None: float32 on CPU and bfloat16 elsewhere.
         mesh: devices that heads, MLP columns and vocabulary are divided over; None: the first one.
+        scan_layers: whether the network scans over its layers: slower to decode, faster to compile.
 
     Returns:
-        The network without a scan over layers, and what the folder holds, with parameters for this network.
+        The network, and what the folder holds, with parameters for this network.
 
     Raises:
-        ValueError: see `convert.load.load_model`.
+        ValueError: see `adapters.open.open_model`.
     """
 
     def network(config: ModelConfig) -> Plamo2:
-        return Plamo2(config, dtype=None if dtype is None else jnp.dtype(dtype), mesh=mesh, scan_layers=False)
+        return Plamo2(config, dtype=None if dtype is None else jnp.dtype(dtype), mesh=mesh, scan_layers=scan_layers)
 
-    loaded = load_model(path, step=step, ema=ema, abstract=lambda config: abstract_weights(network(config)))
-    return network(loaded.config), loaded
+    loaded = open_model(path, step=step, ema=ema, abstract=lambda config: abstract_weights(network(config)))
+    model = network(loaded.config)
+    params = loaded.params
+    # Asked for, or a model that adapters were added to: then it is whole and in float32.
+    if "run_0" in params:
+        stacked = model.clone(scan_layers=True)
+        params = cast_matrices(stacked, params)
+        params = params if scan_layers else unstack(stacked, params)
+        if mesh is not None:
+            params = jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, abstract_weights(model)))
+    return model, dataclasses.replace(loaded, params=params)
 
 
 def unstack(model: Plamo2, params: dict) -> dict:

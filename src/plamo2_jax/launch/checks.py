@@ -8,6 +8,8 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 
+from plamo2_jax.errors import PlamoError
+
 # Satisfies both RFC 1123 and Compute Engine: a letter first, then letters, digits and hyphens, and no hyphen at the end.
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
@@ -28,7 +30,7 @@ def resource_name(given: str | None, run: str, longest: int) -> str:
     """
     name = re.sub(r"[._]+", "-", run.lower()) if given is None else given
     if not _NAME.fullmatch(name) or len(name) > longest:
-        raise ValueError(
+        raise PlamoError(
             f"--job-name {name!r} is not allowed: it must be a lower-case letter followed by lower-case letters, digits and "
             f"hyphens between them, {longest} characters at most"
         )
@@ -46,7 +48,7 @@ def require(values: Mapping[str, tuple[str | None, str]]) -> None:
     """
     missing = [f"the {what} is missing: give {how}" for what, (value, how) in values.items() if not value]
     if missing:
-        raise ValueError("; ".join(missing))
+        raise PlamoError("; ".join(missing))
 
 
 def require_tool(name: str) -> None:
@@ -56,7 +58,7 @@ def require_tool(name: str) -> None:
         ValueError: It is not. The message tells how to install it.
     """
     if shutil.which(name) is None:
-        raise ValueError(f"{name} is not on PATH: {TOOLS[name]} (--dry-run prints what would be run)")
+        raise PlamoError(f"{name} is not on PATH: {TOOLS[name]} (--dry-run prints what would be run)")
 
 
 def project_and_zone(project: str | None, zone: str | None) -> tuple[str, str]:
@@ -75,11 +77,11 @@ def project_and_zone(project: str | None, zone: str | None) -> tuple[str, str]:
     )
     # A project of a domain has the form example.com:project.
     if not re.fullmatch(r"([a-z0-9.-]+:)?[a-z][-a-z0-9]{4,28}[a-z0-9]", project):
-        raise ValueError(
+        raise PlamoError(
             f"--project {project!r} is not a project id: it must be 6 to 30 lower-case letters, digits and hyphens"
         )
     if not re.fullmatch(r"[a-z]+-[a-z]+[0-9]+-[a-z][a-z0-9]*", zone):
-        raise ValueError(f"--zone {zone!r} is not a zone: it must be like us-east5-a")
+        raise PlamoError(f"--zone {zone!r} is not a zone: it must be like us-east5-a")
     return project, zone
 
 
@@ -99,6 +101,6 @@ def require_account() -> None:
     """
     listing = ["gcloud", "auth", "list", "--filter=status:ACTIVE", "--format=value(account)", "--quiet"]
     if not subprocess.run(listing, capture_output=True, text=True).stdout.strip():
-        raise ValueError(
+        raise PlamoError(
             "gcloud has no active account. Run `gcloud auth login`, or give the Google Cloud machine a service account"
         )

@@ -14,6 +14,7 @@ from typing import Annotated, Literal, NoReturn
 
 import tyro
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.launch.archive import archive, require_reachable
 from plamo2_jax.launch.checks import project_and_zone, require_account, require_tool, resource_name
 from plamo2_jax.launch.job import AUTO, REFUSED, TERMINATED, Job, wrapped
@@ -69,7 +70,7 @@ class Gcloud:
         for field in ("attempts", "poll", "max_archive_mb"):
             if getattr(self, field) < 1:
                 option = field.replace("_", "-")
-                raise ValueError(f"--{option} {getattr(self, field)} is not allowed: it must be at least 1")
+                raise PlamoError(f"--{option} {getattr(self, field)} is not allowed: it must be at least 1")
 
 
 def script(job: Job, options: Gcloud) -> str:
@@ -83,17 +84,17 @@ def script(job: Job, options: Gcloud) -> str:
     chosen = parse_slice(options.accelerator)
     runtime = options.runtime_version or chosen.generation.runtime
     if runtime is None:
-        raise ValueError(f"--accelerator {options.accelerator} is available only in GKE. Use plamo2 launch xpk")
+        raise PlamoError(f"--accelerator {options.accelerator} is available only in GKE. Use plamo2 launch xpk")
     name = resource_name(options.job_name, job.name, 61)
     project, zone = project_and_zone(options.project, options.zone)
     source = options.source.resolve()
     if not (source / ".git").exists() or not (source / "setup.cfg").exists():
-        raise ValueError(
+        raise PlamoError(
             f"--source {options.source} is not a git checkout of plamo2-jax. Give the folder of a checkout"
         )
     config = job.config.resolve()
     if not config.is_relative_to(source):
-        raise ValueError(
+        raise PlamoError(
             f"{job.config} is outside --source {options.source} and would not be copied to the workers. Move it there"
         )
     copied = archive(source, config)

@@ -12,6 +12,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from plamo2_jax.errors import PlamoError
+
 _CUBES = ("4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16")
 _SQUARES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBOIDS = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", *_CUBES)
@@ -85,10 +87,10 @@ def parse_slice(text: str) -> Slice:
     generation = GENERATIONS.get("v5e" if name == "v5litepod" else name)
     if generation is None or not separator:
         known = ", ".join(parse_slice(f"{name}:{each.shapes[3]}").accelerator for name, each in GENERATIONS.items())
-        raise ValueError(f"--accelerator {text} is not known: it must be an accelerator type such as {known}")
+        raise PlamoError(f"--accelerator {text} is not known: it must be an accelerator type such as {known}")
     slices = [Slice(generation, shape) for shape in generation.shapes]
     for found in slices:
         if size in (found.shape, found.accelerator.partition("-")[2]):
             return found
     allowed = ", ".join(each.accelerator for each in slices)
-    raise ValueError(f"--accelerator {text} is not available: this generation has {allowed}")
+    raise PlamoError(f"--accelerator {text} is not available: this generation has {allowed}")

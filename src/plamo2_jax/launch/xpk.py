@@ -13,6 +13,7 @@ import shlex
 import subprocess
 from typing import Any, Literal
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.launch.checks import project_and_zone, require, require_account, require_tool, resource_name
 from plamo2_jax.launch.job import AUTO, REFUSED, Job, wrapped
 from plamo2_jax.launch.slices import Slice, parse_slice
@@ -64,18 +65,18 @@ class Xpk:
         """
         for field, least in (("slices", 1), ("restarts", 0), ("grace", 1)):
             if getattr(self, field) < least:
-                raise ValueError(f"--{field} {getattr(self, field)} is not allowed: it must be at least {least}")
+                raise PlamoError(f"--{field} {getattr(self, field)} is not allowed: it must be at least {least}")
         for field in ("namespace", "queue", "service_account"):
             value = getattr(self, field)
             if value is not None and not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", value):
                 option = field.replace("_", "-")
-                raise ValueError(
+                raise PlamoError(
                     f"--{option} {value!r} is not a Kubernetes name: it must be lower-case letters, digits and hyphens"
                 )
         if self.image is not None and not re.fullmatch(r"[\w.:/@-]+", self.image, re.ASCII):
-            raise ValueError(f"--image {self.image!r} is not an image name: it must be like REGISTRY/PATH/NAME:TAG")
+            raise PlamoError(f"--image {self.image!r} is not an image name: it must be like REGISTRY/PATH/NAME:TAG")
         if self.image is not None and "@" not in self.image and ":" not in self.image.rpartition("/")[2]:
-            raise ValueError(
+            raise PlamoError(
                 f"--image {self.image} has no tag, so a restart might run another image than the first start. Add a tag such as "
                 f"{self.image}:1, or a digest"
             )
@@ -231,7 +232,7 @@ def launch(job: Job, options: Xpk) -> int:
     body = manifest_text(job, options)
     require_tool("kubectl")
     if subprocess.run(["kubectl", "config", "current-context"], capture_output=True).returncode != 0:
-        raise ValueError(
+        raise PlamoError(
             "kubectl has no cluster: run `gcloud container clusters get-credentials CLUSTER --location ZONE`"
         )
     return subprocess.run(["kubectl", "apply", "-f", "-"], input=body, text=True).returncode

@@ -28,7 +28,7 @@ def project(
     x: Float[Array, "*x"],
     init: Callable[..., Array],
     sizes: Mapping[str | None, int],
-) -> Float[Array, "*y"]:
+) -> Float[Array, "*y"] | tuple[Float[Array, "*y"], ...]:
     """Declare a weight and multiply `x` by it.
 
     Args:

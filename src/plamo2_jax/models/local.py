@@ -9,17 +9,15 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from plamo2_jax import checkpoint
-from plamo2_jax.adapters.open import open_model
 from plamo2_jax.convert.load import LoadedModel
 from plamo2_jax.convert.names import ModelName
 from plamo2_jax.engine.generator import Generator, default_stop_ids
-from plamo2_jax.engine.weights import cast_matrices
+from plamo2_jax.engine.weights import load_weights
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.model import Plamo2
 from plamo2_jax.models.chat_model import (
     NOTHING_BEFORE,
     ChatRequest,
@@ -45,6 +43,7 @@ def open_generator(
     dtype: str | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
     max_slots: int = 64,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[Generator, LoadedModel]:
     """Open a model for generation.
 
@@ -54,22 +53,22 @@ def open_generator(
         dtype: of activations and matrices; None: float32 on CPU and bfloat16 elsewhere.
         tokenizer: a tokenizer.jsonl, or the folder that holds it, instead of the model's own.
         max_slots: texts generated at the same time.
+        mesh: devices that the model is divided over; None: the first one.
 
     Returns:
-        The generator, and the model with the parameters as they are stored.
+        The generator, and what the folder holds, with the generator's parameters.
 
     Raises:
         ValueError: it is not a model, or has no tokenizer.
     """
-    loaded = open_model(model, step=step)
+    network, loaded = load_weights(model, step=step, dtype=dtype, mesh=mesh)
     vocabulary = loaded.tokenizer if tokenizer is None else Tokenizer.load(tokenizer)
     if vocabulary is None:
         raise PlamoError(
             f"{model} has no tokenizer.jsonl, and a model needs one to read and write text: copy it there, or give it with --tokenizer "
             "where the verb has that option"
         )
-    network = Plamo2(loaded.config, dtype=None if dtype is None else jnp.dtype(dtype))
-    return Generator(network, cast_matrices(network, loaded.params), vocabulary, max_slots=max_slots), loaded
+    return Generator(network, loaded.params, vocabulary, max_slots=max_slots), loaded
 
 
 class LocalChatModel:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from plamo2_jax.errors import PlamoError
+
 NORMAL, UNKNOWN, CONTROL, BYTE = TYPES = ("NORMAL", "UNKNOWN", "CONTROL", "BYTE")
 
 MAX_SCORE = 200_000.0  # 1e4 * score is an integer cost; within int32 no text that fits in memory overflows an int64 sum
@@ -57,23 +59,23 @@ def parse_rows(data: bytes, source: str) -> Vocabulary:
         try:
             token, score, kind = _parse_row(line)
             if token in first_line:
-                raise ValueError(f"the token {token!r} is already in line {first_line[token]}: tokens must be unique")
+                raise PlamoError(f"the token {token!r} is already in line {first_line[token]}: tokens must be unique")
             if kind == BYTE:
                 value = _byte_value(token)
                 if byte_ids[value] >= 0:
-                    raise ValueError(
+                    raise PlamoError(
                         f"the byte {value:#04x} is already in line {byte_ids[value] + 1}: bytes must be unique"
                     )
                 byte_ids[value] = number - 1
         except ValueError as error:
-            raise ValueError(f"{source}, line {number}: {error}") from None
+            raise PlamoError(f"{source}, line {number}: {error}") from None
         first_line[token] = number
         tokens.append(token)
         scores.append(score)
         types.append(kind)
     if (byte_ids < 0).any():
         absent = ", ".join(f"<0x{value:02X}>" for value in np.flatnonzero(byte_ids < 0)[:4])
-        raise ValueError(
+        raise PlamoError(
             f"{source}, up to line {len(lines)} (the last): {int((byte_ids < 0).sum())} of the 256 BYTE rows are missing,"
             f" first {absent}: all are needed to encode any text"
         )
@@ -89,26 +91,26 @@ def _parse_row(line: bytes) -> tuple[str, float, str]:
     try:
         row = json.loads(line.decode())
     except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (byte {error.start} of the line)") from None
+        raise PlamoError(f"not UTF-8 (byte {error.start} of the line)") from None
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"not JSON ({error})") from None
+        raise PlamoError(f"not JSON ({error})") from None
     if not isinstance(row, list) or len(row) < 3:
-        raise ValueError(f"a row must be a list [token, score, type, ...], not {str(row)[:60]}")
+        raise PlamoError(f"a row must be a list [token, score, type, ...], not {str(row)[:60]}")
     token, score, kind = row[:3]
     if not isinstance(token, str) or not token:
-        raise ValueError(f"the token must be a non-empty string, not {repr(token)[:60]}")
+        raise PlamoError(f"the token must be a non-empty string, not {repr(token)[:60]}")
     if not token.isascii():
         try:
             token.encode()
         except UnicodeEncodeError:
-            raise ValueError(f"the token {repr(token)[:60]} holds a lone surrogate, which is not text") from None
+            raise PlamoError(f"the token {repr(token)[:60]} holds a lone surrogate, which is not text") from None
     if isinstance(score, bool) or not isinstance(score, int | float):
-        raise ValueError(f"the score of {repr(token)[:60]} must be a number, not {repr(score)[:60]}")
+        raise PlamoError(f"the score of {repr(token)[:60]} must be a number, not {repr(score)[:60]}")
     if not abs(score) <= MAX_SCORE:  # also catches NaN
         shown = score if isinstance(score, float) and not math.isfinite(score) else "out of range"
-        raise ValueError(f"the score of {repr(token)[:60]} is {shown}: it must be finite and within ±{MAX_SCORE:g}")
+        raise PlamoError(f"the score of {repr(token)[:60]} is {shown}: it must be finite and within ±{MAX_SCORE:g}")
     if kind not in TYPES:
-        raise ValueError(f"the type of {repr(token)[:60]} is {repr(kind)[:60]}: it must be one of {', '.join(TYPES)}")
+        raise PlamoError(f"the type of {repr(token)[:60]} is {repr(kind)[:60]}: it must be one of {', '.join(TYPES)}")
     return token, float(score), kind
 
 
@@ -120,5 +122,5 @@ def _byte_value(token: str) -> int:
         or token[5] != ">"
         or not all(c in "0123456789abcdefABCDEF" for c in digits)
     ):
-        raise ValueError(f"a BYTE row must be spelled <0x00> to <0xFF>, not {repr(token)[:60]}")
+        raise PlamoError(f"a BYTE row must be spelled <0x00> to <0xFF>, not {repr(token)[:60]}")
     return int(digits, 16)

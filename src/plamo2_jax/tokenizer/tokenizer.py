@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.model_files import optional_file
 from plamo2_jax.storage import located, write_whole
 from plamo2_jax.tokenizer.lattice import INVALID_COST, Trie, build_trie, cheapest_ids, compiled_encoder
@@ -60,11 +61,11 @@ class Tokenizer:
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist: it must be a {FILE_NAME}, or a folder with one")
         if not path.is_file():
-            raise ValueError(f"{path} is not a regular file: it must be a {FILE_NAME}")
+            raise PlamoError(f"{path} is not a regular file: it must be a {FILE_NAME}")
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
-            raise ValueError(f"{path} is too large for a {FILE_NAME}: at most {MAX_BYTES >> 20} MiB are allowed")
+            raise PlamoError(f"{path} is too large for a {FILE_NAME}: at most {MAX_BYTES >> 20} MiB are allowed")
         return cls(data, str(path))
 
     @classmethod
@@ -101,7 +102,7 @@ class Tokenizer:
             points = np.frombuffer(text.encode("utf-32-le"), "<i4")
         except UnicodeEncodeError as error:
             surrogate = f"U+{ord(text[error.start]):04X}"
-            raise ValueError(
+            raise PlamoError(
                 f"the text holds a lone surrogate ({surrogate}) at position {error.start}: it must be valid Unicode"
             ) from None
         ids = self._encode_points(points, allow_control)
@@ -129,11 +130,11 @@ class Tokenizer:
         if array.size == 0:
             return ""
         if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise ValueError(f"ids must be one row of integers, not shape {array.shape} of {array.dtype}")
+            raise PlamoError(f"ids must be one row of integers, not shape {array.shape} of {array.dtype}")
         outside = (array < 0) | (array >= self.vocab_size)
         if outside.any():
             position = int(np.argmax(outside))
-            raise ValueError(
+            raise PlamoError(
                 f"id {array[position]} at position {position} is outside the vocabulary of {self.vocab_size} rows"
             )
         if skip_control:
@@ -143,7 +144,7 @@ class Tokenizer:
     def token_bytes(self, id: int) -> bytes:
         """Return the bytes of an id in decoded text: one byte for a BYTE row, else the UTF-8 bytes of the token."""
         if not 0 <= id < self.vocab_size:
-            raise ValueError(f"id {id} is outside the vocabulary of {self.vocab_size} rows")
+            raise PlamoError(f"id {id} is outside the vocabulary of {self.vocab_size} rows")
         return self._bytes[id]
 
     def is_special(self, id: int) -> bool:
@@ -168,7 +169,7 @@ class Tokenizer:
             ValueError: the tokenizer has more rows than the model.
         """
         if self.vocab_size > vocab_size:
-            raise ValueError(
+            raise PlamoError(
                 f"ModelConfig.vocab_size={vocab_size} is not allowed with this tokenizer: it has {self.vocab_size} rows, and the "
                 "model needs at least as many"
             )
@@ -196,7 +197,7 @@ class Tokenizer:
             ValueError: The vocabulary has no such row.
         """
         if token not in self._ids:
-            raise ValueError(f"the vocabulary has no row {token!r}")
+            raise PlamoError(f"the vocabulary has no row {token!r}")
         return self._ids[token]
 
     @property

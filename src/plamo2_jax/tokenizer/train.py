@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.progress import tqdm
 from plamo2_jax.tokenizer.rows import BYTE, CONTROL, NORMAL, UNKNOWN
 from plamo2_jax.tokenizer.tokenizer import BOS, EOS, OP, PAD, UNK, Tokenizer
@@ -63,7 +64,7 @@ class VocabularyOptions:
     def __post_init__(self):
         def require(name: str, fits: bool, allowed: str) -> None:
             if not fits:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
+                raise PlamoError(f"{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
 
         require("vocab_size", FIRST_TRAINED_ROW < self.vocab_size <= 1_000_000, f"{FIRST_TRAINED_ROW + 1} to 1000000")
         require("sample_bytes", self.sample_bytes >= 10_000, "at least 10000")
@@ -90,7 +91,7 @@ def train_tokenizer(
     """
     sample = sample_texts(texts, options.sample_bytes, options.seed, progress=progress)
     if not sample:
-        raise ValueError("every input is empty: a vocabulary needs text")
+        raise PlamoError("every input is empty: a vocabulary needs text")
     pieces = _train_pieces(sample, options, progress)
     return Tokenizer.from_rows(_rows(pieces, options.vocab_size), "the trained vocabulary")
 
@@ -120,7 +121,7 @@ def _parts(texts: Iterable[str]) -> Iterator[str]:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"text {number} holds a lone surrogate at position {error.start}") from None
+            raise PlamoError(f"text {number} holds a lone surrogate at position {error.start}") from None
         for start in range(0, len(text), UNIT_CHARS):
             part = UNTRAINABLE.sub("", text[start : start + UNIT_CHARS])
             if part:
@@ -174,7 +175,7 @@ def _train_pieces(sample: list[str], options: VocabularyOptions, progress: bool)
         try:
             training.result()
         except RuntimeError as error:
-            raise ValueError(f"SentencePiece cannot train {options.vocab_size} rows: {error}") from None
+            raise PlamoError(f"SentencePiece cannot train {options.vocab_size} rows: {error}") from None
     trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     return [
         (trained.id_to_piece(i).replace(SPACE, " "), trained.get_score(i))
@@ -191,12 +192,12 @@ def _rows(pieces: list[tuple[str, float]], vocab_size: int) -> list[list]:
     ranked = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
     excess = len(ranked) - (vocab_size - FIRST_TRAINED_ROW)
     if excess < 0:
-        raise ValueError(
+        raise PlamoError(
             f"vocab_size={vocab_size} is not allowed: the text supports at most {vocab_size + excess} rows. Lower it or give more text"
         )
     long = [token for token, _ in ranked if len(token) > 1]
     if excess > len(long):
-        raise ValueError(
+        raise PlamoError(
             f"vocab_size={vocab_size} is not allowed: the characters of the text need {len(ranked) - len(long)} rows"
             f" besides the fixed {FIRST_TRAINED_ROW}. Raise it or lower character_coverage"
         )

@@ -30,6 +30,7 @@ from plamo2_jax.align.preference_data.judge import compare, win_shares
 from plamo2_jax.align.preference_data.pairing import repeated
 from plamo2_jax.align.preference_data.prompts import Prompt, digest, drop_alike, read_prompts
 from plamo2_jax.checkpoint import write_json
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.models import ChatModel, ChatRequest, ChatResponse, RequestError
 from plamo2_jax.sandbox import isolation_problem
 from plamo2_jax.storage import lock_folder
@@ -63,7 +64,7 @@ def make_preference_data(
     prompts = read_prompts(config.prompts, config.rules)
     has_code = any("code" in prompt.rules for prompt in prompts)
     if has_code and not config.allow_unisolated_code and (problem := isolation_problem()):
-        raise ValueError(problem)
+        raise PlamoError(problem)
     ours = {"config": identity(config), "prompts": digest(prompts)}
     with lock_folder(output):
         if again:
@@ -71,7 +72,7 @@ def make_preference_data(
                 (output / name).unlink(missing_ok=True)
         theirs = read_identity(output)
         if theirs is None and (output / JOURNAL).exists():
-            raise ValueError(
+            raise PlamoError(
                 f"{output} holds a {JOURNAL} without its {CONFIG}; give another --output, or --again to begin anew"
             )
         if theirs is not None:
@@ -101,7 +102,7 @@ class _Run:
             for name, found in described.items():
                 if found != theirs.get(name) and self._is_own(name):
                     was = str(theirs[name])[:120]
-                    raise ValueError(
+                    raise PlamoError(
                         f"{output} was begun with another {name}: {was}, not {str(found)[:120]}; {OR_AGAIN}"
                     )
         else:
@@ -245,11 +246,11 @@ class _Run:
 
 def _refuse_other(output: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     if found := differences(ours["config"], theirs["config"], free=frozenset()):
-        raise ValueError(
+        raise PlamoError(
             f"{output} holds preference data of another configuration ({'; '.join(found)[:200]}); {OR_AGAIN}"
         )
     if ours["prompts"] != theirs["prompts"]:
-        raise ValueError(f"{output} holds preference data of other prompts than are in the files now; {OR_AGAIN}")
+        raise PlamoError(f"{output} holds preference data of other prompts than are in the files now; {OR_AGAIN}")
 
 
 def _is_missing(journal: Journal, prompt: Prompt) -> bool:
