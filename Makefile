@@ -94,6 +94,7 @@ bench: install $(RUN)/report.html
 	$(BIN)/plamo2 tokenizer train --input bundled:all:train --vocab-size 8192 --output runs/bench
 	$(BIN)/python experiments/bench/tokenizer.py runs/bench --output experiments/bench/tokenizer.json
 	$(BIN)/python experiments/bench/sampling.py $(RUN) --output experiments/bench/sampling.json
+	$(BIN)/python experiments/bench/decode.py $(if $(OTHER),--other $(OTHER)) --output experiments/bench/decode.json
 
 chaos: install
 	$(BIN)/python experiments/chaos/run.py

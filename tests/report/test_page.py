@@ -172,7 +172,7 @@ def test_strange_but_possible_figures_are_drawn(run):
 
 def test_preferences_have_margins_and_no_bytes(run):
     config = json.loads((run / "config.json").read_text())
-    checkpoint.write_json(run / "config.json", {**config, "preference": {"losses": ["sigmoid"]}, "lora": {"rank": 2}})
+    checkpoint.write_json(run / "config.json", {**config, "task": {"kind": "dpo", "lora": {"rank": 2}}})
     pairs = {"reward_margin": 0.5, "reward_accuracy": 0.75, "kl": 0.1}
     pairs |= {f"{name}_{side}": 1.0 for name in ("reward", "log_ratio", "log_prob") for side in ("chosen", "rejected")}
     steps = [{"step": i, "time": 100.0 + i, "loss": 0.6, "tokens": 500_000, **pairs} for i in range(1, 5)]
@@ -197,7 +197,7 @@ def test_preferences_have_margins_and_no_bytes(run):
 
 def test_fine_tuning_says_nothing_of_xz(run):
     config = json.loads((run / "config.json").read_text())
-    checkpoint.write_json(run / "config.json", {**config, "chat": {"template": "chat"}})
+    checkpoint.write_json(run / "config.json", {**config, "task": {"kind": "sft"}})
     page = write_report(run).read_text(encoding="utf-8")
     assert "fine-tuning · 1,267,440 parameters" in page
     checkpoint.write_json(run / "config.json", {**config, "forked_from": {"run": "runs/other"}})

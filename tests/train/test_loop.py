@@ -1,11 +1,7 @@
 """Whole runs: what they leave behind, and that stopping one changes nothing about it."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -20,7 +16,7 @@ from plamo2_jax.train.loop import train
 from plamo2_jax.train.loss_guard import Divergence
 from plamo2_jax.train.metrics import read_metrics
 from plamo2_jax.train.run_folder import TrainingError
-from support.runs import assert_same_params, params_of, record, stop_after
+from support.runs import assert_same_params, finish, held, params_of, record, start, stop_after, wait_for, write_config
 
 
 def test_a_run_leaves_what_the_layout_says(uninterrupted):
@@ -71,21 +67,18 @@ def test_a_killed_run_keeps_its_log_and_resumes(uninterrupted, make_config, tmp_
     """kill -9 in the middle: the log is whole lines, and going on drops those past the checkpoint instead of doubling them."""
     expected, _ = uninterrupted
     config = make_config("killed")
-    script = tmp_path / "run.py"
-    # The child waits for ever after step 7: past the checkpoint of step 4 and the log of step 6.
-    script.write_text(CHILD.format(name="killed", config=repr(str(tmp_path / "config.json"))))
-    (tmp_path / "config.json").write_text(json.dumps({"home": str(config.tokenizer.parent)}))
     log = config.folder / "metrics.jsonl"
-    child = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL, cwd=os.path.dirname(__file__))
+    # Held after step 7: past the checkpoint of step 4 and the log of step 6.
+    child = start(write_config(config, tmp_path), devices=8, preamble=held(7))
+
+    def written():
+        return log.exists() and len(log.read_bytes().splitlines()) >= 7 and checkpoint.latest_step(config.folder)
+
     try:
-        deadline = time.monotonic() + 240
-        while not (log.exists() and len(log.read_bytes().splitlines()) >= 7 and checkpoint.latest_step(config.folder)):
-            assert child.poll() is None, "the run ended by itself"
-            assert time.monotonic() < deadline, "the run wrote no checkpoint"
-            time.sleep(0.05)
+        wait_for(written, child)
     finally:
         child.kill()
-        child.wait()
+        finish(child)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
     # A line that was being written when the power went is passed over.
@@ -94,20 +87,6 @@ def test_a_killed_run_keeps_its_log_and_resumes(uninterrupted, make_config, tmp_
     assert train(config).step == 12
     assert record(config) == record(expected)
     assert_same_params(params_of(config), params_of(expected))
-
-
-CHILD = """
-import json, pathlib, sys, time
-
-sys.path.insert(0, ".")
-import conftest
-from plamo2_jax.train.loss_guard import Divergence
-from plamo2_jax.train.loop import train
-
-home = pathlib.Path(json.loads(pathlib.Path({config}).read_text())["home"])
-config = conftest.make_config.__wrapped__(home)({name!r})
-train(config, on_step=lambda step: time.sleep(600) if step == 7 else None)
-"""
 
 
 def test_another_configuration_does_not_resume(uninterrupted, make_config):
