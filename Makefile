@@ -1,37 +1,37 @@
 # make demo, make test: from an empty machine with Python >= 3.11, make and a package index.
-# A Python that is asked for has a virtual environment of its own, named after its version: several can stand side by side.
+# Each Python given as PYTHON has its own virtual environment, named after its version, so several can exist at the same time.
 ifeq ($(origin PYTHON),undefined)
 PYTHON := python3
 VENV := .venv
 else
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-$(if $(VERSION),,$(error PYTHON=$(PYTHON) does not run: it must be a Python, 3.11 or later))
+$(if $(VERSION),,$(error PYTHON=$(PYTHON) does not run: it must be Python 3.11 or later))
 VENV := .venv-$(VERSION)
 endif
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 RUN := runs/demo
 
-# XLA on CPU takes memory for temporaries anew at every step. Keeping what was freed, in huge pages, spares the page faults: a train
-# step of the demo takes 0.7 of the time. Other C libraries than glibc do not look at this.
+# XLA on CPU allocates its temporaries again in every step. Keeping freed memory, in huge pages, avoids the page faults: a train step of the
+# demo takes 0.7 of the time. C libraries other than glibc ignore this variable.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000
 
 .PHONY: help install demo clean-demo test test-tpu lint bench chaos fuzz plans peers clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo     set up, then a model from nothing: pretrained, pruned and distilled, extended, tuned; open $(RUN)/report.html (about 15 minutes)'
-	@echo 'make test     set up, lint and all tests (about 20 minutes)'
+	@echo 'make demo     set up, then pretrain, prune, distil, extend and fine-tune a small model; open $(RUN)/report.html (about 15 minutes)'
+	@echo 'make test     set up, then run the linters and all tests (about 20 minutes)'
 	@echo 'make test-tpu compile kernels and plans with the TPU compiler (libtpu, 0.2 GB; no TPU is needed)'
-	@echo 'make install  only .venv with the plamo2 command in it'
-	@echo 'make lint     ruff and the import contracts'
-	@echo 'make bench    speed of the train step, the tokenizer and sampling on this machine; needs the demo'
-	@echo 'make chaos    kill and damage runs, pipelines and sampling at random and compare with those that were let alone'
-	@echo 'make fuzz     read 20,000 damaged files with every reader and count what comes of it (about 20 minutes)'
+	@echo 'make install  create .venv with the plamo2 command'
+	@echo 'make lint     run ruff and check the import contracts'
+	@echo 'make bench    measure the train step, the tokenizer and sampling on this machine; needs the demo'
+	@echo 'make chaos    kill and damage runs, pipelines and sampling at random, and compare them with undisturbed ones'
+	@echo 'make fuzz     read 20,000 damaged files with every reader, and count the outcomes (about 20 minutes)'
 	@echo 'make plans    compile the configurations in configs/ for TPU slices, without a TPU (15 minutes on two cores; installs libtpu)'
 	@echo 'make peers    compare with other implementations (mlx-lm, mergekit, TRL, PEFT, transformers); needs the demo'
 	@echo
-	@echo 'make TARGET PYTHON=python3.13   the same with another Python, in .venv-3.13; 3.12 and later get jax 0.12, 3.11 jax 0.10.2'
+	@echo 'make TARGET PYTHON=python3.13   use another Python, in .venv-3.13; 3.12 and later get jax 0.12, 3.11 gets jax 0.10.2'
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "plamo2-jax needs Python 3.11 or later; try make PYTHON=python3.12")'
@@ -52,16 +52,17 @@ $(VENV)/.installed-tpu: $(VENV)/.installed-test
 
 $(VENV)/.installed-peers: $(VENV)/.installed-test
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[bench]'
-	# Only for its tokenizer, in pure Python: its own dependencies are a camera's and a sound card's.
+	# Only its tokenizer is used, which is pure Python. Its dependencies, for cameras and sound, are not needed.
 	$(PIP) install --quiet --no-deps mlx-vlm==0.7.10
-	# Only for its arithmetic of merging (and TRL for its losses): its own dependencies hold back what we need newer, and torch's build for CPU is enough.
+	# Only the merge functions of mergekit and the losses of TRL are used. mergekit requires older versions of packages that we need, so it is
+	# installed without its dependencies.
 	$(PIP) install --quiet torch==2.13.0 transformers accelerate peft pydantic immutables trl==1.16.0
 	$(PIP) install --quiet --no-deps mergekit==0.1.5
 	touch $@
 
 install: $(VENV)/.installed
 
-# What is done already is not done again; make clean-demo begins anew.
+# Finished stages are skipped; make clean-demo starts from the beginning.
 demo: install
 	$(BIN)/plamo2 pipeline configs/pipeline_demo.py
 
@@ -93,6 +94,7 @@ bench: install $(RUN)/report.html
 	$(BIN)/plamo2 tokenizer train --input bundled:all:train --vocab-size 8192 --output runs/bench
 	$(BIN)/python experiments/bench/tokenizer.py runs/bench --output experiments/bench/tokenizer.json
 	$(BIN)/python experiments/bench/sampling.py $(RUN) --output experiments/bench/sampling.json
+	$(BIN)/python experiments/bench/decode.py $(if $(OTHER),--other $(OTHER)) --output experiments/bench/decode.json
 
 chaos: install
 	$(BIN)/python experiments/chaos/run.py

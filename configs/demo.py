@@ -8,13 +8,14 @@ from pathlib import Path
 
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem
-from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.optimizer import OptimizerConfig
+from plamo2_jax.train.pretraining import Pretrain
 from plamo2_jax.train.schedule import ScheduleConfig
 
 HOME = Path("runs/demo")
 
-config = PretrainConfig(
+config = RunConfig(
     name="demo",
     model=ModelConfig(
         hidden_size=256,
@@ -36,6 +37,7 @@ config = PretrainConfig(
         batch_size=2,
     ),
     steps=700,
+    task=Pretrain(),
     heldout={language: HOME / "data" / language / "heldout" for language in ("ja", "en")},
     optimizer=OptimizerConfig(),
     schedule=ScheduleConfig(learning_rate=3e-3, warmup=0.05, decay_fraction=0.5, decay_shape="linear"),

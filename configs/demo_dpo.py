@@ -3,16 +3,17 @@
 from pathlib import Path
 
 from plamo2_jax.align.dpo import PreferenceConfig
-from plamo2_jax.align.preferences import DpoConfig, PairsConfig
-from plamo2_jax.cli.pretrain import load_config
+from plamo2_jax.align.preferences import Dpo, PairsConfig
+from plamo2_jax.config_file import load_config
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem
+from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.optimizer import OptimizerConfig
 from plamo2_jax.train.schedule import ScheduleConfig
 
 long = load_config(Path(__file__).parent / "demo_extend.py")
 HOME = Path("runs/demo")
 
-config = DpoConfig(
+config = RunConfig(
     name="dpo",
     output=HOME,
     model=long.model,
@@ -22,9 +23,11 @@ config = DpoConfig(
         mixture=(MixtureItem(HOME / "preferences/pairs.jsonl"),), sequence_length=512, batch_size=2, packing_bins=16
     ),
     steps=80,
+    task=Dpo(
+        pairs=PairsConfig(max_pairs=8),
+        preference=PreferenceConfig(losses=("sigmoid", "nll"), weights=(1.0, 0.2), beta=0.1),
+    ),
     heldout={"pairs": HOME / "preferences/heldout.jsonl"},
-    pairs=PairsConfig(max_pairs=8),
-    preference=PreferenceConfig(losses=("sigmoid", "nll"), weights=(1.0, 0.2), beta=0.1),
     optimizer=OptimizerConfig(weight_decay=0.0),
     schedule=ScheduleConfig(kind="cosine", learning_rate=3e-4, warmup=0.1, final_fraction=0.1),
     dtype="float32",

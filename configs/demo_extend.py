@@ -7,7 +7,7 @@ read four times as often as others.
 import dataclasses
 from pathlib import Path
 
-from plamo2_jax.cli.pretrain import load_config
+from plamo2_jax.config_file import load_config
 from plamo2_jax.surgery.extend import extended_config
 
 demo = load_config(Path(__file__).parent / "demo.py")

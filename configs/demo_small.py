@@ -7,8 +7,8 @@ the text and half on what the first model says of it. Its two checkpoints are me
 import dataclasses
 from pathlib import Path
 
-from plamo2_jax.cli.pretrain import load_config
-from plamo2_jax.train.distillation import DistillationConfig
+from plamo2_jax.config_file import load_config
+from plamo2_jax.surgery.distill import Distill
 
 demo = load_config(Path(__file__).parent / "demo.py")
 HOME = Path("runs/demo")
@@ -19,7 +19,7 @@ config = dataclasses.replace(
     output=HOME,
     model=dataclasses.replace(demo.model, intermediate_size=256, mamba_num_heads=4),
     init_from=HOME / "pruned",
-    distillation=DistillationConfig(teacher=HOME),
+    task=Distill(teacher=HOME),
     # The pruned model knows much already: a shorter warm-up to a lower rate, and other rows than the first 700 steps of the demo.
     schedule=dataclasses.replace(demo.schedule, learning_rate=1e-3),
     data=dataclasses.replace(demo.data, seed=1),

@@ -83,15 +83,15 @@ pipeline = Pipeline(
         ),
         *(tuned("sft", seed) for seed in SEEDS),
         merged("sft", *(f"sft_{seed}" for seed in SEEDS)),
-        Stage("preferences", "prefer configs/demo_prefer.py", inputs=(HOME / "sft",)),
+        Stage("preferences", "preference-data configs/demo_preference_data.py", inputs=(HOME / "sft",)),
         *(tuned("dpo", seed) for seed in SEEDS),
         merged("tuned", *(f"dpo_{seed}" for seed in SEEDS)),
         figures("tuned_evaluation", HOME / "tuned"),
         *(
             Stage(
                 f"{model}_answers",
-                f"prefer configs/demo_prefer.py --policy.model {HOME}/{model} --prompts {HOME}/prompts/heldout.jsonl --output "
-                f"{HOME}/{model}_answers --samples 2",
+                f"preference-data configs/demo_preference_data.py --policy.model {HOME}/{model} "
+                f"--prompts {HOME}/prompts/heldout.jsonl --output {HOME}/{model}_answers --samples 2",
                 inputs=(HOME / model,),
             )
             for model in ("sft", "tuned")

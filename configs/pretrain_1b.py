@@ -11,15 +11,16 @@ from pathlib import Path
 from plamo2_jax.config import preset
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem
 from plamo2_jax.sharding.mesh import MeshConfig
-from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.optimizer import OptimizerConfig
+from plamo2_jax.train.pretraining import Pretrain
 from plamo2_jax.train.schedule import ScheduleConfig
 
 DATA = Path("data")
 TOKENS = 4e12  # plamo-2-1b was trained on 4T tokens
 ROWS, LENGTH = 512, 4096  # 2.1M tokens an update, as OLMo 2 1B (arXiv:2501.00656)
 
-config = PretrainConfig(
+config = RunConfig(
     name="pretrain_1b",
     model=preset("plamo-2-1b"),
     tokenizer=DATA / "tokenizer.jsonl",
@@ -35,12 +36,12 @@ config = PretrainConfig(
         batch_size=ROWS,
     ),
     steps=round(TOKENS / (ROWS * LENGTH)),
+    task=Pretrain(z_loss=1e-5),  # OLMo 2
     heldout={language: DATA / "heldout" / language for language in ("ja", "en")},
     # Betas, decay and clipping are common to Llama 2 (arXiv:2307.09288) and OLMo 2.
     optimizer=OptimizerConfig(beta1=0.9, beta2=0.95, weight_decay=0.1, clip_norm=1.0),
     # Peak rate and warm-up of OLMo 2 1B. Stable, then decay over the last eighth: the share that the second phase has of the tokens.
     schedule=ScheduleConfig(kind="wsd", learning_rate=4e-4, warmup=2000, decay_fraction=0.125),
-    z_loss=1e-5,  # OLMo 2
     # Parameters over 4 of 16 chips: over 16 the compiler cuts products into pieces too small for the matrix units (experiments/tpu_plans).
     mesh=MeshConfig(data=4),
     accumulation=32,
@@ -48,5 +49,5 @@ config = PretrainConfig(
     loss_chunk=1024,
     checkpoint_every=2000,
     evaluate_every=2000,
-    keep=5,
+    max_to_keep=5,
 )

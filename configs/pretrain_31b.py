@@ -8,8 +8,8 @@ The mesh is for a TPU v5p:8x8x8; experiments/tpu_plans has what it takes there.
 import dataclasses
 from pathlib import Path
 
-from plamo2_jax.cli.pretrain import load_config
 from plamo2_jax.config import preset
+from plamo2_jax.config_file import load_config
 from plamo2_jax.sharding.mesh import MeshConfig
 
 base = load_config(Path(__file__).parent / "pretrain_8b.py")

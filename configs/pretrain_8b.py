@@ -11,15 +11,16 @@ from pathlib import Path
 from plamo2_jax.config import preset
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem
 from plamo2_jax.sharding.mesh import MeshConfig
-from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.optimizer import OptimizerConfig
+from plamo2_jax.train.pretraining import Pretrain
 from plamo2_jax.train.schedule import ScheduleConfig
 
 DATA = Path("data")
 TOKENS = 6e12  # plamo-2-8b was trained on 6T tokens
 ROWS, LENGTH = 512, 8192  # 4.2M tokens an update, as OLMo 2 7B (arXiv:2501.00656) and Llama 2 7B (arXiv:2307.09288)
 
-config = PretrainConfig(
+config = RunConfig(
     name="pretrain_8b",
     model=preset("plamo-2-8b"),
     tokenizer=DATA / "tokenizer.jsonl",
@@ -35,13 +36,13 @@ config = PretrainConfig(
         batch_size=ROWS,
     ),
     steps=round(TOKENS / (ROWS * LENGTH)),
+    task=Pretrain(z_loss=1e-5),  # OLMo 2
     heldout={language: DATA / "heldout" / language for language in ("ja", "en")},
     # Betas, decay and clipping are common to Llama 2 and OLMo 2.
     optimizer=OptimizerConfig(beta1=0.9, beta2=0.95, weight_decay=0.1, clip_norm=1.0),
     # Peak rate and warm-up of OLMo 2 7B and Llama 2 7B. Stable, then decay over the last eighth: the share that the second phase has of
     # the tokens.
     schedule=ScheduleConfig(kind="wsd", learning_rate=3e-4, warmup=2000, decay_fraction=0.125),
-    z_loss=1e-5,  # OLMo 2
     # Parameters over 16 of 64 chips, two axes of the torus: over all three the TPU compiler knows no gathering and sums padded arrays.
     mesh=MeshConfig(data=4),
     accumulation=8,
@@ -49,5 +50,5 @@ config = PretrainConfig(
     loss_chunk=2048,
     checkpoint_every=2000,
     evaluate_every=2000,
-    keep=5,
+    max_to_keep=5,
 )

@@ -9,8 +9,8 @@ The mesh is for a TPU v5p:4x4x4, each row's tokens over four chips; experiments/
 import dataclasses
 from pathlib import Path
 
-from plamo2_jax.cli.pretrain import load_config
 from plamo2_jax.config import preset
+from plamo2_jax.config_file import load_config
 from plamo2_jax.sharding.mesh import MeshConfig
 from plamo2_jax.train.schedule import ScheduleConfig
 

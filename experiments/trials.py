@@ -17,16 +17,14 @@ from plamo2_jax.cli.main import main as plamo2
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem, heldout_batches
-from plamo2_jax.eval.heldout import byte_lengths
-from plamo2_jax.eval.perplexity import make_evaluator
 from plamo2_jax.model import Plamo2
-from plamo2_jax.surgery.distill import distillation_task
-from plamo2_jax.train.config import PretrainConfig, to_json
-from plamo2_jax.train.distillation import DistillationConfig
-from plamo2_jax.train.loop import pretrain
+from plamo2_jax.model.bits_per_byte import make_evaluator
+from plamo2_jax.surgery.distill import Distill
+from plamo2_jax.train import loop
+from plamo2_jax.train.config import RunConfig, to_json
 from plamo2_jax.train.metrics import METRICS, read_metrics
 from plamo2_jax.train.optimizer import OptimizerConfig
-from plamo2_jax.train.pretraining import pretraining_task
+from plamo2_jax.train.pretraining import Pretrain
 from plamo2_jax.train.schedule import ScheduleConfig
 
 LANGUAGES = {"ja": 0.33, "en": 0.67}
@@ -74,13 +72,13 @@ def prepare(work: Path) -> None:
                 )
 
 
-def train_to_end(config: PretrainConfig) -> Path:
+def train_to_end(config: RunConfig) -> Path:
     """The run's folder, once its last step is done; a run that is done is left alone.
 
     Raises:
         SystemExit: it was told to stop.
     """
-    if latest_step(config.folder) != config.steps and pretrain(config).signal is not None:
+    if latest_step(config.folder) != config.steps and loop.train(config).signal is not None:
         raise SystemExit(STOPPED)
     return config.folder
 
@@ -88,7 +86,7 @@ def train_to_end(config: PretrainConfig) -> Path:
 def heldout_bits(work: Path, model: Path, length: int, rows: int, batches: int) -> dict[str, float]:
     """Bits a byte of a model on the first batches of each language's held-out text."""
     loaded = load_model(model)
-    evaluate = make_evaluator(Plamo2(loaded.config), byte_lengths(loaded.tokenizer, loaded.config.vocab_size))
+    evaluate = make_evaluator(Plamo2(loaded.config), loaded.tokenizer.padded_byte_lengths(loaded.config.vocab_size))
     found = {}
     for language in LANGUAGES:
         folder = work / "data" / language / "heldout"
@@ -114,8 +112,7 @@ def train(
     teacher: Path | None = None,
 ) -> Trial:
     """Train to the end, going on where an earlier call stopped; a run that is done is read."""
-    distillation = None if teacher is None else DistillationConfig(teacher)
-    config = PretrainConfig(
+    config = RunConfig(
         name=name,
         model=model,
         tokenizer=work / "tokenizer.jsonl",
@@ -126,9 +123,9 @@ def train(
             seed=seed,
         ),
         steps=steps,
+        task=Pretrain() if teacher is None else Distill(teacher),
         output=work / "runs",
         init_from=init_from,
-        distillation=distillation,
         heldout={language: work / "data" / language / "heldout" for language in LANGUAGES},
         optimizer=OptimizerConfig(),
         schedule=ScheduleConfig(learning_rate=3e-3, warmup=0.05, decay_fraction=0.5, decay_shape="linear"),
@@ -143,7 +140,7 @@ def train(
     ):
         raise SystemExit(f"{config.folder} is a run of another model or length; give another --work")
     if not result.exists():
-        outcome = pretrain(config, make_task=pretraining_task if teacher is None else distillation_task)
+        outcome = loop.train(config)
         if outcome.signal is not None:
             raise SystemExit(STOPPED)
         losses = {line["step"]: line["loss"] for line in read_metrics(config.folder / METRICS) if "loss" in line}

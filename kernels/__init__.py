@@ -1,1 +1,1 @@
-"""Kernels of PLaMo 2: arrays in, arrays out; they know no model, no configuration and no Flax."""
+"""Kernels of PLaMo 2: functions from arrays to arrays, independent of the model, its configuration and Flax."""

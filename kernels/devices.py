@@ -1,4 +1,4 @@
-"""What the kernels must know of the devices that a traced function will run on."""
+"""The devices that a traced function will run on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from jax.sharding import AxisType
 
 
 def on_one_device() -> bool:
-    """Whether what is traced runs on one device as it stands: XLA refuses to partition a Pallas kernel over several."""
+    """Return whether the traced function runs on one device. XLA cannot partition a Pallas kernel over several devices.
+
+    A mesh of a single device, or the inside of a `jax.shard_map`, shows this. Without a mesh, it is true if there is only one device.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    return jax.device_count() == 1 or (not mesh.empty and set(mesh.axis_types) == {AxisType.Manual})
+    if mesh.empty:
+        return jax.device_count() == 1
+    return mesh.size == 1 or set(mesh.axis_types) == {AxisType.Manual}

@@ -1,6 +1,7 @@
-"""Segment ids: the one source of truth for documents and padding inside a row.
+"""Segment ids, the only source for documents and padding in a row.
 
-`segment_ids [b,t] i32`: 0 marks padding, any other value a document. Padding may lead a row, trail it, or stand between documents.
+`segment_ids [b,t] i32`: 0 is padding, any other value is a document. Padding may be at the start of a row, at its end, or between
+documents.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from jaxtyping import Array, Int
 
 
 def carried_segments(segment_ids: Int[Array, "b t"]) -> Int[Array, "b t"]:
-    """The segment whose state is alive at each position.
+    """Return the segment of the state at each position.
 
-    Padding leaves a state as it is, so it carries the segment of the last token before it; leading padding carries that of the row's
-    first token, since an initial state continues it. All zeros for a row of padding.
+    Padding does not change the state, so it has the segment of the last token before it. Padding at the start of a row has the segment of
+    the first token, because an initial state continues that segment. A row of padding gives zeros.
     """
     t = segment_ids.shape[1]
     real = segment_ids != 0
@@ -24,13 +25,13 @@ def carried_segments(segment_ids: Int[Array, "b t"]) -> Int[Array, "b t"]:
 
 
 def segment_ordinals(segment_ids: Int[Array, "b t"]) -> Int[Array, "b t"]:
-    """0 for the row's first segment, 1 for the next, ...: an id that returns after another one is a document of its own."""
+    """Return 0 for the first segment of a row, 1 for the next, and so on. An id that returns after another id is a new document."""
     carried = carried_segments(segment_ids)
     changes = jnp.pad(carried[:, 1:] != carried[:, :-1], [(0, 0), (1, 0)])
     return jnp.cumsum(changes, axis=1, dtype=jnp.int32)
 
 
 def first_segment(segment_ids: Int[Array, "b t"]) -> Int[Array, " b"]:
-    """Segment of each row's first token that is not padding; 0 for a row of padding."""
+    """Return the segment of each row's first token that is not padding; 0 for a row of padding."""
     first = jnp.argmax(segment_ids != 0, axis=1, keepdims=True)
     return jnp.take_along_axis(segment_ids, first, axis=1)[:, 0]

@@ -4,8 +4,8 @@
     python scripts/build_corpus.py --extra lilypond manpages --out my_corpus
 
 Needs a Debian or Ubuntu system (apt-get download, dpkg-deb; nothing is installed, no root) and this package; no parser
-library. The same package versions give the same bytes. `manifest.json` says which versions were used; on a system whose
-archive has moved on, text and hashes differ and the script says so.
+library. The same package versions give the same bytes. `manifest.json` records the versions. If the system's archive has newer versions,
+text and hashes differ, and the script reports this.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ COMMON_LICENSES = Path("/usr/share/common-licenses")
 
 @dataclass(frozen=True)
 class Options:
-    """Build the bundled corpus, or with --extra another one in a folder of your own.
+    """Build the bundled corpus, or with --extra another corpus in another folder.
 
     Attributes:
-        out: folder to write; the package's own bundled/ if not given (required with --extra).
-        cache: folder for downloaded packages (kept between runs).
-        extra: sources to build instead of the bundled two.
+        out: Folder to write; left out, the folder bundled/ of the package (required with --extra).
+        cache: Folder for downloaded packages, kept between runs.
+        extra: Sources to build instead of the two bundled ones.
     """
 
     out: Path | None = None
@@ -225,7 +225,7 @@ def main() -> None:
     packages = [fetch(name, options.cache) for name in tqdm(names, "packages")]
     pinned = out / "manifest.json"
     if pinned.is_file() and json.loads(pinned.read_text())["packages"] != packages:
-        say("package versions differ from those of the manifest there: expect different bytes")
+        say("package versions differ from the existing manifest, so the bytes will differ")
     documents = build(sources, options.cache)
     manifest = write(documents, sources, packages, options.cache, out)
     say(json.dumps({"languages": manifest["languages"], "files": manifest["files"]}, indent=2))

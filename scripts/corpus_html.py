@@ -97,7 +97,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Rules:
-    """What to read and what to leave out of the pages of one source.
+    """Rules for the pages of one source: which elements to read and which to omit.
 
     Attributes:
         root: finds the element that holds the prose (None: the page has none).

@@ -1,4 +1,4 @@
-"""Where the corpus comes from: Debian packages of documentation, how their pages are found, read and licensed."""
+"""Sources of the corpus: Debian packages of documentation, with the location, parser and licence of their pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the blocks of all pages to documents: what is translated, what repeats, what leaks into the held-out split."""
+"""Turn the blocks of all pages into documents: remove untranslated and repeated text, and text shared with the held-out split."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WINDOW = {
 
 
 def is_untranslated(block: Block, english: set[str]) -> bool:
-    """Whether a block of a Japanese page is English left untranslated: in whole, or a sentence or more of it."""
+    """Return whether a block of a Japanese page, or at least a sentence of it, is untranslated English."""
     if block.kind == "code" or (block.kind == "heading" and _IDENTIFIER.search(block.text)):
         return False
     japanese = len(_CJK_CHARACTER.findall(block.text))
@@ -39,7 +39,7 @@ def is_untranslated(block: Block, english: set[str]) -> bool:
 
 
 def is_prose_row(text: str) -> bool:
-    """Whether a table row reads as text: some cell holds a sentence, in Japanese or English."""
+    """Return whether a table row is prose: some cell holds a Japanese or English sentence."""
     return any(
         len(_CJK_CHARACTER.findall(cell)) >= 12 or len(_LOWER_WORD.findall(cell)) >= 4 for cell in text.split(" | ")
     )

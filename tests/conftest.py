@@ -3,9 +3,10 @@
 import os
 import signal
 
+from support.xla import xla_flags
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Tests compile far more than they compute: no LLVM optimisation.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = xla_flags(devices=8)
 
 # A shell's background jobs ignore Ctrl-C, and so would all processes that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -13,8 +14,13 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 import hypothesis
 import jax
+import jaxtyping
 import numpy as np
 import pytest
+
+from support import shapes
+
+shapes.install()
 
 # Seeded and without a deadline: the first example of a shape pays for its compilation.
 hypothesis.settings.register_profile("plamo2", derandomize=True, deadline=None, max_examples=25, database=None)
@@ -25,7 +31,9 @@ hypothesis.settings.load_profile("plamo2")
 def compile_once(tmp_path_factory):
     """Programs of one kind, in this process and in those it starts, are compiled once."""
     with pytest.MonkeyPatch.context() as patch:
-        folder = str(tmp_path_factory.mktemp("compiled"))
+        # The processes of pytest-xdist have a folder each in the session's folder.
+        base = tmp_path_factory.getbasetemp()
+        folder = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled")
         patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
         jax.config.update("jax_compilation_cache_dir", folder)
@@ -35,22 +43,27 @@ def compile_once(tmp_path_factory):
 
 
 @pytest.fixture
+def unchecked_shapes():
+    """Turn the checks of annotations off, for a test of what a function itself says of a wrong shape."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
 def rng() -> np.random.Generator:
     """A generator seeded alike for every test."""
     return np.random.default_rng(0)
 
 
-_LONGEST = (
-    "test_readme.py",
-    "test_processes.py",
-    "test_distillation.py",
-    "test_pipeline_kill.py",
-    "test_fuzz.py",
-    "test_integrity.py",
-)
+# The longest of the slow files, by CPU time.
+_LONGEST = ("test_readme.py", "test_fuzz.py", "test_processes.py", "test_pipeline_kill.py", "test_packaging.py")
 
 
 def pytest_collection_modifyitems(items):
-    """Start the longest files first: a worker that gets one last keeps the other waiting."""
+    """Start the slow files first, the longest before the others.
+
+    `make test` gives each file to one of two processes. A slow file that starts last keeps one of them busy while the other waits.
+    """
     place = {name: number for number, name in enumerate(_LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, place.get(item.path.name, len(place))))

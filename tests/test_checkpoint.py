@@ -93,7 +93,7 @@ def test_damage_is_one_clear_error(folder, damage):
 
 
 def test_a_missing_step_names_those_there_are(folder):
-    with pytest.raises(checkpoint.CheckpointError, match="no finished checkpoint of step 7; it has 0"):
+    with pytest.raises(checkpoint.CheckpointError, match="no finished checkpoint of step 7: it has 0"):
         checkpoint.restore_params(folder, abstract(), step=7)
 
 
@@ -197,6 +197,7 @@ def test_metadata_of_another_shape_is_one_sentence(folder, name, content):
 
 def test_sizes_are_compared_before_a_model_is_built(folder):
     with pytest.raises(
-        checkpoint.CheckpointError, match=r"config\.json describes a model of [\d,]+ parameters; .*params holds 6,152"
+        checkpoint.CheckpointError,
+        match=r"config\.json describes a model of [\d,]+ parameters, but .*params holds 6,152",
     ):
         checkpoint.check_size(folder, preset("plamo-2-31b"))

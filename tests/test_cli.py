@@ -17,7 +17,7 @@ import pytest
 from plamo2_jax import __version__
 from plamo2_jax.cli.arguments import GROUPS
 from plamo2_jax.cli.library_logs import silence_library_logs
-from plamo2_jax.cli.main import VERBS, main
+from plamo2_jax.cli.main import VERBS, main, module_of
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden" / "tokenizer"
@@ -68,7 +68,7 @@ def test_a_verb_like_no_other_gets_the_list(capsys):
 
 
 def test_the_groups_are_the_verbs_with_commands_of_their_own():
-    modules = {verb: importlib.import_module(f"plamo2_jax.cli.{verb}") for verb in VERBS}
+    modules = {verb: importlib.import_module(f"plamo2_jax.cli.{module_of(verb)}") for verb in VERBS}
     assert {verb for verb, module in modules.items() if hasattr(module, "SUBCOMMANDS")} == set(GROUPS)
 
 
@@ -76,7 +76,7 @@ def test_the_groups_are_the_verbs_with_commands_of_their_own():
 def test_groups_list_their_commands(verb, capsys):
     assert main([verb, "--help"]) == 0
     text = capsys.readouterr().out
-    commands = importlib.import_module(f"plamo2_jax.cli.{verb}").SUBCOMMANDS
+    commands = importlib.import_module(f"plamo2_jax.cli.{module_of(verb)}").SUBCOMMANDS
     assert all(f"\n  {name} " in text for name in commands)
     assert f"must be one of {', '.join(commands)}" in refused([verb], capsys)
     assert f"must be one of {', '.join(commands)}" in refused([verb, "xyzzy"], capsys)
@@ -102,7 +102,7 @@ def test_groups_list_their_commands(verb, capsys):
         ),
         (["pretrain", "configs/demo.py", "--learning-rate", "1"], "did you mean --schedule.learning-rate?"),
         (["pretrain", "configs/demo.py", "--mesh_data", "1"], "did you mean --mesh.data?"),
-        (["prefer", "configs/prefer.py", "--polcy.url", "x"], "did you mean --policy.url"),
+        (["preference-data", "configs/preference_data.py", "--polcy.url", "x"], "did you mean --policy.url"),
         (["merge", "a", "b", "--metod", "ties"], "did you mean --method?"),
         (["report", "a", "--output", "b"], "unknown option '--output'; plamo2 report --help"),
     ],
@@ -120,7 +120,7 @@ def test_an_option_of_another_command_is_not_suggested_for_itself(capsys):
 def commands():
     """Every command whose arguments tyro reads."""
     for verb in VERBS:
-        module = importlib.import_module(f"plamo2_jax.cli.{verb}")
+        module = importlib.import_module(f"plamo2_jax.cli.{module_of(verb)}")
         yield from ([verb, name] for name in getattr(module, "SUBCOMMANDS", ())) if verb in GROUPS else [[verb]]
 
 
@@ -147,11 +147,11 @@ def test_the_names_of_positional_arguments_are_in_errors_too(capsys):
     [
         ("x = 1\ndef\n", "config.py, line 2: invalid syntax"),
         (
-            "from plamo2_jax.train.config import PretrainConfig\n\nconfig = PretrainConfig(nme='x')\n",
-            "config.py, line 3: PretrainConfig.__init__() got an unexpected keyword argument 'nme'",
+            "from plamo2_jax.train.config import RunConfig\n\nconfig = RunConfig(nme='x')\n",
+            "config.py, line 3: RunConfig.__init__() got an unexpected keyword argument 'nme'",
         ),
         ("import nothing_of_that_name\n", "config.py, line 1: No module named 'nothing_of_that_name'"),
-        ("config = 3\n", "config.py must set `config` to a PretrainConfig; it sets it to int"),
+        ("config = 3\n", "config.py must set `config` to a RunConfig; it sets it to int"),
     ],
 )
 def test_a_config_file_that_does_not_run_is_named_with_its_line(tmp_path, capsys, source, message):
@@ -177,7 +177,7 @@ def test_control_characters_of_names_are_spelled_out(tmp_path, capsys):
 def test_cleaning_does_not_overwrite_its_input(tmp_path, capsys):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "raw"}\n', encoding="utf-8")
-    assert "is the input too" in refused(["data", "clean", str(path), str(path)], capsys)
+    assert "is also the input" in refused(["data", "clean", str(path), str(path)], capsys)
     assert path.read_text(encoding="utf-8") == '{"text": "raw"}\n'
 
 

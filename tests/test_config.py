@@ -49,7 +49,10 @@ def test_runs_tile_the_stack(layers, step, data):
     full = data.draw(st.sets(st.sampled_from(attention))) if attention else ()
     config = dataclasses.replace(plain, full_attention_idx=tuple(full))
     tiled = {
-        run.layer_index(i, j): kind for run in config.runs for i in range(run.count) for j, kind in enumerate(run.kinds)
+        run.layer_index(i, j): kind
+        for run in config.layer_groups
+        for i in range(run.count)
+        for j, kind in enumerate(run.kinds)
     }
     assert [tiled[i] for i in range(layers)] == list(config.layer_kinds)
     assert {i for i, kind in tiled.items() if kind is LayerKind.FULL} == set(full)

@@ -14,6 +14,8 @@ from packaging.utils import canonicalize_name
 
 from plamo2_jax.plan.compiler import VERIFIED
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "window"
 

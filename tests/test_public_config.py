@@ -239,6 +239,6 @@ def test_the_deepest_model_takes_no_time():
     """Alternating kinds of attention, the most layer groups that a configuration can ask for."""
     start = time.process_time()
     config = read(WINDOW, num_hidden_layers=1024, full_attention_idx=list(range(1, 1024, 4)))
-    assert len(config.runs) == 512
+    assert len(config.layer_groups) == 512
     assert config.parameter_count() > 0
     assert time.process_time() - start < 2

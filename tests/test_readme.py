@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from support.xla import xla_flags
+
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -35,7 +39,7 @@ def plamo2(line, folder, options=()):
         line = line.replace(step, earlier)
     command, redirect, target = line.partition(" > ")
     # A user's machine has the devices it has, not those of the tests; what is compiled here is hardly used.
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = os.environ | {"XLA_FLAGS": xla_flags()}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         " ".join([command, *options]) + redirect + target,

@@ -23,10 +23,10 @@ import jax
 import numpy as np
 import tyro
 
-from plamo2_jax.cli.generate import open_generator
 from plamo2_jax.data.corpus import documents
 from plamo2_jax.engine.sampling import RowSampling, SamplingConfig, sample
 from plamo2_jax.engine.stop import StopConfig
+from plamo2_jax.models.local import open_generator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Arguments:
     new_tokens: int = 64
     """Tokens of an answer."""
     temperature: float = 0.8
-    """As in configs/prefer.py."""
+    """As in configs/preference_data.py."""
     top_p: float = 0.95
-    """As in configs/prefer.py."""
+    """As in configs/preference_data.py."""
     rounds: int = 5
     """Measurements of each."""
     output: Path | None = None
@@ -58,7 +58,7 @@ class Arguments:
 def main() -> None:
     """Print and optionally write the figures."""
     arguments = tyro.cli(Arguments, description=__doc__)
-    generator = open_generator(arguments.model, None, "float32", None)
+    generator, _ = open_generator(arguments.model, dtype="float32")
     prompts = read_prompts(generator.tokenizer, arguments.rows // arguments.samples, arguments.prompt_tokens)
     sampling = SamplingConfig(arguments.temperature, top_p=arguments.top_p)
     stop = StopConfig(max_new_tokens=arguments.new_tokens, ids=())

@@ -8,7 +8,6 @@ Both are measured in one run, taking turns, so that what else the machine does f
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 import platform
@@ -23,12 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from plamo2_jax.model import Plamo2, init_params, logical_axes
-from plamo2_jax.train.optimizer import make_optimizer
-from plamo2_jax.train.pretraining import next_token
-from plamo2_jax.train.schedule import make_schedule
-from plamo2_jax.train.state import TrainState
-from plamo2_jax.train.step import make_step
+from plamo2_jax.train.build import build_train_program
 
 IMPLEMENTATIONS = ("xla", "reference")
 
@@ -49,13 +43,8 @@ class Arguments:
 
 def prepare(config, implementation):
     """A compiled train step and its first state."""
-    model = Plamo2(config.model, dtype=jnp.dtype(config.dtype), implementation=implementation, remat=config.remat)
-    schedule = make_schedule(config.schedule, config.steps)
-    optimizer = make_optimizer(config.optimizer, schedule, logical_axes(model))
-    objective = next_token(model, jnp.ones(config.model.vocab_size, jnp.int32), config.z_loss)
-    params = jax.jit(functools.partial(init_params, model))(jax.random.key(0))
-    state = TrainState.create(params, optimizer, config.seed)
-    return jax.jit(make_step(objective, optimizer, schedule, config.accumulation), donate_argnums=0), state
+    program = build_train_program(config, jax.devices()[:1], implementations={"implementation": implementation})
+    return program.jit(), program.create_state()
 
 
 def random_batch(config):
@@ -87,7 +76,7 @@ def main() -> None:
     for turn in range(arguments.rounds + 1):
         for name, (step, state) in steps.items():
             start = time.perf_counter()
-            state, metrics = step(state, batch)
+            state, metrics = step(state, batch, {})
             jax.block_until_ready((state, metrics))
             steps[name] = (step, state)
             if turn:  # The first turn compiles.

@@ -36,8 +36,8 @@ class Command:
             **os.environ,
             "JAX_COMPILATION_CACHE_DIR": str(self.compiled),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-            # There is far more to compile than to compute: no LLVM optimisation.
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+            # There is far more to compile than to compute: no LLVM optimization.
+            "XLA_FLAGS": os.environ.get("XLA_FLAGS", "--xla_backend_optimization_level=0"),
         }
         command = [sys.executable, "-m", "plamo2_jax.cli.main", *self.argv]
         with (self.folder / "stderr.txt").open("wb") as said:

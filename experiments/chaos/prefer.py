@@ -1,4 +1,4 @@
-"""Kill `plamo2 prefer` at moments all over its work, and compare what it ends in with an undisturbed run, byte by byte."""
+"""Kill `plamo2 preference-data` at moments all over its work, and compare what it ends in with an undisturbed run, byte by byte."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ STARTS = 2
 CONFIG = """
 from pathlib import Path
 
-from plamo2_jax.align.pairing import PairingConfig
-from plamo2_jax.align.prefer import PreferConfig
-from plamo2_jax.align.speakers import SpeakerConfig
+from plamo2_jax.align.preference_data.pairing import PairingConfig
+from plamo2_jax.align.preference_data.config import PreferenceDataConfig
+from plamo2_jax.models import ChatModelConfig
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
 
-config = PreferConfig(
+config = PreferenceDataConfig(
     output=Path("out"),
     prompts=(Path("../prompts.jsonl"),),
-    policy=SpeakerConfig("../model", rows=8),
+    policy=ChatModelConfig("../model", batch_size=8),
     sampling=SamplingConfig(1.0),
     stop=StopConfig(max_new_tokens=24),
     pairing=PairingConfig(margin=0.02),
@@ -80,7 +80,8 @@ def campaign(folder: Path, kills: int, rng: random.Random) -> dict:
     """All of it, in an empty folder."""
     prepare(folder)
     whole, warm, killed = (
-        Command(folder / name, ("prefer", "config.py"), folder / "compiled") for name in ("whole", "warm", "killed")
+        Command(folder / name, ("preference-data", "config.py"), folder / "compiled")
+        for name in ("whole", "warm", "killed")
     )
     for command in (whole, warm, killed):
         command.folder.mkdir()

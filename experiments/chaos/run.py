@@ -20,9 +20,9 @@ import jax
 import numpy as np
 
 from plamo2_jax import checkpoint
-from plamo2_jax.cli.pretrain import load_config
+from plamo2_jax.config_file import load_config
 from plamo2_jax.model.plamo2 import Plamo2, abstract_params
-from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.metrics import METRICS, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,14 +30,15 @@ CONFIG_FILE = """from pathlib import *
 from plamo2_jax.config import *
 from plamo2_jax.data.pipeline import *
 from plamo2_jax.train.config import *
-from plamo2_jax.train.guard import *
+from plamo2_jax.train.loss_guard import *
 from plamo2_jax.train.optimizer import *
+from plamo2_jax.train.pretraining import *
 from plamo2_jax.train.schedule import *
 config = {config!r}
 """
 
 
-def start(config: PretrainConfig, folder: Path) -> subprocess.Popen:
+def start(config: RunConfig, folder: Path) -> subprocess.Popen:
     """`plamo2 pretrain` on a configuration, in a process of its own."""
     path = folder / f"{config.name}.py"
     path.write_text(CONFIG_FILE.format(config=config))
@@ -45,7 +46,7 @@ def start(config: PretrainConfig, folder: Path) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def finish(config: PretrainConfig, folder: Path) -> str:
+def finish(config: RunConfig, folder: Path) -> str:
     """Run to the end; returns what it wrote to stderr."""
     process = start(config, folder)
     _, error = process.communicate()
@@ -54,12 +55,12 @@ def finish(config: PretrainConfig, folder: Path) -> str:
     return error
 
 
-def losses(config: PretrainConfig) -> dict[int, float]:
+def losses(config: RunConfig) -> dict[int, float]:
     """Loss by step."""
     return {line["step"]: line["loss"] for line in read_metrics(config.folder / METRICS) if "loss" in line}
 
 
-def same_bits(left: PretrainConfig, right: PretrainConfig) -> bool:
+def same_bits(left: RunConfig, right: RunConfig) -> bool:
     """Whether two complete runs have the same losses and final parameters."""
     params = [
         checkpoint.restore_params(config.folder, abstract_params(Plamo2(config.model)), config.steps)
@@ -70,7 +71,7 @@ def same_bits(left: PretrainConfig, right: PretrainConfig) -> bool:
 
 
 def kill_at_random(
-    config: PretrainConfig,
+    config: RunConfig,
     folder: Path,
     kills: int,
     longest: float,
@@ -148,7 +149,7 @@ def half_written(step: Path) -> None:
 DAMAGES: tuple[Callable[[Path], None], ...] = (truncate, flip_a_byte, delete_a_file, empty, half_written)
 
 
-def recover_from(damage: Callable[[Path], None], whole: PretrainConfig, folder: Path) -> dict[str, object]:
+def recover_from(damage: Callable[[Path], None], whole: RunConfig, folder: Path) -> dict[str, object]:
     """Damage the newest checkpoint of a copy of a complete run, and run the copy to the end again."""
     copy = dataclasses.replace(whole, output=folder / damage.__name__)
     shutil.copytree(whole.folder, copy.folder)
@@ -163,7 +164,7 @@ def recover_from(damage: Callable[[Path], None], whole: PretrainConfig, folder: 
     }
 
 
-def campaign(config: PretrainConfig, folder: Path, kills: int, seed: int) -> dict[str, object]:
+def campaign(config: RunConfig, folder: Path, kills: int, seed: int) -> dict[str, object]:
     """All of it.
 
     Args:
@@ -204,7 +205,7 @@ def campaign(config: PretrainConfig, folder: Path, kills: int, seed: int) -> dic
     }
 
 
-def small_demo(folder: Path) -> PretrainConfig:
+def small_demo(folder: Path) -> RunConfig:
     """The demo's run, half as wide and shorter, on the bundled held-out English text."""
     plamo2 = [sys.executable, "-m", "plamo2_jax.cli.main"]
     tokenizer = [

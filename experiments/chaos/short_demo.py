@@ -16,7 +16,7 @@ _OPTIONS = {
     "prune": "--batches 1",
     "data instructions": "--limit 24",
     # A model that knows nothing hardly makes answers of different worth.
-    "prefer": "--samples 3 --stop.max-new-tokens 8 --pairing.margin 0.001 --heldout-share 0.3",
+    "preference-data": "--samples 3 --stop.max-new-tokens 8 --pairing.margin 0.001 --heldout-share 0.3",
     "generate": "--max-new-tokens 8",
 }
 _STEPS = {"@60": "@2", "@120": "@4", " --limit 480": "", " --samples 2": ""}

@@ -11,30 +11,29 @@ import datetime
 from pathlib import Path
 
 from plamo2_jax.align.dpo import PreferenceConfig
-from plamo2_jax.align.preferences import DpoConfig, PairsConfig
-from plamo2_jax.align.sft import SftConfig
+from plamo2_jax.align.preferences import Dpo, PairsConfig
+from plamo2_jax.align.sft import Sft
 from plamo2_jax.checkpoint import write_json
-from plamo2_jax.cli.pretrain import load_config
+from plamo2_jax.config_file import load_config
 from plamo2_jax.plan.request import Request
 from plamo2_jax.plan.steps import plan
-from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.config import RunConfig
 
 HERE = Path(__file__).resolve().parent
 BASE = HERE.parents[1] / "configs" / "pretrain_1b.py"
 
 
-def programs(base: PretrainConfig) -> dict[str, PretrainConfig]:
+def programs(base: RunConfig) -> dict[str, RunConfig]:
     """SFT, and DPO without and with the reference beside the policy."""
-    fields = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)} | {"z_loss": 0.0}
-    dpo = DpoConfig(
-        **fields | {"name": "dpo", "init_from": Path("sft")},
-        pairs=PairsConfig(max_pairs=16),
-        preference=PreferenceConfig(losses=("sigmoid",), weights=(1.0,)),
-    )
-    return {
-        "SFT": SftConfig(**fields | {"name": "sft"}),
+    dpo = Dpo(pairs=PairsConfig(max_pairs=16), preference=PreferenceConfig(losses=("sigmoid",), weights=(1.0,)))
+    tasks = {
+        "SFT": Sft(z_loss=0.0),
         "DPO, reference precomputed": dataclasses.replace(dpo, reference_log_probs=Path("reference")),
         "DPO, reference beside": dpo,
+    }
+    return {
+        name: dataclasses.replace(base, name=task.kind, task=task, init_from=Path("sft"))
+        for name, task in tasks.items()
     }
 
 

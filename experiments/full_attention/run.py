@@ -20,18 +20,16 @@ sys.path.insert(0, str(HERE.parent))
 
 from trials import LANGUAGES, heldout_bits, run, train_to_end  # noqa: E402
 
-from plamo2_jax import checkpoint  # noqa: E402
+from plamo2_jax import checkpoint, models  # noqa: E402
 from plamo2_jax.config import ModelConfig, preset  # noqa: E402
-from plamo2_jax.convert.load import load_model  # noqa: E402
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem  # noqa: E402
-from plamo2_jax.engine.answer import ModelAnswerer  # noqa: E402
 from plamo2_jax.eval import phonebook  # noqa: E402
 from plamo2_jax.eval.phonebook_names import full_names  # noqa: E402
 from plamo2_jax.eval.retrieval import ask, depths, table  # noqa: E402
-from plamo2_jax.model import Plamo2  # noqa: E402
 from plamo2_jax.storage import write_whole  # noqa: E402
 from plamo2_jax.surgery.extend import extend  # noqa: E402
-from plamo2_jax.train.config import PretrainConfig  # noqa: E402
+from plamo2_jax.train.config import RunConfig  # noqa: E402
+from plamo2_jax.train.pretraining import Pretrain  # noqa: E402
 from plamo2_jax.train.schedule import ScheduleConfig  # noqa: E402
 
 WINDOW, LENGTHS, LENGTH, ROWS = 64, (48, 64, 128, 256), 256, 16
@@ -81,7 +79,7 @@ def train(
 ) -> Path:
     """A run on text and phonebooks, or what is left of it to do."""
     return train_to_end(
-        PretrainConfig(
+        RunConfig(
             name=f"{name}-{seed}",
             output=home / "runs",
             model=model,
@@ -93,21 +91,22 @@ def train(
                 seed=seed,
             ),
             steps=steps,
+            task=Pretrain(),
             init_from=start,
             schedule=ScheduleConfig(learning_rate=rate, warmup=0.05, decay_fraction=0.3, decay_shape="linear"),
             dtype="float32",
             seed=seed,
             checkpoint_every=max(1, steps // 4),
-            keep=1,
+            max_to_keep=1,
         )
     )
 
 
 def measure(home: Path, folder: Path, samples: int, batches: int) -> dict:
     """Held-out bits a byte by language, and accuracies by length."""
-    loaded = load_model(folder)
+    model = models.open(folder, batch_size=8 * 4)
     questions = phonebook.questions(
-        loaded.tokenizer,
+        model.tokenizer,
         lengths=LENGTHS,
         depths=depths(4),
         samples=samples,
@@ -115,8 +114,7 @@ def measure(home: Path, folder: Path, samples: int, batches: int) -> dict:
         digits=DIGITS,
         separator=SEPARATOR,
     )
-    answerer = ModelAnswerer(Plamo2(loaded.config), loaded.params, loaded.tokenizer)
-    answered = ask(questions, answerer, loaded.tokenizer, batch_size=8)
+    answered = ask(questions, model, model.tokenizer, batch_size=8)
     return {"bits_per_byte": heldout_bits(home, folder, LENGTH, ROWS, batches), "rows": table(answered)}
 
 

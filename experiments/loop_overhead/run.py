@@ -17,21 +17,19 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
-from plamo2_jax.cli.pretrain import load_config
+from plamo2_jax.config_file import load_config
 from plamo2_jax.data.pipeline import train_iterator
-from plamo2_jax.model.plamo2 import Plamo2, init_params
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train import loop
-from plamo2_jax.train.config import PretrainConfig
-from plamo2_jax.train.state import TrainState
+from plamo2_jax.train.build import build_train_program
+from plamo2_jax.train.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 _PLAMO2 = [sys.executable, "-m", "plamo2_jax.cli.main"]
 
 
-def demo(folder: Path, steps: int, checkpoint_every: int) -> PretrainConfig:
+def demo(folder: Path, steps: int, checkpoint_every: int) -> RunConfig:
     """The demo's configuration on the bundled held-out text, which is prepared in seconds; without evaluation."""
     tokenizer = [
         "tokenizer",
@@ -68,10 +66,10 @@ def demo(folder: Path, steps: int, checkpoint_every: int) -> PretrainConfig:
 class Turns:
     """Lets the loop, in its thread, make some steps at a time. The step under way when a turn ends is counted in no turn."""
 
-    def __init__(self, config: PretrainConfig, block: int):
+    def __init__(self, config: RunConfig, block: int):
         self._block = block
         self._go, self._arrived = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=loop.pretrain, args=(config,), kwargs={"on_step": self._on_step})
+        self._thread = threading.Thread(target=loop.train, args=(config,), kwargs={"on_step": self._on_step})
 
     def start(self) -> None:
         """Begin, and wait for the first turn's end."""
@@ -100,18 +98,18 @@ class Turns:
 class Bare:
     """The same step, compiled the same way, on one batch again and again, with as many steps in flight as in the loop."""
 
-    def __init__(self, config: PretrainConfig, step: object, optimizer: object):
-        model = Plamo2(config.model, dtype=jnp.dtype(config.dtype), remat=config.remat)
-        params = jax.jit(lambda: init_params(model, jax.random.key(0)))()
-        self._state = TrainState.create(params, optimizer, 0)
-        self._batch = jax.device_put(next(train_iterator(config.data, Tokenizer.load(config.tokenizer))))
-        self._step = jax.jit(step, donate_argnums=0).lower(self._state, self._batch).compile()
+    def __init__(self, config: RunConfig):
+        tokenizer = Tokenizer.load(config.tokenizer)
+        program = build_train_program(config, jax.devices(), tokenizer)
+        self._state, self._frozen = program.create_state(), program.task.frozen
+        self._batch = program.put(next(train_iterator(config.data, tokenizer)))
+        self._step = program.jit().lower(*program.arguments).compile()
 
     def take(self, steps: int) -> jax.Array:
         """Some steps, the last of which is still under way."""
         done = None
         for _ in range(steps):
-            self._state, metrics = self._step(self._state, self._batch)
+            self._state, metrics = self._step(self._state, self._batch, self._frozen)
             if done is not None:
                 jax.block_until_ready(done)
             done = metrics["loss"]
@@ -161,17 +159,9 @@ def main() -> None:
     demo_every = load_config(ROOT / "configs" / "demo.py").checkpoint_every
     config = demo(options.folder.resolve(), options.block * (options.rounds + 3), options.checkpoint_every)
 
-    made = {}
-    make_step = loop.make_step
-
-    def remember(objective, optimizer, *rest):
-        made["step"], made["optimizer"] = make_step(objective, optimizer, *rest), optimizer
-        return made["step"]
-
-    loop.make_step = remember
     turns = Turns(config, options.block)
     turns.start()
-    bare = Bare(config, **made)
+    bare = Bare(config)
     jax.block_until_ready(bare.take(options.block))
     turns.take()
     rounds = []

@@ -25,7 +25,8 @@ from plamo2_jax.config import preset  # noqa: E402
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem  # noqa: E402
 from plamo2_jax.surgery.merge.config import MergeConfig  # noqa: E402
 from plamo2_jax.surgery.merge.merge import merge  # noqa: E402
-from plamo2_jax.train.config import PretrainConfig  # noqa: E402
+from plamo2_jax.train.config import RunConfig  # noqa: E402
+from plamo2_jax.train.pretraining import Pretrain  # noqa: E402
 from plamo2_jax.train.schedule import ScheduleConfig  # noqa: E402
 
 METHODS = {
@@ -49,7 +50,7 @@ def train(
     home: Path, name: str, seed: int, steps: int, rate: float, languages: tuple[str, ...], base: Path | None
 ) -> Path:
     """A run of the tiny model, or what is left of it to do."""
-    config = PretrainConfig(
+    config = RunConfig(
         name=f"{name}-{seed}",
         output=home / "runs",
         model=preset("tiny", vocab_size=2048, mamba_chunk_size=64),
@@ -61,12 +62,13 @@ def train(
             seed=seed + (1000 if base else 0),
         ),
         steps=steps,
+        task=Pretrain(),
         init_from=base,
         schedule=ScheduleConfig(learning_rate=rate, warmup=0.05, decay_fraction=0.5, decay_shape="linear"),
         dtype="float32",
         seed=seed,
         checkpoint_every=max(1, steps // 2),
-        keep=1,
+        max_to_keep=1,
     )
     return train_to_end(config)
 

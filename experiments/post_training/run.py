@@ -22,30 +22,29 @@ sys.path.insert(0, str(HERE.parent))
 
 from trials import STOPPED, heldout_bits, run, spread  # noqa: E402
 
-from plamo2_jax.align import rules  # noqa: E402
+from plamo2_jax import models  # noqa: E402
 from plamo2_jax.align.dpo import PreferenceConfig  # noqa: E402
-from plamo2_jax.align.pairing import PairingConfig  # noqa: E402
-from plamo2_jax.align.prefer import PreferConfig, prefer  # noqa: E402
+from plamo2_jax.align.preference_data import rules  # noqa: E402
+from plamo2_jax.align.preference_data.config import PreferenceDataConfig  # noqa: E402
+from plamo2_jax.align.preference_data.pairing import PairingConfig  # noqa: E402
+from plamo2_jax.align.preference_data.prompts import read_prompts  # noqa: E402
+from plamo2_jax.align.preference_data.sampling import make_preference_data  # noqa: E402
 from plamo2_jax.align.preferences import (  # noqa: E402
-    DpoConfig,
+    Dpo,
     PairsConfig,
-    PairSource,
     preference_evaluator,
     preference_loss_fn,
-    preference_task,
 )
-from plamo2_jax.align.prompts import read_prompts  # noqa: E402
-from plamo2_jax.align.sft import ChatSource, SftConfig, sft_task  # noqa: E402
-from plamo2_jax.align.speakers import Failure, Question, SpeakerConfig, open_speaker  # noqa: E402
+from plamo2_jax.align.sft import Sft  # noqa: E402
 from plamo2_jax.checkpoint import latest_step, write_json  # noqa: E402
 from plamo2_jax.convert.load import load_model  # noqa: E402
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem  # noqa: E402
 from plamo2_jax.engine.sampling import SamplingConfig  # noqa: E402
 from plamo2_jax.engine.stop import StopConfig  # noqa: E402
-from plamo2_jax.eval.heldout import byte_lengths  # noqa: E402
-from plamo2_jax.eval.perplexity import make_evaluator  # noqa: E402
 from plamo2_jax.model import Plamo2  # noqa: E402
-from plamo2_jax.train.loop import pretrain  # noqa: E402
+from plamo2_jax.model.bits_per_byte import make_evaluator  # noqa: E402
+from plamo2_jax.train.config import RunConfig  # noqa: E402
+from plamo2_jax.train.loop import train  # noqa: E402
 from plamo2_jax.train.optimizer import OptimizerConfig  # noqa: E402
 from plamo2_jax.train.schedule import ScheduleConfig  # noqa: E402
 
@@ -72,19 +71,17 @@ class Plan:
     questions: int
 
 
-def fit(work: Path, config: SftConfig | DpoConfig) -> Path:
+def fit(work: Path, config: RunConfig) -> Path:
     """The run's folder, once its last step is done."""
-    if latest_step(config.folder) != config.steps:
-        made = (sft_task, ChatSource) if isinstance(config, SftConfig) else (preference_task, PairSource)
-        if pretrain(config, make_task=made[0], make_source=made[1]).signal is not None:
-            raise SystemExit(STOPPED)
+    if latest_step(config.folder) != config.steps and train(config).signal is not None:
+        raise SystemExit(STOPPED)
     return config.folder
 
 
-def sft_config(plan: Plan, work: Path, name: str, seed: int) -> SftConfig:
+def sft_config(plan: Plan, work: Path, name: str, seed: int) -> RunConfig:
     """Fine-tuning on the instructions; two runs differ in the order of the data."""
     base = load_model(Path(plan.base))
-    return SftConfig(
+    return RunConfig(
         name=name,
         output=work / "runs",
         model=base.config,
@@ -92,21 +89,21 @@ def sft_config(plan: Plan, work: Path, name: str, seed: int) -> SftConfig:
         init_from=Path(plan.base),
         data=DataConfig((MixtureItem(work / "instructions/train.jsonl"),), LENGTH, ROWS, seed=seed, packing_bins=64),
         steps=plan.sft_steps,
+        task=Sft(z_loss=0.0),
         heldout={"answers": work / "instructions/heldout.jsonl"},
         optimizer=OptimizerConfig(weight_decay=0.0),
         schedule=ScheduleConfig(kind="cosine", learning_rate=plan.sft_rate, warmup=0.1, final_fraction=0.1),
-        z_loss=0.0,
         dtype="float32",
         seed=seed,
         checkpoint_every=plan.sft_steps,
-        keep=1,
+        max_to_keep=1,
     )
 
 
-def dpo_config(plan: Plan, work: Path, name: str, seed: int, start: Path, pairs: Path) -> DpoConfig:
+def dpo_config(plan: Plan, work: Path, name: str, seed: int, start: Path, pairs: Path) -> RunConfig:
     """Preferences on top of the merged fine-tune."""
     loaded = load_model(start)
-    return DpoConfig(
+    return RunConfig(
         name=name,
         output=work / "runs",
         model=loaded.config,
@@ -114,15 +111,17 @@ def dpo_config(plan: Plan, work: Path, name: str, seed: int, start: Path, pairs:
         init_from=start,
         data=DataConfig((MixtureItem(pairs / "pairs.jsonl"),), LENGTH, ROWS, seed=seed, packing_bins=16),
         steps=plan.dpo_steps,
+        task=Dpo(
+            pairs=PairsConfig(template=str(start), max_pairs=8),
+            preference=PreferenceConfig(losses=("sigmoid", "nll"), weights=(1.0, plan.nll), beta=plan.beta),
+        ),
         heldout={"pairs": pairs / "heldout.jsonl"},
-        pairs=PairsConfig(template=str(start), max_pairs=8),
-        preference=PreferenceConfig(losses=("sigmoid", "nll"), weights=(1.0, plan.nll), beta=plan.beta),
         optimizer=OptimizerConfig(weight_decay=0.0),
         schedule=ScheduleConfig(kind="cosine", learning_rate=plan.dpo_rate, warmup=0.1, final_fraction=0.1),
         dtype="float32",
         seed=seed,
         checkpoint_every=plan.dpo_steps,
-        keep=1,
+        max_to_keep=1,
     )
 
 
@@ -138,11 +137,11 @@ def merged(work: Path, name: str, models: Iterable[Path]) -> Path:
 def preference_data(plan: Plan, work: Path, policy: Path, seed: int) -> Path:
     """Pairs of the policy's own answers, scored by rules alone."""
     folder = work / f"pairs-{seed}"
-    prefer(
-        PreferConfig(
+    make_preference_data(
+        PreferenceDataConfig(
             output=folder,
             prompts=(work / f"prompts-{seed}" / "train.jsonl",),
-            policy=SpeakerConfig(model=str(policy), rows=128),
+            policy=models.ChatModelConfig(model=str(policy), batch_size=128),
             samples=plan.samples,
             sampling=SAMPLING,
             stop=StopConfig(max_new_tokens=96),
@@ -160,19 +159,21 @@ def rule_scores(plan: Plan, work: Path, model: Path) -> dict[str, float]:
     """
     prompts = read_prompts((work / "instructions" / "heldout.jsonl",), {})
     chosen = [prompts[i * len(prompts) // plan.questions] for i in range(plan.questions)]
-    speaker = open_speaker(SpeakerConfig(model=str(model), rows=128))
+    opened = models.open(model, batch_size=128)
 
     def scores(sampling: SamplingConfig, samples: int) -> list[dict[str, float]]:
-        questions = [Question(prompt.id, prompt.messages) for prompt in chosen]
         stop = StopConfig(max_new_tokens=96)
-        replies = speaker.answer(questions, samples=samples, seed=0, sampling=sampling, stop=stop)
-        for prompt, reply in zip(chosen, replies, strict=True):
-            if isinstance(reply, Failure):
-                raise SystemExit(f"{prompt.id}: {reply.reason}")
+        requests = [
+            models.ChatRequest(prompt.id, prompt.messages, sampling=sampling, stop=stop, n=samples) for prompt in chosen
+        ]
+        responses = opened.chat(requests)
+        for prompt, response in zip(chosen, responses, strict=True):
+            if isinstance(response, models.RequestError):
+                raise SystemExit(f"{prompt.id}: {response.reason}")
         return [
-            rules.score(prompt.rules, answer.text, answer.finished)
-            for prompt, reply in zip(chosen, replies, strict=True)
-            for answer in reply
+            rules.score(prompt.rules, answer.text, answer.finish_reason == "stop")
+            for prompt, response in zip(chosen, responses, strict=True)
+            for answer in response
         ]
 
     def all_obeyed(found: list[dict[str, float]]) -> float:
@@ -190,20 +191,24 @@ def rule_scores(plan: Plan, work: Path, model: Path) -> dict[str, float]:
     }
 
 
-def answer_bits(config: SftConfig, model: Path) -> float:
+def answer_bits(config: RunConfig, model: Path) -> float:
     """Held-out bits a byte of what the assistant says."""
     loaded = load_model(model)
-    evaluate = make_evaluator(Plamo2(loaded.config), byte_lengths(loaded.tokenizer, loaded.config.vocab_size))
-    return evaluate(loaded.params, ChatSource(config, loaded.tokenizer).heldout("answers", 0, 1)).bits_per_byte
+    evaluate = make_evaluator(Plamo2(loaded.config), loaded.tokenizer.padded_byte_lengths(loaded.config.vocab_size))
+    return evaluate(
+        loaded.params, config.task.make_source(config, loaded.tokenizer).heldout("answers", 0, 1)
+    ).bits_per_byte
 
 
-def reward_accuracy(config: DpoConfig, model: Path, reference: Path) -> dict[str, float]:
+def reward_accuracy(config: RunConfig, model: Path, reference: Path) -> dict[str, float]:
     """Share of held-out pairs whose chosen answer has the larger log-ratio of model to reference, and the mean margin over β."""
     loaded = load_model(model)
     network = Plamo2(loaded.config)
-    loss_fn = preference_loss_fn(network, PreferenceConfig(beta=1.0), config.pairs.max_pairs, reference="reference")
+    loss_fn = preference_loss_fn(
+        network, PreferenceConfig(beta=1.0), config.task.pairs.max_pairs, reference="reference"
+    )
     frozen = {"reference": load_model(reference).params}
-    batches = PairSource(config, loaded.tokenizer).heldout("pairs", 0, 1)
+    batches = config.task.make_source(config, loaded.tokenizer).heldout("pairs", 0, 1)
     found = preference_evaluator(loss_fn)(loaded.params, batches, frozen).metrics
     return {
         "reward_accuracy": found["reward_accuracy"],

@@ -13,14 +13,13 @@ import json
 import os
 from pathlib import Path
 
-import tyro
-
-from plamo2_jax.cli.pretrain import load_config
+from plamo2_jax.cli.run_options import parse_config
+from plamo2_jax.config_file import load_config
 from plamo2_jax.plan import report
 from plamo2_jax.plan.compiler import libtpu_version
 from plamo2_jax.plan.request import Request
 from plamo2_jax.plan.steps import gpu_argument_bytes, plan
-from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.config import RunConfig
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -42,9 +41,9 @@ PLANS = {
 AT_ONCE = 2
 
 
-def configuration(name: str, options: str) -> PretrainConfig:
+def configuration(name: str, options: str) -> RunConfig:
     """Load a config file and replace fields, as on the command line."""
-    return tyro.cli(PretrainConfig, default=load_config(ROOT / "configs" / f"{name}.py"), args=options.split())
+    return parse_config(load_config(ROOT / "configs" / f"{name}.py"), options.split(), f"plamo2 plan {name}.py")
 
 
 def one(name: str) -> dict:

@@ -1,7 +1,7 @@
-"""`attention`: causal self-attention of whole rows, whichever library computes it, with memory linear in the row length.
+"""`attention`: causal self-attention of whole rows, with a choice of implementations and memory linear in the row length.
 
-A query sees a key if both are of one segment and `0 <= distance <= window`: `window` past tokens and itself, as the public PLaMo 2
-code masks (window + 1 keys). Padding sees only padding, so every query has a key and no row of the softmax is empty.
+A query sees a key if both are in the same segment and `0 <= distance <= window`: the last `window` tokens and itself (window + 1 keys), as
+in the public PLaMo 2 code. Padding sees only padding, so every query has a key and no row of the softmax is empty.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ def attention(
     block_size: int | None = None,
     interpret: bool = False,
 ) -> Float[Array, "b t h p"]:
-    """Causal self-attention; query head i reads key/value head i // (h // g), scores are scaled by p^-0.5.
+    """Causal self-attention. Query head i reads key/value head i // (h // g), and scores are scaled by p^-0.5.
 
     Args:
-        segment_ids: documents and padding (0); None: one document a row.
-        window: past tokens a query sees besides itself; None: all.
-        implementation: "auto" chooses by the platform; a named one is used as named: "splash" on TPU, "cudnn" on NVIDIA GPUs, "xla"
-            everywhere.
-        block_size: queries computed at a time; results do not depend on it beyond rounding. None: by the window or the platform.
-        interpret: run splash in the interpreter, on any platform.
+        q, k, v: Queries, keys and values.
+        segment_ids: Documents and padding (0); None: one document per row.
+        window: Number of past tokens that a query sees besides itself; None: all.
+        implementation: "auto" selects by platform; "splash" runs on TPU, "cudnn" on NVIDIA GPUs, "xla" everywhere.
+        block_size: Number of queries computed at a time. Results do not depend on it beyond rounding. None: by window or platform.
+        interpret: Run splash in the interpreter, on any platform.
 
     Returns:
-        The mixed values in the dtype of q; softmax in float32.
+        The attention output in the dtype of q. The softmax is in float32.
 
     Raises:
-        ValueError: shapes do not fit together, an unknown implementation, or a named one that cannot run.
+        ValueError: Shapes do not fit together, or the implementation is unknown or cannot run.
     """
     if implementation not in get_args(Implementation):
         names = ", ".join(get_args(Implementation))
@@ -58,10 +58,10 @@ def attention(
 
 
 def choose_implementation(q: Array, block_size: int | None, implementation: Implementation) -> Implementation:
-    """What "auto" stands for here, or a named one that can run.
+    """Return the implementation that "auto" selects here, or the given one if it can run.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: The given implementation cannot run.
     """
     obstacle = {"splash": splash.obstacle, "cudnn": cudnn.obstacle}.get(implementation, lambda q, block_size: None)
     if reason := obstacle(q, block_size):
@@ -71,7 +71,7 @@ def choose_implementation(q: Array, block_size: int | None, implementation: Impl
     platform = jax.default_backend()
     if platform == "tpu" and on_one_device() and splash.obstacle(q, block_size) is None:
         return "splash"
-    # ROCm calls itself a GPU too, and has no cuDNN.
+    # ROCm devices are also of platform "gpu", but have no cuDNN.
     if (
         platform == "gpu"
         and "cuda" in jax.devices()[0].client.platform_version

@@ -1,11 +1,11 @@
-"""Attention on NVIDIA GPUs by cuDNN's flash attention, through `jax.nn.dot_product_attention`.
+"""Attention on NVIDIA GPUs with cuDNN's flash attention, through `jax.nn.dot_product_attention`.
 
-One document a row is what cuDNN knows by itself: causal, with a left window. Segments it takes as a mask, and a mask of a whole row is
-quadratic, so rows with segments go through the banded loop and cuDNN gets the mask of one block at a time.
+cuDNN supports causal attention with a left window for one document per row. Segments need a mask, and a mask of a whole row is quadratic.
+So rows with segments use the banded loop, and cuDNN gets the mask of one block at a time.
 
-Its layout for packed sequences (`q_offsets`, `kv_offsets` of `jax._src.cudnn`) would need no mask, but it is private to jax, needs
-Hopper and a static bound on the documents of a row, and computes the offsets of keys from the heads of the queries (jax 0.10.2), which
-is wrong for grouped heads. Leaving the segments out, as maxtext did (AI-Hypercomputer/maxtext#4476), lets documents see each other.
+cuDNN's layout for packed sequences (`q_offsets`, `kv_offsets` of `jax._src.cudnn`) needs no mask. But it is private to JAX, needs Hopper
+and a static bound on the documents per row, and computes key offsets from the number of query heads (jax 0.10.2), which is wrong for
+grouped heads. Omitting the segments, as maxtext did (AI-Hypercomputer/maxtext#4476), lets documents see each other.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MOST_HEAD_DIM, _MULTIPLE = 128, 8
 
 
 def obstacle(q: Float[Array, "b t h p"], block_size: int | None) -> str | None:
-    """Why cuDNN cannot take these queries, in words; None if it can."""
+    """Return the reason why cuDNN cannot process these queries, or None if it can."""
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"cuDNN takes bfloat16 or float16, not {q.dtype}"
     if q.shape[3] % 8 or q.shape[3] > _MOST_HEAD_DIM:
@@ -39,10 +39,10 @@ def cudnn_attention(
     window: int | None,
     block_size: int | None,
 ) -> Float[Array, "b t h p"]:
-    """`attention` on a GPU; raises ValueError where jax finds no cuDNN."""
+    """Compute `attention` on a GPU. Raise ValueError if JAX finds no cuDNN."""
     try:
         if segment_ids is None:
-            # jax counts the left window without the token itself, as we do, and adds it for cuDNN.
+            # As here, JAX does not count the token itself in the left window, and adds it for cuDNN.
             local = None if window is None else (window, 0)
             return jax.nn.dot_product_attention(
                 q, k, v, is_causal=True, local_window_size=local, implementation="cudnn"

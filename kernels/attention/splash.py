@@ -1,10 +1,10 @@
-"""Attention on TPU by jax's splash attention: a flash kernel that visits only the blocks of keys that window and causality leave.
+"""Attention on TPU with JAX's splash attention, a flash kernel that skips the blocks of keys outside the window and after the query.
 
-Segments it compares inside the kernel; blocks of other documents are computed and masked. Its fused backward kernel is not used: it
-writes the gradient of the queries once for every block of keys, t/block times the queries, which is quadratic in the row.
+The kernel compares segments, so blocks of other documents are computed and masked. The fused backward kernel of the library is not used,
+because it writes the gradient of the queries once per block of keys, which is quadratic in the row length.
 
-XLA cannot partition a Pallas kernel: over several devices call `attention` inside `jax.shard_map(..., check_vma=False)` over rows and
-heads. (The library does not tell shard_map over which axes its outputs vary.)
+XLA cannot partition a Pallas kernel. On several devices, call `attention` inside `jax.shard_map(..., check_vma=False)` over rows and heads.
+(The library does not declare over which axes its outputs vary.)
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jaxtyping import Array, Float, Int
 
 _LANES = 128
-# Tokens a block, of queries and of keys, by the TPU compiler's schedules (v5p and v6e, p = 128, the three kernels together): a step of
-# 1024 takes 3.1 times one of 512 and does the work of 4, so it pays where blocks are mostly full. Under a window of at most
-# `_SMALL_WINDOW` the keys that it masks cost more than that. 256 takes 1.9 times as long as 1024 (v5p, window 2048).
+# Tokens per block of queries and of keys, by the TPU compiler's schedules (v5p and v6e, p = 128, the three kernels together): a step with
+# 1024 takes 3.1 times as long as a step with 512 and does 4 times the work, which is faster if blocks are mostly full. With a window of at
+# most `_SMALL_WINDOW`, masked keys cost more than this gain. 256 takes 1.9 times as long as 1024 (v5p, window 2048).
 _BLOCK, _SMALL_BLOCK, _SMALL_WINDOW = 1024, 512, 1024
 _MOST_HEAD_BYTES = 512
-# Sizes of heads that were compiled: 16, 32, 64, 96, 128, 192, 256. Those below 128 leave lanes empty.
+# Head sizes that were compiled: 16, 32, 64, 96, 128, 192, 256. Sizes below 128 leave lanes unused.
 _HEAD_MULTIPLE = 16
-# Keys of a block that are multiplied at a time in the kernels that go along the keys.
+# Number of keys of a block that are multiplied at a time, in the kernels that loop over keys.
 _COMPUTE = 512
 
 
 def obstacle(q: Float[Array, "b t h p"], block_size: int | None) -> str | None:
-    """Why splash cannot take these queries, in words; None if it can."""
+    """Return the reason why splash cannot process these queries, or None if it can."""
     if q.dtype not in (jnp.bfloat16, jnp.float32):
         return f"splash takes bfloat16 or float32, not {q.dtype}"
     if q.shape[3] % _HEAD_MULTIPLE:
@@ -52,10 +52,10 @@ def splash_attention(
     key_segment_ids: Int[Array, "b s"] | None = None,
     interpret: bool = False,
 ) -> Float[Array, "b t h p"]:
-    """`attention` on TPU; rows are padded to a multiple of the block.
+    """Compute `attention` on TPU. Rows are padded to a multiple of the block.
 
-    The queries are the last t of the s tokens of the row. Where there are more keys than queries, `segment_ids` and `key_segment_ids` say
-    whose they are; as many of both share `segment_ids`.
+    The queries are the last t of the s tokens of the row. `segment_ids` belongs to the queries and `key_segment_ids` to the keys; if there
+    are as many keys as queries, `segment_ids` is used for both.
     """
     t, h, p = q.shape[1:]
     block = min(block_size or _choose_block(t, window, p * q.dtype.itemsize), t + -t % _LANES)
@@ -67,7 +67,7 @@ def splash_attention(
     k, v = (_padded(a, lead, pad).swapaxes(1, 2) for a in (k, v))
     kernel = _kernel(q.shape[2], k.shape[2], h, window, block, interpret)
     if segment_ids is None:
-        # Causality hides the padding, which trails.
+        # The padding is at the end, where the causal mask hides it.
         y = jax.vmap(kernel)(q, k, v)
     else:
         keys = segment_ids if key_segment_ids is None else key_segment_ids
@@ -80,14 +80,14 @@ def _padded(a: Array, lead: int, trail: int) -> Array:
 
 
 def _choose_block(t: int, window: int | None, head_bytes: int) -> int:
-    # A larger block of larger heads overflows the VMEM that a v5e gives a kernel.
+    # A larger block with larger heads exceeds the VMEM limit of a kernel on v5e.
     small = t % _BLOCK or head_bytes > _MOST_HEAD_BYTES or (window is not None and window <= _SMALL_WINDOW)
     return _SMALL_BLOCK if small else _BLOCK
 
 
 @functools.lru_cache(maxsize=32)
 def _kernel(t: int, s: int, h: int, window: int | None, block: int, interpret: bool) -> library.SplashAttentionKernel:
-    """The kernel for t queries at the end of s keys; its tables of blocks, of the order of ts/block² bytes, are constants."""
+    """Return the kernel for t queries at the end of s keys. Its tables of blocks, about ts/block² bytes, are constants."""
     if window is None or window >= s - 1:
         mask = masks.CausalMask((t, s), offset=s - t)
     else:
@@ -103,7 +103,7 @@ def _kernel(t: int, s: int, h: int, window: int | None, block: int, interpret: b
         block_q_dq=block,
         block_kv_dq=block,
     )
-    # Tables of numpy belong to no device and no trace, so one kernel serves all of them.
+    # NumPy tables belong to no device and no trace, so one kernel can be used in all of them.
     with jax.ensure_compile_time_eval():
         kernel = library.make_splash_mha(
             masks.MultiHeadMask([mask] * h), block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret

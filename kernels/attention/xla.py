@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Literal
 
@@ -10,10 +11,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-# Queries a block where the caller leaves the choice: scores take h · block · (window + block) values at a time, so a block of about the
-# window wastes little on keys outside it; below the least, blocks are too small to fill a matrix unit.
+from plamo2_kernels.precision import product_precision
+
+# Default number of queries per block. Scores take h · block · (window + block) values at a time, so a block of about the window wastes
+# little on keys outside it. Blocks below the minimum are too small to fill a matrix unit.
 _LEAST_BLOCK, _MOST_BLOCK = 128, 512
-# The keys of a block are this many or a multiple: matrix units and cuDNN take no odd lengths well.
+# The number of keys of a block is a multiple of this, because matrix units and cuDNN are slow with odd lengths.
 _KEY_MULTIPLE = 8
 
 
@@ -27,11 +30,12 @@ def banded_attention(
     *,
     implementation: Literal["xla", "cudnn"] = "xla",
 ) -> Float[Array, "b t h p"]:
-    """`attention` as a loop over blocks of queries, each with the keys that any of them may see, recomputed in the backward pass.
+    """Compute `attention` as a loop over blocks of queries, each with all keys that its queries may see. Remat in the backward pass.
 
     Args:
-        block_size: queries a block; None: by the window.
-        implementation: of `jax.nn.dot_product_attention` within a block.
+        q, k, v, segment_ids, window: As for `api.attention`.
+        block_size: Queries per block; None: by the window.
+        implementation: Implementation of `jax.nn.dot_product_attention` within a block.
     """
     if block_size is None:
         block_size = _MOST_BLOCK if window is None else min(max(window, _LEAST_BLOCK), _MOST_BLOCK)
@@ -43,7 +47,7 @@ def banded_attention(
         index = jnp.broadcast_to(jnp.arange(t), (b, t))
         return attend(q, k, v, segment_ids, segment_ids, index, index)
 
-    # Padding is a segment of its own, so padded keys are seen by padded queries only.
+    # Padding is a separate segment, so only padded queries see padded keys.
     pad = -t % block_size
     if pad:
         q, k, v, segment_ids = (
@@ -80,9 +84,9 @@ def masked_attention(
     window: int | None = None,
     implementation: Literal["xla", "cudnn"] = "xla",
 ) -> Float[Array, "b t h p"]:
-    """Attention of queries to any set of keys, each with its segment and its position; scores in float32.
+    """Compute attention of queries to any keys, given the segments and positions of both. Scores are float32.
 
-    A query that may see no key gets a finite value without meaning.
+    The output of a query without visible keys is finite but meaningless.
     """
     distance = q_positions[:, :, None] - k_positions[:, None, :]
     allowed = (q_segments[:, :, None] == k_segments[:, None, :]) & (distance >= 0)
@@ -90,17 +94,21 @@ def masked_attention(
         allowed &= distance <= window
     if q.shape[1] == 1 and implementation == "xla":
         return _attend_one(q[:, 0], k, v, allowed[:, 0])[:, None]
-    return jax.nn.dot_product_attention(q, k, v, mask=allowed[:, None], implementation=implementation)
+    # It takes no precision as an argument.
+    full = product_precision(q.dtype) is not None
+    with jax.default_matmul_precision("highest") if full else contextlib.nullcontext():
+        return jax.nn.dot_product_attention(q, k, v, mask=allowed[:, None], implementation=implementation)
 
 
 def _attend_one(
     q: Float[Array, "b h p"], k: Float[Array, "b s g p"], v: Float[Array, "b s g p"], allowed: Bool[Array, "b s"]
 ) -> Float[Array, "b h p"]:
-    """One query a row: as products of keys with it, not of it with keys, which on CPU would turn all keys round first."""
+    """Compute attention of one query per row as products of keys with the query. The other order would transpose all keys on CPU."""
     b, h, p = q.shape
     g = k.shape[2]
     q = q.reshape(b, g, h // g, p)
-    scores = jnp.einsum("bsgp,bgup->bgsu", k, q, preferred_element_type=jnp.float32) * p**-0.5
+    dot = functools.partial(jnp.einsum, precision=product_precision(q.dtype))
+    scores = dot("bsgp,bgup->bgsu", k, q, preferred_element_type=jnp.float32) * p**-0.5
     scores = jnp.where(allowed[:, None, :, None], scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores, axis=2).astype(v.dtype)
-    return jnp.einsum("bgsu,bsgp->bgup", weights, v).reshape(b, h, p)
+    return dot("bgsu,bsgp->bgup", weights, v).reshape(b, h, p)

@@ -1,8 +1,8 @@
-"""`causal_conv1d`: depthwise causal convolution whose taps never reach into another document.
+"""`causal_conv1d`: depthwise causal convolution whose taps do not reach into another document.
 
-A tap is a shift of the whole row, written as one `pad` that also cuts (`_shift`): XLA fuses shifts of an array that is in memory with
-all that is computed from them, so the forward pass reads x and writes y and nothing else. A slice of a row extended by its state, the
-obvious way, costs a copy of x before and of its gradient after.
+A tap is a shift of the whole row, written as one `pad` with a negative end (`_shift`). XLA fuses such shifts with their consumers, so the
+forward pass only reads x and writes y. Slices of a row that is extended by its state, the obvious way, cost a copy of x and a copy of its
+gradient.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ def causal_conv1d(
     initial_state: Float[Array, "b k-1 *c"] | None = None,
     activation: Activation | None = None,
 ) -> tuple[Float[Array, "b t *c"], Float[Array, "b k-1 *c"]]:
-    """y_t = f(Σ_j weight[j] x_{t-k+1+j}): the last tap meets the current token; taps on other segments and on padding count as zero.
+    """Return y_t = f(Σ_j weight[j] x_{t-k+1+j}). The last tap multiplies the current token; taps on other segments and padding are zero.
 
-    Sums in float32 (float64 if x is) and rounds once, after the activation.
+    Sums are in float32 (float64 if x is float64) and rounded once, after the activation.
 
     Args:
-        x: inputs, with any number of channel axes.
-        weight: one filter a channel, k taps.
-        segment_ids: documents and padding (0) of each row; None: one document a row.
-        initial_state: the k-1 inputs before the row's first token that is not padding, of its segment; zeros when None.
-        activation: f; None: the identity. The gradient recomputes what f is applied to instead of keeping it.
+        x: Inputs with any number of feature axes.
+        weight: One filter of k taps per feature.
+        segment_ids: Documents and padding (0) of each row; None: one document per row.
+        initial_state: The k-1 inputs before the first token of the row that is not padding, from its segment; None: zeros.
+        activation: f; None: the identity. The backward pass computes the input of f again instead of storing it.
 
     Returns:
-        y in the dtype of x, and the k-1 inputs that end with the row's last token that is not padding (zeros for those of other
-        segments; the initial state for a row of padding). Padding before the first or after the last token leaves the state as it is.
+        y in the dtype of x, and the last k-1 inputs up to the last token that is not padding (zeros for inputs of other segments; the
+        initial state for a row of padding). Padding at the start or end of a row does not change the state.
 
     Raises:
-        ValueError: shapes do not fit together, or an unknown activation.
+        ValueError: Shapes do not fit together, or the activation is unknown.
     """
     b, t, *channels = x.shape
     k = weight.shape[-1]
@@ -64,12 +64,13 @@ def causal_conv1d(
     if segment_ids is None:
         lead, end = jnp.zeros((b,), jnp.int32), jnp.full((b,), t, jnp.int32)
     else:
-        # The state belongs right before the first token, after the padding that leads the row.
+        # The state is directly before the first token, after the padding at the start of the row.
         real = segment_ids != 0
         some = real.any(1)
         lead = jnp.where(some, jnp.argmax(real, axis=1), t)
         end = jnp.where(some, t - jnp.argmax(real[:, ::-1], axis=1), t)
-    # Inside a shard_map x may vary over devices where the weight does not. The sum lets it vary too; its transpose adds up the devices.
+    # Inside a shard_map, x may vary over devices while the weight does not. This sum makes the weight vary too; its transpose adds the
+    # devices.
     weight = weight + jnp.zeros_like(x, shape=(), dtype=weight.dtype)
     head = None
     if initial_state is not None:
@@ -77,7 +78,7 @@ def causal_conv1d(
         head = _head(initial_state, weight, t) if k > 1 else None
     y = _convolve(activation, x, weight, segment_ids, lead, head)
 
-    # The last k-1 inputs of the row with its state put in front of the first token.
+    # The last k-1 inputs of the row, with the state before the first token.
     place = end[:, None] - (k - 1) + jnp.arange(k - 1)
     pick = jax.vmap(lambda row, index: row.at[index].get(mode="clip"))
     in_row = place >= lead[:, None]
@@ -91,13 +92,13 @@ def causal_conv1d(
     return y, state
 
 
-def _head(state: Float[Array, "b k-1 *c"], weight: Float[Array, "*c k"], t: int) -> Float[Array, "b i *c"]:
-    """What the state adds to each of the tokens after it that its inputs reach."""
+def _head(state: Float[Array, "b lead *c"], weight: Float[Array, "*c k"], t: int) -> Float[Array, "b i *c"]:
+    """Return the contribution of the state to each token that its inputs reach."""
     k = weight.shape[-1]
     dtype = jnp.promote_types(state.dtype, jnp.float32)
     state, weight = state.astype(dtype), weight.astype(dtype)
     reach = range(min(t, k - 1))
-    # Tap j of token i meets input i + j of the state.
+    # Tap j of token i multiplies input i + j of the state.
     return jnp.stack([sum(state[:, i + j] * weight[..., j] for j in range(k - 1 - i)) for i in reach], axis=1)
 
 
@@ -114,7 +115,7 @@ def _convolve_fwd(activation, x, weight, segment_ids, lead, head):
 
 @functools.partial(jax.named_call, name="causal_conv1d_bwd")
 def _convolve_bwd(activation, residuals, dy):
-    """Two passes: x, dy -> dz and the weight's gradient; dz -> dx."""
+    """Compute the gradients in two passes: x, dy -> dz and the weight's gradient; dz -> dx."""
     x, weight, segment_ids, lead, head = residuals
     k = weight.shape[-1]
     dtype = jnp.promote_types(x.dtype, jnp.float32)
@@ -127,7 +128,7 @@ def _convolve_bwd(activation, residuals, dy):
     dweight = [jnp.sum(_tap(x, segment_ids, d) * dz, axis=row) for d in reversed(range(k))]
     dz = dz.astype(x.dtype)
     if activation is not None:
-        # One pass computes both and writes dz. Left to itself XLA computes dz anew for every tap that reads it, or writes every tap of x.
+        # One pass computes both and writes dz. Without the barrier, XLA computes dz again for every tap, or writes every tap of x.
         dz, dweight = lax.optimization_barrier((dz, dweight))
     dx = sum(_tap(dz, segment_ids, -d) * weight[..., k - 1 - d].astype(dtype) for d in range(k))
     dhead = None
@@ -142,7 +143,7 @@ _convolve.defvjp(_convolve_fwd, _convolve_bwd)
 
 
 def _sums(x, weight, segment_ids, lead, head):
-    """What the activation is applied to."""
+    """Return the input of the activation."""
     k = weight.shape[-1]
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     z = sum(_tap(x, segment_ids, d) * weight[..., k - 1 - d].astype(dtype) for d in range(k))
@@ -152,7 +153,7 @@ def _sums(x, weight, segment_ids, lead, head):
 
 
 def _tap(x, segment_ids, distance):
-    """x of the token that many places back (ahead if negative), zero if that is of another segment."""
+    """Return x of the token `distance` places before (after if negative), or zero if it is in another segment."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     shifted = _shift(x, distance).astype(dtype)
     if segment_ids is None or distance == 0:
@@ -161,14 +162,14 @@ def _tap(x, segment_ids, distance):
 
 
 def _shift(x, distance):
-    """The row moved that many places to the right, zeros moving in: a pad whose other end is cut."""
+    """Shift the row `distance` places to the right and fill with zeros, as one pad with a negative end."""
     edges = [(0, 0, 0)] * x.ndim
     edges[1] = (distance, -distance, 0)
     return lax.pad(x, jnp.zeros((), x.dtype), edges)
 
 
 def _reach(x, segment_ids, lead, head):
-    """For each token that the state reaches, the mask of its place in the row."""
+    """Return, for each token that the state reaches, the mask of its position in the row."""
     index = jnp.arange(x.shape[1])
     same = True if segment_ids is None else segment_ids == first_segment(segment_ids)[:, None]
     return [(index == lead[:, None] + i) & same for i in range(head.shape[1])]

@@ -1,7 +1,7 @@
-"""The token mixers with the row cut into shards: for the body of a `jax.shard_map` that has an axis over the row.
+"""The token mixers for a row in shards, to call in a `jax.shard_map` with a mesh axis over the row.
 
-Each function takes the arguments of its namesake, every array this shard's part, and the name of the mesh axis along which the shards of
-a row follow one another; the shards together give what the namesake gives of the whole row.
+Each function has the arguments of the function without `sharded_`, with this shard's part of every array, and the name of the mesh axis
+over the row. The results of all shards together equal the result of that function for the whole row.
 """
 
 from plamo2_kernels.sequence.attention import sharded_attention

@@ -1,9 +1,9 @@
-"""Attention over a row in shards: a halo of `window` keys, or the keys of the whole row.
+"""Attention over a row in shards, with a halo of `window` keys or the keys of the whole row.
 
-Queries stay where they are; keys and values, which grouped heads make few, come to them. With full attention every shard holds those of
-the row, 2·g·p numbers a token (64 MiB for 32,768 tokens with 4 heads of 128 in bfloat16); a ring would hold two shards of them, but would
-need the normalisers of an online softmax from every kernel. Shards are contiguous, so the last one has the most to do and sets the
-pace: each of them works through as many blocks as it.
+Queries stay on their device, and keys and values, which are small with grouped heads, are sent to them. With full attention every shard
+holds the keys and values of the row, 2·g·p numbers per token (64 MiB for 32,768 tokens with 4 heads of 128 in bfloat16). Ring attention
+would hold only two shards of them, but needs the normalisers of an online softmax from every kernel. Shards are contiguous, so the last
+shard has the most work and determines the time; every shard computes as many blocks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from plamo2_kernels.attention import Implementation, attention, choose_implement
 from plamo2_kernels.attention.splash import splash_attention
 from plamo2_kernels.sequence.halo import preceding, rest_of_the_row
 
-# Queries a block of the loop, as in the loop over a whole row; lengths that matrix units and cuDNN take well.
+# Queries per block of the loop, as in the loop over a whole row. Matrix units and cuDNN are fast with these lengths.
 _LEAST_BLOCK, _MOST_BLOCK, _MULTIPLE = 128, 512, 8
 
 
@@ -35,12 +35,12 @@ def sharded_attention(
     block_size: int | None = None,
     interpret: bool = False,
 ) -> Float[Array, "b t h p"]:
-    """`attention` of this shard's queries to the keys of the row.
+    """Compute `attention` of this shard's queries to the keys of the row.
 
-    A query sees a key if their segment ids are equal, wherever they are, as in a whole row.
+    A query sees a key if their segment ids are equal, as in a whole row, even if they are in different shards.
 
     Raises:
-        ValueError: a named implementation that cannot run.
+        ValueError: The given implementation cannot run.
     """
     shards, t = lax.axis_size(axis_name), q.shape[1]
     if shards == 1:
@@ -56,7 +56,7 @@ def sharded_attention(
         )
     implementation = choose_implementation(q, block_size, implementation)
     if segment_ids is None:
-        # Zeros stand for keys before the row, so there are segments even where the row is one document.
+        # Keys before the row are zeros, so segments are needed even if the row is one document.
         segment_ids = jnp.ones_like(q, jnp.int32, shape=q.shape[:2])
 
     def with_earlier(a):
@@ -80,7 +80,7 @@ def _trailing(q, k, v, segments, key_segments, window, block_size, implementatio
         block_size = min(block_size, t)
         block_size += -block_size % _MULTIPLE
     pad = -t % block_size
-    # Padding, and so seen by padding only.
+    # Padded keys are padding, which only padding sees.
     lead = -(s + pad) % _MULTIPLE
     q, segments = (_padded(a, 0, pad) for a in (q, segments))
     k, v, key_segments = (_padded(a, lead, pad) for a in (k, v, key_segments))

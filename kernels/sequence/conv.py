@@ -19,11 +19,11 @@ def sharded_causal_conv1d(
     segment_ids: Int[Array, "b t"] | None = None,
     activation: Activation | None = None,
 ) -> Float[Array, "b t *c"]:
-    """`causal_conv1d` of this shard's tokens, without a state before the row or after it.
+    """Compute `causal_conv1d` for the tokens of this shard, without initial and final state.
 
-    The shard is convolved as if nothing preceded it. Its first k-1 tokens, the only ones that others reach, are then done again in a
-    short row of their own with the k-1 inputs before them: a halo in front of the shard itself would cost a copy of it. The halo keeps
-    its places and its segment ids, so padding and returning ids mean what they mean in a whole row.
+    The shard is first convolved as if nothing preceded it. The result of its first k-1 tokens, the only ones that depend on earlier shards,
+    is then computed again in a short row with the k-1 inputs before them. Adding a halo to the shard itself would copy the shard. The halo
+    keeps its positions and segment ids, so padding and returning ids have the same meaning as in a whole row.
     """
     y, _ = causal_conv1d(x, weight, segment_ids=segment_ids, activation=activation)
     halo = weight.shape[-1] - 1

@@ -1,4 +1,4 @@
-"""What a shard needs of the shards before it in the row."""
+"""Communication with earlier shards of a row."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from jaxtyping import Array, Shaped
 
 
 def preceding(x: Shaped[Array, "b t *c"], size: int, axis_name: str) -> Shaped[Array, "b size *c"]:
-    """The last `size` tokens before this shard, from as many shards as that takes; zeros before the row's start.
+    """Return the last `size` tokens before this shard, from as many shards as needed, with zeros before the start of the row.
 
-    Zeros are right for segment ids too: 0 is padding, which no token sees.
+    Zeros are also correct for segment ids: 0 is padding, which no token sees.
     """
     t, shards = x.shape[1], lax.axis_size(axis_name)
     farthest = min(-(-size // t), shards - 1)
@@ -22,10 +22,10 @@ def preceding(x: Shaped[Array, "b t *c"], size: int, axis_name: str) -> Shaped[A
     return jnp.pad(halo, [(0, 0), (size - halo.shape[1], 0)] + [(0, 0)] * (x.ndim - 2))
 
 
-def rest_of_the_row(x: Shaped[Array, "b t *c"], axis_name: str) -> Shaped[Array, "b s-t *c"]:
-    """All other shards of the row, zeros in place of later ones; what is before this shard ends where it begins.
+def rest_of_the_row(x: Shaped[Array, "b t *c"], axis_name: str) -> Shaped[Array, "b rest *c"]:
+    """Return all other shards of the row: zeros for later shards first, then the earlier shards in order.
 
-    The zeros lead, so that in every shard its own tokens come last, and one program with one mask serves all of them.
+    With the zeros first, the own tokens of every shard come last, so all shards run the same program with the same mask.
     """
     shards, here = lax.axis_size(axis_name), lax.axis_index(axis_name)
     row = lax.all_gather(x, axis_name)

@@ -1,4 +1,4 @@
-"""`ssd`: the selective scan, whichever way it is computed."""
+"""`ssd`: the selective scan, with a choice of implementations."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from plamo2_kernels.ssd.xla import ssd_xla
 
 Implementation = Literal["auto", "reference", "xla", "pallas_tpu", "pallas_gpu"]
 
-# Tokens a chunk of "xla" where the caller leaves the choice.
+# Default number of tokens per chunk of "xla".
 _CHUNK_SIZE = {
     # Measured, forward and both passes of b=4 t=512 h=8 p=n=64: 16 takes 0.9 and 1.1 of the time, 64 takes 1.2 and 1.1.
     "cpu": 32,
-    # Not measured for want of a GPU.
+    # Not measured on a GPU.
     "gpu": 128,
-    # The v5p compiler's cycles a token at h=64 p=128 n=64, both passes: 128 and 512 take 1.01 and 1.1 of them, forward 1.2 and 0.96.
+    # By the v5p compiler's cycles per token at h=64 p=128 n=64, 128 and 512 take 1.01 and 1.1 times as long (forward alone: 1.2 and 0.96).
     "tpu": 256,
 }
 
@@ -46,35 +46,36 @@ def ssd(
 ) -> tuple[Float[Array, "b t h p"], Float[Array, "b h p n"]]:
     """Selective scan of Mamba-2 (arXiv:2405.21060): S_t = exp(dt_t A) S_{t-1} + dt_t x_t ⊗ B_t, y_t = S_t C_t + D x_t.
 
-    Segments: a token whose non-zero segment differs from that of the last token before it starts from a zero state; padding (segment 0)
-    leaves the state as it is, and y there carries no meaning. The initial state continues the first token's segment.
+    Segments: a token whose segment differs from that of the last token before it starts from a zero state. Padding (segment 0) does not
+    change the state, and its y is meaningless. The initial state continues the first token's segment.
     Every implementation clamps the log-decay dt A from below at -160 ln 2, where its exponential is 0 in float32 (`decay.log_decay`).
 
     Args:
-        x: inputs; any float dtype.
-        dt: step sizes, already positive (after softplus).
-        A: decay rates, negative.
-        B: input projections; h must be a multiple of g, head i uses group i // (h // g).
-        C: output projections.
-        D: skip weights.
-        segment_ids: documents and padding of each row; None: one document a row.
-        initial_state: state before the first token; zero when None.
-        continues: rows whose initial state counts; the others start from zero. None: all.
-        chunk_size: tokens a chunk for the chunked implementations; None lets the platform decide.
-        implementation: "auto" is the one-token update for t = 1, "pallas_tpu" on a single TPU, else "xla"; a named one is used as named.
-        interpret: run a Pallas kernel in the interpreter, on any platform: True, or `pltpu.InterpretParams()` for the simulated TPU.
+        x: Inputs of any float dtype.
+        dt: Step sizes, already positive (after softplus).
+        A: Decay rates, negative.
+        B: Input projections. h must be a multiple of g; head i uses group i // (h // g).
+        C: Output projections.
+        D: Skip weights.
+        segment_ids: Documents and padding of each row; None: one document per row.
+        initial_state: State before the first token; None: zero.
+        continues: Rows that use their initial state; the others start from zero. None: all rows.
+        chunk_size: Tokens per chunk for the chunked implementations; None: a default for the platform.
+        implementation: "auto" selects the one-token update for t = 1, "pallas_tpu" on a single TPU, else "xla". Any other name selects
+            that implementation.
+        interpret: Run a Pallas kernel in the interpreter, on any platform: True, or `pltpu.InterpretParams()` for the simulated TPU.
 
     Returns:
-        y in the dtype of x, and the state after the last token in float32 (float64 if x is).
+        y in the dtype of x, and the state after the last token in float32 (float64 if x is float64).
 
     Raises:
-        ValueError: shapes do not fit together, or an unknown implementation.
+        ValueError: Shapes do not fit together, or the implementation is unknown.
     """
     if implementation not in get_args(Implementation):
         raise ValueError(f"ssd: implementation={implementation!r} must be one of {', '.join(get_args(Implementation))}")
     _check_shapes(x, dt, A, B, C, D, segment_ids, initial_state)
     b, t, h, p = x.shape
-    # float32 at least: decays close to 1 do not survive bfloat16.
+    # At least float32, because bfloat16 cannot represent decays close to 1.
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     if initial_state is None:
         initial_state = jnp.zeros((b, h, p, B.shape[-1]), dtype)
@@ -92,7 +93,7 @@ def ssd(
         if one_token:
             y, state = ssd_step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D, initial_state, continues)
             return y[:, None], state
-        # On GPU "xla" until a GPU has shown which is faster.
+        # On GPU "xla", because the implementations have not been compared on a GPU.
         on_tpu = jax.default_backend() == "tpu" and x.dtype in (jnp.bfloat16, jnp.float32) and on_one_device()
         implementation = "pallas_tpu" if on_tpu and not (chunk_size or 128) % 128 else "xla"
     if implementation == "pallas_tpu":

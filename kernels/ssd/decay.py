@@ -1,4 +1,4 @@
-"""The one rule for a token's log-decay, which every implementation of the scan follows."""
+"""The log-decay of a token, computed in the same way by every implementation of the scan."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 LEAST_LOG2_DECAY = -160.0
-"""Log-decays are clamped here, in base 2. 2^-160 is 0 in float32, so a smaller one changes no result. Without the clamp, one token's huge
-dt·A would leave no digits in the running sum for the decays of the tokens after it."""
+"""Lower bound of log-decays, in base 2. 2^-160 is 0 in float32, so the bound changes no result. Without it, a huge dt·A of one token would
+leave no significant digits in the running sum for the decays of later tokens."""
 
 LEAST_LOG_DECAY = LEAST_LOG2_DECAY * math.log(2)
 
@@ -18,8 +18,8 @@ def log_decay(dt: Array, A: Array) -> Array:
     """Return max(dt A, LEAST_LOG_DECAY), the log-decay of each token; its gradient is 0 below the clamp.
 
     Args:
-        dt: step sizes, of any shape.
-        A: decay rates, of a shape that broadcasts to that of `dt`.
+        dt: Step sizes of any shape.
+        A: Decay rates, broadcastable to the shape of `dt`.
     """
     return jnp.maximum(dt * A, LEAST_LOG_DECAY)
 

@@ -1,25 +1,25 @@
 """The selective scan for NVIDIA GPUs: Pallas kernels that Triton compiles (state-space duality, arXiv:2405.21060, section 6).
 
-The recurrence S_t = exp(dt_t A) S_{t-1} + dt_t x_t ⊗ B_t, y_t = S_t C_t + D x_t, in chunks of q tokens. With cum the running sum of dt A
-inside a chunk (and segment), S_in the state that enters the chunk and sums over pairs of one segment,
+The recurrence S_t = exp(dt_t A) S_{t-1} + dt_t x_t ⊗ B_t, y_t = S_t C_t + D x_t in chunks of q tokens: cum is the running sum of dt A
+inside a chunk (and segment), S_in is the entering state of the chunk, and sums are over pairs in the same segment,
 
     y_i   = Σ_{j≤i} exp(cum_i - cum_j) (C_i·B_j) dt_j x_j  +  from_start_i S_in C_i  +  D x_i      from_start = exp(cum)
     S_out = Σ_j survives_j x_j ⊗ B_j  +  through S_in                                      survives = exp(cum_last - cum) dt
 
-where from_start, survives and through (from_start of the last token) are 0 across a segment boundary. Blocks of a GPU run at once and in
-no order, so nothing can be carried from one to the next; the work is cut into three kernels:
+where from_start, survives and through (from_start of the last token) are 0 across a segment boundary. Blocks of a GPU run concurrently and
+in any order, so no state can pass from one to the next. So the work is divided into three kernels:
 
-  carry      a block a head and a slice of its channels, loops over the chunks with the state in registers and writes the states that
-             enter them. The backward pass is the same loop run from the last chunk to the first: the gradient of S_out is carried, from
-             which that of S_in is through · dS_out + Σ_i from_start_i dy_i ⊗ C_i.
-  outputs    a block a chunk and some heads of a group: C·Bᵀ once, then y head by head.
-  gradients  the same blocks: C·Bᵀ once, then dx and all that belongs to a head, head by head, while dB, dC and the gradient of C·Bᵀ are
-             summed over the heads in registers.
+  carry      One block per head and slice of its features. It loops over the chunks with the state in registers and writes their entering
+             states. The backward pass is the same loop from the last chunk to the first: it carries the gradient of S_out, and the
+             gradient of S_in is through · dS_out + Σ_i from_start_i dy_i ⊗ C_i.
+  outputs    One block per chunk and several heads of a group. It computes C·Bᵀ once, then y head by head.
+  gradients  The same blocks. It computes C·Bᵀ once, then dx and the other gradients head by head, and sums dB, dC and the gradient of C·Bᵀ
+             over the heads in registers.
 
-The q×q decays live and die in registers. What is [b,t,h] (cum and the factors made of it) is left to XLA, and differentiated by JAX.
-Kept for the backward pass: the inputs and the states that enter the chunks; the rest is computed again.
+The q×q decays stay in registers. XLA computes the arrays [b,t,h] (cum and its factors), and JAX differentiates them. Residuals of the
+backward pass are the inputs and the entering states of the chunks; the rest is computed again.
 
-From jax 0.11.2 on Pallas for Triton is deprecated: it works, with a warning, in 0.12.0.1, the newest as this is written.
+Pallas for Triton is deprecated since jax 0.11.2. It works with a warning in 0.12.0.1, the newest version at the time of writing.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from plamo2_kernels.ssd.pallas_gpu_kernels import carry_kernel, gradients_kernel
 
 
 class _Blocks(NamedTuple):
-    """How the work is cut. Everything Triton loads is a power of two."""
+    """Block sizes. Triton loads only powers of two."""
 
     chunk: int
-    """Tokens a chunk."""
+    """Tokens per chunk."""
     rows: int
-    """Channels of a head that are worked on at once; `carry` keeps the state of so many a block."""
+    """Features of a head that are processed at once; a block of `carry` keeps the state of this many."""
     heads: int
-    """Heads that share a block of `outputs` or `gradients`, and its C·Bᵀ."""
+    """Heads per block of `outputs` or `gradients`, which share C·Bᵀ."""
     warps: int
-    """Warps of a block of `outputs`."""
+    """Warps per block of `outputs`."""
     gradient_warps: int
 
 
@@ -65,24 +65,24 @@ def ssd_pallas_gpu(
     *,
     interpret: Any = False,
 ) -> tuple[Float[Array, "b t h p"], Float[Array, "b h p n"]]:
-    """Chunked scan on a GPU; log-decays, states and sums in float32, products in the dtype of x, B and C. See `api.ssd`.
+    """Chunked scan on a GPU, with log-decays, states and sums in float32 and products in the dtype of x, B and C.
 
     Args:
-        A: decay rates, negative: the kernels rely on decays of at most 1.
-        ordinals: `segments.segment_ordinals` of the row (dt is already 0 at padding), or None for one document a row.
-        chunk_size: at most so many tokens a chunk, where the table of block sizes allows more; results do not depend on it.
-        interpret: run the kernels in the interpreter, on any platform.
+        x, dt, A, B, C, D, initial_state: As for `api.ssd`; dt must be 0 at padding.
+        ordinals: `segments.segment_ordinals` of the row, or None for one document per row.
+        chunk_size: Upper bound on the tokens per chunk. Results do not depend on it beyond rounding.
+        interpret: Run the kernels in the interpreter, on any platform.
 
     Raises:
-        ValueError: inputs in float64.
+        ValueError: The inputs are float64.
     """
     b, t, h, p = x.shape
     g, n = B.shape[2:]
     dtype = jnp.result_type(x, B, C)
     if dtype.itemsize > 4:
-        raise ValueError(f"ssd: pallas_gpu computes in float32, the inputs are {dtype}; use implementation='xla'")
-    # Triton takes powers of two, and at least 16 of everything it multiplies. Padding with zeros leaves all else as it is: no channel or
-    # state of its own sees another, and tokens with dt = 0 change no state. Published sizes need none.
+        raise ValueError(f"ssd: pallas_gpu computes in float32, but the inputs are {dtype}. Use implementation='xla'")
+    # Triton needs powers of two, and at least 16 for products. Padding with zeros does not change results: features and states are
+    # independent, and tokens with dt = 0 do not change the state. Published sizes need no padding.
     more_p, more_n = _power_of_two(p) - p, _power_of_two(n) - n
     blocks = _blocks(dtype, t, h // g, p + more_p, n + more_n, chunk_size)
     more_t = -t % blocks.chunk
@@ -104,29 +104,29 @@ def ssd_pallas_gpu(
 
 
 def _power_of_two(size: int) -> int:
-    """The next one, at least the 16 that a Triton product needs."""
+    """Return the next power of two, at least 16, the minimum for a Triton product."""
     return max(16, pl.next_power_of_2(size))
 
 
-# Speed is NOT MEASURED: no GPU was at hand. What a compiler can tell is: Triton (in the CUDA plugin of jaxlib 0.10.2) and ptxas 12.9 built
-# the kernels for sm_90, Hopper, whose multiprocessor has 228 KB of shared memory and 64 k registers: two blocks of 4 warps at 255 registers
-# a thread, or one of 8. For p=128, n=64, registers a thread and shared memory a block, where carry has 4 warps in either case:
+# The speed is NOT MEASURED, because no GPU was available. These are compiler figures: Triton (in the CUDA plugin of jaxlib 0.10.2) and
+# ptxas 12.9 built the kernels for sm_90, Hopper, whose multiprocessor has 228 KB of shared memory and 64 k registers: two blocks of 4 warps
+# with 255 registers per thread, or one of 8. Registers per thread and shared memory per block for p=128, n=64 (carry always has 4 warps):
 #
 #            chunk rows warps     carry         outputs       gradients
-#   2 bytes     64   32     4     78   29 KB    187   25 KB   255   57 KB   448 bytes a thread spilled to memory
+#   2 bytes     64   32     4     78   29 KB    187   25 KB   255   57 KB   448 bytes per thread spilled to memory
 #   4 bytes     32   16     8     52   23 KB     59   21 KB   180   35 KB
 #
-# - Full float32 products run outside the tensor cores and hold their operands in registers, so blocks are smaller. With 64 tokens, or with
-#   all channels of a head at once, gradients spilled 4 to 40 KB.
-# - The tensor cores of Hopper want 64 tokens for 4 warps; 8 warps would do the same products twice. With n over 64 the gradients take 8
-#   nevertheless: at p=64, n=128 they spill 0.2 KB, with 4 warps 1.1 KB.
-# - A longer chunk writes and reads fewer states, which at 64 tokens and n=64 have twice the bytes of x in bfloat16; but a chunk of 128
+# - Full float32 products run outside the tensor cores and keep their operands in registers, so blocks are smaller. With 64 tokens, or with
+#   all features of a head at once, gradients spilled 4 to 40 KB.
+# - The tensor cores of Hopper need 64 tokens for 4 warps; 8 warps would compute the same products twice. For n above 64, gradients use 8
+#   warps nevertheless: at p=64, n=128 they spill 0.2 KB, and 1.1 KB with 4 warps.
+# - A longer chunk writes and reads fewer states, which at 64 tokens and n=64 have twice the bytes of x in bfloat16. But a chunk of 128
 #   spilled 1.2 KB in the gradients, with 8 warps.
-# - 8 heads a block leave 512 blocks to a row of 4096 tokens and 64 heads, for the 132 multiprocessors of an H100.
+# - With 8 heads per block, a row of 4096 tokens and 64 heads has 512 blocks, for the 132 multiprocessors of an H100.
 def _blocks(dtype, t: int, heads_per_group: int, p: int, n: int, chunk_size: int | None) -> _Blocks:
     chunk, rows, warps = (64, 32, 4) if dtype.itemsize == 2 else (32, 16, 8)
     if chunk_size is not None:
-        # Down to a power of two.
+        # Round down to a power of two.
         chunk = min(chunk, _power_of_two(chunk_size // 2 + 1))
     return _Blocks(
         chunk=min(chunk, _power_of_two(t)),
@@ -138,7 +138,7 @@ def _blocks(dtype, t: int, heads_per_group: int, p: int, n: int, chunk_size: int
 
 
 class _Terms(NamedTuple):
-    """What depends on dt, A and the segments alone, a head's tokens side by side."""
+    """Terms that depend only on dt, A and the segments, with the tokens of a head adjacent."""
 
     dt: Float[Array, "b h t"]
     cum: Float[Array, "b h t"]
@@ -148,7 +148,7 @@ class _Terms(NamedTuple):
     survives: Float[Array, "b h t"]
     """exp(cum_last - cum) dt for tokens whose contribution survives to the chunk's end, else 0."""
     through: Float[Array, "b h c"]
-    """What a chunk lets through of the state that enters it."""
+    """Factor of the entering state in the state at the end of the chunk."""
 
 
 def _terms(ordinals, chunk, dt, A) -> _Terms:
@@ -156,8 +156,8 @@ def _terms(ordinals, chunk, dt, A) -> _Terms:
     ordinals = ordinals.reshape(b, 1, -1, chunk)
     pairs = jnp.tril(ordinals[..., :, None] == ordinals[..., None, :])[:, 0]
     before = jnp.concatenate([ordinals[:, :, :1, :1], ordinals[:, :, :-1, -1:]], axis=2)
-    # The running sum starts anew with each segment, as a product with the mask: a difference of sums that run across a boundary would
-    # leave rounding errors of the other document in dt's gradient.
+    # The running sum restarts at each segment, as a product with the mask. A difference of sums across a boundary would leave rounding
+    # errors of the other document in the gradient of dt.
     dt = jnp.moveaxis(dt, 2, 1).reshape(b, h, -1, chunk)
     decays = log_decay(dt, A[:, None, None])
     cum = jnp.einsum("bcij,bhcj->bhci", pairs.astype(dt.dtype), decays, precision=lax.Precision.HIGHEST)
@@ -168,7 +168,7 @@ def _terms(ordinals, chunk, dt, A) -> _Terms:
 
 
 def _masked_exp(mask, exponent):
-    # Masked before exp: the difference of two segments' sums can be large and positive.
+    # Masked before exp, because the difference of sums of two segments can be large and positive.
     return jnp.exp(jnp.where(mask, exponent, -jnp.inf))
 
 
@@ -207,7 +207,7 @@ def _carry(
     interpret: Any,
     from_the_end: bool = False,
 ) -> tuple[Float[Array, "b c h p n"], Float[Array, "b h p n"]]:
-    """state ← through state + Σ weight u ⊗ v, chunk by chunk: the states before each chunk and after all of them."""
+    """Apply state ← through · state + Σ weight u ⊗ v per chunk. Return the states before each chunk and after the last one."""
     b, t, h, p = u.shape
     g, n = v.shape[2:]
     chunks, rows = through.shape[2], blocks.rows
@@ -258,11 +258,11 @@ def _outputs(x, B, C, D, terms: _Terms, ordinals, entering, blocks: _Blocks, int
 
 
 def _gradients(x, dy, B, C, D, terms: _Terms, ordinals, entering, leaving, blocks: _Blocks, interpret):
-    """Gradients of x, B and C, of D a token [b,h,t], and of the terms."""
+    """Return the gradients of x, B and C, of D per token [b,h,t], and of the terms."""
     b, t, h, p = x.shape
     g, n = B.shape[2:]
     specs = _specs(blocks, h // g, p, n)
-    # Blocks that share a group's B and C would have to add up one after another: each writes a sum of its own, for XLA to add.
+    # Blocks with the same B and C cannot add to one array concurrently: each writes its own sum, and XLA adds them.
     splits = h // g // blocks.heads
     sums = pl.BlockSpec(
         (None, None, blocks.chunk, None, n), lambda k, c, r: (lax.rem(k, splits), r, c, lax.div(k, splits), 0)
@@ -306,9 +306,9 @@ def _gradients(x, dy, B, C, D, terms: _Terms, ordinals, entering, leaving, block
 
 
 class _Specs(NamedTuple):
-    """What a block of `outputs` or `gradients` sees of the arrays, at place (heads k, chunk c, row r) of the grid.
+    """The parts of the arrays that a block of `outputs` or `gradients` sees, at the grid index (heads k, chunk c, row r).
 
-    The first axis runs fastest: blocks that read the same B and C run close together, and find them in the L2 cache.
+    The first grid axis runs fastest, so blocks that read the same B and C run at about the same time and find them in the L2 cache.
     """
 
     inputs: pl.BlockSpec

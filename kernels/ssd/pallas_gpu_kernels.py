@@ -1,7 +1,7 @@
-"""What a block does in each of the three kernels of the scan on GPUs; `pallas_gpu.py` has the mathematics, the grids and the names.
+"""The bodies of the three kernels of the scan on GPUs. `pallas_gpu.py` has the formulas, the grids, the names and the BlockSpecs.
 
-Arrays are cut into blocks by the BlockSpecs there. A loop over the heads of a block, and in it one over slices of a head's channels: what
-is q×q or [q,n] stays in registers through both, what is wide (x, y, states) is met a slice at a time.
+A block loops over its heads and, inside, over slices of a head's features. Values of shape q×q or [q,n] stay in registers through both
+loops; wide values (x, y, states) are loaded one slice at a time.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ def carry_kernel(u_ref, v_ref, weight_ref, through_ref, start_ref, before_ref, e
 
 
 def _pairs(ordinals):
-    """Whether token j (columns) is at or before token i (rows), in its segment."""
+    """Return whether token j (columns) is at or before token i (rows) and in the same segment."""
     token = jnp.arange(ordinals.shape[0])
     return (token[:, None] >= token[None, :]) & (ordinals[:, None] == ordinals[None, :])
 
 
 def _decay(cum):
-    """exp(cum_i - cum_j) for pairs of one segment, at most 1 as A is negative; for the others, whose scores are 0, anything up to 1.
+    """Return exp(cum_i - cum_j) for pairs in one segment, at most 1 since A is negative, and any value up to 1 for the other pairs.
 
-    Masked like the scores, it would hold the mask in registers over all heads: up to 60 a thread.
+    The scores of the other pairs are 0. A mask here would occupy up to 60 registers per thread during the loop over heads.
     """
     return jnp.exp(jnp.minimum(cum[:, None] - cum[None, :], 0))
 
@@ -87,7 +87,7 @@ def gradients_kernel(
     *,
     rows,
 ):
-    """Refs as in `outputs_kernel`; leaving [heads, p, n] is the gradient of the state that leaves the chunk, d_through [heads]."""
+    """Refs as in `outputs_kernel`; leaving [heads, p, n] is the gradient of the state at the end of the chunk, d_through [heads]."""
     dtype = x_ref.dtype
     B, C = B_ref[...], C_ref[...]
     pairs = _pairs(ordinals_ref[...])
@@ -110,7 +110,7 @@ def gradients_kernel(
 
             d_weights += _dot(dy, x, (1, 1))
             own += jnp.sum(dy.astype(jnp.float32) * x.astype(jnp.float32), axis=1)
-            # Weighted before the product, which then adds to dB and dC where they are.
+            # Weighted before the product, so that the product can be added to dB and dC in registers.
             dC += _dot((dy * from_start[:, None]).astype(dtype), entering, (1, 0))
             dB += _dot((x * survives[:, None]).astype(dtype), leaving, (1, 0))
             d_from_start += jnp.sum(_dot(C, entering, (1, 1)) * dy, axis=1)
@@ -126,8 +126,8 @@ def gradients_kernel(
         sums = lax.fori_loop(0, x_ref.shape[2] // rows, some_channels, start)
         dB, dC, d_weights, own, d_from_start_ref[i, :], d_survives_ref[i, :], d_through_ref[i] = sums
 
-        # What a token owes itself is summed apart: its decay is 1 whatever cum is, and left among the pairs it would cancel in d_cum only
-        # up to rounding.
+        # The pairs of a token with itself are summed separately: their decay is 1 for any cum, and among the other pairs they would cancel
+        # in d_cum only up to rounding.
         d_weights *= decay
         d_pairs = jnp.where(token[:, None] == token[None, :], 0, d_weights * scores)
         to_later = jnp.sum(d_pairs, axis=0)
@@ -144,7 +144,7 @@ def gradients_kernel(
 
 
 def _dot(a, b, contract):
-    """Product over axis contract[0] of a and contract[1] of b, in float32; of float32 inputs in full, where Triton's default is TF32."""
+    """Return the product over axis contract[0] of a and contract[1] of b in float32, in full precision for float32 (not TF32)."""
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     dims = (contract[:1], contract[1:]), ((), ())
     return lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)

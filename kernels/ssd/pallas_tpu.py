@@ -1,22 +1,22 @@
 """The selective scan on TPU: hand-written Pallas kernels, forward and backward.
 
-Recurrence, a head (Mamba-2, arXiv:2405.21060, section 3), with a_t = dt_t A and a state S of [n,p]:
+Recurrence per head (Mamba-2, arXiv:2405.21060, section 3), with a_t = dt_t A and a state S [n,p]:
 
     S_t = exp(a_t) S_{t-1} + dt_t B_t ⊗ x_t,        y_t = C_t S_t + D x_t
 
-Chunked (section 6), with cum the running sum of a inside a chunk and segment, S_in the state entering the chunk, and every pair of
-tokens, or of a token and a state, masked unless both are of one segment:
+In chunks (section 6): cum is the running sum of a inside a chunk and segment, and S_in is the entering state of the chunk. Pairs of tokens,
+and pairs of a token and a state, are masked unless both are in the same segment:
 
     y_i   = Σ_{j≤i} exp(cum_i - cum_j) (C_i·B_j) dt_j x_j  +  exp(cum_i) C_i S_in  +  D x_i
     S_out = Σ_j exp(cum_last - cum_j) dt_j B_j ⊗ x_j       +  exp(cum_last) S_in
 
-All three stages are one kernel. The grid runs over batch, blocks of heads, and chunks, the chunks in order: the state of a block's
-heads stays in VMEM from chunk to chunk, and C·Bᵀ of a chunk is computed once a block and shared by its heads. Neither the [q,q] decay
-matrices nor, in inference, the chunk states reach HBM.
+All three stages are one kernel. The grid runs over batch, blocks of heads and chunks, with the chunks in order. The states of a block's
+heads stay in VMEM from chunk to chunk, and C·Bᵀ of a chunk is computed once per block and shared by its heads. The [q,q] decay matrices are
+never written to HBM, and in inference neither are the chunk states.
 
-Saved for the backward pass: the inputs, and in float32 the states that enter the chunks. The backward kernel runs the chunks in reverse
-with the state's gradient in VMEM and recomputes cum, the decays and C·Bᵀ. With G_ji = x_j·dy_i, L_ji = exp(cum_i - cum_j) and dS the
-gradient of S_out (every sum over masked pairs; the sums of E leave out j = i, where the decay is constant):
+Residuals of the backward pass are the inputs, and the entering states of the chunks in float32. The backward kernel runs over the chunks in
+reverse, with the gradient of the state in VMEM, and computes cum, the decays and C·Bᵀ again. With G_ji = x_j·dy_i, L_ji = exp(cum_i -
+cum_j) and dS the gradient of S_out (all sums are over masked pairs; the sums of E exclude j = i, where the decay is constant):
 
     dx_j    = dt_j (Σ_i L_ji (C_i·B_j) dy_i + exp(cum_last - cum_j) B_j dS) + D dy_j
     dCB_ij  = Σ_heads dt_j G_ji L_ji            E_ji = dt_j G_ji L_ji (C_i·B_j)
@@ -24,10 +24,9 @@ gradient of S_out (every sum over masked pairs; the sums of E leave out j = i, w
     dS_in   = exp(cum_last) dS + Σ_i exp(cum_i) C_i ⊗ dy_i
     dcum_i  = Σ_j E_ji - Σ_j E_ij + the same of the terms with states;   da = reverse running sum of dcum
 
-Layouts: x and y are worked on head by head as [t,p] tiles, [b,h,t,p] in memory, which is what XLA's projections write and read when
-they may choose: between them and the kernel there is no copy. What is a number a token and head, dt and the decays, has its tokens along
-lanes ("rows" below); where a matrix needs it along sublanes, eight heads are transposed at a time.
-Decays are powers of two, so that the exponential is one operation.
+Layouts: x and y are processed per head as [t,p] tiles, [b,h,t,p] in memory. XLA chooses the same layout for the projections, so no copy is
+needed between them and the kernel. Scalars per token and head (dt and the decays) have their tokens along lanes ("rows" below). Where a
+matrix needs them along sublanes, eight heads are transposed at a time. Decays are powers of two, so that the exponential is one operation.
 """
 
 from __future__ import annotations
@@ -46,37 +45,37 @@ from jaxtyping import Array, Float, Int
 from plamo2_kernels.ssd.pallas_tpu_backward import backward_kernel
 from plamo2_kernels.ssd.pallas_tpu_forward import forward_kernel
 
-# Chunk and heads by the compiler's figures at the 8B shape (b=1, t=8192, h=64, p=128, n=64, bfloat16), cycles a token of the chip, forward
-# and forward + backward, of `plamo2 plan kernel ssd --layouts auto --chunk N`. They rank alike on every chip, so there is one choice:
+# Chunk and heads by the compiler's figures at the 8B shape (b=1, t=8192, h=64, p=128, n=64, bfloat16): cycles per token of the chip,
+# forward / forward + backward, from `plamo2 plan kernel ssd --layouts auto --chunk N`. The ranking is the same on every chip:
 #
 #   chunk  v5e         v5p         v6e         tpu7x
-#   128    78 / 236    44 / 126    66 / 196    60 / 194    least decay matrix a token
-#   256    88 / 251    49 / 130    73 / 198    66 / 196    half the saved states: 64 MiB less; ask for it where memory is short
+#   128    78 / 236    44 / 126    66 / 196    60 / 194    smallest decay matrix per token
+#   256    88 / 251    49 / 130    73 / 198    66 / 196    half the saved states: 64 MiB less; use it if memory is short
 #
-# 16 heads a block cost 12 % more on v5p, since the scores and masks of a chunk are made once a block; 64 save 3 % and leave b=1 one block,
-# so that one of v5p's two cores idles.
+# 16 heads per block cost 12 % more on v5p, because the scores and masks of a chunk are computed once per block. 64 heads save 3 %, but give
+# only one block for b=1, so one of the two cores of v5p is idle.
 _CHUNK = 128
 _MOST_HEADS = 32
-# Of 64 MiB on TPU7x and 128 MiB on the others; 14 MiB are used at the 8B shape, 27 MiB in float32.
+# VMEM has 64 MiB on TPU7x and 128 MiB on the other chips. The 8B shape uses 14 MiB, and 27 MiB in float32.
 _VMEM_LIMIT = 48 * 2**20
 
 
 class Blocks(NamedTuple):
-    """How the work is cut."""
+    """Block sizes."""
 
     chunk: int
-    """Tokens a chunk."""
+    """Tokens per chunk."""
     heads: int
-    """Heads a grid step."""
+    """Heads per grid step."""
     unroll: int
-    """Heads that the compiler schedules together; divides `heads`."""
+    """Heads that the compiler schedules together; a divisor of `heads`."""
 
 
 def choose_blocks(b: int, h: int, g: int, chunk_size: int | None) -> Blocks:
-    """Blocks for b rows of h heads in g groups.
+    """Choose the block sizes for b rows of h heads in g groups.
 
     Raises:
-        ValueError: a chunk size that is no multiple of 128.
+        ValueError: The chunk size is not a multiple of 128.
     """
     chunk = chunk_size or _CHUNK
     if chunk % 128:
@@ -84,7 +83,7 @@ def choose_blocks(b: int, h: int, g: int, chunk_size: int | None) -> Blocks:
             f"ssd: chunk_size={chunk} is not allowed with pallas_tpu: it must be a multiple of 128, the lanes of a register"
         )
     group = h // g
-    # A block stays in its group. Two blocks at least, since a v4 or v5p deals them out to its two cores.
+    # A block has heads of one group. There are at least two blocks, because v4 and v5p distribute them to two cores.
     most = min(_MOST_HEADS, group if b * g > 1 else max(group // 2, 1))
     divisors = [d for d in range(1, most + 1) if group % d == 0]
     # Eight heads fill the sublanes of a register.
@@ -105,15 +104,15 @@ def ssd_pallas_tpu(
     *,
     interpret: Any = False,
 ) -> tuple[Float[Array, "b t h p"], Float[Array, "b h p n"]]:
-    """Chunked scan in one kernel; sums, decays and states in float32. See `api.ssd` for the arguments.
+    """Chunked scan in one kernel, with sums, decays and states in float32.
 
     Args:
-        ordinals: `segments.segment_ordinals` of the row (dt is already 0 at padding), or None for one document a row.
-        chunk_size: tokens a chunk, a multiple of 128; None: 128.
-        interpret: see `api.ssd`.
+        x, dt, A, B, C, D, initial_state, interpret: As for `api.ssd`; dt must be 0 at padding.
+        ordinals: `segments.segment_ordinals` of the row, or None for one document per row.
+        chunk_size: Tokens per chunk, a multiple of 128; None: 128.
 
     Raises:
-        ValueError: x is neither bfloat16 nor float32, or a chunk size that is no multiple of 128.
+        ValueError: x is neither bfloat16 nor float32, or the chunk size is not a multiple of 128.
     """
     if x.dtype not in (jnp.bfloat16, jnp.float32):
         raise ValueError(f"ssd: x is {x.dtype}; pallas_tpu takes bfloat16 or float32")
@@ -122,7 +121,7 @@ def ssd_pallas_tpu(
     pad = -t % blocks.chunk
 
     def padded(v, mode="constant"):
-        # A padded tail has dt = 0 and so changes no state.
+        # Padding at the end has dt = 0 and does not change the state.
         return jnp.pad(v, [(0, 0), (0, pad)] + [(0, 0)] * (v.ndim - 2), mode=mode) if pad else v
 
     y, state = _scan(
@@ -142,7 +141,7 @@ def ssd_pallas_tpu(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(8, 9))
 def _scan(x, dt, A, B, C, D, ordinals, initial_state, blocks, interpret):
-    """x [b,h,t,p], dt [b,h,t], B and C [b,g,t,n], initial_state [b,h,n,p]; y and the final state are laid out alike."""
+    """Scan with x [b,h,t,p], dt [b,h,t], B and C [b,g,t,n] and initial_state [b,h,n,p]; y and the final state have the same layouts."""
     return _forward(x, dt, A, B, C, D, ordinals, initial_state, blocks, interpret, save=False)
 
 
@@ -204,7 +203,7 @@ def _backward(blocks, interpret, saved, cotangents):
     )
 
     def of_group(v):
-        """[b,blocks,n,t] of each block's heads to [b,g,t,n]."""
+        """Sum [b,blocks,n,t] over the blocks of each group to [b,g,t,n]."""
         return jnp.swapaxes(v.reshape(b, g, -1, n, t).sum(2), 2, 3)
 
     return (
@@ -261,7 +260,7 @@ def _forward(x, dt, A, B, C, D, ordinals, initial_state, blocks, interpret, *, s
 
 
 def _segment_rows(ordinals, chunk):
-    """[b,2,t]: each token's segment, and the segment alive before its chunk. float32, since only that is transposed well."""
+    """Return [b,2,t]: the segment of each token, and of the entering state of its chunk. float32, which transposes well on TPU."""
     if ordinals is None:
         return None
     before = jnp.pad(ordinals[:, chunk - 1 : -1 : chunk], [(0, 0), (1, 0)])  # The first segment of a row is number 0.
@@ -284,7 +283,7 @@ class _Specs:
             return chunks - 1 - chunk if reverse else chunk
 
         def group(j):
-            # lax.div, since // asks for the device, and there may be none where one compiles ahead of time.
+            # lax.div, because // needs a device, and ahead-of-time compilation may have none.
             return lax.div(j, blocks_a_group)
 
         self.tokens = pl.BlockSpec((1, heads, q, p), lambda i, j, k: (i, j, c(k), 0))
@@ -301,13 +300,13 @@ class _Specs:
         return pl.BlockSpec((1, self.heads, width), lambda i, j, k: (j, 0, 0))
 
     def split(self, v, axis=1):
-        """Heads to blocks and heads of a block: a block of an axis must be the whole axis or a multiple of 8."""
+        """Split the heads into blocks and heads of a block: the block of an axis must be the whole axis or a multiple of 8."""
         return v.reshape(*v.shape[:axis], self.blocks, self.heads, *v.shape[axis + 1 :])
 
 
 def _call(kernel, name, specs, *, inputs, outputs, scratch, flops, transcendentals, interpret):
     arrays, in_specs = zip(*inputs, strict=True)
-    # Inside shard_map an output varies over the mesh axes that any input varies over.
+    # Inside shard_map, an output varies over the mesh axes over which any input varies.
     varying = frozenset().union(*(getattr(jax.typeof(a), "vma", ()) for a in arrays))
     more = {"vma": varying} if varying else {}
     out_shapes = [jax.ShapeDtypeStruct(shape, dtype, **more) for shape, dtype, _ in outputs]

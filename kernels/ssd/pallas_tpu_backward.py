@@ -1,8 +1,8 @@
-"""The backward kernel of the scan on TPU: one grid step is one chunk of a block of heads, the last chunk first.
+"""The backward kernel of the scan on TPU. One grid step computes one chunk of a block of heads, the last chunk first.
 
-See `pallas_tpu` for the formulas. Pairs are kept with the earlier token first, [s,q], so that no decay matrix need be transposed.
-The heads pass through three stages, a head apart, so that the matrix units work on one while the vector units work on another: the
-products with dy and x, the decays, the products with the decays.
+`pallas_tpu` has the formulas. Pairs have the axis of the earlier token first, [s,q], so that no decay matrix must be transposed. Each head
+passes through three stages: the products with dy and x, the decays, and the products with the decays. Consecutive heads are one stage
+apart, so that the matrix units work on one head while the vector units work on another.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from plamo2_kernels.ssd.pallas_tpu_math import NN, NT, TN, decay, dot, keep, log
 
 
 def backward_kernel(*refs, unroll: int, segmented: bool) -> None:
-    """Grid (batch, block of heads, chunk from the last to the first). Refs, in order (leading axes of length 1 left out):
+    """Compute one grid step; the grid is (batch, block of heads, chunk from last to first). Refs, in order (without axes of length 1):
 
     In: x, dy [j,q,p], dt [j,q], A [j,1], D [j,p], B [q,n] and [n,q], C [n,q], segments [2,q] (if segmented), entering states
     [j,n,p], gradient of the final state [j,n,p].
     Out: dx [j,q,p], ddt [j,q], dA and dD [j,q] (sums over chunks; tokens are left to sum), dB, dC [n,q] (of this block's heads), gradient
     of the state [j,n,p] (the accumulator; in the end that of the initial state).
-    Scratch: numbers a head and token [j,q], then matrices, as named below.
+    Scratch: scalars per head and token [j,q], then matrices, as named below.
     """
     refs = list(refs)
     x_ref, dy_ref, dt_ref, A_ref, D_ref, B_ref, Bt_ref, Ct_ref = (refs.pop(0) for _ in range(8))
@@ -51,13 +51,13 @@ def backward_kernel(*refs, unroll: int, segmented: bool) -> None:
         dA_ref[...] = jnp.zeros(dA_ref.shape, jnp.float32)
         dD_ref[...] = jnp.zeros(dD_ref.shape, jnp.float32)
 
-    # What the heads share.
+    # Values shared by the heads.
     masks = make_masks(segments_ref[0] if segmented else None)
     earlier, later = lax.broadcasted_iota(jnp.int32, (q, q), 0), lax.broadcasted_iota(jnp.int32, (q, q), 1)
     pairs = earlier <= later if masks.same is None else (earlier <= later) & masks.same
     scores = dot(B_ref[0, 0], Ct_ref[0, 0], NN)
     scores_ref[...] = jnp.where(pairs, scores, 0.0)
-    # A token's decay to itself is 1: left in, it would cancel between the sums over rows and columns only up to rounding.
+    # The decay of a token to itself is 1. It is excluded, because it would cancel between the row and column sums only up to rounding.
     strict_ref[...] = jnp.where(pairs & (earlier != later), scores, 0.0)
     eye_ref[...] = jnp.where(earlier == later, 1.0, 0.0)
     diagonal = jnp.sum(jnp.where(earlier == later, scores, 0.0), axis=0, keepdims=True)
@@ -65,7 +65,7 @@ def backward_kernel(*refs, unroll: int, segmented: bool) -> None:
     dB_ref[0, 0] = jnp.zeros((n, q), jnp.float32)
     dC_ref[0, 0] = jnp.zeros((n, q), jnp.float32)
 
-    # What is a number a head and token.
+    # Scalars per head and token.
     dt, ones = dt_ref[0, 0], pairs.astype(jnp.bfloat16)
     cum = masked_sum(log_decays(dt, A_ref[0]), ones, NN)
     from_start, to_end = keep(masks.enters, jnp.exp2(cum)), keep(masks.leaves, decay(cum[:, q - 1 :] - cum))
@@ -88,7 +88,7 @@ def backward_kernel(*refs, unroll: int, segmented: bool) -> None:
             state_ref[slot, n:] = dot(d_state_ref[0, head].astype(dtype), x, NT)
 
         def weigh(k, sums):
-            """Everything that is summed to a number a token, and what the next stage multiplies with; adds to `sums` [q,unroll]."""
+            """Compute the sums to scalars per token and the factors for the next stage. Return `sums` [q,unroll] with a new column."""
             head, slot = pl.ds(i * unroll + k, 1), k % 2
             only = slice(k, k + 1)
             reading = Ct_ref[0, 0].astype(jnp.float32) * from_start[only]

@@ -1,4 +1,4 @@
-"""The forward kernel of the scan on TPU: one grid step is one chunk of a block of heads. See `pallas_tpu` for the formulas."""
+"""The forward kernel of the scan on TPU. One grid step computes one chunk of a block of heads, by the formulas in `pallas_tpu`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from plamo2_kernels.ssd.pallas_tpu_math import NN, NT, decay, dot, keep, log_dec
 
 
 def forward_kernel(*refs, unroll: int, segmented: bool, save: bool) -> None:
-    """Grid (batch, block of heads, chunk). Refs, in order (leading axes of length 1 left out):
+    """Compute one grid step; the grid is (batch, block of heads, chunk). Refs, in order (without leading axes of length 1):
 
     In: x [j,q,p], dt [j,q], A [j,1], D [j,p], B [n,q], C [q,n], segments [2,q] (if segmented), initial state [j,n,p].
     Out: y [j,q,p], state [j,n,p] (the accumulator, in VMEM until the last chunk is done), entering states [j,n,p] (if save).
@@ -29,7 +29,7 @@ def forward_kernel(*refs, unroll: int, segmented: bool, save: bool) -> None:
     def _():
         state_ref[...] = initial_ref[...]
 
-    # What the heads share.
+    # Values shared by the heads.
     masks = make_masks(segments_ref[0] if segmented else None)
     later, earlier = lax.broadcasted_iota(jnp.int32, (q, q), 0), lax.broadcasted_iota(jnp.int32, (q, q), 1)
     pairs = earlier <= later if masks.same is None else (earlier <= later) & masks.same
@@ -38,7 +38,7 @@ def forward_kernel(*refs, unroll: int, segmented: bool, save: bool) -> None:
     enters = None if masks.enters_column is None else masks.enters_column[:, :n]
     reading_ref[...] = keep(enters, C.astype(jnp.float32))
 
-    # What is a number a head and token.
+    # Scalars per head and token.
     dt = dt_ref[0, 0]
     cum = masked_sum(log_decays(dt, A_ref[0]), pairs.astype(jnp.bfloat16), NT)
     last = cum[:, q - 1 :]

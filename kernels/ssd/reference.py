@@ -1,4 +1,4 @@
-"""The selective scan as its definition: one `lax.scan` step a token.
+"""The selective scan by its definition: one `lax.scan` step per token.
 
     S_t = exp(dt_t A) S_{t-1} + (dt_t x_t) ⊗ B_t        S [h,p,n]
     y_t = S_t C_t + D x_t
@@ -25,10 +25,11 @@ def ssd_reference(
     ordinals: Int[Array, "b t"] | None,
     initial_state: Float[Array, "b h p n"],
 ) -> tuple[Float[Array, "b t h p"], Float[Array, "b h p n"]]:
-    """Sequential scan in the dtype of `initial_state`. See `api.ssd` for the meaning of the arguments.
+    """Sequential scan in the dtype of `initial_state`.
 
     Args:
-        ordinals: `segments.segment_ordinals` of the row (dt is already 0 at padding), or None for one document a row.
+        x, dt, A, B, C, D, initial_state: As for `api.ssd`; dt must be 0 at padding.
+        ordinals: `segments.segment_ordinals` of the row, or None for one document per row.
     """
     dtype = initial_state.dtype
     heads_per_group = x.shape[2] // B.shape[2]

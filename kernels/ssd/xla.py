@@ -5,14 +5,13 @@ With a = dt A, cum its running sum inside a chunk (and segment) and S_in the sta
     y_i    = Σ_{j≤i} exp(cum_i - cum_j) (C_i·B_j) dt_j x_j  +  exp(cum_i) S_in C_i  +  D x_i
     S_out  = Σ_j exp(cum_last - cum_j) dt_j x_j ⊗ B_j       +  exp(cum_last) S_in
 
-A pair (i, j), or a state and a token, of different segments is masked out. C·Bᵀ is computed once a group and shared by its heads.
-Between the passes the inputs and the states entering the chunks are kept; the backward pass rebuilds the chunk-local matrices, so
-nothing of size [q,q] a head is.
+Pairs (i, j), and pairs of a state and a token, of different segments are masked. C·Bᵀ is computed once per group and shared by its heads.
+Residuals of the backward pass are the inputs and the entering states of the chunks. The matrices [q,q] per head are computed again.
 
-The mathematics is written for any number of chunks at once, and `_forward` and `_backward` apply it in one of two ways. A matrix unit
-wants all chunks in one product, with only the short recurrence over chunk states in a loop. A CPU wants one chunk after the other: what
-a chunk needs then stays in its caches, while whole arrays of intermediate results would travel to memory and back a dozen times. The
-platform is the one that the program is lowered for, not the one that lowers it.
+The formulas work on any number of chunks at once, and `_forward` and `_backward` apply them in one of two ways. Matrix units are fastest
+with all chunks in one product and a loop only over the short recurrence of chunk states. A CPU is fastest with one chunk after the other,
+because the data of a chunk then stays in its caches, while whole intermediate arrays would be written to memory and read again a dozen
+times. The choice depends on the platform that the program is lowered for.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from plamo2_kernels.precision import product_precision
 from plamo2_kernels.ssd.decay import is_clamped, log_decay
 
 
@@ -39,11 +39,12 @@ def ssd_xla(
     initial_state: Float[Array, "b h p n"],
     chunk_size: int,
 ) -> tuple[Float[Array, "b t h p"], Float[Array, "b h p n"]]:
-    """Chunked scan; log-decays, states and sums in the dtype of `initial_state`. See `api.ssd` for the arguments.
+    """Chunked scan, with log-decays, states and sums in the dtype of `initial_state`.
 
     Args:
-        ordinals: `segments.segment_ordinals` of the row (dt is already 0 at padding), or None for one document a row.
-        chunk_size: tokens a chunk; results do not depend on it beyond rounding.
+        x, dt, A, B, C, D, initial_state: As for `api.ssd`; dt must be 0 at padding.
+        ordinals: `segments.segment_ordinals` of the row, or None for one document per row.
+        chunk_size: Tokens per chunk. Results do not depend on it beyond rounding.
     """
     b, t, h, p = x.shape
     g, n = B.shape[2:]
@@ -58,7 +59,7 @@ def ssd_xla(
     if ordinals is not None:
         segments = chunks(ordinals, mode="edge")
         before = jnp.concatenate([segments[:, :1, 0], segments[:, :-1, -1]], axis=1)
-    # u indexes the heads of a group: h = g · u. A padded tail has dt = 0 and so changes no state.
+    # u is the axis of the heads of a group: h = g · u. Padding at the end has dt = 0 and does not change the state.
     u = h // g
     inputs = _Chunks(chunks(x, g, u, p), chunks(dt, g, u), chunks(B, g, n), chunks(C, g, n), segments, before)
     state = jnp.moveaxis(initial_state.reshape(b, g, u, p, n), -1, 2)
@@ -67,7 +68,7 @@ def ssd_xla(
 
 
 class _Chunks(NamedTuple):
-    """What comes in tokens. States are [b,g,n,u,p]: the channels of all heads of a group side by side, as one wide operand."""
+    """Inputs per token, in chunks. States are [b,g,n,u,p]: the features of all heads of a group are adjacent, as one wide operand."""
 
     x: Float[Array, "b c q g u p"]
     dt: Float[Array, "b c q g u"]
@@ -79,10 +80,10 @@ class _Chunks(NamedTuple):
 
 
 class _Terms(NamedTuple):
-    """What depends on dt, A and the segments alone."""
+    """Terms that depend only on dt, A and the segments."""
 
     sums: Float[Array, "b c q q"]
-    """1 where the second token is at or before the first one, in its segment."""
+    """1 if the second token is at or before the first one and in the same segment, else 0."""
     decay: Float[Array, "b c g u q q"]
     """exp(cum_i - cum_j) on those pairs."""
     from_start: Float[Array, "b c g u q"]
@@ -90,11 +91,11 @@ class _Terms(NamedTuple):
     to_end: Float[Array, "b c g u q"]
     """exp(cum_last - cum) for tokens whose contribution survives to the chunk's end, else 0."""
     through: Float[Array, "b c g 1 u 1"]
-    """What a chunk lets through of the state that enters it."""
+    """Factor of the entering state in the state at the end of the chunk."""
 
 
 def _terms(dt, A, segments, before):
-    """dt [b,c,g,u,q]."""
+    """Compute the terms from dt [b,c,g,u,q]."""
     q = dt.shape[-1]
     pairs = jnp.tril(jnp.ones((q, q), bool))[None, None]
     enters = leaves = jnp.ones((1, 1, q), bool)
@@ -102,13 +103,13 @@ def _terms(dt, A, segments, before):
         pairs &= segments[..., :, None] == segments[..., None, :]
         enters = segments == before[..., None]
         leaves = segments == segments[..., -1:]
-    # The running sum starts anew with each segment, as a product with the mask: a difference of sums that run across a boundary would
-    # leave rounding errors of the other document in dt's gradient.
+    # The running sum restarts at each segment, as a product with the mask. A difference of sums across a boundary would leave rounding
+    # errors of the other document in the gradient of dt.
     sums = jnp.broadcast_to(pairs, (*dt.shape[:2], q, q)).astype(dt.dtype)
     cum = jnp.einsum("bcij,bcguj->bcgui", sums, log_decay(dt, A[..., None]), precision=lax.Precision.HIGHEST)
 
     def masked_exp(mask, exponent):
-        # Masked before exp: the difference of two segments' sums can be large and positive.
+        # Masked before exp, because the difference of sums of two segments can be large and positive.
         return jnp.exp(jnp.where(mask, exponent, -jnp.inf))
 
     from_start = masked_exp(enters[:, :, None, None], cum)
@@ -122,12 +123,12 @@ def _terms(dt, A, segments, before):
 
 
 def _by_head(v):
-    """[b,c,q,g,u,...] to [b,c,g,u,q,...]."""
+    """Transpose [b,c,q,g,u,...] to [b,c,g,u,q,...]."""
     return jnp.moveaxis(v, 2, 4)
 
 
 def _by_token(v):
-    """[b,c,g,u,q,...] to [b,c,q,g,u,...]."""
+    """Transpose [b,c,g,u,q,...] to [b,c,q,g,u,...]."""
     return jnp.moveaxis(v, 4, 2)
 
 
@@ -146,19 +147,23 @@ def _flip(v):
 def _sum_last(v, cpu):
     if not cpu:
         return jnp.sum(v, axis=-1)
-    return (v.reshape(-1, v.shape[-1]) @ jnp.ones(v.shape[-1], v.dtype)).reshape(v.shape[:-1])
+    ones = jnp.ones(v.shape[-1], v.dtype)
+    return jnp.matmul(v.reshape(-1, v.shape[-1]), ones, precision=product_precision(v.dtype)).reshape(v.shape[:-1])
 
 
 def _sum_heads(v, cpu):
     """[b,c,g,u,q,q] over u."""
-    return jnp.einsum("u,bcguij->bcgij", jnp.ones(v.shape[3], v.dtype), v) if cpu else jnp.sum(v, axis=3)
+    if not cpu:
+        return jnp.sum(v, axis=3)
+    return jnp.einsum("u,bcguij->bcgij", jnp.ones(v.shape[3], v.dtype), v, precision=product_precision(v.dtype))
 
 
 def _sum_state(v, cpu):
     """[b,c,g,n,u,p] to [b,c,g,u]."""
     if not cpu:
         return jnp.sum(v, axis=(3, 5))
-    return _sum_last(jnp.einsum("n,bcgnup->bcgup", jnp.ones(v.shape[3], v.dtype), v), cpu)
+    ones = jnp.ones(v.shape[3], v.dtype)
+    return _sum_last(jnp.einsum("n,bcgnup->bcgup", ones, v, precision=product_precision(v.dtype)), cpu)
 
 
 def _states_by_tokens(dot, states, tokens, cpu):
@@ -186,7 +191,7 @@ def _recurrence(added, through, state, reverse=False):
 def _outputs(chunks, A, D, state, cpu):
     """y [b,c,q,g,u,p] of the chunks, the states that enter them [b,c,g,n,u,p] and the state after the last one."""
     dtype = state.dtype
-    dot = functools.partial(jnp.einsum, preferred_element_type=dtype)
+    dot = functools.partial(jnp.einsum, precision=product_precision(chunks.x.dtype), preferred_element_type=dtype)
     x, dt, B, C = _by_head(chunks.x), _by_head(chunks.dt), _by_group(chunks.B), _by_group(chunks.C)
     terms = _terms(dt, A, chunks.segments, chunks.before)
 
@@ -208,7 +213,7 @@ def _gradients(chunks, entering, dy, A, D, d_state, cpu):
     Returns dx, d_dt, dB, dC as the chunks are laid out, dA and dD [b,c,g,u], and the gradient of the state entering the first chunk.
     """
     dtype = d_state.dtype
-    dot = functools.partial(jnp.einsum, preferred_element_type=dtype)
+    dot = functools.partial(jnp.einsum, precision=product_precision(chunks.x.dtype), preferred_element_type=dtype)
     x, dt, B, C, dy = (
         _by_head(chunks.x),
         _by_head(chunks.dt),
@@ -224,8 +229,8 @@ def _gradients(chunks, entering, dy, A, D, d_state, cpu):
     weights = scores[:, :, :, None] * terms.decay
     d_weights = dot("bcguip,bcgujp->bcguij", dy, x)
     d_scores = _sum_heads(d_weights * (terms.decay * dt[..., None, :]), cpu).astype(x.dtype)
-    # A pair's decay grows with cum of the reader and falls with that of the writer. Both sums are taken of one matrix, and without a
-    # token's decay to itself, which is 1: what cancels between them then does so as far as float32 allows.
+    # The decay of a pair grows with cum of the reader and falls with cum of the writer. Both sums use one matrix, without the decay of a
+    # token to itself, which is 1. So their difference cancels as exactly as float32 allows.
     itself = jnp.eye(x.shape[4], dtype=bool)
     d_decays = jnp.where(itself, 0, d_weights * (weights * dt[..., None, :]))
     d_cum = _sum_last(d_decays, cpu) - jnp.sum(d_decays, axis=-2)
@@ -234,7 +239,7 @@ def _gradients(chunks, entering, dy, A, D, d_state, cpu):
     dC = dot("bcgij,bcgjn->bcgin", d_scores, B)
     dB = dot("bcgij,bcgin->bcgjn", d_scores, C)
 
-    # What tokens read from the state that enters their chunk.
+    # Contribution of the entering state to y.
     read = _flip(dot("bcgin,bcgnup->bcgiup", C_wide, entering))
     d_cum += _sum_last(dy * read, cpu) * terms.from_start
     d_read = dy * terms.from_start[..., None]
@@ -245,7 +250,7 @@ def _gradients(chunks, entering, dy, A, D, d_state, cpu):
     d_leaving, d_state = _recurrence(d_entering, terms.through, d_state, reverse=True)
     d_last = _sum_state(d_leaving * entering, cpu) * terms.through[:, :, :, 0, :, 0]
 
-    # What tokens add to the state that leaves their chunk.
+    # Contribution of tokens to the state at the end of their chunk.
     dB += _states_by_tokens(dot, d_leaving, x * (terms.to_end * dt)[..., None], cpu)
     d_added = _flip(dot("bcgjn,bcgnup->bcgjup", B.astype(dtype), d_leaving)) * terms.to_end[..., None]
     d_survives = _sum_last(d_added * x, cpu) * dt
@@ -270,7 +275,7 @@ def _gradients(chunks, entering, dy, A, D, d_state, cpu):
 
 
 def _one_by_one(step, state, arrays, reverse=False):
-    """`step(state, arrays) -> outputs, state` on chunks [b,1,...], one after the other, in place of all [b,c,...]."""
+    """Apply `step(state, arrays) -> outputs, state` to the chunks [b,1,...] one after the other, instead of to all chunks [b,c,...]."""
 
     def body(state, chunk):
         outputs, state = step(state, jax.tree.map(lambda v: v[:, None], chunk))

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from plamo2_jax.errors import PlamoError
+
 MAX_BYTES = 256 << 20
 """Default size limit of an array."""
 _READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-class ArrayInputError(ValueError):
+class ArrayInputError(PlamoError):
     """A file has no plain arrays, or an array is too large; the message names the file and the array."""
 
 

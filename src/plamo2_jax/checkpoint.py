@@ -14,12 +14,13 @@ and renames it when it is complete, so a killed job leaves no incomplete step un
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,8 +32,11 @@ from jax.experimental import multihost_utils
 
 from plamo2_jax import manifest
 from plamo2_jax.config import ModelConfig
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import read_json_object
+from plamo2_jax.model.plamo2 import stacked_path
 from plamo2_jax.model_files import check_tree_inside, optional_file
+from plamo2_jax.old_config import modernize
 from plamo2_jax.storage import absolute, address, is_remote, located, new_folder, require_empty, write_whole
 
 CONFIG = "config.json"
@@ -46,7 +50,7 @@ EMA = "ema"
 _CHUNK_BYTES = 64 << 20
 
 
-class CheckpointError(ValueError):
+class CheckpointError(PlamoError):
     """A run folder or checkpoint is missing, incomplete or has another shape; the message names the file or tensor."""
 
 
@@ -63,7 +67,8 @@ def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the resolved configuration of a run folder. Compare it and the small files beside it with their checksums, if any.
+    """Read the resolved configuration of a run folder, in today's form whichever version wrote it. Compare it and the small files beside it
+    with their checksums, if any.
 
     Raises:
         CheckpointError: config.json is missing, a link out of the folder or not a JSON object, or a file does not match its checksum.
@@ -72,7 +77,13 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if path is None:
         raise CheckpointError(f"{folder} is not a run folder: it has no {CONFIG}")
     verify_files(located(folder))
-    return read_json_object(path, error=CheckpointError)
+    return modernize(read_json_object(path, error=CheckpointError))
+
+
+def lora_of(config: Mapping[str, Any]) -> Any:
+    """Return the adapters that a run trained, from its config.json: their fields, or None for a run of a whole model."""
+    task = config.get("task")
+    return task.get("lora") if isinstance(task, dict) else None
 
 
 def read_model_config(folder: str | os.PathLike[str]) -> ModelConfig:
@@ -205,6 +216,29 @@ def restore_params(
         return reading(path, lambda: checkpointer.restore(path, args=ocp.args.StandardRestore(abstract_params)))
 
 
+def restore_each(
+    folder: str | os.PathLike[str], abstract_params: Any, step: int | None = None, item: str = PARAMS
+) -> Iterator[tuple[str, jax.Array]]:
+    """Read the parameters of one checkpoint one array at a time, the largest first. Arguments and errors are those of `restore_params`.
+
+    Yields:
+        Path of each parameter, joined by slashes, and its array. The caller drops the array before the next is read.
+    """
+    path = item_folder(folder, step, item)
+    wanted = flax.traverse_util.flatten_dict(jax.tree.map(_with_sharding, abstract_params), sep="/")
+    metadata = flax.traverse_util.flatten_dict(check_params(folder, abstract_params, step, item), sep="/")
+    _verify_together(path.parent, item)
+    for name in sorted(wanted, key=lambda name: -math.prod(wanted[name].shape)):
+        handler = _frugal_handler(metadata[name], wanted[name], kind=ocp.PyTreeCheckpointHandler)
+        tree = flax.traverse_util.unflatten_dict({name: wanted[name]}, sep="/")
+        arguments = ocp.args.PyTreeRestore(
+            tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
+        )
+        with ocp.Checkpointer(handler) as checkpointer:
+            found = reading(path, functools.partial(checkpointer.restore, path, args=arguments))
+        yield name, flax.traverse_util.flatten_dict(found, sep="/")[name]
+
+
 def check_params(
     folder: str | os.PathLike[str], abstract_params: Any, step: int | None = None, item: str = PARAMS
 ) -> dict[str, Any]:
@@ -254,7 +288,7 @@ def require_model(folder: str | os.PathLike[str]) -> None:
     Raises:
         CheckpointError: It holds adapters.
     """
-    if read_config(folder).get("lora"):
+    if lora_of(read_config(folder)):
         raise CheckpointError(
             f"{folder} holds adapters, not a model. Merge them into a model: plamo2 lora MODEL {folder} OUT"
         )
@@ -346,14 +380,22 @@ def fingerprint(config: ModelConfig, params: Any, samples: int = 512) -> str:
 
     Args:
         config: shape of the model.
-        params: its parameters, in any dtype.
+        params: its parameters, in any dtype, with or without a scan over layers.
         samples: values that are taken of each parameter.
     """
     digest = hashlib.blake2b(json.dumps(model_json(config), sort_keys=True).encode(), digest_size=16)
-    for path, leaf in sorted(flax.traverse_util.flatten_dict(params, sep="/").items()):
-        places = np.unique(np.linspace(0, leaf.size - 1, samples).astype(np.int64))
-        values = leaf[np.unravel_index(places, leaf.shape)]
-        digest.update(path.encode() + np.asarray(jax.device_get(values), np.float32).tobytes())
+    leaves: dict[str, dict[int, Any]] = {}
+    for path, leaf in flax.traverse_util.flatten_dict(params, sep="/").items():
+        stacked, period = stacked_path(path)
+        leaves.setdefault(stacked, {})[period or 0] = leaf
+    for path, periods in sorted(leaves.items()):
+        size = periods[0].size
+        places = np.unique(np.linspace(0, size * len(periods) - 1, samples).astype(np.int64))
+        digest.update(path.encode())
+        for period in range(len(periods)):
+            inside = places[places // size == period] - period * size
+            values = periods[period][np.unravel_index(inside, periods[period].shape)]
+            digest.update(np.asarray(jax.device_get(values), np.float32).tobytes())
     return digest.hexdigest()
 
 
@@ -366,12 +408,12 @@ def first_line(error: BaseException) -> str:
     return line if line and nameless else f"{type(error).__name__} {line}".strip()
 
 
-def _frugal_handler(*trees: Any) -> ocp.StandardCheckpointHandler:
+def _frugal_handler(*trees: Any, kind: type = ocp.StandardCheckpointHandler) -> Any:
     """Return a handler that works on about one array at a time. By default Orbax allocates buffers of the model's size."""
     sizes = [math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for tree in trees for leaf in jax.tree.leaves(tree)]
     # Orbax refuses arrays that are not smaller than the limit, and counts whole chunks when reading.
     gigabytes = (1.1 * max(sizes, default=0) + 2 * _CHUNK_BYTES) / 1e9
-    return ocp.StandardCheckpointHandler(save_concurrent_gb=gigabytes, restore_concurrent_gb=gigabytes)
+    return kind(save_concurrent_gb=gigabytes, restore_concurrent_gb=gigabytes)
 
 
 def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -1,7 +1,7 @@
-"""ModelConfig: the shape of a PLaMo 2 network, the published presets and what follows from them.
+"""ModelConfig: the shape of a PLaMo 2 model, the published presets, and derived quantities.
 
-Field names are those of the public config.json, so that `ModelConfig.from_hf(json)` is a plain read. Dimensions of the presets are
-public (model cards, configs and file sizes of pfnet/plamo-2-*), except `plamo-2-31b`, which is this project's own proposal.
+Fields have the names of the public config.json, so that `ModelConfig.from_hf(json)` only reads them. The sizes of the presets are public
+(model cards, configs and file sizes of pfnet/plamo-2-*), except for `plamo-2-31b`, which is a proposal of this project.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from plamo2_jax import public_config
-from plamo2_jax.public_config import LONGEST, is_integer, is_number, shown
+from plamo2_jax.errors import PlamoError
+from plamo2_jax.public_config import LONGEST, is_integer, is_number
+from plamo2_jax.validation import require, shown
 
 
 class LayerKind(enum.Enum):
-    """What mixes tokens in a layer."""
+    """Kind of the layer's token mixer."""
 
     MAMBA = "mamba"
     WINDOW = "window"  # attention over attention_window_size past tokens and the token itself
@@ -24,10 +26,10 @@ class LayerKind(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """A stretch of equal periods of the layer stack, executed as one scan.
+class LayerGroup:
+    """Consecutive equal periods of the layer stack, executed as one scan.
 
-    Layer `start + i * len(kinds) + j` of the network is position `j` of period `i`.
+    Layer `start + i * len(kinds) + j` of the model is position `j` of period `i`.
     """
 
     start: int
@@ -35,11 +37,11 @@ class Run:
     count: int
 
     def layer_index(self, period: int, position: int) -> int:
-        """The network's layer number of one position of one period."""
+        """Return the layer number of a position of a period."""
         return self.start + period * len(self.kinds) + position
 
 
-# Smallest and largest value of every size. They bound what is built from a configuration before its weights are looked at.
+# Smallest and largest value of every size. They bound the memory that a config can request before its weights are checked.
 _SIZES = {
     "hidden_size": (1, 2**20),
     "num_hidden_layers": (1, 1024),
@@ -66,16 +68,16 @@ _NUMBERS = {
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a PLaMo 2 network. Defaults are those of the public configuration class.
+    """Shape of a PLaMo 2 model. The defaults are those of the public configuration class.
 
     Raises:
-        ValueError: a field has a value outside its range; the message names the field, its value and what is allowed.
+        ValueError: A field is out of range. The message names the field, its value and what is allowed.
     """
 
     hidden_size: int = 4096
     """Width of the residual stream."""
     num_hidden_layers: int = 32
-    """Number of layers, state-space and attention ones together."""
+    """Number of layers, Mamba and attention layers together."""
     intermediate_size: int = 13312
     """Width of the gated MLP."""
     num_attention_heads: int = 32
@@ -83,9 +85,9 @@ class ModelConfig:
     num_key_value_heads: int = 4
     """Key/value heads; query head h reads key/value head h // (heads / kv_heads)."""
     hidden_size_per_head: int = 128
-    """Width of a head, in attention and in the state-space mixer alike."""
+    """Width of a head, in attention and Mamba layers."""
     mamba_num_heads: int = 64
-    """Heads of a state-space layer."""
+    """Heads of a Mamba layer."""
     mamba_d_state: int = 64
     """State size per channel."""
     mamba_d_conv: int = 4
@@ -93,41 +95,42 @@ class ModelConfig:
     mamba_step: int = 2
     """Period of the layer pattern: layer i is attention where i mod step == step // 2."""
     mamba_chunk_size: int = 256
-    """Chunk length the public checkpoints name for the scan; results do not depend on it."""
+    """Chunk length of the scan in public checkpoints; results do not depend on it."""
     mamba_enabled: bool = True
-    """False makes every layer an attention layer."""
+    """If false, every layer is an attention layer."""
     attention_window_size: int = 2048
-    """Past tokens a windowed attention layer sees, besides the token itself."""
+    """Number of past tokens that a windowed attention layer sees, besides the token itself."""
     full_attention_idx: tuple[int, ...] = ()
-    """Attention layers that see the whole document."""
+    """Attention layers with full attention."""
     rope_theta: float = 10000.0
     """RoPE base of the layers in full_attention_idx."""
     rope_local_theta: float | None = None
-    """RoPE base of windowed layers; rope_theta when absent."""
+    """RoPE base of windowed layers; None: rope_theta."""
     vocab_size: int = 32000
-    """Rows of the embedding."""
+    """Number of rows of the embedding."""
     tie_word_embeddings: bool = True
-    """Whether the logits reuse the embedding."""
+    """Whether the logits use the embedding matrix."""
     rms_norm_eps: float = 1e-6
     """Epsilon of the block norms and of the B/C/dt norms."""
     max_position_embeddings: int = 10485760
-    """Kept from the public config; RoPE has no limit of its own."""
+    """Kept from the public config; RoPE has no limit."""
     initializer_range: float = 0.02
     """Standard deviation of linear and embedding weights at initialisation."""
     bos_token_id: int | None = 1
-    """Beginning of a document."""
+    """Id of the token at the beginning of a document."""
     eos_token_id: int | tuple[int, ...] | None = 2
-    """End of a document. With several ids, generation stops at each of them."""
+    """Id of the token at the end of a document. With several ids, generation stops at each of them."""
     pad_token_id: int | None = None
-    """Padding."""
+    """Id of the padding token."""
 
     def __post_init__(self) -> None:
         for name, (smallest, largest) in _SIZES.items():
             value = getattr(self, name)
             allowed = "a positive integer" if smallest == 1 else f"an integer of at least {smallest}"
-            self._require(name, is_integer(value) and smallest <= value <= largest, f"{allowed}, at most {largest:,}")
-        self._require("hidden_size_per_head", self.hidden_size_per_head % 2 == 0, "even, since RoPE turns pairs")
-        self._require(
+            require(self, name, is_integer(value) and smallest <= value <= largest, f"{allowed}, at most {largest:,}")
+        require(self, "hidden_size_per_head", self.hidden_size_per_head % 2 == 0, "even, since RoPE turns pairs")
+        require(
+            self,
             "num_key_value_heads",
             self.num_attention_heads % self.num_key_value_heads == 0,
             f"a divisor of num_attention_heads={self.num_attention_heads}",
@@ -138,25 +141,25 @@ class ModelConfig:
             if name == "rope_local_theta":
                 allowed += " or none"
             fits = is_number(value) and smallest <= value <= largest
-            self._require(name, fits or (value is None and name == "rope_local_theta"), allowed)
+            require(self, name, fits or (value is None and name == "rope_local_theta"), allowed)
         for name in ("mamba_enabled", "tie_word_embeddings"):
-            self._require(name, isinstance(getattr(self, name), bool), "true or false")
+            require(self, name, isinstance(getattr(self, name), bool), "true or false")
         self._check_full_attention()
         self._check_ids()
 
     def _check_full_attention(self) -> None:
         layers = self.full_attention_idx
         listed = isinstance(layers, tuple | list) and all(map(is_integer, layers))
-        self._require("full_attention_idx", listed, "a list of layer numbers")
+        require(self, "full_attention_idx", listed, "a list of layer numbers")
         attention = [i for i in range(self.num_hidden_layers) if not self._is_mamba(i)]
         allowed = f"a subset of the attention layers {shown(attention)}"
-        self._require("full_attention_idx", set(attention).issuperset(layers), allowed)
-        self._require("full_attention_idx", len(set(layers)) == len(layers), "without repeats")
+        require(self, "full_attention_idx", set(attention).issuperset(layers), allowed)
+        require(self, "full_attention_idx", len(set(layers)) == len(layers), "without repeats")
         object.__setattr__(self, "full_attention_idx", tuple(sorted(layers)))
 
     def _check_ids(self) -> None:
         if isinstance(self.eos_token_id, list | tuple):
-            self._require("eos_token_id", 0 < len(self.eos_token_id) <= 64, "an id or a list of 1 to 64 ids")
+            require(self, "eos_token_id", 0 < len(self.eos_token_id) <= 64, "an id or a list of 1 to 64 ids")
             if all(map(is_integer, self.eos_token_id)):
                 ids = tuple(dict.fromkeys(self.eos_token_id))
                 object.__setattr__(self, "eos_token_id", ids if len(ids) > 1 else ids[0])
@@ -164,13 +167,9 @@ class ModelConfig:
             value = getattr(self, name)
             ids = self.eos_token_ids if name == "eos_token_id" else (value,)
             allowed = f"none or an id below vocab_size={self.vocab_size}"
-            self._require(
-                name, value is None or all(is_integer(id) and 0 <= id < self.vocab_size for id in ids), allowed
+            require(
+                self, name, value is None or all(is_integer(id) and 0 <= id < self.vocab_size for id in ids), allowed
             )
-
-    def _require(self, name: str, condition: bool, allowed: str) -> None:
-        if not condition:
-            raise ValueError(f"ModelConfig.{name}={shown(getattr(self, name))} is not allowed: it must be {allowed}")
 
     def _is_mamba(self, layer: int) -> bool:
         if not self.mamba_enabled:
@@ -181,7 +180,7 @@ class ModelConfig:
 
     @property
     def dt_rank(self) -> int:
-        """Rank of the projection that makes dt."""
+        """Rank of the projection for dt."""
         return max(64, self.hidden_size // 16)
 
     @property
@@ -205,21 +204,21 @@ class ModelConfig:
         )
 
     @property
-    def runs(self) -> tuple[Run, ...]:
-        """The layer stack as runs of equal periods; a shorter last period is a run of its own."""
+    def layer_groups(self) -> tuple[LayerGroup, ...]:
+        """The layer stack as groups of equal periods; a shorter last period is a separate group."""
         step = self.mamba_step if self.mamba_enabled else 1
         kinds = self.layer_kinds
-        runs: list[Run] = []
+        groups: list[LayerGroup] = []
         for start in range(0, len(kinds), step):
             period = kinds[start : start + step]
-            if runs and runs[-1].kinds == period:
-                runs[-1] = dataclasses.replace(runs[-1], count=runs[-1].count + 1)
+            if groups and groups[-1].kinds == period:
+                groups[-1] = dataclasses.replace(groups[-1], count=groups[-1].count + 1)
             else:
-                runs.append(Run(start, period, 1))
-        return tuple(runs)
+                groups.append(LayerGroup(start, period, 1))
+        return tuple(groups)
 
     def _matrix_parameters(self) -> dict[LayerKind, int]:
-        """Weights of the matrix products of a layer of each kind, MLP included."""
+        """Number of matrix weights of a layer of each kind, including the MLP."""
         e, p = self.hidden_size, self.hidden_size_per_head
         inner = self.mamba_num_heads * p
         mamba = 3 * e * inner + inner * (2 * self.mamba_d_state + self.dt_rank) + self.dt_rank * self.mamba_num_heads
@@ -232,7 +231,7 @@ class ModelConfig:
         }
 
     def parameter_count(self) -> int:
-        """Number of parameters; equals the sizes of the published checkpoints."""
+        """Return the number of parameters, which equals that of the published checkpoints."""
         e, p, h, n = self.hidden_size, self.hidden_size_per_head, self.mamba_num_heads, self.mamba_d_state
         norms = 4 * e
         vectors = {
@@ -246,10 +245,10 @@ class ModelConfig:
         return embeddings + layers + e
 
     def flops_per_token(self, sequence_length: int) -> float:
-        """Forward FLOPs a token, averaged over one document of `sequence_length` tokens; a training step costs three times that.
+        """Return the forward FLOPs per token, averaged over one document of `sequence_length` tokens. Training takes three times as many.
 
-        A multiply-add is 2. Counted: matrix products, attention scores and values over the keys that the mask allows, and the scan as
-        its recurrence (decay, update and read-out of h·p·n states: 5 h p n) and the convolution. Norms and activations are not.
+        A multiply-add is 2 FLOPs. The count includes matrix products, attention scores and values over the visible keys, the scan as a
+        recurrence (decay, update and output of h·p·n states: 5 h p n) and the convolution, but no norms and activations.
         """
         t = sequence_length
         w = min(self.attention_window_size, t - 1)
@@ -264,17 +263,17 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, json: Mapping[str, Any]) -> ModelConfig:
-        """Read a public config.json: the spellings of the published models, of transformers 5 and of vLLM.
+        """Read a public config.json with the keys of the published models, of transformers 5 or of vLLM.
 
         Raises:
-            ValueError: a value is out of range, two keys contradict each other, or a key asks for what this model does not compute.
+            ValueError: A value is out of range, two keys contradict each other, or a key requests something this model does not compute.
         """
         config = cls(**public_config.model_fields(json, {field.name for field in dataclasses.fields(cls)}))
         full = public_config.full_layers(json, [kind.value for kind in config.layer_kinds])
         return config if full is None else dataclasses.replace(config, full_attention_idx=full)
 
     def to_hf(self) -> dict[str, Any]:
-        """The public config.json of this model."""
+        """Return the public config.json of this model as a JSON object."""
         values = dataclasses.asdict(self)
         values["full_attention_idx"] = list(self.full_attention_idx)
         if isinstance(self.eos_token_id, tuple):
@@ -312,7 +311,7 @@ _8B = ModelConfig(
     mamba_num_heads=64,
     vocab_size=100000,
 )
-# Full attention at 32K is published as a window of 32768: no key is cut off inside the context.
+# Full attention at 32K is published as a window of 32768, which hides no key within the context.
 _8B_32K = dataclasses.replace(_8B, vocab_size=100032, attention_window_size=32768, rope_theta=1e6)
 
 PRESETS: dict[str, ModelConfig] = {
@@ -333,9 +332,10 @@ PRESETS: dict[str, ModelConfig] = {
     "plamo-2-translate": dataclasses.replace(_8B_32K, tie_word_embeddings=False, eos_token_id=1, pad_token_id=3),
     "plamo-2.1-2b": dataclasses.replace(_8B_32K, hidden_size=2048, intermediate_size=5632),
     "plamo-2.1-8b": _8B_32K,
-    # Not public; a proposal. The 8B stack of 32 layers with residual width and every head count doubled, so that 8B weights clone into
-    # it (each axis an integer multiple but the MLP's) and an 8B is cut out of it by width alone, as the public 8B → 2B cut was. The MLP
-    # width, a multiple of 1024 (tensor parallelism by 8 over 128 lanes), brings the total to 31B.
+    # A proposal; the published 31B has no public config. It has the 32 layers of the 8B with twice the residual width and twice the heads.
+    # So 8B weights can be cloned into it (every axis but the MLP's is an integer multiple), and an 8B can be pruned from it in width only,
+    # as the public 2B was from the 8B. The MLP width is a multiple of 1024 (tensor parallelism of 8 with 128 lanes) and gives a total of
+    # 31B.
     "plamo-2-31b": dataclasses.replace(
         _8B,
         hidden_size=8192,
@@ -349,11 +349,11 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def preset(name: str, **changes: Any) -> ModelConfig:
-    """A published (or proposed) shape by name, with fields replaced.
+    """Return a preset by name, with fields replaced.
 
     Raises:
-        ValueError: no such preset, or a changed field out of range.
+        ValueError: There is no such preset, or a changed field is out of range.
     """
     if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; it must be one of {', '.join(PRESETS)}")
+        raise PlamoError(f"unknown preset {name!r}: it must be one of {', '.join(PRESETS)}")
     return dataclasses.replace(PRESETS[name], **changes)

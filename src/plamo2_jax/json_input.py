@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.storage import located
 
 MAX_BYTES = 256 << 20
@@ -21,7 +22,7 @@ MAX_DEPTH = 100
 """Deepest allowed nesting of arrays and objects."""
 
 
-def parse_json(data: bytes | str, where: str, *, error: type[ValueError] = ValueError) -> Any:
+def parse_json(data: bytes | str, where: str, *, error: type[PlamoError] = PlamoError) -> Any:
     """Parse one JSON value.
 
     Args:
@@ -58,7 +59,7 @@ def json_problem(error: ValueError) -> str:
 
 
 def read_json_file(
-    path: str | os.PathLike[str], *, error: type[ValueError] = ValueError, max_bytes: int = MAX_BYTES
+    path: str | os.PathLike[str], *, error: type[PlamoError] = PlamoError, max_bytes: int = MAX_BYTES
 ) -> Any:
     """Read and parse a JSON file on this machine or in a bucket.
 
@@ -75,7 +76,7 @@ def read_json_file(
 
 
 def read_json_object(
-    path: str | os.PathLike[str], *, error: type[ValueError] = ValueError, max_bytes: int = MAX_BYTES
+    path: str | os.PathLike[str], *, error: type[PlamoError] = PlamoError, max_bytes: int = MAX_BYTES
 ) -> dict[str, Any]:
     """Read a JSON file that must hold an object. Arguments and errors are those of `read_json_file`."""
     value = read_json_file(path, error=error, max_bytes=max_bytes)
@@ -105,19 +106,19 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
-                raise ValueError(f"the key {name[:80]!r} occurs twice")
+                raise PlamoError(f"the key {name[:80]!r} occurs twice")
             seen.add(name)
     return result
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
+    raise PlamoError(f"{name} is not a JSON number")
 
 
 def _finite_float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"the number {text[:40]} is too large for a float64")
+        raise PlamoError(f"the number {text[:40]} is too large for a float64")
     return value
 
 
@@ -143,4 +144,4 @@ def _refuse_half_characters(value: Any) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise ValueError("a string holds an unpaired surrogate") from None
+        raise PlamoError("a string holds an unpaired surrogate") from None

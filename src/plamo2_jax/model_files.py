@@ -11,10 +11,11 @@ import os
 import stat
 from pathlib import Path
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.storage import is_remote, located
 
 
-def file_inside(folder: str | os.PathLike[str], name: str, *, error: type[ValueError] = ValueError) -> Path:
+def file_inside(folder: str | os.PathLike[str], name: str, *, error: type[PlamoError] = PlamoError) -> Path:
     """Return the path of a file in a folder.
 
     Args:
@@ -31,7 +32,7 @@ def file_inside(folder: str | os.PathLike[str], name: str, *, error: type[ValueE
     return path
 
 
-def optional_file(folder: str | os.PathLike[str], name: str, *, error: type[ValueError] = ValueError) -> Path | None:
+def optional_file(folder: str | os.PathLike[str], name: str, *, error: type[PlamoError] = PlamoError) -> Path | None:
     """Return the path of a file in a folder, or None if there is no file of that name. Errors are those of `file_inside`."""
     if name != Path(name).name or name in ("", ".", "..") or "\0" in name:
         raise error(f"{folder} refers to a file outside the folder, {name[:100]!r}: only plain file names are allowed")
@@ -47,7 +48,7 @@ def optional_file(folder: str | os.PathLike[str], name: str, *, error: type[Valu
 
 
 def check_tree_inside(
-    folder: str | os.PathLike[str], tree: str | os.PathLike[str], *, error: type[ValueError] = ValueError
+    folder: str | os.PathLike[str], tree: str | os.PathLike[str], *, error: type[PlamoError] = PlamoError
 ) -> None:
     """Check that a subfolder, such as a run's checkpoint, holds only regular files of the folder, or links to them.
 

@@ -17,6 +17,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from plamo2_jax.errors import PlamoError
+
 Method = Literal["match", "search", "fullmatch"]
 
 LONGEST = 1000
@@ -51,7 +53,7 @@ for line in sys.stdin:
 """
 
 
-class PatternError(ValueError):
+class PatternError(PlamoError):
     """A pattern is not a valid regular expression, or matching takes too long.
 
     Attributes:
@@ -77,6 +79,9 @@ class _Matcher:
         """Return the answer of the process, or None after the time limit."""
         with self._lock:
             if self._process is None:
+                # Once, however often the process is started again.
+                atexit.unregister(self.close)
+                atexit.register(self.close)
                 self._process = subprocess.Popen(
                     [sys.executable, "-I", "-S", "-c", _SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={}
                 )
@@ -111,7 +116,6 @@ class _Matcher:
 
 
 _matcher = _Matcher()
-atexit.register(_matcher.close)
 
 
 def matches_whole(pattern: str, text: str, seconds: float) -> bool:

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import json
 import math
-import reprlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+from plamo2_jax.errors import PlamoError
+from plamo2_jax.validation import shown
 
 LONGEST = 2**30
 """Length of the longest text in tokens. A larger window or position limit has no further effect."""
@@ -148,7 +150,7 @@ def model_fields(values: Mapping[str, Any], names: Collection[str]) -> dict[str,
         if key in _ONLY and (not _is_off(value) or any(allowed is True for allowed in _ONLY[key])):
             _require_only(key, value)
         elif not (key in names or key in _READ or key in _HARMLESS or key in _ONLY or _is_off(value)):
-            raise ValueError(
+            raise PlamoError(
                 f"{_shown_key(key)}={shown(value)} is not supported: the network does not know this key. Remove it if it does not "
                 "change what the network computes"
             )
@@ -158,7 +160,7 @@ def model_fields(values: Mapping[str, Any], names: Collection[str]) -> dict[str,
             del fields[name]
     for other, name in _OTHER_NAMES.items():
         if values.get(other) is not None and fields.setdefault(name, values[other]) != values[other]:
-            raise ValueError(f"{name}={shown(fields[name])} and {other}={shown(values[other])} contradict each other")
+            raise PlamoError(f"{name}={shown(fields[name])} and {other}={shown(values[other])} contradict each other")
     _read_window(values, fields)
     fields |= _read_rope(values)
     for name in ("attention_window_size", "max_position_embeddings"):
@@ -187,7 +189,7 @@ def full_layers(values: Mapping[str, Any], kinds: Sequence[str]) -> tuple[int, .
         if types is None:
             continue
         if not isinstance(types, list) or len(types) != len(kinds):
-            raise ValueError(
+            raise PlamoError(
                 f"{key}={shown(types)} is not allowed: it must be a list with one name for each of {len(kinds)} layers"
             )
         for i, (name, kind) in enumerate(zip(types, kinds, strict=True)):
@@ -196,7 +198,7 @@ def full_layers(values: Mapping[str, Any], kinds: Sequence[str]) -> tuple[int, .
                 kinds[i] = "full"
                 listed = (*(listed or ()), i)
             elif kind not in allowed:
-                raise ValueError(
+                raise PlamoError(
                     f"{key}[{i}]={shown(name)} contradicts the other keys (mamba_step, mamba_enabled, full_attention_idx): layer {i} "
                     f"is {_article(kind)}"
                 )
@@ -209,17 +211,8 @@ def full_layers(values: Mapping[str, Any], kinds: Sequence[str]) -> tuple[int, .
             entries = [rope.get(key) or {} for key in (name, "attention")]
             # Programs use different default bases for an entry without one, so the base must be explicit.
             if all(entry.get("rope_theta") is None for entry in entries):
-                raise ValueError(f"rope_parameters has no rope_theta for {name!r}, but the model has such layers")
+                raise PlamoError(f"rope_parameters has no rope_theta for {name!r}, but the model has such layers")
     return listed
-
-
-def shown(value: Any) -> str:
-    """Return a value as text for a message, shortened if it is long."""
-    try:
-        text = _SHORT.repr(value)
-    except ValueError:  # an integer with more digits than Python converts
-        return "an integer of thousands of digits"
-    return text if len(text) <= 120 else f"{text[:80]}...{text[-20:]}"
 
 
 def is_integer(value: Any) -> bool:
@@ -234,21 +227,16 @@ def is_number(value: Any) -> bool:
     return math.isfinite(value) if isinstance(value, float) else abs(value) < 2**1023
 
 
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 80
-_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 6
-
-
 def _read_window(values: Mapping[str, Any], fields: dict[str, Any]) -> None:
     """Read the window. In vLLM's files sliding_window counts the token itself; in public files it equals attention_window_size."""
     window = values.get("sliding_window")
     if window is None or window is False:
         return
     if not is_integer(window) or window < 1:
-        raise ValueError(f"sliding_window={shown(window)} is not allowed: it must be a positive integer or null")
+        raise PlamoError(f"sliding_window={shown(window)} is not allowed: it must be a positive integer or null")
     own = fields.setdefault("attention_window_size", window)
     if window not in (own, own + 1 if is_integer(own) else own):
-        raise ValueError(
+        raise PlamoError(
             f"attention_window_size={shown(own)} and sliding_window={shown(window)} contradict each other: sliding_window must be "
             "the same number, or one more if it counts the token itself"
         )
@@ -262,14 +250,14 @@ def _read_rope(values: Mapping[str, Any]) -> dict[str, Any]:
         if _is_off(rope):
             continue
         if not isinstance(rope, Mapping):
-            raise ValueError(f"{key}={shown(rope)} is not allowed: it must be an object or null")
+            raise PlamoError(f"{key}={shown(rope)} is not allowed: it must be an object or null")
         if not _is_nested(rope):
             bases += _plain_rope(key, "rope_theta", rope)
             continue
         for layers, inner in rope.items():
             where = f"{key}.{_shown_key(layers)}"
             if layers not in _LAYERS or not (inner is None or isinstance(inner, Mapping)):
-                raise ValueError(f"{where}={shown(inner)} is not supported: it must be an object for one kind of layer")
+                raise PlamoError(f"{where}={shown(inner)} is not supported: it must be an object for one kind of layer")
             if inner and "mamba" not in _LAYERS[layers]:
                 both = ("rope_theta", "rope_local_theta") if layers == "attention" else ()
                 names = both or (("rope_theta",) if layers == "full_attention" else ("rope_local_theta",))
@@ -278,7 +266,7 @@ def _read_rope(values: Mapping[str, Any]) -> dict[str, Any]:
     for where, name, base in bases:
         first = found.setdefault(name, (where, base))
         if first[1] != base:
-            raise ValueError(
+            raise PlamoError(
                 f"{first[0]}={shown(first[1])} and {where}={shown(base)} contradict each other: give one RoPE base"
             )
     return {name: base for name, (_, base) in found.items()}
@@ -294,7 +282,7 @@ def _plain_rope(where: str, name: str, rope: Mapping[str, Any]) -> list[tuple[st
                 if key in allowed
                 else "only rope_theta is read there"
             )
-            raise ValueError(f"{where}.{_shown_key(key)}={shown(value)} is not supported: {only}, without scaling")
+            raise PlamoError(f"{where}.{_shown_key(key)}={shown(value)} is not supported: {only}, without scaling")
     base = rope.get("rope_theta")
     return [] if base is None else [(f"{where}.rope_theta", name, base)]
 
@@ -306,7 +294,7 @@ def _is_nested(rope: Any) -> bool:
 def _require_only(key: str, value: Any) -> None:
     if value is not None and not any(_same(value, allowed) for allowed in _ONLY[key]):
         allowed = " or ".join(map(json.dumps, _ONLY[key]))
-        raise ValueError(f"{key}={shown(value)} is not supported: it must be {allowed}, or the key must be absent")
+        raise PlamoError(f"{key}={shown(value)} is not supported: it must be {allowed}, or the key must be absent")
 
 
 def _is_off(value: Any) -> bool:

@@ -25,6 +25,8 @@ from pathlib import Path
 
 from etils import epath
 
+from plamo2_jax.errors import PlamoError
+
 _ADDRESS = re.compile(r"(gs|s3):/+(?=[^/])")
 _DRIVERS = {"gs": "gcsfs", "s3": "s3fs"}
 
@@ -49,7 +51,7 @@ def located(path: str | os.PathLike[str]) -> Path:
         return Path(path)
     scheme = address(path).split(":")[0]
     if not any(importlib.util.find_spec(name) for name in (_DRIVERS[scheme], "tensorflow")):
-        raise ValueError(
+        raise PlamoError(
             f"{address(path)} needs the package {_DRIVERS[scheme]}. Run pip install 'etils[epath-{'gcs' if scheme == 'gs' else 's3'}]'"
         )
     return epath.Path(address(path))
@@ -154,7 +156,7 @@ def new_parents(path: Path) -> Iterator[None]:
 def require_empty(folder: Path) -> None:
     """Check, before any work is done, that a folder does not exist or is empty; raise ValueError otherwise."""
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-        raise ValueError(f"{folder} exists already: the folder must not exist or must be empty. Choose another folder")
+        raise PlamoError(f"{folder} exists already: the folder must not exist or must be empty. Choose another folder")
 
 
 @contextlib.contextmanager
@@ -177,7 +179,7 @@ def lock_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read(200).strip() or "unknown"
-            raise ValueError(
+            raise PlamoError(
                 f"{folder} is in use by another process ({holder}). Wait until it ends, or stop it"
             ) from None
         file.truncate(0)
@@ -268,7 +270,7 @@ def _remove_dead(path: Path, alone: bool) -> None:
             shutil.rmtree(other, ignore_errors=True) if other.is_dir() else other.unlink(missing_ok=True)
             os.close(held)
         elif alone:
-            raise ValueError(f"{path} is being written by another process. Wait until it ends, or choose another path")
+            raise PlamoError(f"{path} is being written by another process. Wait until it ends, or choose another path")
 
 
 def _try_lock(path: Path) -> int | None:
@@ -292,7 +294,7 @@ def _move_into_place(partial: Path, path: Path, replace: bool) -> None:
         os.replace(partial, path)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise ValueError(
+            raise PlamoError(
                 f"{path} exists already: another process created it meanwhile. Choose another path"
             ) from error
         raise

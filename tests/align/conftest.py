@@ -1,6 +1,5 @@
 """What the tests of post-training share: a tokenizer, and a tiny model compiled once."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -8,13 +7,13 @@ import jax
 import pytest
 
 from plamo2_jax import checkpoint
-from plamo2_jax.config import preset
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem
 from plamo2_jax.model import Plamo2, init_params
 from plamo2_jax.tokenizer.chat_template import ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.schedule import ScheduleConfig
 from support.endpoint_server import Server
+from support.models import tiny
 
 TESTS = Path(__file__).parents[1]
 
@@ -43,11 +42,9 @@ def write_lines(tmp_path):
     return write
 
 
-SHAPE = preset("tiny", hidden_size=32, intermediate_size=32, num_hidden_layers=2, mamba_num_heads=2, vocab_size=864)
-
-
+SHAPE = tiny(vocab_size=864)
 # Runs are about data, losses and adapters: one layer of attention compiles in a third of the time of a pair of layers.
-SMALL = dataclasses.replace(SHAPE, num_hidden_layers=1)
+SMALL = tiny(vocab_size=864, num_hidden_layers=1)
 
 
 def make_params(model):

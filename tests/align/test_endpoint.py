@@ -12,31 +12,34 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from plamo2_jax.align.endpoint import EndpointError, EndpointSpeaker, row_seed
-from plamo2_jax.align.judge import JudgeConfig
-from plamo2_jax.align.prefer import PreferConfig, prefer
-from plamo2_jax.align.speakers import Failure, Question, Reply, SpeakerConfig
+from plamo2_jax.align.preference_data.config import PreferenceDataConfig
+from plamo2_jax.align.preference_data.judge import JudgeConfig
+from plamo2_jax.align.preference_data.sampling import make_preference_data
 from plamo2_jax.cli.main import main
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
+from plamo2_jax.models import ChatModelConfig, ChatRequest, ChatResponse, RequestError
+from plamo2_jax.models.openai_client import OpenAIClient, row_seed
+from plamo2_jax.models.openai_format import EndpointError
 
 
-def speaker(server, **fields):
-    fields = {"timeout": 5.0, "attempts": 4, "backoff": 0.01, **fields}
-    return EndpointSpeaker(SpeakerConfig("model", server.url, **fields))
+def client(server, **fields):
+    fields = {"timeout": 5.0, "max_retries": 3, "backoff": 0.01, **fields}
+    return OpenAIClient(ChatModelConfig("model", server.url, **fields))
 
 
-def ask(speaker, *texts, samples=1, **fields):
-    questions = [Question(text, ({"role": "user", "content": text},)) for text in texts]
-    settings = {"samples": samples, "seed": 3, "sampling": SamplingConfig(0.8, top_p=0.9), "stop": StopConfig(50)}
-    with contextlib.closing(speaker):
-        return speaker.answer(questions, **{**settings, **fields})
+def ask(client, *texts, n=1, **fields):
+    settings = {"sampling": SamplingConfig(0.8, top_p=0.9), "stop": StopConfig(50), "seed": 3, "n": n}
+    with client:
+        return client.chat(
+            [ChatRequest(text, [{"role": "user", "content": text}], **settings) for text in texts], **fields
+        )
 
 
 def test_a_request_says_what_is_wanted(server, monkeypatch):
     monkeypatch.setenv("SOME_KEY", "secret")
-    ((one, two),) = ask(speaker(server, key_variable="SOME_KEY"), "猫", samples=2)
-    assert (one.finished, one.retries, one.tokens) == (True, 0, len(one.text))
+    ((one, two),) = ask(client(server, api_key_env="SOME_KEY"), "猫", n=2)
+    assert (one.finish_reason, one.retries, one.usage.completion_tokens) == ("stop", 0, len(one.text))
     assert one.text.startswith("猫への答え")
     assert len(server.requests) == 2
     path, headers, body = server.requests[0]
@@ -45,12 +48,12 @@ def test_a_request_says_what_is_wanted(server, monkeypatch):
     assert (body["temperature"], body["top_p"], body["max_tokens"]) == (0.8, 0.9, 50)
     assert {body["seed"] for *_, body in server.requests} == {row_seed(3, "猫", sample) for sample in (0, 1)}
     assert "top_k" not in body
-    assert isinstance(two, Reply)
+    assert isinstance(two, ChatResponse)
 
 
 def test_a_missing_key_is_said(server):
     with pytest.raises(ValueError, match="the environment variable NO_SUCH_KEY is empty"):
-        speaker(server, key_variable="NO_SUCH_KEY")
+        client(server, api_key_env="NO_SUCH_KEY")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +74,7 @@ def test_a_missing_key_is_said(server):
 )
 def test_what_may_pass_is_tried_again_and_counted(server, trouble):
     server.troubles["猫"] = [trouble, trouble]
-    ((reply,),) = ask(speaker(server), "猫", accept=lambda text: text != "useless")
+    ((reply,),) = ask(client(server), "猫", accept=lambda text: text != "useless")
     assert reply.retries == 2
     assert len(server.requests) == 3
 
@@ -79,7 +82,7 @@ def test_what_may_pass_is_tried_again_and_counted(server, trouble):
 def test_one_that_hangs_is_given_up_and_asked_again(server):
     server.troubles["猫"] = ["hang"]
     start = time.monotonic()
-    ((reply,),) = ask(speaker(server, timeout=0.3), "猫")
+    ((reply,),) = ask(client(server, timeout=0.3), "猫")
     assert reply.retries == 1
     assert time.monotonic() - start < 4
 
@@ -88,7 +91,7 @@ def test_one_that_hangs_is_given_up_and_asked_again(server):
 def test_an_answer_that_drips_is_given_up_in_time(server, where):
     server.troubles["猫"] = [f"drip {where}"] * 2
     start = time.monotonic()
-    (failure,) = ask(speaker(server, timeout=0.5, attempts=1), "猫")
+    (failure,) = ask(client(server, timeout=0.5, max_retries=0), "猫")
     assert 0.4 < time.monotonic() - start < 4
     assert "no answer in 0.5 s" in failure.reason
     assert failure.reason.startswith("HTTP 400 Bad Request: a") is (where == "error")
@@ -110,7 +113,7 @@ def test_all_addresses_of_a_host_share_the_timeout(monkeypatch):
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: places)
         monkeypatch.setenv("no_proxy", "host")
         start = time.monotonic()
-        asked = EndpointSpeaker(SpeakerConfig("model", "http://host:1/v1", timeout=0.6, attempts=1))
+        asked = OpenAIClient(ChatModelConfig("model", "http://host:1/v1", timeout=0.6, max_retries=0))
         (failure,) = ask(asked, "猫")
         assert failure.reason.startswith("no answer in 0.6 s")
         assert time.monotonic() - start < 1.6
@@ -137,8 +140,8 @@ def test_all_addresses_of_a_host_share_the_timeout(monkeypatch):
 )
 def test_an_odd_answer_is_one_sentence(server, answer):
     server.troubles["猫"] = [(answer,)]
-    (failure,) = ask(speaker(server, attempts=1), "猫")
-    assert isinstance(failure, Failure)
+    (failure,) = ask(client(server, max_retries=0), "猫")
+    assert isinstance(failure, RequestError)
     assert failure.reason.isprintable()
     assert len(failure.reason) < 400
 
@@ -151,8 +154,8 @@ def test_a_count_of_tokens_is_a_count_or_unknown(server, tokens, read):
         "TOKENS", tokens
     )
     server.troubles["猫"] = [content.encode()]
-    ((reply,),) = ask(speaker(server), "猫")
-    assert reply.tokens == read
+    ((reply,),) = ask(client(server), "猫")
+    assert reply.usage.completion_tokens == read
 
 
 @pytest.mark.parametrize(
@@ -169,40 +172,40 @@ def test_a_count_of_tokens_is_a_count_or_unknown(server, tokens, read):
     ],
 )
 def test_an_address_that_is_none_is_refused(url):
-    with pytest.raises(ValueError, match=r"SpeakerConfig\.url=.* it must be http://HOST"):
-        SpeakerConfig("model", url)
+    with pytest.raises(ValueError, match=r"ChatModelConfig\.url=.* it must be http://HOST"):
+        ChatModelConfig("model", url)
 
 
 def test_a_key_that_is_none_is_refused_and_not_shown(server, monkeypatch):
     monkeypatch.setenv("SOME_KEY", "very\nsecret")
-    with pytest.raises(ValueError, match="the environment variable SOME_KEY is no key") as refused:
-        speaker(server, key_variable="SOME_KEY")
+    with pytest.raises(ValueError, match="the environment variable SOME_KEY is not an API key") as refused:
+        client(server, api_key_env="SOME_KEY")
     assert "secret" not in str(refused.value)
     monkeypatch.setenv("SOME_KEY", "key\n")
-    ask(speaker(server, key_variable="SOME_KEY"), "猫")
+    ask(client(server, api_key_env="SOME_KEY"), "猫")
     assert server.requests[-1][1]["Authorization"] == "Bearer key"
 
 
 def test_what_does_not_pass_fails_its_question_alone(server):
     server.troubles = {"猫": [500] * 9, "犬": [400]}
-    cat, dog, bird = ask(speaker(server), "猫", "犬", "鳥")
-    assert cat == Failure("HTTP 500 Internal Server Error (4 attempts)", 3)
+    cat, dog, bird = ask(client(server), "猫", "犬", "鳥")
+    assert cat == RequestError("HTTP 500 Internal Server Error (4 attempts)", 3)
     assert dog.reason.startswith("HTTP 400 Bad Request")
     assert dog.retries == 0
-    assert isinstance(bird[0], Reply)
+    assert isinstance(bird[0], ChatResponse)
 
 
 @pytest.mark.parametrize("trouble", [401, 404, "redirect"])
 def test_an_endpoint_that_will_never_answer_ends_it(server, trouble):
     server.troubles["猫"] = [trouble]
     with pytest.raises(EndpointError, match=r"refuses requests for the model 'model': HTTP"):
-        ask(speaker(server), "猫")
+        ask(client(server), "猫")
     assert len(server.requests) == 1
 
 
 def test_pauses_grow_and_heed_retry_after(server, monkeypatch):
     pauses = []
-    asked = speaker(server, backoff=1.0, attempts=5)
+    asked = client(server, backoff=1.0, max_retries=4)
     monkeypatch.setattr(asked, "_pause", pauses.append)
     server.troubles["猫"] = [500] * 5
     ask(asked, "猫")
@@ -212,7 +215,7 @@ def test_pauses_grow_and_heed_retry_after(server, monkeypatch):
 
 def test_closing_waits_for_no_answer(server):
     server.troubles["猫"] = ["hang"]
-    asked = speaker(server, timeout=60.0)
+    asked = client(server, timeout=60.0)
     threading.Timer(0.3, asked.close).start()
     start = time.monotonic()
     with pytest.raises(CancelledError):
@@ -224,34 +227,34 @@ def test_closing_waits_for_no_answer(server):
 def make_config(server, write_lines, tmp_path):
     def make(**fields):
         prompts = write_lines([{"id": name, "prompt": f"{name}とは？"} for name in "猫犬鳥魚"], "prompts.jsonl")
-        endpoint = {"url": server.url, "attempts": 2, "backoff": 0.01, "timeout": 5.0, "concurrency": 3}
+        endpoint = {"url": server.url, "max_retries": 1, "backoff": 0.01, "timeout": 5.0, "concurrency": 3}
         settings = {
             "output": tmp_path / "out",
             "prompts": (prompts,),
-            "policy": SpeakerConfig("policy", **endpoint),
+            "policy": ChatModelConfig("policy", **endpoint),
             "judge": JudgeConfig("judge", **endpoint),
             "rules": {"language": "ja"},
             "near_prompts": None,
             "heldout_share": 0.0,
         }
-        return PreferConfig(**{**settings, **fields})
+        return PreferenceDataConfig(**{**settings, **fields})
 
     return make
 
 
 def test_preference_data_from_endpoints(make_config, server, tmp_path):
     server.troubles = {"犬とは？": [500] * 8, "鳥とは？": [b"garbage"]}
-    report = prefer(make_config())
+    report = make_preference_data(make_config())
     assert list(report["failed"]) == ["犬"]
     assert report["retries"] >= 2
     assert report["prompts"] == 4
     # What failed is tried again, and nothing else is.
     before = len(server.requests)
-    again = prefer(make_config())
+    again = make_preference_data(make_config())
     assert again["failed"] == {}
     assert all("犬" in body["messages"][-1]["content"] for *_, body in server.requests[before:])
     count = len(server.requests)
-    assert prefer(make_config()) == again
+    assert make_preference_data(make_config()) == again
     assert len(server.requests) == count
     pairs = [json.loads(line) for line in (tmp_path / "out" / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(pairs) == again["pairs"] > 0
@@ -261,7 +264,7 @@ def test_preference_data_from_endpoints(make_config, server, tmp_path):
         assert [one["pair"] for one in pair["provenance"]["verdicts"]] == [sorted(pair["provenance"]["samples"])]
     # Without trouble the same comes out.
     server.troubles = {}
-    prefer(make_config(output=tmp_path / "calm"))
+    make_preference_data(make_config(output=tmp_path / "calm"))
     for name in ("pairs.jsonl", "heldout.jsonl"):
         assert (tmp_path / "calm" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
@@ -270,12 +273,12 @@ def test_a_wrong_key_ends_the_program_in_one_line(make_config, server, tmp_path,
     prompts = make_config().prompts[0]
     server.troubles = {"とは？": [401] * 99}
     (tmp_path / "c.py").write_text(
-        "from pathlib import Path\nfrom plamo2_jax.align.prefer import PreferConfig\n"
-        "from plamo2_jax.align.speakers import SpeakerConfig\n"
-        f"config = PreferConfig(Path({str(tmp_path / 'no')!r}), (Path({str(prompts)!r}),), SpeakerConfig('m', {server.url!r}))\n",
+        "from pathlib import Path\nfrom plamo2_jax.align.preference_data.config import PreferenceDataConfig\n"
+        "from plamo2_jax.models import ChatModelConfig\n"
+        f"config = PreferenceDataConfig(Path({str(tmp_path / 'no')!r}), (Path({str(prompts)!r}),), ChatModelConfig('m', {server.url!r}))\n",
         encoding="utf-8",
     )
-    assert main(["prefer", str(tmp_path / "c.py")]) == 2
+    assert main(["preference-data", str(tmp_path / "c.py")]) == 2
     assert "refuses requests for the model 'm': HTTP 401" in capsys.readouterr().err
     assert not (tmp_path / "no" / "pairs.jsonl").exists()
 
@@ -284,17 +287,17 @@ def test_a_wrong_key_ends_the_program_in_one_line(make_config, server, tmp_path,
 def test_a_signal_waits_for_no_answer_and_keeps_what_is_done(make_config, server, tmp_path, sent):
     config = make_config()
     server.troubles["魚とは？"] = ["hang"] * 4
-    endpoint = f"url={server.url!r}, timeout=60.0, attempts=2, backoff=0.01, concurrency=3"
+    endpoint = f"url={server.url!r}, timeout=60.0, max_retries=1, backoff=0.01, concurrency=3"
     (tmp_path / "c.py").write_text(
-        "from pathlib import Path\nfrom plamo2_jax.align.judge import JudgeConfig\n"
-        "from plamo2_jax.align.prefer import PreferConfig\nfrom plamo2_jax.align.speakers import SpeakerConfig\n"
-        f"config = PreferConfig(Path('out'), (Path({str(config.prompts[0])!r}),), SpeakerConfig('policy', {endpoint}), "
+        "from pathlib import Path\nfrom plamo2_jax.align.preference_data.judge import JudgeConfig\n"
+        "from plamo2_jax.align.preference_data.config import PreferenceDataConfig\nfrom plamo2_jax.models import ChatModelConfig\n"
+        f"config = PreferenceDataConfig(Path('out'), (Path({str(config.prompts[0])!r}),), ChatModelConfig('policy', {endpoint}), "
         f"rules={config.rules!r}, judge=JudgeConfig('judge', {endpoint}), near_prompts=None, heldout_share=0.0)\n",
         encoding="utf-8",
     )
     # A shell's background jobs, and what they start, ignore Ctrl-C.
     heed = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    run = "from plamo2_jax.cli.main import main; sys.exit(main(['prefer', 'c.py']))"
+    run = "from plamo2_jax.cli.main import main; sys.exit(main(['preference-data', 'c.py']))"
     process = subprocess.Popen(
         [sys.executable, "-c", f"{heed}; {run}"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
@@ -312,13 +315,13 @@ def test_a_signal_waits_for_no_answer_and_keeps_what_is_done(make_config, server
     assert time.monotonic() - start < 30
     if sent == signal.SIGINT:
         assert process.returncode == 130
-        assert error.rstrip().endswith("plamo2 prefer: interrupted")
+        assert error.rstrip().endswith("plamo2 preference-data: interrupted")
     else:
         assert process.returncode == -sent
     done = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
     assert [one["id"] for one in done if "failed" not in one] == [one["id"] for one in done]
     server.free.set()
     before = len(server.requests)
-    assert prefer(config)["failed"] == {}
+    assert make_preference_data(config)["failed"] == {}
     assert journal.read_text(encoding="utf-8").count("\n") == 4
     assert all("魚" in body["messages"][-1]["content"] for *_, body in server.requests[before:])

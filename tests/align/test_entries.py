@@ -6,15 +6,16 @@ import json
 
 import pytest
 
-from plamo2_jax.align.entries import is_entry, read_identity, read_report
-from plamo2_jax.align.journal import Journal
-from plamo2_jax.align.judge import JudgeConfig
-from plamo2_jax.align.pair_files import write_files
-from plamo2_jax.align.prefer import PreferConfig, prefer
-from plamo2_jax.align.prompts import Prompt
-from plamo2_jax.align.rounds import iterate
-from plamo2_jax.align.speakers import SpeakerConfig
+from plamo2_jax.align.iterative_dpo import iterate
+from plamo2_jax.align.preference_data.config import PreferenceDataConfig
+from plamo2_jax.align.preference_data.entries import is_entry, read_identity, read_report
+from plamo2_jax.align.preference_data.files import write_files
+from plamo2_jax.align.preference_data.journal import Journal
+from plamo2_jax.align.preference_data.judge import JudgeConfig
+from plamo2_jax.align.preference_data.prompts import Prompt
+from plamo2_jax.align.preference_data.sampling import make_preference_data
 from plamo2_jax.cli.iterate import example
+from plamo2_jax.models import ChatModelConfig
 
 ANSWER = {
     "sample": 0,
@@ -61,7 +62,7 @@ def damaged(entry):
 
 @pytest.mark.parametrize("entry", [RIGHT, FAILED], ids=["answered", "failed"])
 def test_what_counts_as_an_entry_can_be_made_files_of(entry, tmp_path):
-    config = PreferConfig(tmp_path, (tmp_path,), SpeakerConfig("m"), samples=2)
+    config = PreferenceDataConfig(tmp_path, (tmp_path,), ChatModelConfig("m"), samples=2)
     prompts = [Prompt("a", ({"role": "user", "content": "?"},), {}, "line 1")]
     assert is_entry(entry, 2)
     refused = 0
@@ -79,15 +80,15 @@ def test_what_counts_as_an_entry_can_be_made_files_of(entry, tmp_path):
 def config(server, write_lines, tmp_path):
     """Preference data that are complete."""
     prompts = write_lines([{"id": name, "prompt": f"{name}とは？"} for name in "ab"], "prompts.jsonl")
-    endpoint = {"url": server.url, "attempts": 2, "backoff": 0.01, "timeout": 5.0}
+    endpoint = {"url": server.url, "max_retries": 1, "backoff": 0.01, "timeout": 5.0}
     settings = {
         "judge": JudgeConfig("judge", **endpoint),
         "samples": 2,
         "rules": {"language": "ja"},
         "near_prompts": None,
     }
-    found = PreferConfig(tmp_path / "out", (prompts,), SpeakerConfig("policy", **endpoint), **settings)
-    prefer(found)
+    found = PreferenceDataConfig(tmp_path / "out", (prompts,), ChatModelConfig("policy", **endpoint), **settings)
+    make_preference_data(found)
     return found
 
 
@@ -123,7 +124,7 @@ def test_from_a_line_that_is_no_entry_on_all_is_made_anew(name, place, config, s
     lines[place] = DAMAGED_LINES[name](lines[place])
     journal.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     (config.output / "report.json").unlink()
-    prefer(config)
+    make_preference_data(config)
     assert whole(config.output) == before
     contents = (body["messages"][-1]["content"] for *_, body in server.requests[asked:])
     assert {content for content in contents if not content.startswith("# 会話")} == anew
@@ -135,7 +136,7 @@ def test_a_report_that_is_none_is_made_anew(report, config, server):
     if report == "counts":
         report = json.loads(path.read_text()) | {"answers": "4"}
     path.write_bytes(path.read_bytes()[:30] if report == "cut" else json.dumps(report).encode())
-    prefer(config)
+    make_preference_data(config)
     assert whole(config.output) == before
     assert len(server.requests) == asked
 
@@ -144,7 +145,7 @@ def test_a_report_that_is_none_is_made_anew(report, config, server):
 def test_a_file_that_is_missing_is_made_anew(name, config):
     before = whole(config.output)
     (config.output / name).unlink()
-    prefer(config)
+    make_preference_data(config)
     assert whole(config.output) == before
 
 
@@ -163,10 +164,10 @@ def test_a_configuration_that_is_none_is_refused(content, message, config):
     with pytest.raises(
         ValueError, match=f"config.json {message}.*; give another --output, or --again to make it anew$"
     ) as refused:
-        prefer(config)
+        make_preference_data(config)
     assert len(str(refused.value)) < 400
     assert read_identity(config.output / "none") is None
-    prefer(config, again=True)
+    make_preference_data(config, again=True)
 
 
 @pytest.mark.parametrize("content", ["{}", '{"start": 1}', "[]", "{"])
@@ -192,14 +193,14 @@ def test_links_to_files_elsewhere_are_neither_read_nor_written(config, tmp_path)
         (config.output / name).unlink()
         (config.output / name).symlink_to(elsewhere)
         with pytest.raises(ValueError, match=f"{name} {message}"):
-            prefer(config)
+            make_preference_data(config)
         assert elsewhere.read_text() == "not an entry\n"
         (config.output / name).unlink()
         (config.output / name).write_bytes(content)
-        prefer(config)
+        make_preference_data(config)
     elsewhere.write_bytes((config.output / "report.json").read_bytes())
     (config.output / "report.json").unlink()
     (config.output / "report.json").symlink_to(elsewhere)
-    prefer(config)
+    make_preference_data(config)
     assert not (config.output / "report.json").is_symlink()
     assert whole(config.output) == before

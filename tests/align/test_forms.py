@@ -13,9 +13,10 @@ import pytest
 from plamo2_jax.align.chat import encode_all, encode_conversation, read_conversations, to_conversation
 from plamo2_jax.align.forms import ANSWERS, CONTEXTS, CONVERSATIONS, LABELS, QUESTIONS, SYSTEMS
 from plamo2_jax.align.messages import SPEAKERS, TRAIN_MARKS
-from plamo2_jax.align.preference_data import encode_pair, encode_pairs, read_pairs, to_pair
-from plamo2_jax.align.prompts import read_prompts, to_prompt
-from plamo2_jax.align.sft import ChatConfig, say_counts
+from plamo2_jax.align.pairs import encode_pair, encode_pairs, read_pairs, to_pair
+from plamo2_jax.align.post_training import log_record_counts
+from plamo2_jax.align.preference_data.prompts import read_prompts, to_prompt
+from plamo2_jax.align.sft import ChatConfig
 from plamo2_jax.data.documents import ReadReport, TooManyBadRecordsError, UnreadableRecord
 
 CASES = Path(__file__).parent / "cases"
@@ -304,7 +305,7 @@ def test_bad_records_are_counted_up_to_a_limit(write_lines, tokenizer, template,
     path = write_lines([*[good] * 99, bad])
     report = ChatConfig().report()
     found, counts = encode_all(read_conversations(path, report), template, tokenizer, 100, "refuse", report)
-    say_counts(path, "conversations", counts, report)
+    log_record_counts(path, "conversations", counts, report)
     assert (len(found), report.records, report.bad) == (99, 100, 1)
     said = capsys.readouterr().err
     assert "99 conversations, 1 bad" in said

@@ -4,8 +4,8 @@ import statistics
 
 import pytest
 
-from plamo2_jax.align import rules
-from plamo2_jax.align.prompts import to_prompt
+from plamo2_jax.align.preference_data import rules
+from plamo2_jax.align.preference_data.prompts import to_prompt
 from plamo2_jax.data.instructions import instructions
 
 

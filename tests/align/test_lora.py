@@ -289,11 +289,11 @@ def test_settings_out_of_range(fields, message):
 
 def test_options_of_adapters_need_no_word_before_them():
     from plamo2_jax.cli import sft
-    from plamo2_jax.cli.pretrain_options import parse
+    from plamo2_jax.cli.run_options import parse
 
     default = dataclasses.replace(sft.example(), init_from=Path("base"))
     given = parse("sft", "sft.py", default, ["--lora.rank", "4", "--lora.targets", "/mlp/"], "").config
-    assert given.lora == LoraConfig(rank=4, targets=("/mlp/",))
+    assert given.task.lora == LoraConfig(rank=4, targets=("/mlp/",))
     again = parse("sft", "sft.py", given, ["--lora.alpha", "8"], "").config
-    assert again.lora == LoraConfig(rank=4, targets=("/mlp/",), alpha=8.0)
-    assert parse("sft", "sft.py", default, ["--steps", "3"], "").config.lora is None
+    assert again.task.lora == LoraConfig(rank=4, targets=("/mlp/",), alpha=8.0)
+    assert parse("sft", "sft.py", default, ["--steps", "3"], "").config.task.lora is None

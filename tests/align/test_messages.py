@@ -8,11 +8,12 @@ import pytest
 
 from plamo2_jax.align.chat import encode_conversation, to_conversation
 from plamo2_jax.align.examples import Examples
-from plamo2_jax.align.messages import CALLERS, SPEAKERS, TRAIN_MARKS, for_endpoint, read_messages, read_tools
-from plamo2_jax.align.preference_data import encode_pair, to_pair
-from plamo2_jax.align.sft import LAYOUT, to_element
+from plamo2_jax.align.messages import CALLERS, SPEAKERS, TRAIN_MARKS, read_messages, read_tools
+from plamo2_jax.align.pairs import encode_pair, to_pair
+from plamo2_jax.align.sft import COLLATOR, to_element
 from plamo2_jax.data.documents import UnreadableRecord
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem, one_pass
+from plamo2_jax.models import openai_format
 from plamo2_jax.tokenizer.chat_template import ChatTemplate
 
 CASES = Path(__file__).parent / "cases"
@@ -209,7 +210,7 @@ def test_marked_messages_have_no_weight_in_a_packed_batch(tokenizer, template, w
     records = [{"messages": [message for turn in turns for message in turn]}, {"messages": [*turns[1], *turns[0]]}]
     examples = [encode_conversation(to_conversation(r, "x"), template, tokenizer, 200, "refuse")[0] for r in records]
     config = DataConfig((MixtureItem("x"),), 200, 1, packing_bins=1, prefetch_batches=0)
-    (batch,) = one_pass(config, Examples([to_element(one, weighting) for one in examples]), LAYOUT)
+    (batch,) = one_pass(config, Examples([to_element(one, weighting) for one in examples]), COLLATOR)
     weights, targets, segments = (batch[name][0] for name in ("loss_weights", "targets", "segment_ids"))
     found = {tokenizer.decode(targets[(segments == s) & (weights > 0)]) for s in (1, 2)}
     assert found == {"bbb<|plamo:eos|>ddd<|plamo:eos|>", "bbb<|plamo:eos|>"}
@@ -258,13 +259,13 @@ def test_marks_of_an_answer_count_in_preferences(tokenizer, template):
     pair = to_pair({"prompt": prompt, "chosen": chosen, "rejected": "No."}, "x")
     element, _ = encode_pair(pair, template, tokenizer, 1000, "refuse")
     for side, text in ((0, "6:12."), (1, "No.")):
-        counted = (element["sides"] == side) & (element["weights"] > 0)
+        counted = (element["role"] == side) & (element["weights"] > 0)
         assert tokenizer.decode(element["targets"][counted]) == f"{text}<|plamo:eos|>"
 
 
 def test_an_endpoint_gets_arguments_as_text():
     messages = read_messages([ASK, {"role": "assistant", "content": None, "tool_calls": [CALL]}, RESULT])
-    sent = for_endpoint(messages)
+    sent = openai_format.messages(messages)
     assert sent[1]["tool_calls"][0]["function"]["arguments"] == '{"port": "Kobe"}'
     assert [sent[0], sent[2]] == [ASK, RESULT]
     assert read_messages(sent) == messages

@@ -13,13 +13,13 @@ from plamo2_jax.adapters.attach import Adapters
 from plamo2_jax.adapters.config import LoraConfig
 from plamo2_jax.adapters.open import open_model
 from plamo2_jax.adapters.peft import write_run_adapter
-from plamo2_jax.align.sft import SftConfig
+from plamo2_jax.align.sft import Sft
 from plamo2_jax.checkpoint import fingerprint
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.data.documents import Document
 from plamo2_jax.data.shard_writer import write_shards
-from plamo2_jax.train.config import to_json
+from plamo2_jax.train.config import RunConfig, to_json
 
 LORA = LoraConfig(rank=2, targets=("/mlp/", "q_proj"))
 
@@ -39,14 +39,14 @@ def adapters(small):
 def run(tmp_path, base, data, fields, rows_of, small, small_params, adapters, tokenizer):
     """A run folder with adapters, as training leaves it, with a base of its own."""
     own = shutil.copytree(base, tmp_path / "base")
-    config = SftConfig(
+    config = RunConfig(
         **{
             **fields,
             "init_from": own,
             "name": "run",
             "output": tmp_path,
             "data": rows_of(data / "chat-a.jsonl"),
-            "lora": LORA,
+            "task": Sft(lora=LORA),
         }
     )
     checkpoint.save_model(config.folder, small.config, adapters, tokenizer)

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from plamo2_jax.align.journal import Journal
-from plamo2_jax.align.judge import JudgeConfig, Verdict, compare, read_verdict, win_shares
-from plamo2_jax.align.pairing import Candidate, Pairing, PairingConfig, repeated
-from plamo2_jax.align.speakers import Failure, Question, Reply
+from plamo2_jax.align.preference_data.journal import Journal
+from plamo2_jax.align.preference_data.judge import JudgeConfig, Verdict, compare, read_verdict, win_shares
+from plamo2_jax.align.preference_data.pairing import Candidate, Pairing, PairingConfig, repeated
+from plamo2_jax.models import ChatRequest, ChatResponse, RequestError
 from plamo2_jax.storage import lock_folder
 
 
@@ -75,25 +75,25 @@ class Scripted:
         self._fair = fair
         self.read = []
 
-    def answer(self, questions, *, samples, seed, sampling, stop, accept):
-        def say(question):
-            self.read.append(question.messages[1]["content"])
-            a, b = question.messages[1]["content"].split("# 回答A\n")[1].split("\n\n# 回答B\n")
+    def chat(self, requests, *, accept):
+        def say(request):
+            self.read.append(request.messages[1]["content"])
+            a, b = request.messages[1]["content"].split("# 回答A\n")[1].split("\n\n# 回答B\n")
             if "壊" in a + b:
-                return Failure("broken")
+                return RequestError("broken")
             wins = "A" if not self._fair or len(a) > len(b) else "B"
-            return [Reply(f"[[C]]ではなく\n[[{wins}]]", True)]
+            return [ChatResponse(f"[[C]]ではなく\n[[{wins}]]", "stop")]
 
-        return [say(question) for question in questions]
+        return [say(request) for request in requests]
 
 
-QUESTION = Question("q", ({"role": "user", "content": "猫とは？"},))
+REQUEST = ChatRequest("q", ({"role": "user", "content": "猫とは？"},))
 
 
 def test_a_judge_that_is_fair_and_one_that_leans():
     texts = {0: "長い長い答え", 2: "短い", 3: "まあまあ"}
     judge = Scripted(fair=True)
-    (verdicts,) = compare(judge, JudgeConfig("judge"), [QUESTION], [texts], 0)
+    (verdicts,) = compare(judge, JudgeConfig("judge"), [REQUEST], [texts], 0)
     assert [(one.pair, one.said, one.winner) for one in verdicts] == [
         ((0, 2), ("A", "B"), 0),
         ((0, 3), ("A", "B"), 0),
@@ -101,16 +101,16 @@ def test_a_judge_that_is_fair_and_one_that_leans():
     ]
     assert win_shares([0, 2, 3], verdicts) == {0: 1.0, 2: 0.0, 3: 0.5}
     assert all("猫とは？" in text for text in judge.read)
-    (verdicts,) = compare(Scripted(fair=False), JudgeConfig("judge"), [QUESTION], [texts], 0)
+    (verdicts,) = compare(Scripted(fair=False), JudgeConfig("judge"), [REQUEST], [texts], 0)
     assert {one.winner for one in verdicts} == {None}
     assert win_shares([0, 2, 3], verdicts) == {0: 0.5, 2: 0.5, 3: 0.5}
 
 
 def test_a_judge_that_fails_fails_its_question_alone():
-    found = compare(Scripted(True), JudgeConfig("judge"), [QUESTION] * 2, [{0: "壊", 1: "a"}, {0: "ab", 1: "c"}], 0)
-    assert found[0] == Failure("the judge: broken")
+    found = compare(Scripted(True), JudgeConfig("judge"), [REQUEST] * 2, [{0: "壊", 1: "a"}, {0: "ab", 1: "c"}], 0)
+    assert found[0] == RequestError("the judge: broken")
     assert isinstance(found[1][0], Verdict)
-    assert compare(Scripted(True), JudgeConfig("judge"), [QUESTION], [{0: "a"}], 0) == [[]]
+    assert compare(Scripted(True), JudgeConfig("judge"), [REQUEST], [{0: "a"}], 0) == [[]]
 
 
 def test_verdicts_are_read_from_the_end():

@@ -14,24 +14,23 @@ from plamo2_jax.adapters.config import LoraConfig
 from plamo2_jax.align.dpo import PreferenceConfig
 from plamo2_jax.align.logprobs import token_log_probs
 from plamo2_jax.align.lora import BASE
-from plamo2_jax.align.preference_data import REFERENCE
+from plamo2_jax.align.pairs import REFERENCE
 from plamo2_jax.align.preferences import (
-    DpoConfig,
+    Dpo,
     PairsConfig,
-    PairSource,
     preference_evaluator,
     preference_loss_fn,
-    preference_task,
 )
 from plamo2_jax.align.reference import ReferenceLogProbs, ReferenceLogProbsError
-from plamo2_jax.cli.dpo import in_words, prepare
+from plamo2_jax.cli.dpo import in_words
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.model.plamo2 import Plamo2
 from plamo2_jax.sharding.mesh import make_mesh
 from plamo2_jax.storage import lock_folder
+from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.flops import PEAK_FLOPS
-from plamo2_jax.train.loop import pretrain
+from plamo2_jax.train.loop import train
 from plamo2_jax.train.metrics import read_metrics
 from plamo2_jax.train.task import TaskContext
 from support.runs import record
@@ -42,14 +41,16 @@ def make_config(tmp_path_factory, data, fields, rows_of):
     output = tmp_path_factory.mktemp("runs")
 
     def make(name, **other):
-        return DpoConfig(
+        names = {field.name for field in dataclasses.fields(Dpo)}
+        of_task = {field: other.pop(field) for field in names & other.keys()}
+        return RunConfig(
             **{
                 **fields,
                 "name": name,
+                "task": Dpo(**{"pairs": PairsConfig(max_pairs=2), **of_task}),
                 "data": rows_of(data / "pairs.jsonl", sequence_length=192, batch_size=1),
                 "heldout": {"pairs": data / "pairs-heldout.jsonl"},
                 "output": output,
-                "pairs": PairsConfig(max_pairs=2),
                 **other,
             }
         )
@@ -58,10 +59,10 @@ def make_config(tmp_path_factory, data, fields, rows_of):
 
 
 @pytest.fixture(scope="module")
-def stored(make_config, tmp_path_factory):
+def stored(make_config, tmp_path_factory, tokenizer):
     """A configuration whose reference has written its log-probabilities."""
     config = make_config("stored", reference_log_probs=tmp_path_factory.mktemp("reference") / "log_probs")
-    prepare(config)
+    task_of(config, tokenizer)
     return config
 
 
@@ -77,11 +78,11 @@ def policy(small_params):
 @pytest.fixture(scope="module")
 def measured(small, small_params, policy, stored, tokenizer):
     """Loss and sums of one batch: reference beside, from disk, and policy equal to it."""
-    batch = next(iter(PairSource(stored, tokenizer).train(0, 1)))
+    batch = next(iter(source_of(stored, tokenizer).train(0, 1)))
     config = PreferenceConfig(losses=("sigmoid", "nll"), weights=(1.0, 0.1))
     beside = preference_loss_fn(small, config, 2, reference=REFERENCE)
     disk = preference_loss_fn(small, config, 2)
-    plain = dataclasses.replace(stored, reference_log_probs=None, lora=LoraConfig(rank=2))
+    plain = with_task(stored, reference_log_probs=None, lora=LoraConfig(rank=2))
     adapters = task_of(plain, tokenizer)
     # The reference of adapters is the model without them: no second copy of it.
     assert list(adapters.frozen) == [BASE]
@@ -104,7 +105,15 @@ def task_of(config, tokenizer):
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     model = Plamo2(config.model, mesh=mesh)
     context = TaskContext(model, jnp.ones(864, jnp.int32), mesh, config.sharding, tokenizer)
-    return preference_task(config, context)
+    return config.task.make_task(config, context)
+
+
+def source_of(config, tokenizer):
+    return config.task.make_source(config, tokenizer)
+
+
+def with_task(config, **fields):
+    return dataclasses.replace(config, task=dataclasses.replace(config.task, **fields))
 
 
 def test_a_task_holds_the_reference_that_it_reads(make_config, stored, small, tokenizer):
@@ -134,16 +143,16 @@ def test_a_policy_equal_to_its_reference_has_no_margin(measured):
 
 
 def test_what_was_written_is_checked(stored, tokenizer, tmp_path):
-    store = ReferenceLogProbs.open(stored.reference_log_probs)
+    store = ReferenceLogProbs.open(stored.task.reference_log_probs)
     store.check(store.manifest["reference"], tokenizer.fingerprint)
     with pytest.raises(ReferenceLogProbsError, match=r"was written for the reference .* not for this run's other"):
         store.check("other", tokenizer.fingerprint)
     with pytest.raises(ReferenceLogProbsError, match="was written for the tokenizer"):
         store.check(store.manifest["reference"], "other")
     rows = dataclasses.replace(stored.data, sequence_length=400)
-    other = dataclasses.replace(stored, data=rows, pairs=PairsConfig(template="translate"))
+    other = with_task(dataclasses.replace(stored, data=rows), pairs=PairsConfig(template="translate"))
     with pytest.raises(ReferenceLogProbsError, match="holds nothing for these pairs"):
-        PairSource(other, tokenizer)
+        source_of(other, tokenizer)
     with pytest.raises(ReferenceLogProbsError, match=r"it has no manifest.json"):
         ReferenceLogProbs.open(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": "x"}')
@@ -177,7 +186,7 @@ def test_a_run_learns_to_prefer(make_config, tokenizer, monkeypatch):
     """The whole model, the reference beside it."""
     config = make_config("beside", preference=PreferenceConfig(beta=0.5))
     monkeypatch.setitem(PEAK_FLOPS, jax.devices()[0].device_kind, 1e12)
-    outcome = pretrain(config, make_task=preference_task, make_source=PairSource)
+    outcome = train(config)
     lines = [line for line in record(config) if "loss" in line]
     np.testing.assert_allclose(lines[0]["loss"], math.log(2), rtol=1e-5)
     assert lines[-1]["loss"] < lines[0]["loss"]
@@ -185,7 +194,7 @@ def test_a_run_learns_to_prefer(make_config, tokenizer, monkeypatch):
     assert lines[-1]["kl"] > 0
     lines = [line for line in read_metrics(config.folder / "metrics.jsonl") if "loss" in line]
     # Steps 1 to 3 are written together, and have one speed.
-    batches = list(itertools.islice(PairSource(config, tokenizer).train(0, 1), 3))
+    batches = list(itertools.islice(source_of(config, tokenizer).train(0, 1), 3))
     read = [np.count_nonzero(batch["segment_ids"]) for batch in batches]
     assert [line["tokens"] for line in lines[:3]] == read
     answers = sum(batch["loss_weights"].sum() for batch in batches)
@@ -205,15 +214,15 @@ def test_a_run_learns_to_prefer(make_config, tokenizer, monkeypatch):
 
 
 def test_adapters_on_a_stored_reference_through_the_command_line(stored, tmp_path, capsys):
-    config = dataclasses.replace(
-        stored, name="cli", lora=LoraConfig(rank=2), steps=3, checkpoint_every=3, evaluate_every=3
-    )
+    shorter = dataclasses.replace(stored, name="cli", steps=3, checkpoint_every=3, evaluate_every=3)
+    config = with_task(shorter, lora=LoraConfig(rank=2))
     path = tmp_path / "config.py"
     path.write_text(
         "from pathlib import *\nfrom plamo2_jax.align.dpo import *\nfrom plamo2_jax.adapters.config import *\n"
         "from plamo2_jax.align.preferences import *\nfrom plamo2_jax.align.samples import *\nfrom plamo2_jax.config import *\n"
         "from plamo2_jax.data.pipeline import *\nfrom plamo2_jax.engine.sampling import *\n"
-        "from plamo2_jax.sharding.mesh import *\nfrom plamo2_jax.train.guard import *\nfrom plamo2_jax.train.optimizer import *\n"
+        "from plamo2_jax.sharding.mesh import *\nfrom plamo2_jax.train.config import *\nfrom plamo2_jax.train.loss_guard import *\n"
+        "from plamo2_jax.train.optimizer import *\n"
         f"from plamo2_jax.train.schedule import *\nconfig = {config!r}\n"
     )
     losses = ["--preference.losses", "sigmoid", "nll", "--preference.weights", "1", "0.2"]
@@ -226,10 +235,11 @@ def test_adapters_on_a_stored_reference_through_the_command_line(stored, tmp_pat
     assert (config.folder / "adapter" / "adapter_model.safetensors").is_file()
     described = json.loads((config.folder / "config.json").read_text())
     assert (
-        described["reference_fingerprint"] == ReferenceLogProbs.open(config.reference_log_probs).manifest["reference"]
+        described["reference_fingerprint"]
+        == ReferenceLogProbs.open(config.task.reference_log_probs).manifest["reference"]
     )
 
-    manifest = config.reference_log_probs / "manifest.json"
+    manifest = config.task.reference_log_probs / "manifest.json"
     text = manifest.read_text()
     manifest.write_text(text.replace(described["reference_fingerprint"], "0" * 32))
     assert main(["dpo", str(path), "--name", "again"]) == 2
@@ -240,19 +250,9 @@ def test_adapters_on_a_stored_reference_through_the_command_line(stored, tmp_pat
 def test_a_run_in_use_is_refused_before_its_reference_is_read(make_config, tmp_path):
     """`plamo2 dpo` computes the reference's log-probabilities at the first start: not for a run that another process trains."""
     config = make_config("used", output=tmp_path, reference_log_probs=tmp_path / "reference")
-    make = hooks_of(config)
     with lock_folder(config.folder), pytest.raises(ValueError, match="used is in use by another process"):
-        pretrain(config, **make)
-    assert not config.reference_log_probs.exists()
-
-
-def hooks_of(config):
-    """What `plamo2 dpo` hands to the loop."""
-    found = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("plamo2_jax.cli.pretrain.train", lambda *args: found.update(args[5](config)))
-        main(["dpo"])
-    return found
+        train(config)
+    assert not config.task.reference_log_probs.exists()
 
 
 UNPAIRED = PreferenceConfig(losses=("kto",), beta=0.5, desirable_weight=0.8, undesirable_weight=1.2)
@@ -282,7 +282,7 @@ def test_pairs_are_their_answers_on_lines_of_their_own(
     found = []
     for folder in (data, unpaired):
         config = make_config("x", data=rows, heldout={"x": folder / "pairs-heldout.jsonl"}, preference=UNPAIRED)
-        batches = list(PairSource(config, tokenizer).heldout("x", 0, 1))
+        batches = list(source_of(config, tokenizer).heldout("x", 0, 1))
         assert len(batches) == 1
         found.append((evaluate(policy, batches, {REFERENCE: small_params}).metrics, batches[0]["segment_ids"]))
     (pairs, in_pairs), (single, in_single) = found
@@ -313,8 +313,7 @@ def test_adapters_learn_from_single_answers_on_a_stored_reference(make_config, u
         lora=LoraConfig(rank=4),
         accumulation=2,
     )
-    prepare(config)
-    outcome = pretrain(config, make_task=preference_task, make_source=PairSource)
+    outcome = train(config)
     first, *_, last = (line for line in record(config) if "loss" in line)
     assert abs(first["log_ratio_chosen"]) < 1e-4
     np.testing.assert_allclose(first["loss"], (0.8 + 1.2) / 2 / 2, rtol=0.2)  # by how many of each are in the batch
@@ -338,23 +337,22 @@ def test_single_answers_are_for_some_losses(make_config, data, rows_of, tokenize
     allowed = "apo_zero, bco, kto, nca_pair, nll, sppo_hard"
     message = f"mixed.jsonl, line 9 is a single answer .* preference.losses=sigmoid, hinge cannot use: .* of {allowed}"
     with pytest.raises(ValueError, match=message):
-        PairSource(config, tokenizer)
-    PairSource(dataclasses.replace(config, preference=PreferenceConfig(losses=("kto", "nll"))), tokenizer)
+        source_of(config, tokenizer)
+    source_of(with_task(config, preference=PreferenceConfig(losses=("kto", "nll"))), tokenizer)
 
 
 def test_losses_without_reference_load_none(make_config, small, tokenizer):
     config = make_config("x", preference=PreferenceConfig(losses=("simpo", "nll"), beta=2.0), reference=None)
     task = task_of(config, tokenizer)
     assert (task.frozen, task.batch_spec, task.forward_only) == ({}, {}, ())
-    batch = next(itertools.islice(PairSource(config, tokenizer).train(0, 1), 1))
+    batch = next(itertools.islice(source_of(config, tokenizer).train(0, 1), 1))
     assert REFERENCE not in batch
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"z_loss": 1e-4}, "DpoConfig.z_loss=0.0001 is not allowed: it must be 0"),
-        ({"init_from": None}, "given where init_from is not"),
+        ({"init_from": None}, "given without init_from"),
         ({"preference": PreferenceConfig(losses=("simpo",)), "reference": "x"}, "none where no loss reads a reference"),
     ],
 )

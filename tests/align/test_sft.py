@@ -9,15 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from plamo2_jax import checkpoint
+from plamo2_jax import checkpoint, models
 from plamo2_jax.adapters.attach import Adapters
 from plamo2_jax.adapters.config import LoraConfig
 from plamo2_jax.adapters.open import open_model
 from plamo2_jax.adapters.peft import merged_model
 from plamo2_jax.align.chat import Example
 from plamo2_jax.align.samples import SamplesConfig, SampleWriter
-from plamo2_jax.align.sft import ChatConfig, ChatSource, SftConfig, neftune, noise_scale, sft_task, to_element
-from plamo2_jax.align.speakers import Question, SpeakerConfig, open_speaker
+from plamo2_jax.align.sft import ChatConfig, Sft, neftune, noise_scale, to_element
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.data.pipeline import MixtureItem
@@ -25,7 +24,8 @@ from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.model.plamo2 import Plamo2, abstract_params
 from plamo2_jax.storage import lock_folder
-from plamo2_jax.train.loop import pretrain
+from plamo2_jax.train.config import RunConfig
+from plamo2_jax.train.loop import train
 from plamo2_jax.train.metrics import read_metrics
 from plamo2_jax.train.pretraining import next_token
 from plamo2_jax.train.trainable import load_params
@@ -37,10 +37,12 @@ def make_config(tmp_path_factory, data, fields, rows_of):
     output = tmp_path_factory.mktemp("runs")
 
     def make(name, **other):
-        return SftConfig(
+        of_task = {field.name: other.pop(field.name) for field in dataclasses.fields(Sft) if field.name in other}
+        return RunConfig(
             **{
                 **fields,
                 "name": name,
+                "task": Sft(**of_task),
                 "data": rows_of(data / "chat-a.jsonl", data / "chat-b.jsonl"),
                 "heldout": {"chat": data / "chat-heldout.jsonl"},
                 "output": output,
@@ -49,6 +51,10 @@ def make_config(tmp_path_factory, data, fields, rows_of):
         )
 
     return make
+
+
+def source_of(config, tokenizer):
+    return config.task.make_source(config, tokenizer)
 
 
 def test_weights_by_token_and_by_conversation():
@@ -67,7 +73,7 @@ def test_noise_is_as_wide_as_the_conversation_is_long():
 
 
 def test_rows_decode_to_conversations_and_weights_to_answers(make_config, tokenizer, capsys):
-    source = ChatSource(make_config("x"), tokenizer)
+    source = source_of(make_config("x"), tokenizer)
     batches = source.train(0, 1)
     assert "chat-a.jsonl: 8 conversations" in capsys.readouterr().err
     seen = set()
@@ -92,10 +98,10 @@ def test_what_is_not_trained_on_is_not_read_and_bad_data_leave_no_run(make_confi
     config = make_config("unread")
     mixture = dataclasses.replace(config.data, mixture=(MixtureItem(bad),))
     to_measure = dataclasses.replace(config, output=tmp_path, data=mixture)
-    assert list(ChatSource(to_measure, tokenizer).heldout("chat", 0, 1))
+    assert list(source_of(to_measure, tokenizer).heldout("chat", 0, 1))
     for other in (to_measure, dataclasses.replace(config, output=tmp_path, heldout={"chat": bad})):
         with pytest.raises(ValueError, match=r"bad\.jsonl, line 1: not JSON.*raise chat\.max_bad_rate"):
-            pretrain(other, make_task=sft_task, make_source=ChatSource)
+            train(other)
         assert not other.folder.exists()
 
 
@@ -104,7 +110,7 @@ def test_the_mixture_keeps_to_its_weights(make_config, data, tokenizer):
     items = (MixtureItem(data / "chat-a.jsonl", 3.0), MixtureItem(data / "chat-b.jsonl", 1.0))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, mixture=items))
     counts = {True: 0, False: 0}
-    for batch in itertools.islice(ChatSource(config, tokenizer).train(0, 1), 40):
+    for batch in itertools.islice(source_of(config, tokenizer).train(0, 1), 40):
         for target in batch["targets"][batch["loss_weights"] > 0]:
             if target != tokenizer.eos_id:
                 counts[tokenizer.decode([target])[0] < "i"] += 1
@@ -112,7 +118,7 @@ def test_the_mixture_keeps_to_its_weights(make_config, data, tokenizer):
 
 
 def test_noise_changes_the_loss(make_config, small, small_params, tokenizer):
-    batch = next(iter(ChatSource(make_config("x"), tokenizer).train(0, 1)))
+    batch = next(iter(source_of(make_config("x"), tokenizer).train(0, 1)))
     lengths = jnp.ones(864, jnp.int32)
     plain, noisy = (next_token(small, lengths, 1e-4, noise=noise) for noise in (None, neftune(32, 5.0)))
     key = jax.random.key(0)
@@ -124,14 +130,6 @@ def test_noise_changes_the_loss(make_config, small, small_params, tokenizer):
 ASKED = SamplesConfig(("a?", "j?"), max_new_tokens=8)
 
 
-def hooks(config):
-    return {
-        "make_task": sft_task,
-        "make_source": ChatSource,
-        "on_evaluate": SampleWriter(config, config.samples, config.chat.template),
-    }
-
-
 def samples_of(folder):
     return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
 
@@ -140,7 +138,7 @@ def samples_of(folder):
 def whole(make_config):
     """A run of the whole model, with NEFTune, that is asked something on its way."""
     config = make_config("whole", neftune_alpha=1.0, samples=ASKED, evaluate_every=3)
-    return config, pretrain(config, **hooks(config))
+    return config, train(config)
 
 
 def test_a_run_learns_its_conversations(whole, tokenizer):
@@ -156,7 +154,7 @@ def test_a_run_learns_its_conversations(whole, tokenizer):
     assert len(described["examples"]) == 2
     # Speed counts prompts too.
     lines = [line for line in read_metrics(config.folder / "metrics.jsonl") if "loss" in line]
-    batches = list(itertools.islice(ChatSource(config, tokenizer).train(0, 1), 3))
+    batches = list(itertools.islice(source_of(config, tokenizer).train(0, 1), 3))
     read = [np.count_nonzero(batch["segment_ids"]) for batch in batches]
     assert [line["tokens"] for line in lines[:3]] == read
     trained = sum(np.count_nonzero(batch["loss_weights"]) for batch in batches)
@@ -168,8 +166,8 @@ def test_a_run_learns_its_conversations(whole, tokenizer):
 
 def test_a_stopped_run_goes_on_bit_for_bit(whole, make_config):
     config = make_config("stopped", neftune_alpha=1.0, samples=ASKED, evaluate_every=3)
-    assert pretrain(config, on_step=stop_after(4), **hooks(config)).step == 4
-    pretrain(config, **hooks(config))
+    assert train(config, on_step=stop_after(4)).step == 4
+    train(config)
     assert record(config) == record(whole[0])
     assert samples_of(config.folder) == samples_of(whole[0].folder)
     assert [(line["step"], line["prompt"]) for line in samples_of(config.folder)] == [
@@ -187,8 +185,9 @@ def test_adapters_alone_are_trained_and_added(make_config, small_params, base, t
     path.write_text(
         "from pathlib import *\nfrom plamo2_jax.adapters.config import *\nfrom plamo2_jax.align.samples import *\n"
         "from plamo2_jax.align.sft import *\nfrom plamo2_jax.config import *\nfrom plamo2_jax.engine.sampling import *\n"
-        "from plamo2_jax.data.pipeline import *\nfrom plamo2_jax.sharding.mesh import *\nfrom plamo2_jax.train.guard import *\n"
-        f"from plamo2_jax.train.optimizer import *\nfrom plamo2_jax.train.schedule import *\nconfig = {config!r}\n"
+        "from plamo2_jax.data.pipeline import *\nfrom plamo2_jax.sharding.mesh import *\nfrom plamo2_jax.train.config import *\n"
+        f"from plamo2_jax.train.loss_guard import *\nfrom plamo2_jax.train.optimizer import *\n"
+        f"from plamo2_jax.train.schedule import *\nconfig = {config!r}\n"
     )
     asked = ["--samples.prompts", "a?", "日本", "--samples.max-new-tokens", "8"]
     assert main(["sft", str(path), "--chat.weighting", "conversation", *asked]) == 0
@@ -212,12 +211,12 @@ def test_adapters_alone_are_trained_and_added(make_config, small_params, base, t
     assert main(["lora", str(base), str(config.folder), str(tmp_path / "one")]) == 0
     assert (tmp_path / "one" / "chat_template.jinja").is_file()
     # What the run wrote down is what the model with its adapters says.
-    replies = open_speaker(SpeakerConfig(str(tmp_path / "one"))).answer(
-        [Question(text, [{"role": "user", "content": text}]) for text in ("a?", "日本")],
-        samples=1,
-        seed=0,
-        sampling=SamplingConfig(0.0),
-        stop=StopConfig(max_new_tokens=8),
+    greedy, stop = SamplingConfig(0.0), StopConfig(max_new_tokens=8)
+    replies = models.open(tmp_path / "one").chat(
+        [
+            models.ChatRequest(text, [{"role": "user", "content": text}], sampling=greedy, stop=stop)
+            for text in ("a?", "日本")
+        ]
     )
     assert [line["text"] for line in samples_of(config.folder)] == [reply[0].text for reply in replies]
     assert {line["step"] for line in samples_of(config.folder)} == {6}
@@ -231,8 +230,9 @@ def test_adapters_alone_are_trained_and_added(make_config, small_params, base, t
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"neftune_alpha": -1.0}, r"SftConfig.neftune_alpha=-1.0 is not allowed"),
-        ({"lora": LoraConfig(), "init_from": None}, "none without init_from"),
+        ({"neftune_alpha": -1.0}, r"Sft.neftune_alpha=-1.0 is not allowed"),
+        ({"z_loss": -1.0}, r"Sft.z_loss=-1.0 is not allowed"),
+        ({"lora": LoraConfig(), "init_from": None}, "init_from=None is not allowed with lora"),
         ({"chat": {"max_bad_rate": 1.0}}, "max_bad_rate=1.0"),
     ],
 )
@@ -250,7 +250,9 @@ def test_samples_that_cannot_be_asked_are_refused(make_config, tmp_path):
         SampleWriter(make_config("x"), ASKED, str(strict))
     config = make_config("x", output=tmp_path)
     short = dataclasses.replace(config, model=dataclasses.replace(config.model, max_position_embeddings=64))
-    with pytest.raises(ValueError, match=r"prompt 1 has .* tokens; with max_new_tokens=8 that exceeds max_length=64"):
+    with pytest.raises(
+        ValueError, match=r"samples.prompts\[1\] has 118 tokens; with samples.max_new_tokens=8 that is more"
+    ):
         SampleWriter(short, SamplesConfig(("a?", "b" * 100), max_new_tokens=8), "chat")
     config.folder.mkdir()
     (config.folder / "samples.jsonl").write_text('{"prompt": "a?"}\n')
@@ -266,7 +268,7 @@ def test_control_strings_in_samples_are_named(make_config, tmp_path, capsys):
 def test_a_run_in_use_is_refused(make_config, tmp_path):
     config = make_config("used", output=tmp_path, samples=ASKED)
     with lock_folder(config.folder), pytest.raises(ValueError, match="used is in use by another process"):
-        pretrain(config, **hooks(config))
+        train(config)
     assert [path.name for path in config.folder.iterdir()] == [".lock"]
 
 

@@ -119,7 +119,7 @@ SINGLE = {
         "config.json must hold a JSON object, not list",
     ),
     "another architecture": (lambda f, t: change_config(f, model_type="llama"), "model_type='llama' is not supported"),
-    "config of another size": (lambda f, t: change_config(f, num_hidden_layers=6), r"unknown to .*layers\.6\."),
+    "config of another size": (lambda f, t: change_config(f, num_hidden_layers=6), r"does not have: .*layers\.6\."),
     "config out of range": (lambda f, t: change_config(f, hidden_size=-1), "hidden_size=-1 is not allowed"),
     "config of a wrong type": (
         lambda f, t: change_config(f, rms_norm_eps="x"),
@@ -175,15 +175,15 @@ SHARDED = {
     ),
     "tensor the index lacks": (
         lambda f, t: edit_index(f, lambda w: w.pop(D)),
-        f"has tensor {D}, which model.safetensors.index.json does not name",
+        f"has tensor {D}, which model.safetensors.index.json does not list",
     ),
     "tensor a shard lacks": (
         lambda f, t: save_file(without(dict(list(t.items())[0::3]), "model.embed_tokens.weight"), f / FIRST),
-        f"{FIRST} lacks tensor model.embed_tokens.weight, which model.safetensors.index.json places there",
+        f"{FIRST} lacks tensor model.embed_tokens.weight, which model.safetensors.index.json lists there",
     ),
     "index misplaces a tensor": (
         lambda f, t: edit_index(f, lambda w: w.update({D: next(x for x in (FIRST, SECOND) if x != w[D])})),
-        f"tensor {D} is in .*; model.safetensors.index.json lists it in",
+        f"tensor {D} is in .*, but model.safetensors.index.json lists it in",
     ),
 }
 

@@ -26,7 +26,7 @@ def test_parameters_are_float32_unless_asked(public, tmp_path):
 def test_steps_belong_to_run_folders(public, tmp_path):
     from_public(public, tmp_path / "run")
     load_model(tmp_path / "run", step=0)
-    with pytest.raises(ValueError, match="no finished checkpoint of step 3; it has 0"):
+    with pytest.raises(ValueError, match="no finished checkpoint of step 3: it has 0"):
         load_model(tmp_path / "run", step=3)
     with pytest.raises(ConvertError, match="has no steps"):
         load_model(public, step=0)

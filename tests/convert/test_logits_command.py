@@ -79,7 +79,7 @@ def bad(tokens, segment_ids):
         return array
 
     return {
-        "no tokens": ({"ids": tokens}, "in.npz has no array tokens; it has ids"),
+        "no tokens": ({"ids": tokens}, "in.npz has no array tokens: it has only ids"),
         "floats": ({"tokens": tokens.astype(np.float32)}, "tokens must be integers, not float32"),
         "float segments": (
             {"tokens": tokens, "segment_ids": segment_ids * 1.0},

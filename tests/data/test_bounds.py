@@ -254,5 +254,5 @@ def test_a_row_of_empty_lines_is_skipped_at_once(tmp_path, empty):
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_a_limit_out_of_range_is_refused(tmp_path, limit):
-    with pytest.raises(ValueError, match=f"max_record_bytes is {limit}"):
+    with pytest.raises(ValueError, match=f"max_record_bytes={limit}"):
         read_documents([tmp_path], max_record_bytes=limit)

@@ -92,7 +92,7 @@ def test_declared_language_must_match():
     ("field", "value", "message"),
     [
         ("unicode_form", "NFD", "unicode_form='NFD' is not allowed: it must be one of none, NFC, NFKC"),
-        ("languages", ("fr",), "languages is"),
+        ("languages", ("fr",), "languages="),
         ("min_chars", 0, "min_chars=0 is not allowed: it must be at least 1"),
         ("max_top_ngram", 2.0, "max_top_ngram=2.0 is not allowed: it must be between 0 and 1"),
     ],

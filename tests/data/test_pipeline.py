@@ -117,7 +117,7 @@ def test_processes_divide_the_batch(folder, letters):
     check_contract(next(train_iterator(config, letters, process_index=2, process_count=3)), 2, T)
     with pytest.raises(ValueError, match=r"batch_size=6 .* multiple of the number of processes, 4"):
         train_iterator(config, letters, process_index=0, process_count=4)
-    with pytest.raises(ValueError, match="process_index is 3"):
+    with pytest.raises(ValueError, match="process_index=3"):
         train_iterator(config, letters, process_index=3, process_count=3)
 
 
@@ -203,7 +203,7 @@ def test_another_tokenizer_is_refused(folder, letters, vocabulary):
         lambda: heldout_batches(config_of(folder), folder, vocabulary),
     ):
         with pytest.raises(
-            ShardError, match=f"{letters.fingerprint[:12]}.*not with the one given, {vocabulary.fingerprint[:12]}"
+            ShardError, match=f"{letters.fingerprint[:12]}.*not with the given tokenizer {vocabulary.fingerprint[:12]}"
         ):
             read()
 

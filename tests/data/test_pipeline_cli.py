@@ -132,7 +132,7 @@ def test_both_sides_are_written_in_one_pass(capsys, tokenizer, tmp_path):
     )
     assert (status, err.splitlines()[-1]) == (
         2,
-        f"plamo2 data: there is no document to write to {tmp_path}/few/heldout",
+        f"plamo2 data: there is no document to write to {tmp_path}/few/heldout: each side needs at least one",
     )
     assert not (tmp_path / "few").exists()
 
@@ -226,11 +226,11 @@ def test_clean_does_not_write_over_its_input(capsys, tmp_path):
     for output in (folder / "a.jsonl", tmp_path / "link.jsonl"):
         for source in (folder, folder / "a.jsonl", f"{tmp_path}/**/a.jsonl"):
             status, _, err = run(capsys, "clean", source, output)
-            assert (status, f"{output} is the input too" in err) == (2, True)
+            assert (status, f"{output} is also the input" in err) == (2, True)
     assert (folder / "a.jsonl").read_text() == '{"text": "a"}\n'
     for options, message in [
         (("--report", tmp_path / "no" / "r.json"), "does not exist"),
-        (("--report", tmp_path / "out.jsonl"), "is the output too"),
+        (("--report", tmp_path / "out.jsonl"), "is also the output"),
         (("--max-record-mib", 0), "--max-record-mib 0 is not allowed"),
     ]:
         status, _, err = run(capsys, "clean", folder, tmp_path / "out.jsonl", *options)

@@ -176,3 +176,43 @@ def test_a_linked_template_is_refused_before_the_model_is_read(folder, tmp_path,
     (own / "chat_template.jinja").symlink_to("/etc/hostname")
     assert main(["generate", str(own), "--chat", "a"]) == 2
     assert "is a symbolic link out of its folder" in capsys.readouterr().err
+
+
+def test_several_devices_write_what_one_does(folder, capsys):
+    command = ["generate", folder, "--prompt", "猫は", "--prompt", "ab", "--json", *OPTIONS]
+    outputs = []
+    for tensor in ("1", "4"):
+        assert main([*command, "--mesh.tensor", tensor]) == 0
+        outputs.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+    for one, divided in zip(*outputs, strict=True):
+        assert one.pop("logprobs") == pytest.approx(divided.pop("logprobs"), abs=1e-5)
+        assert one == divided
+
+
+def test_logits_of_several_devices_are_those_of_one(folder, tmp_path):
+    np.savez(tmp_path / "in.npz", tokens=np.arange(5, 29).reshape(2, 12))
+    found = []
+    for tensor in ("1", "8"):
+        output = tmp_path / f"out_{tensor}.npz"
+        assert (
+            main(
+                [
+                    "logits",
+                    folder,
+                    "--input",
+                    str(tmp_path / "in.npz"),
+                    "--output",
+                    str(output),
+                    "--mesh.tensor",
+                    tensor,
+                ]
+            )
+            == 0
+        )
+        found.append(np.load(output)["logits"])
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-5)
+
+
+def test_more_devices_than_there_are_is_refused(folder, capsys):
+    assert main(["generate", folder, "--mesh.tensor", "9"]) == 2
+    assert "--mesh.tensor 9 is not allowed: it must be from 1 to 8" in capsys.readouterr().err

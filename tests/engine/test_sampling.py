@@ -164,7 +164,7 @@ def test_limits_are_greedy(logits, config):
 def test_frequencies_follow_the_distribution(rng, config):
     """Pearson's chi-square over 20,000 seeded draws, bound at the 1e-4 quantile by Wilson and Hilferty."""
     draws, row = 20_000, rng.normal(0, 1, 12).astype(np.float32)
-    kept = keep_top_p(np.asarray(adjusted_logits(row[None], config, 0)), config.top_p)
+    kept = keep_top_p(np.asarray(adjusted_logits(row[None], config, np.zeros((1, 12), np.int32))), config.top_p)
     probabilities = softmax(np.asarray(keep_min_p(kept, jnp.array([config.min_p])))[0].astype(np.float64))
     keys = jax.random.split(jax.random.key(1), draws)
     tokens, _ = choose(jnp.broadcast_to(row, (draws, 12)), keys, config)

@@ -4,16 +4,19 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from plamo2_jax import checkpoint
 from plamo2_jax.cli.main import main
 from plamo2_jax.config import preset
-from plamo2_jax.engine.answer import ModelAnswerer
+from plamo2_jax.engine.generator import Generator
 from plamo2_jax.eval import needle, phonebook
 from plamo2_jax.eval.retrieval import Question, ask, depths, split, table
 from plamo2_jax.model import Plamo2, init_params
+from plamo2_jax.models import ChatResponse, Score
+from plamo2_jax.models.scoring import score_batch
 from plamo2_jax.tokenizer.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 
 ROWS = [
@@ -70,21 +73,23 @@ def test_a_token_across_the_boundary_belongs_to_the_answer(tokenizer):
 
 
 class Oracle:
-    """Answers right in the first half of the questions."""
+    """A chat model that answers right where it is told to."""
 
-    def __init__(self, tokenizer, right):
-        self.tokenizer, self.right, self.asked = tokenizer, right, 0
+    def __init__(self, right):
+        self.right = right
 
-    def complete(self, prompts, max_new_tokens):
-        return [np.array(self.tokenizer.encode(": 111" if self.right(i) else "nothing")) for i in range(len(prompts))]
+    def complete(self, requests):
+        return [[ChatResponse(": 111" if self.right(i) else "nothing", "length")] for i in range(len(requests))]
 
-    def log_likelihoods(self, prompts, candidates):
-        return [np.array([0.0 if self.right(i) else -2.0, -1.0]) for i in range(len(prompts))]
+    def score(self, requests):
+        return [
+            [Score(0.0 if self.right(i) else -2.0, False, ()), Score(-1.0, False, ())] for i in range(len(requests))
+        ]
 
 
 def test_accuracies_by_length_and_depth(tokenizer):
     made = [Question("a:", " 111", (" 111", " 222"), "en", length, depth) for length in (8, 16) for depth in (0.0, 1.0)]
-    answered = ask(made, Oracle(tokenizer, lambda i: i == 0), tokenizer, batch_size=2)
+    answered = ask(made, Oracle(lambda i: i == 0), tokenizer, batch_size=2)
     assert [one.exact for one in answered] == [True, False, True, False]
     rows = table(answered)
     assert [(row["length"], row["depth"], row["exact"], row["ranked"]) for row in rows] == [
@@ -114,15 +119,22 @@ def test_likelihoods_are_those_of_the_whole_text(model):
     prompts = [rng.integers(4, 384, n) for n in (37, 25)]
     # Prompts may have different numbers of candidates: a short book has few numbers.
     candidates = [[rng.integers(4, 384, n) for n in sizes] for sizes in ((3, 5, 1), (2, 4))]
-    scores = ModelAnswerer(network, params, prefill_size=16).log_likelihoods(prompts, candidates)
+    generator = Generator(network, params, prefill_size=16)
+    scores = score_batch(generator, prompts, candidates, 8)
+    # Candidates read one after another are scored as those read together.
+    apart = score_batch(generator, prompts, candidates, 2)
     apply = jax.jit(network.apply)
-    for prompt, row, score in zip(prompts, candidates, scores, strict=True):
-        for ids, value in zip(row, score, strict=True):
+    for prompt, row, together, others in zip(prompts, candidates, scores, apart, strict=True):
+        for ids, score, other in zip(row, together, others, strict=True):
             whole = np.concatenate([prompt, ids])
             padded = np.pad(whole, (0, 48 - len(whole)))[None]
             logits, _ = apply({"params": params}, padded, (np.arange(48) < len(whole))[None].astype(np.int32))
             logprobs = jax.nn.log_softmax(logits[0])[np.arange(len(prompt) - 1, len(whole) - 1), ids]
-            assert value == pytest.approx(float(logprobs.sum()), rel=1e-4)
+            assert score.token_logprobs == pytest.approx(logprobs.tolist(), rel=1e-4)
+            assert score.logprob == pytest.approx(float(logprobs.sum()), rel=1e-4)
+            assert other.logprob == pytest.approx(score.logprob, rel=1e-6)
+            likeliest = jnp.argmax(logits[0], axis=-1)[len(prompt) - 1 : len(whole) - 1]
+            assert score.is_greedy == bool((likeliest == ids).all())
 
 
 def test_the_command_writes_results_answers_and_a_map(model, tokenizer, tmp_path, capsys):

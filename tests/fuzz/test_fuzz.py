@@ -6,6 +6,8 @@ import pytest
 
 from support.fuzz import harness, targets
 
+pytestmark = pytest.mark.slow
+
 CASES = 250
 
 

@@ -73,7 +73,7 @@ def test_the_last_tap_meets_the_current_token(rng):
     np.testing.assert_array_equal(y, x)
 
 
-def test_a_misshapen_weight_is_named(rng):
+def test_a_misshapen_weight_is_named(rng, unchecked_shapes):
     with pytest.raises(ValueError, match=r"weight has shape \(2, 4\).*must be \(3, 4\)"):
         causal_conv1d(np.zeros((1, T, C), np.float32), np.zeros((2, K), np.float32))
 

@@ -218,7 +218,7 @@ def test_bfloat16_inputs_keep_a_float32_state(rng):
     assert error(state, expected_state) < 2e-2
 
 
-def test_shapes_that_do_not_fit_are_named(rng):
+def test_shapes_that_do_not_fit_are_named(rng, unchecked_shapes):
     args = jax.tree.map(np.float32, arguments(rng))
     with pytest.raises(ValueError, match=r"ssd: dt has shape \(2, 36, 4\).*must be \(2, 37, 4\)"):
         ssd(**{**args, "dt": args["dt"][:, 1:]})

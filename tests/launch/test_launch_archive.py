@@ -125,7 +125,7 @@ def test_a_large_archive_is_refused_when_printed_and_when_run(checkout, tmp_path
         file.truncate(2_000_001)
     git("add", "--intent-to-add", "weights.bin")
     message = refused("gcloud", *WHERE, *DATA, "--max-archive-mb", "2")
-    assert "the largest weights.bin (2.00 MB); --max-archive-mb allows 2" in message
+    assert "the largest weights.bin (2.00 MB): --max-archive-mb allows 2" in message
     # A script that was kept, and is run after the checkout has grown.
     (checkout / "weights.bin").unlink()
     job = load_job(Path("configs/demo.py"), ("--output", "gs://bucket/runs"))

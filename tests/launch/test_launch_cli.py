@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from plamo2_jax.cli.main import main
-from plamo2_jax.cli.pretrain import load_config
-from plamo2_jax.cli.pretrain_options import parse
+from plamo2_jax.cli.run_options import parse
+from plamo2_jax.config_file import load_config
 from plamo2_jax.launch.job import AUTO, process_flags
 
 ROOT = Path(__file__).parents[2]

@@ -129,7 +129,7 @@ def test_a_preempted_resource_is_made_anew_and_the_same_command_runs_again(cloud
     states = ["ACTIVE", "SUSPENDING", "SUSPENDED", "ABSENT", "PROVISIONING", "ACTIVE"]
     assert cloud.run(states, [143, 0]) == 0
     assert cloud.calls() == [*TRAIN, "delete", "create", *TRAIN, "delete"]
-    assert "demo is SUSPENDED; it is made anew" in cloud.messages
+    assert "demo is SUSPENDED; it is deleted and created again" in cloud.messages
 
 
 def test_a_resource_that_failed_is_made_anew(cloud):
@@ -248,7 +248,7 @@ def test_an_output_on_the_workers_own_disks_is_warned_of(checkout, capsys):
     for arguments in (SLICE, ("--accelerator", "v5p-8", "--spot", *WHERE, *DATA)):
         assert main(["launch", "gcloud", "configs/demo.py", *arguments, "--dry-run"]) == 0
         captured = capsys.readouterr()
-        assert captured.err.startswith("plamo2 launch: warning: output runs lies on the disk of a TPU VM")
+        assert captured.err.startswith("plamo2 launch: warning: output runs is on the disk of a TPU VM")
         assert captured.out.startswith("#!/usr/bin/env bash\n")
 
 
@@ -268,7 +268,7 @@ def test_an_output_on_the_workers_own_disks_is_warned_of(checkout, capsys):
         ((*SLICE, "--job-name", "x y"), ["--job-name 'x y' is not allowed"]),
         ((*SLICE, "--poll", "0"), ["--poll 0 is not allowed"]),
         ((*SLICE, "--source", "configs"), ["--source configs is not a git checkout of plamo2-jax"]),
-        (("--accelerator", "tpu7x-8", *WHERE), ["in GKE only: use plamo2 launch xpk"]),
+        (("--accelerator", "tpu7x-8", *WHERE), ["only in GKE. Use plamo2 launch xpk"]),
     ],
 )
 def test_refusals_name_what_is_missing(refused, arguments, messages):
@@ -284,7 +284,7 @@ def test_an_environment_variable_gives_the_project(printed, monkeypatch):
 
 def test_a_missing_account_is_named(cloud):
     assert cloud.run(["ACTIVE"], [0], ACCOUNT="") == 2
-    assert "gcloud has no active account: run `gcloud auth login`" in cloud.messages
+    assert "gcloud has no active account. Run `gcloud auth login`" in cloud.messages
     assert not (cloud.folder / "calls").exists()
 
 
@@ -309,4 +309,4 @@ def test_a_config_file_outside_the_checkout_would_not_be_there(checkout, tmp_pat
 
     shutil.copy(Path("configs/demo.py"), tmp_path / "elsewhere.py")
     assert main(["launch", "gcloud", str(tmp_path / "elsewhere.py"), *SLICE, "--dry-run"]) == 2
-    assert "lies outside --source" in capsys.readouterr().err
+    assert "is outside --source" in capsys.readouterr().err

@@ -41,8 +41,8 @@ def test_v5e_may_be_written_short():
     [
         ("v9-8", "such as v4-64"),
         ("v5p", "such as v4-64"),
-        ("v5p-100", "there are v5p-8, v5p-16"),
-        ("v6e:3x3", "there are v6e-1"),
+        ("v5p-100", "this generation has v5p-8, v5p-16"),
+        ("v6e:3x3", "this generation has v6e-1"),
     ],
 )
 def test_a_slice_that_is_not_offered_is_refused_with_those_that_are(name, message):

@@ -182,7 +182,7 @@ def test_refusals(refused, arguments, message):
 
 def test_an_output_on_each_nodes_own_disk_is_warned_of(checkout, capsys):
     assert main(["launch", "slurm", "configs/demo.py", "--nodes", "2", "--dry-run", "--", "--output", "/tmp/runs"]) == 0
-    assert "output /tmp/runs lies on each node's own disk" in capsys.readouterr().err
+    assert "output /tmp/runs is on the disk of each node" in capsys.readouterr().err
 
 
 def test_where_there_is_no_sbatch_it_says_so(refused, monkeypatch, tmp_path):

@@ -197,7 +197,7 @@ def test_xpk_is_given_the_same_job(printed):
         ((*SLICE, "--job-name", "a" * 41), "40 characters at most"),
         ((*SLICE, "--namespace", "No"), "--namespace 'No' is not a Kubernetes name"),
         ((*SLICE, "--slices", "0"), "--slices 0 is not allowed"),
-        (("--accelerator", "v5p-8", "--image", "a b"), "--image 'a b' is not the name of an image"),
+        (("--accelerator", "v5p-8", "--image", "a b"), "--image 'a b' is not an image name"),
         (("--accelerator", "v5p-8", "--image", "localhost:5000/plamo2"), "localhost:5000/plamo2 has no tag"),
     ],
 )

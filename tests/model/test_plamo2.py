@@ -206,4 +206,4 @@ def test_every_parameter_names_its_axes(model, params):
 
 def test_the_config_of_these_tests_covers_every_kind(model):
     assert set(model.config.layer_kinds) == set(LayerKind)
-    assert [run.count for run in model.config.runs] == [1, 1, 1]
+    assert [run.count for run in model.config.layer_groups] == [1, 1, 1]

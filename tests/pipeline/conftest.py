@@ -1,4 +1,4 @@
-"""Running pipelines in a folder of their own."""
+"""Fixtures that run pipelines in a folder of their own."""
 
 import pytest
 
@@ -8,21 +8,21 @@ from support.pipelines import OUTPUTS, STAGES, write
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty working directory."""
+    """Return an empty working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def small(folder):
-    """A working directory with p.py of the four stages."""
+    """Return a working directory with p.py of the four stages."""
     write(STAGES, OUTPUTS)
     return folder
 
 
 @pytest.fixture
 def run(capsys):
-    """A function that runs p.py, which must go well; returns the stages that were run and why."""
+    """Return a function that runs p.py, which must succeed, and returns the stages that ran and why."""
 
     def run(*options: str) -> dict[str, str]:
         capsys.readouterr()
@@ -37,7 +37,7 @@ def run(capsys):
 
 @pytest.fixture
 def plan(capsys):
-    """A function that plans p.py; returns by stage what is to become of it."""
+    """Return a function that plans p.py and returns stage → verdict."""
 
     def plan(*options: str) -> dict[str, str]:
         capsys.readouterr()
@@ -50,7 +50,7 @@ def plan(capsys):
 
 @pytest.fixture
 def refused(capsys):
-    """A function that runs p.py, which must be refused; returns the one line on stderr."""
+    """Return a function that runs p.py, which must be refused, and returns the line on stderr."""
 
     def refused(*options: str) -> str:
         capsys.readouterr()

@@ -1,4 +1,4 @@
-"""What a pipeline file may say, and the order that follows from it."""
+"""Pipeline files: the order of stages, and errors."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def test_the_order_follows_from_declared_inputs(folder):
 
 
 def test_a_path_belongs_to_the_stage_with_the_longest_output(folder):
-    """A run's folder may hold what others make."""
+    """A run folder may contain outputs of other stages."""
     found = graph(
         Stage("run", "pretrain a.py", outputs=(Path("runs"),)),
         Stage("cut", "prune runs runs runs/cut", outputs=(Path("runs/cut"),), inputs=(Path("runs"),)),

@@ -1,4 +1,4 @@
-"""The short form of experiments/chaos/pipeline.py: a small pipeline, killed in two of its stages."""
+"""The short form of experiments/chaos/pipeline.py: kill a small pipeline in two of its stages."""
 
 import random
 import runpy
@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from support.pipelines import write_trained
+from support.xla import xla_flags
+
+pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "chaos"
 sys.path.append(str(FOLDER))
@@ -15,6 +18,7 @@ CHAOS = runpy.run_path(str(FOLDER / "pipeline.py"))
 
 
 def test_kills_all_over_the_work_change_no_output(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", xla_flags())
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)

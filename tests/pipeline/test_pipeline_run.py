@@ -1,4 +1,4 @@
-"""What is run of a pipeline, and what is not: real stages, in this process."""
+"""Which stages of a pipeline run and which are skipped: real stages, in this process."""
 
 import json
 import os
@@ -14,12 +14,12 @@ from support.pipelines import CONFIG, OUTPUTS, STAGES, write, write_trained
 
 
 def contents():
-    """Bytes and time of change of all files here."""
+    """Return the content and modification time of all files."""
     files = [path for path in Path().rglob("*") if path.is_file()]
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
-def test_what_is_done_is_not_done_again(small, run, plan):
+def test_finished_stages_are_skipped(small, run, plan):
     assert plan() == {
         "books": "to run (new)",
         "vocabulary": "to run (follows from books)",
@@ -59,7 +59,7 @@ def test_outputs_that_are_gone_or_changed_are_made_again_and_stages_with_equal_i
         "shards": "to run (follows from books)",
         "ids": "to run (follows from vocabulary)",
     }
-    # The phonebooks come out as they were, so what is made of them stands.
+    # The phonebooks come out unchanged, so the stages that read them are skipped.
     assert run() == {"books": "output runs/books.jsonl is missing", "ids": "output runs/ids.txt changed"}
     assert Path("runs/ids.txt").read_text() == ids
     assert Path("runs/.pipeline/stale/ids/ids.txt").read_text() == "1\n"
@@ -138,7 +138,7 @@ def test_a_changed_config_reruns_the_run_and_what_is_made_of_it(small, run, plan
     write_trained()
     assert list(run()) == [*STAGES, "model", "merged"]
     first = Path("runs/merged/model.safetensors").read_bytes()
-    # Another text of the same config, and a look at the log, change nothing.
+    # Another text with the same config, and a changed log, change nothing.
     Path("model.py").write_text(CONFIG + "# The same.\n")
     (Path("runs/model/metrics.jsonl")).write_text("")
     assert set(plan().values()) == {"finished"}

@@ -1,8 +1,8 @@
-"""Record the schedules of libtpu that test_plan_schedule.py reads: the installed version's, in a folder named after it.
+"""Record schedules of the installed libtpu for test_plan_schedule.py, in a folder named after its version.
 
     python tests/plan/record_schedules.py
 
-The recordings of 0.0.42 are older: of a kernel of this form, whose loop has another body.
+The recordings of 0.0.42 are older. Their kernel has the same form, but another loop body.
 """
 
 import shutil
@@ -25,7 +25,7 @@ SHAPE = (64, 128)
 
 
 def kernel(x, o):
-    """Adds to its output block what five rounds make of its input block."""
+    """Run five iterations on the input block and add the result to the output block."""
     step = pl.program_id(1)
 
     @pl.when(step == 0)
@@ -40,7 +40,7 @@ def kernel(x, o):
 
 
 def call(x):
-    """Three steps for each of two output blocks."""
+    """Call the kernel with three steps for each of two output blocks."""
     return pl.pallas_call(
         kernel,
         grid=(2, 3),

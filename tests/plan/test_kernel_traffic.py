@@ -1,4 +1,4 @@
-"""Traffic of a kernel from its block specs, against cases counted by hand."""
+"""HBM traffic of kernels by their block specs, compared with counts by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,11 @@ def moves(index_map, grid):
         (lambda i: (0, 0), (5,), 1),
         (lambda i, j: (i, j), (3, 4), 12),
         (lambda i, j: (i, 0), (3, 4), 3),
-        # The same column for every row: fetched anew as each row begins it over.
+        # Every row starts with the first column again, so it is fetched again.
         (lambda i, j: (0, j), (3, 4), 12),
         (lambda i, j: (0, j), (3, 1), 1),
         (lambda i, j: (0, jax.lax.div(j, 2)), (1, 8), 4),
-        # Backwards and forwards: where a row ends the next begins, with the same block.
+        # Rows alternate direction: each starts with the block at which the row before ends.
         (lambda i, j: (0, jnp.where(i % 2 == 0, j, 3 - j)), (2, 4), 7),
         (lambda: (0, 0), (), 1),
     ],
@@ -36,7 +36,7 @@ def test_a_block_moves_when_its_index_changes(index_map, grid, count):
 
 
 def product(a, b):
-    """[m,k] @ [k,n] in blocks (64, 128, 128), the sum in the output block."""
+    """Multiply [m,k] @ [k,n] in blocks (64, 128, 128) and sum in the output block."""
 
     def kernel(a_ref, b_ref, o_ref, scratch_ref):
         o_ref[...] += jnp.dot(a_ref[...], b_ref[...], preferred_element_type=jnp.float32)

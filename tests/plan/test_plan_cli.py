@@ -1,4 +1,4 @@
-"""`plamo2 plan`: refusals in one line, and the table of results made by hand."""
+"""`plamo2 plan`: one-line errors, and tables and JSON of plans made by hand."""
 
 import dataclasses
 import importlib.util
@@ -25,7 +25,7 @@ SSD = ["plan", "kernel", "ssd", "--topology", "v5p:2x2x1"]
 
 
 def refused(argv, capsys):
-    """The one line on stderr of a call that must be refused."""
+    """Return the line on stderr of a command that must be refused."""
     assert main(argv) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -62,7 +62,7 @@ def test_a_verified_libtpu_gives_no_warning(version):
 
 @pytest.mark.parametrize("version", ["0.0.43", "0.0.420.1", "0.0.60.1", "1.0.42"])
 def test_figures_of_another_libtpu_come_with_a_warning(version, capsys, monkeypatch):
-    """In both plans, before anything is compiled."""
+    """Both commands warn before they compile anything."""
     monkeypatch.setattr(compiler, "libtpu_version", lambda: version)
     monkeypatch.setattr(steps, "libtpu_version", lambda: version)
 

@@ -1,4 +1,4 @@
-"""Compiled programs as XLA prints them: trip counts, what is executed, and the bytes it moves."""
+"""Read compiled programs as XLA prints them: trip counts, executed instructions and the bytes that they move."""
 
 from pathlib import Path
 
@@ -94,7 +94,7 @@ def test_what_the_sparsecore_does_is_counted_once_without_cycles(tmp_path):
     assert all(o.cycles == 0 and o.estimated_cycles is None and o.bundles is None for o in sparse.values())
     assert sparse["gather_offload_custom_fusion.3"].hbm_bytes == 3 * 8192 * 4  # Values, indices, results.
     assert sparse["copy.85"].hbm_bytes == 2 * 8192 * 64 * 128 * 2
-    # The loop alone has an estimate.
+    # Only the loop has an estimate.
     assert cost.cycles == 32 * 850
     assert cost.by_kind()["sparsecore"] == 0
 
@@ -115,7 +115,7 @@ def test_an_asynchronous_slice_reads_what_it_writes():
 
 
 def test_attributes_over_several_lines_belong_to_their_instruction():
-    """jax 0.12 gives a splash kernel a text of several lines."""
+    """jax 0.12 prints the attributes of a splash kernel over several lines."""
     several = (
         '  %kernel.3 = f32[8,128]{1,0:T(8,128)} custom-call(%a), custom_call_target="tpu_custom_call", frontend_attributes='
         '{kernel_metadata={\n"xprof_metadata":"{}"\n}}, metadata={op_name="jit(step)/rematted_computation/splash"}, '
@@ -126,7 +126,7 @@ def test_attributes_over_several_lines_belong_to_their_instruction():
     assert kernel.is_kernel
     assert kernel.op_name == "jit(step)/rematted_computation/splash"
     assert kernel.vmem_bytes == 2048
-    # What comes behind it is still of the computation.
+    # The instructions after it still belong to the computation.
     assert {"copy-start", "result"} <= module.computations["main"].keys()
 
 

@@ -1,4 +1,4 @@
-"""Matrix products of known cost through libtpu's compiler: what a plan says of them is what they need."""
+"""Compile matrix products of known cost with libtpu and compare the plan with the known cost."""
 
 import importlib.util
 import json
@@ -23,7 +23,7 @@ def chip(request):
 
 @pytest.fixture(scope="module")
 def kernels(chip, tmp_path_factory):
-    """The costs that support/products.py prints."""
+    """Return the costs that support/products.py prints."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("the TPU compiler comes with the tpu extra")
     folder = tmp_path_factory.mktemp("dump")
@@ -34,7 +34,7 @@ def kernels(chip, tmp_path_factory):
 
 
 def test_the_matrix_units_need_what_the_product_needs(kernels, chip):
-    """256·1024·256 multiply-adds over what the units do in a cycle, exactly."""
+    """The cycles are exactly 256·1024·256 multiply-adds over the rate of the units."""
     needed = {"v5e": 1024, "v5p": 1024, "v6e": 256, "tpu7x": 256}[chip]
     assert kernels["plain 64"]["mxu_cycles"] == 64 * needed
     assert kernels["looped 10"]["mxu_cycles"] == 640 * needed
@@ -42,7 +42,7 @@ def test_the_matrix_units_need_what_the_product_needs(kernels, chip):
 
 
 def test_a_step_is_scheduled_near_what_the_units_need(kernels, chip):
-    """The schedule lets products follow each other a little faster than the units on v5; on the later ones loads and stores take longer."""
+    """On v5 the schedule issues products a little faster than the units compute; on later chips loads and stores take longer."""
     least, most = {"v5e": (850, 1100), "v5p": (850, 1100), "v6e": (256, 640), "tpu7x": (256, 640)}[chip]
     assert least <= kernels["plain 64"]["step_bundles"] <= most
 
@@ -61,7 +61,7 @@ def test_bundles_of_a_loop_are_its_body_times_its_rounds(kernels):
 
 
 def test_a_branch_counts_where_it_is_taken(kernels):
-    """One product more in the first of all steps."""
+    """Only the first step has a second product."""
     small, large = kernels["branched 64"], kernels["branched 96"]
     assert small["assumed_branches"] == 0
     assert large["bundles"] - small["bundles"] == 32 * small["step_bundles"]
@@ -74,7 +74,7 @@ def test_a_branch_counts_where_it_is_taken(kernels):
 
 
 def moved(name, chip):
-    """Bytes of a kernel's blocks by hand; on TPU7x XLA places the matrix, which all steps share, in VMEM before the call."""
+    """Count the bytes of a kernel's blocks by hand. On TPU7x XLA places the matrix, which all steps share, in VMEM before the call."""
     steps = 64 if "looped" in name else int(name.split()[1])
     return steps * (BLOCKS["a"] + BLOCKS["o"]) + (0 if chip == "tpu7x" else BLOCKS["b"])
 

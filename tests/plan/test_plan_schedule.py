@@ -1,8 +1,8 @@
-"""Schedules as two versions of libtpu wrote them for one small kernel, read and run.
+"""Read and run the schedules that two versions of libtpu wrote for a small kernel.
 
 The kernel, compiled for v5e, v5p and TPU7x (record_schedules.py): blocks [64,128] f32, grid (2, 3) with the first axis parallel. Every
-step adds to its output block what 5 rounds of a `fori_loop` make of its input block; a `pl.when` clears the output at the first of the 3
-steps, another takes its exponential at the last. On v5p the two cores take a half of the grid each.
+step runs 5 iterations of a `fori_loop` on its input block and adds the result to its output block. A `pl.when` clears the output at the
+first of the 3 steps, another takes its exponential at the last. On v5p each of the two cores runs half of the grid.
 """
 
 import dataclasses
@@ -37,8 +37,8 @@ def test_delay_slots_are_read_off_the_text(chip, slots, libtpu):
 @pytest.mark.parametrize("libtpu", VERSIONS)
 @pytest.mark.parametrize(("chip", "steps"), [("v5e", 6), ("v5p", 3), ("tpu7x", 6)])
 def test_steps_and_rounds_are_counted_whatever_the_text(chip, steps, libtpu):
-    """Once, in the first and the last of three steps, in every step, with the rounds that fill and empty the pipeline, in five rounds a
-    step.
+    """Some bundles run once; some in the first or last of three steps; some in every step; some also while the pipeline fills and empties;
+    and some in five iterations of every step.
     """
     run = run_schedule(program(chip, libtpu))
     assert run.assumed == 0
@@ -48,10 +48,10 @@ def test_steps_and_rounds_are_counted_whatever_the_text(chip, steps, libtpu):
 
 
 def test_every_bundle_is_counted_as_often_as_it_runs():
-    """The counts were made by hand from the text: where its loops and branches begin and end, with the slots behind each branch."""
+    """The expected counts were made by hand from the text: starts and ends of loops and branches, with the delay slots."""
     run = run_schedule(program("v5e"))
     assert run.assumed == 0
-    # Six grid steps and two rounds in which the pipeline fills and empties.
+    # Six grid steps, and two iterations in which the pipeline fills and empties.
     assert [run.counts[i] for i in (0x0, 0x8, 0x9, 0x24, 0x28, 0x6F, 0x7A, 0x7E, 0x7F, 0x82)] == [
         1,
         1,
@@ -64,14 +64,14 @@ def test_every_bundle_is_counted_as_often_as_it_runs():
         1,
         1,
     ]
-    # The body of a step, which the filling and emptying rounds jump over.
+    # The body of a step, which the iterations that fill and empty the pipeline skip.
     assert {run.counts[i] for i in range(0x29, 0x31)} == {6}
-    # The first step of three clears; behind its last slot.
+    # Only the first step of three clears; after the last delay slot.
     assert {run.counts[i] for i in range(0x31, 0x3A)} == {2}
-    # The fori_loop: 6 steps × 5 rounds, its four slots included.
+    # The fori_loop: 6 steps × 5 iterations, its four delay slots included.
     assert {run.counts[i] for i in range(0x41, 0x49)} == {30}
     assert {run.counts[i] for i in range(0x49, 0x51)} == {6}
-    # The last step of three takes the exponential.
+    # Only the last step of three takes the exponential.
     assert {run.counts[i] for i in range(0x51, 0x63)} == {2}
     assert run.cycles == sum(run.counts) == 901
 
@@ -93,7 +93,7 @@ def test_transfers_are_those_of_the_blocks(chip, cores, libtpu):
 
 @pytest.mark.parametrize("libtpu", VERSIONS)
 def test_operands_that_stay_in_vmem_are_not_transferred(libtpu):
-    """For TPU7x the compiler placed the input in VMEM before the call."""
+    """On TPU7x the compiler placed the input in VMEM before the call."""
     assert run_schedule(program("tpu7x", libtpu)).hbm_bytes == 2 * BLOCK
 
 
@@ -101,15 +101,15 @@ def test_operands_that_stay_in_vmem_are_not_transferred(libtpu):
 def test_cores_share_a_parallel_axis(libtpu):
     halves = [run_schedule(program("v5p", libtpu), core) for core in (0, 1)]
     assert halves[0].cycles == halves[1].cycles
-    # Three steps a core, with a first round to fill the pipeline, which is not among them, and one to empty it.
+    # Three steps per core. The iteration that fills the pipeline is not among the rounds.
     assert len(halves[0].rounds) == 3
 
 
-def test_a_loop_that_hangs_on_data_is_refused_and_a_branch_counted():
+def test_a_loop_that_depends_on_data_is_refused_and_a_branch_counted():
     whole = program("v5e")
 
     def blind(index):
-        """The program with the branch at a bundle made to hang on a value from memory."""
+        """Return the program with a branch that depends on a value from memory."""
         hidden = tuple(
             dataclasses.replace(i, predicate=dataclasses.replace(i.predicate, name="p0_p0")) if i.op == "sbr" else i
             for i in whole.scalar[index]

@@ -8,23 +8,24 @@ import pytest
 
 from plamo2_jax import checkpoint
 from plamo2_jax.adapters.config import LoraConfig
-from plamo2_jax.align.preferences import DpoConfig
+from plamo2_jax.align.preferences import Dpo
 from plamo2_jax.align.samples import SamplesConfig
-from plamo2_jax.align.sft import SftConfig
+from plamo2_jax.align.sft import Sft
 from plamo2_jax.config import preset
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem
 from plamo2_jax.model import Plamo2, init_params
 from plamo2_jax.plan.memory import chip_bytes
 from plamo2_jax.plan.program import train_program
 from plamo2_jax.plan.request import not_counted
-from plamo2_jax.train.config import PretrainConfig
-from plamo2_jax.train.distillation import DistillationConfig
+from plamo2_jax.surgery.distill import Distill
+from plamo2_jax.train.config import RunConfig
+from plamo2_jax.train.pretraining import Pretrain
 
 MODEL = preset("tiny", hidden_size=32, intermediate_size=32, num_hidden_layers=2, mamba_num_heads=2, vocab_size=320)
 PARAMETERS = MODEL.parameter_count()
 
 
-def run(kind=PretrainConfig, **fields):
+def run(task=None, **fields):
     """A run of the smallest model; its files need not exist."""
     made = {
         "name": "run",
@@ -32,10 +33,10 @@ def run(kind=PretrainConfig, **fields):
         "tokenizer": Path("tokenizer"),
         "data": DataConfig((MixtureItem(Path("data")),), sequence_length=32, batch_size=16),
         "steps": 10,
-        "z_loss": 0.0,
-        "init_from": None if kind is PretrainConfig else Path("model"),
+        "task": task or Pretrain(),
+        "init_from": Path("model"),
     }
-    return kind(**made | fields)
+    return RunConfig(**made | fields)
 
 
 def sizes(config):
@@ -61,7 +62,7 @@ def test_a_teacher_takes_its_parameters_in_float32(plain, tmp_path):
     params = jax.jit(lambda key: init_params(Plamo2(shape), key))(jax.random.key(0))
     checkpoint.save_model(tmp_path / "teacher", shape, params)
     (tmp_path / "teacher" / "manifest.json").unlink()
-    distil = run(distillation=DistillationConfig(tmp_path / "teacher"))
+    distil = run(Distill(tmp_path / "teacher"))
     assert sizes(distil) == {**plain, "teacher": 4 * shape.parameter_count()}
     # Only the shape of the teacher is read.
     (tmp_path / "teacher" / "checkpoints").rename(tmp_path / "gone")
@@ -73,24 +74,24 @@ def test_a_teacher_takes_its_parameters_in_float32(plain, tmp_path):
 
 
 def test_logits_from_disk_take_the_place_of_a_teacher(plain):
-    distil = run(distillation=DistillationConfig(Path("teacher"), top_k=8, logits=Path("logits")))
+    distil = run(Distill(Path("teacher"), top_k=8, logits=Path("logits")))
     # ids and logits of 8 tokens, and the normaliser, at each position.
     assert sizes(distil) == {**plain, "batch": plain["batch"] + 16 * 32 * (8 * 8 + 4)}
 
 
 def test_fine_tuning_takes_what_pretraining_takes(plain):
-    assert sizes(run(SftConfig, neftune_alpha=5.0)) == plain
+    assert sizes(run(Sft(neftune_alpha=5.0))) == plain
 
 
 def test_a_reference_takes_its_parameters_or_a_number_a_token(plain):
-    assert sizes(run(DpoConfig)) == {**plain, "reference": 4 * PARAMETERS}
-    stored = sizes(run(DpoConfig, reference_log_probs=Path("reference")))
+    assert sizes(run(Dpo())) == {**plain, "reference": 4 * PARAMETERS}
+    stored = sizes(run(Dpo(reference_log_probs=Path("reference"))))
     assert stored == {**plain, "batch": plain["batch"] + 16 * 32 * 4}
 
 
-@pytest.mark.parametrize("kind", [SftConfig, DpoConfig])
-def test_adapters_leave_the_optimizer_small(plain, kind):
-    found = sizes(run(kind, lora=LoraConfig(rank=2)))
+@pytest.mark.parametrize("task", [Sft, Dpo])
+def test_adapters_leave_the_optimizer_small(plain, task):
+    found = sizes(run(task(lora=LoraConfig(rank=2))))
     # The reference of adapters is their base.
     assert found.keys() == {"parameters", "optimizer", "base", "batch"}
     assert found["base"] == 4 * PARAMETERS
@@ -100,7 +101,7 @@ def test_adapters_leave_the_optimizer_small(plain, kind):
 
 
 def test_every_step_can_be_traced(tmp_path):
-    for config in (run(ema_decay=0.9), run(SftConfig, lora=LoraConfig(rank=2)), run(DpoConfig)):
+    for config in (run(ema_decay=0.9), run(Sft(lora=LoraConfig(rank=2))), run(Dpo())):
         program = train_program(config, jax.devices()[:1], "xla")
         assert {"loss", "weight", "processed"} <= program.trace().out_info[1].keys()
 
@@ -108,4 +109,4 @@ def test_every_step_can_be_traced(tmp_path):
 def test_what_runs_between_the_steps_is_named():
     assert not_counted(run()) == []
     assert not_counted(run(heldout={"ja": Path("x")})) == ["heldout"]
-    assert not_counted(run(SftConfig, samples=SamplesConfig(prompts=("猫",)))) == ["samples.prompts"]
+    assert not_counted(run(Sft(samples=SamplesConfig(prompts=("猫",))))) == ["samples.prompts"]

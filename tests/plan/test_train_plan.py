@@ -1,4 +1,4 @@
-"""Plans of a step from recorded text: collectives, memory and roofline against figures counted by hand."""
+"""Plan a step from recorded text and compare collectives, memory and roofline with figures counted by hand."""
 
 import dataclasses
 import itertools
@@ -38,7 +38,7 @@ def test_a_collective_in_pieces_counts_once_a_round_and_a_sliced_sum_is_a_scatte
         "all-reduce.3": ("reduce-scatter", 1, False),
     }
     part_bytes, whole = 64 * 128 * 2, 256 * 128 * 4
-    # Each of four chips passes three parts on; a scatter sends three quarters, a sum to all twice that.
+    # Each of four chips sends three shards in an all-gather; a reduce-scatter sends three quarters, an all-reduce twice that.
     assert found["all-gather.1"].wire_bytes == 3 * part_bytes
     assert found["all-reduce.3"].wire_bytes == whole * 3 / 4
     assert found["all-reduce.5"].wire_bytes == whole * 3 / 2

@@ -1,4 +1,4 @@
-"""The report page: what it says comes from the run's files, and what is not there is said."""
+"""The report page: it shows the contents of the run's files, and notes about missing and damaged ones."""
 
 import html
 import json
@@ -16,7 +16,7 @@ DATA = {"batch_size": 2, "sequence_length": 8}
 
 @pytest.fixture
 def run(tmp_path):
-    """A run folder's files as training and evaluation write them, with figures known beforehand."""
+    """Return a run folder with files as training and evaluation write them, with known figures."""
     config = {"name": "a <b> run", "model": preset("tiny").to_hf(), "data": DATA}
     checkpoint.write_json(tmp_path / checkpoint.CONFIG, config)
     steps = [
@@ -155,7 +155,7 @@ def test_odd_lines_of_the_log_are_counted_and_left_out(run):
 
 
 def test_strange_but_possible_figures_are_drawn(run):
-    """No time, no figure but the loss, huge values, one step; names with signs of Matplotlib and HTML, more sets than colours."""
+    """No times, only a loss, huge values, one step; names with special characters of Matplotlib and HTML; more sets than colors."""
     names = ["$x^", "_hidden", "<b>", "a/b", "日本", *"cdefgh"]
     lines = [{"step": 1, "loss": 1e308}, {"step": 1, "loss": 2, "grad_norm": 0, "learning_rate": -1}]
     lines += [
@@ -172,7 +172,7 @@ def test_strange_but_possible_figures_are_drawn(run):
 
 def test_preferences_have_margins_and_no_bytes(run):
     config = json.loads((run / "config.json").read_text())
-    checkpoint.write_json(run / "config.json", {**config, "preference": {"losses": ["sigmoid"]}, "lora": {"rank": 2}})
+    checkpoint.write_json(run / "config.json", {**config, "task": {"kind": "dpo", "lora": {"rank": 2}}})
     pairs = {"reward_margin": 0.5, "reward_accuracy": 0.75, "kl": 0.1}
     pairs |= {f"{name}_{side}": 1.0 for name in ("reward", "log_ratio", "log_prob") for side in ("chosen", "rejected")}
     steps = [{"step": i, "time": 100.0 + i, "loss": 0.6, "tokens": 500_000, **pairs} for i in range(1, 5)]
@@ -197,7 +197,7 @@ def test_preferences_have_margins_and_no_bytes(run):
 
 def test_fine_tuning_says_nothing_of_xz(run):
     config = json.loads((run / "config.json").read_text())
-    checkpoint.write_json(run / "config.json", {**config, "chat": {"template": "chat"}})
+    checkpoint.write_json(run / "config.json", {**config, "task": {"kind": "sft"}})
     page = write_report(run).read_text(encoding="utf-8")
     assert "fine-tuning · 1,267,440 parameters" in page
     checkpoint.write_json(run / "config.json", {**config, "forked_from": {"run": "runs/other"}})
@@ -218,7 +218,7 @@ def test_runs_below_and_their_evaluations_are_shown(run):
     (run / "merged_evaluation.json").write_text(json.dumps({"languages": figures}), encoding="utf-8")
     page = write_report(run).read_text(encoding="utf-8")
     assert "<h3>sft_1</h3>" in page
-    # Of the run itself four plots, of the one below its two chief ones.
+    # Four plots of the run itself, and the two summary plots of the run inside it.
     assert page.count("<svg") == 6
     assert "merged_evaluation.json" in page
     assert "1.375" in page

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from plamo2_jax.align.prefer import PreferConfig, prefer
-from plamo2_jax.align.rules import check_rules, score
-from plamo2_jax.align.speakers import SpeakerConfig
+from plamo2_jax.align.preference_data.config import PreferenceDataConfig
+from plamo2_jax.align.preference_data.rules import check_rules, score
+from plamo2_jax.align.preference_data.sampling import make_preference_data
+from plamo2_jax.models import ChatModelConfig
 from plamo2_jax.sandbox import Limits, SandboxError, check, isolation_problem, passes
 
 SOURCES = Path(check.__file__).parents[2]
@@ -200,7 +201,7 @@ def test_without_isolation_code_is_refused_unless_it_is_allowed(not_isolated):
 def test_preference_data_with_code_are_refused_before_anything_is_written(not_isolated, tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "a"}\n')
-    config = PreferConfig(tmp_path / "out", (prompts,), SpeakerConfig("none"), rules=RULES)
+    config = PreferenceDataConfig(tmp_path / "out", (prompts,), ChatModelConfig("none"), rules=RULES)
     with pytest.raises(ValueError, match="cannot isolate"):
-        prefer(config)
+        make_preference_data(config)
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Two tiny trained-looking models shared by the tests of surgery, and the tokens that they are compared on."""
+"""Tiny models: one for tests that are about something else, two that look trained for surgery, and the tokens to compare them on."""
 
 import dataclasses
 import functools
@@ -7,8 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plamo2_jax.config import preset
+from plamo2_jax.config import ModelConfig, preset
 from plamo2_jax.model import Plamo2, init_params
+
+
+def tiny(**fields) -> ModelConfig:
+    """Return the model of tests that are about something else than the network: a layer of Mamba and one of attention.
+
+    With `num_hidden_layers=1` it is the layer of attention alone, which compiles in a third of the time.
+
+    Args:
+        fields: fields of the configuration to change. The default vocabulary is that of `support.tokenizers.byte_tokenizer`.
+    """
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "mamba_num_heads": 2}
+    return preset("tiny", **(sizes | {"vocab_size": 320} | fields))
+
 
 TIED = preset(
     "tiny",

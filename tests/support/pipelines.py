@@ -1,4 +1,4 @@
-"""A pipeline of cheap real stages, phonebooks, their vocabulary, shards, and some ids, and a run that trains on them."""
+"""A pipeline of fast real stages (phonebooks, a tokenizer, shards and some ids) and a run that trains on them."""
 
 from pathlib import Path
 
@@ -24,17 +24,18 @@ pipeline = Pipeline(home=Path("runs"), stages=(
 CONFIG = """from pathlib import Path
 from plamo2_jax.config import preset
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem
-from plamo2_jax.train.config import PretrainConfig
-config = PretrainConfig(
+from plamo2_jax.train.config import RunConfig
+from plamo2_jax.train.pretraining import Pretrain
+config = RunConfig(
     name="model",
     output=Path("runs"),
     model=preset("tiny", hidden_size=32, intermediate_size=32, num_hidden_layers=1, mamba_num_heads=2, vocab_size=480),
     tokenizer=Path("runs/tokenizer.jsonl"),
     data=DataConfig((MixtureItem(Path("runs/shards")),), sequence_length=32, batch_size=8, packing_bins=8, prefetch_batches=0),
-    steps=6, dtype="float32", checkpoint_every=2, log_every=1,
+    steps=6, task=Pretrain(), dtype="float32", checkpoint_every=2, log_every=1,
 )
 """
-"""Of one layer, which is compiled in a few seconds."""
+"""A run of one layer, which compiles in a few seconds."""
 
 
 def write(stages: dict[str, str], outputs: dict[str, str], inputs: dict[str, tuple[str, ...]] = INPUTS) -> None:
@@ -48,7 +49,7 @@ def write(stages: dict[str, str], outputs: dict[str, str], inputs: dict[str, tup
 
 
 def write_trained() -> None:
-    """A pipeline file of the four stages and a run that trains, two of whose checkpoints are merged."""
+    """Write a pipeline file of the four stages, a run that trains on them, and a merge of two of its checkpoints."""
     Path("model.py").write_text(CONFIG, encoding="utf-8")
     stages = {**STAGES, "model": "pretrain model.py", "merged": "merge runs/model@4 runs/model@6 runs/merged"}
     write(stages, {**OUTPUTS, "merged": "runs/merged"})

@@ -24,12 +24,12 @@ def product(a, b):
 
 
 def plain(a, b, o):
-    """One product a step."""
+    """Compute one product per step."""
     o[...] = product(a[...], b[...])
 
 
 def looped(rounds):
-    """The product `rounds` times a step."""
+    """Compute the product `rounds` times per step."""
 
     def kernel(a, b, o):
         def add(i, carry):
@@ -43,7 +43,7 @@ def looped(rounds):
 
 
 def branched(a, b, o):
-    """One product a step, and a second one in the first step."""
+    """Compute one product per step, and a second one in the first step."""
     o[...] = product(a[...], b[...])
 
     @pl.when(pl.program_id(0) == 0)
@@ -52,7 +52,7 @@ def branched(a, b, o):
 
 
 def program(kernel, steps, semantics="arbitrary"):
-    """`steps` blocks of rows, each times the same matrix."""
+    """Multiply `steps` blocks of rows by the same matrix."""
 
     def call(a, b):
         return pl.pallas_call(
@@ -82,7 +82,7 @@ PROGRAMS = {
 
 
 def main() -> None:
-    """Prints {name: kernel}."""
+    """Print {name: kernel}."""
     dump, topology = Path(sys.argv[1]), sys.argv[2]
     device = topology_devices(topology)[0]
     costs = {}

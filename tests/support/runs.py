@@ -14,8 +14,9 @@ import numpy as np
 
 from plamo2_jax import checkpoint
 from plamo2_jax.model.plamo2 import Plamo2, abstract_params
-from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.metrics import read_metrics
+from support.xla import xla_flags
 
 
 def held(step: int) -> str:
@@ -24,19 +25,19 @@ def held(step: int) -> str:
     """
     return f"""
 import os, time
-from plamo2_jax.train.stop import StopRequest
-from plamo2_jax.train.window import Window
+from plamo2_jax.train.preemption import Preemption
+from plamo2_jax.train.step_metrics import StepMetrics
 
 parent, requests = os.getppid(), []
-enter, add = StopRequest.__enter__, Window.add
+enter, add = Preemption.__enter__, StepMetrics.add
 
 def add_and_hold(self, step, metrics):
     add(self, step, metrics)
     while step == {step} and requests[-1].signal is None and os.getppid() == parent:
         time.sleep(0.02)
 
-StopRequest.__enter__ = lambda self: requests.append(self) or enter(self)
-Window.add = add_and_hold
+Preemption.__enter__ = lambda self: requests.append(self) or enter(self)
+StepMetrics.add = add_and_hold
 """
 
 
@@ -63,7 +64,7 @@ def assert_same_params(left, right):
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
-def write_config(config: PretrainConfig, folder: Path) -> Path:
+def write_config(config: RunConfig, folder: Path) -> Path:
     """A config file that sets `config`."""
     path = folder / "config.py"
     path.write_text(
@@ -72,8 +73,9 @@ def write_config(config: PretrainConfig, folder: Path) -> Path:
         "from plamo2_jax.data.pipeline import *\n"
         "from plamo2_jax.sharding.mesh import *\n"
         "from plamo2_jax.train.config import *\n"
-        "from plamo2_jax.train.guard import *\n"
+        "from plamo2_jax.train.loss_guard import *\n"
         "from plamo2_jax.train.optimizer import *\n"
+        "from plamo2_jax.train.pretraining import *\n"
         "from plamo2_jax.train.schedule import *\n"
         f"config = {config!r}\n"
     )
@@ -95,7 +97,7 @@ def start(
     program = f"import sys\n{preamble}\nfrom plamo2_jax.cli.main import main\nsys.exit(main(sys.argv[1:]))"
     return subprocess.Popen(
         [sys.executable, "-c", program, "pretrain", str(config_file), *options],
-        env={**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", **environment},
+        env={**os.environ, "XLA_FLAGS": xla_flags(devices), **environment},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

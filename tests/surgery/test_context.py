@@ -52,7 +52,7 @@ def test_what_the_old_window_held_is_said_as_before(model, tmp_path, options):
     np.testing.assert_allclose(after[:, :13], before[:, :13], atol=2e-5)
     assert np.max(np.abs(after[:, 20:] - before[:, 20:])) > 1e-3
     # The runs are others where one layer of three is full.
-    assert (len(extended.config.runs) > len(CONFIG.runs)) == (options == ["--full-attention", "3"])
+    assert (len(extended.config.layer_groups) > len(CONFIG.layer_groups)) == (options == ["--full-attention", "3"])
 
 
 def test_a_window_that_held_the_row_makes_no_difference(model, tmp_path):

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 
 from plamo2_jax.checkpoint import fingerprint
-from plamo2_jax.config import preset
 from plamo2_jax.model import Plamo2, init_params
-from plamo2_jax.surgery.distill import TEACHER, distillation_loss, hidden_distance, kl_full, kl_top
+from plamo2_jax.surgery.distill import TEACHER, Distill, distillation_loss, hidden_distance, kl_full, kl_top
 from plamo2_jax.surgery.teacher_logits import top_logits
-from plamo2_jax.train.distillation import DistillationConfig
 from plamo2_jax.train.pretraining import next_token
+from support.models import tiny
 
 V = 96
-STUDENT = preset("tiny", hidden_size=32, intermediate_size=32, num_hidden_layers=2, mamba_num_heads=2, vocab_size=V)
+STUDENT = tiny(vocab_size=V)
 
 
 def softmax(x):
@@ -90,7 +89,7 @@ def run(material, config, student=0, chunk=4):
     return step(params[student], batch, {TEACHER: params[1]})
 
 
-CONFIG = DistillationConfig(teacher="none", temperature=2.0, alpha=1.0)
+CONFIG = Distill(teacher="none", temperature=2.0, alpha=1.0)
 
 
 def test_a_student_equal_to_its_teacher_learns_nothing(material):
@@ -140,4 +139,4 @@ def test_a_fingerprint_tells_models_apart(material):
 )
 def test_settings_out_of_range(fields, message):
     with pytest.raises(ValueError, match=message):
-        DistillationConfig(teacher="none", **fields)
+        Distill(teacher="none", **fields)

@@ -14,9 +14,10 @@ from plamo2_jax.cli.main import main
 from plamo2_jax.convert.hf import from_public
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.convert.load import load_model
+from plamo2_jax.convert.names import ModelName
 from plamo2_jax.surgery.merge.config import MergeConfig
 from plamo2_jax.surgery.merge.merge import merge
-from plamo2_jax.surgery.merge.sources import MergeError, ModelName, open_source
+from plamo2_jax.surgery.merge.sources import MergeError, open_source
 from support.checkpoints import CONFIG, write_public
 
 

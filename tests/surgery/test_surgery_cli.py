@@ -14,8 +14,9 @@ from plamo2_jax.data.pipeline import DataConfig, MixtureItem
 from plamo2_jax.data.shard_writer import write_shards
 from plamo2_jax.surgery.shapes import read_shape
 from plamo2_jax.tokenizer.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
-from plamo2_jax.train.config import PretrainConfig
-from plamo2_jax.train.loop import pretrain
+from plamo2_jax.train.config import RunConfig
+from plamo2_jax.train.loop import train
+from plamo2_jax.train.pretraining import Pretrain
 from support.models import TIED, difference, logits, make_params
 
 CONFIG = dataclasses.replace(TIED, vocab_size=272, pad_token_id=3)
@@ -69,18 +70,19 @@ def test_a_pruned_model_generates_and_trains(home, pruned, capsys):
     argv = ["generate", str(pruned), "--prompt", "doc", "--max-new-tokens", "3", "--json"]
     assert main(argv) == 0
     assert '"token_ids"' in capsys.readouterr().out
-    config = PretrainConfig(
+    config = RunConfig(
         name="after",
         model=loaded.config,
         tokenizer=pruned / "tokenizer.jsonl",
         data=DataConfig((MixtureItem(home / "data"),), sequence_length=32, batch_size=2, packing_bins=4),
         steps=1,
+        task=Pretrain(),
         output=home / "runs",
         init_from=pruned,
         dtype="float32",
     )
     # A learning rate of zero at the first step of the warm-up: what is saved is what was read.
-    assert pretrain(config).step == 1
+    assert train(config).step == 1
     saved = load_model(config.folder).params
     distance = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), saved, loaded.params)
     assert max(jax.tree.leaves(distance)) < 1e-2

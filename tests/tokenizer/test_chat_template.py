@@ -109,7 +109,7 @@ def test_the_sandbox_holds(golden):
 def test_what_is_wrong_is_said(golden, tmp_path):
     with pytest.raises(ChatTemplateError, match=r"chat_template.jinja, line 2: "):
         ChatTemplate("\n{% for %}")
-    with pytest.raises(ChatTemplateError, match="does not exist; name a template"):
+    with pytest.raises(ChatTemplateError, match="does not exist: it must be chat"):
         ChatTemplate.load(tmp_path)
     with pytest.raises(ChatTemplateError, match="noncharacters"):
         CHAT.encode(golden, [{"role": "user", "content": "\ufdd1"}])

@@ -166,7 +166,7 @@ def test_names_of_fields_are_no_control_either(golden):
 
 def test_a_conversations_own_variables_do_not_replace_the_templates(golden):
     template = ChatTemplate("{{ bos_token }}")
-    with pytest.raises(ChatTemplateError, match="the variable bos_token is the template's own"):
+    with pytest.raises(ChatTemplateError, match="the variable bos_token is reserved for the template"):
         template.encode(golden, [ASK], bos_token="x")
     # Names of parameters are free.
     assert golden.decode(ChatTemplate("{{ tokenizer }}").encode(golden, [ASK], self="x", tokenizer="y").ids) == "y"

@@ -63,7 +63,7 @@ def test_train_writes_a_vocabulary_that_encodes(capsysbinary, monkeypatch, tmp_p
     [
         (["encode", str(GOLDEN)], b"a\xff", "standard input is not UTF-8 (byte 1)"),
         (["encode", str(GOLDEN), "\udcff"], b"", "lone surrogate"),
-        (["encode", str(GOLDEN / "nowhere")], b"", "does not exist; name a tokenizer.jsonl"),
+        (["encode", str(GOLDEN / "nowhere")], b"", "does not exist: it must be a tokenizer.jsonl"),
         (["decode", str(GOLDEN)], b"1 two", "ids must be integers"),
         (["decode", str(GOLDEN), "861"], b"", "outside the vocabulary of 861 rows"),
         (
@@ -71,7 +71,11 @@ def test_train_writes_a_vocabulary_that_encodes(capsysbinary, monkeypatch, tmp_p
             b"",
             "/nowhere does not exist: it must be a file, a folder or a pattern",
         ),
-        (["train", "--input", str(GOLDEN), "--output", "/tmp", "--vocab-size", "5"], b"", "vocab_size is 5"),
+        (
+            ["train", "--input", str(GOLDEN), "--output", "/tmp", "--vocab-size", "5"],
+            b"",
+            "vocab_size=5 is not allowed",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_line_and_status_2(capsysbinary, monkeypatch, argv, stdin, message):
@@ -84,6 +88,6 @@ def test_what_is_wrong_is_one_line_and_status_2(capsysbinary, monkeypatch, argv,
 
 def test_control_strings_read_as_text_are_named(capsys):
     assert main(["tokenizer", "encode", str(GOLDEN / "tokenizer.jsonl"), "<|plamo:op|>a"]) == 0
-    assert "warning: <|plamo:op|> is read as text" in capsys.readouterr().err
+    assert "warning: <|plamo:op|> is encoded as text" in capsys.readouterr().err
     assert main(["tokenizer", "encode", str(GOLDEN / "tokenizer.jsonl"), "<|plamo:op|>a", "--allow-control"]) == 0
     assert capsys.readouterr().err == ""

@@ -111,7 +111,7 @@ def test_bos_and_eos_frame_the_ids(golden):
 
 @pytest.mark.parametrize(("text", "position"), [("\ud800", 0), ("東a\udfff", 2), ("\U00020bb7\udc00x", 1)])
 def test_a_lone_surrogate_is_refused_with_its_position(golden, text, position):
-    with pytest.raises(ValueError, match=rf"lone surrogate .* at position {position};"):
+    with pytest.raises(ValueError, match=rf"lone surrogate .* at position {position}: "):
         golden.encode(text)
 
 

@@ -83,9 +83,9 @@ def test_a_failed_save_leaves_nothing_behind(tmp_path, golden):
         ('["a", -1e6, "NORMAL"]', "the score of 'a' is out of range"),
         ('["a", -1.0, "USER_DEFINED"]', "it must be one of NORMAL, UNKNOWN, CONTROL, BYTE"),
         ('["a", -1.0, ["NORMAL"]]', "it must be one of NORMAL, UNKNOWN, CONTROL, BYTE"),
-        ('["<|plamo:bos|>", -1.0, "NORMAL"]', "already stands in line 2"),
-        ('["<0x41>", -1.0, "NORMAL"]', "already stands in line 71"),
-        ('["<0xfF>", -1.0, "BYTE"]', "the byte 0xff already stands in line 261"),
+        ('["<|plamo:bos|>", -1.0, "NORMAL"]', "is already in line 2"),
+        ('["<0x41>", -1.0, "NORMAL"]', "is already in line 71"),
+        ('["<0xfF>", -1.0, "BYTE"]', "the byte 0xff is already in line 261"),
         ('["<0x4>", -1.0, "BYTE"]', "must be spelled <0x00> to <0xFF>"),
         ('["<0x+1>", -1.0, "BYTE"]', "must be spelled <0x00> to <0xFF>"),
         ('["A", -1.0, "BYTE"]', "must be spelled <0x00> to <0xFF>"),
@@ -101,7 +101,7 @@ def test_a_bad_line_is_named_with_its_reason(tmp_path, line, message):
 @pytest.mark.parametrize("missing", ["<0x00>", "<0x41>", "<0xFF>"])
 def test_all_256_byte_rows_are_needed(missing):
     rows = [row for row in FIXED_ROWS if row[0] != missing]
-    with pytest.raises(ValueError, match=rf"line 260 .*1 of the 256 BYTE rows are missing, first {missing};"):
+    with pytest.raises(ValueError, match=rf"line 260 .*1 of the 256 BYTE rows are missing, first {missing}:"):
         Tokenizer.from_rows(rows)
 
 

@@ -100,9 +100,9 @@ def test_text_full_of_reserved_strings_trains(real_texts):
 
 
 def test_too_little_text_is_said():
-    with pytest.raises(ValueError, match=r"vocab_size is 5000, but the text supports only \d+ rows"):
+    with pytest.raises(ValueError, match=r"vocab_size=5000 is not allowed: the text supports at most \d+ rows"):
         train_tokenizer(["短い文。A short text. " * 20], VocabularyOptions(vocab_size=5000), progress=False)
-    with pytest.raises(ValueError, match="no text to train"):
+    with pytest.raises(ValueError, match="every input is empty"):
         train_tokenizer(["", "\0"], OPTIONS, progress=False)
 
 
@@ -121,7 +121,7 @@ def test_a_lone_surrogate_in_the_corpus_is_said():
     [("vocab_size", 267), ("sample_bytes", 0), ("character_coverage", 1.5), ("max_token_chars", 0), ("seed_pieces", 1)],
 )
 def test_bad_options_are_named(field, value):
-    with pytest.raises(ValueError, match=rf"{field} is {value}: it must be"):
+    with pytest.raises(ValueError, match=rf"{field}={value} is not allowed: it must be"):
         VocabularyOptions(**{field: value})
 
 

@@ -1,4 +1,4 @@
-"""What the tests through the TPU compiler share."""
+"""Fixtures of the tests that compile with libtpu."""
 
 import functools
 import os
@@ -10,7 +10,7 @@ from plamo2_jax.plan.compiler import ENVIRONMENT, topology_devices
 
 @pytest.fixture(scope="session")
 def devices():
-    """The devices of a slice that is not there, by its name."""
+    """Return a function from the name of a slice to its devices."""
     pytest.importorskip("libtpu", reason="the TPU compiler comes with the tpu extra")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -1,4 +1,4 @@
-"""The selective scan through the TPU compiler at the shapes of the published models: forward and gradient compile, on every generation.
+"""Compile the selective scan for every TPU generation at the shapes of the published models, forward and gradient.
 
 The compiler of libtpu runs on a machine without a TPU and reports what does not fit as it would on the chip.
 """
@@ -48,7 +48,7 @@ def test_kernels_compile_with_every_kind_of_input(devices, options):
 @pytest.mark.parametrize("implementation", ["pallas_tpu", "xla"])
 @pytest.mark.parametrize("topology", SLICES)
 def test_a_shard_of_heads_needs_no_other(devices, topology, implementation):
-    """Heads over four devices in a shard_map: forward needs no collective, the gradient only sums of what the heads share."""
+    """Heads are sharded over four devices: the forward pass needs no collective, the gradient only all-reduces of what heads share."""
     h, p, n, b, t = 64, 128, 64, 1, TOKENS
     mesh = Mesh(np.array(devices(topology)[:4]), ("model",))
     spec = PartitionSpec
@@ -88,6 +88,6 @@ def test_a_shard_of_heads_needs_no_other(devices, topology, implementation):
 
 
 def collectives(text):
-    """Kinds of communication in a compiled program."""
+    """Return the kinds of collectives in a compiled program."""
     kinds = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
     return {kind for kind in kinds if f" {kind}(" in text or f" {kind}-start(" in text}

@@ -1,22 +1,25 @@
-"""Train steps through libtpu's compiler: a small model's plan is whole, an 8B is refused with the bytes that are over."""
+"""Compile train steps with libtpu: a small model has a complete plan, and an 8B on four chips does not fit."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
+from plamo2_jax.checkpoint import model_json
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.plan import report
 from plamo2_jax.plan.request import Request
 from plamo2_jax.plan.steps import plan
 from plamo2_jax.sharding.mesh import MeshConfig
+from plamo2_jax.surgery.distill import Distill
 
 pytestmark = pytest.mark.tpu
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
 
 def pretraining(name, **changes):
-    from plamo2_jax.cli.pretrain import load_config
+    from plamo2_jax.config_file import load_config
 
     config = load_config(CONFIGS / f"{name}.py")
     data = dataclasses.replace(
@@ -25,23 +28,26 @@ def pretraining(name, **changes):
     return dataclasses.replace(config, data=data, **changes)
 
 
+SMALL = ModelConfig(
+    hidden_size=512,
+    num_hidden_layers=8,
+    intermediate_size=1024,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    mamba_num_heads=8,
+    attention_window_size=512,
+    vocab_size=4096,
+)
+CHANGES = {"batch_size": 8, "sequence_length": 2048, "accumulation": 1, "remat": "block", "mesh": MeshConfig()}
+
+
 def test_a_small_model_fits_and_every_figure_is_there():
-    model = ModelConfig(
-        hidden_size=512,
-        num_hidden_layers=8,
-        intermediate_size=1024,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        mamba_num_heads=8,
-        attention_window_size=512,
-        vocab_size=4096,
-    )
-    changes = {"batch_size": 8, "sequence_length": 2048, "accumulation": 1, "remat": "block", "mesh": MeshConfig()}
-    config = pretraining("pretrain_1b", model=model, **changes)
+    model = SMALL
+    config = pretraining("pretrain_1b", model=model, **CHANGES)
     found = plan(Request(config, "v5e:2x2"))
     assert found.fits, report.summary(found)
     assert found.devices == 4
-    # float32 parameters, two moments of them, a quarter on each chip but for vectors.
+    # float32 parameters and two moments; a quarter of each on every chip, except vectors.
     assert found.arguments["parameters"] == pytest.approx(model.parameter_count(), rel=0.02)
     assert found.arguments["optimizer"] == pytest.approx(2 * model.parameter_count(), rel=0.02)
     assert 0 < found.memory["used"] < found.hbm_available
@@ -55,12 +61,33 @@ def test_a_small_model_fits_and_every_figure_is_there():
     assert any("HBM per chip" in line for line in report.lines(found))
 
 
+def test_an_average_and_a_teacher_take_the_bytes_of_their_parameters(tmp_path):
+    """On each of four chips, a quarter of 4 bytes a parameter, by the compiler's own count of arguments."""
+    model = dataclasses.replace(SMALL, num_hidden_layers=2)
+    (tmp_path / "config.json").write_text(json.dumps({"model": model_json(model)}))
+    plain = pretraining("pretrain_1b", model=model, **CHANGES)
+    others = {
+        "moving average": dataclasses.replace(plain, ema_decay=0.999),
+        "teacher": dataclasses.replace(plain, task=Distill(tmp_path)),
+    }
+    before = plan(Request(plain, "v5e:2x2"))
+    for kind, config in others.items():
+        found = plan(Request(config, "v5e:2x2"))
+        assert found.fits
+        assert found.arguments[kind] == pytest.approx(model.parameter_count(), rel=0.02)
+        added = found.memory["argument_bytes"] - before.memory["argument_bytes"]
+        # The compiler pads what its tiles do not divide.
+        assert added == pytest.approx(found.arguments[kind], rel=0.1)
+        assert found.unknown == ()
+    assert found.flops > before.flops
+
+
 def test_an_8b_on_four_v5e_says_how_many_bytes_are_over():
     config = pretraining("pretrain_8b", batch_size=4, accumulation=1, mesh=MeshConfig())
     found = plan(Request(config, "v5e:2x2"))
     assert not found.fits
     assert found.error is None
-    # The state alone, 12 bytes a parameter, is more than four chips have.
+    # The state alone, 12 bytes per parameter, is more than four chips have.
     assert found.hbm_needed > 3 * config.model.parameter_count()
     assert found.hbm_needed - found.hbm_available > 8 * 2**30
     assert "GiB over" in report.summary(found)

@@ -5,28 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from plamo2_jax.config import preset
 from plamo2_jax.data.corpus import documents
 from plamo2_jax.data.documents import Document
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem
 from plamo2_jax.data.shard_writer import write_shards
-from plamo2_jax.tokenizer.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
-from plamo2_jax.train.config import PretrainConfig
-from plamo2_jax.train.loop import pretrain
-
-ROWS = [
-    [UNK, 0.0, "UNKNOWN"],
-    *([name, 0.0, "CONTROL"] for name in (BOS, EOS, PAD)),
-    *([f"<0x{value:02X}>", -20.0, "BYTE"] for value in range(256)),
-    *([chr(code), -8.0, "NORMAL"] for code in range(32, 92)),
-]
+from plamo2_jax.train.config import RunConfig
+from plamo2_jax.train.loop import train
+from plamo2_jax.train.pretraining import Pretrain
+from support.models import tiny
+from support.tokenizers import byte_tokenizer
 
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory) -> Path:
     """Folder with tokenizer.jsonl and shards train, heldout/ja and heldout/en."""
     home = tmp_path_factory.mktemp("pretrain")
-    tokenizer = Tokenizer.from_rows(ROWS)
+    tokenizer = byte_tokenizer()
     tokenizer.save(home / "tokenizer.jsonl")
     parts = {"train": ("ja", "train", 6), "heldout/ja": ("ja", "heldout", 2), "heldout/en": ("en", "heldout", 2)}
     for name, (language, split, count) in parts.items():
@@ -38,16 +32,15 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_config(home):
-    """A function `(name, **fields) -> PretrainConfig` of runs that make the same updates."""
+    """A function `(name, **fields) -> RunConfig` of runs that make the same updates."""
 
-    def make(name: str, **fields) -> PretrainConfig:
+    def make(name: str, **fields) -> RunConfig:
         defaults = {
-            "model": preset(
-                "tiny", hidden_size=32, intermediate_size=32, num_hidden_layers=2, mamba_num_heads=2, vocab_size=320
-            ),
+            "model": tiny(),
             "tokenizer": home / "tokenizer.jsonl",
             "data": DataConfig((MixtureItem(home / "train"),), sequence_length=32, batch_size=8, packing_bins=16),
             "steps": 12,
+            "task": Pretrain(),
             "output": home / "runs",
             "heldout": {language: home / "heldout" / language for language in ("ja", "en")},
             "dtype": "float32",
@@ -55,7 +48,7 @@ def make_config(home):
             "evaluate_every": 6,
             "log_every": 3,
         }
-        return PretrainConfig(name=name, **(defaults | fields))
+        return RunConfig(name=name, **(defaults | fields))
 
     return make
 
@@ -64,4 +57,4 @@ def make_config(home):
 def uninterrupted(make_config):
     """A run that was never stopped, and its outcome."""
     config = make_config("uninterrupted")
-    return config, pretrain(config)
+    return config, train(config)

@@ -12,7 +12,7 @@ from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from plamo2_jax import storage
 from plamo2_jax.report.page import write_report
-from plamo2_jax.train.loop import pretrain
+from plamo2_jax.train.loop import train
 from support.runs import assert_same_params, params_of, record, stop_after
 
 OPERATIONS = ("open", "exists", "isdir", "listdir", "glob", "walk", "makedirs", "mkdir", "rmtree", "remove", "rename")
@@ -65,8 +65,8 @@ def bucket(tmp_path, monkeypatch):
 def test_a_run_in_a_bucket_stops_and_goes_on(uninterrupted, bucket):
     expected, _ = uninterrupted
     config = dataclasses.replace(expected, output=Path("gs://bucket/runs"))  # Which takes a slash away.
-    assert pretrain(config, on_step=stop_after(5)).step == 5
-    assert pretrain(config).step == 12
+    assert train(config, on_step=stop_after(5)).step == 5
+    assert train(config).step == 12
     folder = bucket / "bucket" / "runs" / config.name
     assert {path.name for path in folder.iterdir()} == {
         *("config.json", "tokenizer.jsonl", "checkpoints", "metrics.jsonl", "tensorboard", "goodput.json")
@@ -82,11 +82,11 @@ def test_a_run_in_a_bucket_stops_and_goes_on(uninterrupted, bucket):
 def test_a_damaged_checkpoint_in_a_bucket_is_set_aside(uninterrupted, bucket, capfd):
     expected, _ = uninterrupted
     config = dataclasses.replace(expected, output=Path("gs://bucket/runs"))
-    pretrain(config)
+    train(config)
     folder = bucket / "bucket" / "runs" / config.name / "checkpoints"
     manifest = folder / "12" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"blake2b": "', '"blake2b": "0'))
-    assert pretrain(config).step == 12
+    assert train(config).step == 12
     assert "checkpoints/12 is damaged: " in capfd.readouterr().err
     assert (folder / "12.damaged").is_dir()
     assert record(config) == record(expected)

@@ -6,27 +6,27 @@ import jax
 import numpy as np
 import pytest
 
-from plamo2_jax.surgery.distill import distillation_task
+from plamo2_jax.surgery.distill import Distill
 from plamo2_jax.surgery.teacher_logits import write_teacher_logits
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
-from plamo2_jax.train.distillation import DistillationConfig
-from plamo2_jax.train.loop import pretrain
+from plamo2_jax.train.loop import train
+from support.models import tiny
 from support.runs import params_of, record
 
 
 def test_logits_from_disk_make_the_updates_of_a_teacher_beside(make_config, tmp_path):
-    short = {"heldout": {}, "checkpoint_every": 3}
+    short = {"model": tiny(num_hidden_layers=1), "heldout": {}, "checkpoint_every": 3}
     teacher = make_config("teacher", steps=3, **short)
-    pretrain(teacher)
-    distillation = DistillationConfig(teacher=teacher.folder, temperature=2.0, alpha=0.7, top_k=16)
-    beside = make_config("beside", steps=3, distillation=distillation, accumulation=2, seed=1, **short)
-    pretrain(beside, make_task=distillation_task)
+    train(teacher)
+    distillation = Distill(teacher=teacher.folder, temperature=2.0, alpha=0.7, top_k=16)
+    beside = make_config("beside", steps=3, task=distillation, accumulation=2, seed=1, **short)
+    train(beside)
     tokenizer = Tokenizer.load(beside.tokenizer)
-    assert write_teacher_logits(beside, tmp_path / "logits", tokenizer, steps=3, top_k=16) <= 3 * 8
+    assert write_teacher_logits(beside, teacher.folder, 2.0, tmp_path / "logits", tokenizer, steps=3, top_k=16) <= 3 * 8
     from_disk = dataclasses.replace(
-        beside, name="from_disk", distillation=dataclasses.replace(distillation, logits=tmp_path / "logits")
+        beside, name="from_disk", task=dataclasses.replace(distillation, logits=tmp_path / "logits")
     )
-    pretrain(from_disk, make_task=distillation_task)
+    train(from_disk)
     losses = [[line["loss"] for line in record(config) if "loss" in line] for config in (beside, from_disk)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert next(line["kl"] for line in record(beside) if "kl" in line) > 0
@@ -35,12 +35,12 @@ def test_logits_from_disk_make_the_updates_of_a_teacher_beside(make_config, tmp_
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), params_of(beside), params_of(from_disk)
     )
 
-    colder = dataclasses.replace(from_disk.distillation, temperature=1.0)
-    other = dataclasses.replace(from_disk.distillation, teacher=beside.folder)
+    colder = dataclasses.replace(from_disk.task, temperature=1.0)
+    other = dataclasses.replace(from_disk.task, teacher=beside.folder)
     for fields, message in (
-        ({"distillation": colder}, r"was written for temperature 2\.0, not for this run's 1\.0"),
-        ({"distillation": other}, "was written for teacher"),
+        ({"task": colder}, r"was written for temperature 2\.0, not for this run's 1\.0"),
+        ({"task": other}, "was written for teacher"),
         ({"steps": 9}, "has no logits for"),
     ):
         with pytest.raises(ValueError, match=message):
-            pretrain(dataclasses.replace(from_disk, name="refused", **fields), make_task=distillation_task)
+            train(dataclasses.replace(from_disk, name="refused", **fields))

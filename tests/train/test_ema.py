@@ -9,15 +9,24 @@ import pytest
 from plamo2_jax import checkpoint
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert.load import load_model
-from plamo2_jax.train.loop import pretrain
+from plamo2_jax.train.loop import train
+from support.models import tiny
 from support.runs import assert_same_params, record, stop_after
 
 
 @pytest.fixture(scope="module")
 def averaged(make_config):
     """A run that keeps an average and every step's checkpoint."""
-    config = make_config("averaged", ema_decay=0.5, steps=4, checkpoint_every=1, evaluate_every=4, keep=9)
-    pretrain(config)
+    config = make_config(
+        "averaged",
+        model=tiny(num_hidden_layers=1),
+        ema_decay=0.5,
+        steps=4,
+        checkpoint_every=1,
+        evaluate_every=4,
+        max_to_keep=9,
+    )
+    train(config)
     return config
 
 
@@ -37,11 +46,11 @@ def test_both_are_measured(averaged):
 
 def test_a_resumed_average_is_bit_identical_and_one_without_is_another_run(averaged, make_config):
     config = dataclasses.replace(averaged, name="resumed", checkpoint_every=2)
-    assert pretrain(config, on_step=stop_after(2)).step == 2
-    pretrain(config)
+    assert train(config, on_step=stop_after(2)).step == 2
+    train(config)
     assert_same_params(load_model(config.folder, ema=True).params, load_model(averaged.folder, ema=True).params)
     with pytest.raises(ValueError, match=r"ema_decay: None, not 0\.5"):
-        pretrain(dataclasses.replace(averaged, ema_decay=None))
+        train(dataclasses.replace(averaged, ema_decay=None))
 
 
 def test_the_average_is_exported_and_averaged_checkpoints_merge(averaged, tmp_path):
@@ -57,8 +66,8 @@ def test_the_average_is_exported_and_averaged_checkpoints_merge(averaged, tmp_pa
 
 
 def test_a_run_without_one_says_so(make_config, capsys):
-    config = make_config("plain", steps=1, heldout={})
-    pretrain(config)
+    config = make_config("plain", model=tiny(num_hidden_layers=1), steps=1, heldout={})
+    train(config)
     assert checkpoint.latest_step(config.folder) == 1
     with pytest.raises(ValueError, match="has no ema: only runs with ema_decay"):
         load_model(config.folder, ema=True)

@@ -10,18 +10,18 @@ import pytest
 
 from plamo2_jax import checkpoint
 from plamo2_jax.checkpoint import CheckpointError
-from plamo2_jax.config import preset
 from plamo2_jax.data.pipeline import MixtureItem, train_iterator
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.fork import ForkError, first_change
-from plamo2_jax.train.loop import pretrain
+from plamo2_jax.train.loop import train
 from plamo2_jax.train.metrics import read_metrics
 from plamo2_jax.train.run_folder import TrainingError
 from plamo2_jax.train.schedule import ScheduleConfig, make_schedule
+from support.models import tiny
 from support.runs import assert_same_params, params_of, record
 
 # One layer of attention: it compiles in a third of the time of a pair of layers.
-MODEL = preset("tiny", hidden_size=32, intermediate_size=32, num_hidden_layers=1, mamba_num_heads=2, vocab_size=320)
+MODEL = tiny(num_hidden_layers=1)
 # Constant from the third update to the ninth of 12, and to the end where nothing decays.
 WSD = ScheduleConfig(learning_rate=1e-3, warmup=2, decay_fraction=0.25)
 FLAT = dataclasses.replace(WSD, decay_fraction=0.0)
@@ -35,13 +35,13 @@ def losses(config, above=0):
 def origin(make_config):
     """A complete run of 12 steps whose learning rate falls from step 10 on, with all its checkpoints."""
     config = make_config("origin", model=MODEL, schedule=WSD, heldout={}, ema_decay=0.9)
-    pretrain(config)
+    train(config)
     return config
 
 
 def test_a_fork_of_the_same_configuration_makes_the_same_updates(origin):
     fork = dataclasses.replace(origin, name="same", fork=f"{origin.folder}@4")
-    assert pretrain(fork).step == 12
+    assert train(fork).step == 12
     assert losses(fork) == losses(origin, above=4)
     for step in (8, 12):
         assert_same_params(params_of(fork, step), params_of(origin, step))
@@ -52,7 +52,7 @@ def test_a_fork_of_the_same_configuration_makes_the_same_updates(origin):
     assert from_["written_by"]["jax"] == jax.__version__
     # It is a run of its own: it goes on from its own checkpoints, wherever the other one is by then.
     again = dataclasses.replace(fork, fork="nowhere@3")
-    assert pretrain(again).step == 12
+    assert train(again).step == 12
     assert json.loads((fork.folder / "config.json").read_text())["forked_from"] == from_
 
 
@@ -60,7 +60,7 @@ def test_a_decay_branch_of_the_constant_part(origin):
     """Two steps of decay from step 8 on: what is before keeps its rates, and the optimizer its moments."""
     schedule = dataclasses.replace(WSD, decay_fraction=0.2)
     branch = dataclasses.replace(origin, name="branch", fork=f"{origin.folder}@8", steps=10, schedule=schedule)
-    pretrain(branch)
+    train(branch)
     rates = {line["step"]: line["learning_rate"] for line in record(branch) if "loss" in line}
     assert list(rates) == [9, 10]
     assert rates[9] == pytest.approx(WSD.learning_rate)
@@ -73,10 +73,10 @@ def test_other_data_start_at_their_beginning(origin, home):
     data = dataclasses.replace(origin.data, mixture=(MixtureItem(home / "heldout" / "en"),))
     other = dataclasses.replace(origin, name="other", fork=f"{origin.folder}@8", data=data)
     with pytest.raises(ForkError, match=r"the data are others \(data\.mixture: .*Give fork_data='restart'"):
-        pretrain(other)
+        train(other)
     assert not other.folder.exists()
     other = dataclasses.replace(other, fork_data="restart")
-    assert pretrain(other).step == 12
+    assert train(other).step == 12
     tokenizer = Tokenizer.load(origin.tokenizer)
     lines = [line for line in read_metrics(other.folder / "metrics.jsonl") if "loss" in line]
     assert [line["step"] for line in lines] == [9, 10, 11, 12]
@@ -93,7 +93,7 @@ def test_other_data_start_at_their_beginning(origin, home):
     ("changes", "message"),
     [
         ({"fork": "{}@x"}, r"fork='.*@x' is not allowed: it must be RUN or RUN@STEP"),
-        ({"fork": "{}@5"}, r"has no finished checkpoint of step 5; it has 4, 8, 12"),
+        ({"fork": "{}@5"}, r"has no finished checkpoint of step 5: it has 4, 8, 12"),
         ({"fork": "{}@b/not"}, r"origin@b/not has no finished checkpoint"),
         ({"fork": "{}-not"}, r"origin-not has no finished checkpoint"),
         ({"fork": "{}@12"}, r"steps=12 is not allowed with fork=.*@12: it counts the updates before the fork too"),
@@ -106,7 +106,7 @@ def test_what_cannot_be_forked_is_refused_before_anything_is_written(origin, cha
     data = dataclasses.replace(origin.data, seed=changes.pop("data.seed", 0))
     changes["fork"] = changes["fork"].format(origin.folder)
     with pytest.raises(ValueError, match=message):
-        pretrain(dataclasses.replace(origin, name="refused_fork", data=data, **changes))
+        train(dataclasses.replace(origin, name="refused_fork", data=data, **changes))
     assert not (origin.output / "refused_fork").exists()
 
 
@@ -120,18 +120,18 @@ def test_a_damaged_or_a_bare_checkpoint_is_no_origin(origin, tmp_path):
     path.write_bytes(content)
     config = dataclasses.replace(origin, name="refused_fork", fork=copy / ".." / "copy@4")
     with pytest.raises(CheckpointError, match=r"is damaged: .* does not match its checksum"):
-        pretrain(config)
+        train(config)
     bare = tmp_path / "bare"
     checkpoint.save_model(bare, origin.model, params_of(origin))
     with pytest.raises(ForkError, match=r"holds parameters without the state of an optimizer. Use init_from"):
-        pretrain(dataclasses.replace(config, fork=bare))
+        train(dataclasses.replace(config, fork=bare))
     assert not config.folder.exists()
 
 
 def test_another_shape_is_named(origin):
     model = dataclasses.replace(origin.model, intermediate_size=64)
     with pytest.raises(CheckpointError, match=r"tensor .* has shape .*: in this model it must be"):
-        pretrain(dataclasses.replace(origin, name="refused_fork", model=model, fork=f"{origin.folder}@4"))
+        train(dataclasses.replace(origin, name="refused_fork", model=model, fork=f"{origin.folder}@4"))
     assert not (origin.output / "refused_fork").exists()
 
 
@@ -139,26 +139,26 @@ def test_another_shape_is_named(origin):
 def short(make_config):
     """A complete run of 6 steps at a rate that stays constant."""
     config = make_config("longer", model=MODEL, schedule=FLAT, heldout={}, steps=6)
-    pretrain(config)
+    train(config)
     return config
 
 
 def test_an_average_that_the_other_run_kept_not_is_refused(short):
     with pytest.raises(CheckpointError, match="only runs with ema_decay keep a moving average"):
-        pretrain(dataclasses.replace(short, name="averaging", ema_decay=0.9, fork=f"{short.folder}@4"))
+        train(dataclasses.replace(short, name="averaging", ema_decay=0.9, fork=f"{short.folder}@4"))
 
 
 def test_a_complete_run_is_trained_further(short, make_config):
     """A run of 6 and then 12 steps is the run of 12."""
     longer = dataclasses.replace(short, steps=12)
-    assert pretrain(longer).step == 12
+    assert train(longer).step == 12
     whole = make_config("at-once", model=MODEL, schedule=FLAT, heldout={})
-    pretrain(whole)
+    train(whole)
     assert losses(longer) == losses(whole)
     assert_same_params(params_of(longer), params_of(whole))
     assert json.loads((longer.folder / "config.json").read_text())["steps"] == 12
     with pytest.raises(TrainingError, match=r"another configuration, .*steps: 6, not 12.*fork=RUN@STEP"):
-        pretrain(short)
+        train(short)
 
 
 def test_more_steps_may_not_change_rates_of_the_past(origin):
@@ -167,7 +167,7 @@ def test_more_steps_may_not_change_rates_of_the_past(origin):
     with pytest.raises(
         TrainingError, match=r"updates 11 to 12 had another learning rate.*--fork .*origin@8 --steps 20$"
     ):
-        pretrain(longer)
+        train(longer)
     assert (origin.folder / "config.json").read_bytes() == before
     assert checkpoint.latest_step(origin.folder) == 12
 

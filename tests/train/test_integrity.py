@@ -13,7 +13,7 @@ import plamo2_jax
 from plamo2_jax import checkpoint, manifest
 from plamo2_jax.checkpoint import CheckpointError
 from plamo2_jax.train import integrity, loop
-from plamo2_jax.train.loop import pretrain
+from plamo2_jax.train.loop import train
 from support.runs import assert_same_params, finish, params_of, record, start, stop_after, write_config
 
 
@@ -83,7 +83,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_done_without(uninterrupted, co
     expected, _ = uninterrupted
     newest = copy.folder / "checkpoints" / "12"
     damage(newest)
-    assert pretrain(copy).step == 12
+    assert train(copy).step == 12
     lines = [line for line in capfd.readouterr().err.splitlines() if "is damaged" in line]
     assert len(lines) == 1
     assert lines[0].startswith(f"{newest} is damaged: ")
@@ -99,7 +99,7 @@ def test_with_none_left_the_run_says_so_and_does_not_start_over(copy):
         flip_a_byte(copy.folder / "checkpoints" / str(step))
     for _ in range(2):
         with pytest.raises(CheckpointError, match=r"no checkpoint left.*12\.damaged, 4\.damaged, 8\.damaged"):
-            pretrain(copy)
+            train(copy)
 
 
 def test_names_of_what_is_set_aside_do_not_collide(tmp_path):
@@ -131,17 +131,17 @@ RunCheckpoints.save = save_on_a_full_disk
     assert "File too large" in error[0]
     assert "finished checkpoints there: 4, 8" in error[0]
     assert lines == error
-    assert pretrain(copy).step == 12
+    assert train(copy).step == 12
     assert checkpoint.steps(copy.folder) == [4, 8, 12]
 
 
 def test_other_numbers_of_devices_go_on(uninterrupted, make_config, tmp_path, monkeypatch):
     """8 devices, then 4, then 1, then 8: each reads what the one before it wrote."""
-    config = make_config("devices", output=tmp_path, checkpoint_every=3, heldout={}, keep=10)
+    config = make_config("devices", output=tmp_path, checkpoint_every=3, heldout={}, max_to_keep=10)
     expected, _ = uninterrupted
     for stop, devices in ((3, 8), (6, 4), (9, 1), (12, 8)):
         monkeypatch.setattr(loop, "_devices", lambda _, devices=devices: jax.devices()[:devices])
-        outcome = pretrain(config, on_step=stop_after(stop))
+        outcome = train(config, on_step=stop_after(stop))
         assert outcome.step == stop
         manifest = json.loads((config.folder / "checkpoints" / str(stop) / "manifest.json").read_text())
         assert math.prod(manifest["mesh"].values()) == devices

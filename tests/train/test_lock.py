@@ -7,24 +7,24 @@ import sys
 import pytest
 
 from plamo2_jax import checkpoint
-from plamo2_jax.config import preset
 from plamo2_jax.storage import lock_folder
 from plamo2_jax.train.run_folder import TrainingError, lock
+from support.models import tiny
 from support.runs import finish, record, start, wait_for, write_config
 
 HELD = """
 import pathlib, time
-from plamo2_jax.train.window import Window
-add = Window.add
+from plamo2_jax.train.step_metrics import StepMetrics
+add = StepMetrics.add
 def held(self, step, metrics):
     while step == 5 and not pathlib.Path({gate!r}).exists():
         time.sleep(0.1)
     add(self, step, metrics)
-Window.add = held
+StepMetrics.add = held
 """
 """A preamble that stops a run after its first checkpoint, until a file appears."""
 # One layer of attention compiles fast.
-MODEL = preset("tiny", hidden_size=32, intermediate_size=32, num_hidden_layers=1, mamba_num_heads=2, vocab_size=320)
+MODEL = tiny(num_hidden_layers=1)
 
 
 def state_of(folder):

@@ -1,11 +1,7 @@
 """Whole runs: what they leave behind, and that stopping one changes nothing about it."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -16,11 +12,11 @@ from plamo2_jax import checkpoint
 from plamo2_jax.config import preset
 from plamo2_jax.sharding.mesh import MeshConfig
 from plamo2_jax.sharding.rules import ShardingError
-from plamo2_jax.train.guard import Divergence
-from plamo2_jax.train.loop import pretrain
+from plamo2_jax.train.loop import train
+from plamo2_jax.train.loss_guard import Divergence
 from plamo2_jax.train.metrics import read_metrics
 from plamo2_jax.train.run_folder import TrainingError
-from support.runs import assert_same_params, params_of, record, stop_after
+from support.runs import assert_same_params, finish, held, params_of, record, start, stop_after, wait_for, write_config
 
 
 def test_a_run_leaves_what_the_layout_says(uninterrupted):
@@ -56,65 +52,48 @@ def test_tensorboard_shows_the_same(uninterrupted):
 def test_a_run_stopped_twice_is_bit_identical(uninterrupted, make_config):
     expected, _ = uninterrupted
     config = make_config("stopped")
-    outcome = pretrain(config, on_step=stop_after(5))
+    outcome = train(config, on_step=stop_after(5))
     assert (outcome.step, outcome.signal) == (5, signal.SIGTERM)
     assert checkpoint.latest_step(config.folder) == 5
-    assert pretrain(config, on_step=stop_after(10)).step == 10
-    assert pretrain(config).step == 12
+    assert train(config, on_step=stop_after(10)).step == 10
+    assert train(config).step == 12
     assert record(config) == record(expected)
     assert_same_params(params_of(config), params_of(expected))
     # A run that is complete has nothing left to do.
-    assert pretrain(config).step == 12
+    assert train(config).step == 12
 
 
 def test_a_killed_run_keeps_its_log_and_resumes(uninterrupted, make_config, tmp_path):
     """kill -9 in the middle: the log is whole lines, and going on drops those past the checkpoint instead of doubling them."""
     expected, _ = uninterrupted
     config = make_config("killed")
-    script = tmp_path / "run.py"
-    # The child waits for ever after step 7: past the checkpoint of step 4 and the log of step 6.
-    script.write_text(CHILD.format(name="killed", config=repr(str(tmp_path / "config.json"))))
-    (tmp_path / "config.json").write_text(json.dumps({"home": str(config.tokenizer.parent)}))
     log = config.folder / "metrics.jsonl"
-    child = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL, cwd=os.path.dirname(__file__))
+    # Held after step 7: past the checkpoint of step 4 and the log of step 6.
+    child = start(write_config(config, tmp_path), devices=8, preamble=held(7))
+
+    def written():
+        return log.exists() and len(log.read_bytes().splitlines()) >= 7 and checkpoint.latest_step(config.folder)
+
     try:
-        deadline = time.monotonic() + 240
-        while not (log.exists() and len(log.read_bytes().splitlines()) >= 7 and checkpoint.latest_step(config.folder)):
-            assert child.poll() is None, "the run ended by itself"
-            assert time.monotonic() < deadline, "the run wrote no checkpoint"
-            time.sleep(0.05)
+        wait_for(written, child)
     finally:
         child.kill()
-        child.wait()
+        finish(child)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
     # A line that was being written when the power went is passed over.
     with log.open("a") as file:
         file.write('{"step": 7, "loss": 5.')
-    assert pretrain(config).step == 12
+    assert train(config).step == 12
     assert record(config) == record(expected)
     assert_same_params(params_of(config), params_of(expected))
-
-
-CHILD = """
-import json, pathlib, sys, time
-
-sys.path.insert(0, ".")
-import conftest
-from plamo2_jax.train.guard import Divergence
-from plamo2_jax.train.loop import pretrain
-
-home = pathlib.Path(json.loads(pathlib.Path({config}).read_text())["home"])
-config = conftest.make_config.__wrapped__(home)({name!r})
-pretrain(config, on_step=lambda step: time.sleep(600) if step == 7 else None)
-"""
 
 
 def test_another_configuration_does_not_resume(uninterrupted, make_config):
     config, _ = uninterrupted
     before = (config.folder / "config.json").read_bytes()
     with pytest.raises(TrainingError, match=r"\(model\.rope_theta: 5\.0, not 10000\.0; seed: 1, not 0\)"):
-        pretrain(make_config("uninterrupted", seed=1, model=preset_like(config.model, rope_theta=5.0)))
+        train(make_config("uninterrupted", seed=1, model=preset_like(config.model, rope_theta=5.0)))
     assert (config.folder / "config.json").read_bytes() == before
 
 
@@ -124,7 +103,7 @@ def preset_like(model, **changes):
 
 
 def test_how_often_one_looks_may_change(uninterrupted, make_config):
-    outcome = pretrain(make_config("uninterrupted", log_every=1, evaluate_every=2, keep=5))
+    outcome = train(make_config("uninterrupted", log_every=1, evaluate_every=2, max_to_keep=5))
     assert outcome.step == 12
 
 
@@ -133,7 +112,7 @@ def test_a_run_goes_on_on_another_mesh(uninterrupted, make_config):
     expected, _ = uninterrupted
     meshes = (MeshConfig(), 5), (MeshConfig(data=2, fsdp=2, tensor=2), 6)
     for mesh, step in meshes:
-        assert pretrain(make_config("moved", mesh=mesh, loss_chunk=16), on_step=stop_after(step)).step == step
+        assert train(make_config("moved", mesh=mesh, loss_chunk=16), on_step=stop_after(step)).step == step
     losses = [
         [line["loss"] for line in record(config) if "loss" in line][:6] for config in (expected, make_config("moved"))
     ]
@@ -143,14 +122,14 @@ def test_a_run_goes_on_on_another_mesh(uninterrupted, make_config):
 def test_an_axis_that_the_mesh_does_not_divide_is_refused_before_anything_is_written(make_config):
     config = make_config("undivided", mesh=MeshConfig(fsdp=1, tensor=8))
     with pytest.raises(ShardingError, match=r"parameter .*: axis 'mamba_heads' of size 2 is not divisible by tensor=8"):
-        pretrain(config)
+        train(config)
     assert not config.folder.exists()
 
 
 def test_a_run_starts_from_another_ones_parameters(uninterrupted, make_config):
     config, _ = uninterrupted
     continued = make_config("continued", init_from=config.folder, steps=1)
-    pretrain(continued)
+    train(continued)
     final = [line for line in read_metrics(config.folder / "metrics.jsonl") if "loss" in line][-1]
     first = read_metrics(continued.folder / "metrics.jsonl")[0]
     assert first["loss"] < 1.01 * final["loss"]
@@ -164,15 +143,15 @@ def test_a_diverging_run_stops_with_advice(make_config):
     with pytest.raises(
         Divergence, match=r"step \d+: loss .*6 updates in a row skipped.* lower schedule\.learning_rate"
     ):
-        pretrain(config)
+        train(config)
 
 
 def test_a_missing_tokenizer_is_named(make_config, tmp_path):
-    with pytest.raises(TrainingError, match=r"PretrainConfig\.tokenizer=.*nowhere.* does not exist"):
-        pretrain(make_config("none", tokenizer=tmp_path / "nowhere"))
+    with pytest.raises(TrainingError, match=r"RunConfig\.tokenizer=.*nowhere.* does not exist"):
+        train(make_config("none", tokenizer=tmp_path / "nowhere"))
 
 
 def test_a_vocabulary_larger_than_the_model_is_named(make_config):
     model = preset("tiny", num_hidden_layers=2, vocab_size=319)
     with pytest.raises(ValueError, match=r"ModelConfig\.vocab_size=319 is not allowed.* 320 rows"):
-        pretrain(make_config("narrow", model=model))
+        train(make_config("narrow", model=model))

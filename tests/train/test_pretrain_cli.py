@@ -9,11 +9,12 @@ import jax
 import pytest
 
 from plamo2_jax.checkpoint import write_json
-from plamo2_jax.cli import pretrain as cli
 from plamo2_jax.cli.main import main
+from plamo2_jax.config_file import load_config
 from plamo2_jax.model.plamo2 import Plamo2, abstract_params, logical_axes
-from plamo2_jax.train.config import differences, to_json
+from plamo2_jax.train.config import differences, free_fields, to_json
 from plamo2_jax.train.optimizer import make_optimizer
+from plamo2_jax.train.pretraining import Pretrain
 from plamo2_jax.train.schedule import make_schedule
 from plamo2_jax.train.state import TrainState
 from support.runs import write_config
@@ -24,7 +25,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 @pytest.mark.parametrize("name", ["demo", "pretrain_1b", "pretrain_8b"])
 def test_the_configurations_can_be_planned(name):
     """Shapes of the whole training state, with nothing allocated."""
-    config = cli.load_config(CONFIGS / f"{name}.py")
+    config = load_config(CONFIGS / f"{name}.py")
     model = Plamo2(config.model)
     optimizer = make_optimizer(config.optimizer, make_schedule(config.schedule, config.steps), logical_axes(model))
     state = jax.eval_shape(lambda params: TrainState.create(params, optimizer, config.seed), abstract_params(model))
@@ -36,7 +37,7 @@ def test_the_configurations_can_be_planned(name):
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
 def test_every_configuration_is_one_of_its_verb(path, make_config, tmp_path, monkeypatch, capsys):
     verb = path.stem.removeprefix("demo_")
-    if verb not in ("sft", "dpo", "prefer", "iterate"):
+    if verb not in ("sft", "dpo", "preference-data", "iterate"):
         verb = "pipeline" if verb == "pipeline_demo" else "pretrain"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(CONFIGS)
@@ -110,7 +111,7 @@ def test_errors_are_one_sentence(make_config, tmp_path, capsys):
     for arguments, message in [
         (["nowhere.py"], "nowhere.py is not a file"),
         ([], "the first argument must be a config file"),
-        ([str(path), "--tokenizer", "missing.jsonl"], "PretrainConfig.tokenizer='missing.jsonl' does not exist"),
+        ([str(path), "--tokenizer", "missing.jsonl"], "RunConfig.tokenizer='missing.jsonl' does not exist"),
     ]:
         assert main(["pretrain", *arguments]) == 2
         error = capsys.readouterr().err.strip()
@@ -119,7 +120,27 @@ def test_errors_are_one_sentence(make_config, tmp_path, capsys):
     empty = tmp_path / "empty.py"
     empty.write_text("x = 1")
     assert main(["pretrain", str(empty)]) == 2
-    assert "must set `config` to a PretrainConfig" in capsys.readouterr().err
+    assert "must set `config` to a RunConfig" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "message"),
+    [
+        ("pretrain", ["--keep", "5"], "--keep is now --max-to-keep; plamo2 pretrain"),
+        ("pretrain", ["--distillation.teacher=x"], "--distillation.teacher is now --teacher; plamo2 pretrain"),
+        ("pretrain", ["--lora.rank", "4"], "unknown option '--lora.rank'"),
+        (
+            "sft",
+            [],
+            "demo.py sets a run with task=Pretrain(...): it must be task=Sft(...). plamo2 pretrain runs this one",
+        ),
+    ],
+)
+def test_options_of_other_versions_and_other_tasks_are_answered(verb, options, message, capsys):
+    assert main([verb, str(CONFIGS / "demo.py"), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -128,9 +149,8 @@ def test_errors_are_one_sentence(make_config, tmp_path, capsys):
         ("name", "a/b"),
         ("steps", 0),
         ("accumulation", 3),
-        ("z_loss", -1.0),
         ("dtype", "float16"),
-        ("keep", 0),
+        ("max_to_keep", 0),
         ("log_every", 0),
         ("remat", "full"),
         ("sharding", "zero"),
@@ -138,13 +158,14 @@ def test_errors_are_one_sentence(make_config, tmp_path, capsys):
     ],
 )
 def test_a_bad_field_is_named(make_config, field, value):
-    with pytest.raises(ValueError, match=rf"PretrainConfig\.{field}={value!r} is not allowed: it must be"):
+    with pytest.raises(ValueError, match=rf"RunConfig\.{field}={value!r} is not allowed: it must be"):
         make_config(**({"name": "run"} | {field: value}))
 
 
 def test_differences_are_dotted_and_leave_out_what_only_watches(make_config):
-    left = to_json(make_config("run"))
-    right = to_json(make_config("run", log_every=1, keep=9, z_loss=0.5))
-    assert differences(left, right) == ["z_loss: 0.0001, not 0.5"]
+    config = make_config("run")
+    left, free = to_json(config), frozenset(free_fields(config))
+    right = to_json(make_config("run", log_every=1, max_to_keep=9, task=Pretrain(0.5)))
+    assert differences(left, right, free) == ["task.z_loss: 0.0001, not 0.5"]
     right["data"] |= {"sequence_length": 64, "read_threads": 0}
-    assert differences(left, right) == ["data.sequence_length: 32, not 64", "z_loss: 0.0001, not 0.5"]
+    assert differences(left, right, free) == ["data.sequence_length: 32, not 64", "task.z_loss: 0.0001, not 0.5"]

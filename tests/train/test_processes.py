@@ -8,7 +8,10 @@ import pytest
 from plamo2_jax import checkpoint
 from plamo2_jax.train.metrics import read_metrics
 from plamo2_jax.train.processes import PEER_LOST, ProcessesConfig
+from support.models import tiny
 from support.runs import assert_same_params, finish, held, job, params_of, record, start, wait_for, write_config
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_job_of_two_is_the_run_of_one_whatever_ends_it(make_config, tmp_path):
@@ -17,7 +20,7 @@ def test_a_job_of_two_is_the_run_of_one_whatever_ends_it(make_config, tmp_path):
 
     Whoever is signalled or killed waits for it behind a step, so that it does not matter when the signal comes.
     """
-    alone = make_config("job", output=tmp_path / "alone", steps=16, heldout={})
+    alone = make_config("job", model=tiny(num_hidden_layers=1), output=tmp_path / "alone", steps=16, heldout={})
     alone.output.mkdir()
     status, lines = finish(start(write_config(alone, alone.output), devices=2))
     assert status == 0, lines

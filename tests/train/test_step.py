@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from plamo2_jax.config import preset
-from plamo2_jax.eval.perplexity import predict
+from plamo2_jax.model.loss import cross_entropy, predict
 from plamo2_jax.model.plamo2 import Plamo2, init_params, logical_axes
 from plamo2_jax.train.optimizer import OptimizerConfig, make_optimizer
-from plamo2_jax.train.pretraining import cross_entropy, next_token
+from plamo2_jax.train.pretraining import next_token
 from plamo2_jax.train.state import TrainState
 from plamo2_jax.train.step import make_step
 

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from plamo2_jax.adapters.config import LARGEST_RANK
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.pattern import PatternError, first_matches
-from plamo2_jax.public_config import is_integer, is_number, shown
+from plamo2_jax.public_config import is_integer, is_number
+from plamo2_jax.validation import shown
 
 CONFIG = "adapter_config.json"
 
@@ -49,7 +51,7 @@ _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Those that train against a changed base."""
 
 
-class AdapterError(ValueError):
+class AdapterError(PlamoError):
     """A folder holds no adapters, or not of this model; the message says which file, field or tensor."""
 
 

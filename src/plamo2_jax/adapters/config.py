@@ -6,8 +6,10 @@ import dataclasses
 import math
 from typing import Literal
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.pattern import PatternError, require_pattern
-from plamo2_jax.public_config import is_integer, is_number, shown
+from plamo2_jax.public_config import is_integer, is_number
+from plamo2_jax.validation import require
 
 LARGEST_RANK = 2**16
 
@@ -36,22 +38,18 @@ class LoraConfig:
     """Dtype of the base's matrices in memory. bfloat16 halves them; the products are the same where activations are bfloat16."""
 
     def __post_init__(self) -> None:
-        self._require("rank", is_integer(self.rank) and 1 <= self.rank <= LARGEST_RANK, f"from 1 to {LARGEST_RANK:,}")
-        self._require("alpha", is_number(self.alpha) and self.alpha > 0, "positive and finite")
-        self._require("rank_stabilized", isinstance(self.rank_stabilized, bool), "true or false")
-        self._require("dropout", is_number(self.dropout) and 0 <= self.dropout < 1, "in [0, 1)")
-        self._require("base_dtype", self.base_dtype in ("float32", "bfloat16"), "float32 or bfloat16")
+        require(self, "rank", is_integer(self.rank) and 1 <= self.rank <= LARGEST_RANK, f"from 1 to {LARGEST_RANK:,}")
+        require(self, "alpha", is_number(self.alpha) and self.alpha > 0, "positive and finite")
+        require(self, "rank_stabilized", isinstance(self.rank_stabilized, bool), "true or false")
+        require(self, "dropout", is_number(self.dropout) and 0 <= self.dropout < 1, "in [0, 1)")
+        require(self, "base_dtype", self.base_dtype in ("float32", "bfloat16"), "float32 or bfloat16")
         listed = bool(self.targets) and all(isinstance(target, str) for target in self.targets)
-        self._require("targets", listed, "one or several regular expressions")
+        require(self, "targets", listed, "one or several regular expressions")
         for target in self.targets:
             try:
                 require_pattern(target)
             except PatternError as error:
-                raise ValueError(f"LoraConfig.targets: {error}") from error
-
-    def _require(self, name: str, condition: bool, allowed: str) -> None:
-        if not condition:
-            raise ValueError(f"LoraConfig.{name}={shown(getattr(self, name))} is not allowed: it must be {allowed}")
+                raise PlamoError(f"LoraConfig.targets: {error}") from error
 
     @property
     def scale(self) -> float:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import flax.traverse_util
 
@@ -11,26 +13,36 @@ from plamo2_jax import checkpoint
 from plamo2_jax.adapters.attach import Adapters
 from plamo2_jax.adapters.peft import CONFIG as PEFT_CONFIG
 from plamo2_jax.adapters.peft import AdapterError, merged_model, read_run
+from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.load import LoadedModel, is_run_folder, load_model, read_tokenizer
+from plamo2_jax.convert.names import ModelName
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model import Plamo2, abstract_params
 
 
-def open_model(path: str | os.PathLike[str], *, step: int | None = None, ema: bool = False) -> LoadedModel:
+def open_model(
+    path: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    ema: bool = False,
+    abstract: Callable[[ModelConfig], Any] | None = None,
+) -> LoadedModel:
     """Open a run folder, a folder of the public layout, a run that trained adapters, or a folder of adapters in PEFT's layout.
 
     Adapters are added to the weights of their base: the `init_from` of their run, or the `base_model_name_or_path` of
     adapter_config.json where that is a folder of this machine.
 
     Args:
-        path: the folder.
-        step: checkpoint of a run folder; None: the newest.
+        path: the folder, or the name of a checkpoint, such as RUN@STEP.
+        step: checkpoint of a run folder; None: the one that `path` names, or else the newest.
         ema: the moving average instead of the parameters.
+        abstract: of `convert.load.load_model`; not used for a model with adapters, whose parameters are stacked and float32.
 
     Raises:
         ValueError: the folder is none of these, it or the base is damaged, or the base is not the one that the adapters were trained on.
     """
-    folder = Path(path)
+    name = ModelName.parse(path, step=step, ema=ema)
+    folder, step, ema = name.folder, name.step, name.ema
     if (folder / PEFT_CONFIG).is_file() and not (folder / checkpoint.CONFIG).exists():
         if step is not None or ema:
             raise AdapterError(f"{folder} is of PEFT's layout and has no steps; leave the step out")
@@ -41,8 +53,8 @@ def open_model(path: str | os.PathLike[str], *, step: int | None = None, ema: bo
                 "a base that you name"
             )
         return merged_model(base, folder)
-    if not is_run_folder(folder) or not checkpoint.read_config(folder).get("lora"):
-        return load_model(folder, step=step, ema=ema)
+    if not is_run_folder(folder) or not checkpoint.lora_of(checkpoint.read_config(folder)):
+        return load_model(folder, step=step, ema=ema, abstract=abstract)
     return _with_base(folder, step, ema)
 
 

@@ -29,9 +29,10 @@ from plamo2_jax.convert.files import StoredTensor, inside, read_header
 from plamo2_jax.convert.finite import find_nonfinite, is_finite
 from plamo2_jax.convert.layout import Part, PublicTensor, public_tensors
 from plamo2_jax.convert.load import LoadedModel, load_model
+from plamo2_jax.convert.names import ModelName
 from plamo2_jax.model_files import optional_file
-from plamo2_jax.public_config import shown
 from plamo2_jax.storage import new_folder, require_empty
+from plamo2_jax.validation import shown
 
 WEIGHTS, FOLDER = "adapter_model.safetensors", "adapter"
 _PREFIX = "base_model.model."
@@ -190,7 +191,7 @@ def read_run(
     Raises:
         ValueError: the run trained no adapters, or has no such checkpoint.
     """
-    fields = checkpoint.read_config(run).get("lora")
+    fields = checkpoint.lora_of(checkpoint.read_config(run))
     if not isinstance(fields, Mapping):
         raise AdapterError(f"{run} trained no adapters: its config.json has no lora")
     try:
@@ -212,21 +213,26 @@ def merged_model(
     """A model with adapters added to its weights, in float32.
 
     Args:
-        model: run folder or folder of the public layout.
-        adapter: run folder that trained adapters, or a folder of PEFT's layout.
-        step: which checkpoint of a run with adapters; None: the newest.
+        model: run folder, RUN@STEP or folder of the public layout.
+        adapter: run folder that trained adapters, one of its checkpoints, or a folder of PEFT's layout.
+        step: which checkpoint of a run with adapters; None: the one that `adapter` names, or else the newest.
 
     Raises:
         ValueError: a folder is neither, they do not go together, or a tensor holds NaN or infinity.
     """
     loaded = load_model(model, require_finite=True)
+    name = ModelName.parse(adapter, step=step)
+    adapter = name.folder
     if optional_file(adapter, CONFIG, error=AdapterError) is not None:
+        if name.step is not None or name.ema:
+            raise AdapterError(f"{adapter} is of PEFT's layout and has no steps; leave the step out")
         targets, adapters, scale = read_peft(adapter, loaded.config)
         base = read_adapter_config(inside(Path(adapter), CONFIG)).base
-        if base and Path(base).name != Path(model).name:
+        if base and Path(base).name != ModelName.parse(model).folder.name:
             print(f"{adapter} was trained on {shown(base)}; it is added to {model}", file=sys.stderr)
     else:
-        config, lora, adapters = read_run(adapter, step)
+        item = checkpoint.EMA if name.ema else checkpoint.PARAMS
+        config, lora, adapters = read_run(adapter, name.step, item)
         if _shapes(config) != _shapes(loaded.config):
             raise AdapterError(f"{adapter} holds adapters of a model of another shape than {model}")
         if path := find_nonfinite(adapters):

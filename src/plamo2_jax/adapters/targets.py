@@ -9,6 +9,7 @@ import flax.traverse_util
 from plamo2_jax.adapters.config import LoraConfig
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.layout import public_tensors
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.model import Plamo2, declarations
 from plamo2_jax.model import axes as axis_names
 from plamo2_jax.model.low_rank import factor_axes
@@ -62,7 +63,7 @@ def split_axes(declared: axis_names.Declaration) -> Split | None:
     """Return how a parameter maps input to output; None for one that has no adapter."""
     if not axis_names.is_matrix(declared.names) or axis_names.VOCAB in declared.names:
         return None
-    return Split(declared.names, tuple(i for i, name in enumerate(declared.names) if name in declared.reads))
+    return Split(declared.names, tuple(i for i, name in enumerate(declared.names) if name in declared.contracts))
 
 
 def find_splits(config: ModelConfig) -> dict[str, Split]:
@@ -89,10 +90,10 @@ def find_targets(config: ModelConfig, lora: LoraConfig) -> dict[str, Split]:
     try:
         matches = first_matches(lora.targets, descriptions, "search")
     except PatternError as error:
-        raise ValueError(f"LoraConfig.targets: {error}") from error
+        raise PlamoError(f"LoraConfig.targets: {error}") from error
     found = {path: split for (path, split), match in zip(splits.items(), matches, strict=True) if match is not None}
     if not found:
-        raise ValueError(
+        raise PlamoError(
             f"LoraConfig.targets={lora.targets!r} is not allowed: no matrix of the layers has one of them in its description"
         )
     return found

@@ -12,21 +12,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jinja2.defaults import DEFAULT_NAMESPACE
 
 from plamo2_jax.align.forms import conversation_messages, further_fields, present
 from plamo2_jax.align.messages import check_messages, is_trained
 from plamo2_jax.data import readers
 from plamo2_jax.data.documents import BadRecord, ReadReport, UnreadableRecord
 from plamo2_jax.data.files import find_files, format_of
-from plamo2_jax.tokenizer.chat_template import ChatTemplate, ChatTemplateError, ChatTemplateOverrun, EncodedChat
-from plamo2_jax.tokenizer.tokenizer import Tokenizer
-
-# A record may have columns of these names, but a template that calls `range` needs Jinja's.
-_TAKEN = frozenset(
-    {"messages", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "unk_token", "tokenizer"}
-    | {"self", "super", "caller", "loop", "varargs", "kwargs", "raise_exception", "strftime_now", *DEFAULT_NAMESPACE}
+from plamo2_jax.tokenizer.chat_template import (
+    ChatTemplate,
+    ChatTemplateError,
+    ChatTemplateOverrun,
+    EncodedChat,
+    template_variables,
 )
+from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 Truncate = Literal["last", "first", "end", "refuse"]
 """What becomes of a conversation that is too long. last: its last messages go, until it fits and ends with an answer. first: its
@@ -219,11 +218,6 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_nulls(item) for item in value]
     return value
-
-
-def template_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that are names, and neither ours nor Jinja's."""
-    return {name: value for name, value in variables.items() if name.isidentifier() and name not in _TAKEN}
 
 
 def _drop(messages: list[Mapping[str, Any]], truncate: Truncate) -> list[Mapping[str, Any]] | None:

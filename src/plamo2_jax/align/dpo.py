@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from plamo2_jax.validation import require
+
 Loss = Literal[
     "sigmoid",
     "sigmoid_norm",
@@ -135,18 +137,14 @@ class PreferenceConfig:
 
     def __post_init__(self) -> None:
         known = bool(self.losses) and all(name in get_args(Loss) for name in self.losses)
-        self._require("losses", known, f"one or several of {', '.join(get_args(Loss))}")
-        self._require("losses", len(set(self.losses)) == len(self.losses), "different terms")
+        require(self, "losses", known, f"one or several of {', '.join(get_args(Loss))}")
+        require(self, "losses", len(set(self.losses)) == len(self.losses), "different terms")
         fits = not self.weights or len(self.weights) == len(self.losses)
-        self._require("weights", fits and all(map(math.isfinite, self.weights)), "finite, one a loss, or none")
-        self._require("beta", 0 < self.beta < math.inf, "positive and finite")
-        self._require("label_smoothing", 0 <= self.label_smoothing < 0.5, "in [0, 0.5)")
+        require(self, "weights", fits and all(map(math.isfinite, self.weights)), "finite, one a loss, or none")
+        require(self, "beta", 0 < self.beta < math.inf, "positive and finite")
+        require(self, "label_smoothing", 0 <= self.label_smoothing < 0.5, "in [0, 0.5)")
         for name in ("simpo_gamma", "dpop_lambda", "desirable_weight", "undesirable_weight"):
-            self._require(name, 0 <= getattr(self, name) < math.inf, "zero or positive, and finite")
-
-    def _require(self, name: str, condition: bool, allowed: str) -> None:
-        if not condition:
-            raise ValueError(f"PreferenceConfig.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
+            require(self, name, 0 <= getattr(self, name) < math.inf, "zero or positive, and finite")
 
     @property
     def terms(self) -> dict[Loss, float]:

@@ -9,6 +9,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from plamo2_jax.errors import PlamoError
+
+_HASHED_AS = {"positions": "places", "role": "sides"}
+"""What names stand for in fingerprints: the names that the arrays once had."""
+
 
 class Examples:
     """Random access to examples, each a dict of arrays of one length: a source for `data.pipeline.mixed_batches`.
@@ -24,7 +29,7 @@ class Examples:
 
     def __init__(self, examples: Sequence[Mapping[str, np.ndarray]]):
         if not examples:
-            raise ValueError("there is no example")
+            raise PlamoError("there is no example")
         names = tuple(examples[0])
         lengths = [len(example[names[0]]) for example in examples]
         self._ends = np.cumsum([0, *lengths])
@@ -37,17 +42,17 @@ class Examples:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """BLAKE2b of all arrays and lengths."""
+        """BLAKE2b of all arrays and lengths. Runs and log-probabilities on disk hold it, so it does not follow a change of a name."""
         digest = hashlib.blake2b(self._ends.astype("<i8").tobytes(), digest_size=16)
         for name, array in sorted(self._arrays.items()):
-            digest.update(name.encode())
+            digest.update(_HASHED_AS.get(name, name).encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
     def with_array(self, name: str, values: np.ndarray) -> Examples:
         """The same examples with one more array, given end to end [positions]."""
         if len(values) != self.targets:
-            raise ValueError(f"{name} has {len(values)} values for {self.targets} positions")
+            raise PlamoError(f"{name} has {len(values)} values for {self.targets} positions")
         other = copy.copy(self)
         other.__dict__.pop("fingerprint", None)
         other._arrays = {**self._arrays, name: values}

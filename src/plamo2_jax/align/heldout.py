@@ -6,9 +6,11 @@ from pathlib import Path
 
 from plamo2_jax.align.chat import encode_all, read_conversations, read_records, require_marks
 from plamo2_jax.align.examples import Examples
-from plamo2_jax.align.sft import LAYOUT, say_counts, to_element
+from plamo2_jax.align.post_training import log_record_counts
+from plamo2_jax.align.sft import COLLATOR, to_element
 from plamo2_jax.data.documents import ReadReport
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem, one_pass
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.eval.heldout import HeldOutSet
 from plamo2_jax.tokenizer.chat_template import ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -31,13 +33,13 @@ def chat_set(path: Path, template: str, tokenizer: Tokenizer, *, sequence_length
     require_marks(loaded)
     limit = sequence_length + 1
     examples, counts = encode_all(read_conversations(path, report), loaded, tokenizer, limit, "last", report)
-    say_counts(path, "conversations", counts, report)
+    log_record_counts(path, "conversations", counts, report)
     if not examples:
-        raise ValueError(f"{path} holds no conversation of at most {limit} tokens")
+        raise PlamoError(f"{path} holds no conversation of at most {limit} tokens")
     elements = Examples([to_element(example, "token") for example in examples])
     data = DataConfig((MixtureItem(Path(path)),), sequence_length, batch_size)
     trained = sum(int(example.trained[1:].sum()) for example in examples)
-    return HeldOutSet(one_pass(data, elements, LAYOUT), len(examples), trained)
+    return HeldOutSet(one_pass(data, elements, COLLATOR), len(examples), trained)
 
 
 def holds_text(path: Path) -> bool:

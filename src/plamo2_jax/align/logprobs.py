@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from plamo2_jax.align.dpo import Pairs
-from plamo2_jax.eval.perplexity import predict_batch
+from plamo2_jax.model.loss import predict_batch
 
 
 def token_log_probs(
@@ -25,10 +25,10 @@ def token_log_probs(
     """log p of every target whose weight is not 0, and 0 elsewhere, in float32.
 
     Args:
-        model: maps tokens, segment ids and positions to logits.
+        model: a model with the methods `features` and `logits`.
         params: its parameters.
         batch: tokens, targets, segment_ids, positions, loss_weights [b, t].
-        chunk: positions of each row whose logits exist at a time; None: all. See `predict_batch`.
+        chunk: positions of each row whose logits exist at a time; None: all.
     """
     nats = predict_batch(model, params, batch, chunk).nats
     return jnp.where(batch["loss_weights"] != 0, -nats, 0.0)

@@ -13,9 +13,10 @@ import jax
 
 from plamo2_jax.adapters.attach import Adapters
 from plamo2_jax.checkpoint import BASE_FINGERPRINT, fingerprint
+from plamo2_jax.data.batch import Batch
 from plamo2_jax.model import Plamo2, logical_axes
 from plamo2_jax.model.axes import is_matrix, map_with_axes
-from plamo2_jax.train.task import Batch, EvalResult, Metrics, TrainTask
+from plamo2_jax.train.task import EvalResult, Metrics, TrainTask
 from plamo2_jax.train.trainable import Trainable
 
 BASE = "base"

@@ -7,7 +7,6 @@ fields are kept for the chat template. Fields that are null are absent: tables h
 
 from __future__ import annotations
 
-import json
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -303,19 +302,3 @@ def _mark(fields: Mapping[str, Any], where: str) -> bool:
     if len(set(said.values())) > 1:
         raise UnreadableRecord("marks that disagree", f"{where} has {', '.join(said)}; keep one of them")
     return all(said.values())
-
-
-def for_endpoint(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """Return messages as OpenAI's API takes them: there the arguments of a call are JSON text."""
-
-    def call(given: Mapping[str, Any]) -> dict[str, Any]:
-        function = given["function"]
-        arguments = json.dumps(function["arguments"], ensure_ascii=False)
-        return {**given, "function": {**function, "arguments": arguments}}
-
-    return [
-        {**message, "tool_calls": [call(given) for given in message["tool_calls"]]}
-        if message.get("tool_calls")
-        else dict(message)
-        for message in messages
-    ]

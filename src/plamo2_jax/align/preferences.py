@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import grain
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from plamo2_jax.adapters.attach import Adapters
 from plamo2_jax.adapters.config import LoraConfig
 from plamo2_jax.align.chat import require_marks
 from plamo2_jax.align.dpo import BY_ANSWER, OVER, PreferenceConfig, preference_loss
 from plamo2_jax.align.examples import Examples
 from plamo2_jax.align.logprobs import gather_pairs, token_log_probs
-from plamo2_jax.align.lora import BASE, with_adapters
-from plamo2_jax.align.preference_data import REFERENCE, Pair, PairTruncate, encode_pairs, layout, read_pairs
-from plamo2_jax.align.reference import ReferenceLogProbs
-from plamo2_jax.align.samples import SamplesConfig
-from plamo2_jax.align.sft import naming_limit, refuse_unfit, say_counts
+from plamo2_jax.align.lora import BASE
+from plamo2_jax.align.pairs import REFERENCE, Pair, PairTruncate, encode_pairs, pair_collator, read_pairs
+from plamo2_jax.align.post_training import add_lora, log_record_counts, naming_limit, validate_post_training
+from plamo2_jax.align.reference import MANIFEST, ReferenceLogProbs, write_reference
+from plamo2_jax.align.samples import SamplesConfig, SampleWriter
 from plamo2_jax.checkpoint import fingerprint
+from plamo2_jax.data.batch import Batch
 from plamo2_jax.data.documents import ReadReport
-from plamo2_jax.data.packing import Batch
-from plamo2_jax.data.pipeline import mixed_batches, one_pass
+from plamo2_jax.data.pipeline import DataConfig, mixed_batches, one_pass
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.model.plamo2 import Plamo2
+from plamo2_jax.sharding.rules import batch_sharding
 from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
-from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.config import FREE, RunConfig, TaskConfig
 from plamo2_jax.train.task import LossFn, Metrics, TaskContext, TrainTask, means
 from plamo2_jax.train.trainable import full_params
+from plamo2_jax.validation import require
 
 MOST_KL_EXPONENT = 5.0
 """Where the exponent of the `kl` estimator is clipped."""
@@ -50,58 +53,19 @@ class PairsConfig:
     counted."""
     max_pairs: int = 16
     """Pairs, or single answers, in a row at most."""
-    max_bad_rate: float = 0.01
+    max_bad_rate: float = dataclasses.field(default=0.01, metadata=FREE)
     """Share of bad records above which reading fails. Up to it they are left out; their number and the first few are printed. 0: the first
     one ends the run."""
 
     def __post_init__(self) -> None:
         if self.max_pairs < 1:
-            raise ValueError(f"PairsConfig.max_pairs={self.max_pairs!r} is not allowed: it must be at least 1")
+            raise PlamoError(f"PairsConfig.max_pairs={self.max_pairs!r} is not allowed: it must be at least 1")
         if not 0 <= self.max_bad_rate < 1:
-            raise ValueError(f"PairsConfig.max_bad_rate={self.max_bad_rate!r} is not allowed: it must be in [0, 1)")
+            raise PlamoError(f"PairsConfig.max_bad_rate={self.max_bad_rate!r} is not allowed: it must be in [0, 1)")
 
     def report(self) -> ReadReport:
         """The account of bad lines."""
         return ReadReport(max_bad_rate=self.max_bad_rate, judge_after=1000 if self.max_bad_rate else 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class DpoConfig(PretrainConfig):
-    """One run on preferences: a PretrainConfig whose data.mixture and heldout name files of pairs or single answers instead of
-    shards, and whose init_from may be of the public layout too.
-    """
-
-    z_loss: float = 0.0
-    """Has no part here: it must be 0."""
-    pairs: PairsConfig = dataclasses.field(default_factory=PairsConfig)
-    """How pairs become rows."""
-    preference: PreferenceConfig = dataclasses.field(default_factory=PreferenceConfig)
-    """What is minimised over them."""
-    reference: Path | None = None
-    """The reference, a model of this shape: run folder or folder of the public layout; none: init_from."""
-    reference_log_probs: Path | None = None
-    """Folder for the reference's log-probabilities: computed once and written there, read from there from then on. None: the reference
-    runs beside the policy, which costs its memory and a third of the time."""
-    lora: LoraConfig | None = None
-    """Train adapters instead of the model. The reference is then the model without them, at no cost of memory."""
-    samples: SamplesConfig = dataclasses.field(default_factory=SamplesConfig)
-    """What the model is asked at every evaluation."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("z_loss", self.z_loss == 0, "0: preferences have no such term")
-        refuse_unfit(self)
-        self._require("lora", self.lora is None or self.init_from is not None, "none without init_from")
-        needs = self.preference.needs_reference
-        self._require("reference", not needs or self.reference_folder is not None, "given where init_from is not")
-        unread = "none where no loss reads a reference"
-        for name in ("reference", "reference_log_probs"):
-            self._require(name, needs or getattr(self, name) is None, unread)
-
-    @property
-    def reference_folder(self) -> Path | None:
-        """Where the reference is."""
-        return self.reference or self.init_from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +129,7 @@ def preference_evaluator(loss_fn: LossFn) -> Callable[..., PreferenceResult]:
         sums = [jax.device_get(sums_of(params, batch, frozen)) for batch in batches]
         totals = {name: sum(float(some[name]) for some in sums) for name in (sums[0] if sums else {})}
         if not totals.get("weight"):
-            raise ValueError("the held-out data hold no pair and no answer")
+            raise PlamoError("the held-out data hold no pair and no answer")
         totals.pop("tokens")
         counts = {name: totals[name] for name in ("pairs", "count_chosen", "count_rejected")}
         return PreferenceResult(counts | means(totals, OVER))
@@ -173,54 +137,130 @@ def preference_evaluator(loss_fn: LossFn) -> Callable[..., PreferenceResult]:
     return evaluate
 
 
-def preference_task(config: DpoConfig, context: TaskContext) -> TrainTask:
-    """Return the task of a run on preferences.
+@dataclasses.dataclass(frozen=True)
+class Dpo(TaskConfig):
+    """Train on preferences: `data.mixture` and `heldout` of the run name files of pairs or single answers instead of shards.
 
     Raises:
-        ValueError: init_from or the reference is of another shape, damaged, or no model; the log-probabilities on disk are another
-        reference's; or no matrix is a target of `lora`.
+        ValueError: a field is out of range; the message names the field, its value and what is allowed.
     """
-    start = None if config.lora is None else context.load_params(config.init_from)
-    # Adapters leave the model that they are added to as it is: it can be the reference at no cost.
-    is_start = start is not None and config.reference in (None, config.init_from)
-    frozen, batch_spec, name = {}, {}, None
-    if config.preference.needs_reference and config.reference_log_probs is not None:
-        batch_spec = {REFERENCE: ((), jnp.float32)}
-        if not context.is_planned:
-            params = start if is_start else context.load_params(config.reference_folder)
-            store = ReferenceLogProbs.open(config.reference_log_probs)
-            store.check(fingerprint(config.model, params), context.tokenizer.fingerprint)
-    elif config.preference.needs_reference:
-        name = BASE if is_start else REFERENCE
-        frozen = {} if is_start else {REFERENCE: context.load_params(config.reference_folder)}
-    loss_fn = preference_loss_fn(context.model, config.preference, config.pairs.max_pairs, config.loss_chunk, name)
-    task = TrainTask(
-        loss_fn=loss_fn,
-        trainable=full_params(context.model, config.init_from, config.seed),
-        evaluate=preference_evaluator(loss_fn),
-        frozen=frozen,
-        batch_spec=batch_spec,
-        denominators=OVER,
-        forward_only=() if name is None else (config.model,),
-    )
-    return task if start is None else with_adapters(task, Adapters(config.model, config.lora, config.seed), start)
+
+    kind: ClassVar[str] = "dpo"
+
+    pairs: PairsConfig = dataclasses.field(default_factory=PairsConfig)
+    """How pairs become rows."""
+    preference: PreferenceConfig = dataclasses.field(default_factory=PreferenceConfig)
+    """What is minimized over them."""
+    reference: Path | None = None
+    """The reference, a model of this shape: run folder or folder of the public layout; none: init_from."""
+    reference_log_probs: Path | None = dataclasses.field(default=None, metadata=FREE)
+    """Folder for the reference's log-probabilities: computed once and written there, read from there from then on. None: the reference
+    runs beside the policy, which costs its memory and a third of the time."""
+    lora: LoraConfig | None = None
+    """Train adapters instead of the model. The reference is then the model without them, at no cost of memory."""
+    samples: SamplesConfig = dataclasses.field(default_factory=SamplesConfig, metadata=FREE)
+    """What the model is asked at every evaluation."""
+
+    def check(self, run: RunConfig) -> None:
+        """Raise ValueError for fields of the run that only text has, and for a reference that is missing or not read."""
+        validate_post_training(run, self.lora)
+        needs = self.preference.needs_reference
+        require(
+            self, "reference", not needs or (self.reference or run.init_from) is not None, "given without init_from"
+        )
+        unread = "none where no loss reads a reference"
+        for name in ("reference", "reference_log_probs"):
+            require(self, name, needs or getattr(self, name) is None, unread)
+
+    def make_task(self, run: RunConfig, context: TaskContext) -> TrainTask:
+        """Make the task. Write the reference's log-probabilities, where they are to be stored and are not there.
+
+        Raises:
+            ValueError: init_from or the reference is of another shape, damaged, or no model; the log-probabilities on disk are another
+                reference's, or several processes would have to write them; or no matrix is a target of `lora`.
+        """
+        base = None if self.lora is None else context.load_params(run.init_from)
+        # Adapters leave the model that they are added to as it is: it can be the reference at no cost.
+        is_base = base is not None and self.reference in (None, run.init_from)
+        frozen, batch_spec, name = {}, {}, None
+        if self.preference.needs_reference and self.reference_log_probs is not None:
+            batch_spec = {REFERENCE: ((), jnp.float32)}
+            if not context.is_planned:
+                self._store_reference(run, context, base if is_base else None)
+        elif self.preference.needs_reference:
+            name = BASE if is_base else REFERENCE
+            frozen = {} if is_base else {REFERENCE: context.load_params(self.reference or run.init_from)}
+        loss_fn = preference_loss_fn(context.model, self.preference, self.pairs.max_pairs, run.loss_chunk, name)
+        task = TrainTask(
+            loss_fn=loss_fn,
+            trainable=full_params(context.model, run.init_from, run.seed),
+            evaluate=preference_evaluator(loss_fn),
+            frozen=frozen,
+            batch_spec=batch_spec,
+            denominators=OVER,
+            forward_only=() if name is None else (run.model,),
+        )
+        return add_lora(task, run, self.lora, base)
+
+    def _store_reference(self, run: RunConfig, context: TaskContext, params: Any | None) -> None:
+        """Write the reference's log-probabilities unless they are there, and check that they are this reference's."""
+        folder, tokenizer = self.reference_log_probs, context.tokenizer
+        if params is None:
+            params = context.load_params(self.reference or run.init_from)
+        if not (folder / MANIFEST).is_file():
+            if jax.process_count() > 1:
+                raise PlamoError(f"{folder} holds no log-probabilities yet; write them with a job of one process first")
+            print(f"writing the reference's log-probabilities to {folder}", file=sys.stderr)
+            template = ChatTemplate.load(self.pairs.template)
+            paths = dict.fromkeys([*(item.path for item in run.data.mixture), *run.heldout.values()])
+            shape = (max(1, run.data.batch_size // run.accumulation), run.data.sequence_length)
+            parts = [read_elements(path, self, shape[1], template, tokenizer) for path in paths]
+            rows = batch_sharding(context.mesh, shape)
+            write_reference(folder, context.model, params, tokenizer.fingerprint, parts, shape, rows, run.loss_chunk)
+        store = ReferenceLogProbs.open(folder)
+        store.check(fingerprint(run.model, params), tokenizer.fingerprint)
+
+    def make_source(self, run: RunConfig, tokenizer: Tokenizer) -> PairSource:
+        """Make the source of packed pairs."""
+        return PairSource(run.data, run.heldout, self, tokenizer)
+
+    def on_evaluate(self, run: RunConfig) -> SampleWriter | None:
+        """Return what asks the model, where it is asked anything."""
+        return SampleWriter(run, self.samples, self.pairs.template) if self.asks_for_samples else None
+
+    @property
+    def asks_for_samples(self) -> bool:
+        """Whether there are prompts."""
+        return bool(self.samples.prompts)
+
+    @property
+    def inputs(self) -> Mapping[str, Path | None]:
+        """The reference and its log-probabilities."""
+        return {"reference": self.reference, "reference_log_probs": self.reference_log_probs}
 
 
-def read_elements(path: Path, config: DpoConfig, template: ChatTemplate, tokenizer: Tokenizer) -> Examples:
-    """The pairs and single answers of a file, encoded; how many fitted goes to stderr.
+def read_elements(path: Path, task: Dpo, limit: int, template: ChatTemplate, tokenizer: Tokenizer) -> Examples:
+    """Read and encode the pairs and single answers of a file; how many fitted goes to stderr.
+
+    Args:
+        path: a file, a folder or a pattern.
+        task: how pairs become rows, and the losses that must be able to use them.
+        limit: positions of a row.
+        template: chat template.
+        tokenizer: of the model.
 
     Raises:
         ValueError: the file is missing or damaged, has more bad lines than allowed, nothing that fits into a row, or a single answer
             where a loss takes pairs alone.
     """
-    report, limit = config.pairs.report(), config.data.sequence_length
+    report = task.pairs.report()
     with naming_limit("pairs.max_bad_rate"):
-        pairs = _usable(read_pairs(path, report), config.preference)
-        elements, counts = encode_pairs(pairs, template, tokenizer, limit, config.pairs.truncate, report)
-    single = any(element["sides"][0] == element["sides"][-1] for element in elements)
-    say_counts(path, "pairs and single answers" if single else "pairs", counts, report)
+        pairs = _usable(read_pairs(path, report), task.preference)
+        elements, counts = encode_pairs(pairs, template, tokenizer, limit, task.pairs.truncate, report)
+    single = any(element["role"][0] == element["role"][-1] for element in elements)
+    log_record_counts(path, "pairs and single answers" if single else "pairs", counts, report)
     if not elements:
-        raise ValueError(f"{path} holds no pair and no answer that with its prompts comes to at most {limit} tokens")
+        raise PlamoError(f"{path} holds no pair and no answer that with its prompts comes to at most {limit} tokens")
     return Examples(elements)
 
 
@@ -229,7 +269,7 @@ def _usable(pairs: Iterable[Pair], config: PreferenceConfig) -> Iterator[Pair]:
     for pair in pairs:
         if not (pair.is_whole or config.takes_single_answers):
             wrong = ", ".join(name for name in config.losses if name not in BY_ANSWER)
-            raise ValueError(
+            raise PlamoError(
                 f"{pair.place} is a single answer (completion and label), which preference.losses={wrong} cannot use: with single answers "
                 f"they must be of {', '.join(sorted(BY_ANSWER))}"
             )
@@ -237,19 +277,30 @@ def _usable(pairs: Iterable[Pair], config: PreferenceConfig) -> Iterator[Pair]:
 
 
 class PairSource:
-    """Pairs as the train loop's source (`train.source.Source`)."""
+    """Pairs as the source of batches (`train.source.Source`).
 
-    def __init__(self, config: DpoConfig, tokenizer: Tokenizer):
-        self._config = config
-        template = ChatTemplate.load(config.pairs.template)
+    Args:
+        data: the files, how they are mixed, and the shape of a batch.
+        heldout: held-out files by name.
+        task: how pairs become rows.
+        tokenizer: of the model.
+    """
+
+    def __init__(self, data: DataConfig, heldout: Mapping[str, Path], task: Dpo, tokenizer: Tokenizer):
+        self._data = data
+        template = ChatTemplate.load(task.pairs.template)
         require_marks(template)
-        self._layout = layout(config.pairs.max_pairs, config.reference_log_probs is not None)
-        parts = [read_elements(item.path, config, template, tokenizer) for item in config.data.mixture]
-        heldout = {name: read_elements(path, config, template, tokenizer) for name, path in config.heldout.items()}
+        self._collator = pair_collator(task.pairs.max_pairs, task.reference_log_probs is not None)
+
+        def read(path: Path) -> Examples:
+            return read_elements(path, task, data.sequence_length, template, tokenizer)
+
+        parts = [read(item.path) for item in data.mixture]
+        heldout = {name: read(path) for name, path in heldout.items()}
         self.files = {FILE_NAME: template.source}
         self.description = {"examples": [part.fingerprint for part in parts]}
-        if config.reference_log_probs is not None:
-            store = ReferenceLogProbs.open(config.reference_log_probs)
+        if task.reference_log_probs is not None:
+            store = ReferenceLogProbs.open(task.reference_log_probs)
             parts = [part.with_array(REFERENCE, store.of(part.fingerprint)) for part in parts]
             heldout = {name: part.with_array(REFERENCE, store.of(part.fingerprint)) for name, part in heldout.items()}
             self.description["reference_fingerprint"] = store.manifest["reference"]
@@ -257,17 +308,17 @@ class PairSource:
         self.targets = [part.targets for part in parts]
 
     def train(self, process_index: int, process_count: int) -> grain.DatasetIterator[Batch]:
-        """See `train.source.Source`."""
+        """Batches without end, this process's rows of them."""
         return mixed_batches(
-            self._config.data, self._parts, self._layout, process_index=process_index, process_count=process_count
+            self._data, self._parts, self._collator, process_index=process_index, process_count=process_count
         )
 
     def heldout(self, name: str, process_index: int, process_count: int) -> Iterable[Batch]:
-        """See `train.source.Source`."""
+        """Batches of one held-out file."""
         return one_pass(
-            self._config.data,
+            self._data,
             self._heldout[name],
-            self._layout,
+            self._collator,
             process_index=process_index,
             process_count=process_count,
         )

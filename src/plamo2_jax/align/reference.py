@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from plamo2_jax.align.examples import Examples
 from plamo2_jax.align.logprobs import token_log_probs
 from plamo2_jax.array_input import map_npy
 from plamo2_jax.checkpoint import fingerprint, write_json
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model.plamo2 import Plamo2
 from plamo2_jax.model_files import file_inside, optional_file
@@ -31,7 +31,7 @@ FORMAT = "plamo2-reference-log-probs-1"
 MANIFEST, LOG_PROBS = "manifest.json", "log_probs.npy"
 
 
-class ReferenceLogProbsError(ValueError):
+class ReferenceLogProbsError(PlamoError):
     """A folder of log-probabilities is missing, or of another model, tokenizer or data; the message says which."""
 
 
@@ -109,8 +109,8 @@ def write_reference(
     params: Any,
     tokenizer: str,
     parts: Sequence[Examples],
-    sequence_length: int,
-    batch_size: int,
+    shape: tuple[int, int],
+    rows: jax.sharding.Sharding | None = None,
     chunk: int | None = None,
 ) -> None:
     """Compute and write the log-probabilities of pairs under a reference, pair by pair, a row each.
@@ -120,8 +120,8 @@ def write_reference(
         model, params: the reference.
         tokenizer: fingerprint of the one that the pairs were made with.
         parts: sets of elements of `preference_data.encode_pair`.
-        sequence_length: positions of a row; no element is longer.
-        batch_size: rows at once.
+        shape: rows at once, and positions of a row; no element is longer.
+        rows: sharding of a batch, over the devices that hold `params`; None: the first device.
         chunk: see `token_log_probs`.
 
     Raises:
@@ -136,9 +136,9 @@ def write_reference(
         allocate(partial / LOG_PROBS)
         place = 0
         for part in parts:
-            for first in range(0, len(part), batch_size):
-                elements = [part[i] for i in range(first, min(first + batch_size, len(part)))]
-                log_probs = jax.device_get(apply(params, _rows(elements, sequence_length, batch_size)))
+            for first in range(0, len(part), shape[0]):
+                elements = [part[i] for i in range(first, min(first + shape[0], len(part)))]
+                log_probs = jax.device_get(apply(params, jax.device_put(_rows(elements, shape), rows)))
                 for row, element in zip(log_probs, elements, strict=False):
                     n = len(element["tokens"])
                     values[place : place + n] = row[:n]
@@ -153,14 +153,14 @@ def write_reference(
         write_json(partial / MANIFEST, manifest)
 
 
-def _rows(elements: Sequence[Mapping[str, np.ndarray]], t: int, b: int) -> dict[str, jax.Array]:
-    """A batch of one element a row, padded to [b, t]."""
-    names = {"tokens": "tokens", "targets": "targets", "positions": "places", "loss_weights": "weights"}
-    batch = {name: np.zeros((b, t), elements[0][source].dtype) for name, source in names.items()}
-    batch["segment_ids"] = np.zeros((b, t), np.int32)
+def _rows(elements: Sequence[Mapping[str, np.ndarray]], shape: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Return a batch of one element a row, padded to the shape [b, t]."""
+    names = {"tokens": "tokens", "targets": "targets", "positions": "positions", "loss_weights": "weights"}
+    batch = {name: np.zeros(shape, elements[0][source].dtype) for name, source in names.items()}
+    batch["segment_ids"] = np.zeros(shape, np.int32)
     for i, element in enumerate(elements):
         n = len(element["tokens"])
         for name, source in names.items():
             batch[name][i, :n] = element[source]
-        batch["segment_ids"][i, :n] = 1 + element["sides"]
-    return {name: jnp.asarray(array) for name, array in batch.items()}
+        batch["segment_ids"][i, :n] = 1 + element["role"]
+    return batch

@@ -10,21 +10,19 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from plamo2_jax.align.speakers import answer_stop_ids
 from plamo2_jax.engine.generator import Generator
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.model.plamo2 import Plamo2
+from plamo2_jax.models.stop_ids import answer_stop_ids
 from plamo2_jax.storage import located, write_whole
 from plamo2_jax.tokenizer.chat_template import ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.metrics import is_step, read_lines
 
 if TYPE_CHECKING:
-    from plamo2_jax.align.preferences import DpoConfig
-    from plamo2_jax.align.sft import SftConfig
-    from plamo2_jax.engine.generation import Generation
-    from plamo2_jax.train.config import PretrainConfig
+    from plamo2_jax.train.config import RunConfig
 
 SAMPLES = "samples.jsonl"
 
@@ -46,11 +44,11 @@ class SamplesConfig:
 
     def __post_init__(self) -> None:
         if not all(isinstance(prompt, str) and prompt.strip() for prompt in self.prompts):
-            raise ValueError(
+            raise PlamoError(
                 f"SamplesConfig.prompts={self.prompts!r} is not allowed: it must be texts that are not empty"
             )
         if self.max_new_tokens < 1:
-            raise ValueError(
+            raise PlamoError(
                 f"SamplesConfig.max_new_tokens={self.max_new_tokens!r} is not allowed: it must be at least 1"
             )
 
@@ -70,9 +68,9 @@ class SampleWriter:
             run's.
     """
 
-    def __init__(self, run: PretrainConfig, samples: SamplesConfig, template: str):
+    def __init__(self, run: RunConfig, samples: SamplesConfig, template: str):
         if jax.process_count() > 1:
-            raise ValueError(
+            raise PlamoError(
                 "samples.prompts is not allowed in a job of several processes: plamo2 generate writes with any of its checkpoints"
             )
         self._config, self._path = samples, run.folder / SAMPLES
@@ -83,8 +81,14 @@ class SampleWriter:
             try:
                 asked = chat.encode(self._tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
             except ValueError as error:
-                raise ValueError(f"samples.prompts[{number}]: the chat template refuses it: {error}") from error
+                raise PlamoError(f"samples.prompts[{number}]: the chat template refuses it: {error}") from error
             self._prompts.append(asked.ids)
+            # What would be refused at the first evaluation is refused before the first step.
+            if len(asked.ids) + samples.max_new_tokens > (longest := run.model.max_position_embeddings):
+                raise PlamoError(
+                    f"samples.prompts[{number}] has {len(asked.ids)} tokens; with samples.max_new_tokens={samples.max_new_tokens} that is "
+                    f"more than the model's {longest}: shorten one of them"
+                )
             if found := self._tokenizer.control_strings_in(prompt):
                 print(
                     f"warning: {', '.join(found)} in samples.prompts[{number}] is read as text, not as a control token; the chat template"
@@ -94,13 +98,12 @@ class SampleWriter:
         self._stop = StopConfig(
             max_new_tokens=samples.max_new_tokens, ids=answer_stop_ids(self._model, chat, self._tokenizer)
         )
-        # What would be refused at the first evaluation is refused before the first step. Nothing is computed.
-        self._ask(None)
         self._lines()
 
     def __call__(self, step: int, params: Any) -> None:
         """Ask, and write. A run that goes on writes the answers of a step anew."""
-        completions = self._ask(jax.device_put(params, jax.devices()[0])).results()
+        generator = Generator(self._model, jax.device_put(params, jax.devices()[0]), self._tokenizer)
+        completions = generator.generate(self._prompts, sampling=self._config.sampling, stop=self._stop)
         lines = [line for line in self._lines() if line["step"] < step]
         for prompt, completion in zip(self._config.prompts, completions, strict=True):
             lines.append({"step": step, "prompt": prompt, "sample": 0, **dataclasses.asdict(completion)})
@@ -113,18 +116,5 @@ class SampleWriter:
             self._path, lambda line: None if is_step(line.get("step")) else 'must be an object with an integer "step"'
         )
         if bad:
-            raise ValueError(bad[0])
+            raise PlamoError(bad[0])
         return lines
-
-    def _ask(self, params: Any) -> Generation:
-        generator = Generator(self._model, params, self._tokenizer)
-        return generator.stream(self._prompts, sampling=self._config.sampling, stop=self._stop)
-
-
-def sample_writer(run: SftConfig | DpoConfig, template: str) -> SampleWriter | None:
-    """What asks the model at every evaluation of a run, where it is asked anything.
-
-    Raises:
-        ValueError: see `SampleWriter`.
-    """
-    return SampleWriter(run, run.samples, template) if run.samples.prompts else None

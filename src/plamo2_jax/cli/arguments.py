@@ -12,10 +12,13 @@ import importlib
 import io
 import re
 import sys
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import tyro
+
+from plamo2_jax.errors import PlamoError
 
 GROUPS = ("tokenizer", "data", "convert", "launch")
 """Verbs whose first argument is a subcommand. Their modules list the subcommands in SUBCOMMANDS."""
@@ -63,7 +66,7 @@ def parse(
     finally:
         sys.stderr.write(said.getvalue())
     if unknown:
-        raise ValueError(_unknown_sentence(unknown, _options(kind, options), prog)) from None
+        raise PlamoError(_unknown_sentence(unknown, _options(kind, options), prog)) from None
     return value
 
 
@@ -84,11 +87,15 @@ def _misspelled(argv: Sequence[str], known: Sequence[str]) -> list[str]:
 
 
 def call(function: Callable[..., Any], argv: Sequence[str], prog: str, *, description: str | None = None) -> Any:
-    """Parse a command line into the arguments of a function, call it and return its result.
+    """Read a command line into the arguments of a function, call it and return its result.
+
+    A function with the single argument `options` gets the dataclass that annotates it.
 
     Raises:
-        ValueError, SystemExit: As for `parse`. The function is then not called.
+        PlamoError, SystemExit: as `parse`. The function is then not called.
     """
+    if list(function.__annotations__.keys() - {"return"}) == ["options"]:
+        return function(parse(typing.get_type_hints(function)["options"], argv, prog, description=description))
 
     @functools.wraps(function)
     def bind(*args: Any, **kwargs: Any) -> Callable[[], Any]:
@@ -104,7 +111,7 @@ def call_subcommand(commands: Mapping[str, Callable[..., Any]], argv: Sequence[s
         ValueError: There is no such subcommand, or an option is unknown.
     """
     if not argv:
-        raise ValueError(
+        raise PlamoError(
             f"the command is missing: it must be one of {', '.join(commands)}. {prog} --help explains them"
         )
     name, *rest = argv
@@ -128,7 +135,7 @@ def require_command(name: str, commands: Iterable[str], prog: str) -> None:
     if name not in names:
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {prog} {close[0]}?" if close else f"it must be one of {', '.join(names)}"
-        raise ValueError(f"unknown command {_shown(name)}; {hint}")
+        raise PlamoError(f"unknown command {_shown(name)}; {hint}")
 
 
 def closest_commands(word: str, verbs: Iterable[str]) -> str:

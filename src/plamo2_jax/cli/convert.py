@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from plamo2_jax.cli.arguments import call_subcommand
+from plamo2_jax.errors import PlamoError
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -51,9 +52,9 @@ def to_hf(
     """Convert a run folder to a folder of the public layout, for other implementations.
 
     Args:
-        source: Run folder, such as runs/demo.
+        source: Run folder, such as runs/demo, or one of its checkpoints: RUN@STEP, RUN@ema or RUN@STEP,ema.
         output: Folder to create: it must not exist or must be empty.
-        step: Step of the checkpoint; left out, the newest.
+        step: Step of the checkpoint, instead of RUN@STEP; left out, the newest.
         ema: Write the moving average of the parameters, which runs with ema_decay keep, instead of the parameters.
         dtype: Dtype of the files; left out, the dtype of the checkpoint.
         max_shard_size: Largest size of one safetensors file: a number of bytes, or one with KB, MB, GB, KiB, MiB or GiB.
@@ -76,7 +77,7 @@ def parse_size(text: str) -> int:
     unit = match and _UNITS.get(match[2].upper().removesuffix("B") + "B" if match[2] else "")
     size = int(float(match[1]) * unit) if unit else 0
     if size < 1:
-        raise ValueError(f"--max-shard-size {text!r} is not a size: it must be like 5GB, 500MiB or 1000000")
+        raise PlamoError(f"--max-shard-size {text!r} is not a size: it must be like 5GB, 500MiB or 1000000")
     return size
 
 

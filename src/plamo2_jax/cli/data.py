@@ -1,4 +1,4 @@
-"""`plamo2 data`: clean text, export the bundled corpus or instructions made from it, write tokenized shards and look into them."""
+"""`plamo2 data`: clean text, export the bundled corpus or instructions made from it, write and inspect tokenized shards."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import tyro
 from plamo2_jax.cli.arguments import call_subcommand
 from plamo2_jax.cli.data_clean import clean
 from plamo2_jax.cli.data_files import print_bad, read_report, record_bytes, write_jsonl
+from plamo2_jax.errors import PlamoError
 
 if TYPE_CHECKING:
     from plamo2_jax.data.documents import Document
@@ -21,78 +22,87 @@ if TYPE_CHECKING:
 Split = Literal["all", "train", "heldout"]
 
 
-def prepare(
-    input: tuple[str, ...],
-    tokenizer: Path,
-    output: Path,
-    *,
-    split: Literal["all", "train", "heldout", "both"] = "all",
-    heldout_fraction: float = 0.01,
-    pair_field: str | None = None,
-    text_field: str = "text",
-    id_field: str = "id",
-    language_field: str = "language",
-    language: str | None = None,
-    data_dir: Path | None = None,
-    max_bad_rate: float = 0.01,
-    max_record_mib: int = 64,
-    tokens_per_shard: int = 1 << 26,
-    processes: int = 0,
-    overwrite: bool = False,
-) -> None:
-    """Tokenize text into a folder of shards, which training and evaluation read.
+@dataclasses.dataclass(frozen=True)
+class PrepareOptions:
+    """Tokenize text into a folder of shards, which training and evaluation read."""
 
-    Args:
-        input: Files (.jsonl, an object per line; .txt, the file is one document, a line is not; both also .gz, .xz, .bz2, .zst; .parquet;
-            .arrayrecord), folders, "patterns/*.jsonl", tfds:NAME:SPLIT, or the corpus in the package: bundled:ja:train,
-            bundled:all:heldout. A file that several of them name is read once.
-        tokenizer: A tokenizer.jsonl, or the folder that holds it.
-        output: Folder to create; it appears complete or not at all.
-        split: Side of a document-level held-out split to write. both: write OUTPUT/train and OUTPUT/heldout in one pass. (Inputs named
-            bundled: are split already.)
-        heldout_fraction: Share of the documents on the held-out side of --split.
-        pair_field: Field or column with a value that documents share if they must be on the same side of --split, such as a page and its
-            translation. Documents with the same text always are.
-        text_field: Field or column that holds the text.
-        id_field: Field or column that holds an id, for messages.
-        language_field: Field or column that holds the language; documents are counted by it.
-        language: Language of documents that declare none; left out, it is recognised by script and common words.
-        data_dir: Where TensorFlow Datasets were prepared; left out, its default.
-        max_bad_rate: Share of records that may be bad (not UTF-8, not JSON, without text, too long) before reading fails.
-        max_record_mib: Size in MiB above which a line, text file, row or record is bad. Memory use grows with it.
-        tokens_per_shard: Start a new shard after this many tokens.
-        processes: Worker processes that tokenize; 0 for none. The result is the same.
-        overwrite: Replace the output folder if it holds shards.
-    """
+    input: tuple[str, ...]
+    """Files (.jsonl, one object per line; .txt, one document per file; both also .gz, .xz, .bz2, .zst; .parquet; .arrayrecord),
+    folders, "patterns/*.jsonl", tfds:NAME:SPLIT, or the bundled corpus, bundled:ja:train or bundled:all:heldout. A file that is
+    named several times is read once."""
+    tokenizer: Path
+    """A tokenizer.jsonl, or the folder that holds it."""
+    output: Path
+    """Folder to create; it appears complete or not at all."""
+    split: Literal["all", "train", "heldout", "both"] = "all"
+    """Side of a document-level held-out split to write. both: write OUTPUT/train and OUTPUT/heldout in one pass. (Inputs named
+    bundled: are already split.)"""
+    heldout_fraction: float = 0.01
+    """Share of held-out documents for --split."""
+    pair_field: str | None = None
+    """Field or column with the pair key. Documents with the same key, such as a page and its translation, are on the same side of
+    --split. So are documents with the same text."""
+    text_field: str = "text"
+    """Field or column that holds the text."""
+    id_field: str = "id"
+    """Field or column that holds an id, for messages."""
+    language_field: str = "language"
+    """Field or column that holds the language; documents are counted by it."""
+    language: str | None = None
+    """Language of documents that declare none; left out, it is recognised by script and common words."""
+    data_dir: Path | None = None
+    """Folder of prepared TensorFlow Datasets; left out, the default of TFDS."""
+    max_bad_rate: float = 0.01
+    """Share of records that may be bad (not UTF-8, not JSON, without text, too long) before reading fails."""
+    max_record_mib: int = 64
+    """Size in MiB above which a line, text file, row or record is bad. Memory use grows with it."""
+    tokens_per_shard: int = 1 << 26
+    """Start a new shard after this many tokens."""
+    processes: int = 0
+    """Worker processes that tokenize; 0 for none. The result is the same."""
+    overwrite: bool = False
+    """Replace the output folder if it holds shards."""
+
+
+def prepare(options: PrepareOptions) -> None:
+    """Tokenize text into a folder of shards, which training and evaluation read."""
     from plamo2_jax.data.shard_writer import write_sides
     from plamo2_jax.data.sources import read_documents, side_of, split_documents
     from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
-    report = read_report(max_bad_rate)
+    report = read_report(options.max_bad_rate)
     documents = read_documents(
-        input,
-        text_field=text_field,
-        id_field=id_field,
-        language_field=language_field,
-        pair_field=pair_field,
-        language=language,
-        data_dir=data_dir,
+        options.input,
+        text_field=options.text_field,
+        id_field=options.id_field,
+        language_field=options.language_field,
+        pair_field=options.pair_field,
+        language=options.language,
+        data_dir=options.data_dir,
         report=report,
-        max_record_bytes=record_bytes(max_record_mib),
+        max_record_bytes=record_bytes(options.max_record_mib),
         keep_fields=False,
     )
-    if not 0 < heldout_fraction < 1:
-        raise ValueError(f"--heldout-fraction {heldout_fraction} is not allowed: it must be between 0 and 1")
-    sides = {side: output / side for side in ("train", "heldout")} if split == "both" else {split: output}
+    if not 0 < options.heldout_fraction < 1:
+        raise PlamoError(f"--heldout-fraction {options.heldout_fraction} is not allowed: it must be between 0 and 1")
+    sides = (
+        {side: options.output / side for side in ("train", "heldout")}
+        if options.split == "both"
+        else {options.split: options.output}
+    )
     manifests = write_sides(
-        _recognised(documents if split == "both" else split_documents(documents, split, heldout_fraction)),
-        Tokenizer.load(tokenizer),
+        _recognised(
+            documents
+            if options.split == "both"
+            else split_documents(documents, options.split, options.heldout_fraction)
+        ),
+        Tokenizer.load(options.tokenizer),
         sides,
-        lambda document: side_of(document, heldout_fraction) if split == "both" else split,
+        lambda document: side_of(document, options.heldout_fraction) if options.split == "both" else options.split,
         report=report,
-        tokens_per_shard=tokens_per_shard,
-        processes=processes,
-        overwrite=overwrite,
+        tokens_per_shard=options.tokens_per_shard,
+        processes=options.processes,
+        overwrite=options.overwrite,
     )
     print_bad(report)
     for side, folder in sides.items():
@@ -102,7 +112,7 @@ def prepare(
 
 
 def _recognised(documents: Iterable[Document]) -> Iterator[Document]:
-    """The documents, with a language recognised where none is declared."""
+    """Yield the documents, and recognise the language of documents that declare none."""
     from plamo2_jax.data.clean import guess_language
 
     for document in documents:
@@ -120,15 +130,15 @@ def inspect(
     sequence_length: int = 2048,
     packing_bins: int = 256,
 ) -> None:
-    """Print what a folder of shards holds: statistics, packing efficiency and, with a tokenizer, some documents.
+    """Describe a folder of shards: statistics, packing efficiency and, with a tokenizer, some documents.
 
     Args:
         shards: A folder that `plamo2 data prepare` wrote.
-        tokenizer: The tokenizer.jsonl it was made with, or the folder that holds it; without it no text is shown.
-        documents: Documents to show, evenly spaced.
-        characters: Characters to show of each.
-        sequence_length: Length of the rows in which packing is measured.
-        packing_bins: Rows that are filled side by side.
+        tokenizer: The tokenizer.jsonl of the shards, or the folder that holds it; left out, no text is shown.
+        documents: Number of documents to show, evenly spaced.
+        characters: Number of characters to show of each document.
+        sequence_length: Row length for which packing is measured.
+        packing_bins: Number of rows that are filled at the same time.
     """
     for name, value, least in (
         ("--sequence-length", sequence_length, 2),
@@ -137,7 +147,7 @@ def inspect(
         ("--characters", characters, 0),
     ):
         if value < least:
-            raise ValueError(f"{name} {value} is not allowed: it must be at least {least}")
+            raise PlamoError(f"{name} {value} is not allowed: it must be at least {least}")
 
     from plamo2_jax.data.packing import measure_packing
     from plamo2_jax.data.shards import open_shards
@@ -166,7 +176,7 @@ def corpus(
     Args:
         output: File to write; .jsonl, or compressed .jsonl.gz, .jsonl.xz, .jsonl.bz2.
         language: One language; left out, both.
-        split: The side of the corpus's held-out split.
+        split: Side of the held-out split of the corpus.
     """
     from plamo2_jax.data.corpus import documents
 
@@ -176,25 +186,25 @@ def corpus(
 
 
 def instructions(output: Path, *, per_page: int = 6, limit: int | None = None, seed: int = 0) -> None:
-    """Write conversations made from the bundled corpus, with rules to check answers by: train.jsonl and heldout.jsonl.
+    """Write conversations made from the bundled corpus, with rules to check answers: train.jsonl and heldout.jsonl.
 
-    Questions, summaries, titles, headings, JSON records and translations between Japanese and English, all in the words of the corpus
-    and under its licences. `plamo2 sft` and `plamo2 prefer` read them. No page is on both sides.
+    The conversations are questions, summaries, titles, headings, JSON records and translations between Japanese and English. All texts are
+    from the corpus and under its licences. `plamo2 sft` and `plamo2 preference-data` read the files. No page is on both sides.
 
     Args:
-        output: Folder to write into; it may exist, as long as neither file does.
-        per_page: Conversations made from a page and its translation, at most.
-        limit: Conversations in a file, at most; evenly chosen.
-        seed: Of the choice among what a page offers, and of the wording.
+        output: Folder to write into; it may exist, but neither file may.
+        per_page: Largest number of conversations per page and its translation.
+        limit: Largest number of conversations per file; they are chosen evenly.
+        seed: Random seed of the choice of conversations and of their wording.
     """
     from plamo2_jax.data.instructions import count_tasks
     from plamo2_jax.data.instructions import instructions as lines_of
 
     if limit is not None and limit < 1:
-        raise ValueError(f"--limit {limit} is not allowed: it must be at least 1")
+        raise PlamoError(f"--limit {limit} is not allowed: it must be at least 1")
     for split in ("train", "heldout"):
         if (output / f"{split}.jsonl").exists():
-            raise ValueError(f"{output / f'{split}.jsonl'} exists; remove it or give another folder")
+            raise PlamoError(f"{output / f'{split}.jsonl'} exists. Remove it or choose another folder")
     output.mkdir(parents=True, exist_ok=True)
     for split in ("train", "heldout"):
         lines = list(lines_of(split, per_page=per_page, seed=seed))
@@ -226,7 +236,7 @@ def _statistics(manifest: dict[str, Any]) -> Iterator[str]:
     for language, counts in rows.items():
         yield (
             f"{language}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, {counts['bytes']:,} bytes, "
-            f"{counts['bytes'] / max(counts['tokens'], 1):.2f} bytes a token"
+            f"{counts['bytes'] / max(counts['tokens'], 1):.2f} bytes per token"
         )
     size = sum(shard["size"] for shard in manifest["shards"])
     yield f"shards: {len(manifest['shards'])}, {size:,} bytes on disk"
@@ -238,7 +248,9 @@ def _length_line(shards: Shards) -> str:
     import numpy as np
 
     least, median, p95, most = np.percentile(shards.lengths, [0, 50, 95, 100])
-    return f"tokens a document: least {least:,.0f}, median {median:,.0f}, 95 % below {p95:,.0f}, most {most:,.0f}"
+    return (
+        f"tokens per document: minimum {least:,.0f}, median {median:,.0f}, 95 % below {p95:,.0f}, maximum {most:,.0f}"
+    )
 
 
 def _print_documents(shards: Shards, tokenizer: Tokenizer, count: int, characters: int) -> None:

@@ -1,7 +1,8 @@
-"""`plamo2 data clean`."""
+"""`plamo2 data clean`: clean text and remove duplicates."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from plamo2_jax.cli.data_files import check_jsonl, print_bad, read_report, record_bytes, write_jsonl
+from plamo2_jax.errors import PlamoError
 
 if TYPE_CHECKING:
     from plamo2_jax.data.clean import CleanReport
@@ -20,77 +22,80 @@ if TYPE_CHECKING:
 _LINES_SHOWN = 10
 
 
-def clean(
-    input: Annotated[str, tyro.conf.Positional],
-    output: Annotated[Path, tyro.conf.Positional],
-    *,
-    text_field: str = "text",
-    id_field: str = "id",
-    language_field: str = "language",
-    languages: tuple[Literal["ja", "en", "other"], ...] = ("ja", "en"),
-    unicode_form: Literal["none", "NFC", "NFKC"] = "none",
-    min_chars: int = 50,
-    max_duplicate_lines: float = 0.3,
-    max_top_ngram: float = 0.2,
-    boilerplate: Literal["edges", "anywhere"] = "edges",
-    boilerplate_documents: int = 20,
-    duplicates: Literal["near", "keep"] = "near",
-    similarity: float = 0.8,
-    data_dir: Path | None = None,
-    max_bad_rate: float = 0.01,
-    max_record_mib: int = 64,
-    report: Path | None = None,
-) -> None:
-    """Clean text and remove duplicates: any input in, JSON lines out.
+@dataclasses.dataclass(frozen=True)
+class CleanOptions:
+    """Clean text, remove duplicates and write JSON lines.
 
-    The output has the fields id, text and language (where there is one), and every other field of the record. If the input has a field
-    named id, text or language and --text-field, --id-field or --language-field names another one, that field is left out; the command
-    prints how many. NaN and infinity, which JSON does not have, become null.
-
-    Args:
-        input: A file (.jsonl, an object per line; .txt, the file is one document, a line is not; both also .gz, .xz, .bz2, .zst; .parquet;
-            .arrayrecord), a folder, a "pattern", tfds:NAME:SPLIT or bundled:LANGUAGE:SPLIT.
-        output: File to write; .jsonl, or compressed .jsonl.gz, .jsonl.xz, .jsonl.bz2.
-        text_field: Field or column that holds the text.
-        id_field: Field or column that holds an id.
-        language_field: Field or column that holds the language; a text that looks like another one is dropped.
-        languages: Languages that pass, recognised by script and common words.
-        unicode_form: Normal form to bring the text into; "none" leaves it as its author wrote it.
-        min_chars: Shorter documents are dropped.
-        max_duplicate_lines: Drop documents with a larger share of characters in lines seen before in the document.
-        max_top_ngram: Drop a document if one repeated run of 10 characters makes up a larger share of it.
-        boilerplate: Where to remove repeated lines. edges: runs of them, or long ones, at the beginning and the end of documents, such as
-            navigation and footers. anywhere: each of them, headings and statements of programs too.
-        boilerplate_documents: Number of documents that must have a line for it to be boilerplate; 0 keeps all lines and reads the input
-            only once.
-        duplicates: near: remove exact and near-duplicates. keep: remove none.
-        similarity: Jaccard similarity of 5-character sets from which two documents are near-duplicates.
-        data_dir: Where TensorFlow Datasets were prepared; left out, its default.
-        max_bad_rate: Share of records that may be bad (not UTF-8, not JSON, without text, too long) before reading fails.
-        max_record_mib: Size in MiB above which a line, text file, row or record is bad. Memory use grows with it.
-        report: JSON file to write with what was removed, by cause, and the lines that were removed most often.
+    The output has the fields id, text and language (if known), and all other fields of the record. If --text-field, --id-field or
+    --language-field selects another field, an input field named text, id or language is omitted, and the command prints how many. NaN and
+    infinity become null.
     """
+
+    input: Annotated[str, tyro.conf.Positional]
+    """A file (.jsonl, one object per line; .txt, one document per file; both also .gz, .xz, .bz2, .zst; .parquet; .arrayrecord), a
+    folder, a "pattern", tfds:NAME:SPLIT or bundled:LANGUAGE:SPLIT."""
+    output: Annotated[Path, tyro.conf.Positional]
+    """File to write; .jsonl, or compressed .jsonl.gz, .jsonl.xz, .jsonl.bz2."""
+    text_field: str = "text"
+    """Field or column that holds the text."""
+    id_field: str = "id"
+    """Field or column that holds an id."""
+    language_field: str = "language"
+    """Field or column that holds the language; a text that looks like another language is dropped."""
+    languages: tuple[Literal["ja", "en", "other"], ...] = ("ja", "en")
+    """Languages to keep, recognised by script and common words."""
+    unicode_form: Literal["none", "NFC", "NFKC"] = "none"
+    """Unicode normalization; "none" keeps the characters of the author."""
+    min_chars: int = 50
+    """Smallest number of characters of a document."""
+    max_duplicate_lines: float = 0.3
+    """Drop documents with a larger share of characters in lines seen before in the document."""
+    max_top_ngram: float = 0.2
+    """Drop documents in which one sequence of 10 characters makes up a larger share."""
+    boilerplate: Literal["edges", "anywhere"] = "edges"
+    """Where to remove repeated lines. edges: consecutive or long ones at the beginning and end of documents, such as navigation and
+    footers. anywhere: all of them, including headings and statements of programs."""
+    boilerplate_documents: int = 20
+    """Smallest number of documents with a line that makes it boilerplate; 0 keeps all lines and reads the input only once."""
+    duplicates: Literal["near", "keep"] = "near"
+    """near: remove exact and near-duplicates. keep: remove none."""
+    similarity: float = 0.8
+    """Smallest Jaccard similarity of the 5-character sets of near-duplicates."""
+    data_dir: Path | None = None
+    """Folder of prepared TensorFlow Datasets; left out, the default of TFDS."""
+    max_bad_rate: float = 0.01
+    """Share of records that may be bad (not UTF-8, not JSON, without text, too long) before reading fails."""
+    max_record_mib: int = 64
+    """Size in MiB above which a line, text file, row or record is bad. Memory use grows with it."""
+    report: Path | None = None
+    """JSON file to write with what was removed, by cause, and the lines that were removed most often."""
+
+
+def clean(options: CleanOptions) -> None:
+    """Clean text, remove duplicates and write JSON lines."""
     from plamo2_jax.data.boilerplate import boilerplate_lines
     from plamo2_jax.data.clean import CleanConfig, CleanReport, clean_documents, normalize_text
     from plamo2_jax.data.dedup import DedupConfig, DedupReport, deduplicate
     from plamo2_jax.data.sources import read_documents
     from plamo2_jax.storage import write_whole
 
-    config = CleanConfig(unicode_form, languages, min_chars, max_duplicate_lines, max_top_ngram)
-    dedup_config = DedupConfig(threshold=similarity)
-    limit = record_bytes(max_record_mib)
-    check_jsonl(output)
-    _check_paths(input, output, report)
+    config = CleanConfig(
+        options.unicode_form, options.languages, options.min_chars, options.max_duplicate_lines, options.max_top_ngram
+    )
+    dedup_config = DedupConfig(threshold=options.similarity)
+    limit = record_bytes(options.max_record_mib)
+    check_jsonl(options.output)
+    _check_paths(options.input, options.output, options.report)
 
     def records(reading: ReadReport, note: str) -> Iterator[dict[str, Any]]:
         from plamo2_jax.progress import tqdm
 
         documents = read_documents(
-            [input],
-            text_field=text_field,
-            id_field=id_field,
-            language_field=language_field,
-            data_dir=data_dir,
+            [options.input],
+            text_field=options.text_field,
+            id_field=options.id_field,
+            language_field=options.language_field,
+            data_dir=options.data_dir,
             report=reading,
             max_record_bytes=limit,
         )
@@ -98,53 +103,55 @@ def clean(
             yield document.to_json()
 
     repeated = None
-    if boilerplate_documents:
-        # Lines are compared as they will be once cleaned.
+    if options.boilerplate_documents:
+        # Lines are compared in their cleaned form.
         normal = (
-            {"text": normalize_text(record["text"], unicode_form)}
-            for record in records(read_report(max_bad_rate, quiet=True), "find boilerplate")
+            {"text": normalize_text(record["text"], options.unicode_form)}
+            for record in records(read_report(options.max_bad_rate, quiet=True), "find boilerplate")
         )
-        repeated = boilerplate_lines(normal, boilerplate_documents, boilerplate)
-    reading, cleaning, deduplication = read_report(max_bad_rate), CleanReport(), DedupReport()
+        repeated = boilerplate_lines(normal, options.boilerplate_documents, options.boilerplate)
+    reading, cleaning, deduplication = read_report(options.max_bad_rate), CleanReport(), DedupReport()
     documents: Iterable[dict] = clean_documents(records(reading, "clean"), config, cleaning, repeated)
-    if duplicates == "near":
+    if options.duplicates == "near":
         documents = deduplicate(documents, dedup_config, deduplication, progress=False)
-    with write_jsonl(output) as write:
+    with write_jsonl(options.output) as write:
         count = sum(map(write, documents))
     print_bad(reading)
     print(cleaning.summary())
-    if duplicates == "near":
+    if options.duplicates == "near":
         print(deduplication.summary())
     for line in _losses(cleaning, deduplication):
         print(line)
-    print(f"{output}: {count} documents")
-    if report is not None:
+    print(f"{options.output}: {count} documents")
+    if options.report is not None:
         content = {"reading": reading.to_json(), "cleaning": cleaning.to_json()}
-        if duplicates == "near":
+        if options.duplicates == "near":
             content["deduplication"] = deduplication.to_json()
-        write_whole(report, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+        write_whole(options.report, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
 def _check_paths(input: str, output: Path, report: Path | None) -> None:
-    """Refuse to write over what is read."""
+    """Check that no output path is also an input."""
     from plamo2_jax.data.sources import find_files
 
     if report is not None and not report.parent.is_dir():
-        raise ValueError(f"--report {report}: the folder {report.parent} does not exist. Make it, or give another file")
+        raise PlamoError(
+            f"--report {report}: the folder {report.parent} does not exist. Create it, or choose another file"
+        )
     targets = {os.path.realpath(path): path for path in (output, report) if path is not None}
     if report is not None and len(targets) == 1:
-        raise ValueError(f"--report {report} is the output too: give another file")
+        raise PlamoError(f"--report {report} is also the output. Choose another file")
     if input.startswith(("tfds:", "bundled:")):
         return
     for file in find_files(input, read_report(0.0, quiet=True)):
         if os.path.realpath(file) in targets:
-            raise ValueError(
-                f"{targets[os.path.realpath(file)]} is the input too; give another file, so that the text as it was is not lost"
+            raise PlamoError(
+                f"{targets[os.path.realpath(file)]} is also the input and would be overwritten. Choose another file"
             )
 
 
 def _losses(cleaning: CleanReport, deduplication: DedupReport) -> Iterator[str]:
-    """Lines that say which share of the characters was removed for which reason, and which lines most often."""
+    """Yield report lines: the share of characters removed for each reason, and the most frequently removed lines."""
     total = max(cleaning.chars_in, 1)
     causes = cleaning.lost() | {
         "exact duplicates": deduplication.chars_exact,

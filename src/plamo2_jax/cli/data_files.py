@@ -1,4 +1,4 @@
-"""What the verbs of `plamo2 data` share: the options of reading, the account of bad records, and writing JSON lines."""
+"""Shared code of the `plamo2 data` commands: reading options, reports of bad records, and writing JSON lines."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from plamo2_jax.errors import PlamoError
+
 if TYPE_CHECKING:
     from plamo2_jax.data.documents import ReadReport
 
 
 def read_report(max_bad_rate: float, *, quiet: bool = False) -> ReadReport:
-    """A report that allows this share of bad records."""
+    """Return a report that allows this share of bad records."""
     from plamo2_jax.data.documents import ReadReport
 
     return ReadReport(max_bad_rate=max_bad_rate, quiet=quiet)
 
 
 def record_bytes(mib: int) -> int:
-    """The limit of a record in bytes.
+    """Return the size limit of a record in bytes.
 
     Raises:
-        ValueError: it is less than 1 MiB or more than 1024.
+        ValueError: `mib` is below 1 or above 1024.
     """
     if not 1 <= mib <= 1024:
-        raise ValueError(f"--max-record-mib {mib} is not allowed: it must be between 1 and 1024")
+        raise PlamoError(f"--max-record-mib {mib} is not allowed: it must be between 1 and 1024")
     return mib << 20
 
 
@@ -42,7 +44,7 @@ def print_bad(report: ReadReport) -> None:
 
 @contextlib.contextmanager
 def write_jsonl(path: Path) -> Iterator[Any]:
-    """A function that appends one object to the file and returns 1; the file appears when all went well."""
+    """Yield a function that appends an object to the file and returns 1. The file appears if the block ends without an error."""
     check_jsonl(path)
     from plamo2_jax.storage import new_file
 
@@ -56,13 +58,13 @@ def write_jsonl(path: Path) -> Iterator[Any]:
 
 
 def check_jsonl(path: Path) -> None:
-    """Raise ValueError unless `write_jsonl` can write to this path."""
+    """Check that `write_jsonl` can write to a path; raise ValueError otherwise."""
     if not path.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.xz", ".jsonl.bz2")):
-        raise ValueError(f"{path} must end in .jsonl, .jsonl.gz, .jsonl.xz or .jsonl.bz2")
+        raise PlamoError(f"{path} is not allowed: it must end in .jsonl, .jsonl.gz, .jsonl.xz or .jsonl.bz2")
     if not path.parent.is_dir():
-        raise ValueError(f"{path}: the folder {path.parent} does not exist")
+        raise PlamoError(f"{path}: the folder {path.parent} does not exist. Create it, or choose another file")
     if path.is_dir():
-        raise ValueError(f"{path} is a folder: give the name of a file")
+        raise PlamoError(f"{path} is a folder: it must be a file name")
 
 
 @contextlib.contextmanager
@@ -73,7 +75,7 @@ def _compressed(file: IO[bytes], suffix: str) -> Iterator[IO[bytes]]:
 
     match suffix:
         case ".gz":
-            # Without time and name: the same text, the same bytes.
+            # Without time and name, so that the same text gives the same bytes.
             with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as compressed:
                 yield compressed
         case ".xz":

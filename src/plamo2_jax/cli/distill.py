@@ -9,14 +9,14 @@ from typing import Annotated
 import tyro
 
 from plamo2_jax.cli.arguments import parse
+from plamo2_jax.errors import PlamoError
 
 
 @dataclasses.dataclass(frozen=True)
 class DistillOptions:
     """Write the likeliest logits of a run's teacher for every row that the run will read.
 
-    CONFIG.py sets `config = PretrainConfig(..., distillation=DistillationConfig(teacher=...))`. Then train with them:
-    plamo2 pretrain CONFIG.py --distillation.logits OUT
+    CONFIG.py sets `config = RunConfig(..., task=Distill(teacher=...))`. Then train with them: plamo2 pretrain CONFIG.py --logits OUT
 
     Rows are looked up by their content; logits of another teacher, tokenizer, temperature or other data are refused. A row takes
     sequence-length × (8 × top-k + 4) bytes. Without this step the teacher runs beside the student.
@@ -35,17 +35,19 @@ class DistillOptions:
 def main(argv: list[str]) -> int:
     """Run the verb."""
     options = parse(DistillOptions, argv, "plamo2 distill")
-    from plamo2_jax.cli.pretrain import load_config
+    from plamo2_jax.cli.run_options import load_run
+    from plamo2_jax.surgery.distill import Distill
     from plamo2_jax.surgery.teacher_logits import write_teacher_logits
     from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
-    config = load_config(options.config)
-    if config.distillation is None:
-        raise ValueError(f"{options.config} names no teacher: give its PretrainConfig a DistillationConfig")
+    config = load_run(options.config, (Distill,), "configs/demo_small.py")
     steps = config.steps if options.steps is None else options.steps
     if steps < 1:
-        raise ValueError(f"--steps {steps} is not allowed: it must be at least 1")
+        raise PlamoError(f"--steps {steps} is not allowed: it must be at least 1")
     tokenizer = Tokenizer.load(config.tokenizer)
-    rows = write_teacher_logits(config, options.output, tokenizer, steps=steps, top_k=options.top_k)
+    task = config.task
+    rows = write_teacher_logits(
+        config, task.teacher, task.temperature, options.output, tokenizer, steps=steps, top_k=options.top_k
+    )
     print(f"{options.output}: {rows:,} rows")
     return 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from plamo2_jax.cli.arguments import parse
+from plamo2_jax.errors import PlamoError
 
 if TYPE_CHECKING:
     from plamo2_jax.eval.heldout import HeldOutSet
@@ -24,8 +25,8 @@ class EvaluateOptions:
     vocabulary. Lower is better.
     """
 
-    model: Annotated[Path, tyro.conf.Positional]
-    """Run folder (adapters are added to their base), or folder of the public layout (config.json and safetensors)."""
+    model: Annotated[str, tyro.conf.Positional]
+    """Run folder, RUN@STEP or RUN@ema, folder of the public layout, or folder of adapters."""
     heldout: tuple[str, ...]
     """Held-out data as NAME=PATH, for instance ja=runs/demo/data/ja/heldout news=news.txt chat=conversations.jsonl. PATH is a folder of
     shards, or text or conversations in any format that data prepare or sft reads; files are tokenized on the fly. A file whose first
@@ -33,7 +34,7 @@ class EvaluateOptions:
     output: Path | None = None
     """JSON file to write all figures to."""
     step: int | None = None
-    """Which checkpoint of a run folder; left out, the newest."""
+    """Which checkpoint of a run folder, instead of RUN@STEP; left out, the newest."""
     tokenizer: Path | None = None
     """tokenizer.jsonl for a model that comes without one."""
     template: str | None = None
@@ -55,6 +56,7 @@ def main(argv: list[str]) -> int:
 
     from plamo2_jax.adapters.open import open_model
     from plamo2_jax.checkpoint import write_json
+    from plamo2_jax.convert.names import ModelName
     from plamo2_jax.eval.heldout import compare, table
     from plamo2_jax.model.plamo2 import Plamo2
     from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -62,8 +64,9 @@ def main(argv: list[str]) -> int:
     loaded = open_model(options.model, step=options.step)
     tokenizer = loaded.tokenizer if options.tokenizer is None else Tokenizer.load(options.tokenizer)
     if tokenizer is None:
-        raise ValueError(f"{options.model} has no tokenizer.jsonl; name one with --tokenizer")
-    length = training_length(options.model) if options.sequence_length is None else options.sequence_length
+        raise PlamoError(f"{options.model} has no tokenizer.jsonl; name one with --tokenizer")
+    folder = ModelName.parse(options.model).folder
+    length = training_length(folder) if options.sequence_length is None else options.sequence_length
     model = Plamo2(loaded.config, dtype=jnp.dtype(options.dtype))
     sets = {name: open_set(path, options, tokenizer, length) for name, path in folders.items()}
     results = compare(model, loaded.params, tokenizer, sets, sequence_length=length, batch_size=options.batch_size)
@@ -71,7 +74,7 @@ def main(argv: list[str]) -> int:
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         languages = {language: result.metrics for language, result in results.items()}
-        write_json(options.output, {"model": str(options.model), "sequence_length": length, "languages": languages})
+        write_json(options.output, {"model": options.model, "sequence_length": length, "languages": languages})
     return 0
 
 
@@ -81,6 +84,7 @@ def open_set(path: Path, options: EvaluateOptions, tokenizer: Tokenizer, length:
     Raises:
         ValueError: it cannot be read, is empty, or was tokenized with another tokenizer.
     """
+    from plamo2_jax.convert.names import ModelName
     from plamo2_jax.data.documents import ReadReport
     from plamo2_jax.data.in_memory import TokenizedText
     from plamo2_jax.data.shards import MANIFEST
@@ -97,7 +101,8 @@ def open_set(path: Path, options: EvaluateOptions, tokenizer: Tokenizer, length:
         return text_set(TokenizedText(read_documents([path], report=report), tokenizer, str(path)), tokenizer, **shape)
     from plamo2_jax.tokenizer.chat_template import FILE_NAME
 
-    template = options.template or (str(options.model) if (options.model / FILE_NAME).is_file() else "chat")
+    folder = ModelName.parse(options.model).folder
+    template = options.template or (str(folder) if (folder / FILE_NAME).is_file() else "chat")
     return chat_set(path, template, tokenizer, **shape)
 
 
@@ -111,12 +116,12 @@ def parse_heldout(arguments: tuple[str, ...]) -> dict[str, Path]:
     for argument in arguments:
         language, equals, folder = argument.partition("=")
         if not (language and equals and folder):
-            raise ValueError(f"--heldout {argument!r} is not allowed: it must be NAME=PATH, such as en=heldout.txt")
+            raise PlamoError(f"--heldout {argument!r} is not allowed: it must be NAME=PATH, such as en=heldout.txt")
         if language in folders:
-            raise ValueError(f"--heldout names {language!r} twice; each language must come once")
+            raise PlamoError(f"--heldout names {language!r} twice; each language must come once")
         folders[language] = Path(folder)
     if not folders:
-        raise ValueError("--heldout must name at least one NAME=PATH")
+        raise PlamoError("--heldout must name at least one NAME=PATH")
     return folders
 
 

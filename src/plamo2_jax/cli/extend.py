@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from plamo2_jax.cli.arguments import parse
+from plamo2_jax.errors import PlamoError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ def parse_layers(text: str | None) -> str | tuple[int, ...] | None:
         return text
     parts = text.split(",")
     if not all(part.strip().isdigit() for part in parts):
-        raise ValueError(
+        raise PlamoError(
             f"--full-attention {text!r} is not allowed: it must be all, none or layer numbers such as 1,7,15"
         )
     return tuple(int(part) for part in parts)

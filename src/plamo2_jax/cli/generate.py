@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from plamo2_jax.cli.arguments import call
+from plamo2_jax.cli.decode_mesh import DecodeMesh
+from plamo2_jax.errors import PlamoError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from plamo2_jax.engine.generation import Generation
-    from plamo2_jax.engine.generator import Generator, Prompt
+    from plamo2_jax.engine.generator import Prompt
     from plamo2_jax.engine.request import Completion
     from plamo2_jax.tokenizer.chat_template import ChatTemplate
     from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -30,108 +32,127 @@ MAX_PROMPT_BYTES = 64 << 20
 Several = tyro.conf.UseAppendAction
 
 
-def generate(
-    model: Annotated[Path, tyro.conf.Positional],
-    *,
-    prompt: Several[tuple[str, ...]] = (),
-    prompt_file: Several[tuple[Path, ...]] = (),
-    chat: Several[tuple[str, ...]] = (),
-    system: str | None = None,
-    template: str | None = None,
-    max_new_tokens: int = 256,
-    min_new_tokens: int = 0,
-    temperature: float = 0.8,
-    top_k: int | None = None,
-    top_p: float = 0.95,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    seed: int = 0,
-    samples: int = 1,
-    stop: Several[tuple[str, ...]] = (),
-    stop_id: Several[tuple[int, ...]] = (),
-    allow_control: bool = False,
-    stream: bool = True,
-    json: bool = False,
-    dtype: Literal["float32", "bfloat16"] | None = None,
-    step: int | None = None,
-    tokenizer: Path | None = None,
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class GenerateOptions:
     """Continue prompts, or answer messages (--chat). Several run as one batch; a text depends on its prompt and the seed only.
 
     A text ends at the model's end-of-document token, at a stop string or id, or after --max-new-tokens.
-
-    Args:
-        model: A run folder, also of a run that trained adapters, or a folder of the public layout.
-        prompt: Text to continue; may be given several times. Without any prompt the model begins a document.
-        prompt_file: File whose whole text is a prompt; "-" is standard input. May be given several times. A newline at the end of the
-            file is part of the prompt. A byte order mark is dropped, and CRLF line ends become LF.
-        chat: User message to answer, written into the model's chat template; may be given several times, for one conversation each.
-        system: System message of every --chat conversation.
-        template: Chat template of --chat: chat, translate, a Jinja file, or a folder that has one. Default: the model's own, or chat
-            if the model has no template.
-        max_new_tokens: Maximum number of new tokens.
-        min_new_tokens: Minimum number of new tokens.
-        temperature: Divisor of the logits; 0 always takes the likeliest token.
-        top_k: Sample from the k likeliest tokens.
-        top_p: Sample from the likeliest tokens that together reach this probability; 1 is off.
-        min_p: Sample from tokens at least this fraction as likely as the likeliest; 0 is off.
-        repetition_penalty: Values above 1 make tokens of the prompt and of the text so far less likely.
-        seed: Random seed.
-        samples: Samples per prompt.
-        stop: Stop string, which is cut off; may be given several times.
-        stop_id: Token id to stop at, in addition to bos, eos and op; may be given several times.
-        allow_control: Read control strings such as <|plamo:op|> in --prompt and --prompt-file as control tokens; by default they are
-            text. Only for prompts you wrote yourself. --chat does not need it.
-        stream: Print a single text while it is generated; several are printed when all are done.
-        json: Print one JSON object per text: prompt, sample, text, token_ids, logprobs, finish_reason.
-        dtype: Dtype of activations and matrices; left out, float32 on CPU and bfloat16 elsewhere.
-        step: Which checkpoint of a run folder; left out, the newest.
-        tokenizer: A tokenizer.jsonl, or the folder that holds it, instead of the model's own.
     """
-    from plamo2_jax.align.speakers import end_ids
+
+    model: Annotated[Path, tyro.conf.Positional]
+    """A run folder, RUN@STEP or RUN@ema, a folder of the public layout, or a folder of adapters."""
+    prompt: Several[tuple[str, ...]] = ()
+    """Text to continue; may be given several times. Without any prompt the model begins a document."""
+    prompt_file: Several[tuple[Path, ...]] = ()
+    """File whose whole text is a prompt; "-" is standard input. May be given several times. A newline at the end of the file is
+    part of the prompt. A byte order mark is dropped, and CRLF line ends become LF."""
+    chat: Several[tuple[str, ...]] = ()
+    """User message to answer, written into the model's chat template; may be given several times, for one conversation each."""
+    system: str | None = None
+    """System message of every --chat conversation."""
+    template: str | None = None
+    """Chat template of --chat: chat, translate, a Jinja file, or a folder that has one. Default: the model's own, or chat if the
+    model has no template."""
+    max_new_tokens: int = 256
+    """Maximum number of new tokens."""
+    min_new_tokens: int = 0
+    """Minimum number of new tokens."""
+    temperature: float = 0.8
+    """Divisor of the logits; 0 always takes the likeliest token."""
+    top_k: int | None = None
+    """Sample from the k likeliest tokens."""
+    top_p: float = 0.95
+    """Sample from the likeliest tokens that together reach this probability; 1 is off."""
+    min_p: float = 0.0
+    """Sample from tokens at least this fraction as likely as the likeliest; 0 is off."""
+    repetition_penalty: float = 1.0
+    """Values above 1 make tokens of the prompt and of the text so far less likely."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens that were generated before; 0 is off."""
+    frequency_penalty: float = 0.0
+    """Subtracted from the logit of a token for each time that it was generated; 0 is off."""
+    seed: int = 0
+    """Random seed."""
+    samples: int = 1
+    """Samples per prompt."""
+    stop: Several[tuple[str, ...]] = ()
+    """Stop string, which is cut off; may be given several times."""
+    stop_id: Several[tuple[int, ...]] = ()
+    """Token id to stop at, in addition to bos, eos and op; may be given several times."""
+    allow_control: bool = False
+    """Read control strings such as <|plamo:op|> in --prompt and --prompt-file as control tokens; by default they are text. Only for
+    prompts you wrote yourself. --chat does not need it."""
+    stream: bool = True
+    """Print a single text while it is generated; several are printed when all are done."""
+    json: bool = False
+    """Print one JSON object per text: prompt, sample, text, token_ids, logprobs, finish_reason."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Dtype of activations and matrices; left out, float32 on CPU and bfloat16 elsewhere."""
+    mesh: DecodeMesh = dataclasses.field(default_factory=DecodeMesh)
+    """Devices that the model is divided over."""
+    step: int | None = None
+    """Which checkpoint of a run folder, instead of RUN@STEP; left out, the newest."""
+    tokenizer: Path | None = None
+    """A tokenizer.jsonl, or the folder that holds it, instead of the model's own."""
+
+
+def generate(options: GenerateOptions) -> None:
+    """Continue prompts, or answer messages (--chat). Several run as one batch; a text depends on its prompt and the seed only."""
     from plamo2_jax.engine.generator import default_stop_ids
     from plamo2_jax.engine.sampling import SamplingConfig
     from plamo2_jax.engine.stop import StopConfig
+    from plamo2_jax.models.local import open_generator
+    from plamo2_jax.models.stop_ids import end_ids
 
-    sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
-    stops = StopConfig(max_new_tokens, min_new_tokens, stop_id, stop)
-    if chat and (prompt or prompt_file):
-        raise ValueError("--chat cannot be combined with --prompt or --prompt-file: give one kind")
-    for option, value in (("--system", system), ("--template", template)):
-        if value is not None and not chat:
-            raise ValueError(f"{option} is for --chat: add --chat MESSAGE, or leave {option} out")
-    texts = [*chat] or [*prompt, *map(read_prompt, prompt_file)] or [""]
-    chat_template = open_template(model, template) if chat else None
-    generator = open_generator(model, step, dtype, tokenizer)
-    stop_ids = (*default_stop_ids(generator.model, generator.tokenizer), *stop_id)
+    sampling = SamplingConfig(
+        options.temperature,
+        options.top_k,
+        options.top_p,
+        options.min_p,
+        options.repetition_penalty,
+        options.presence_penalty,
+        options.frequency_penalty,
+    )
+    stops = StopConfig(options.max_new_tokens, options.min_new_tokens, options.stop_id, options.stop)
+    if options.chat and (options.prompt or options.prompt_file):
+        raise PlamoError("--chat cannot be combined with --prompt or --prompt-file: give one kind")
+    for option, value in (("--system", options.system), ("--template", options.template)):
+        if value is not None and not options.chat:
+            raise PlamoError(f"{option} is for --chat: add --chat MESSAGE, or leave {option} out")
+    texts = [*options.chat] or [*options.prompt, *map(read_prompt, options.prompt_file)] or [""]
+    chat_template = open_template(options.model, options.template) if options.chat else None
+    generator, _ = open_generator(
+        options.model, step=options.step, dtype=options.dtype, tokenizer=options.tokenizer, mesh=options.mesh.make()
+    )
+    stop_ids = (*default_stop_ids(generator.model, generator.tokenizer), *options.stop_id)
     prompts: Sequence[Prompt] = texts
     if chat_template is not None:
-        prompts = [chat_prompt(chat_template, generator.tokenizer, text, system) for text in texts]
+        prompts = [chat_prompt(chat_template, generator.tokenizer, text, options.system) for text in texts]
         stop_ids = (*stop_ids, *end_ids(chat_template, generator.tokenizer))
-    elif not allow_control:
+    elif not options.allow_control:
         warn_of_control_strings(texts, generator.tokenizer)
     generation = generator.stream(
         prompts,
         sampling=sampling,
         stop=dataclasses.replace(stops, ids=stop_ids),
-        seed=seed,
-        samples=samples,
-        allow_control=allow_control,
+        seed=options.seed,
+        samples=options.samples,
+        allow_control=options.allow_control,
     )
-    rows = [(text, sample) for text in texts for sample in range(samples)]
+    rows = [(text, sample) for text in texts for sample in range(options.samples)]
     begun = time.perf_counter()
-    if stream and len(rows) == 1 and not json:
+    if options.stream and len(rows) == 1 and not options.json:
         for _, piece in generation:
             print(piece, end="", flush=True)
         print()
     else:
-        show_progress(generation, len(rows) * max_new_tokens)
+        show_progress(generation, len(rows) * options.max_new_tokens)
     for row, ((text, sample), completion) in enumerate(zip(rows, generation.results(), strict=True)):
-        if json:
+        if options.json:
             print(as_json(text, sample, completion))
         elif len(rows) > 1:
             print(f"[{row + 1}/{len(rows)}] {text}\n{completion.text}\n")
-        elif not stream:
+        elif not options.stream:
             print(completion.text)
     seconds, count = time.perf_counter() - begun, generation.tokens_generated
     reasons = ", ".join(dict.fromkeys(completion.finish_reason for completion in generation.results()))
@@ -151,13 +172,13 @@ def read_prompt(path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(MAX_PROMPT_BYTES + 1)
     if len(data) > MAX_PROMPT_BYTES:
-        raise ValueError(
+        raise PlamoError(
             f"--prompt-file: {name} is too large for a prompt: at most {MAX_PROMPT_BYTES:,} bytes are read"
         )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"--prompt-file: {name} is not UTF-8 (byte {error.start})") from None
+        raise PlamoError(f"--prompt-file: {name} is not UTF-8 (byte {error.start})") from None
     if "\r\n" in text:
         print(f"--prompt-file: CRLF line ends of {name} are read as LF", file=sys.stderr)
     return text.replace("\r\n", "\n")
@@ -179,11 +200,13 @@ def open_template(folder: Path, template: str | None) -> ChatTemplate:
     Raises:
         ValueError: it cannot be read or compiled.
     """
+    from plamo2_jax.convert.names import ModelName
     from plamo2_jax.tokenizer.chat_template import ChatTemplate
     from plamo2_jax.tokenizer.template_files import find_template
 
     if template is not None:
         return ChatTemplate.load(template)
+    folder = ModelName.parse(folder).folder
     if find_template(folder) is None:
         print(f"{folder} has no chat template; the built-in template chat is used (see --template)", file=sys.stderr)
     return ChatTemplate.of_model(folder)
@@ -198,28 +221,6 @@ def chat_prompt(template: ChatTemplate, tokenizer: Tokenizer, message: str, syst
     messages = [] if system is None else [{"role": "system", "content": system}]
     messages.append({"role": "user", "content": message})
     return template.encode(tokenizer, messages, add_generation_prompt=True).ids
-
-
-def open_generator(folder: Path, step: int | None, dtype: str | None, tokenizer: Path | None) -> Generator:
-    """Load a model and its tokenizer.
-
-    Raises:
-        ValueError: the folder is no model, or no tokenizer is to be found.
-    """
-    import jax.numpy as jnp
-
-    from plamo2_jax.adapters.open import open_model
-    from plamo2_jax.engine.generator import Generator
-    from plamo2_jax.engine.weights import cast_matrices
-    from plamo2_jax.model import Plamo2
-    from plamo2_jax.tokenizer.tokenizer import Tokenizer
-
-    loaded = open_model(folder, step=step)
-    vocabulary = loaded.tokenizer if tokenizer is None else Tokenizer.load(tokenizer)
-    if vocabulary is None:
-        raise ValueError(f"{folder} has no tokenizer.jsonl; give one with --tokenizer")
-    network = Plamo2(loaded.config, dtype=None if dtype is None else jnp.dtype(dtype))
-    return Generator(network, cast_matrices(network, loaded.params), vocabulary)
 
 
 def show_progress(generation: Generation, total: int) -> None:

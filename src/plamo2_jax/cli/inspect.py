@@ -25,7 +25,7 @@ def inspect(
     tokenizer, chat template, checkpoints and checksums.
 
     Args:
-        folder: A run folder, a folder of the public layout, adapters, or a folder of shards.
+        folder: A run folder or RUN@STEP, a folder of the public layout, adapters, or a folder of shards.
         tensors: List every stored tensor: name, dtype, shape, axes.
         step: Step of a run folder's checkpoint; left out, the newest.
         verify: Compare every file of the checkpoint with its checksum. Reads all files; exit status 1 if one differs.

@@ -6,17 +6,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plamo2_jax.cli.prefer import options_of, progress
+from plamo2_jax.cli.preference_data import options_of, progress
 
 if TYPE_CHECKING:
-    from plamo2_jax.align.rounds import RoundsConfig
+    from plamo2_jax.align.iterative_dpo import IterativeDpoConfig
 
 DESCRIPTION = """Iterated DPO: a model answers prompts, is trained on pairs of its answers, and what comes out answers next.
 
 usage: plamo2 iterate CONFIG.py [--field value] [--part.field value] ...
 
-CONFIG.py is a Python file that sets `config = RoundsConfig(...)`; any field below can be replaced on the command line. Each round is
-plamo2 prefer from the model so far, plamo2 dpo on its pairs from the same model, which is the reference too, and a merge of both.
+CONFIG.py is a Python file that sets `config = IterativeDpoConfig(...)`; any field below can be replaced on the command line. Each round is
+plamo2 preference-data from the model so far, plamo2 dpo on its pairs from the same model, which is the reference too, and a merge of both.
 
 Writes OUTPUT/round_N/{pairs,train,model}. The same command goes on after a kill, in whatever stage; more --rounds can be added.
 
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     options = options_of("iterate", argv, example, DESCRIPTION, "configs/iterate.py")
     if options is None:
         return 2
-    from plamo2_jax.align.rounds import iterate
+    from plamo2_jax.align.iterative_dpo import iterate
 
     with progress("iterate") as on_progress:
         ended = iterate(
@@ -44,9 +44,9 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def example() -> RoundsConfig:
+def example() -> IterativeDpoConfig:
     """The values that the help shows where no config file gives others."""
-    from plamo2_jax.align.rounds import RoundsConfig
-    from plamo2_jax.cli import dpo, prefer
+    from plamo2_jax.align.iterative_dpo import IterativeDpoConfig
+    from plamo2_jax.cli import dpo, preference_data
 
-    return RoundsConfig(Path("runs/rounds"), Path("runs/sft"), prefer.example(), dpo.example())
+    return IterativeDpoConfig(Path("runs/rounds"), Path("runs/sft"), preference_data.example(), dpo.example())

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from plamo2_jax.cli.arguments import call, parse, require_command
+from plamo2_jax.cli.arguments import call, require_command
 from plamo2_jax.cli.compile_cache import NO_CACHE
 
 if TYPE_CHECKING:
     from plamo2_jax.launch.job import Input, Job
-    from plamo2_jax.train.config import PretrainConfig
+    from plamo2_jax.train.config import RunConfig
 
 _USAGE = """usage: plamo2 launch PLACE CONFIG.py [options] [--dry-run] [-- --field value ...]
 
@@ -51,8 +51,8 @@ def gcloud(argv: list[str], overrides: tuple[str, ...]) -> int:
     text = place.script(job, options)
     several = not parse_slice(options.accelerator).fits_one_machine
     if job.output_is_local and (several or options.spot):
-        why = "each of several machines has its own" if several else "a preempted one takes it along"
-        _warn(job, f"the disk of a TPU VM ({why}): add -- --output gs://BUCKET/runs")
+        why = "each machine has its own disk" if several else "it is lost at a preemption"
+        _warn(job, f"the disk of a TPU VM ({why}). Add -- --output gs://BUCKET/runs")
     return _print(text) if dry_run else place.launch(job, options)
 
 
@@ -65,7 +65,7 @@ def xpk(argv: list[str], overrides: tuple[str, ...]) -> int:
     if job.output_is_local:
         _warn(
             job,
-            "the disk of a pod, which ends with it: add -- --output gs://BUCKET/runs, or a shared file system's folder",
+            "the disk of a pod, which is lost with the pod. Add -- --output gs://BUCKET/runs, or a folder on a shared file system",
         )
     return _print(text) if dry_run else place.launch(job, options)
 
@@ -77,7 +77,7 @@ def slurm(argv: list[str], overrides: tuple[str, ...]) -> int:
     job, options, dry_run = _parse("slurm", place.Slurm, argv, overrides)
     text = place.script(job, options)
     if options.nodes > 1 and job.output.startswith(("/tmp/", "/var/tmp/", "/dev/shm/")):
-        _warn(job, "each node's own disk: add -- --output FOLDER, one that all nodes share")
+        _warn(job, "the disk of each node. Add -- --output FOLDER with a folder that all nodes share")
     return _print(text) if dry_run else place.launch(job, options)
 
 
@@ -98,19 +98,19 @@ SUBCOMMANDS = {"gcloud": gcloud, "xpk": xpk, "slurm": slurm, "local": local}
 
 
 def _parse(place: str, options: Any, argv: list[str], overrides: tuple[str, ...]) -> tuple[Job, Any, bool]:
-    """The job, the place's options and whether only to print, from the command line."""
+    """Parse the command line. Return the job, the options of the place, and whether to only print."""
 
     def read(config: Path, place: Any, dry_run: bool = False) -> tuple[Path, Any, bool]:
         """Launch a pretraining run.
 
         Args:
             config: The config file of the run, such as configs/demo.py.
-            place: Where and how.
+            place: Options of the place.
             dry_run: Print what would be run, and run nothing.
         """
         return config, place, dry_run
 
-    # The options' type is known only now.
+    # The type of the options is known only now.
     read.__annotations__ = {
         "config": Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG.py")],
         "place": tyro.conf.OmitArgPrefixes[options],
@@ -130,37 +130,38 @@ _DESCRIPTIONS = {
 
 
 def load_job(path: Path, overrides: tuple[str, ...]) -> Job:
-    """The job of a config file. Overrides are resolved here too, so that what pretrain would refuse costs no machine.
+    """Return the job of a config file. Overrides are resolved too, so that errors are found before a machine is used.
 
     Raises:
-        ValueError: the config file or an override is wrong.
+        ValueError: The config file or an override is wrong.
     """
-    from plamo2_jax.cli.pretrain import load_config
+    from plamo2_jax.cli.run_options import load_run, parse_config
     from plamo2_jax.launch.job import Job
     from plamo2_jax.storage import address
-    from plamo2_jax.train.config import PretrainConfig
+    from plamo2_jax.surgery.distill import Distill
+    from plamo2_jax.train.pretraining import Pretrain
 
     fields = [word for word in overrides if word != NO_CACHE]
-    config = parse(PretrainConfig, fields, f"plamo2 pretrain {path}", default=load_config(path))
+    run = load_run(path, (Pretrain, Distill), "configs/demo.py")
+    config = parse_config(run, fields, f"plamo2 pretrain {path}")
     return Job(path, config.name, address(config.output), overrides, inputs(config))
 
 
-def inputs(config: PretrainConfig) -> tuple[Input, ...]:
-    """What a run reads, field by field."""
+def inputs(config: RunConfig) -> tuple[Input, ...]:
+    """Return the inputs of a run, field by field."""
+    from plamo2_jax.convert.names import ModelName
     from plamo2_jax.launch.job import Input
     from plamo2_jax.storage import address
 
-    distillation = config.distillation
     fields = [
         ("tokenizer", config.tokenizer),
         *(("data.mixture", item.path) for item in config.data.mixture),
         *((f"heldout.{language}", path) for language, path in config.heldout.items()),
-        ("init_from", config.init_from),
-        ("distillation.teacher", distillation and distillation.teacher),
-        ("distillation.logits", distillation and distillation.logits),
+        ("init_from", config.init_from and ModelName.parse(config.init_from).folder),
+        *((name, path and ModelName.parse(path).folder) for name, path in config.task.inputs.items()),
     ]
     return tuple(Input(name, address(path), in_bucket=name == "tokenizer") for name, path in fields if path is not None)
 
 
 def _warn(job: Job, where: str) -> None:
-    print(f"plamo2 launch: warning: output {job.output} lies on {where}", file=sys.stderr)
+    print(f"plamo2 launch: warning: output {job.output} is on {where}", file=sys.stderr)

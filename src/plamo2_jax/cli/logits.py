@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from plamo2_jax.cli.arguments import call
+from plamo2_jax.cli.decode_mesh import DecodeMesh
+from plamo2_jax.errors import PlamoError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from plamo2_jax.convert.load import LoadedModel
+    from plamo2_jax.model import Plamo2
 
 # Positions per block of logits. For a vocabulary of 100,000, 256 positions are 100 MB.
 _BLOCK = 256
+_ONE_DEVICE = DecodeMesh()
 
 
 def logits(
@@ -27,6 +30,7 @@ def logits(
     step: int | None = None,
     batch_size: int = 4,
     dtype: Literal["float32", "bfloat16"] = "float32",
+    mesh: DecodeMesh = _ONE_DEVICE,
 ) -> None:
     """Write the logits of given tokens, to compare implementations.
 
@@ -34,24 +38,25 @@ def logits(
     are meaningless. Memory depends on the batch size, not on the file.
 
     Args:
-        model: A run folder, also of a run that trained adapters, or a folder of the public layout.
+        model: A run folder, RUN@STEP or RUN@ema, a folder of the public layout, or a folder of adapters.
         input: An .npz with the array tokens [b, t] of integers and, if rows are packed or padded, segment_ids [b, t]: 0 padding,
             1 and up the document.
         output: The .npz to write.
-        step: Which checkpoint of a run folder; left out, the newest.
+        step: Which checkpoint of a run folder, instead of RUN@STEP; left out, the newest.
         batch_size: Rows per batch.
-        dtype: Dtype of activations. Parameters and logits are always float32.
+        dtype: Dtype of activations and matrices. Logits are always float32.
+        mesh: Devices that the model is divided over.
     """
-    from plamo2_jax.adapters.open import open_model
+    from plamo2_jax.engine.weights import load_weights
 
     if batch_size < 1:
-        raise ValueError(f"--batch-size {batch_size} is not allowed: it must be at least 1")
+        raise PlamoError(f"--batch-size {batch_size} is not allowed: it must be at least 1")
     if not output.parent.is_dir():
-        raise ValueError(f"--output {output}: the folder {output.parent} does not exist. Create it first")
+        raise PlamoError(f"--output {output}: the folder {output.parent} does not exist. Create it first")
     tokens, segment_ids = read_input(input)
-    loaded = open_model(model, step=step)
+    network, loaded = load_weights(model, step=step, dtype=dtype, mesh=mesh.make(), scan_layers=True)
     check_tokens(input, tokens, segment_ids, loaded.config.vocab_size)
-    write_logits(output, loaded, tokens, segment_ids, batch_size, dtype)
+    write_logits(output, network, loaded.params, tokens, segment_ids, batch_size)
     print(f"{output}: logits {[*tokens.shape, loaded.config.vocab_size]} float32")
 
 
@@ -70,11 +75,11 @@ def read_input(path: Path) -> tuple[np.ndarray, np.ndarray]:
     segment_ids = found.get("segment_ids", np.ones(tokens.shape, np.int32))
     for name, array in (("tokens", tokens), ("segment_ids", segment_ids)):
         if array.dtype.kind not in "iu":
-            raise ValueError(f"{path}: {name} must be integers, not {array.dtype}")
+            raise PlamoError(f"{path}: {name} must be integers, not {array.dtype}")
     if tokens.ndim != 2 or 0 in tokens.shape:
-        raise ValueError(f"{path}: tokens must have two axes [b, t], neither empty, not shape {tokens.shape}")
+        raise PlamoError(f"{path}: tokens must have two axes [b, t], neither empty, not shape {tokens.shape}")
     if segment_ids.shape != tokens.shape:
-        raise ValueError(f"{path}: segment_ids has shape {segment_ids.shape}: it must be {tokens.shape}, as tokens")
+        raise PlamoError(f"{path}: segment_ids has shape {segment_ids.shape}: it must be {tokens.shape}, as tokens")
     return tokens, segment_ids
 
 
@@ -87,28 +92,26 @@ def check_tokens(path: Path, tokens: np.ndarray, segment_ids: np.ndarray, vocab_
         wrong = np.argwhere((array < 0) | (array > largest))
         if len(wrong):
             row, column = wrong[0]
-            raise ValueError(
+            raise PlamoError(
                 f"{path}: {name}[{row}, {column}] is {array[row, column]}: it must be from 0 to {largest}"
                 f" ({len(wrong)} value(s) are not)"
             )
 
 
 def write_logits(
-    path: Path, loaded: LoadedModel, tokens: np.ndarray, segment_ids: np.ndarray, batch_size: int, dtype: str
+    path: Path, model: Plamo2, params: dict, tokens: np.ndarray, segment_ids: np.ndarray, batch_size: int
 ) -> None:
     """Write the .npz file block by block. It gets its final name when it is complete."""
     import jax
     import numpy as np
 
-    from plamo2_jax.model import Plamo2
     from plamo2_jax.progress import tqdm
     from plamo2_jax.storage import new_file
 
-    model = Plamo2(loaded.config, dtype=np.dtype(dtype) if dtype == "float32" else jax.numpy.bfloat16)
     features = jax.jit(lambda params, *args: model.apply({"params": params}, *args, method="features")[0])
     project = jax.jit(lambda params, x: model.apply({"params": params}, x, method="logits"))
     b, t = tokens.shape
-    shape = (b, t, loaded.config.vocab_size)
+    shape = (b, t, model.config.vocab_size)
     with (
         new_file(path) as partial,
         zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive,
@@ -119,10 +122,10 @@ def write_logits(
         for start in range(0, b, batch_size):
             rows = slice(start, start + batch_size)
             batch = [_fill(array[rows].astype(np.int32), batch_size) for array in (tokens, segment_ids)]
-            x = features(loaded.params, *batch)
+            x = features(params, *batch)
             for row in range(len(tokens[rows])):
                 for block in range(0, t, _BLOCK):
-                    y = project(loaded.params, x[row : row + 1, block : block + _BLOCK])
+                    y = project(params, x[row : row + 1, block : block + _BLOCK])
                     file.write(np.ascontiguousarray(y, "<f4").data)
                     bar.update(y.shape[1])
 

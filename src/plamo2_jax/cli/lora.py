@@ -20,24 +20,24 @@ def lora(
     """Add trained adapters to a model's weights, and write the sum as a run folder, which every other verb takes.
 
     Args:
-        model: The model that the adapters were trained on: a run folder, or a folder of the public layout.
-        adapter: A run that trained adapters, or a folder in PEFT's layout, ours or another's. Plain LoRA is read, rsLoRA too. Adapters
-            that need more than the plain model are refused by name: DoRA, activated LoRA, biases, whole modules, and those that were
-            trained against a changed base (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA).
+        model: The model that the adapters were trained on: a run folder, RUN@STEP, or a folder of the public layout.
+        adapter: A run that trained adapters, RUN@STEP or RUN@ema, or a folder in PEFT's layout, ours or another's. Plain LoRA is read,
+            rsLoRA too. Adapters that need more than the plain model are refused by name: DoRA, activated LoRA, biases, whole modules,
+            and those that were trained against a changed base (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA).
         output: Run folder to make; it must not exist or be empty.
-        step: Which checkpoint of a run with adapters; left out, the newest.
+        step: Which checkpoint of a run with adapters, instead of RUN@STEP; left out, the newest.
     """
     from plamo2_jax import checkpoint
-    from plamo2_jax.adapters.peft import CONFIG, FOLDER, merged_model
+    from plamo2_jax.adapters.peft import FOLDER, merged_model
+    from plamo2_jax.convert.names import ModelName
     from plamo2_jax.storage import require_empty
     from plamo2_jax.tokenizer.template_files import chat_template_files
 
     require_empty(output)
-    if step is not None and (adapter / CONFIG).is_file():
-        raise ValueError(f"{adapter} is of PEFT's layout and has no steps; leave --step out")
+    folder = ModelName.parse(adapter).folder
     # A folder `adapter` lies in the run that trained it, and so does its template.
-    run = (adapter.parent,) if adapter.name == FOLDER else ()
-    files = chat_template_files(adapter, *run, model)
+    run = (folder.parent,) if folder.name == FOLDER else ()
+    files = chat_template_files(folder, *run, ModelName.parse(model).folder)
     merged = merged_model(model, adapter, step)
     checkpoint.save_model(output, merged.config, merged.params, merged.tokenizer, files=files)
     print(output)

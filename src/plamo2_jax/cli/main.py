@@ -11,6 +11,7 @@ import sys
 from plamo2_jax.cli import compile_cache
 from plamo2_jax.cli.compile_cache import NO_CACHE
 from plamo2_jax.cli.library_logs import silence_library_logs
+from plamo2_jax.errors import PlamoError
 
 VERBS = {
     "tokenizer": "train a vocabulary, encode, decode",
@@ -18,8 +19,8 @@ VERBS = {
     "pretrain": "train a model from a config file",
     "sft": "fine-tune a model on conversations",
     "dpo": "train a model on preference data",
-    "prefer": "make preference data: sample answers from a model, score them, pair them",
-    "iterate": "iterative DPO: rounds of prefer, dpo and merge",
+    "preference-data": "make preference data: sample answers from a model, score them, pair them",
+    "iterate": "iterative DPO: rounds of preference-data, dpo and merge",
     "lora": "merge LoRA adapters into a model's weights",
     "pipeline": "run commands as a graph; finished stages are skipped",
     "launch": "run pretrain on TPU slices, in GKE, under SLURM or as several processes",
@@ -38,6 +39,14 @@ VERBS = {
     "report": "write an HTML page about a run",
     "plan": "predict memory and time on a TPU slice you do not have, with its compiler",
 }
+
+OLD_VERBS = {"prefer": "preference-data"}
+"""Names that verbs had before version 1.1. They work for one release, with a warning."""
+
+
+def module_of(verb: str) -> str:
+    """Return the name of a verb's module."""
+    return verb.replace("-", "_")
 
 
 def usage() -> str:
@@ -75,7 +84,10 @@ def version() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb and return the exit status. A user error prints one sentence on stderr and returns status 2."""
+    """Run one verb and return the exit status. A user error prints one sentence on stderr and returns status 2.
+
+    Every exception but PlamoError, OSError and KeyboardInterrupt is a defect and passes, with its traceback.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     # Arguments after `--` belong to the command that `launch` starts.
     end = argv.index("--") if "--" in argv else len(argv)
@@ -88,6 +100,12 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] in ("-V", "--version"):
         print(version())
         return 0
+    if argv[0] in OLD_VERBS:
+        verb = OLD_VERBS[argv[0]]
+        print(
+            f"plamo2: warning: the verb {argv[0]} is now called {verb}; the old name will be removed", file=sys.stderr
+        )
+        argv[0] = verb
     if argv[0] not in VERBS:
         from plamo2_jax.cli.arguments import closest_commands
 
@@ -98,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     compile_cache.enable()
     silence_library_logs()
     # Imported on demand, so that `plamo2 --help` does not import JAX.
-    verb = importlib.import_module(f"plamo2_jax.cli.{argv[0]}")
+    verb = importlib.import_module(f"plamo2_jax.cli.{module_of(argv[0])}")
     try:
         return verb.main(argv[1:]) or 0
     except BrokenPipeError:
@@ -108,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"plamo2 {argv[0]}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
-    except (ValueError, OSError) as error:
+    except (PlamoError, OSError) as error:
         print(f"plamo2 {argv[0]}: {_printable(_sentence(error))}", file=sys.stderr)
         return 2
 

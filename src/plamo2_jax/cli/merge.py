@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from plamo2_jax.cli.arguments import parse
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.surgery.merge.config import MergeConfig, Method
 from plamo2_jax.surgery.merge.methods import Rescale
 
@@ -66,7 +67,7 @@ def main(argv: list[str]) -> int:
     """Run the verb."""
     options = parse(MergeOptions, argv, "plamo2 merge")
     if len(options.models_and_output) < 2:
-        raise ValueError(
+        raise PlamoError(
             "too few arguments: give the models and then the folder to create, such as plamo2 merge A B OUT"
         )
     from plamo2_jax.cli.convert import parse_size, progress
@@ -112,7 +113,7 @@ def parse_weights(argument: str) -> tuple[str, tuple[float, ...]]:
     except ValueError:
         numbers = ()
     if not (equals and pattern and numbers):
-        raise ValueError(
+        raise PlamoError(
             f"--weights-for {argument!r} is not allowed: it must be REGEX=w1,w2,... with one number per model"
         )
     return pattern, numbers

@@ -1,4 +1,4 @@
-"""`plamo2 phonebook OUT.jsonl`: phonebooks as training text."""
+"""`plamo2 phonebook OUT.jsonl`: write phonebooks as training text."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from plamo2_jax.cli.arguments import parse
 
 @dataclasses.dataclass(frozen=True)
 class PhonebookOptions:
-    """Write phonebooks with their queries answered as JSON lines, for `plamo2 data prepare`: what a small model needs to have seen
-    before `plamo2 probe --task phonebook` can tell what its attention holds.
+    """Write phonebooks with answered queries as JSON lines, for `plamo2 data prepare`.
+
+    A small model must be trained on such texts before `plamo2 probe --task phonebook` can measure its attention.
     """
 
     output: Annotated[Path, tyro.conf.Positional]
@@ -22,15 +23,15 @@ class PhonebookOptions:
     documents: int = 1000
     """Number of phonebooks."""
     entries: tuple[int, int] = (4, 40)
-    """Least and largest number of entries per phonebook."""
+    """Smallest and largest number of entries per phonebook."""
     queries: int = 4
     """Number of queries at the end of each phonebook."""
     language: str = "ja,en"
-    """ja, en or both with a comma, which then alternate."""
+    """ja, en, or both separated by a comma; they then alternate."""
     digits: int | None = None
-    """Digits of a number; left out, telephone numbers."""
+    """Number of digits; left out, telephone numbers."""
     separator: str = ": "
-    """Text between name and number; $'\\t' for a tab, which tokenizers seldom join with its neighbours."""
+    """Text between name and number. A tab, $'\\t', is rarely merged with its neighbours by tokenizers."""
     seed: int = 0
     """Random seed."""
 

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from plamo2_jax.cli.arguments import call
+from plamo2_jax.cli.main import OLD_VERBS, module_of
+from plamo2_jax.errors import PlamoError
 
 if TYPE_CHECKING:
     from plamo2_jax.pipeline.graph import Description, Graph
     from plamo2_jax.pipeline.run import Ran
 
-_RESUMING = ("pretrain", "sft", "dpo", "prefer")
+_RESUMING = ("pretrain", "sft", "dpo", "preference-data")
 """Verbs that take a config file and options for its fields, and that resume after an interruption."""
 _MADE = ("output", "reference_log_probs")
 """Config fields that name outputs of a run."""
@@ -46,17 +48,17 @@ def pipeline(
         until: Run only this stage and the stages it depends on.
         force: Run these stages even if they are finished.
     """
-    from plamo2_jax.cli.pretrain import load_setting
+    from plamo2_jax.config_file import load_config
     from plamo2_jax.pipeline.graph import Graph
     from plamo2_jax.pipeline.plan import Planner
     from plamo2_jax.pipeline.run import run
     from plamo2_jax.pipeline.stage import Pipeline
     from plamo2_jax.pipeline.state import State
 
-    graph = Graph(load_setting(file, "pipeline", (Pipeline,), "configs/pipeline_demo.py"), describe)
+    graph = Graph(load_config(file, Pipeline, "configs/pipeline_demo.py", name="pipeline"), describe)
     for name in (*force, *([] if until is None else [until])):
         if name not in graph.stages:
-            raise ValueError(f"{file} has no stage {name!r}; it has {', '.join(graph.stages)}")
+            raise PlamoError(f"{file} has no stage {name!r}; it has {', '.join(graph.stages)}")
     names = set(graph.stages) if until is None else graph.ancestors(until)
     if dry_run:
         verdicts = Planner(graph, State(graph.home), force).plan(names)
@@ -78,25 +80,27 @@ def describe(argv: list[str]) -> Description:
     from plamo2_jax.pipeline.graph import Description
 
     verb, *rest = argv
+    verb = OLD_VERBS.get(verb, verb)
     if verb not in (*_RESUMING, "distill") or not rest or rest[0].startswith("-"):
         return Description(None)
-    from plamo2_jax.cli import prefer_options, pretrain_options
-    from plamo2_jax.cli.pretrain import load_config
+    from plamo2_jax.cli import preference_data_options, run_options
+    from plamo2_jax.config_file import load_config
+    from plamo2_jax.convert.names import ModelName
     from plamo2_jax.train.config import to_json
 
     path, *overrides = rest
     if verb == "distill":  # It takes the config file of a pretraining run, and no overrides.
         config, outputs = load_config(Path(path)), ()
     else:
-        config = load_config(Path(path), type(importlib.import_module(f"plamo2_jax.cli.{verb}").example()))
-        options = prefer_options if verb == "prefer" else pretrain_options
+        config = load_config(Path(path), type(importlib.import_module(f"plamo2_jax.cli.{module_of(verb)}").example()))
+        options = preference_data_options if verb == "preference-data" else run_options
         if overrides:
             config = options.parse(verb, path, config, overrides, "").config
-        outputs = (config.output if verb == "prefer" else config.folder,)
+        outputs = (config.output if verb == "preference-data" else config.folder,)
     leaves = list(_leaves(config))
     return Description(
         to_json(config),
-        paths=tuple(str(value) for value in leaves if isinstance(value, Path)),
+        paths=tuple(str(ModelName.parse(value).folder) for value in leaves if isinstance(value, Path)),
         words=tuple(value for value in leaves if isinstance(value, str) and "/" in value),
         outputs=outputs,
         file=path,

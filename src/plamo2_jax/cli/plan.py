@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
 from typing import Literal
 
 from plamo2_jax.cli.arguments import call
+from plamo2_jax.errors import PlamoError
 
 _USAGE = """usage: plamo2 plan CONFIG.py --topology SLICE [options] [--field value] ...
        plamo2 plan kernel ssd --topology SLICE --preset MODEL [options]
@@ -20,41 +22,43 @@ figures, not measured time. Needs libtpu: pip install 'jax[tpu]'
   kernel ssd    the selective scan at the shape of a preset   (options: plamo2 plan kernel ssd --help)"""
 
 
-def ssd(
-    *,
-    topology: str,
-    preset: str = "plamo-2-8b",
-    implementation: tuple[Literal["xla", "pallas_tpu"], ...] = ("xla", "pallas_tpu"),
-    chunk: tuple[int, ...] = (),
-    direction: tuple[Literal["forward", "forward+backward"], ...] = ("forward", "forward+backward"),
-    layouts: tuple[Literal["default", "auto"], ...] = ("default", "auto"),
-    tokens: int = 8192,
-    batch: int = 1,
-    segments: bool = True,
-    initial_state: bool = False,
-    breakdown: bool = False,
-    output: Path | None = None,
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class SsdOptions:
     """Compile the selective scan for one device of a TPU slice and print its cost.
 
     Compiles the scan at the shape of a model's layer, forward alone and with the gradient of every input. Prints a table with a row for
     each implementation, chunk size, direction and choice of layouts; the columns are explained below the table. Nothing is measured: a
     schedule gives the cycles that the instructions take without memory stalls.
-
-    Args:
-        topology: The slice to compile for, such as v5e:2x2, v5p:2x2x1, v6e:2x2 or tpu7x:2x2x1.
-        preset: The model whose layer is compiled.
-        implementation: Implementations of the scan.
-        chunk: Tokens per chunk. Give several to compare them. Default: the implementation's default on TPU.
-        direction: The scan alone, or with its gradient.
-        layouts: Layouts of arguments and results. default: the default layout of arrays. auto: the compiler chooses, as inside a model.
-        tokens: Tokens per row.
-        batch: Number of rows.
-        segments: Whether rows hold several documents.
-        initial_state: Whether the scan starts from a given state.
-        breakdown: Print the cycles of each operation.
-        output: JSON file for all results.
     """
+
+    topology: str
+    """The slice to compile for, such as v5e:2x2, v5p:2x2x1, v6e:2x2 or tpu7x:2x2x1."""
+    preset: str = "plamo-2-8b"
+    """The model whose layer is compiled."""
+    implementation: tuple[Literal["xla", "pallas_tpu"], ...] = ("xla", "pallas_tpu")
+    """Implementations of the scan."""
+    chunk: tuple[int, ...] = ()
+    """Tokens per chunk. Give several to compare them. Default: the implementation's default on TPU."""
+    direction: tuple[Literal["forward", "forward+backward"], ...] = ("forward", "forward+backward")
+    """The scan alone, or with its gradient."""
+    layouts: tuple[Literal["default", "auto"], ...] = ("default", "auto")
+    """Layouts of arguments and results. default: the default layout of arrays. auto: the compiler chooses, as inside a model."""
+    tokens: int = 8192
+    """Tokens per row."""
+    batch: int = 1
+    """Number of rows."""
+    segments: bool = True
+    """Whether rows hold several documents."""
+    initial_state: bool = False
+    """Whether the scan starts from a given state."""
+    breakdown: bool = False
+    """Print the cycles of each operation."""
+    output: Path | None = None
+    """JSON file for all results."""
+
+
+def ssd(options: SsdOptions) -> None:
+    """Compile the selective scan for one device of a TPU slice and print its cost."""
     from plamo2_jax.config import PRESETS
     from plamo2_jax.plan.compiler import libtpu_version, unverified
     from plamo2_jax.plan.schedule import table
@@ -63,28 +67,34 @@ def ssd(
     from plamo2_jax.plan.worker import Worker
     from plamo2_jax.progress import tqdm
 
-    if preset not in PRESETS:
-        raise ValueError(f"--preset {preset} is not allowed; it must be one of {', '.join(PRESETS)}")
-    for option, values in (("--tokens", (tokens,)), ("--batch", (batch,)), ("--chunk", chunk)):
+    if options.preset not in PRESETS:
+        raise PlamoError(f"--preset {options.preset} is not allowed; it must be one of {', '.join(PRESETS)}")
+    for option, values in (("--tokens", (options.tokens,)), ("--batch", (options.batch,)), ("--chunk", options.chunk)):
         for value in values:
             if value < 1:
-                raise ValueError(f"{option} {value} is not allowed; it must be at least 1")
-    if output is not None and not output.parent.is_dir():
-        raise ValueError(f"--output {output}: the folder {output.parent} does not exist")
+                raise PlamoError(f"{option} {value} is not allowed; it must be at least 1")
+    if options.output is not None and not options.output.parent.is_dir():
+        raise PlamoError(f"--output {options.output}: the folder {options.output.parent} does not exist")
     programs = [
-        (SsdProgram(preset, name, size, way, tokens, batch, segments, initial_state), layout)
-        for name in implementation
-        for size in chunk or (None,)
-        for way in direction
-        for layout in layouts
+        (
+            SsdProgram(
+                options.preset, name, size, way, options.tokens, options.batch, options.segments, options.initial_state
+            ),
+            layout,
+        )
+        for name in options.implementation
+        for size in options.chunk or (None,)
+        for way in options.direction
+        for layout in options.layouts
     ]
     libtpu = libtpu_version()
     if warning := unverified(libtpu):
         print(f"plamo2 plan: warning: {warning}", file=sys.stderr)
     with Worker() as worker, tqdm(programs, desc="compile", unit="program", delay=1) as bar:
-        plans = [worker.call(compile_ssd, SsdRequest(topology, program, layout)) for program, layout in bar]
+        plans = [worker.call(compile_ssd, SsdRequest(options.topology, program, layout)) for program, layout in bar]
     print(
-        f"Compiler's figures (libtpu {libtpu}, {topology}), not measured time; ssd of {preset}, {batch}×{tokens} tokens."
+        f"Compiler's figures (libtpu {libtpu}, {options.topology}), not measured time; "
+        f"ssd of {options.preset}, {options.batch}×{options.tokens} tokens."
     )
     if warning:
         print(f"Warning: {warning}.")
@@ -94,15 +104,15 @@ def ssd(
     print("\n" + table.table(plans) + "\n\n" + "\n".join(table.legend()))
     for plan in plans:
         program = plan.program
-        lines = [*table.kernels(plan), *(table.breakdown(plan) if breakdown else ())]
+        lines = [*table.kernels(plan), *(table.breakdown(plan) if options.breakdown else ())]
         if lines:
             print(
                 f"\n{program.implementation}, chunk {table.chunk(program)}, {program.direction}, layouts {plan.layouts}"
             )
             print("\n".join(f"  {line}" for line in lines))
-    if output is not None:
-        header = {"source": "the compiler's figures, not measured time", "libtpu": libtpu, "topology": topology}
-        _write(output, {**header, "programs": [table.to_json(plan) for plan in plans]})
+    if options.output is not None:
+        header = {"source": "the compiler's figures, not measured time", "libtpu": libtpu, "topology": options.topology}
+        _write(options.output, {**header, "programs": [table.to_json(plan) for plan in plans]})
 
 
 def _write(path: Path, data: dict) -> None:
@@ -128,6 +138,6 @@ def main(argv: list[str]) -> int | None:
     if not words:
         print(_USAGE, file=sys.stderr)
         return 2
-    raise ValueError(
+    raise PlamoError(
         f"unknown plan {' '.join(words)!r}; it must be: kernel ssd, or a config file such as configs/pretrain_8b.py"
     )

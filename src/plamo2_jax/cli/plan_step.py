@@ -1,4 +1,4 @@
-"""`plamo2 plan CONFIG.py`: what a run's programs take on a TPU slice that is not there."""
+"""`plamo2 plan CONFIG.py`: the memory and the predicted time of a run's programs on a TPU slice that you do not have."""
 
 from __future__ import annotations
 
@@ -12,56 +12,55 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from plamo2_jax.cli.arguments import parse
+from plamo2_jax.errors import PlamoError
 
 if TYPE_CHECKING:
     from plamo2_jax.plan.request import Request
     from plamo2_jax.plan.step import StepPlan
 
-_DESCRIPTION = """Compile a run's train step for a TPU slice, on a machine without one, and say what it takes there.
+_DESCRIPTION = """Compile a run's train step for a TPU slice on a machine without a TPU, and print its memory and predicted time.
 
 usage: plamo2 plan CONFIG.py --topology SLICE [options] [--field value] [--part.field value] ...
 
-Prints HBM a chip by kind, collectives, the compiler's scheduled cycles, and a step time and MFU bound predicted from them. Nothing is
-measured, and no data are needed. Where it does not fit, the bytes that are over and the nearest change that fits. CONFIG.py may be one of
-plamo2 sft or plamo2 dpo too. Any field of the run can be replaced as there. Of a run that distils, the shape of the teacher is read
-from its folder. Needs libtpu: pip install 'jax[tpu]'"""
+Prints HBM per chip by kind, collectives, the compiler's cycles, and the step time and bound on MFU that are predicted from them. Nothing is
+measured, and no data are needed. If the step does not fit, prints the bytes that are missing and the nearest change that fits. CONFIG.py
+is a config of plamo2 pretrain, sft or dpo, and any of its fields can be replaced on the command line. For a run that distills, the shape of
+the teacher is read from its folder. Needs libtpu: pip install 'jax[tpu]'"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to compile, and for what."""
+    """What to compile, and for which devices."""
 
     topology: str | None = None
-    """The slice: v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:4x4x4, ...; of each slice where --mesh.slices is more than 1."""
+    """The slice, such as v5e:4x4, v5p:4x4x4, v6e:16x16 or tpu7x:4x4x4; each of several slices if --mesh.slices is more than 1."""
     gpu: str | None = None
-    """Instead of a slice, a node of GPUs such as h100x8: bytes of parameters and optimizer on each. Without the GPU's compiler nothing
-    more can be known."""
+    """Instead of a slice, a node of GPUs such as h100x8. Prints the argument bytes on each GPU; nothing more is known without the GPU's
+    compiler."""
     implementation: Literal["pallas", "xla"] = "pallas"
-    """Of scan and attention in the train step: the Pallas kernels for TPU, or what XLA makes of plain arrays."""
+    """Implementation of scan and attention in the train step: Pallas kernels for TPU, or XLA operations."""
     prefill: int | None = None
-    """Plan a prefill of rows of so many tokens instead of the train step."""
+    """Plan a prefill with this many tokens per row instead of the train step."""
     decode: int | None = None
-    """Plan a decoding step behind so many tokens instead of the train step."""
+    """Plan a decoding step with this many tokens in the cache instead of the train step."""
     rows: int | None = None
-    """Rows of every copy of the model, in prefill and decode; left out: 8."""
+    """Rows per copy of the model in prefill and decode. Default: 8."""
     sweep: bool = False
-    """Compile for several meshes and remat policies, and rank those that fit."""
+    """Compile for several meshes and remat policies, and rank the plans that fit."""
     search: bool = True
-    """Where the train step does not fit, look for the nearest change that does."""
+    """If the train step does not fit, search for the nearest change that fits."""
     longest: bool = False
     """Print the longest operations."""
     json: Path | None = None
-    """A file to write everything to."""
+    """JSON file for all figures."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the verb; 1 where the program does not fit or does not compile."""
-    from plamo2_jax.align.preferences import DpoConfig
-    from plamo2_jax.align.sft import SftConfig
-    from plamo2_jax.cli.pretrain import load_config
+    """Run the verb; return 1 if the program does not fit or does not compile."""
+    from plamo2_jax.cli.run_options import parse_config
+    from plamo2_jax.config_file import load_config
     from plamo2_jax.plan.request import Request
-    from plamo2_jax.train.config import PretrainConfig
+    from plamo2_jax.train.config import RunConfig
 
     path, *rest = argv
     prog = f"plamo2 plan {path}"
@@ -69,13 +68,12 @@ def main(argv: Sequence[str]) -> int:
         print(_DESCRIPTION + "\n")
         tyro.cli(Options, prog=prog, args=["--help"])
     options, fields = tyro.cli(Options, prog=prog, args=rest, return_unknown_args=True)
-    default = load_config(Path(path), PretrainConfig, SftConfig, DpoConfig)
-    config = parse(type(default), fields, prog, default=default)
+    config = parse_config(load_config(Path(path), RunConfig), fields, prog)
     if (options.topology is None) == (options.gpu is None):
-        raise ValueError("plamo2 plan needs either --topology SLICE, such as v5p:4x4x4, or --gpu NODE, such as h100x8")
+        raise PlamoError("plamo2 plan needs either --topology SLICE, such as v5p:4x4x4, or --gpu NODE, such as h100x8")
     _refuse_unused(options)
     if options.json is not None and not options.json.absolute().parent.is_dir():
-        raise ValueError(f"--json {options.json}: the folder {options.json.parent} does not exist")
+        raise PlamoError(f"--json {options.json}: the folder {options.json.parent} does not exist")
     if options.gpu is not None:
         return _gpus(options, Request(config, "", gpus=_gpu_count(options.gpu)))
     context = options.prefill or options.decode or config.data.sequence_length
@@ -85,22 +83,22 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _refuse_unused(options: Options) -> None:
-    """Refuse values out of range, and options that what is asked for would not look at."""
+    """Refuse values out of range, and options that the chosen plan ignores."""
     if options.prefill is not None and options.decode is not None:
-        raise ValueError("--prefill and --decode are two plans; give one of them")
+        raise PlamoError("--prefill and --decode are two plans: give only one of them")
     for name in ("prefill", "decode", "rows"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise ValueError(f"--{name} {value} is not allowed; it must be at least 1")
+            raise PlamoError(f"--{name} {value} is not allowed; it must be at least 1")
     serving = bool(options.prefill or options.decode)
     if options.rows is not None and not serving:
-        raise ValueError("--rows is not allowed without --prefill or --decode: a train step has data.batch_size rows")
+        raise PlamoError("--rows is not allowed without --prefill or --decode: a train step has data.batch_size rows")
     if options.sweep and serving:
-        raise ValueError("--sweep is not allowed with --prefill or --decode: it compares train steps")
+        raise PlamoError("--sweep is not allowed with --prefill or --decode: it compares train steps")
     if options.sweep and options.longest:
-        raise ValueError("--longest is not allowed with --sweep; plan one of its meshes alone")
+        raise PlamoError("--longest is not allowed with --sweep; plan one of its meshes alone")
     if options.gpu is not None and (serving or options.sweep or options.longest):
-        raise ValueError(
+        raise PlamoError(
             "--prefill, --decode, --sweep and --longest are not allowed with --gpu: without the GPU's compiler only bytes of the "
             "train step's arguments are known"
         )
@@ -122,8 +120,8 @@ def _one(options: Options, request: Request) -> int:
     found = plan(request)
     print(f"{request.kind} step of {request.config.name} on {request.topology}")
     print("\n".join(report.lines(found)))
-    if request.kind == "train" and (beside := not_counted(request.config)):
-        print(f"not in this plan: what the run computes for {' and '.join(beside)}, between its train steps")
+    if request.kind == "train" and (others := not_counted(request.config)):
+        print(f"not counted: programs for {' and '.join(others)}, which run between train steps")
     if options.longest:
         print("\n" + "\n".join(report.operations(found)))
     data = {"topology": request.topology, "kind": request.kind, "plan": report.to_json(found)}
@@ -141,13 +139,13 @@ def _one(options: Options, request: Request) -> int:
 
 def _sweep(options: Options, request: Request) -> int:
     from plamo2_jax.plan import report
-    from plamo2_jax.plan.compiler import device_count
+    from plamo2_jax.plan.compiler import device_count, libtpu_version
     from plamo2_jax.plan.steps import plan, sweep_points
     from plamo2_jax.progress import tqdm
 
     points = list(sweep_points(request.config, device_count(request.topology) * request.config.mesh.slices))
     if not points:
-        raise ValueError("--sweep finds no mesh over which a micro-batch's rows divide; lower --accumulation")
+        raise PlamoError("--sweep finds no mesh that divides the rows of a micro-batch: lower --accumulation")
     _warn_if_unverified()
     found: list[tuple[str, StepPlan]] = []
     for label, config in tqdm(points, desc="compile", unit="plan"):
@@ -156,6 +154,7 @@ def _sweep(options: Options, request: Request) -> int:
         except ValueError as error:
             print(f"{label}: {error}", file=sys.stderr)
     found.sort(key=lambda item: -item[1].mfu if item[1].fits else 1)
+    print(f"compiled by libtpu {libtpu_version()}")
     for label, each in found:
         print(f"{label}\n  {report.summary(each)}")
     _write(options, {"topology": request.topology, "sweep": {label: report.to_json(each) for label, each in found}})
@@ -167,12 +166,10 @@ def _gpus(options: Options, request: Request) -> int:
     from plamo2_jax.plan.steps import gpu_argument_bytes
 
     found = gpu_argument_bytes(request)
-    print(f"train step of {request.config.name} on {options.gpu}, bytes on each GPU by the shapes' shardings:")
+    print(f"train step of {request.config.name} on {options.gpu}, argument bytes on each GPU, by the shardings:")
     for kind, size in found.items():
         print(f"  {kind:<12}{gib(size):>12}")
-    print(
-        "Temporaries and activations are not known: they are what the GPU's compiler makes of the program, and it is not here."
-    )
+    print("Temporaries and activations are not known, because they depend on the GPU's compiler.")
     _write(options, {"gpu": options.gpu, "arguments": found})
     return 0
 
@@ -180,7 +177,7 @@ def _gpus(options: Options, request: Request) -> int:
 def _gpu_count(node: str) -> int:
     match = re.fullmatch(r"[a-z]+\d*x(\d+)", node)
     if not match or int(match[1]) < 1:
-        raise ValueError(f"--gpu {node} is not allowed; it must be a kind and a number of GPUs, such as h100x8")
+        raise PlamoError(f"--gpu {node} is not allowed; it must be a kind and a number of GPUs, such as h100x8")
     return int(match[1])
 
 

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import runpy
 import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from plamo2_jax.train.config import PretrainConfig
+    from plamo2_jax.train.config import RunConfig
     from plamo2_jax.train.loop import TrainResult
 
 DESCRIPTION = """Train a model from a config file, or resume its training.
 
 usage: plamo2 pretrain CONFIG.py [--field value] [--part.field value] ...
 
-CONFIG.py is a Python file that sets `config = PretrainConfig(...)`:
+CONFIG.py is a Python file that sets `config = RunConfig(..., task=Pretrain(...))`, or task=Distill(...) to learn from a teacher too:
 
-  from plamo2_jax.train.config import PretrainConfig
+  from plamo2_jax.train.config import RunConfig
+  from plamo2_jax.train.pretraining import Pretrain
+  from plamo2_jax.surgery.distill import Distill
 
-The folder configs/ of the source tree has examples. Any field below can be replaced on the command line. The run is written to
+The folder configs/ of the source tree has examples. Any field below can be replaced on the command line; a task's fields stand beside
+those of the run. The run is written to
 OUTPUT/NAME: config.json (the resolved config), tokenizer.jsonl, checkpoints/, metrics.jsonl and tensorboard/. The same command resumes a
 run that was stopped, from its newest intact checkpoint, exactly as if it had never stopped. Ctrl-C and SIGTERM save a checkpoint and end
 the run. A run without a checkpoint of its own starts from --fork RUN@STEP (optimizer included), from --init-from (parameters alone), or
@@ -42,28 +43,23 @@ exit status:
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit status, as DESCRIPTION tells it."""
+    from plamo2_jax.surgery.distill import Distill
+    from plamo2_jax.train.pretraining import Pretrain
 
-    def hooks(config: PretrainConfig) -> dict[str, Any]:
-        if config.distillation is None:
-            return {}
-        from plamo2_jax.surgery.distill import distillation_task
-
-        return {"make_task": distillation_task}
-
-    def report(config: PretrainConfig, outcome: TrainResult) -> None:
-        for language, heldout in outcome.heldout.items():
+    def report(config: RunConfig, result: TrainResult) -> None:
+        for language, heldout in result.heldout.items():
             print(f"held-out {language}: {heldout.bits_per_byte:.4f} bits per byte")
 
-    return train("pretrain", argv, example, DESCRIPTION, "configs/demo.py", hooks, report)
+    return run("pretrain", argv, example(), (Pretrain, Distill), DESCRIPTION, "configs/demo.py", report)
 
 
-def train(
+def run(
     verb: str,
     argv: list[str],
-    example: Callable[[], PretrainConfig],
+    example: RunConfig,
+    tasks: tuple[type, ...],
     description: str,
     such_as: str,
-    hooks: Callable[[Any], dict[str, Any]],
     report: Callable[[Any, TrainResult], None],
 ) -> int:
     """Train from a config file: what `pretrain`, `sft` and `dpo` share.
@@ -71,103 +67,54 @@ def train(
     Args:
         verb: which of them.
         argv: config file and overrides.
-        example: makes the values that the help shows where no config file gives others; config files must set one of its class.
+        example: the values that the help shows where no config file gives others.
+        tasks: kinds of tasks that the verb runs.
         description: of the help.
         such_as: a config file to name in messages.
-        hooks: what `train.loop.pretrain` gets besides the configuration.
-        report: prints what a run that is complete came to.
+        report: prints the results of a run that is complete.
 
     Returns:
         The exit status, as DESCRIPTION tells it.
     """
-    from plamo2_jax.cli.pretrain_options import parse
+    from plamo2_jax.cli.run_options import load_run, parse
 
     if not argv or argv[0].startswith("-"):
         if "-h" in argv or "--help" in argv:
-            parse(verb, "CONFIG.py", example(), ["--help"], description)
+            parse(verb, "CONFIG.py", example, ["--help"], description)
         print(f"plamo2 {verb}: the first argument must be a config file, such as {such_as}", file=sys.stderr)
         return 2
     path, *overrides = argv
-    options = parse(verb, path, load_config(Path(path), type(example())), overrides, description)
+    options = parse(verb, path, load_run(Path(path), tasks, such_as), overrides, description)
     config = options.config
-    from plamo2_jax.train.loop import pretrain
+    from plamo2_jax.train.loop import train
     from plamo2_jax.train.processes import join, leave_when_aborted, leave_when_broken
-    from plamo2_jax.train.watch import ProfileSteps
+    from plamo2_jax.train.profiler import ProfileSteps
 
     profile = None if options.profile is None else ProfileSteps.parse(options.profile)
     join(options.distributed)
     leave_when_aborted(config.folder)
     with leave_when_broken(config.folder):
-        outcome = pretrain(config, profile=profile, **hooks(config))
-    if outcome.signal is not None:
-        print(
-            f"stopped after step {outcome.step} of {config.steps}; the same command goes on from there", file=sys.stderr
-        )
-        return 128 + outcome.signal
-    report(config, outcome)
+        result = train(config, profile=profile)
+    if result.signal is not None:
+        print(f"stopped after step {result.step} of {config.steps}; the same command resumes the run", file=sys.stderr)
+        return 128 + result.signal
+    report(config, result)
     print(config.folder)
     return 0
 
 
-def example() -> PretrainConfig:
+def example() -> RunConfig:
     """The values that the help shows where no config file gives others."""
     from plamo2_jax.config import preset
     from plamo2_jax.data.pipeline import DataConfig, MixtureItem
-    from plamo2_jax.train.config import PretrainConfig
+    from plamo2_jax.train.config import RunConfig
+    from plamo2_jax.train.pretraining import Pretrain
 
-    return PretrainConfig(
+    return RunConfig(
         name="example",
         model=preset("tiny"),
         tokenizer=Path("tokenizer.jsonl"),
         data=DataConfig((MixtureItem(Path("data/train")),), sequence_length=256, batch_size=16),
         steps=1000,
+        task=Pretrain(),
     )
-
-
-def load_config(path: Path, *kinds: type) -> Any:
-    """The `config` of a config file, which is run as Python.
-
-    Args:
-        path: the file.
-        kinds: exact classes, one of which it must be of; none: PretrainConfig.
-
-    Raises:
-        ValueError: there is no such file, it is not right Python, it sets no such configuration, or what it sets is out of range.
-    """
-    if not kinds:
-        from plamo2_jax.train.config import PretrainConfig
-
-        kinds = (PretrainConfig,)
-    return load_setting(path, "config", kinds, "configs/demo.py")
-
-
-def load_setting(path: Path, name: str, kinds: tuple[type, ...], such_as: str) -> Any:
-    """What a Python file sets a name to.
-
-    Args:
-        path: the file.
-        name: the name that it must set.
-        kinds: exact classes, one of which it must be of.
-        such_as: a file to name in messages.
-
-    Raises:
-        ValueError: as `load_config`.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file; the first argument must be a {name} file, such as {such_as}")
-    try:
-        found = runpy.run_path(str(path)).get(name)
-    except (SyntaxError, ImportError, TypeError, NameError, AttributeError) as error:
-        raise ValueError(f"{path}, line {_line(error, path)}: {error}") from error
-    if type(found) not in kinds:
-        wanted = " or ".join(kind.__name__ for kind in kinds)
-        raise ValueError(f"{path} must set `{name}` to a {wanted}; it sets it to {type(found).__name__}")
-    return found
-
-
-def _line(error: Exception, path: Path) -> int | None:
-    """The line of the config file at which its execution stopped."""
-    if isinstance(error, SyntaxError):
-        return error.lineno
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    return lines[-1] if lines else None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from plamo2_jax.cli.arguments import parse
+from plamo2_jax.errors import PlamoError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +34,7 @@ class ProbeOptions:
     """
 
     model: Annotated[str, tyro.conf.Positional]
-    """Run folder, folder of the public layout, RUN@STEP or RUN@ema."""
+    """Run folder, RUN@STEP or RUN@ema, folder of the public layout, or folder of adapters."""
     output: Path
     """Folder to make; it must not exist or be empty."""
     task: Literal["phonebook", "needle"] = "phonebook"
@@ -66,29 +67,20 @@ def main(argv: list[str]) -> int:
     for name, least in (("depths", 1), ("samples", 1), ("candidates", 2), ("batch_size", 1)):
         if getattr(options, name) < least:
             option = f"--{name.replace('_', '-')} {getattr(options, name)}"
-            raise ValueError(f"{option} is not allowed: it must be at least {least}")
+            raise PlamoError(f"{option} is not allowed: it must be at least {least}")
     from plamo2_jax.storage import require_empty
 
     require_empty(options.output)
-    import jax.numpy as jnp
-
-    from plamo2_jax.adapters.open import open_model
-    from plamo2_jax.engine.answer import ModelAnswerer
-    from plamo2_jax.engine.weights import cast_matrices
+    from plamo2_jax import models
     from plamo2_jax.eval.retrieval import as_text, ask, table
-    from plamo2_jax.model import Plamo2
     from plamo2_jax.progress import tqdm
-    from plamo2_jax.surgery.merge.sources import ModelName
 
-    name = ModelName.parse(options.model)
-    loaded = open_model(name.folder, step=name.step, ema=name.ema)
-    if loaded.tokenizer is None:
-        raise ValueError(f"{name.folder} has no tokenizer.jsonl, without which there is no text to read")
-    model = Plamo2(loaded.config, dtype=jnp.dtype(options.dtype))
-    questions = list(_questions(options, loaded.tokenizer, languages))
-    answerer = ModelAnswerer(model, cast_matrices(model, loaded.params), loaded.tokenizer)
-    with tqdm(total=len(questions), unit="question", desc=options.task) as progress:
-        answered = ask(questions, answerer, loaded.tokenizer, batch_size=options.batch_size, on_answer=progress.update)
+    # The candidates of all questions of a batch are scored together.
+    rows = options.batch_size * options.candidates
+    with models.open(options.model, dtype=options.dtype, batch_size=rows) as model:
+        questions = list(_questions(options, model.tokenizer, languages))
+        with tqdm(total=len(questions), unit="question", desc=options.task) as progress:
+            answered = ask(questions, model, model.tokenizer, batch_size=options.batch_size, on_answer=progress.update)
     rows = table(answered)
     _write(options, answered, rows)
     print(as_text(rows))
@@ -101,7 +93,7 @@ def _questions(options: ProbeOptions, tokenizer: Tokenizer, languages: tuple[str
     from plamo2_jax.eval.phonebook_names import LANGUAGES
 
     if unknown := sorted(set(languages) - set(LANGUAGES)):
-        raise ValueError(f"--language {','.join(unknown)} is not allowed: it must be {' or '.join(LANGUAGES)}, or both")
+        raise PlamoError(f"--language {','.join(unknown)} is not allowed: it must be {' or '.join(LANGUAGES)}, or both")
     shared = {
         "lengths": options.lengths,
         "depths": retrieval.depths(options.depths),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,100 +10,110 @@ from typing import Annotated, Literal
 import tyro
 
 from plamo2_jax.cli.arguments import call
+from plamo2_jax.errors import PlamoError
 
 
-def prune(
-    model: Annotated[str, tyro.conf.Positional],
-    target: Annotated[str, tyro.conf.Positional],
-    output: Annotated[Path, tyro.conf.Positional],
-    *,
-    calibration: Path | None = None,
-    method: Literal["activation", "taylor", "magnitude", "random"] = "activation",
-    depth: Literal["influence", "loss", "same"] = "influence",
-    rounds: int = 1,
-    batches: int = 8,
-    batch_size: int = 8,
-    sequence_length: int = 512,
-    multiple_of: int | None = None,
-    max_parameters: float | None = None,
-    max_flops: float | None = None,
-    seed: int = 0,
-    set: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
-    step: int | None = None,
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    plan: bool = False,
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class PruneOptions:
     """Prune a model to a smaller shape, and write it in the public layout. To train it further, use pretrain with --init-from.
 
     Only size fields of the target are used; windows, RoPE bases and token ids keep the model's values.
     Channels and layers are selected by importance on calibration data: the residual width for all layers together, MLP, heads and state
     in each layer, and whole periods of layers. A key/value head is kept or removed together with its query heads.
-
-    Args:
-        model: Model to cut: a run folder or a folder of the public layout. With --plan it may be a shape.
-        target: Target shape: a preset, a config.json, or a model's folder (the model's own, with --set or a budget).
-        output: Folder to create: it must not exist or must be empty.
-        calibration: Folder of shards that `plamo2 data prepare` wrote with the model's tokenizer.
-        method: How channels are ranked. activation: size of activations. taylor: first-order change of the loss. magnitude: size of
-            weights. random: for comparison.
-        depth: How layers are ranked. influence: angle between a layer's input and output residual stream (ShortGPT). loss: rise of the
-            loss without the layer. same: as --method.
-        rounds: Number of measurements; sizes shrink by equal ratios between them.
-        batches: Number of calibration batches.
-        batch_size: Rows per calibration batch.
-        sequence_length: Positions per row.
-        multiple_of: Hidden and MLP sizes must be multiples of this; 128 fits the matrix units of TPUs.
-        max_parameters: Search shapes with at most this many parameters, and cut to the one of lowest loss.
-        max_flops: Search shapes with at most this many forward FLOPs per token at --sequence-length.
-        seed: Random seed, for the order of the data and for --method random.
-        set: FIELD=VALUE, replaces a field of the target's shape; may be given several times.
-        step: Which checkpoint of a run folder; left out, the newest.
-        dtype: Dtype of the file.
-        plan: Print what would be cut, or the shapes within the budget, and write nothing.
     """
+
+    model: Annotated[str, tyro.conf.Positional]
+    """Model to cut: a run folder, RUN@STEP or RUN@ema, or a folder of the public layout. With --plan it may be a shape."""
+    target: Annotated[str, tyro.conf.Positional]
+    """Target shape: a preset, a config.json, or a model's folder (the model's own, with --set or a budget)."""
+    output: Annotated[Path, tyro.conf.Positional]
+    """Folder to create: it must not exist or must be empty."""
+    calibration: Path | None = None
+    """Folder of shards that `plamo2 data prepare` wrote with the model's tokenizer."""
+    method: Literal["activation", "taylor", "magnitude", "random"] = "activation"
+    """How channels are ranked. activation: size of activations. taylor: first-order change of the loss. magnitude: size of weights.
+    random: for comparison."""
+    depth: Literal["influence", "loss", "same"] = "influence"
+    """How layers are ranked. influence: angle between a layer's input and output residual stream (ShortGPT). loss: rise of the loss
+    without the layer. same: as --method."""
+    rounds: int = 1
+    """Number of measurements; sizes shrink by equal ratios between them."""
+    batches: int = 8
+    """Number of calibration batches."""
+    batch_size: int = 8
+    """Rows per calibration batch."""
+    sequence_length: int = 512
+    """Positions per row."""
+    multiple_of: int | None = None
+    """Hidden and MLP sizes must be multiples of this; 128 fits the matrix units of TPUs."""
+    max_parameters: float | None = None
+    """Search shapes with at most this many parameters, and cut to the one of lowest loss."""
+    max_flops: float | None = None
+    """Search shapes with at most this many forward FLOPs per token at --sequence-length."""
+    seed: int = 0
+    """Random seed, for the order of the data and for --method random."""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """FIELD=VALUE, replaces a field of the target's shape; may be given several times."""
+    step: int | None = None
+    """Which checkpoint of a run folder, instead of RUN@STEP; left out, the newest."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the file."""
+    plan: bool = False
+    """Print what would be cut, or the shapes within the budget, and write nothing."""
+
+
+def prune(options: PruneOptions) -> None:
+    """Prune a model to a smaller shape, and write it in the public layout. To train it further, use pretrain with --init-from."""
     from plamo2_jax.convert.hf import write_public
     from plamo2_jax.storage import require_empty
     from plamo2_jax.surgery.prune.cut import check_target
     from plamo2_jax.surgery.prune.search import candidates, prune_best
     from plamo2_jax.surgery.shapes import changes_table, read_shape, with_sizes
 
-    old = read_shape(model)
-    shapes = [with_sizes(old, read_shape(target, set))]
+    old = read_shape(options.model)
+    shapes = [with_sizes(old, read_shape(options.target, options.set))]
     for bound, cost in (
-        (max_parameters, lambda config: config.parameter_count()),
-        (max_flops, lambda config: config.flops_per_token(sequence_length)),
+        (options.max_parameters, lambda config: config.parameter_count()),
+        (options.max_flops, lambda config: config.flops_per_token(options.sequence_length)),
     ):
         if bound is not None:
-            shapes = candidates(shapes[0], bound, cost, multiple_of=multiple_of or 1)
+            shapes = candidates(shapes[0], bound, cost, multiple_of=options.multiple_of or 1)
             break
     for shape in shapes:
-        check_target(old, shape, multiple_of)
-    if plan:
+        check_target(old, shape, options.multiple_of)
+    if options.plan:
         for shape in shapes:
             _check_on_shapes(old, shape)
             print(changes_table(old, shape), end="\n\n" if len(shapes) > 1 else "\n")
         return
-    for name, value in (("rounds", rounds), ("batches", batches)):
+    for name, value in (("rounds", options.rounds), ("batches", options.batches)):
         if value < 1:
-            raise ValueError(f"--{name} {value} is not allowed: it must be at least 1")
-    if calibration is None:
-        raise ValueError("--calibration must name a folder of shards. Write one with plamo2 data prepare")
-    require_empty(output)
+            raise PlamoError(f"--{name} {value} is not allowed: it must be at least 1")
+    if options.calibration is None:
+        raise PlamoError("--calibration must name a folder of shards. Write one with plamo2 data prepare")
+    require_empty(options.output)
 
     import itertools
 
     from plamo2_jax.convert.load import load_model
+    from plamo2_jax.convert.names import ModelName
     from plamo2_jax.data.pipeline import DataConfig, MixtureItem, train_iterator
     from plamo2_jax.tokenizer.template_files import chat_template_files
 
-    files = chat_template_files(model)
-    loaded = load_model(model, step=step, require_finite=True)
+    files = chat_template_files(ModelName.parse(options.model).folder)
+    loaded = load_model(options.model, step=options.step, require_finite=True)
     if loaded.tokenizer is None:
-        raise ValueError(
-            f"{model} has no tokenizer.jsonl: it is needed to check the calibration data. Copy it into the folder"
+        raise PlamoError(
+            f"{options.model} has no tokenizer.jsonl: it is needed to check the calibration data. Copy it into the folder"
         )
-    data = DataConfig((MixtureItem(calibration),), sequence_length, batch_size, seed=seed, prefetch_batches=0)
-    examples = list(itertools.islice(train_iterator(data, loaded.tokenizer), batches))
+    data = DataConfig(
+        (MixtureItem(options.calibration),),
+        options.sequence_length,
+        options.batch_size,
+        seed=options.seed,
+        prefetch_batches=0,
+    )
+    examples = list(itertools.islice(train_iterator(data, loaded.tokenizer), options.batches))
 
     def report(shape, loss) -> None:
         print(
@@ -111,11 +122,11 @@ def prune(
             file=sys.stderr,
         )
 
-    options = {"method": method, "depth": depth, "rounds": rounds, "seed": seed}
-    best = prune_best(loaded.params, old, shapes, examples, on_pruned=report, **options)
-    write_public(output, best.config, best.params, loaded.tokenizer, dtype=dtype, files=files)
+    choices = {"method": options.method, "depth": options.depth, "rounds": options.rounds, "seed": options.seed}
+    best = prune_best(loaded.params, old, shapes, examples, on_pruned=report, **choices)
+    write_public(options.output, best.config, best.params, loaded.tokenizer, dtype=options.dtype, files=files)
     print(changes_table(old, best.config))
-    print(output)
+    print(options.output)
 
 
 def _check_on_shapes(old, new) -> None:
@@ -130,7 +141,7 @@ def _check_on_shapes(old, new) -> None:
     config = cut_config(old, new, masks)
     cut = jax.eval_shape(lambda params: cut_params(params, masks, old, config), abstract_params(Plamo2(old)))
     if cut != abstract_params(Plamo2(config)):
-        raise ValueError("the parameter shapes after cutting differ from those of the target")
+        raise PlamoError("the parameter shapes after cutting differ from those of the target")
 
 
 def main(argv: list[str]) -> None:

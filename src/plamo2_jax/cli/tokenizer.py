@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,65 +10,69 @@ from typing import Annotated
 import tyro
 
 from plamo2_jax.cli.arguments import call_subcommand
+from plamo2_jax.errors import PlamoError
 
 
-def train(
-    input: tuple[str, ...],
-    output: Path,
-    *,
-    text_field: str = "text",
-    vocab_size: int = 8192,
-    sample_bytes: int = 4_000_000,
-    seed: int = 0,
-    character_coverage: float = 0.9995,
-    max_token_chars: int = 16,
-    cross_spaces: bool = True,
-    split_digits: bool = False,
-    seed_pieces: int = 8,
-) -> None:
-    """Train a vocabulary on text and write tokenizer.jsonl. Equal input and options give equal files.
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """Train a vocabulary on text and write tokenizer.jsonl. The same input and options give the same file."""
 
-    Args:
-        input: Files (.jsonl, an object per line; .txt, the file is one document; both also .gz, .xz, .bz2, .zst; .parquet; .arrayrecord),
-            folders, "patterns/*.jsonl", tfds:NAME:SPLIT, or the corpus in the package: bundled:ja:train, bundled:all:train. A file that
-            several of them name is read once, and a line, text file, row or record of more than 64 MiB is a bad record.
-        output: Folder for tokenizer.jsonl, created if needed; or a file name that ends in .jsonl.
-        text_field: Field or column that holds the text.
-        vocab_size: Number of rows, including 7 control, 4 whitespace and 256 byte rows.
-        sample_bytes: Bytes of text to train on; more text than this is sampled evenly, by documents.
-        seed: Random seed of the sampling.
-        character_coverage: Share of the characters, counted as they occur, that have a row of their own; the rest is
-            spelled in bytes. Lower, more rows go to longer tokens and more rare characters cost three or four ids.
-        max_token_chars: Longest token, in characters.
-        cross_spaces: Let tokens hold several words with the spaces between them.
-        split_digits: Make every digit a token of its own.
-        seed_pieces: Candidates to start from, as a multiple of vocab-size; training time grows with it.
-    """
+    input: tuple[str, ...]
+    """Files (.jsonl, one object per line; .txt, one document per file; both also .gz, .xz, .bz2, .zst; .parquet; .arrayrecord),
+    folders, "patterns/*.jsonl", tfds:NAME:SPLIT, or the bundled corpus, bundled:ja:train or bundled:all:train. A file that is named
+    several times is read once. A line, text file, row or record of more than 64 MiB is a bad record."""
+    output: Path
+    """Folder for tokenizer.jsonl, created if needed; or a file name that ends in .jsonl."""
+    text_field: str = "text"
+    """Field or column that holds the text."""
+    vocab_size: int = 8192
+    """Number of rows, including 7 control, 4 white space and 256 byte rows."""
+    sample_bytes: int = 4_000_000
+    """Bytes of text to train on. Longer input is sampled evenly by documents."""
+    seed: int = 0
+    """Random seed of the sampling."""
+    character_coverage: float = 0.9995
+    """Share of the characters, weighted by frequency, that get their own row; the rest is spelled in bytes. A lower value leaves
+    more rows for longer tokens, but rare characters then take three or four ids."""
+    max_token_chars: int = 16
+    """Length of the longest token in characters."""
+    cross_spaces: bool = True
+    """Allow tokens of several words with the spaces between them."""
+    split_digits: bool = False
+    """Make every digit a separate token."""
+    seed_pieces: int = 8
+    """Number of initial candidates, as a multiple of vocab-size. Training time grows with it."""
+
+
+def train(options: TrainOptions) -> None:
+    """Train a vocabulary on text and write tokenizer.jsonl. The same input and options give the same file."""
     from plamo2_jax.data.documents import ReadReport
     from plamo2_jax.data.sources import read_documents
     from plamo2_jax.storage import new_parents
     from plamo2_jax.tokenizer.train import VocabularyOptions, train_tokenizer
 
-    options = VocabularyOptions(
-        vocab_size=vocab_size,
-        sample_bytes=sample_bytes,
-        seed=seed,
-        character_coverage=character_coverage,
-        max_token_chars=max_token_chars,
-        cross_spaces=cross_spaces,
-        split_digits=split_digits,
-        seed_pieces=seed_pieces,
+    settings = VocabularyOptions(
+        vocab_size=options.vocab_size,
+        sample_bytes=options.sample_bytes,
+        seed=options.seed,
+        character_coverage=options.character_coverage,
+        max_token_chars=options.max_token_chars,
+        cross_spaces=options.cross_spaces,
+        split_digits=options.split_digits,
+        seed_pieces=options.seed_pieces,
     )
     report = ReadReport()
-    documents = read_documents(input, text_field=text_field, report=report, keep_fields=False)
-    folder = output.parent if output.suffix == ".jsonl" else output
+    documents = read_documents(options.input, text_field=options.text_field, report=report, keep_fields=False)
+    folder = options.output.parent if options.output.suffix == ".jsonl" else options.output
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output {output}: {folder} is a file; give a folder, or a file name that ends in .jsonl")
-    tokenizer = train_tokenizer((document.text for document in documents), options)
+        raise PlamoError(
+            f"--output {options.output}: {folder} is a file: it must be a folder, or a file name that ends in .jsonl"
+        )
+    tokenizer = train_tokenizer((document.text for document in documents), settings)
     if report.bad:
         print(report.summary(), file=sys.stderr)
     with new_parents(folder / "tokenizer.jsonl"):
-        path = tokenizer.save(output)
+        path = tokenizer.save(options.output)
     print(f"{path}: {tokenizer.vocab_size} rows, sha256 {tokenizer.fingerprint}")
 
 
@@ -83,10 +88,10 @@ def encode(
 
     Args:
         tokenizer: A tokenizer.jsonl, or the folder that holds it.
-        text: The text; "-" reads standard input to its end, every byte counting.
-        allow_control: Match control strings such as <|plamo:op|> as control tokens. Not for text of others.
-        bos: Put <|plamo:bos|> in front.
-        eos: Put <|plamo:eos|> behind.
+        text: The text; "-" reads standard input, including a final newline.
+        allow_control: Encode control strings such as <|plamo:op|> as control tokens. Use this only for trusted text.
+        bos: Add <|plamo:bos|> at the start.
+        eos: Add <|plamo:eos|> at the end.
     """
     from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
@@ -95,10 +100,10 @@ def encode(
         try:
             text = sys.stdin.buffer.read().decode()
         except UnicodeDecodeError as error:
-            raise ValueError(f"standard input is not UTF-8 (byte {error.start})") from None
+            raise PlamoError(f"standard input is not UTF-8 (byte {error.start})") from None
     if not allow_control and (found := dict.fromkeys(loaded.control_strings_in(text))):
         print(
-            f"warning: {', '.join(found)} is read as text, not as a control token; --allow-control changes that",
+            f"warning: {', '.join(found)} is encoded as text, not as a control token; --allow-control changes this",
             file=sys.stderr,
         )
     print(*loaded.encode(text, allow_control=allow_control, bos=bos, eos=eos).tolist())
@@ -110,12 +115,12 @@ def decode(
     *,
     skip_control: bool = False,
 ) -> None:
-    """Write the text of ids, with nothing added: `encode | decode` gives back its input.
+    """Write the text of ids and nothing else: `encode | decode` returns its input.
 
     Args:
         tokenizer: A tokenizer.jsonl, or the folder that holds it.
         ids: The ids; left out, they are read from standard input, separated by spaces or newlines.
-        skip_control: Leave control tokens out.
+        skip_control: Omit control tokens.
     """
     from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
@@ -124,7 +129,7 @@ def decode(
     try:
         numbers = [int(word) for word in words]
     except ValueError as error:
-        raise ValueError(f"ids must be integers: {error}") from None
+        raise PlamoError(f"ids must be integers: {error}") from None
     sys.stdout.flush()
     sys.stdout.buffer.write(loaded.decode(numbers, skip_control=skip_control).encode())
     sys.stdout.buffer.flush()

@@ -22,7 +22,7 @@ from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.layout import LM_HEAD, PublicTensor
 from plamo2_jax.json_input import parse_json, read_json_object
 from plamo2_jax.model_files import file_inside
-from plamo2_jax.public_config import shown
+from plamo2_jax.validation import shown
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"

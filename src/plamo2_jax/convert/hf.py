@@ -16,6 +16,7 @@ from plamo2_jax.convert.chunked_io import Progress
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.files import CONFIG
 from plamo2_jax.convert.load import is_run_folder, read_tokenizer, warn_of_nonfinite
+from plamo2_jax.convert.names import ModelName
 from plamo2_jax.convert.read import common_dtype, read_params, read_public_config
 from plamo2_jax.convert.write import write_params
 from plamo2_jax.model import Plamo2, abstract_params
@@ -73,9 +74,9 @@ def to_public(
     """Read a run folder and write a folder of the public layout.
 
     Args:
-        source: Run folder.
+        source: Run folder, RUN@STEP or RUN@ema.
         output: Folder to create; it must not exist or must be empty.
-        step: Step of the checkpoint; None: the newest.
+        step: Step of the checkpoint; None: the step in `source`, or else the newest.
         ema: Write the moving average of the parameters instead of the parameters.
         dtype: Dtype of the files, float32 or bfloat16; None: the dtype of the checkpoint.
         max_shard_bytes: Largest number of tensor bytes in one safetensors file.
@@ -87,7 +88,8 @@ def to_public(
     Raises:
         ValueError: A file or tensor is missing, damaged or has another shape. The message names it. No file is left behind.
     """
-    source, output = Path(source), Path(output).absolute()
+    name, output = ModelName.parse(source, step=step, ema=ema), Path(output).absolute()
+    source, step, ema = name.folder, name.step, name.ema
     require_empty(output)
     if not is_run_folder(source):
         raise ConvertError(f"{source} already has the public layout: to-hf reads run folders")

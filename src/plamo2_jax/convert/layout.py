@@ -77,7 +77,7 @@ def public_tensors(config: ModelConfig) -> list[PublicTensor]:
         return PublicTensor(name, shape, (Part(path, None, shape, tuple(range(len(shape)))),))
 
     layers: list[tuple[int, list[PublicTensor]]] = []
-    for r, run in enumerate(config.runs):
+    for r, run in enumerate(config.layer_groups):
         for j, kind in enumerate(run.kinds):
             for i in range(run.count):
                 index = run.layer_index(i, j)

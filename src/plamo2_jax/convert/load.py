@@ -5,19 +5,24 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from plamo2_jax import checkpoint
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.files import CONFIG, INDEX, SINGLE, read_json
 from plamo2_jax.convert.finite import find_nonfinite
-from plamo2_jax.convert.read import read_params, read_public_config
+from plamo2_jax.convert.names import ModelName
+from plamo2_jax.convert.read import read_params, read_public_config, with_dtype
 from plamo2_jax.model import Plamo2, abstract_params
+from plamo2_jax.model.plamo2 import stacked_path
 from plamo2_jax.model_files import optional_file
 from plamo2_jax.tokenizer.tokenizer import FILE_NAME, Tokenizer
 
@@ -53,6 +58,16 @@ def is_run_folder(folder: str | os.PathLike[str]) -> bool:
     )
 
 
+def read_shape(path: str | os.PathLike[str]) -> ModelConfig:
+    """Read the config of a model, which may be named as RUN@STEP. No weight is read.
+
+    Raises:
+        ValueError: The folder is not a model, or its config.json is damaged.
+    """
+    folder = ModelName.parse(path).folder
+    return checkpoint.read_model_config(folder) if is_run_folder(folder) else read_public_config(folder)
+
+
 def read_tokenizer(folder: str | os.PathLike[str], config: ModelConfig) -> Tokenizer | None:
     """Read the tokenizer in a model's folder; None if there is none.
 
@@ -79,24 +94,34 @@ def load_model(
     shardings: Any = None,
     ema: bool = False,
     require_finite: bool = False,
+    abstract: Callable[[ModelConfig], Any] | None = None,
 ) -> LoadedModel:
     """Open a model from a run folder or a folder of the public layout.
 
     A warning on stderr names the first parameter with NaN or infinity.
 
     Args:
-        path: Folder of the model.
-        step: Step of a run folder's checkpoint; None: the newest.
+        path: Folder of the model, or the name of a checkpoint, such as RUN@STEP (see `names.ModelName`).
+        step: Step of a run folder's checkpoint; None: the step in `path`, or else the newest.
         dtype: Dtype of the parameters; None: float32.
         shardings: A `jax.sharding.Sharding` for all parameters or a tree of them; None: the first local device. Each process reads
             only the slices of its own devices.
         ema: Load the moving average of a run's parameters instead of the parameters.
         require_finite: Raise an error instead of the warning, for operations that write a new model.
+        abstract: Says dtypes and shardings instead: makes a tree of `jax.ShapeDtypeStruct` for the model's config, with or without a
+            scan over layers. One tensor is read, cast and placed before the next.
 
     Raises:
         ValueError: The folder is neither kind, or a file or tensor is missing, damaged or has another shape. The message names it.
     """
-    loaded = _load_model(Path(path), step, jnp.dtype(jnp.float32 if dtype is None else dtype), shardings, ema)
+    name = ModelName.parse(path, step=step, ema=ema)
+    if abstract is None:
+        dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
+
+        def abstract(config: ModelConfig) -> Any:
+            return with_dtype(abstract_params(Plamo2(config)), dtype, shardings)
+
+    loaded = _load_model(name, abstract)
     if require_finite and (parameter := find_nonfinite(loaded.params)):
         raise ConvertError(f"{path}: parameter {parameter} holds NaN or infinity: parameters must be finite")
     if not require_finite:
@@ -104,20 +129,46 @@ def load_model(
     return loaded
 
 
-def _load_model(folder: Path, step: int | None, dtype: jnp.dtype, shardings: Any, ema: bool) -> LoadedModel:
+def _load_model(name: ModelName, abstract: Callable[[ModelConfig], Any]) -> LoadedModel:
+    folder, step = name.folder, name.step
     if is_run_folder(folder):
         config = checkpoint.read_model_config(folder)
         checkpoint.require_model(folder)
-        item = checkpoint.EMA if ema else checkpoint.PARAMS
+        item = checkpoint.EMA if name.ema else checkpoint.PARAMS
         checkpoint.check_size(folder, config, step, item)
-        abstract = _with(abstract_params(Plamo2(config)), dtype, shardings)
-        params = checkpoint.restore_params(folder, abstract, step, item)
-        return LoadedModel(config, params, read_tokenizer(folder, config))
-    if step is not None or ema:
+        wanted = abstract(config)
+        restore = checkpoint.restore_params if "run_0" in wanted else _restore_periods
+        return LoadedModel(config, restore(folder, wanted, step, item), read_tokenizer(folder, config))
+    if step is not None or name.ema:
         raise ConvertError(f"{folder} has the public layout, which has no steps. Omit the step")
     config = read_public_config(folder)
     tokenizer = read_tokenizer(folder, config)
-    return LoadedModel(config, read_params(folder, config, dtype=dtype, shardings=shardings), tokenizer)
+    return LoadedModel(config, read_params(folder, config, abstract=abstract(config)), tokenizer)
+
+
+def _restore_periods(folder: Path, abstract: Any, step: int | None, item: str) -> dict:
+    """Restore the parameters of a model without a scan over layers: one stored array at a time, which is cut into its periods."""
+    wanted = flax.traverse_util.flatten_dict(abstract, sep="/")
+    places: dict[str, list[str]] = {}
+    for path in wanted:
+        places.setdefault(stacked_path(path)[0], []).append(path)
+
+    def stored(path: str) -> jax.ShapeDtypeStruct:
+        first, count = wanted[places[path][0]], len(places[path])
+        if places[path] == [path]:
+            return first
+        sharding = first.sharding
+        if isinstance(sharding, NamedSharding):
+            sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+        return jax.ShapeDtypeStruct((count, *first.shape), first.dtype, sharding=sharding)
+
+    tree = flax.traverse_util.unflatten_dict({path: stored(path) for path in places}, sep="/")
+    params = {}
+    for path, array in checkpoint.restore_each(folder, tree, step, item):
+        for place in places[path]:
+            period = stacked_path(place)[1]
+            params[place] = array if period is None else array[period]
+    return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
 def warn_of_nonfinite(path: str | os.PathLike[str], params: Any) -> None:
@@ -128,26 +179,3 @@ def warn_of_nonfinite(path: str | os.PathLike[str], params: Any) -> None:
             f"warning: {path}: parameter {parameter} holds NaN or infinity, so the outputs of this model are meaningless",
             file=sys.stderr,
         )
-
-
-def load_params(path: str | os.PathLike[str], config: ModelConfig, abstract: Any) -> Any:
-    """Load the newest parameters of a folder for a model of known config.
-
-    Args:
-        path: Run folder or folder of the public layout.
-        config: Config of the model.
-        abstract: Tree of `jax.ShapeDtypeStruct` with the shapes, dtypes and shardings of the result.
-
-    Raises:
-        ValueError: The folder is neither kind, or a tensor is missing, damaged or has another shape. The message names it.
-    """
-    if is_run_folder(path):
-        return checkpoint.restore_params(path, abstract)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return read_params(path, config, dtype=jnp.float32, shardings=shardings)
-
-
-def _with(abstract: Any, dtype: jnp.dtype, shardings: Any) -> Any:
-    if shardings is None or isinstance(shardings, jax.sharding.Sharding):
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=shardings), abstract)
-    return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=s), abstract, shardings)

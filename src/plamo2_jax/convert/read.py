@@ -20,6 +20,7 @@ from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.files import CONFIG, StoredTensor, check_tensors, find_tensors, read_json
 from plamo2_jax.convert.layout import Part, public_tensors
 from plamo2_jax.model import Plamo2, abstract_params
+from plamo2_jax.model.plamo2 import stacked_path
 
 
 def read_public_config(folder: str | os.PathLike[str]) -> ModelConfig:
@@ -42,6 +43,7 @@ def read_params(
     *,
     dtype: Any = None,
     shardings: Any = None,
+    abstract: Any = None,
     on_read: Progress | None = None,
 ) -> dict:
     """Read parameters from a folder of the public layout. Each process reads only the slices of its own devices, each slice once.
@@ -52,6 +54,7 @@ def read_params(
         dtype: Dtype of the parameters; None: the dtype of the files (float32 if they mix float32 and bfloat16). float32 is rounded to
             bfloat16 to nearest even.
         shardings: A `jax.sharding.Sharding` for all parameters or a tree of them; None: the first local device.
+        abstract: Tree of `jax.ShapeDtypeStruct` with shardings that says both instead, of the model with or without a scan over layers.
         on_read: Called after each block read with its bytes and the bytes of the whole model.
 
     Returns:
@@ -64,7 +67,9 @@ def read_params(
     tensors = public_tensors(config)
     stored = find_tensors(folder)
     check_tensors(folder, stored, tensors, config.tie_word_embeddings)
-    dtype = common_dtype(stored[tensor.name].dtype for tensor in tensors) if dtype is None else np.dtype(dtype)
+    if abstract is None:
+        dtype = common_dtype(stored[tensor.name].dtype for tensor in tensors) if dtype is None else np.dtype(dtype)
+        abstract = with_dtype(abstract_params(Plamo2(config)), dtype, shardings)
     total = sum(tensor.size * stored[tensor.name].dtype.itemsize for tensor in tensors)
 
     sources: dict[str, list[_Source]] = {}
@@ -74,22 +79,28 @@ def read_params(
             sources.setdefault(part.path, []).append(_Source(stored[tensor.name], start, part))
             start += part.size
 
-    leaves = flax.traverse_util.flatten_dict(abstract_params(Plamo2(config)), sep="/")
-    if shardings is None:
-        shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    if isinstance(shardings, jax.sharding.Sharding):
-        shardings = dict.fromkeys(leaves, shardings)
-    else:
-        shardings = flax.traverse_util.flatten_dict(shardings, sep="/")
+    leaves = flax.traverse_util.flatten_dict(abstract, sep="/")
 
     def count(bytes_read: int) -> None:
         if on_read:
             on_read(bytes_read, total)
 
-    params = {
-        path: _make_array(sources[path], leaf.shape, dtype, shardings[path], count) for path, leaf in leaves.items()
-    }
+    def make(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        stacked, period = stacked_path(path)
+        found = sources[stacked] if period is None else sources[stacked][period : period + 1]
+        layered = period is None and found[0].part.period is not None
+        return _make_array(found, layered, leaf.shape, np.dtype(leaf.dtype), sharding, count)
+
+    params = {path: make(path, leaf) for path, leaf in leaves.items()}
     return flax.traverse_util.unflatten_dict(params, sep="/")
+
+
+def with_dtype(abstract: Any, dtype: Any, shardings: Any) -> Any:
+    """Return a tree of shapes with a dtype, and with a sharding for all or a tree of them."""
+    if shardings is None or isinstance(shardings, jax.sharding.Sharding):
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=shardings), abstract)
+    return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=s), abstract, shardings)
 
 
 def common_dtype(dtypes: Iterable[np.dtype]) -> np.dtype:
@@ -121,6 +132,7 @@ class _Source:
 
 def _make_array(
     sources: list[_Source],
+    layered: bool,
     shape: tuple[int, ...],
     dtype: np.dtype,
     sharding: jax.sharding.Sharding,
@@ -134,7 +146,7 @@ def _make_array(
         if bounds not in read:
             target = _aligned_empty(tuple(stop - start for start, stop, _ in bounds), dtype)
             inner = tuple(slice(start, stop) for start, stop, _ in bounds)
-            if sources[0].part.period is None:
+            if not layered:
                 sources[0].read_into(target, inner, count)
             else:
                 for i, period in enumerate(range(*bounds[0])):

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from plamo2_jax.errors import PlamoError
+
 _BLOCK, _BLOCK_HEADER = 1 << 16, 24
 _CHUNK_HEADER = struct.Struct("<QQQQQ")
 
@@ -36,14 +38,14 @@ def read_chunks(path: Path, records: int) -> Iterator[Chunk]:
             begin = position
             header, position = _read(file, position, _CHUNK_HEADER.size)
             if len(header) < _CHUNK_HEADER.size or position > size:
-                raise ValueError(f"{path} is damaged: it ends after {found} of {records} records")
+                raise PlamoError(f"{path} is damaged: it ends after {found} of {records} records")
             _, data_size, _, kind_and_records, unfolded = _CHUNK_HEADER.unpack(header)
             count = kind_and_records >> 8
             # A record takes at least one byte of the file.
             position = max(_skip(position, data_size), begin + count)
             found += count
             if found > records or position > size:
-                raise ValueError(f"{path} is damaged: the chunk at byte {begin} holds more than the file")
+                raise PlamoError(f"{path} is damaged: the chunk at byte {begin} holds more than the file")
             if count:
                 yield Chunk(count, unfolded)
 

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from plamo2_jax.errors import PlamoError
+
 Where = Literal["edges", "anywhere"]
 
 MIN_CHARS = 8
@@ -118,7 +120,7 @@ def boilerplate_lines(documents: Iterable[dict], min_documents: int = 20, where:
         where: "edges": count, and later remove, lines at the beginning and end of documents. "anywhere": all lines.
     """
     if min_documents < 2:
-        raise ValueError(f"min_documents={min_documents} is not allowed: it must be at least 2")
+        raise PlamoError(f"min_documents={min_documents} is not allowed: it must be at least 2")
     counts: Counter[int] = Counter()
     seen: set[int] = set()
     for document in documents:

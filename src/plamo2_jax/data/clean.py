@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from plamo2_jax.data.boilerplate import Boilerplate, RemovedLines, boilerplate_lines, line_key
+from plamo2_jax.errors import PlamoError
 
 __all__ = [
     "CleanConfig",
@@ -68,18 +69,18 @@ class CleanConfig:
 
     def __post_init__(self) -> None:
         if self.unicode_form not in UNICODE_FORMS:
-            raise ValueError(
+            raise PlamoError(
                 f"unicode_form={self.unicode_form!r} is not allowed: it must be one of {', '.join(UNICODE_FORMS)}"
             )
         if not self.languages or not set(self.languages) <= set(LANGUAGES):
-            raise ValueError(
+            raise PlamoError(
                 f"languages={self.languages!r} is not allowed: it must name some of {', '.join(LANGUAGES)}"
             )
         if self.min_chars < 1:
-            raise ValueError(f"min_chars={self.min_chars} is not allowed: it must be at least 1")
+            raise PlamoError(f"min_chars={self.min_chars} is not allowed: it must be at least 1")
         for name in ("max_duplicate_lines", "max_top_ngram"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} is not allowed: it must be between 0 and 1")
+                raise PlamoError(f"{name}={getattr(self, name)} is not allowed: it must be between 0 and 1")
 
 
 @dataclass

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
 
+from plamo2_jax.errors import PlamoError
+
 LANGUAGES = ("ja", "en")
 SPLITS = ("all", "train", "heldout")
 FIELDS = ("id", "text", "language", "source", "license", "path", "pair")
@@ -61,9 +63,9 @@ def documents(
         FileNotFoundError: The folder holds no corpus.
     """
     if language is not None and language not in LANGUAGES:
-        raise ValueError(f"language={language!r} is not allowed: it must be None or one of {', '.join(LANGUAGES)}")
+        raise PlamoError(f"language={language!r} is not allowed: it must be None or one of {', '.join(LANGUAGES)}")
     if split not in SPLITS:
-        raise ValueError(f"split={split!r} is not allowed: it must be one of {', '.join(SPLITS)}")
+        raise PlamoError(f"split={split!r} is not allowed: it must be one of {', '.join(SPLITS)}")
     return _read(folder or bundled_folder(), LANGUAGES if language is None else (language,), split)
 
 

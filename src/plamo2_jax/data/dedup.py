@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from plamo2_jax.errors import PlamoError
+
 _STRETCH = 1 << 20  # characters processed at once
 _MAX_PER_UPDATE = 8192  # shingles hashed at once; bounds memory at 128 * 8192 * 8 bytes for texts of any length
 
@@ -37,11 +39,11 @@ class DedupConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold={self.threshold} is not allowed: it must be in (0, 1]")
+            raise PlamoError(f"threshold={self.threshold} is not allowed: it must be in (0, 1]")
         if self.ngram < 1:
-            raise ValueError(f"ngram={self.ngram} is not allowed: it must be at least 1")
+            raise PlamoError(f"ngram={self.ngram} is not allowed: it must be at least 1")
         if self.permutations < 16:
-            raise ValueError(f"permutations={self.permutations} is not allowed: it must be at least 16")
+            raise PlamoError(f"permutations={self.permutations} is not allowed: it must be at least 16")
 
 
 @dataclass(frozen=True)

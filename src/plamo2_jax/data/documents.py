@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from plamo2_jax.errors import PlamoError
+
 
 @dataclass(frozen=True)
 class Document:
@@ -62,7 +64,7 @@ class BadRecord:
         return f"{self.place}: {self.reason}" + (f" ({detail})" if detail else "")
 
 
-class UnreadableRecord(ValueError):
+class UnreadableRecord(PlamoError):
     """A record cannot be read. Readers raise or yield it, and `ReadReport` counts it."""
 
     def __init__(self, reason: str, detail: str = ""):
@@ -70,7 +72,7 @@ class UnreadableRecord(ValueError):
         self.reason, self.detail = reason, detail
 
 
-class TooManyBadRecordsError(ValueError):
+class TooManyBadRecordsError(PlamoError):
     """The share of bad records exceeds the limit."""
 
 
@@ -104,10 +106,10 @@ class ReadReport:
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad_rate <= 1:
-            raise ValueError(f"max_bad_rate={self.max_bad_rate} is not allowed: it must be between 0 and 1")
+            raise PlamoError(f"max_bad_rate={self.max_bad_rate} is not allowed: it must be between 0 and 1")
         for name, least in (("judge_after", 1), ("keep", 1)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} is not allowed: it must be at least {least}")
+                raise PlamoError(f"{name}={getattr(self, name)} is not allowed: it must be at least {least}")
 
     @property
     def bad(self) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from plamo2_jax.data.documents import ReadReport
+from plamo2_jax.errors import PlamoError
 
 COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
 SUFFIXES = (".jsonl", ".ndjson", ".txt", ".parquet", ".arrayrecord", ".array_record")
@@ -52,16 +53,16 @@ def find_files(spec: str | Path, report: ReadReport | None = None) -> list[Path]
     if path.is_dir():
         found = [file for file in _match(path, ("**", "*"), report) if format_of(file)]
         if not found:
-            raise ValueError(f"the folder {spec} holds no file that can be read: the suffix must be one of {_ALLOWED}")
+            raise PlamoError(f"the folder {spec} holds no file that can be read: the suffix must be one of {_ALLOWED}")
     elif path.is_file():
         found = [path]
     else:
         found, order = list(_match(*_split(spec), report)) if _WILDCARD.search(spec) else [], str
         if not found:
-            raise ValueError(f"{spec} does not exist: it must be a file, a folder or a pattern that matches a file")
+            raise PlamoError(f"{spec} does not exist: it must be a file, a folder or a pattern that matches a file")
     for file in found:
         if format_of(file) is None:
-            raise ValueError(f"{file} cannot be read: the suffix must be one of {_ALLOWED}")
+            raise PlamoError(f"{file} cannot be read: the suffix must be one of {_ALLOWED}")
     return list(each_once(sorted(found, key=order), report))
 
 
@@ -139,4 +140,4 @@ def _names(folder: Path) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except PermissionError:
-        raise ValueError(f"{folder} cannot be listed: permission denied. Allow it, or name the files") from None
+        raise PlamoError(f"{folder} cannot be listed: permission denied. Allow it, or name the files") from None

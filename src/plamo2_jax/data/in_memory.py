@@ -8,6 +8,7 @@ import numpy as np
 
 from plamo2_jax.data.documents import Document
 from plamo2_jax.data.shards import TokenizedDocument
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 
@@ -34,7 +35,7 @@ class TokenizedText:
             for document in documents
         ]
         if not self._documents:
-            raise ValueError(f"{name} holds no document: at least one is needed")
+            raise PlamoError(f"{name} holds no document: at least one is needed")
         self.lengths = np.array([len(document.ids) for document in self._documents], np.uint32)
         self.documents = len(self._documents)
         self.tokens = int(self.lengths.sum(dtype=np.int64))

@@ -25,6 +25,7 @@ import numpy as np
 from plamo2_jax.data import corpus
 from plamo2_jax.data.clean import guess_language
 from plamo2_jax.data.dedup import squeeze
+from plamo2_jax.errors import PlamoError
 
 TASKS = ("question", "summary", "title", "headings", "record", "translation")
 PASSAGE, ANSWER = (20, 240), 160
@@ -102,7 +103,7 @@ def instructions(split: str, *, per_page: int = 6, seed: int = 0) -> Iterator[di
         ValueError: The split is unknown, or per_page is below 1.
     """
     if per_page < 1:
-        raise ValueError(f"per_page={per_page} is not allowed: it must be at least 1")
+        raise PlamoError(f"per_page={per_page} is not allowed: it must be at least 1")
     if split == "heldout":
         trained = {_key(message["content"]) for line in _all("train", per_page, seed) for message in line["messages"]}
         for line in _all(split, per_page, seed):

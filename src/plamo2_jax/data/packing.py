@@ -1,14 +1,8 @@
-"""Packing documents into rows of fixed length, and the batch format that every model and task reads.
+"""Packing documents into rows of fixed length.
 
 A document of ids i1..in becomes the inputs [bos, i1, .., in] and the targets [i1, .., in, eos]. A document longer than a row is split into
 pieces of the row's length. Each piece is a separate segment, so no state passes from one piece to the next, but every target keeps the
 input before it. Grain's best-fit packer fills rows with whole pieces.
-
-A batch is a dict of arrays [b, t]:
-    tokens, targets: int32, 0 at padding.
-    segment_ids: int32, 1.. for the segments of a row in order, 0 for padding.
-    positions: int32, from 0 within each segment.
-    loss_weights: float32, 1 at targets, 0 at padding.
 """
 
 from __future__ import annotations
@@ -21,9 +15,9 @@ import grain
 import grain.experimental
 import numpy as np
 
+from plamo2_jax.data.batch import Batch
 from plamo2_jax.data.shards import Shards
-
-Batch = dict[str, np.ndarray]
+from plamo2_jax.errors import PlamoError
 
 
 class Pieces:
@@ -110,14 +104,19 @@ def pack(
 
 
 def to_batch(packed: Mapping[str, np.ndarray]) -> Batch:
-    """Turn stacked rows of the packer into a batch as described at the top of this module."""
+    """Turn stacked rows of the packer into a batch as described at the top of this module.
+
+    Args:
+        packed: `tokens` and `targets`; also `weights`, if not every target has weight 1, and `positions`, if an element holds several
+            segments. `FEATURE_segment_ids` and `FEATURE_positions` of each come from the packer.
+    """
     segment_ids = packed["tokens_segment_ids"]
     return {
         "tokens": packed["tokens"],
         "targets": packed["targets"],
         "segment_ids": segment_ids,
-        "positions": packed["tokens_positions"],
-        "loss_weights": (segment_ids != 0).astype(np.float32),
+        "positions": packed["positions"] if "positions" in packed else packed["tokens_positions"],
+        "loss_weights": packed["weights"] if "weights" in packed else (segment_ids != 0).astype(np.float32),
     }
 
 
@@ -140,7 +139,7 @@ def packing_efficiency(batches: Iterable[Mapping[str, np.ndarray]]) -> float:
         used += int(np.count_nonzero(batch["segment_ids"]))
         total += batch["segment_ids"].size
     if not total:
-        raise ValueError("there is no batch to measure: at least one is needed")
+        raise PlamoError("there is no batch to measure: at least one is needed")
     return used / total
 
 

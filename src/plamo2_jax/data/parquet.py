@@ -15,6 +15,7 @@ from typing import IO, Any, NamedTuple
 from plamo2_jax.data.documents import UnreadableRecord, place
 from plamo2_jax.data.parquet_pages import Column, read_pages, read_row_groups
 from plamo2_jax.data.streams import naming_damage, too_long
+from plamo2_jax.errors import PlamoError
 
 _ROWS_AT_ONCE = 1024
 _PAGES = 256 << 20
@@ -48,7 +49,7 @@ def read_parquet(
         texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
         names = file.schema_arrow.names
         if required is not None and required not in names:
-            raise ValueError(
+            raise PlamoError(
                 f"{path} has no column {required!r}: its columns are {_listed(names)}. Name one of them with --text-field"
             )
         columns = tuple(dict.fromkeys(name for name in (columns or names) if name in names))
@@ -82,7 +83,7 @@ def _require_distinct(path: Path, schema: Any, columns: tuple[str, ...]) -> None
     def check(names: list[str], what: str) -> None:
         for name, count in Counter(names).items():
             if count > 1:
-                raise ValueError(
+                raise PlamoError(
                     f"{path} has {count} {what} named {name[:80]!r}: names must differ. Rename one of them"
                 )
 
@@ -135,12 +136,12 @@ def _plan(
         as_indices = as_values = _ROWS_AT_ONCE
         for page in read_pages(file, column):
             if "." in column.path and page.values > _NESTED_VALUES:
-                raise ValueError(
+                raise PlamoError(
                     f"{path}, row group {number}, column {column.path[:80]!r}: a page holds {page.values:,} values: at most "
                     f"{_NESTED_VALUES:,} are read. Write the file with smaller pages"
                 )
             if page.unfolded > budget and page.unfolded > _RATIO * page.stored:
-                raise ValueError(
+                raise PlamoError(
                     f"{path}, row group {number}, column {column.path[:80]!r}: a page of {page.stored:,} bytes unfolds to "
                     f"{page.unfolded:,}: at most {budget:,} are read. Write the file with smaller pages"
                 )
@@ -166,7 +167,7 @@ def _plan(
         plan.as_values[column.path] = as_values
         pages += largest
     if pages > budget:
-        raise ValueError(
+        raise PlamoError(
             f"{path}, row group {number}: its columns unfold to {pages:,} bytes at a time: at most {budget:,} are read. Write the "
             "file with smaller pages, or without the columns that are not needed"
         )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -20,11 +20,14 @@ import grain
 import grain.experimental
 import numpy as np
 
+from plamo2_jax.data.batch import Batch
 from plamo2_jax.data.in_memory import TokenizedText
-from plamo2_jax.data.packing import Batch, Collator, Pieces, pack
+from plamo2_jax.data.packing import Collator, Pieces, pack
 from plamo2_jax.data.shards import Shards, open_shards
 from plamo2_jax.data.upsampling import UpsampledPieces
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from plamo2_jax.validation import require
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class MixtureItem:
 
     def __post_init__(self) -> None:
         if not (0 < self.weight < float("inf")):
-            raise ValueError(f"MixtureItem.weight={self.weight!r} is not allowed: it must be positive and finite")
+            raise PlamoError(f"MixtureItem.weight={self.weight!r} is not allowed: it must be positive and finite")
 
 
 @dataclass(frozen=True)
@@ -63,29 +66,25 @@ class DataConfig:
     """How many times as often long documents are read (`long_document_tokens`)."""
     shuffle: bool = True
     """If false, documents come in the order of the shards in every epoch."""
-    prefetch_batches: int = 4
+    prefetch_batches: int = field(default=4, metadata={"free": True})
     """Number of batches that a thread prepares in advance, in addition to one filling of the bins. 0: prepare each batch on demand."""
-    read_threads: int = 2
+    read_threads: int = field(default=2, metadata={"free": True})
     """Number of threads that read documents in advance; 0: read in the calling thread."""
     worker_processes: int = 0
     """Number of processes that read and pack, for hosts where one is too slow. Each packs its own share, so their number changes the
     order. A program that uses them must be started under `if __name__ == "__main__"`."""
 
     def __post_init__(self) -> None:
-        self._require("mixture", len(self.mixture) >= 1, "at least one MixtureItem")
-        self._require("sequence_length", self.sequence_length >= 2, "at least 2")
+        require(self, "mixture", len(self.mixture) >= 1, "at least one MixtureItem")
+        require(self, "sequence_length", self.sequence_length >= 2, "at least 2")
         repeats = "at least 1, and 1 without long_document_tokens"
         allowed = self.long_document_repeats >= 1 and (self.long_document_tokens or self.long_document_repeats == 1)
-        self._require("long_document_repeats", bool(allowed), repeats)
+        require(self, "long_document_repeats", bool(allowed), repeats)
         for name in ("batch_size", "packing_bins"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
+            require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("prefetch_batches", "read_threads", "worker_processes"):
-            self._require(name, getattr(self, name) >= 0, "0 or more")
-        self._require("seed", 0 <= self.seed < 2**32, "between 0 and 2**32 - 1")
-
-    def _require(self, name: str, condition: bool, allowed: str) -> None:
-        if not condition:
-            raise ValueError(f"DataConfig.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
+            require(self, name, getattr(self, name) >= 0, "0 or more")
+        require(self, "seed", 0 <= self.seed < 2**32, "between 0 and 2**32 - 1")
 
 
 def train_iterator(
@@ -107,8 +106,8 @@ def train_iterator(
         ShardError: A folder cannot be read or was written with another tokenizer.
         ValueError: The batch cannot be divided among the processes.
     """
-    parts = open_mixture(config, tokenizer)
-    return mixed_batches(config, parts, process_index=process_index, process_count=process_count)
+    sources = open_mixture(config, tokenizer)
+    return mixed_batches(config, sources, process_index=process_index, process_count=process_count)
 
 
 def open_mixture(config: DataConfig, tokenizer: Tokenizer) -> list[Elements]:
@@ -117,14 +116,14 @@ def open_mixture(config: DataConfig, tokenizer: Tokenizer) -> list[Elements]:
     Raises:
         ShardError: A folder cannot be read or was written with another tokenizer.
     """
-    parts = []
+    sources = []
     for item in config.mixture:
         shards = open_shards(item.path, tokenizer)
         pieces = Pieces(shards, config.sequence_length, tokenizer.bos_id, tokenizer.eos_id)
         if config.long_document_tokens is not None:
             pieces = UpsampledPieces(pieces, config.long_document_tokens, config.long_document_repeats)
-        parts.append(pieces)
-    return parts
+        sources.append(pieces)
+    return sources
 
 
 class Elements(Protocol):
@@ -140,7 +139,7 @@ class Elements(Protocol):
 
 def mixed_batches(
     config: DataConfig,
-    parts: Sequence[Elements],
+    sources: Sequence[Elements],
     collator: Collator | None = None,
     *,
     process_index: int = 0,
@@ -149,14 +148,14 @@ def mixed_batches(
     """Return an endless iterator of batches from several sources. The result and the errors are those of `train_iterator`.
 
     Args:
-        config: Data settings; `mixture[i].weight` is the weight of `parts[i]`.
-        parts: The sources.
+        config: Data settings; `mixture[i].weight` is the weight of `sources[i]`.
+        sources: The sources.
         collator: Data collator; None: for text.
         process_index, process_count: Index of this process and number of processes.
     """
     collator = collator or Collator()
     rows = _rows_of_process(config, process_index, process_count)
-    dataset = _mix(config, parts).to_iter_dataset(_read_options(config.read_threads))
+    dataset = _mix(config, sources).to_iter_dataset(_read_options(config.read_threads))
     dataset = pack(
         dataset,
         config.sequence_length,
@@ -277,12 +276,12 @@ def _take_rows(batch: Mapping[str, np.ndarray], rows: slice) -> dict[str, np.nda
 
 def _rows_of_process(config: DataConfig, process_index: int, process_count: int) -> slice:
     if not 0 <= process_index < process_count:
-        raise ValueError(
+        raise PlamoError(
             f"process_index={process_index} is not allowed: it must be between 0 and process_count - 1 = {process_count - 1}"
         )
     rows, rest = divmod(config.batch_size, process_count)
     if rest:
-        raise ValueError(
+        raise PlamoError(
             f"DataConfig.batch_size={config.batch_size} is not allowed: it must be a multiple of the number of processes, {process_count}"
         )
     return slice(process_index * rows, (process_index + 1) * rows)

@@ -22,6 +22,7 @@ from plamo2_jax.data.files import COMPRESSIONS, SUFFIXES, find_files, format_of
 from plamo2_jax.data.parquet import read_parquet
 from plamo2_jax.data.streams import MAX_RECORD_BYTES, naming_damage, open_bytes, read_lines, too_long
 from plamo2_jax.data.values import plain_fields
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import json_problem
 
 __all__ = [
@@ -72,7 +73,7 @@ def read_records(
     files = find_files(spec, report)
     for file in files:
         if format_of(file) == "text":
-            raise ValueError(
+            raise PlamoError(
                 f"{file} is plain text: records must be JSON lines (.jsonl), Parquet (.parquet) or ArrayRecord (.arrayrecord)"
             )
     for file in files:
@@ -170,7 +171,7 @@ def read_array_record(path: Path, limit: int = MAX_RECORD_BYTES) -> Records:
         try:
             total = reader.num_records()
             if not reader.ok() or total <= 0:
-                raise ValueError(f"{path} is damaged or not an ArrayRecord file: no record can be read")
+                raise PlamoError(f"{path} is damaged or not an ArrayRecord file: no record can be read")
             for indices, readable in _bounded_ranges(path, total, limit):
                 found = reader.read(list(indices)) if readable else [None] * len(indices)
                 for number, record in zip(indices, found, strict=True):
@@ -203,14 +204,14 @@ def read_tfds(name: str, split: str, data_dir: Path | None, limit: int = MAX_REC
     try:
         source = tfds.data_source(name, split=split, data_dir=data_dir, download=False)
     except KeyError:
-        raise ValueError(
+        raise PlamoError(
             f"{label} is not prepared in {data_dir or 'the default data_dir'}. Prepare it with "
             f"tfds.builder({name!r}, data_dir=..., file_format='array_record').download_and_prepare()"
         ) from None
     except (
         Exception
     ) as error:  # On damaged files, the parsers of JSON, protobuf and features in TFDS raise various errors.
-        raise ValueError(f"{label} cannot be read: {_first_line(error)}") from None
+        raise PlamoError(f"{label} cannot be read: {_first_line(error)}") from None
     with naming_damage(Path(label)):
         for index, readable in zip(range(len(source)), _readable(source, limit), strict=False):
             yield place(label, "record", index + 1), _tfds_record(source, index, limit, readable=readable)

@@ -23,6 +23,7 @@ from plamo2_jax.data.shards import (
     TokenizedDocument,
     encode_record,
 )
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.storage import new_folder
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
@@ -103,7 +104,7 @@ def write_sides(
     from plamo2_jax.progress import tqdm
 
     if tokens_per_shard < 1 or processes < 0:
-        raise ValueError(
+        raise PlamoError(
             f"tokens_per_shard={tokens_per_shard} and processes={processes} are not allowed: they must be at least 1 and 0"
         )
     for folder in folders.values():

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from plamo2_jax.array_input import map_npy
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model_files import file_inside, optional_file
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -36,7 +37,7 @@ _HEADER = struct.Struct("<IIQ")
 _COUNTS = ("documents", "tokens", "bytes")
 
 
-class ShardError(ValueError):
+class ShardError(PlamoError):
     """A folder of shards is missing, damaged or written with another tokenizer; the message names the file and what is expected."""
 
 

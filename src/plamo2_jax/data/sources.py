@@ -23,6 +23,7 @@ from typing import Any
 from plamo2_jax.data import readers
 from plamo2_jax.data.documents import BadRecord, Document, ReadReport, UnreadableRecord
 from plamo2_jax.data.files import each_once, find_files
+from plamo2_jax.errors import PlamoError
 
 __all__ = ["FieldNames", "find_files", "read_documents", "side_of", "split_documents", "to_document"]
 
@@ -83,7 +84,7 @@ def read_documents(
         TooManyBadRecordsError: The share of bad records exceeds the limit of `report`.
     """
     if max_record_bytes < 1:
-        raise ValueError(f"max_record_bytes={max_record_bytes} is not allowed: it must be at least 1")
+        raise PlamoError(f"max_record_bytes={max_record_bytes} is not allowed: it must be at least 1")
     report = ReadReport() if report is None else report
     names = FieldNames(text_field, id_field, language_field, pair_field)
     seen: dict[str | tuple[int, int], Path] = {}
@@ -114,7 +115,7 @@ def side_of(document: Document, fraction: float = 0.01) -> str:
         ValueError: The fraction is outside (0, 1).
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"the held-out fraction is {fraction}: it must be between 0 and 1")
+        raise PlamoError(f"the held-out fraction is {fraction}: it must be between 0 and 1")
     key = document.pair or document.text
     # The hash is salted: the bundled corpus is split by the same rule, and splitting one of its sides again must not give an empty side.
     digest = int.from_bytes(hashlib.sha256(b"split:" + key.encode("utf-8")).digest()[:8], "big")
@@ -133,7 +134,7 @@ def split_documents(documents: Iterable[Document], split: str, fraction: float =
         ValueError: The split is unknown, or the fraction is outside (0, 1).
     """
     if split not in ("all", "train", "heldout"):
-        raise ValueError(f"split={split!r} is not allowed: it must be all, train or heldout")
+        raise PlamoError(f"split={split!r} is not allowed: it must be all, train or heldout")
     for document in documents:
         if split == "all" or side_of(document, fraction) == split:
             yield document
@@ -204,12 +205,12 @@ def _named_stream(spec: str, data_dir: Path | None, limit: int) -> readers.Recor
     if spec.startswith("tfds:"):
         match = _TFDS.fullmatch(spec)
         if not match:
-            raise ValueError(f"{spec} is not allowed: it must be tfds:NAME:SPLIT or tfds:NAME/CONFIG:SPLIT")
+            raise PlamoError(f"{spec} is not allowed: it must be tfds:NAME:SPLIT or tfds:NAME/CONFIG:SPLIT")
         return readers.read_tfds(match["name"], match["split"], data_dir, limit)
     if spec.startswith("bundled:"):
         match = _BUNDLED.fullmatch(spec)
         if not match:
-            raise ValueError(
+            raise PlamoError(
                 f"{spec} is not allowed: it must be bundled:LANGUAGE:SPLIT with ja, en or all, and train, heldout or all"
             )
         return readers.read_bundled(match["language"], match["split"])

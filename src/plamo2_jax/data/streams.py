@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from plamo2_jax.data.documents import UnreadableRecord
+from plamo2_jax.errors import PlamoError
 
 MAX_RECORD_BYTES = 64 << 20
 """Default size limit of a record (a line, a text file, a row, a stored record), in bytes."""
@@ -80,7 +81,7 @@ def naming_damage(path: Path) -> Iterator[None]:
         raise
     except (EOFError, OSError, RuntimeError, UnicodeError, lzma.LZMAError, zlib.error, pyarrow.ArrowException) as error:
         detail = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        raise ValueError(f"{path} is damaged or does not have the format of its name: {detail}") from None
+        raise PlamoError(f"{path} is damaged or does not have the format of its name: {detail}") from None
 
 
 class _Decompressed(io.RawIOBase):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from plamo2_jax.data.packing import Batch, Pieces
+from plamo2_jax.data.batch import Batch
+from plamo2_jax.data.packing import Pieces
 
 
 class UpsampledPieces:

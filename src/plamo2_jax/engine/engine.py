@@ -69,6 +69,8 @@ class Engine:
         self._copies = 1 if model.mesh is None else int(np.prod([model.mesh.shape[name] for name in ROWS]))
         # Rows that lie on several devices divide over them.
         self.slots = slots + -slots % self._copies
+        # Kernels that are named serve pieces of prompts; a single token has a way of its own.
+        self._decoder = model.clone(implementation="auto")
         self._state = empty_state(model, self.slots, max_length)
 
     def prefill(self, prompts: Sequence[np.ndarray]) -> Iterator[tuple[int, Prefix]]:
@@ -125,7 +127,7 @@ class Engine:
             Token ids [count, slots] i32, -1 where there is none, and their log-probabilities in nats, f32.
         """
         self._state, tokens, logprobs = decode(
-            self._model,
+            self._decoder,
             self._params,
             self._state,
             self._usable,

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from plamo2_jax.engine.engine import CAPACITY, Engine
 from plamo2_jax.engine.request import Completion, Request, Row
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 
@@ -84,7 +85,7 @@ class Generation(Iterator[tuple[int, str]]):
         try:
             return self._rows[index].push(token, logprob)
         except ValueError as error:
-            raise ValueError(f"row {index}: {error}") from None
+            raise PlamoError(f"row {index}: {error}") from None
 
 
 class _Pace:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from plamo2_jax.engine.engine import Engine
@@ -20,7 +21,9 @@ from plamo2_jax.engine.request import Completion, Request
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.engine.weights import unstack
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.model import Plamo2
+from plamo2_jax.sharding.mesh import MeshConfig, make_mesh
 from plamo2_jax.tokenizer.tokenizer import BOS, OP, Tokenizer
 
 # Shortest rows that an engine is made for.
@@ -76,15 +79,19 @@ class Generator:
         max_slots: int = 64,
     ):
         if prefill_size < SMALLEST_PIECE or prefill_size & (prefill_size - 1):
-            raise ValueError(
+            raise PlamoError(
                 f"prefill_size={prefill_size} is not allowed; it must be a power of two of at least {SMALLEST_PIECE}"
             )
         if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
-            raise ValueError(
+            raise PlamoError(
                 f"the tokenizer has {tokenizer.vocab_size} rows; the model's embedding has {model.config.vocab_size}"
             )
         self.params = unstack(model, params) if model.scan_layers else params
-        self.model = model.clone(scan_layers=False)
+        # A mesh of one device tells the kernels that they need not be divided, however many devices there are.
+        devices = {device for leaf in jax.tree.leaves(params) for device in leaf.devices()}
+        alone = model.mesh is None and len(devices) == 1 and jax.default_backend() != "cpu"
+        mesh = make_mesh(MeshConfig(), list(devices)) if alone else model.mesh
+        self.model = model.clone(scan_layers=False, mesh=mesh)
         self.tokenizer = tokenizer
         self.prefill_size = prefill_size
         self.max_length = model.config.max_position_embeddings if max_length is None else max_length
@@ -137,23 +144,23 @@ class Generator:
         """
         sampling, stop = sampling or SamplingConfig(), stop or StopConfig()
         if not len(prompts):
-            raise ValueError("there is no prompt; give at least one (an empty text is the beginning of a document)")
+            raise PlamoError("there is no prompt; give at least one (an empty text is the beginning of a document)")
         if samples < 1:
-            raise ValueError(f"samples={samples} is not allowed; it must be at least 1")
+            raise PlamoError(f"samples={samples} is not allowed; it must be at least 1")
         if not 0 <= seed < 1 << 32:
-            raise ValueError(f"seed={seed} is not allowed; it must be from 0 to {(1 << 32) - 1}")
+            raise PlamoError(f"seed={seed} is not allowed; it must be from 0 to {(1 << 32) - 1}")
         if stop.strings and self.tokenizer is None:
-            raise ValueError(f"stop strings {stop.strings} need a tokenizer; the generator has none")
+            raise PlamoError(f"stop strings {stop.strings} need a tokenizer; the generator has none")
         rows = [self._ids(i, prompt, bos, allow_control) for i, prompt in enumerate(prompts)]
         for i, row in enumerate(rows):
             if len(row) + stop.max_new_tokens > self.max_length:
-                raise ValueError(
+                raise PlamoError(
                     f"prompt {i} has {len(row)} tokens; with max_new_tokens={stop.max_new_tokens} that exceeds"
                     f" max_length={self.max_length}"
                 )
         stop_ids = default_stop_ids(self.model, self.tokenizer) if stop.ids is None else stop.ids
         if max(stop_ids, default=0) >= self.model.config.vocab_size:
-            raise ValueError(
+            raise PlamoError(
                 f"stop ids {stop_ids} are not allowed: the model's go from 0 to {self.model.config.vocab_size - 1}"
             )
         requests = [Request(row, sampling, stop, stop_ids, seed, sample) for row in rows for sample in range(samples)]
@@ -173,17 +180,17 @@ class Generator:
     def _ids(self, index: int, prompt: Prompt, bos: bool, allow_control: bool) -> np.ndarray:
         if isinstance(prompt, str):
             if self.tokenizer is None:
-                raise ValueError(f"prompt {index} is text and the generator has no tokenizer; give token ids")
+                raise PlamoError(f"prompt {index} is text and the generator has no tokenizer; give token ids")
             # A prompt that spells bos out, as a chat template writes it, has it already.
             begins = allow_control and prompt.startswith(BOS)
             prompt = self.tokenizer.encode(prompt, bos=bos and not begins, allow_control=allow_control)
         ids = np.asarray(prompt)
         if ids.size == 0:
-            raise ValueError(f"prompt {index} has no token; a document begins with bos")
+            raise PlamoError(f"prompt {index} has no token; a document begins with bos")
         if ids.ndim != 1 or ids.dtype.kind not in "iu":
-            raise ValueError(f"prompt {index} must be one row of integers, not shape {ids.shape} of {ids.dtype}")
+            raise PlamoError(f"prompt {index} must be one row of integers, not shape {ids.shape} of {ids.dtype}")
         if ids.min() < 0 or ids.max() >= self.model.config.vocab_size:
-            raise ValueError(
+            raise PlamoError(
                 f"prompt {index} holds ids from {ids.min()} to {ids.max()};"
                 f" the model's go from 0 to {self.model.config.vocab_size - 1}"
             )

@@ -12,6 +12,7 @@ import numpy as np
 from plamo2_jax.engine.sampling import RowSampling, SamplingConfig
 from plamo2_jax.engine.step import RowSettings
 from plamo2_jax.engine.stop import RowText, StopConfig
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 FinishReason = Literal["stop_id", "stop_string", "length"]
@@ -82,7 +83,7 @@ class Row:
             ValueError: the log-probability is not a finite number.
         """
         if not math.isfinite(logprob):
-            raise ValueError(f"the model's logits after {len(self.token_ids)} new tokens are not finite numbers")
+            raise PlamoError(f"the model's logits after {len(self.token_ids)} new tokens are not finite numbers")
         self.token_ids.append(token)
         self._logprobs.append(logprob)
         stop, piece = self.request.stop, ""

@@ -13,6 +13,7 @@ Settings are arrays with one entry for each row, so no setting is compiled in. A
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -20,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+
+from plamo2_jax.validation import require
 
 # No vocabulary is larger.
 _NO_TOP_K = np.iinfo(np.int32).max
@@ -53,17 +56,13 @@ class SamplingConfig:
         top_k = self.top_k
         whole = isinstance(top_k, int) and not isinstance(top_k, bool) and 1 <= top_k <= _NO_TOP_K
         positive = self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty)
-        self._require("temperature", self.temperature >= 0 and math.isfinite(self.temperature), "0 or positive")
-        self._require("top_k", top_k is None or whole, "none or an integer of at least 1")
-        self._require("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
-        self._require("min_p", 0 <= self.min_p <= 1, "from 0 to 1")
-        self._require("repetition_penalty", positive, "positive")
+        require(self, "temperature", self.temperature >= 0 and math.isfinite(self.temperature), "0 or positive")
+        require(self, "top_k", top_k is None or whole, "none or an integer of at least 1")
+        require(self, "top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
+        require(self, "min_p", 0 <= self.min_p <= 1, "from 0 to 1")
+        require(self, "repetition_penalty", positive, "positive")
         for name in ("presence_penalty", "frequency_penalty"):
-            self._require(name, math.isfinite(getattr(self, name)), "finite")
-
-    def _require(self, name: str, condition: bool, allowed: str) -> None:
-        if not condition:
-            raise ValueError(f"SamplingConfig.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
+            require(self, name, math.isfinite(getattr(self, name)), "finite")
 
 
 class RowSampling(struct.PyTreeNode):
@@ -233,6 +232,7 @@ def _draw_rows(
     )
 
 
+@functools.partial(jax.named_call, name="sampling")
 def sample(
     logits: Float[Array, "b v"], keys: Key[Array, " b"], sampling: RowSampling, counts: Int[Array, "b v"]
 ) -> tuple[Int[Array, " b"], Float[Array, " b"]]:

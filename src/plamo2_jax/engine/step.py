@@ -169,7 +169,9 @@ def decode(
         logits, cache = model.apply(
             {"params": params}, state.token[:, None], alive[:, None].astype(jnp.int32), cache=state.cache
         )
-        logits = jnp.where(usable, logits[:, 0].astype(jnp.float32), -jnp.inf)
+        # Whole rows on each device: what is sampled from them must not depend on how the vocabulary is divided.
+        logits = model.gather_channels(logits)[:, 0].astype(jnp.float32)
+        logits = jnp.where(usable, logits, -jnp.inf)
         early = alive & (state.step < settings.min_new_tokens)
         logits = jax.lax.cond(
             jnp.any(early),

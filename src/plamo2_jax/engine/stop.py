@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from plamo2_jax.tokenizer.tokenizer import StreamDecoder, Tokenizer
+from plamo2_jax.validation import require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,16 +26,12 @@ class StopConfig:
     """Texts that end a row; the output is cut before the one that is complete first."""
 
     def __post_init__(self) -> None:
-        self._require("max_new_tokens", self.max_new_tokens >= 1, "at least 1")
+        require(self, "max_new_tokens", self.max_new_tokens >= 1, "at least 1")
         allowed = f"from 0 to max_new_tokens={self.max_new_tokens}"
-        self._require("min_new_tokens", 0 <= self.min_new_tokens <= self.max_new_tokens, allowed)
-        self._require("ids", self.ids is None or all(i >= 0 for i in self.ids), "none or ids of at least 0")
+        require(self, "min_new_tokens", 0 <= self.min_new_tokens <= self.max_new_tokens, allowed)
+        require(self, "ids", self.ids is None or all(i >= 0 for i in self.ids), "none or ids of at least 0")
         listed = not isinstance(self.strings, str)
-        self._require("strings", listed and all(self.strings), "a tuple of strings, none of them empty")
-
-    def _require(self, name: str, condition: bool, allowed: str) -> None:
-        if not condition:
-            raise ValueError(f"StopConfig.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
+        require(self, "strings", listed and all(self.strings), "a tuple of strings, none of them empty")
 
 
 class StopText:

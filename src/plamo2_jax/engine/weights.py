@@ -1,33 +1,98 @@
-"""Parameters for inference: the matrices in the dtype they are used in."""
+"""Parameters as decoding wants them: matrices in the dtype they are used in, each period's apart, divided over a mesh."""
 
 from __future__ import annotations
 
-import jax
+import dataclasses
+import os
+from typing import Any
 
-from plamo2_jax.model import Plamo2, logical_axes
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from plamo2_jax.adapters.open import open_model
+from plamo2_jax.config import ModelConfig
+from plamo2_jax.convert.load import LoadedModel
+from plamo2_jax.model import Plamo2, abstract_params, logical_axes
 from plamo2_jax.model.axes import CONV, LAYERS, map_with_axes
 from plamo2_jax.model.plamo2 import period_name
+from plamo2_jax.sharding.rules import param_shardings, with_shardings
+
+
+def _dtype(model: Plamo2, names: tuple, dtype: Any) -> Any:
+    is_matrix = sum(name != LAYERS for name in names) >= 2 and CONV not in names
+    return model.activation_dtype if is_matrix else dtype
 
 
 def cast_matrices(model: Plamo2, params: dict) -> dict:
-    """Parameters with every matrix in the model's activation dtype.
+    """Cast every matrix to the model's activation dtype.
 
     The network casts matrices where it uses them, so its results stay the same to the bit, while decoding, which is bound by reading
     weights, reads half the bytes in bfloat16. Vectors (norms, decay rates, step sizes) and the convolution, which are used in
     float32, keep their dtype.
     """
+    return map_with_axes(lambda names, leaf: leaf.astype(_dtype(model, names, leaf.dtype)), logical_axes(model), params)
 
-    def cast(names, parameter):
-        is_matrix = sum(name != LAYERS for name in names) >= 2 and CONV not in names
-        return parameter.astype(model.activation_dtype) if is_matrix else parameter
 
-    return map_with_axes(cast, logical_axes(model), params)
+def abstract_weights(model: Plamo2) -> dict:
+    """Return the tree of `jax.ShapeDtypeStruct` of a model's parameters for inference.
+
+    Matrices have the activation dtype, vectors float32. On the model's mesh they lie by the strategy "tensor"; without one, on the
+    first device.
+    """
+    names, shapes = logical_axes(model), abstract_params(model)
+    cast = map_with_axes(
+        lambda axes, leaf: jax.ShapeDtypeStruct(leaf.shape, _dtype(model, axes, leaf.dtype)), names, shapes
+    )
+    return cast if model.mesh is None else with_shardings(cast, param_shardings(names, cast, model.mesh, "tensor"))
+
+
+def load_weights(
+    path: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    ema: bool = False,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    scan_layers: bool = False,
+) -> tuple[Plamo2, LoadedModel]:
+    """Load a model for inference: one tensor is read, cast and placed before the next, so that little more than the result is held.
+
+    Args:
+        path: run folder, RUN@STEP, RUN@ema, folder of the public layout, or folder of adapters, which are added to their base whole.
+        step: step of a run folder's checkpoint; None: the one that `path` names, or else the newest.
+        ema: the moving average of a run's parameters.
+        dtype: of activations and matrices; None: float32 on CPU and bfloat16 elsewhere.
+        mesh: devices that heads, MLP columns and vocabulary are divided over; None: the first one.
+        scan_layers: whether the network scans over its layers: slower to decode, faster to compile.
+
+    Returns:
+        The network, and what the folder holds, with parameters for this network.
+
+    Raises:
+        ValueError: see `adapters.open.open_model`.
+    """
+
+    def network(config: ModelConfig) -> Plamo2:
+        return Plamo2(config, dtype=None if dtype is None else jnp.dtype(dtype), mesh=mesh, scan_layers=scan_layers)
+
+    loaded = open_model(path, step=step, ema=ema, abstract=lambda config: abstract_weights(network(config)))
+    model = network(loaded.config)
+    params = loaded.params
+    # Asked for, or a model that adapters were added to: then it is whole and in float32.
+    if "run_0" in params:
+        stacked = model.clone(scan_layers=True)
+        params = cast_matrices(stacked, params)
+        params = params if scan_layers else unstack(stacked, params)
+        if mesh is not None:
+            params = jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, abstract_weights(model)))
+    return model, dataclasses.replace(loaded, params=params)
 
 
 def unstack(model: Plamo2, params: dict) -> dict:
     """Parameters for the model without a scan over layers: those of each period apart, in memory of their own."""
     outside = dict(params)
-    for i, run in enumerate(model.config.runs):
+    for i, run in enumerate(model.config.layer_groups):
         stacked = outside.pop(f"run_{i}")
         for j in range(run.count):
             outside[period_name(f"run_{i}", j)] = jax.tree.map(lambda leaf, j=j: leaf[j], stacked)

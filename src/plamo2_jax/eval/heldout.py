@@ -11,11 +11,11 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
+from plamo2_jax.data.batch import Batch
 from plamo2_jax.data.in_memory import TokenizedText
-from plamo2_jax.data.packing import Batch
 from plamo2_jax.data.pipeline import DataConfig, HeldoutBatches, MixtureItem
 from plamo2_jax.data.shards import Shards, open_shards
-from plamo2_jax.eval.perplexity import HeldOut, make_evaluator
+from plamo2_jax.model.bits_per_byte import HeldOut, make_evaluator
 from plamo2_jax.progress import tqdm
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
@@ -85,7 +85,7 @@ def compare(
     """Measure held-out data, set by set, in one pass each; all sets of one shape of batch share one compilation.
 
     Args:
-        model: maps tokens, segment ids and positions to logits over `model.config.vocab_size` rows.
+        model: the model.
         params: its parameters.
         tokenizer: the one that the data were tokenized with.
         heldout: folders of shards, or sets of batches, by name.
@@ -97,8 +97,7 @@ def compare(
         ShardError: a folder cannot be read or was made with another tokenizer.
         ValueError: the tokenizer has more rows than the model.
     """
-    chunk = _logits_chunk(model.config.vocab_size, sequence_length, batch_size)
-    evaluate = make_evaluator(model, byte_lengths(tokenizer, model.config.vocab_size), chunk)
+    evaluate = make_evaluator(model, tokenizer.padded_byte_lengths(model.config.vocab_size))
     results = {}
     for name, found in heldout.items():
         if not isinstance(found, HeldOutSet):
@@ -114,28 +113,6 @@ def compare(
         xz = None if found.text is None else xz_bits_per_byte(found.text, tokenizer)
         results[name] = Comparison(result, found.documents, xz)
     return results
-
-
-def _logits_chunk(vocab_size: int, sequence_length: int, batch_size: int) -> int | None:
-    """Positions whose logits exist at a time: all, unless those would take more than 1 GiB."""
-    positions = max(1, (1 << 28) // (vocab_size * batch_size))
-    if positions >= sequence_length:
-        return None
-    return max(size for size in range(1, positions + 1) if sequence_length % size == 0)
-
-
-def byte_lengths(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
-    """[v] int32, UTF-8 bytes each id stands for; rows of the embedding beyond the tokenizer's stand for none.
-
-    Raises:
-        ValueError: the tokenizer has more rows than the model.
-    """
-    if tokenizer.vocab_size > vocab_size:
-        raise ValueError(
-            f"ModelConfig.vocab_size={vocab_size} is not allowed with this tokenizer: it has {tokenizer.vocab_size} rows, and the "
-            "model needs at least as many"
-        )
-    return np.pad(tokenizer.byte_lengths, (0, vocab_size - tokenizer.vocab_size))
 
 
 def xz_bits_per_byte(shards: Shards | TokenizedText, tokenizer: Tokenizer) -> float:

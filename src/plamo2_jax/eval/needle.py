@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.eval.phonebook_names import LANGUAGES, numbers
 from plamo2_jax.eval.retrieval import Question
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -63,7 +64,7 @@ def questions(
     """
     for language, documents in texts.items():
         if language not in LANGUAGES or not documents:
-            raise ValueError(f"texts has the language {language!r}: it must hold documents in {' or '.join(LANGUAGES)}")
+            raise PlamoError(f"texts has the language {language!r}: it must hold documents in {' or '.join(LANGUAGES)}")
         for length in lengths:
             for depth in depths:
                 for sample in range(samples):
@@ -88,7 +89,7 @@ def _question(
     tail = len(tokenizer.encode(f"{begin}{space}{options[0]}"))
     room = length - 1 - len(tokenizer.encode(needle)) - tail
     if room < 8:
-        raise ValueError(f"length {length} is not allowed: the needle and its question need {length - room + 8} tokens")
+        raise PlamoError(f"length {length} is not allowed: the needle and its question need {length - room + 8} tokens")
     hay: list[int] = []
     start = int(rng.integers(len(documents)))
     for i in range(10**6):

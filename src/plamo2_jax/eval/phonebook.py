@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.eval.phonebook_names import LANGUAGES, full_names, numbers
 from plamo2_jax.eval.retrieval import Question, count_tokens
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -88,7 +89,7 @@ def _question(
         rng.bit_generator.state = state
         size -= 1
         if size < 2:
-            raise ValueError(f"length {length} is not allowed: a phonebook of two entries is longer")
+            raise PlamoError(f"length {length} is not allowed: a phonebook of two entries is longer")
     others = [number for i, number in enumerate(book) if i != target]
     chosen = rng.choice(len(others), min(candidates - 1, len(others)), replace=False)
     return Question(prompt, answer, (answer, *(f"{space}{others[i]}" for i in chosen)), language, length, float(depth))
@@ -133,11 +134,11 @@ def documents(
     """
     least, most = entries
     if not 1 <= least <= most:
-        raise ValueError(
+        raise PlamoError(
             f"entries=({least}, {most}) is not allowed: the first must be at least 1 and at most the second"
         )
     if count < 1 or queries < 1:
-        raise ValueError(f"count={count} and queries={queries} are not allowed: both must be at least 1")
+        raise PlamoError(f"count={count} and queries={queries} are not allowed: both must be at least 1")
     for i in range(count):
         language = languages[i % len(languages)]
         # A separate random stream, which no question uses.

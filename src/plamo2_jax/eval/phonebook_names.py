@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from plamo2_jax.errors import PlamoError
+
 _SURNAMES = {
     "ja": "佐藤 鈴木 高橋 田中 伊藤 渡辺 山本 中村 小林 加藤 吉田 山田 佐々木 山口 松本 井上 木村 林 斎藤 清水 "
     "山崎 森 池田 橋本 阿部 石川 山下 中島 前田 藤田 小川 後藤 岡田 長谷川 村上 近藤 石井 坂本 遠藤 青木",
@@ -28,11 +30,11 @@ def full_names(rng: np.random.Generator, language: str, count: int) -> list[str]
         ValueError: The language is unknown, or it has fewer names.
     """
     if language not in _SURNAMES:
-        raise ValueError(f"language {language!r} is not allowed: it must be one of {', '.join(LANGUAGES)}")
+        raise PlamoError(f"language {language!r} is not allowed: it must be one of {', '.join(LANGUAGES)}")
     surnames, given = _SURNAMES[language].split(), _GIVEN[language].split()
     total = len(surnames) * len(given)
     if count > total:
-        raise ValueError(
+        raise PlamoError(
             f"{count} names are not available in {language!r}: at most {total} are. Ask for a shorter text"
         )
     chosen = rng.choice(total, count, replace=False)
@@ -56,7 +58,7 @@ def numbers(rng: np.random.Generator, language: str, count: int, digits: int | N
         ValueError: There are fewer numbers of `digits` digits.
     """
     if digits is not None and (digits < 1 or count > 10**digits // 2):
-        raise ValueError(f"digits={digits} is not allowed for {count} numbers: too few numbers have so few digits")
+        raise PlamoError(f"digits={digits} is not allowed for {count} numbers: too few numbers have so few digits")
     found: dict[str, None] = {}
     while len(found) < count:
         found[number(rng, language, digits)] = None

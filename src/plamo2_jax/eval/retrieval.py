@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from plamo2_jax.engine.sampling import SamplingConfig
+from plamo2_jax.engine.stop import StopConfig
+from plamo2_jax.errors import PlamoError
+from plamo2_jax.models import ChatModel, CompletionRequest, RequestError, ScoreRequest
+from plamo2_jax.models.scoring import split_texts
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 
@@ -32,18 +37,6 @@ class Question:
     """Where the fact stands: 0 at the beginning of the text, 1 just before the question."""
 
 
-class Answerer(Protocol):
-    """A model that answers; prompts are token ids."""
-
-    def complete(self, prompts: Sequence[np.ndarray], max_new_tokens: int) -> list[np.ndarray]:
-        """Greedy continuations."""
-
-    def log_likelihoods(
-        self, prompts: Sequence[np.ndarray], candidates: Sequence[Sequence[np.ndarray]]
-    ) -> list[np.ndarray]:
-        """For each prompt [c] log-probabilities of its candidates."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Answered:
     """What became of a question."""
@@ -61,7 +54,7 @@ class Answered:
 
 def ask(
     questions: Iterable[Question],
-    answerer: Answerer,
+    model: ChatModel,
     tokenizer: Tokenizer,
     *,
     batch_size: int = 4,
@@ -71,49 +64,43 @@ def ask(
 
     Args:
         questions: to ask.
-        answerer: the model.
+        model: the model to ask.
         tokenizer: the model's.
-        batch_size: prompts at once.
+        batch_size: questions given to the model at once.
         on_answer: called with the number of questions just answered.
 
     Returns:
         In the order of the questions.
+
+    Raises:
+        ValueError: the model refuses a question, for instance because it is longer than its context.
     """
     questions = list(questions)
     order = sorted(range(len(questions)), key=lambda i: (questions[i].length, i))
     answered: dict[int, Answered] = {}
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
-        batch = [questions[i] for i in indices]
-        cut = [split(question, tokenizer) for question in batch]
-        prompts, candidates = [prompt for prompt, _ in cut], [rest for _, rest in cut]
-        continuations = answerer.complete(prompts, max(len(rest[0]) for rest in candidates) + 2)
-        scores = answerer.log_likelihoods(prompts, candidates)
-        for i, question, (prompt, rest), said, score in zip(indices, batch, cut, continuations, scores, strict=True):
-            text, wanted = tokenizer.decode(said), tokenizer.decode(rest[0])
-            best = bool(np.all(score[0] > score[1:]))
-            answered[i] = Answered(question, len(prompt), text.startswith(wanted), best, text)
+        cut = [split(questions[i], tokenizer) for i in indices]
+        stop = StopConfig(max_new_tokens=max(len(candidates[0]) for _, candidates in cut) + 2)
+        greedy = SamplingConfig(temperature=0.0)
+        responses = model.complete([CompletionRequest(prompt, sampling=greedy, stop=stop) for prompt, _ in cut])
+        scores = model.score([ScoreRequest(*both) for both in cut])
+        for i, (prompt, candidates), response, score in zip(indices, cut, responses, scores, strict=True):
+            for one in (response, score):
+                if isinstance(one, RequestError):
+                    raise PlamoError(f"a question of {len(prompt)} tokens has no answer: {one.reason}")
+            said, right = response[0], tokenizer.decode(candidates[0])
+            text = said.text if said.token_ids is None else tokenizer.decode(said.token_ids)
+            best = all(score[0].logprob > other.logprob for other in score[1:])
+            answered[i] = Answered(questions[i], len(prompt), text.startswith(right), best, text)
         if on_answer:
             on_answer(len(indices))
     return [answered[i] for i in range(len(questions))]
 
 
 def split(question: Question, tokenizer: Tokenizer) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The prompt's ids, bos in front, and those of each candidate behind it.
-
-    A tokenizer may join the end of the prompt with the beginning of the answer; the prompt then ends before, as in the text a model
-    was trained on.
-    """
-    whole = [tokenizer.encode(question.prompt + candidate, bos=True) for candidate in question.candidates]
-    prompt = tokenizer.encode(question.prompt, bos=True)
-    shared = min(_shared(prompt, ids) for ids in whole)
-    return np.asarray(prompt[:shared]), [np.asarray(ids[shared:]) for ids in whole]
-
-
-def _shared(a: np.ndarray, b: np.ndarray) -> int:
-    n = min(len(a), len(b))
-    different = np.flatnonzero(np.asarray(a[:n]) != np.asarray(b[:n]))
-    return int(different[0]) if different.size else n
+    """Return the ids of the prompt, bos in front, and of each candidate behind it; `models.ScoreRequest` says where they are cut."""
+    return split_texts(tokenizer, question.prompt, question.candidates)
 
 
 def depths(count: int) -> tuple[float, ...]:

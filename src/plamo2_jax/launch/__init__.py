@@ -1,4 +1,4 @@
-"""Starting `plamo2 pretrain` elsewhere: one file a place, each of which writes down what it would run before it runs it.
+"""Launching `plamo2 pretrain` on other machines: one file per place. Each place can print what it would run.
 
-`job.py` is what is run, whatever the place; `slices.py` are the TPU slices; `checks.py` says what is missing. Nothing here imports jax.
+`job.py` describes the run, `slices.py` the TPU slices, and `checks.py` checks requirements. This package does not import JAX.
 """

@@ -1,7 +1,7 @@
-"""What a launch copies to the workers: the files that git tracks, as they are in the working tree, and the config file.
+"""The files that a launch copies to the workers: the files that git tracks, as they are in the working tree, and the config file.
 
-Nothing else leaves this machine: data, checkpoints and exported models lie untracked in a checkout. What the run reads must therefore be
-tracked, or in a bucket, or be declared by the user as present on the workers; `require_reachable` checks that before anything costs money.
+Nothing else leaves this machine, because data, checkpoints and exported models in a checkout are untracked. So the files that the run reads
+must be tracked, in a bucket, or declared by the user as present on the workers. `require_reachable` checks this before any cost arises.
 """
 
 from __future__ import annotations
@@ -13,34 +13,35 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.launch.checks import require_tool
 from plamo2_jax.launch.job import Input
 from plamo2_jax.storage import address, is_remote
 
 _SHOWN = 5
-"""Files that a summary names."""
+"""Number of files that a summary lists."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """The files to copy, and those that stay behind."""
+    """The files to copy, and the files that are not copied."""
 
     source: Path
     """The checkout."""
     files: dict[str, int]
-    """Bytes of each file to copy, by its path in the checkout."""
+    """Size of each file to copy in bytes, by its path in the checkout."""
     config: str
-    """The config file's path in the checkout."""
+    """Path of the config file in the checkout."""
     untracked: tuple[str, ...]
     """Files that git neither tracks nor ignores. They are not copied."""
 
     @property
     def bytes(self) -> int:
-        """Bytes of all files, before compression."""
+        """Total size of the files in bytes, before compression."""
         return sum(self.files.values())
 
     def summary(self) -> list[str]:
-        """Lines that say what is copied, what is largest in it, and what is not copied."""
+        """Return lines that describe what is copied, the largest files, and what is not copied."""
         largest = sorted(self.files, key=lambda path: (-self.files[path], path))[:_SHOWN]
         lines = [
             f"copied to each worker: {len(self.files):,} files that git tracks, {_size(self.bytes)} before compression"
@@ -52,16 +53,16 @@ class Archive:
         return lines
 
     def require_at_most(self, megabytes: int) -> None:
-        """Refuse an archive over the limit.
+        """Check the size of the archive.
 
         Raises:
-            ValueError: it is larger; the message names the largest file.
+            ValueError: It exceeds the limit. The message names the largest file.
         """
         if self.bytes > megabytes * 10**6:
             largest = max(self.files, key=self.files.__getitem__)
-            raise ValueError(
+            raise PlamoError(
                 f"the tracked files of {self.source} have {_size(self.bytes)}, the largest {_shown(largest)} "
-                f"({_size(self.files[largest])}); --max-archive-mb allows {megabytes}. Untrack large files, or raise the limit"
+                f"({_size(self.files[largest])}): --max-archive-mb allows {megabytes}. Untrack large files, or raise the limit"
             )
 
 
@@ -88,7 +89,7 @@ def _git(source: Path, *options: str) -> list[str]:
     done = subprocess.run(["git", "-C", source, "ls-files", "-z", *options], capture_output=True)
     if done.returncode != 0:
         reason = (done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[0]
-        raise ValueError(f"git cannot list the files of {source}: {reason[:200]}")
+        raise PlamoError(f"git cannot list the files of {source}: {reason[:200]}")
     return [os.fsdecode(path) for path in done.stdout.split(b"\0") if path]
 
 
@@ -97,15 +98,15 @@ def _is_file(path: Path) -> bool:
 
 
 def require_reachable(inputs: Iterable[Input], archive: Archive, on_workers: Sequence[str]) -> None:
-    """Refuse a run that reads what the workers will not have.
+    """Check that the workers will have every file that the run reads.
 
     Args:
-        inputs: What the run reads.
-        archive: What is copied.
+        inputs: Files and folders that the run reads.
+        archive: Files that are copied.
         on_workers: Files and folders that the user declares as present on the workers.
 
     Raises:
-        ValueError: a path is in a bucket that this input cannot be read from, or will be missing.
+        ValueError: A path will be missing, or is in a bucket although the run cannot read this input from a bucket.
     """
     present = [_normal(path) for path in on_workers]
     missing = []
@@ -113,9 +114,9 @@ def require_reachable(inputs: Iterable[Input], archive: Archive, on_workers: Seq
         if is_remote(each.path):
             if each.in_bucket:
                 continue
-            raise ValueError(
+            raise PlamoError(
                 f"{each.name} {address(each.path)} is not allowed: only output and tokenizer may be in a bucket. Copy it to the workers "
-                "with --setup and declare where it is then with --on-workers PATH"
+                "with --setup, and declare its path there with --on-workers PATH"
             )
         path = _normal(each.path)
         copied = any(_is_below(file, path) for file in archive.files) and not path.startswith("/")
@@ -124,14 +125,14 @@ def require_reachable(inputs: Iterable[Input], archive: Archive, on_workers: Seq
     if missing:
         first = ", ".join(f"{each.name} {each.path}" for each in missing[:2])
         more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""
-        raise ValueError(
-            f"{first}{more} will be missing on the workers: not tracked by git. Bring it there with --setup (or mount a shared disk), and "
-            f"declare it with --on-workers {_common([_normal(each.path) for each in missing])}"
+        raise PlamoError(
+            f"{first}{more} will be missing on the workers, because git does not track it. Copy it there with --setup (or mount a shared "
+            f"disk), and declare it with --on-workers {_common([_normal(each.path) for each in missing])}"
         )
 
 
 def _normal(path: str) -> str:
-    """A path as the workers see it, from the checkout there."""
+    """Return a path as the workers see it, relative to their checkout."""
     return posixpath.normpath(path)
 
 
@@ -140,7 +141,7 @@ def _is_below(path: str, folder: str) -> bool:
 
 
 def _common(paths: list[str]) -> str:
-    """A folder that holds all paths, or the first path where they have none in common."""
+    """Return a folder that contains all paths, or the first path if there is none."""
     same = {posixpath.isabs(path) for path in paths}
     common = posixpath.commonpath(paths) if len(same) == 1 else ""
     return common if common not in ("", "/") else paths[0]
@@ -151,5 +152,5 @@ def _size(size: int) -> str:
 
 
 def _shown(path: str) -> str:
-    """A path on one line of a message or a comment."""
+    """Return a path as text that fits on one line of a message or comment."""
     return path if path.isprintable() else ascii(path)

@@ -1,6 +1,6 @@
-"""A TPU slice of one's own: a queued resource, and the run on all of its workers, again after each preemption.
+"""A queued TPU resource on Google Cloud, and the run on all of its workers, restarted after each preemption.
 
-Everything is one bash script that needs only gcloud and git, so that what --dry-run prints is what runs, here or elsewhere.
+The launcher is one bash script that needs only gcloud and git. --dry-run prints exactly this script.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Annotated, Literal, NoReturn
 
 import tyro
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.launch.archive import archive, require_reachable
 from plamo2_jax.launch.checks import project_and_zone, require_account, require_tool, resource_name
 from plamo2_jax.launch.job import AUTO, REFUSED, TERMINATED, Job, wrapped
@@ -21,7 +22,7 @@ from plamo2_jax.launch.setup import setup_lines
 from plamo2_jax.launch.slices import parse_slice
 
 UV = "uv==0.13.9"
-"""The package installer on the workers, at a version: an unpinned one would change between two attempts of a run."""
+"""Package installer on the workers. The version is pinned, so that it does not change between two attempts of a run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Gcloud:
     create_flag: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Further flag of `gcloud compute tpus queued-resources create`, as in --create-flag=--reserved; may be given several times."""
     source: Path = Path(".")
-    """The project's git checkout, which holds the config file. The files that git tracks in it are copied to the workers as they are."""
+    """Git checkout of the project, with the config file. The files that git tracks are copied to the workers from the working tree."""
     max_archive_mb: int = 100
     """Largest size of the files that are copied to each worker, in MB before compression."""
     on_workers: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -61,41 +62,45 @@ class Gcloud:
     """When to delete the resource at the end. A resource that is kept costs money."""
 
     def check(self) -> None:
-        """Refuse values out of range. (Not on construction: tyro would put a frame around the message.)
+        """Check that values are in range. (Not on construction, because tyro would print the message in a frame.)
 
         Raises:
-            ValueError: a value is not allowed.
+            ValueError: A value is not allowed.
         """
         for field in ("attempts", "poll", "max_archive_mb"):
             if getattr(self, field) < 1:
                 option = field.replace("_", "-")
-                raise ValueError(f"--{option} {getattr(self, field)} is not allowed: it must be at least 1")
+                raise PlamoError(f"--{option} {getattr(self, field)} is not allowed: it must be at least 1")
 
 
 def script(job: Job, options: Gcloud) -> str:
-    """The bash script that trains on a slice.
+    """Return the bash script that trains on a slice.
 
     Raises:
-        ValueError: no project, no zone, no such slice, a config file outside the checkout, too large an archive, or the run reads what the
-            workers will not have.
+        ValueError: Project or zone is missing, there is no such slice, the config file is outside the checkout, the archive is too
+            large, or the workers will not have a file that the run reads.
     """
     options.check()
     chosen = parse_slice(options.accelerator)
     runtime = options.runtime_version or chosen.generation.runtime
     if runtime is None:
-        raise ValueError(f"--accelerator {options.accelerator} is to be had in GKE only: use plamo2 launch xpk")
+        raise PlamoError(f"--accelerator {options.accelerator} is available only in GKE. Use plamo2 launch xpk")
     name = resource_name(options.job_name, job.name, 61)
     project, zone = project_and_zone(options.project, options.zone)
     source = options.source.resolve()
     if not (source / ".git").exists() or not (source / "setup.cfg").exists():
-        raise ValueError(f"--source {options.source} is not a git checkout of plamo2-jax")
+        raise PlamoError(
+            f"--source {options.source} is not a git checkout of plamo2-jax. Give the folder of a checkout"
+        )
     config = job.config.resolve()
     if not config.is_relative_to(source):
-        raise ValueError(f"{job.config} lies outside --source {options.source}, and would not be copied to the workers")
+        raise PlamoError(
+            f"{job.config} is outside --source {options.source} and would not be copied to the workers. Move it there"
+        )
     copied = archive(source, config)
     copied.require_at_most(options.max_archive_mb)
     require_reachable(job.inputs, copied, options.on_workers)
-    folder = f"plamo2/{name}"  # Of a worker, under its home.
+    folder = f"plamo2/{name}"  # On a worker, in its home folder.
     command = job.command((".venv/bin/plamo2",), *AUTO, config=config.relative_to(source))
     values = {
         "name": name,
@@ -115,7 +120,7 @@ def script(job: Job, options: Gcloud) -> str:
     return "\n".join(
         [
             "#!/usr/bin/env bash",
-            "# shellcheck disable=SC2016,SC2329  # What is in single quotes is expanded on the workers; `stop` is called by traps.",
+            "# shellcheck disable=SC2016,SC2329  # Text in single quotes is expanded on the workers; traps call `stop`.",
             f"# Trains {name} on {chosen.accelerator}, {chosen.chips} chips of shape {chosen.shape}.",
             *(f"# {line}" for line in copied.summary()),
             "set -uo pipefail",
@@ -131,17 +136,17 @@ def script(job: Job, options: Gcloud) -> str:
 
 
 def launch(job: Job, options: Gcloud) -> NoReturn:
-    """Become the script.
+    """Replace this process by the script.
 
     Raises:
-        ValueError: a program, an account or a value is missing.
+        ValueError: A program, an account or a value is missing.
     """
     require_tool("gcloud")
     text = script(job, options)
     require_account()
     summary = archive(options.source.resolve(), job.config.resolve()).summary()
     print("\n".join(f"launch: {line}" for line in summary), file=sys.stderr)
-    # In place of this process, so that signals reach the script and its answer to them is ours.
+    # Replacing this process passes signals and the exit status through.
     os.execvp("bash", ["bash", "-c", text])
 
 
@@ -156,8 +161,8 @@ PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user {uv}
 set +e
 """
 
-# Of a run that is still there, when the connection to it was lost or Ctrl-C ends it: asked to stop, and waited for. The pattern beside
-# the file of its number keeps an unrelated process safe that has the number now.
+# Stop a run that still exists after a lost connection or Ctrl-C, and wait for it. The pattern besides the PID file protects an unrelated
+# process that may have the same number now.
 _STOP = """pkill -TERM -F run.pid -f 'plamo2 pretrain' 2>/dev/null
 for _ in $(seq 300); do pgrep -F run.pid -f 'plamo2 pretrain' >/dev/null 2>&1 || break; sleep 1; done"""
 
@@ -192,7 +197,7 @@ state() {{ # Prints the resource's state: also ABSENT, and UNKNOWN when gcloud c
 }}
 
 made=0
-acquire() {{ # Returns when the resource is ACTIVE; makes it, also anew when it was preempted.
+acquire() {{ # Returns when the resource is ACTIVE. Creates it, also after a preemption.
   local now unknown=0
   while true; do
     now=$(state)
@@ -200,13 +205,13 @@ acquire() {{ # Returns when the resource is ACTIVE; makes it, also anew when it 
     ACTIVE) return 0 ;;
     ABSENT)
       if ((++made > attempts)); then
-        say "gave up: the resource was made $attempts times"
+        say "gave up: the resource was created $attempts times"
         return 1
       fi
       resource create "${{create[@]}}" || return 1
       ;;
     FAILED | SUSPENDED)
-      say "$name is $now; it is made anew"
+      say "$name is $now; it is deleted and created again"
       resource delete --force || return 1
       continue
       ;;
@@ -222,7 +227,7 @@ acquire() {{ # Returns when the resource is ACTIVE; makes it, also anew when it 
   done
 }}
 
-pack() {{ # Once, so that every attempt runs the same files. git is only asked for names: it writes nothing into .git.
+pack() {{ # Called once, so that every attempt runs the same files. git only lists names and writes nothing into .git.
   local size
   (
     cd "$source" || exit 1
@@ -234,7 +239,7 @@ pack() {{ # Once, so that every attempt runs the same files. git is only asked f
     done | COPYFILE_DISABLE=1 tar --create --no-recursion --null --files-from=- --file="$folder/files.tar"
   ) && size=$(wc -c <"$folder/files.tar") || return 1
   if ((size > limit * 1000000)); then
-    say "the files to copy have $((size)) bytes; the limit is $limit MB (--max-archive-mb)"
+    say "the files to copy have $((size)) bytes: the limit is $limit MB (--max-archive-mb)"
     return {refused}
   fi
   gzip -c "$folder/files.tar" >"$folder/$archive" && rm "$folder/files.tar"
@@ -249,7 +254,7 @@ finish() {{ # STATUS
   if [[ $cleanup == always || ($cleanup == success && $1 == 0) ]]; then
     resource delete --force
   else
-    say "$name may still be there, and cost money, until you run:"
+    say "$name may still exist and cost money. To delete it, run:"
     say "gcloud compute tpus queued-resources delete $name --project=$project --zone=$zone --force"
   fi
   exit "$1"
@@ -274,7 +279,8 @@ for ((attempt = 1; attempt <= attempts; attempt++)); do
   acquire || finish 1
   say "$name is ACTIVE; attempt $attempt of $attempts"
   if install_on_workers; then
-    # In the background, since bash answers signals while it waits, not while a command runs; deaf to Ctrl-C, to show what workers say then.
+    # In the background, because bash handles signals while it waits, but not while a command runs. It ignores Ctrl-C to show further
+    # output.
     (trap '' INT && on_workers "$train") &
     wait $!
     status=$?
@@ -284,12 +290,12 @@ for ((attempt = 1; attempt <= attempts; attempt++)); do
   case $status in
   0 | {refused}) finish $status ;; # done; or the configuration is wrong, and would be again
   {terminated} | 255) ;; # stopped by SIGTERM with a checkpoint; the connection was lost
-  *) # A failure of its own, unless the slice goes away: then workers end in any way.
+  *) # A failure of the run, unless the slice is gone: then workers end with any status.
     sleep "$poll"
     [[ $(state) != ACTIVE ]] || finish $status
     ;;
   esac
-  say "ended with status $status; the same command goes on from the newest checkpoint"
+  say "ended with status $status; the run resumes from the newest checkpoint"
   sleep "$poll"
 done
 say "gave up after $attempts attempts"

@@ -1,4 +1,4 @@
-"""The run to launch, and the command line that starts one process of it."""
+"""The run to launch, and the command line of one of its processes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 from plamo2_jax.storage import is_remote
 
-# How `plamo2 pretrain` is told of its other processes: the one place where these flags are spelled.
+# Flags of `plamo2 pretrain` for jobs of several processes. No other module spells these flags.
 AUTO = ("--distributed.coordinator", "auto")
-"""jax.distributed finds coordinator, count and number by itself: on TPU slices, in GKE and under SLURM."""
+"""On TPU slices, in GKE and under SLURM, jax.distributed finds the coordinator, the number of processes and the process index by itself."""
 
 
 def process_flags(coordinator: str, number: int, count: int) -> tuple[str, ...]:
-    """Flags of process `number` of `count`, where nothing else tells it."""
+    """Return the flags of process `number` of `count`, for environments that jax.distributed does not recognise."""
     return (
         *("--distributed.coordinator", coordinator),
         *("--distributed.process-id", str(number)),
@@ -24,9 +24,9 @@ def process_flags(coordinator: str, number: int, count: int) -> tuple[str, ...]:
 
 # Exit statuses of `plamo2 pretrain`, by which the launchers decide whether to start it again.
 REFUSED = 2
-"""The configuration or a file is wrong: it will be wrong the next time too."""
+"""The configuration or a file is wrong. A restart would fail again."""
 TERMINATED = 128 + 15
-"""It was asked to stop, saved a checkpoint and did: the same command goes on from there."""
+"""The run was stopped by SIGTERM and saved a checkpoint. The same command resumes it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,40 +34,40 @@ class Input:
     """A file or folder that the run reads."""
 
     name: str
-    """The field of the config that names it."""
+    """Field of the config that names it."""
     path: str
-    """Where it is, as resolved."""
+    """Resolved path."""
     in_bucket: bool = False
-    """Whether pretrain reads it from a bucket too."""
+    """Whether pretrain can read it from a bucket."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One pretraining run: its config file, and what the launchers need to know of it."""
+    """One pretraining run, as the launchers need it."""
 
     config: Path
-    """The config file."""
+    """Config file."""
     name: str
-    """The run's name, as resolved."""
+    """Resolved name of the run."""
     output: str
-    """Folder of runs, as resolved."""
+    """Resolved folder of runs."""
     overrides: tuple[str, ...] = ()
     """Further arguments of `plamo2 pretrain`, after the config file."""
     inputs: tuple[Input, ...] = ()
-    """What the run reads."""
+    """Files and folders that the run reads."""
 
     def command(self, program: tuple[str, ...], *flags: str, config: Path | None = None) -> list[str]:
-        """Arguments that start one process; `config` is the config file as the process finds it."""
+        """Return the command line of one process. `config` is the path of the config file for that process."""
         return [*program, "pretrain", str(config or self.config), *self.overrides, *flags]
 
     @property
     def output_is_local(self) -> bool:
-        """Whether the output is a path, rather than a bucket."""
+        """Whether the output is a local path and not in a bucket."""
         return not is_remote(self.output)
 
 
 def wrapped(arguments: list[str]) -> str:
-    """Arguments as one shell command, an option a line."""
+    """Return arguments as one shell command with one option per line."""
     lines = [""]
     for argument in arguments:
         if argument.startswith("--") and lines[-1]:

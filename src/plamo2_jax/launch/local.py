@@ -1,4 +1,4 @@
-"""Several processes on this machine, for trying out what several machines do: each with its own CPU devices, or sharing the GPUs."""
+"""Several processes on this machine, to try out multi-process training. They have their own CPU devices, or share the GPUs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.launch.job import Job, process_flags, wrapped
 
 
@@ -31,17 +32,17 @@ class Local:
     """Seconds between SIGTERM and SIGKILL when the processes are ended because one of them failed."""
 
     def check(self) -> None:
-        """Refuse values out of range. (Not on construction: tyro would put a frame around the message.)
+        """Check that values are in range. (Not on construction, because tyro would print the message in a frame.)
 
         Raises:
-            ValueError: a value is not allowed.
+            ValueError: A value is not allowed.
         """
         for field, least in (("processes", 1), ("devices", 1), ("port", 0), ("grace", 0)):
             value = getattr(self, field)
             if value is not None and value < least:
-                raise ValueError(f"--{field} {value} is not allowed: it must be at least {least}")
+                raise PlamoError(f"--{field} {value} is not allowed: it must be at least {least}")
         if self.port > 65535:
-            raise ValueError(f"--port {self.port} is not allowed: it must be at most 65535")
+            raise PlamoError(f"--port {self.port} is not allowed: it must be at most 65535")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,22 +51,22 @@ class Process:
 
     arguments: list[str]
     environment: dict[str, str]
-    """What it has beside this process's environment."""
+    """Variables in addition to the environment of this process."""
 
 
 def plan(
     job: Job, options: Local, program: tuple[str, ...] = (sys.executable, "-m", "plamo2_jax.cli.main")
 ) -> list[Process]:
-    """The processes of a job.
+    """Return the processes of a job.
 
     Raises:
-        ValueError: an option is out of range.
+        ValueError: An option is out of range.
     """
     options.check()
     environment = {}
     if options.devices is not None:
         count = f"--xla_force_host_platform_device_count={options.devices}"
-        # The last of several is the one that counts.
+        # If a flag occurs several times, the last one takes effect.
         environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {count}".strip()}
     if options.processes == 1:
         return [Process(job.command(program), environment)]
@@ -75,7 +76,7 @@ def plan(
 
 
 def script(job: Job, options: Local) -> str:
-    """The processes as a bash script. Here they are started by `run`, which also looks after them."""
+    """Return the processes as a bash script, for --dry-run. `run` starts and supervises them itself."""
     lines = ["#!/usr/bin/env bash", "trap 'kill $(jobs -p); wait' INT TERM"]
     for process in plan(job, options):
         settings = [f"{key}={shlex.quote(value)}" for key, value in process.environment.items()]
@@ -84,17 +85,17 @@ def script(job: Job, options: Local) -> str:
 
 
 def launch(job: Job, options: Local) -> int:
-    """Run the processes to their end; returns the exit status."""
+    """Run the processes to their end, and return the exit status."""
     return run(plan(job, options), options.grace)
 
 
 def run(processes: Sequence[Process], grace: float) -> int:
-    """Run processes side by side; their lines come out with the process's number before them.
+    """Run processes at the same time, and print their output lines with the process number in front.
 
-    SIGINT and SIGTERM are passed to all. When one fails the others are ended, by SIGTERM and after `grace` seconds by SIGKILL.
+    SIGINT and SIGTERM are passed to all. If one fails, the others are ended by SIGTERM, and after `grace` seconds by SIGKILL.
 
     Returns:
-        The exit status of the first that failed, 128 + N for one that signal N ended; 0 when all went well.
+        Exit status of the first process that failed (128 + N if signal N ended it), or 0.
     """
     caught: list[int] = []
     passed = 0
@@ -102,9 +103,9 @@ def run(processes: Sequence[Process], grace: float) -> int:
 
     def to_all(number: int) -> None:
         for process in running.values():
-            process.send_signal(number)  # Does nothing for one that has ended and been waited for.
+            process.send_signal(number)  # Does nothing for a process that has ended.
 
-    # Only noted here, and passed on by the loop below: a process that is just being started must not miss it.
+    # The handler only records the signal. The loop below passes it on, so that a process that is being started does not miss it.
     before = {
         number: signal.signal(number, lambda caught_number, frame: caught.append(caught_number))
         for number in (signal.SIGINT, signal.SIGTERM)
@@ -113,7 +114,7 @@ def run(processes: Sequence[Process], grace: float) -> int:
     status, deadline = 0, None
     try:
         for number, process in enumerate(processes):
-            # A session each: Ctrl-C in a terminal goes to every process of the session, and would reach them twice.
+            # Each process gets its own session. Otherwise Ctrl-C in a terminal would reach every process twice.
             running[number] = subprocess.Popen(
                 process.arguments,
                 env=os.environ | process.environment,
@@ -137,7 +138,7 @@ def run(processes: Sequence[Process], grace: float) -> int:
                 if code != 0 and status == 0:
                     status = code if code > 0 else 128 - code
                     print(f"launch: process {number} ended with status {status}", file=sys.stderr, flush=True)
-                    # After a signal all are ending already, and a second one would cut short their checkpoint.
+                    # After a signal, all processes are already ending. A second signal would interrupt their checkpoints.
                     if not passed:
                         to_all(signal.SIGTERM)
                         deadline = time.monotonic() + grace
@@ -149,12 +150,12 @@ def run(processes: Sequence[Process], grace: float) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     for reader in readers:
-        reader.join(timeout=5)  # A process that ended may have left one behind that holds its output open.
+        reader.join(timeout=5)  # A child of an ended process may still hold its output open.
     return status
 
 
 def _prefix(source: IO[bytes], target: IO[str], number: int) -> None:
-    """Copy lines, each with the process's number before it, whole."""
+    """Copy complete lines with the process number in front."""
     with source:
         for line in source:
             target.write(f"[{number}] {line.decode(errors='replace').rstrip()}\n")
@@ -162,7 +163,7 @@ def _prefix(source: IO[bytes], target: IO[str], number: int) -> None:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens at now."""
+    """Return a free port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -1,12 +1,12 @@
-"""The user's setup command inside a script of ours."""
+"""The user's setup command inside a generated script."""
 
 from __future__ import annotations
 
 import shlex
 
-# In the shell itself, not in a subshell: variables, functions and modules that the command sets last. `eval` keeps a syntax error in it
-# from swallowing the lines below. The command may set shell options, redirect standard error, change the folder (`cd env && source
-# bin/activate`), or end the shell: the trap then says why, and the job does not count as done.
+# The command runs in the shell itself, not in a subshell, so that variables, functions and modules remain. With `eval`, a syntax error
+# in it does not affect the lines below. The command may set shell options, redirect standard error, change the folder (`cd env && source
+# bin/activate`), or exit the shell. In the last case the trap prints the reason, and the job counts as failed.
 _SETUP = """launch_setup={setup}
 launch_ready=
 launch_folder=$PWD
@@ -29,12 +29,12 @@ cd "$launch_folder" || exit 1
 
 
 def setup_lines(command: str) -> str:
-    """Bash lines that run a setup command and end the script with its status where it fails.
+    """Return bash lines that run a setup command, and end the script with its status if it fails.
 
-    The caller's shell must have no strict options (`set -e`, `-u`, `pipefail`) at this point: activation scripts read variables that may
-    not be set.
+    The calling shell must not have strict options (`set -e`, `-u`, `pipefail`) at this point, because activation scripts read variables
+    that may be unset.
 
     Args:
-        command: Shell code of the user's; "" for none.
+        command: Shell code of the user; "" for none.
     """
     return _SETUP.format(setup=shlex.quote(command)) if command.strip() else ""

@@ -1,7 +1,7 @@
-"""TPU slices by accelerator type: chips, hosts, the shape, the runtime they boot and what GKE calls them.
+"""TPU slices by accelerator type: chips, hosts, shape, runtime version and GKE label.
 
 Sources (read in November 2026):
-    types, shapes, chips a host    cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} and /tpu/docs/supported-tpu-configurations
+    types, shapes, chips per host  cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} and /tpu/docs/supported-tpu-configurations
     runtime versions               cloud.google.com/tpu/docs/runtimes
     labels of GKE nodes            cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus
     tpu7x only in GKE              cloud.google.com/tpu/docs/queued-resources
@@ -12,6 +12,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from plamo2_jax.errors import PlamoError
+
 _CUBES = ("4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16")
 _SQUARES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBOIDS = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", *_CUBES)
@@ -19,18 +21,18 @@ _CUBOIDS = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", *_CUBES)
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """What the slices of one TPU generation have in common."""
+    """Common properties of the slices of one TPU generation."""
 
     prefix: str
-    """Of the accelerator type."""
+    """Prefix of the accelerator type."""
     units: int
-    """What the number in the accelerator type counts, a chip: 2 where it counts TensorCores, 1 where it counts chips."""
+    """Units per chip in the number of the accelerator type: 2 if it counts TensorCores, 1 if it counts chips."""
     runtime: str | None
-    """Software of a TPU VM; None where the generation is to be had in GKE only."""
+    """Runtime version of a TPU VM; None if the generation is available only in GKE."""
     gke: str
     """Value of the node label cloud.google.com/gke-tpu-accelerator."""
     shapes: tuple[str, ...]
-    """Shapes on offer."""
+    """Available shapes."""
 
 
 GENERATIONS = {
@@ -61,34 +63,34 @@ class Slice:
 
     @property
     def chips_per_host(self) -> int:
-        """Four. (Of v5e and v6e there are machines with 8 too: a TPU VM has them, and GKE where a node pool of such was made.)"""
+        """Four. (v5e and v6e also have machines with 8 chips: as TPU VMs, and in GKE in node pools created with them.)"""
         return min(self.chips, 4)
 
     @property
     def fits_one_machine(self) -> bool:
-        """Whether one TPU VM has all of it: four chips, or of v5e and v6e eight."""
+        """Whether the slice is one TPU VM: four chips, or eight for v5e and v6e."""
         return self.hosts == 1 or self.shape == "2x4"
 
     @property
     def hosts(self) -> int:
-        """Number of machines of so many chips."""
+        """Number of machines."""
         return self.chips // self.chips_per_host
 
 
 def parse_slice(text: str) -> Slice:
-    """A slice from its accelerator type (v5litepod-16, v5p-128, v6e-256), or its generation and shape (v5p:4x4x4).
+    """Parse an accelerator type (v5litepod-16, v5p-128, v6e-256), or generation and shape (v5p:4x4x4).
 
     Raises:
-        ValueError: there is none of that name; the message lists those of the generation.
+        ValueError: There is no such slice. The message lists the slices of the generation.
     """
     name, separator, size = text.replace(":", "-", 1).partition("-")
     generation = GENERATIONS.get("v5e" if name == "v5litepod" else name)
     if generation is None or not separator:
         known = ", ".join(parse_slice(f"{name}:{each.shapes[3]}").accelerator for name, each in GENERATIONS.items())
-        raise ValueError(f"--accelerator {text} is not known: it must be an accelerator type such as {known}")
+        raise PlamoError(f"--accelerator {text} is not known: it must be an accelerator type such as {known}")
     slices = [Slice(generation, shape) for shape in generation.shapes]
     for found in slices:
         if size in (found.shape, found.accelerator.partition("-")[2]):
             return found
     allowed = ", ".join(each.accelerator for each in slices)
-    raise ValueError(f"--accelerator {text} is not offered; of this generation there are {allowed}")
+    raise PlamoError(f"--accelerator {text} is not available: this generation has {allowed}")

@@ -1,4 +1,4 @@
-"""A SLURM cluster: an sbatch script that srun runs on every node, and that queues itself again when it was stopped."""
+"""SLURM clusters: an sbatch script that starts the run on every node with srun, and requeues itself after a stop."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Annotated
 
 import tyro
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.launch.checks import require_tool
 from plamo2_jax.launch.job import AUTO, TERMINATED, Job, wrapped
 from plamo2_jax.launch.setup import setup_lines
 
 CPUS_PER_GPU = 8
-"""CPU cores of a process for each of its GPUs where the user names none: nodes with GPUs have at least that many for each. Clusters often
-give a task one core, on which reading data starves the GPUs."""
+"""Default number of CPU cores per GPU of a process. GPU nodes have at least this many per GPU. The default of many clusters is one core per
+task, on which reading data is too slow for the GPUs."""
 _LONGEST_NAME = 200
-"""The name is also part of a file name, which may have 255 bytes."""
+"""Largest length of the job name, which is part of a file name of at most 255 bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +52,10 @@ class Slurm:
     """The plamo2 command as the nodes find it, from the folder where sbatch is called."""
 
     def check(self) -> None:
-        """Refuse values out of range. (Not on construction: tyro would put a frame around the message.)
+        """Check that values are in range. (Not on construction, because tyro would print the message in a frame.)
 
         Raises:
-            ValueError: a value is not allowed.
+            ValueError: A value is not allowed.
         """
         limits = (("nodes", 1), ("gpus_per_node", 0), ("grace", 1), ("processes_per_node", 1), ("cpus_per_process", 0))
         for field, least in limits:
@@ -70,31 +71,31 @@ class Slurm:
             self._require(field, value is None or re.fullmatch(r"[\w.,-]+", value) is not None, "a name without spaces")
         for flag in self.sbatch_flag:
             if not flag.startswith("-") or "\n" in flag:
-                raise ValueError(f"--sbatch-flag {flag!r} is not allowed: it must be one option, such as --qos=high")
+                raise PlamoError(f"--sbatch-flag {flag!r} is not allowed: it must be one option, such as --qos=high")
 
     def _require(self, field: str, condition: bool, allowed: str) -> None:
         if not condition:
             option = field.replace("_", "-")
-            raise ValueError(f"--{option} {getattr(self, field)} is not allowed: it must be {allowed}")
+            raise PlamoError(f"--{option} {getattr(self, field)} is not allowed: it must be {allowed}")
 
     @property
     def processes(self) -> int:
-        """Processes per node."""
+        """Number of processes per node."""
         return self.processes_per_node or max(self.gpus_per_node, 1)
 
     @property
     def cpus(self) -> int:
-        """CPU cores per process; 0 for the cluster's default."""
+        """Number of CPU cores per process; 0 for the cluster's default."""
         if self.cpus_per_process is not None:
             return self.cpus_per_process
         return CPUS_PER_GPU * max(1, self.gpus_per_node // self.processes)
 
 
 def script(job: Job, options: Slurm) -> str:
-    """The sbatch script.
+    """Return the sbatch script.
 
     Raises:
-        ValueError: the run's name does not do as the job's.
+        ValueError: The run's name is not valid as a job name.
     """
     options.check()
     name = job_name(options.job_name, job.name)
@@ -108,7 +109,7 @@ def script(job: Job, options: Slurm) -> str:
         *([f"--partition={options.partition}"] if options.partition else []),
         *([f"--account={options.account}"] if options.account else []),
         f"--output={name}-%j.log",
-        "--open-mode=append",  # A job that is queued again goes on writing where it was.
+        "--open-mode=append",  # A requeued job appends to its log.
         f"--signal=TERM@{options.grace}",
         "--requeue",
         *map(shlex.quote, options.sbatch_flag),
@@ -124,17 +125,17 @@ def script(job: Job, options: Slurm) -> str:
 
 
 def job_name(given: str | None, run: str) -> str:
-    """The job's name: the one given, or the run's with a hyphen for what SLURM's name may not hold here.
+    """Return the job name: the given name, or the run's name with hyphens for characters that are not allowed here.
 
-    SLURM takes almost any text. The name also stands in an #SBATCH line, which ends a word at a space or quote, and in the log file's
-    name, where "%" starts a replacement and "/" a folder.
+    SLURM allows almost any name. But the name is also part of an #SBATCH line, where a space or quote ends a word, and of the name of the
+    log file, where "%" starts a replacement and "/" a folder.
 
     Raises:
-        ValueError: the given name is not allowed, or the run's name holds nothing that is.
+        ValueError: The given name is not allowed, or the run's name has no allowed character.
     """
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", run).strip("-")[:_LONGEST_NAME] if given is None else given
     if len(name) > _LONGEST_NAME or not re.fullmatch(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*", name):
-        raise ValueError(
+        raise PlamoError(
             f"--job-name {name[:60]!r} is not allowed: it must be letters, digits, '_', '.' and '-' (not first), "
             f"{_LONGEST_NAME} characters at most"
         )
@@ -142,18 +143,18 @@ def job_name(given: str | None, run: str) -> str:
 
 
 def _devices(options: Slurm) -> str:
-    """JAX gives a process under SLURM the one GPU of its own number. Where it is to have more of them, it must be told which."""
+    """Return the flags for several GPUs per process. By default, JAX under SLURM gives each process the one GPU of its own index."""
     each = options.gpus_per_node // options.processes
     if each < 2:
         return ""
     if options.processes == 1:
         return f"export JAX_LOCAL_DEVICE_IDS={','.join(map(str, range(each)))}\n\n"
-    raise ValueError(
+    raise PlamoError(
         f"--processes-per-node {options.processes} is not allowed: it must be 1 or --gpus-per-node {options.gpus_per_node}"
     )
 
 
-# No strict options (set -u, pipefail): `srun` and what the setup defines may be shell functions, which would run under them.
+# No strict options (set -u, pipefail): they would also apply to shell functions, which `srun` and the user's setup may define.
 _SCRIPT = """#!/usr/bin/env bash
 {directives}
 
@@ -171,10 +172,10 @@ exit "$status"
 
 
 def launch(job: Job, options: Slurm) -> int:
-    """Give the script to sbatch; returns its exit status.
+    """Submit the script with sbatch, and return the exit status.
 
     Raises:
-        ValueError: there is no sbatch, or something is not allowed.
+        ValueError: sbatch is missing, or a value is not allowed.
     """
     text = script(job, options)
     require_tool("sbatch")

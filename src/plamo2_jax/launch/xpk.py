@@ -1,8 +1,8 @@
-"""TPU slices of a GKE cluster: a JobSet manifest for kubectl, or the command with which XPK makes one of its own.
+"""TPU slices of a GKE cluster: a JobSet manifest for kubectl, or a command for XPK.
 
 Fields of a JobSet: jobset.sigs.k8s.io (v1alpha2). Labels and resources of TPU nodes:
-cloud.google.com/kubernetes-engine/docs/how-to/tpus. The image holds the project, installed, and the config file; how pods get to data and
-buckets is the cluster's matter (workload identity), so a manifest holds no credentials.
+cloud.google.com/kubernetes-engine/docs/how-to/tpus. The image contains the installed project and the config file. The cluster gives pods
+access to data and buckets (workload identity), so a manifest contains no credentials.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import shlex
 import subprocess
 from typing import Any, Literal
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.launch.checks import project_and_zone, require, require_account, require_tool, resource_name
 from plamo2_jax.launch.job import AUTO, REFUSED, Job, wrapped
 from plamo2_jax.launch.slices import Slice, parse_slice
@@ -57,49 +58,51 @@ class Xpk:
     """With --by xpk: the cluster's zone; left out, CLOUDSDK_COMPUTE_ZONE or gcloud's property compute/zone."""
 
     def check(self) -> None:
-        """Refuse values out of range. (Not on construction: tyro would put a frame around the message.)
+        """Check that values are in range. (Not on construction, because tyro would print the message in a frame.)
 
         Raises:
-            ValueError: a value is not allowed.
+            ValueError: A value is not allowed.
         """
         for field, least in (("slices", 1), ("restarts", 0), ("grace", 1)):
             if getattr(self, field) < least:
-                raise ValueError(f"--{field} {getattr(self, field)} is not allowed: it must be at least {least}")
+                raise PlamoError(f"--{field} {getattr(self, field)} is not allowed: it must be at least {least}")
         for field in ("namespace", "queue", "service_account"):
             value = getattr(self, field)
             if value is not None and not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", value):
                 option = field.replace("_", "-")
-                raise ValueError(f"--{option} {value!r} is not a Kubernetes name: lower-case letters, digits, hyphens")
+                raise PlamoError(
+                    f"--{option} {value!r} is not a Kubernetes name: it must be lower-case letters, digits and hyphens"
+                )
         if self.image is not None and not re.fullmatch(r"[\w.:/@-]+", self.image, re.ASCII):
-            raise ValueError(f"--image {self.image!r} is not the name of an image")
+            raise PlamoError(f"--image {self.image!r} is not an image name: it must be like REGISTRY/PATH/NAME:TAG")
         if self.image is not None and "@" not in self.image and ":" not in self.image.rpartition("/")[2]:
-            raise ValueError(
-                f"--image {self.image} has no tag, so a restart might run another image than the first start: add a tag such as "
+            raise PlamoError(
+                f"--image {self.image} has no tag, so a restart might run another image than the first start. Add a tag such as "
                 f"{self.image}:1, or a digest"
             )
 
 
 def text(job: Job, options: Xpk) -> str:
-    """What is printed: the manifest, or XPK's command.
+    """Return the text that --dry-run prints: the manifest, or the XPK command.
 
     Raises:
-        ValueError: something is missing or not allowed.
+        ValueError: A value is missing or not allowed.
     """
     return manifest_text(job, options) if options.by == "jobset" else wrapped(xpk_command(job, options)) + "\n"
 
 
 def manifest_text(job: Job, options: Xpk) -> str:
-    """The JobSet as YAML."""
+    """Return the JobSet as YAML."""
     import yaml
 
     return yaml.safe_dump(manifest(job, options), sort_keys=False, width=120)
 
 
 def manifest(job: Job, options: Xpk) -> dict[str, Any]:
-    """The JobSet: a Job a slice, a pod a host.
+    """Return the JobSet, with one Job per slice and one pod per host.
 
     Raises:
-        ValueError: the image is missing, or there is no such slice.
+        ValueError: The image is missing, or there is no such slice.
     """
     options.check()
     chosen = parse_slice(options.accelerator)
@@ -112,13 +115,13 @@ def manifest(job: Job, options: Xpk) -> dict[str, Any]:
             "name": resource_name(options.job_name, job.name, _LONGEST_NAME),
             "namespace": options.namespace,
             "labels": labels | ({"kueue.x-k8s.io/queue-name": options.queue} if options.queue else {}),
-            # Each slice's pods in one node pool, and no other's in it.
+            # The pods of each slice run in one node pool, without pods of other slices.
             "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
         },
         "spec": {
             "failurePolicy": {
                 "maxRestarts": options.restarts,
-                # The Job below fails by its pod failure policy where the configuration is wrong. All else: start all pods again.
+                # If the configuration is wrong, the Job below fails by its pod failure policy. After any other failure, restart all pods.
                 "rules": [
                     {"name": "refused", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]},
                 ],
@@ -229,7 +232,7 @@ def launch(job: Job, options: Xpk) -> int:
     body = manifest_text(job, options)
     require_tool("kubectl")
     if subprocess.run(["kubectl", "config", "current-context"], capture_output=True).returncode != 0:
-        raise ValueError(
+        raise PlamoError(
             "kubectl has no cluster: run `gcloud container clusters get-credentials CLUSTER --location ZONE`"
         )
     return subprocess.run(["kubectl", "apply", "-f", "-"], input=body, text=True).returncode

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from plamo2_jax.config import LayerKind, ModelConfig
@@ -14,7 +15,7 @@ from plamo2_jax.model.context import Context
 from plamo2_jax.model.layers import apply_rope, observe, rms_normalize
 from plamo2_jax.model.linear import project
 from plamo2_jax.model.parameters import parameter
-from plamo2_kernels.attention import Implementation, attention, masked_attention
+from plamo2_kernels.attention import Implementation, attention
 
 # Of the norms of queries and keys; the public code does not take it from the config.
 _QK_EPSILON = 1e-6
@@ -51,33 +52,14 @@ class Attention(nn.Module):
         q, k, v = widen("q_proj", heads), widen("k_proj", kv_heads), widen("v_proj", kv_heads)
         q, k = rotate(q, "q_scale", heads), rotate(k, "k_scale", kv_heads)
         segments, positions = context.segment_ids, context.positions
-        if cache is None and self.mesh is not None and not self.is_initializing():
-            y = parallel.attend(self.mesh, q, k, v, segments, window, self.implementation)
-        elif cache is None:
-            y = attention(q, k, v, segment_ids=segments, window=window, implementation=self.implementation)
+        mesh = None if self.is_initializing() else self.mesh
+        settings = {"window": window, "implementation": self.implementation}
+        if cache is not None:
+            attend = cache.attend if mesh is None else functools.partial(parallel.attend_cached, mesh, cache)
+            y, cache = attend(q, k, v, positions, segments, context.count, **settings)
+        elif mesh is not None:
+            y = parallel.attend(mesh, q, k, v, segments, **settings)
         else:
-            seen, cache = cache, cache.write(k, v, positions, segments, context.count)
-            if u.shape[1] == 1:
-                # The ring holds the window and the token itself, so one token needs no copy of it.
-                seen = cache
-            else:
-                seen = AttentionCache(
-                    *(
-                        jnp.concatenate([old.astype(new.dtype), new], axis=1)
-                        for old, new in zip(
-                            (seen.k, seen.v, seen.positions, seen.segment_ids), (k, v, positions, segments), strict=True
-                        )
-                    )
-                )
-            y = masked_attention(
-                q,
-                seen.k.astype(q.dtype),
-                seen.v.astype(q.dtype),
-                segments,
-                seen.segment_ids,
-                positions,
-                seen.positions,
-                window=window,
-            )
+            y = attention(q, k, v, segment_ids=segments, **settings)
         observe(self, y, tuple(heads), segments)
         return project(self, "o_proj", "bthp,hpd->btd", y, normal, {**heads, axes.EMBED: e}), cache

@@ -51,23 +51,23 @@ class Declaration:
     """What a parameter says of itself where it is made; growing and pruning know no more of the network than this.
 
     Raises:
-        ValueError: it reads an axis that it does not have, or is a norm's scale of more or fewer than one axis.
+        ValueError: it contracts an axis that it does not have, or is a norm's scale of more or fewer than one axis.
     """
 
     names: Axes
     """Its axes."""
-    reads: tuple[str, ...] = ()
-    """Axes that are summed over where it is used. Along its others it makes the channels, or multiplies them one by one."""
-    offset: float | None = None
+    contracts: tuple[str, ...] = ()
+    """Axes that are summed over where the parameter is used. Along its other axes it makes the channels, or multiplies them one by one."""
+    norm_offset: float | None = None
     """Of the scale of an RMS norm over its one axis: the norm multiplies by offset + scale. None: not such a scale.
-    One that `reads` its axis stands for a reader that has no weight of its own: what it scales is summed over without one."""
-    closes: bool = False
+    One that `contracts` its axis stands for a reader that has no weight of its own: what it scales is summed over without one."""
+    ends_residual: bool = False
     """Whether a residual branch ends in it: where the whole factor is 0 the branch adds nothing."""
 
     def __post_init__(self) -> None:
-        if unknown := set(self.reads) - set(self.names):
-            raise ValueError(f"a parameter with the axes {self.names} cannot read {', '.join(sorted(unknown))}")
-        if self.offset is not None and len([name for name in self.names if name != LAYERS]) != 1:
+        if unknown := set(self.contracts) - set(self.names):
+            raise ValueError(f"a parameter with the axes {self.names} cannot contract {', '.join(sorted(unknown))}")
+        if self.norm_offset is not None and len([name for name in self.names if name != LAYERS]) != 1:
             raise ValueError(f"a norm's scale has one axis, not {self.names}")
 
 

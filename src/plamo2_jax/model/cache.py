@@ -7,12 +7,15 @@ each period, without that axis.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from plamo2_jax.config import LayerKind, ModelConfig, Run
+from plamo2_jax.config import LayerGroup, LayerKind, ModelConfig
+from plamo2_kernels.attention import Implementation, Keys, cached_attention, masked_attention
 
 
 class MambaCache(struct.PyTreeNode):
@@ -58,6 +61,35 @@ class AttentionCache(struct.PyTreeNode):
             put(self.k, k), put(self.v, v), put(self.positions, positions), put(self.segment_ids, segment_ids)
         )
 
+    def attend(
+        self,
+        q: Float[Array, "b t h p"],
+        k: Float[Array, "b t g p"],
+        v: Float[Array, "b t g p"],
+        positions: Int[Array, "b t"],
+        segment_ids: Int[Array, "b t"],
+        count: Int[Array, " b"],
+        *,
+        window: int | None,
+        implementation: Implementation,
+        read: Callable[[Array], Array] = lambda heads: heads,
+    ) -> tuple[Float[Array, "b t h p"], AttentionCache]:
+        """Attend to the tokens before and to those of a piece, and append the latter.
+
+        Args:
+            read: picks the key/value heads that the queries read; by default all.
+        """
+        new = self.write(k, v, positions, segment_ids, count)
+        if q.shape[1] == 1:
+            # The ring holds the window and the token itself, so one token needs no copy of it.
+            keys = read(new.k).astype(q.dtype), read(new.v).astype(q.dtype)
+            y = masked_attention(q, *keys, segment_ids, new.segment_ids, positions, new.positions, window=window)
+        else:
+            piece = Keys(read(k), read(v), positions, segment_ids)
+            ring = Keys(read(self.k), read(self.v), self.positions, self.segment_ids)
+            y = cached_attention(q, piece, ring, count, window=window, implementation=implementation)
+        return y, new
+
 
 class Cache(struct.PyTreeNode):
     """State of a whole model for a batch of rows."""
@@ -95,13 +127,13 @@ def init_cache(
         k, v = (jnp.zeros((*lead, b, s, g, p), dtype) for _ in range(2))
         return AttentionCache(k, v, jnp.zeros((*lead, b, s), jnp.int32), jnp.full((*lead, b, s), -1, jnp.int32))
 
-    def periods(run: Run):
+    def periods(run: LayerGroup):
         if stacked:
             return tuple(layer(kind, run.count) for kind in run.kinds)
         return tuple(tuple(map(layer, run.kinds)) for _ in range(run.count))
 
     return Cache(
-        tuple(map(periods, config.runs)),
+        tuple(map(periods, config.layer_groups)),
         jnp.zeros((b,), jnp.int32),
         jnp.zeros((b,), jnp.int32),
     )

@@ -41,12 +41,12 @@ def observe(module: nn.Module, x: Float[Array, "b t *c"], names: axes.Axes, segm
     module.sow(OBSERVED, name, _mean_over_tokens(x, segment_ids))
 
 
-def observe_turn(
+def record_block_influence(
     module: nn.Module, before: Float[Array, "b t d"], after: Float[Array, "b t d"], segment_ids: Int[Array, "b t"]
 ) -> None:
-    """Record how far layers turn the stream: the mean over a row's tokens of 1 - cos, [b], under the name of the layers' axis.
+    """Record the block influence of layers (ShortGPT, arXiv:2403.03853, equation 1), under the name of the layers' axis.
 
-    That is the block influence of ShortGPT (arXiv:2403.03853, equation 1).
+    It is the mean over a row's tokens of 1 - cos(before, after), [b].
     """
     if module.is_initializing() or not module.is_mutable_collection(OBSERVED):
         return
@@ -71,16 +71,16 @@ class RMSNorm(nn.Module):
     """RMS norm over the residual stream, times (offset + scale); `scale` starts at 0.
 
     Attributes:
-        offset: see above.
+        offset: the factor while `scale` is 0.
         epsilon: of the norm.
-        closes: whether a residual branch ends here.
-        reads: whether what comes out is summed over by a matrix that is not this norm's reader alone (see `axes.Declaration.offset`).
+        ends_residual: whether a residual branch ends here.
+        contracts: whether this norm's scale stands for the reader of the stream (see `axes.Declaration.norm_offset`).
     """
 
     offset: float
     epsilon: float
-    closes: bool = False
-    reads: bool = False
+    ends_residual: bool = False
+    contracts: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
@@ -90,9 +90,9 @@ class RMSNorm(nn.Module):
             "scale",
             nn.initializers.zeros,
             {axes.EMBED: x.shape[-1]},
-            reads=(axes.EMBED,) if self.reads else (),
-            offset=self.offset,
-            closes=self.closes,
+            contracts=(axes.EMBED,) if self.contracts else (),
+            norm_offset=self.offset,
+            ends_residual=self.ends_residual,
         )
         return rms_normalize(x, self.epsilon) * (self.offset + scale).astype(x.dtype)
 

@@ -15,17 +15,10 @@ from plamo2_jax.model.axes import Axes, map_with_axes
 from plamo2_jax.model.low_rank import LowRank
 from plamo2_jax.model.parameters import parameter
 from plamo2_jax.model.quantized import QuantizedArray
+from plamo2_kernels.precision import product_precision
 
 Weight = Array | QuantizedArray | LowRank
 """What a parameter tree may hold in the place of a matrix."""
-
-
-def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
-    """Return the precision of products of activations: full for float32, the hardware's own for bfloat16.
-
-    By default a TPU multiplies float32 in bfloat16 and a GPU in TF32.
-    """
-    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype).itemsize >= 4 else None
 
 
 def project(
@@ -35,13 +28,13 @@ def project(
     x: Float[Array, "*x"],
     init: Callable[..., Array],
     sizes: Mapping[str | None, int],
-) -> Float[Array, "*y"]:
+) -> Float[Array, "*y"] | tuple[Float[Array, "*y"], ...]:
     """Declare a weight and multiply `x` by it.
 
     Args:
         module: owner of the weight.
         name: key of the weight below the module.
-        spec: einsum of `x` and the weight, such as "btd,dhp->bthp". The weight `reads` the axes that the einsum sums over.
+        spec: einsum of `x` and the weight, such as "btd,dhp->bthp". The weight `contracts` the axes that the einsum sums over.
         x: activations.
         init: initializer.
         sizes: size of each axis of the weight by its name, in order. An unnamed first axis is one of unlike parts.
@@ -49,7 +42,7 @@ def project(
     Returns:
         The product in the dtype of `x`; of a weight of several parts the product with each of them.
     """
-    weight = parameter(module, name, init, sizes, reads=contracted(spec, sizes))
+    weight = parameter(module, name, init, sizes, contracts=contracted(spec, sizes))
     if None in sizes:
         return _multiply_parts(spec, x, weight)
     return multiply(spec, x, weight)
@@ -66,7 +59,9 @@ def multiply(
         weight: value of a parameter.
         preferred_element_type: dtype of the result; None: that of `x`.
     """
-    einsum = functools.partial(jnp.einsum, precision=precision(x.dtype), preferred_element_type=preferred_element_type)
+    einsum = functools.partial(
+        jnp.einsum, precision=product_precision(x.dtype), preferred_element_type=preferred_element_type
+    )
     if isinstance(weight, LowRank):
         base = multiply(spec, x, weight.base, preferred_element_type)
         low, up = _adapter_specs(spec)

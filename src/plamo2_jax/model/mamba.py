@@ -63,31 +63,31 @@ class Mamba(nn.Module):
         # Of z and of x; the pair leads, since as one of the last two axes it would fill a quarter of a TPU's tiles.
         z, x = project(self, "in_proj", "btd,dhp->bthp", u, normal, {None: 2, axes.EMBED: e, **inner})
         conv = parameter(self, "conv", _conv_init, {**inner, axes.CONV: c.mamba_d_conv})
-        # Pieces with a cache, and the one token that parameters are made with, are not cut.
-        mesh = None if cache is not None or self.is_initializing() else self.mesh
+        # The one token that parameters are made with is not cut.
+        mesh = None if self.is_initializing() else self.mesh
         if mesh is None:
             x, conv_state = causal_conv1d(
                 x, conv, segment_ids=context.segment_ids, initial_state=conv_state, activation="silu"
             )
         else:
-            x = parallel.convolve(mesh, x, conv, context.segment_ids)
+            x, conv_state = parallel.convolve(mesh, x, conv, context.segment_ids, conv_state)
         # Three products read x: without the barrier XLA may run the convolution anew for each.
         x = jax.lax.optimization_barrier(x)
 
         def narrow(name, axis, size):
             return project(self, name, "bthp,hpn->btn", x, normal, {**inner, axis: size})
 
-        def norm(x, name, axis, reads=()):
-            scale = parameter(self, name, ones, {axis: x.shape[-1]}, reads=reads, offset=0.0)
+        def norm(x, name, axis, contracts=()):
+            scale = parameter(self, name, ones, {axis: x.shape[-1]}, contracts=contracts, norm_offset=0.0)
             return rms_normalize(x, c.rms_norm_eps) * scale.astype(x.dtype)
 
         B, C = narrow("b_proj", axes.STATE, n), narrow("c_proj", axes.STATE, n)
         low_rank = narrow("dt_down", axes.DT_RANK, r)
         # A parameter's random values depend on its place among the module's: a change of this order changes seeded models.
-        dt_up = parameter(self, "dt_up", normal, {axes.DT_RANK: r, **heads}, reads=(axes.DT_RANK,))
+        dt_up = parameter(self, "dt_up", normal, {axes.DT_RANK: r, **heads}, contracts=(axes.DT_RANK,))
         B = norm(B, "b_norm", axes.STATE)
         # The scan sums over the product of B and C; C's scale stands for the reader of the state.
-        C = norm(C, "c_norm", axes.STATE, reads=(axes.STATE,))
+        C = norm(C, "c_norm", axes.STATE, contracts=(axes.STATE,))
         low_rank = norm(low_rank, "dt_norm", axes.DT_RANK)
         dt_bias = parameter(self, "dt_bias", _dt_bias_init, heads)
         a_log = parameter(self, "a_log", _a_log_init, heads)
@@ -105,7 +105,7 @@ class Mamba(nn.Module):
                 implementation=self.implementation,
             )
         else:
-            y = parallel.scan(mesh, *arrays, context.segment_ids, self.implementation)
+            y, ssm_state = parallel.scan(mesh, *arrays, context.segment_ids, self.implementation, ssm_state, continues)
         y = y * nn.silu(z)
         observe(self, y, tuple(inner), context.segment_ids)
         out = project(self, "out_proj", "bthp,hpd->btd", y, normal, {**inner, axes.EMBED: e})

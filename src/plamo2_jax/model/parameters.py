@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,14 +18,13 @@ from plamo2_jax.model import axes
 class DeclaredParameter(nn.LogicallyPartitioned):
     """A parameter with its `axes.Declaration`, as a Flax box."""
 
-    reads: tuple[str, ...] = struct.field(default=(), pytree_node=False)
-    offset: float | None = struct.field(default=None, pytree_node=False)
-    closes: bool = struct.field(default=False, pytree_node=False)
+    declared: axes.Declaration | None = struct.field(default=None, pytree_node=False)
+    """Without the axis that a scan adds to the names."""
 
     @property
     def declaration(self) -> axes.Declaration:
-        """The declaration that `parameter` was called with."""
-        return axes.Declaration(tuple(self.names), self.reads, self.offset, self.closes)
+        """The declaration that `parameter` was called with, with the axes that were added since."""
+        return dataclasses.replace(self.declared, names=tuple(self.names))
 
 
 def parameter(
@@ -33,9 +33,9 @@ def parameter(
     init: Callable[..., jax.Array],
     sizes: Mapping[str | None, int],
     *,
-    reads: tuple[str, ...] = (),
-    offset: float | None = None,
-    closes: bool = False,
+    contracts: tuple[str, ...] = (),
+    norm_offset: float | None = None,
+    ends_residual: bool = False,
 ) -> Any:
     """Declare a float32 parameter and return its value.
 
@@ -51,12 +51,10 @@ def parameter(
     Raises:
         flax.errors.ScopeParamShapeError: the value has another shape.
     """
-    declared = axes.Declaration(tuple(sizes), reads, offset, closes)
+    declared = axes.Declaration(tuple(sizes), contracts, norm_offset, ends_residual)
 
     def boxed(*args):
-        return DeclaredParameter(
-            init(*args), declared.names, reads=declared.reads, offset=declared.offset, closes=declared.closes
-        )
+        return DeclaredParameter(init(*args), declared.names, declared=declared)
 
     shape = tuple(sizes.values())
     value = module.get_variable("params", name)

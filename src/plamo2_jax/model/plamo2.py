@@ -11,122 +11,27 @@ The same call trains, prefills in pieces of any length, and decodes:
 from __future__ import annotations
 
 import math
-from typing import Literal
+import re
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from plamo2_jax.config import LayerKind, ModelConfig, Run
+from plamo2_jax.config import LayerGroup, ModelConfig
 from plamo2_jax.model import axes
-from plamo2_jax.model.attention import Attention
-from plamo2_jax.model.cache import AttentionCache, Cache, MambaCache, init_cache
-from plamo2_jax.model.context import Context, advance, make_context
+from plamo2_jax.model.block import Period, Remat, recomputed
+from plamo2_jax.model.cache import Cache, init_cache
+from plamo2_jax.model.context import advance, make_context
 from plamo2_jax.model.layers import (
-    MIXER_SCALE,
-    MLP_SCALE,
     OBSERVED,
-    GatedMLP,
     RMSNorm,
-    observe,
-    observe_turn,
 )
 from plamo2_jax.model.linear import lookup, multiply
-from plamo2_jax.model.mamba import Mamba
 from plamo2_jax.model.parameters import DeclaredParameter, parameter
 from plamo2_kernels.attention import Implementation as AttentionImplementation
 from plamo2_kernels.ssd import Implementation
-
-Remat = Literal["none", "dots", "block", "offload"]
-"""What the forward pass keeps of a period of layers for the backward pass, which recomputes the rest.
-
-none: all of it. dots: its input, and what products with weights give. block: its input. offload: its input, in the host's memory.
-"""
-
-_INPUT = "period_input"
-
-
-def _recomputed(period: type[nn.Module], remat: Remat) -> type[nn.Module]:
-    """A period that keeps what `remat` says."""
-    policies = jax.checkpoint_policies
-    policy = {
-        # Attention scores and the scan's products have batch axes: they are recomputed.
-        "dots": policies.dots_with_no_batch_dims_saveable,
-        "block": policies.nothing_saveable,
-        "offload": policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[],
-            names_which_can_be_offloaded=[_INPUT],
-            offload_src="device",
-            offload_dst="pinned_host",
-        ),
-    }
-    return period if remat == "none" else nn.remat(period, prevent_cse=False, policy=policy[remat])
-
-
-class Block(nn.Module):
-    """One layer: x += norm(mixer(norm(x))); x += norm(mlp(norm(x)))."""
-
-    config: ModelConfig
-    kind: LayerKind
-    implementation: Implementation
-    attention_implementation: AttentionImplementation = "auto"
-    mesh: jax.sharding.Mesh | None = None
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b t d"], context: Context, cache: MambaCache | AttentionCache | None
-    ) -> tuple[Float[Array, "b t d"], MambaCache | AttentionCache | None]:
-        """The residual stream after the layer, and the layer's new cache."""
-        c = self.config
-        if self.kind is LayerKind.MAMBA:
-            mixer = Mamba(c, self.implementation, self.mesh, name="mixer")
-        else:
-            mixer = Attention(c, self.kind, self.attention_implementation, self.mesh, name="mixer")
-
-        def opening(name):
-            y = RMSNorm(1.0, c.rms_norm_eps, name=name)(x)
-            observe(self, y, (axes.EMBED,), context.segment_ids)
-            return y
-
-        def closing(name, offset):
-            return RMSNorm(offset, c.rms_norm_eps, closes=True, name=name)
-
-        y, cache = mixer(opening("pre_mixer_norm"), context, cache)
-        x = x + closing("post_mixer_norm", MIXER_SCALE)(y)
-        y = GatedMLP(c, name="mlp")(opening("pre_mlp_norm"), context.segment_ids)
-        return x + closing("post_mlp_norm", MLP_SCALE)(y), cache
-
-
-class Period(nn.Module):
-    """One period of a run: a block of each of its kinds; the body of the scan over the run."""
-
-    config: ModelConfig
-    kinds: tuple[LayerKind, ...]
-    implementation: Implementation
-    attention_implementation: AttentionImplementation = "auto"
-    mesh: jax.sharding.Mesh | None = None
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b t d"], caches: tuple | None, context: Context):
-        """Residual stream and the caches of this period's layers, in and out."""
-        x = checkpoint_name(x, _INPUT)
-        before, new = x, []
-        for position, kind in enumerate(self.kinds):
-            block = Block(
-                self.config,
-                kind,
-                self.implementation,
-                self.attention_implementation,
-                self.mesh,
-                name=f"layer_{position}",
-            )
-            x, cache = block(x, context, None if caches is None else caches[position])
-            new.append(cache)
-        observe_turn(self, before, x, context.segment_ids)
-        return x, None if caches is None else tuple(new)
 
 
 class Plamo2(nn.Module):
@@ -162,9 +67,9 @@ class Plamo2(nn.Module):
         self.embedding = parameter(self, "embedding", init, table)
         if not c.tie_word_embeddings:
             self.lm_head = parameter(self, "lm_head", init, table)
-        period = _recomputed(Period, self.remat)
+        period = recomputed(Period, self.remat)
 
-        def stack(run: Run, name: str) -> nn.Module:
+        def stack(run: LayerGroup, name: str) -> nn.Module:
             scanned = nn.scan(
                 period,
                 variable_axes={"params": 0, OBSERVED: 0},
@@ -175,15 +80,15 @@ class Plamo2(nn.Module):
             )
             return scanned(c, run.kinds, *settings, name=name)
 
-        def separate(run: Run, name: str) -> list[nn.Module]:
+        def separate(run: LayerGroup, name: str) -> list[nn.Module]:
             return [Period(c, run.kinds, *settings, name=period_name(name, i)) for i in range(run.count)]
 
         settings = self.implementation, self.attention_implementation, self.mesh
         # Scanning a run of one period too keeps one layout of parameters: every layer parameter has the axis `layers`.
         make = stack if self.scan_layers else separate
-        self.runs = [make(run, f"run_{i}") for i, run in enumerate(c.runs)]
+        self.runs = [make(run, f"run_{i}") for i, run in enumerate(c.layer_groups)]
         # The rows of the table that logits are read with are channels of the stream as well, so this norm's scale stands for the reader.
-        self.final_norm = RMSNorm(1.0, c.rms_norm_eps, reads=True)
+        self.final_norm = RMSNorm(1.0, c.rms_norm_eps, contracts=True)
 
     @property
     def activation_dtype(self) -> jnp.dtype:
@@ -254,6 +159,10 @@ class Plamo2(nn.Module):
         # otherwise XLA gathers the table on every device, and sums a gradient of its size.
         return self._place(x, (axes.DATA,), (), (axes.FSDP, axes.SEQUENCE))
 
+    def gather_channels(self, x: Float[Array, "b t c"]) -> Float[Array, "b t c"]:
+        """Bring each token's channels together on a device; without a mesh, do nothing."""
+        return self._constrain(x)
+
     def _constrain(self, x: Float[Array, "b t c"], channels: tuple[str, ...] = ()) -> Float[Array, "b t c"]:
         """Keep rows and tokens where the batch has them, channels over a mesh axis or whole. XLA would rather follow the weights."""
         return self._place(x, axes.ROWS, (axes.SEQUENCE,), channels)
@@ -276,6 +185,12 @@ class Plamo2(nn.Module):
 def period_name(run: str, index: int) -> str:
     """Name of one period's parameters in a model without a scan over layers."""
     return f"{run}_period_{index}"
+
+
+def stacked_path(path: str) -> tuple[str, int | None]:
+    """Where a parameter is in the model with a scan over layers: its path, and its index on the axis `layers` unless that is all of it."""
+    run, period, rest = re.fullmatch(r"(run_\d+)(?:_period_(\d+))?(.*)|.*", path).groups()
+    return (path, None) if period is None else (run + rest, int(period))
 
 
 def _init_boxed(model: Plamo2, rng: Array):

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.model import axes
 
 Bits = Literal[4, 8]
@@ -104,7 +105,7 @@ def quantize(
     flat = stored.reshape(*outputs, -1)
     size = group_size or flat.shape[-1]
     if flat.shape[-1] % size:
-        raise ValueError(f"group_size={group_size} is not allowed: it must divide the {flat.shape[-1]} inputs")
+        raise PlamoError(f"group_size={group_size} is not allowed: it must divide the {flat.shape[-1]} inputs")
     groups = flat.reshape(*outputs, -1, size)
     most, zeros = 2 ** (bits - 1) - 1, None
     if symmetric:
@@ -143,7 +144,7 @@ def quantize_params(
         if not select(declared):
             return weight
         # A table of embeddings is looked up by row and multiplied along its rows.
-        inputs = declared.reads or (axes.EMBED,)
+        inputs = declared.contracts or (axes.EMBED,)
         contracted = tuple(i - weight.ndim for i, name in enumerate(declared.names) if name in inputs)
         return quantize(weight, contracted, bits, group_size, symmetric)
 

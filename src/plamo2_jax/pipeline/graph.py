@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.pipeline.stage import Pipeline, Stage
 from plamo2_jax.pipeline.state import FOLDER
 from plamo2_jax.storage import is_remote
@@ -125,14 +126,14 @@ class Graph:
 
     def _own(self, path: Path, name: str) -> None:
         if path != self.home and self.home not in path.parents:
-            raise ValueError(
+            raise PlamoError(
                 f"stage {name} makes {shown(path)}, which is outside of the pipeline's home {shown(self.home)}"
             )
         if path == self.home / FOLDER or self.home / FOLDER in path.parents:
-            raise ValueError(f"stage {name} makes {shown(path)}, which is where the pipeline keeps its records")
+            raise PlamoError(f"stage {name} makes {shown(path)}, which is where the pipeline keeps its records")
         other = self._owners.setdefault(path, name)
         if other != name:
-            raise ValueError(f"stages {other} and {name} both make {shown(path)}: an output must have one stage")
+            raise PlamoError(f"stages {other} and {name} both make {shown(path)}: an output must have one stage")
 
     def _inputs(self, stage: Stage, description: Description) -> tuple[Path, ...]:
         found: dict[Path, None] = {}
@@ -141,7 +142,7 @@ class Graph:
             if is_remote(text):
                 continue
             if not self.makers(path) and not os.path.exists(path) and not glob.glob(str(path)):
-                raise ValueError(f"stage {stage.name} reads {text}, which does not exist and which no stage makes")
+                raise PlamoError(f"stage {stage.name} reads {text}, which does not exist and which no stage makes")
             found[path] = None
         declared = {*found, *(path for path, owner in self._owners.items() if owner == stage.name)}
         for word in (*stage.argv[1:], *description.words):
@@ -153,7 +154,7 @@ class Graph:
                 missing = (
                     "" if self.makers(path) or os.path.exists(path) else ", does not exist, and is made by no stage"
                 )
-                raise ValueError(
+                raise PlamoError(
                     f"stage {stage.name} names {text}, which is neither among its inputs nor among its outputs{missing}: correct the "
                     "path, or list it in Stage.inputs or Stage.outputs"
                 )
@@ -189,7 +190,7 @@ def _sorted(stages: Iterable[Stage], before: Callable[[str], list[str]]) -> list
     def visit(name: str, trail: tuple[str, ...]) -> None:
         if name in trail:
             circle = (*trail[trail.index(name) :], name)
-            raise ValueError(f"stages depend on each other in a circle: {' <- '.join(reversed(circle))}")
+            raise PlamoError(f"stages depend on each other in a circle: {' <- '.join(reversed(circle))}")
         if name not in done:
             for each in before(name):
                 visit(each, (*trail, name))

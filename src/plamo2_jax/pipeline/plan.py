@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import plamo2_jax
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.pipeline.files import Files, counts, digest, entry, scan
 from plamo2_jax.pipeline.graph import Graph, shown
 from plamo2_jax.pipeline.state import Record, State
@@ -85,7 +86,7 @@ class Planner:
         for path in outputs:
             files = scan(path, {}, skip)
             if not files:
-                raise ValueError(f"stage {name} ended well but did not make {shown(path)}")
+                raise PlamoError(f"stage {name} ended well but did not make {shown(path)}")
             root = path.relative_to(graph.home)
             found |= {(root / inner).as_posix(): figures for inner, figures in files.items()}
         return found

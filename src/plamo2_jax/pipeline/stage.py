@@ -8,13 +8,15 @@ import re
 import shlex
 from pathlib import Path
 
+from plamo2_jax.errors import PlamoError
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One command of a pipeline, with the paths that it reads and makes.
 
-    For a command with a config file (pretrain, sft, dpo, prefer, distill) the config's fields of type Path are inputs too, and its run
-    folder is an output. A path in the command must be inside a declared input or output; otherwise the pipeline is refused.
+    For a command with a config file (pretrain, sft, dpo, preference-data, distill) the config's fields of type Path are inputs too,
+    and its run folder is an output. A path in the command must be inside a declared input or output; otherwise the pipeline is refused.
 
     Raises:
         ValueError: the name or the command is not allowed.
@@ -32,15 +34,15 @@ class Stage:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
-            raise ValueError(f"Stage.name={self.name!r} is not allowed: it must be letters, digits, _, - and .")
+            raise PlamoError(f"Stage.name={self.name!r} is not allowed: it must be letters, digits, _, - and .")
         try:
             words = shlex.split(self.command)
         except ValueError as error:
-            raise ValueError(f"stage {self.name}: the command {self.command!r} cannot be read: {error}") from error
+            raise PlamoError(f"stage {self.name}: the command {self.command!r} cannot be read: {error}") from error
         if not words or words[0] in ("plamo2", "pipeline") or words[0].startswith("-"):
-            raise ValueError(f"stage {self.name}: the command must start with a verb of plamo2, such as merge")
+            raise PlamoError(f"stage {self.name}: the command must start with a verb of plamo2, such as merge")
         if ">" in words[:-2] or words[-1] == ">":
-            raise ValueError(f"stage {self.name}: > FILE is allowed once, at the end of the command")
+            raise PlamoError(f"stage {self.name}: > FILE is allowed once, at the end of the command")
 
     @property
     def argv(self) -> list[str]:
@@ -71,8 +73,8 @@ class Pipeline:
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
         if not names:
-            raise ValueError("Pipeline.stages=() is not allowed: there must be at least one")
+            raise PlamoError("Pipeline.stages=() is not allowed: there must be at least one")
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(
+            raise PlamoError(
                 f"Pipeline.stages is not allowed: {twice[0]} is the name of {names.count(twice[0])} of them"
             )

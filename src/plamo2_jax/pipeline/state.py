@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model_files import optional_file
 from plamo2_jax.pipeline.files import Files
@@ -60,7 +61,7 @@ class State:
         except ValueError as error:
             problem = str(error)
         if problem is not None:
-            raise ValueError(f"{path} is not the record of a stage ({problem}); remove it to run the stage again")
+            raise PlamoError(f"{path} is not the record of a stage ({problem}); remove it to run the stage again")
         return Record(**fields)
 
     def write(self, name: str, record: Record) -> None:
@@ -82,7 +83,7 @@ class State:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
-                raise ValueError(
+                raise PlamoError(
                     f"{self.folder.parent} is in use by another plamo2 pipeline (process {file.read().strip()}): wait until it ends, or "
                     "stop it"
                 ) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.train.flops import PEAK_FLOPS
 
 
@@ -90,5 +91,5 @@ def chip_of(kind: str) -> Chip:
         ValueError: there are no published figures for it.
     """
     if kind not in CHIPS:
-        raise ValueError(f"no figures for the device kind {kind!r}; known kinds are {', '.join(CHIPS)}")
+        raise PlamoError(f"no figures for the device kind {kind!r}; known kinds are {', '.join(CHIPS)}")
     return CHIPS[kind]

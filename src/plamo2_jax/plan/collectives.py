@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.plan.chips import Chip
 from plamo2_jax.plan.hlo import Computation, Instruction, Module, array_bytes
 
@@ -177,7 +178,7 @@ def replica_group(attributes: str, partitions: int) -> list[int]:
     """Return the partitions of the first group. The other groups have the same form. Without groups, return all partitions."""
     match = _GROUPS.search(attributes)
     if match is None and "replica_groups=" in attributes and "replica_groups={}" not in attributes:
-        raise ValueError(f"the replica groups of a collective are in an unknown notation: {attributes[:200]}")
+        raise PlamoError(f"the replica groups of a collective are in an unknown notation: {attributes[:200]}")
     if match is None or match[1] == "{{}}":
         return list(range(partitions))
     text = match[1]

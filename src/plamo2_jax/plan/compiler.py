@@ -9,6 +9,8 @@ import os
 import re
 from pathlib import Path
 
+from plamo2_jax.errors import PlamoError
+
 # Without the TPU_ variables libtpu asks the cloud's metadata server where it runs, and a second process cannot load it. A program
 # from JAX's compilation cache would leave no schedule to read.
 ENVIRONMENT = {
@@ -34,7 +36,7 @@ def libtpu_version() -> str:
         ValueError: libtpu is not installed.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError("libtpu, the TPU compiler, is not installed: run pip install 'jax[tpu]' (no TPU is needed)")
+        raise PlamoError("libtpu, the TPU compiler, is not installed: run pip install 'jax[tpu]' (no TPU is needed)")
     return importlib.metadata.version("libtpu")
 
 
@@ -69,7 +71,7 @@ def topology_devices(name: str, slices: int = 1) -> list:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **several).devices
     except (JaxRuntimeError, NotImplementedError, ValueError) as error:
         reason = str(error).split("\n")[0]
-        raise ValueError(f"no TPU slice {name!r}; names look like {', '.join(TOPOLOGIES)} ({reason})") from error
+        raise PlamoError(f"no TPU slice {name!r}; names look like {', '.join(TOPOLOGIES)} ({reason})") from error
 
 
 def device_count(topology: str) -> int:
@@ -80,7 +82,7 @@ def device_count(topology: str) -> int:
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", topology)
     if not match:
-        raise ValueError(f"no TPU slice {topology!r}; names look like {', '.join(TOPOLOGIES)}")
+        raise PlamoError(f"no TPU slice {topology!r}; names look like {', '.join(TOPOLOGIES)}")
     return math.prod(map(int, match[2].split("x"))) * (2 if match[1] == "tpu7x" else 1)
 
 

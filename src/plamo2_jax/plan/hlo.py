@@ -7,6 +7,8 @@ import math
 import re
 from collections.abc import Iterator
 
+from plamo2_jax.errors import PlamoError
+
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _BITS = re.compile(r"\d+")
 _COMMENT = re.compile(r"/\*.*?\*/")
@@ -86,6 +88,8 @@ class Module:
 
     computations: dict[str, Computation]
     entry: str
+    data_dependent_trips: int | None = None
+    """Trip count of loops whose end depends on data; None: such a loop is an error."""
 
     def executed(self) -> Iterator[tuple[Instruction, Computation, int]]:
         """Yield each instruction that runs, its computation, and its number of executions.
@@ -123,7 +127,9 @@ class Module:
                 bound = self._constant(condition[comparison.operands[1]], loop, computation)
                 if bound is not None:
                     return bound
-        raise ValueError(f"the trip count of the loop {loop.name} ({loop.op_name}) is not in the program")
+        if self.data_dependent_trips is not None:
+            return self.data_dependent_trips
+        raise PlamoError(f"the trip count of the loop {loop.name} ({loop.op_name}) is not in the program")
 
     def _constant(self, value: Instruction, loop: Instruction, computation: Computation) -> int | None:
         """Return the value of a constant in the condition, or of a constant that is carried into the loop; None if it is neither."""
@@ -157,7 +163,7 @@ def parse_module(text: str) -> Module:
                 }
             current = None
     if entry is None:
-        raise ValueError("not a compiled program: it has no entry computation")
+        raise PlamoError("not a compiled program: it has no entry computation")
     return Module(computations, entry)
 
 
@@ -201,7 +207,7 @@ def _closing(text: str, opening: int) -> int:
         depth += (text[index] == "(") - (text[index] == ")")
         if not depth:
             return index
-    raise ValueError(f"a parenthesis is not closed in {text[:80]!r}")
+    raise PlamoError(f"a parenthesis is not closed in {text[:80]!r}")
 
 
 def tuple_elements(shape: str) -> list[str]:

@@ -1,11 +1,11 @@
-"""What is to be planned."""
+"""The program that a plan is made for."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Literal
 
-from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.config import RunConfig
 
 Kind = Literal["train", "prefill", "decode"]
 
@@ -14,21 +14,20 @@ Kind = Literal["train", "prefill", "decode"]
 class Request:
     """One program of a run on a slice."""
 
-    config: PretrainConfig
+    config: RunConfig
     topology: str
-    """Such as v5p:4x4x4; of each slice if config.mesh.slices is more than one."""
+    """Name of the slice, such as v5p:4x4x4; each of several slices if config.mesh.slices is more than one."""
     kind: Kind = "train"
     kernels: Literal["pallas", "xla"] = "pallas"
     rows: int = 8
-    """Of every copy of the model, in prefill and decode."""
+    """Rows per copy of the model, in prefill and decode."""
     context: int = 8192
     """Tokens of a prompt, or tokens in the cache of a decoding step."""
     gpus: int = 0
-    """Instead of a slice: so many GPUs, of which only argument bytes are known."""
+    """Number of GPUs instead of a slice. Only the bytes of their arguments can be planned."""
 
 
-def not_counted(config: PretrainConfig) -> list[str]:
+def not_counted(config: RunConfig) -> list[str]:
     """Return the fields of a run that ask for programs beside its train step, which no plan of the step counts."""
-    samples = getattr(config, "samples", None)
-    asked = {"heldout": config.heldout, "samples.prompts": samples and samples.prompts}
+    asked = {"heldout": config.heldout, "samples.prompts": config.task.asks_for_samples}
     return [name for name, value in asked.items() if value]

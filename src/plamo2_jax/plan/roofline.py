@@ -23,6 +23,7 @@ _MOVES = frozenset(("copy", "transpose", "reshape", "bitcast", "parameter"))
 _PARTS = (
     (r"splash", "attention kernels (splash)"),
     (r"\bssd_\w+", "scan kernels (ssd)"),
+    (r"/sampling/", "sampling"),
     (r"causal_conv1d", "convolution"),
     (r"logits|log_softmax|predict|cross_entropy", "logits and loss"),
     (r"features/(gather|scatter|take|sort)|embedding", "embedding"),
@@ -198,7 +199,7 @@ def phase(operation: Operation) -> str:
         return "backward"
     if operation.kind == "kernel" and not op_name:
         return "forward"
-    return "forward" if "jvp(" in op_name or "Plamo2" in op_name else "update"
+    return "forward" if re.search(r"jvp\(|Plamo2|/sampling/", op_name) else "update"
 
 
 def part(operation: Operation) -> str:

@@ -18,7 +18,7 @@ from plamo2_jax.plan.collectives import Collective, Place, Slice, collectives, i
 from plamo2_jax.plan.compiler import first_line, libtpu_version, topology_devices
 from plamo2_jax.plan.hlo import Module, parse_module
 from plamo2_jax.plan.memory import chip_bytes, memory_of, parse_overflow
-from plamo2_jax.plan.program import Program, serving_program, train_program
+from plamo2_jax.plan.program import Program, train_program
 from plamo2_jax.plan.request import Request
 from plamo2_jax.plan.roofline import (
     Operation,
@@ -31,6 +31,7 @@ from plamo2_jax.plan.roofline import (
     utilization,
 )
 from plamo2_jax.plan.schedule.dump import Schedules
+from plamo2_jax.plan.serving import ServingProgram, decode_program, prefill_program, serving_mesh
 
 _MOST_OPERATIONS = 30
 
@@ -113,10 +114,11 @@ def compile_step(request: Request, dump: Path) -> StepPlan:
     devices = topology_devices(request.topology, request.config.mesh.slices)
     if request.kind == "train":
         return plan_step(train_program(request.config, devices, request.kernels), dump)
-    decode = request.kind == "decode"
-    return plan_step(
-        serving_program(request.config, devices, rows=request.rows, tokens=request.context, decode=decode), dump
-    )
+    config, mesh = request.config, serving_mesh(request.config.model, devices, request.config.mesh.slices)
+    sizes = {"rows": request.rows, "tokens": request.context}
+    if request.kind == "decode":
+        return plan_step(decode_program(config.model, config.dtype, mesh, **sizes), dump)
+    return plan_step(prefill_program(config.model, config.dtype, mesh, request.kernels, **sizes), dump)
 
 
 def gpu_argument_bytes(request: Request, dump: Path) -> dict[str, int]:
@@ -131,11 +133,11 @@ def gpu_argument_bytes(request: Request, dump: Path) -> dict[str, int]:
     return {**kinds, "all": compiled.memory_analysis().argument_size_in_bytes}
 
 
-def plan_step(program: Program, dump: Path) -> StepPlan:
+def plan_step(program: Program | ServingProgram, dump: Path) -> StepPlan:
     """Compile a program and read the result.
 
     Args:
-        program: from `plan.program`, for the devices of a slice.
+        program: from `plan.program` or `plan.serving`, for the devices of a slice.
         dump: the folder to which the process dumps schedules.
     """
     devices = list(program.mesh.devices.flat)
@@ -168,7 +170,7 @@ def plan_step(program: Program, dump: Path) -> StepPlan:
             return StepPlan(**facts, hbm_needed=0, error=first_line(error))
         facts["hbm_available"] = overflow.available
         return StepPlan(**facts, hbm_needed=overflow.needed)
-    module = parse_module(compiled.as_text())
+    module = dataclasses.replace(parse_module(compiled.as_text()), data_dependent_trips=program.data_dependent_trips)
     parameters = [leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(program.parts["parameters"])]
     memory = memory_of(module, compiled.memory_analysis(), arguments, parameters, facts["hbm_available"])
     return StepPlan(

@@ -12,7 +12,7 @@ from plamo2_jax.plan.compiler import ENVIRONMENT, libtpu_version
 from plamo2_jax.plan.request import Request
 from plamo2_jax.plan.step import StepPlan
 from plamo2_jax.plan.worker import Worker
-from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.config import RunConfig
 
 # Remat policies, the one that keeps most activations first.
 _REMAT = ("none", "dots", "block", "offload")
@@ -43,7 +43,7 @@ def gpu_argument_bytes(request: Request) -> dict[str, int]:
         return worker.call(step.gpu_argument_bytes, request)
 
 
-def changes(config: PretrainConfig, devices: int) -> Iterator[tuple[str, PretrainConfig]]:
+def changes(config: RunConfig, devices: int) -> Iterator[tuple[str, RunConfig]]:
     """Yield changes that need less memory as (options, config), the nearest first. Each includes the changes before it."""
     per_device = config.data.batch_size // config.accumulation // _row_parts(config, devices)
     replace = dataclasses.replace
@@ -85,7 +85,7 @@ def nearest_fit(request: Request, devices: int) -> tuple[list[str], Request, Ste
     return None
 
 
-def sweep_points(config: PretrainConfig, devices: int) -> Iterator[tuple[str, PretrainConfig]]:
+def sweep_points(config: RunConfig, devices: int) -> Iterator[tuple[str, RunConfig]]:
     """Yield meshes and remat policies to compare as (options, config): every data × fsdp × tensor that divides rows and heads."""
     replace = dataclasses.replace
     slices, sequence = config.mesh.slices, config.mesh.sequence
@@ -104,6 +104,6 @@ def sweep_points(config: PretrainConfig, devices: int) -> Iterator[tuple[str, Pr
                 yield label, replace(config, mesh=mesh, remat=remat)
 
 
-def _row_parts(config: PretrainConfig, devices: int) -> int:
+def _row_parts(config: RunConfig, devices: int) -> int:
     shape = config.mesh.shape(devices)
     return shape[0] * shape[1]

@@ -1,4 +1,4 @@
-"""Send frozen dataclasses between two processes as JSON that says its own types, so that nothing has to be unpickled."""
+"""Encode frozen dataclasses as JSON with type tags, to send them between two processes without pickle."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import dataclasses
 import importlib
 from pathlib import Path
 from typing import Any
+
+from plamo2_jax.errors import PlamoError
 
 _TYPE = "__type__"
 
@@ -33,7 +35,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """Return the value that `encode` was given. A dataclass is constructed anew, so it checks its fields again.
+    """Return the value that `encode` was given. A dataclass is constructed again, so it checks its fields.
 
     Raises:
         ValueError: the JSON names a type that is not a dataclass of this package.
@@ -70,4 +72,4 @@ def named(name: str, allowed: Any) -> Any:
         found = getattr(importlib.import_module(module), attribute, None)
         if allowed(found):
             return found
-    raise ValueError(f"{name!r} is not allowed here: it must be a class or a function of plamo2_jax")
+    raise PlamoError(f"{name!r} is not allowed here: it must be a class or a function of plamo2_jax")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.plan.compiler import environment
 from plamo2_jax.plan.wire import decode, encode, name_of, named
 
@@ -77,7 +78,7 @@ class Worker:
             raise RuntimeError(f"the compiler process has ended; its log ends with: {self._log.read()[-2000:]}")
         answer = json.loads(line)
         if "refused" in answer:
-            raise ValueError(answer["refused"])
+            raise PlamoError(answer["refused"])
         return decode(answer["answer"])
 
 

@@ -21,9 +21,11 @@ from plamo2_jax.config import LayerKind, ModelConfig
 from plamo2_jax.convert.files import find_tensors, inside, read_header
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.convert.load import is_run_folder
+from plamo2_jax.convert.names import ModelName
 from plamo2_jax.convert.read import read_public_config
 from plamo2_jax.data.shards import MANIFEST as SHARDS_MANIFEST
 from plamo2_jax.data.shards import read_manifest
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import read_json_file
 from plamo2_jax.manifest import MANIFEST, find_damage
 from plamo2_jax.model import Plamo2, abstract_params, logical_axes
@@ -56,8 +58,8 @@ def inspect_folder(folder: Path, step: int | None = None, verify: bool = False) 
     """Describe a folder.
 
     Args:
-        folder: a run folder, a folder of the public layout, a PEFT folder or a folder of shards.
-        step: checkpoint of a run folder; None: the newest.
+        folder: a run folder or RUN@STEP, a folder of the public layout, a PEFT folder or a folder of shards.
+        step: checkpoint of a run folder; None: the step in `folder`, or else the newest.
         verify: read all files of the checkpoint and compare them with their checksums.
 
     Returns:
@@ -66,21 +68,23 @@ def inspect_folder(folder: Path, step: int | None = None, verify: bool = False) 
     Raises:
         ValueError: the folder is none of these, or its config files or headers are damaged.
     """
+    name = ModelName.parse(folder, step=step)
+    folder, step = name.folder, name.step
     if (folder / SHARDS_MANIFEST).is_file() and not (folder / checkpoint.CONFIG).exists():
         facts, tensors = _shards(folder), []
     elif (folder / PEFT_CONFIG).is_file() and not (folder / checkpoint.CONFIG).exists():
         facts, tensors = _peft(folder)
     elif folder.is_dir() and not (folder / checkpoint.CONFIG).exists():
-        raise ValueError(
+        raise PlamoError(
             f"{folder} holds neither a model, nor adapters, nor shards: it must have config.json, {PEFT_CONFIG} or {SHARDS_MANIFEST}"
             f"{_described_below(folder)}"
         )
     elif is_run_folder(folder):
-        facts, tensors = _run(folder, step, verify)
+        facts, tensors = _run(name, verify)
     else:
         facts, tensors = _public(folder)
-    if step is not None and "steps" not in facts:
-        raise ValueError(f"{folder} is not a run folder and has no steps; remove --step")
+    if (step is not None or name.ema) and "steps" not in facts:
+        raise PlamoError(f"{folder} is not a run folder and has no steps; remove --step or what follows the @")
     if tensors:
         facts["parameters"] = _groups(tensors)
         facts["dtypes"] = dict(sorted(_sums((tensor.dtype, tensor.size) for tensor in tensors).items()))
@@ -88,16 +92,17 @@ def inspect_folder(folder: Path, step: int | None = None, verify: bool = False) 
     return facts, tensors
 
 
-def _run(folder: Path, step: int | None, verify: bool) -> tuple[dict[str, Any], list[Tensor]]:
+def _run(name: ModelName, verify: bool) -> tuple[dict[str, Any], list[Tensor]]:
+    folder, step = name.folder, name.step
     described = checkpoint.read_config(folder)
     config = checkpoint.read_model_config(folder)
-    lora, found = described.get("lora"), checkpoint.steps(folder)
+    lora, found = checkpoint.lora_of(described), checkpoint.steps(folder)
     facts = {"kind": "run folder", "trained": kind_of(described), **_network(config), **_texts(folder), "steps": found}
     if isinstance(lora, Mapping):
         facts |= {"base": described.get("init_from"), "lora": {name: lora.get(name) for name in ("rank", "alpha")}}
     if isinstance(described.get("forked_from"), Mapping):
         facts["forked_from"] = described["forked_from"]
-    if not found and step is None:
+    if not found and step is None and not name.ema:
         return facts, []
     path = checkpoint.step_folder(folder, step)
     facts |= {
@@ -106,7 +111,8 @@ def _run(folder: Path, step: int | None, verify: bool) -> tuple[dict[str, Any], 
         "checksums": _checksums(path, verify),
     }
     axes = flax.traverse_util.flatten_dict(logical_axes(Plamo2(config)), sep="/")
-    stored = checkpoint.read_metadata(checkpoint.item_folder(folder, step))
+    item = checkpoint.EMA if name.ema else checkpoint.PARAMS
+    stored = checkpoint.read_metadata(checkpoint.item_folder(folder, step, item))
     return facts, [
         Tensor(
             name,
@@ -176,7 +182,7 @@ def _network(config: ModelConfig) -> dict[str, Any]:
 
 def _pattern(config: ModelConfig) -> str:
     """Return the layer pattern, such as "8 x (mamba, window)"."""
-    runs = [(run.count, ", ".join(kind.value for kind in run.kinds)) for run in config.runs]
+    runs = [(run.count, ", ".join(kind.value for kind in run.kinds)) for run in config.layer_groups]
     return " + ".join(f"{count} x ({kinds})" for count, kinds in runs)
 
 
@@ -214,7 +220,7 @@ def _group(config: ModelConfig, path: str) -> str:
         return parts[0]
     if "mixer" in parts:
         run, layer = (int(part.rpartition("_")[2]) for part in parts[:2])
-        return "mamba mixers" if config.runs[run].kinds[layer] is LayerKind.MAMBA else "attention mixers"
+        return "mamba mixers" if config.layer_groups[run].kinds[layer] is LayerKind.MAMBA else "attention mixers"
     return "mlps" if "mlp" in parts else "norms"
 
 

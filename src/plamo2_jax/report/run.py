@@ -12,6 +12,7 @@ from typing import Any
 
 from plamo2_jax import checkpoint
 from plamo2_jax.config import ModelConfig
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model_files import optional_file
 from plamo2_jax.train.metrics import METRICS, is_step, read_lines, scan_metrics
@@ -103,7 +104,7 @@ def read_evaluation(path: Path) -> dict[str, dict[str, float]]:
     languages = read_json_object(path).get("languages")
     right = isinstance(languages, dict) and all(isinstance(figures, dict) for figures in languages.values())
     if not right:
-        raise ValueError(
+        raise PlamoError(
             f'{path} must hold "languages", the metrics of each language, as plamo2 evaluate --output writes it'
         )
     return {
@@ -112,17 +113,15 @@ def read_evaluation(path: Path) -> dict[str, dict[str, float]]:
     }
 
 
+_KINDS = {"dpo": "preferences", "sft": "fine-tuning", "distill": "distillation", "pretrain": "pretraining"}
+
+
 def kind_of(config: Mapping[str, Any]) -> str:
-    """Return the kind of training of a run, by the fields of its configuration."""
-    if "preference" in config:
-        kind = "preferences"
-    elif "chat" in config:
-        kind = "fine-tuning"
-    elif config.get("distillation"):
-        kind = "distillation"
-    else:
-        kind = "pretraining" if "data" in config else "a model"
-    return f"{kind}, adapters" if config.get("lora") else kind
+    """Return the kind of training of a run, in words."""
+    task = config.get("task")
+    kind = task.get("kind") if isinstance(task, dict) else None
+    words = _KINDS.get(kind, "a model") if isinstance(kind, str) else "a model"
+    return f"{words}, adapters" if checkpoint.lora_of(config) else words
 
 
 def _heldout(metrics: Lines, evaluation: Mapping[str, Mapping[str, float]]) -> list[HeldOutRow]:

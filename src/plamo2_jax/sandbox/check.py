@@ -16,6 +16,7 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.sandbox import fork_server
 from plamo2_jax.sandbox.isolation import AS_NOBODY, IN_USER_NAMESPACE, UNISOLATED, UNISOLATED_AS_NOBODY
 
@@ -32,7 +33,7 @@ class Limits:
     """Largest file that can be written, in bytes; the private temporary folder holds 16 times as much."""
 
 
-class SandboxError(ValueError):
+class SandboxError(PlamoError):
     """Programs cannot be isolated on this system; the message says why and how to fix it."""
 
 

@@ -17,7 +17,9 @@ import jax
 import numpy as np
 from jax.experimental import mesh_utils
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.model.axes import DATA, FSDP, SEQUENCE, TENSOR
+from plamo2_jax.validation import require
 
 AXES = (DATA, FSDP, SEQUENCE, TENSOR)
 """Slowest axis first. Neighbouring devices differ in `tensor`, which has the most frequent messages."""
@@ -45,19 +47,15 @@ class MeshConfig:
     def __post_init__(self) -> None:
         for name in AXES:
             size = getattr(self, name)
-            self._require(name, size == -1 or size >= 1, "at least 1, or -1 for all remaining devices")
-        self._require("slices", self.slices >= 1, "at least 1")
+            require(self, name, size == -1 or size >= 1, "at least 1, or -1 for all remaining devices")
+        require(self, "slices", self.slices >= 1, "at least 1")
         open_axes = [name for name in AXES if getattr(self, name) == -1]
         if len(open_axes) > 1:
-            raise ValueError(
+            raise PlamoError(
                 f"MeshConfig.{open_axes[0]}=-1 and {open_axes[1]}=-1 are not allowed: only one axis may be -1"
             )
         allowed = f"a multiple of slices={self.slices}"
-        self._require("data", self.data == -1 or self.data % self.slices == 0, allowed)
-
-    def _require(self, name: str, condition: bool, allowed: str) -> None:
-        if not condition:
-            raise ValueError(f"MeshConfig.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
+        require(self, "data", self.data == -1 or self.data % self.slices == 0, allowed)
 
     @property
     def open_axis(self) -> str | None:
@@ -75,16 +73,16 @@ class MeshConfig:
         spelled = " × ".join(f"{name}={size}" for name, size in given.items() if size != -1)
         if self.open_axis is not None:
             if devices % product:
-                raise ValueError(
+                raise PlamoError(
                     f"MeshConfig.{self.open_axis}=-1 is not allowed: {spelled} = {product} must divide the {devices} devices"
                 )
             given[self.open_axis] = devices // product
         elif product != devices:
-            raise ValueError(
+            raise PlamoError(
                 f"MeshConfig: {spelled} = {product} must be the number of devices, {devices}. Set one axis to -1 for all remaining devices"
             )
         if given[DATA] % self.slices:
-            raise ValueError(
+            raise PlamoError(
                 f"MeshConfig.data=-1 gives {given[DATA]} for {devices} devices: it must be a multiple of slices={self.slices}"
             )
         return tuple(given[name] for name in AXES)
@@ -99,7 +97,7 @@ class MeshConfig:
         """
         explicit = math.prod(size for size in (self.data, self.fsdp) if size != -1)
         if rows % explicit:
-            raise ValueError(
+            raise PlamoError(
                 f"MeshConfig.data={self.data} and fsdp={self.fsdp} are not allowed with {rows} rows in a micro-batch "
                 f"(data.batch_size / accumulation): their product must divide the rows"
             )
@@ -138,7 +136,7 @@ def _over_slices(config: MeshConfig, shape: tuple[int, ...], devices: list[jax.D
         if len(set(numbers)) == 1:
             return np.array(devices).reshape(shape)
     if len(set(numbers)) != config.slices:
-        raise ValueError(
+        raise PlamoError(
             f"MeshConfig.slices={config.slices} is not allowed: the {len(devices)} devices form {len(set(numbers))} slice(s)"
         )
     if getattr(devices[0], "slice_index", None) is None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.model import axes
 from plamo2_jax.model.axes import FSDP, ROWS, SEQUENCE, TENSOR
 
@@ -33,6 +34,8 @@ class Rules:
     """Rules of parameters that map features to features (`axes.is_matrix`)."""
     vectors: Mapping[str, tuple[str, ...]]
     """Rules of all other parameters. They are less than 0.1 % of a model: dividing them saves no memory and costs a message each."""
+    whole_if_uneven: bool = False
+    """Keep an axis that does not divide whole on every device instead of refusing it."""
 
 
 _BY_WIDTH = {
@@ -54,7 +57,8 @@ _BY_HEADS = {
 RULES: Mapping[Strategy, Rules] = {
     "fsdp": Rules(_BY_WIDTH, {}),
     "fsdp_tensor": Rules(_BY_WIDTH | _BY_HEADS, _BY_HEADS),
-    "tensor": Rules(_BY_HEADS, _BY_HEADS),
+    # A mixer whose heads do not divide is computed on every device: slower, but any model decodes on any number of devices.
+    "tensor": Rules(_BY_HEADS, _BY_HEADS, whole_if_uneven=True),
 }
 
 # If there are fewer key/value heads than parts of tensor, several devices read the same head, so each device holds all of them. The 1B has
@@ -62,7 +66,7 @@ RULES: Mapping[Strategy, Rules] = {
 _WHOLE_IF_FEWER = frozenset({axes.KV_HEADS})
 
 
-class ShardingError(ValueError):
+class ShardingError(PlamoError):
     """A parameter or batch cannot be divided over a mesh; the message names it, the axis, its size and the mesh."""
 
 
@@ -104,7 +108,7 @@ def _spec(path: str, names: axes.Axes, shape: tuple[int, ...], mesh: Mesh, rules
             continue
         position = names.index(name)
         size, parts = shape[position], math.prod(mesh.shape[axis] for axis in mesh_axes)
-        if name in _WHOLE_IF_FEWER and size < parts:
+        if (name in _WHOLE_IF_FEWER and size < parts) or (rules.whole_if_uneven and size % parts):
             continue
         if size % parts:
             spelled = " × ".join(f"{axis}={mesh.shape[axis]}" for axis in mesh_axes)

@@ -16,13 +16,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from plamo2_jax.eval.perplexity import Prediction, predict, prediction_sums
+from plamo2_jax.data.batch import Batch
 from plamo2_jax.model import Plamo2
+from plamo2_jax.model.loss import Prediction, cross_entropy, largest_chunk, map_logits, predict, prediction_sums
 from plamo2_jax.surgery.teacher_logits import (
     TEACHER_IDS,
     TEACHER_LOG_Z,
@@ -33,10 +35,11 @@ from plamo2_jax.surgery.teacher_logits import (
     teacher_shape,
     top_logits,
 )
-from plamo2_jax.train.config import PretrainConfig
-from plamo2_jax.train.distillation import DistillationConfig
-from plamo2_jax.train.pretraining import cross_entropy, pretraining_task
-from plamo2_jax.train.task import Batch, LossFn, Metrics, TaskContext, TrainTask
+from plamo2_jax.train.config import FREE, RunConfig, TaskConfig
+from plamo2_jax.train.pretraining import heldout_evaluator
+from plamo2_jax.train.task import LossFn, Metrics, TaskContext, TrainTask
+from plamo2_jax.train.trainable import full_params
+from plamo2_jax.validation import require
 
 
 def kl_full(teacher_logits: jax.Array, student_logits: jax.Array, temperature: float) -> jax.Array:
@@ -93,7 +96,7 @@ TEACHER = "teacher"
 def distillation_loss(
     model: Plamo2,
     byte_lengths: jax.Array,
-    config: DistillationConfig,
+    config: Distill,
     teacher: Plamo2 | None,
     z_loss: float = 0.0,
     chunk: int | None = None,
@@ -119,7 +122,7 @@ def distillation_loss(
         if teacher is not None:
             theirs, _ = teacher.apply({"params": frozen[TEACHER]}, *inputs, method="features")
             streams["teacher"] = jax.lax.stop_gradient(theirs)
-        prediction, kl = by_chunks(params, frozen, streams, batch)
+        prediction, kl = compare(params, frozen, streams, batch)
         text_loss, z = cross_entropy(prediction, weights, 0.0)
         weight = jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny)
         kl_sum = jnp.sum(weights * kl)
@@ -133,71 +136,99 @@ def distillation_loss(
         sums = prediction_sums(prediction, batch["targets"], weights, byte_lengths)
         return loss, metrics | sums
 
-    def by_chunks(
+    def compare(
         params: Any, frozen: Mapping[str, Any], streams: Mapping[str, jax.Array], batch: Batch
     ) -> tuple[Prediction, jax.Array]:
-        """What the student says of the targets [b, t], and its divergence from the teacher [b, t]."""
-        b, t = batch["tokens"].shape
-        size = chunk or max(size for size in range(1, min(t, 128) + 1) if t % size == 0)
-        if t % size:
-            raise ValueError(f"loss_chunk={size} is not allowed: it must divide the {t} positions of a row")
-        pieces = {"x": streams["student"], "targets": batch["targets"]}
+        """Return the student's prediction of the targets [b, t], and its divergence from the teacher [b, t]."""
         if teacher is None:
-            pieces |= {name: batch[name] for name in (TEACHER_IDS, TEACHER_LOGITS, TEACHER_LOG_Z)}
+            theirs = Top(*(batch[name] for name in (TEACHER_IDS, TEACHER_LOGITS, TEACHER_LOG_Z)))
         else:
-            pieces["teacher"] = streams["teacher"]
+            theirs = streams["teacher"]
 
-        def cut(array: jax.Array) -> jax.Array:
-            return jnp.moveaxis(array.reshape(b, t // size, size, *array.shape[2:]), 1, 0)
-
-        @jax.checkpoint
-        def step(carry: None, piece: Mapping[str, jax.Array]) -> tuple[None, tuple[Prediction, jax.Array]]:
-            logits = model.apply({"params": params}, piece["x"], method="logits")
-            if teacher is None:
-                top = Top(piece[TEACHER_IDS], piece[TEACHER_LOGITS], piece[TEACHER_LOG_Z])
-                kl = kl_top(top, logits, config.temperature)
+        def at_each_position(logits: jax.Array, arrays: tuple[jax.Array, Any]) -> tuple[Prediction, jax.Array]:
+            targets, theirs = arrays
+            if teacher is not None:
+                theirs = teacher.apply({"params": frozen[TEACHER]}, theirs, method="logits")
+            if teacher is not None and config.top_k is None:
+                kl = kl_full(theirs, logits, config.temperature)
             else:
-                theirs = teacher.apply({"params": frozen[TEACHER]}, piece["teacher"], method="logits")
-                if config.top_k is None:
-                    kl = kl_full(theirs, logits, config.temperature)
-                else:
-                    kl = kl_top(top_logits(theirs, config.temperature, config.top_k), logits, config.temperature)
-            return carry, (predict(logits, piece["targets"]), kl)
+                top = theirs if teacher is None else top_logits(theirs, config.temperature, config.top_k)
+                kl = kl_top(top, logits, config.temperature)
+            return predict(logits, targets), kl
 
-        _, (prediction, kl) = jax.lax.scan(step, None, jax.tree.map(cut, pieces))
-
-        def join(array: jax.Array) -> jax.Array:
-            return jnp.moveaxis(array, 0, 1).reshape(b, t)
-
-        return Prediction(*map(join, prediction)), join(kl)
+        size = chunk or largest_chunk(batch["tokens"].shape[1], 128)
+        return map_logits(model, params, streams["student"], at_each_position, (batch["targets"], theirs), size)
 
     return loss_fn
 
 
-def distillation_task(config: PretrainConfig, context: TaskContext) -> TrainTask:
-    """Return the task of a run that distils.
+@dataclasses.dataclass(frozen=True)
+class Distill(TaskConfig):
+    """Train all parameters of the model on text and on a teacher's distribution of the next token (arXiv:1503.02531).
 
     Raises:
-        ValueError: teacher and student have other vocabularies, or the precomputed logits are not of this teacher, data or
-        temperature.
+        ValueError: a field is out of range; the message names the field, its value and what is allowed.
     """
-    distillation, task = config.distillation, pretraining_task(config, context)
-    if distillation.logits is not None:
+
+    kind: ClassVar[str] = "distill"
+
+    teacher: Path = dataclasses.field(metadata=FREE)
+    """Run folder or folder of the public layout, of the student's vocabulary."""
+    temperature: float = 1.0
+    """Both distributions are softened by it."""
+    alpha: float = 0.5
+    """Share of the divergence in the loss; the rest is cross-entropy with the text."""
+    top_k: int | None = None
+    """The k likeliest tokens of the teacher count one by one, all others as one; none: all count one by one."""
+    hidden_weight: float = 0.0
+    """Coefficient of the distance between the two last residual streams."""
+    logits: Path | None = dataclasses.field(default=None, metadata=FREE)
+    """Folder that `plamo2 distill` wrote: the teacher's logits from disk; none: the teacher runs beside the student."""
+    z_loss: float = 1e-4
+    """Coefficient of log(Z)^2, which keeps logits from drifting (PaLM, arXiv:2204.02311); 0 turns it off."""
+
+    def __post_init__(self) -> None:
+        require(self, "z_loss", 0 <= self.z_loss < math.inf, "zero or positive, and finite")
+        require(self, "temperature", 0 < self.temperature < math.inf, "positive and finite")
+        require(self, "alpha", 0 <= self.alpha <= 1, "in [0, 1]")
+        require(self, "top_k", self.top_k is None or self.top_k >= 1, "at least 1, or none")
+        require(self, "hidden_weight", 0 <= self.hidden_weight < math.inf, "zero or positive")
+        if self.logits is not None:
+            require(self, "hidden_weight", self.hidden_weight == 0, "0 with precomputed logits")
+
+    @property
+    def inputs(self) -> Mapping[str, Path | None]:
+        """The teacher and its logits."""
+        return {"teacher": self.teacher, "logits": self.logits}
+
+    def make_task(self, run: RunConfig, context: TaskContext) -> TrainTask:
+        """Make the task.
+
+        Raises:
+            ValueError: teacher and student have other vocabularies, or the precomputed logits are not of this teacher, data or temperature.
+        """
         teacher = None
-        if context.is_planned and distillation.top_k is not None:
-            added = {"batch_spec": logits_spec(distillation.top_k)}
+        if self.logits is None:
+            # Implementations and mesh are those of the student; nothing is kept for a backward pass.
+            shape = teacher_shape(self.teacher, self.top_k, run.model)
+            teacher = context.model.clone(config=shape, remat="none")
+            # Its matrices are only read: the activations' dtype would do, but norms and decay rates are wanted in float32.
+            added = {
+                "frozen": {TEACHER: context.load_params(self.teacher, teacher)},
+                "forward_only": (teacher.config,),
+            }
+        elif context.is_planned and self.top_k is not None:
+            added = {"batch_spec": logits_spec(self.top_k)}
         else:
-            store = TeacherLogits.open(distillation.logits)
+            store = TeacherLogits.open(self.logits)
             if not context.is_planned:
-                store.check(distillation, context.tokenizer.fingerprint, config.data.sequence_length)
+                wanted = (self.teacher, self.temperature, self.top_k)
+                store.check(*wanted, context.tokenizer.fingerprint, run.data.sequence_length)
             added = {"batch_spec": store.batch_spec, "transform_batch": store.transform_batch}
-    else:
-        # Implementations and mesh are those of the student; nothing is kept for a backward pass.
-        teacher = context.model.clone(config=teacher_shape(distillation, config.model), remat="none")
-        # Its matrices are only read: the activations' dtype would do, but norms and decay rates are wanted in float32.
-        frozen = {TEACHER: context.load_params(distillation.teacher, teacher)}
-        added = {"frozen": frozen, "forward_only": (teacher.config,)}
-    loss_fn = distillation_loss(
-        context.model, context.byte_lengths, distillation, teacher, config.z_loss, config.loss_chunk
-    )
-    return dataclasses.replace(task, loss_fn=loss_fn, **added)
+        loss_fn = distillation_loss(context.model, context.byte_lengths, self, teacher, self.z_loss, run.loss_chunk)
+        return TrainTask(
+            loss_fn=loss_fn,
+            trainable=full_params(context.model, run.init_from, run.seed),
+            evaluate=heldout_evaluator(context, run.loss_chunk),
+            **added,
+        )

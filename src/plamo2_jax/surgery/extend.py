@@ -24,9 +24,10 @@ from plamo2_jax import checkpoint
 from plamo2_jax.config import LayerKind, ModelConfig
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.convert.load import load_model
+from plamo2_jax.convert.names import ModelName
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.model import Plamo2, abstract_params
 from plamo2_jax.storage import require_empty
-from plamo2_jax.surgery.merge.sources import ModelName
 from plamo2_jax.tokenizer.template_files import chat_template_files
 
 Layers = Literal["all", "none"] | tuple[int, ...]
@@ -69,7 +70,7 @@ def extended_config(
     changes: dict[str, Any] = {}
     if window is not None:
         if window < config.attention_window_size:
-            raise ValueError(
+            raise PlamoError(
                 f"--window {window} is not allowed: it must be at least the model's window, {config.attention_window_size}; a smaller "
                 "window would hide keys that the model was trained with"
             )
@@ -79,7 +80,7 @@ def extended_config(
     if full_attention is not None:
         full = {"all": attention, "none": ()}.get(full_attention, full_attention)
         if lost := sorted(set(config.full_attention_idx) - set(full)):
-            raise ValueError(
+            raise PlamoError(
                 f"--full-attention must include layers {lost}: they already have full attention. Add them to the list"
             )
         changes["full_attention_idx"] = tuple(full)
@@ -89,7 +90,7 @@ def extended_config(
             changes["rope_local_theta"] = config.local_theta
     elif config.local_theta != config.rope_theta and set(full) - set(config.full_attention_idx):
         # A layer that becomes full changes its base, so the user must choose the base explicitly.
-        raise ValueError(
+        raise PlamoError(
             f"layers {sorted(set(full) - set(config.full_attention_idx))} use rope_local_theta={config.local_theta} and would use "
             f"rope_theta={config.rope_theta} with full attention. Choose the base with --rope-theta"
         )
@@ -97,7 +98,7 @@ def extended_config(
         changes["rope_local_theta"] = float(rope_local_theta)
     extended = dataclasses.replace(config, **changes)
     if extended == config:
-        raise ValueError("nothing changes. Give --window, --rope-theta, --rope-local-theta or --full-attention")
+        raise PlamoError("nothing changes. Give --window, --rope-theta, --rope-local-theta or --full-attention")
     return extended
 
 
@@ -129,7 +130,7 @@ def regroup(params: Any, old: ModelConfig, new: ModelConfig) -> dict:
     wanted = flax.traverse_util.flatten_dict(abstract_params(Plamo2(new)), sep="/")
     for path, leaf in wanted.items():
         if path not in result or result[path].shape != leaf.shape:
-            raise ValueError(f"parameter {path} has no counterpart of shape {list(leaf.shape)} in the model")
+            raise PlamoError(f"parameter {path} has no counterpart of shape {list(leaf.shape)} in the model")
     return flax.traverse_util.unflatten_dict(result, sep="/")
 
 
@@ -167,9 +168,9 @@ def stages(first: Stage, last: Stage, count: int) -> list[Stage]:
         ValueError: `count` is below 1, or `last` is shorter than `first`.
     """
     if count < 1:
-        raise ValueError(f"count={count} is not allowed: it must be at least 1")
+        raise PlamoError(f"count={count} is not allowed: it must be at least 1")
     if last.sequence_length < first.sequence_length or last.window < first.window:
-        raise ValueError(f"the last stage {last} is shorter than the first {first}: it must be at least as long")
+        raise PlamoError(f"the last stage {last} is shorter than the first {first}: it must be at least as long")
 
     def between(low: float, high: float, step: int) -> float:
         return low * (high / low) ** (step / count)

@@ -6,10 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from plamo2_jax import checkpoint
 from plamo2_jax.config import PRESETS, ModelConfig
-from plamo2_jax.convert.load import is_run_folder
-from plamo2_jax.convert.read import read_public_config
+from plamo2_jax.convert import load
+from plamo2_jax.convert.names import ModelName
 from plamo2_jax.json_input import parse_json, read_json_object
 from plamo2_jax.surgery.structure import SurgeryError, structure
 
@@ -18,7 +17,7 @@ def read_shape(name: str, changes: Sequence[str] = ()) -> ModelConfig:
     """Return the config of a preset, a model folder or a config.json, with fields replaced.
 
     Args:
-        name: Name of a preset, a run folder, a folder of the public layout, or the path of a config.json from either folder.
+        name: Name of a preset, a run folder, RUN@STEP, a folder of the public layout, or the path of a config.json from either folder.
         changes: `FIELD=VALUE` with fields of ModelConfig and values in JSON.
 
     Raises:
@@ -27,8 +26,8 @@ def read_shape(name: str, changes: Sequence[str] = ()) -> ModelConfig:
     path = Path(name)
     if name in PRESETS:
         config = PRESETS[name]
-    elif path.is_dir():
-        config = checkpoint.read_model_config(path) if is_run_folder(path) else read_public_config(path)
+    elif ModelName.parse(name).folder.is_dir():
+        config = load.read_shape(name)
     elif path.is_file():
         values = read_json_object(path, error=SurgeryError)
         try:

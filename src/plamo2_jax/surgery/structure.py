@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plamo2_jax.config import LayerKind, ModelConfig
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.model import Plamo2, abstract_params, axes, declarations
 
 Params = Any
@@ -24,7 +25,7 @@ Flat = dict[tuple[str, ...], Any]
 FIXED = frozenset({axes.VOCAB, axes.CONV, axes.HEAD_DIM, axes.LAYERS, None})
 
 
-class SurgeryError(ValueError):
+class SurgeryError(PlamoError):
     """A model cannot be grown or pruned to a target; the message names the axis or field, the sizes and what is allowed."""
 
 
@@ -47,13 +48,13 @@ class Structure:
     @functools.cached_property
     def normed(self) -> frozenset[str]:
         """Axes that an RMS norm runs over. Their channels depend on each other through its mean square."""
-        scales = [declared for declared in self.declared.values() if declared.offset is not None]
+        scales = [declared for declared in self.declared.values() if declared.norm_offset is not None]
         return frozenset(name for scale in scales for name in scale.names if name != axes.LAYERS)
 
     @functools.cached_property
     def paired(self) -> frozenset[str]:
         """Normed axes that no matrix contracts: two activations are multiplied and summed over them without a weight (B and C)."""
-        read = {name for d in self.declared.values() if d.offset is None for name in d.reads}
+        read = {name for d in self.declared.values() if d.norm_offset is None for name in d.contracts}
         return self.normed - read
 
     @functools.cached_property
@@ -99,7 +100,7 @@ def map_declared(function: Callable[..., Any], config: ModelConfig, *trees: Para
 def layer_places(config: ModelConfig) -> list[tuple[str, str, int]]:
     """Return the place of each layer in the parameter tree: layer group key, position key, and index on the axis `layers`."""
     places: dict[int, tuple[str, str, int]] = {}
-    for r, run in enumerate(config.runs):
+    for r, run in enumerate(config.layer_groups):
         for position in range(len(run.kinds)):
             for period in range(run.count):
                 places[run.layer_index(period, position)] = (f"run_{r}", f"layer_{position}", period)

@@ -26,19 +26,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from plamo2_jax.array_input import map_npy
-from plamo2_jax.checkpoint import fingerprint, read_model_config, write_json
+from plamo2_jax.checkpoint import fingerprint, write_json
 from plamo2_jax.config import ModelConfig
-from plamo2_jax.convert.load import is_run_folder, load_model
-from plamo2_jax.convert.read import read_public_config
+from plamo2_jax.convert.load import load_model, read_shape
+from plamo2_jax.data.batch import BatchSpec
 from plamo2_jax.data.pipeline import DataConfig, train_iterator
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model import Plamo2
 from plamo2_jax.model_files import file_inside, optional_file
 from plamo2_jax.storage import allocate, new_folder, require_empty
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
-from plamo2_jax.train.config import PretrainConfig
-from plamo2_jax.train.distillation import DistillationConfig
-from plamo2_jax.train.task import BatchSpec
+from plamo2_jax.train.config import RunConfig
 
 FORMAT = "plamo2-teacher-logits-1"
 MANIFEST = "manifest.json"
@@ -73,23 +72,25 @@ def logits_spec(top_k: int) -> BatchSpec:
     }
 
 
-def teacher_shape(config: DistillationConfig, student: ModelConfig) -> ModelConfig:
-    """Return the shape of the teacher.
+def teacher_shape(folder: Path, top_k: int | None, student: ModelConfig) -> ModelConfig:
+    """Read the shape of a teacher.
+
+    Args:
+        folder: run folder or folder of the public layout.
+        top_k: tokens of each position that are compared one by one; None: all.
+        student: shape of the student.
 
     Raises:
-        ValueError: its folder is missing, damaged or no model, or its logits cannot be compared with the student's.
+        ValueError: the folder is missing, damaged or holds no model, or its logits cannot be compared with the student's.
     """
-    folder = config.teacher
-    shape = read_model_config(folder) if is_run_folder(folder) else read_public_config(folder)
+    shape = read_shape(folder)
     if shape.vocab_size != student.vocab_size:
-        raise ValueError(
+        raise PlamoError(
             f"{folder} has vocab_size={shape.vocab_size} and the student {student.vocab_size}; distillation compares logits of the same "
             "tokens"
         )
-    if config.top_k is not None and config.top_k > shape.vocab_size:
-        raise ValueError(
-            f"distillation.top_k={config.top_k} is not allowed: it must be at most vocab_size={shape.vocab_size}"
-        )
+    if top_k is not None and not 1 <= top_k <= shape.vocab_size:
+        raise PlamoError(f"top_k={top_k} is not allowed: it must lie between 1 and vocab_size={shape.vocab_size}")
     return shape
 
 
@@ -104,12 +105,21 @@ def row_keys(batch: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def write_teacher_logits(
-    config: PretrainConfig, output: str | os.PathLike[str], tokenizer: Tokenizer, *, steps: int, top_k: int
+    config: RunConfig,
+    teacher: Path,
+    temperature: float,
+    output: str | os.PathLike[str],
+    tokenizer: Tokenizer,
+    *,
+    steps: int,
+    top_k: int,
 ) -> int:
-    """Write the logits of `config.distillation.teacher` for the rows of the first `steps` batches of a run.
+    """Write the logits of a teacher for the rows of the first `steps` batches of a run.
 
     Args:
-        config: the run; its data and `distillation` are used.
+        config: the run, whose data are read.
+        teacher: run folder or folder of the public layout.
+        temperature: that the logits are divided by.
         output: folder to make; it must not exist or be empty.
         tokenizer: the run's.
         steps: batches; rows that come again in later epochs are kept once.
@@ -121,15 +131,11 @@ def write_teacher_logits(
     Raises:
         ValueError: the folder is occupied, or teacher, tokenizer and shards do not go together. Nothing is left behind.
     """
-    output, distillation = Path(output).absolute(), config.distillation
+    output = Path(output).absolute()
     require_empty(output)
-    model = Plamo2(teacher_shape(distillation, config.model), dtype=jnp.dtype(config.dtype))
-    params = load_model(distillation.teacher).params
-    if not 1 <= top_k <= model.config.vocab_size:
-        raise ValueError(
-            f"top_k={top_k} is not allowed: it must lie between 1 and vocab_size={model.config.vocab_size}"
-        )
-    apply = jax.jit(lambda params, batch: _top(model, params, batch, distillation.temperature, top_k))
+    model = Plamo2(teacher_shape(teacher, top_k, config.model), dtype=jnp.dtype(config.dtype))
+    params = load_model(teacher).params
+    apply = jax.jit(lambda params, batch: _top(model, params, batch, temperature, top_k))
     with new_folder(output) as partial:
         t = config.data.sequence_length
         capacity = steps * config.data.batch_size
@@ -157,7 +163,7 @@ def write_teacher_logits(
             "format": FORMAT,
             "teacher": fingerprint(model.config, params),
             "tokenizer": tokenizer.fingerprint,
-            "temperature": distillation.temperature,
+            "temperature": temperature,
             "top_k": top_k,
             "sequence_length": t,
             "rows": len(seen),
@@ -180,7 +186,7 @@ class TeacherLogits:
         self._keys = np.array(map_npy(file_inside(folder, "keys.npy"), np.uint64, (rows,)))
         self._order = np.array(map_npy(file_inside(folder, "order.npy"), np.int64, (rows,)))
         if not np.array_equal(np.sort(self._order), np.arange(rows)):
-            raise ValueError(f"{folder / 'order.npy'} must hold every row's number once, from 0 to {rows - 1}")
+            raise PlamoError(f"{folder / 'order.npy'} must hold every row's number once, from 0 to {rows - 1}")
         self._arrays = {
             "ids": map_npy(file_inside(folder, "ids.npy"), np.int32, (rows, t, k)),
             "logits": map_npy(file_inside(folder, "logits.npy"), np.float32, (rows, t, k)),
@@ -198,35 +204,35 @@ class TeacherLogits:
         folder = Path(folder)
         path = optional_file(folder, MANIFEST)
         if path is None:
-            raise ValueError(f"{folder} holds no teacher's logits: it has no {MANIFEST}; `plamo2 distill` writes one")
+            raise PlamoError(f"{folder} holds no teacher's logits: it has no {MANIFEST}; `plamo2 distill` writes one")
         manifest = read_json_object(path)
         if manifest.get("format") != FORMAT:
-            raise ValueError(f"{path}: format is {str(manifest.get('format'))[:60]!r}; it must be {FORMAT!r}")
+            raise PlamoError(f"{path}: format is {str(manifest.get('format'))[:60]!r}; it must be {FORMAT!r}")
         for name in ("rows", "sequence_length", "top_k"):
             if type(manifest.get(name)) is not int or not 1 <= manifest[name] < 1 << 40:
-                raise ValueError(
+                raise PlamoError(
                     f"{path}: {name} must be a positive whole number, not {str(manifest.get(name))[:60]!r}"
                 )
         for name in ("teacher", "tokenizer"):
             if not isinstance(manifest.get(name), str):
-                raise ValueError(f"{path}: {name} must be a fingerprint, not {str(manifest.get(name))[:60]!r}")
+                raise PlamoError(f"{path}: {name} must be a fingerprint, not {str(manifest.get(name))[:60]!r}")
         if type(manifest.get("temperature")) not in (int, float):
-            raise ValueError(f"{path}: temperature must be a number, not {str(manifest.get('temperature'))[:60]!r}")
+            raise PlamoError(f"{path}: temperature must be a number, not {str(manifest.get('temperature'))[:60]!r}")
         return cls(folder, manifest)
 
-    def check(self, config: DistillationConfig, tokenizer: str, sequence_length: int) -> None:
+    def check(self, teacher: Path, temperature: float, top_k: int | None, tokenizer: str, sequence_length: int) -> None:
         """Raise ValueError unless the logits are of this teacher, tokenizer, temperature, k and length of row."""
-        teacher = load_model(config.teacher)
+        loaded = load_model(teacher)
         wanted = {
-            "teacher": fingerprint(teacher.config, teacher.params),
+            "teacher": fingerprint(loaded.config, loaded.params),
             "tokenizer": tokenizer,
-            "temperature": config.temperature,
-            "top_k": config.top_k or self.manifest["top_k"],
+            "temperature": temperature,
+            "top_k": top_k or self.manifest["top_k"],
             "sequence_length": sequence_length,
         }
         for name, value in wanted.items():
             if self.manifest[name] != value:
-                raise ValueError(
+                raise PlamoError(
                     f"{self.folder} was written for {name} {self.manifest[name]!r}, not for this run's {value!r}; write it again with "
                     "plamo2 distill"
                 )
@@ -241,7 +247,7 @@ class TeacherLogits:
         places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         if not np.array_equal(self._keys[places], keys):
             missing = int(np.count_nonzero(self._keys[places] != keys))
-            raise ValueError(
+            raise PlamoError(
                 f"{self.folder} has no logits for {missing} of {len(keys)} rows of a batch: the data, their seed or their packing are "
                 "others, or it was written for fewer steps"
             )

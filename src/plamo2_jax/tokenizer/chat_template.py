@@ -1,12 +1,12 @@
-"""Chat templates: conversations to token ids, with a mask of what the assistant says.
+"""Chat templates: turn conversations into token ids, with a mask of the assistant's text.
 
-Templates are Jinja, written like those of the ecosystem: they get `messages`, `tools`, `add_generation_prompt`, the special tokens and
-any further variables, run in a sandbox, and mark what the assistant says with `{% generation %} ... {% endgeneration %}`.
+Templates are Jinja, as in Hugging Face transformers: they get `messages`, `tools`, `add_generation_prompt`, the special tokens and further
+variables, run in a sandbox, and mark the assistant's text with `{% generation %} ... {% endgeneration %}`.
 
-What people wrote is never read as control: a control string inside a message is text, while the template's own are tokens. For that
-the first character of every control string in a message is followed, while the template runs, by a mark that is taken out again
-afterwards. Texts between control tokens and at the bounds of an answer are encoded one by one, so that the ids of a prompt are the
-beginning of the ids of prompt and answer.
+Message text never becomes control tokens: a control string inside a message stays text, and only control strings of the template become
+tokens. For this, a mark is inserted after the first character of every control string in a message, and removed after the template has run.
+Texts between control tokens, and at the start and end of an answer, are encoded separately, so the ids of a prompt are a prefix of the ids
+of prompt and answer.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jinja2.defaults import DEFAULT_NAMESPACE
 
 from plamo2_jax.tokenizer.template_files import (
     BUILT_IN,
@@ -43,11 +44,29 @@ from plamo2_jax.tokenizer.template_sandbox import (
 )
 from plamo2_jax.tokenizer.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 
-__all__ = ["BUILT_IN", "FILE_NAME", "ChatTemplate", "ChatTemplateError", "ChatTemplateOverrun", "EncodedChat"]
+__all__ = [
+    "BUILT_IN",
+    "FILE_NAME",
+    "ChatTemplate",
+    "ChatTemplateError",
+    "ChatTemplateOverrun",
+    "EncodedChat",
+    "template_variables",
+]
 
-# Variables of every template, which a record's own fields must not replace.
+# Variables of every template. Fields of a record must not replace them.
 _TOKENS = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "unk_token": UNK}
 _RESERVED = frozenset({*_TOKENS, "messages", "add_generation_prompt"})
+# A record may have fields of these names, but a template that calls `range` needs Jinja's.
+_TAKEN = frozenset(
+    {*_RESERVED, "tokenizer"}
+    | {"self", "super", "caller", "loop", "varargs", "kwargs", "raise_exception", "strftime_now", *DEFAULT_NAMESPACE}
+)
+
+
+def template_variables(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a record that a template may read as variables: their names are identifiers, and neither ours nor Jinja's."""
+    return {name: value for name, value in fields.items() if name.isidentifier() and name not in _TAKEN}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,17 +76,17 @@ class EncodedChat:
     ids: np.ndarray
     """[n] int32."""
     answer: np.ndarray
-    """[n] int32: 0 where a token is not the assistant's, else which of the marked stretches it is in, from 1."""
+    """[n] int32; the number of the marked answer that a token belongs to, from 1, or 0 for tokens outside of answers."""
 
 
 class ChatTemplate:
-    """A template, compiled; immutable.
+    """A compiled template, immutable.
 
-    Templates of this package are rendered in this process, all others in a process with limits on time and memory.
+    Templates of this package are rendered in this process, all others in a separate process with limits on time and memory.
 
     Args:
-        source: Jinja.
-        name: what to call it in messages.
+        source: Jinja source.
+        name: Name of the template in messages.
 
     Raises:
         ChatTemplateError: `source` cannot be compiled. The message names the line of a syntax error.
@@ -83,10 +102,10 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ChatTemplate:
-        """One of `BUILT_IN`, a file, or the template of a model's folder (see `template_files.find_template`).
+        """Load one of `BUILT_IN`, a file, or the template of a model's folder.
 
         Raises:
-            ChatTemplateError: there is none, it cannot be read, or it cannot be compiled.
+            ChatTemplateError: The template does not exist, or cannot be read or compiled.
         """
         return cls._of(read_template(path))
 
@@ -95,7 +114,7 @@ class ChatTemplate:
         """Return the template of a model's folder, or `chat` if the folder has no template.
 
         Raises:
-            ChatTemplateError: it cannot be read or compiled.
+            ChatTemplateError: The template cannot be read or compiled.
         """
         return cls._of(find_template(folder) or built_in_template("chat"))
 
@@ -105,7 +124,7 @@ class ChatTemplate:
 
     @property
     def marks_answers(self) -> bool:
-        """Whether it says which text is the assistant's, without which nothing can be trained on."""
+        """Whether the template marks the assistant's text. Training needs these marks."""
         return re.search(r"\{%[-+]?\s*generation\b", self.source) is not None
 
     def encode(
@@ -117,17 +136,17 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
         **variables: Any,
     ) -> EncodedChat:
-        """Ids of a conversation, and which are the assistant's.
+        """Return the ids of a conversation, and which of them belong to the assistant.
 
         Args:
-            tokenizer: whose control tokens the template may write.
-            messages: objects with `role` and `content`.
-            add_generation_prompt: end with what comes before an answer.
-            variables: further ones of the template; JSON values, trusted no more than messages are.
+            tokenizer: Tokenizer whose control tokens the template may write.
+            messages: Objects with `role` and `content`.
+            add_generation_prompt: End with the text that precedes an answer.
+            variables: Further template variables; JSON values, as untrusted as messages.
 
         Raises:
-            ChatTemplateError: the template refuses the conversation, or fails on it; as ChatTemplateOverrun where it exceeds the limits.
-            ValueError: a message holds a lone surrogate.
+            ChatTemplateError: The template refuses the conversation, or fails on it (ChatTemplateOverrun if it exceeds the limits).
+            ValueError: A message holds a lone surrogate.
         """
         controls = _controls(tokenizer)
         given = {"tools": None, "documents": None, **variables, "messages": list(messages)}
@@ -148,16 +167,16 @@ class ChatTemplate:
         return EncodedChat(np.concatenate(ids), np.concatenate(answers))
 
     def _render(self, controls: _Controls, given: Mapping[str, Any], add_generation_prompt: bool) -> str:
-        """The template's text, with marks in it."""
+        """Return the rendered text, with marks."""
         if taken := sorted(_RESERVED.intersection(given) - {"messages"}):
             raise ChatTemplateError(
-                f"{self.name}: the variable {taken[0]} is the template's own; give what a conversation brings another name"
+                f"{self.name}: the variable {taken[0]} is reserved for the template. Rename the field of the conversation"
             )
         try:
             shielded = _shield(given, controls)
             text = self._template.render({**_TOKENS, **shielded, "add_generation_prompt": add_generation_prompt})
             if not _is_unicode(text) and _is_unicode(json.dumps(shielded, ensure_ascii=False)):
-                raise ChatTemplateError(f"{self.name} writes half of a surrogate pair, which is no text")
+                raise ChatTemplateError(f"{self.name} writes a lone surrogate, which is not text")
             return text
         except RecursionError:
             raise ChatTemplateError(f"{self.name} fails on this conversation: it nests too deeply") from None
@@ -169,20 +188,22 @@ class ChatTemplate:
 
 @dataclasses.dataclass(frozen=True)
 class _Controls:
-    """A tokenizer's control strings."""
+    """The control strings of a tokenizer."""
 
     strings: tuple[str, ...]
-    """The longest first: one may begin like another."""
+    """The strings, longest first, because one may be a prefix of another."""
     pattern: re.Pattern[str]
-    """Finds them."""
+    """Pattern that matches any of them."""
     first_characters: frozenset[str]
 
     def shield(self, text: str) -> str:
-        """The text with marks in its control strings, and in the beginnings of one at its end."""
+        """Return the text with marks in its control strings, and in the beginning of a control string at its end."""
         if MARKS.search(text):
-            raise ChatTemplateError("a message holds one of the noncharacters U+FDD0 to U+FDD2, which are no text")
+            raise ChatTemplateError(
+                "a message holds one of the noncharacters U+FDD0 to U+FDD2, which are not text. Remove it"
+            )
         text = self.pattern.sub(lambda match: match[0][0] + MARK + match[0][1:], text)
-        # Nearly every text ends here: its end has no character that a control string begins with.
+        # For most texts this is all: no control string begins with a character near their end.
         if not self.strings or self.first_characters.isdisjoint(text[-len(self.strings[0]) :]):
             return text
         for control in self.strings:
@@ -202,7 +223,7 @@ def _controls(tokenizer: Tokenizer) -> _Controls:
 
 
 def _shield(value: Any, controls: _Controls) -> Any:
-    """A JSON value whose texts are shielded; what is no JSON value, such as a date, becomes text."""
+    """Return a JSON value with shielded texts. Values that JSON does not have, such as dates, become text."""
     if isinstance(value, str):
         return controls.shield(str(value))
     if value is None or isinstance(value, bool):
@@ -225,7 +246,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _encode(tokenizer: Tokenizer, matches: re.Pattern[str], text: str) -> list[np.ndarray]:
-    """Ids of a stretch: control tokens where the template wrote them, text between."""
+    """Encode a part of the rendered text: control tokens of the template, and the text between them."""
     pieces, start = [], 0
     for match in matches.finditer(text):
         pieces += [

@@ -1,8 +1,8 @@
-"""The encoder's two inner loops: a trie over code points and the cheapest path through the lattice of matching tokens.
+"""The two inner loops of the encoder: a trie over code points, and the cheapest path through the lattice of matching tokens.
 
-Equivalent to the published encoder, an Aho-Corasick automaton walked from the end of the text: every token that starts
-at i is found by walking the trie from i, and the same backward recursion chooses among them. The trie's nodes are numbered
-level by level with the children of one node side by side and sorted, so flat arrays hold it and a few sorts build it.
+The result equals that of the published encoder, an Aho-Corasick automaton that runs from the end of the text: walking the trie from i finds
+every token that starts at i, and the same backward recursion chooses among them. Trie nodes are numbered level by level, with the children
+of a node adjacent and sorted, so the trie is stored in flat arrays and built by a few sorts.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-UNKNOWN_COST = 10_000_000  # of a code point that is spelled in bytes, once however many bytes it takes
-INVALID_COST = 20_000_000  # a token this dear or dearer is never used
+UNKNOWN_COST = 10_000_000  # cost of a code point that is spelled in bytes, independent of the number of bytes
+INVALID_COST = 20_000_000  # a token with this cost or a higher one is never used
 CODE_POINTS = 0x110000
 
 
 @dataclass(frozen=True)
 class Trie:
-    """Matchable tokens by their code points (k nodes, below the root).
+    """Trie of the matchable tokens by their code points, with k nodes below the root.
 
     Attributes:
-        root: [0x110000] int32, node of a first code point or -1.
+        root: [0x110000] int32, node of a first code point, or -1.
         first_child: [k + 1] int32, the children of node j are first_child[j] to first_child[j + 1].
-        label: [k] int32, the code point that leads to a node; sorted among siblings.
+        label: [k] int32, code point that leads to a node; sorted among siblings.
         token: [k] int32, id of the token that ends at a node, or -1.
         cost: [k] int64, cost of that token.
-        longest: code points in the longest token.
+        longest: Number of code points in the longest token.
     """
 
     root: np.ndarray
@@ -40,7 +40,7 @@ class Trie:
 
 
 def build_trie(tokens: list[str], ids: np.ndarray, costs: np.ndarray) -> Trie:
-    """Builds the trie of `tokens[i] for i in ids`, which must be distinct and non-empty; `costs` [v] int64 go by id."""
+    """Build the trie of `tokens[i] for i in ids`, which must be distinct and not empty. `costs` [v] int64 are indexed by id."""
     ids = ids.astype(np.int64)
     lengths = np.array([len(tokens[i]) for i in ids], np.int64)
     points = np.frombuffer("".join(tokens[i] for i in ids).encode("utf-32-le"), "<i4")
@@ -63,7 +63,7 @@ def build_trie(tokens: list[str], ids: np.ndarray, costs: np.ndarray) -> Trie:
         return Trie(root, np.zeros(1, np.int32), empty, empty, np.zeros(0, np.int64), 0)
     root[levels[0][1]] = np.arange(len(levels[0][1]))
     parents, label, token = (np.concatenate(part) for part in zip(*levels, strict=True))
-    # Below the first level parents never decrease, so each node's children form one run.
+    # Below the first level, parent numbers never decrease, so the children of each node are adjacent.
     first = len(levels[0][0])
     first_child = first + np.searchsorted(parents[first:], np.arange(nodes + 1))
     cost = np.where(token >= 0, costs[token], 0)
@@ -71,27 +71,25 @@ def build_trie(tokens: list[str], ids: np.ndarray, costs: np.ndarray) -> Trie:
 
 
 def cheapest_ids(points, root, first_child, label, node_token, node_cost, token_length, byte_ids, window):
-    """Token ids of the cheapest segmentation; ties go to the longest token, then to a token before bytes.
+    """Return the token ids of the cheapest segmentation. Of equal costs, the longest token wins, and a token wins over bytes.
 
-    Plain Python that numba compiles as it stands (`compiled_encoder`).
+    This is plain Python that numba can compile without changes (`compiled_encoder`).
 
     Args:
         points: [n] int32 code points.
-        root: as in `Trie`.
-        first_child: as in `Trie`.
-        label: as in `Trie`.
-        node_token: `Trie.token`, or a copy with some tokens set to -1, which are then not matched.
+        root, first_child, label: Arrays of `Trie`.
+        node_token: `Trie.token`, or a copy with -1 for tokens that must not be matched.
         node_cost: `Trie.cost`.
-        token_length: [v] int32, code points per token.
+        token_length: [v] int32, number of code points of each token.
         byte_ids: [256] int32, id of each byte value.
-        window: power of two above the longest token. Only that many costs are alive at a time.
+        window: Power of two above the length of the longest token. Only this many costs are stored at a time.
 
     Returns:
         [m] int32.
     """
     n = len(points)
     mask = window - 1
-    costs = np.zeros(window, np.int64)  # of the text from i on, at i modulo the window
+    costs = np.zeros(window, np.int64)  # cost of the text from i to its end, at index i modulo window
     choice = np.empty(n, np.int32)
     count = 0
     for i in range(n - 1, -1, -1):
@@ -100,7 +98,7 @@ def cheapest_ids(points, root, first_child, label, node_token, node_cost, token_
         end = i + 1
         node = root[points[i]]
         while node >= 0:
-            # From short to long with "not dearer": the same choice as long to short with "strictly cheaper".
+            # From short to long with <= gives the same choice as from long to short with <.
             token = node_token[node]
             if token >= 0:
                 cost = costs[end & mask] + node_cost[node]
@@ -163,7 +161,7 @@ def cheapest_ids(points, root, first_child, label, node_token, node_cost, token_
 
 @functools.cache
 def compiled_encoder() -> Callable[..., np.ndarray] | None:
-    """`cheapest_ids` compiled by numba, cached on disk where a folder is writable; None where numba is not installed."""
+    """Return `cheapest_ids` compiled by numba and cached on disk if possible, or None if numba is not installed."""
     try:
         import numba
     except ImportError:

@@ -1,7 +1,7 @@
-"""Where chat templates come from: templates of this package, files, and the folders of models.
+"""Sources of chat templates: templates of this package, files, and model folders.
 
-A folder keeps its template in chat_template.jinja. Older checkpoints keep it in tokenizer_config.json, as a text or as a list of templates
-by name, and those of some processors in chat_template.json. The first of the three that has a template counts.
+A folder has its template in chat_template.jinja. Older checkpoints have it in tokenizer_config.json, as a text or as a list of named
+templates, and some processors in chat_template.json. The first of the three files with a template is used.
 """
 
 from __future__ import annotations
@@ -13,48 +13,49 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model_files import optional_file
 
 FILE_NAME = "chat_template.jinja"
 BUILT_IN = ("chat", "translate")
-"""Templates of this package, by name."""
+"""Names of the templates in this package."""
 MAX_BYTES = 1 << 20
-"""Largest template that is read; those of public models have up to 50 KB."""
+"""Largest allowed size of a template in bytes; templates of public models have up to 50 KB."""
 
 _OLDER_FILES = ("tokenizer_config.json", "chat_template.json")
 
 
-class ChatTemplateError(ValueError):
-    """A template is wrong, or refuses a conversation; the message says why."""
+class ChatTemplateError(PlamoError):
+    """A template is invalid, or refuses a conversation; the message gives the reason."""
 
 
 class ChatTemplateOverrun(ChatTemplateError):
-    """A template needs more time or memory than the limits allow. It will on other conversations too, each of which would cost as much."""
+    """A template needs more time or memory than allowed. Callers should stop, because other conversations would exceed the limits too."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TemplateText:
-    """A template that is not yet compiled."""
+    """The source of a template."""
 
     source: str
-    """Jinja."""
+    """Jinja source."""
     name: str
-    """What to call it in messages."""
+    """Name of the template in messages."""
 
 
 @functools.cache
 def built_in_template(name: str) -> TemplateText:
-    """One of `BUILT_IN`."""
+    """Return one of `BUILT_IN`."""
     file = resources.files("plamo2_jax.tokenizer") / "templates" / f"{name}.jinja"
     return TemplateText(file.read_text(encoding="utf-8"), f"{name}.jinja")
 
 
 def read_template(path: str | os.PathLike[str]) -> TemplateText:
-    """One of `BUILT_IN`, a file, or the template of a model's folder.
+    """Read one of `BUILT_IN`, a file, or the template of a model's folder.
 
     Raises:
-        ChatTemplateError: there is none, or it cannot be read.
+        ChatTemplateError: The template does not exist or cannot be read.
     """
     if str(path) in BUILT_IN:
         return built_in_template(str(path))
@@ -65,19 +66,19 @@ def read_template(path: str | os.PathLike[str]) -> TemplateText:
         path = path / FILE_NAME
     if not path.exists():
         raise ChatTemplateError(
-            f"{path} does not exist; name a template ({', '.join(BUILT_IN)}), a Jinja file, or a folder with {FILE_NAME}"
+            f"{path} does not exist: it must be {', '.join(BUILT_IN)}, a Jinja file, or a folder with {FILE_NAME}"
         )
     if not path.is_file():
-        raise ChatTemplateError(f"{path} is not a regular file; a chat template must be a Jinja file")
+        raise ChatTemplateError(f"{path} is not a regular file: a chat template must be a Jinja file")
     return _decode(_read(path), str(path))
 
 
 def find_template(folder: str | os.PathLike[str]) -> TemplateText | None:
-    """The chat template of a model's folder, or None.
+    """Return the chat template of a model's folder, or None.
 
     Raises:
-        ChatTemplateError: its file is a link out of the folder or cannot be read, or the folder has several templates and none of the
-            name `default`.
+        ChatTemplateError: Its file is a link out of the folder or cannot be read, or the folder has several templates and none is named
+            `default`.
     """
     folder = Path(folder)
     path = optional_file(folder, FILE_NAME, error=ChatTemplateError)
@@ -90,20 +91,20 @@ def find_template(folder: str | os.PathLike[str]) -> TemplateText | None:
             source = _default(value, f'{path}: "chat_template"').removeprefix("\ufeff")
             if len(source.encode()) > MAX_BYTES:
                 raise ChatTemplateError(
-                    f'{path}: "chat_template" is too large for a chat template: at most {MAX_BYTES:,} bytes are read'
+                    f'{path}: "chat_template" is too large for a chat template: at most {MAX_BYTES:,} bytes are allowed'
                 )
             return TemplateText(source, f"{path}, chat_template")
     return None
 
 
 def chat_template_files(*folders: str | os.PathLike[str]) -> dict[str, bytes]:
-    """The chat template of a model as a file to write beside one made from it: by name, empty where there is none.
+    """Return the chat template of a model, to write into the folder of a model derived from it: content by file name, empty if none.
 
     Args:
-        folders: the first that has a template gives it.
+        folders: Model folders; the first one with a template is used.
 
     Raises:
-        ChatTemplateError: as `find_template`.
+        ChatTemplateError: The template cannot be read.
     """
     for folder in folders:
         if (found := find_template(folder)) is not None:
@@ -118,28 +119,30 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise ChatTemplateError(f"{path} cannot be read: {error.strerror or error}") from error
     if len(data) > MAX_BYTES:
-        raise ChatTemplateError(f"{path} is too large for a chat template: at most {MAX_BYTES:,} bytes are read")
+        raise ChatTemplateError(f"{path} is too large for a chat template: at most {MAX_BYTES:,} bytes are allowed")
     return data
 
 
 def _decode(data: bytes, name: str) -> TemplateText:
     try:
-        # A byte order mark would stand at the head of every prompt.
+        # A byte order mark would be at the start of every prompt.
         return TemplateText(data.decode("utf-8-sig"), name)
     except UnicodeDecodeError as error:
         raise ChatTemplateError(
-            f"{name} is not UTF-8 (byte {error.start}); a chat template must be a text file"
+            f"{name} is not UTF-8 (byte {error.start}): a chat template must be a text file"
         ) from None
 
 
 def _default(value: Any, where: str) -> str:
-    """The template to use of a text, a list of {name, template} or an object of templates by name."""
+    """Return the template to use, given a text, a list of {name, template} or an object of templates by name."""
     if isinstance(value, list) and all(isinstance(each, dict) for each in value):
         value = {str(each.get("name")): each.get("template") for each in value}
     if isinstance(value, dict):
         if "default" not in value:
             names = ", ".join(sorted(map(str, value)))[:100] or "none"
-            raise ChatTemplateError(f"{where} has no template of the name default, only {names}; give one that name")
+            raise ChatTemplateError(
+                f"{where} has no template named default, only {names}. Rename one of them to default"
+            )
         value = value["default"]
     if not isinstance(value, str):
         raise ChatTemplateError(f"{where} must be a text or a list of objects with name and template")

@@ -1,8 +1,8 @@
-"""Render a chat template of others in a process of its own, with bounded time and memory.
+"""Render an untrusted chat template in a separate process, with bounded time and memory.
 
-A template is a program: `{{ 3 ** 10 ** 9 }}` never ends, `{{ 'a' * 10 ** 10 }}` takes all memory, both already while they are compiled, and
-no thread of Python can interrupt them. The process imports jinja2 alone and lives as long as the template is in use, so that one rendering
-costs a message over a pipe. It is started as a new program, never forked: a process that runs JAX must not fork.
+A template is a program: `{{ 3 ** 10 ** 9 }}` does not end, and `{{ 'a' * 10 ** 10 }}` takes all memory. Both happen at compile time,
+and no Python thread can interrupt them. The process imports only jinja2 and lives as long as the template is used, so each rendering costs
+one message over a pipe. It is started as a new program and not forked, because a process that runs JAX must not fork.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from plamo2_jax.tokenizer.template_sandbox import (
     write_message,
 )
 
-# For a process that is stopped or starved; CPU time is what it limits itself by.
+# Wall-clock limit for a process that is stopped or gets no CPU. The process itself limits its CPU time.
 _WALL_SECONDS = 120
 _PASSED_ON = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "LANG", "LC_ALL")
 
 
 class ProcessTemplate:
-    """A template that another process compiles and renders; the interface of `template_sandbox.SandboxedTemplate`.
+    """A template that another process compiles and renders, with the interface of `template_sandbox.SandboxedTemplate`.
 
-    Threads may share it. Where a rendering ends the process, the next one starts another.
+    It is thread-safe. If a rendering kills the process, the next rendering starts a new one.
 
     Args:
-        source: Jinja.
+        source: Jinja source.
 
     Raises:
-        TemplateProblem: `source` cannot be compiled, or not within the limits.
+        TemplateProblem: `source` cannot be compiled within the limits.
     """
 
     def __init__(self, source: str):
@@ -59,20 +59,20 @@ class ProcessTemplate:
             self._start()
 
     def render(self, variables: dict[str, Any]) -> str:
-        """The template's text.
+        """Return the rendered text.
 
         Args:
-            variables: of the template: None, bool, int, float, str, and lists and dicts of them.
+            variables: Variables of the template: None, bool, int, float, str, and lists and dicts of them.
 
         Raises:
-            TemplateProblem: the template fails, refuses, or exceeds a limit.
+            TemplateProblem: The template fails, refuses the conversation, or exceeds a limit.
         """
         try:
             request = marshal.dumps(variables)
         except ValueError as error:
             raise TemplateProblem(f" fails on this conversation: {shorten(error)}") from None
         with self._lock:
-            # A fork of this process shares the pipes, and two must not write into one.
+            # After a fork, both processes share the pipes, but only one of them may write.
             if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
                 self._start()
             return self._ask(request, " fails on this conversation")
@@ -107,7 +107,7 @@ class ProcessTemplate:
         except BrokenPipeError:
             pass
         except BaseException:
-            # Ctrl-C between request and answer: the next request must not get this one's answer.
+            # Ctrl-C came between request and answer. The next request must not read this answer.
             _end(process, self._owner)
             raise
         if answer is None:
@@ -121,12 +121,12 @@ class ProcessTemplate:
 
 def _end(process: subprocess.Popen[bytes], owner: int) -> None:
     if owner != os.getpid():
-        return  # A fork's copy: the process belongs to the parent.
+        return  # After a fork, the process belongs to the parent.
     if process.poll() is None:
         process.kill()
     process.wait()
     for pipe in (process.stdin, process.stdout):
-        # Closing flushes, into a pipe that nobody reads.
+        # Closing flushes into a pipe without a reader.
         with contextlib.suppress(OSError):
             pipe.close()
 
@@ -136,5 +136,5 @@ def _ending(status: int, seconds: float) -> str:
         return f"it needs more than {seconds:.1f} s of CPU time, which is the limit"
     if status < 0:
         name = signal.Signals(-status).name
-        return f"it ended the process that renders it ({name}); the limits are {seconds:.1f} s and {MEMORY_BYTES >> 20} MiB"
+        return f"it killed the process that renders it ({name}): the limits are {seconds:.1f} s and {MEMORY_BYTES >> 20} MiB"
     return f"the process that renders it ended with status {status}"

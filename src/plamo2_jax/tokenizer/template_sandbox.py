@@ -1,7 +1,7 @@
-"""Chat templates compiled and rendered in jinja2's sandbox, and the process that does so for templates of others.
+"""Compiling and rendering chat templates in jinja2's sandbox, and the program that does so for untrusted templates.
 
-This file imports jinja2 and nothing of this project: run as a program it is a small interpreter that renders one template and may be
-killed at any time (see `template_process`).
+This file imports jinja2 and nothing else of this project. As a program it renders one template, and `template_process` may kill it at any
+time.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.sandbox
 
-# Noncharacters, which Unicode keeps free for such uses: no text has them. MARK follows the first character of a control string that is
-# text; BEGIN and END enclose what the assistant says.
+# Unicode reserves noncharacters for internal use, so no text contains them. MARK follows the first character of a control string inside a
+# message; BEGIN and END enclose the assistant's text.
 MARK, BEGIN, END = "\ufdd0", "\ufdd1", "\ufdd2"
 MARKS = re.compile(f"[{MARK}{BEGIN}{END}]")
 
 CPU_SECONDS, CPU_SECONDS_PER_MIB = 1.0, 0.1
-"""CPU time for compiling and for one rendering, and what a rendering may use besides for each MiB that it is given. A rendering of the
-template `chat` needs 0.02 s per MiB. CPU time, because a busy machine must not decide whether a template is refused."""
+"""Limits on CPU time in seconds: for compiling and for one rendering, and additionally per MiB of input. The template `chat` takes 0.02 s
+per MiB. CPU time is limited, not wall-clock time, so that the load of the machine has no influence."""
 MEMORY_BYTES = 1 << 30
-"""Address space of the process that renders."""
+"""Limit on the address space of the rendering process, in bytes."""
 OUTPUT_CHARACTERS, OUTPUT_FACTOR = 1 << 20, 16
-"""A rendering may have so many characters, and so many more for every byte of what it is given."""
+"""Limits on the characters of a rendering: a constant, and additionally per byte of input."""
 MESSAGE_CHARACTERS = 300
 
 LENGTH = struct.Struct("<Q")
@@ -39,18 +39,18 @@ RENDERED, FAILED, OVERRUN = b"+", b"-", b"!"
 
 
 class TemplateProblem(Exception):
-    """What is wrong with a template; the message continues a sentence that begins with the template's name."""
+    """A problem with a template; the message continues a sentence that begins with the template's name."""
 
 
 class TemplateOverrun(TemplateProblem):
-    """A rendering that needs more time or memory than the limits allow."""
+    """A rendering needs more time or memory than allowed."""
 
 
 class SandboxedTemplate:
     """A compiled template.
 
     Args:
-        source: Jinja.
+        source: Jinja source.
 
     Raises:
         TemplateProblem: `source` cannot be compiled.
@@ -66,19 +66,19 @@ class SandboxedTemplate:
             self._template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateProblem(f", line {error.lineno}: {shorten(error.message)}") from None
-        # Jinja computes constant expressions while it compiles, and Python's own compiler has limits too.
+        # Jinja evaluates constant expressions at compile time, and Python's compiler has limits too.
         except Exception as error:
             raise TemplateProblem(f" cannot be compiled: {_reason(error)}") from None
 
     def render(self, variables: dict[str, Any], max_characters: int = sys.maxsize) -> str:
-        """The template's text.
+        """Return the rendered text.
 
         Args:
-            variables: of the template.
-            max_characters: longest text that is returned.
+            variables: Variables of the template.
+            max_characters: Largest allowed number of characters.
 
         Raises:
-            TemplateProblem: the template fails, refuses, or writes too much.
+            TemplateProblem: The template fails, refuses the conversation, or writes too much.
         """
         pieces, length = [], 0
         try:
@@ -94,13 +94,13 @@ class SandboxedTemplate:
             raise
         except MemoryError as error:
             raise TemplateOverrun(f" fails on this conversation: {_reason(error)}") from None
-        # A template is a program: whatever it stumbles over is wrong with it, or with what it was given.
+        # A template is a program. Any exception is a fault of the template or of its input.
         except Exception as error:
             raise TemplateProblem(f" fails on this conversation: {_reason(error)}") from None
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %} ... {% endgeneration %}`: puts marks around what is between."""
+    """Jinja block `{% generation %} ... {% endgeneration %}`, which puts marks around its content."""
 
     tags = frozenset({"generation"})
 
@@ -114,7 +114,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 def shorten(message: object) -> str:
-    """A message as part of one sentence: one line of bounded length, without marks."""
+    """Return a message as one line of bounded length without marks, to use in a sentence."""
     text = " ".join(MARKS.sub("", str(message)[: 4 * MESSAGE_CHARACTERS]).split())
     return text if len(text) <= MESSAGE_CHARACTERS else f"{text[: MESSAGE_CHARACTERS - 3]}..."
 
@@ -127,7 +127,7 @@ def _tojson(
     separators: Any = None,
     sort_keys: bool = False,
 ) -> str:
-    # Jinja's own escapes characters for HTML.
+    # Jinja's own filter escapes characters for HTML.
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -171,12 +171,12 @@ def main() -> None:
 
 
 def cpu_seconds(size: int) -> float:
-    """CPU time for a request of `size` bytes."""
+    """Return the CPU time limit in seconds for a request of `size` bytes."""
     return CPU_SECONDS + CPU_SECONDS_PER_MIB * size / (1 << 20)
 
 
 def read_message(file: BinaryIO) -> bytes | None:
-    """The next message; None where there is none."""
+    """Read the next message; None at the end."""
     head = file.read(LENGTH.size)
     if len(head) < LENGTH.size:
         return None
@@ -195,14 +195,14 @@ def write_message(file: BinaryIO, body: bytes) -> None:
 def _limit_resources() -> None:
     import resource
 
-    # A terminal's Ctrl-C is for the process that asks; this one ends when its stdin does.
+    # Ctrl-C in a terminal is meant for the parent process. This process ends when its stdin is closed.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     for limit, value in ((resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_CORE, 0)):
         hard = resource.getrlimit(limit)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        # macOS does not limit address space; the time limit holds there.
+        # macOS does not limit address space. The time limit still applies.
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(limit, (value, value))
 

@@ -1,8 +1,7 @@
 """The PLaMo 2 tokenizer: exact unigram segmentation with integer costs and byte fallback, over a `tokenizer.jsonl`.
 
-There is no normalizer, no pre-tokenizer and no space prefix: text is a sequence of code points, spaces are literal in
-tokens, and `decode(encode(text)) == text` for every valid string. Control strings in text are ordinary text unless a
-caller asks otherwise.
+There is no normalizer, no pre-tokenizer and no space prefix: text is a sequence of code points, spaces are literal in tokens, and
+`decode(encode(text)) == text` for every valid string. Control strings in text are ordinary text by default.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.model_files import optional_file
 from plamo2_jax.storage import located, write_whole
 from plamo2_jax.tokenizer.lattice import INVALID_COST, Trie, build_trie, cheapest_ids, compiled_encoder
@@ -23,19 +23,19 @@ from plamo2_jax.tokenizer.rows import BYTE, CONTROL, UNKNOWN, format_rows, parse
 
 FILE_NAME = "tokenizer.jsonl"
 MAX_BYTES = 256 << 20
-"""Largest tokenizer.jsonl that is read; that of 100,000 rows has 4 MB."""
+"""Largest allowed size of tokenizer.jsonl in bytes; the file with 100,000 rows has 4 MB."""
 UNK, BOS, EOS, PAD, OP = "<|plamo:unk|>", "<|plamo:bos|>", "<|plamo:eos|>", "<|plamo:pad|>", "<|plamo:op|>"
 
 
 class Tokenizer:
-    """Encodes text to ids and back. Immutable, safe to share between threads, and picklable.
+    """Encoder and decoder between text and ids. It is immutable, thread-safe and picklable.
 
     Args:
-        data: the bytes of a `tokenizer.jsonl`; `Tokenizer.load` reads them from a file.
-        source: what to call them in error messages.
+        data: Bytes of a `tokenizer.jsonl`; `Tokenizer.load` reads them from a file.
+        source: Name of the file in error messages.
 
     Raises:
-        ValueError: a row is malformed, a token occurs twice or one of the 256 BYTE rows is missing; it names the line.
+        ValueError: A row is malformed, a token occurs twice, or one of the 256 BYTE rows is missing. The message names the line.
     """
 
     def __init__(self, data: bytes, source: str = FILE_NAME):
@@ -54,47 +54,47 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Tokenizer:
-        """Reads a `tokenizer.jsonl`, or the one in a folder, which must not be a link out of it."""
+        """Read a `tokenizer.jsonl`, or the one in a folder. In a folder it must not be a link out of the folder."""
         path = located(path)
         if path.is_dir():
             path = optional_file(path, FILE_NAME) or path / FILE_NAME
         if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist; name a {FILE_NAME}, or the folder that holds one")
+            raise FileNotFoundError(f"{path} does not exist: it must be a {FILE_NAME}, or a folder with one")
         if not path.is_file():
-            raise ValueError(f"{path} is not a regular file: it must be a {FILE_NAME}")
+            raise PlamoError(f"{path} is not a regular file: it must be a {FILE_NAME}")
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
-            raise ValueError(f"{path} is too large for a {FILE_NAME}: at most {MAX_BYTES >> 20} MiB are read")
+            raise PlamoError(f"{path} is too large for a {FILE_NAME}: at most {MAX_BYTES >> 20} MiB are allowed")
         return cls(data, str(path))
 
     @classmethod
     def from_rows(cls, rows: Iterable[Sequence], source: str = "rows") -> Tokenizer:
-        """Makes a tokenizer of rows `[token, score, type, ...]`."""
+        """Create a tokenizer from rows `[token, score, type, ...]`."""
         return cls(format_rows(rows), source)
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Writes the rows byte for byte as they were read, to a file or into a folder; returns the file's path."""
+        """Write the bytes as they were read, to a file or into a folder. Return the path of the file."""
         path = located(path)
         path = path / FILE_NAME if path.is_dir() else path
         write_whole(path, self._data)
         return path
 
     def encode(self, text: str, *, allow_control: bool = False, bos: bool = False, eos: bool = False) -> np.ndarray:
-        """Ids of the cheapest segmentation of `text`.
+        """Return the ids of the cheapest segmentation of `text`.
 
         Args:
-            text: any valid Unicode string.
-            allow_control: match control strings such as `<|plamo:op|>` as control tokens. Only for text you wrote
-                yourself: otherwise a document could end itself or forge a prompt.
-            bos: put the beginning-of-text id in front.
-            eos: put the end-of-text id behind.
+            text: Any valid Unicode string.
+            allow_control: Encode control strings such as `<|plamo:op|>` as control tokens. Use this only for trusted text: otherwise a
+                document could end itself or forge a prompt.
+            bos: Add the beginning-of-text id at the start.
+            eos: Add the end-of-text id at the end.
 
         Returns:
             [t] int32.
 
         Raises:
-            ValueError: the text holds a lone surrogate, which no encoding of Unicode can carry.
+            ValueError: The text holds a lone surrogate, which no Unicode encoding can represent.
         """
         if not isinstance(text, str):
             raise TypeError(f"encode takes a str, not {type(text).__name__}")
@@ -102,8 +102,8 @@ class Tokenizer:
             points = np.frombuffer(text.encode("utf-32-le"), "<i4")
         except UnicodeEncodeError as error:
             surrogate = f"U+{ord(text[error.start]):04X}"
-            raise ValueError(
-                f"the text holds a lone surrogate ({surrogate}) at position {error.start}; it is not valid Unicode"
+            raise PlamoError(
+                f"the text holds a lone surrogate ({surrogate}) at position {error.start}: it must be valid Unicode"
             ) from None
         ids = self._encode_points(points, allow_control)
         if bos or eos:
@@ -113,28 +113,28 @@ class Tokenizer:
     def encode_batch(
         self, texts: Iterable[str], *, allow_control: bool = False, bos: bool = False, eos: bool = False
     ) -> list[np.ndarray]:
-        """`encode` for every text."""
+        """Return `encode(text)` for every text."""
         return [self.encode(text, allow_control=allow_control, bos=bos, eos=eos) for text in texts]
 
     def decode(self, ids: Iterable[int], *, skip_control: bool = False) -> str:
-        """Text of `ids` ([t] integers); bytes that are not UTF-8 become U+FFFD.
+        """Return the text of `ids` ([t] integers). Bytes that are not UTF-8 become U+FFFD.
 
         Args:
-            ids: token ids; CONTROL and UNKNOWN rows decode to their own spelling.
-            skip_control: leave CONTROL and UNKNOWN rows out.
+            ids: Token ids. CONTROL and UNKNOWN rows decode to their own strings.
+            skip_control: Omit CONTROL and UNKNOWN rows.
 
         Raises:
-            ValueError: an id lies outside the vocabulary; it names the position.
+            ValueError: An id is outside the vocabulary. The message names the position.
         """
         array = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids))
         if array.size == 0:
             return ""
         if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise ValueError(f"ids must be one row of integers, not shape {array.shape} of {array.dtype}")
+            raise PlamoError(f"ids must be one row of integers, not shape {array.shape} of {array.dtype}")
         outside = (array < 0) | (array >= self.vocab_size)
         if outside.any():
             position = int(np.argmax(outside))
-            raise ValueError(
+            raise PlamoError(
                 f"id {array[position]} at position {position} is outside the vocabulary of {self.vocab_size} rows"
             )
         if skip_control:
@@ -142,34 +142,47 @@ class Tokenizer:
         return b"".join(map(self._bytes.__getitem__, array.tolist())).decode(errors="replace")
 
     def token_bytes(self, id: int) -> bytes:
-        """The bytes one id contributes to decoded text: one byte for a BYTE row, else the UTF-8 of the token."""
+        """Return the bytes of an id in decoded text: one byte for a BYTE row, else the UTF-8 bytes of the token."""
         if not 0 <= id < self.vocab_size:
-            raise ValueError(f"id {id} is outside the vocabulary of {self.vocab_size} rows")
+            raise PlamoError(f"id {id} is outside the vocabulary of {self.vocab_size} rows")
         return self._bytes[id]
 
     def is_special(self, id: int) -> bool:
-        """Whether the row is CONTROL or UNKNOWN: not text, and left out by `skip_control`."""
+        """Return whether the row is CONTROL or UNKNOWN, which is not text and is omitted by `skip_control`."""
         return 0 <= id < self.vocab_size and bool(self._special[id])
 
     def control_strings_in(self, text: str) -> list[str]:
-        """The control strings that occur in a text, in order of their ids; by default `encode` reads them as text."""
+        """Return the control strings that occur in a text, in order of their ids. By default `encode` treats them as text."""
         return [self._tokens[i] for i in np.flatnonzero(self._special) if self._tokens[i] in text]
 
     @functools.cached_property
     def byte_lengths(self) -> np.ndarray:
-        """[v] int32, UTF-8 bytes of text that each id stands for; 0 for CONTROL and UNKNOWN rows."""
+        """[v] int32, number of UTF-8 bytes of each id's text; 0 for CONTROL and UNKNOWN rows."""
         lengths = np.array([len(piece) for piece in self._bytes], np.int32)
         lengths[self._special] = 0
         return lengths
 
+    def padded_byte_lengths(self, vocab_size: int) -> np.ndarray:
+        """`byte_lengths` for a model with `vocab_size` rows: [vocab_size] int32, 0 for rows beyond the tokenizer's.
+
+        Raises:
+            ValueError: the tokenizer has more rows than the model.
+        """
+        if self.vocab_size > vocab_size:
+            raise PlamoError(
+                f"ModelConfig.vocab_size={vocab_size} is not allowed with this tokenizer: it has {self.vocab_size} rows, and the "
+                "model needs at least as many"
+            )
+        return np.pad(self.byte_lengths, (0, vocab_size - self.vocab_size))
+
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the rows: what `sha256sum tokenizer.jsonl` prints."""
+        """SHA-256 of the rows, as printed by `sha256sum tokenizer.jsonl`."""
         return hashlib.sha256(self._data).hexdigest()
 
     @property
     def vocab_size(self) -> int:
-        """Number of rows. A model's embedding may hold more, for padding."""
+        """Number of rows. The embedding of a model may have more rows, for padding."""
         return len(self._tokens)
 
     @property
@@ -178,13 +191,13 @@ class Tokenizer:
         return tuple(self._tokens)
 
     def id_of(self, token: str) -> int:
-        """The id of a token string.
+        """Return the id of a token string.
 
         Raises:
-            ValueError: the vocabulary has no such row.
+            ValueError: The vocabulary has no such row.
         """
         if token not in self._ids:
-            raise ValueError(f"the vocabulary has no row {token!r}")
+            raise PlamoError(f"the vocabulary has no row {token!r}")
         return self._ids[token]
 
     @property
@@ -209,7 +222,7 @@ class Tokenizer:
 
     @property
     def op_id(self) -> int:
-        """Id of `<|plamo:op|>`, which opens a line of a prompt."""
+        """Id of `<|plamo:op|>`, which starts a line of a prompt."""
         return self.id_of(OP)
 
     @functools.cached_property
@@ -219,7 +232,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _arrays(self) -> dict[bool, tuple]:
-        """Arguments of `cheapest_ids` behind the text, by `allow_control`."""
+        """Arguments of `cheapest_ids` after the text, by `allow_control`."""
         trie = self._trie
         special = (trie.token >= 0) & self._special[trie.token]
         text_token = np.where(special, -1, trie.token).astype(np.int32)
@@ -231,7 +244,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _lists(self) -> dict[bool, tuple]:
-        """`_arrays` as lists, which plain Python indexes several times faster."""
+        """`_arrays` as lists, which plain Python indexes several times as fast."""
         arrays = {id(x): x for row in self._arrays.values() for x in row if isinstance(x, np.ndarray)}
         lists = {key: x.tolist() for key, x in arrays.items()}
         return {allow: tuple(lists.get(id(x), x) for x in row) for allow, row in self._arrays.items()}
@@ -244,9 +257,9 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Decodes ids one by one, holding back bytes until they complete a character.
+    """Decoder of ids one by one, which keeps bytes back until they complete a character.
 
-    The pieces joined equal `tokenizer.decode(ids, skip_control=skip_control)`.
+    The concatenated pieces equal `tokenizer.decode(ids, skip_control=skip_control)`.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_control: bool = False):
@@ -255,14 +268,14 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, id: int) -> str:
-        """The text that `id` completes; often the whole token, sometimes nothing yet."""
+        """Return the text that `id` completes: usually the token, sometimes nothing."""
         piece = self._tokenizer.token_bytes(id)
         if self._skip_control and self._tokenizer.is_special(id):
             return ""
         return self._utf8.decode(piece)
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD where a character was never completed. The decoder is then as new."""
+        """Return the rest at the end, U+FFFD for an incomplete character, and reset the decoder."""
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest

@@ -1,12 +1,12 @@
-"""Training a vocabulary: SentencePiece's unigram model, written as PLaMo rows.
+"""Training a vocabulary: a SentencePiece unigram model, written as PLaMo rows.
 
 The rows of a trained vocabulary:
 
 * 0 to 4: `<|plamo:unk|>`, `<|plamo:bos|>`, `<|plamo:eos|>`, `<|plamo:pad|>`, `<|plamo:op|>`, as published;
-* 5 and 6: CONTROL rows kept free, `<|plamo:reserved5|>` and `<|plamo:reserved6|>` (the published names are not known);
+* 5 and 6: reserved CONTROL rows, `<|plamo:reserved5|>` and `<|plamo:reserved6|>` (the published names are not known);
 * 7 to 10: space, ideographic space, tab and newline, NORMAL; newline is 10 as in the published file;
 * 11 to 266: the 256 BYTE rows;
-* the rest: NORMAL tokens, likeliest first.
+* the rest: NORMAL tokens, most likely first.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.progress import tqdm
 from plamo2_jax.tokenizer.rows import BYTE, CONTROL, NORMAL, UNKNOWN
 from plamo2_jax.tokenizer.tokenizer import BOS, EOS, OP, PAD, UNK, Tokenizer
@@ -27,8 +28,8 @@ CONTROL_ROWS = (BOS, EOS, PAD, OP, "<|plamo:reserved5|>", "<|plamo:reserved6|>")
 WHITESPACE = (" ", "\u3000", "\t", "\n")
 FIRST_TRAINED_ROW = 1 + len(CONTROL_ROWS) + len(WHITESPACE) + 256
 
-SPACE = "\u2581"  # SentencePiece's spelling of a space
-# U+2581 would be taken for a space; U+2585 and NUL make SentencePiece drop the whole sentence.
+SPACE = "\u2581"  # SentencePiece's symbol for a space
+# U+2581 would become a space; U+2585 and NUL make SentencePiece drop the whole sentence.
 UNTRAINABLE = re.compile("[\u2581\u2585\0]")
 SENTENCE_CHARS = 1000
 UNIT_CHARS = 20_000
@@ -37,18 +38,18 @@ SPARE_PIECES = 64
 
 @dataclass(frozen=True)
 class VocabularyOptions:
-    """What to train. Same texts and options, same file.
+    """Settings of the training. The same texts and settings give the same file.
 
     Attributes:
-        vocab_size: rows in all, with control, byte and whitespace rows.
-        sample_bytes: UTF-8 bytes of text to train on; more text than this is sampled evenly, by documents.
-        seed: of the sampling.
-        character_coverage: share of the sample's characters, counted as they occur, that have a row of their own; the rest
-            is spelled in bytes. Lower, more rows go to longer tokens and more rare characters cost three or four ids.
-        max_token_chars: longest token, in characters.
-        cross_spaces: tokens may hold several words with the spaces between them.
-        split_digits: every digit is a token of its own.
-        seed_pieces: candidates to start from, as a multiple of vocab_size; training time grows with it.
+        vocab_size: Total number of rows, including control, byte and white space rows.
+        sample_bytes: UTF-8 bytes of text to train on. Longer input is sampled evenly by documents.
+        seed: Random seed of the sampling.
+        character_coverage: Share of the characters in the sample, weighted by frequency, that get their own row; the rest is spelled in
+            bytes. A lower value leaves more rows for longer tokens, but rare characters then take three or four ids.
+        max_token_chars: Length of the longest token in characters.
+        cross_spaces: Whether tokens may contain several words and the spaces between them.
+        split_digits: Whether every digit is a separate token.
+        seed_pieces: Number of initial candidates, as a multiple of vocab_size. Training time grows with it.
     """
 
     vocab_size: int = 8192
@@ -63,7 +64,7 @@ class VocabularyOptions:
     def __post_init__(self):
         def require(name: str, fits: bool, allowed: str) -> None:
             if not fits:
-                raise ValueError(f"{name} is {getattr(self, name)!r}: it must be {allowed}")
+                raise PlamoError(f"{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
 
         require("vocab_size", FIRST_TRAINED_ROW < self.vocab_size <= 1_000_000, f"{FIRST_TRAINED_ROW + 1} to 1000000")
         require("sample_bytes", self.sample_bytes >= 10_000, "at least 10000")
@@ -75,33 +76,33 @@ class VocabularyOptions:
 def train_tokenizer(
     texts: Iterable[str], options: VocabularyOptions = VocabularyOptions(), *, progress: bool = True
 ) -> Tokenizer:
-    """Trains a vocabulary (unigram language model, Kudo, arXiv:1804.10959) on documents.
+    """Train a vocabulary (unigram language model, Kudo, arXiv:1804.10959) on documents.
 
-    Whitespace is neither normalized, added nor removed, and newlines may be part of tokens, so the scores are those of the
-    text as the encoder sees it.
+    White space is not normalized, added or removed, and newlines may be part of tokens. So the scores hold for the text that the encoder
+    sees.
 
     Args:
-        texts: documents; read once, at most about `options.sample_bytes` of them are held.
-        options: what to train.
-        progress: show what is going on, on stderr.
+        texts: Documents; read once, with about `options.sample_bytes` of them in memory.
+        options: Settings of the training.
+        progress: Show progress on stderr.
 
     Raises:
-        ValueError: there is too little text for so many rows, or too few rows for the characters in the text.
+        ValueError: There is too little text for this number of rows, or there are too few rows for the characters in the text.
     """
     sample = sample_texts(texts, options.sample_bytes, options.seed, progress=progress)
     if not sample:
-        raise ValueError("there is no text to train a vocabulary on: every input is empty")
+        raise PlamoError("every input is empty: a vocabulary needs text")
     pieces = _train_pieces(sample, options, progress)
     return Tokenizer.from_rows(_rows(pieces, options.vocab_size), "the trained vocabulary")
 
 
 def sample_texts(texts: Iterable[str], sample_bytes: int, seed: int, *, progress: bool = False) -> list[str]:
-    """An even sample of about `sample_bytes` UTF-8 bytes in document order, held in no more memory than that.
+    """Return an even sample of about `sample_bytes` UTF-8 bytes in document order, using no more memory than that.
 
-    A document longer than 20000 characters is sampled in parts, so that one huge file still gives an even sample.
+    A document longer than 20000 characters is sampled in parts, so that one huge file also gives an even sample.
     """
     draw = random.Random(seed)
-    kept: list[tuple[float, int, str, int]] = []  # a heap with the largest draw on top: the next to give way
+    kept: list[tuple[float, int, str, int]] = []  # heap with the largest draw on top, which is removed next
     total = 0
     bar = tqdm(desc="reading text", unit="B", unit_scale=True, disable=not progress)
     for index, part in enumerate(_parts(texts)):
@@ -120,7 +121,7 @@ def _parts(texts: Iterable[str]) -> Iterator[str]:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"text {number} holds a lone surrogate at position {error.start}") from None
+            raise PlamoError(f"text {number} holds a lone surrogate at position {error.start}") from None
         for start in range(0, len(text), UNIT_CHARS):
             part = UNTRAINABLE.sub("", text[start : start + UNIT_CHARS])
             if part:
@@ -128,7 +129,7 @@ def _parts(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _train_pieces(sample: list[str], options: VocabularyOptions, progress: bool) -> list[tuple[str, float]]:
-    """Runs SentencePiece; returns (token with literal spaces, log probability), likeliest first."""
+    """Run SentencePiece. Return (token with literal spaces, log probability), most likely first."""
     import sentencepiece
 
     model = io.BytesIO()
@@ -138,7 +139,7 @@ def _train_pieces(sample: list[str], options: VocabularyOptions, progress: bool)
         ),
         "model_writer": model,
         "model_type": "unigram",
-        # <unk> and the byte pieces count; the spare ones stand in for pieces that cannot be rows.
+        # <unk> and the byte pieces are included; the spare ones replace pieces that cannot be rows.
         "vocab_size": options.vocab_size - FIRST_TRAINED_ROW + len(WHITESPACE) + 257 + SPARE_PIECES,
         "hard_vocab_limit": False,
         "byte_fallback": True,
@@ -163,7 +164,7 @@ def _train_pieces(sample: list[str], options: VocabularyOptions, progress: bool)
     }
     megabytes = sum(len(part.encode()) for part in sample) / 1e6
     title = f"training {options.vocab_size} rows on {megabytes:.1f} MB"
-    # SentencePiece trains in one call that reports nothing, but it lets other threads run: show at least the time.
+    # SentencePiece trains in one call without progress reports, but other threads can run: show the elapsed time.
     with (
         ThreadPoolExecutor(1) as pool,
         tqdm(desc=title, bar_format="{desc}: {elapsed}", disable=not progress) as bar,
@@ -174,7 +175,7 @@ def _train_pieces(sample: list[str], options: VocabularyOptions, progress: bool)
         try:
             training.result()
         except RuntimeError as error:
-            raise ValueError(f"SentencePiece cannot train {options.vocab_size} rows: {error}") from None
+            raise PlamoError(f"SentencePiece cannot train {options.vocab_size} rows: {error}") from None
     trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     return [
         (trained.id_to_piece(i).replace(SPACE, " "), trained.get_score(i))
@@ -184,31 +185,31 @@ def _train_pieces(sample: list[str], options: VocabularyOptions, progress: bool)
 
 
 def _rows(pieces: list[tuple[str, float]], vocab_size: int) -> list[list]:
-    """PLaMo rows, exactly `vocab_size`; the least likely tokens of several characters give way."""
+    """Return exactly `vocab_size` PLaMo rows. The least likely tokens of several characters are dropped."""
     lowest = min(score for _, score in pieces)
     scores = {token: score for token, score in pieces if _allowed(token)}
     whitespace = [(token, scores.pop(token, lowest)) for token in WHITESPACE]
     ranked = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
     excess = len(ranked) - (vocab_size - FIRST_TRAINED_ROW)
     if excess < 0:
-        raise ValueError(
-            f"vocab_size is {vocab_size}, but the text supports only {vocab_size + excess} rows; ask for fewer or give more text"
+        raise PlamoError(
+            f"vocab_size={vocab_size} is not allowed: the text supports at most {vocab_size + excess} rows. Lower it or give more text"
         )
     long = [token for token, _ in ranked if len(token) > 1]
     if excess > len(long):
-        raise ValueError(
-            f"vocab_size is {vocab_size}, but the characters of the text alone need {len(ranked) - len(long)} rows"
-            f" beside the fixed {FIRST_TRAINED_ROW}; ask for more rows or lower character_coverage"
+        raise PlamoError(
+            f"vocab_size={vocab_size} is not allowed: the characters of the text need {len(ranked) - len(long)} rows"
+            f" besides the fixed {FIRST_TRAINED_ROW}. Raise it or lower character_coverage"
         )
     dropped = set(long[len(long) - excess :])
     rows = [[UNK, 0.0, UNKNOWN], *([token, 0.0, CONTROL] for token in CONTROL_ROWS)]
     rows += [[token, score, NORMAL] for token, score in whitespace]
     rows += [[f"<0x{value:02X}>", 0.0, BYTE] for value in range(256)]
     rows += [[token, score, NORMAL] for token, score in ranked if token not in dropped]
-    # Four decimals are all that integer costs keep, and leave no half for implementations to round differently.
+    # Integer costs keep four decimals. Rounding to four decimals here avoids ties that implementations round differently.
     return [[token, round(score, 4), kind, 0, 0, 0, 0] for token, score, kind in rows]
 
 
 def _allowed(token: str) -> bool:
-    # Public decoders take any row that begins with <0x for a byte; control strings are rows already.
+    # Public decoders treat any row that begins with <0x as a byte. Control strings are rows already.
     return not token.startswith("<0x") and token not in (UNK, *CONTROL_ROWS)

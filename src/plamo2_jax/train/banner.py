@@ -11,16 +11,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.config import RunConfig
 
 
 def say(line: str) -> None:
-    """Print a line to stderr, in the first process alone."""
+    """Print a line to stderr, in the first process only."""
     if jax.process_index() == 0:
         print(line, file=sys.stderr, flush=True)
 
 
-def announce(config: PretrainConfig, trained: Any, mesh: Mesh, parts: Sequence[int], start: str) -> None:
+def announce(config: RunConfig, trained: Any, mesh: Mesh, parts: Sequence[int], start: str) -> None:
     """Print the facts of a run.
 
     Args:
@@ -44,8 +44,8 @@ def announce(config: PretrainConfig, trained: Any, mesh: Mesh, parts: Sequence[i
     say(f"start: {start}")
 
 
-def _epochs(config: PretrainConfig, parts: Sequence[int]) -> str:
-    """How often each part of the mixture is read. Rows without padding are assumed, so it is a little less in fact."""
+def _epochs(config: RunConfig, parts: Sequence[int]) -> str:
+    """Return how often each part of the mixture is read. Padding is not subtracted, so the true numbers are a little smaller."""
     tokens = config.steps * config.data.batch_size * config.data.sequence_length
     weights = [item.weight for item in config.data.mixture]
     described = [
@@ -56,7 +56,7 @@ def _epochs(config: PretrainConfig, parts: Sequence[int]) -> str:
 
 
 class Compiling:
-    """Says that the train step is being compiled, and how long it took; a context manager."""
+    """Context manager that reports when compiling the train step starts and how long it took."""
 
     def __enter__(self) -> Compiling:
         say("compiling the train step ...")

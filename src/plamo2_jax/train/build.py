@@ -15,26 +15,17 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from plamo2_jax.eval.heldout import byte_lengths
+from plamo2_jax.data.batch import batch_shapes
 from plamo2_jax.model.plamo2 import Plamo2
 from plamo2_jax.sharding.mesh import make_mesh
 from plamo2_jax.sharding.rules import batch_sharding, param_shardings, replicated, with_shardings
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
-from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.optimizer import make_optimizer
 from plamo2_jax.train.schedule import make_schedule
 from plamo2_jax.train.state import TrainState, state_shardings
 from plamo2_jax.train.step import TrainStep, make_step
-from plamo2_jax.train.task import BatchSpec, TaskContext, TrainTask
-
-STANDARD_BATCH: BatchSpec = {
-    "tokens": ((), jnp.int32),
-    "targets": ((), jnp.int32),
-    "segment_ids": ((), jnp.int32),
-    "positions": ((), jnp.int32),
-    "loss_weights": ((), jnp.float32),
-}
-"""The arrays that every batch holds, [b, t]."""
+from plamo2_jax.train.task import TaskContext, TrainTask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +83,8 @@ class TrainProgram:
 
 
 def build_train_program(
-    config: PretrainConfig,
+    config: RunConfig,
     devices: Sequence[jax.Device],
-    make_task: Any,
     tokenizer: Tokenizer | None = None,
     implementations: Mapping[str, str] | None = None,
 ) -> TrainProgram:
@@ -114,8 +104,8 @@ def build_train_program(
         config.model, dtype=jnp.dtype(config.dtype), remat=config.remat, mesh=mesh, **(implementations or {})
     )
     vocab = config.model.vocab_size
-    lengths = np.zeros(vocab, np.int32) if tokenizer is None else byte_lengths(tokenizer, vocab)
-    task = make_task(config, TaskContext(model, jnp.asarray(lengths), mesh, config.sharding, tokenizer))
+    lengths = np.zeros(vocab, np.int32) if tokenizer is None else tokenizer.padded_byte_lengths(vocab)
+    task = config.task.make_task(config, TaskContext(model, jnp.asarray(lengths), mesh, config.sharding, tokenizer))
     schedule = make_schedule(config.schedule, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule, task.trainable.axes)
     # Shapes first: nothing is allocated before its sharding is known.
@@ -127,9 +117,6 @@ def build_train_program(
     state = with_shardings(shapes, state_shardings(shapes, optimizer, placed))
     shape = (config.data.batch_size, config.data.sequence_length)
     rows = batch_sharding(mesh, shape, config.accumulation)
-    batch = {
-        name: jax.ShapeDtypeStruct((*shape, *more), dtype, sharding=rows)
-        for name, (more, dtype) in {**STANDARD_BATCH, **task.batch_spec}.items()
-    }
+    batch = batch_shapes(*shape, task.batch_spec, rows)
     step = make_step(task.loss_fn, optimizer, schedule, config.accumulation, placed, config.ema_decay)
     return TrainProgram(mesh, model, task, optimizer, state, batch, step, config.seed, config.ema_decay is not None)

@@ -17,7 +17,7 @@ from plamo2_jax import checkpoint, manifest
 from plamo2_jax.checkpoint import CHECKPOINTS, EMA, PARAMS, CheckpointError, first_line
 from plamo2_jax.storage import absolute, is_full_disk
 from plamo2_jax.train import integrity, processes
-from plamo2_jax.train.guard import Guard
+from plamo2_jax.train.loss_guard import LossGuard
 from plamo2_jax.train.state import TrainState
 
 TRAINING = "training"
@@ -28,7 +28,7 @@ _ITEMS = (PARAMS, TRAINING, DATA, EMA)
 
 
 class RunCheckpoints:
-    """Saves and restores the checkpoints of one run; a context manager, which waits for saves under way.
+    """Save and restore the checkpoints of one run. A context manager; leaving it waits for saves under way.
 
     Args:
         folder: the run's folder.
@@ -58,12 +58,12 @@ class RunCheckpoints:
         try:
             self._manager.close()
         except Exception as error:
-            # Whatever ends the run already says more than that its last checkpoint is not whole either.
+            # An error that ends the run says more than that its last checkpoint is incomplete too.
             if kind is None:
                 raise self._unwritten(error) from error
 
-    def save(self, state: TrainState, iterator: grain.DatasetIterator, guard: Guard) -> None:
-        """Save after the current step. Arrays are copied before this returns, so the state may be donated; writing goes on behind.
+    def save(self, state: TrainState, iterator: grain.DatasetIterator, guard: LossGuard) -> None:
+        """Save after the current step. Arrays are copied before this returns, so the state may be donated; writing goes on in a thread.
 
         Raises:
             CheckpointError: this checkpoint, or the one before it, could not be written; those before that are untouched.
@@ -83,7 +83,7 @@ class RunCheckpoints:
             raise self._unwritten(error) from error
 
     def check(self) -> None:
-        """Notice a save that failed behind our back.
+        """Raise the error of a save that failed in the background.
 
         Raises:
             CheckpointError: it could not be written; the message says why.
@@ -93,8 +93,8 @@ class RunCheckpoints:
         except Exception as error:
             raise self._unwritten(error) from error
 
-    def restore(self, abstract: TrainState, iterator: grain.DatasetIterator, guard: Guard) -> TrainState:
-        """Read the newest checkpoint that is whole. One that is not is named on stderr, set aside (renamed), and the one before it is read.
+    def restore(self, abstract: TrainState, iterator: grain.DatasetIterator, guard: LossGuard) -> TrainState:
+        """Read the newest intact checkpoint. A damaged one is reported on stderr and renamed, and the one before it is read.
 
         A checkpoint without a manifest (an older version of this package wrote none) is judged by whether it can be read.
 
@@ -120,7 +120,7 @@ class RunCheckpoints:
         raise no_checkpoint_left(self._folder)
 
     def restore_step(
-        self, step: int, abstract: TrainState, iterator: grain.DatasetIterator, guard: Guard, *, verify: bool = True
+        self, step: int, abstract: TrainState, iterator: grain.DatasetIterator, guard: LossGuard, *, verify: bool = True
     ) -> TrainState:
         """Read one checkpoint; arguments as for `restore`.
 
@@ -137,9 +137,9 @@ class RunCheckpoints:
         return read_state(self._folder, step, abstract, iterator, guard)
 
     def step_before(self, step: int, every: int) -> int | None:
-        """The newest checkpoint before a spike that was saved by the clock; all after it are set aside.
+        """Return the newest checkpoint before a spike that `checkpoint_every` caused, and set aside all after it.
 
-        One that a signal caused is passed over: a run that was never stopped has none there, and must not go another way.
+        A checkpoint that a signal caused is ignored: a run that was never stopped has none there, and both must go back to the same step.
 
         Args:
             step: the first of high loss.
@@ -159,7 +159,7 @@ class RunCheckpoints:
         return before
 
     def _find_damage(self, path: Path) -> tuple[str | None, bool]:
-        """What is wrong with a checkpoint, and whether it had a manifest to tell by; the same in every process."""
+        """Return what is wrong with a checkpoint, and whether it has a manifest; the same in every process."""
         damage, checked = None, True
         if jax.process_index() == 0:
             try:
@@ -178,7 +178,7 @@ class RunCheckpoints:
         self._manager.reload()
 
     def _write_manifest(self) -> None:
-        """Called by Orbax, in its thread of the first process, when the items are whole and before the folder gets its name."""
+        """Write the manifest. Orbax calls this in a thread of the first process, before it renames the finished folder."""
         root, step = self._folder / CHECKPOINTS, str(self._saving)
         # Where renaming is not atomic (object stores) Orbax writes under the final name and marks the end by a file.
         unfinished = sorted(root.glob(f"{step}{ocp.utils.TMP_DIR_SUFFIX}*"))
@@ -206,9 +206,9 @@ def read_state(
     step: int,
     abstract: TrainState,
     iterator: grain.DatasetIterator | None = None,
-    guard: Guard | None = None,
+    guard: LossGuard | None = None,
 ) -> TrainState:
-    """Read the whole state of a run from one of its checkpoints, without a look at checksums.
+    """Read the whole state of a run from one of its checkpoints, without comparing checksums.
 
     Args:
         folder: the run's folder, absolute.
@@ -240,7 +240,7 @@ def read_state(
 
 
 def no_checkpoint_left(folder: Path) -> CheckpointError:
-    """The error for a run whose checkpoints are all damaged."""
+    """Return the error for a run whose checkpoints are all damaged."""
     return CheckpointError(
         f"{folder} has no checkpoint left to go on from, only damaged ones ({', '.join(integrity.damaged(folder))}); restore one from a "
         "copy, or start the run anew under another name"

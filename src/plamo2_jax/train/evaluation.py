@@ -8,7 +8,7 @@ from typing import Any
 from plamo2_jax.train.prepare import PreparedRun
 from plamo2_jax.train.state import TrainState
 from plamo2_jax.train.task import EvalResult
-from plamo2_jax.train.watch import StallWatchdog
+from plamo2_jax.train.watchdog import StallWatchdog
 
 
 def evaluate(

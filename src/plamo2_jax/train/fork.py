@@ -19,34 +19,35 @@ import jax.numpy as jnp
 
 from plamo2_jax import checkpoint
 from plamo2_jax.checkpoint import BASE_FINGERPRINT, CheckpointError
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.manifest import MANIFEST, find_damage
 from plamo2_jax.storage import address, located
 from plamo2_jax.train import integrity, processes
 from plamo2_jax.train.checkpoints import TRAINING, check_state, read_state
-from plamo2_jax.train.config import PretrainConfig, differences
-from plamo2_jax.train.guard import Guard
+from plamo2_jax.train.config import RunConfig, differences, fill_defaults, free_fields
+from plamo2_jax.train.loss_guard import LossGuard
 from plamo2_jax.train.state import TrainState
 
 FORKED_FROM = "forked_from"
 """Key of a fork's config.json: which run and step it started from, and what wrote that checkpoint."""
 
 
-class ForkError(ValueError):
+class ForkError(PlamoError):
     """A run cannot start from the checkpoint that `fork` names; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Fork:
-    """A checkpoint of another run, from which this one starts."""
+    """A checkpoint of another run that this run starts from."""
 
     folder: Path
     step: int
     keeps_position: bool
-    """Whether the position in the data comes along."""
+    """Whether the position in the data is restored too."""
     origin: Mapping[str, Any]
-    """For config.json, under FORKED_FROM."""
+    """Written to config.json under FORKED_FROM."""
 
-    def restore(self, abstract: TrainState, iterator: grain.DatasetIterator, guard: Guard) -> TrainState:
+    def restore(self, abstract: TrainState, iterator: grain.DatasetIterator, guard: LossGuard) -> TrainState:
         """Read the state, and move the data and the guard to where they were.
 
         Args:
@@ -63,7 +64,7 @@ class Fork:
         return read_state(self.folder, self.step, abstract)
 
 
-def open_fork(config: PretrainConfig, abstract: TrainState, description: Mapping[str, Any]) -> Fork | None:
+def open_fork(config: RunConfig, abstract: TrainState, description: Mapping[str, Any]) -> Fork | None:
     """Find the checkpoint that `config.fork` names and check that this run can start from it; None where it names none.
 
     Args:
@@ -81,22 +82,23 @@ def open_fork(config: PretrainConfig, abstract: TrainState, description: Mapping
     path = checkpoint.step_folder(folder, step)
     step = int(path.name)
     name = f"{address(folder)}@{step}"
-    theirs = checkpoint.read_config(folder)
+    theirs = fill_defaults(checkpoint.read_config(folder), config)
     if not (path / TRAINING).is_dir():
         raise ForkError(
-            f"PretrainConfig.fork={address(config.fork)!r} is not allowed: {name} holds parameters without the state of an optimizer. "
+            f"RunConfig.fork={address(config.fork)!r} is not allowed: {name} holds parameters without the state of an optimizer. "
             "Use init_from to start from parameters"
         )
     if step >= config.steps:
         raise ForkError(
-            f"PretrainConfig.steps={config.steps} is not allowed with fork={name}: it counts the updates before the fork too and must "
+            f"RunConfig.steps={config.steps} is not allowed with fork={name}: it counts the updates before the fork too and must "
             f"be above {step}"
         )
     for key, what in (("tokenizer_fingerprint", "tokenizer"), (BASE_FINGERPRINT, "base of its adapters")):
         if key in theirs and key in description and theirs[key] != description[key]:
-            raise ForkError(f"PretrainConfig.fork={name} is not allowed: that run has another {what} than this one")
+            raise ForkError(f"RunConfig.fork={name} is not allowed: that run has another {what} than this one")
     data = ("data", "examples")
-    others = differences(*({key: described.get(key) for key in data} for described in (description, theirs)))
+    compared = ({key: described.get(key) for key in data} for described in (description, theirs))
+    others = differences(*compared, frozenset(free_fields(config)))
     if others and config.fork_data == "continue":
         listed = "; ".join(others)
         raise ForkError(
@@ -121,14 +123,12 @@ def parse_checkpoint(name: Path) -> tuple[Path, int | None]:
     if match := re.fullmatch(r"(.+)@([0-9]{1,18})", text):
         return located(match[1]), int(match[2])
     if "@" in text.rpartition("/")[2]:
-        raise ForkError(
-            f"PretrainConfig.fork={text!r} is not allowed: it must be RUN or RUN@STEP, such as runs/demo@500"
-        )
+        raise ForkError(f"RunConfig.fork={text!r} is not allowed: it must be RUN or RUN@STEP, such as runs/demo@500")
     return located(name), None
 
 
 def _check(path: Path) -> tuple[str | None, dict[str, Any]]:
-    """What is wrong with a checkpoint, and what its manifest says of who wrote it. Looked at by the first process alone."""
+    """Return what is wrong with a checkpoint, and what its manifest says about the code that wrote it. Only the first process reads it."""
     if jax.process_index() != 0:
         return None, {}
     try:

@@ -14,31 +14,29 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 
 from plamo2_jax.progress import tqdm
-from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train import processes, run_folder
 from plamo2_jax.train.checkpoints import RunCheckpoints
-from plamo2_jax.train.config import PretrainConfig, to_json
+from plamo2_jax.train.config import RunConfig, to_json
 from plamo2_jax.train.evaluation import evaluate
-from plamo2_jax.train.guard import Guard
+from plamo2_jax.train.goodput import Goodput
+from plamo2_jax.train.loss_guard import LossGuard
 from plamo2_jax.train.metrics import MetricsLog, NoLog
+from plamo2_jax.train.preemption import Preemption
 from plamo2_jax.train.prepare import prepare
-from plamo2_jax.train.pretraining import pretraining_task
+from plamo2_jax.train.profiler import Profiler, ProfileSteps
 from plamo2_jax.train.restore import restore, roll_back
-from plamo2_jax.train.source import ShardSource, Source
-from plamo2_jax.train.stop import StopRequest
-from plamo2_jax.train.task import EvalResult, TaskContext, TrainTask
-from plamo2_jax.train.watch import Goodput, Profiler, ProfileSteps, StallWatchdog
-from plamo2_jax.train.window import Window
+from plamo2_jax.train.step_metrics import StepMetrics
+from plamo2_jax.train.task import EvalResult
+from plamo2_jax.train.watchdog import StallWatchdog
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """How a call of `pretrain` ended."""
+    """How a call of `train` ended."""
 
     step: int
     """Updates made, those before a resume included."""
@@ -48,14 +46,11 @@ class TrainResult:
     """The last measurement on held-out data, by name; `HeldOut` where the task measures bits per byte."""
 
 
-def pretrain(
-    config: PretrainConfig,
+def train(
+    config: RunConfig,
     *,
     profile: ProfileSteps | None = None,
     on_step: Callable[[int], None] | None = None,
-    on_evaluate: Callable[[int, Any], None] | None = None,
-    make_task: Callable[[PretrainConfig, TaskContext], TrainTask] = pretraining_task,
-    make_source: Callable[[PretrainConfig, Tokenizer], Source] = ShardSource,
 ) -> TrainResult:
     """Train the run that `config` describes, or resume it.
 
@@ -67,9 +62,6 @@ def pretrain(
         config: the run; the same in all processes.
         profile: steps to trace into profile/.
         on_step: called with the number of updates handed to the device after each one, before it is logged.
-        on_evaluate: called with the number of updates and the model's parameters, after held-out data were measured, if there are any.
-        make_task: makes the task.
-        make_source: makes the source of the batches.
 
     Returns:
         How it ended.
@@ -82,12 +74,13 @@ def pretrain(
     """
     with run_folder.lock(config.folder) as take_lock:
         # -- Prepare ---------------------------------------------------------------------------------------------------------------
-        run = prepare(config, take_lock, make_task, make_source)
+        run = prepare(config, take_lock)
         program, task, folder = run.program, run.program.task, config.folder
+        on_evaluate = run.on_evaluate
         writes = jax.process_index() == 0
-        guard = Guard(config.max_skipped, config.spike)
+        guard = LossGuard(config.max_skipped, config.spike)
         about = {"config": to_json(config), "mesh": dict(program.mesh.shape), "processes": jax.process_count()}
-        with RunCheckpoints(folder, config.keep, about) as checkpoints, processes.leave_when_broken(folder):
+        with RunCheckpoints(folder, config.max_to_keep, about) as checkpoints, processes.leave_when_broken(folder):
             # -- Restore -----------------------------------------------------------------------------------------------------------
             state = restore(run, checkpoints, guard)
             step = int(state.step)
@@ -95,7 +88,7 @@ def pretrain(
             heldout: dict[str, EvalResult] = {}
             with (
                 MetricsLog(folder, step) if writes else NoLog() as log,
-                StopRequest() as stop,
+                Preemption() as preemption,
                 StallWatchdog(folder, config.stall_seconds) as watchdog,
                 Profiler(folder, profile) as profiler,
                 tqdm(
@@ -108,15 +101,15 @@ def pretrain(
                 ) as progress,
             ):
                 goodput = Goodput(folder) if writes else None
-                window = Window(config, program, log, guard, watchdog, goodput)
+                step_metrics = StepMetrics(config, program, log, guard, watchdog, goodput)
                 while step < config.steps:
                     step += 1
                     profiler.before(step)
-                    with window.clock.data_wait():
+                    with step_metrics.clock.data_wait():
                         batch = next(run.iterator)
                         batch = program.put(batch if task.transform_batch is None else task.transform_batch(batch))
                     state, metrics = run.train_step(state, batch, task.frozen)
-                    window.add(step, metrics)
+                    step_metrics.add(step, metrics)
                     profiler.after(step, metrics)
                     if on_step is not None:
                         on_step(step)
@@ -124,19 +117,19 @@ def pretrain(
                     complete, due = step == config.steps, step % config.checkpoint_every == 0
                     evaluation_due = complete or step % config.evaluate_every == 0
                     writing = complete or due or step % config.log_every == 0 or step % config.evaluate_every == 0
-                    stopping = stop.agreed(writing)
+                    stopping = preemption.agreed(writing)
                     saving = complete or stopping or due
                     # A process that was asked to end must not wait for a pass over the held-out data.
                     measures = bool(config.heldout) or on_evaluate is not None
                     evaluating = measures and evaluation_due and not stopping
                     if writing or stopping:
-                        spike = window.write()
-                        progress.set_postfix(window.shown)
+                        spike = step_metrics.write()
+                        progress.set_postfix(step_metrics.shown)
                         restored = spike and roll_back(config, run, checkpoints, guard, log, spike)
                         if restored is not None:
                             state, step = restored, int(restored.step)
                             progress.n = step
-                            window.restart()
+                            step_metrics.restart()
                             continue
                     if evaluating and config.heldout:
                         heldout, measured = evaluate(run, state, config.heldout, watchdog)
@@ -152,8 +145,8 @@ def pretrain(
                         checkpoints.check()
                     progress.update()
                     if evaluating or saving:
-                        window.restart()
+                        step_metrics.restart()
                     if stopping:
                         break
-                signal = stop.signal if step < config.steps else None
+                signal = preemption.signal if step < config.steps else None
         return TrainResult(step, signal, heldout)

@@ -20,9 +20,10 @@ from typing import Any
 
 from tensorboard.summary import Writer
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import parse_json
 from plamo2_jax.model_files import optional_file
-from plamo2_jax.storage import Mirror, is_full_disk, located, naming_full_disk
+from plamo2_jax.storage import Mirror, is_full_disk, located, naming_full_disk, write_whole
 from plamo2_jax.train.task import PROCESSED, means
 
 METRICS = "metrics.jsonl"
@@ -32,7 +33,7 @@ _MOST_BYTES = 16 << 20
 
 
 class MetricsLog:
-    """Writes the log of one run; a context manager.
+    """Write the log of one run. A context manager.
 
     Args:
         folder: the run's folder.
@@ -53,9 +54,7 @@ class MetricsLog:
         kept = [line for line in kept if line["step"] <= step]
         self.seconds = sum(line.get("step_seconds", 0.0) for line in kept)
         """Time spent on the steps in the log."""
-        partial = folder / f".{METRICS}.partial"
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(partial, folder / METRICS)
+        write_whole(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         self._mirror.clear(TENSORBOARD)
         self._tensorboard = Writer(str(folder / TENSORBOARD))
@@ -79,13 +78,13 @@ class MetricsLog:
             threading.excepthook = self._excepthook
 
     def drop_after(self, step: int) -> None:
-        """Drop the lines of later steps: they did not count."""
+        """Drop the lines of later steps, which were rolled back."""
         self._file.close()
         self._tensorboard.close()
         self._open(step)
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """Add a line; `flush` makes it last."""
+        """Add a line. `flush` writes it out."""
         # JSON has no number for what is not finite.
         finite = {name: value for name, value in figures.items() if math.isfinite(value)}
         line = {"step": step, "time": time.time(), **finite}
@@ -95,13 +94,13 @@ class MetricsLog:
             self._show(line)
 
     def flush(self) -> None:
-        """Hand everything written so far to the operating system: it outlives this process from here on."""
+        """Hand everything written so far to the operating system, so that it survives the process."""
         with naming_full_disk(self._folder):
             self._file.flush()
             self._tensorboard.flush()
 
     def upload(self) -> None:
-        """For a run in a bucket: copy what is written so far there."""
+        """Copy what is written so far to the bucket of the run, if it is in one."""
         self.flush()
         self._mirror.upload()
 
@@ -112,12 +111,12 @@ class MetricsLog:
 
 
 def _without_full_disk(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap `threading.excepthook` so that it says nothing of a full disk."""
+    """Wrap `threading.excepthook` so that it does not report a full disk."""
     return lambda given: None if given.exc_value is not None and is_full_disk(given.exc_value) else hook(given)
 
 
 class NoLog:
-    """Stands for the log in a process that does not write it."""
+    """The log of a process that writes none."""
 
     seconds = 0.0
 
@@ -128,23 +127,22 @@ class NoLog:
         pass
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def drop_after(self, step: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def flush(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def upload(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def read_lines(
     path: str | os.PathLike[str], check: Callable[[Mapping[str, Any]], str | None]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Read a file of JSON lines, one object with an integer "step" each, leaving out what is none. A last line that was cut off by a kill
-    is passed over.
+    """Read a file of JSON lines, one object with an integer "step" each. Bad lines are left out, and a last line that a kill cut off.
 
     Args:
         path: the file; one that does not exist has no lines.
@@ -178,7 +176,7 @@ def read_lines(
 
 
 def metrics_problem(line: Mapping[str, Any]) -> str | None:
-    """What is wrong with a line of metrics.jsonl, or None."""
+    """Return what is wrong with a line of metrics.jsonl, or None."""
     if not is_step(line.get("step")):
         return 'must have an integer "step" of 0 or more'
     for name, value in line.items():
@@ -190,29 +188,29 @@ def metrics_problem(line: Mapping[str, Any]) -> str | None:
 
 
 def is_step(value: Any) -> bool:
-    """Whether a JSON value can be the number of a step."""
+    """Return whether a JSON value can be the number of a step."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53
 
 
 def scan_metrics(path: str | os.PathLike[str]) -> tuple[list[dict[str, float]], list[str]]:
-    """The good lines of a metrics.jsonl, and a sentence about each bad one."""
+    """Read the good lines of a metrics.jsonl, and return a sentence about each bad one."""
     return read_lines(path, metrics_problem)
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
-    """The lines of a metrics.jsonl; none where there is no file. A last line cut off by a kill is passed over.
+    """Read the lines of a metrics.jsonl; none if there is no file. A last line that a kill cut off is ignored.
 
     Raises:
         ValueError: a line is no object of numbers with a step; the message names the file and the line.
     """
     good, bad = scan_metrics(path)
     if bad:
-        raise ValueError(bad[0])
+        raise PlamoError(bad[0])
     return good
 
 
 def step_figures(sums: Mapping[str, float], denominators: Mapping[str, str]) -> dict[str, float]:
-    """The figures of one step that go into the log, from the train step's metrics.
+    """Return what goes into the log for one step, from the sums that the train step returns.
 
     Sums over trained tokens become bits per byte, nats per token and accuracy; any other sum is divided by what it is over, which is the
     loss's weight unless `denominators` says otherwise (see `train.task.means`). `tokens` are those that the model read, prompts included.

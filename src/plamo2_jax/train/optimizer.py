@@ -10,6 +10,7 @@ import jax
 import optax
 
 from plamo2_jax.model import axes
+from plamo2_jax.validation import require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,30 +34,26 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
     mu_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the mean of gradients between updates; bfloat16 saves 2 bytes a parameter."""
+    """dtype of the mean of gradients between updates; bfloat16 saves 2 bytes per parameter."""
     nu_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the mean of squared gradients between updates; bfloat16 saves 2 bytes a parameter."""
+    """dtype of the mean of squared gradients between updates; bfloat16 saves 2 bytes per parameter."""
 
     def __post_init__(self) -> None:
-        self._require("beta1", 0 <= self.beta1 < 1, "in [0, 1)")
-        self._require("beta2", 0 <= self.beta2 < 1, "in [0, 1)")
-        self._require("epsilon", self.epsilon > 0, "positive")
-        self._require("weight_decay", self.weight_decay >= 0, "zero or positive")
-        self._require("clip_norm", self.clip_norm > 0, "positive")
+        require(self, "beta1", 0 <= self.beta1 < 1, "in [0, 1)")
+        require(self, "beta2", 0 <= self.beta2 < 1, "in [0, 1)")
+        require(self, "epsilon", self.epsilon > 0, "positive")
+        require(self, "weight_decay", self.weight_decay >= 0, "zero or positive")
+        require(self, "clip_norm", self.clip_norm > 0, "positive")
         for name in ("mu_dtype", "nu_dtype"):
-            self._require(name, getattr(self, name) in ("float32", "bfloat16"), "float32 or bfloat16")
+            require(self, name, getattr(self, name) in ("float32", "bfloat16"), "float32 or bfloat16")
         for name, beta in (("mu_dtype", self.beta1), ("nu_dtype", self.beta2)):
             # Half a step of a bfloat16 is 1/512 to 1/256 of it: a mean that moves by less in an update stands still.
             kept = getattr(self, name) == "float32" or 1 - beta >= 1 / 128
-            self._require(name, kept, f"float32 with a beta of {beta}: bfloat16 would round its updates away")
-
-    def _require(self, name: str, condition: bool, allowed: str) -> None:
-        if not condition:
-            raise ValueError(f"OptimizerConfig.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
+            require(self, name, kept, f"float32 with a beta of {beta}: bfloat16 would round its updates away")
 
 
 def decays(names: axes.Axes, *, decay_embedding: bool = False) -> bool:
-    """Whether a parameter with these logical axes has weight decay.
+    """Return whether a parameter with these logical axes has weight decay.
 
     It has when it is a matrix: when at least two of its axes are features, the one mapped to the other. That leaves out norms,
     biases, A_log, D, dt_bias (which PLaMo 2's module excludes by name), per-head scales and depthwise convolutions.
@@ -67,14 +64,14 @@ def decays(names: axes.Axes, *, decay_embedding: bool = False) -> bool:
 
 
 def decay_mask(logical_axes: Any, *, decay_embedding: bool = False) -> Any:
-    """A tree of bools like `logical_axes`, whose leaves are tuples of axis names."""
+    """Return a tree of bools like `logical_axes`, whose leaves are tuples of axis names."""
     return axes.map_with_axes(lambda names: decays(names, decay_embedding=decay_embedding), logical_axes)
 
 
 def make_optimizer(
     config: OptimizerConfig, schedule: Callable[[jax.Array], jax.Array], logical_axes: Any
 ) -> optax.GradientTransformation:
-    """Clipping, then AdamW; its state is shaped like the parameters, of the dtypes that `config` names."""
+    """Return clipping followed by AdamW. Its state is shaped like the parameters, with the dtypes that `config` names."""
     adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon, mu_dtype=config.mu_dtype)
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
@@ -89,7 +86,7 @@ def make_optimizer(
 
 
 def _keep_nu_as(adam: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:
-    """`adam`, which computes in float32, with its second moments in another dtype between updates (optax has this for the first)."""
+    """Return `adam`, which computes in float32, with its second moments in another dtype between updates (optax has this for the first)."""
     if dtype == "float32":
         return adam
 

@@ -12,11 +12,10 @@ import jax
 
 from plamo2_jax.progress import tqdm
 from plamo2_jax.sharding.rules import process_part
-from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train import run_folder
 from plamo2_jax.train.banner import Compiling, announce
 from plamo2_jax.train.build import TrainProgram, build_train_program
-from plamo2_jax.train.config import PretrainConfig
+from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.fork import FORKED_FROM, Fork, open_fork
 from plamo2_jax.train.run_folder import TrainingError
 from plamo2_jax.train.source import Source
@@ -35,23 +34,21 @@ class PreparedRun:
     """Which rows of a batch this process reads: the index of its part, and the number of parts."""
     is_resumed: bool
     fork: Fork | None
+    on_evaluate: Callable[[int, Any], None] | None
+    """Called with step and model parameters after held-out data were measured."""
 
 
-def prepare(
-    config: PretrainConfig,
-    take_lock: Callable[[], None],
-    make_task: Any,
-    make_source: Callable[[PretrainConfig, Tokenizer], Source],
-) -> PreparedRun:
+def prepare(config: RunConfig, take_lock: Callable[[], None]) -> PreparedRun:
     """Build the program and the data of a run, check what lies in its folder, describe it there, and compile the step.
 
     Raises:
-        ValueError: see `train.loop.pretrain`.
+        ValueError: see `train.loop.train`.
     """
     tokenizer = run_folder.load_tokenizer(config)
-    program = build_train_program(config, _devices(config), make_task, tokenizer)
+    on_evaluate = config.task.on_evaluate(config)
+    program = build_train_program(config, _devices(config), tokenizer)
     part = process_part(program.rows, program.batch["tokens"].shape)
-    source = make_source(config, tokenizer)
+    source = config.task.make_source(config, tokenizer)
     iterator = source.train(*part)
     is_resumed = run_folder.is_resumed(config)
     description = run_folder.describe(config, tokenizer, source, program.task.description)
@@ -70,10 +67,10 @@ def prepare(
     announce(config, program.task.trainable.abstract, program.mesh, source.targets, start)
     with Compiling():
         train_step = program.jit().lower(*program.arguments).compile()
-    return PreparedRun(program, train_step, source, iterator, part, is_resumed, fork)
+    return PreparedRun(program, train_step, source, iterator, part, is_resumed, fork, on_evaluate)
 
 
-def _devices(config: PretrainConfig) -> list[jax.Device]:
+def _devices(config: RunConfig) -> list[jax.Device]:
     """The devices to train on: as many as the rows of a micro-batch can be divided among. A line on stderr says if some are left out.
 
     Raises:

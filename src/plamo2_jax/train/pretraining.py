@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from plamo2_jax.eval.perplexity import Prediction, make_evaluator, predict_batch, prediction_sums
-from plamo2_jax.train.config import PretrainConfig
-from plamo2_jax.train.task import Batch, LossFn, Metrics, TaskContext, TrainTask
+from plamo2_jax.data.batch import Batch
+from plamo2_jax.model.bits_per_byte import make_evaluator
+from plamo2_jax.model.loss import cross_entropy, predict_batch, prediction_sums
+from plamo2_jax.train.config import RunConfig, TaskConfig
+from plamo2_jax.train.task import LossFn, Metrics, TaskContext, TrainTask
 from plamo2_jax.train.trainable import full_params
-
-
-def cross_entropy(prediction: Prediction, weights: jax.Array, z_loss: float) -> tuple[jax.Array, jax.Array]:
-    """Weighted next-token cross-entropy with z-loss, in float32.
-
-    The z-loss, z_loss * log(Z)^2 with Z the softmax's normaliser, keeps logits from drifting (PaLM, arXiv:2204.02311, section 5).
-
-    Args:
-        prediction: what the logits say of each target [b, t].
-        weights: [b, t] float32; 0 leaves a position out.
-        z_loss: coefficient of the z-loss.
-
-    Returns:
-        The mean loss (a scalar, 0 where all weights are 0), and the weighted sum of log(Z)^2.
-    """
-    z = jnp.sum(weights * jnp.square(prediction.log_z))
-    total = jnp.sum(weights * prediction.nats) + z_loss * z
-    return total / jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny), z
+from plamo2_jax.validation import require
 
 
 def next_token(
@@ -43,10 +30,10 @@ def next_token(
     """Return the loss function of next-token prediction.
 
     Args:
-        model: maps tokens, segment ids and positions to logits.
+        model: a model with the methods `features` and `logits`.
         byte_lengths: [v] int32, UTF-8 bytes of each token.
         z_loss: coefficient of the z-loss.
-        chunk: positions of each row whose logits exist at a time; None: all. See `predict_batch`.
+        chunk: positions of each row whose logits exist at a time; None: all.
         noise: `(batch, rng)` → [b, t, d], added to the embedded tokens; None adds nothing.
 
     Returns:
@@ -70,14 +57,26 @@ def heldout_evaluator(context: TaskContext, chunk: int | None) -> Callable[..., 
     return lambda params, batches, frozen: evaluate(params, batches)
 
 
-def pretraining_task(config: PretrainConfig, context: TaskContext) -> TrainTask:
-    """Return the task of a pretraining run: all parameters of the model, next-token cross-entropy.
+@dataclasses.dataclass(frozen=True)
+class Pretrain(TaskConfig):
+    """Train all parameters of the model on text.
 
     Raises:
-        ValueError: `init_from` is of another shape, damaged, or no model.
+        ValueError: a field is out of range; the message names the field, its value and what is allowed.
     """
-    return TrainTask(
-        loss_fn=next_token(context.model, context.byte_lengths, config.z_loss, config.loss_chunk),
-        trainable=full_params(context.model, config.init_from, config.seed),
-        evaluate=heldout_evaluator(context, config.loss_chunk),
-    )
+
+    kind: ClassVar[str] = "pretrain"
+
+    z_loss: float = 1e-4
+    """Coefficient of log(Z)^2, which keeps logits from drifting (PaLM, arXiv:2204.02311); 0 turns it off."""
+
+    def __post_init__(self) -> None:
+        require(self, "z_loss", 0 <= self.z_loss < math.inf, "zero or positive, and finite")
+
+    def make_task(self, run: RunConfig, context: TaskContext) -> TrainTask:
+        """Make the task: all parameters of the model, next-token cross-entropy."""
+        return TrainTask(
+            loss_fn=next_token(context.model, context.byte_lengths, self.z_loss, run.loss_chunk),
+            trainable=full_params(context.model, run.init_from, run.seed),
+            evaluate=heldout_evaluator(context, run.loss_chunk),
+        )

@@ -21,6 +21,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from plamo2_jax.checkpoint import first_line
+from plamo2_jax.errors import PlamoError
+from plamo2_jax.validation import require
 
 PEER_LOST = 75
 """Exit status of a process that ends because it lost another (EX_TEMPFAIL of sysexits.h): start all of them again."""
@@ -38,31 +40,33 @@ class ProcessesConfig:
     """HOST:PORT of the first process, the same for all; or `auto`: jax asks the TPU's metadata, Slurm or Open MPI for all three.
     None: a job of one process."""
     process_id: int | None = None
-    """This process, from 0."""
+    """Index of this process, from 0."""
     process_count: int | None = None
-    """Processes in the job."""
+    """Number of processes in the job."""
     heartbeat_seconds: int = 30
-    """A process not heard of for so long is gone, and the others end."""
+    """A process without a sign of life for this long counts as lost, and the others end."""
 
     def __post_init__(self) -> None:
         given = self.coordinator not in (None, "auto")
         for name in ("process_id", "process_count"):
             allowed = "given with coordinator HOST:PORT" if given else "left out without coordinator HOST:PORT"
-            self._require(name, (getattr(self, name) is not None) == given, allowed)
-        self._require("heartbeat_seconds", self.heartbeat_seconds >= 2, "at least 2")
+            require(self, name, (getattr(self, name) is not None) == given, allowed, where="distributed")
+        require(self, "heartbeat_seconds", self.heartbeat_seconds >= 2, "at least 2", where="distributed")
         if given:
             host, _, port = self.coordinator.rpartition(":")
-            self._require("coordinator", bool(host) and port.isdigit(), "HOST:PORT or auto")
-            self._require("process_count", self.process_count >= 1, "at least 1")
-            self._require("process_id", 0 <= self.process_id < self.process_count, "from 0 to process_count - 1")
-
-    def _require(self, name: str, condition: bool, allowed: str) -> None:
-        if not condition:
-            raise ValueError(f"distributed.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
+            require(self, "coordinator", bool(host) and port.isdigit(), "HOST:PORT or auto", where="distributed")
+            require(self, "process_count", self.process_count >= 1, "at least 1", where="distributed")
+            require(
+                self,
+                "process_id",
+                0 <= self.process_id < self.process_count,
+                "from 0 to process_count - 1",
+                where="distributed",
+            )
 
 
 def join(config: ProcessesConfig) -> None:
-    """Join the job; to be called before anything asks jax for a device.
+    """Join the job. Call it before anything asks jax for a device.
 
     Raises:
         ValueError: the job cannot be joined; the message says why.
@@ -84,13 +88,13 @@ def join(config: ProcessesConfig) -> None:
             shutdown_timeout_seconds=config.heartbeat_seconds,
         )
     except (RuntimeError, ValueError) as error:
-        raise ValueError(
+        raise PlamoError(
             f"the job at distributed.coordinator={config.coordinator} cannot be joined: {first_line(error)}"
         ) from error
 
 
 def from_first(value: Any) -> Any:
-    """The first process's value, in all of them.
+    """Return the value of the first process in all processes.
 
     Args:
         value: JSON types, tuples come back as lists; looked at in the first process alone.
@@ -105,7 +109,7 @@ def from_first(value: Any) -> Any:
 
 
 def largest(value: int) -> int:
-    """The largest of all processes' values."""
+    """Return the largest value of all processes."""
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.process_allgather(np.int32(value)).max())
@@ -167,7 +171,7 @@ _kept: list[object] = []
 
 
 def _between_processes(error: BaseException | None) -> BaseException | None:
-    """The error of jax's runtime that this one is, or comes from: Orbax and our own classes wrap it."""
+    """Return the error of jax's runtime that caused this one; Orbax and our own classes wrap it. None if there is none."""
     while error is not None and not isinstance(error, jax.errors.JaxRuntimeError):
         error = error.__cause__ or error.__context__
     return error
@@ -182,7 +186,7 @@ def _line(why: str) -> bytes:
 
 
 def _leave(why: str) -> NoReturn:
-    """Write the line, as the last one, and end."""
+    """Write a last line to stderr and end the process."""
     said = os.dup(2)
     # Other threads may be writing their stacks.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

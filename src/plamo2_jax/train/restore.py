@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 
 from plamo2_jax.train.checkpoints import RunCheckpoints
-from plamo2_jax.train.config import PretrainConfig
-from plamo2_jax.train.guard import Guard, Spike
+from plamo2_jax.train.config import RunConfig
+from plamo2_jax.train.loss_guard import LossGuard, Spike
 from plamo2_jax.train.metrics import MetricsLog, NoLog
 from plamo2_jax.train.prepare import PreparedRun
 from plamo2_jax.train.state import TrainState
 
 
-def restore(run: PreparedRun, checkpoints: RunCheckpoints, guard: Guard) -> TrainState:
+def restore(run: PreparedRun, checkpoints: RunCheckpoints, guard: LossGuard) -> TrainState:
     """Return the first state, in this order: the run's own checkpoint, the fork, the task's first parameters.
 
     Raises:
@@ -26,10 +26,10 @@ def restore(run: PreparedRun, checkpoints: RunCheckpoints, guard: Guard) -> Trai
 
 
 def roll_back(
-    config: PretrainConfig,
+    config: RunConfig,
     run: PreparedRun,
     checkpoints: RunCheckpoints,
-    guard: Guard,
+    guard: LossGuard,
     log: MetricsLog | NoLog,
     spike: Spike,
 ) -> TrainState | None:
@@ -43,7 +43,7 @@ def roll_back(
     if before is None:
         guard.go_on()
         return None
-    saved = Guard(config.max_skipped, config.spike)
+    saved = LossGuard(config.max_skipped, config.spike)
     state = checkpoints.restore_step(before, run.program.state, run.iterator, saved)
     for _ in range(guard.roll_back(spike, saved)):
         next(run.iterator)

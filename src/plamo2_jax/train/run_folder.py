@@ -11,17 +11,18 @@ import jax
 
 from plamo2_jax import checkpoint
 from plamo2_jax.checkpoint import BASE_FINGERPRINT
-from plamo2_jax.storage import address, located, lock_folder
+from plamo2_jax.errors import PlamoError
+from plamo2_jax.storage import address, located, lock_folder, write_whole
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train import integrity, processes
 from plamo2_jax.train.checkpoints import no_checkpoint_left
-from plamo2_jax.train.config import PretrainConfig, differences, to_json
+from plamo2_jax.train.config import RunConfig, differences, fill_defaults, free_fields, to_json
 from plamo2_jax.train.fork import FORKED_FROM, Fork, first_change
 from plamo2_jax.train.schedule import make_schedule
 from plamo2_jax.train.source import Source
 
 
-class TrainingError(ValueError):
+class TrainingError(PlamoError):
     """A run cannot start or resume; the message says why."""
 
 
@@ -57,21 +58,21 @@ def lock(folder: Path) -> Iterator[Callable[[], None]]:
         yield take
 
 
-def load_tokenizer(config: PretrainConfig) -> Tokenizer:
-    """The tokenizer of a run.
+def load_tokenizer(config: RunConfig) -> Tokenizer:
+    """Load the tokenizer of a run.
 
     Raises:
         ValueError: there is none, or it cannot be read.
     """
     if not located(config.tokenizer).exists():
         raise TrainingError(
-            f"PretrainConfig.tokenizer={str(config.tokenizer)!r} does not exist; train one or copy one there"
+            f"RunConfig.tokenizer={str(config.tokenizer)!r} does not exist; train one or copy one there"
         )
     return Tokenizer.load(config.tokenizer)
 
 
-def is_resumed(config: PretrainConfig) -> bool:
-    """Whether the run has a checkpoint of its own to go on from.
+def is_resumed(config: RunConfig) -> bool:
+    """Return whether the run has a checkpoint of its own to resume from.
 
     Raises:
         CheckpointError: it had some, and all are damaged.
@@ -83,27 +84,26 @@ def is_resumed(config: PretrainConfig) -> bool:
     return False
 
 
-def describe(
-    config: PretrainConfig, tokenizer: Tokenizer, source: Source, objective: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What config.json says of a run; `objective` is what its objective adds."""
+def describe(config: RunConfig, tokenizer: Tokenizer, source: Source, task: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what config.json says about a run; `task` is the description of its task."""
     return {
         **to_json(config),
         "tokenizer_fingerprint": tokenizer.fingerprint,
         **source.description,
-        **objective,
+        **task,
     }
 
 
-def check_resumable(config: PretrainConfig, description: Mapping[str, Any]) -> dict[str, Any]:
-    """The description to write when a run goes on; it must be the run that lies in the folder.
+def check_resumable(config: RunConfig, description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the description to write when a run is resumed. It must be the run in the folder.
 
     `steps` may rise as long as the learning rates of all updates already made stay what they were.
 
     Raises:
         TrainingError: it is another run, or its learning rates would be others.
     """
-    folder, theirs = config.folder, checkpoint.read_config(config.folder)
+    folder = config.folder
+    theirs = fill_defaults(checkpoint.read_config(folder), config)
     ours = {**description, FORKED_FROM: theirs[FORKED_FROM]} if FORKED_FROM in theirs else dict(description)
     # Older runs do not say to which base their adapters belong, and a job of several processes does not find out.
     if BASE_FINGERPRINT in theirs:
@@ -113,7 +113,7 @@ def check_resumable(config: PretrainConfig, description: Mapping[str, Any]) -> d
     steps = theirs.get("steps")
     if isinstance(steps, int) and steps < config.steps:
         theirs = {**theirs, "steps": config.steps}
-    if different := differences(ours, theirs):
+    if different := differences(ours, theirs, frozenset(free_fields(config))):
         raise TrainingError(
             f"{folder} holds a run of another configuration, which this one cannot resume ({'; '.join(different)}); give this run "
             "another name, with fork=RUN@STEP to start from that one's optimizer state too, or init_from=RUN for its parameters alone"
@@ -123,7 +123,7 @@ def check_resumable(config: PretrainConfig, description: Mapping[str, Any]) -> d
     return ours
 
 
-def _check_past(config: PretrainConfig, steps: int) -> None:
+def _check_past(config: RunConfig, steps: int) -> None:
     """Raise TrainingError unless the updates made for a run of `steps` are those of this run, which is longer."""
     found = checkpoint.steps(config.folder)
     schedules = [make_schedule(config.schedule, total) for total in (config.steps, steps)]
@@ -143,8 +143,8 @@ def _check_past(config: PretrainConfig, steps: int) -> None:
     )
 
 
-def start(config: PretrainConfig, fork: Fork | None, resumed: bool) -> str:
-    """Where a run starts, in words."""
+def start(config: RunConfig, fork: Fork | None, resumed: bool) -> str:
+    """Return where a run starts, in words."""
     if resumed:
         return f"resuming from step {checkpoint.latest_step(config.folder)}"
     if fork is not None:
@@ -152,10 +152,8 @@ def start(config: PretrainConfig, fork: Fork | None, resumed: bool) -> str:
     return "random parameters" if config.init_from is None else f"parameters of {address(config.init_from)}"
 
 
-def write_description(
-    config: PretrainConfig, tokenizer: Tokenizer, source: Source, description: Mapping[str, Any]
-) -> None:
-    """Write what describes the run; called by all processes, done by the first."""
+def write_description(config: RunConfig, tokenizer: Tokenizer, source: Source, description: Mapping[str, Any]) -> None:
+    """Write what describes the run. All processes call this; the first one writes."""
     folder = config.folder
     checkpoint.barrier("run folder looked at")
     if jax.process_index() == 0:
@@ -163,5 +161,5 @@ def write_description(
         checkpoint.write_json(folder / checkpoint.CONFIG, description)
         tokenizer.save(folder / checkpoint.TOKENIZER)
         for name, text in source.files.items():
-            (folder / name).write_text(text, encoding="utf-8")
+            write_whole(folder / name, text.encode())
     checkpoint.barrier("run folder written")

@@ -9,6 +9,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from plamo2_jax.errors import PlamoError
+from plamo2_jax.validation import require
+
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
@@ -35,25 +38,21 @@ class ScheduleConfig:
     """Where the rate ends, as a fraction of the peak."""
 
     def __post_init__(self) -> None:
-        self._require("kind", self.kind in ("wsd", "cosine"), "wsd or cosine")
-        self._require("learning_rate", self.learning_rate > 0, "positive")
-        self._require("warmup", self.warmup >= 0, "a fraction in [0, 1) or a number of steps")
-        self._require("decay_fraction", 0 <= self.decay_fraction <= 1, "in [0, 1]")
+        require(self, "kind", self.kind in ("wsd", "cosine"), "wsd or cosine")
+        require(self, "learning_rate", self.learning_rate > 0, "positive")
+        require(self, "warmup", self.warmup >= 0, "a fraction in [0, 1) or a number of steps")
+        require(self, "decay_fraction", 0 <= self.decay_fraction <= 1, "in [0, 1]")
         shapes = ("linear", "cosine", "one_minus_sqrt")
-        self._require("decay_shape", self.decay_shape in shapes, f"one of {', '.join(shapes)}")
-        self._require("final_fraction", 0 <= self.final_fraction <= 1, "in [0, 1]")
-
-    def _require(self, name: str, condition: bool, allowed: str) -> None:
-        if not condition:
-            raise ValueError(f"ScheduleConfig.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
+        require(self, "decay_shape", self.decay_shape in shapes, f"one of {', '.join(shapes)}")
+        require(self, "final_fraction", 0 <= self.final_fraction <= 1, "in [0, 1]")
 
     def warmup_steps(self, steps: int) -> int:
-        """Number of warm-up updates in a run of `steps`."""
+        """Return the number of warm-up updates in a run of `steps`."""
         return round(self.warmup * steps) if self.warmup < 1 else round(self.warmup)
 
 
 def make_schedule(config: ScheduleConfig, steps: int) -> Callable[[jax.Array | int], jax.Array]:
-    """The learning rate of update 0, 1, ..., steps - 1, as a function that can be traced.
+    """Return the learning rate of update 0, 1, ..., steps - 1, as a function that can be traced.
 
     Raises:
         ValueError: warm-up and decay together are longer than the run.
@@ -61,7 +60,7 @@ def make_schedule(config: ScheduleConfig, steps: int) -> Callable[[jax.Array | i
     warmup = config.warmup_steps(steps)
     decay = steps - warmup if config.kind == "cosine" else round(config.decay_fraction * steps)
     if warmup + decay > steps:
-        raise ValueError(
+        raise PlamoError(
             f"ScheduleConfig.warmup={config.warmup!r} and decay_fraction={config.decay_fraction!r} are not allowed together: "
             f"warm-up ({warmup}) and decay ({decay}) must fit into {steps} steps"
         )
@@ -78,7 +77,7 @@ def make_schedule(config: ScheduleConfig, steps: int) -> Callable[[jax.Array | i
 
 
 def _remaining(shape: str, progress: jax.Array) -> jax.Array:
-    """What is left of the fall, from 1 at progress 0 to 0 at progress 1."""
+    """Return the factor of the decay, from 1 at progress 0 to 0 at progress 1."""
     if shape == "linear":
         return 1 - progress
     if shape == "cosine":

@@ -15,7 +15,7 @@ from plamo2_jax.sharding.rules import replicated
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a checkpoint must hold, besides the position in the data, for a run to go on as if it had never stopped."""
+    """Everything that a checkpoint must hold besides the position in the data, so that a resumed run equals one that never stopped."""
 
     step: jax.Array
     """Number of updates made so far, int32."""
@@ -32,7 +32,7 @@ class TrainState:
     def create(
         cls, params: Any, optimizer: optax.GradientTransformation, seed: int, keep_ema: bool = False
     ) -> TrainState:
-        """The state before the first update; with `keep_ema` the average begins as a copy of the parameters."""
+        """Return the state before the first update; with `keep_ema` the average begins as a copy of the parameters."""
         return cls(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -44,7 +44,7 @@ class TrainState:
 
 
 def state_shardings(abstract: TrainState, optimizer: optax.GradientTransformation, params: Any) -> TrainState:
-    """Where each part of a state lies: the optimizer's trees like the parameters, step, counters and random key on every device.
+    """Return the shardings of a state: the optimizer's trees like the parameters; step, counters and random key on every device.
 
     Args:
         abstract: the state's shapes.

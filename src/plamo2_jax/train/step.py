@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from plamo2_jax.data.batch import Batch
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.train.state import TrainState
-from plamo2_jax.train.task import PROCESSED, Batch, LossFn, Metrics
+from plamo2_jax.train.task import PROCESSED, LossFn, Metrics
 
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 """`(state, batch, frozen) -> (state, metrics)`; `frozen` are the task's frozen arrays."""
@@ -103,5 +105,5 @@ def _split(array: jax.Array, parts: int) -> jax.Array:
     splitting moves no data between devices.
     """
     if array.shape[0] % parts:
-        raise ValueError(f"accumulation={parts} is not allowed: it must divide the batch size {array.shape[0]}")
+        raise PlamoError(f"accumulation={parts} is not allowed: it must divide the batch size {array.shape[0]}")
     return array.reshape(array.shape[0] // parts, parts, *array.shape[1:]).swapaxes(0, 1)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from plamo2_jax.config import ModelConfig
+from plamo2_jax.data.batch import Batch, BatchSpec
 from plamo2_jax.model.plamo2 import Plamo2
 from plamo2_jax.sharding.rules import Strategy, with_shardings
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -22,13 +23,10 @@ if TYPE_CHECKING:
 PROCESSED = "processed"
 """Name of the number of tokens that a step read, trained on or not. The train step adds it to the sums of the task."""
 
-Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 LossFn = Callable[[Any, Batch, jax.Array, Mapping[str, Any]], tuple[jax.Array, Metrics]]
 """`(params, batch, rng, frozen) -> (loss, sums)`. The loss is a weighted mean over the batch. The sums are scalar float32, so that the sums
 of several micro-batches or steps add up; `sums["weight"]` is the total weight that the loss is a mean over."""
-BatchSpec = Mapping[str, tuple[tuple[int, ...], Any]]
-"""Name of an array → its shape after [b, t], and its dtype."""
 
 
 class EvalResult(Protocol):

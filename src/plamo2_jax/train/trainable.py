@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.load import load_model
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.model.plamo2 import Plamo2, abstract_params, init_params, logical_axes
 from plamo2_jax.sharding.rules import Strategy, param_shardings
 
@@ -65,7 +66,7 @@ def load_params(folder: Path, config: ModelConfig, shardings: Any) -> Any:
         jax.tree.map(lambda leaf: tuple(leaf.shape), tree) for tree in (abstract_params(Plamo2(config)), params)
     )
     if wanted != found:
-        raise ValueError(f"{folder} holds a model of another shape than this run's `model`")
+        raise PlamoError(f"{folder} holds a model of another shape than this run's `model`")
     return params
 
 

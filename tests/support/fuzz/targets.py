@@ -17,16 +17,14 @@ from plamo2_jax.adapters.config import LoraConfig
 from plamo2_jax.adapters.peft import CONFIG as ADAPTER_CONFIG
 from plamo2_jax.adapters.peft import read_peft, write_peft
 from plamo2_jax.align.chat import encode_all, read_conversations
-from plamo2_jax.align.entries import is_entry, read_identity, read_report
-from plamo2_jax.align.journal import Journal
-from plamo2_jax.align.pair_files import write_files
-from plamo2_jax.align.prefer import PreferConfig
-from plamo2_jax.align.preference_data import read_pairs
-from plamo2_jax.align.prompts import Prompt, read_prompts
+from plamo2_jax.align.pairs import read_pairs
+from plamo2_jax.align.preference_data.config import PreferenceDataConfig
+from plamo2_jax.align.preference_data.entries import is_entry, read_identity, read_report
+from plamo2_jax.align.preference_data.files import write_files
+from plamo2_jax.align.preference_data.journal import Journal
+from plamo2_jax.align.preference_data.prompts import Prompt, read_prompts
 from plamo2_jax.align.reference import ReferenceLogProbs
-from plamo2_jax.align.speakers import SpeakerConfig
 from plamo2_jax.cli.logits import check_tokens, read_input
-from plamo2_jax.config import preset
 from plamo2_jax.convert.hf import write_public
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.data.documents import Document, ReadReport
@@ -35,6 +33,7 @@ from plamo2_jax.data.shards import open_shards
 from plamo2_jax.data.sources import read_documents
 from plamo2_jax.manifest import find_damage, write_manifest
 from plamo2_jax.model import Plamo2, init_params
+from plamo2_jax.models import ChatModelConfig
 from plamo2_jax.pipeline.state import Record, State
 from plamo2_jax.report.page import write_report
 from plamo2_jax.surgery.merge.sources import open_source
@@ -43,8 +42,9 @@ from plamo2_jax.surgery.teacher_logits import TeacherLogits
 from plamo2_jax.tokenizer.chat_template import ChatTemplate
 from plamo2_jax.tokenizer.template_files import chat_template_files
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from support.models import tiny
 
-CONFIG = preset("tiny", hidden_size=32, intermediate_size=32, num_hidden_layers=2, mamba_num_heads=2, vocab_size=864)
+CONFIG = tiny(vocab_size=864)
 MESSAGES = [{"role": "user", "content": "吾輩は猫ですか。"}, {"role": "assistant", "content": "はい。"}]
 
 
@@ -259,7 +259,7 @@ def _read_preference_data(folder: Path) -> None:
     read_report(folder)
     journal = Journal(folder / "journal.jsonl", lambda entry: is_entry(entry, 2))
     journal.close()
-    config = PreferConfig(folder, (folder,), SpeakerConfig("model"), samples=2)
+    config = PreferenceDataConfig(folder, (folder,), ChatModelConfig("model"), samples=2)
     prompts = [Prompt(id, ({"role": "user", "content": "?"},), {}, "line 1") for id in journal.entries]
     write_files(folder, config, prompts, {}, journal.entries, {"policy": {}, "judge": None})
 

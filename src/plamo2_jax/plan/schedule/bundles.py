@@ -12,6 +12,8 @@ import functools
 import re
 from collections.abc import Iterable, Iterator
 
+from plamo2_jax.errors import PlamoError
+
 _BUNDLE = re.compile(r"^ *(0x[0-9a-f]+|0) +(?:[A-Z]{2})? *:", re.MULTILINE)
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 # libtpu 0.0.42 writes /* core id */, 0.0.50 joins several notes: /* megacore core id :: core id */.
@@ -115,7 +117,7 @@ def parse_schedule(text: str) -> Program:
 def _bundles(text: str) -> Iterator[str]:
     starts = [match.end() for match in _BUNDLE.finditer(text)]
     if not starts:
-        raise ValueError("not a schedule: it has no bundles")
+        raise PlamoError("not a schedule: it has no bundles")
     yield from (text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True))
 
 

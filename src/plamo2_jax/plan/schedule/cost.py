@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.plan.chips import Chip
 from plamo2_jax.plan.hbm_traffic import instruction_bytes
 from plamo2_jax.plan.hlo import Computation, Instruction, Module, hbm_bytes
@@ -109,7 +110,7 @@ def program_cost(module: Module, schedules: Schedules, calls: list[KernelCall], 
         longest = longest_run(runs)
         if instruction.is_kernel:
             if longest is None:
-                raise ValueError(f"the compiler wrote no schedule for the kernel {instruction.name}")
+                raise PlamoError(f"the compiler wrote no schedule for the kernel {instruction.name}")
             call = _take(waiting, instruction)
             moved = _kernel_bytes(call, instruction, computation)
             kernels.append(
@@ -149,7 +150,7 @@ def _take(calls: list[KernelCall], instruction: Instruction) -> KernelCall:
         if re.search(rf"\b{re.escape(call.name)}\b", instruction.op_name):
             calls.remove(call)
             return call
-    raise ValueError(f"the kernel {instruction.name} ({instruction.op_name}) is none of the function's pallas_calls")
+    raise PlamoError(f"the kernel {instruction.name} ({instruction.op_name}) is none of the function's pallas_calls")
 
 
 def _kernel_bytes(call: KernelCall, instruction: Instruction, computation: Computation) -> int:

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
+from plamo2_jax.errors import PlamoError
+
 
 @dataclasses.dataclass(frozen=True)
 class Block:
@@ -69,7 +71,7 @@ def _kernel_call(parameters: dict[str, Any]) -> KernelCall:
     mapping = parameters["grid_mapping"]
     name = parameters["name"] if "name" in parameters else parameters["name_and_src_info"].name
     if mapping.num_dynamic_grid_bounds or mapping.num_index_operands:
-        raise ValueError(f"the traffic of the kernel {name} depends on data: a dynamic grid or prefetched scalars")
+        raise PlamoError(f"the traffic of the kernel {name} depends on data: a dynamic grid or prefetched scalars")
     grid = tuple(map(int, mapping.grid))
     blocks = tuple(
         Block(

@@ -15,6 +15,7 @@ import operator
 import statistics
 from collections.abc import Callable
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.plan.schedule.bundles import Instruction, Predicate, Program
 
 _MASK = 0xFFFFFFFF
@@ -126,7 +127,7 @@ class _Machine:
                     self._execute(instruction)
             point = following.get(point)
             if self.cycles > _LIMIT:
-                raise ValueError(
+                raise PlamoError(
                     f"a schedule ran for more than {_LIMIT:,} bundles and was stopped: it probably does not end"
                 )
         self._ran(start, self.program.length - 1)
@@ -163,7 +164,7 @@ class _Machine:
         if holds is not None:
             return holds
         if self.program.regions[branch.target] <= index:
-            raise ValueError("the trip count of a loop depends on data; its cycles cannot be counted")
+            raise PlamoError("the trip count of a loop depends on data; its cycles cannot be counted")
         self.assumed.add(index)
         return False
 

@@ -92,4 +92,4 @@ def grown_config(source: ModelConfig, target: ModelConfig, depth: Depth) -> Mode
 
 def close(declared: axes.Declaration, leaf):
     """Return a layer's parameter such that the layer's residual branches have zero output: the final norm factors are zero."""
-    return leaf * 0 - declared.offset if declared.closes else leaf
+    return leaf * 0 - declared.norm_offset if declared.ends_residual else leaf

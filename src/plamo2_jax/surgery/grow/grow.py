@@ -159,7 +159,7 @@ def _along(values: np.ndarray, ndim: int, position: int) -> np.ndarray:
 def _expand(
     declared: axes.Declaration, leaf: Array, fresh: Array | None, grown: dict[str, Expansion], paired: frozenset[str]
 ) -> Array:
-    offset = declared.offset or 0.0
+    offset = declared.norm_offset or 0.0
     value = leaf + offset
     for position, name in enumerate(declared.names):
         if name in grown:
@@ -178,8 +178,8 @@ def _starts(declared: axes.Declaration, grown: dict[str, Expansion], paired: fro
             continue
         e = grown[name]
         new = _along(~e.copied, len(declared.names), position)
-        reads = declared.offset is None and name in declared.reads
-        makes = declared.offset is None and name not in declared.reads
+        reads = declared.norm_offset is None and name in declared.contracts
+        makes = declared.norm_offset is None and name not in declared.contracts
         # Weights that read a zero channel may be random; weights that read a nonzero channel must be zero. Weights that produce a new
         # channel under a norm must be zero too, or the mean square of the norm would change.
         if (reads and not e.normed) or (makes and e.normed and name not in paired):
@@ -193,13 +193,13 @@ def _starts(declared: axes.Declaration, grown: dict[str, Expansion], paired: fro
 def _noise(
     declared: axes.Declaration, value: Array, grown: dict[str, Expansion], noise: float, seed: tuple
 ) -> Array | float:
-    read = [(i, name) for i, name in enumerate(declared.names) if name in grown and name in declared.reads]
+    read = [(i, name) for i, name in enumerate(declared.names) if name in grown and name in declared.contracts]
     if not read:
         return 0.0
     drawn = np.random.default_rng(seed).standard_normal(value.shape)
     for position, name in read:
         drawn = grown[name].project(drawn, position, declared)
-    size = ((value + (declared.offset or 0.0)) ** 2).mean() ** 0.5
+    size = ((value + (declared.norm_offset or 0.0)) ** 2).mean() ** 0.5
     return noise * size * drawn.astype(np.float32)
 
 

@@ -78,18 +78,18 @@ class Expansion:
 
     def weight(self, declared: axes.Declaration, axis: str) -> np.ndarray:
         """Return the factor of a parameter along the axis: [new] float, 0 for channels without source."""
-        if declared.offset is None:
-            return self.read if axis in declared.reads else self.gain
+        if declared.norm_offset is None:
+            return self.read if axis in declared.contracts else self.gain
         # The norm's input already has the gain, so a norm scale needs no factor. A scale whose output is contracted without a weight
         # (B and C) compensates for the gains of both sides.
-        factor = self.old / self.new if axis in declared.reads else 1.0
+        factor = self.old / self.new if axis in declared.contracts else 1.0
         return np.where(self.copied, factor, 0.0)
 
     def gradient_weight(self, declared: axes.Declaration, axis: str) -> np.ndarray:
         """Return the factor of a parameter's gradient along the axis: [new] float, the transpose of `weight`."""
-        if declared.offset is None:
-            return self.gain if axis in declared.reads else self.read
-        return self.gain**2 if axis in declared.reads else self.gain * self.read
+        if declared.norm_offset is None:
+            return self.gain if axis in declared.contracts else self.read
+        return self.gain**2 if axis in declared.contracts else self.gain * self.read
 
     def project(self, noise: np.ndarray, position: int, declared: axes.Declaration) -> np.ndarray:
         """Project noise of a contracting parameter such that it cancels over the copies of each source: the function stays the same.
@@ -99,7 +99,7 @@ class Expansion:
             position: Position of the axis in that shape.
             declared: The parameter's declaration.
         """
-        heard = self.gain if declared.offset is None else self.gain**2
+        heard = self.gain if declared.norm_offset is None else self.gain**2
         matrix = np.zeros((self.new, self.old))
         matrix[np.flatnonzero(self.copied), self.source[self.copied]] = heard[self.copied]
         norms = np.maximum((matrix**2).sum(0), np.finfo(float).tiny)

@@ -7,9 +7,11 @@ import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.pattern import PatternError, first_matches, require_pattern
 from plamo2_jax.surgery.merge.methods import Rescale
 from plamo2_jax.surgery.merge.sources import MergeError
+from plamo2_jax.validation import require
 
 Method = Literal[
     "linear",
@@ -60,28 +62,24 @@ class MergeConfig:
     """Random seed of dare and della."""
 
     def __post_init__(self) -> None:
-        self._require("method", self.method in get_args(Method), f"one of {', '.join(get_args(Method))}")
+        require(self, "method", self.method in get_args(Method), f"one of {', '.join(get_args(Method))}")
         for weights in (self.weights, *(weights for _, weights in self.weights_for)):
-            self._require("weights", all(map(math.isfinite, weights)), "finite numbers")
+            require(self, "weights", all(map(math.isfinite, weights)), "finite numbers")
         for pattern, _ in self.weights_for:
             try:
                 require_pattern(pattern)
             except PatternError as error:
-                raise ValueError(f"--weights-for {error}") from error
-        self._require("density", self.density is None or 0 < self.density <= 1, "in (0, 1], or none")
-        self._require("rescale", self.rescale in get_args(Rescale), "probability, norm or none")
-        self._require("scale", math.isfinite(self.scale), "a finite number")
-        self._require("gamma", 0 <= self.gamma < 1, "in [0, 1)")
-        self._require("t", self.t >= 0 and math.isfinite(self.t), "zero or positive")
-        self._require("seed", self.seed >= 0, "0 or more")
+                raise PlamoError(f"--weights-for {error}") from error
+        require(self, "density", self.density is None or 0 < self.density <= 1, "in (0, 1], or none")
+        require(self, "rescale", self.rescale in get_args(Rescale), "probability, norm or none")
+        require(self, "scale", math.isfinite(self.scale), "a finite number")
+        require(self, "gamma", 0 <= self.gamma < 1, "in [0, 1)")
+        require(self, "t", self.t >= 0 and math.isfinite(self.t), "zero or positive")
+        require(self, "seed", self.seed >= 0, "0 or more")
         if self.method == "della":
             kept = self.kept
             fits = self.epsilon >= 0 and (kept == 1 or (kept - self.epsilon > 0 and kept + self.epsilon < 1))
-            self._require("epsilon", fits, f"such that density={kept} ± epsilon lies in (0, 1)")
-
-    def _require(self, name: str, condition: bool, allowed: str) -> None:
-        if not condition:
-            raise ValueError(f"MergeConfig.{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
+            require(self, "epsilon", fits, f"such that density={kept} ± epsilon lies in (0, 1)")
 
     @property
     def kept(self) -> float:

@@ -21,6 +21,7 @@ from plamo2_jax import checkpoint
 from plamo2_jax.convert.chunked_io import Progress, blocks
 from plamo2_jax.convert.files import CONFIG, DTYPES, INDEX
 from plamo2_jax.convert.layout import public_tensors
+from plamo2_jax.convert.names import ModelName
 from plamo2_jax.convert.read import common_dtype
 from plamo2_jax.convert.write import Shard, header, plan_shards
 from plamo2_jax.model import Plamo2, logical_axes
@@ -28,7 +29,7 @@ from plamo2_jax.model.axes import LAYERS
 from plamo2_jax.storage import new_folder, require_empty, write_whole
 from plamo2_jax.surgery.merge import methods
 from plamo2_jax.surgery.merge.config import MergeConfig
-from plamo2_jax.surgery.merge.sources import MergeError, ModelName, Source, open_source
+from plamo2_jax.surgery.merge.sources import MergeError, Source, open_source
 from plamo2_jax.tokenizer.template_files import chat_template_files
 
 MERGED = "merge.json"

@@ -7,9 +7,7 @@ folder, `RUN@ema` or `RUN@STEP,ema` the moving average of its parameters, and `R
 from __future__ import annotations
 
 import abc
-import dataclasses
 import math
-import re
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +21,13 @@ from plamo2_jax.convert.files import StoredTensor, check_tensors, find_tensors
 from plamo2_jax.convert.finite import is_finite
 from plamo2_jax.convert.layout import Part, PublicTensor, public_tensors
 from plamo2_jax.convert.load import is_run_folder, read_tokenizer
+from plamo2_jax.convert.names import ModelName
 from plamo2_jax.convert.read import common_dtype, read_public_config
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 
-class MergeError(ValueError):
+class MergeError(PlamoError):
     """Models cannot be merged; the message names them and the reason."""
 
 
@@ -133,23 +133,6 @@ class RunSource(Source):
                 self._path, lambda: ts.open(spec, open=True, read=True, context=self._context).result()
             )
         return self._open[path]
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelName:
-    """Name of a model: FOLDER, FOLDER@STEP, FOLDER@ema or FOLDER@STEP,ema."""
-
-    folder: Path
-    step: int | None = None
-    ema: bool = False
-
-    @classmethod
-    def parse(cls, text: str) -> ModelName:
-        """Parse a name. An existing folder with the whole text as its name takes precedence."""
-        match = re.fullmatch(r"(.+)@(?:(\d+)(,ema)?|(ema))", text)
-        if match is None or Path(text).exists():
-            return cls(Path(text))
-        return cls(Path(match[1]), None if match[2] is None else int(match[2]), bool(match[3] or match[4]))
 
 
 def open_source(name: str) -> Source:

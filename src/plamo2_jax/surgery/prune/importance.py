@@ -6,7 +6,7 @@ parameters are selected by axis names, so this module needs no code for particul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import jax
@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 
 from plamo2_jax.config import ModelConfig
+from plamo2_jax.data.batch import Batch
 from plamo2_jax.model import Plamo2, axes
 from plamo2_jax.model.layers import OBSERVED
 from plamo2_jax.surgery.prune.masks import EVERYWHERE, Masks, apply_masks, full_masks, places, soften
@@ -28,7 +29,6 @@ magnitude: norm of the weights that produce and contract a channel.
 random: seeded random numbers, for comparison."""
 
 Scores = dict[str, dict[str, np.ndarray]]
-Batch = Mapping[str, Any]
 Loss = Callable[[Params, Batch], Array]
 """Function of parameters and a batch that returns the mean loss, a scalar."""
 

@@ -91,7 +91,7 @@ def apply_masks(params: Params, masks: Masks, config: ModelConfig) -> Params:
 
 
 def _masked(s: Structure, masks: Masks, path: tuple[str, ...], declared: axes.Declaration, leaf: Array) -> Array:
-    offset = declared.offset or 0.0
+    offset = declared.norm_offset or 0.0
     value = leaf + offset
     for axis in dict.fromkeys(declared.names):
         mask = _mask_of(masks, path, axis) if axis is not None else None
@@ -101,13 +101,13 @@ def _masked(s: Structure, masks: Masks, path: tuple[str, ...], declared: axes.De
         factor = mask
         if axis in s.normed:
             kept = jnp.sum(mask, -1, keepdims=True) / mask.shape[-1]
-            reads = axis in declared.reads
-            if declared.offset is not None:
+            reads = axis in declared.contracts
+            if declared.norm_offset is not None:
                 factor = mask * kept if reads else mask
             else:
                 factor = mask * jnp.sqrt(kept if reads else 1 / kept)
         value = value * _broadcast(factor, declared.names, axis)
-    if declared.closes and axes.LAYERS in masks.get(path[0], {}):
+    if declared.ends_residual and axes.LAYERS in masks.get(path[0], {}):
         value = value * jnp.asarray(masks[path[0]][axes.LAYERS], leaf.dtype)[:, None]
     return value - offset
 
@@ -123,18 +123,18 @@ def soften(params: Params, masks: Masks, config: ModelConfig) -> Params:
     s = structure(config)
 
     def multiply(path: tuple[str, ...], declared: axes.Declaration, leaf: Array) -> Array:
-        offset = declared.offset or 0.0
+        offset = declared.norm_offset or 0.0
         value = leaf + offset
         for axis in dict.fromkeys(declared.names):
             mask = _mask_of(masks, path, axis) if axis not in (None, axes.LAYERS) else None
             if mask is None:
                 continue
-            reads = axis in declared.reads
-            if axis in s.normed and declared.offset is not None:
+            reads = axis in declared.contracts
+            if axis in s.normed and declared.norm_offset is not None:
                 value = value / _broadcast(mask, declared.names, axis) if reads else value
             elif reads is (axis not in s.normed):
                 value = value * _broadcast(mask, declared.names, axis)
-        if declared.closes and axes.LAYERS in masks.get(path[0], {}):
+        if declared.ends_residual and axes.LAYERS in masks.get(path[0], {}):
             value = value * masks[path[0]][axes.LAYERS][:, None]
         return value - offset
 

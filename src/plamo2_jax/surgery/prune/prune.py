@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from plamo2_jax.config import ModelConfig
-from plamo2_jax.eval.perplexity import predict_batch
+from plamo2_jax.data.batch import Batch
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.model import Plamo2, axes
+from plamo2_jax.model.loss import predict_batch
 from plamo2_jax.surgery.prune.cut import check_target, cut_config, cut_params
-from plamo2_jax.surgery.prune.importance import Batch, Loss, Method, Scores, period_losses, score
+from plamo2_jax.surgery.prune.importance import Loss, Method, Scores, period_losses, score
 from plamo2_jax.surgery.prune.masks import Masks, full_masks
 from plamo2_jax.surgery.prune.selection import select_masks
 from plamo2_jax.surgery.structure import Params
@@ -117,7 +119,7 @@ def schedule(source: ModelConfig, target: ModelConfig, rounds: int) -> list[Mode
         ValueError: `rounds` is below 1.
     """
     if rounds < 1:
-        raise ValueError(f"rounds={rounds} is not allowed: it must be at least 1")
+        raise PlamoError(f"rounds={rounds} is not allowed: it must be at least 1")
     step = source.mamba_step if source.mamba_enabled else 1
     names = ("hidden_size", "intermediate_size", "mamba_num_heads", "mamba_d_state")
 

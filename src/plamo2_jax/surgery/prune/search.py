@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import jax
 
 from plamo2_jax.config import ModelConfig
-from plamo2_jax.surgery.prune.importance import Batch
+from plamo2_jax.data.batch import Batch
 from plamo2_jax.surgery.prune.prune import Pruned, mean_loss, prune
 from plamo2_jax.surgery.structure import Params, SurgeryError
 

@@ -64,7 +64,7 @@ def _select_periods(masks: Masks, scores: Scores, source: ModelConfig, target: M
     step = source.mamba_step if source.mamba_enabled else 1
     candidates = [
         (scores[f"run_{r}"][axes.LAYERS][i], r, i)
-        for r, run in enumerate(source.runs)
+        for r, run in enumerate(source.layer_groups)
         if len(run.kinds) == step
         for i in range(run.count)
         if masks[f"run_{r}"][axes.LAYERS][i]

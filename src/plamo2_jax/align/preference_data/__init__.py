@@ -1,0 +1,1 @@
+"""Preference data: answers of a model, scored by rules and a judge, and pairs made of them."""

@@ -1,0 +1,213 @@
+"""Rules that an answer can be checked by without anybody's opinion.
+
+Rules are a JSON object, `{"language": "ja", "characters": [20, 400], "finished": true}`; each gives a score in [0, 1]:
+
+    language     "ja" or "en": the share of letters that are of its script
+    characters   [least, most]: 1 within; outside, the ratio of the length to the nearer bound, or of that to it
+    matches      regular expression: the whole answer matches it, found out within `PATTERN_SECONDS`
+    contains     text, or a list of them: the share of them in the answer
+    json         true: it is JSON, between fences or not. {"name": "type"}: it is an object, and the share of names with that type
+    exact        text: it is this one, after NFKC and with white space folded
+    code         {"language": "python", "tests": "..."}: the tests of its last block of code run to their end (see `plamo2_jax.sandbox`);
+                 "names": ["sum"] are functions of the code that the tests call although Python has builtins of these names
+    finished     true: it came to its end by itself, not by running out of tokens; false: it did not
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import unicodedata
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from plamo2_jax.errors import PlamoError
+from plamo2_jax.pattern import matches_whole
+from plamo2_jax.sandbox import passes
+
+PATTERN_SECONDS = 1.0
+"""How long a regular expression may look at one answer; one that takes longer does not match."""
+LANGUAGES = ("ja", "en")
+JSON_TYPES: Mapping[str, Callable[[Any], bool]] = {
+    "string": lambda value: isinstance(value, str),
+    "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "boolean": lambda value: isinstance(value, bool),
+    "array": lambda value: isinstance(value, list),
+    "object": lambda value: isinstance(value, dict),
+    "null": lambda value: value is None,
+    "any": lambda value: True,
+}
+
+_JAPANESE = re.compile(
+    "[\u3005-\u3007\u3041-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f]"
+)
+_FENCED = re.compile(r"```[ \t]*(\w*)[^\n]*\n(.*?)```", re.DOTALL)
+
+
+class RuleError(PlamoError):
+    """A rule is unknown or malformed; the message says which, and what is allowed."""
+
+
+def check_rules(rules: Any) -> Mapping[str, Any]:
+    """Rules as they are, once every one is known and well formed.
+
+    Raises:
+        RuleError: one is not.
+    """
+    if not isinstance(rules, Mapping):
+        raise RuleError(f'rules must be an object such as {{"language": "ja"}}, not {type(rules).__name__}')
+    for name, value in rules.items():
+        if name not in _RULES:
+            raise RuleError(f"the rule {name!r} is unknown; it must be one of {', '.join(_RULES)}")
+        allowed, fits, _ = _RULES[name]
+        if not fits(value):
+            raise RuleError(f"the rule {name}={repr(value)[:100]} is not allowed; it must be {allowed}")
+    return rules
+
+
+def score(
+    rules: Mapping[str, Any], answer: str, finished: bool, *, allow_unisolated_code: bool = False
+) -> dict[str, float]:
+    """What each rule gives an answer.
+
+    Args:
+        rules: those of `check_rules`.
+        answer: the whole of it.
+        finished: whether it ended by a stop token or stop string.
+        allow_unisolated_code: run the programs of `code` even if this system cannot isolate them.
+
+    Returns:
+        A figure in [0, 1] for every rule, by its name.
+
+    Raises:
+        SandboxError: there is a rule `code`, programs cannot be isolated, and `allow_unisolated_code` is false.
+    """
+    found = {}
+    for name, value in rules.items():
+        if name == "code":
+            found[name] = _code(value, answer, allow_unisolated_code)
+        else:
+            found[name] = round(_RULES[name][2](value, answer, finished), 6)
+    return found
+
+
+def mean(scores: Mapping[str, float]) -> float:
+    """The mean over rules; 1 where there is none, since nothing speaks against the answer."""
+    return statistics.fmean(scores.values()) if scores else 1.0
+
+
+def _language(wanted: str, answer: str, finished: bool) -> float:
+    letters = [c for c in unicodedata.normalize("NFKC", answer) if c.isalpha()]
+    japanese = sum(_JAPANESE.match(c) is not None for c in letters)
+    latin = sum(c.isascii() for c in letters)
+    return (japanese if wanted == "ja" else latin) / max(1, len(letters))
+
+
+def _characters(bounds: list[int], answer: str, finished: bool) -> float:
+    least, most = bounds
+    length = len(answer.strip())
+    if length < least:
+        return length / least
+    return most / length if length > most else 1.0
+
+
+def _matches(pattern: str, answer: str, finished: bool) -> float:
+    return float(matches_whole(pattern, answer, PATTERN_SECONDS))
+
+
+def _contains(wanted: str | list[str], answer: str, finished: bool) -> float:
+    texts = [wanted] if isinstance(wanted, str) else wanted
+    return sum(text in answer for text in texts) / len(texts)
+
+
+def _json(wanted: bool | Mapping[str, str], answer: str, finished: bool) -> float:
+    blocks = _FENCED.findall(answer)
+    try:
+        value = json.loads(blocks[-1][1] if blocks else answer, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return 0.0
+    if wanted is True:
+        return 1.0
+    if not isinstance(value, dict):
+        return 0.0
+    right = sum(name in value and JSON_TYPES[kind](value[name]) for name, kind in wanted.items())
+    return right / max(1, len(wanted))
+
+
+def _refuse_constant(name: str) -> None:
+    raise PlamoError(f"{name} is not JSON")
+
+
+def _exact(wanted: str, answer: str, finished: bool) -> float:
+    return float(_folded(wanted) == _folded(answer))
+
+
+def _folded(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).split())
+
+
+def _code(wanted: Mapping[str, Any], answer: str, allow_unisolated: bool) -> float:
+    blocks = [body for name, body in _FENCED.findall(answer) if name.lower() in ("", "py", "python", "python3")]
+    if not blocks:
+        return 0.0
+    return float(passes(blocks[-1], wanted["tests"], names=wanted.get("names", ()), allow_unisolated=allow_unisolated))
+
+
+def _finished(wanted: bool, answer: str, finished: bool) -> float:
+    return float(finished == wanted)
+
+
+def _is_pattern(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and len(value) <= 2000 and re.compile(value) is not None
+    except (re.error, RecursionError, OverflowError):
+        return False
+
+
+def _is_bounds(value: Any) -> bool:
+    whole = isinstance(value, list | tuple) and len(value) == 2
+    return whole and all(isinstance(n, int) and not isinstance(n, bool) for n in value) and 0 <= value[0] <= value[1]
+
+
+def _is_texts(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(value)
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(text, str) and text for text in value)
+
+
+def _is_fields(value: Any) -> bool:
+    return value is True or (
+        isinstance(value, Mapping) and all(isinstance(kind, str) and kind in JSON_TYPES for kind in value.values())
+    )
+
+
+def _is_code(value: Any) -> bool:
+    if not isinstance(value, Mapping) or value.keys() - {"names"} != {"language", "tests"}:
+        return False
+    names = value.get("names", [])
+    named = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    tests = isinstance(value["tests"], str) and bool(value["tests"].strip())
+    return value["language"] == "python" and tests and named
+
+
+# By name: what is allowed, whether a value is that, and the score of (value, answer, finished).
+_RULES: Mapping[str, tuple[str, Callable[[Any], bool], Callable[[Any, str, bool], float]]] = {
+    "language": (
+        " or ".join(map(repr, LANGUAGES)),
+        lambda value: isinstance(value, str) and value in LANGUAGES,
+        _language,
+    ),
+    "characters": ("[least, most], whole numbers of at least 0", _is_bounds, _characters),
+    "matches": ("a regular expression of at most 2,000 characters", _is_pattern, _matches),
+    "contains": ("a text or a list of texts, none of them empty", _is_texts, _contains),
+    "json": (f"true, or an object of names and types ({', '.join(JSON_TYPES)})", _is_fields, _json),
+    "exact": ("a text that is not empty", lambda value: isinstance(value, str) and bool(value.strip()), _exact),
+    "code": (
+        '{"language": "python", "tests": "..."} with tests that are not empty, and if need be "names", a list of texts',
+        _is_code,
+        _code,
+    ),
+    "finished": ("true or false", lambda value: isinstance(value, bool), _finished),
+}

@@ -1,0 +1,36 @@
+"""The option `--mesh.tensor` of the verbs that run a model on several devices."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeMesh:
+    """Devices that a model is divided over."""
+
+    tensor: int = 1
+    """Parts that heads, MLP columns and vocabulary are divided into, each on a device of its own. Heads that do not divide are whole on
+    every device."""
+
+    def make(self) -> jax.sharding.Mesh | None:
+        """Return the mesh; None for one device.
+
+        Raises:
+            ValueError: there are fewer devices.
+        """
+        import jax
+
+        from plamo2_jax.errors import PlamoError
+        from plamo2_jax.sharding.mesh import MeshConfig, make_mesh
+
+        found = jax.local_devices()
+        if not 1 <= self.tensor <= len(found):
+            raise PlamoError(
+                f"--mesh.tensor {self.tensor} is not allowed: it must be from 1 to {len(found)}, the devices here"
+            )
+        return None if self.tensor == 1 else make_mesh(MeshConfig(fsdp=1, tensor=self.tensor), found[: self.tensor])

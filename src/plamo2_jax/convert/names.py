@@ -1,0 +1,49 @@
+"""Names of models on disk: a folder, or one checkpoint of a run folder.
+
+Every verb and every field that names a model takes these names: `open_model` and `load_model` read them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+
+from plamo2_jax.convert.errors import ConvertError
+from plamo2_jax.storage import address
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelName:
+    """FOLDER, FOLDER@STEP, FOLDER@ema or FOLDER@STEP,ema.
+
+    Attributes:
+        folder: run folder, folder of the public layout, or folder of adapters.
+        step: the checkpoint of a run folder; None for the newest.
+        ema: the moving average of the parameters instead of the parameters.
+    """
+
+    folder: Path
+    step: int | None = None
+    ema: bool = False
+
+    @classmethod
+    def parse(cls, name: str | os.PathLike[str], *, step: int | None = None, ema: bool = False) -> ModelName:
+        """Read a name. A folder that exists under the whole name is that folder.
+
+        Args:
+            name: what the user wrote.
+            step: checkpoint that an option gives, such as `--step`.
+            ema: whether an option asks for the moving average.
+
+        Raises:
+            ConvertError: the name and the option both give a step.
+        """
+        text = address(name)
+        match = re.fullmatch(r"(.+)@(?:(\d+)(,ema)?|(ema))", text)
+        if match is None or Path(text).exists():
+            return cls(Path(text), step, ema)
+        if match[2] is not None and step is not None:
+            raise ConvertError(f"{text} names a checkpoint already: leave out --step {step}, or write {match[1]}")
+        return cls(Path(match[1]), step if match[2] is None else int(match[2]), ema or bool(match[3] or match[4]))

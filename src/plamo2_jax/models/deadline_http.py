@@ -1,0 +1,113 @@
+"""HTTP requests with one deadline for everything: connecting, sending, and reading head and body.
+
+The timeout of the standard library holds for each step, so that a server that sends a byte now and then is never given up.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import io
+import socket
+import time
+import urllib.request
+from typing import Any
+
+
+def build_opener() -> urllib.request.OpenerDirector:
+    """Return an opener whose `timeout` is a deadline, and which follows no redirect."""
+    return urllib.request.build_opener(_HttpHandler, _HttpsHandler, _NoRedirect)
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Refuses redirects, which would carry the API key to another place."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+class _Reader(io.RawIOBase):
+    """Reads from a socket until a deadline. Every read may take only the time that is left."""
+
+    def __init__(self, raw: io.RawIOBase, connection: socket.socket, end: float):
+        self._raw, self._socket, self._end = raw, connection, end
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._socket.settimeout(_left(self._end))
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    """Reads a response, head and body, until a deadline."""
+
+    def __init__(self, connection: socket.socket, *arguments: Any, end: float, **keywords: Any):
+        super().__init__(connection, *arguments, **keywords)
+        self.fp = io.BufferedReader(_Reader(self.fp.detach(), connection, end))
+
+
+class _Bounded:
+    """Makes the timeout of a connection hold for all its steps together. (The system looks up addresses without a limit.)"""
+
+    def __init__(self, *arguments: Any, **keywords: Any):
+        super().__init__(*arguments, **keywords)
+        self._end = time.monotonic() + self.timeout
+        self.response_class = functools.partial(_Response, end=self._end)
+        self._create_connection = self._connect
+
+    def send(self, data: Any) -> None:
+        if self.sock is None:
+            self.connect()
+        self.sock.settimeout(_left(self._end))
+        super().send(data)
+
+    def _connect(self, address: tuple[str, int], *_: Any) -> socket.socket:
+        """Connect as `socket.create_connection` does, but with one timeout for all addresses of a host."""
+        error: OSError = OSError("no address")
+        for family, kind, protocol, _, place in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+            connection = socket.socket(family, kind, protocol)
+            try:
+                connection.settimeout(_left(self._end))
+                connection.connect(place)
+                connection.settimeout(_left(self._end))
+                return connection
+            except OSError as found:
+                connection.close()
+                error = found
+        raise error
+
+
+class _HttpConnection(_Bounded, http.client.HTTPConnection):
+    pass
+
+
+class _HttpsConnection(_Bounded, http.client.HTTPSConnection):
+    pass
+
+
+class _HttpHandler(urllib.request.HTTPHandler):
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_HttpConnection, request)
+
+
+class _HttpsHandler(urllib.request.HTTPSHandler):
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_HttpsConnection, request)
+
+
+def _left(end: float) -> float:
+    """Return the seconds until a deadline.
+
+    Raises:
+        TimeoutError: the deadline has passed.
+    """
+    left = end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left

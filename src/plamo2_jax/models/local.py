@@ -1,0 +1,255 @@
+"""A chat model that runs in this process, in our own engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from plamo2_jax import checkpoint
+from plamo2_jax.convert.load import LoadedModel
+from plamo2_jax.convert.names import ModelName
+from plamo2_jax.engine.generator import Generator, default_stop_ids
+from plamo2_jax.engine.weights import load_weights
+from plamo2_jax.errors import PlamoError
+from plamo2_jax.models.chat_model import (
+    NOTHING_BEFORE,
+    ChatRequest,
+    ChatResponse,
+    CompletionRequest,
+    Prompt,
+    RequestError,
+    Score,
+    ScoreRequest,
+    Usage,
+)
+from plamo2_jax.models.config import ChatModelConfig
+from plamo2_jax.models.scoring import score_batch, split_texts
+from plamo2_jax.models.stop_ids import answer_stop_ids
+from plamo2_jax.tokenizer.chat_template import ChatTemplate, ChatTemplateOverrun, template_variables
+from plamo2_jax.tokenizer.tokenizer import Tokenizer
+
+
+def open_generator(
+    model: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    dtype: str | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    max_slots: int = 64,
+    mesh: jax.sharding.Mesh | None = None,
+) -> tuple[Generator, LoadedModel]:
+    """Open a model for generation.
+
+    Args:
+        model: run folder, RUN@STEP, RUN@ema, folder of the public layout or folder of adapters.
+        step: checkpoint of a run folder; None: the one that `model` names, or else the newest.
+        dtype: of activations and matrices; None: float32 on CPU and bfloat16 elsewhere.
+        tokenizer: a tokenizer.jsonl, or the folder that holds it, instead of the model's own.
+        max_slots: texts generated at the same time.
+        mesh: devices that the model is divided over; None: the first one.
+
+    Returns:
+        The generator, and what the folder holds, with the generator's parameters.
+
+    Raises:
+        ValueError: it is not a model, or has no tokenizer.
+    """
+    network, loaded = load_weights(model, step=step, dtype=dtype, mesh=mesh)
+    vocabulary = loaded.tokenizer if tokenizer is None else Tokenizer.load(tokenizer)
+    if vocabulary is None:
+        raise PlamoError(
+            f"{model} has no tokenizer.jsonl, and a model needs one to read and write text: copy it there, or give it with --tokenizer "
+            "where the verb has that option"
+        )
+    return Generator(network, loaded.params, vocabulary, max_slots=max_slots), loaded
+
+
+class LocalChatModel:
+    """A `ChatModel` in this process.
+
+    The tokens of a sample depend on its prompt, the seed and its number, not on the other requests of a call.
+
+    Args:
+        generator: the model, with a tokenizer.
+        template: chat template of `chat`.
+        description: what identifies the model.
+        batch_size: continuations scored at the same time; the generator has its own limit for texts.
+        max_prompt_tokens: longest prompt of `chat`; a longer one is a `RequestError`.
+    """
+
+    parallel = False
+
+    def __init__(
+        self,
+        generator: Generator,
+        template: ChatTemplate,
+        description: Mapping[str, Any],
+        *,
+        batch_size: int = 64,
+        max_prompt_tokens: int = 4096,
+    ):
+        self.generator, self.template, self.description = generator, template, description
+        self._batch_size, self._max_prompt_tokens = batch_size, max_prompt_tokens
+        self._answer_stop_ids = answer_stop_ids(generator.model, template, generator.tokenizer)
+
+    @classmethod
+    def open(cls, config: ChatModelConfig) -> LocalChatModel:
+        """Open the model of a configuration.
+
+        Raises:
+            ValueError: the folder is not a model, or has no tokenizer.
+        """
+        folder = ModelName.parse(config.model).folder
+        template = ChatTemplate.load(config.template) if config.template else ChatTemplate.of_model(folder)
+        generator, loaded = open_generator(config.model, dtype=config.dtype, max_slots=config.batch_size)
+        description = {
+            "model": config.model,
+            "fingerprint": checkpoint.fingerprint(loaded.config, loaded.params),
+            "template": hashlib.blake2b(template.source.encode(), digest_size=16).hexdigest(),
+        }
+        return cls(
+            generator,
+            template,
+            description,
+            batch_size=config.batch_size,
+            max_prompt_tokens=config.max_prompt_tokens,
+        )
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self.generator.tokenizer
+
+    def chat(
+        self, requests: Sequence[ChatRequest], *, accept: Callable[[str], bool] | None = None
+    ) -> list[list[ChatResponse] | RequestError]:
+        """Answer conversations; see `ChatModel.chat`.
+
+        Raises:
+            ChatTemplateOverrun: the template needs more time or memory than its limits allow.
+        """
+        del accept  # Asking again would give the same text.
+        return self._generate(requests, [self._encode_chat(request) for request in requests], self._answer_stop_ids)
+
+    def complete(self, requests: Sequence[CompletionRequest]) -> list[list[ChatResponse] | RequestError]:
+        """Continue prompts; see `ChatModel.complete`."""
+        stop_ids = default_stop_ids(self.generator.model, self.tokenizer)
+        return self._generate(requests, [self._encode(request.prompt, request.bos) for request in requests], stop_ids)
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[list[Score] | RequestError]:
+        """Score continuations, at most `batch_size` at the same time; see `ChatModel.score`."""
+        encoded = [self._encode_score(request) for request in requests]
+        results: list[list[Score] | RequestError] = [one if isinstance(one, RequestError) else [] for one in encoded]
+        # Contexts of similar length share a batch, so that little is padded.
+        wanted = [i for i, one in enumerate(encoded) if not isinstance(one, RequestError) and one[1]]
+        wanted.sort(key=lambda i: len(encoded[i][0]))
+        while wanted:
+            most = max(len(encoded[i][1]) for i in wanted[: self._batch_size])
+            batch, wanted = wanted[: max(1, self._batch_size // most)], wanted[max(1, self._batch_size // most) :]
+            contexts, continuations = zip(*(encoded[i] for i in batch), strict=True)
+            for i, scores in zip(
+                batch, score_batch(self.generator, contexts, continuations, self._batch_size), strict=True
+            ):
+                results[i] = scores
+        return results
+
+    def close(self) -> None:
+        """Release the parameters."""
+        self.generator = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def _generate(
+        self,
+        requests: Sequence[ChatRequest | CompletionRequest],
+        encoded: Sequence[np.ndarray | RequestError],
+        stop_ids: tuple[int, ...],
+    ) -> list[list[ChatResponse] | RequestError]:
+        checked = [
+            ids if isinstance(ids, RequestError) else self._check(ids, request.stop.max_new_tokens)
+            for ids, request in zip(encoded, requests, strict=True)
+        ]
+        results: list[list[ChatResponse] | RequestError] = [
+            one if isinstance(one, RequestError) else [] for one in checked
+        ]
+        valid = [i for i, one in enumerate(checked) if not isinstance(one, RequestError)]
+
+        def settings(i: int) -> tuple[Any, ...]:
+            return requests[i].sampling, requests[i].stop, requests[i].seed, requests[i].n
+
+        for (sampling, stop, seed, n), group in itertools.groupby(valid, key=settings):
+            members = list(group)
+            stop = dataclasses.replace(stop, ids=(*stop_ids, *(stop.ids or ())))
+            completions = self.generator.generate(
+                [checked[i] for i in members], sampling=sampling, stop=stop, seed=seed, samples=n
+            )
+            for number, completion in enumerate(completions):
+                i = members[number // n]
+                reason = "length" if completion.finish_reason == "length" else "stop"
+                usage = Usage(len(checked[i]), len(completion.token_ids))
+                results[i].append(ChatResponse(completion.text, reason, usage, 0, completion.token_ids))
+        return results
+
+    def _encode_chat(self, request: ChatRequest) -> np.ndarray | RequestError:
+        variables = template_variables(request.variables)
+        try:
+            chat = self.template.encode(self.tokenizer, request.messages, add_generation_prompt=True, **variables)
+        except ChatTemplateOverrun:
+            raise
+        except ValueError as error:
+            return RequestError(f"the chat template refuses it: {error}")
+        if not 0 < len(chat.ids) <= self._max_prompt_tokens:
+            return RequestError(f"{len(chat.ids)} tokens, not 1 to max_prompt_tokens={self._max_prompt_tokens}")
+        return chat.ids
+
+    def _encode(self, prompt: Prompt, bos: bool) -> np.ndarray | RequestError:
+        try:
+            ids = np.asarray(self.tokenizer.encode(prompt, bos=bos) if isinstance(prompt, str) else prompt)
+        except ValueError as error:
+            return RequestError(f"the prompt is not text: {error}")
+        if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu":
+            return RequestError(f"the prompt has shape {ids.shape} of {ids.dtype}: it must be at least one token id")
+        return ids
+
+    def _encode_score(self, request: ScoreRequest) -> tuple[np.ndarray, list[np.ndarray]] | RequestError:
+        parts = (request.context, *request.continuations)
+        texts = [isinstance(part, str) for part in parts]
+        if any(texts) and not all(texts):
+            return RequestError("context and continuations must be all texts or all token ids")
+        if all(texts):
+            try:
+                context, continuations = split_texts(
+                    self.tokenizer, request.context, request.continuations, bos=request.bos
+                )
+            except ValueError as error:
+                return RequestError(f"the context or a continuation is not text: {error}")
+        else:
+            context, *continuations = (np.asarray(part, np.int32) for part in parts)
+        if not len(context):
+            return RequestError(NOTHING_BEFORE)
+        for ids in continuations:
+            if isinstance(problem := self._check(np.concatenate([context, ids]), 0), RequestError):
+                return problem
+        return context, continuations
+
+    def _check(self, ids: np.ndarray, more: int) -> np.ndarray | RequestError:
+        """Return ids, or why the model cannot read them and write `more` tokens."""
+        last = self.generator.model.config.vocab_size - 1
+        if ids.min() < 0 or ids.max() > last:
+            return RequestError(f"token ids from {ids.min()} to {ids.max()}: the model's go from 0 to {last}")
+        if len(ids) + more > self.generator.max_length:
+            return RequestError(
+                f"{len(ids)} tokens, with max_new_tokens={more} more than the model's {self.generator.max_length}"
+            )
+        return ids

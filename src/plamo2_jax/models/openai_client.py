@@ -1,0 +1,314 @@
+"""Client of an OpenAI-compatible server, such as vLLM. Failures that may pass are retried after growing pauses; others are reported."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import queue
+import random
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from plamo2_jax.engine.sampling import SamplingConfig
+from plamo2_jax.engine.stop import StopConfig
+from plamo2_jax.models import openai_format
+from plamo2_jax.models.chat_model import (
+    NOTHING_BEFORE,
+    ChatRequest,
+    ChatResponse,
+    CompletionRequest,
+    RequestError,
+    Score,
+    ScoreRequest,
+)
+from plamo2_jax.models.config import ChatModelConfig, api_key
+from plamo2_jax.models.deadline_http import build_opener
+from plamo2_jax.models.openai_format import EndpointError, MalformedResponse
+
+_LONGEST_PAUSE = 60.0
+_LARGEST_BODY = 4 << 20
+_LARGEST_SCORES = 64 << 20
+_SHOWN = 200
+"""Characters of a server's text in our messages."""
+# Wrong key, wrong address, wrong model: no request will fare better.
+_HOPELESS = (401, 403, 404, 405)
+
+
+class _Temporary(Exception):
+    """A failure that may be gone at the next attempt."""
+
+    def __init__(self, reason: str, pause: float = 0.0):
+        super().__init__(reason)
+        self.pause = pause
+
+
+class _Refused(Exception):
+    """A request that would be refused again."""
+
+
+class _Call(NamedTuple):
+    """One HTTP request, and how to read its response."""
+
+    path: str
+    body: Mapping[str, Any]
+    read: Callable[[Any, int], Any]
+    """From the response's JSON and the number of failed attempts to the result; raises MalformedResponse."""
+    accept: Callable[[str], bool] | None = None
+    """Whether the text of a result is usable."""
+    largest: int = _LARGEST_BODY
+
+
+class OpenAIClient:
+    """A `ChatModel` behind a server.
+
+    Its threads are daemons: neither the end of the program nor `close` waits for a response that may never come.
+
+    Raises:
+        ValueError: the environment does not hold the API key.
+    """
+
+    parallel = True
+
+    def __init__(self, config: ChatModelConfig):
+        self._config, self._key = config, api_key(config)
+        self._address = config.url.rstrip("/")
+        self._opener = build_opener()
+        self._closed: Future[None] = Future()
+        self._calls: queue.SimpleQueue[tuple[Future[Any], _Call] | None] = queue.SimpleQueue()
+        for _ in range(config.concurrency):
+            threading.Thread(target=self._serve, name="openai-client", daemon=True).start()
+        self.description = {"model": config.model, "url": config.url}
+
+    def chat(
+        self, requests: Sequence[ChatRequest], *, accept: Callable[[str], bool] | None = None
+    ) -> list[list[ChatResponse] | RequestError]:
+        """Answer conversations; see `ChatModel.chat`. Each sample is a request of its own, with a seed of its own.
+
+        Raises:
+            EndpointError: the server refuses every request: wrong key, address or model.
+            CancelledError: another thread called `close`.
+        """
+
+        def call(request: ChatRequest, sample: int) -> _Call:
+            body = {"model": self._config.model, "messages": openai_format.messages(request.messages)}
+            body |= _sampling(request.sampling, request.stop, row_seed(request.seed, request.id, sample))
+            if (tools := request.variables.get("tools")) is not None:
+                body["tools"] = tools
+            return _Call("chat/completions", body, openai_format.read_chat, accept)
+
+        return self._samples(requests, call)
+
+    def complete(self, requests: Sequence[CompletionRequest]) -> list[list[ChatResponse] | RequestError]:
+        """Continue prompts; see `ChatModel.complete`. With `bos`, the server's tokenizer decides about special tokens, as it always does.
+
+        Raises:
+            EndpointError, CancelledError: as `chat`.
+        """
+
+        def call(request: CompletionRequest, sample: int) -> _Call:
+            prompt = _prompt(request.prompt)
+            seed = row_seed(request.seed, request.id or str(prompt), sample)
+            body = {"model": self._config.model, "prompt": prompt, **_bos(prompt, request.bos)}
+            body |= _sampling(request.sampling, request.stop, seed)
+            return _Call("completions", body, openai_format.read_completion)
+
+        return self._samples(requests, call)
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[list[Score] | RequestError]:
+        """Score continuations; see `ChatModel.score`. The server must return the log-probabilities of prompts (`echo`), as vLLM does.
+
+        Raises:
+            EndpointError: it does not; or as `chat`.
+            CancelledError: as `chat`.
+        """
+
+        def call(request: ScoreRequest) -> _Call:
+            context, continuations = _prompt(request.context), list(map(_prompt, request.continuations))
+            # The context alone shows where the tokens of a joint text begin to differ.
+            prompts = [context, *(context + continuation for continuation in continuations)]
+            body = {"model": self._config.model, "prompt": prompts, **_bos(context, request.bos)}
+            body |= {"max_tokens": 1, "temperature": 0.0, "logprobs": 1, "echo": True}
+            read = openai_format.score_reader(prompts, self._address)
+            return _Call("completions", body, read, largest=_LARGEST_SCORES)
+
+        # Servers refuse an empty prompt; of an empty text they read the special tokens.
+        known = [len(request.context) > 0 or (isinstance(request.context, str) and request.bos) for request in requests]
+        results = iter(self._run([call(request) for request, read in zip(requests, known, strict=True) if read]))
+        return [next(results) if read else RequestError(NOTHING_BEFORE) for read in known]
+
+    def close(self) -> None:
+        """Give up all pending requests; may be called from another thread."""
+        if not self._closed.done():
+            self._closed.set_result(None)
+            for _ in range(self._config.concurrency):
+                self._calls.put(None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def _samples(self, requests: Sequence[Any], call: Callable[[Any, int], _Call]) -> list[Any]:
+        """Make a call for each sample of each request; for each request its responses, or the first error."""
+        responses = iter(self._run([call(request, sample) for request in requests for sample in range(request.n)]))
+        results = []
+        for request in requests:
+            some = [next(responses) for _ in range(request.n)]
+            results.append(next((one for one in some if isinstance(one, RequestError)), some))
+        return results
+
+    def _run(self, calls: Sequence[_Call]) -> list[Any]:
+        """Make calls, `concurrency` at the same time; the results in order, or a RequestError each."""
+        futures: list[Future[Any]] = []
+        results = []
+        try:
+            for call in calls:
+                futures.append(Future())
+                self._calls.put((futures[-1], call))
+            for future in futures:
+                wait((future, self._closed), return_when=FIRST_COMPLETED)
+                if self._closed.done():
+                    raise CancelledError
+                results.append(future.result())
+        finally:
+            for future in futures:
+                future.cancel()
+        return results
+
+    def _serve(self) -> None:
+        """Make one call after another, until `close`: the work of a thread."""
+        while (waiting := self._calls.get()) is not None:
+            future, call = waiting
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(self._call(call))
+            except BaseException as error:  # Whoever waits for the result gets the error.
+                future.set_exception(error)
+
+    def _call(self, call: _Call) -> Any:
+        reason, attempts = "", 1 + self._config.max_retries
+        for attempt in range(attempts):
+            try:
+                result = call.read(self._post(call), attempt)
+                if call.accept is None or call.accept(result.text):
+                    return result
+                raise _Temporary(f"not an answer to what was asked: {result.text[:80]!r}")
+            except _Refused as error:
+                return RequestError(str(error), attempt)
+            except (_Temporary, MalformedResponse) as error:
+                reason = str(error)
+                if attempt + 1 < attempts:
+                    bound = min(_LONGEST_PAUSE, self._config.backoff * 2**attempt)
+                    wanted = min(getattr(error, "pause", 0.0), _LONGEST_PAUSE)
+                    # Random, so that requests do not return all at once (and unseeded: two runs against one server should not meet).
+                    self._pause(max(wanted, random.uniform(bound / 2, bound)))
+            if self._closed.done():
+                return RequestError("given up", attempt)
+        return RequestError(f"{reason} ({attempts} attempt{'s' * (attempts > 1)})", attempts - 1)
+
+    def _pause(self, seconds: float) -> None:
+        wait((self._closed,), seconds)
+
+    def _post(self, call: _Call) -> bytes:
+        headers = {"Content-Type": "application/json"}
+        if self._key is not None:
+            headers["Authorization"] = f"Bearer {self._key}"
+        address = f"{self._address}/{call.path}"
+        request = urllib.request.Request(address, json.dumps(call.body).encode(), headers)
+        try:
+            with self._opener.open(request, timeout=self._config.timeout) as response:
+                return _read_body(response, call.largest)
+        except urllib.error.HTTPError as error:
+            with error:
+                raise self._judge(error, address) from None
+        except TimeoutError:
+            raise _Temporary(self._late) from None
+        except urllib.error.URLError as error:
+            if isinstance(error.reason, TimeoutError):
+                raise _Temporary(self._late) from None
+            raise _Temporary(f"no connection: {_shown(str(error.reason))}") from None
+        except (http.client.HTTPException, OSError) as error:
+            raise _Temporary(f"broken answer: {type(error).__name__}") from None
+
+    def _judge(self, error: urllib.error.HTTPError, address: str) -> Exception:
+        """Return the exception that an error status means."""
+        status = _shown(f"HTTP {error.code} {error.reason}")
+        if error.code in (408, 409, 425, 429) or error.code >= 500:
+            pause = error.headers.get("Retry-After", "")
+            return _Temporary(status, float(pause) if pause.isdecimal() else 0.0)
+        if error.code in _HOPELESS or error.code < 400:
+            return EndpointError(f"{address} refuses requests for the model {self._config.model!r}: {status}")
+        detail, late = b"", ""
+        try:
+            while len(detail) < 4 * _SHOWN and (part := error.fp.read1(4 * _SHOWN)):
+                detail += part
+        except TimeoutError:
+            late = f" ({self._late})"
+        except (http.client.HTTPException, OSError):
+            pass  # The status says enough.
+        return _Refused(f"{status}: {_shown(detail.decode(errors='replace')) or 'no reason given'}{late}")
+
+    @property
+    def _late(self) -> str:
+        return f"no answer in {self._config.timeout:g} s"
+
+
+def row_seed(seed: int, id: str, sample: int) -> int:
+    """Return 31 bits for one answer, made of the seed, the request's id and the number of the sample."""
+    digest = hashlib.blake2b(f"{seed}\n{sample}\n{id}".encode("utf-8", "surrogatepass"), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _sampling(sampling: SamplingConfig, stop: StopConfig, seed: int) -> dict[str, Any]:
+    """The settings of a request's body; those that OpenAI's own interface lacks are left out at their defaults."""
+    body = {
+        "max_tokens": stop.max_new_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "seed": seed,
+    }
+    extra = {
+        "stop": (list(stop.strings), []),
+        "stop_token_ids": (list(stop.ids or ()), []),
+        "min_tokens": (stop.min_new_tokens, 0),
+        "top_k": (sampling.top_k, None),
+        "min_p": (sampling.min_p, 0.0),
+        "repetition_penalty": (sampling.repetition_penalty, 1.0),
+    }
+    return body | {name: value for name, (value, default) in extra.items() if value != default}
+
+
+def _prompt(prompt: Any) -> str | list[int]:
+    """A text, or ids as JSON has them."""
+    return prompt if isinstance(prompt, str) else np.asarray(prompt).tolist()
+
+
+def _bos(prompt: str | list[int], bos: bool) -> dict[str, bool]:
+    """Servers put their special tokens before texts, never before ids; vLLM and others leave them out on request."""
+    return {} if bos or not isinstance(prompt, str) else {"add_special_tokens": False}
+
+
+def _read_body(response: http.client.HTTPResponse, largest: int) -> bytes:
+    """The body, unless it is too large."""
+    parts, size = [], 0
+    while part := response.read1(1 << 16):
+        parts.append(part)
+        size += len(part)
+        if size > largest:
+            raise _Temporary(f"an answer of more than {largest:,} bytes")
+    return b"".join(parts)
+
+
+def _shown(text: str) -> str:
+    """A server's text for a message: short, on one line, without control characters."""
+    line = "".join(c if c.isprintable() else " " for c in text[: 4 * _SHOWN])
+    return " ".join(line.split())[:_SHOWN]

@@ -1,0 +1,132 @@
+"""The JSON of OpenAI's interface: what is sent, and what is read out of a response that anybody may have written."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from plamo2_jax.errors import PlamoError
+from plamo2_jax.models.chat_model import NOTHING_BEFORE, ChatResponse, FinishReason, RequestError, Score, Usage
+
+_MALFORMED = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
+_REASONS: tuple[FinishReason, ...] = ("stop", "length", "tool_calls", "content_filter")
+
+
+class MalformedResponse(Exception):
+    """A response is not what was asked for; the message says what it is."""
+
+
+class EndpointError(PlamoError):
+    """A server refuses every request, or cannot do what is asked; the message says why."""
+
+
+def messages(given: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return messages as OpenAI's interface takes them: the arguments of a tool call are JSON text there."""
+
+    def call(one: Mapping[str, Any]) -> dict[str, Any]:
+        function = one["function"]
+        arguments = json.dumps(function["arguments"], ensure_ascii=False)
+        return {**one, "function": {**function, "arguments": arguments}}
+
+    return [
+        {**message, "tool_calls": [call(one) for one in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else dict(message)
+        for message in given
+    ]
+
+
+def read_chat(body: bytes, retries: int) -> ChatResponse:
+    """Read a chat completion.
+
+    Raises:
+        MalformedResponse: it is not one.
+    """
+    return _read_text(body, retries, lambda choice: choice["message"]["content"], "a chat completion")
+
+
+def read_completion(body: bytes, retries: int) -> ChatResponse:
+    """Read a completion.
+
+    Raises:
+        MalformedResponse: it is not one.
+    """
+    return _read_text(body, retries, lambda choice: choice["text"], "a completion")
+
+
+def score_reader(prompts: Sequence[str | list[int]], server: str) -> Callable[[bytes, int], list[Score] | RequestError]:
+    """Return a function that reads the scores of continuations out of echoed prompts.
+
+    Args:
+        prompts: the context, and then the context with each of its continuations.
+        server: the address, for messages.
+
+    The function raises MalformedResponse where the response holds no log-probabilities, and EndpointError where it holds none of the
+    prompts.
+    """
+
+    def read(body: bytes, retries: int) -> list[Score] | RequestError:
+        try:
+            choices = sorted(json.loads(body)["choices"], key=lambda choice: choice["index"])
+            rows = [_echoed(choice["logprobs"], prompt) for choice, prompt in zip(choices, prompts, strict=True)]
+        except _MALFORMED:
+            raise MalformedResponse(f"the answer holds no log-probabilities: {body[:80]!r}") from None
+        if any(row is None for row in rows):
+            raise EndpointError(
+                f"{server} does not return the log-probabilities of a prompt (echo with logprobs), so it cannot score texts: use a server "
+                "that does, such as vLLM, or open the model in this process"
+            )
+        names = [[name for name, _, _ in row] for row in rows]
+        shared = next(
+            (i for i, some in enumerate(zip(*names, strict=False)) if len(set(some)) > 1), min(map(len, names))
+        )
+        if shared == 0:
+            return RequestError(NOTHING_BEFORE, retries)
+        scores = []
+        for row in rows[1:]:
+            logprobs = tuple(logprob for _, logprob, _ in row[shared:])
+            scores.append(Score(math.fsum(logprobs), all(greedy for *_, greedy in row[shared:]), logprobs))
+        return scores
+
+    return read
+
+
+def _echoed(found: Mapping[str, Any], prompt: str | list[int]) -> list[tuple[Any, float, bool]] | None:
+    """Token, log-probability and whether it is the likeliest, for each token of an echoed prompt; None where it was not echoed.
+
+    The last entry is the one token that had to be generated.
+    """
+    logprobs, top = found["token_logprobs"][:-1], found["top_logprobs"][:-1]
+    names = prompt if isinstance(prompt, list) else found["tokens"][:-1]
+    if not len(logprobs) or (isinstance(prompt, list) and len(logprobs) != len(prompt)):
+        return None
+    row = []
+    for place, (name, logprob, others) in enumerate(zip(names, logprobs, top, strict=True)):
+        if logprob is None and place == 0:
+            row.append((name, math.nan, False))  # Nothing comes before the first token.
+            continue
+        if isinstance(logprob, bool) or not math.isfinite(logprob):
+            raise ValueError
+        row.append((name, float(logprob), logprob >= max(others.values())))
+    return row
+
+
+def _read_text(body: bytes, retries: int, text_of: Callable[[Any], Any], what: str) -> ChatResponse:
+    try:
+        found = json.loads(body)
+        choice = found["choices"][0]
+        text = text_of(choice)
+        text.encode()
+        reason = choice.get("finish_reason")
+        usage = found.get("usage") or {}
+        counts = Usage(_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")))
+    except _MALFORMED:
+        raise MalformedResponse(f"the answer is not {what}: {body[:80]!r}") from None
+    return ChatResponse(text, reason if reason in _REASONS else "unknown", counts, retries)
+
+
+def _count(value: Any) -> int | None:
+    known = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53
+    return value if known else None

@@ -1,0 +1,38 @@
+"""Opening a chat model by its name."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from plamo2_jax.errors import PlamoError
+from plamo2_jax.models.chat_model import ChatModel
+from plamo2_jax.models.config import ChatModelConfig
+
+
+def open(name: str | os.PathLike[str] | ChatModelConfig, **fields: Any) -> ChatModel:
+    """Open a chat model. Use it as a context manager, or call `close` at the end.
+
+    Args:
+        name: a run folder, RUN@STEP, RUN@ema, a folder of the public layout, a folder of adapters, the address of an
+            OpenAI-compatible server (http://HOST/v1 or https://HOST/v1), or a whole configuration.
+        fields: fields of `ChatModelConfig`; with an address, `model` names the model on the server.
+
+    Raises:
+        ValueError: the folder is not a model or has no tokenizer, a field is out of range, or the environment holds no API key.
+    """
+    if isinstance(name, ChatModelConfig):
+        config = name
+    elif str(name).startswith(("http://", "https://")):
+        if not fields.get("model"):
+            raise PlamoError(f"{name} is the address of a server: give the name of the model there as `model`")
+        config = ChatModelConfig(url=str(name), **fields)
+    else:
+        config = ChatModelConfig(os.fspath(name), **fields)
+    if config.url is not None:
+        from plamo2_jax.models.openai_client import OpenAIClient
+
+        return OpenAIClient(config)
+    from plamo2_jax.models.local import LocalChatModel
+
+    return LocalChatModel.open(config)

@@ -1,0 +1,107 @@
+"""Log-probabilities of given continuations under a model in this process. A context is read once, in pieces, for all of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from plamo2_jax.engine.generator import Generator
+from plamo2_jax.engine.prefill import power_of_two, read_prompts, repeat_rows
+from plamo2_jax.model import Plamo2
+from plamo2_jax.model.cache import Cache
+from plamo2_jax.models.chat_model import Score
+from plamo2_jax.tokenizer.tokenizer import Tokenizer
+
+
+def split_texts(
+    tokenizer: Tokenizer, context: str, continuations: Sequence[str], *, bos: bool = True
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Tokenize a context and its continuations by the rule of `ScoreRequest`.
+
+    Returns:
+        Ids [t] of the context, and of each continuation.
+    """
+    whole = [np.asarray(tokenizer.encode(context + text, bos=bos)) for text in continuations]
+    prompt = np.asarray(tokenizer.encode(context, bos=bos))
+    shared = min([len(prompt), *(_shared(prompt, ids) for ids in whole)])
+    return prompt[:shared], [ids[shared:] for ids in whole]
+
+
+def _shared(a: np.ndarray, b: np.ndarray) -> int:
+    """Return the length of the longest common beginning."""
+    n = min(len(a), len(b))
+    different = np.flatnonzero(a[:n] != b[:n])
+    return int(different[0]) if different.size else n
+
+
+def score_batch(
+    generator: Generator, contexts: Sequence[np.ndarray], continuations: Sequence[Sequence[np.ndarray]], max_rows: int
+) -> list[list[Score]]:
+    """Score the continuations of some contexts, all in one batch.
+
+    Args:
+        generator: the model.
+        contexts: b rows of ids, none empty.
+        continuations: for each context its rows of ids; one may be empty.
+        max_rows: continuations read at the same time.
+
+    Returns:
+        For each context a score for each of its continuations.
+    """
+    model, params, b = generator.model, generator.params, len(contexts)
+    longest = max([1, *(len(ids) for row in continuations for ids in row)])
+    # The last token of each context is read with the continuations: it predicts their first token.
+    cache = read_prompts(
+        model,
+        params,
+        [context[:-1] for context in contexts],
+        rows=b,
+        max_length=power_of_two(max(map(len, contexts)) + longest, 64),
+        prefill_size=generator.prefill_size,
+    )
+    v = model.config.vocab_size
+    drawable = jnp.arange(v) < (v if generator.tokenizer is None else generator.tokenizer.vocab_size)
+    scores: list[list[Score]] = [[] for _ in contexts]
+    most, step = max(map(len, continuations)), max(1, max_rows // b)
+    for first in range(0, most, step):
+        count = min(step, most - first)
+        inputs, targets, segments = np.zeros((3, b * count, power_of_two(longest, 16)), np.int32)
+        for i, (context, row) in enumerate(zip(contexts, continuations, strict=True)):
+            for j, ids in enumerate(row[first : first + count]):
+                place = i * count + j
+                inputs[place, : len(ids)] = [context[-1], *ids[:-1]][: len(ids)]
+                targets[place, : len(ids)] = ids
+                segments[place, : len(ids)] = 1
+        outcome = _score(model, params, repeat_rows(cache, count), inputs, targets, segments, drawable)
+        sums, greedy, logprobs = map(np.asarray, outcome)
+        for i, row in enumerate(continuations):
+            for j, ids in enumerate(row[first : first + count]):
+                place = i * count + j
+                scores[i].append(
+                    Score(float(sums[place]), bool(greedy[place]), tuple(logprobs[place, : len(ids)].tolist()))
+                )
+    return scores
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _score(
+    model: Plamo2,
+    params: dict,
+    cache: Cache,
+    inputs: Int[Array, "b t"],
+    targets: Int[Array, "b t"],
+    segment_ids: Int[Array, "b t"],
+    drawable: Bool[Array, " v"],
+) -> tuple[Float[Array, " b"], Bool[Array, " b"], Float[Array, "b t"]]:
+    """Where segment_ids is not 0: the sum of the targets' log-probabilities, whether all are the likeliest, and each of them."""
+    logits, _ = model.apply({"params": params}, inputs, segment_ids, cache=cache)
+    logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), targets[..., None], axis=-1)[..., 0]
+    scored = segment_ids != 0
+    # Greedy decoding never writes the rows of the embedding that only pad it.
+    likeliest = jnp.argmax(jnp.where(drawable, logits, -jnp.inf), axis=-1) == targets
+    return jnp.sum(jnp.where(scored, logprobs, 0), axis=-1), jnp.all(likeliest | ~scored, axis=-1), logprobs

@@ -1,0 +1,40 @@
+"""Validation of configuration fields, with one form of message."""
+
+from __future__ import annotations
+
+import operator
+import reprlib
+from typing import Any
+
+from plamo2_jax.errors import PlamoError
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 6
+
+
+def shown(value: Any) -> str:
+    """Return a value as text for a message, shortened where it is long."""
+    try:
+        text = _SHORT.repr(value)
+    except ValueError:  # an integer with more digits than Python converts
+        return "an integer of thousands of digits"
+    return text if len(text) <= 120 else f"{text[:80]}...{text[-20:]}"
+
+
+def require(config: Any, name: str, condition: Any, allowed: str, *, where: str | None = None) -> None:
+    """Refuse a configuration whose field does not meet a condition.
+
+    Args:
+        config: the configuration, usually a dataclass in its `__post_init__`.
+        name: the field; dots lead into a field of a field.
+        condition: whether the field's value is allowed.
+        allowed: ends the sentence "it must be ...".
+        where: names the configuration in the message; None: its class.
+
+    Raises:
+        PlamoError: the condition does not hold; the message names the field, its value and what is allowed.
+    """
+    if not condition:
+        value = shown(operator.attrgetter(name)(config))
+        raise PlamoError(f"{where or type(config).__name__}.{name}={value} is not allowed: it must be {allowed}")

@@ -1,0 +1,147 @@
+"""The linear primitive: precision of products, and quantized weights in the place of arrays."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from plamo2_jax import checkpoint
+from plamo2_jax.model import Plamo2, declarations, init_params, logical_axes
+from plamo2_jax.model.axes import is_axes, is_matrix, map_with_axes
+from plamo2_jax.model.linear import array_axes, multiply
+from plamo2_jax.model.quantized import QuantizedArray, quantize, quantize_params
+from plamo2_jax.sharding.mesh import MeshConfig, make_mesh
+from plamo2_jax.sharding.rules import param_shardings
+
+
+@pytest.fixture(scope="module")
+def model(model):
+    """Of one layer of each kind: compiled in a third of the time."""
+    return Plamo2(dataclasses.replace(model.config, num_hidden_layers=2, full_attention_idx=()))
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
+
+
+def products(model, method, platform, *shapes):
+    """The matrix products of a program lowered for a platform: the text of each `dot_general`."""
+    lowered = jax.jit(method).trace(*shapes).lower(lowering_platforms=(platform,))
+    found = re.findall(r"stablehlo\.dot_general.*", lowered.as_text())
+    assert len(found) > 20
+    return found
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_float32_activations_mean_full_products(model, params, platform):
+    """In the forward and the backward pass, and with a cache."""
+    abstract = jax.eval_shape(lambda: params)
+    tokens = jax.ShapeDtypeStruct((2, 40), jnp.int32)
+
+    def loss(model, params, tokens):
+        logits, _ = model.apply({"params": params}, tokens)
+        _, cache = model.apply({"params": params}, tokens[:, :8], cache=model.init_cache(2, 64))
+        cached, _ = model.apply({"params": params}, tokens[:, :1], cache=cache)
+        return jnp.sum(logits) + jnp.sum(cached)
+
+    def gradient(dtype):
+        typed = model.clone(dtype=dtype, implementation="xla", attention_implementation="xla")
+        return lambda params, tokens: jax.grad(lambda p: loss(typed, p, tokens))(params)
+
+    full = products(model, gradient(jnp.float32), platform, abstract, tokens)
+    assert [dot for dot in full if "precision = [HIGHEST, HIGHEST]" not in dot] == []
+    if platform == "cuda":
+        return
+    reduced = products(model, gradient(jnp.bfloat16), platform, abstract, tokens)
+    # The hardware's own, but for the running sums of the scan.
+    assert sum("HIGHEST" in dot for dot in reduced) < len(reduced) / 4
+    assert all("HIGHEST" not in dot for dot in reduced if re.search(r"tensor<[^>]*bf16>, tensor<[^>]*bf16>", dot))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group_size", [None, 8])
+def test_values_are_rounded_to_the_nearest_step(rng, bits, symmetric, group_size):
+    weight = jnp.asarray(rng.normal(size=(3, 16, 5)) + 0.5, jnp.float32)
+    quantized = quantize(weight, (-2,), bits, group_size, symmetric)
+    assert quantized.shape == weight.shape
+    assert quantized.values.shape == (3, 5, 16)
+    assert quantized.values.dtype == {4: jnp.int4, 8: jnp.int8}[bits]
+    groups = 1 if group_size is None else 2
+    assert quantized.scales.shape == (3, 5, groups)
+    step = np.repeat(np.asarray(quantized.scales), 16 // groups, axis=-1).transpose(0, 2, 1)
+    error = np.abs(np.asarray(quantized.dequantize()) - weight)
+    # An uneven range also rounds the integer of zero.
+    assert np.all(error <= (0.5 if symmetric else 1.0) * step * 1.001)
+    assert np.max(error) > 0.1 * np.max(step)
+
+
+def test_constant_and_empty_groups(rng):
+    zeros = quantize(jnp.zeros((8, 4)), (-2,))
+    assert np.all(np.asarray(zeros.dequantize()) == 0)
+    with pytest.raises(ValueError, match=r"group_size=3 is not allowed: it must divide the 8 inputs"):
+        quantize(jnp.zeros((8, 4)), (-2,), group_size=3)
+
+
+def test_a_quantized_product_is_that_of_its_values(rng):
+    """For a weight of several input axes, which is stored in another order."""
+    weight = jnp.asarray(rng.normal(size=(3, 4, 6)), jnp.float32)
+    x = jnp.asarray(rng.normal(size=(2, 5, 3, 4)), jnp.float32)
+    quantized = quantize(weight, (-3, -2), group_size=4)
+    expected = np.einsum("bthp,hpd->btd", x, np.asarray(quantized.dequantize()))
+    np.testing.assert_allclose(multiply("bthp,hpd->btd", x, quantized), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("bits", "group_size", "bound"), [(8, None, 0.06), (4, 4, 0.6)])
+def test_a_quantized_model_runs_and_decodes(model, params, rng, bits, group_size, bound):
+    """All matrices, embedding and head included: a whole row, and a prefill and a token after it with a cache."""
+    tokens = jnp.asarray(rng.integers(0, model.config.vocab_size, (2, 16)), jnp.int32)
+    quantized = quantize_params(params, declarations(model), bits, group_size)
+    axes = jax.tree.leaves(logical_axes(model), is_leaf=is_axes)
+    found = jax.tree.leaves(quantized, is_leaf=lambda leaf: isinstance(leaf, QuantizedArray))
+    assert sum(isinstance(leaf, QuantizedArray) for leaf in found) == sum(map(is_matrix, axes))
+
+    @jax.jit
+    def run(params):
+        whole, _ = model.apply({"params": params}, tokens)
+        first, cache = model.apply({"params": params}, tokens[:, :12], cache=model.init_cache(2, 16))
+        token, _ = model.apply({"params": params}, tokens[:, 12:13], cache=cache)
+        return whole[:, :13], jnp.concatenate([first, token], axis=1)
+
+    exact = jax.jit(lambda params: model.apply({"params": params}, tokens[:, :13])[0])(params)
+    whole, decoded = run(quantized)
+    np.testing.assert_allclose(decoded, whole, atol=1e-4 * np.abs(whole).max())
+    error = np.linalg.norm(whole - exact) / np.linalg.norm(exact)
+    assert 1e-4 < error < bound
+
+
+def test_quantized_parameters_are_counted_placed_and_stored(model, params, tmp_path):
+    quantized = quantize_params(params, declarations(model), group_size=8)
+    names = array_axes(logical_axes(model), quantized)
+    assert jax.tree.structure(map_with_axes(lambda axes, leaf: leaf, names, quantized)) == jax.tree.structure(quantized)
+    mesh = make_mesh(MeshConfig(fsdp=2), jax.devices()[:2])
+    placed = jax.device_put(quantized, param_shardings(names, quantized, mesh, "fsdp"))
+    values = placed["run_0"]["layer_0"]["mlp"]["down"].values
+    count, embed, mlp = values.shape
+    assert values.sharding.shard_shape(values.shape) == (count, embed // 2, mlp)
+    tokens = jnp.ones((4, 8), jnp.int32)
+    run = jax.jit(lambda params: model.apply({"params": params}, tokens)[0])
+    np.testing.assert_allclose(run(placed), run(quantized), atol=2e-5)
+    checkpoint.save_model(tmp_path / "run", model.config, quantized)
+    restored = checkpoint.restore_params(tmp_path / "run", jax.eval_shape(lambda: quantized))
+    jax.tree.map(np.testing.assert_array_equal, restored, quantized)
+
+
+def test_a_weight_of_another_shape_is_refused(model, params):
+    wrong = {**params, "embedding": quantize(jnp.zeros((7, model.config.hidden_size)), (-1,))}
+    with pytest.raises(Exception, match="embedding"):
+        model.apply({"params": wrong}, jnp.ones((1, 4), jnp.int32))
+
+
+def test_new_parameters_are_arrays(model):
+    made = jax.eval_shape(lambda: init_params(Plamo2(model.config), jax.random.key(0)))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(made))
