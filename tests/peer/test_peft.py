@@ -54,5 +54,5 @@ def test_peft_adds_what_we_add(lora, tmp_path):
         linear.weight.data = torch.tensor(weight)
         place.add_module(leaf, linear)
     merged = peft.PeftModel.from_pretrained(root, str(tmp_path / "adapter")).merge_and_unload().state_dict()
-    for name, weight in public(Adapters(CONFIG, lora).apply(params, adapters)).items():
+    for name, weight in public(Adapters(CONFIG, lora).merge(params, adapters)).items():
         np.testing.assert_allclose(merged[name].numpy(), weight, rtol=1e-4, atol=1e-4, err_msg=name)
