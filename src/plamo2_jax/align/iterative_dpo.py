@@ -18,8 +18,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from plamo2_jax.align.preference_data.config import PreferenceDataConfig, identity
-from plamo2_jax.align.preference_data.entries import CONFIG, OR_AGAIN, read_report, renamed
+from plamo2_jax.align.preference_data.config import PreferenceDataConfig, identity, stored_identity
+from plamo2_jax.align.preference_data.entries import CONFIG, OR_AGAIN, read_report
 from plamo2_jax.align.preference_data.sampling import Progress, make_preference_data
 from plamo2_jax.align.preferences import Dpo
 from plamo2_jax.checkpoint import read_config, write_json
@@ -172,7 +172,8 @@ def _refuse_other(config: IterativeDpoConfig) -> None:
         if not theirs.keys() >= set(kept):
             raise PlamoError(f"{path} is not the configuration of rounds: it must hold {', '.join(kept)}; {OR_AGAIN}")
         if isinstance(theirs["preference_data"], dict):
-            theirs = {**theirs, "preference_data": renamed(theirs["preference_data"])}
+            stored = stored_identity(theirs["preference_data"], config.preference_data)
+            theirs = {**theirs, "preference_data": stored}
         found = [line for name in kept[:3] for line in differences(ours[name], theirs[name])]
         found += differences(
             ours["train"], fill_defaults(modernize(theirs["train"]), config.train), frozenset(free_fields(config.train))
