@@ -269,7 +269,7 @@ def row_seed(seed: int, id: str, sample: int) -> int:
 
 
 def _sampling(sampling: SamplingConfig, stop: StopConfig, seed: int) -> dict[str, Any]:
-    """The settings of a request's body; those that OpenAI's own interface lacks are left out at their defaults."""
+    """The settings of a request's body; those that some servers lack are left out at their defaults."""
     body = {
         "max_tokens": stop.max_new_tokens,
         "temperature": sampling.temperature,
@@ -283,6 +283,8 @@ def _sampling(sampling: SamplingConfig, stop: StopConfig, seed: int) -> dict[str
         "top_k": (sampling.top_k, None),
         "min_p": (sampling.min_p, 0.0),
         "repetition_penalty": (sampling.repetition_penalty, 1.0),
+        "presence_penalty": (sampling.presence_penalty, 0.0),
+        "frequency_penalty": (sampling.frequency_penalty, 0.0),
     }
     return body | {name: value for name, (value, default) in extra.items() if value != default}
 
