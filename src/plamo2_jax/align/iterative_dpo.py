@@ -46,7 +46,7 @@ class IterativeDpoConfig:
     output: Path
     """Folder to write."""
     start: Path
-    """The model that the first round begins with: run folder (its newest checkpoint) or folder of the public layout."""
+    """The model that the first round begins with: run folder, RUN@STEP, RUN@ema or folder of the public layout."""
     preference_data: PreferenceDataConfig
     """How pairs are made. In each round the policy is the model so far, with the template of `train.task.pairs`; `output` is the round's
     folder, and the seed counts up."""
