@@ -80,10 +80,11 @@ class SampleWriter:
                 raise PlamoError(f"samples.prompts[{number}]: the chat template refuses it: {error}") from error
             self._prompts.append(asked.ids)
             # What would be refused at the first evaluation is refused before the first step.
-            if len(asked.ids) + samples.max_new_tokens > (longest := run.model.max_position_embeddings):
+            longest = run.model.max_position_embeddings
+            if not 0 < len(asked.ids) <= longest - samples.max_new_tokens:
                 raise PlamoError(
-                    f"samples.prompts[{number}] has {len(asked.ids)} tokens; with samples.max_new_tokens={samples.max_new_tokens} that is "
-                    f"more than the model's {longest}: shorten one of them"
+                    f"samples.prompts[{number}] has {len(asked.ids)} tokens in the chat template: it must have at least 1, and with "
+                    f"samples.max_new_tokens={samples.max_new_tokens} no more than the model's {longest}"
                 )
             if found := self._tokenizer.control_strings_in(prompt):
                 print(
