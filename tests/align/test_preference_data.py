@@ -30,6 +30,7 @@ from plamo2_jax.convert.load import load_model
 from plamo2_jax.data.documents import ReadReport
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.models import ChatModelConfig, ChatRequest
 from plamo2_jax.models.stop_ids import end_ids
 from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate
@@ -436,6 +437,9 @@ def test_rounds_go_on_from_any_stage_and_refuse_another_configuration(rounds, tm
     written = (config.output / "config.json").read_bytes()
     as_version_1_0(config.output / "config.json", "preference_data", "prefer")
     assert iterate(config) == ended
+    (config.output / "config.json").write_text(json.dumps(json.loads(written) | {"train": None}))
+    with pytest.raises(PlamoError, match="is not the configuration of rounds"):
+        iterate(config)
     (config.output / "config.json").write_bytes(written)
     other = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3))
     with pytest.raises(ValueError, match=r"rounds of another configuration \(steps: 3, not 2\)"):

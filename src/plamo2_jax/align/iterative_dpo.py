@@ -169,11 +169,10 @@ def _refuse_other(config: IterativeDpoConfig) -> None:
         theirs, kept = read_config(path.parent), ("start", "merge", "preference_data", "train")
         if "prefer" in theirs:  # The name of the field before version 1.1.
             theirs = {**theirs, "preference_data": theirs["prefer"]}
-        if not theirs.keys() >= set(kept):
+        if not (theirs.keys() >= set(kept) and all(isinstance(theirs[name], dict) for name in kept[2:])):
             raise PlamoError(f"{path} is not the configuration of rounds: it must hold {', '.join(kept)}; {OR_AGAIN}")
-        if isinstance(theirs["preference_data"], dict):
-            stored = stored_identity(theirs["preference_data"], config.preference_data)
-            theirs = {**theirs, "preference_data": stored}
+        stored = stored_identity(theirs["preference_data"], config.preference_data)
+        theirs = {**theirs, "preference_data": stored}
         found = [line for name in kept[:3] for line in differences(ours[name], theirs[name])]
         found += differences(
             ours["train"], fill_defaults(modernize(theirs["train"]), config.train), frozenset(free_fields(config.train))
