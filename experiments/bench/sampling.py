@@ -58,7 +58,7 @@ class Arguments:
 def main() -> None:
     """Print and optionally write the figures."""
     arguments = tyro.cli(Arguments, description=__doc__)
-    generator, _ = open_generator(arguments.model, dtype="float32")
+    generator, _ = open_generator(arguments.model, dtype="float32", max_slots=arguments.rows)
     prompts = read_prompts(generator.tokenizer, arguments.rows // arguments.samples, arguments.prompt_tokens)
     sampling = SamplingConfig(arguments.temperature, top_p=arguments.top_p)
     stop = StopConfig(max_new_tokens=arguments.new_tokens, ids=())

@@ -1,6 +1,7 @@
 """An endpoint over real HTTP that fails, hangs and talks nonsense before it works."""
 
 import contextlib
+import dataclasses
 import json
 import signal
 import socket
@@ -49,6 +50,15 @@ def test_a_request_says_what_is_wanted(server, monkeypatch):
     assert {body["seed"] for *_, body in server.requests} == {row_seed(3, "猫", sample) for sample in (0, 1)}
     assert "top_k" not in body
     assert isinstance(two, ChatResponse)
+
+
+def test_every_sampling_setting_reaches_the_server(server):
+    sampling = SamplingConfig(0.5, 9, 0.8, 0.1, 1.2, 0.3, -0.4)
+    with client(server) as model:
+        model.chat([ChatRequest("猫", [{"role": "user", "content": "猫"}], sampling=sampling)])
+    *_, body = server.requests[0]
+    settings = dataclasses.asdict(sampling)
+    assert {name: body[name] for name in settings} == settings
 
 
 def test_a_missing_key_is_said(server):

@@ -30,6 +30,7 @@ from plamo2_jax.convert.load import load_model
 from plamo2_jax.data.documents import ReadReport
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.models import ChatModelConfig, ChatRequest
 from plamo2_jax.models.stop_ids import end_ids
 from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate
@@ -137,13 +138,24 @@ def test_other_prompts_are_refused_and_made_anew_when_asked(make_config, prompts
     assert make_preference_data(config, again=True)["prompts"] == 3
 
 
+def as_version_1_0(path, part, name):
+    """Rewrite a config.json as version 1.0 would have written it: the part under its old name, without later fields."""
+    written = json.loads(path.read_text(encoding="utf-8"))
+    old = written.pop(part)
+    for model in ("policy", "judge"):
+        if model in old:
+            old[model]["rows"] = old[model].pop("batch_size")
+    for field in ("presence_penalty", "frequency_penalty"):
+        del old["sampling"][field]
+    path.write_text(json.dumps(written | {name: old}), encoding="utf-8")
+
+
 def test_a_folder_from_before_the_renaming_resumes(done, tmp_path, capsys):
-    """Version 1.0 called `batch_size` `rows`, and the verb `prefer`."""
+    """Version 1.0 called `batch_size` `rows`, and the verb `prefer`; it had two sampling settings less."""
     config, report = done
     old = dataclasses.replace(config, output=tmp_path / "out")
     shutil.copytree(config.output, old.output)
-    text = (old.output / "config.json").read_text(encoding="utf-8")
-    (old.output / "config.json").write_text(text.replace('"batch_size"', '"rows"'), encoding="utf-8")
+    as_version_1_0(old.output / "config.json", "config", "config")
     assert make_preference_data(old) == report
     (old.output / "report.json").unlink()
     journal = (old.output / "journal.jsonl").read_bytes()
@@ -422,6 +434,13 @@ def test_rounds_go_on_from_any_stage_and_refuse_another_configuration(rounds, tm
     (pairs / "report.json").unlink()
     assert iterate(config) == ended
     assert (ended.model / "model.safetensors").read_bytes() == model
+    written = (config.output / "config.json").read_bytes()
+    as_version_1_0(config.output / "config.json", "preference_data", "prefer")
+    assert iterate(config) == ended
+    (config.output / "config.json").write_text(json.dumps(json.loads(written) | {"train": None}))
+    with pytest.raises(PlamoError, match="is not the configuration of rounds"):
+        iterate(config)
+    (config.output / "config.json").write_bytes(written)
     other = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3))
     with pytest.raises(ValueError, match=r"rounds of another configuration \(steps: 3, not 2\)"):
         iterate(other)

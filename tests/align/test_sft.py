@@ -248,10 +248,13 @@ def test_samples_that_cannot_be_asked_are_refused(make_config, tmp_path):
     strict.write_text("{{ raise_exception('a system message comes first') }}")
     with pytest.raises(ValueError, match=r"samples.prompts\[0\]: the chat template refuses it"):
         SampleWriter(make_config("x"), ASKED, str(strict))
+    strict.write_text("{{ '' }}")
+    with pytest.raises(ValueError, match=r"samples.prompts\[0\] has 0 tokens in the chat template"):
+        SampleWriter(make_config("x"), ASKED, str(strict))
     config = make_config("x", output=tmp_path)
     short = dataclasses.replace(config, model=dataclasses.replace(config.model, max_position_embeddings=64))
     with pytest.raises(
-        ValueError, match=r"samples.prompts\[1\] has 118 tokens; with samples.max_new_tokens=8 that is more"
+        ValueError, match=r"\[1\] has 118 tokens .* samples.max_new_tokens=8 no more than the model's 64"
     ):
         SampleWriter(short, SamplesConfig(("a?", "b" * 100), max_new_tokens=8), "chat")
     config.folder.mkdir()

@@ -72,7 +72,7 @@ def test_scores_are_those_of_the_whole_text(model):
     requests = [
         ScoreRequest("猫は", candidates),
         ScoreRequest("The cat", ("!",)),
-        ScoreRequest([1, 5, 9], ([7, 8], [9])),
+        ScoreRequest([1, 5, 9], ([7, 8], list(range(30, 50)))),
     ]
     found = model.score(requests)
     assert [len(scores) for scores in found] == [5, 1, 2]

@@ -125,10 +125,16 @@ def test_a_server_that_does_not_echo_is_refused(client, server):
             client.score([request])
 
 
-def test_nothing_before_the_continuation_is_an_error(client):
-    empty, good, ids = client.score(
-        [ScoreRequest("", ("b",), bos=False), ScoreRequest("", ("b",)), ScoreRequest([], ([5, 6],))]
+def test_a_score_that_cannot_be_is_an_error(client):
+    empty, good, ids, mixed = client.score(
+        [
+            ScoreRequest("", ("b",), bos=False),
+            ScoreRequest("", ("b",)),
+            ScoreRequest([], ([5, 6],)),
+            ScoreRequest("a", ([5, 6],)),
+        ]
     )
     assert isinstance(empty, RequestError)
     assert isinstance(ids, RequestError)
+    assert "all texts or all token ids" in mixed.reason
     assert len(good[0].token_logprobs) == 1

@@ -18,8 +18,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from plamo2_jax.align.preference_data.config import PreferenceDataConfig, identity
-from plamo2_jax.align.preference_data.entries import CONFIG, OR_AGAIN, read_report, renamed
+from plamo2_jax.align.preference_data.config import PreferenceDataConfig, identity, stored_identity
+from plamo2_jax.align.preference_data.entries import CONFIG, OR_AGAIN, read_report
 from plamo2_jax.align.preference_data.sampling import Progress, make_preference_data
 from plamo2_jax.align.preferences import Dpo
 from plamo2_jax.checkpoint import read_config, write_json
@@ -46,7 +46,7 @@ class IterativeDpoConfig:
     output: Path
     """Folder to write."""
     start: Path
-    """The model that the first round begins with: run folder (its newest checkpoint) or folder of the public layout."""
+    """The model that the first round begins with: run folder, RUN@STEP, RUN@ema or folder of the public layout."""
     preference_data: PreferenceDataConfig
     """How pairs are made. In each round the policy is the model so far, with the template of `train.task.pairs`; `output` is the round's
     folder, and the seed counts up."""
@@ -169,10 +169,10 @@ def _refuse_other(config: IterativeDpoConfig) -> None:
         theirs, kept = read_config(path.parent), ("start", "merge", "preference_data", "train")
         if "prefer" in theirs:  # The name of the field before version 1.1.
             theirs = {**theirs, "preference_data": theirs["prefer"]}
-        if not theirs.keys() >= set(kept):
+        if not (theirs.keys() >= set(kept) and all(isinstance(theirs[name], dict) for name in kept[2:])):
             raise PlamoError(f"{path} is not the configuration of rounds: it must hold {', '.join(kept)}; {OR_AGAIN}")
-        if isinstance(theirs["preference_data"], dict):
-            theirs = {**theirs, "preference_data": renamed(theirs["preference_data"])}
+        stored = stored_identity(theirs["preference_data"], config.preference_data)
+        theirs = {**theirs, "preference_data": stored}
         found = [line for name in kept[:3] for line in differences(ours[name], theirs[name])]
         found += differences(
             ours["train"], fill_defaults(modernize(theirs["train"]), config.train), frozenset(free_fields(config.train))

@@ -63,7 +63,8 @@ def empty_state(model: Plamo2, slots: int, max_length: int) -> DecodeState:
 
     sampling = RowSampling(**{name: zeros(jnp.float32) for name in RowSampling.__dataclass_fields__})
     settings = RowSettings(
-        sampling.replace(top_k=zeros(jnp.int32)),
+        # A free slot asks for no penalty, which would be computed for all rows.
+        sampling.replace(top_k=zeros(jnp.int32), repetition_penalty=zeros(jnp.float32) + 1),
         zeros(jnp.uint32, 3),
         zeros(jnp.int32),
         zeros(jnp.int32),

@@ -75,6 +75,8 @@ class ScoreRequest:
 
 NOTHING_BEFORE = "no token comes before the continuations: keep bos, or give a longer context"
 """Why a `ScoreRequest` without any context has no score."""
+MIXED = "context and continuations must be all texts or all token ids"
+"""Why a `ScoreRequest` of both has no score."""
 
 
 @dataclasses.dataclass(frozen=True)

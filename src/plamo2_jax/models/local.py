@@ -19,6 +19,7 @@ from plamo2_jax.engine.generator import Generator, default_stop_ids
 from plamo2_jax.engine.weights import load_weights
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.models.chat_model import (
+    MIXED,
     NOTHING_BEFORE,
     ChatRequest,
     ChatResponse,
@@ -226,7 +227,7 @@ class LocalChatModel:
         parts = (request.context, *request.continuations)
         texts = [isinstance(part, str) for part in parts]
         if any(texts) and not all(texts):
-            return RequestError("context and continuations must be all texts or all token ids")
+            return RequestError(MIXED)
         if all(texts):
             try:
                 context, continuations = split_texts(

@@ -20,6 +20,7 @@ from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.models import openai_format
 from plamo2_jax.models.chat_model import (
+    MIXED,
     NOTHING_BEFORE,
     ChatRequest,
     ChatResponse,
@@ -138,10 +139,10 @@ class OpenAIClient:
             read = openai_format.score_reader(prompts, self._address)
             return _Call("completions", body, read, largest=_LARGEST_SCORES)
 
-        # Servers refuse an empty prompt; of an empty text they read the special tokens.
-        known = [len(request.context) > 0 or (isinstance(request.context, str) and request.bos) for request in requests]
-        results = iter(self._run([call(request) for request, read in zip(requests, known, strict=True) if read]))
-        return [next(results) if read else RequestError(NOTHING_BEFORE) for read in known]
+        problems = list(map(_problem, requests))
+        valid = [request for request, problem in zip(requests, problems, strict=True) if problem is None]
+        results = iter(self._run(list(map(call, valid))))
+        return [next(results) if problem is None else RequestError(problem) for problem in problems]
 
     def close(self) -> None:
         """Give up all pending requests; may be called from another thread."""
@@ -269,7 +270,7 @@ def row_seed(seed: int, id: str, sample: int) -> int:
 
 
 def _sampling(sampling: SamplingConfig, stop: StopConfig, seed: int) -> dict[str, Any]:
-    """The settings of a request's body; those that OpenAI's own interface lacks are left out at their defaults."""
+    """The settings of a request's body; those that some servers lack are left out at their defaults."""
     body = {
         "max_tokens": stop.max_new_tokens,
         "temperature": sampling.temperature,
@@ -283,8 +284,19 @@ def _sampling(sampling: SamplingConfig, stop: StopConfig, seed: int) -> dict[str
         "top_k": (sampling.top_k, None),
         "min_p": (sampling.min_p, 0.0),
         "repetition_penalty": (sampling.repetition_penalty, 1.0),
+        "presence_penalty": (sampling.presence_penalty, 0.0),
+        "frequency_penalty": (sampling.frequency_penalty, 0.0),
     }
     return body | {name: value for name, (value, default) in extra.items() if value != default}
+
+
+def _problem(request: ScoreRequest) -> str | None:
+    """Why a request cannot be sent, if it cannot."""
+    is_text = isinstance(request.context, str)
+    if any(isinstance(continuation, str) != is_text for continuation in request.continuations):
+        return MIXED
+    # Servers refuse an empty prompt; of an empty text they read the special tokens.
+    return None if len(request.context) or (is_text and request.bos) else NOTHING_BEFORE
 
 
 def _prompt(prompt: Any) -> str | list[int]:

@@ -14,8 +14,12 @@ from plamo2_jax.engine.generator import Generator
 from plamo2_jax.engine.prefill import power_of_two, read_prompts, repeat_rows
 from plamo2_jax.model import Plamo2
 from plamo2_jax.model.cache import Cache
+from plamo2_jax.model.loss import map_logits
 from plamo2_jax.models.chat_model import Score
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
+
+# Positions of a row whose logits exist at a time: 64 rows and a vocabulary of 100,000 make 410 MB of them.
+_CHUNK = 16
 
 
 def split_texts(
@@ -70,7 +74,7 @@ def score_batch(
     most, step = max(map(len, continuations)), max(1, max_rows // b)
     for first in range(0, most, step):
         count = min(step, most - first)
-        inputs, targets, segments = np.zeros((3, b * count, power_of_two(longest, 16)), np.int32)
+        inputs, targets, segments = np.zeros((3, b * count, power_of_two(longest, _CHUNK)), np.int32)
         for i, (context, row) in enumerate(zip(contexts, continuations, strict=True)):
             for j, ids in enumerate(row[first : first + count]):
                 place = i * count + j
@@ -99,9 +103,13 @@ def _score(
     drawable: Bool[Array, " v"],
 ) -> tuple[Float[Array, " b"], Bool[Array, " b"], Float[Array, "b t"]]:
     """Where segment_ids is not 0: the sum of the targets' log-probabilities, whether all are the likeliest, and each of them."""
-    logits, _ = model.apply({"params": params}, inputs, segment_ids, cache=cache)
-    logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), targets[..., None], axis=-1)[..., 0]
+
+    def of_targets(logits: Float[Array, "b c v"], targets: Int[Array, "b c"]):
+        logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), targets[..., None], axis=-1)[..., 0]
+        # Greedy decoding never writes the rows of the embedding that only pad it.
+        return logprobs, jnp.argmax(jnp.where(drawable, logits, -jnp.inf), axis=-1) == targets
+
+    features, _ = model.apply({"params": params}, inputs, segment_ids, cache=cache, method="features")
+    logprobs, likeliest = map_logits(model, params, features, of_targets, targets, _CHUNK)
     scored = segment_ids != 0
-    # Greedy decoding never writes the rows of the embedding that only pad it.
-    likeliest = jnp.argmax(jnp.where(drawable, logits, -jnp.inf), axis=-1) == targets
     return jnp.sum(jnp.where(scored, logprobs, 0), axis=-1), jnp.all(likeliest | ~scored, axis=-1), logprobs

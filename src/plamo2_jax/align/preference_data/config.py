@@ -14,7 +14,7 @@ from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.models import ChatModelConfig
-from plamo2_jax.train.config import to_json
+from plamo2_jax.train.config import fill_defaults, to_json
 from plamo2_jax.validation import require
 
 
@@ -82,8 +82,28 @@ _FREE["judge"] = _FREE["policy"]
 
 def identity(config: PreferenceDataConfig) -> dict[str, Any]:
     """A configuration as JSON, without what may change between two starts."""
-    found = to_json(config)
+    return _without_free(to_json(config))
+
+
+def stored_identity(stored: dict[str, Any], config: PreferenceDataConfig) -> dict[str, Any]:
+    """A stored `identity` in today's form: today's names, and the defaults of fields that did not exist when it was written.
+
+    Args:
+        stored: in JSON form.
+        config: what it is compared with.
+    """
+    models = {name: stored[name] for name in ("policy", "judge") if isinstance(stored.get(name), dict)}
+    # Before version 1.1, `batch_size` of a model was `rows`.
+    renamed = {
+        name: {{"rows": "batch_size"}.get(field, field): value for field, value in model.items()}
+        for name, model in models.items()
+    }
+    return _without_free(fill_defaults({**stored, **renamed}, config))
+
+
+def _without_free(found: dict[str, Any]) -> dict[str, Any]:
     for part, names in _FREE.items():
-        for name in names:
-            (found[part] if part else found).pop(name)
+        fields = found.get(part) if part else found
+        for name in names if isinstance(fields, dict) else ():
+            fields.pop(name, None)
     return found

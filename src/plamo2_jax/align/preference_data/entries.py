@@ -73,22 +73,7 @@ def read_identity(output: Path) -> dict[str, Any] | None:
         raise PlamoError(
             f"{path} is not the configuration of preference data: it must hold config, prompts, policy and judge; {OR_AGAIN}"
         )
-    return {**found, "config": renamed(found["config"])}
-
-
-def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration with the names of today: before version 1.1, `batch_size` of a model was `rows`."""
-    models = {name: config[name] for name in ("policy", "judge") if isinstance(config.get(name), dict)}
-    return {
-        **config,
-        **{
-            name: {_RENAMED.get(field, field): value for field, value in model.items()}
-            for name, model in models.items()
-        },
-    }
-
-
-_RENAMED = {"rows": "batch_size"}
+    return found
 
 
 def _has(found: Any, fields: Mapping[str, _Fits], optional: Mapping[str, _Fits] | None = None) -> bool:

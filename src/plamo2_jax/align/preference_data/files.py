@@ -27,7 +27,7 @@ def write_files(
     prompts: Sequence[Prompt],
     alike: Mapping[str, str],
     entries: Mapping[str, Mapping[str, Any]],
-    speakers: Mapping[str, Any],
+    models: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write answers.jsonl, pairs.jsonl, heldout.jsonl and, last, report.json.
 
@@ -37,7 +37,7 @@ def write_files(
         prompts: in order.
         alike: of prompts that were left out, the id of the one that each repeats, by id.
         entries: the journal's, by id.
-        speakers: what tells `policy` and `judge` from others.
+        models: what tells `policy` and `judge` from others.
 
     Returns:
         The report.
@@ -57,7 +57,7 @@ def write_files(
         verdicts = entries[prompt.id]["verdicts"]
         for chosen, rejected in pairs:
             both = answers[chosen.sample], answers[rejected.sample]
-            lines[side].append(_pair(config, prompt, both, verdicts, speakers))
+            lines[side].append(_pair(config, prompt, both, verdicts, models))
     _write_lines(output / "answers.jsonl", (_answered(prompt, entries[prompt.id]) for prompt in answered))
     _write_lines(output / "pairs.jsonl", lines[False])
     _write_lines(output / "heldout.jsonl", lines[True])
@@ -71,7 +71,7 @@ def _pair(
     prompt: Prompt,
     both: tuple[Mapping[str, Any], Mapping[str, Any]],
     verdicts: Sequence[Mapping[str, Any]],
-    speakers: Mapping[str, Any],
+    models: Mapping[str, Any],
 ) -> dict[str, Any]:
     chosen, rejected = both
     samples = [chosen["sample"], rejected["sample"]]
@@ -88,7 +88,7 @@ def _pair(
             for one in verdicts
             if sorted(one["pair"]) == sorted(samples)
         ],
-        **speakers,
+        **models,
     }
     # The template gets the variables that the policy's prompt was made with.
     sides = {"prompt": list(prompt.messages), "chosen": chosen["text"], "rejected": rejected["text"]}

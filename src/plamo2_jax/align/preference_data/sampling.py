@@ -22,7 +22,7 @@ from typing import Any
 
 from plamo2_jax import models
 from plamo2_jax.align.preference_data import rules as rule
-from plamo2_jax.align.preference_data.config import PreferenceDataConfig, identity
+from plamo2_jax.align.preference_data.config import PreferenceDataConfig, identity, stored_identity
 from plamo2_jax.align.preference_data.entries import CONFIG, OR_AGAIN, REPORT, is_entry, read_identity, read_report
 from plamo2_jax.align.preference_data.files import write_files
 from plamo2_jax.align.preference_data.journal import Journal
@@ -76,6 +76,7 @@ def make_preference_data(
                 f"{output} holds a {JOURNAL} without its {CONFIG}; give another --output, or --again to begin anew"
             )
         if theirs is not None:
+            theirs["config"] = stored_identity(theirs["config"], config)
             _refuse_other(output, ours, theirs)
             report = read_report(output)
             if report is not None and not report["failed"]:
