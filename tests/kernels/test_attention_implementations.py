@@ -204,7 +204,9 @@ def test_what_cannot_run_is_refused_in_a_sentence(settings, message):
 def test_auto_chooses_by_the_platform_and_by_what_its_library_takes(monkeypatch, platform, devices, dtype, chosen):
     taken = []
     for name in ("splash.splash_attention", "cudnn.cudnn_attention", "api.banded_attention"):
-        monkeypatch.setattr(f"plamo2_kernels.attention.{name}", lambda *args, name=name, **settings: taken.append(name))
+        monkeypatch.setattr(
+            f"plamo2_kernels.attention.{name}", lambda q, *args, name=name, **settings: taken.append(name) or q
+        )
     client = types.SimpleNamespace(platform_version="cuda 12090" if platform == "gpu" else "")
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     monkeypatch.setattr(jax, "device_count", lambda: devices)

@@ -14,7 +14,7 @@ from support.scans import SIZES, arguments
 
 
 def test_float64_is_refused(rng):
-    with jax.enable_x64(True), pytest.raises(ValueError, match="computes in float32, the inputs are float64"):
+    with jax.enable_x64(True), pytest.raises(ValueError, match="computes in float32, but the inputs are float64"):
         ssd(**arguments(rng, SIZES["pallas_gpu"]), implementation="pallas_gpu", interpret=True)
 
 

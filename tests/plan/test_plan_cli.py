@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from plamo2_jax.cli.main import main
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.plan import compiler, report, steps
 from plamo2_jax.plan.chips import CHIPS, chip_of
 from plamo2_jax.plan.compiler import unverified
@@ -67,7 +68,7 @@ def test_figures_of_another_libtpu_come_with_a_warning(version, capsys, monkeypa
     monkeypatch.setattr(steps, "libtpu_version", lambda: version)
 
     def stop(*_):
-        raise ValueError("here it would compile")
+        raise PlamoError("here it would compile")
 
     monkeypatch.setattr(Worker, "__enter__", stop)
     for argv in (SSD, ["plan", DEMO, "--topology", "v5p:2x2x1"]):

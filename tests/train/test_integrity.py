@@ -12,7 +12,7 @@ import pytest
 import plamo2_jax
 from plamo2_jax import checkpoint, manifest
 from plamo2_jax.checkpoint import CheckpointError
-from plamo2_jax.train import integrity, loop
+from plamo2_jax.train import integrity, prepare
 from plamo2_jax.train.loop import train
 from support.runs import assert_same_params, finish, params_of, record, start, stop_after, write_config
 
@@ -140,7 +140,7 @@ def test_other_numbers_of_devices_go_on(uninterrupted, make_config, tmp_path, mo
     config = make_config("devices", output=tmp_path, checkpoint_every=3, heldout={}, max_to_keep=10)
     expected, _ = uninterrupted
     for stop, devices in ((3, 8), (6, 4), (9, 1), (12, 8)):
-        monkeypatch.setattr(loop, "_devices", lambda _, devices=devices: jax.devices()[:devices])
+        monkeypatch.setattr(prepare, "_devices", lambda _, devices=devices: jax.devices()[:devices])
         outcome = train(config, on_step=stop_after(stop))
         assert outcome.step == stop
         manifest = json.loads((config.folder / "checkpoints" / str(stop) / "manifest.json").read_text())

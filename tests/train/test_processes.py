@@ -39,7 +39,7 @@ def test_a_job_of_two_is_the_run_of_one_whatever_ends_it(make_config, tmp_path):
     for process in processes:
         status, lines = finish(process)
         assert status == 143, lines
-        assert any("the same command goes on from there" in line for line in lines)
+        assert any("the same command resumes the run" in line for line in lines)
     assert checkpoint.latest_step(config.folder) == 4
 
     single = start(file, devices=2, preamble=held(7))

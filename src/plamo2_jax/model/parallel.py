@@ -183,14 +183,16 @@ def _over_tensor(mesh: Mesh, heads: int) -> str | None:
 
 
 def _rows(mesh: Mesh, x: Array, *, cached: bool = False) -> PartitionSpec:
-    """How [b,t,...] is divided: rows, and tokens unless they continue a cache.
+    """How [b,t,...] is divided. With a cache, tokens stay whole, and so do rows that do not divide.
 
     Raises:
-        PlamoError: rows or tokens do not divide.
+        PlamoError: without a cache, rows or tokens do not divide.
     """
-    cut = [("b", x.shape[0], (DATA, FSDP))] + ([] if cached else [("t", x.shape[1], (SEQUENCE,))])
-    for name, size, over in cut:
+    for name, size, over in (("b", x.shape[0], (DATA, FSDP)), ("t", x.shape[1], (SEQUENCE,))):
         if size % math.prod(mesh.shape[axis] for axis in over):
-            axes = " × ".join(f"{axis}={mesh.shape[axis]}" for axis in over)
-            raise PlamoError(f"model: {name}={size} must be a multiple of the mesh's {axes}")
+            if cached and name == "b":
+                return PartitionSpec(None, None)
+            if not cached:
+                axes = " × ".join(f"{axis}={mesh.shape[axis]}" for axis in over)
+                raise PlamoError(f"model: {name}={size} must be a multiple of the mesh's {axes}")
     return PartitionSpec((DATA, FSDP), None if cached else SEQUENCE)
