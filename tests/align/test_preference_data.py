@@ -30,6 +30,7 @@ from plamo2_jax.convert.load import load_model
 from plamo2_jax.data.documents import ReadReport
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.models import ChatModelConfig, ChatRequest
 from plamo2_jax.models.stop_ids import end_ids
 from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate
@@ -425,6 +426,11 @@ def test_rounds_go_on_from_any_stage_and_refuse_another_configuration(rounds, tm
     other = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3))
     with pytest.raises(ValueError, match=r"rounds of another configuration \(steps: 3, not 2\)"):
         iterate(other)
+    written = (config.output / "config.json").read_text(encoding="utf-8")
+    (config.output / "config.json").write_text(json.dumps(json.loads(written) | {"train": 1}), encoding="utf-8")
+    with pytest.raises(PlamoError, match="rounds of another configuration"):
+        iterate(config)
+    (config.output / "config.json").write_text(written, encoding="utf-8")
 
 
 def test_what_a_round_sets_itself_is_refused(rounds):

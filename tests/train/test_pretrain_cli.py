@@ -127,7 +127,11 @@ def test_errors_are_one_sentence(make_config, tmp_path, capsys):
     ("verb", "options", "message"),
     [
         ("pretrain", ["--keep", "5"], "--keep is now --max-to-keep; plamo2 pretrain"),
-        ("pretrain", ["--distillation.teacher=x"], "--distillation.teacher is now --teacher; plamo2 pretrain"),
+        (
+            "pretrain",
+            ["--distillation.teacher=x"],
+            "--distillation.teacher is now --teacher, of a run with task=Distill",
+        ),
         ("pretrain", ["--lora.rank", "4"], "unknown option '--lora.rank'"),
         (
             "sft",

@@ -171,11 +171,12 @@ def _refuse_other(config: IterativeDpoConfig) -> None:
             theirs = {**theirs, "preference_data": theirs["prefer"]}
         if not theirs.keys() >= set(kept):
             raise PlamoError(f"{path} is not the configuration of rounds: it must hold {', '.join(kept)}; {OR_AGAIN}")
-        if isinstance(theirs["preference_data"], dict):
-            theirs = {**theirs, "preference_data": renamed(theirs["preference_data"])}
+        for name, today in (("preference_data", renamed), ("train", modernize)):
+            if isinstance(theirs[name], dict):
+                theirs = {**theirs, name: today(theirs[name])}
         found = [line for name in kept[:3] for line in differences(ours[name], theirs[name])]
         found += differences(
-            ours["train"], fill_defaults(modernize(theirs["train"]), config.train), frozenset(free_fields(config.train))
+            ours["train"], fill_defaults(theirs["train"], config.train), frozenset(free_fields(config.train))
         )
         if found:
             raise PlamoError(

@@ -20,6 +20,7 @@ from plamo2_jax.storage import located, write_whole
 from plamo2_jax.tokenizer.chat_template import ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.metrics import is_step, read_lines
+from plamo2_jax.validation import require
 
 if TYPE_CHECKING:
     from plamo2_jax.train.config import RunConfig
@@ -43,14 +44,9 @@ class SamplesConfig:
     """Tokens of an answer at most."""
 
     def __post_init__(self) -> None:
-        if not all(isinstance(prompt, str) and prompt.strip() for prompt in self.prompts):
-            raise PlamoError(
-                f"SamplesConfig.prompts={self.prompts!r} is not allowed: it must be texts that are not empty"
-            )
-        if self.max_new_tokens < 1:
-            raise PlamoError(
-                f"SamplesConfig.max_new_tokens={self.max_new_tokens!r} is not allowed: it must be at least 1"
-            )
+        texts = all(isinstance(prompt, str) and prompt.strip() for prompt in self.prompts)
+        require(self, "prompts", texts, "texts that are not empty")
+        require(self, "max_new_tokens", self.max_new_tokens >= 1, "at least 1")
 
 
 class SampleWriter:

@@ -81,7 +81,7 @@ def _options(kind: Any, options: dict[str, Any]) -> list[str]:
 def _misspelled(argv: Sequence[str], known: Sequence[str]) -> list[str]:
     """Return the options in a command line that the command does not have."""
     if any(re.fullmatch(r"[\w.-]+:[\w-]+", word) for word in argv):
-        return []  # The help does not list options of an optional part of a config, such as distillation:distillation-config.
+        return []  # The help does not list options of an optional part of a config, such as lora:lora-config.
     words = [word for word in argv if word.startswith("--") and word != "--"]
     return [word for word in words if word.partition("=")[0].replace("_", "-") not in known]
 
