@@ -36,7 +36,7 @@ def test_the_configurations_can_be_planned(name):
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
 def test_every_configuration_is_one_of_its_verb(path, make_config, tmp_path, monkeypatch, capsys):
-    verb = path.stem.removeprefix("demo_")
+    verb = path.stem.removeprefix("demo_").replace("preference_data", "preference-data")
     if verb not in ("sft", "dpo", "preference-data", "iterate"):
         verb = "pipeline" if verb == "pipeline_demo" else "pretrain"
     monkeypatch.chdir(tmp_path)
@@ -112,6 +112,7 @@ def test_errors_are_one_sentence(make_config, tmp_path, capsys):
         (["nowhere.py"], "nowhere.py is not a file"),
         ([], "the first argument must be a config file"),
         ([str(path), "--tokenizer", "missing.jsonl"], "RunConfig.tokenizer='missing.jsonl' does not exist"),
+        ([str(path), "--data.batch-size", "0"], "DataConfig.batch_size=0 is not allowed: it must be at least 1"),
     ]:
         assert main(["pretrain", *arguments]) == 2
         error = capsys.readouterr().err.strip()

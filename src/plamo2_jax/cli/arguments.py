@@ -44,7 +44,7 @@ def parse(
         config: Further markers of tyro.
 
     Raises:
-        ValueError: An option is unknown. The message names the closest one.
+        PlamoError: An option is unknown, and the message names the closest one; or a configuration refuses a value.
         SystemExit: With status 0 after --help, and with status 2 and a message on stderr after other errors.
     """
     options = {
@@ -60,14 +60,25 @@ def parse(
     except SystemExit as end:
         # A misspelled option often causes another error first, because its value is parsed as a positional argument.
         unknown = _misspelled(argv, _options(kind, options)) if end.code == 2 else []
-        if not unknown:
+        refusal = None if unknown else _refusal(end)
+        if not (unknown or refusal):
             raise
         said.truncate(0)
+        if refusal:
+            raise refusal from None
     finally:
         sys.stderr.write(said.getvalue())
     if unknown:
         raise PlamoError(_unknown_sentence(unknown, _options(kind, options), prog)) from None
     return value
+
+
+def _refusal(end: BaseException) -> PlamoError | None:
+    """Return the error of a configuration that tyro, which ends with `end`, would print in a box of several lines."""
+    error: BaseException | None = end
+    while error is not None and not isinstance(error, PlamoError):
+        error = error.__context__
+    return error
 
 
 def _options(kind: Any, options: dict[str, Any]) -> list[str]:
