@@ -444,6 +444,11 @@ def test_rounds_go_on_from_any_stage_and_refuse_another_configuration(rounds, tm
     other = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3))
     with pytest.raises(ValueError, match=r"rounds of another configuration \(steps: 3, not 2\)"):
         iterate(other)
+    written = (config.output / "config.json").read_text(encoding="utf-8")
+    (config.output / "config.json").write_text(json.dumps(json.loads(written) | {"train": 1}), encoding="utf-8")
+    with pytest.raises(PlamoError, match="rounds of another configuration"):
+        iterate(config)
+    (config.output / "config.json").write_text(written, encoding="utf-8")
 
 
 def test_what_a_round_sets_itself_is_refused(rounds):

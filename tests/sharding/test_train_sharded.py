@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from plamo2_jax.model.loss import largest_chunk
 from plamo2_jax.model.plamo2 import init_params
 from plamo2_jax.sharding.mesh import AXES, MeshConfig, make_mesh
 from plamo2_jax.sharding.rules import batch_sharding, replicated, with_shardings
@@ -192,3 +193,9 @@ def test_offloading_puts_the_inputs_of_periods_into_host_memory():
 def test_a_chunk_that_does_not_divide_is_named():
     with pytest.raises(ValueError, match=r"loss_chunk=5 is not allowed: it must divide the 32 positions of a row"):
         jax.eval_shape(loss_and_gradients(make_model(), chunk=5), described()[1], make_batch())
+
+
+@pytest.mark.parametrize(("length", "limit", "chunk"), [(32, 12, 8), (12, 6, 6), (12, 5, 4), (12, 1, 2)])
+def test_the_default_chunk_is_divided_over_the_sequence_axis(length, limit, chunk):
+    model = make_model(make_mesh(MeshConfig(data=4, fsdp=1, sequence=2)))
+    assert largest_chunk(model, length, limit) == chunk

@@ -112,6 +112,7 @@ def test_errors_are_one_sentence(make_config, tmp_path, capsys):
         (["nowhere.py"], "nowhere.py is not a file"),
         ([], "the first argument must be a config file"),
         ([str(path), "--tokenizer", "missing.jsonl"], "RunConfig.tokenizer='missing.jsonl' does not exist"),
+        ([str(path), "--data.batch-size", "0"], "DataConfig.batch_size=0 is not allowed: it must be at least 1"),
     ]:
         assert main(["pretrain", *arguments]) == 2
         error = capsys.readouterr().err.strip()
@@ -127,7 +128,11 @@ def test_errors_are_one_sentence(make_config, tmp_path, capsys):
     ("verb", "options", "message"),
     [
         ("pretrain", ["--keep", "5"], "--keep is now --max-to-keep; plamo2 pretrain"),
-        ("pretrain", ["--distillation.teacher=x"], "--distillation.teacher is now --teacher; plamo2 pretrain"),
+        (
+            "pretrain",
+            ["--distillation.teacher=x"],
+            "--distillation.teacher is now --teacher, of a run with task=Distill",
+        ),
         ("pretrain", ["--lora.rank", "4"], "unknown option '--lora.rank'"),
         (
             "sft",

@@ -1,1 +1,1 @@
-"""Post-training: chat data, supervised fine-tuning, preferences, LoRA. Builds objectives and data sources and hands them to train."""
+"""Post-training: chat data, supervised fine-tuning, preferences, LoRA. Makes the tasks and data sources that train runs."""

@@ -172,10 +172,10 @@ def _refuse_other(config: IterativeDpoConfig) -> None:
         if not (theirs.keys() >= set(kept) and all(isinstance(theirs[name], dict) for name in kept[2:])):
             raise PlamoError(f"{path} is not the configuration of rounds: it must hold {', '.join(kept)}; {OR_AGAIN}")
         stored = stored_identity(theirs["preference_data"], config.preference_data)
-        theirs = {**theirs, "preference_data": stored}
+        theirs = {**theirs, "preference_data": stored, "train": modernize(theirs["train"])}
         found = [line for name in kept[:3] for line in differences(ours[name], theirs[name])]
         found += differences(
-            ours["train"], fill_defaults(modernize(theirs["train"]), config.train), frozenset(free_fields(config.train))
+            ours["train"], fill_defaults(theirs["train"], config.train), frozenset(free_fields(config.train))
         )
         if found:
             raise PlamoError(

@@ -58,10 +58,8 @@ class PairsConfig:
     one ends the run."""
 
     def __post_init__(self) -> None:
-        if self.max_pairs < 1:
-            raise PlamoError(f"PairsConfig.max_pairs={self.max_pairs!r} is not allowed: it must be at least 1")
-        if not 0 <= self.max_bad_rate < 1:
-            raise PlamoError(f"PairsConfig.max_bad_rate={self.max_bad_rate!r} is not allowed: it must be in [0, 1)")
+        require(self, "max_pairs", self.max_pairs >= 1, "at least 1")
+        require(self, "max_bad_rate", 0 <= self.max_bad_rate < 1, "in [0, 1)")
 
     def report(self) -> ReadReport:
         """The account of bad lines."""

@@ -56,8 +56,7 @@ class ChatConfig:
     one ends the run."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_bad_rate < 1:
-            raise PlamoError(f"ChatConfig.max_bad_rate={self.max_bad_rate!r} is not allowed: it must be in [0, 1)")
+        require(self, "max_bad_rate", 0 <= self.max_bad_rate < 1, "in [0, 1)")
 
     def report(self) -> ReadReport:
         """The account of bad lines."""

@@ -44,7 +44,7 @@ def parse(
         config: Further markers of tyro.
 
     Raises:
-        ValueError: An option is unknown. The message names the closest one.
+        PlamoError: An option is unknown, and the message names the closest one; or a configuration refuses a value.
         SystemExit: With status 0 after --help, and with status 2 and a message on stderr after other errors.
     """
     options = {
@@ -60,14 +60,25 @@ def parse(
     except SystemExit as end:
         # A misspelled option often causes another error first, because its value is parsed as a positional argument.
         unknown = _misspelled(argv, _options(kind, options)) if end.code == 2 else []
-        if not unknown:
+        refusal = None if unknown else _refusal(end)
+        if not (unknown or refusal):
             raise
         said.truncate(0)
+        if refusal:
+            raise refusal from None
     finally:
         sys.stderr.write(said.getvalue())
     if unknown:
         raise PlamoError(_unknown_sentence(unknown, _options(kind, options), prog)) from None
     return value
+
+
+def _refusal(end: BaseException) -> PlamoError | None:
+    """Return the error of a configuration that tyro, which ends with `end`, would print in a box of several lines."""
+    error: BaseException | None = end
+    while error is not None and not isinstance(error, PlamoError):
+        error = error.__context__
+    return error
 
 
 def _options(kind: Any, options: dict[str, Any]) -> list[str]:
@@ -81,7 +92,7 @@ def _options(kind: Any, options: dict[str, Any]) -> list[str]:
 def _misspelled(argv: Sequence[str], known: Sequence[str]) -> list[str]:
     """Return the options in a command line that the command does not have."""
     if any(re.fullmatch(r"[\w.-]+:[\w-]+", word) for word in argv):
-        return []  # The help does not list options of an optional part of a config, such as distillation:distillation-config.
+        return []  # The help does not list options of an optional part of a config, such as lora:lora-config.
     words = [word for word in argv if word.startswith("--") and word != "--"]
     return [word for word in words if word.partition("=")[0].replace("_", "-") not in known]
 

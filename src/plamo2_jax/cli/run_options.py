@@ -81,7 +81,10 @@ def _read(kind: type, default: Any, args: Sequence[str], prog: str, description:
         option = word.partition("=")[0]
         for old, new in _RENAMED.items():
             if option == old or (old.endswith(".") and option.startswith(old)):
-                raise PlamoError(f"{option} is now {new + option.removeprefix(old)}; {prog} --help lists the options")
+                where = ", of a run with task=Distill(...)" if new == "--" else ""
+                raise PlamoError(
+                    f"{option} is now {new + option.removeprefix(old)}{where}; {prog} --help lists the options"
+                )
     # A part that may be missing is one or is none by now. tyro would want a word before its options.
     config = (tyro.conf.AvoidSubcommands,)
     return arguments.parse(kind, list(args), prog, description=description, default=default, config=config)

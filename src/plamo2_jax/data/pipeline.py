@@ -41,8 +41,7 @@ class MixtureItem:
     more often."""
 
     def __post_init__(self) -> None:
-        if not (0 < self.weight < float("inf")):
-            raise PlamoError(f"MixtureItem.weight={self.weight!r} is not allowed: it must be positive and finite")
+        require(self, "weight", 0 < self.weight < float("inf"), "positive and finite")
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class Gcloud:
     """When to delete the resource at the end. A resource that is kept costs money."""
 
     def check(self) -> None:
-        """Check that values are in range. (Not on construction, because tyro would print the message in a frame.)
+        """Check that values are in range.
 
         Raises:
             ValueError: A value is not allowed.

@@ -32,7 +32,7 @@ class Local:
     """Seconds between SIGTERM and SIGKILL when the processes are ended because one of them failed."""
 
     def check(self) -> None:
-        """Check that values are in range. (Not on construction, because tyro would print the message in a frame.)
+        """Check that values are in range.
 
         Raises:
             ValueError: A value is not allowed.

@@ -52,7 +52,7 @@ class Slurm:
     """The plamo2 command as the nodes find it, from the folder where sbatch is called."""
 
     def check(self) -> None:
-        """Check that values are in range. (Not on construction, because tyro would print the message in a frame.)
+        """Check that values are in range.
 
         Raises:
             ValueError: A value is not allowed.

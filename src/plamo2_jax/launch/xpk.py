@@ -58,7 +58,7 @@ class Xpk:
     """With --by xpk: the cluster's zone; left out, CLOUDSDK_COMPUTE_ZONE or gcloud's property compute/zone."""
 
     def check(self) -> None:
-        """Check that values are in range. (Not on construction, because tyro would print the message in a frame.)
+        """Check that values are in range.
 
         Raises:
             ValueError: A value is not allowed.

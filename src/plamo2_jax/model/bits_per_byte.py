@@ -17,7 +17,6 @@ import numpy as np
 from flax import linen as nn
 
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.model.axes import SEQUENCE
 from plamo2_jax.model.loss import largest_chunk, predict_batch, prediction_sums
 
 _MOST_LOGITS = 1 << 26
@@ -101,6 +100,6 @@ def make_evaluator(
 
 def _default_chunk(model: nn.Module, b: int, t: int) -> int | None:
     """Positions of each of b rows whose logits come to `_MOST_LOGITS` on a device; None: all t."""
-    devices, parts = (1, 1) if model.mesh is None else (model.mesh.size, model.mesh.shape[SEQUENCE])
+    devices = 1 if model.mesh is None else model.mesh.size
     positions = _MOST_LOGITS * devices // (model.config.vocab_size * b)
-    return None if positions >= t else parts * largest_chunk(t // parts, max(1, positions // parts))
+    return None if positions >= t else largest_chunk(model, t, positions)

@@ -74,7 +74,7 @@ def map_logits(
     if chunk is None:
         return apply(features, arrays)
     b, t = features.shape[:2]
-    parts = 1 if model.mesh is None else model.mesh.shape[SEQUENCE]
+    parts = _sequence_parts(model)
     if t % chunk or chunk % parts:
         raise PlamoError(
             f"loss_chunk={chunk} is not allowed: it must divide the {t} positions of a row, and {parts} must divide it"
@@ -97,9 +97,16 @@ def map_logits(
     return jax.tree.map(join, results)
 
 
-def largest_chunk(length: int, limit: int) -> int:
-    """The largest divisor of a row's `length` positions that is at most `limit`."""
-    return max(size for size in range(1, min(length, limit) + 1) if length % size == 0)
+def _sequence_parts(model: nn.Module) -> int:
+    """Return the number of parts that a row is divided into over the devices of a model."""
+    return 1 if model.mesh is None else model.mesh.shape[SEQUENCE]
+
+
+def largest_chunk(model: nn.Module, length: int, limit: int) -> int:
+    """Return the largest chunk of about `limit` positions at most that `map_logits` takes for rows of `length` positions."""
+    parts = _sequence_parts(model)
+    part = length // parts
+    return parts * max(size for size in range(1, min(part, max(1, limit // parts)) + 1) if part % size == 0)
 
 
 def predict_batch(

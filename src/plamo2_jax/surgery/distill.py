@@ -156,7 +156,7 @@ def distillation_loss(
                 kl = kl_top(top, logits, config.temperature)
             return predict(logits, targets), kl
 
-        size = chunk or largest_chunk(batch["tokens"].shape[1], 128)
+        size = chunk or largest_chunk(model, batch["tokens"].shape[1], 128)
         return map_logits(model, params, streams["student"], at_each_position, (batch["targets"], theirs), size)
 
     return loss_fn

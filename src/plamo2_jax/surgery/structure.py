@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -89,12 +89,6 @@ def flatten(params: Params) -> Flat:
 def unflatten(flat: Flat) -> Params:
     """Return the tree of leaves by path, the inverse of `flatten`."""
     return flax.traverse_util.unflatten_dict(flat)
-
-
-def map_declared(function: Callable[..., Any], config: ModelConfig, *trees: Params) -> Params:
-    """Map `function(declaration, *leaves)` over the parameters of trees with this config."""
-    declared, flats = structure(config).declared, [flatten(tree) for tree in trees]
-    return unflatten({path: function(d, *(flat[path] for flat in flats)) for path, d in declared.items()})
 
 
 def layer_places(config: ModelConfig) -> list[tuple[str, str, int]]:

@@ -138,7 +138,6 @@ def write_teacher_logits(
     apply = jax.jit(lambda params, batch: _top(model, params, batch, temperature, top_k))
     with new_folder(output) as partial:
         t = config.data.sequence_length
-        capacity = steps * config.data.batch_size
         shapes = {"ids": (t, top_k), "logits": (t, top_k), "log_z": (t,)}
         files = {name: (partial / f"{name}.raw").open("wb") for name in shapes}
         seen: dict[int, int] = {}
@@ -152,7 +151,6 @@ def write_teacher_logits(
                         file.write(np.ascontiguousarray(array[i]).tobytes())
         for file in files.values():
             file.close()
-        assert len(seen) <= capacity
         for name, shape in shapes.items():
             _to_npy(partial, name, np.int32 if name == "ids" else np.float32, (len(seen), *shape))
         keys = np.fromiter(seen.keys(), np.uint64, len(seen))

@@ -1,1 +1,1 @@
-"""Pretraining: state, objective, optimizer, schedule, step, loop, checkpoints, metrics."""
+"""Training: task, state, optimizer, schedule, step, loop, checkpoints, metrics."""
