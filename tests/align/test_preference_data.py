@@ -446,7 +446,7 @@ def test_rounds_go_on_from_any_stage_and_refuse_another_configuration(rounds, tm
         iterate(other)
     written = (config.output / "config.json").read_text(encoding="utf-8")
     (config.output / "config.json").write_text(json.dumps(json.loads(written) | {"train": 1}), encoding="utf-8")
-    with pytest.raises(PlamoError, match="rounds of another configuration"):
+    with pytest.raises(PlamoError, match="is not the configuration of rounds"):
         iterate(config)
     (config.output / "config.json").write_text(written, encoding="utf-8")
 
