@@ -21,7 +21,7 @@ export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.ma
 
 help:
 	@echo 'make demo     set up, then pretrain, prune, distil, extend and fine-tune a small model; open $(RUN)/report.html (about 15 minutes)'
-	@echo 'make test     set up, then run the linters and all tests (about 20 minutes)'
+	@echo 'make test     set up, then run the linters and all tests (about 15 minutes)'
 	@echo 'make test-tpu compile kernels and plans with the TPU compiler (libtpu, 0.2 GB; no TPU is needed)'
 	@echo 'make install  create .venv with the plamo2 command'
 	@echo 'make lint     run ruff and check the import contracts'
