@@ -70,7 +70,7 @@ def main() -> int:
     about = {"command": " ".join(sys.argv), "rounds": rounds, "full_disks": disks, "broken": len(broken)}
     print(f"{len(rounds)} rounds of two writers, {len(disks)} full disks, {len(broken)} broken promises")
     if options.output:
-        options.output.write_text(json.dumps(about, indent=1) + "\n")
+        options.output.write_text(json.dumps(about, indent=1).replace(str(folder), "FOLDER") + "\n")
     return int(bool(broken))
 
 

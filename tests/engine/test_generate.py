@@ -212,7 +212,7 @@ def test_text_without_a_tokenizer_is_refused(model, params):
     generator = Generator(model, params)
     with pytest.raises(ValueError, match="no tokenizer"):
         generator.stream(["text"])
-    with pytest.raises(ValueError, match="need a tokenizer"):
+    with pytest.raises(ValueError, match="the generator has no tokenizer"):
         generator.stream([[1]], stop=StopConfig(strings=("x",)))
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,8 @@ Truncate = Literal["last", "first", "end", "refuse"]
 """What becomes of a conversation that is too long. last: its last messages go, until it fits and ends with an answer. first: its
 first exchanges go, but not the system message. end: messages go as with last, but an only answer that is too long itself is cut,
 between two characters, and has no end. refuse: it is left out. A conversation that no rule makes fit is left out."""
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,22 +68,34 @@ def read_records(spec: str | Path, report: ReadReport) -> Iterator[tuple[str, Ma
             yield where, fields if nulls else _without_nulls(fields)
 
 
-def read_conversations(spec: str | Path, report: ReadReport) -> Iterator[Conversation]:
-    """The conversations of a file, a folder or a pattern. Bad lines are counted in `report`, by reason, with file and line.
+def convert_records(
+    spec: str | Path, report: ReadReport, convert: Callable[[Mapping[str, Any], str], T]
+) -> Iterator[T]:
+    """Convert the records of a file, a folder or a pattern.
+
+    Args:
+        spec: the file, folder or pattern.
+        report: counts good records, and bad ones by reason with file and line.
+        convert: maps the fields of a record and its place to a value. It raises UnreadableRecord for a bad record.
 
     Raises:
-        ValueError: there is no such file, or it is damaged as a whole.
-        TooManyBadRecordsError: more lines are bad than `report` allows; the message names one.
+        ValueError: the file does not exist, or it is damaged as a whole.
+        TooManyBadRecordsError: more records are bad than `report` allows; the message names one.
     """
     for where, fields in read_records(spec, report):
         try:
-            conversation = to_conversation(fields, where)
+            value = convert(fields, where)
         except UnreadableRecord as error:
             report.count_bad(BadRecord(where, error.reason, error.detail))
             continue
         report.count_good()
-        yield conversation
+        yield value
     report.judge()
+
+
+def read_conversations(spec: str | Path, report: ReadReport) -> Iterator[Conversation]:
+    """Return the conversations of a file, a folder or a pattern; arguments and errors are those of `convert_records`."""
+    return convert_records(spec, report, to_conversation)
 
 
 def to_conversation(fields: Mapping[str, Any], where: str) -> Conversation:

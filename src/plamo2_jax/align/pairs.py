@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from plamo2_jax.align.chat import Conversation, encode_chat, read_records, trained_tokens
+from plamo2_jax.align.chat import Conversation, convert_records, encode_chat, trained_tokens
 from plamo2_jax.align.forms import (
     ANSWERS,
     LABELS,
@@ -65,21 +65,8 @@ class Pair:
 
 
 def read_pairs(spec: str | Path, report: ReadReport) -> Iterator[Pair]:
-    """The pairs and single answers of a file, a folder or a pattern. Bad lines are counted in `report`, by reason, with file and line.
-
-    Raises:
-        ValueError: there is no such file, or it is damaged as a whole.
-        TooManyBadRecordsError: more lines are bad than `report` allows; the message names one.
-    """
-    for where, fields in read_records(spec, report):
-        try:
-            pair = to_pair(fields, where)
-        except UnreadableRecord as error:
-            report.count_bad(BadRecord(where, error.reason, error.detail))
-            continue
-        report.count_good()
-        yield pair
-    report.judge()
+    """Return the pairs and single answers of a file, a folder or a pattern; arguments and errors are those of `convert_records`."""
+    return convert_records(spec, report, to_pair)
 
 
 def to_pair(fields: Mapping[str, Any], where: str) -> Pair:

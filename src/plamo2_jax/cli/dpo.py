@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from plamo2_jax.train.config import RunConfig
     from plamo2_jax.train.loop import TrainResult
 
-DESCRIPTION = """Train a model on pairs of answers, one of which is preferred, or on single answers, liked or disliked; or resume a run.
+DESCRIPTION = """Train a model on preference data, or resume its training.
+
+A record is a chosen and a rejected answer, or one answer with a label.
 
 usage: plamo2 dpo CONFIG.py [--field value] [--part.field value] ...
 

@@ -41,7 +41,7 @@ def load_run(path: Path, tasks: Sequence[type], such_as: str) -> RunConfig:
 
     Args:
         path: the file.
-        tasks: classes, one of which its task must be of.
+        tasks: classes of tasks that this verb accepts.
         such_as: a file to name in messages.
 
     Raises:

@@ -91,7 +91,7 @@ def pack(
         seed: Random seed of the order of filled rows.
         shuffle: Whether filled rows come in random order.
         features: Names of the arrays of an element, which have equal lengths.
-        max_pieces: Largest number of pieces per row; None: as many as fit.
+        max_pieces: Largest number of pieces per row. None means no limit.
     """
     return grain.experimental.BestFitPackIterDataset(
         pieces,
@@ -129,7 +129,7 @@ class Collator:
     to_batch: Callable[[Mapping[str, np.ndarray]], Batch] = to_batch
     """Function from stacked rows to a batch. Rows hold each feature, and `FEATURE_segment_ids` and `FEATURE_positions` of each."""
     max_pieces: int | None = None
-    """Largest number of elements per row; None: as many as fit."""
+    """Largest number of elements per row. None means no limit."""
 
 
 def packing_efficiency(batches: Iterable[Mapping[str, np.ndarray]]) -> float:

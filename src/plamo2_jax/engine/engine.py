@@ -1,13 +1,12 @@
-"""The decode engine: prompts are read, put into slots, and all slots are continued together.
+"""The decode engine: it prefills prompts, inserts them into slots, and decodes all slots together.
 
     engine = Engine(model, params, slots=8, max_length=2048)
     for index, prefix in engine.prefill([request.prompt for request in requests]):
         engine.insert(slot, prefix, requests[index])
     tokens, logprobs = engine.step(16)
 
-The engine decides nothing: which request gets which slot, and when it ends, is the caller's business (`generation.Generation`). For a given
-number of slots a row's tokens do not depend on the other rows: every slot runs the same program whoever has the others, and how a prompt
-is cut depends on its own length alone.
+The caller (`generation.Generation`) decides which request gets which slot and when a request ends. With a fixed number of slots, the tokens
+of a row do not depend on the other rows: every slot runs the same program, and the way a prompt is cut depends only on its own length.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ CAPACITY = 32
 
 @dataclasses.dataclass(frozen=True)
 class Prefix:
-    """A prompt that was read but for its last token, which the first step of decoding reads, and of which it makes the logits."""
+    """The state after a prompt without its last token. The first decode step reads that token and computes its logits."""
 
     cache: Cache
     """Of the prompts that were read together."""

@@ -10,6 +10,7 @@ for row, piece in generator.stream(["吾輩は"]):
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -97,21 +98,9 @@ class Generator:
         self.max_length = model.config.max_position_embeddings if max_length is None else max_length
         self.max_slots = max_slots
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        sampling: SamplingConfig | None = None,
-        stop: StopConfig | None = None,
-        seed: int = 0,
-        samples: int = 1,
-        bos: bool = True,
-        allow_control: bool = False,
-    ) -> list[Completion]:
-        """Continue prompts together; arguments, order and errors as in `stream`."""
-        return self.stream(
-            prompts, sampling=sampling, stop=stop, seed=seed, samples=samples, bos=bos, allow_control=allow_control
-        ).results()
+    def generate(self, prompts: Sequence[Prompt], **options: Any) -> list[Completion]:
+        """Continue prompts and return all completions. Options, order and errors are those of `stream`."""
+        return self.stream(prompts, **options).results()
 
     def stream(
         self,
@@ -150,7 +139,7 @@ class Generator:
         if not 0 <= seed < 1 << 32:
             raise PlamoError(f"seed={seed} is not allowed; it must be from 0 to {(1 << 32) - 1}")
         if stop.strings and self.tokenizer is None:
-            raise PlamoError(f"stop strings {stop.strings} need a tokenizer; the generator has none")
+            raise PlamoError(f"stop strings {stop.strings} are not allowed: the generator has no tokenizer")
         rows = [self._ids(i, prompt, bos, allow_control) for i, prompt in enumerate(prompts)]
         for i, row in enumerate(rows):
             if len(row) + stop.max_new_tokens > self.max_length:
