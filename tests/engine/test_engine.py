@@ -33,7 +33,7 @@ def start(generator):
 def alone(start, wanted, slot):
     """Tokens and log-probabilities of a request that has the engine to itself."""
     engine = start()
-    ((_, prefix),) = engine.prefill([wanted.prompt])
+    prefix = engine.prefill(wanted.prompt)
     engine.insert(slot, prefix, wanted)
     tokens, logprobs = engine.step(wanted.stop.max_new_tokens)
     made = tokens[:, slot] >= 0
@@ -60,7 +60,7 @@ def test_a_request_is_the_same_bits_alone_and_in_a_crowd(start, data):
             held.pop(gone)
             free = [slot for slot in range(SLOTS) if slot not in held]
         slot = data.draw(st.sampled_from(free))
-        ((_, prefix),) = engine.prefill([wanted.prompt])
+        prefix = engine.prefill(wanted.prompt)
         engine.insert(slot, prefix, wanted)
         held[slot], got[number] = number, (wanted, slot, [], [])
         tokens, logprobs = engine.step(data.draw(st.integers(1, 6)), until_free=data.draw(st.booleans()))
@@ -77,7 +77,7 @@ def test_a_request_is_the_same_bits_alone_and_in_a_crowd(start, data):
 def test_insert_overwrites_every_leaf_of_its_slot_and_no_other(start):
     engine = start()
     for slot in range(SLOTS):
-        ((_, prefix),) = engine.prefill([request(9 + slot).prompt])
+        prefix = engine.prefill(request(9 + slot).prompt)
         engine.insert(slot, prefix, request(9 + slot, seed=9, count=9, least=3, stop_ids=(7,)))
     engine.step(5)
     before = jax.device_get(engine._state)
@@ -85,7 +85,7 @@ def test_insert_overwrites_every_leaf_of_its_slot_and_no_other(start):
     wanted, states = request(20, CONFIGS[2]), []
     for state in (engine._state, poisoned):
         engine._state = jax.tree.map(jax.numpy.copy, state)
-        ((_, prefix),) = engine.prefill([wanted.prompt])
+        prefix = engine.prefill(wanted.prompt)
         engine.insert(2, prefix, wanted)
         states.append(jax.device_get(engine._state))
     jax.tree.map(np.testing.assert_array_equal, *states)
@@ -93,14 +93,13 @@ def test_insert_overwrites_every_leaf_of_its_slot_and_no_other(start):
     jax.tree.map(lambda new, old: np.testing.assert_array_equal(new[others], old[others]), states[0], before)
 
 
-def test_prompts_read_together_are_the_bits_of_prompts_read_alone(start):
+def test_a_request_is_the_same_bits_in_every_slot(start):
     engine = start()
-    prompts = [request(length).prompt for length in (1, 2, 12, 9, 17, 14, 40, 3)]
-    together = {i: jax.tree.map(lambda leaf, p=p: leaf[p.row], p.cache) for i, p in engine.prefill(prompts)}
-    assert sorted(together) == list(range(8))
-    for i, prompt in enumerate(prompts):
-        ((_, prefix),) = engine.prefill([prompt])
-        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[0]), together[i], prefix.cache)
+    prompt = request(12)
+    for slot in range(SLOTS):
+        engine.insert(slot, engine.prefill(prompt.prompt), prompt)
+    for values in engine.step(8):
+        np.testing.assert_array_equal(values, values[:, :1].repeat(SLOTS, axis=1))
 
 
 def test_new_settings_compile_nothing(generator, caplog):

@@ -43,7 +43,7 @@ def ran(mesh):
         model = Plamo2(CONFIG, dtype=jnp.float32, mesh=mesh, scan_layers=False)
         params = jax.jit(lambda: init_params(model, jax.random.key(0)))()
         engine = Engine(model, params, slots=2, max_length=65, prefill_size=64)
-        ((_, prefix),) = engine.prefill([np.arange(65, dtype=np.int32)])
+        prefix = engine.prefill(np.arange(65, dtype=np.int32))
         engine.insert(0, prefix, Request(prefix.prompt, SamplingConfig(), StopConfig(1), (), 0, 0))
         engine.step(1)
     return found, engine.slots

@@ -1,8 +1,8 @@
 """The decode engine: it prefills prompts, inserts them into slots, and decodes all slots together.
 
     engine = Engine(model, params, slots=8, max_length=2048)
-    for index, prefix in engine.prefill([request.prompt for request in requests]):
-        engine.insert(slot, prefix, requests[index])
+    for slot, request in enumerate(requests):
+        engine.insert(slot, engine.prefill(request.prompt), request)
     tokens, logprobs = engine.step(16)
 
 The caller (`generation.Generation`) decides which request gets which slot and when a request ends. With a fixed number of slots, the tokens
@@ -12,12 +12,12 @@ of a row do not depend on the other rows: every slot runs the same program, and 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
-from plamo2_jax.engine.prefill import Cut, read_prompts
+from plamo2_jax.engine.prefill import read_prompts
 from plamo2_jax.engine.request import Request
 from plamo2_jax.engine.sampling import PROMPT
 from plamo2_jax.engine.step import decode, empty_state, insert, release
@@ -34,8 +34,7 @@ class Prefix:
     """The state after a prompt without its last token. The first decode step reads that token and computes its logits."""
 
     cache: Cache
-    """Of the prompts that were read together."""
-    row: int
+    """Its first row is the prompt's; the others pad the batch to the mesh."""
     prompt: np.ndarray
     """Token ids [t] i32."""
 
@@ -72,34 +71,21 @@ class Engine:
         self._decoder = model.clone(implementation="auto")
         self._state = empty_state(model, self.slots, max_length)
 
-    def prefill(self, prompts: Sequence[np.ndarray]) -> Iterator[tuple[int, Prefix]]:
-        """Read prompts; short ones of about the same length together.
+    def prefill(self, prompt: np.ndarray) -> Prefix:
+        """Read a prompt by itself: in a batch, its bits could depend on its row (jax 0.12 on CPU rounds the last row differently).
 
         Args:
-            prompts: token ids [t] i32, none empty.
-
-        Yields:
-            The number of each prompt, and what was read of it. The caller drops a prefix before it takes the next: each holds a cache.
+            prompt: token ids [t] i32, not empty.
         """
-        groups: dict[Cut, list[list[int]]] = {}
-        for i, prompt in enumerate(prompts):
-            cut = Cut.of(len(prompt) - 1, self._prefill_size, self.slots)
-            some = groups.setdefault(cut, [])
-            if not some or len(some[-1]) == cut.rows:
-                some.append([])
-            some[-1].append(i)
-        for cut, members in ((cut, members) for cut, some in groups.items() for members in some):
-            rows = cut.rows + -cut.rows % self._copies
-            cache = read_prompts(
-                self._model,
-                self._params,
-                [prompts[i][:-1] for i in members],
-                rows=rows,
-                max_length=self._max_length,
-                prefill_size=self._prefill_size,
-            )
-            for row, i in enumerate(members):
-                yield i, Prefix(cache, row, prompts[i])
+        cache = read_prompts(
+            self._model,
+            self._params,
+            [prompt[:-1]],
+            rows=self._copies,
+            max_length=self._max_length,
+            prefill_size=self._prefill_size,
+        )
+        return Prefix(cache, prompt)
 
     def insert(self, slot: int, prefix: Prefix, request: Request) -> None:
         """Begin a request in a slot, whatever was there before."""
@@ -109,7 +95,6 @@ class Engine:
         self._state = insert(
             self._state,
             prefix.cache,
-            np.int32(prefix.row),
             np.int32(slot),
             prefix.prompt[-1],
             counts,

@@ -74,9 +74,9 @@ class Generation(Iterator[tuple[int, str]]):
         by_prompt: dict[int, list[int]] = {}
         for index in starting:
             by_prompt.setdefault(id(self._rows[index].request.prompt), []).append(index)
-        groups = list(by_prompt.values())
-        for number, prefix in engine.prefill([self._rows[group[0]].request.prompt for group in groups]):
-            for index in groups[number]:
+        for group in by_prompt.values():
+            prefix = engine.prefill(self._rows[group[0]].request.prompt)
+            for index in group:
                 slot = free.pop(0)
                 engine.insert(slot, prefix, self._rows[index].request)
                 taken[slot] = index

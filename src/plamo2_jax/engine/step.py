@@ -87,26 +87,22 @@ def prefill(
 def insert(
     state: DecodeState,
     cache: Cache,
-    row: Int[Array, ""],
     slot: Int[Array, ""],
     token: Int[Array, ""],
     counts: Int[Array, " v"],
     settings: RowSettings,
 ) -> DecodeState:
-    """Put a row that was read into a slot, whatever was there: every leaf of the slot is overwritten.
+    """Put a prefilled row into a slot. Every leaf of the slot is overwritten.
 
     Args:
         state: its memory is reused.
-        cache: of prefilled rows, as long as the state's.
-        row: which of them.
-        slot: where it goes.
+        cache: its first row is inserted; as long as the state's.
+        slot: number of the slot.
         token: the prompt's last token, which the cache does not hold.
         counts: PROMPT for the tokens of the prompt, else 0.
         settings: of one row.
     """
-    one = DecodeState(
-        jax.tree.map(lambda leaf: leaf[row], cache), token, jnp.bool_(True), jnp.int32(0), counts, settings
-    )
+    one = DecodeState(jax.tree.map(lambda leaf: leaf[0], cache), token, jnp.bool_(True), jnp.int32(0), counts, settings)
     return jax.tree.map(lambda leaf, new: leaf.at[slot].set(new), state, one)
 
 
