@@ -26,6 +26,8 @@ VERBS = {
     "launch": "run pretrain on TPU slices, in GKE, under SLURM or as several processes",
     "evaluate": "measure held-out bits per byte of a model",
     "generate": "continue a prompt",
+    "chat": "talk to a model, or to a server, in the terminal",
+    "bench-serve": "measure an OpenAI-compatible server under load",
     "convert": "read and write checkpoints of the public PLaMo 2 layout",
     "logits": "write the logits of given tokens, to compare implementations",
     "grow": "initialize a larger model from a smaller one",
