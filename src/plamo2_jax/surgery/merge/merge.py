@@ -165,9 +165,9 @@ def describe(source: Source) -> dict[str, str]:
 
 def _check_alike(sources: Sequence[Source]) -> None:
     first = sources[0]
-    ours = checkpoint.model_json(first.config)
+    ours = first.config.to_json()
     for other in sources[1:]:
-        theirs = checkpoint.model_json(other.config)
+        theirs = other.config.to_json()
         different = [
             f"{name} is {ours[name]!r} and {theirs[name]!r}"
             for name in ours
