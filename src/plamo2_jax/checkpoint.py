@@ -4,7 +4,7 @@ A run folder holds::
 
     config.json           the resolved configuration; its key "model" is the ModelConfig in public field names
     tokenizer.jsonl       the vocabulary the model was trained with (absent for a model without text)
-    checkpoints/STEP/     one Orbax checkpoint per step, in separate items, so that inference reads only `params`
+    checkpoints/STEP/     one Orbax checkpoint per step, in separate items: inference reads only `params`
     manifest.json         checksums of the files that `save_model` wrote; each checkpoint has its own manifest
 
 Training adds further items (optimizer state, data iterator), which this module does not read. Orbax writes a step under a temporary name

@@ -1,10 +1,10 @@
 """Local folders and buckets under one interface, with atomic writes of files and folders.
 
 A path is a pathlib path for this machine, and an etils path for a bucket, gs://BUCKET/... or s3://BUCKET/... Both have the same methods.
-This module adds what object stores lack (appending, renaming into place).
+This module adds operations that object stores lack (appending, renaming into place).
 
 Writers write to a unique temporary name beside the target, `.NAME.RANDOM.partial`, and rename it at the end. They hold a lock on the
-temporary while they run: a second writer of the same target is refused, and the next writer removes what a killed writer left.
+temporary while they run: a second writer of the same target is refused, and the next writer removes the temporary of a killed writer.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def read_params(
         on_read: Called after each block read with its bytes and the bytes of the whole model.
 
     Returns:
-        Parameter tree like that of `plamo2_jax.model.init_params`.
+        Parameter tree with the structure of `plamo2_jax.model.init_params`.
 
     Raises:
         ConvertError: A file is missing, damaged or outside the folder, or a tensor is missing, unknown or has a wrong shape or dtype.

@@ -96,7 +96,7 @@ def unstack(params: Params, config: ModelConfig) -> list[Params]:
 
 
 def restack(outside: Params, layers: Sequence[Params], config: ModelConfig) -> Params:
-    """Return the parameter tree of a model, given the parameters outside its layers and those of each layer."""
+    """Return the parameter tree of a model, given the parameters outside its layers and the parameters of each layer."""
     stacks: dict[tuple[str, str], list[Params]] = {}
     for (run, position, _), layer in zip(layer_places(config), layers, strict=True):
         stacks.setdefault((run, position), []).append(layer)

@@ -1,7 +1,7 @@
 """Merging models tensor by tensor, the implementation of `plamo2 merge`.
 
-The tensors are those of the public layout, as in other merge tools, so methods that depend on a whole tensor (lengths, angles,
-thresholds) give the same result. Arithmetic is float32 with float64 sums. Memory holds at most one tensor of each model and one more:
+Tensors have the public layout, as in other merge tools, so methods that depend on a whole tensor (lengths, angles, thresholds) give the
+same result. Arithmetic is float32 with float64 sums. Memory holds at most one tensor of each model and one more:
 each result is written at once to its place in a safetensors file, whose header is known in advance.
 """
 

@@ -127,7 +127,9 @@ def open_source(name: str) -> Source:
     if is_run_folder(parsed.folder):
         return RunSource(parsed.folder, parsed.step, parsed.ema)
     if parsed.step is not None or parsed.ema:
-        raise ConvertError(f"{parsed.folder} has the public layout, which has no steps. Omit the @ and what follows it")
+        raise ConvertError(
+            f"{parsed.folder} has the public layout, which has no steps. Remove the @ and the text after it"
+        )
     return PublicSource(parsed.folder)
 
 

@@ -32,7 +32,7 @@ def check_target(source: ModelConfig, target: ModelConfig, multiple_of: int | No
         multiple_of: New sizes of embed, mlp and dt_rank must be multiples of this (a TPU tile has 128 lanes).
 
     Raises:
-        SurgeryError: It cannot. The message names the axis or field, both sizes and what is allowed.
+        SurgeryError: The target cannot be cut out of the source. The message names the axis or field, both sizes and what is allowed.
     """
     fixed = ("tie_word_embeddings", "rms_norm_eps", "vocab_size", "hidden_size_per_head", "mamba_d_conv")
     require_equal(source, target, fixed, "pruning")
