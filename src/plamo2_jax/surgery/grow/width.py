@@ -111,7 +111,7 @@ def expansions(source: ModelConfig, target: ModelConfig, width: Width) -> dict[s
     """Return the expansion of every axis whose size or number of groups differs, by axis name.
 
     Raises:
-        SurgeryError: An axis would shrink, a fixed axis differs, or the groups of the source cannot be extended to the groups of the target.
+        SurgeryError: An axis would shrink, a fixed axis differs, or the groups cannot be extended to the groups of the target.
     """
     old, new = structure(source), structure(target)
     # A network of one kind of layer lacks the other's axes.
