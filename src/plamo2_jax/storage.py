@@ -157,7 +157,7 @@ def require_empty(folder: Path) -> None:
 
 @contextlib.contextmanager
 def lock_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Lock a folder against other processes until the block or this process ends. Folders in buckets cannot be locked.
+    """Lock a folder against other processes until the block or this process ends. Do nothing for a bucket, which has no locks.
 
     The lock is held on the file `.lock` in the folder; the file is not removed.
 
