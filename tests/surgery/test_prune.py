@@ -104,7 +104,7 @@ def test_every_layer_keeps_its_own_and_whole_groups(originals):
     masks = random_masks(config, target)
     attention = masks["run_0/layer_1"]
     kept = {
-        axis: set(mask.sum(-1))
+        axis: set(np.atleast_1d(mask.sum(-1)))
         for place in ("", "run_0/layer_0", "run_0/layer_1")
         for axis, mask in masks[place].items()
     }
