@@ -18,7 +18,7 @@ from plamo2_jax.model.quantized import QuantizedArray
 from plamo2_kernels.precision import product_precision
 
 Weight = Array | QuantizedArray | LowRank
-"""The forms of a weight matrix in a parameter tree."""
+"""The types that a weight matrix may have in a parameter tree."""
 
 
 def project(
@@ -44,7 +44,8 @@ def project(
         The product in the dtype of `x`, or a tuple of the products with the stacked weights.
     """
     weight = parameter(module, name, init, sizes, contracts=contracted(spec, sizes))
-    return (_multiply_parts if None in sizes else multiply)(spec, x, weight)
+    product = _multiply_parts if None in sizes else multiply
+    return product(spec, x, weight)
 
 
 def multiply(

@@ -31,7 +31,7 @@ class LowRank(struct.PyTreeNode):
     contracted: tuple[int, ...] = struct.field(pytree_node=False)
     """Contraction axes of the parameter, counted from the end: -1 is the last axis."""
     scale: float = struct.field(pytree_node=False)
-    """s."""
+    """The factor s of the adapter."""
     dropout: float = struct.field(pytree_node=False, default=0.0)
     """Dropout rate of the adapter's inputs, applied to each feature of each token."""
 

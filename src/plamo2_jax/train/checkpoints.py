@@ -59,7 +59,7 @@ class RunCheckpoints:
         except Exception as error:
             # If the run ends with an error, that error matters more than an incomplete checkpoint.
             if kind is None:
-                raise self._unwritten(error) from error
+                raise self._save_error(error) from error
 
     def save(self, state: TrainState, iterator: grain.DatasetIterator, guard: LossGuard) -> None:
         """Save the state. The arrays are copied before this returns, so the state may be donated; a thread writes them.
@@ -79,7 +79,7 @@ class RunCheckpoints:
             self._saving, self._items = int(state.step), tuple(items)
             self._manager.save(self._saving, args=ocp.args.Composite(**items), force=True)
         except Exception as error:
-            raise self._unwritten(error) from error
+            raise self._save_error(error) from error
 
     def check(self) -> None:
         """Check whether a save in the background has failed.
@@ -90,7 +90,7 @@ class RunCheckpoints:
         try:
             self._manager.check_for_errors()
         except Exception as error:
-            raise self._unwritten(error) from error
+            raise self._save_error(error) from error
 
     def restore(self, abstract: TrainState, iterator: grain.DatasetIterator, guard: LossGuard) -> TrainState:
         """Read the newest intact checkpoint. Damaged checkpoints are reported on stderr and renamed.
@@ -140,7 +140,7 @@ class RunCheckpoints:
         if before is not None:
             for number in found:
                 if number > before:
-                    reason = f"lies before or in the spike of the loss from step {step}"
+                    reason = f"is not used after the spike of the loss at step {step}"
                     self._set_aside(self._folder / CHECKPOINTS / str(number), "spike", reason)
         return before
 
@@ -159,13 +159,13 @@ class RunCheckpoints:
         unfinished = sorted(root.glob(f"{step}{ocp.utils.TMP_DIR_SUFFIX}*"))
         manifest.write_manifest((unfinished or [root / step])[0], self._items, self._about)
 
-    def _unwritten(self, error: Exception) -> CheckpointError:
+    def _save_error(self, error: Exception) -> CheckpointError:
         kept = ", ".join(map(str, checkpoint.steps(self._folder))) or "none"
         # Orbax and TensorStore describe a full disk in hundreds of characters.
         reason = "the disk is full" if is_full_disk(error) else first_line(error)
         return CheckpointError(
-            f"the checkpoint of step {self._saving} could not be written to {self._folder / CHECKPOINTS}: {reason}; "
-            f"finished checkpoints there: {kept}"
+            f"the checkpoint of step {self._saving} could not be written to {self._folder / CHECKPOINTS}: {reason}. "
+            f"Finished checkpoints there: {kept}"
         )
 
 
@@ -219,8 +219,8 @@ def read_state(
 def no_checkpoint_left(folder: Path) -> CheckpointError:
     """Return the error for a run whose checkpoints are all damaged."""
     return CheckpointError(
-        f"{folder} has no checkpoint left to go on from, only damaged ones ({', '.join(integrity.damaged(folder))}); restore one from a "
-        "copy, or start the run anew under another name"
+        f"{folder} has no checkpoint left to resume from, only damaged ones ({', '.join(integrity.damaged(folder))}). Restore one from a "
+        "copy, or start the run again under another name"
     )
 
 
