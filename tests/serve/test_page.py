@@ -253,6 +253,9 @@ def test_a_stream_that_breaks_or_reports_an_error_says_so_and_keeps_its_text(pag
     server.answer, server.finish_reason = ["Long"], "length"
     page.click("li.assistant .again")
     page.wait("document.querySelector('li.assistant .facts').textContent.endsWith('maximum number of tokens')")
+    server.finish_reason = "abort"
+    page.click("li.assistant .again")
+    page.wait("document.querySelector('li.assistant .facts').textContent.endsWith('ended early by the server')")
 
 
 def test_a_server_that_is_gone_is_named(browser):

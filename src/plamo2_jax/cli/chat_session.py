@@ -153,8 +153,10 @@ class ChatSession:
             print()
             _say("The answer is empty.")
         if self._interactive:
-            reason = ", ended by --max-new-tokens" if last.finish_reason == "length" else ""
-            _say(_figures(last.usage, begun, first, time.perf_counter()) + reason)
+            end = {"stop": "", "length": ", ended by --max-new-tokens"}.get(
+                last.finish_reason, ", ended early by the server"
+            )
+            _say(_figures(last.usage, begun, first, time.perf_counter()) + end)
 
 
 @contextlib.contextmanager

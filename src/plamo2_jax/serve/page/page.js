@@ -167,7 +167,7 @@ async function answer() {
         message.facts.seconds = (first - begun) / 1000;
         speak(message.content, false);
       }
-      if (choice?.finish_reason) message.facts.ended = choice.finish_reason === "length" ? "length" : "";
+      if (choice?.finish_reason) message.facts.ended = { stop: "", length: "length" }[choice.finish_reason] ?? "aborted";
       if (chunk.usage) count(message.facts, chunk.usage, (last - first) / 1000);
       if (drawn) {
         drawn = false;
