@@ -60,7 +60,13 @@ def decode_program(config: ModelConfig, dtype: str, mesh: Mesh, *, rows: int, to
     def scalar(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
 
-    arguments = scalar(bool, config.vocab_size), scalar(jnp.int32), scalar(bool)
+    arguments = (
+        scalar(bool, config.vocab_size),
+        scalar(jnp.uint32, total, -(-config.vocab_size // 32)),
+        scalar(bool, total),
+        scalar(jnp.int32),
+        scalar(bool),
+    )
     # One more token reads the whole context.
     flops = config.flops_per_token(tokens) * total
     parts = {"parameters": weights, "cache": state.cache, "batch": state.replace(cache=())}
