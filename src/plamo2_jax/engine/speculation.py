@@ -1,8 +1,8 @@
 """Speculative decoding by prompt lookup: the continuation of an earlier occurrence of the last tokens is the draft.
 
-One forward pass reads all tokens of a draft. The token after each of them is drawn as usual, with the random key of its place, and the draft
-is kept up to the first token that differs from the token drawn. So the tokens are those of plain decoding, up to the rounding of products
-of several rows. The states of the layers advance over the kept tokens only (`Plamo2.features_deferred`).
+One forward pass reads all tokens of a draft. The token after each of them is drawn as usual, with the random key of its place. The draft is
+kept up to the first token that differs from the drawn token. So the tokens equal the tokens of plain decoding, up to the rounding of
+products of several rows. The states of the layers advance over the kept tokens only (`Plamo2.features_deferred`).
 
 Source: Saxena, Prompt Lookup Decoding, https://github.com/apoorvumang/prompt-lookup-decoding.
 """
