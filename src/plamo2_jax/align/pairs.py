@@ -34,7 +34,7 @@ from plamo2_jax.align.forms import (
 )
 from plamo2_jax.align.messages import Message, check_messages, is_trained, one_of, read_messages, shown
 from plamo2_jax.data.batch import Batch
-from plamo2_jax.data.documents import BadRecord, ReadReport, UnreadableRecord
+from plamo2_jax.data.documents import ReadReport, UnreadableRecord
 from plamo2_jax.data.packing import Collator, to_batch
 from plamo2_jax.tokenizer.chat_template import ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -200,7 +200,7 @@ def encode_pairs(
         except UnreadableRecord as error:
             # It was counted as good when it was read.
             report.records -= 1
-            report.count_bad(BadRecord(pair.place, error.reason, error.detail))
+            report.count_bad(pair.place, error)
             continue
         counts[what] += 1
         if element is not None:

@@ -132,7 +132,7 @@ def clean(options: CleanOptions) -> None:
 
 def _check_paths(input: str, output: Path, report: Path | None) -> None:
     """Check that no output path is also an input."""
-    from plamo2_jax.data.sources import find_files
+    from plamo2_jax.data.files import find_files
 
     if report is not None and not report.parent.is_dir():
         raise PlamoError(
@@ -161,7 +161,7 @@ def _losses(cleaning: CleanReport, deduplication: DedupReport) -> Iterator[str]:
     yield f"characters removed: {sum(causes.values()) / total:.2%} of {cleaning.chars_in:,}" + (
         f" ({shares})" if shares else ""
     )
-    if cleaning.boilerplate_lines:
+    if cleaning.removed:
         yield "lines removed most often (--boilerplate-documents 0 keeps them):"
-        for line, times in cleaning.removed.most_common(_LINES_SHOWN):
+        for line, times in cleaning.most_removed(_LINES_SHOWN):
             yield f"  {times:,} x {line}"
