@@ -35,9 +35,9 @@ def alone(start, wanted, slot):
     engine = start()
     prefix = engine.prefill(wanted.prompt)
     engine.insert(slot, prefix, wanted)
-    tokens, logprobs = engine.step(wanted.stop.max_new_tokens)
-    made = tokens[:, slot] >= 0
-    return tokens[made, slot], logprobs[made, slot]
+    burst = engine.step(wanted.stop.max_new_tokens)
+    made = burst.tokens[:, slot] >= 0
+    return burst.tokens[made, slot], burst.logprobs[made, slot]
 
 
 @settings(max_examples=6, deadline=None)
@@ -63,11 +63,11 @@ def test_a_request_is_the_same_bits_alone_and_in_a_crowd(start, data):
         prefix = engine.prefill(wanted.prompt)
         engine.insert(slot, prefix, wanted)
         held[slot], got[number] = number, (wanted, slot, [], [])
-        tokens, logprobs = engine.step(data.draw(st.integers(1, 6)), until_free=data.draw(st.booleans()))
+        burst = engine.step(data.draw(st.integers(1, 6)), until_free=data.draw(st.booleans()))
         for slot, number in held.items():
-            made = tokens[:, slot] >= 0
-            got[number][2].extend(tokens[made, slot])
-            got[number][3].extend(logprobs[made, slot])
+            made = burst.tokens[:, slot] >= 0
+            got[number][2].extend(burst.tokens[made, slot])
+            got[number][3].extend(burst.logprobs[made, slot])
     for wanted, slot, tokens, logprobs in got.values():
         expected = alone(start, wanted, slot)
         np.testing.assert_array_equal(tokens, expected[0][: len(tokens)])
@@ -81,7 +81,10 @@ def test_insert_overwrites_every_leaf_of_its_slot_and_no_other(start):
         engine.insert(slot, prefix, request(9 + slot, seed=9, count=9, least=3, stop_ids=(7,)))
     engine.step(5)
     before = jax.device_get(engine._state)
-    poisoned = jax.tree.map(lambda leaf: leaf.at[2].set(True if leaf.dtype == bool else 77), engine._state)
+    poisoned = jax.tree.map(
+        lambda leaf: leaf.at[2].set(True if leaf.dtype == bool else np.nan if leaf.dtype == np.float32 else 77),
+        engine._state,
+    )
     wanted, states = request(20, CONFIGS[2]), []
     for state in (engine._state, poisoned):
         engine._state = jax.tree.map(jax.numpy.copy, state)
@@ -98,7 +101,8 @@ def test_a_request_is_the_same_bits_in_every_slot(start):
     prompt = request(12)
     for slot in range(SLOTS):
         engine.insert(slot, engine.prefill(prompt.prompt), prompt)
-    for values in engine.step(8):
+    burst = engine.step(8)
+    for values in (burst.tokens, burst.logprobs):
         np.testing.assert_array_equal(values, values[:, :1].repeat(SLOTS, axis=1))
 
 

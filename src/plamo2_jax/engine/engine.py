@@ -3,40 +3,29 @@
     engine = Engine(model, params, slots=8, max_length=2048)
     for slot, request in enumerate(requests):
         engine.insert(slot, engine.prefill(request.prompt), request)
-    tokens, logprobs = engine.step(16)
+    burst = engine.step(16)
 
-The caller (`generation.Generation`) decides which request gets which slot and when a request ends. With a fixed number of slots, the tokens
-of a row do not depend on the other rows: every slot runs the same program, and the way a prompt is cut depends only on its own length.
+The caller (`scheduler.Scheduler`) decides which request gets which slot and when a request ends. With a fixed number of slots, the tokens
+of a row do not depend on the other rows: every slot runs the same program, and the prompt alone decides how it is cut into pieces.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 
-from plamo2_jax.engine.prefill import read_prompts
+from plamo2_jax.engine.prefill import Prefix, PromptReader
+from plamo2_jax.engine.prefix_cache import PrefixCache
 from plamo2_jax.engine.request import Request
 from plamo2_jax.engine.sampling import PROMPT
-from plamo2_jax.engine.step import decode, empty_state, insert, release
+from plamo2_jax.engine.step import Burst, decode, empty_state, insert, release
 from plamo2_jax.model import Plamo2
 from plamo2_jax.model.axes import ROWS
-from plamo2_jax.model.cache import Cache
 
 CAPACITY = 32
 """Tokens of a row that one call of `Engine.step` generates at most."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Prefix:
-    """The state after a prompt without its last token. The first decode step reads that token and computes its logits."""
-
-    cache: Cache
-    """Its first row is the prompt's; the others pad the batch to the mesh."""
-    prompt: np.ndarray
-    """Token ids [t] i32."""
 
 
 class Engine:
@@ -48,7 +37,8 @@ class Engine:
         slots: rows decoded together.
         max_length: tokens of a row, prompt and continuation, at most.
         prefill_size: tokens of a prompt read at once at most, a power of two.
-        usable: ids that may be drawn: those below it. None: all.
+        usable: number of ids that may be drawn, from 0 on; None: all.
+        prefix_cache: snapshots of prompts; None: every prompt is read from its beginning.
     """
 
     def __init__(
@@ -60,9 +50,11 @@ class Engine:
         max_length: int,
         prefill_size: int = 512,
         usable: int | None = None,
+        prefix_cache: PrefixCache | None = None,
     ):
         v = model.config.vocab_size
-        self._model, self._params, self._prefill_size, self._max_length = model, params, prefill_size, max_length
+        self._model, self._params, self._prefill_size = model, params, prefill_size
+        self.max_length, self.prefix_cache = max_length, prefix_cache
         self._usable = jax.device_put(np.arange(v) < (v if usable is None else usable))
         self._copies = 1 if model.mesh is None else int(np.prod([model.mesh.shape[name] for name in ROWS]))
         # Rows that lie on several devices divide over them.
@@ -70,22 +62,32 @@ class Engine:
         # Kernels that are named serve pieces of prompts; a single token has a way of its own.
         self._decoder = model.clone(implementation="auto")
         self._state = empty_state(model, self.slots, max_length)
+        self._words = -(-v // 32)
+        # On the device once, since most calls constrain no row.
+        self._unconstrained = jax.device_put(
+            (np.zeros((self.slots, self._words), np.uint32), np.zeros(self.slots, bool))
+        )
 
-    def prefill(self, prompt: np.ndarray) -> Prefix:
-        """Read a prompt by itself: in a batch, its bits could depend on its row (jax 0.12 on CPU rounds the last row differently).
-
-        Args:
-            prompt: token ids [t] i32, not empty.
-        """
-        cache = read_prompts(
+    def start_prefill(self, prompt: np.ndarray, boundaries: Sequence[int] = (), salt: str = "") -> PromptReader:
+        """Begin to read a prompt; arguments as in `PromptReader`."""
+        return PromptReader(
             self._model,
             self._params,
-            [prompt[:-1]],
+            prompt,
+            boundaries=boundaries,
             rows=self._copies,
-            max_length=self._max_length,
+            max_length=self.max_length,
             prefill_size=self._prefill_size,
+            prefix_cache=self.prefix_cache,
+            salt=salt,
         )
-        return Prefix(cache, prompt)
+
+    def prefill(self, prompt: np.ndarray, boundaries: Sequence[int] = (), salt: str = "") -> Prefix:
+        """Read a prompt; arguments as in `PromptReader`."""
+        reader = self.start_prefill(prompt, boundaries, salt)
+        while not reader.done:
+            reader.read_piece()
+        return reader.prefix()
 
     def insert(self, slot: int, prefix: Prefix, request: Request) -> None:
         """Begin a request in a slot, whatever was there before."""
@@ -101,26 +103,34 @@ class Engine:
             request.settings(v),
         )
 
-    def step(self, count: int, *, until_free: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def step(self, count: int, *, until_free: bool = False, allowed: Mapping[int, np.ndarray] | None = None) -> Burst:
         """Generate up to `count` tokens, at most CAPACITY, for each row that has not ended.
 
         Args:
             until_free: return as soon as a row ends.
+            allowed: for slots that may draw some ids only, the ids as bits [ceil(v/32)] u32; then `count` must be 1.
 
         Returns:
-            Token ids [count, slots] i32, -1 where there is none, and their log-probabilities in nats, f32.
+            NumPy arrays of `count` steps.
         """
-        self._state, tokens, logprobs = decode(
+        if allowed:
+            bits, constrained = np.zeros((self.slots, self._words), np.uint32), np.zeros(self.slots, bool)
+            for slot, row in allowed.items():
+                bits[slot], constrained[slot] = row, True
+        else:
+            bits, constrained = self._unconstrained
+        self._state, burst = decode(
             self._decoder,
             self._params,
             self._state,
             self._usable,
+            bits,
+            constrained,
             np.int32(count),
             np.bool_(until_free),
             capacity=CAPACITY,
         )
-        tokens, logprobs = jax.device_get((tokens, logprobs))
-        return tokens[:count], logprobs[:count]
+        return jax.tree.map(lambda leaf: leaf[:count], jax.device_get(burst))
 
     def release(self, slots: Sequence[int]) -> None:
         """End rows before their time."""

@@ -152,13 +152,13 @@ class Generator:
             raise PlamoError(
                 f"stop ids {stop_ids} are not allowed: the model's go from 0 to {self.model.config.vocab_size - 1}"
             )
-        requests = [Request(row, sampling, stop, stop_ids, seed, sample) for row in rows for sample in range(samples)]
+        requests = [[Request(row, sampling, stop, stop_ids, seed, sample) for sample in range(samples)] for row in rows]
 
         def start() -> Engine:
             return Engine(
                 self.model,
                 self.params,
-                slots=power_of_two(min(len(requests), self.max_slots), 1),
+                slots=power_of_two(min(len(rows) * samples, self.max_slots), 1),
                 max_length=power_of_two(max(map(len, rows)) + stop.max_new_tokens, _SMALLEST_CACHE),
                 prefill_size=self.prefill_size,
                 usable=None if self.tokenizer is None else self.tokenizer.vocab_size,

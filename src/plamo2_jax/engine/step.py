@@ -17,18 +17,39 @@ from plamo2_jax.engine.shardings import place_cache
 from plamo2_jax.model import Plamo2
 from plamo2_jax.model.cache import Cache
 
+MAX_TOP_LOGPROBS = 20
+"""Largest number of likeliest tokens that are reported for each generated token, as in OpenAI's API."""
+
 
 class RowSettings(struct.PyTreeNode):
-    """What a request asks for; with the axis s in a `DecodeState`, without it for the request of one slot."""
+    """The settings of a request; with the axis s in a `DecodeState`, without it for the request of one slot."""
 
     sampling: RowSampling
     key: UInt32[Array, "s 3"]
     """Seed, checksum of the prompt and number of the sample, of which the random key is made."""
     max_new_tokens: Int[Array, " s"]
     min_new_tokens: Int[Array, " s"]
-    """Before so many tokens no stop id is drawn."""
+    """No stop id is drawn before this number of tokens."""
     stop: Bool[Array, "s v"]
     """Token ids that end the row."""
+    top_logprobs: Int[Array, " s"]
+    """Number of likeliest tokens to report; 0 to MAX_TOP_LOGPROBS."""
+    biased: Bool[Array, " s"]
+    """Whether any entry of `bias` is not 0."""
+    bias: Float[Array, "s v"]
+    """Added to the logits before all other steps."""
+
+
+class Burst(struct.PyTreeNode):
+    """What one call of `decode` generated: c steps of s slots."""
+
+    tokens: Int[Array, "c s"]
+    """Token ids; -1 where a row had ended or a step was not made."""
+    logprobs: Float[Array, "c s"]
+    """Log-probabilities of the tokens in nats, among the tokens that could be drawn, before temperature, filters and penalties."""
+    top_tokens: Int[Array, "c s n"]
+    """The likeliest tokens of rows that asked for them, in order; without meaning in other rows."""
+    top_logprobs: Float[Array, "c s n"]
 
 
 class DecodeState(struct.PyTreeNode):
@@ -69,6 +90,9 @@ def empty_state(model: Plamo2, slots: int, max_length: int) -> DecodeState:
         zeros(jnp.int32),
         zeros(jnp.int32),
         zeros(bool, v),
+        zeros(jnp.int32),
+        zeros(bool),
+        zeros(jnp.float32, v),
     )
     cache = place_cache(model.mesh, model.init_cache(slots, max_length))
     return DecodeState(cache, zeros(jnp.int32), zeros(bool), zeros(jnp.int32), zeros(jnp.int32, v), settings)
@@ -128,55 +152,82 @@ def _keys(key: UInt32[Array, "s 3"], step: Int[Array, " s"]) -> Key[Array, " s"]
     return jax.vmap(of_row)(key, step)
 
 
+def _adjusted(
+    logits: Float[Array, "s v"],
+    state: DecodeState,
+    usable: Bool[Array, " v"],
+    allowed: UInt32[Array, "s w"],
+    constrained: Bool[Array, " s"],
+) -> Float[Array, "s v"]:
+    """Apply bias, constraints, unusable ids and `min_new_tokens`. A step that no row asks for is skipped."""
+    alive, settings, v = state.alive, state.settings, logits.shape[1]
+
+    def where_any(rows: Bool[Array, " s"], change, logits):
+        return jax.lax.cond(jnp.any(rows), change, lambda logits: logits, logits)
+
+    def constrain(logits):
+        bits = (jnp.repeat(allowed, 32, axis=1)[:, :v] >> (jnp.arange(v, dtype=jnp.uint32) % 32)) & 1
+        return jnp.where(constrained[:, None] & (bits == 0), -jnp.inf, logits)
+
+    early = alive & (state.step < settings.min_new_tokens)
+    logits = where_any(alive & settings.biased, lambda logits: logits + settings.bias, logits)
+    logits = where_any(alive & constrained, constrain, logits)
+    logits = jnp.where(usable, logits, -jnp.inf)
+    return where_any(early, lambda logits: jnp.where(early[:, None] & settings.stop, -jnp.inf, logits), logits)
+
+
 @functools.partial(jax.jit, static_argnames=("model", "capacity"), donate_argnames="state")
 def decode(
     model: Plamo2,
     params: dict,
     state: DecodeState,
     usable: Bool[Array, " v"],
+    allowed: UInt32[Array, "s w"],
+    constrained: Bool[Array, " s"],
     count: Int[Array, ""],
     until_free: Bool[Array, ""],
     *,
     capacity: int,
-) -> tuple[DecodeState, Int[Array, "c s"], Float[Array, "c s"]]:
-    """Up to `count` tokens for each row, fewer once no row is alive.
+) -> tuple[DecodeState, Burst]:
+    """Generate up to `count` tokens for each row, fewer once no row is alive.
 
     Args:
         state: its memory is reused.
         usable: ids that may be drawn.
+        allowed: ids that constrained rows may draw at the first step, id i as bit i % 32 of word i // 32.
+        constrained: rows that `allowed` applies to; with any, `count` must be 1.
         count: at most `capacity`; any number runs by one compilation.
         until_free: return as soon as a row ends, so that another request can have its slot.
-
-    Returns:
-        The state after them, token ids (-1 where a row had ended or that many steps were not made) and their log-probabilities in nats
-        among the tokens that could be drawn.
     """
     slots = state.token.shape[0]
-    tokens = jnp.full((capacity, slots), -1, jnp.int32)
-    logprobs = jnp.zeros((capacity, slots), jnp.float32)
+    burst = Burst(
+        jnp.full((capacity, slots), -1, jnp.int32),
+        jnp.zeros((capacity, slots), jnp.float32),
+        jnp.zeros((capacity, slots, MAX_TOP_LOGPROBS), jnp.int32),
+        jnp.zeros((capacity, slots, MAX_TOP_LOGPROBS), jnp.float32),
+    )
     begun = state.alive
 
     def running(carry):
-        i, state, *_ = carry
+        i, state, _ = carry
         return (i < count) & jnp.any(state.alive) & ~(until_free & jnp.any(begun & ~state.alive))
 
     def step(carry):
-        i, state, tokens, logprobs = carry
+        i, state, burst = carry
         alive, settings = state.alive, state.settings
         logits, cache = model.apply(
             {"params": params}, state.token[:, None], alive[:, None].astype(jnp.int32), cache=state.cache
         )
         # Whole rows on each device: what is sampled from them must not depend on how the vocabulary is divided.
         logits = model.gather_channels(logits)[:, 0].astype(jnp.float32)
-        logits = jnp.where(usable, logits, -jnp.inf)
-        early = alive & (state.step < settings.min_new_tokens)
-        logits = jax.lax.cond(
-            jnp.any(early),
-            lambda logits: jnp.where(early[:, None] & settings.stop, -jnp.inf, logits),
-            lambda logits: logits,
+        logits = _adjusted(logits, state, usable, allowed, constrained)
+        token, logprob = sample(logits, _keys(settings.key, state.step), settings.sampling, state.counts)
+        top_tokens, top_logprobs = jax.lax.cond(
+            jnp.any(alive & (settings.top_logprobs > 0)),
+            _likeliest,
+            lambda logits: (burst.top_tokens[i], burst.top_logprobs[i]),
             logits,
         )
-        token, logprob = sample(logits, _keys(settings.key, state.step), settings.sampling, state.counts)
         rows = jnp.arange(slots)
         ended = settings.stop[rows, token] | (state.step + 1 >= settings.max_new_tokens)
         state = DecodeState(
@@ -187,7 +238,22 @@ def decode(
             state.counts.at[rows, token].add(alive.astype(jnp.int32)),
             settings,
         )
-        return i + 1, state, tokens.at[i].set(jnp.where(alive, token, -1)), logprobs.at[i].set(logprob)
+        burst = Burst(
+            burst.tokens.at[i].set(jnp.where(alive, token, -1)),
+            burst.logprobs.at[i].set(logprob),
+            burst.top_tokens.at[i].set(top_tokens),
+            burst.top_logprobs.at[i].set(top_logprobs),
+        )
+        return i + 1, state, burst
 
-    _, state, tokens, logprobs = jax.lax.while_loop(running, step, (jnp.int32(0), state, tokens, logprobs))
-    return state, tokens, logprobs
+    _, state, burst = jax.lax.while_loop(running, step, (jnp.int32(0), state, burst))
+    return state, burst
+
+
+def _likeliest(logits: Float[Array, "s v"]) -> tuple[Int[Array, "s n"], Float[Array, "s n"]]:
+    """Return the likeliest tokens and their log-probabilities, computed as `sample` computes a token's."""
+    n = min(MAX_TOP_LOGPROBS, logits.shape[1])
+    values, tokens = jax.lax.top_k(logits, n)
+    values -= jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    missing = ((0, 0), (0, MAX_TOP_LOGPROBS - n))
+    return jnp.pad(tokens, missing), jnp.pad(values, missing, constant_values=-jnp.inf)

@@ -74,7 +74,13 @@ def multiply(
 def _multiply_parts(spec: str, x: Float[Array, "*x"], weight: Weight) -> tuple[Float[Array, "*y"], ...]:
     """`multiply` by each part of a weight that leads with an axis of parts; an adapter's lower half is shared."""
     if not isinstance(weight, LowRank):
-        return tuple(multiply(spec, x, weight[i]) for i in range(weight.shape[0]))
+        parts = weight.shape[0]
+        if x.shape[1] == 1 and not isinstance(weight, QuantizedArray):
+            # One token per row: XLA on CPU would copy every part out of the weight, which takes longer than the product.
+            operands, result = spec.split("->")
+            batched = "P" + operands.replace(",", ",P") + "->P" + result
+            return tuple(multiply(batched, jnp.broadcast_to(x, (parts, *x.shape)), weight))
+        return tuple(multiply(spec, x, weight[i]) for i in range(parts))
     low, up = _adapter_specs(spec)
     lowered = _lower(low, x, weight)
     base = _multiply_parts(spec, x, weight.base)

@@ -74,7 +74,13 @@ def decode_program(config: ModelConfig, dtype: str, mesh: Mesh, *, rows: int, to
     def scalar(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
 
-    arguments = scalar(bool, config.vocab_size), scalar(jnp.int32), scalar(bool)
+    arguments = (
+        scalar(bool, config.vocab_size),
+        scalar(jnp.uint32, total, -(-config.vocab_size // 32)),
+        scalar(bool, total),
+        scalar(jnp.int32),
+        scalar(bool),
+    )
     return ServingProgram(
         lambda: decode.trace(model, weights, state, *arguments, capacity=CAPACITY),
         {"parameters": weights, "cache": state.cache, "batch": state.replace(cache=())},

@@ -1,0 +1,281 @@
+"""Continuous batching: it decides which prompt is read next, which slot a request gets, and when its row ends.
+
+A round reads some pieces of prompts, then generates a burst of tokens for all rows:
+
+    scheduler = Scheduler(engine, tokenizer, prefill_budget=512)
+    job = scheduler.submit([request])[0]
+    while scheduler.busy:
+        for delta in scheduler.run_round():
+            print(delta.text, end="")
+
+It does no input or output and starts no thread; one thread at a time may call it.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import heapq
+import itertools
+import time
+from collections.abc import Callable, Sequence
+
+from plamo2_jax.engine.engine import CAPACITY, Engine
+from plamo2_jax.engine.prefill import Prefix, PromptReader
+from plamo2_jax.engine.request import FinishReason, Request, Row, TopLogprobs
+from plamo2_jax.errors import PlamoError
+from plamo2_jax.tokenizer.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(eq=False)
+class _Reading:
+    """The reading of one prompt, which several samples share."""
+
+    unfinished: int
+    """Samples that have no slot yet."""
+    reader: PromptReader | None = None
+    prefix: Prefix | None = None
+
+    def leave(self) -> None:
+        """Count a sample that needs the prefix no longer. The last one drops it, since it holds a cache."""
+        self.unfinished -= 1
+        if not self.unfinished:
+            self.reader = self.prefix = None
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """A request that the scheduler has accepted.
+
+    Attributes:
+        row: its text so far.
+        cached_tokens: prompt tokens that the prefix cache held.
+        submitted: time of submission, in seconds of the scheduler's clock.
+        started: time at which its prompt began to be read; None before.
+        first_token: time of its first token; None before.
+    """
+
+    row: Row
+    priority: int
+    deadline: float | None
+    reading: _Reading
+    submitted: float
+    cached_tokens: int = 0
+    started: float | None = None
+    first_token: float | None = None
+    error: str | None = None
+
+    @property
+    def request(self) -> Request:
+        """The request."""
+        return self.row.request
+
+    @property
+    def done(self) -> bool:
+        """Whether the row has ended or failed."""
+        return not self.row.alive or self.error is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Delta:
+    """What one round added to a job. The last one of a job has a finish reason or an error."""
+
+    job: Job
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    top_logprobs: tuple[TopLogprobs, ...] = ()
+    """For each token the likeliest tokens at its place, as many as the request asked for."""
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+
+
+class Scheduler:
+    """Runs requests in the slots of an engine.
+
+    Args:
+        engine: its slots.
+        tokenizer: for text; None: ids only.
+        prefill_budget: prompt tokens read between two bursts, rounded up to whole pieces. None: all that free slots wait for.
+        interval: seconds that a burst should last at most, as long as one token takes less.
+        clock: seconds; for tests.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer | None,
+        *,
+        prefill_budget: int | None = None,
+        interval: float = 0.1,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.engine, self._tokenizer, self._clock = engine, tokenizer, clock
+        self._prefill_budget, self._pace = prefill_budget, _Pace(interval)
+        self._waiting: list[tuple[int, int, Job]] = []
+        self._numbers = itertools.count()
+        self._starting: collections.deque[tuple[int, Job]] = collections.deque()
+        self._running: dict[int, Job] = {}
+        self._free = collections.deque(range(engine.slots))
+        # Jobs that were cancelled since the last round.
+        self._cancelled: set[Job] = set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether any job is not done."""
+        return bool(self._waiting or self._starting or self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Number of jobs without a slot."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Number of jobs with a slot."""
+        return len(self._starting) + len(self._running)
+
+    def submit(self, requests: Sequence[Request], *, priority: int = 0, deadline: float | None = None) -> list[Job]:
+        """Accept the samples of one prompt.
+
+        Args:
+            requests: one for each sample, all of the same prompt, which is read once.
+            priority: jobs of smaller numbers start first, those of equal numbers in the order of submission.
+            deadline: time in seconds of the scheduler's clock at which the jobs end, done or not. None: never.
+        """
+        reading, now = _Reading(len(requests)), self._clock()
+        jobs = [Job(Row(request, self._tokenizer), priority, deadline, reading, now) for request in requests]
+        for job in jobs:
+            heapq.heappush(self._waiting, (priority, next(self._numbers), job))
+        return jobs
+
+    def cancel(self, job: Job) -> None:
+        """End a job in the next round. A job that is done stays as it is."""
+        if not job.done:
+            self._cancelled.add(job)
+
+    def run_round(self) -> list[Delta]:
+        """Read some pieces of prompts and generate a burst; return what it added to each job, in no particular order."""
+        deltas = self._end_early()
+        self._start_jobs()
+        if self._running:
+            deltas += self._burst()
+        return deltas
+
+    def _end_early(self) -> list[Delta]:
+        """End the jobs that were cancelled or whose deadline has passed."""
+        now, cancelled = self._clock(), self._cancelled
+        self._cancelled = set()
+
+        def reason(job: Job) -> FinishReason | None:
+            if job in cancelled:
+                return "cancelled"
+            return "deadline" if job.deadline is not None and now >= job.deadline else None
+
+        ended = {job: why for job in self._jobs() if (why := reason(job))}
+        if not ended:
+            return []
+        self._waiting = [entry for entry in self._waiting if entry[2] not in ended]
+        heapq.heapify(self._waiting)
+        self._free += [slot for slot, job in self._starting if job in ended]
+        self._starting = collections.deque(entry for entry in self._starting if entry[1] not in ended)
+        running, deltas = set(self._running.values()), []
+        for job, why in ended.items():
+            deltas.append(Delta(job, job.row.end(why), finish_reason=why))
+            if job not in running:
+                job.reading.leave()
+        self._release()
+        return deltas
+
+    def _jobs(self) -> list[Job]:
+        return [*(job for *_, job in self._waiting), *(job for _, job in self._starting), *self._running.values()]
+
+    def _release(self) -> None:
+        """Free the slots of rows that have ended."""
+        ended = [slot for slot, job in self._running.items() if job.done]
+        for slot in ended:
+            del self._running[slot]
+        self._free += ended
+        if ended:
+            self.engine.release(ended)
+
+    def _start_jobs(self) -> None:
+        """Give free slots to the first of the queue, and read prompts within the budget."""
+        while self._free and self._waiting:
+            job = heapq.heappop(self._waiting)[2]
+            job.started = self._clock()
+            self._starting.append((self._free.popleft(), job))
+        budget = self._prefill_budget
+        while self._starting and (budget is None or budget > 0):
+            slot, job = self._starting[0]
+            reading = job.reading
+            if reading.prefix is None:
+                if reading.reader is None:
+                    request = job.request
+                    reading.reader = self.engine.start_prefill(request.prompt, request.boundaries, request.salt)
+                if not reading.reader.done:
+                    read = reading.reader.read_piece()
+                    budget = None if budget is None else budget - read
+                    continue
+                reading.prefix, reading.reader = reading.reader.prefix(), None
+            self._starting.popleft()
+            job.cached_tokens = reading.prefix.cached_tokens
+            self.engine.insert(slot, reading.prefix, job.request)
+            self._running[slot] = job
+            reading.leave()
+
+    def _burst(self) -> list[Delta]:
+        allowed = {
+            slot: job.row.constraint.allowed() for slot, job in self._running.items() if job.row.constraint is not None
+        }
+        # A short burst lets prompts that are being read join soon.
+        count = 1 if allowed or self._starting else self._pace.count
+        begun = time.perf_counter()
+        burst = self.engine.step(count, until_free=bool(self._waiting), allowed=allowed)
+        made = int((burst.tokens >= 0).any(axis=1).sum())
+        self._pace.measured(time.perf_counter() - begun, made)
+        now, deltas = self._clock(), []
+        for slot, job in self._running.items():
+            job.first_token = now if job.first_token is None else job.first_token
+            deltas.append(self._push(job, slot, burst, made))
+        self._release()
+        return deltas
+
+    def _push(self, job: Job, slot: int, burst, made: int) -> Delta:
+        row, before, texts = job.row, len(job.row.token_ids), []
+        n = job.request.top_logprobs
+        for step in range(made):
+            if not row.alive or burst.tokens[step, slot] < 0:
+                break
+            top = tuple(
+                zip(burst.top_tokens[step, slot, :n].tolist(), burst.top_logprobs[step, slot, :n].tolist(), strict=True)
+            )
+            try:
+                texts.append(row.push(int(burst.tokens[step, slot]), float(burst.logprobs[step, slot]), top))
+            except PlamoError as error:
+                job.error = str(error)
+                break
+        new = slice(before, None)
+        return Delta(
+            job,
+            "".join(texts),
+            tuple(row.token_ids[new]),
+            tuple(row.logprobs[new]),
+            tuple(row.top_logprobs[new]),
+            row.finish_reason,
+            job.error,
+        )
+
+
+class _Pace:
+    """Number of tokens of a burst: enough to hide the cost of a call, few enough that text keeps coming."""
+
+    def __init__(self, interval: float):
+        self.count, self._interval = 1, interval
+        self._compiled = False
+
+    def measured(self, seconds: float, made: int) -> None:
+        """Learn from the last burst. The first may have compiled and teaches nothing."""
+        if self._compiled and made:
+            self.count = max(1, min(CAPACITY, int(self._interval * made / seconds)))
+        self._compiled = True
