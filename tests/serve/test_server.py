@@ -227,6 +227,13 @@ def test_nothing_is_compiled_after_the_warm_up(server, client):
     assert metric(server, "plamo2_compilations_after_warm_up_total") == 0
 
 
+def test_compilations_are_counted(generator):
+    """The count of the test above is no constant."""
+    with running(generator, warm_up=False, slots=3) as server:
+        call(server, "/v1/completions", completion())
+        assert metric(server, "plamo2_compilations_after_warm_up_total") > 0
+
+
 def test_metrics_count_what_happened(generator):
     with running(generator) as server:
         for _ in range(2):

@@ -28,6 +28,7 @@ from plamo2_jax.serve.engine_thread import EngineThread
 from plamo2_jax.serve.errors import ApiError, invalid
 from plamo2_jax.serve.fields import Fields
 from plamo2_jax.serve.metrics import Metrics
+from plamo2_jax.serve.openapi import document
 from plamo2_jax.serve.responses import EventStream, error_response, json_response, read_json
 from plamo2_jax.serve.served_model import ServedModel, unknown_model
 from plamo2_jax.serve.work import Admission, Work, cancelled_on_disconnect
@@ -133,6 +134,11 @@ class Api:
         del request
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    async def openapi(self, request: Request) -> Response:
+        """Return the OpenAPI document."""
+        del request
+        return json_response(document())
+
     async def page(self, request: Request) -> Response:
         """Return the chat page."""
         del request
@@ -200,6 +206,7 @@ def make_app(api: Api, keys: tuple[bytes, ...]) -> Starlette:
         Route("/tokenizer_info", _guarded(api, api.tokenizer_info)),
         Route("/health", _guarded(api, api.health)),
         Route("/metrics", _guarded(api, api.metrics_text)),
+        Route("/openapi.json", _guarded(api, api.openapi)),
         Route("/", _guarded(api, api.page)),
     ]
     if PAGE.is_dir():

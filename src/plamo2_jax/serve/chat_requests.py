@@ -17,7 +17,7 @@ from plamo2_jax.serve.output import OutputFormat, read_output_format
 from plamo2_jax.tokenizer.chat_template import template_variables
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
-_ROLES = ("system", "developer", "user", "assistant", "tool")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 _REFUSED = ("functions", "function_call", "audio", "web_search_options")
 MAX_MESSAGES = 4096
 
@@ -78,9 +78,9 @@ def _messages(fields: Fields) -> tuple[Mapping[str, Any], ...]:
 
 def _message(value: Any, where: str) -> dict[str, Any]:
     message = Fields(value, f"{where}.")
-    role = message.choice("role", _ROLES)
+    role = message.choice("role", ROLES)
     if role is None:
-        raise invalid(f"{where}.role", f"{where} has no role: it must be one of {', '.join(_ROLES)}")
+        raise invalid(f"{where}.role", f"{where} has no role: it must be one of {', '.join(ROLES)}")
     calls = _tool_calls(message, where) if role == "assistant" else []
     content = _content(message, where, required=not calls)
     result = {"role": "system" if role == "developer" else role, "content": content}

@@ -59,7 +59,7 @@ class Answer:
 
     def cancel(self, reason: AbortReason) -> None:
         """End all jobs within one round of their scheduler. Their last deltas still come."""
-        if self.cancelled is None:
+        if self.cancelled is None and self._open:
             self.cancelled = reason
             self._engine.cancel(self)
 
