@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def product_precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
-    """Return the precision for products of this dtype: full for float32 and wider, the hardware's own for narrower ones.
+    """Return the precision for products of this dtype: full for float32 and wider, the hardware's default for narrower dtypes.
 
     By default a TPU multiplies float32 in bfloat16, and a GPU in TF32.
     """

@@ -11,6 +11,8 @@ import pytest
 
 from plamo2_jax import checkpoint
 from plamo2_jax.config import preset
+from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from support.tokenizers import byte_tokenizer
 
 PARAMS = {
     "embed": {"embedding": np.random.default_rng(0).standard_normal((64, 96)).astype(np.float32)},
@@ -119,12 +121,9 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
 
 
 def test_the_tokenizer_goes_with_the_model(tmp_path):
-    class Vocabulary:
-        def save(self, path):
-            path.write_text("rows")
-
-    checkpoint.save_model(tmp_path / "model", preset("tiny"), PARAMS, Vocabulary())
-    assert (tmp_path / "model" / checkpoint.TOKENIZER).read_text() == "rows"
+    tokenizer = byte_tokenizer()
+    checkpoint.save_model(tmp_path / "model", preset("tiny"), PARAMS, tokenizer)
+    assert Tokenizer.load(tmp_path / "model" / checkpoint.TOKENIZER).fingerprint == tokenizer.fingerprint
 
 
 def flip_a_bit(path):
@@ -138,13 +137,9 @@ def load(folder):
 
 
 def test_a_flipped_bit_is_noticed_on_every_load(tmp_path):
-    class Vocabulary:
-        def save(self, path):
-            path.write_text("rows")
-
     written = tmp_path / "written"
     checkpoint.save_model(
-        written, preset("tiny"), PARAMS, Vocabulary(), files={"chat_template.jinja": b"{{ messages }}"}
+        written, preset("tiny"), PARAMS, byte_tokenizer(), files={"chat_template.jinja": b"{{ messages }}"}
     )
     names = [path.relative_to(written) for path in written.rglob("*") if path.is_file()]
     read = {name for name in names if len(name.parts) == 1 or "params" in name.parts}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jax
 
-from plamo2_jax.adapters.attach import Adapters, parameter_count
+from plamo2_jax.adapters.attach import Adapters
 from plamo2_jax.adapters.config import LoraConfig
 from plamo2_jax.align.lora import BASE
 from plamo2_jax.align.sft import Sft
@@ -127,7 +127,9 @@ def main() -> None:
                 "topology": TOPOLOGY,
                 "length": LENGTH,
                 "parameters": config.model.parameter_count(),
-                "adapter_parameters": parameter_count(Adapters(config.model, config.task.lora)),
+                "adapter_parameters": sum(
+                    leaf.size for leaf in jax.tree.leaves(Adapters(config.model, config.task.lora).abstract)
+                ),
                 "libtpu": libtpu_version(),
                 "jax": importlib.metadata.version("jax"),
                 "date": datetime.date.today().isoformat(),

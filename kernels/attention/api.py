@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from plamo2_kernels.attention import cudnn, splash
 from plamo2_kernels.attention.xla import banded_attention
 from plamo2_kernels.devices import on_one_device
+from plamo2_kernels.errors import ImplementationError
 
 Implementation = Literal["auto", "xla", "splash", "cudnn"]
 
@@ -29,7 +30,7 @@ def attention(
     block_size: int | None = None,
     interpret: bool = False,
 ) -> Float[Array, "b t h p"]:
-    """Causal self-attention. Query head i reads key/value head i // (h // g), and scores are scaled by p^-0.5.
+    """Return causal self-attention. Query head i reads key/value head i // (h // g), and scores are scaled by p^-0.5.
 
     Args:
         q, k, v: Queries, keys and values.
@@ -43,7 +44,8 @@ def attention(
         The attention output in the dtype of q. The softmax is in float32.
 
     Raises:
-        ValueError: Shapes do not fit together, or the implementation is unknown or cannot run.
+        ValueError: Shapes do not fit together, or the implementation is unknown.
+        ImplementationError: The implementation cannot run.
     """
     if implementation not in get_args(Implementation):
         names = ", ".join(get_args(Implementation))
@@ -61,11 +63,11 @@ def choose_implementation(q: Array, block_size: int | None, implementation: Impl
     """Return the implementation that "auto" selects here, or the given one if it can run.
 
     Raises:
-        ValueError: The given implementation cannot run.
+        ImplementationError: The given implementation cannot run.
     """
     obstacle = {"splash": splash.obstacle, "cudnn": cudnn.obstacle}.get(implementation, lambda q, block_size: None)
     if reason := obstacle(q, block_size):
-        raise ValueError(f"attention: implementation={implementation!r} cannot run: {reason}")
+        raise ImplementationError(f"attention: implementation={implementation!r} cannot run: {reason}")
     if implementation != "auto":
         return implementation
     platform = jax.default_backend()
@@ -90,7 +92,7 @@ def _check_shapes(q, k, v, segment_ids, window) -> None:
             f"attention: k has shape {k.shape}; with q {q.shape} it must be [{b}, {t}, g, {p}], g dividing {h}"
         )
     if v.shape != k.shape:
-        raise ValueError(f"attention: v has shape {v.shape}: it must be that of k, {k.shape}")
+        raise ValueError(f"attention: v has shape {v.shape}: it must have the shape of k, {k.shape}")
     if segment_ids is not None and segment_ids.shape != (b, t):
         raise ValueError(f"attention: segment_ids has shape {segment_ids.shape}; with q {q.shape} it must be {(b, t)}")
     if window is not None and window < 0:

@@ -1,4 +1,4 @@
-"""Attention of a piece of a row to the keys before it, which a ring holds, and to its own."""
+"""Attention of a piece of a row to its own keys and to the earlier keys, which a ring holds."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from plamo2_kernels.attention import splash
 from plamo2_kernels.attention.api import Implementation, choose_implementation
 from plamo2_kernels.attention.xla import masked_attention
 
-# Bytes of float32 scores of a row up to which all of them are computed at once.
+# A row whose float32 scores take at most this many bytes is computed at once.
 _MOST_SCORES = 16 << 20
-# Keys of a block where they are not.
+# A longer row is computed in blocks of this many keys.
 _KEY_BLOCK = 128
-# Queries below which a block of splash attention, which has at least as many, is mostly padding.
+# A block of splash attention has at least this many queries. With fewer, it would be mostly padding.
 _LEAST_SPLASH = 128
 
 
 class Keys(NamedTuple):
-    """Keys and values, each with its position and its segment; in a ring, -1 is the segment of an empty place."""
+    """Keys and values with their positions and segments. An empty place of a ring has segment -1."""
 
     k: Float[Array, "b s g p"]
     v: Float[Array, "b s g p"]
@@ -40,35 +40,32 @@ def cached_attention(
     implementation: Implementation = "auto",
     interpret: bool = False,
 ) -> Float[Array, "b t h p"]:
-    """Causal attention within segments.
+    """Return causal attention of a piece of a row, within segments.
 
     Args:
-        q: queries of a piece.
-        piece: its keys.
-        ring: keys of the tokens before it: token n of the row is at place n mod s.
-        count: tokens of each row before the piece, padding left out.
-        window: past tokens that a query sees besides itself; None: all.
-        implementation: "splash" or, on one TPU, "auto": the splash kernel. Others: XLA operations, whose memory is linear in the number
-            of keys for any piece.
-        interpret: run splash in the interpreter, on any platform.
+        q: Queries of the piece.
+        piece: Keys of the piece.
+        ring: Keys of the tokens before the piece. Token n of the row is at place n mod s.
+        count: Tokens of each row before the piece, without padding.
+        window: Number of past tokens that a query sees besides itself; None: all.
+        implementation: "splash", and "auto" on one TPU, use the splash kernel. Otherwise XLA operations run, with memory linear in the
+            number of keys.
+        interpret: Run splash in the interpreter, on any platform.
 
     Returns:
-        The mixed values in the dtype of q; softmax in float32.
+        The attention output in the dtype of q. The softmax is in float32.
+
+    Raises:
+        ImplementationError: "splash" cannot run.
     """
     ring = Keys(ring.k.astype(q.dtype), ring.v.astype(q.dtype), ring.positions, ring.segment_ids)
     named = implementation if implementation in ("auto", "splash") else "xla"
     by_splash = named != "xla" and (named == "splash" or q.shape[1] >= _LEAST_SPLASH)
     if by_splash and choose_implementation(q, None, named) == "splash":
         keys = in_order(piece, ring, count)
+        segments, key_segments = piece.segment_ids, keys.segment_ids
         return splash.splash_attention(
-            q,
-            keys.k,
-            keys.v,
-            piece.segment_ids,
-            window,
-            None,
-            key_segment_ids=keys.segment_ids,
-            interpret=interpret,
+            q, keys.k, keys.v, segments, window, None, key_segment_ids=key_segments, interpret=interpret
         )
     t, h = q.shape[1:3]
     if 4 * h * t * (t + ring.k.shape[1]) > _MOST_SCORES:
@@ -79,9 +76,9 @@ def cached_attention(
 
 
 def in_order(piece: Keys, ring: Keys, count: Int[Array, " b"]) -> Keys:
-    """The keys of the ring by age and those of the piece, so that distances between places are distances between tokens.
+    """Return the keys of the ring in order of age, then the keys of the piece. The distance of two places is the distance of their tokens.
 
-    The ring's newest key comes right before the piece's first token that is not padding.
+    The ring's newest key is directly before the first token of the piece that is not padding.
     """
     s, t = ring.k.shape[1], piece.k.shape[1]
     real = piece.segment_ids != 0
@@ -99,7 +96,7 @@ def _joined(ring: Keys, piece: Keys) -> Keys:
 
 @jax.named_call
 def _attend_in_blocks(q: Float[Array, "b t h p"], piece: Keys, ring: Keys, window: int | None):
-    """Block of keys by block, with a running maximum and sum of the softmax (arXiv:2112.05682); nothing is copied."""
+    """Attend to one block of keys after the other, with a running maximum and sum of the softmax (arXiv:2112.05682). No keys are copied."""
     b, t, h, p = q.shape
     g = piece.k.shape[2]
     queries = q.reshape(b, t, g, h // g, p)
@@ -111,7 +108,7 @@ def _attend_in_blocks(q: Float[Array, "b t h p"], piece: Keys, ring: Keys, windo
 
         def block(i, carry):
             largest, total, mixed = carry
-            # The last block may begin before its place: what it shares with the one before it counts once.
+            # The last block may overlap the block before it. Shared keys count once.
             start = jnp.minimum(i * size, s - size)
             k, v, positions, segments = (lax.dynamic_slice_in_dim(a, start, size, axis=1) for a in keys)
             distance = piece.positions[:, :, None] - positions[:, None, :]

@@ -1,7 +1,7 @@
 """Attention on NVIDIA GPUs with cuDNN's flash attention, through `jax.nn.dot_product_attention`.
 
-cuDNN supports causal attention with a left window for one document per row. Segments need a mask, and a mask of a whole row is quadratic.
-So rows with segments use the banded loop, and cuDNN gets the mask of one block at a time.
+cuDNN supports causal attention with a left window for one document per row. Segments need a mask, and the mask of a whole row is quadratic.
+So rows with segments use the loop of `banded_attention`, and cuDNN gets the mask of one block at a time.
 
 cuDNN's layout for packed sequences (`q_offsets`, `kv_offsets` of `jax._src.cudnn`) needs no mask. But it is private to JAX, needs Hopper
 and a static bound on the documents per row, and computes key offsets from the number of query heads (jax 0.10.2), which is wrong for
@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from plamo2_kernels.attention.xla import banded_attention
+from plamo2_kernels.errors import ImplementationError
+from plamo2_kernels.padding import pad_tokens
 
 # Larger heads need Hopper; lengths under a mask must be even in the backward pass.
 _MOST_HEAD_DIM, _MULTIPLE = 128, 8
@@ -39,19 +41,17 @@ def cudnn_attention(
     window: int | None,
     block_size: int | None,
 ) -> Float[Array, "b t h p"]:
-    """Compute `attention` on a GPU. Raise ValueError if JAX finds no cuDNN."""
+    """Compute `attention` on a GPU. Raise ImplementationError if JAX finds no cuDNN."""
     try:
         if segment_ids is None:
-            # As here, JAX does not count the token itself in the left window, and adds it for cuDNN.
+            # Like `attention`, JAX does not count the token itself in the left window. It adds the token for cuDNN.
             local = None if window is None else (window, 0)
             return jax.nn.dot_product_attention(
                 q, k, v, is_causal=True, local_window_size=local, implementation="cudnn"
             )
         t = q.shape[1]
         if pad := -t % _MULTIPLE:
-            q, k, v, segment_ids = (
-                jnp.pad(a, [(0, 0), (0, pad)] + [(0, 0)] * (a.ndim - 2)) for a in (q, k, v, segment_ids)
-            )
+            q, k, v, segment_ids = (pad_tokens(a, 0, pad) for a in (q, k, v, segment_ids))
         return banded_attention(q, k, v, segment_ids, window, block_size, implementation="cudnn")[:, :t]
     except (RuntimeError, NotImplementedError) as error:
-        raise ValueError(f"attention: implementation='cudnn' cannot run: {error}") from error
+        raise ImplementationError(f"attention: implementation='cudnn' cannot run: {error}") from error

@@ -18,6 +18,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jaxtyping import Array, Float, Int
 
+from plamo2_kernels.padding import pad_tokens
+
 _LANES = 128
 # Tokens per block of queries and of keys, by the TPU compiler's schedules (v5p and v6e, p = 128, the three kernels together): a step with
 # 1024 takes 3.1 times as long as a step with 512 and does 4 times the work, which is faster if blocks are mostly full. With a window of at
@@ -54,8 +56,8 @@ def splash_attention(
 ) -> Float[Array, "b t h p"]:
     """Compute `attention` on TPU. Rows are padded to a multiple of the block.
 
-    The queries are the last t of the s tokens of the row. `segment_ids` belongs to the queries and `key_segment_ids` to the keys; if there
-    are as many keys as queries, `segment_ids` is used for both.
+    The queries are the last t of the s tokens of the row. `segment_ids` belongs to the queries and `key_segment_ids` to the keys. If
+    `key_segment_ids` is None, the keys have the segments of the queries.
     """
     t, h, p = q.shape[1:]
     block = min(block_size or _choose_block(t, window, p * q.dtype.itemsize), t + -t % _LANES)
@@ -63,20 +65,17 @@ def splash_attention(
     lead = -(k.shape[1] + pad) % block
     # The kernel does not scale.
     q = (q.astype(jnp.float32) * p**-0.5).astype(q.dtype)
-    q = _padded(q, 0, pad).swapaxes(1, 2)
-    k, v = (_padded(a, lead, pad).swapaxes(1, 2) for a in (k, v))
+    q = pad_tokens(q, 0, pad).swapaxes(1, 2)
+    k, v = (pad_tokens(a, lead, pad).swapaxes(1, 2) for a in (k, v))
     kernel = _kernel(q.shape[2], k.shape[2], h, window, block, interpret)
     if segment_ids is None:
         # The padding is at the end, where the causal mask hides it.
         y = jax.vmap(kernel)(q, k, v)
     else:
         keys = segment_ids if key_segment_ids is None else key_segment_ids
-        y = jax.vmap(kernel)(q, k, v, library.SegmentIds(_padded(segment_ids, 0, pad), _padded(keys, lead, pad)))
+        segments = library.SegmentIds(pad_tokens(segment_ids, 0, pad), pad_tokens(keys, lead, pad))
+        y = jax.vmap(kernel)(q, k, v, segments)
     return y.swapaxes(1, 2)[:, :t]
-
-
-def _padded(a: Array, lead: int, trail: int) -> Array:
-    return jnp.pad(a, [(0, 0), (lead, trail)] + [(0, 0)] * (a.ndim - 2))
 
 
 def _choose_block(t: int, window: int | None, head_bytes: int) -> int:

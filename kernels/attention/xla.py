@@ -11,13 +11,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from plamo2_kernels.padding import pad_tokens
 from plamo2_kernels.precision import product_precision
 
 # Default number of queries per block. Scores take h · block · (window + block) values at a time, so a block of about the window wastes
 # little on keys outside it. Blocks below the minimum are too small to fill a matrix unit.
 _LEAST_BLOCK, _MOST_BLOCK = 128, 512
 # The number of keys of a block is a multiple of this, because matrix units and cuDNN are slow with odd lengths.
-_KEY_MULTIPLE = 8
+KEY_MULTIPLE = 8
 
 
 def banded_attention(
@@ -37,38 +38,57 @@ def banded_attention(
         block_size: Queries per block; None: by the window.
         implementation: Implementation of `jax.nn.dot_product_attention` within a block.
     """
-    if block_size is None:
-        block_size = _MOST_BLOCK if window is None else min(max(window, _LEAST_BLOCK), _MOST_BLOCK)
+    block_size = default_block(window) if block_size is None else block_size
     b, t = q.shape[:2]
     if segment_ids is None:
         segment_ids = jnp.ones((b, t), jnp.int32)
-    attend = functools.partial(masked_attention, window=window, implementation=implementation)
     if t <= block_size:
         index = jnp.broadcast_to(jnp.arange(t), (b, t))
-        return attend(q, k, v, segment_ids, segment_ids, index, index)
-
-    # Padding is a separate segment, so only padded queries see padded keys.
-    pad = -t % block_size
-    if pad:
-        q, k, v, segment_ids = (
-            jnp.pad(a, [(0, 0), (0, pad)] + [(0, 0)] * (a.ndim - 2)) for a in (q, k, v, segment_ids)
+        return masked_attention(
+            q, k, v, segment_ids, segment_ids, index, index, window=window, implementation=implementation
         )
-    index = jnp.broadcast_to(jnp.arange(t + pad), (b, t + pad))
-    span = t + pad
-    if window is not None:
-        span = min(span, window + block_size + -(window + block_size) % _KEY_MULTIPLE)
-    blocks = [a.reshape(b, -1, block_size, *a.shape[2:]) for a in (q, segment_ids, index)]
+    # Padding is a separate segment, so only padded queries see padded keys.
+    if pad := -t % block_size:
+        q, k, v, segment_ids = (pad_tokens(a, 0, pad) for a in (q, k, v, segment_ids))
+    return attend_by_block(q, k, v, segment_ids, segment_ids, window, block_size, implementation)[:, :t]
 
-    @jax.checkpoint
+
+def default_block(window: int | None) -> int:
+    """Return the default number of queries per block."""
+    return _MOST_BLOCK if window is None else min(max(window, _LEAST_BLOCK), _MOST_BLOCK)
+
+
+def attend_by_block(
+    q: Float[Array, "b t h p"],
+    k: Float[Array, "b s g p"],
+    v: Float[Array, "b s g p"],
+    q_segments: Int[Array, "b t"],
+    k_segments: Int[Array, "b s"],
+    window: int | None,
+    block_size: int,
+    implementation: Literal["xla", "cudnn"],
+) -> Float[Array, "b t h p"]:
+    """Compute attention of the last t of s tokens, in blocks of `block_size` queries. t must be a multiple of `block_size`."""
+    b, s = k.shape[:2]
+    first = s - q.shape[1]
+    index = jnp.broadcast_to(jnp.arange(s), (b, s))
+    span = s
+    if window is not None:
+        span = min(span, window + block_size + -(window + block_size) % KEY_MULTIPLE)
+
     def one_block(block):
         number, q_block, q_segments, q_index = block
-        start = jnp.maximum((number + 1) * block_size - span, 0)
-        keys = [lax.dynamic_slice_in_dim(a, start, span, axis=1) for a in (k, v, segment_ids, index)]
+        start = jnp.maximum(first + (number + 1) * block_size - span, 0)
+        keys = [lax.dynamic_slice_in_dim(a, start, span, axis=1) for a in (k, v, k_segments, index)]
         return attend(q_block, keys[0], keys[1], q_segments, keys[2], q_index, keys[3])
 
-    numbers = jnp.arange(blocks[0].shape[1])
-    out = lax.map(one_block, (numbers, *(jnp.moveaxis(a, 1, 0) for a in blocks)))
-    return jnp.moveaxis(out, 0, 1).reshape(b, -1, *q.shape[2:])[:, :t]
+    attend = functools.partial(masked_attention, window=window, implementation=implementation)
+    queries = (q, q_segments, index[:, first:])
+    if q.shape[1] == block_size:
+        return one_block((0, *queries))
+    blocks = [jnp.moveaxis(a.reshape(b, -1, block_size, *a.shape[2:]), 1, 0) for a in queries]
+    out = lax.map(jax.checkpoint(one_block), (jnp.arange(blocks[0].shape[0]), *blocks))
+    return jnp.moveaxis(out, 0, 1).reshape(q.shape)
 
 
 @functools.partial(jax.named_call, name="masked_attention")
@@ -94,7 +114,7 @@ def masked_attention(
         allowed &= distance <= window
     if q.shape[1] == 1 and implementation == "xla":
         return _attend_one(q[:, 0], k, v, allowed[:, 0])[:, None]
-    # It takes no precision as an argument.
+    # `dot_product_attention` takes no precision as an argument.
     full = product_precision(q.dtype) is not None
     with jax.default_matmul_precision("highest") if full else contextlib.nullcontext():
         return jax.nn.dot_product_attention(q, k, v, mask=allowed[:, None], implementation=implementation)

@@ -21,9 +21,9 @@ def sharded_causal_conv1d(
 ) -> Float[Array, "b t *c"]:
     """Compute `causal_conv1d` for the tokens of this shard, without initial and final state.
 
-    The shard is first convolved as if nothing preceded it. The result of its first k-1 tokens, the only ones that depend on earlier shards,
-    is then computed again in a short row with the k-1 inputs before them. Adding a halo to the shard itself would copy the shard. The halo
-    keeps its positions and segment ids, so padding and returning ids have the same meaning as in a whole row.
+    The shard is first convolved as if nothing preceded it. Only its first k-1 tokens depend on earlier shards. Their result is computed
+    again in a short row with the k-1 inputs before them. Adding a halo to the shard itself would copy the shard. The halo keeps its
+    positions and segment ids, so padding and returning ids have the same meaning as in a whole row.
     """
     y, _ = causal_conv1d(x, weight, segment_ids=segment_ids, activation=activation)
     halo = weight.shape[-1] - 1

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped
 
+from plamo2_kernels.padding import pad_tokens
+
 
 def preceding(x: Shaped[Array, "b t *c"], size: int, axis_name: str) -> Shaped[Array, "b size *c"]:
     """Return the last `size` tokens before this shard, from as many shards as needed, with zeros before the start of the row.
@@ -19,13 +21,13 @@ def preceding(x: Shaped[Array, "b t *c"], size: int, axis_name: str) -> Shaped[A
         piece = x[:, t - min(t, size - (hop - 1) * t) :]
         pieces.append(lax.ppermute(piece, axis_name, [(i, i + hop) for i in range(shards - hop)]))
     halo = jnp.concatenate(pieces, axis=1) if pieces else x[:, :0]
-    return jnp.pad(halo, [(0, 0), (size - halo.shape[1], 0)] + [(0, 0)] * (x.ndim - 2))
+    return pad_tokens(halo, size - halo.shape[1], 0)
 
 
 def rest_of_the_row(x: Shaped[Array, "b t *c"], axis_name: str) -> Shaped[Array, "b rest *c"]:
     """Return all other shards of the row: zeros for later shards first, then the earlier shards in order.
 
-    With the zeros first, the own tokens of every shard come last, so all shards run the same program with the same mask.
+    With the zeros first, the tokens of the shard itself come last, so all shards run the same program with the same mask.
     """
     shards, here = lax.axis_size(axis_name), lax.axis_index(axis_name)
     row = lax.all_gather(x, axis_name)

@@ -5,7 +5,7 @@ product of its decays; both respect segments. Such maps compose, so after log₂
 its entering state. No array with the length of a row is sent.
 
 A shard then scans once from this state, which any kernel accepts as initial state. The alternative is to scan from zero and to add the
-contribution of the entering state to y. It costs a product of the same size as the one for `added`, another one in the backward pass, and
+contribution of the entering state to y. It needs another product as large as the product for `added`, again in the backward pass, and
 another pass over y, which would be rounded twice.
 """
 
@@ -129,8 +129,8 @@ def _summary(x, dt, A, B, segment_ids):
 def _first_segment_goes_on(segment_ids: Int[Array, "b t"], axis_name: str) -> Bool[Array, " b"]:
     """Return whether the first token of the shard that is not padding continues the segment of the last such token before the shard.
 
-    It is also true if there is no earlier token, because the initial state continues the first token of the row, and for a shard of
-    padding, which passes its state on.
+    The result is also true if there is no earlier token, because the initial state continues the first token of the row, and for a shard of
+    padding, because the state passes through it.
     """
     first, last = first_segment(segment_ids), carried_segments(segment_ids)[:, -1]
     lasts = lax.all_gather(last, axis_name)

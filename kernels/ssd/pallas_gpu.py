@@ -7,7 +7,7 @@ inside a chunk (and segment), S_in is the entering state of the chunk, and sums 
     S_out = Σ_j survives_j x_j ⊗ B_j  +  through S_in                                      survives = exp(cum_last - cum) dt
 
 where from_start, survives and through (from_start of the last token) are 0 across a segment boundary. Blocks of a GPU run concurrently and
-in any order, so no state can pass from one to the next. So the work is divided into three kernels:
+in any order, so no state can pass from one to the next. Three kernels divide the work:
 
   carry      One block per head and slice of its features. It loops over the chunks with the state in registers and writes their entering
              states. The backward pass is the same loop from the last chunk to the first: it carries the gradient of S_out, and the
@@ -25,6 +25,7 @@ Pallas for Triton is deprecated since jax 0.11.2. It works with a warning in 0.1
 from __future__ import annotations
 
 import functools
+import types
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +35,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 from jaxtyping import Array, Float, Int
 
-from plamo2_kernels.ssd.decay import log_decay
+from plamo2_kernels.errors import ImplementationError
+from plamo2_kernels.ssd.decay import log_decay, masked_exp
 from plamo2_kernels.ssd.pallas_gpu_kernels import carry_kernel, gradients_kernel, outputs_kernel
 
 
@@ -74,13 +76,15 @@ def ssd_pallas_gpu(
         interpret: Run the kernels in the interpreter, on any platform.
 
     Raises:
-        ValueError: The inputs are float64.
+        ImplementationError: The inputs are float64.
     """
     b, t, h, p = x.shape
     g, n = B.shape[2:]
     dtype = jnp.result_type(x, B, C)
     if dtype.itemsize > 4:
-        raise ValueError(f"ssd: pallas_gpu computes in float32, but the inputs are {dtype}. Use implementation='xla'")
+        raise ImplementationError(
+            f"ssd: pallas_gpu computes in float32, but the inputs are {dtype}. Use implementation='xla'"
+        )
     # Triton needs powers of two, and at least 16 for products. Padding with zeros does not change results: features and states are
     # independent, and tokens with dt = 0 do not change the state. Published sizes need no padding.
     more_p, more_n = _power_of_two(p) - p, _power_of_two(n) - n
@@ -161,15 +165,10 @@ def _terms(ordinals, chunk, dt, A) -> _Terms:
     dt = jnp.moveaxis(dt, 2, 1).reshape(b, h, -1, chunk)
     decays = log_decay(dt, A[:, None, None])
     cum = jnp.einsum("bcij,bhcj->bhci", pairs.astype(dt.dtype), decays, precision=lax.Precision.HIGHEST)
-    from_start = _masked_exp(ordinals == before, cum)
-    survives = _masked_exp(ordinals == ordinals[..., -1:], cum[..., -1:] - cum) * dt
+    from_start = masked_exp(ordinals == before, cum)
+    survives = masked_exp(ordinals == ordinals[..., -1:], cum[..., -1:] - cum) * dt
     through = from_start[..., -1]
     return _Terms(*(v.reshape(b, h, t) for v in (dt, cum, from_start, survives)), through)
-
-
-def _masked_exp(mask, exponent):
-    # Masked before exp, because the difference of sums of two segments can be large and positive.
-    return jnp.exp(jnp.where(mask, exponent, -jnp.inf))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(8, 9))
@@ -240,15 +239,7 @@ def _outputs(x, B, C, D, terms: _Terms, ordinals, entering, blocks: _Blocks, int
     return pl.pallas_call(
         functools.partial(outputs_kernel, rows=blocks.rows),
         grid=(h // blocks.heads, t // blocks.chunk, b),
-        in_specs=[
-            specs.inputs,
-            specs.group,
-            specs.group,
-            specs.head,
-            *[specs.tokens] * 3,
-            specs.ordinals,
-            specs.states,
-        ],
+        in_specs=[specs.inputs, *[specs.group] * 2, specs.head, *[specs.tokens] * 3, specs.ordinals, specs.states],
         out_specs=specs.inputs,
         out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
         compiler_params=pltriton.CompilerParams(num_warps=blocks.warps, num_stages=2),
@@ -262,41 +253,21 @@ def _gradients(x, dy, B, C, D, terms: _Terms, ordinals, entering, leaving, block
     b, t, h, p = x.shape
     g, n = B.shape[2:]
     specs = _specs(blocks, h // g, p, n)
+    inputs = [*[specs.inputs] * 2, *[specs.group] * 2, specs.head, *[specs.tokens] * 4]
     # Blocks with the same B and C cannot add to one array concurrently: each writes its own sum, and XLA adds them.
     splits = h // g // blocks.heads
     sums = pl.BlockSpec(
         (None, None, blocks.chunk, None, n), lambda k, c, r: (lax.rem(k, splits), r, c, lax.div(k, splits), 0)
     )
     a_token = jax.ShapeDtypeStruct((b, h, t), jnp.float32)
+    a_chunk = jax.ShapeDtypeStruct((b, h, t // blocks.chunk), jnp.float32)
     a_sum = jax.ShapeDtypeStruct((splits, b, t, g, n), jnp.float32)
     dx, dB, dC, d_skip, d_dt, d_cum, d_from_start, d_survives, d_through = pl.pallas_call(
         functools.partial(gradients_kernel, rows=blocks.rows),
         grid=(h // blocks.heads, t // blocks.chunk, b),
-        in_specs=[
-            specs.inputs,
-            specs.inputs,
-            specs.group,
-            specs.group,
-            specs.head,
-            *[specs.tokens] * 4,
-            specs.ordinals,
-            specs.states,
-            specs.states,
-        ],
-        out_specs=[
-            specs.inputs,
-            sums,
-            sums,
-            *[specs.tokens] * 5,
-            pl.BlockSpec((None, blocks.heads, None), lambda k, c, r: (r, k, c)),
-        ],
-        out_shape=[
-            jax.ShapeDtypeStruct(x.shape, x.dtype),
-            a_sum,
-            a_sum,
-            *[a_token] * 5,
-            jax.ShapeDtypeStruct((b, h, t // blocks.chunk), jnp.float32),
-        ],
+        in_specs=[*inputs, specs.ordinals, specs.states, specs.states],
+        out_specs=[specs.inputs, sums, sums, *[specs.tokens] * 5, specs.chunk],
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype), a_sum, a_sum, *[a_token] * 5, a_chunk],
         compiler_params=pltriton.CompilerParams(num_warps=blocks.gradient_warps, num_stages=2),
         interpret=interpret,
         name="ssd_gradients",
@@ -305,28 +276,19 @@ def _gradients(x, dy, B, C, D, terms: _Terms, ordinals, entering, leaving, block
     return dx, dB.sum(0).astype(B.dtype), dC.sum(0).astype(C.dtype), d_skip, d_terms
 
 
-class _Specs(NamedTuple):
-    """The parts of the arrays that a block of `outputs` or `gradients` sees, at the grid index (heads k, chunk c, row r).
+def _specs(blocks: _Blocks, heads_per_group: int, p: int, n: int) -> types.SimpleNamespace:
+    """Return the parts of the arrays that a block of `outputs` or `gradients` sees, at the grid index (heads k, chunk c, row r).
 
     The first grid axis runs fastest, so blocks that read the same B and C run at about the same time and find them in the L2 cache.
     """
-
-    inputs: pl.BlockSpec
-    group: pl.BlockSpec
-    head: pl.BlockSpec
-    tokens: pl.BlockSpec
-    ordinals: pl.BlockSpec
-    states: pl.BlockSpec
-
-
-def _specs(blocks: _Blocks, heads_per_group: int, p: int, n: int) -> _Specs:
     chunk, heads = blocks.chunk, blocks.heads
     splits = heads_per_group // heads
-    return _Specs(
+    return types.SimpleNamespace(
         inputs=pl.BlockSpec((None, chunk, heads, p), lambda k, c, r: (r, c, k, 0)),
         group=pl.BlockSpec((None, chunk, None, n), lambda k, c, r: (r, c, lax.div(k, splits), 0)),
         head=pl.BlockSpec((heads,), lambda k, c, r: (k,)),
         tokens=pl.BlockSpec((None, heads, chunk), lambda k, c, r: (r, k, c)),
+        chunk=pl.BlockSpec((None, heads, None), lambda k, c, r: (r, k, c)),
         ordinals=pl.BlockSpec((None, chunk), lambda k, c, r: (r, c)),
         states=pl.BlockSpec((None, None, heads, p, n), lambda k, c, r: (r, c, k, 0, 0)),
     )

@@ -62,32 +62,16 @@ def outputs_kernel(
     lax.fori_loop(0, x_ref.shape[1], head, 0)
 
 
-def gradients_kernel(
-    x_ref,
-    dy_ref,
-    B_ref,
-    C_ref,
-    D_ref,
-    dt_ref,
-    cum_ref,
-    from_start_ref,
-    survives_ref,
-    ordinals_ref,
-    entering_ref,
-    leaving_ref,
-    dx_ref,
-    dB_ref,
-    dC_ref,
-    d_skip_ref,
-    d_dt_ref,
-    d_cum_ref,
-    d_from_start_ref,
-    d_survives_ref,
-    d_through_ref,
-    *,
-    rows,
-):
-    """Refs as in `outputs_kernel`; leaving [heads, p, n] is the gradient of the state at the end of the chunk, d_through [heads]."""
+def gradients_kernel(*refs, rows):
+    """Refs, in order:
+
+    In: x and dy [q, heads, p], B and C [q, n], D [heads], dt, cum, from_start and survives [heads, q], ordinals [q], the entering state and
+    the gradient of the leaving state [heads, p, n].
+    Out: dx, dB and dC like x, B and C; the gradients of D (per token), dt, cum, from_start and survives [heads, q]; through [heads].
+    """
+    x_ref, dy_ref, B_ref, C_ref, D_ref, dt_ref, cum_ref, from_start_ref, survives_ref, ordinals_ref = refs[:10]
+    entering_ref, leaving_ref, dx_ref, dB_ref, dC_ref = refs[10:15]
+    d_skip_ref, d_dt_ref, d_cum_ref, d_from_start_ref, d_survives_ref, d_through_ref = refs[15:]
     dtype = x_ref.dtype
     B, C = B_ref[...], C_ref[...]
     pairs = _pairs(ordinals_ref[...])
@@ -126,7 +110,7 @@ def gradients_kernel(
         sums = lax.fori_loop(0, x_ref.shape[2] // rows, some_channels, start)
         dB, dC, d_weights, own, d_from_start_ref[i, :], d_survives_ref[i, :], d_through_ref[i] = sums
 
-        # The pairs of a token with itself are summed separately: their decay is 1 for any cum, and among the other pairs they would cancel
+        # The pairs of a token with itself are summed separately. Their decay is 1 for any cum, and among the other pairs they would cancel
         # in d_cum only up to rounding.
         d_weights *= decay
         d_pairs = jnp.where(token[:, None] == token[None, :], 0, d_weights * scores)

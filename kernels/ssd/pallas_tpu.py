@@ -42,6 +42,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from plamo2_kernels.errors import ImplementationError
+from plamo2_kernels.padding import pad_tokens
 from plamo2_kernels.ssd.pallas_tpu_backward import backward_kernel
 from plamo2_kernels.ssd.pallas_tpu_forward import forward_kernel
 
@@ -75,11 +77,11 @@ def choose_blocks(b: int, h: int, g: int, chunk_size: int | None) -> Blocks:
     """Choose the block sizes for b rows of h heads in g groups.
 
     Raises:
-        ValueError: The chunk size is not a multiple of 128.
+        ImplementationError: The chunk size is not a multiple of 128.
     """
     chunk = chunk_size or _CHUNK
     if chunk % 128:
-        raise ValueError(
+        raise ImplementationError(
             f"ssd: chunk_size={chunk} is not allowed with pallas_tpu: it must be a multiple of 128, the lanes of a register"
         )
     group = h // g
@@ -112,17 +114,17 @@ def ssd_pallas_tpu(
         chunk_size: Tokens per chunk, a multiple of 128; None: 128.
 
     Raises:
-        ValueError: x is neither bfloat16 nor float32, or the chunk size is not a multiple of 128.
+        ImplementationError: x is neither bfloat16 nor float32, or the chunk size is not a multiple of 128.
     """
     if x.dtype not in (jnp.bfloat16, jnp.float32):
-        raise ValueError(f"ssd: x is {x.dtype}; pallas_tpu takes bfloat16 or float32")
+        raise ImplementationError(f"ssd: x is {x.dtype}; pallas_tpu takes bfloat16 or float32")
     b, t, h = x.shape[:3]
     blocks = choose_blocks(b, h, B.shape[2], chunk_size)
     pad = -t % blocks.chunk
 
     def padded(v, mode="constant"):
         # Padding at the end has dt = 0 and does not change the state.
-        return jnp.pad(v, [(0, 0), (0, pad)] + [(0, 0)] * (v.ndim - 2), mode=mode) if pad else v
+        return pad_tokens(v, 0, pad, mode) if pad else v
 
     y, state = _scan(
         jnp.swapaxes(padded(x), 1, 2),

@@ -20,8 +20,8 @@ def backward_kernel(*refs, unroll: int, segmented: bool) -> None:
 
     In: x, dy [j,q,p], dt [j,q], A [j,1], D [j,p], B [q,n] and [n,q], C [n,q], segments [2,q] (if segmented), entering states
     [j,n,p], gradient of the final state [j,n,p].
-    Out: dx [j,q,p], ddt [j,q], dA and dD [j,q] (sums over chunks; tokens are left to sum), dB, dC [n,q] (of this block's heads), gradient
-    of the state [j,n,p] (the accumulator; in the end that of the initial state).
+    Out: dx [j,q,p], ddt [j,q], dA and dD [j,q] (sums over chunks; XLA sums the tokens), dB, dC [n,q] (of this block's heads), gradient of
+    the state [j,n,p] (the accumulator; after the last grid step, the gradient of the initial state).
     Scratch: scalars per head and token [j,q], then matrices, as named below.
     """
     refs = list(refs)
@@ -30,17 +30,8 @@ def backward_kernel(*refs, unroll: int, segmented: bool) -> None:
     entering_ref, d_final_ref, dx_ref, ddt_ref, dA_ref, dD_ref, dB_ref, dC_ref, d_state_ref = (
         refs.pop(0) for _ in range(9)
     )
-    (
-        cum_ref,
-        from_start_ref,
-        to_end_ref,
-        through_ref,
-        d_cum_ref,
-        from_x_ref,
-        from_state_ref,
-        column_ref,
-        d_through_ref,
-    ) = refs[:9]
+    cum_ref, from_start_ref, to_end_ref, through_ref, d_cum_ref = refs[:5]
+    from_x_ref, from_state_ref, column_ref, d_through_ref = refs[5:9]
     scores_ref, strict_ref, eye_ref, d_scores_ref, pair_ref, state_ref, within_ref = refs[9:]
     heads, q, p = x_ref.shape[1:]
     n, dtype = Bt_ref.shape[2], x_ref.dtype

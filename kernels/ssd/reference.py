@@ -25,7 +25,7 @@ def ssd_reference(
     ordinals: Int[Array, "b t"] | None,
     initial_state: Float[Array, "b h p n"],
 ) -> tuple[Float[Array, "b t h p"], Float[Array, "b h p n"]]:
-    """Sequential scan in the dtype of `initial_state`.
+    """Return the sequential scan, computed in the dtype of `initial_state`.
 
     Args:
         x, dt, A, B, C, D, initial_state: As for `api.ssd`; dt must be 0 at padding.

@@ -34,12 +34,11 @@ def ssd_step(
     dt, grouped = dt.astype(dtype), (b, g, h // g)
     B, C = B.astype(dtype), C.astype(dtype)
     decay, dx = jnp.exp(log_decay(dt, A))[..., None], x * dt[..., None]
+    if continues is not None:
+        state = jnp.where(continues.reshape(b, 1, 1, 1), state, 0)
+    update = dx.reshape(*grouped, p)[..., None] * B[:, :, None, None, :]
+    state = state * decay[..., None] + update.reshape(state.shape)
     read = jnp.einsum(
         "bgupn,bgn->bgup", state.reshape(*grouped, p, -1), C, precision=product_precision(x.dtype)
     ).reshape(x.shape)
-    BC = jnp.repeat(jnp.sum(B * C, axis=-1), h // g, axis=1)[..., None]
-    if continues is not None:
-        read, state = (jnp.where(continues.reshape(b, *(1,) * (v.ndim - 1)), v, 0) for v in (read, state))
-    y = decay * read + BC * dx + D[:, None] * x
-    update = dx.reshape(*grouped, p)[..., None] * B[:, :, None, None, :]
-    return y.astype(x.dtype), state * decay[..., None] + update.reshape(state.shape)
+    return (read + D[:, None] * x).astype(x.dtype), state

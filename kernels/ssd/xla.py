@@ -24,8 +24,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from plamo2_kernels.padding import pad_tokens
 from plamo2_kernels.precision import product_precision
-from plamo2_kernels.ssd.decay import is_clamped, log_decay
+from plamo2_kernels.ssd.decay import is_clamped, log_decay, masked_exp
 
 
 def ssd_xla(
@@ -52,8 +53,7 @@ def ssd_xla(
     pad = -t % q
 
     def chunks(v, *shape, mode="constant"):
-        v = jnp.pad(v, [(0, 0), (0, pad)] + [(0, 0)] * (v.ndim - 2), mode=mode)
-        return v.reshape(b, -1, q, *shape)
+        return pad_tokens(v, 0, pad, mode).reshape(b, -1, q, *shape)
 
     segments = before = None
     if ordinals is not None:
@@ -108,10 +108,6 @@ def _terms(dt, A, segments, before):
     sums = jnp.broadcast_to(pairs, (*dt.shape[:2], q, q)).astype(dt.dtype)
     cum = jnp.einsum("bcij,bcguj->bcgui", sums, log_decay(dt, A[..., None]), precision=lax.Precision.HIGHEST)
 
-    def masked_exp(mask, exponent):
-        # Masked before exp, because the difference of sums of two segments can be large and positive.
-        return jnp.exp(jnp.where(mask, exponent, -jnp.inf))
-
     from_start = masked_exp(enters[:, :, None, None], cum)
     return _Terms(
         sums,
@@ -133,17 +129,17 @@ def _by_token(v):
 
 
 def _by_group(v):
-    """[b,c,q,g,n] to [b,c,g,q,n], or back."""
+    """Transpose [b,c,q,g,n] to [b,c,g,q,n], or back."""
     return jnp.swapaxes(v, 2, 3)
 
 
 def _flip(v):
-    """Wide [b,c,g,q,u,p] to [b,c,g,u,q,p] by head, or back."""
+    """Transpose [b,c,g,q,u,p] to [b,c,g,u,q,p], or back."""
     return jnp.swapaxes(v, 3, 4)
 
 
-# XLA's CPU compiler adds up one number after the other, but it has good code for matrix times vector: as a product with ones, a sum of
-# 64 channels of 1,024 heads and tokens takes 17 µs in place of 65. Not elsewhere: a matrix unit would round the summands to bfloat16.
+# XLA's CPU compiler adds up one number after the other, but its code for a matrix-vector product is fast: as a product with ones, a sum of
+# 64 channels of 1,024 heads and tokens takes 17 µs instead of 65 µs. Elsewhere a matrix unit would round the summands to bfloat16.
 def _sum_last(v, cpu):
     if not cpu:
         return jnp.sum(v, axis=-1)
@@ -152,14 +148,14 @@ def _sum_last(v, cpu):
 
 
 def _sum_heads(v, cpu):
-    """[b,c,g,u,q,q] over u."""
+    """Sum [b,c,g,u,q,q] over u."""
     if not cpu:
         return jnp.sum(v, axis=3)
     return jnp.einsum("u,bcguij->bcgij", jnp.ones(v.shape[3], v.dtype), v, precision=product_precision(v.dtype))
 
 
 def _sum_state(v, cpu):
-    """[b,c,g,n,u,p] to [b,c,g,u]."""
+    """Sum [b,c,g,n,u,p] to [b,c,g,u]."""
     if not cpu:
         return jnp.sum(v, axis=(3, 5))
     ones = jnp.ones(v.shape[3], v.dtype)
@@ -167,8 +163,8 @@ def _sum_state(v, cpu):
 
 
 def _states_by_tokens(dot, states, tokens, cpu):
-    """Σ over heads and channels of [b,c,g,n,u,p] and [b,c,g,u,q,p], as [b,c,g,q,n]."""
-    if cpu:  # As one axis, or XLA copies the states to put it together; on TPU, layouts are better left open.
+    """Contract [b,c,g,n,u,p] with [b,c,g,u,q,p] over heads and channels to [b,c,g,q,n]."""
+    if cpu:  # Merge heads and channels; otherwise XLA copies the states to merge them. On TPU, XLA chooses better layouts itself.
         wide = jnp.swapaxes(tokens, -1, -2).reshape(*states.shape[:3], -1, tokens.shape[4])
         product = dot("bcgnz,bcgzi->bcgni", states.reshape(*states.shape[:4], -1), wide)
     else:
@@ -177,7 +173,7 @@ def _states_by_tokens(dot, states, tokens, cpu):
 
 
 def _recurrence(added, through, state, reverse=False):
-    """state ← through · state + added, chunk by chunk: the states before each chunk (after it, in reverse) and the last one."""
+    """Apply state ← through · state + added per chunk. Return the states before each chunk (after it, in reverse) and the last state."""
 
     def pass_on(state, chunk):
         added_c, through_c = chunk
@@ -189,7 +185,7 @@ def _recurrence(added, through, state, reverse=False):
 
 
 def _outputs(chunks, A, D, state, cpu):
-    """y [b,c,q,g,u,p] of the chunks, the states that enter them [b,c,g,n,u,p] and the state after the last one."""
+    """Return y [b,c,q,g,u,p] of the chunks, their entering states [b,c,g,n,u,p] and the state after the last chunk."""
     dtype = state.dtype
     dot = functools.partial(jnp.einsum, precision=product_precision(chunks.x.dtype), preferred_element_type=dtype)
     x, dt, B, C = _by_head(chunks.x), _by_head(chunks.dt), _by_group(chunks.B), _by_group(chunks.C)
@@ -208,19 +204,14 @@ def _outputs(chunks, A, D, state, cpu):
 
 
 def _gradients(chunks, entering, dy, A, D, d_state, cpu):
-    """By hand: autodiff would keep several [q,q] matrices a head, and transpose them.
+    """Return (dx, d_dt, dB, dC in the layouts of the chunks, dA and dD [b,c,g,u]), and the gradient of the state entering the first chunk.
 
-    Returns dx, d_dt, dB, dC as the chunks are laid out, dA and dD [b,c,g,u], and the gradient of the state entering the first chunk.
+    The gradients are written by hand, because autodiff would keep several [q,q] matrices per head, and transpose them.
     """
     dtype = d_state.dtype
     dot = functools.partial(jnp.einsum, precision=product_precision(chunks.x.dtype), preferred_element_type=dtype)
-    x, dt, B, C, dy = (
-        _by_head(chunks.x),
-        _by_head(chunks.dt),
-        _by_group(chunks.B),
-        _by_group(chunks.C),
-        _by_head(dy.astype(chunks.x.dtype)),
-    )
+    x, dt, B, C = _by_head(chunks.x), _by_head(chunks.dt), _by_group(chunks.B), _by_group(chunks.C)
+    dy = _by_head(dy.astype(x.dtype))
     terms = _terms(dt, A, chunks.segments, chunks.before)
     C_wide = C.astype(dtype)
 
@@ -261,21 +252,13 @@ def _gradients(chunks, entering, dy, A, D, d_state, cpu):
     d_sums = jnp.where(is_clamped(dt, A[..., None]), 0, d_sums)
     d_dt = _sum_last(d_inputs * x, cpu) + d_sums * A[..., None]
     dx = d_inputs * dt[..., None] + D[..., None, None] * dy
-    return (
-        (
-            _by_token(dx).astype(x.dtype),
-            _by_token(d_dt),
-            _by_group(dB).astype(B.dtype),
-            _by_group(dC).astype(C.dtype),
-            jnp.sum(d_sums * dt, axis=-1),
-            dD,
-        ),
-        d_state,
-    )
+    dx, d_dt = _by_token(dx).astype(x.dtype), _by_token(d_dt)
+    dB, dC = _by_group(dB).astype(B.dtype), _by_group(dC).astype(C.dtype)
+    return (dx, d_dt, dB, dC, jnp.sum(d_sums * dt, axis=-1), dD), d_state
 
 
 def _one_by_one(step, state, arrays, reverse=False):
-    """Apply `step(state, arrays) -> outputs, state` to the chunks [b,1,...] one after the other, instead of to all chunks [b,c,...]."""
+    """Apply `step(state, arrays) -> outputs, state` to one chunk [b,1,...] after the other, instead of to all chunks [b,c,...] at once."""
 
     def body(state, chunk):
         outputs, state = step(state, jax.tree.map(lambda v: v[:, None], chunk))

@@ -28,10 +28,9 @@ class ArrayInputError(PlamoError):
 def read_npz(
     path: Path, required: str, optional: Collection[str] = (), *, max_bytes: int = MAX_BYTES
 ) -> dict[str, np.ndarray]:
-    """Read arrays from an .npz file, as written by numpy.savez. Other arrays in the file are not unpacked.
+    """Read arrays from an .npz file that numpy.savez wrote. Other arrays in the file are not unpacked.
 
     Args:
-        path: The file.
         required: Name of the array that must exist.
         optional: Names of arrays to read if they exist.
         max_bytes: Largest allowed size of an array, in bytes.
@@ -68,20 +67,14 @@ def read_npz(
 def map_npy(
     path: Path, dtype: Any, shape: tuple[int | None, ...], *, error: type[ValueError] = ArrayInputError
 ) -> np.ndarray:
-    """Map a .npy file into memory.
+    """Map a .npy file that numpy.save wrote into memory, read-only.
 
     Args:
-        path: File written by numpy.save.
         dtype: Required dtype.
         shape: Required shape; None allows any length of an axis.
-        error: Class of the raised errors.
-
-    Returns:
-        The array, read-only.
 
     Raises:
-        ValueError: (as `error`) The file is missing or not a plain array, has another dtype or shape, or its length contradicts its
-            header.
+        error: The file is missing or not a plain array, has another dtype or shape, or its length contradicts its header.
     """
     try:
         if not path.is_file():

@@ -4,7 +4,7 @@ A run folder holds::
 
     config.json           the resolved configuration; its key "model" is the ModelConfig in public field names
     tokenizer.jsonl       the vocabulary the model was trained with (absent for a model without text)
-    checkpoints/STEP/     one Orbax checkpoint per step, in separate items, so that inference reads only `params`
+    checkpoints/STEP/     one Orbax checkpoint per step, in separate items: inference reads only `params`
     manifest.json         checksums of the files that `save_model` wrote; each checkpoint has its own manifest
 
 Training adds further items (optimizer state, data iterator), which this module does not read. Orbax writes a step under a temporary name
@@ -22,7 +22,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import flax.traverse_util
 import jax
@@ -38,6 +38,7 @@ from plamo2_jax.model.plamo2 import stacked_path
 from plamo2_jax.model_files import check_tree_inside, optional_file
 from plamo2_jax.old_config import modernize
 from plamo2_jax.storage import absolute, address, is_remote, located, new_folder, require_empty, write_whole
+from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.jsonl"
@@ -54,24 +55,17 @@ class CheckpointError(PlamoError):
     """A run folder or checkpoint is missing, incomplete or has another shape; the message names the file or tensor."""
 
 
-class SavesItself(Protocol):
-    """Interface of a tokenizer for `save_model`."""
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write tokenizer.jsonl."""
-
-
 def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
-    """Write a JSON file atomically."""
+    """Write a JSON object to a file atomically."""
     write_whole(located(path), (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the resolved configuration of a run folder, in today's form whichever version wrote it. Compare it and the small files beside it
-    with their checksums, if any.
+    """Read the resolved configuration of a run folder, converted to the current form if an older version wrote it.
 
     Raises:
-        CheckpointError: config.json is missing, a link out of the folder or not a JSON object, or a file does not match its checksum.
+        CheckpointError: config.json is missing, a link out of the folder or not a JSON object, or a file beside it does not match its
+            checksum.
     """
     path = optional_file(folder, CONFIG, error=CheckpointError)
     if path is None:
@@ -81,7 +75,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def lora_of(config: Mapping[str, Any]) -> Any:
-    """Return the adapters that a run trained, from its config.json: their fields, or None for a run of a whole model."""
+    """Return the fields of LoraConfig in a run's config.json, or None if the run trained a whole model."""
     task = config.get("task")
     return task.get("lora") if isinstance(task, dict) else None
 
@@ -116,7 +110,7 @@ def save_model(
     folder: str | os.PathLike[str],
     config: ModelConfig,
     params: Any,
-    tokenizer: SavesItself | None = None,
+    tokenizer: Tokenizer | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a run folder with parameters only, at step 0. The folder appears complete or not at all.
@@ -125,13 +119,11 @@ def save_model(
 
     Args:
         folder: Folder to create; it must not exist or must be empty.
-        config: Config of the model.
         params: Tree of arrays of any sharding and dtype.
-        tokenizer: Tokenizer to write to tokenizer.jsonl, or None.
         files: Further small files by name, such as the chat template.
 
     Raises:
-        ValueError: `folder` is not empty, not on this machine, or being written by another process.
+        PlamoError: `folder` is not empty, not on this machine, or being written by another process.
         OSError: The disk is full. The message names `folder`.
     """
     if is_remote(folder):
@@ -145,16 +137,17 @@ def save_model(
         if jax.process_index() == 0:
             partial = stack.enter_context(new_folder(folder))
             name = partial.name
-            write_json(partial / CONFIG, {"model": model_json(config)})
+            write_json(partial / CONFIG, {"model": config.to_json()})
             if tokenizer is not None:
                 tokenizer.save(partial / TOKENIZER)
-            for file, content in ({} if files is None else files).items():
+            for file, content in (files or {}).items():
                 write_whole(partial / file, content)
         partial = folder.with_name(_from_first_process(name))
         _save_params(partial / CHECKPOINTS, params)
         barrier("save_model: parameters written")
         if jax.process_index() == 0:
-            _write_manifests(partial)
+            manifest.write_manifest(partial / CHECKPOINTS / "0", [PARAMS])
+            manifest.write_manifest(partial, sorted(path.name for path in partial.iterdir() if path.is_file()))
     barrier("save_model: done")
 
 
@@ -176,12 +169,6 @@ def _from_first_process(name: str) -> str:
     return multihost_utils.broadcast_one_to_all(buffer).tobytes().rstrip(b"\0").decode()
 
 
-def _write_manifests(folder: Path) -> None:
-    """Write the manifests of a run folder: one for its small files, and one in its checkpoint."""
-    manifest.write_manifest(folder / CHECKPOINTS / "0", [PARAMS])
-    manifest.write_manifest(folder, sorted(path.name for path in folder.iterdir() if path.is_file()))
-
-
 def restore_params(
     folder: str | os.PathLike[str],
     abstract_params: Any,
@@ -195,10 +182,10 @@ def restore_params(
     Args:
         folder: Run folder.
         abstract_params: Tree of `jax.ShapeDtypeStruct`. A leaf with a sharding is read directly into it, and each process reads its
-            own slices; a leaf without sharding is read to the first device. Values are cast if the dtype differs from the stored one.
+            own slices; a leaf without sharding is read to the first device. Values are cast if the stored dtype is another one.
         step: Step of the checkpoint; None: the newest.
-        item: PARAMS, or EMA for their moving average.
-        verify: Compare the files with their checksums first, if any. False if the caller has just done this.
+        item: PARAMS, or EMA for the moving average of the parameters.
+        verify: Whether to compare the files with their checksums first, if any. False if the caller has just done this.
 
     Returns:
         Tree of arrays like `abstract_params`.
@@ -219,10 +206,9 @@ def restore_params(
 def restore_each(
     folder: str | os.PathLike[str], abstract_params: Any, step: int | None = None, item: str = PARAMS
 ) -> Iterator[tuple[str, jax.Array]]:
-    """Read the parameters of one checkpoint one array at a time, the largest first. Arguments and errors are those of `restore_params`.
+    """Yield the path, joined by slashes, and the array of each parameter of a checkpoint, the largest first.
 
-    Yields:
-        Path of each parameter, joined by slashes, and its array. The caller drops the array before the next is read.
+    The caller drops each array before the next one is read. Arguments and errors are the same as for `restore_params`.
     """
     path = item_folder(folder, step, item)
     wanted = flax.traverse_util.flatten_dict(jax.tree.map(_with_sharding, abstract_params), sep="/")
@@ -242,15 +228,21 @@ def restore_each(
 def check_params(
     folder: str | os.PathLike[str], abstract_params: Any, step: int | None = None, item: str = PARAMS
 ) -> dict[str, Any]:
-    """Check the names and shapes of a checkpoint's tensors without reading them. Arguments and errors are those of `restore_params`.
+    """Check the names and shapes of a checkpoint's tensors without reading them. Return the tree of the stored shapes and dtypes.
 
-    Returns:
-        Tree of the stored shapes and dtypes.
+    Arguments and errors are the same as for `restore_params`.
     """
     path = item_folder(folder, step, item)
-    stored = read_metadata(path)
-    _compare(path, stored, abstract_params)
-    return stored
+    metadata = read_metadata(path)
+    stored, wanted = _shapes(metadata), _shapes(abstract_params)
+    if missing := sorted(wanted.keys() - stored.keys()):
+        raise CheckpointError(f"{path} lacks {len(missing)} tensor(s) of this model: {_some(missing)}")
+    if extra := sorted(stored.keys() - wanted.keys()):
+        raise CheckpointError(f"{path} has {len(extra)} tensor(s) that this model does not have: {_some(extra)}")
+    for name, shape in wanted.items():
+        if stored[name] != shape:
+            raise CheckpointError(f"{path}: tensor {name} has shape {stored[name]}: in this model it must be {shape}")
+    return metadata
 
 
 def item_folder(folder: str | os.PathLike[str], step: int | None = None, item: str = PARAMS) -> Path:
@@ -283,11 +275,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def require_model(folder: str | os.PathLike[str]) -> None:
-    """Check that a run folder holds a model and not adapters.
-
-    Raises:
-        CheckpointError: It holds adapters.
-    """
+    """Raise CheckpointError if a run folder holds adapters instead of a model."""
     if lora_of(read_config(folder)):
         raise CheckpointError(
             f"{folder} holds adapters, not a model. Merge them into a model: plamo2 lora MODEL {folder} OUT"
@@ -297,11 +285,7 @@ def require_model(folder: str | os.PathLike[str]) -> None:
 def check_size(
     folder: str | os.PathLike[str], config: ModelConfig, step: int | None = None, item: str = PARAMS
 ) -> None:
-    """Compare the numbers of parameters in a config and in a checkpoint, before memory for the model is allocated.
-
-    Raises:
-        CheckpointError: They differ.
-    """
+    """Raise CheckpointError if the numbers of parameters in a config and in a checkpoint differ. No memory for the model is allocated."""
     path = item_folder(folder, step, item)
     # Check the files before the metadata is read: a file that has grown could fill the memory.
     with contextlib.suppress(FileNotFoundError):
@@ -315,14 +299,11 @@ def check_size(
 
 
 def verify_files(folder: Path, item: str | None = None) -> None:
-    """Compare the files of a folder with the checksums in its manifest.json. Do nothing if it has no manifest.
+    """Raise CheckpointError if a file is missing or does not match its checksum in manifest.json. Do nothing if there is no manifest.
 
     Args:
         folder: Run folder, or folder of one checkpoint.
         item: Name of a file or subfolder to check; None: all.
-
-    Raises:
-        CheckpointError: A file is missing or does not match its checksum.
     """
     with contextlib.suppress(FileNotFoundError):
         _refuse_damage(folder, manifest.find_damage(folder, item))
@@ -365,25 +346,19 @@ def step_folder(folder: str | os.PathLike[str], step: int | None = None) -> Path
     return path
 
 
-def model_json(config: ModelConfig) -> dict[str, Any]:
-    """Return a ModelConfig as a JSON object with public field names, the inverse of `read_model_config`."""
-    fields = {name: getattr(config, name) for name in config.__dataclass_fields__}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
-
-
 BASE_FINGERPRINT = "base_fingerprint"
-"""Key of config.json: the fingerprint of the model that a run's adapters belong to."""
+"""Key of config.json: the fingerprint of the base model of a run's adapters."""
 
 
 def fingerprint(config: ModelConfig, params: Any, samples: int = 512) -> str:
-    """Return BLAKE2b of a model's shape and of values spread over every parameter: it tells models apart, it does not certify them.
+    """Return a BLAKE2b digest of a model's config and of `samples` values of each parameter, to tell models apart.
+
+    Equal fingerprints do not prove that all values are equal.
 
     Args:
-        config: shape of the model.
-        params: its parameters, in any dtype, with or without a scan over layers.
-        samples: values that are taken of each parameter.
+        params: Parameters in any dtype, with or without a scan over layers.
     """
-    digest = hashlib.blake2b(json.dumps(model_json(config), sort_keys=True).encode(), digest_size=16)
+    digest = hashlib.blake2b(json.dumps(config.to_json(), sort_keys=True).encode(), digest_size=16)
     leaves: dict[str, dict[int, Any]] = {}
     for path, leaf in flax.traverse_util.flatten_dict(params, sep="/").items():
         stacked, period = stacked_path(path)
@@ -420,18 +395,6 @@ def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:
     # Without a sharding, Orbax would require the devices that wrote the checkpoint, which may not exist here.
     sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _compare(path: Path, stored: Any, wanted: Any) -> None:
-    """Check that both trees have the same names and shapes; raise CheckpointError with the first tensors that differ."""
-    stored, wanted = _shapes(stored), _shapes(wanted)
-    if missing := sorted(wanted.keys() - stored.keys()):
-        raise CheckpointError(f"{path} lacks {len(missing)} tensor(s) of this model: {_some(missing)}")
-    if extra := sorted(stored.keys() - wanted.keys()):
-        raise CheckpointError(f"{path} has {len(extra)} tensor(s) that this model does not have: {_some(extra)}")
-    for name, shape in wanted.items():
-        if stored[name] != shape:
-            raise CheckpointError(f"{path}: tensor {name} has shape {stored[name]}: in this model it must be {shape}")
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -1,13 +1,14 @@
 """ModelConfig: the shape of a PLaMo 2 model, the published presets, and derived quantities.
 
-Fields have the names of the public config.json, so that `ModelConfig.from_hf(json)` only reads them. The sizes of the presets are public
-(model cards, configs and file sizes of pfnet/plamo-2-*), except for `plamo-2-31b`, which is a proposal of this project.
+Fields have the names of the public config.json. The sizes of the presets are public (model cards, configs and file sizes of
+pfnet/plamo-2-*), except for `plamo-2-31b`, which is a proposal of this project.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,10 +69,10 @@ _NUMBERS = {
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a PLaMo 2 model. The defaults are those of the public configuration class.
+    """Shape of a PLaMo 2 model. The defaults equal the defaults of the public configuration class.
 
     Raises:
-        ValueError: A field is out of range. The message names the field, its value and what is allowed.
+        PlamoError: A field is out of range. The message names the field, its value and what is allowed.
     """
 
     hidden_size: int = 4096
@@ -129,19 +130,14 @@ class ModelConfig:
             allowed = "a positive integer" if smallest == 1 else f"an integer of at least {smallest}"
             require(self, name, is_integer(value) and smallest <= value <= largest, f"{allowed}, at most {largest:,}")
         require(self, "hidden_size_per_head", self.hidden_size_per_head % 2 == 0, "even, since RoPE turns pairs")
-        require(
-            self,
-            "num_key_value_heads",
-            self.num_attention_heads % self.num_key_value_heads == 0,
-            f"a divisor of num_attention_heads={self.num_attention_heads}",
-        )
+        heads = self.num_attention_heads
+        allowed = f"a divisor of num_attention_heads={heads}"
+        require(self, "num_key_value_heads", heads % self.num_key_value_heads == 0, allowed)
         for name, (smallest, largest) in _NUMBERS.items():
-            value = getattr(self, name)
-            allowed = f"a positive number from {smallest:g} to {largest:g}"
-            if name == "rope_local_theta":
-                allowed += " or none"
+            value, optional = getattr(self, name), name == "rope_local_theta"
+            allowed = f"a positive number from {smallest:g} to {largest:g}{' or none' if optional else ''}"
             fits = is_number(value) and smallest <= value <= largest
-            require(self, name, fits or (value is None and name == "rope_local_theta"), allowed)
+            require(self, name, fits or (value is None and optional), allowed)
         for name in ("mamba_enabled", "tie_word_embeddings"):
             require(self, name, isinstance(getattr(self, name), bool), "true or false")
         self._check_full_attention()
@@ -204,43 +200,38 @@ class ModelConfig:
         )
 
     @property
+    def period(self) -> int:
+        """Number of layers in a period of the layer pattern."""
+        return self.mamba_step if self.mamba_enabled else 1
+
+    @property
     def layer_groups(self) -> tuple[LayerGroup, ...]:
         """The layer stack as groups of equal periods; a shorter last period is a separate group."""
-        step = self.mamba_step if self.mamba_enabled else 1
-        kinds = self.layer_kinds
+        kinds, step, start = self.layer_kinds, self.period, 0
         groups: list[LayerGroup] = []
-        for start in range(0, len(kinds), step):
-            period = kinds[start : start + step]
-            if groups and groups[-1].kinds == period:
-                groups[-1] = dataclasses.replace(groups[-1], count=groups[-1].count + 1)
-            else:
-                groups.append(LayerGroup(start, period, 1))
+        for period, equal in itertools.groupby(kinds[i : i + step] for i in range(0, len(kinds), step)):
+            groups.append(LayerGroup(start, period, len(list(equal))))
+            start += groups[-1].count * step
         return tuple(groups)
 
     def _matrix_parameters(self) -> dict[LayerKind, int]:
-        """Number of matrix weights of a layer of each kind, including the MLP."""
+        """Return the number of matrix weights of a layer of each kind, including the MLP."""
         e, p = self.hidden_size, self.hidden_size_per_head
         inner = self.mamba_num_heads * p
         mamba = 3 * e * inner + inner * (2 * self.mamba_d_state + self.dt_rank) + self.dt_rank * self.mamba_num_heads
         attention = 2 * e * p * (self.num_attention_heads + self.num_key_value_heads)
         mlp = 3 * e * self.intermediate_size
-        return {
-            LayerKind.MAMBA: mamba + mlp,
-            LayerKind.WINDOW: attention + mlp,
-            LayerKind.FULL: attention + mlp,
-        }
+        return {kind: mlp + (mamba if kind is LayerKind.MAMBA else attention) for kind in LayerKind}
 
     def parameter_count(self) -> int:
-        """Return the number of parameters, which equals that of the published checkpoints."""
+        """Return the number of parameters of a checkpoint of this shape."""
         e, p, h, n = self.hidden_size, self.hidden_size_per_head, self.mamba_num_heads, self.mamba_d_state
-        norms = 4 * e
-        vectors = {
-            LayerKind.MAMBA: norms + h * p * self.mamba_d_conv + 3 * h + 2 * n + self.dt_rank,
-            LayerKind.WINDOW: norms + p * (self.num_attention_heads + self.num_key_value_heads),
-        }
-        vectors[LayerKind.FULL] = vectors[LayerKind.WINDOW]
-        matrices = self._matrix_parameters()
-        layers = sum(matrices[kind] + vectors[kind] for kind in self.layer_kinds)
+        mamba = h * p * self.mamba_d_conv + 3 * h + 2 * n + self.dt_rank
+        attention = p * (self.num_attention_heads + self.num_key_value_heads)
+        norms, matrices = 4 * e, self._matrix_parameters()
+        layers = sum(
+            matrices[kind] + norms + (mamba if kind is LayerKind.MAMBA else attention) for kind in self.layer_kinds
+        )
         embeddings = self.vocab_size * e * (1 if self.tie_word_embeddings else 2)
         return embeddings + layers + e
 
@@ -248,7 +239,7 @@ class ModelConfig:
         """Return the forward FLOPs per token, averaged over one document of `sequence_length` tokens. Training takes three times as many.
 
         A multiply-add is 2 FLOPs. The count includes matrix products, attention scores and values over the visible keys, the scan as a
-        recurrence (decay, update and output of h·p·n states: 5 h p n) and the convolution, but no norms and activations.
+        recurrence (decay, update and output of h·p·n states: 5 h p n) and the convolution. It leaves out norms and activations.
         """
         t = sequence_length
         w = min(self.attention_window_size, t - 1)
@@ -266,18 +257,20 @@ class ModelConfig:
         """Read a public config.json with the keys of the published models, of transformers 5 or of vLLM.
 
         Raises:
-            ValueError: A value is out of range, two keys contradict each other, or a key requests something this model does not compute.
+            PlamoError: A value is out of range, two keys contradict each other, or a key requests something this model does not compute.
         """
         config = cls(**public_config.model_fields(json, {field.name for field in dataclasses.fields(cls)}))
         full = public_config.full_layers(json, [kind.value for kind in config.layer_kinds])
         return config if full is None else dataclasses.replace(config, full_attention_idx=full)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as a JSON object."""
+        fields = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
     def to_hf(self) -> dict[str, Any]:
         """Return the public config.json of this model as a JSON object."""
-        values = dataclasses.asdict(self)
-        values["full_attention_idx"] = list(self.full_attention_idx)
-        if isinstance(self.eos_token_id, tuple):
-            values["eos_token_id"] = list(self.eos_token_id)
+        values = self.to_json()
         if self.rope_local_theta is None:
             del values["rope_local_theta"]  # Readers fall back to rope_theta.
         return {
@@ -332,10 +325,9 @@ PRESETS: dict[str, ModelConfig] = {
     "plamo-2-translate": dataclasses.replace(_8B_32K, tie_word_embeddings=False, eos_token_id=1, pad_token_id=3),
     "plamo-2.1-2b": dataclasses.replace(_8B_32K, hidden_size=2048, intermediate_size=5632),
     "plamo-2.1-8b": _8B_32K,
-    # A proposal; the published 31B has no public config. It has the 32 layers of the 8B with twice the residual width and twice the heads.
-    # So 8B weights can be cloned into it (every axis but the MLP's is an integer multiple), and an 8B can be pruned from it in width only,
-    # as the public 2B was from the 8B. The MLP width is a multiple of 1024 (tensor parallelism of 8 with 128 lanes) and gives a total of
-    # 31B.
+    # A proposal, since the 31B has no public config. It has the 32 layers of the 8B with twice the residual width and twice the heads.
+    # So 8B weights can be cloned into it (every axis except `mlp` is an integer multiple), and an 8B can be pruned from it in width only,
+    # as the public 2B was from the 8B. The MLP width is a multiple of 1024 (tensor parallelism of 8 with 128 lanes).
     "plamo-2-31b": dataclasses.replace(
         _8B,
         hidden_size=8192,
@@ -352,7 +344,7 @@ def preset(name: str, **changes: Any) -> ModelConfig:
     """Return a preset by name, with fields replaced.
 
     Raises:
-        ValueError: There is no such preset, or a changed field is out of range.
+        PlamoError: There is no such preset, or a changed field is out of range.
     """
     if name not in PRESETS:
         raise PlamoError(f"unknown preset {name!r}: it must be one of {', '.join(PRESETS)}")

@@ -1,4 +1,4 @@
-"""Config files: Python files that set one name to a configuration."""
+"""Config files: Python files that assign a configuration to one name."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ from plamo2_jax.errors import PlamoError
 
 
 def load_config(path: Path, kind: type = object, such_as: str = "configs/demo.py", name: str = "config") -> Any:
-    """Run a config file and return what it sets a name to.
+    """Run a config file and return the configuration that it assigns to `name`.
 
     Args:
-        path: the file.
-        kind: the exact class that the configuration must be of; object: any.
-        such_as: a file to name in messages.
-        name: the name that the file must set.
+        kind: Exact class of the configuration; object allows any class.
+        such_as: Example of a config file, for messages.
 
     Raises:
-        ValueError: there is no such file, it is not right Python, it sets no such configuration, or what it sets is out of range.
+        PlamoError: The file does not exist, fails to run, assigns no such configuration, or a field is out of range.
     """
     if not path.is_file():
         raise PlamoError(f"{path} is not a file; the first argument must be a {name} file, such as {such_as}")
@@ -34,7 +32,7 @@ def load_config(path: Path, kind: type = object, such_as: str = "configs/demo.py
 
 
 def _line(error: Exception, path: Path) -> int | None:
-    """The line of the config file at which its execution stopped."""
+    """Return the line of the config file at which its execution stopped."""
     if isinstance(error, SyntaxError):
         return error.lineno
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]

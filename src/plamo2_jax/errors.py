@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class PlamoError(ValueError):
-    """Input, an option or a file that is not allowed. The message is one sentence for the user: what is wrong, where, what is allowed.
+    """An input, an option or a file is not allowed. The message is one sentence for the user: what is wrong, where, what is allowed.
 
-    The command line prints it as one line. Every other exception is a defect of this package or of a library, and keeps its traceback.
+    The command line prints the message as one line. Any other exception is a bug in this package or in a library and shows a traceback.
     """

@@ -6,11 +6,11 @@ file. This module raises one error with one sentence for each. A limit on the fi
 
 from __future__ import annotations
 
+import collections
 import json
 import math
 import os
 import sys
-from pathlib import Path
 from typing import Any, NoReturn
 
 from plamo2_jax.errors import PlamoError
@@ -28,18 +28,19 @@ def parse_json(data: bytes | str, where: str, *, error: type[PlamoError] = Plamo
     Args:
         data: UTF-8 bytes, with or without a byte order mark, or text.
         where: Name of the source in error messages: a file, or a file and a line.
-        error: Class of the raised errors.
 
     Raises:
-        ValueError: (as `error`) `data` is not UTF-8 or not JSON, nests deeper than MAX_DEPTH, repeats a key, or holds a number or a
-            character that standard JSON does not have: NaN, infinity, a number too large for float64, an unpaired surrogate.
+        error: `data` is not UTF-8 or not JSON, nests deeper than MAX_DEPTH, repeats a key, or holds a number or a character that
+            standard JSON does not have: NaN, infinity, a number too large for float64, an unpaired surrogate.
     """
     try:
         text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
         value = json.loads(
             text, object_pairs_hook=_without_repeats, parse_constant=_refuse_constant, parse_float=_finite_float
         )
-        _check_depth(text, value)
+        # A text with few brackets cannot nest too deep. This holds for most files.
+        if text.count("[") + text.count("{") > MAX_DEPTH:
+            _check_depth([value], MAX_DEPTH + 1)
         if "\\ud" in text or "\\uD" in text:
             _refuse_half_characters(value)
     except RecursionError:
@@ -63,29 +64,11 @@ def read_json_file(
 ) -> Any:
     """Read and parse a JSON file on this machine or in a bucket.
 
-    Args:
-        path: The file.
-        error: Class of the raised errors.
-        max_bytes: Largest allowed file size in bytes.
-
     Raises:
-        ValueError: (as `error`) The file is missing, not a regular file, unreadable, larger than `max_bytes`, or not valid JSON by the
-            rules of `parse_json`. The message names the file.
+        error: The file is missing, not a regular file, unreadable, larger than `max_bytes` bytes, or not valid JSON by the rules of
+            `parse_json`. The message names the file.
     """
-    return parse_json(_read(located(path), error, max_bytes), str(path), error=error)
-
-
-def read_json_object(
-    path: str | os.PathLike[str], *, error: type[PlamoError] = PlamoError, max_bytes: int = MAX_BYTES
-) -> dict[str, Any]:
-    """Read a JSON file that must hold an object. Arguments and errors are those of `read_json_file`."""
-    value = read_json_file(path, error=error, max_bytes=max_bytes)
-    if not isinstance(value, dict):
-        raise error(f"{path} must hold a JSON object, not {type(value).__name__}")
-    return value
-
-
-def _read(path: Path, error: type[ValueError], max_bytes: int) -> bytes:
+    path = located(path)
     try:
         if not path.exists():
             raise error(f"{path} does not exist")
@@ -97,17 +80,24 @@ def _read(path: Path, error: type[ValueError], max_bytes: int) -> bytes:
         raise error(f"{path} cannot be read: {problem.strerror or problem}") from problem
     if len(data) > max_bytes:
         raise error(f"{path} is too large for a JSON file of this kind: at most {max_bytes:,} bytes are allowed")
-    return data
+    return parse_json(data, str(path), error=error)
+
+
+def read_json_object(
+    path: str | os.PathLike[str], *, error: type[PlamoError] = PlamoError, max_bytes: int = MAX_BYTES
+) -> dict[str, Any]:
+    """Read a JSON file that must hold an object. Arguments and errors are the same as for `read_json_file`."""
+    value = read_json_file(path, error=error, max_bytes=max_bytes)
+    if not isinstance(value, dict):
+        raise error(f"{path} must hold a JSON object, not {type(value).__name__}")
+    return value
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        seen: set[str] = set()
-        for name, _ in pairs:
-            if name in seen:
-                raise PlamoError(f"the key {name[:80]!r} occurs twice")
-            seen.add(name)
+        [(name, _)] = collections.Counter(name for name, _ in pairs).most_common(1)
+        raise PlamoError(f"the key {name[:80]!r} occurs twice")
     return result
 
 
@@ -122,22 +112,12 @@ def _finite_float(text: str) -> float:
     return value
 
 
-def _check_depth(text: str, value: Any) -> None:
-    # A text with fewer brackets than the limit cannot nest too deep. This holds for most files.
-    if text.count("[") + text.count("{") <= MAX_DEPTH:
-        return
-    level, depth = [value], 0
-    while level:
-        depth += 1
-        if depth > MAX_DEPTH:
-            raise RecursionError
-        children: list[Any] = []
-        for each in level:
-            if isinstance(each, dict):
-                children.extend(child for child in each.values() if isinstance(child, dict | list))
-            elif isinstance(each, list):
-                children.extend(child for child in each if isinstance(child, dict | list))
-        level = children
+def _check_depth(value: Any, levels: int) -> None:
+    if levels == 0:
+        raise RecursionError
+    for child in value.values() if isinstance(value, dict) else value:
+        if isinstance(child, dict | list):
+            _check_depth(child, levels - 1)
 
 
 def _refuse_half_characters(value: Any) -> None:

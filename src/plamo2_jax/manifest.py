@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from plamo2_jax.json_input import read_json_object
-from plamo2_jax.model_files import optional_file
+from plamo2_jax.model_files import leads_out, optional_file
 from plamo2_jax.storage import files_below, is_remote, write_whole
 
 MANIFEST = "manifest.json"
@@ -28,16 +28,14 @@ def write_manifest(folder: Path, items: Iterable[str], about: Mapping[str, Any] 
     """Write manifest.json into a folder whose items are complete.
 
     Args:
-        folder: The folder.
         items: Names of the files and subfolders to list.
         about: Further JSON values to record.
     """
     paths = [folder / item for item in items]
     files = sorted(file for path in paths for file in (files_below(path) if path.is_dir() else [path]))
+    names = [file.relative_to(folder).as_posix() for file in files]
     with ThreadPoolExecutor(_THREADS) as pool:
-        entries = dict(
-            zip((file.relative_to(folder).as_posix() for file in files), pool.map(_entry, files), strict=True)
-        )
+        entries = dict(zip(names, pool.map(_entry, files), strict=True))
     content = json.dumps({**(about or {}), "files": entries}, indent=2, ensure_ascii=False) + "\n"
     write_whole(folder / MANIFEST, content.encode())
 
@@ -46,7 +44,6 @@ def find_damage(folder: Path, item: str | None = None, *, sizes_only: bool = Fal
     """Compare the files of a folder with its manifest. Return a description of the first damage, or None.
 
     Args:
-        folder: Folder with manifest.json.
         item: Name of a file or subfolder to check; None: all.
         sizes_only: Compare file names and sizes, but no checksums.
 
@@ -60,15 +57,19 @@ def find_damage(folder: Path, item: str | None = None, *, sizes_only: bool = Fal
         if optional_file(folder, MANIFEST) is None:
             raise FileNotFoundError(folder / MANIFEST)
         files = read_json_object(folder / MANIFEST)["files"]
-        expected = {name: (entry["bytes"], entry["blake2b"]) for name, entry in files.items() if _is_of(name, item)}
+        expected = {
+            name: (entry["bytes"], entry["blake2b"])
+            for name, entry in files.items()
+            if item is None or name == item or name.startswith(f"{item}/")
+        }
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is damaged"
-    if not all(map(_stays_inside, expected)):
+    if not all(name and not name.startswith("/") and ".." not in name.split("/") for name in expected):
         return f"{MANIFEST} is damaged: it lists a file outside the folder"
     # First the cheap check of all files: it finds missing and truncated files without reading the others.
     for name, (size, _) in expected.items():
         path = folder / name
-        if not is_remote(folder) and _leaves(folder, path):
+        if not is_remote(folder) and leads_out(folder, path):
             return f"{name[:200]} is a link out of the folder"
         if not path.is_file():
             return f"{name[:200]} is missing"
@@ -81,20 +82,6 @@ def find_damage(folder: Path, item: str | None = None, *, sizes_only: bool = Fal
             if entry["blake2b"] != expected[name][1]:
                 return f"{name} does not match its checksum"
     return None
-
-
-def _is_of(name: str, item: str | None) -> bool:
-    return item is None or name == item or name.startswith(f"{item}/")
-
-
-def _stays_inside(name: str) -> bool:
-    return bool(name) and not name.startswith("/") and ".." not in name.split("/")
-
-
-def _leaves(folder: Path, path: Path) -> bool:
-    """Return whether a path leads out of a folder through symbolic links."""
-    root = os.path.realpath(folder)
-    return os.path.commonpath((root, os.path.realpath(path))) != root
 
 
 def _entry(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which files of a model's folder may be read: the rule for all folders from other sources.
+"""The files of a model's folder that may be read, if the folder comes from another source.
 
 A downloaded folder may hold symbolic links to any file of the user, and the content of such a file would end up in converted output. So a
 file must be a regular file in the folder, or a link to one. A snapshot of the Hugging Face cache, `models--NAME/snapshots/REVISION`,
@@ -21,10 +21,9 @@ def file_inside(folder: str | os.PathLike[str], name: str, *, error: type[PlamoE
     Args:
         folder: Folder on this machine, or in a bucket (which has no links).
         name: Plain file name.
-        error: Class of the raised errors.
 
     Raises:
-        ValueError: (as `error`) The file does not exist or is not a regular file, or its name or a symbolic link leads out of the folder.
+        error: The file does not exist or is not a regular file, or its name or a symbolic link leads out of the folder.
     """
     path = optional_file(folder, name, error=error)
     if path is None:
@@ -33,7 +32,7 @@ def file_inside(folder: str | os.PathLike[str], name: str, *, error: type[PlamoE
 
 
 def optional_file(folder: str | os.PathLike[str], name: str, *, error: type[PlamoError] = PlamoError) -> Path | None:
-    """Return the path of a file in a folder, or None if there is no file of that name. Errors are those of `file_inside`."""
+    """Return the path of a file in a folder, or None if there is no file of that name. Other errors are the same as for `file_inside`."""
     if name != Path(name).name or name in ("", ".", "..") or "\0" in name:
         raise error(f"{folder} refers to a file outside the folder, {name[:100]!r}: only plain file names are allowed")
     path = located(folder) / name
@@ -42,7 +41,13 @@ def optional_file(folder: str | os.PathLike[str], name: str, *, error: type[Plam
     if not os.path.lexists(path):
         return None
     if path.is_symlink():
-        _check_link(Path(folder), path, error)
+        # realpath resolves as much as possible of a loop or a broken link. The later stat then reports the problem.
+        root = Path(os.path.realpath(folder))
+        allowed = [root]
+        if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
+            allowed.append(root.parent.parent / "blobs")
+        if Path(os.path.realpath(path)).parent not in allowed:
+            raise error(_refusal(path))
     _check_regular(path, error)
     return path
 
@@ -55,28 +60,27 @@ def check_tree_inside(
     Args:
         folder: Folder on this machine, or in a bucket (which has no links).
         tree: Folder at any depth below it.
-        error: Class of the raised errors.
 
     Raises:
-        ValueError: (as `error`) It holds something else. The message names it.
+        error: The subfolder holds something else. The message names it.
     """
     if is_remote(folder):
         return
-    root = os.path.realpath(folder)
-    _check_target(root, Path(tree), error)
+    if leads_out(folder, tree):
+        raise error(_refusal(tree))
     for parent, folders, files in os.walk(tree):
         for name in (*folders, *files):
             path = Path(parent, name)
-            if path.is_symlink():
-                _check_target(root, path, error)
+            if path.is_symlink() and leads_out(folder, path):
+                raise error(_refusal(path))
             if name in files:
                 _check_regular(path, error)
 
 
-def _check_target(root: str, path: Path, error: type[ValueError]) -> None:
-    target = os.path.realpath(path)
-    if os.path.commonpath((root, target)) != root:
-        raise error(_refusal(path, target))
+def leads_out(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> bool:
+    """Return whether a path leads out of a folder through symbolic links."""
+    root = os.path.realpath(folder)
+    return os.path.commonpath((root, os.path.realpath(path))) != root
 
 
 def _check_regular(path: Path, error: type[ValueError]) -> None:
@@ -89,15 +93,6 @@ def _check_regular(path: Path, error: type[ValueError]) -> None:
         raise error(f"{path} is {kind}: it must be a regular file")
 
 
-def _check_link(folder: Path, path: Path, error: type[ValueError]) -> None:
-    # realpath resolves as much as possible of a loop or a broken link. The later stat then reports the problem.
-    root, target = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
-    allowed = [root]
-    if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
-        allowed.append(root.parent.parent / "blobs")
-    if target.parent not in allowed:
-        raise error(_refusal(path, target))
-
-
-def _refusal(path: Path, target: str | os.PathLike[str]) -> str:
+def _refusal(path: str | os.PathLike[str]) -> str:
+    target = os.path.realpath(path)
     return f"{path} is a symbolic link out of its folder, to {target}. Copy the files themselves (cp -L) and try again"

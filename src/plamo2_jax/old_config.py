@@ -1,4 +1,4 @@
-"""The config.json of runs written before the task was a field of its own, in today's form."""
+"""Reading the config.json of older runs, which had no field `task`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ _DPO = ("pairs", "preference", "reference", "reference_log_probs", "lora", "samp
 
 
 def modernize(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration of a run in today's form: the fields of its task under `task`, with the task's `kind`.
+    """Return a run's config.json in the current form: the fields of its task, and the task's `kind`, under the key `task`.
 
-    Args:
-        config: the configuration, of either form. What is not the configuration of a run comes back as it is.
+    A config.json in the current form, or of a folder that is not a training run, is returned unchanged.
     """
     if "task" in config or not {"data", "steps", "optimizer"} <= config.keys():
         return dict(config)

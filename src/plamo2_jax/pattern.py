@@ -25,8 +25,8 @@ LONGEST = 1000
 """Largest length of a pattern, in characters."""
 _SECONDS = 1.0
 
-# Reads a JSON line with patterns, texts and method. Writes a line with the index of the first matching pattern of each text, or with the
-# index of an invalid pattern and the problem.
+# Program of the process. It reads a JSON line with patterns, texts and method. It writes a line with the index of the first matching
+# pattern of each text, or with the index of an invalid pattern and the problem.
 _SERVE = """
 import json, re, resource, sys, warnings
 warnings.simplefilter("ignore")
@@ -67,7 +67,7 @@ class PatternError(PlamoError):
 
 
 class _Matcher:
-    """The matching process, started when it is first needed."""
+    """The process that matches. It starts at the first call of `ask`."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -79,8 +79,7 @@ class _Matcher:
         """Return the answer of the process, or None after the time limit."""
         with self._lock:
             if self._process is None:
-                # Once, however often the process is started again.
-                atexit.unregister(self.close)
+                atexit.unregister(self.close)  # It may be registered by an earlier start.
                 atexit.register(self.close)
                 self._process = subprocess.Popen(
                     [sys.executable, "-I", "-S", "-c", _SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={}
@@ -131,8 +130,7 @@ def first_matches(
 
     Args:
         patterns: Regular expressions in the syntax of Python's `re`.
-        texts: Texts to match.
-        method: Method of a compiled pattern that matches.
+        method: Name of the method of a compiled pattern.
         seconds: Time limit for all texts.
 
     Raises:
@@ -147,16 +145,15 @@ def first_matches(
     answer = _matcher.ask(patterns, texts, method, seconds)
     if answer is None:
         which = shorten(patterns[0]) if len(patterns) == 1 else f"{len(patterns)} patterns"
-        raise PatternError(
-            None, f"matching {which} takes longer than {seconds:g} s. Give patterns without nested repeats"
-        )
+        problem = f"matching {which} takes longer than {seconds:g} s. Give patterns without nested repeats"
+        raise PatternError(None, problem)
     if "problem" in answer:
         raise PatternError(patterns[answer["pattern"]], answer["problem"])
     return answer["found"]
 
 
 def require_pattern(pattern: str) -> None:
-    """Check the length and syntax of a pattern; raise PatternError if `first_matches` would refuse it."""
+    """Raise PatternError if a pattern is too long or is not a regular expression."""
     if len(pattern) > LONGEST:
         raise PatternError(pattern, f"it has {len(pattern):,} characters, more than {LONGEST:,}")
     try:

@@ -20,75 +20,39 @@ from plamo2_jax.validation import shown
 LONGEST = 2**30
 """Length of the longest text in tokens. A larger window or position limit has no further effect."""
 
-_READ = frozenset(
-    {
-        "head_dim",
-        "layer_types",
-        "layers_block_type",
-        "mamba_head_dim",
-        "rope_parameters",
-        "rope_scaling",
-        "sliding_window",
-    }
-)
+_ALIASES = {"head_dim": "hidden_size_per_head", "mamba_head_dim": "hidden_size_per_head"}
+"""Other names of fields."""
+
+_READ = {*_ALIASES, "layer_types", "layers_block_type", "rope_parameters", "rope_scaling", "sliding_window"}
 """Keys besides the fields of ModelConfig that are read, or compared with fields."""
 
-_OTHER_NAMES = {"head_dim": "hidden_size_per_head", "mamba_head_dim": "hidden_size_per_head"}
-"""Aliases of fields."""
-
-_ONLY: dict[str, tuple[Any, ...]] = {
-    "model_type": ("plamo2",),
-    # Activations and biases: silu, and no bias in any product or convolution.
-    "hidden_act": ("silu", "swish"),
-    "hidden_activation": ("silu", "swish"),
-    "activation_function": ("silu", "swish"),
-    "mlp_hidden_act": ("silu", "swish"),
-    "mamba_hidden_act": ("silu", "swish"),
-    "mlp_type": ("swiglu", "gated", "silu"),
-    "attention_bias": (False,),
-    "bias": (False,),
-    "conv_bias": (False,),
-    "lm_head_bias": (False,),
-    "mamba_conv_bias": (False,),
-    "mamba_proj_bias": (False,),
-    "mlp_bias": (False,),
-    "qkv_bias": (False,),
-    "use_bias": (False,),
-    "use_conv_bias": (False,),
-    # Multipliers and caps.
-    "attn_logit_softcapping": (0,),
-    "embedding_multiplier": (1,),
-    "final_logit_softcapping": (0,),
-    "logit_scale": (1,),
-    "logits_scaling": (1,),
-    "logits_soft_cap": (0,),
-    "lm_head_multiplier": (1,),
-    "partial_rotary_factor": (1,),
-    "residual_multiplier": (1,),
-    "rotary_pct": (1,),
-    # The shape of the mixers.
-    "mamba_n_groups": (1,),
-    "n_groups": (1,),
-    "n_expert": (0,),
-    "num_experts": (0,),
-    "num_local_experts": (0,),
-    "n_routed_experts": (0,),
-    "n_shared_experts": (0,),
-    "pretraining_tp": (1,),
-    "causal": (True,),
-    "eval_attention_n_bit": (None,),
-    "eval_mlp_n_bit": (None,),
-    "image_feature_size": (None,),
-    "is_causal": (True,),
-    "qk_norm": (True,),
-    "quantization_config": (None,),
-    "use_qk_norm": (True,),
-    "use_rope": (True,),
-    "use_predefined_initial_state": (False,),
-    "use_sliding_window": (True,),
+# Pairs instead of a dict by values, because (0,) equals (False,) in Python.
+_ONLY_BY_VALUES: tuple[tuple[tuple[Any, ...], str], ...] = (
+    (("plamo2",), "model_type"),
+    (("silu", "swish"), "hidden_act hidden_activation activation_function mlp_hidden_act mamba_hidden_act"),
+    (("swiglu", "gated", "silu"), "mlp_type"),
+    # No bias in any product or convolution.
+    (
+        (False,),
+        """attention_bias bias conv_bias lm_head_bias mamba_conv_bias mamba_proj_bias mlp_bias qkv_bias use_bias use_conv_bias
+        use_predefined_initial_state""",
+    ),
+    (
+        (0,),
+        """attn_logit_softcapping final_logit_softcapping logits_soft_cap n_expert num_experts num_local_experts n_routed_experts
+        n_shared_experts""",
+    ),
+    (
+        (1,),
+        """embedding_multiplier logit_scale logits_scaling lm_head_multiplier partial_rotary_factor residual_multiplier rotary_pct
+        mamba_n_groups n_groups pretraining_tp""",
+    ),
+    ((True,), "causal is_causal qk_norm use_qk_norm use_rope use_sliding_window"),
+    ((None,), "eval_attention_n_bit eval_mlp_n_bit image_feature_size quantization_config"),
     # Inference code reads weights trained with FP8 products as plain weights.
-    "linear_type": ("normal", "fp8", "fp8-retain"),
-}
+    (("normal", "fp8", "fp8-retain"), "linear_type"),
+)
+_ONLY = {name: values for values, names in _ONLY_BY_VALUES for name in names.split()}
 """Keys that are allowed only with these values, which do not change the network."""
 
 _HARMLESS_BY_REASON = {
@@ -137,14 +101,13 @@ _LAYERS = {
 
 
 def model_fields(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Return the arguments of `ModelConfig` for a public config.json.
+    """Return the arguments of `ModelConfig` for the JSON object of a public config.json.
 
     Args:
-        values: The JSON object.
         names: Names of the fields of `ModelConfig`.
 
     Raises:
-        ValueError: A key requests something that the model does not compute, or two keys contradict each other.
+        PlamoError: A key requests something that the model does not compute, or two keys contradict each other.
     """
     for key, value in values.items():
         if key in _ONLY and (not _is_off(value) or any(allowed is True for allowed in _ONLY[key])):
@@ -158,7 +121,7 @@ def model_fields(values: Mapping[str, Any], names: Collection[str]) -> dict[str,
     for name in ("full_attention_idx", "rope_theta", "rope_local_theta"):
         if fields.get(name, 0) is None:
             del fields[name]
-    for other, name in _OTHER_NAMES.items():
+    for other, name in _ALIASES.items():
         if values.get(other) is not None and fields.setdefault(name, values[other]) != values[other]:
             raise PlamoError(f"{name}={shown(fields[name])} and {other}={shown(values[other])} contradict each other")
     _read_window(values, fields)
@@ -180,7 +143,7 @@ def full_layers(values: Mapping[str, Any], kinds: Sequence[str]) -> tuple[int, .
         Numbers of the layers with full attention if only layer_types lists them, else None.
 
     Raises:
-        ValueError: A layer has another kind, or an attention layer has no RoPE base.
+        PlamoError: A layer has another kind, or an attention layer has no RoPE base.
     """
     listed = None
     kinds = list(kinds)
@@ -200,13 +163,11 @@ def full_layers(values: Mapping[str, Any], kinds: Sequence[str]) -> tuple[int, .
             elif kind not in allowed:
                 raise PlamoError(
                     f"{key}[{i}]={shown(name)} contradicts the other keys (mamba_step, mamba_enabled, full_attention_idx): layer {i} "
-                    f"is {_article(kind)}"
+                    f"has kind {kind!r}"
                 )
     rope = values.get("rope_parameters") or values.get("rope_scaling")
-    for kind, name, top in (
-        ("full", "full_attention", "rope_theta"),
-        ("window", "sliding_attention", "rope_local_theta"),
-    ):
+    bases = (("full", "full_attention", "rope_theta"), ("window", "sliding_attention", "rope_local_theta"))
+    for kind, name, top in bases:
         if kind in kinds and _is_nested(rope) and values.get(top) is None:
             entries = [rope.get(key) or {} for key in (name, "attention")]
             # Programs use different default bases for an entry without one, so the base must be explicit.
@@ -259,8 +220,8 @@ def _read_rope(values: Mapping[str, Any]) -> dict[str, Any]:
             if layers not in _LAYERS or not (inner is None or isinstance(inner, Mapping)):
                 raise PlamoError(f"{where}={shown(inner)} is not supported: it must be an object for one kind of layer")
             if inner and "mamba" not in _LAYERS[layers]:
-                both = ("rope_theta", "rope_local_theta") if layers == "attention" else ()
-                names = both or (("rope_theta",) if layers == "full_attention" else ("rope_local_theta",))
+                names = ["rope_theta"] if layers in ("attention", "full_attention") else []
+                names += ["rope_local_theta"] if layers != "full_attention" else []
                 bases += [base for name in names for base in _plain_rope(where, name, inner)]
     found: dict[str, tuple[str, Any]] = {}
     for where, name, base in bases:
@@ -274,14 +235,10 @@ def _read_rope(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain_rope(where: str, name: str, rope: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
     """Read the base from an object of RoPE parameters, and refuse entries that would change the rotation."""
-    allowed = {"rope_type": ("default",), "type": ("default",), "partial_rotary_factor": (1,), "factor": (1,)}
+    allowed = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1, "factor": 1}
     for key, value in rope.items():
-        if key != "rope_theta" and value is not None and not any(_same(value, one) for one in allowed.get(key, ())):
-            only = (
-                f"it must be {' or '.join(map(repr, allowed[key]))}"
-                if key in allowed
-                else "only rope_theta is read there"
-            )
+        if key != "rope_theta" and value is not None and not (key in allowed and _same(value, allowed[key])):
+            only = f"it must be {allowed[key]!r}" if key in allowed else "only rope_theta is read there"
             raise PlamoError(f"{where}.{_shown_key(key)}={shown(value)} is not supported: {only}, without scaling")
     base = rope.get("rope_theta")
     return [] if base is None else [(f"{where}.rope_theta", name, base)]
@@ -308,9 +265,3 @@ def _same(value: Any, allowed: Any) -> bool:
 
 def _shown_key(key: str) -> str:
     return key if len(key) <= 60 and key.isprintable() and key else shown(key)
-
-
-def _article(kind: str) -> str:
-    return {"mamba": "a state-space layer", "window": "a windowed attention layer", "full": "a full attention layer"}[
-        kind
-    ]

@@ -1,10 +1,10 @@
 """Local folders and buckets under one interface, with atomic writes of files and folders.
 
 A path is a pathlib path for this machine, and an etils path for a bucket, gs://BUCKET/... or s3://BUCKET/... Both have the same methods.
-This module adds what object stores lack (appending, renaming into place).
+This module adds operations that object stores lack (appending, renaming into place).
 
 Writers write to a unique temporary name beside the target, `.NAME.RANDOM.partial`, and rename it at the end. They hold a lock on the
-temporary while they run: a second writer of the same target is refused, and the next writer removes what a killed writer left.
+temporary while they run: a second writer of the same target is refused, and the next writer removes the temporary of a killed writer.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def located(path: str | os.PathLike[str]) -> Path:
     """Return a pathlib path, or an etils path for the address of a bucket. Both have the same methods.
 
     Raises:
-        ValueError: The path is in a bucket, and the package for it is not installed.
+        PlamoError: The path is in a bucket, and the package for it is not installed.
     """
     if not is_remote(path):
         return Path(path)
@@ -58,17 +58,13 @@ def located(path: str | os.PathLike[str]) -> Path:
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """Return the path of `located`, made absolute. (The `absolute` of etils treats a bucket address as a relative path.)"""
+    """Return `located(path)` as an absolute path. (The `absolute` of etils treats a bucket address as a relative path.)"""
     found = located(path)
     return found if is_remote(path) else found.absolute()
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file atomically. Of two concurrent writers, the later one wins.
-
-    Raises:
-        OSError: The file cannot be written, for example because the disk is full. The message names the path.
-    """
+    """Write a file atomically. Of two concurrent writers, the later one wins. An OSError names the path, also if the disk is full."""
     if is_remote(path):
         path.write_bytes(content)  # An object in a bucket appears only when it is complete.
         return
@@ -85,8 +81,8 @@ def new_file(path: Path, *, alone: bool = True) -> Iterator[Path]:
         alone: Raise an error while another process writes the file.
 
     Raises:
-        ValueError: Another process is writing `path`.
-        OSError: The disk is full, or another problem. The message names `path`.
+        PlamoError: Another process is writing `path`.
+        OSError: The file cannot be written, for example because the disk is full. The message names `path`.
     """
     path = Path(path)
     with naming_full_disk(path):
@@ -110,8 +106,8 @@ def new_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterat
         replace: Replace an existing folder.
 
     Raises:
-        ValueError: `path` is not empty, or another process is writing it. Nothing was changed.
-        OSError: The disk is full, or another problem. The message names `path`.
+        PlamoError: `path` is not empty, or another process is writing it. Nothing was changed.
+        OSError: The folder cannot be written, for example because the disk is full. The message names `path`.
     """
     path = Path(path).absolute()
     with naming_full_disk(path), new_parents(path):
@@ -154,19 +150,19 @@ def new_parents(path: Path) -> Iterator[None]:
 
 
 def require_empty(folder: Path) -> None:
-    """Check, before any work is done, that a folder does not exist or is empty; raise ValueError otherwise."""
+    """Raise PlamoError unless a folder does not exist or is empty. Call this before any work is done."""
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise PlamoError(f"{folder} exists already: the folder must not exist or must be empty. Choose another folder")
 
 
 @contextlib.contextmanager
 def lock_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Lock a folder against other processes until the block or this process ends.
+    """Lock a folder against other processes until the block or this process ends. Do nothing for a bucket, which has no locks.
 
-    The lock is held on the file `.lock` in the folder; the file is not removed. Buckets have no locks, so they are not locked.
+    The lock is held on the file `.lock` in the folder; the file is not removed.
 
     Raises:
-        ValueError: Another process holds the lock. The message names the process.
+        PlamoError: Another process holds the lock. The message names the process.
     """
     if is_remote(folder):
         yield
@@ -179,9 +175,8 @@ def lock_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read(200).strip() or "unknown"
-            raise PlamoError(
-                f"{folder} is in use by another process ({holder}). Wait until it ends, or stop it"
-            ) from None
+            message = f"{folder} is in use by another process ({holder}). Wait until it ends, or stop it"
+            raise PlamoError(message) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -189,12 +184,9 @@ def lock_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def allocate(path: Path) -> None:
-    """Reserve disk space for the whole length of a file.
+    """Reserve disk space for the whole length of a file. An OSError reports a full disk.
 
-    A process that writes to a memory map on a full disk is killed by SIGBUS. After this call, the whole map can be written.
-
-    Raises:
-        OSError: The disk is full.
+    Without this, a process that writes to a memory map on a full disk is killed by SIGBUS.
     """
     with path.open("r+b") as file:
         if size := os.fstat(file.fileno()).st_size:
@@ -218,19 +210,14 @@ def is_full_disk(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def naming_full_disk(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Replace the various errors of a full disk by one message with the path that the user gave.
-
-    Raises:
-        OSError: The disk is full. Other errors are raised unchanged.
-    """
+    """Replace the various errors of a full disk by an OSError with the path that the user gave. Other errors are raised unchanged."""
     try:
         yield
     except Exception as error:
         if not is_full_disk(error):
             raise
-        raise OSError(
-            f"{path} could not be written: the disk is full. Free some space and run the command again"
-        ) from (error)
+        message = f"{path} could not be written: the disk is full. Free some space and run the command again"
+        raise OSError(message) from error
 
 
 def _claim(path: Path, *, folder: bool) -> tuple[Path, int]:
@@ -239,7 +226,7 @@ def _claim(path: Path, *, folder: bool) -> tuple[Path, int]:
     Two writers that start within a millisecond may both pass. Their temporary names differ, and `_move_into_place` lets one win.
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    # It gets its final temporary name after it is locked. Otherwise another process could remove it as left by a dead writer.
+    # It gets its final temporary name only after it is locked. Otherwise another process could take its writer for dead and remove it.
     unlocked = partial.with_suffix(".unlocked")
     if folder:
         unlocked.mkdir()
@@ -252,7 +239,7 @@ def _claim(path: Path, *, folder: bool) -> tuple[Path, int]:
 
 
 def _remove_dead(path: Path, alone: bool) -> None:
-    """Remove the temporaries of `path` whose writers are dead. If `alone`, raise ValueError if a writer is alive."""
+    """Remove the temporaries of `path` whose writers are dead. If `alone`, raise PlamoError if a writer is alive."""
     pattern = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{8}\.partial(\.old)?")
     for other in path.parent.iterdir():
         if not pattern.fullmatch(other.name):
@@ -261,16 +248,20 @@ def _remove_dead(path: Path, alone: bool) -> None:
             held = _try_lock(other)
         except FileNotFoundError:  # Its writer has just renamed it into place.
             continue
-        if held is not None and other.suffix == ".old" and not path.exists():
-            os.rename(
-                other, path
-            )  # A writer was killed between the two renames of a replacement. Restore the old content.
-            os.close(held)
-        elif held is not None:
-            shutil.rmtree(other, ignore_errors=True) if other.is_dir() else other.unlink(missing_ok=True)
-            os.close(held)
-        elif alone:
-            raise PlamoError(f"{path} is being written by another process. Wait until it ends, or choose another path")
+        if held is None:
+            if alone:
+                raise PlamoError(
+                    f"{path} is being written by another process. Wait until it ends, or choose another path"
+                )
+            continue
+        if other.suffix == ".old" and not path.exists():
+            # A writer was killed between the two renames of a replacement. Restore the old content.
+            os.rename(other, path)
+        elif other.is_dir():
+            shutil.rmtree(other, ignore_errors=True)
+        else:
+            other.unlink(missing_ok=True)
+        os.close(held)
 
 
 def _try_lock(path: Path) -> int | None:
@@ -294,9 +285,8 @@ def _move_into_place(partial: Path, path: Path, replace: bool) -> None:
         os.replace(partial, path)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise PlamoError(
-                f"{path} exists already: another process created it meanwhile. Choose another path"
-            ) from error
+            message = f"{path} exists already: another process created it meanwhile. Choose another path"
+            raise PlamoError(message) from error
         raise
     shutil.rmtree(old, ignore_errors=True)
 

@@ -14,7 +14,7 @@ _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 6
 
 
 def shown(value: Any) -> str:
-    """Return a value as text for a message, shortened where it is long."""
+    """Return a value as text for a message, shortened if it is long."""
     try:
         text = _SHORT.repr(value)
     except ValueError:  # an integer with more digits than Python converts
@@ -23,17 +23,17 @@ def shown(value: Any) -> str:
 
 
 def require(config: Any, name: str, condition: Any, allowed: str, *, where: str | None = None) -> None:
-    """Refuse a configuration whose field does not meet a condition.
+    """Raise an error unless a field of a configuration meets a condition.
 
     Args:
-        config: the configuration, usually a dataclass in its `__post_init__`.
-        name: the field; dots lead into a field of a field.
-        condition: whether the field's value is allowed.
-        allowed: ends the sentence "it must be ...".
-        where: names the configuration in the message; None: its class.
+        config: Usually a dataclass in its `__post_init__`.
+        name: Name of the field; a name with dots is a field of a field.
+        condition: Whether the value is allowed.
+        allowed: End of the sentence "it must be ...".
+        where: Name of the configuration in the message; None: its class.
 
     Raises:
-        PlamoError: the condition does not hold; the message names the field, its value and what is allowed.
+        PlamoError: The condition does not hold. The message names the field, its value and what is allowed.
     """
     if not condition:
         value = shown(operator.attrgetter(name)(config))

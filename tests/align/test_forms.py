@@ -13,7 +13,7 @@ import pytest
 from plamo2_jax.align.chat import encode_all, encode_conversation, read_conversations, to_conversation
 from plamo2_jax.align.forms import ANSWERS, CONTEXTS, CONVERSATIONS, LABELS, QUESTIONS, SYSTEMS
 from plamo2_jax.align.messages import SPEAKERS, TRAIN_MARKS
-from plamo2_jax.align.pairs import encode_pair, encode_pairs, read_pairs, to_pair
+from plamo2_jax.align.pairs import encode_pair, read_pairs, to_pair
 from plamo2_jax.align.post_training import log_record_counts
 from plamo2_jax.align.preference_data.prompts import read_prompts, to_prompt
 from plamo2_jax.align.sft import ChatConfig
@@ -287,9 +287,8 @@ def test_columns_of_any_name_are_variables_or_left_out(tokenizer, template):
     assert found[0].ids.tolist() == found[1].ids.tolist()
     assert [record.place.rpartition(", ")[2] for record in report.first] == ["line 3", "line 4"]
     report = ReadReport(max_bad_rate=0.0)
-    found, counts = encode_pairs(
-        read_pairs(CASES / "odd_fields_pairs.jsonl", report), template, tokenizer, 100, "refuse", report
-    )
+    pairs = read_pairs(CASES / "odd_fields_pairs.jsonl", report)
+    found, counts = encode_all(pairs, template, tokenizer, 100, "refuse", report, encode_pair)
     assert (len(found), counts["whole"], report.bad) == (2, 2, 0)
 
 

@@ -61,7 +61,7 @@ def test_packing_and_padding_change_nothing(pairs, log_probs, params):
     for padding in (0, 3):
         batch = packed(pairs, padding)
         result = gather_pairs(log_probs(params, batch), None, batch, max_pairs=3)
-        there = np.asarray(result.are_whole)
+        there = np.asarray(result.has_chosen & result.has_rejected)
         assert there.reshape(ROWS, 3).tolist() == [[False] * 3, [True, True, False], [False] * 3, [False] * 3]
         np.testing.assert_allclose(np.asarray(result.chosen)[there], expected[:, 0], rtol=1e-6)
         np.testing.assert_allclose(np.asarray(result.rejected)[there], expected[:, 1], rtol=1e-6)
@@ -79,7 +79,7 @@ def test_single_answers_are_pairs_that_lack_the_other(pairs, log_probs, params):
     expected = gather_pairs(log_probs(params, whole), None, whole, max_pairs=2)
     assert np.asarray(result.has_chosen).tolist() == [True, True, False, False] + [False] * 4
     assert np.asarray(result.has_rejected).tolist() == [False, False, True, False] + [False] * 4
-    assert not np.any(result.are_whole)
+    assert not np.any(result.has_chosen & result.has_rejected)
     np.testing.assert_allclose(result.chosen[:2], expected.chosen[2:4], rtol=1e-6)
     np.testing.assert_allclose(result.rejected[2], expected.rejected[2], rtol=1e-6)
 

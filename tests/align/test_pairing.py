@@ -7,15 +7,18 @@ import pytest
 
 from plamo2_jax.align.preference_data.journal import Journal
 from plamo2_jax.align.preference_data.judge import JudgeConfig, Verdict, compare, read_verdict, win_shares
-from plamo2_jax.align.preference_data.pairing import Candidate, Pairing, PairingConfig, repeated
+from plamo2_jax.align.preference_data.pairing import Pairing, PairingConfig, repeated
 from plamo2_jax.models import ChatRequest, ChatResponse, RequestError
 from plamo2_jax.storage import lock_folder
 
 
+def answers(*scores_and_texts):
+    return [{"sample": i, "text": text, "score": score} for i, (score, text) in enumerate(scores_and_texts)]
+
+
 def made(config, *scores_and_texts):
-    candidates = [Candidate(i, text, score) for i, (score, text) in enumerate(scores_and_texts)]
-    pairs, why = Pairing(config).pairs(candidates)
-    return [(a.sample, b.sample) for a, b in pairs], why
+    pairs, why = Pairing(config).pairs(answers(*scores_and_texts))
+    return [(a["sample"], b["sample"]) for a, b in pairs], why
 
 
 def test_best_and_worst():
@@ -41,13 +44,9 @@ def test_balanced_pairs_keep_both_sides_equally_long():
     surplus = {"balanced": 0, "best_worst": 0}
     for i in range(40):
         # The longer the better, but for one short good answer.
-        answers = [
-            Candidate(0, "a" * (20 + i % 5), 0.9),
-            Candidate(1, "b" * 12, 0.6),
-            Candidate(2, "c" * (15 + i % 3), 0.2),
-        ]
+        scored = answers((0.9, "a" * (20 + i % 5)), (0.6, "b" * 12), (0.2, "c" * (15 + i % 3)))
         for name, maker in (("balanced", pairing), ("best_worst", plain)):
-            surplus[name] += sum(len(a.text) - len(b.text) for a, b in maker.pairs(answers)[0])
+            surplus[name] += sum(len(a["text"]) - len(b["text"]) for a, b in maker.pairs(scored)[0])
     assert abs(surplus["balanced"]) <= 10 < surplus["best_worst"]
 
 

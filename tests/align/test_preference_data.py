@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from plamo2_jax import models
+from plamo2_jax.align.chat import encode_all
 from plamo2_jax.align.iterative_dpo import IterativeDpoConfig, iterate
-from plamo2_jax.align.pairs import encode_pairs, read_pairs
+from plamo2_jax.align.pairs import encode_pair, read_pairs
 from plamo2_jax.align.preference_data.config import PreferenceDataConfig
 from plamo2_jax.align.preference_data.judge import JudgeConfig
 from plamo2_jax.align.preference_data.pairing import PairingConfig
@@ -95,9 +96,8 @@ def test_pairs_are_what_dpo_reads_and_say_where_they_come_from(done, tokenizer, 
         assert len(origin["policy"]["fingerprint"]) == 32
     assert all(is_heldout(pair["provenance"]["id"], 0.2) for pair in lines(config.output / "heldout.jsonl"))
     account = ReadReport(max_bad_rate=0.0, judge_after=1)
-    elements, counts = encode_pairs(
-        read_pairs(config.output / "pairs.jsonl", account), template, tokenizer, 512, "refuse", account
-    )
+    read = read_pairs(config.output / "pairs.jsonl", account)
+    elements, counts = encode_all(read, template, tokenizer, 512, "refuse", account, encode_pair)
     assert len(elements) == counts["whole"] == len(pairs)
 
 
@@ -341,7 +341,7 @@ def test_prompts_of_every_form(write_lines):
         ({"prompt": ""}, "line 2: empty message"),
         ({"prompt": [{"role": "system", "content": "a"}]}, "line 2: no question"),
         ({"prompt": "a", "id": 3}, r"line 2: bad id \(3; it must be a text"),
-        ({"prompt": "a", "id": "first"}, "line 2: the id 'first' is that of .*line 1 too"),
+        ({"prompt": "a", "id": "first"}, "line 2: the id 'first' is also the id of .*line 1"),
         ("not json", "line 2: not JSON"),
     ],
 )
@@ -357,7 +357,7 @@ def test_a_bad_prompt_is_named_by_its_line(write_lines, record, message):
         ({"samples": 1}, r"PreferenceDataConfig\.samples=1 is not allowed: it must be at least 2"),
         ({"rules": {"x": 1}}, r"PreferenceDataConfig\.rules: the rule 'x' is unknown"),
         ({"heldout_share": 1.0}, r"heldout_share=1\.0 is not allowed"),
-        ({"rules_weight": 0.0}, "positive where there is no judge"),
+        ({"rules_weight": 0.0}, "positive without a judge"),
         ({"policy": ChatModelConfig()}, "one with a model"),
     ],
 )

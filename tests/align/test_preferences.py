@@ -337,8 +337,8 @@ def test_single_answers_are_for_some_losses(make_config, data, rows_of, tokenize
     allowed = "apo_zero, bco, kto, nca_pair, nll, sppo_hard"
     message = f"mixed.jsonl, line 9 is a single answer .* preference.losses=sigmoid, hinge cannot use: .* of {allowed}"
     with pytest.raises(ValueError, match=message):
-        source_of(config, tokenizer)
-    source_of(with_task(config, preference=PreferenceConfig(losses=("kto", "nll"))), tokenizer)
+        source_of(config, tokenizer).train(0, 1)
+    source_of(with_task(config, preference=PreferenceConfig(losses=("kto", "nll"))), tokenizer).train(0, 1)
 
 
 def test_losses_without_reference_load_none(make_config, small, tokenizer):

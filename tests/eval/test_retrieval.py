@@ -13,10 +13,10 @@ from plamo2_jax.cli.main import main
 from plamo2_jax.config import preset
 from plamo2_jax.engine.generator import Generator
 from plamo2_jax.eval import needle, phonebook
-from plamo2_jax.eval.retrieval import Question, ask, depths, split, table
+from plamo2_jax.eval.retrieval import Question, ask, depths, table
 from plamo2_jax.model import Plamo2, init_params
 from plamo2_jax.models import ChatResponse, Score
-from plamo2_jax.models.scoring import score_batch
+from plamo2_jax.models.scoring import score_batch, split_texts
 from plamo2_jax.tokenizer.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 
 ROWS = [
@@ -38,7 +38,7 @@ def test_phonebooks_fit_their_length_and_hold_the_answer_once(tokenizer):
     found = list(phonebook.questions(tokenizer, lengths=(200, 400), depths=(0, 0.5, 1), samples=2))
     assert len(found) == 2 * 2 * 3 * 2
     for question in found:
-        prompt, candidates = split(question, tokenizer)
+        prompt, candidates = split_texts(tokenizer, question.prompt, question.candidates)
         assert question.length * 0.75 < len(prompt) + len(candidates[0]) <= question.length
         assert question.prompt.count(question.answer) == 1
         name = question.prompt.rsplit("\n", 1)[1]
@@ -57,7 +57,7 @@ def test_needles_stand_where_they_should(tokenizer):
     texts = {"ja": ["雨が降る。" * 50], "en": ["The rain is falling. " * 50, "Snow is white. " * 40]}
     found = list(needle.questions(tokenizer, texts, lengths=(300,), depths=(0.0, 0.5, 1.0), samples=2, digits=4))
     for question in found:
-        prompt, candidates = split(question, tokenizer)
+        prompt, candidates = split_texts(tokenizer, question.prompt, question.candidates)
         assert 300 - 30 < len(prompt) + len(candidates[0]) <= 300 + 4
         assert question.prompt.count(question.answer) == 1
         assert abs(question.prompt.index(question.answer) / len(question.prompt) - question.depth) < 0.3
@@ -67,7 +67,7 @@ def test_needles_stand_where_they_should(tokenizer):
 
 def test_a_token_across_the_boundary_belongs_to_the_answer(tokenizer):
     question = Question("x:", " 01", (" 01", " 91"), "en", 10, 0.0)
-    prompt, candidates = split(question, tokenizer)
+    prompt, candidates = split_texts(tokenizer, question.prompt, question.candidates)
     assert tokenizer.decode(prompt[1:]) == "x"
     assert [tokenizer.decode(ids) for ids in candidates] == [": 01", ": 91"]
 

@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from plamo2_jax.plan.compiler import environment, libtpu_version, topology_devices
-from plamo2_jax.plan.schedule.kernel_plan import compile_for
+from plamo2_jax.plan.schedule.kernel_plan import trace_for
 
 HERE = Path(__file__).resolve().parent
 SLICES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "tpu7x": "tpu7x:2x2x1"}
@@ -56,7 +56,7 @@ def main() -> None:
     """Compile each in a process of its own, since libtpu reads the dump folder only once."""
     if len(sys.argv) > 1:
         x = jax.ShapeDtypeStruct((384, 128), jnp.float32)
-        compile_for(call, [x], topology_devices(sys.argv[1])[0])
+        trace_for(call, [x], topology_devices(sys.argv[1])[0]).lower().compile()
         return
     target = HERE / f"libtpu_{'.'.join(libtpu_version().split('.')[:3])}"
     target.mkdir(exist_ok=True)

@@ -66,12 +66,10 @@ def test_kernels_of_a_function_are_found_inside_other_calls():
     assert first == second
     assert first.name == "product"
     assert first.grid == (4, 3, 4)
-    assert first.steps == 48
-    assert first.scratch_bytes == 8 * 128 * 4
-    assert [(block.output, block.bytes, block.moves) for block in first.blocks] == [
-        (False, 64 * 128 * 2, 48),
-        (False, 128 * 128 * 2, 48),
-        (True, 64 * 128 * 4, 12),
+    assert [(block.bytes, block.moves) for block in first.blocks] == [
+        (64 * 128 * 2, 48),
+        (128 * 128 * 2, 48),
+        (64 * 128 * 4, 12),
     ]
 
 

@@ -18,6 +18,7 @@ from plamo2_jax.plan.memory import chip_bytes
 from plamo2_jax.plan.program import train_program
 from plamo2_jax.plan.request import not_counted
 from plamo2_jax.surgery.distill import Distill
+from plamo2_jax.train.build import build_train_program
 from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.pretraining import Pretrain
 
@@ -41,10 +42,10 @@ def run(task=None, **fields):
 
 def sizes(config):
     """Bytes of the arguments of a run's step by kind, on one device."""
-    program = train_program(config, jax.devices()[:1], "xla")
-    found = {kind: chip_bytes(tree) for kind, tree in program.parts.items()}
-    # All arguments are in the account; what is left is the number of steps and the random key.
-    assert sum(map(chip_bytes, program.arguments)) - sum(found.values()) == 3 * 4
+    devices = jax.devices()[:1]
+    found = {kind: chip_bytes(tree) for kind, tree in train_program(config, devices, "xla").parts.items()}
+    # All arguments of the step are in the account, except the number of steps and the random key.
+    assert chip_bytes(build_train_program(config, devices).arguments) - sum(found.values()) == 3 * 4
     return found
 
 

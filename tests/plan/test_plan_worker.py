@@ -10,6 +10,7 @@ from plamo2_jax.plan.chips import CHIPS
 from plamo2_jax.plan.request import Request
 from plamo2_jax.plan.roofline import Operation
 from plamo2_jax.plan.schedule.cost import Cost, Kernel
+from plamo2_jax.plan.schedule.dump import parse_utilization
 from plamo2_jax.plan.schedule.kernel_plan import KernelPlan, SsdRequest, compile_ssd
 from plamo2_jax.plan.schedule.ssd import SsdProgram
 from plamo2_jax.plan.steps import gpu_argument_bytes
@@ -61,6 +62,12 @@ def test_the_process_refuses_answers_and_may_end():
         worker._process.kill()
         with pytest.raises(RuntimeError, match="the compiler process has ended"):
             worker.call(compile_ssd, SsdRequest("v5p:2x2x1", SSD))
+
+
+def test_a_defect_is_not_a_refusal():
+    """A ValueError of Python or NumPy is no message to the user: the process ends, and the log has the traceback."""
+    with Worker() as worker, pytest.raises(RuntimeError, match=r"(?s)Traceback.*invalid literal for int"):
+        worker.call(parse_utilization, "\nMXU\nfour")
 
 
 def test_argument_bytes_are_divided_over_the_devices():

@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from plamo2_jax.plan.compiler import topology_devices
-from plamo2_jax.plan.schedule.kernel_plan import compile_for, compiled_cost
+from plamo2_jax.plan.schedule.kernel_plan import compiled_cost, trace_for
 
 M, K, N = 256, 1024, 256
 
@@ -89,7 +89,8 @@ def main() -> None:
     for name, (function, operands) in PROGRAMS.items():
         for path in dump.iterdir():
             path.unlink()
-        cost = compiled_cost(compile_for(function, operands, device), device, dump)
+        traced = trace_for(function, operands, device)
+        cost = compiled_cost(traced, traced.lower().compile(), device, dump)
         (kernel,) = cost.kernels
         costs[name] = dataclasses.asdict(kernel)
     print(json.dumps(costs))

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from plamo2_jax.model import Plamo2, abstract_params, axes
 from plamo2_jax.surgery.grow.depth import grown_config, layer_plan
 from plamo2_jax.surgery.grow.grow import grow, grow_moments
 from plamo2_jax.surgery.grow.width import Expansion, expansions
-from plamo2_jax.surgery.structure import SurgeryError, flatten, structure
+from plamo2_jax.surgery.structure import SurgeryError, structure
 from support.models import TIED, UNTIED, difference, logits, make_tokens
 
 # Several axes at a time: a compilation costs more than all else here. Sizes are odd on purpose.
@@ -65,7 +66,7 @@ def test_silent_channels_keep_the_logits_and_can_learn(originals):
     target = dataclasses.replace(config, **WIDER)
     grown = grow(params, config, target, width="zero")
     assert difference(logits(target, grown), expected) < 1e-5
-    slopes = flatten(gradient(target)(grown))
+    slopes = flatten_dict(gradient(target)(grown))
     for path, names in ((("mlp", "down"), 0), (("mixer", "out_proj"), 0), (("mixer", "b_proj"), 2)):
         slope = np.asarray(slopes[("run_0", "layer_0", *path)])
         new = np.moveaxis(slope[0], names, 0)[-1]
@@ -131,10 +132,10 @@ def test_moments_grow_as_gradients_do(originals):
     small = jax.tree.map(np.asarray, gradient(config)(params))
     large = gradient(target)(grow(params, config, target))
     mu, nu = grow_moments(small, jax.tree.map(np.square, small), config, target)
-    for path, expected in flatten(large).items():
+    for path, expected in flatten_dict(large).items():
         size = np.linalg.norm(expected) + 1e-3
-        assert np.linalg.norm(flatten(mu)[path] - expected) < 1e-3 * size, path
-        assert np.linalg.norm(flatten(nu)[path] - np.square(expected)) < 2e-3 * size**2, path
+        assert np.linalg.norm(flatten_dict(mu)[path] - expected) < 1e-3 * size, path
+        assert np.linalg.norm(flatten_dict(nu)[path] - np.square(expected)) < 2e-3 * size**2, path
 
 
 def test_plans_of_layers():

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from plamo2_jax.config import LayerKind, preset
 from plamo2_jax.model.attention import Attention
 from plamo2_jax.model.axes import DATA, FSDP, SEQUENCE, TENSOR
-from plamo2_jax.model.context import make_context
+from plamo2_jax.model.cache import make_context
 from plamo2_jax.model.mamba import Mamba
 from plamo2_jax.plan.compiler import libtpu_version
 
@@ -41,7 +41,7 @@ def compile_gradient(devices, mixer, t, shape):
     def initial(key):
         ids = jnp.ones((1, 1), jnp.int32)
         u = jnp.zeros((1, 1, CONFIG.hidden_size), jnp.bfloat16)
-        return mixer.init(key, u, make_context(ids, ids, None, None), None)["params"]
+        return mixer.clone(mesh=None).init(key, u, make_context(ids, ids, None, None), None)["params"]
 
     params = jax.tree.map(
         functools.partial(struct, PartitionSpec()), nn.meta.unbox(jax.eval_shape(initial, jax.random.key(0)))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from plamo2_jax.checkpoint import model_json
 from plamo2_jax.config import ModelConfig
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.plan import report
 from plamo2_jax.plan.request import Request
 from plamo2_jax.plan.steps import plan
@@ -61,10 +61,17 @@ def test_a_small_model_fits_and_every_figure_is_there():
     assert any("HBM per chip" in line for line in report.lines(found))
 
 
+def test_a_model_that_no_kernel_takes_is_refused_in_one_sentence():
+    model = dataclasses.replace(SMALL, num_hidden_layers=2, hidden_size_per_head=24)
+    config = pretraining("pretrain_1b", model=model, **CHANGES)
+    with pytest.raises(PlamoError, match="'splash' cannot run: its heads must be a multiple of 16, not 24"):
+        plan(Request(config, "v5e:2x2"))
+
+
 def test_an_average_and_a_teacher_take_the_bytes_of_their_parameters(tmp_path):
     """On each of four chips, a quarter of 4 bytes a parameter, by the compiler's own count of arguments."""
     model = dataclasses.replace(SMALL, num_hidden_layers=2)
-    (tmp_path / "config.json").write_text(json.dumps({"model": model_json(model)}))
+    (tmp_path / "config.json").write_text(json.dumps({"model": model.to_json()}))
     plain = pretraining("pretrain_1b", model=model, **CHANGES)
     others = {
         "moving average": dataclasses.replace(plain, ema_decay=0.999),

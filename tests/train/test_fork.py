@@ -96,7 +96,7 @@ def test_other_data_start_at_their_beginning(origin, home):
         ({"fork": "{}@5"}, r"has no finished checkpoint of step 5: it has 4, 8, 12"),
         ({"fork": "{}@b/not"}, r"origin@b/not has no finished checkpoint"),
         ({"fork": "{}-not"}, r"origin-not has no finished checkpoint"),
-        ({"fork": "{}@12"}, r"steps=12 is not allowed with fork=.*@12: it counts the updates before the fork too"),
+        ({"fork": "{}@12"}, r"steps=12 is not allowed with fork=.*@12: it includes the updates before the fork"),
         ({"fork_data": "begin"}, r"fork_data='begin' is not allowed: it must be one of continue, restart"),
         ({"data.seed": 5}, r"the data are others \(data\.seed: 5, not 0\)"),
     ],

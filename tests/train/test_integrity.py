@@ -129,7 +129,7 @@ RunCheckpoints.save = save_on_a_full_disk
     assert len(error) == 1, lines
     assert "the checkpoint of step 12 could not be written" in error[0]
     assert "File too large" in error[0]
-    assert "finished checkpoints there: 4, 8" in error[0]
+    assert "Finished checkpoints there: 4, 8" in error[0]
     assert lines == error
     assert train(copy).step == 12
     assert checkpoint.steps(copy.folder) == [4, 8, 12]

@@ -1,7 +1,7 @@
-"""adapter_config.json of PEFT, read and validated: which adapters are plain LoRA, and by what they are multiplied.
+"""Reading and validation of PEFT's adapter_config.json. Only plain LoRA is supported.
 
-Every field is read, does not change the sum of weights, or is refused unless it has the value of plain LoRA. The fields are those of
-PEFT 0.21's LoraConfig; an unknown one is refused unless it is null, false or empty.
+A field is read, or ignored because it does not change the merged weights, or refused unless it has the value of plain LoRA. The fields are
+those of LoraConfig in PEFT 0.21. Unknown fields must be null, false or empty.
 """
 
 from __future__ import annotations
@@ -21,43 +21,28 @@ from plamo2_jax.validation import shown
 
 CONFIG = "adapter_config.json"
 
-_READ = frozenset(
-    {
-        "alpha_pattern",
-        "base_model_name_or_path",
-        "bias",
-        "fan_in_fan_out",
-        "init_lora_weights",
-        "lora_alpha",
-        "peft_type",
-        "r",
-        "rank_pattern",
-        "target_modules",
-        "use_rslora",
-    }
-)
-_HARMLESS_BY_REASON = {
-    "They say who wrote the file.": "auto_mapping inference_mode peft_version revision task_type",
-    "They choose modules that have adapters; the tensors say so too.": "exclude_modules layers_pattern layers_to_transform",
-    "They have an effect in training only; init_lora_weights says whether the base was changed.": """
-        corda_config eva_config loftq_config lora_dropout lora_ga_config runtime_config velora_config""",
-    "They have no effect unless another field is set, which is refused.": """
-        ensure_weight_tying megatron_core qalora_group_size""",
-}
-_HARMLESS = frozenset(name for names in _HARMLESS_BY_REASON.values() for name in names.split())
+_READ = """alpha_pattern base_model_name_or_path bias fan_in_fan_out init_lora_weights lora_alpha peft_type r rank_pattern
+    target_modules use_rslora"""
+# The first line describes who wrote the file. The second chooses the modules, which the tensors name too. The third has an effect in
+# training only. The fourth has none unless another field is set, which is refused.
+_HARMLESS = """auto_mapping inference_mode peft_version revision task_type
+    exclude_modules layers_pattern layers_to_transform
+    corda_config eva_config loftq_config lora_dropout lora_ga_config runtime_config velora_config
+    ensure_weight_tying megatron_core qalora_group_size"""
+_KNOWN = frozenset(f"{_READ} {_HARMLESS}".split())
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica")
-"""Values of init_lora_weights that leave the base's weights as they are; true and false do so too."""
+"""Values of init_lora_weights that leave the base unchanged. So do true and false."""
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Those that train against a changed base."""
+"""Values of init_lora_weights that change the base before training."""
 
 
 class AdapterError(PlamoError):
-    """A folder holds no adapters, or not of this model; the message says which file, field or tensor."""
+    """A folder holds no adapters of this model; the message names the file, field or tensor."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AdapterConfig:
-    """What adapter_config.json says about the sum of weights: W + scale · B A."""
+    """The fields of adapter_config.json that decide the merged weights, W + scale · B A."""
 
     path: Path
     rank: int
@@ -69,20 +54,20 @@ class AdapterConfig:
     base: str | None
 
     def ranks_and_scales(self, modules: Sequence[str]) -> dict[str, tuple[int, float]]:
-        """The rank of each module's adapter, and what it is multiplied by.
+        """Return the rank and the scale of each module's adapter, by module.
 
         Raises:
             AdapterError: a pattern cannot be matched in time.
         """
-        ranks = self._of_modules("rank_pattern", self.rank_pattern, self.rank, modules)
-        alphas = self._of_modules("alpha_pattern", self.alpha_pattern, self.alpha, modules)
-        result = {}
-        for module, rank, alpha in zip(modules, ranks, alphas, strict=True):
-            result[module] = rank, alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
-        return result
+        ranks = self._by_pattern("rank_pattern", self.rank_pattern, self.rank, modules)
+        alphas = self._by_pattern("alpha_pattern", self.alpha_pattern, self.alpha, modules)
+        return {
+            module: (rank, alpha / (math.sqrt(rank) if self.rank_stabilized else rank))
+            for module, rank, alpha in zip(modules, ranks, alphas, strict=True)
+        }
 
     def targets(self, modules: Sequence[str]) -> list[bool]:
-        """Whether PEFT gives each module an adapter.
+        """Return, for each module, whether PEFT gives it an adapter.
 
         Raises:
             AdapterError: target_modules is a pattern that cannot be matched in time.
@@ -92,11 +77,13 @@ class AdapterConfig:
         if isinstance(self.target_modules, str):
             return [found is not None for found in self._match("target_modules", [self.target_modules], modules)]
         names = set(self.target_modules)
-        return [any(name in names for name in _endings(module)) for module in modules]
+        # A name matches a whole module path, or the end of one after a dot.
+        parts = [module.split(".") for module in modules]
+        return [any(".".join(path[i:]) in names for i in range(len(path))) for path in parts]
 
-    def _of_modules(self, field: str, patterns: Mapping[str, Any], default: Any, modules: Sequence[str]) -> list[Any]:
+    def _by_pattern(self, field: str, patterns: Mapping[str, Any], default: Any, modules: Sequence[str]) -> list[Any]:
         values = list(patterns.values())
-        # PEFT's own rule: `get_pattern_key`. A key must be a pattern by itself, not only inside of this frame.
+        # The rule of PEFT's `get_pattern_key`. A key must also be a valid pattern by itself.
         self._match(field, list(patterns), [])
         found = self._match(field, [rf"(?:.*\.)?(?:{pattern})" for pattern in patterns], modules)
         return [default if number is None else values[number] for number in found]
@@ -112,7 +99,7 @@ def read_adapter_config(path: Path) -> AdapterConfig:
     """Read adapter_config.json.
 
     Raises:
-        AdapterError: it is not JSON, a field has a value that is not allowed, or the adapters are not plain LoRA for the plain base.
+        AdapterError: the file is not JSON, a field has an invalid value, or the adapters are not plain LoRA for an unchanged base.
     """
     fields = read_json_object(path, error=AdapterError, max_bytes=16 << 20)
 
@@ -122,12 +109,19 @@ def read_adapter_config(path: Path) -> AdapterConfig:
 
     require("peft_type", fields.get("peft_type") == "LORA", "'LORA'")
     for name, value in fields.items():
-        if name not in _READ and name not in _HARMLESS:
+        if name not in _KNOWN:
             require(name, value is None or value is False or value in ([], {}, ""), "null or false, as for plain LoRA")
     require("bias", fields.get("bias", "none") in ("none", None), "'none'")
     require("fan_in_fan_out", fields.get("fan_in_fan_out") in (None, False), "false")
     require("use_rslora", fields.get("use_rslora") in (None, True, False), "true or false")
-    _check_start(path, fields.get("init_lora_weights"))
+    start = fields.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGED_BASE):
+        raise AdapterError(
+            f"{path}: init_lora_weights={shown(start)} is not supported: such adapters belong to a base whose weights were changed "
+            "before training. Convert them to plain LoRA with PEFT (save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+    unchanged = start is None or isinstance(start, bool) or start in _PLAIN_STARTS
+    require("init_lora_weights", unchanged, f"true, false, {', '.join(map(repr, _PLAIN_STARTS))}")
     rank, alpha = fields.get("r", 8), fields.get("lora_alpha", 8)
     require("r", _is_rank(rank), f"an integer from 1 to {LARGEST_RANK:,}")
     require("lora_alpha", is_number(alpha), "a finite number")
@@ -157,28 +151,9 @@ def read_adapter_config(path: Path) -> AdapterConfig:
         tuple(targets) if listed else targets,
         base,
     )
-    config.ranks_and_scales([])  # Every pattern must be one, even where no module is left for it.
+    config.ranks_and_scales([])  # Refuses invalid patterns, even if no module needs them.
     return config
-
-
-def _check_start(path: Path, start: Any) -> None:
-    """Refuse adapters that were trained against a base whose weights were changed first."""
-    if start is None or isinstance(start, bool) or start in _PLAIN_STARTS:
-        return
-    if isinstance(start, str) and start.lower().startswith(_CHANGED_BASE):
-        raise AdapterError(
-            f"{path}: init_lora_weights={shown(start)} is not supported: such adapters belong to a base whose weights were changed "
-            "before training. Convert them to plain LoRA with PEFT (save_pretrained with path_initial_model_for_weight_conversion)"
-        )
-    allowed = ", ".join(map(repr, _PLAIN_STARTS))
-    raise AdapterError(f"{path}: init_lora_weights={shown(start)} is not supported: it must be true, false, {allowed}")
 
 
 def _is_rank(value: Any) -> bool:
     return is_integer(value) and 1 <= value <= LARGEST_RANK
-
-
-def _endings(module: str) -> list[str]:
-    """A dotted name and what is left of it when names are taken from its front."""
-    parts = module.split(".")
-    return [".".join(parts[i:]) for i in range(len(parts))]

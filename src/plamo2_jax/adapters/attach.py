@@ -1,4 +1,4 @@
-"""Adapters to a model: their parameters, a model's parameters with adapters attached, and the sum of both."""
+"""Parameters of adapters, attached to a model's parameters or merged into them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ from plamo2_jax.model.low_rank import LowRank
 
 
 class Adapters:
-    """The adapters of a model as the parameters that a run trains: names of their axes, shapes, and first values."""
+    """The adapters of a model as trainable parameters.
+
+    Attributes:
+        targets: the adapted parameters, by path.
+        abstract: tree of `jax.ShapeDtypeStruct`, float32: `lora_a` and `lora_b` below the path of each target.
+        axes: tree of axis names, like `abstract`.
+    """
 
     def __init__(self, config: ModelConfig, lora: LoraConfig, seed: int = 0):
         self.config, self.lora, self._seed = config, lora, seed
@@ -33,10 +39,10 @@ class Adapters:
         self.axes = flax.traverse_util.unflatten_dict(axes, sep="/")
 
     def create(self, shardings: Any) -> Any:
-        """Draw A uniformly with variance 1 / (3 in), as PyTorch's linear layers begin, and set B to zero.
+        """Return initial adapters: A uniform with variance 1 / (3 in), like PyTorch's linear layers, and B zero.
 
         Args:
-            shardings: tree of shardings of `abstract`; None: the default device.
+            shardings: tree of shardings like `abstract`; None: the default device.
         """
 
         def init(key: jax.Array) -> Any:
@@ -55,13 +61,7 @@ class Adapters:
         return jax.jit(init, out_shardings=shardings)(jax.random.key(self._seed))
 
     def attach(self, params: Any, adapters: Any, rng: jax.Array | None = None) -> Any:
-        """Return `params` with a `LowRank` at each target; with a key, its inputs are dropped out.
-
-        Args:
-            params: the model's parameters.
-            adapters: tree like `abstract`.
-            rng: key of the dropout; None: none.
-        """
+        """Return the model's parameters with a `LowRank` at each target. `rng` is the key of the dropout; None: no dropout."""
         leaves = flax.traverse_util.flatten_dict(params, sep="/")
         factors = flax.traverse_util.flatten_dict(adapters, sep="/")
         rng = rng if self.lora.dropout else None
@@ -74,18 +74,14 @@ class Adapters:
         return flax.traverse_util.unflatten_dict(leaves, sep="/")
 
     def merge(self, params: Any, adapters: Any) -> Any:
-        """Return the model's parameters with the adapters added; see `merge`."""
+        """Return the model's parameters with these adapters merged into them."""
         return merge(params, adapters, self.targets, self.lora.scale)
 
 
 def merge(params: Any, adapters: Any, targets: Mapping[str, Split], scale: float) -> Any:
-    """Return W + scale · A B for each target, in the dtype of W, and the other parameters as they are.
+    """Return W + scale · A B for each target, in the dtype of W, and the other parameters unchanged.
 
-    Args:
-        params: the model's parameters.
-        adapters: tree of `lora_a` and `lora_b` below the paths of the targets.
-        targets: by path.
-        scale: factor of A B.
+    `adapters` is a tree of `lora_a` and `lora_b` below the paths of the targets.
     """
     leaves = flax.traverse_util.flatten_dict(params, sep="/")
     factors = flax.traverse_util.flatten_dict(adapters, sep="/")
@@ -94,8 +90,3 @@ def merge(params: Any, adapters: Any, targets: Mapping[str, Split], scale: float
         product = jnp.einsum(split.product_spec(), a, b, precision=jax.lax.Precision.HIGHEST)
         leaves[path] = (w + scale * product).astype(w.dtype)
     return flax.traverse_util.unflatten_dict(leaves, sep="/")
-
-
-def parameter_count(adapters: Adapters) -> int:
-    """Return the number of trained parameters."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(adapters.abstract))

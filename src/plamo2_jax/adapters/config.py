@@ -1,4 +1,4 @@
-"""LoraConfig: the size of low-rank adapters, and the matrices that have them."""
+"""LoraConfig: size of the low-rank adapters, and the matrices that get them."""
 
 from __future__ import annotations
 
@@ -16,26 +16,22 @@ LARGEST_RANK = 2**16
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Which matrices get adapters, and of what size.
-
-    Raises:
-        ValueError: a field is out of range; the message names the field, its value and what is allowed.
-    """
+    """Low-rank adapters (LoRA, arXiv:2106.09685). A field that is out of range raises PlamoError."""
 
     rank: int = 16
-    """r, inner width of an adapter."""
+    """Rank r of an adapter."""
     alpha: float = 32.0
     """Adapters are multiplied by alpha / rank."""
     rank_stabilized: bool = False
     """Multiply by alpha / √rank instead (rsLoRA, arXiv:2312.03732)."""
     dropout: float = 0.0
-    """Share of an adapter's input features that are left out in training, drawn anew for each token."""
+    """Dropout rate of the adapters' inputs in training."""
     targets: tuple[str, ...] = ("/mixer/", "/mlp/")
-    """Regular expressions; a matrix gets an adapter when one of them is found in its description, such as "run_0/layer_1/mixer/o_proj
-    axes=layers,heads,head_dim,embed model.layers.layers.1.mixer.o_proj.weight". Norms, per-head scales, filters, embedding and
-    lm_head have none."""
+    """Regular expressions. A matrix gets an adapter if one of them matches a part of its description, such as "run_0/layer_1/mixer/o_proj
+    axes=layers,heads,head_dim,embed model.layers.layers.1.mixer.o_proj.weight". Norms, per-head scales, convolutions, embedding and
+    lm_head get none."""
     base_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of the base's matrices in memory. bfloat16 halves them; the products are the same where activations are bfloat16."""
+    """Dtype of the frozen base matrices. bfloat16 halves their memory, and with bfloat16 activations the products are the same."""
 
     def __post_init__(self) -> None:
         require(self, "rank", is_integer(self.rank) and 1 <= self.rank <= LARGEST_RANK, f"from 1 to {LARGEST_RANK:,}")
@@ -53,5 +49,5 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """The factor of A B."""
+        """Factor of A B."""
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)

@@ -1,4 +1,4 @@
-"""Opening a model for use: what `convert.load` opens, and adapters, which are added to their base in memory."""
+"""Opening of models with or without adapters. Adapters are merged into their base in memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import flax.traverse_util
+import jax
 
 from plamo2_jax import checkpoint
 from plamo2_jax.adapters.attach import Adapters
@@ -27,30 +27,30 @@ def open_model(
     ema: bool = False,
     abstract: Callable[[ModelConfig], Any] | None = None,
 ) -> LoadedModel:
-    """Open a run folder, a folder of the public layout, a run that trained adapters, or a folder of adapters in PEFT's layout.
+    """Open a run folder, a folder of the public layout, or a folder of adapters in PEFT's layout.
 
-    Adapters are added to the weights of their base: the `init_from` of their run, or the `base_model_name_or_path` of
-    adapter_config.json where that is a folder of this machine.
+    Adapters are merged into their base: the `init_from` of their run, or the `base_model_name_or_path` of adapter_config.json, which must
+    be a folder on this machine.
 
     Args:
         path: the folder, or the name of a checkpoint, such as RUN@STEP.
         step: checkpoint of a run folder; None: the one that `path` names, or else the newest.
         ema: the moving average instead of the parameters.
-        abstract: of `convert.load.load_model`; not used for a model with adapters, whose parameters are stacked and float32.
+        abstract: see `convert.load.load_model`. A model with adapters ignores it: its parameters are stacked and float32.
 
     Raises:
-        ValueError: the folder is none of these, it or the base is damaged, or the base is not the one that the adapters were trained on.
+        PlamoError: the folder is none of these, it or the base is damaged, or the adapters were trained on another base.
     """
     name = ModelName.parse(path, step=step, ema=ema)
     folder, step, ema = name.folder, name.step, name.ema
     if (folder / PEFT_CONFIG).is_file() and not (folder / checkpoint.CONFIG).exists():
         if step is not None or ema:
-            raise AdapterError(f"{folder} is of PEFT's layout and has no steps; leave the step out")
+            raise AdapterError(f"{folder} has PEFT's layout, which has no steps. Omit the step")
         base = read_json_object(folder / PEFT_CONFIG, error=AdapterError).get("base_model_name_or_path")
         if not isinstance(base, str) or not Path(base).is_dir():
             raise AdapterError(
-                f"{folder} holds adapters whose base, {str(base)[:100]!r}, is no folder here. plamo2 lora MODEL {folder} OUT adds them to "
-                "a base that you name"
+                f"{folder} holds adapters whose base, {str(base)[:100]!r}, is no folder here. plamo2 lora MODEL {folder} OUT merges them "
+                "into a base that you name"
             )
         return merged_model(base, folder)
     if not is_run_folder(folder) or not checkpoint.lora_of(checkpoint.read_config(folder)):
@@ -59,7 +59,7 @@ def open_model(
 
 
 def _with_base(folder: Path, step: int | None, ema: bool) -> LoadedModel:
-    """The model of a run that trained adapters."""
+    """Return the model of a run that trained adapters."""
     described = checkpoint.read_config(folder)
     base = described.get("init_from")
     if not isinstance(base, str):
@@ -71,20 +71,17 @@ def _with_base(folder: Path, step: int | None, ema: bool) -> LoadedModel:
         params = load_model(base).params
     except ValueError as error:
         raise AdapterError(
-            f"{folder} holds adapters to {base}, which cannot be opened: {error}. plamo2 lora MODEL {folder} OUT adds them to a base that "
-            "you name"
+            f"{folder} holds adapters to {base}, which cannot be opened: {error}. plamo2 lora MODEL {folder} OUT merges them into a base "
+            "that you name"
         ) from error
-    shapes = [
-        {path: tuple(leaf.shape) for path, leaf in flax.traverse_util.flatten_dict(tree, sep="/").items()}
-        for tree in (params, abstract_params(Plamo2(config)))
-    ]
+    shapes = [jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (params, abstract_params(Plamo2(config)))]
     if shapes[0] != shapes[1]:
         raise AdapterError(f"{folder} holds adapters of a model of another shape than {base}")
     expected = described.get(checkpoint.BASE_FINGERPRINT)
     if expected is not None and checkpoint.fingerprint(config, params) != expected:
         raise AdapterError(
-            f"{folder} holds adapters to an earlier state of {base}: its weights have changed since. plamo2 lora MODEL {folder} OUT adds "
-            "them to a base that you name"
+            f"{folder} holds adapters to an earlier state of {base}: its weights have changed since. plamo2 lora MODEL {folder} OUT merges "
+            "them into a base that you name"
         )
     merged = Adapters(config, lora).merge(params, adapters)
     return LoadedModel(config, merged, read_tokenizer(folder, config))

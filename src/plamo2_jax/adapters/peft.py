@@ -1,8 +1,8 @@
-"""Adapters in PEFT's layout: adapter_config.json and adapter_model.safetensors, named after the modules of the public layout.
+"""Adapters in PEFT's layout: adapter_config.json and adapter_model.safetensors with the module names of the public layout.
 
-A public matrix may be several of our parameters (qkv_proj: q, k and v), each with an adapter of its own. Together they are one adapter of
-the public matrix whose rank is the sum: their A lie on top of each other, their B on a block diagonal. rank_pattern and
-alpha_pattern say so for each module, so that the sum of weights is the same to the last bit of A and B.
+A public matrix may consist of several of our parameters with an adapter each, such as q, k and v in qkv_proj. They become one adapter of
+the public matrix: its A is their A stacked, its B is their B on a block diagonal, and its rank is the sum of their ranks. rank_pattern and
+alpha_pattern hold rank and alpha of such modules, so no value of A or B changes.
 """
 
 from __future__ import annotations
@@ -41,20 +41,12 @@ _PREFIX = "base_model.model."
 def write_peft(
     folder: str | os.PathLike[str], config: ModelConfig, lora: LoraConfig, adapters: Any, base: str | None = None
 ) -> Path:
-    """Write adapters into a new folder in PEFT's layout.
+    """Write adapters, a tree like `Adapters.abstract`, into a folder in PEFT's layout. Return its absolute path.
 
-    Args:
-        folder: to make; one that a run wrote before is replaced.
-        config: shape of the model.
-        lora: of the adapters.
-        adapters: tree of `Adapters.abstract`'s shapes.
-        base: name of the model that they belong to, for people.
-
-    Returns:
-        The folder.
+    Earlier adapters in the folder are replaced. `base` is the name of the base model that the files mention.
 
     Raises:
-        ValueError: there is something else in the folder's place.
+        PlamoError: the folder holds other files.
     """
     folder = Path(folder).absolute()
     if not (folder / CONFIG).is_file():
@@ -68,6 +60,7 @@ def write_peft(
             a, b = _to_public(tensor, targets, leaves)
             tensors[f"{_PREFIX}{module}.lora_A.weight"], tensors[f"{_PREFIX}{module}.lora_B.weight"] = a, b
             ranks[module] = len(a)
+    other_ranks = {re.escape(module): rank for module, rank in sorted(ranks.items()) if rank != lora.rank}
     about = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -76,10 +69,8 @@ def write_peft(
         "lora_alpha": lora.scale * lora.rank,
         "lora_dropout": lora.dropout,
         "target_modules": sorted(ranks),
-        "rank_pattern": {re.escape(module): rank for module, rank in sorted(ranks.items()) if rank != lora.rank},
-        "alpha_pattern": {
-            re.escape(module): lora.scale * rank for module, rank in sorted(ranks.items()) if rank != lora.rank
-        },
+        "rank_pattern": other_ranks,
+        "alpha_pattern": {module: lora.scale * rank for module, rank in other_ranks.items()},
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -95,18 +86,21 @@ def write_peft(
 
 
 def read_peft(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[dict[str, Split], Any, float]:
-    """Adapters of PEFT's layout, ours or another's, as `attach.merge` takes them: targets, tree and scale.
+    """Read adapters in PEFT's layout, written by this package or by PEFT.
+
+    Returns:
+        Targets, tree of adapters (float32) and scale: the arguments of `attach.merge`.
 
     Raises:
-        ValueError: a file is missing or damaged, a tensor is of no matrix of this model, of another shape or not finite, or the adapters
-            are not plain LoRA for the plain base.
+        PlamoError: a file is missing or damaged, a tensor belongs to no matrix of this model, has another shape or is not finite, or the
+            adapters are not plain LoRA for an unchanged base.
     """
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if optional_file(folder, name, error=AdapterError) is None:
             raise AdapterError(f"{folder} holds no adapters: it has no {name}")
     about = read_adapter_config(inside(folder, CONFIG))
-    # Periods of one parameter may have adapters of unlike rank, or none: they are filled up with zeros.
+    # Periods of one parameter may have adapters of different ranks, or none. They are padded with zeros.
     found: dict[str, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
     for tensor, a, b in _read_matrices(inside(folder, WEIGHTS), about, config):
         start = 0
@@ -134,7 +128,7 @@ def read_peft(folder: str | os.PathLike[str], config: ModelConfig) -> tuple[dict
 def _read_matrices(
     path: Path, about: AdapterConfig, config: ModelConfig
 ) -> Iterator[tuple[PublicTensor, np.ndarray, np.ndarray]]:
-    """Every public matrix that has an adapter, its A, and its B times its scale, in float32."""
+    """Yield every public matrix that has an adapter, with A and with B times its scale, float32."""
     stored = read_header(path)
     adapted: dict[str, tuple[PublicTensor, StoredTensor, StoredTensor]] = {}
     for tensor in public_tensors(config):
@@ -173,10 +167,10 @@ def _read_matrices(
 
 
 def write_run_adapter(run: str | os.PathLike[str], step: int | None = None) -> Path:
-    """Write the adapters of a run's checkpoint to its folder `adapter`; returns that.
+    """Write the adapters of a run's checkpoint to the folder `adapter` of the run, and return that folder.
 
     Raises:
-        ValueError: the run trained no adapters, or has no such checkpoint.
+        PlamoError: the run trained no adapters, or has no such checkpoint.
     """
     config, lora, adapters = read_run(run, step)
     base = checkpoint.read_config(run).get("init_from")
@@ -186,22 +180,25 @@ def write_run_adapter(run: str | os.PathLike[str], step: int | None = None) -> P
 def read_run(
     run: str | os.PathLike[str], step: int | None = None, item: str = checkpoint.PARAMS
 ) -> tuple[ModelConfig, LoraConfig, Any]:
-    """Shape of the model, configuration of the adapters, and the adapters of a run's checkpoint, or their moving average.
+    """Return the config of the model, the settings of the adapters, and the adapters of a run's checkpoint.
+
+    Args:
+        run: run folder.
+        step: checkpoint; None: the newest.
+        item: PARAMS, or EMA for the moving average of the adapters.
 
     Raises:
-        ValueError: the run trained no adapters, or has no such checkpoint.
+        PlamoError: the run trained no adapters, or has no such checkpoint.
     """
     fields = checkpoint.lora_of(checkpoint.read_config(run))
     if not isinstance(fields, Mapping):
         raise AdapterError(f"{run} trained no adapters: its config.json has no lora")
+    config = checkpoint.read_model_config(run)
     try:
         lora = LoraConfig(**{**fields, "targets": tuple(fields["targets"])})
-        config = checkpoint.read_model_config(run)
         abstract = Adapters(config, lora).abstract
     except (KeyError, TypeError) as error:
         raise AdapterError(f"{Path(run) / checkpoint.CONFIG}: lora={shown(fields)} is not what a run writes") from error
-    except checkpoint.CheckpointError:
-        raise
     except ValueError as error:
         raise AdapterError(f"{Path(run) / checkpoint.CONFIG}: {error}") from error
     return config, lora, checkpoint.restore_params(run, abstract, step, item)
@@ -210,30 +207,30 @@ def read_run(
 def read_adapters(
     model: str | os.PathLike[str], config: ModelConfig, adapter: str | os.PathLike[str], step: int | None = None
 ) -> tuple[Mapping[str, Split], Any, float]:
-    """Read adapters for a model: targets, tree and scale, as `attach.merge` takes them.
+    """Read adapters for a model: targets, parameter tree and scale, as `attach.merge` takes them.
 
     Args:
         model: name of the model, for messages.
-        config: its shape.
-        adapter: run folder that trained adapters, one of its checkpoints, or a folder of PEFT's layout.
-        step: which checkpoint of a run with adapters; None: the one that `adapter` names, or else the newest.
+        config: shape of the model.
+        adapter: run folder that trained adapters, one of its checkpoints, or a folder in PEFT's layout.
+        step: checkpoint of a run with adapters; None: the one that `adapter` names, or else the newest.
 
     Raises:
-        ValueError: the folder is neither, the adapters do not fit the model, or a tensor holds NaN or infinity.
+        PlamoError: the folder is none of these, the adapters belong to a model of another shape, or a tensor holds NaN or infinity.
     """
     name = ModelName.parse(adapter, step=step)
     adapter = name.folder
     if optional_file(adapter, CONFIG, error=AdapterError) is not None:
         if name.step is not None or name.ema:
-            raise AdapterError(f"{adapter} is of PEFT's layout and has no steps; leave the step out")
+            raise AdapterError(f"{adapter} has PEFT's layout, which has no steps. Omit the step")
         targets, adapters, scale = read_peft(adapter, config)
         base = read_adapter_config(inside(Path(adapter), CONFIG)).base
         if base and Path(base).name != ModelName.parse(model).folder.name:
-            print(f"{adapter} was trained on {shown(base)}; it is added to {model}", file=sys.stderr)
+            print(f"{adapter} was trained on {shown(base)}; it is used with {model}", file=sys.stderr)
         return targets, adapters, scale
     item = checkpoint.EMA if name.ema else checkpoint.PARAMS
     own, lora, adapters = read_run(adapter, name.step, item)
-    if _shapes(own) != _shapes(config):
+    if public_tensors(own) != public_tensors(config):
         raise AdapterError(f"{adapter} holds adapters of a model of another shape than {model}")
     if path := find_nonfinite(adapters):
         raise AdapterError(f"{adapter}: adapter {path} holds NaN or infinity")
@@ -243,15 +240,15 @@ def read_adapters(
 def merged_model(
     model: str | os.PathLike[str], adapter: str | os.PathLike[str], step: int | None = None
 ) -> LoadedModel:
-    """A model with adapters added to its weights, in float32.
+    """Open a model, in float32, with adapters merged into its weights.
 
     Args:
         model: run folder, RUN@STEP or folder of the public layout.
-        adapter: run folder that trained adapters, one of its checkpoints, or a folder of PEFT's layout.
-        step: which checkpoint of a run with adapters; None: the one that `adapter` names, or else the newest.
+        adapter: run folder that trained adapters, one of its checkpoints, or a folder in PEFT's layout.
+        step: checkpoint of a run with adapters; None: the one that `adapter` names, or else the newest.
 
     Raises:
-        ValueError: a folder is neither, they do not go together, or a tensor holds NaN or infinity.
+        PlamoError: a folder is none of these, the adapters belong to a model of another shape, or a tensor holds NaN or infinity.
     """
     loaded = load_model(model, require_finite=True)
     targets, adapters, scale = read_adapters(model, loaded.config, adapter, step)
@@ -261,20 +258,15 @@ def merged_model(
     return LoadedModel(loaded.config, params, loaded.tokenizer)
 
 
-def _shapes(config: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:
-    return [(tensor.name, tensor.shape) for tensor in public_tensors(config)]
-
-
-def _orders(part: Part, split: Split) -> tuple[list[int], list[int]]:
-    """Our input axes and our output axes, without `layers`, in the order that the public tensor has them in."""
-    lead = int(split.stacked)
-    return tuple(sorted((i - lead for i in some), key=part.order.__getitem__) for some in (split.inputs, split.outputs))
+def _orders(part: Part, split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Return the permutations that put our input axes, and our output axes, into the order of the public tensor."""
+    return tuple(np.argsort([part.order[i - split.stacked] for i in axes]) for axes in (split.inputs, split.outputs))
 
 
 def _to_public(
     tensor: PublicTensor, targets: Mapping[str, Split], leaves: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A [ranks, in] and B [out, ranks] of a public matrix, float32."""
+    """Return A [r, in] and B [out, r] of a public matrix, float32. r is the sum of the ranks of its parts."""
     all_a, all_b = [], []
     for part in tensor.parts:
         if part.path not in targets:
@@ -285,12 +277,9 @@ def _to_public(
         if split.stacked:
             a, b = a[part.period], b[part.period]
         inputs, outputs = _orders(part, split)
-        # A has our input axes in our order and the rank last; B the rank first.
-        places_a, places_b = sorted(inputs), sorted(outputs)
-        a = a.transpose(*(places_a.index(i) for i in inputs), a.ndim - 1).reshape(-1, a.shape[-1]).T
-        b = b.transpose(*(1 + places_b.index(i) for i in outputs), 0).reshape(-1, b.shape[0])
-        all_a.append(a)
-        all_b.append(b)
+        # The rank is the last axis of our A and the first of our B.
+        all_a.append(a.transpose(*inputs, a.ndim - 1).reshape(-1, a.shape[-1]).T)
+        all_b.append(b.transpose(*(1 + outputs), 0).reshape(-1, b.shape[0]))
     ranks = sum(b.shape[1] for b in all_b)
     joined, row, column = np.zeros((tensor.shape[0], ranks), np.float32), 0, 0
     for b in all_b:
@@ -302,15 +291,14 @@ def _to_public(
 def _to_ours(
     part: Part, split: Split, adapter: tuple[np.ndarray, np.ndarray] | None, rank: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A and B of one period of our parameter, filled up with zeros to a rank."""
+    """Return A and B of one period of our parameter, padded with zeros to a rank."""
     inputs, outputs = _orders(part, split)
-    shape = part.shape
-    in_shape, out_shape = [shape[i] for i in inputs], [shape[i] for i in outputs]
+    in_shape = [part.shape[split.inputs[i] - split.stacked] for i in inputs]
+    out_shape = [part.shape[split.outputs[i] - split.stacked] for i in outputs]
     if adapter is None:
         adapter = np.zeros((0, math.prod(in_shape)), np.float32), np.zeros((math.prod(out_shape), 0), np.float32)
     a, b = adapter
     a = np.pad(a, ((0, rank - len(a)), (0, 0))).T.reshape(*in_shape, rank)
     b = np.pad(b, ((0, 0), (0, rank - b.shape[1]))).reshape(*out_shape, rank)
-    back_a = [inputs.index(i) for i in sorted(inputs)]
-    back_b = [outputs.index(i) for i in sorted(outputs)]
-    return a.transpose(*back_a, a.ndim - 1), b.transpose(b.ndim - 1, *back_b)
+    # The inverse of a permutation is its argsort.
+    return a.transpose(*np.argsort(inputs), a.ndim - 1), b.transpose(b.ndim - 1, *np.argsort(outputs))

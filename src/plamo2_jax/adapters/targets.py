@@ -1,4 +1,4 @@
-"""Which parameters get adapters, and the shapes of their factors A [inputs, rank] and B [rank, outputs]."""
+"""The parameters that get adapters, and the shapes of their factors A [inputs, rank] and B [rank, outputs]."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from plamo2_jax.model.low_rank import factor_axes
 from plamo2_jax.pattern import PatternError, first_matches
 
 A, B = "lora_a", "lora_b"
-"""Names of the factors below the path of their parameter."""
+"""Names of the factors in the tree, below the path of the adapted parameter."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """A parameter's axes as those of a linear map."""
+    """The axes of a parameter, divided into inputs and outputs of a linear map."""
 
     names: axis_names.Axes
     inputs: tuple[int, ...]
@@ -29,7 +29,7 @@ class Split:
 
     @property
     def outputs(self) -> tuple[int, ...]:
-        """All other axes but `layers`."""
+        """All other axes except `layers`."""
         return tuple(i for i in range(self.stacked, len(self.names)) if i not in self.inputs)
 
     @property
@@ -52,32 +52,28 @@ class Split:
         }
 
     def product_spec(self) -> str:
-        """Return the einsum of A and B that has the parameter's shape."""
+        """Return the einsum specification of A and B whose result has the parameter's shape."""
         letters = "lhijkmnop"[: len(self.names)]
         lead = letters[: self.stacked]
         inputs, outputs = ("".join(letters[i] for i in some) for some in (self.inputs, self.outputs))
         return f"{lead}{inputs}r,{lead}r{outputs}->{letters}"
 
 
-def split_axes(declared: axis_names.Declaration) -> Split | None:
-    """Return how a parameter maps input to output; None for one that has no adapter."""
-    if not axis_names.is_matrix(declared.names) or axis_names.VOCAB in declared.names:
-        return None
-    return Split(declared.names, tuple(i for i, name in enumerate(declared.names) if name in declared.contracts))
-
-
 def find_splits(config: ModelConfig) -> dict[str, Split]:
     """Return all parameters that can have adapters, by path."""
     flat = flax.traverse_util.flatten_dict(declarations(Plamo2(config)), sep="/")
-    splits = {path: split_axes(declared) for path, declared in flat.items()}
-    return {path: split for path, split in splits.items() if split is not None}
+    return {
+        path: Split(names, tuple(i for i, name in enumerate(names) if name in declared.contracts))
+        for path, declared in flat.items()
+        if axis_names.is_matrix(names := declared.names) and axis_names.VOCAB not in names
+    }
 
 
 def find_targets(config: ModelConfig, lora: LoraConfig) -> dict[str, Split]:
     """Return the parameters that get adapters, by path.
 
     Raises:
-        ValueError: there is none.
+        PlamoError: no parameter matches `LoraConfig.targets`, or a pattern cannot be matched in time.
     """
     public: dict[str, list[str]] = {}
     for tensor in public_tensors(config):
@@ -94,6 +90,6 @@ def find_targets(config: ModelConfig, lora: LoraConfig) -> dict[str, Split]:
     found = {path: split for (path, split), match in zip(splits.items(), matches, strict=True) if match is not None}
     if not found:
         raise PlamoError(
-            f"LoraConfig.targets={lora.targets!r} is not allowed: no matrix of the layers has one of them in its description"
+            f"LoraConfig.targets={lora.targets!r} is not allowed: no matrix of the layers matches one of these patterns"
         )
     return found

@@ -1,4 +1,4 @@
-"""Conversations: read from files, checked, and made into ids with a mask of what is trained on.
+"""Reading of conversations, and encoding as ids with a mask of the trained tokens.
 
 `forms` and `messages` define the forms of a record. All other fields of a record become variables of the chat template.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,39 +29,39 @@ from plamo2_jax.tokenizer.chat_template import (
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 Truncate = Literal["last", "first", "end", "refuse"]
-"""What becomes of a conversation that is too long. last: its last messages go, until it fits and ends with an answer. first: its
-first exchanges go, but not the system message. end: messages go as with last, but an only answer that is too long itself is cut,
-between two characters, and has no end. refuse: it is left out. A conversation that no rule makes fit is left out."""
+"""How to shorten a conversation that is too long. last: remove messages from the end until it fits and ends with an answer. first: remove
+exchanges from the beginning, but keep the system message. end: as last, but cut a single answer that is too long, between two characters;
+it then has no end token. refuse: omit it. A conversation that still does not fit is omitted."""
 
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-    """Messages, and what else the template may want to know."""
+    """Messages, and further variables of the chat template."""
 
     messages: tuple[Mapping[str, Any], ...]
-    """As `messages.check_messages` returns them."""
+    """Result of `messages.check_messages`."""
     place: str
     """File and line."""
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Of the template."""
+    """Variables of the chat template."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A conversation as it is trained on: token i is predicted from those before it."""
+    """An encoded conversation."""
 
     ids: np.ndarray
     """[n] int32."""
     trained: np.ndarray
-    """[n] bool, the assistant's tokens."""
+    """[n] bool, True at the assistant's tokens."""
 
 
 def read_records(spec: str | Path, report: ReadReport) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield `(place, fields)` of each record in a file, a folder or a pattern, as `data.readers.read_records`.
+    """Yield `(place, fields)` of each record in a file, a folder or a pattern, like `data.readers.read_records`.
 
-    What is null in a row of a Parquet file is left out, in its structs too: they have every field in every row.
+    Null values of Parquet files are omitted, also in structs, because a table has every field in every row.
     """
     for file in find_files(spec, report):
         nulls = format_of(file) != "parquet"
@@ -75,11 +76,11 @@ def convert_records(
 
     Args:
         spec: the file, folder or pattern.
-        report: counts good records, and bad ones by reason with file and line.
+        report: counts good records, and bad records by reason with file and line.
         convert: maps the fields of a record and its place to a value. It raises UnreadableRecord for a bad record.
 
     Raises:
-        ValueError: the file does not exist, or it is damaged as a whole.
+        PlamoError: the file does not exist, or it is damaged as a whole.
         TooManyBadRecordsError: more records are bad than `report` allows; the message names one.
     """
     for where, fields in read_records(spec, report):
@@ -110,29 +111,27 @@ def to_conversation(fields: Mapping[str, Any], where: str) -> Conversation:
     if not any(map(is_trained, messages)):
         answers = sum(message["role"] == "assistant" for message in messages)
         marked = "every message of the assistant is marked not to be trained on"
-        raise UnreadableRecord("no answer", marked if answers else "no message is of the assistant")
+        raise UnreadableRecord("no answer", marked if answers else "there is no message of the assistant")
     return Conversation(messages, where, further_fields(fields, used))
 
 
 def encode_conversation(
     conversation: Conversation, template: ChatTemplate, tokenizer: Tokenizer, limit: int, truncate: Truncate
 ) -> tuple[Example | None, str]:
-    """A conversation as at most `limit` ids, and what was done to it: "whole", "truncated" or "too long" (then there is none).
+    """Encode a conversation as at most `limit` ids.
+
+    Returns:
+        The example and "whole" or "truncated"; or None and "too long".
 
     Raises:
-        UnreadableRecord: the template refuses it.
+        UnreadableRecord: the template refuses the conversation.
     """
-    messages = list(conversation.messages)
-    example = _encode(conversation, messages, template, tokenizer)
-    if len(example.ids) <= limit:
-        return example, "whole"
-    if truncate == "refuse":
-        return None, "too long"
-    while (shorter := _drop(messages, truncate)) is not None:
-        messages = shorter
+    messages, what = list(conversation.messages), "whole"
+    while messages is not None:
         example = _encode(conversation, messages, template, tokenizer)
         if len(example.ids) <= limit:
-            return example, "truncated"
+            return example, what
+        messages, what = None if truncate == "refuse" else _drop(messages, truncate), "truncated"
     if truncate == "end":
         end = _character_boundary(example.ids, limit, tokenizer)
         if example.trained[:end].any():
@@ -141,28 +140,32 @@ def encode_conversation(
 
 
 def encode_all(
-    conversations: Iterable[Conversation],
+    records: Iterable[Any],
     template: ChatTemplate,
     tokenizer: Tokenizer,
     limit: int,
-    truncate: Truncate,
+    truncate: str,
     report: ReadReport,
-) -> tuple[list[Example], Counter[str]]:
-    """All conversations that fit, in order, and how many were whole, truncated and too long.
+    encode: Callable[..., tuple[Any, str]] = encode_conversation,
+) -> tuple[list[Any], Counter[str]]:
+    """Encode all conversations that fit, in order, or all pairs with `encode=pairs.encode_pair`.
+
+    Returns:
+        The encoded records, and the numbers of whole, truncated and too long records. `report` counts refused records as bad.
 
     Raises:
-        ChatTemplateError: the template does not mark what the assistant says.
-        TooManyBadRecordsError: the template refuses more of them than `report` allows.
+        ChatTemplateError: the template does not mark the assistant's text.
+        TooManyBadRecordsError: the template refuses more records than `report` allows.
     """
     require_marks(template)
     examples, counts = [], Counter()
-    for conversation in conversations:
+    for record in records:
         try:
-            example, what = encode_conversation(conversation, template, tokenizer, limit, truncate)
+            example, what = encode(record, template, tokenizer, limit, truncate)
         except UnreadableRecord as error:
-            # It was counted as good when it was read.
+            # The record was counted as good when it was read.
             report.records -= 1
-            report.count_bad(BadRecord(conversation.place, error.reason, error.detail))
+            report.count_bad(BadRecord(record.place, error.reason, error.detail))
             continue
         counts[what] += 1
         if example is not None:
@@ -172,19 +175,19 @@ def encode_all(
 
 
 def require_marks(template: ChatTemplate) -> None:
-    """Raise ChatTemplateError unless the template says which text is the assistant's."""
+    """Raise ChatTemplateError unless the template marks the assistant's text."""
     if not template.marks_answers:
         raise ChatTemplateError(
-            f"{template.name} does not say which text is the assistant's: put it between {{% generation %}} and {{% endgeneration %}}"
+            f"{template.name} does not mark the assistant's text: put it between {{% generation %}} and {{% endgeneration %}}"
         )
 
 
 def encode_chat(conversation: Conversation, template: ChatTemplate, tokenizer: Tokenizer) -> EncodedChat:
-    """What a template makes of a conversation.
+    """Render and encode a conversation with a template.
 
     Raises:
-        UnreadableRecord: the template refuses it.
-        ChatTemplateOverrun: the template needs too much time or memory. To try it on every conversation of a file could take hours.
+        UnreadableRecord: the template refuses the conversation.
+        ChatTemplateOverrun: the template needs too much time or memory. This ends the reading, because it could take hours for a file.
     """
     try:
         return template.encode(tokenizer, conversation.messages, **template_variables(conversation.variables))
@@ -202,19 +205,15 @@ def _encode(
     chat = encode_chat(dataclasses.replace(conversation, messages=tuple(messages)), template, tokenizer)
     trained = trained_tokens(chat, [is_trained(message) for message in messages if message["role"] == "assistant"])
     if not trained.any():
-        raise UnreadableRecord("no answer", "the chat template marks nothing as the assistant's")
+        raise UnreadableRecord("no answer", "the chat template marks no text as the assistant's")
     return Example(chat.ids, trained)
 
 
 def trained_tokens(chat: EncodedChat, answers: Sequence[bool]) -> np.ndarray:
-    """Return which ids are trained on, [n] bool.
-
-    Args:
-        chat: a conversation.
-        answers: of each message of the assistant, whether it is trained on.
+    """Return the mask of the trained ids, [n] bool. `answers` says whether each message of the assistant is trained on.
 
     Raises:
-        UnreadableRecord: some are not, and the template does not mark each message of the assistant by itself.
+        UnreadableRecord: some are not, and the template does not mark each message of the assistant separately.
     """
     if all(answers):
         return chat.answer > 0
@@ -234,15 +233,16 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
+def without_first_exchange(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return messages from the second message of the user on, after the system message if there is one."""
+    head = [message for message in messages[:1] if message["role"] == "system"]
+    return [*head, *itertools.dropwhile(lambda message: message["role"] != "user", messages[len(head) + 1 :])]
+
+
 def _drop(messages: list[Mapping[str, Any]], truncate: Truncate) -> list[Mapping[str, Any]] | None:
-    """Fewer messages of the same conversation, an answer among them; None where there are none."""
+    """Return fewer messages of the same conversation with at least one trained answer, or None if that is impossible."""
     if truncate == "first":
-        head = [message for message in messages[:1] if message["role"] == "system"]
-        rest = messages[len(head) + 1 :]
-        # A conversation begins with a question.
-        while rest and rest[0]["role"] != "user":
-            rest = rest[1:]
-        shorter = [*head, *rest]
+        shorter = without_first_exchange(messages)
     else:
         shorter = messages[:-1]
         while shorter and not is_trained(shorter[-1]):
@@ -251,7 +251,7 @@ def _drop(messages: list[Mapping[str, Any]], truncate: Truncate) -> list[Mapping
 
 
 def _character_boundary(ids: np.ndarray, end: int, tokenizer: Tokenizer) -> int:
-    """The last place up to `end` at which no character is cut: characters outside the vocabulary are several byte tokens."""
+    """Return the largest index up to `end` that is not inside a character: rare characters are several byte tokens."""
     while end > 0 and end < len(ids) and tokenizer.token_bytes(int(ids[end]))[0] & 0xC0 == 0x80:
         end -= 1
     return end

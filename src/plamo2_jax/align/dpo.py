@@ -1,11 +1,8 @@
-"""The family of direct preference losses: from log-probabilities of answers under policy and reference to a loss and its figures.
+"""Preference losses of the DPO family, computed from the log-probabilities of answers under policy and reference.
 
-All are functions of a `Pairs`, arrays [n] of sums over the tokens of an answer, and give a loss a place [n]; `preference_loss` adds
-several up by weight and takes the mean. With r_w, r_l = log π(y_w) − log π_ref(y_w), log π(y_l) − log π_ref(y_l) for the chosen and
-the rejected answer, and σ the logistic function, each docstring states its formula. DPO itself is arXiv:2305.18290.
-
-Those of `BY_ANSWER` are sums of a term for the chosen answer and one for the rejected. They are as well defined where only one of the two
-is there, a single answer that was liked or disliked: the other's term is left out.
+A loss is a function of `Pairs`, which are arrays [n], and returns the loss of each place, [n]. `preference_loss` returns the mean of a
+weighted sum of losses. In the formulas, r_w = log π(y_w) − log π_ref(y_w) is the log-ratio of the chosen answer, r_l that of the rejected
+answer, and σ the logistic function.
 """
 
 from __future__ import annotations
@@ -21,46 +18,39 @@ from jaxtyping import Array, Bool, Float
 
 from plamo2_jax.validation import require
 
-Loss = Literal[
-    "sigmoid",
-    "sigmoid_norm",
-    "hinge",
-    "ipo",
-    "robust",
-    "exo_pair",
-    "bco",
-    "nca_pair",
-    "sppo_hard",
-    "apo_zero",
-    "apo_down",
-    "dpop",
-    "kto",
-    "simpo",
-    "orpo",
-    "nll",
-]
+PairLoss = Literal["sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "apo_down", "dpop", "simpo", "orpo"]
+"""Losses of pairs."""
+AnswerLoss = Literal["bco", "nca_pair", "sppo_hard", "apo_zero", "kto", "nll"]
+"""Losses of answers: sums of a term for the chosen and a term for the rejected answer. They also apply to single answers, which were
+liked or disliked, without the other term."""
+Loss = Literal[PairLoss, AnswerLoss]
 WITHOUT_REFERENCE = frozenset({"simpo", "orpo", "nll"})
-"""Losses that read no reference; a run of these alone needs none."""
-BY_ANSWER = frozenset({"bco", "nca_pair", "sppo_hard", "apo_zero", "kto", "nll"})
-"""Losses that take single answers too."""
+"""Losses that do not read the reference."""
+BY_ANSWER = frozenset(get_args(AnswerLoss))
 OVER: Mapping[str, str] = {
-    **{f"{name}_chosen": "count_chosen" for name in ("reward", "log_ratio", "log_prob", "length")},
-    **{f"{name}_rejected": "count_rejected" for name in ("reward", "log_ratio", "log_prob", "length")},
+    **{
+        f"{name}_{side}": f"count_{side}"
+        for side in ("chosen", "rejected")
+        for name in ("reward", "log_ratio", "log_prob", "length")
+    },
     "reward_margin": "pairs",
     "reward_accuracy": "pairs",
 }
-"""What the sums of `preference_loss` are sums over, where that is not the loss's weight: name of a figure → name of its count."""
+"""Name of a sum of `preference_loss` → name of the count of its terms, where that is not `weight`."""
 
 
 class Pairs(NamedTuple):
-    """Answers to prompts, [n] float32 each. A place holds a pair, or one answer of the two, or nothing: what is missing has length 0."""
+    """Log-probabilities and lengths of answers, [n] float32 each. A place holds a pair, a single answer, or nothing.
+
+    A missing answer has length 0.
+    """
 
     chosen: Float[Array, " n"]
-    """log π of the chosen answer: the sum over its tokens."""
+    """log π of the chosen answer, summed over its tokens."""
     rejected: Float[Array, " n"]
     """log π of the rejected answer."""
     reference_chosen: Float[Array, " n"]
-    """log π_ref of the chosen answer; 0 where there is no reference."""
+    """log π_ref of the chosen answer; 0 without a reference."""
     reference_rejected: Float[Array, " n"]
     """log π_ref of the rejected answer."""
     chosen_lengths: Float[Array, " n"]
@@ -70,70 +60,59 @@ class Pairs(NamedTuple):
 
     @property
     def has_chosen(self) -> Bool[Array, " n"]:
-        """Where there is a chosen answer."""
+        """True where there is a chosen answer."""
         return self.chosen_lengths > 0
 
     @property
     def has_rejected(self) -> Bool[Array, " n"]:
-        """Where there is a rejected answer."""
+        """True where there is a rejected answer."""
         return self.rejected_lengths > 0
 
     @property
-    def are_whole(self) -> Bool[Array, " n"]:
-        """Where there are both."""
-        return self.has_chosen & self.has_rejected
-
-    @property
-    def are_there(self) -> Bool[Array, " n"]:
-        """Where there is any."""
-        return self.has_chosen | self.has_rejected
-
-    @property
     def chosen_ratio(self) -> Float[Array, " n"]:
-        """r_w."""
+        """Log-ratio r_w."""
         return self.chosen - self.reference_chosen
 
     @property
     def rejected_ratio(self) -> Float[Array, " n"]:
-        """r_l."""
+        """Log-ratio r_l."""
         return self.rejected - self.reference_rejected
 
     def add(self, chosen: Float[Array, " n"], rejected: Float[Array, " n"]) -> Float[Array, " n"]:
-        """Of a figure an answer, the sum at each place; an answer that is missing adds nothing."""
+        """Return the sum of a value of the chosen and a value of the rejected answer. Missing answers add 0."""
         return jnp.where(self.has_chosen, chosen, 0) + jnp.where(self.has_rejected, rejected, 0)
 
     def mean_ratio(self) -> Float[Array, ""]:
-        """The mean r of all answers that are there; 0 where there is none."""
+        """Return the mean log-ratio of all answers, or 0 without answers."""
         answers = jnp.sum(self.has_chosen) + jnp.sum(self.has_rejected)
         return jnp.sum(self.add(self.chosen_ratio, self.rejected_ratio)) / jnp.maximum(answers, 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceConfig:
-    """What is minimised over pairs of answers, or single ones. PLaMo 2's own settings are not public; the default is plain DPO.
+    """Losses of pairs or single answers. The settings of PLaMo 2 are not public; the default is DPO.
 
-    Raises:
-        ValueError: a field is out of range; the message names the field, its value and what is allowed.
+    A field that is out of range raises PlamoError.
     """
 
     losses: tuple[Loss, ...] = ("sigmoid",)
     """Terms of the loss; see plamo2_jax.align.dpo. RPO is sigmoid and nll, ORPO is nll and orpo."""
     weights: tuple[float, ...] = ()
-    """One a term, in order; none: all 1."""
+    """Weight of each term, in the same order; empty: all 1."""
     beta: float = 0.1
-    """How far an answer's log-ratio counts: strength of the pull to the reference. SimPO wants 2 to 2.5."""
+    """Scale β of the log-ratios. A larger value keeps the policy closer to the reference. SimPO needs 2 to 2.5."""
     label_smoothing: float = 0.0
-    """sigmoid, sigmoid_norm, dpop, simpo, robust, exo_pair: probability that a pair is labelled the wrong way round."""
+    """sigmoid, sigmoid_norm, dpop, simpo, robust, exo_pair: probability that the labels of a pair are swapped."""
     ipo_average: bool = True
-    """ipo: log-ratios are divided by the answers' lengths; off: sums, as in the paper."""
+    """ipo: divide the log-ratios by the lengths of the answers; false: use sums, as in the paper."""
     simpo_gamma: float = 0.5
     """simpo: margin of the rewards."""
     dpop_lambda: float = 50.0
     """dpop: weight of the penalty on chosen answers that become less likely."""
     desirable_weight: float = 1.0
-    """bco, nca_pair, sppo_hard, apo_zero, kto: of the terms of chosen answers."""
+    """bco, nca_pair, sppo_hard, apo_zero, kto: weight of the terms of chosen answers."""
     undesirable_weight: float = 1.0
-    """The same losses: of the terms of rejected answers."""
+    """bco, nca_pair, sppo_hard, apo_zero, kto: weight of the terms of rejected answers."""
 
     def __post_init__(self) -> None:
         known = bool(self.losses) and all(name in get_args(Loss) for name in self.losses)
@@ -148,18 +127,13 @@ class PreferenceConfig:
 
     @property
     def terms(self) -> dict[Loss, float]:
-        """Weights by loss."""
+        """The weight of each loss, by name."""
         return dict(zip(self.losses, self.weights or [1.0] * len(self.losses), strict=True))
 
     @property
     def needs_reference(self) -> bool:
-        """Whether a term reads the reference's log-probabilities."""
+        """Whether a term reads the log-probabilities of the reference."""
         return not WITHOUT_REFERENCE.issuperset(self.losses)
-
-    @property
-    def takes_single_answers(self) -> bool:
-        """Whether every term is defined where only one answer is there."""
-        return BY_ANSWER.issuperset(self.losses)
 
 
 def sigmoid(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
@@ -183,7 +157,7 @@ def hinge(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
 
 
 def ipo(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
-    """IPO (arXiv:2310.12036): (r_w − r_l − 1 / (2β))², r divided by the answers' lengths unless `ipo_average` is off."""
+    """IPO (arXiv:2310.12036): (r_w − r_l − 1 / (2β))². With `ipo_average`, r is divided by the length of the answer."""
     w, l = pairs.chosen_ratio, pairs.rejected_ratio
     if config.ipo_average:
         w, l = w / _at_least_one(pairs.chosen_lengths), l / _at_least_one(pairs.rejected_lengths)
@@ -193,7 +167,7 @@ def ipo(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
 def robust(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
     """Robust DPO (arXiv:2403.00409): (−(1 − ε) log σ(β(r_w − r_l)) + ε log σ(−β(r_w − r_l))) / (1 − 2ε).
 
-    Unbiased where a share ε of the labels is swapped.
+    It is unbiased if a share ε of the labels is swapped.
     """
     x, e = config.beta * (pairs.chosen_ratio - pairs.rejected_ratio), config.label_smoothing
     return (-(1 - e) * jax.nn.log_sigmoid(x) + e * jax.nn.log_sigmoid(-x)) / (1 - 2 * e)
@@ -202,7 +176,7 @@ def robust(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
 def exo_pair(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
     """EXO for pairs (arXiv:2402.00856, eq. 16): KL of (σ(x), σ(−x)) from (1 − ε, ε), with x = β(r_w − r_l).
 
-    ε is the label smoothing, or 1e-3 where that is 0, at which the divergence is infinite.
+    ε is the label smoothing, or 1e-3 if that is 0, because the divergence would be infinite.
     """
     x, e = config.beta * (pairs.chosen_ratio - pairs.rejected_ratio), config.label_smoothing or 1e-3
     win = jax.nn.sigmoid(x) * (jax.nn.log_sigmoid(x) - math.log(1 - e))
@@ -210,9 +184,9 @@ def exo_pair(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
 
 
 def bco(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
-    """BCO (arXiv:2404.04656): −log σ(β r_w − δ) − log σ(−(β r_l − δ)), δ the mean of all β r.
+    """BCO (arXiv:2404.04656): −log σ(β r_w − δ) − log σ(−(β r_l − δ)), where δ is the mean β r of all answers.
 
-    δ is the batch's own mean over the answers that are there, without gradient; the paper keeps a moving average of it.
+    δ is the mean of the batch, without gradient. The paper uses a moving average.
     """
     delta = jax.lax.stop_gradient(config.beta * pairs.mean_ratio())
     w, l = config.beta * pairs.chosen_ratio - delta, config.beta * pairs.rejected_ratio - delta
@@ -233,29 +207,28 @@ def sppo_hard(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
 
 
 def apo_zero(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
-    """APO-zero (arXiv:2408.06266): 1 − σ(β r_w) + σ(β r_l): for chosen answers better than the policy's own."""
+    """APO-zero (arXiv:2408.06266): 1 − σ(β r_w) + σ(β r_l), for chosen answers that are better than the policy's own."""
     w, l = config.beta * pairs.chosen_ratio, config.beta * pairs.rejected_ratio
     return _by_answer(pairs, config, jax.nn.sigmoid(-w), jax.nn.sigmoid(l))
 
 
 def apo_down(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
-    """APO-down (arXiv:2408.06266): σ(β r_w) + 1 − σ(β(r_w − r_l)): for chosen answers worse than the policy's own."""
+    """APO-down (arXiv:2408.06266): σ(β r_w) + 1 − σ(β(r_w − r_l)), for chosen answers that are worse than the policy's own."""
     w, l = config.beta * pairs.chosen_ratio, config.beta * pairs.rejected_ratio
     return jax.nn.sigmoid(w) + jax.nn.sigmoid(l - w)
 
 
 def dpop(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
-    """DPO-Positive (arXiv:2402.13228): `sigmoid` of β(r_w − r_l − λ max(0, −r_w)): chosen answers may not become less likely."""
+    """DPO-Positive (arXiv:2402.13228): `sigmoid` of β(r_w − r_l − λ max(0, −r_w)), which keeps chosen answers likely."""
     penalty = config.dpop_lambda * jax.nn.relu(-pairs.chosen_ratio)
     return _smoothed(config.beta * (pairs.chosen_ratio - pairs.rejected_ratio - penalty), config.label_smoothing)
 
 
 def kto(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
-    """KTO (arXiv:2402.01306): λ_w (1 − σ(β(r_w − z))) + λ_l (1 − σ(β(z − r_l))), λ the two weights.
+    """KTO (arXiv:2402.01306): λ_w (1 − σ(β(r_w − z))) + λ_l (1 − σ(β(z − r_l))), with λ_w the desirable and λ_l the undesirable weight.
 
-    z, the distance of policy and reference, is max(0, mean r of the batch's answers that are there), without gradient: an estimate from
-    answers that are labelled and not the policy's own. The paper takes it from answers set against other prompts, which would
-    cost both models another pass.
+    z estimates the distance of policy and reference: max(0, mean r of the answers of the batch), without gradient. The paper estimates it
+    from answers paired with other prompts, which needs another forward pass of both models.
     """
     z = jax.lax.stop_gradient(jax.nn.relu(pairs.mean_ratio()))
     w, l = config.beta * (pairs.chosen_ratio - z), config.beta * (pairs.rejected_ratio - z)
@@ -263,20 +236,20 @@ def kto(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
 
 
 def simpo(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
-    """SimPO (arXiv:2405.14734): −log σ(β(log π(y_w) / |y_w| − log π(y_l) / |y_l|) − γ); no reference."""
+    """SimPO (arXiv:2405.14734): −log σ(β(log π(y_w) / |y_w| − log π(y_l) / |y_l|) − γ), without a reference."""
     margin = pairs.chosen / _at_least_one(pairs.chosen_lengths) - pairs.rejected / _at_least_one(pairs.rejected_lengths)
     return _smoothed(config.beta * margin - config.simpo_gamma, config.label_smoothing)
 
 
 def orpo(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
-    """ORPO's preference term (arXiv:2403.07691): −log σ(log odds(y_w) − log odds(y_l)); no reference.
+    """Preference term of ORPO (arXiv:2403.07691): −log σ(log odds(y_w) − log odds(y_l)), without a reference.
 
-    odds = p / (1 − p) with p the geometric mean of an answer's token probabilities. The whole of ORPO is nll + λ orpo.
+    odds = p / (1 − p), where p is the geometric mean of the token probabilities of an answer. ORPO is nll + λ orpo.
     """
     del config
 
     def log_odds(log_p: Array) -> Array:
-        # A probability of 1 has no odds.
+        # At a probability of 1 the odds are infinite.
         log_p = jnp.minimum(log_p, -1e-6)
         return log_p - jnp.log(-jnp.expm1(log_p))
 
@@ -285,46 +258,26 @@ def orpo(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
 
 
 def nll(pairs: Pairs, config: PreferenceConfig) -> Float[Array, " n"]:
-    """−log π(y_w) / |y_w|, the term that RPO adds to DPO (arXiv:2404.19733) and ORPO starts from."""
+    """−log π(y_w) / |y_w|, the term that RPO (arXiv:2404.19733) adds to DPO, and the first term of ORPO."""
     del config
     return jnp.where(pairs.has_chosen, -pairs.chosen / _at_least_one(pairs.chosen_lengths), 0)
 
 
-LOSSES: Mapping[Loss, Callable[[Pairs, PreferenceConfig], Array]] = {
-    function.__name__: function
-    for function in (
-        sigmoid,
-        sigmoid_norm,
-        hinge,
-        ipo,
-        robust,
-        exo_pair,
-        bco,
-        nca_pair,
-        sppo_hard,
-        apo_zero,
-        apo_down,
-        dpop,
-        kto,
-        simpo,
-        orpo,
-        nll,
-    )
-}
+# Every name in `Loss` is the name of a function above.
+LOSSES: Mapping[Loss, Callable[[Pairs, PreferenceConfig], Array]] = {name: globals()[name] for name in get_args(Loss)}
 
 
 def preference_loss(pairs: Pairs, config: PreferenceConfig) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """The weighted sum of the terms, as a mean over places that hold a pair or a single answer, and figures about them.
+    """Return the weighted sum of the losses, averaged over pairs and single answers, and sums for the log.
 
-    Single answers are for losses of `BY_ANSWER`; others make no sense of them.
+    Single answers are allowed only if all losses are in `BY_ANSWER`.
 
     Returns:
-        The loss, a float32 scalar, 0 where nothing is there; and sums, so that those of several batches add up. Counts: `weight`, places
-        that hold anything; `pairs`, those that hold both answers; `count_chosen`, `count_rejected`. Over chosen and over rejected
-        answers: `reward_chosen`, `reward_rejected` (β r); `log_ratio_chosen`, `log_ratio_rejected` (r); `log_prob_chosen`,
-        `log_prob_rejected`; `length_chosen`, `length_rejected`. Over pairs: `reward_margin` and `reward_accuracy` (margins above 0; a tie
-        counts half). `OVER` says the same. Where no term reads a reference, there are no log-ratios, and rewards are those of SimPO: β
-        times the mean log-probability of a token.
+        The loss (0 without answers), and sums that can be added over batches; all are float32 scalars. Counts: `weight` (pairs and single
+        answers), `pairs`, `count_chosen`, `count_rejected`. Sums over chosen and over rejected answers, with the suffixes `_chosen` and
+        `_rejected`: `reward` (β r), `log_ratio` (r), `log_prob`, `length`. Sums over pairs: `reward_margin`, and `reward_accuracy` (1 for
+        a margin above 0, ½ for a tie). If no loss reads a reference, there are no log-ratios, and the reward is that of SimPO: β times
+        the mean log-probability of a token.
     """
     total = sum(weight * LOSSES[name](pairs, config) for name, weight in config.terms.items())
     if config.needs_reference:
@@ -344,26 +297,27 @@ def preference_loss(pairs: Pairs, config: PreferenceConfig) -> tuple[Float[Array
     }
     if config.needs_reference:
         figures |= {"log_ratio_chosen": pairs.chosen_ratio, "log_ratio_rejected": pairs.rejected_ratio}
-    where = {"count_chosen": pairs.has_chosen, "count_rejected": pairs.has_rejected, "pairs": pairs.are_whole}
+    has_any, has_both = pairs.has_chosen | pairs.has_rejected, pairs.has_chosen & pairs.has_rejected
+    where = {"count_chosen": pairs.has_chosen, "count_rejected": pairs.has_rejected, "pairs": has_both}
     sums = {name: jnp.sum(jnp.where(where[OVER[name]], values, 0)) for name, values in figures.items()}
     counts = {name: jnp.sum(mask, dtype=jnp.float32) for name, mask in where.items()}
-    weight = jnp.sum(pairs.are_there, dtype=jnp.float32)
-    loss = jnp.sum(jnp.where(pairs.are_there, total, 0)) / jnp.maximum(weight, 1)
+    weight = jnp.sum(has_any, dtype=jnp.float32)
+    loss = jnp.sum(jnp.where(has_any, total, 0)) / jnp.maximum(weight, 1)
     return loss, {"weight": weight, **counts, **jax.lax.stop_gradient(sums)}
 
 
 def _by_answer(pairs: Pairs, config: PreferenceConfig, chosen: Array, rejected: Array) -> Array:
-    """The sum of the terms of the answers that are there, by their weights."""
+    """Return the weighted sum of the terms of chosen and rejected answers. Missing answers add 0."""
     return pairs.add(config.desirable_weight * chosen, config.undesirable_weight * rejected)
 
 
 def _smoothed(x: Array, e: float) -> Array:
-    """−(1 − e) log σ(x) − e log σ(−x)."""
+    """Return −(1 − e) log σ(x) − e log σ(−x)."""
     loss = -jax.nn.log_sigmoid(x)
-    # The same as the definition, since log σ(x) − log σ(−x) = x, and without a second logistic.
+    # log σ(x) − log σ(−x) = x saves a second logistic function.
     return loss + e * x if e else loss
 
 
 def _at_least_one(lengths: Array) -> Array:
-    # An answer that is missing has length 0; it counts for nothing, but must not make a NaN of the gradient.
+    # A missing answer has length 0. It adds nothing to the loss, but division by 0 would make the gradient NaN.
     return jnp.maximum(lengths, 1)

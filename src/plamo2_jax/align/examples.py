@@ -1,30 +1,37 @@
-"""Token ids in memory, example by example, as what the pipeline mixes and packs into rows."""
+"""Examples in memory, and the source of batches that mixes and packs them."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import grain
 import numpy as np
 
+from plamo2_jax.data.batch import Batch
+from plamo2_jax.data.packing import Collator
+from plamo2_jax.data.pipeline import DataConfig, mixed_batches, one_pass
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate
 
 _HASHED_AS = {"positions": "places", "role": "sides"}
-"""What names stand for in fingerprints: the names that the arrays once had."""
+"""Earlier names of arrays. Fingerprints still use them."""
 
 
 class Examples:
-    """Random access to examples, each a dict of arrays of one length: a source for `data.pipeline.mixed_batches`.
+    """Random access to examples, which are dicts of arrays of equal length: elements for `data.pipeline.mixed_batches`.
 
-    The arrays lie end to end, one a name, so that a million examples are a few large arrays and not millions of small ones.
+    All examples are concatenated in one array per name, because millions of small arrays need more memory.
 
     Args:
-        examples: dicts of the same names; the arrays of one example have one length of at least 1.
+        examples: dicts with the same names; the arrays of an example have the same length of at least 1.
 
     Raises:
-        ValueError: there is no example.
+        PlamoError: there is no example.
     """
 
     def __init__(self, examples: Sequence[Mapping[str, np.ndarray]]):
@@ -37,12 +44,12 @@ class Examples:
 
     @property
     def targets(self) -> int:
-        """Positions in all examples."""
+        """Number of positions in all examples."""
         return int(self._ends[-1])
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """BLAKE2b of all arrays and lengths. Runs and log-probabilities on disk hold it, so it does not follow a change of a name."""
+        """BLAKE2b of all arrays and lengths. Runs and stored log-probabilities contain it, so it must not change with a renaming."""
         digest = hashlib.blake2b(self._ends.astype("<i8").tobytes(), digest_size=16)
         for name, array in sorted(self._arrays.items()):
             digest.update(_HASHED_AS.get(name, name).encode())
@@ -50,7 +57,7 @@ class Examples:
         return digest.hexdigest()
 
     def with_array(self, name: str, values: np.ndarray) -> Examples:
-        """The same examples with one more array, given end to end [positions]."""
+        """Return the same examples with one more array, [positions]: the values of all examples, concatenated."""
         if len(values) != self.targets:
             raise PlamoError(f"{name} has {len(values)} values for {self.targets} positions")
         other = copy.copy(self)
@@ -62,10 +69,68 @@ class Examples:
         return len(self._ends) - 1
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """One example."""
+        """Return one example."""
         start, end = self._ends[index], self._ends[index + 1]
         return {name: array[start:end] for name, array in self._arrays.items()}
 
     def __repr__(self) -> str:
-        # Grain puts it into the iterator's state, which must be the same when a run goes on.
+        # Grain stores this in the iterator's state, which must be the same when a run is resumed.
         return f"Examples({len(self)}, {self.fingerprint})"
+
+
+class ExampleSource:
+    """Source of batches of examples (`train.source.Source`).
+
+    Held-out files are read at once, so a bad file ends a run before it starts. The training files are read on demand.
+
+    Args:
+        data: the training files, how they are mixed, and the shape of a batch.
+        heldout: held-out files by name.
+        template: chat template, which is written to the run folder.
+        collator: data collator of the examples.
+        read: reads and encodes a file.
+        add_arrays: adds arrays to the examples that are not part of their fingerprint in `description`.
+        description: further values of `description`.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        heldout: Mapping[str, Path],
+        template: ChatTemplate,
+        collator: Collator,
+        read: Callable[[Path], Examples],
+        add_arrays: Callable[[Examples], Examples] = lambda examples: examples,
+        description: Mapping[str, Any] | None = None,
+    ):
+        self._data, self._collator, self._read, self._add_arrays = data, collator, read, add_arrays
+        self._heldout = {name: add_arrays(read(path)) for name, path in heldout.items()}
+        self._further = description or {}
+        self.files = {FILE_NAME: template.source}
+
+    @functools.cached_property
+    def _parts(self) -> list[Examples]:
+        return [self._read(item.path) for item in self._data.mixture]
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Fingerprints of the examples to train on, and the values given on construction."""
+        return {"examples": [part.fingerprint for part in self._parts], **self._further}
+
+    @property
+    def targets(self) -> list[int]:
+        """Number of tokens in each file of the mixture."""
+        return [part.targets for part in self._parts]
+
+    def train(self, process_index: int, process_count: int) -> grain.DatasetIterator[Batch]:
+        """Return an endless iterator of this process's rows of the batches."""
+        parts = [self._add_arrays(part) for part in self._parts]
+        return mixed_batches(
+            self._data, parts, self._collator, process_index=process_index, process_count=process_count
+        )
+
+    def heldout(self, name: str, process_index: int, process_count: int) -> Iterable[Batch]:
+        """Return the batches of one held-out file."""
+        return one_pass(
+            self._data, self._heldout[name], self._collator, process_index=process_index, process_count=process_count
+        )

@@ -1,7 +1,7 @@
-"""Forms of a record: which of its fields hold the messages, the question, the answers and the system message.
+"""Forms of a record: the fields that hold the messages, the question, the answers and the system message.
 
-A record holds a whole conversation (CONVERSATIONS), or a question and an answer in fields of their own (QUESTIONS, ANSWERS). A field that
-is null or empty is absent. docs/post_training.md lists the forms with an example each.
+A record holds a whole conversation (CONVERSATIONS), or a question and an answer in separate fields (QUESTIONS, ANSWERS). A field that is
+null or empty counts as absent. docs/post_training.md lists the forms with an example each.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from plamo2_jax.align.messages import Message, decoded, one_of, read_messages, read_tools, shown
+from plamo2_jax.align.messages import Message, decoded, one_of, read_messages, read_tools
 from plamo2_jax.data.documents import UnreadableRecord
 from plamo2_jax.json_input import parse_json
+from plamo2_jax.validation import shown
 
 Fields = Mapping[str, Any]
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
 QUESTIONS = ("instruction", "prompt", "question", "query", "inputs")
 CONTEXTS = ("input", "context")
-"""What stands below the question, after a blank line."""
+"""Text that is appended to the question, after a blank line."""
 ANSWERS = ("output", "response", "completion", "answer", "targets")
 SYSTEMS = ("system", "system_prompt", "system_message")
 LABELS = ("label", "kto_tag")
-"""Whether a single answer was liked."""
+"""Fields that say whether a single answer was liked."""
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 
 _LABEL = re.compile(r"\n\n(Human|User|Assistant|System):")
@@ -48,13 +49,13 @@ def conversation_field(fields: Fields) -> str | None:
 
 
 def conversation_messages(fields: Fields) -> tuple[list[Message], set[str]]:
-    """Return the messages of a conversation to train on, and the fields that they come from.
+    """Return the messages of a conversation to train on, and the fields that were read.
 
     Raises:
-        UnreadableRecord: the record has no form that is read, holds an answer that was disliked, or has two forms that differ.
+        UnreadableRecord: the record has no known form, holds a disliked answer, or has two forms with different content.
     """
     _, label = one_of(fields, LABELS, "the label")
-    # Beside a conversation, a number may be the class of a text.
+    # In a record with a conversation, a number may be a class of the text.
     disliked = (0, "0", "false", "False") if conversation_field(fields) is None else ()
     if label is False or label in disliked:
         raise UnreadableRecord("disliked answer", "the label is false: only plamo2 dpo can train on such an answer")
@@ -86,10 +87,10 @@ def conversation_messages(fields: Fields) -> tuple[list[Message], set[str]]:
 
 
 def question_messages(fields: Fields) -> tuple[list[Message], set[str]] | None:
-    """Return what comes before the answer, without the system message, and the fields it comes from; None where no field holds it.
+    """Return the messages before the answer, without the system message, and the fields that were read; None if no field holds a question.
 
     Raises:
-        UnreadableRecord: the field is of another type, or two fields hold different questions.
+        UnreadableRecord: a field has another type, or two fields hold different questions.
     """
     filled = _filled(fields, (*QUESTIONS, *CONTEXTS))
     name, question = one_of(filled, QUESTIONS, "the question")
@@ -109,17 +110,17 @@ def question_messages(fields: Fields) -> tuple[list[Message], set[str]] | None:
 
 
 def refuse_empty_question(fields: Fields) -> None:
-    """Raise UnreadableRecord if a field of QUESTIONS is there and empty."""
+    """Raise UnreadableRecord if a field of QUESTIONS is empty text."""
     for name in QUESTIONS:
         if isinstance(fields.get(name), str) and not fields[name].strip():
             raise UnreadableRecord("empty message", f"the field {name} must be text that is not empty")
 
 
 def with_system(fields: Fields, messages: list[Message]) -> list[Message]:
-    """Return messages with the text of the record's system field as the first of them.
+    """Return the messages after the system message of the record, if it has one.
 
     Raises:
-        UnreadableRecord: the field holds no text, or the first message is another system message.
+        UnreadableRecord: the system field holds no text, or the first message is a different system message.
     """
     name, text = one_of(_filled(fields, SYSTEMS), SYSTEMS, "the system message")
     if name is None:
@@ -133,20 +134,22 @@ def with_system(fields: Fields, messages: list[Message]) -> list[Message]:
 
 
 def asked_in(fields: Fields) -> str | None:
-    """Return the name of the field with messages if it holds what was asked; None where a field of QUESTIONS does.
+    """Return the name of the field with messages if it holds the question; None if the field `prompt` does.
 
-    Tables with a field `prompt` repeat it in the messages. Other names of QUESTIONS may be columns of their own.
+    Tables with a field `prompt` repeat it in the messages. Other fields of QUESTIONS may be unrelated columns.
     """
     return None if _filled(fields, ("prompt",)) else conversation_field(fields)
 
 
 def further_fields(fields: Fields, used: set[str]) -> dict[str, Any]:
-    """Return the rest of a record for the chat template, with tools in the one form.
+    """Return the other fields of a record, for the chat template, with tools in one form.
 
     Raises:
         UnreadableRecord: the tools are malformed.
     """
-    names = ["tools", *(["functions"] if _are_objects(fields.get("functions")) else [])]
+    functions = fields.get("functions")
+    are_tools = isinstance(functions, list) and all(isinstance(item, dict) for item in functions)
+    names = ("tools", "functions") if are_tools else ("tools",)
     name, tools = one_of({name: fields.get(name) or None for name in names}, names, "the tools")
     tools = read_tools(tools)
     gone = {*used, *SYSTEMS, "tools", *([name] if name else [])}
@@ -155,14 +158,14 @@ def further_fields(fields: Fields, used: set[str]) -> dict[str, Any]:
 
 
 def said(value: Any, role: str, name: str, after_label: bool = False) -> list[Message]:
-    """Return the messages of a field: a text is one message, unless it is a whole conversation itself.
+    """Return the messages of a field. A text is one message, unless it holds a whole conversation.
 
     Args:
-        value: a text, a message, a list of messages, JSON text of messages, or a text in which each speaker is named:
+        value: a text, a message, a list of messages, JSON text of messages, or a text with labels:
             "\\n\\nHuman: ...\\n\\nAssistant: ...".
-        role: who says a plain text.
-        name: of the field.
-        after_label: the text follows a speaker's name, so that white space around it is no part of it.
+        role: role of a plain text.
+        name: name of the field.
+        after_label: whether the text follows a label, and white space around it must be removed.
 
     Raises:
         UnreadableRecord: the value is something else, or empty text.
@@ -181,21 +184,20 @@ def said(value: Any, role: str, name: str, after_label: bool = False) -> list[Me
 def split_prompt(
     prompt: list[Message] | None, answers: Sequence[list[Message]], names: Sequence[str]
 ) -> tuple[list[Message], list[list[Message]]]:
-    """Return the prompt and the answers to it, where the answers may be whole conversations that begin with the prompt.
+    """Return the prompt and the answers to it. The answers may be whole conversations that begin with the prompt.
 
     Args:
-        prompt: what was asked; None where only the answers say it.
-        answers: one or two; messages each.
-        names: their fields.
+        prompt: messages of the prompt; None if only the answers hold it.
+        answers: messages of one or two answers.
+        names: fields of the answers.
 
     Raises:
-        UnreadableRecord: an answer does not end with the assistant's message, there is no prompt, or not the one of the conversations.
+        UnreadableRecord: an answer does not end with a message of the assistant, or the prompt is missing or differs from the one in the
+            answers.
     """
     for name, answer in zip(names, answers, strict=True):
         if not answer or answer[-1]["role"] != "assistant":
-            detail = (
-                f"{name} must begin and end with a message of the assistant, or be a whole conversation that ends so"
-            )
+            detail = f"{name} must begin and end with a message of the assistant, or be a whole conversation"
             raise UnreadableRecord("no answer", detail)
     if prompt:
         cut = [answer[len(prompt) :] if answer[: len(prompt)] == prompt else answer for answer in answers]
@@ -215,25 +217,21 @@ def split_prompt(
         )
     rest = [answer[len(shared) :] for answer in answers]
     if any(answer[0]["role"] != "assistant" for answer in rest):
-        detail = (
-            f"{' and '.join(names)} differ before an answer; they must begin with the same messages up to their answers"
-        )
+        detail = f"{' and '.join(names)} differ before an answer; only their last answers may differ"
         raise UnreadableRecord("no prompt", detail)
     if prompt:
         if not _stands_in(prompt, shared):
-            detail = (
-                f"{' and '.join(names)} are whole conversations that do not begin with the prompt; remove the prompt"
-            )
+            detail = f"the conversations in {' and '.join(names)} do not begin with the prompt; remove the prompt"
             raise UnreadableRecord("two prompts", detail)
         if prompt[0]["role"] == "system" != shared[0]["role"]:
             shared = [prompt[0], *shared]
         elif prompt[0]["role"] == "system" and prompt[0] != shared[0]:
-            raise UnreadableRecord("two system messages", "those of the prompt and of the conversations are different")
+            raise UnreadableRecord("two system messages", "the prompt and the conversations have different ones")
     return shared, rest
 
 
 def is_whole(answer: Sequence[Message]) -> bool:
-    """Whether the messages of an answer are a whole conversation, with what was asked."""
+    """Return whether the messages of an answer are a whole conversation that includes the question."""
     return bool(answer) and answer[0]["role"] != "assistant"
 
 
@@ -253,7 +251,7 @@ def _refuse_parts(prompt: list[Message] | None, answers: Sequence[list[Message]]
 
 
 def _stands_in(prompt: Sequence[Message], shared: Sequence[Message]) -> bool:
-    """Whether a prompt is the beginning of a conversation or the text of one of its questions."""
+    """Return whether a prompt is the beginning of a conversation or one of its questions."""
     asked, found = (
         [(m["role"], m["content"].strip()) for m in messages if m["role"] != "system"] for messages in (prompt, shared)
     )
@@ -261,13 +259,13 @@ def _stands_in(prompt: Sequence[Message], shared: Sequence[Message]) -> bool:
 
 
 def _filled(fields: Fields, names: Sequence[str]) -> dict[str, Any]:
-    """Those of some fields that hold anything."""
+    """Return the named fields that are not empty."""
     found = {name: fields[name] for name in names if fields.get(name) not in (None, [], {})}
     return {name: value for name, value in found.items() if not (isinstance(value, str) and not value.strip())}
 
 
 def _history(fields: Fields) -> list[Message]:
-    """Earlier pairs of question and answer, as messages."""
+    """Return the earlier pairs of question and answer as messages."""
     history = decoded(fields.get("history"), "history")
     if history is None:
         return []
@@ -281,23 +279,23 @@ def _history(fields: Fields) -> list[Message]:
 
 
 def is_labelled(value: Any) -> bool:
-    """Whether a value is a text that names its speakers."""
+    """Return whether a value is a text with labels, such as "Human:"."""
     return isinstance(value, str) and _labelled(value) is not None
 
 
 def _labelled(text: str) -> list[Message] | None:
-    """The messages of a text that names its speakers; None where it names none."""
+    """Return the messages of a text with labels, or None for another text."""
     pieces = _LABEL.split(f"\n\n{text.strip()}")
     if pieces[0] or len(pieces) == 1 or not ("Assistant" in pieces[1::2] or text.startswith("\n\nHuman:")):
         return None
     labels, texts = pieces[1::2], [piece.strip() for piece in pieces[2::2]]
     messages = [{"role": _LABELLED[label], "content": text} for label, text in zip(labels, texts, strict=True)]
-    # A prompt ends with the name of the one who is to answer.
+    # A prompt ends with the label of the next speaker.
     return messages[:-1] if messages[-1] == {"role": "assistant", "content": ""} else messages
 
 
 def _json_messages(text: str, name: str) -> list[Message] | None:
-    """The messages that a text is JSON of; None where it is another text."""
+    """Return the messages of JSON text, or None for another text."""
     if text.lstrip()[:1] not in ("[", "{"):
         return None
     try:
@@ -307,7 +305,3 @@ def _json_messages(text: str, name: str) -> list[Message] | None:
     value = value if isinstance(value, list) else [value]
     known = [isinstance(m, dict) and ({"role", "content"} <= m.keys() or {"from", "value"} <= m.keys()) for m in value]
     return read_messages(value, name) if value and all(known) else None
-
-
-def _are_objects(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)

@@ -1,50 +1,39 @@
-"""Conversations as held-out data: what a model thinks of the assistant's tokens."""
+"""Conversations as held-out data: cross-entropy of the assistant's tokens."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from plamo2_jax.align.chat import encode_all, read_conversations, read_records, require_marks
-from plamo2_jax.align.examples import Examples
-from plamo2_jax.align.post_training import log_record_counts
-from plamo2_jax.align.sft import COLLATOR, to_element
+from plamo2_jax.align.chat import read_records, require_marks
+from plamo2_jax.align.sft import COLLATOR, ChatConfig, read_examples
 from plamo2_jax.data.documents import ReadReport
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem, one_pass
-from plamo2_jax.errors import PlamoError
 from plamo2_jax.eval.heldout import HeldOutSet
 from plamo2_jax.tokenizer.chat_template import ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 
 def chat_set(path: Path, template: str, tokenizer: Tokenizer, *, sequence_length: int, batch_size: int) -> HeldOutSet:
-    """Read conversations and put them into batches; the assistant's tokens have weight 1. The first bad line ends the program.
+    """Read conversations in any form that fine-tuning reads, and pack them into batches. The assistant's tokens have weight 1.
 
     Args:
-        path: a file, a folder or a pattern, in any form that fine-tuning reads.
-        template: chat template.
-        tokenizer: of the model.
-        sequence_length: positions in a row; a conversation that is longer loses its last messages.
-        batch_size: rows in a batch.
+        template: name or file of the chat template.
+        sequence_length: positions of a row. A longer conversation loses its last messages.
 
     Raises:
-        ValueError: a line is no conversation, or none fits into a row.
+        PlamoError: a record is no conversation, or no conversation fits into a row.
     """
-    loaded, report = ChatTemplate.load(template), ReadReport(max_bad_rate=0.0, judge_after=1)
+    loaded = ChatTemplate.load(template)
     require_marks(loaded)
-    limit = sequence_length + 1
-    examples, counts = encode_all(read_conversations(path, report), loaded, tokenizer, limit, "last", report)
-    log_record_counts(path, "conversations", counts, report)
-    if not examples:
-        raise PlamoError(f"{path} holds no conversation of at most {limit} tokens")
-    elements = Examples([to_element(example, "token") for example in examples])
+    examples, trained = read_examples(path, ChatConfig(max_bad_rate=0.0), sequence_length, loaded, tokenizer)
     data = DataConfig((MixtureItem(Path(path)),), sequence_length, batch_size)
-    trained = sum(int(example.trained[1:].sum()) for example in examples)
-    return HeldOutSet(one_pass(data, elements, COLLATOR), len(examples), trained)
+    return HeldOutSet(one_pass(data, examples, COLLATOR), len(examples), trained)
 
 
 def holds_text(path: Path) -> bool:
-    """Whether a file, a folder or a pattern holds documents and not conversations, by its first record that can be read: one with a field
-    `text` is a document, and so is what is no record at all, such as plain text.
+    """Return whether a file, a folder or a pattern holds documents, and not conversations.
+
+    The first readable record decides: a record with a field `text` is a document. Data without records, such as plain text, are documents.
     """
     try:
         fields = next((fields for _, fields in read_records(path, ReadReport(max_bad_rate=1.0))), {"text": ""})

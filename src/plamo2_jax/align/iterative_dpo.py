@@ -1,13 +1,13 @@
-"""Iterated DPO: a model answers, its answers are paired, it is trained on the pairs, and what comes out answers next.
+"""Iterative DPO: in each round a model answers prompts, and is trained on pairs of its own answers.
 
-    OUTPUT/config.json            what decides the outcome
-    OUTPUT/round_N/pairs/         preference data: the model's own answers, scored and paired
-    OUTPUT/round_N/train/         the run on them; its reference is the model that the round begins with (Iterative Reasoning
-                                  Preference Optimization, arXiv:2404.19733; Self-Rewarding Language Models, arXiv:2401.10020)
-    OUTPUT/round_N/round.json     what the round came to
-    OUTPUT/round_N/model/         both merged: the model of the next round, a folder of the public layout
+    OUTPUT/config.json            settings that decide the result
+    OUTPUT/round_N/pairs/         preference data: answers of the current model, scored and paired
+    OUTPUT/round_N/train/         training run on these pairs; its reference is the current model (Iterative Reasoning Preference
+                                  Optimization, arXiv:2404.19733; Self-Rewarding Language Models, arXiv:2401.10020)
+    OUTPUT/round_N/round.json     results of the round
+    OUTPUT/round_N/model/         current and trained model, merged: the model of the next round, a folder of the public layout
 
-Each stage is left alone once it is complete and goes on where it was otherwise, so the same command goes on after a kill.
+Finished stages are skipped, and an interrupted stage is resumed. Rerun the command to resume.
 """
 
 from __future__ import annotations
@@ -37,48 +37,44 @@ from plamo2_jax.validation import require
 
 @dataclasses.dataclass(frozen=True)
 class IterativeDpoConfig:
-    """Some rounds.
-
-    Raises:
-        ValueError: a field is out of range; the message names the field, its value and what is allowed.
-    """
+    """Settings of iterative DPO. A field that is out of range raises PlamoError."""
 
     output: Path
-    """Folder to write."""
+    """Output folder."""
     start: Path
-    """The model that the first round begins with: run folder, RUN@STEP, RUN@ema or folder of the public layout."""
+    """Model of the first round: run folder, RUN@STEP, RUN@ema or folder of the public layout."""
     preference_data: PreferenceDataConfig
-    """How pairs are made. In each round the policy is the model so far, with the template of `train.task.pairs`; `output` is the round's
-    folder, and the seed counts up."""
+    """Settings of the preference data. Each round sets `policy.model`, `policy.template` (to `train.task.pairs.template`), `output`, and
+    `seed`, which increases by 1 per round."""
     train: RunConfig
-    """The training, with task=Dpo. `init_from`, `output`, `name`, `heldout` and `data.mixture` are the round's."""
+    """Settings of the training, with task=Dpo. Each round sets `init_from`, `output`, `name`, `heldout` and `data.mixture`."""
     rounds: int = 2
-    """How many; more can be added later."""
+    """Number of rounds. You can increase it later."""
     merge: MergeConfig = dataclasses.field(default_factory=lambda: MergeConfig("linear", (0.5, 0.5)))
-    """How the model that a round begins with, and then the trained one, become the model of the next. linear, slerp or karcher; weights
-    0 1 take the trained one alone."""
+    """How the current and the trained model, in this order, are merged into the model of the next round: linear, slerp or karcher. Weights
+    0 1 take the trained model alone."""
 
     def __post_init__(self) -> None:
         require(self, "rounds", self.rounds >= 1, "at least 1")
         require(self, "merge", self.merge.method in ("linear", "slerp", "karcher"), "linear, slerp or karcher")
         self.merge.check(2, base=False)
-        unset = "none here: the policy of a round is the model so far"
+        unset = "none here, because the policy is the current model"
         require(self, "preference_data.policy.url", self.preference_data.policy.url is None, unset)
         require(self, "train.task", isinstance(self.train.task, Dpo), "Dpo(...)")
-        require(self, "train.task.lora", self.train.task.lora is None, "none here: a round ends with a whole model")
-        unread = "none here: the reference of a round is the model that it begins with"
+        require(self, "train.task.lora", self.train.task.lora is None, "none here: a round trains a whole model")
         for name in ("reference", "reference_log_probs"):
-            require(self, f"train.task.{name}", getattr(self.train.task, name) is None, unread)
+            given = getattr(self.train.task, name)
+            require(self, f"train.task.{name}", given is None, "none here, because the reference is the current model")
 
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """How a call of `iterate` ended."""
+    """Result of `iterate`."""
 
     model: Path
     """The newest model."""
     signal: int | None
-    """The signal that stopped training early; None where all rounds are complete."""
+    """The signal that stopped training early; None if all rounds are complete."""
 
 
 def iterate(
@@ -88,16 +84,15 @@ def iterate(
     on_progress: Progress | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Ended:
-    """Make all rounds, or go on making them.
+    """Run all rounds, or resume.
 
     Args:
-        config: what to make.
-        again: remove what an earlier run left first.
-        on_progress: told of every prompt that is answered.
-        say: told what each stage came to.
+        again: remove the files of an earlier run first.
+        on_progress: see `make_preference_data`.
+        say: called with a line about each finished stage.
 
     Raises:
-        ValueError: the folder is in use or of another configuration, a round makes no pair, or what its stages raise.
+        PlamoError: the folder is in use or has another configuration, a round makes no pair, or a stage fails.
     """
     output = Path(config.output)
     with lock_folder(output):
@@ -113,7 +108,7 @@ def iterate(
                 signal = _round(config, number, folder, start, on_progress, say)
                 if signal is not None:
                     return Ended(start, signal)
-            # The template that it was trained under, whatever it began with. Behind the test: a kill may have come between the two.
+            # The chat template of the training. It is written also for an existing model, in case the process was killed before.
             for name, content in chat_template_files(folder / "train").items():
                 write_whole(model / name, content)
             start = model
@@ -128,10 +123,10 @@ def _round(
     on_progress: Progress | None,
     say: Callable[[str], None],
 ) -> int | None:
-    """One round, from where it is; the signal that stopped it, if one did."""
+    """Run or resume one round. Return the signal that stopped it, if any."""
     run, pairs = folder / "train", folder / "pairs"
     report = read_report(pairs)
-    # Training on pairs has begun: prompts that failed are not tried again under its feet.
+    # Once training has started, failed prompts are not tried again, because the training data must not change.
     if report is None or not run.exists():
         asked = config.preference_data
         policy = dataclasses.replace(asked.policy, model=str(start), template=config.train.task.pairs.template)
@@ -161,25 +156,22 @@ def _round(
 
 
 def _refuse_other(config: IterativeDpoConfig) -> None:
-    """Raise ValueError where the folder holds rounds of another configuration; write this one where it holds none."""
+    """Raise PlamoError if the folder holds rounds of another configuration; write the configuration if it holds none."""
     path = Path(config.output) / CONFIG
-    ours = to_json(config) | {"preference_data": identity(config.preference_data)}
-    ours["preference_data"].pop("policy")
-    if path.exists():
-        theirs, kept = read_config(path.parent), ("start", "merge", "preference_data", "train")
-        if "prefer" in theirs:  # The name of the field before version 1.1.
-            theirs = {**theirs, "preference_data": theirs["prefer"]}
-        if not (theirs.keys() >= set(kept) and all(isinstance(theirs[name], dict) for name in kept[2:])):
-            raise PlamoError(f"{path} is not the configuration of rounds: it must hold {', '.join(kept)}; {OR_AGAIN}")
-        stored = stored_identity(theirs["preference_data"], config.preference_data)
-        theirs = {**theirs, "preference_data": stored, "train": modernize(theirs["train"])}
-        found = [line for name in kept[:3] for line in differences(ours[name], theirs[name])]
-        found += differences(
-            ours["train"], fill_defaults(theirs["train"], config.train), frozenset(free_fields(config.train))
-        )
-        if found:
-            raise PlamoError(
-                f"{path.parent} holds rounds of another configuration ({'; '.join(found)[:200]}); {OR_AGAIN}"
-            )
-    else:
-        write_json(path, ours)
+    current = to_json(config) | {"preference_data": identity(config.preference_data)}
+    current["preference_data"].pop("policy")
+    if not path.exists():
+        write_json(path, current)
+        return
+    stored, kept = read_config(path.parent), ("start", "merge", "preference_data", "train")
+    if "prefer" in stored:  # The name of the field before version 1.1.
+        stored = {**stored, "preference_data": stored["prefer"]}
+    if not (stored.keys() >= set(kept) and all(isinstance(stored[name], dict) for name in kept[2:])):
+        raise PlamoError(f"{path} is not the configuration of rounds: it must hold {', '.join(kept)}; {OR_AGAIN}")
+    preference_data = stored_identity(stored["preference_data"], config.preference_data)
+    training = fill_defaults(modernize(stored["train"]), config.train)
+    stored = {**stored, "preference_data": preference_data}
+    found = [line for name in kept[:3] for line in differences(current[name], stored[name])]
+    found += differences(current["train"], training, frozenset(free_fields(config.train)))
+    if found:
+        raise PlamoError(f"{path.parent} holds rounds of another configuration ({'; '.join(found)[:200]}); {OR_AGAIN}")

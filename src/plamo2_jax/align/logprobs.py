@@ -1,8 +1,8 @@
-"""Log-probabilities of answers: a sum for each segment of packed rows, with no logits of a whole row in memory.
+"""Log-probabilities of answers in packed rows: sums over segments, without the logits of a whole row in memory.
 
-Both answers of a pair lie in one row, as two segments that do not see each other: segment 2k − 1 is the chosen answer of the row's
-pair k, prompt and all, and segment 2k the rejected one. A single answer is a pair that lacks the other. `loss_weights` is 1 at the
-tokens of an answer and 0 at those of its prompt.
+Both answers of a pair are in the same row, as two independent segments: segment 2k − 1 is prompt and chosen answer of pair k of the row,
+and segment 2k is prompt and rejected answer. A single answer is a pair with one segment missing. `loss_weights` is 1 at the tokens of an
+answer and 0 at the tokens of its prompt.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from plamo2_jax.model.loss import predict_batch
 def token_log_probs(
     model: nn.Module, params: Any, batch: Mapping[str, Array], chunk: int | None = None
 ) -> Float[Array, "b t"]:
-    """log p of every target whose weight is not 0, and 0 elsewhere, in float32.
+    """Return log p of every target with non-zero weight, and 0 elsewhere, float32.
 
     Args:
         model: a model with the methods `features` and `logits`.
@@ -37,14 +37,8 @@ def token_log_probs(
 def segment_sums(
     values: Float[Array, "b t"], segment_ids: Int[Array, "b t"], segments: int
 ) -> Float[Array, "b {segments}"]:
-    """Sums over segments 1 to `segments` of each row; 0 for one that is not there.
-
-    Args:
-        values: to be summed.
-        segment_ids: 0 for padding.
-        segments: how many a row has at most; those beyond are lost.
-    """
-    # A comparison and a sum, which fuse: no array [b, t, segments] comes to be, and a row in shards needs one all-reduce.
+    """Return the sums of `values` over the segments 1 to `segments` of each row; 0 for a missing segment. Id 0 is padding."""
+    # XLA fuses comparison and sum, so no array [b, t, segments] exists, and a sharded row needs one all-reduce.
     is_in = segment_ids[..., None] == jnp.arange(1, segments + 1)
     return jnp.sum(jnp.where(is_in, values[..., None], 0), axis=1)
 
@@ -52,13 +46,13 @@ def segment_sums(
 def gather_pairs(
     policy: Float[Array, "b t"], reference: Float[Array, "b t"] | None, batch: Mapping[str, Array], max_pairs: int
 ) -> Pairs:
-    """The pairs and single answers of a batch, [b × max_pairs], from log-probabilities of tokens; what is missing has length 0.
+    """Return the pairs and single answers of a batch, [b × max_pairs], from log-probabilities of tokens.
 
     Args:
-        policy: from `token_log_probs`.
-        reference: the same of the reference; None: zeros.
-        batch: segment_ids as the module's description tells, and loss_weights [b, t].
-        max_pairs: pairs and single answers of a row at most.
+        policy: result of `token_log_probs` for the policy.
+        reference: the same for the reference; None: zeros.
+        batch: segment_ids and loss_weights [b, t], as described at the top of this module.
+        max_pairs: largest number of pairs and single answers in a row.
     """
 
     def by_answer(values: Array) -> tuple[Array, Array]:

@@ -1,6 +1,6 @@
-"""LoRA (arXiv:2106.09685): train low-rank adapters to a model whose own parameters are frozen.
+"""LoRA (arXiv:2106.09685): training of low-rank adapters to a frozen model.
 
-The model multiplies by base and adapter one after the other (`model.low_rank`): no gradient and no copy of the model's size is made.
+The model multiplies by base and adapter separately (`model.low_rank`), so no gradient and no copy of the model's size exists.
 """
 
 from __future__ import annotations
@@ -20,17 +20,11 @@ from plamo2_jax.train.task import EvalResult, Metrics, TrainTask
 from plamo2_jax.train.trainable import Trainable
 
 BASE = "base"
-"""Name of the model's parameters among the frozen arrays of a task that trains adapters."""
+"""Name of the base parameters among the frozen arrays of a task."""
 
 
 def with_adapters(task: TrainTask, adapters: Adapters, params: Any) -> TrainTask:
-    """Return a task that trains adapters to the parameters of another task, which are frozen.
-
-    Args:
-        task: trains the model's parameters.
-        adapters: the trained parameters.
-        params: the model's parameters, or their shapes in a plan.
-    """
+    """Return a task that trains adapters instead of the model's parameters, which are frozen. In a plan `params` are their shapes."""
 
     def loss_fn(params: Any, batch: Batch, rng: jax.Array, frozen: Mapping[str, Any]) -> tuple[jax.Array, Metrics]:
         for_adapters, for_inner = jax.random.split(rng)
@@ -42,7 +36,7 @@ def with_adapters(task: TrainTask, adapters: Adapters, params: Any) -> TrainTask
     def evaluate(params: Any, batches: Iterable[Batch], frozen: Mapping[str, Any]) -> EvalResult:
         return task.evaluate(to_model_params(params, frozen), batches, frozen)
 
-    # A fingerprint picks values of whole arrays, which no process of several has.
+    # The fingerprint needs whole arrays, and in a job of several processes no process has them.
     readable = jax.process_count() == 1 and isinstance(jax.tree.leaves(params)[0], jax.Array)
     described = {BASE_FINGERPRINT: fingerprint(adapters.config, params)} if readable else {}
     return dataclasses.replace(
@@ -57,7 +51,7 @@ def with_adapters(task: TrainTask, adapters: Adapters, params: Any) -> TrainTask
 
 
 def cast_base(adapters: Adapters, params: Any) -> Any:
-    """Return the base with its matrices in `LoraConfig.base_dtype`; of shapes, their shapes."""
+    """Return the base parameters, or their shapes, with matrices in `LoraConfig.base_dtype`."""
     dtype = adapters.lora.base_dtype
 
     def cast(names: tuple, leaf: Any) -> Any:

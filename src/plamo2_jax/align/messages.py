@@ -1,18 +1,18 @@
-"""Messages of a conversation: every spelling that public data have becomes one form, so that the same meaning gives the same tokens.
+"""Conversion of the messages of public data sets to one form.
 
 A message has a speaker (`role` or `from`) and a text (`content` or `value`, a string or a list of text parts). The result has `role`, one
-of ROLES, and `content`, a string; an assistant's message may have `tool_calls`, and `train` = False where it is not trained on. Further
-fields are kept for the chat template. Fields that are null are absent: tables have every field in every row.
+of ROLES, and `content`, a string. A message of the assistant may have `tool_calls`, and it has `train` = False if it is not trained on.
+Other fields are kept for the chat template. Null fields count as absent, because tables have every field in every row.
 """
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from plamo2_jax.data.documents import UnreadableRecord
 from plamo2_jax.json_input import parse_json
+from plamo2_jax.validation import shown
 
 Message = dict[str, Any]
 
@@ -25,24 +25,24 @@ SPEAKERS: Mapping[str, str] = {
     **dict.fromkeys(("observation", "function_response", "tool_response", "tool_result", "ipython"), "tool"),
     **dict.fromkeys(("function_call", "tool_call"), "assistant"),
 }
-"""Role by the name of the speaker, in lower case and with underscores. The texts of `function_call` and `tool_call` are calls of tools."""
+"""Role by name of the speaker, in lower case and with underscores. The texts of `function_call` and `tool_call` are tool calls."""
 CALLERS = ("function_call", "tool_call")
 TRAIN_MARKS = ("weight", "loss_weight", "loss_mask", "loss", "train", "training", "trainable", "train_on_turn")
-"""Fields of a message that say whether it is trained on: true or 1, false or 0. `masked` says the opposite."""
+"""Fields that say whether a message is trained on: true or 1, false or 0. `masked` means the opposite."""
 _READ = {"role", "from", "content", "value", "tool_calls", "function_call", "masked", "train_detail", *TRAIN_MARKS}
 TEXT_PARTS = ("text", "input_text", "output_text")
-"""Types of the parts that `content` may be a list of."""
+"""Allowed types of parts if `content` is a list."""
 
 
 def read_messages(value: Any, field: str = "messages") -> list[Message]:
-    """Return messages in the one form, each checked by itself.
+    """Return messages in one form.
 
     Args:
         value: a list of messages, one message, or JSON text of either.
-        field: where they come from, for messages.
+        field: name of the field in error messages.
 
     Raises:
-        UnreadableRecord: the value is something else, or a message has no known speaker or no text; the detail says which.
+        UnreadableRecord: the value is something else, or a message has no known speaker or no text; the detail names the message.
     """
     value = decoded(value, field)
     if isinstance(value, dict):
@@ -54,28 +54,28 @@ def read_messages(value: Any, field: str = "messages") -> list[Message]:
     for number, given in enumerate(value, start=1):
         message, calls = _read_message(given, number)
         if calls and calling and message.get("train") == messages[-1].get("train"):
-            # Speakers who call tools say one call a message; calls in a row are one answer.
+            # These speakers send one message per call; consecutive calls are one answer.
             messages[-1]["tool_calls"] += message["tool_calls"]
         else:
             messages.append(message)
         calling = calls
-    # A system message without text says nothing.
+    # Remove a system message without text.
     if len(messages) > 1 and messages[0]["role"] == "system" and not messages[0]["content"].strip():
         del messages[0]
     return messages
 
 
 def check_messages(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Return messages of `read_messages` as a conversation.
+    """Check that messages of `read_messages` are a conversation, and return them.
 
     Raises:
-        UnreadableRecord: a message is empty or holds half of a character, a system message is not the first, or an answer is.
+        UnreadableRecord: a message is empty or has a lone surrogate, a system message is not the first, or the first message is an answer.
     """
     for number, message in enumerate(messages, start=1):
         role, content = message["role"], message["content"]
         if role == "system" and number > 1:
             raise UnreadableRecord("system message not first", f"message {number}")
-        # Tools may answer nothing.
+        # The answer of a tool may be empty.
         if not content.strip() and role != "tool" and not message.get("tool_calls"):
             raise UnreadableRecord("empty message", f"message {number} of {role}")
         try:
@@ -83,26 +83,24 @@ def check_messages(messages: Sequence[Message]) -> tuple[Message, ...]:
         except UnicodeEncodeError as error:
             raise UnreadableRecord("lone surrogate", f"message {number}, character {error.start}") from None
     if messages[0]["role"] == "assistant":
-        raise UnreadableRecord(
-            "answer without a question", "message 1 is of the assistant; a user's must come before it"
-        )
+        raise UnreadableRecord("answer without a question", "message 1 is of the assistant; it must be of the user")
     return tuple(messages)
 
 
 def is_trained(message: Mapping[str, Any]) -> bool:
-    """Whether a message is an answer that is trained on."""
+    """Return whether a message is an answer that is trained on."""
     return message["role"] == "assistant" and message.get("train", True)
 
 
 def read_tools(value: Any) -> list[dict[str, Any]] | None:
-    """Return definitions of tools as `{"type": "function", "function": {"name", "description", "parameters", ...}}`; None for none.
+    """Return definitions of tools as `{"type": "function", "function": {"name", "description", "parameters", ...}}`, or None.
 
     Args:
-        value: a list of definitions, in this form or flat, `{"name", "description", "parameters"}`; the list, a definition and its
+        value: a list of definitions in this form or flat, `{"name", "description", "parameters"}`. The list, a definition and its
             parameters may each be JSON text.
 
     Raises:
-        UnreadableRecord: it is something else.
+        UnreadableRecord: the value is something else.
     """
     tools = []
     for number, given in enumerate(_listed(value, "tools"), start=1):
@@ -118,7 +116,7 @@ def read_tools(value: Any) -> list[dict[str, Any]] | None:
 
 
 def decoded(value: Any, field: str, wanted: str | None = None) -> Any:
-    """Return a value, or what it is JSON text of; None where the text is empty.
+    """Return a value, after parsing it if it is JSON text; None if the text is empty.
 
     Raises:
         UnreadableRecord: a text is not JSON.
@@ -135,17 +133,11 @@ def decoded(value: Any, field: str, wanted: str | None = None) -> Any:
         raise UnreadableRecord("text that is not JSON", detail) from None
 
 
-def shown(value: Any) -> str:
-    """Return a value for a message, shortened."""
-    text = reprlib.repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def one_of(fields: Mapping[str, Any], names: Sequence[str], what: str) -> tuple[str | None, Any]:
-    """Return the name and the value of the one of several fields that is not null; `(None, None)` where all are.
+    """Return name and value of the first of several fields that is not null; `(None, None)` if all are null.
 
     Raises:
-        UnreadableRecord: several are there with different values.
+        UnreadableRecord: several fields have different values.
     """
     found = {name: fields[name] for name in names if fields.get(name) is not None}
     name, *others = found or (None,)
@@ -156,7 +148,7 @@ def one_of(fields: Mapping[str, Any], names: Sequence[str], what: str) -> tuple[
 
 
 def _read_message(given: Any, number: int) -> tuple[Message, bool]:
-    """A message in the one form, and whether its text is a call of tools."""
+    """Return a message in the common form, and whether its text is a tool call."""
     if not isinstance(given, dict):
         raise UnreadableRecord("message not an object", f"message {number} is {shown(given)}")
     fields = {name: value for name, value in given.items() if value is not None}
@@ -186,7 +178,7 @@ def _read_message(given: Any, number: int) -> tuple[Message, bool]:
 
 
 def _speaker(fields: Mapping[str, Any], number: int) -> str:
-    """Who says a message, one of SPEAKERS."""
+    """Return the speaker of a message, a key of SPEAKERS."""
     field, speaker = one_of(fields, ("role", "from"), f"speaker in message {number}")
     name = speaker.lower().replace("-", "_").replace(" ", "_") if isinstance(speaker, str) else None
     if name == "function" and field == "role":
@@ -194,12 +186,12 @@ def _speaker(fields: Mapping[str, Any], number: int) -> str:
     if name in SPEAKERS:
         return name
     said = "has no role" if field is None else f"{'is from' if field == 'from' else 'has'} {shown(speaker)}"
-    allowed = f"{', '.join(ROLES)}, or another name for one of them, such as human, gpt and observation"
+    allowed = f"{', '.join(ROLES)}, or another name for one of them, such as human and gpt"
     raise UnreadableRecord("unknown role", f"message {number} {said}; it must be one of {allowed}")
 
 
 def _text(content: Any, where: str) -> str | None:
-    """Content as one string; None where there is none."""
+    """Return the content as one string, or None without content."""
     if content is None or isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -219,7 +211,7 @@ def _text(content: Any, where: str) -> str | None:
 
 
 def _calls(fields: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-    """The calls in a message's fields `tool_calls` and `function_call`."""
+    """Return the tool calls in the fields `tool_calls` and `function_call` of a message."""
     calls = [
         _call(call, f"tool_calls of {where}, call {number}")
         for number, call in enumerate(_listed(fields.get("tool_calls"), f"tool_calls of {where}"), start=1)
@@ -229,7 +221,7 @@ def _calls(fields: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
 
 
 def _called_in(content: str | None, where: str) -> list[dict[str, Any]]:
-    """The calls that are the text of a message: JSON of one or of a list."""
+    """Return the tool calls in the text of a message: JSON of one call or of a list."""
     called = decoded(content, f"the call of {where}", "an object")
     called = called if isinstance(called, list) else [called]
     if not called:
@@ -238,7 +230,7 @@ def _called_in(content: str | None, where: str) -> list[dict[str, Any]]:
 
 
 def _call(given: Any, where: str) -> dict[str, Any]:
-    """A call in the one form: `{"type": "function", "function": {"name", "arguments"}}`, and its id."""
+    """Return a tool call in one form: `{"type": "function", "function": {"name", "arguments"}}`, and `id` if it has one."""
     function = _function(given, where)
     name = _require_name(function, where)
     field, arguments = one_of(function, ("arguments", "parameters"), f"arguments in {where}")
@@ -254,7 +246,7 @@ def _call(given: Any, where: str) -> dict[str, Any]:
 
 
 def _function(given: Any, where: str) -> dict[str, Any]:
-    """What a call or a definition holds under `function`, or itself where it is flat."""
+    """Return the value of `function` in a call or definition, or the whole object if it is flat."""
     outer = decoded(given, where, "an object")
     if isinstance(outer, dict):
         kind = outer.get("type")
@@ -276,7 +268,7 @@ def _require_name(function: Mapping[str, Any], where: str) -> str:
 
 
 def _listed(value: Any, field: str) -> list[Any]:
-    """A list, or JSON text of one; empty values are the empty list."""
+    """Return a list, or the list in JSON text. Empty values are the empty list."""
     value = decoded(value, field)
     if value is None or value == {}:
         return []
@@ -286,7 +278,7 @@ def _listed(value: Any, field: str) -> list[Any]:
 
 
 def _mark(fields: Mapping[str, Any], where: str) -> bool:
-    """Whether a message is trained on, by its marks; true where there is none."""
+    """Return whether a message is trained on. Without a mark it is."""
     if fields.get("train_detail"):
         raise UnreadableRecord(
             "part of a message marked", f"{where} has train_detail; only whole messages can be left out"

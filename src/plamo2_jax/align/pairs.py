@@ -1,54 +1,39 @@
-"""Pairs of answers, and single ones: read from files, checked, and packed so that both answers of a pair lie in one row.
+"""Reading and encoding of pairs of answers and of single answers. Both answers of a pair are packed into the same row.
 
-A record is `{"prompt": ..., "chosen": ..., "rejected": ...}`, or `{"prompt": ..., "completion": ..., "label": true or false}`: a single
-answer that was liked or disliked, which is a pair without the rejected or without the chosen answer. The prompt is a text or messages;
-an answer is a text, a message, or messages. Answers may be whole conversations; then the prompt is what they begin with in common. `forms`
-says which other fields hold the same. The rest of a record are variables of the chat template.
+A record is `{"prompt": ..., "chosen": ..., "rejected": ...}`, or `{"prompt": ..., "completion": ..., "label": true or false}`. The second
+form is a single answer that was liked or disliked: a pair without the rejected or without the chosen answer. The prompt is a text or
+messages; an answer is a text, a message, or messages. Answers may be whole conversations; then the prompt is their common beginning.
+`forms` lists other names of these fields. All other fields of a record become variables of the chat template.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from plamo2_jax.align.chat import Conversation, convert_records, encode_chat, trained_tokens
-from plamo2_jax.align.forms import (
-    ANSWERS,
-    LABELS,
-    asked_in,
-    conversation_field,
-    further_fields,
-    is_labelled,
-    is_whole,
-    present,
-    question_messages,
-    refuse_empty_question,
-    said,
-    split_prompt,
-    with_system,
-)
-from plamo2_jax.align.messages import Message, check_messages, is_trained, one_of, read_messages, shown
+from plamo2_jax.align import chat, forms
+from plamo2_jax.align.messages import Message, check_messages, is_trained, one_of, read_messages
 from plamo2_jax.data.batch import Batch
-from plamo2_jax.data.documents import BadRecord, ReadReport, UnreadableRecord
+from plamo2_jax.data.documents import ReadReport, UnreadableRecord
 from plamo2_jax.data.packing import Collator, to_batch
 from plamo2_jax.tokenizer.chat_template import ChatTemplate
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from plamo2_jax.validation import shown
 
 PairTruncate = Literal["first", "refuse"]
-"""What becomes of a pair or a single answer that is too long. first: the first exchanges of its prompt go, but not the system message,
-until it fits. refuse: it is left out. Answers are never cut: half an answer was preferred by nobody."""
+"""How to shorten a pair or a single answer that is too long. first: remove exchanges from the beginning of the prompt until it fits, but
+keep the system message. refuse: omit it. Answers are never cut, because the preference is for whole answers."""
 REFERENCE = "reference"
-"""What an element and a batch hold of precomputed log-probabilities: [n], [b, t] float32, of each target under the reference."""
+"""Name of the stored log-probabilities of the targets under the reference: [n] float32 in an element, [b, t] float32 in a batch."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A prompt and two answers, or one of them, all messages; of a missing answer there are none."""
+    """A prompt and one or two answers, each a sequence of messages. A missing answer has no messages."""
 
     prompt: tuple[Mapping[str, Any], ...]
     chosen: tuple[Mapping[str, Any], ...]
@@ -56,17 +41,17 @@ class Pair:
     place: str
     """File and line."""
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Of the chat template."""
+    """Variables of the chat template."""
 
     @property
     def is_whole(self) -> bool:
-        """Whether both answers are there."""
+        """Whether the pair has both answers."""
         return bool(self.chosen and self.rejected)
 
 
 def read_pairs(spec: str | Path, report: ReadReport) -> Iterator[Pair]:
     """Return the pairs and single answers of a file, a folder or a pattern; arguments and errors are those of `convert_records`."""
-    return convert_records(spec, report, to_pair)
+    return chat.convert_records(spec, report, to_pair)
 
 
 def to_pair(fields: Mapping[str, Any], where: str) -> Pair:
@@ -76,52 +61,53 @@ def to_pair(fields: Mapping[str, Any], where: str) -> Pair:
         UnreadableRecord: a field is missing, an answer is empty, both are the same, or a label is neither true nor false.
     """
     empty = [name for name in ("completion", "label") if name in fields]
-    fields = present(fields)
+    fields = forms.present(fields)
     both = [name for name in ("chosen", "rejected") if name in fields]
     if both and "completion" in fields:
         raise UnreadableRecord("two forms", f"the field completion beside {' and '.join(both)}")
-    single = not both and bool(empty or any(name in fields for name in (*ANSWERS, *LABELS)))
+    single = not both and bool(empty or any(name in fields for name in (*forms.ANSWERS, *forms.LABELS)))
     label = _label(fields) if single else None
     names, answers, used = _answers(fields, single)
     prompt, of_prompt = _prompt(fields, answers, used)
-    if prompt is None and not all(map(is_whole, answers)):
-        refuse_empty_question(fields)
-    prompt, answers = split_prompt(prompt, answers, names)
-    prompt = with_system(fields, prompt)
+    if prompt is None and not all(map(forms.is_whole, answers)):
+        forms.refuse_empty_question(fields)
+    prompt, answers = forms.split_prompt(prompt, answers, names)
+    prompt = forms.with_system(fields, prompt)
     for name, answer in zip(names, answers, strict=True):
         try:
             check_messages([*prompt, *answer])
         except UnreadableRecord as error:
-            raise UnreadableRecord(error.reason, f"{error.detail}, counted from the prompt's first to {name}") from None
+            raise UnreadableRecord(error.reason, f"{error.detail}, in the prompt followed by {name}") from None
     if single:
-        # The rejected answer is missing where the label is true, the chosen one where it is false.
+        # If the label is true, the rejected answer is missing; if it is false, the chosen answer is.
         answers.insert(int(label), [])
     elif answers[0] == answers[1]:
         raise UnreadableRecord("identical answers", "chosen and rejected are the same")
-    used |= of_prompt | {"completion"} | (set(LABELS) if single else set())
-    return Pair(tuple(prompt), *map(tuple, answers), where, further_fields(fields, used))
+    used |= of_prompt | {"completion"} | (set(forms.LABELS) if single else set())
+    return Pair(tuple(prompt), *map(tuple, answers), where, forms.further_fields(fields, used))
 
 
 def _label(fields: Mapping[str, Any]) -> bool:
-    name, label = one_of(fields, LABELS, "the label")
+    name, label = one_of(fields, forms.LABELS, "the label")
     if not isinstance(label, bool):
         raise UnreadableRecord("no label", f"the field {name or 'label'} is {shown(label)}; it must be true or false")
     return label
 
 
 def _answers(fields: Mapping[str, Any], single: bool) -> tuple[list[str], list[list[Message]], set[str]]:
-    """The names of the fields with answers, their messages, and all fields that are read."""
-    after_label = is_labelled(fields.get("prompt"))
+    """Return the names of the fields with answers, the messages of the answers, and all fields that were read."""
+    after_label = forms.is_labelled(fields.get("prompt"))
     if not single:
         for name in ("chosen", "rejected"):
             if name not in fields:
                 raise UnreadableRecord("no pair", f"no value in the field {name}; a pair has chosen and rejected")
         names = ["chosen", "rejected"]
-        return names, [said(fields[name], "assistant", name, after_label) for name in names], set(names)
-    name, answer = one_of(fields, ANSWERS, "the answer")
+        return names, [forms.said(fields[name], "assistant", name, after_label) for name in names], set(names)
+    name, answer = one_of(fields, forms.ANSWERS, "the answer")
     if name is not None:
-        return [name], [said(answer, "assistant", name, after_label)], {name for name in ANSWERS if name in fields}
-    name = conversation_field(fields)
+        messages = forms.said(answer, "assistant", name, after_label)
+        return [name], [messages], {name for name in forms.ANSWERS if name in fields}
+    name = forms.conversation_field(fields)
     if name is None:
         raise UnreadableRecord("no answer", "no value in the field completion")
     return [name], [read_messages(fields[name], name)], {name}
@@ -130,34 +116,34 @@ def _answers(fields: Mapping[str, Any], single: bool) -> tuple[list[str], list[l
 def _prompt(
     fields: Mapping[str, Any], answers: Sequence[Sequence[Message]], used: set[str]
 ) -> tuple[list[Message] | None, set[str]]:
-    """What was asked, without the system message, and the fields it comes from; None where only the answers say it."""
-    name = asked_in(fields)
+    """Return the prompt without the system message, and the fields that were read; None if only the answers hold the prompt."""
+    name = forms.asked_in(fields)
     if name is None or name in used:
-        return question_messages(fields) or (None, set())
+        return forms.question_messages(fields) or (None, set())
     prompt = read_messages(fields[name], name)
     if prompt[-1]["role"] != "assistant":
         return prompt, {name}
-    question = question_messages(fields)
+    question = forms.question_messages(fields)
     if question is not None:
         return question
-    if all(map(is_whole, answers)):
-        # Such tables repeat the chosen conversation there.
+    if all(map(forms.is_whole, answers)):
+        # Such tables repeat the chosen conversation in this field.
         return None, set()
-    raise UnreadableRecord("no prompt", f"{name} ends with an answer; it must end with what chosen and rejected answer")
+    raise UnreadableRecord("no prompt", f"{name} ends with an answer; it must end with the question to the answers")
 
 
 def encode_pair(
     pair: Pair, template: ChatTemplate, tokenizer: Tokenizer, limit: int, truncate: PairTruncate
 ) -> tuple[dict[str, np.ndarray] | None, str]:
-    """A pair or a single answer as an element of at most `limit` positions, and what was done to it: "whole", "truncated" or "too long".
+    """Encode a pair or a single answer as an element of at most `limit` positions.
 
     Returns:
-        Arrays [n], the chosen answer behind its prompt and then the rejected one behind its own, as far as they are there: `tokens`,
-        `targets` int32; `weights` float32, 1 at targets that are an answer's; `positions` int32, from 0 in each of the two; `role`
-        int32, 0 for the chosen and 1 for the rejected answer.
+        The element and "whole" or "truncated"; or None and "too long". The element has arrays [n]: prompt and chosen answer, then prompt
+        and rejected answer, without a missing answer. `tokens` and `targets` are int32; `weights` is float32, 1 at the targets of the
+        answer; `positions` is int32 and starts at 0 for each answer; `role` is int32, 0 for the chosen and 1 for the rejected answer.
 
     Raises:
-        UnreadableRecord: the template refuses it, or both answers have the same tokens.
+        UnreadableRecord: the template refuses the pair, or both answers have the same tokens.
     """
     prompt, what = list(pair.prompt), "whole"
     answers = {side: answer for side, answer in enumerate((pair.chosen, pair.rejected)) if answer}
@@ -171,48 +157,15 @@ def encode_pair(
             positions = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
             role = np.repeat(np.array([*answers], np.int32), lengths)
             return {**joined, "positions": positions, "role": role}, what
-        head = [message for message in prompt[:1] if message["role"] == "system"]
-        rest = prompt[len(head) + 1 :]
-        while rest and rest[0]["role"] != "user":
-            rest = rest[1:]
-        if truncate == "refuse" or not rest:
+        prompt, what = chat.without_first_exchange(prompt), "truncated"
+        if truncate == "refuse" or all(message["role"] == "system" for message in prompt):
             return None, "too long"
-        prompt, what = [*head, *rest], "truncated"
-
-
-def encode_pairs(
-    pairs: Iterable[Pair],
-    template: ChatTemplate,
-    tokenizer: Tokenizer,
-    limit: int,
-    truncate: PairTruncate,
-    report: ReadReport,
-) -> tuple[list[dict[str, np.ndarray]], Counter[str]]:
-    """All that fit, in order, and how many were whole, truncated and too long.
-
-    Raises:
-        TooManyBadRecordsError: the template refuses more of them than `report` allows.
-    """
-    elements, counts = [], Counter()
-    for pair in pairs:
-        try:
-            element, what = encode_pair(pair, template, tokenizer, limit, truncate)
-        except UnreadableRecord as error:
-            # It was counted as good when it was read.
-            report.records -= 1
-            report.count_bad(BadRecord(pair.place, error.reason, error.detail))
-            continue
-        counts[what] += 1
-        if element is not None:
-            elements.append(element)
-    report.judge()
-    return elements, counts
 
 
 def pair_collator(max_pairs: int, with_reference: bool) -> Collator:
-    """Return the collator of pairs: segments 2k − 1 and 2k are the answers of a row's pair k; `reference` is an array of the batch.
+    """Return the data collator of pairs: segments 2k − 1 and 2k of a row are the chosen and the rejected answer of its pair k.
 
-    A single answer takes the place of a pair, of which it is the one or the other segment.
+    A single answer is a pair with one segment missing. With a reference, batches have the array REFERENCE.
     """
     features = ("tokens", "targets", "weights", "positions", "role", *([REFERENCE] if with_reference else []))
     return Collator(features, _to_batch, max_pairs)
@@ -232,14 +185,14 @@ def _encode_side(
     template: ChatTemplate,
     tokenizer: Tokenizer,
 ) -> dict[str, np.ndarray]:
-    """Inputs, targets and weights of prompt and answer. Answers in the prompt are not the pair's."""
-    whole = encode_chat(Conversation((*prompt, *answer), pair.place, pair.variables), template, tokenizer)
+    """Return inputs, targets and weights of a prompt and an answer. Answers in the prompt have weight 0."""
+    whole = chat.encode_chat(chat.Conversation((*prompt, *answer), pair.place, pair.variables), template, tokenizer)
     before = sum(message["role"] == "assistant" for message in prompt)
     marks = [is_trained(message) for message in answer if message["role"] == "assistant"]
-    trained = trained_tokens(whole, [True] * before + marks)
+    trained = chat.trained_tokens(whole, [True] * before + marks)
     weights = (trained & (whole.answer > before)).astype(np.float32)[1:]
     if not weights.any():
-        raise UnreadableRecord("no answer", "the chat template marks nothing of it as the assistant's")
-    # What follows the last answer says nothing about it.
+        raise UnreadableRecord("no answer", "the chat template marks no text of it as the assistant's")
+    # Tokens after the last answer have weight 0 and are dropped.
     end = int(np.flatnonzero(weights)[-1]) + 1
     return {"tokens": whole.ids[:-1][:end], "targets": whole.ids[1:][:end], "weights": weights[:end]}

@@ -1,33 +1,49 @@
-"""What fine-tuning and training on preferences share: checks of the run, reading records, and adapters."""
+"""Shared parts of fine-tuning and preference training: settings and checks of a run, and reports of reading."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 
-from plamo2_jax.adapters.attach import Adapters
 from plamo2_jax.adapters.config import LoraConfig
-from plamo2_jax.align.lora import with_adapters
 from plamo2_jax.data.documents import ReadReport, TooManyBadRecordsError
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.train.config import RunConfig
-from plamo2_jax.train.task import TrainTask
+from plamo2_jax.train.config import FREE, RunConfig
+from plamo2_jax.validation import require
 
 _SHOWN = 5
-"""Bad records that are printed."""
+"""Number of bad records that are printed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordsConfig:
+    """How records of conversations or answers are read."""
+
+    template: str = "chat"
+    """Chat template: `chat`, `translate`, a Jinja file, or a folder with chat_template.jinja. It is copied to the run folder."""
+    max_bad_rate: float = dataclasses.field(default=0.01, metadata=FREE)
+    """Largest allowed share of bad records. Bad records are omitted; their number and the first few are printed. 0: the first bad record
+    ends the run."""
+
+    def __post_init__(self) -> None:
+        require(self, "max_bad_rate", 0 <= self.max_bad_rate < 1, "in [0, 1)")
+
+    def report(self) -> ReadReport:
+        """Return a new report for reading one file."""
+        return ReadReport(max_bad_rate=self.max_bad_rate, judge_after=1000 if self.max_bad_rate else 1)
 
 
 def validate_post_training(run: RunConfig, lora: LoraConfig | None) -> None:
-    """Raise ValueError for fields of a run that only text has, and for adapters without a model to add them to."""
+    """Raise PlamoError if a field of the run is for text only, or if adapters have no model."""
     if run.data.long_document_tokens is not None:
         raise PlamoError(
             f"data.long_document_tokens={run.data.long_document_tokens!r} is not allowed with task={type(run.task).__name__}: it must be "
-            "none, since it is for text"
+            "none, because it is for text only"
         )
     if lora is not None and run.init_from is None:
         raise PlamoError(
@@ -35,24 +51,9 @@ def validate_post_training(run: RunConfig, lora: LoraConfig | None) -> None:
         )
 
 
-def add_lora(task: TrainTask, run: RunConfig, lora: LoraConfig | None, base: Any) -> TrainTask:
-    """Return a task as one of adapters, where the run trains adapters.
-
-    Args:
-        task: trains the whole model.
-        run: the run.
-        lora: its adapters; None: the task comes back as it is.
-        base: parameters of the model that adapters are added to.
-
-    Raises:
-        ValueError: no matrix is a target of `lora`.
-    """
-    return task if lora is None else with_adapters(task, Adapters(run.model, lora, run.seed), base)
-
-
 @contextlib.contextmanager
 def naming_limit(option: str) -> Iterator[None]:
-    """Name the option that allows more bad records, where reading fails for them."""
+    """Name the option that allows more bad records in the error of too many bad records."""
     try:
         yield
     except TooManyBadRecordsError as error:
@@ -60,7 +61,7 @@ def naming_limit(option: str) -> Iterator[None]:
 
 
 def log_record_counts(path: Path, what: str, counts: Mapping[str, int], report: ReadReport) -> None:
-    """Print on stderr of the first process how many records were read, and the first bad ones."""
+    """Print the number of records and the first bad ones on stderr of the first process."""
     if jax.process_index() == 0:
         others = [f"{counts[name]:,} {name}" for name in ("truncated", "too long") if counts.get(name)]
         others += [f"{report.bad:,} bad"] if report.bad else []

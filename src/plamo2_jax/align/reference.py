@@ -1,10 +1,10 @@
-"""A reference's log-probabilities on disk, so that it need not run beside the policy.
+"""Log-probabilities of the reference on disk. With them the reference need not run beside the policy.
 
-    FOLDER/manifest.json    what made them: fingerprints of reference and tokenizer; fingerprint and positions of each set of pairs
-    FOLDER/log_probs.npy    [positions of all sets] float32, of each target of an answer, 0 elsewhere
+    FOLDER/manifest.json    fingerprints of reference and tokenizer; fingerprint and number of positions of each set of pairs
+    FOLDER/log_probs.npy    [positions of all sets] float32, the log-probability of each target of an answer, 0 elsewhere
 
-They are kept by pair and position, not by row: packing, order and batch size may change. Other pairs have another fingerprint, which is
-an error and not a wrong number.
+They are stored by pair and position and not by row, so packing, order and batch size may change. Other pairs have another fingerprint,
+which raises an error.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model.plamo2 import Plamo2
 from plamo2_jax.model_files import file_inside, optional_file
 from plamo2_jax.storage import allocate, new_folder, require_empty
+from plamo2_jax.validation import shown
 
 FORMAT = "plamo2-reference-log-probs-1"
 MANIFEST, LOG_PROBS = "manifest.json", "log_probs.npy"
 
 
 class ReferenceLogProbsError(PlamoError):
-    """A folder of log-probabilities is missing, or of another model, tokenizer or data; the message says which."""
+    """A folder of log-probabilities is missing, damaged, or belongs to another model, tokenizer or data."""
 
 
 class ReferenceLogProbs:
-    """A folder of log-probabilities, mapped from disk."""
+    """A folder of log-probabilities, mapped into memory."""
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any]):
         self.folder, self.manifest = folder, manifest
@@ -46,37 +47,33 @@ class ReferenceLogProbs:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> ReferenceLogProbs:
-        """Open what `write_reference` wrote.
+        """Open a folder that `write_reference` wrote.
 
         Raises:
-            ReferenceLogProbsError: it is missing, or not such a folder.
+            ReferenceLogProbsError: the folder is missing or damaged.
         """
         folder = Path(folder)
         path = optional_file(folder, MANIFEST, error=ReferenceLogProbsError)
         if path is None:
-            raise ReferenceLogProbsError(f"{folder} holds no reference's log-probabilities: it has no {MANIFEST}")
+            raise ReferenceLogProbsError(f"{folder} holds no log-probabilities of a reference: it has no {MANIFEST}")
         manifest = read_json_object(path, error=ReferenceLogProbsError)
-        if manifest.get("format") != FORMAT:
-            raise ReferenceLogProbsError(
-                f"{path}: format is {str(manifest.get('format'))[:60]!r}; it must be {FORMAT!r}"
-            )
         _check(path, manifest)
         return cls(folder, manifest)
 
     def check(self, reference: str, tokenizer: str) -> None:
-        """Raise ReferenceLogProbsError unless they are this reference's and this tokenizer's."""
+        """Raise ReferenceLogProbsError unless the folder belongs to the reference and the tokenizer with these fingerprints."""
         for name, value in (("reference", reference), ("tokenizer", tokenizer)):
             if self.manifest[name] != value:
                 raise ReferenceLogProbsError(
                     f"{self.folder} was written for the {name} {self.manifest[name][:60]}, not for this run's {value}; remove it or "
-                    "name another folder, and it is written anew"
+                    "name another folder"
                 )
 
     def of(self, examples: str) -> np.ndarray:
-        """[positions] float32, those of the pairs with this fingerprint.
+        """Return the log-probabilities of the pairs with this fingerprint, [positions] float32.
 
         Raises:
-            ReferenceLogProbsError: there are none.
+            ReferenceLogProbsError: the folder has no such pairs.
         """
         start = 0
         for part in self.manifest["parts"]:
@@ -85,19 +82,21 @@ class ReferenceLogProbs:
             start += part["positions"]
         raise ReferenceLogProbsError(
             f"{self.folder} holds nothing for these pairs: the data, their template or their truncation are others; remove it or name "
-            "another folder, and it is written anew"
+            "another folder"
         )
 
 
 def _check(path: Path, manifest: Mapping[str, Any]) -> None:
     """Raise ReferenceLogProbsError unless a manifest has the fields that `write_reference` writes."""
-    for name in ("reference", "tokenizer"):
-        if not isinstance(manifest.get(name), str):
-            raise ReferenceLogProbsError(f"{path}: {name} must be a fingerprint, not {str(manifest.get(name))[:60]!r}")
-    parts = manifest.get("parts")
-    if not isinstance(parts, list):
-        raise ReferenceLogProbsError(f"{path}: parts must be a list, not {str(parts)[:60]!r}")
-    for i, part in enumerate(parts):
+    for name, allowed, fits in (
+        ("format", repr(FORMAT), manifest.get("format") == FORMAT),
+        ("reference", "a fingerprint", isinstance(manifest.get("reference"), str)),
+        ("tokenizer", "a fingerprint", isinstance(manifest.get("tokenizer"), str)),
+        ("parts", "a list", isinstance(manifest.get("parts"), list)),
+    ):
+        if not fits:
+            raise ReferenceLogProbsError(f"{path}: {name} is {shown(manifest.get(name))}; it must be {allowed}")
+    for i, part in enumerate(manifest["parts"]):
         positions = part.get("positions") if isinstance(part, dict) else None
         if type(positions) is not int or not 0 <= positions < 1 << 48 or not isinstance(part.get("fingerprint"), str):
             raise ReferenceLogProbsError(f"{path}: parts[{i}] must have a fingerprint and a number of positions")
@@ -113,19 +112,19 @@ def write_reference(
     rows: jax.sharding.Sharding | None = None,
     chunk: int | None = None,
 ) -> None:
-    """Compute and write the log-probabilities of pairs under a reference, pair by pair, a row each.
+    """Compute and write the log-probabilities of pairs under a reference, one pair per row.
 
     Args:
-        folder: to make; it must not exist or be empty.
+        folder: the folder to create; it must not exist or must be empty.
         model, params: the reference.
-        tokenizer: fingerprint of the one that the pairs were made with.
-        parts: sets of elements of `preference_data.encode_pair`.
-        shape: rows at once, and positions of a row; no element is longer.
+        tokenizer: fingerprint of the tokenizer of the pairs.
+        parts: sets of elements of `pairs.encode_pair`.
+        shape: rows of a batch, and positions of a row; no element is longer.
         rows: sharding of a batch, over the devices that hold `params`; None: the first device.
-        chunk: see `token_log_probs`.
+        chunk: positions of each row whose logits exist at a time; None: all.
 
     Raises:
-        ValueError: the folder is occupied. Nothing is left behind.
+        PlamoError: the folder is not empty.
     """
     folder = Path(folder).absolute()
     require_empty(folder)
@@ -154,7 +153,7 @@ def write_reference(
 
 
 def _rows(elements: Sequence[Mapping[str, np.ndarray]], shape: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Return a batch of one element a row, padded to the shape [b, t]."""
+    """Return a batch with one element per row, padded to the shape [b, t]."""
     names = {"tokens": "tokens", "targets": "targets", "positions": "positions", "loss_weights": "weights"}
     batch = {name: np.zeros(shape, elements[0][source].dtype) for name, source in names.items()}
     batch["segment_ids"] = np.zeros(shape, np.int32)

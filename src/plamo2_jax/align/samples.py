@@ -1,4 +1,4 @@
-"""What a model answers while it is tuned, written down at every evaluation."""
+"""Samples of a model, written at every evaluation of its training."""
 
 from __future__ import annotations
 
@@ -30,18 +30,17 @@ SAMPLES = "samples.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class SamplesConfig:
-    """What is asked at every evaluation. The answers go to samples.jsonl in the run's folder, and the newest into its report.
+    """Prompts for samples at every evaluation. A field that is out of range raises PlamoError.
 
-    Raises:
-        ValueError: a field is out of range; the message names the field, its value and what is allowed.
+    Samples are written to samples.jsonl in the run folder. The report of the run shows the newest.
     """
 
     prompts: tuple[str, ...] = ()
-    """What a user says, one request each; none: nothing is asked."""
+    """Messages of a user, each of which starts a conversation; empty: no samples."""
     sampling: SamplingConfig = dataclasses.field(default_factory=lambda: SamplingConfig(temperature=0.0))
-    """How tokens are chosen: always the likeliest, unless another temperature is given."""
+    """Sampling of the answers, greedy by default."""
     max_new_tokens: int = 128
-    """Tokens of an answer at most."""
+    """Largest number of tokens of an answer."""
 
     def __post_init__(self) -> None:
         texts = all(isinstance(prompt, str) and prompt.strip() for prompt in self.prompts)
@@ -50,24 +49,19 @@ class SamplesConfig:
 
 
 class SampleWriter:
-    """Writes the answers, as `plamo2 generate --json` writes a sample and with the step: `on_evaluate` of the train loop.
+    """Callback of the train loop that generates and writes samples, in the form of `plamo2 generate --json` and with the step.
 
-    The model is copied to one device, where it is not on one alone.
-
-    Args:
-        run: the run's configuration.
-        samples: what is asked.
-        template: chat template of the run.
+    It copies the model to one device.
 
     Raises:
-        ValueError: there are several processes, a prompt is too long or refused by the template, or the folder's samples.jsonl is not a
-            run's.
+        PlamoError: there are several processes, a prompt is too long or refused by the template, or samples.jsonl in the run folder is
+            invalid.
     """
 
     def __init__(self, run: RunConfig, samples: SamplesConfig, template: str):
         if jax.process_count() > 1:
             raise PlamoError(
-                "samples.prompts is not allowed in a job of several processes: plamo2 generate writes with any of its checkpoints"
+                "samples.prompts is not allowed in a job of several processes. Run plamo2 generate with its checkpoints"
             )
         self._config, self._path = samples, run.folder / SAMPLES
         self._tokenizer, chat = Tokenizer.load(run.tokenizer), ChatTemplate.load(template)
@@ -79,7 +73,7 @@ class SampleWriter:
             except ValueError as error:
                 raise PlamoError(f"samples.prompts[{number}]: the chat template refuses it: {error}") from error
             self._prompts.append(asked.ids)
-            # What would be refused at the first evaluation is refused before the first step.
+            # Refuse before the first step what would fail at the first evaluation.
             longest = run.model.max_position_embeddings
             if not 0 < len(asked.ids) <= longest - samples.max_new_tokens:
                 raise PlamoError(
@@ -98,7 +92,7 @@ class SampleWriter:
         self._lines()
 
     def __call__(self, step: int, params: Any) -> None:
-        """Ask, and write. A run that goes on writes the answers of a step anew."""
+        """Generate and write samples. They replace lines of the same or a later step, which a resumed run repeats."""
         generator = Generator(self._model, jax.device_put(params, jax.devices()[0]), self._tokenizer)
         completions = generator.generate(self._prompts, sampling=self._config.sampling, stop=self._stop)
         lines = [line for line in self._lines() if line["step"] < step]
@@ -108,7 +102,7 @@ class SampleWriter:
         write_whole(located(self._path), text.encode())
 
     def _lines(self) -> list[dict[str, Any]]:
-        """What was written before; ValueError names the first line that is no sample of a run."""
+        """Return the lines of the file. The PlamoError for an invalid line names it."""
         lines, bad = read_lines(
             self._path, lambda line: None if is_step(line.get("step")) else 'must be an object with an integer "step"'
         )

@@ -9,6 +9,7 @@ import signal
 import sys
 
 from plamo2_jax.cli import compile_cache
+from plamo2_jax.cli.allocator import keep_freed_memory
 from plamo2_jax.cli.compile_cache import NO_CACHE
 from plamo2_jax.cli.library_logs import silence_library_logs
 from plamo2_jax.errors import PlamoError
@@ -115,6 +116,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"plamo2: unknown verb {argv[0][:60]!r}; {known}", file=sys.stderr)
         return 2
     compile_cache.enable()
+    keep_freed_memory()
     silence_library_logs()
     # Imported on demand, so that `plamo2 --help` does not import JAX.
     verb = importlib.import_module(f"plamo2_jax.cli.{module_of(argv[0])}")

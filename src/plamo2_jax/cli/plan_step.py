@@ -151,7 +151,7 @@ def _sweep(options: Options, request: Request) -> int:
     for label, config in tqdm(points, desc="compile", unit="plan"):
         try:
             found.append((label, plan(dataclasses.replace(request, config=config))))
-        except ValueError as error:
+        except PlamoError as error:
             print(f"{label}: {error}", file=sys.stderr)
     found.sort(key=lambda item: -item[1].mfu if item[1].fits else 1)
     print(f"compiled by libtpu {libtpu_version()}")

@@ -14,6 +14,6 @@ BLOCK_BYTES = 16 << 20
 
 
 def blocks(array: np.ndarray) -> Iterator[slice]:
-    """Yield slices of the first axis with about BLOCK_BYTES each, and at least one row."""
+    """Return slices of the first axis with about BLOCK_BYTES each, and at least one row."""
     rows = max(1, BLOCK_BYTES * len(array) // max(1, array.nbytes))
-    return (slice(start, start + rows) for start in range(0, len(array), rows))
+    return (slice(start, min(start + rows, len(array))) for start in range(0, len(array), rows))

@@ -1,4 +1,4 @@
-"""The files of a public checkpoint: where each tensor is stored, checked before any tensor is read.
+"""The files of a public checkpoint. They are checked before any tensor is read.
 
 The safetensors library checks each header (sizes, overlaps, gaps, file length). Each tensor is then read through its own short-lived memory
 map: a map of the whole file would count as resident memory of the size of the model. This module never unpickles, runs no code from the
@@ -54,20 +54,12 @@ class StoredTensor:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return the path of a file in the folder.
-
-    Raises:
-        ConvertError: The file does not exist, or its name or a symbolic link leads out of the folder (rules: `model_files`).
-    """
+    """Return the path of a file in a folder. Raise ConvertError if `file_inside` refuses the file."""
     return file_inside(folder, name, error=ConvertError)
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """Read a JSON object from a file in the folder.
-
-    Raises:
-        ConvertError: The file is missing, outside the folder, or not a JSON object.
-    """
+    """Read a JSON object from a file in a folder. Raise ConvertError if the file is missing, outside the folder or not a JSON object."""
     return read_json_object(inside(folder, name), error=ConvertError)
 
 
@@ -94,11 +86,7 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def check_tensors(folder: Path, stored: dict[str, StoredTensor], wanted: list[PublicTensor], tied: bool) -> None:
-    """Check that the folder holds exactly the tensors of the model, in their shapes.
-
-    Raises:
-        ConvertError: It does not. The message names the first tensors that differ.
-    """
+    """Raise ConvertError unless a folder holds exactly the tensors of the model, in their shapes. The message names wrong tensors."""
     names = {tensor.name for tensor in wanted}
     if missing := [tensor.name for tensor in wanted if tensor.name not in stored]:
         raise ConvertError(f"{folder} lacks {len(missing)} tensor(s) of the model in config.json: {_some(missing)}")
@@ -164,17 +152,13 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     header.pop("__metadata__", None)
     stored = {}
     for name, entry in header.items():
-        label = name if len(name) <= 120 else f"{name[:100]}..."
+        where = f"{path}: tensor {_some([name])}"
         if entry["dtype"] not in READ_DTYPES:
-            raise ConvertError(
-                f"{path}: tensor {label} has dtype {entry['dtype']}: it must be one of {', '.join(READ_DTYPES)}"
-            )
+            raise ConvertError(f"{where} has dtype {entry['dtype']}: it must be one of {', '.join(READ_DTYPES)}")
         dtype, (begin, end) = READ_DTYPES[entry["dtype"]], entry["data_offsets"]
         shape = tuple(entry["shape"])
         if end - begin != math.prod(shape) * dtype.itemsize:
-            raise ConvertError(
-                f"{path}: tensor {label} has {end - begin} bytes, which does not fit its shape {list(shape)}"
-            )
+            raise ConvertError(f"{where} has {end - begin} bytes, which does not fit its shape {list(shape)}")
         stored[name] = StoredTensor(path, 8 + length + begin, shape, dtype)
     return stored
 

@@ -36,9 +36,8 @@ def find_nonfinite(params: Any) -> str | None:
     on_devices = {path: leaf for path, leaf in leaves.items() if not _is_in_memory(leaf)}
     found = {path: is_finite(np.asarray(leaf)) for path, leaf in leaves.items() if path not in on_devices}
     if on_devices:
-        found |= jax.device_get(
-            jax.jit(lambda tree: jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), tree))(on_devices)
-        )
+        all_finite = jax.jit(lambda tree: jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), tree))
+        found |= jax.device_get(all_finite(on_devices))
     return next((path for path in leaves if not found[path]), None)
 
 

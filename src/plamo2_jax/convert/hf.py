@@ -15,9 +15,9 @@ from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.chunked_io import Progress
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.files import CONFIG
-from plamo2_jax.convert.load import is_run_folder, read_tokenizer, warn_of_nonfinite
+from plamo2_jax.convert.load import is_run_folder, load_model, read_tokenizer, warn_of_nonfinite
 from plamo2_jax.convert.names import ModelName
-from plamo2_jax.convert.read import common_dtype, read_params, read_public_config
+from plamo2_jax.convert.read import common_dtype, read_params, read_public_config, with_dtype
 from plamo2_jax.convert.write import write_params
 from plamo2_jax.model import Plamo2, abstract_params
 from plamo2_jax.storage import new_folder, require_empty, write_whole
@@ -36,7 +36,7 @@ def from_public(
     """Read a folder of the public layout and write a run folder with the model at step 0.
 
     Args:
-        source: Folder with config.json and safetensors. Its tokenizer.jsonl, if any, is copied.
+        source: Folder with config.json and safetensors. Its tokenizer.jsonl and chat template, if any, are copied.
         output: Run folder to create; it must not exist or must be empty.
         dtype: Dtype of the written parameters; None: the dtype of the files.
         shardings: Shardings of the parameters in memory, as for `read_params`.
@@ -46,7 +46,7 @@ def from_public(
         The config of the model.
 
     Raises:
-        ValueError: A file or tensor is missing, damaged or has another shape. The message names it. No file is left behind.
+        PlamoError: A file or tensor is missing, damaged or has another shape. The message names it. No file is left behind.
     """
     source, output = Path(source), Path(output)
     require_empty(output)
@@ -86,30 +86,23 @@ def to_public(
         The config of the model.
 
     Raises:
-        ValueError: A file or tensor is missing, damaged or has another shape. The message names it. No file is left behind.
+        PlamoError: A file or tensor is missing, damaged or has another shape. The message names it. No file is left behind.
     """
-    name, output = ModelName.parse(source, step=step, ema=ema), Path(output).absolute()
-    source, step, ema = name.folder, name.step, name.ema
-    require_empty(output)
-    if not is_run_folder(source):
-        raise ConvertError(f"{source} already has the public layout: to-hf reads run folders")
-    config = checkpoint.read_model_config(source)
-    checkpoint.require_model(source)
-    item = checkpoint.EMA if ema else checkpoint.PARAMS
-    checkpoint.check_size(source, config, step, item)
-    tokenizer = read_tokenizer(source, config)
-    files = chat_template_files(source)
-    dtype = np.dtype(checkpoint_dtype(source, step) if dtype is None else dtype)
-    params = checkpoint.restore_params(
-        source,
-        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), abstract_params(Plamo2(config))),
-        step,
-        item,
-    )
-    warn_of_nonfinite(source, params)
-    options = {"dtype": dtype, "max_shard_bytes": max_shard_bytes, "on_write": on_write, "files": files}
-    write_public(output, config, params, tokenizer, **options)
-    return config
+    name = ModelName.parse(source, step=step, ema=ema)
+    require_empty(Path(output))
+    if not is_run_folder(name.folder):
+        raise ConvertError(f"{name.folder} already has the public layout: to-hf reads run folders")
+
+    def abstract(config: ModelConfig) -> Any:
+        stored = checkpoint.read_metadata(checkpoint.item_folder(name.folder, name.step))
+        exact = common_dtype(np.dtype(leaf.dtype) for leaf in jax.tree.leaves(stored))
+        return with_dtype(abstract_params(Plamo2(config)), exact if dtype is None else np.dtype(dtype), None)
+
+    options = {"max_shard_bytes": max_shard_bytes, "on_write": on_write, "files": chat_template_files(name.folder)}
+    loaded = load_model(name.folder, step=name.step, ema=name.ema, abstract=abstract)
+    options["dtype"] = jax.tree.leaves(loaded.params)[0].dtype
+    write_public(output, loaded.config, loaded.params, loaded.tokenizer, **options)
+    return loaded.config
 
 
 def write_public(
@@ -127,44 +120,36 @@ def write_public(
 
     Args:
         output: Folder to create; it must not exist or must be empty.
-        config: Config of the model.
-        params: Parameter tree of NumPy arrays or of arrays that are addressable by this process.
-        tokenizer: Tokenizer to write into the folder, or None.
+        params: Parameter tree of NumPy arrays, or of JAX arrays that are addressable by this process.
         dtype: Dtype of the files, float32 or bfloat16.
         max_shard_bytes: Largest number of tensor bytes in one safetensors file.
         on_write: Called after each block written with its bytes and the bytes of the whole model.
         files: Further small files by name. A chat template among them is also written into tokenizer_config.json.
 
     Raises:
-        ConvertError: `output` is not empty, or the parameters do not fit the config.
+        PlamoError: `output` is not empty, or the parameters do not fit the config.
     """
-    output, dtype, files = Path(output).absolute(), np.dtype(dtype), {} if files is None else files
-    require_empty(output)
     with new_folder(output) as partial:
         write_params(partial, config, params, dtype=dtype, max_shard_bytes=max_shard_bytes, on_write=on_write)
-        checkpoint.write_json(partial / CONFIG, {**config.to_hf(), "torch_dtype": dtype.name})
-        checkpoint.write_json(partial / "generation_config.json", _generation_config(config))
-        if tokenizer is not None:
-            tokenizer.save(partial)
-            about = _tokenizer_config(config, tokenizer)
-            if FILE_NAME in files:
-                about["chat_template"] = files[FILE_NAME].decode()  # For older readers that do not know the file.
-            checkpoint.write_json(partial / "tokenizer_config.json", about)
-        for name, content in files.items():
-            write_whole(partial / name, content)
+        write_small_files(partial, config, tokenizer, np.dtype(dtype), files or {})
 
 
-def checkpoint_dtype(folder: Path, step: int | None = None) -> np.dtype:
-    """Return the smallest dtype that holds every parameter of a checkpoint exactly."""
-    metadata = checkpoint.read_metadata(checkpoint.item_folder(folder, step))
-    return common_dtype(np.dtype(leaf.dtype) for leaf in jax.tree.leaves(metadata))
-
-
-def _generation_config(config: ModelConfig) -> dict[str, Any]:
-    ids = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    if isinstance(config.eos_token_id, tuple):
-        ids["eos_token_id"] = list(config.eos_token_id)
-    return {name: value for name, value in ids.items() if value is not None}
+def write_small_files(
+    folder: Path, config: ModelConfig, tokenizer: Tokenizer | None, dtype: np.dtype, files: Mapping[str, bytes]
+) -> None:
+    """Write the files of a public folder beside the weights. Arguments are the same as for `write_public`."""
+    public = config.to_hf()
+    checkpoint.write_json(folder / CONFIG, {**public, "torch_dtype": dtype.name})
+    ids = {name: public[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if public[name] is not None}
+    checkpoint.write_json(folder / "generation_config.json", ids)
+    if tokenizer is not None:
+        tokenizer.save(folder)
+        about = _tokenizer_config(config, tokenizer)
+        if FILE_NAME in files:
+            about["chat_template"] = files[FILE_NAME].decode()  # For older readers that do not know the file.
+        checkpoint.write_json(folder / "tokenizer_config.json", about)
+    for name, content in files.items():
+        write_whole(folder / name, content)
 
 
 def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:

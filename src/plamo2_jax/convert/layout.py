@@ -1,8 +1,8 @@
-"""The public checkpoint layout, tensor by tensor: which of our parameters are stored in which rows.
+"""The public checkpoint layout, tensor by tensor: the parameters of this project and the rows that store them.
 
 Only this module knows public tensor names. Reading and writing both use it.
-A public tensor is a stack of `Part`s along its first axis. A part is one period of one of our parameters with its axes in another order,
-so any part, and any slice of it, can be read without the rest of the file.
+A public tensor is a stack of `Part`s along its first axis. A part is one period of one of our parameters with its axes in another order.
+Any slice of a part can be read without the rest of the file.
 
 Public layout (names and shapes: model cards and inference ports of pfnet/plamo-2-*):
 
@@ -15,6 +15,7 @@ Public layout (names and shapes: model cards and inference ports of pfnet/plamo-
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -76,15 +77,10 @@ def public_tensors(config: ModelConfig) -> list[PublicTensor]:
     def whole(name: str, path: str, *shape: int) -> PublicTensor:
         return PublicTensor(name, shape, (Part(path, None, shape, tuple(range(len(shape)))),))
 
-    layers: list[tuple[int, list[PublicTensor]]] = []
-    for r, run in enumerate(config.layer_groups):
-        for j, kind in enumerate(run.kinds):
-            for i in range(run.count):
-                index = run.layer_index(i, j)
-                layers.append((index, list(_layer(config, kind, index, f"run_{r}/layer_{j}", i))))
     tensors = [whole("model.embed_tokens.weight", "embedding", v, d)]
-    for _, layer in sorted(layers, key=lambda pair: pair[0]):
-        tensors += layer
+    for r, run in enumerate(config.layer_groups):
+        for i, (j, kind) in itertools.product(range(run.count), enumerate(run.kinds)):
+            tensors += _layer(config, kind, run.layer_index(i, j), f"run_{r}/layer_{j}", i)
     tensors.append(whole("model.norm.weight", "final_norm/scale", d))
     if not config.tie_word_embeddings:
         tensors.append(whole(LM_HEAD, "lm_head", v, d))

@@ -62,17 +62,17 @@ def read_shape(path: str | os.PathLike[str]) -> ModelConfig:
     """Read the config of a model, which may be named as RUN@STEP. No weight is read.
 
     Raises:
-        ValueError: The folder is not a model, or its config.json is damaged.
+        PlamoError: The folder is not a model, or its config.json is damaged.
     """
     folder = ModelName.parse(path).folder
     return checkpoint.read_model_config(folder) if is_run_folder(folder) else read_public_config(folder)
 
 
 def read_tokenizer(folder: str | os.PathLike[str], config: ModelConfig) -> Tokenizer | None:
-    """Read the tokenizer in a model's folder; None if there is none.
+    """Read the tokenizer in a model's folder; return None if there is none.
 
     Raises:
-        ValueError: A row is malformed, the file is a link out of the folder, or it has more rows than the model's embedding.
+        PlamoError: A row is malformed, the file is a link out of the folder, or it has more rows than the model's embedding.
     """
     folder = Path(folder)
     path = optional_file(folder, FILE_NAME, error=ConvertError)
@@ -101,53 +101,50 @@ def load_model(
     A warning on stderr names the first parameter with NaN or infinity.
 
     Args:
-        path: Folder of the model, or the name of a checkpoint, such as RUN@STEP (see `names.ModelName`).
+        path: Folder of the model, or the name of a checkpoint, such as RUN@STEP (`names.ModelName`).
         step: Step of a run folder's checkpoint; None: the step in `path`, or else the newest.
         dtype: Dtype of the parameters; None: float32.
         shardings: A `jax.sharding.Sharding` for all parameters or a tree of them; None: the first local device. Each process reads
             only the slices of its own devices.
         ema: Load the moving average of a run's parameters instead of the parameters.
         require_finite: Raise an error instead of the warning, for operations that write a new model.
-        abstract: Says dtypes and shardings instead: makes a tree of `jax.ShapeDtypeStruct` for the model's config, with or without a
-            scan over layers. One tensor is read, cast and placed before the next.
+        abstract: Function from the model's config to a tree of `jax.ShapeDtypeStruct`, with or without a scan over layers. The tree
+            replaces `dtype` and `shardings`. One tensor is read, cast and placed before the next.
 
     Raises:
-        ValueError: The folder is neither kind, or a file or tensor is missing, damaged or has another shape. The message names it.
+        PlamoError: The folder is neither kind, or a file or tensor is missing, damaged or has another shape. The message names it.
     """
     name = ModelName.parse(path, step=step, ema=ema)
+    folder, step = name.folder, name.step
     if abstract is None:
         dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
 
         def abstract(config: ModelConfig) -> Any:
             return with_dtype(abstract_params(Plamo2(config)), dtype, shardings)
 
-    loaded = _load_model(name, abstract)
-    if require_finite and (parameter := find_nonfinite(loaded.params)):
-        raise ConvertError(f"{path}: parameter {parameter} holds NaN or infinity: parameters must be finite")
-    if not require_finite:
-        warn_of_nonfinite(path, loaded.params)
-    return loaded
-
-
-def _load_model(name: ModelName, abstract: Callable[[ModelConfig], Any]) -> LoadedModel:
-    folder, step = name.folder, name.step
     if is_run_folder(folder):
         config = checkpoint.read_model_config(folder)
         checkpoint.require_model(folder)
         item = checkpoint.EMA if name.ema else checkpoint.PARAMS
         checkpoint.check_size(folder, config, step, item)
-        wanted = abstract(config)
+        tokenizer, wanted = read_tokenizer(folder, config), abstract(config)
         restore = checkpoint.restore_params if "run_0" in wanted else _restore_periods
-        return LoadedModel(config, restore(folder, wanted, step, item), read_tokenizer(folder, config))
-    if step is not None or name.ema:
+        params = restore(folder, wanted, step, item)
+    elif step is not None or name.ema:
         raise ConvertError(f"{folder} has the public layout, which has no steps. Omit the step")
-    config = read_public_config(folder)
-    tokenizer = read_tokenizer(folder, config)
-    return LoadedModel(config, read_params(folder, config, abstract=abstract(config)), tokenizer)
+    else:
+        config = read_public_config(folder)
+        tokenizer = read_tokenizer(folder, config)
+        params = read_params(folder, config, abstract=abstract(config))
+    if require_finite and (parameter := find_nonfinite(params)):
+        raise ConvertError(f"{path}: parameter {parameter} holds NaN or infinity: parameters must be finite")
+    if not require_finite:
+        warn_of_nonfinite(path, params)
+    return LoadedModel(config, params, tokenizer)
 
 
 def _restore_periods(folder: Path, abstract: Any, step: int | None, item: str) -> dict:
-    """Restore the parameters of a model without a scan over layers: one stored array at a time, which is cut into its periods."""
+    """Restore the parameters of a model without a scan over layers. One stored array at a time is read and cut into its periods."""
     wanted = flax.traverse_util.flatten_dict(abstract, sep="/")
     places: dict[str, list[str]] = {}
     for path in wanted:
@@ -175,7 +172,5 @@ def warn_of_nonfinite(path: str | os.PathLike[str], params: Any) -> None:
     """Print a warning on stderr that names the first parameter with NaN or infinity, if any."""
     parameter = find_nonfinite(params)
     if parameter and jax.process_index() == 0:
-        print(
-            f"warning: {path}: parameter {parameter} holds NaN or infinity, so the outputs of this model are meaningless",
-            file=sys.stderr,
-        )
+        problem = f"parameter {parameter} holds NaN or infinity, so the outputs of this model are meaningless"
+        print(f"warning: {path}: {problem}", file=sys.stderr)

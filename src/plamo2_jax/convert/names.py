@@ -1,7 +1,4 @@
-"""Names of models on disk: a folder, or one checkpoint of a run folder.
-
-Every verb and every field that names a model takes these names: `open_model` and `load_model` read them.
-"""
+"""Names of models on disk: a folder, or one checkpoint of a run folder. Every verb and every config field that takes a model uses them."""
 
 from __future__ import annotations
 
@@ -19,9 +16,9 @@ class ModelName:
     """FOLDER, FOLDER@STEP, FOLDER@ema or FOLDER@STEP,ema.
 
     Attributes:
-        folder: run folder, folder of the public layout, or folder of adapters.
-        step: the checkpoint of a run folder; None for the newest.
-        ema: the moving average of the parameters instead of the parameters.
+        folder: Run folder, folder of the public layout, or folder of adapters.
+        step: Step of a run folder's checkpoint; None for the newest.
+        ema: Whether the name means the moving average of the parameters instead of the parameters.
     """
 
     folder: Path
@@ -30,15 +27,14 @@ class ModelName:
 
     @classmethod
     def parse(cls, name: str | os.PathLike[str], *, step: int | None = None, ema: bool = False) -> ModelName:
-        """Read a name. A folder that exists under the whole name is that folder.
+        """Parse a name that the user gave. If a folder of the whole name exists, an @ in the name has no meaning.
 
         Args:
-            name: what the user wrote.
-            step: checkpoint that an option gives, such as `--step`.
-            ema: whether an option asks for the moving average.
+            step: Step from an option such as `--step`.
+            ema: Whether an option selects the moving average.
 
         Raises:
-            ConvertError: the name and the option both give a step.
+            ConvertError: The name and the option both give a step.
         """
         text = address(name)
         match = re.fullmatch(r"(.+)@(?:(\d+)(,ema)?|(ema))", text)

@@ -50,15 +50,14 @@ def read_params(
 
     Args:
         folder: Folder with model.safetensors, or with model.safetensors.index.json and the files it lists.
-        config: Config of the model, as from `read_public_config`.
         dtype: Dtype of the parameters; None: the dtype of the files (float32 if they mix float32 and bfloat16). float32 is rounded to
             bfloat16 to nearest even.
         shardings: A `jax.sharding.Sharding` for all parameters or a tree of them; None: the first local device.
-        abstract: Tree of `jax.ShapeDtypeStruct` with shardings that says both instead, of the model with or without a scan over layers.
+        abstract: Tree of `jax.ShapeDtypeStruct`, with or without a scan over layers. It replaces `dtype` and `shardings`.
         on_read: Called after each block read with its bytes and the bytes of the whole model.
 
     Returns:
-        Parameter tree like that of `plamo2_jax.model.init_params`.
+        Parameter tree with the structure of `plamo2_jax.model.init_params`.
 
     Raises:
         ConvertError: A file is missing, damaged or outside the folder, or a tensor is missing, unknown or has a wrong shape or dtype.
@@ -97,7 +96,7 @@ def read_params(
 
 
 def with_dtype(abstract: Any, dtype: Any, shardings: Any) -> Any:
-    """Return a tree of shapes with a dtype, and with a sharding for all or a tree of them."""
+    """Return a tree of shapes with a dtype, and with one sharding for all leaves or a tree of shardings."""
     if shardings is None or isinstance(shardings, jax.sharding.Sharding):
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=shardings), abstract)
     return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=s), abstract, shardings)
@@ -138,6 +137,7 @@ def _make_array(
     sharding: jax.sharding.Sharding,
     count: Callable[[int], None],
 ) -> jax.Array:
+    """Read an array slice by slice. If `layered`, the first axis is the axis `layers`, and each period has a source of its own."""
     read: dict[tuple, np.ndarray] = {}
 
     def slice_of(index: tuple[slice, ...]) -> np.ndarray:

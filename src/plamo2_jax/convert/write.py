@@ -1,7 +1,7 @@
 """Writing parameters to the public layout: safetensors files, one tensor after the other.
 
-The writer of the safetensors library needs all tensors of a file in memory, and a file may be as large as the model. The format is a
-length, a JSON header and the bytes, so this module writes the header from the shapes and then each tensor.
+The writer of the safetensors library needs all tensors of a file in memory, and a file may be as large as the model. A file consists of a
+length, a JSON header and the bytes, so this module computes the header from the shapes and then writes each tensor.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import flax.traverse_util
 import numpy as np
 
+from plamo2_jax.checkpoint import write_json
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.chunked_io import Progress, blocks
 from plamo2_jax.convert.errors import ConvertError
@@ -28,7 +29,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One file to write, with its tensors in order."""
+    """A file to write, with its tensors in order."""
 
     name: str
     tensors: tuple[PublicTensor, ...]
@@ -67,8 +68,7 @@ def write_params(
 
     Args:
         folder: Folder to write into.
-        config: Config of the model.
-        params: Parameter tree of NumPy arrays or of arrays that are addressable by this process.
+        params: Parameter tree of NumPy arrays, or of JAX arrays that are addressable by this process.
         dtype: Dtype of the files, float32 or bfloat16.
         max_shard_bytes: Largest number of tensor bytes in a file, unless a single tensor is larger.
         on_write: Called after each block written with its bytes and the bytes of the whole model.
@@ -85,6 +85,7 @@ def write_params(
     _check(config, leaves)
     shards = plan_shards(public_tensors(config), dtype, max_shard_bytes)
     total = sum(shard.bytes(dtype) for shard in shards)
+    write_index(folder, shards, total)
     for shard in shards:
         with (folder / shard.name).open("wb") as file:
             file.write(header(shard.tensors, dtype))
@@ -94,12 +95,13 @@ def write_params(
                         file.write(block.reshape(-1).view(np.uint8).data)
                         if on_write:
                             on_write(block.nbytes, total)
+
+
+def write_index(folder: Path, shards: Sequence[Shard], total_bytes: int) -> None:
+    """Write model.safetensors.index.json, unless all tensors are in one file."""
     if len(shards) > 1:
-        index = {
-            "metadata": {"total_size": total},
-            "weight_map": dict(sorted((tensor.name, shard.name) for shard in shards for tensor in shard.tensors)),
-        }
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        files = dict(sorted((tensor.name, shard.name) for shard in shards for tensor in shard.tensors))
+        write_json(folder / INDEX, {"metadata": {"total_size": total_bytes}, "weight_map": files})
 
 
 def header(tensors: Sequence[PublicTensor], dtype: np.dtype) -> bytes:
@@ -117,8 +119,7 @@ def header(tensors: Sequence[PublicTensor], dtype: np.dtype) -> bytes:
 def _public_blocks(leaf: Any, part: Part, dtype: np.dtype) -> Iterator[np.ndarray]:
     """Yield a part in public axis order, in contiguous blocks of rows."""
     ours = np.asarray(leaf)  # no copy on CPU
-    ours = ours if part.period is None else ours[part.period]
-    public = ours.transpose(part.inverse)
+    public = (ours if part.period is None else ours[part.period]).transpose(part.inverse)
     for rows in blocks(public):
         with np.errstate(invalid="ignore"):  # NaN is copied, not an error
             block = np.ascontiguousarray(public[rows].astype(dtype, copy=False))
@@ -130,7 +131,6 @@ def _check(config: ModelConfig, leaves: dict[str, Any]) -> None:
     if different := sorted(wanted.keys() ^ leaves.keys()):
         raise ConvertError(f"the parameters do not fit the config: only one of the two has {', '.join(different[:5])}")
     for path, leaf in wanted.items():
-        if leaves[path].shape != leaf.shape:
-            raise ConvertError(
-                f"parameter {path} has shape {leaves[path].shape}: by the config it must be {leaf.shape}"
-            )
+        found = leaves[path].shape
+        if found != leaf.shape:
+            raise ConvertError(f"parameter {path} has shape {found}: by the config it must be {leaf.shape}")

@@ -21,6 +21,7 @@ from plamo2_jax.engine.prefix_cache import PrefixCache
 from plamo2_jax.engine.prompt_scores import PromptScorer
 from plamo2_jax.engine.request import Request
 from plamo2_jax.engine.sampling import PROMPT, SamplingConfig
+from plamo2_jax.engine.speculation import SpeculationConfig
 from plamo2_jax.engine.step import Burst, decode, empty_state, insert, release
 from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.model import Plamo2
@@ -41,6 +42,7 @@ class Engine:
         prefill_size: tokens of a prompt read at once at most, a power of two.
         usable: number of ids that may be drawn, from 0 on; None: all.
         prefix_cache: snapshots of prompts; None: every prompt is read from its beginning.
+        speculation: drafts by prompt lookup; None: one token per step.
     """
 
     def __init__(
@@ -53,17 +55,19 @@ class Engine:
         prefill_size: int = 512,
         usable: int | None = None,
         prefix_cache: PrefixCache | None = None,
+        speculation: SpeculationConfig | None = None,
     ):
         v = model.config.vocab_size
         self._model, self._params, self._prefill_size = model, params, prefill_size
-        self.max_length, self.prefix_cache = max_length, prefix_cache
+        self.max_length, self.prefix_cache, self._speculation = max_length, prefix_cache, speculation
         self._usable = jax.device_put(np.arange(v) < (v if usable is None else usable))
         self._copies = 1 if model.mesh is None else int(np.prod([model.mesh.shape[name] for name in ROWS]))
         # Rows that lie on several devices divide over them.
         self.slots = slots + -slots % self._copies
         # Kernels that are named serve pieces of prompts; a single token has a way of its own.
         self._decoder = model.clone(implementation="auto")
-        self._state = empty_state(model, self.slots, max_length)
+        self._history = 0 if speculation is None else max_length
+        self._state = empty_state(model, self.slots, max_length, self._history)
         self._words = -(-v // 32)
         # On the device once, since most calls constrain no row.
         self._unconstrained = jax.device_put(
@@ -109,6 +113,8 @@ class Engine:
         v = self._model.config.vocab_size
         counts = np.zeros(v, np.int32)
         counts[prefix.prompt] = PROMPT
+        history = np.zeros(self._history, np.int32)
+        history[: len(prefix.prompt)] = prefix.prompt[: self._history]
         self._state = insert(
             self._state,
             prefix.cache,
@@ -116,17 +122,19 @@ class Engine:
             prefix.prompt[-1],
             counts,
             request.settings(v),
+            history,
+            np.int32(len(prefix.prompt)),
         )
 
     def step(self, count: int, *, until_free: bool = False, allowed: Mapping[int, np.ndarray] | None = None) -> Burst:
-        """Generate up to `count` tokens, at most CAPACITY, for each row that has not ended.
+        """Generate up to `count` tokens, at most CAPACITY, for each row that has not ended. With speculation it may be a few more.
 
         Args:
             until_free: return as soon as a row ends.
             allowed: for slots that may draw some ids only, the ids as bits [ceil(v/32)] u32; then `count` must be 1.
 
         Returns:
-            NumPy arrays of `count` steps.
+            NumPy arrays with room for CAPACITY tokens of each row.
         """
         if allowed:
             bits, constrained = np.zeros((self.slots, self._words), np.uint32), np.zeros(self.slots, bool)
@@ -144,8 +152,9 @@ class Engine:
             np.int32(count),
             np.bool_(until_free),
             capacity=CAPACITY,
+            speculation=self._speculation,
         )
-        return jax.tree.map(lambda leaf: leaf[:count], jax.device_get(burst))
+        return jax.device_get(burst)
 
     def release(self, slots: Sequence[int]) -> None:
         """End rows before their time."""

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from plamo2_jax.engine.sampling import RowSampling, sample
 from plamo2_jax.engine.shardings import place_cache
+from plamo2_jax.engine.speculation import Lookup, SpeculationConfig, propose
 from plamo2_jax.model import Plamo2
 from plamo2_jax.model.cache import Cache
 
@@ -44,12 +45,17 @@ class Burst(struct.PyTreeNode):
     """What one call of `decode` generated: c steps of s slots."""
 
     tokens: Int[Array, "c s"]
-    """Token ids; -1 where a row had ended or a step was not made."""
+    """Token ids of each row, from the first place on; -1 elsewhere."""
     logprobs: Float[Array, "c s"]
     """Log-probabilities of the tokens in nats, among the tokens that could be drawn, before temperature, filters and penalties."""
     top_tokens: Int[Array, "c s n"]
     """The likeliest tokens of rows that asked for them, in order; without meaning in other rows."""
     top_logprobs: Float[Array, "c s n"]
+    filled: Int[Array, " s"]
+    """Number of tokens of each row."""
+    drafted: Int[Array, " s"]
+    """Number of draft tokens that were read, and how many of them were kept."""
+    kept: Int[Array, " s"]
 
 
 class DecodeState(struct.PyTreeNode):
@@ -66,6 +72,7 @@ class DecodeState(struct.PyTreeNode):
     counts: Int[Array, "s v"]
     """Tokens of prompt and text, as in `sampling.penalize`."""
     settings: RowSettings
+    lookup: Lookup
 
 
 @functools.partial(jax.jit, static_argnames=("model", "batch_size", "max_length"))
@@ -74,9 +81,9 @@ def empty_cache(model: Plamo2, batch_size: int, max_length: int) -> Cache:
     return place_cache(model.mesh, model.init_cache(batch_size, max_length))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "slots", "max_length"))
-def empty_state(model: Plamo2, slots: int, max_length: int) -> DecodeState:
-    """Slots that are all free."""
+@functools.partial(jax.jit, static_argnames=("model", "slots", "max_length", "history"))
+def empty_state(model: Plamo2, slots: int, max_length: int, history: int = 0) -> DecodeState:
+    """Return a state whose slots are all free; `history` is the length of `Lookup.history`."""
     v = model.config.vocab_size
 
     def zeros(dtype, *shape):
@@ -95,7 +102,8 @@ def empty_state(model: Plamo2, slots: int, max_length: int) -> DecodeState:
         zeros(jnp.float32, v),
     )
     cache = place_cache(model.mesh, model.init_cache(slots, max_length))
-    return DecodeState(cache, zeros(jnp.int32), zeros(bool), zeros(jnp.int32), zeros(jnp.int32, v), settings)
+    lookup = Lookup(zeros(jnp.int32, history), *(zeros(jnp.int32) for _ in range(3)))
+    return DecodeState(cache, zeros(jnp.int32), zeros(bool), zeros(jnp.int32), zeros(jnp.int32, v), settings, lookup)
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="cache")
@@ -115,6 +123,8 @@ def insert(
     token: Int[Array, ""],
     counts: Int[Array, " v"],
     settings: RowSettings,
+    history: Int[Array, " l"],
+    length: Int[Array, ""],
 ) -> DecodeState:
     """Put a prefilled row into a slot. Every leaf of the slot is overwritten.
 
@@ -124,9 +134,14 @@ def insert(
         slot: number of the slot.
         token: the prompt's last token, which the cache does not hold.
         counts: PROMPT for the tokens of the prompt, else 0.
-        settings: of one row.
+        settings: settings of the row.
+        history: tokens of the prompt, padded to the length of `Lookup.history`; without speculation, l is 0.
+        length: number of tokens of the prompt.
     """
-    one = DecodeState(jax.tree.map(lambda leaf: leaf[0], cache), token, jnp.bool_(True), jnp.int32(0), counts, settings)
+    row = jax.tree.map(lambda leaf: leaf[0], cache)
+    zero = jnp.int32(0)
+    lookup = Lookup(history, length, zero, zero)
+    one = DecodeState(row, token, jnp.bool_(True), zero, counts, settings, lookup)
     return jax.tree.map(lambda leaf, new: leaf.at[slot].set(new), state, one)
 
 
@@ -155,12 +170,13 @@ def _keys(key: UInt32[Array, "s 3"], step: Int[Array, " s"]) -> Key[Array, " s"]
 def _adjusted(
     logits: Float[Array, "s v"],
     state: DecodeState,
+    active: Bool[Array, " s"],
     usable: Bool[Array, " v"],
     allowed: UInt32[Array, "s w"],
     constrained: Bool[Array, " s"],
 ) -> Float[Array, "s v"]:
-    """Apply bias, constraints, unusable ids and `min_new_tokens`. A step that no row asks for is skipped."""
-    alive, settings, v = state.alive, state.settings, logits.shape[1]
+    """Apply bias, constraints, unusable ids and `min_new_tokens`. A change that no active row asks for is skipped."""
+    settings, v = state.settings, logits.shape[1]
 
     def where_any(rows: Bool[Array, " s"], change, logits):
         return jax.lax.cond(jnp.any(rows), change, lambda logits: logits, logits)
@@ -169,14 +185,64 @@ def _adjusted(
         bits = (jnp.repeat(allowed, 32, axis=1)[:, :v] >> (jnp.arange(v, dtype=jnp.uint32) % 32)) & 1
         return jnp.where(constrained[:, None] & (bits == 0), -jnp.inf, logits)
 
-    early = alive & (state.step < settings.min_new_tokens)
-    logits = where_any(alive & settings.biased, lambda logits: logits + settings.bias, logits)
-    logits = where_any(alive & constrained, constrain, logits)
+    early = active & (state.step < settings.min_new_tokens)
+    logits = where_any(active & settings.biased, lambda logits: logits + settings.bias, logits)
+    logits = where_any(active & constrained, constrain, logits)
     logits = jnp.where(usable, logits, -jnp.inf)
     return where_any(early, lambda logits: jnp.where(early[:, None] & settings.stop, -jnp.inf, logits), logits)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "capacity"), donate_argnames="state")
+def _draw(
+    state: DecodeState, burst: Burst, logits: Float[Array, "s v"], active: Bool[Array, " s"], *limits: Array
+) -> tuple[DecodeState, Burst]:
+    """Draw the next token of each active row and record it. The cache stays as it is.
+
+    Args:
+        limits: the last three arguments of `_adjusted`.
+    """
+    settings, rows = state.settings, jnp.arange(logits.shape[0])
+    logits = _adjusted(logits, state, active, *limits)
+    token, logprob = sample(logits, _keys(settings.key, state.step), settings.sampling, state.counts)
+    top = jax.lax.cond(
+        jnp.any(active & (settings.top_logprobs > 0)),
+        _likeliest,
+        lambda logits: (burst.top_tokens[0], burst.top_logprobs[0]),
+        logits,
+    )
+    # Rows that are not active write out of bounds.
+    place = jnp.where(active, burst.filled, burst.tokens.shape[0])
+
+    def put(old: Array, new: Array) -> Array:
+        return old.at[place, rows].set(new, mode="drop")
+
+    burst = burst.replace(
+        tokens=put(burst.tokens, token),
+        logprobs=put(burst.logprobs, logprob),
+        top_tokens=put(burst.top_tokens, top[0]),
+        top_logprobs=put(burst.top_logprobs, top[1]),
+        filled=burst.filled + active,
+    )
+    ended = settings.stop[rows, token] | (state.step + 1 >= settings.max_new_tokens)
+    state = state.replace(
+        token=jnp.where(active, token, state.token),
+        alive=state.alive & ~(active & ended),
+        step=state.step + active,
+        counts=state.counts.at[rows, token].add(active.astype(jnp.int32)),
+        lookup=state.lookup.append(token, active),
+    )
+    return state, burst
+
+
+def _likeliest(logits: Float[Array, "s v"]) -> tuple[Int[Array, "s n"], Float[Array, "s n"]]:
+    """Return the likeliest tokens and their log-probabilities, computed as `sample` computes a token's."""
+    n = min(MAX_TOP_LOGPROBS, logits.shape[1])
+    values, tokens = jax.lax.top_k(logits, n)
+    values -= jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    missing = ((0, 0), (0, MAX_TOP_LOGPROBS - n))
+    return jnp.pad(tokens, missing), jnp.pad(values, missing, constant_values=-jnp.inf)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "capacity", "speculation"), donate_argnames="state")
 def decode(
     model: Plamo2,
     params: dict,
@@ -188,72 +254,88 @@ def decode(
     until_free: Bool[Array, ""],
     *,
     capacity: int,
+    speculation: SpeculationConfig | None = None,
 ) -> tuple[DecodeState, Burst]:
-    """Generate up to `count` tokens for each row, fewer once no row is alive.
+    """Generate about `count` tokens for each row, fewer once no row is alive.
 
     Args:
         state: its memory is reused.
         usable: ids that may be drawn.
         allowed: ids that constrained rows may draw at the first step, id i as bit i % 32 of word i // 32.
         constrained: rows that `allowed` applies to; with any, `count` must be 1.
-        count: at most `capacity`; any number runs by one compilation.
+        count: at most `capacity`; any number runs by one compilation. With speculation the last step may pass it.
         until_free: return as soon as a row ends, so that another request can have its slot.
+        capacity: largest number of tokens of a row.
+        speculation: None: one token per step.
     """
     slots = state.token.shape[0]
+    width = 1 if speculation is None else 1 + speculation.drafts
+    limits = usable, allowed, constrained
     burst = Burst(
         jnp.full((capacity, slots), -1, jnp.int32),
         jnp.zeros((capacity, slots), jnp.float32),
         jnp.zeros((capacity, slots, MAX_TOP_LOGPROBS), jnp.int32),
         jnp.zeros((capacity, slots, MAX_TOP_LOGPROBS), jnp.float32),
+        *(jnp.zeros(slots, jnp.int32) for _ in range(3)),
     )
     begun = state.alive
 
     def running(carry):
-        i, state, _ = carry
-        return (i < count) & jnp.any(state.alive) & ~(until_free & jnp.any(begun & ~state.alive))
+        state, burst = carry
+        filled = jnp.max(burst.filled)
+        freed = until_free & jnp.any(begun & ~state.alive)
+        return (filled < count) & (filled + width <= capacity) & jnp.any(state.alive) & ~freed
+
+    def logits_of(features: Float[Array, "s t d"]) -> Float[Array, "s t v"]:
+        # Whole rows on each device: what is sampled from them must not depend on how the vocabulary is divided.
+        logits = model.apply({"params": params}, features, method="logits")
+        return model.gather_channels(logits).astype(jnp.float32)
+
+    def plain(state, burst, *_):
+        alive = state.alive
+        features, cache = model.apply(
+            {"params": params},
+            state.token[:, None],
+            alive[:, None].astype(jnp.int32),
+            cache=state.cache,
+            method="features",
+        )
+        logits = logits_of(features)[:, 0]
+        return _draw(state.replace(cache=place_cache(model.mesh, cache)), burst, logits, alive, *limits)
+
+    def speculative(state, burst, drafts, counts):
+        begun, places = state.alive, jnp.arange(width)
+        inputs = jnp.concatenate([state.token[:, None], drafts], axis=1)
+        read = begun[:, None] & (places <= counts[:, None])
+        features, commit = model.apply(
+            {"params": params}, inputs, read.astype(jnp.int32), cache=state.cache, method="features_deferred"
+        )
+        logits = logits_of(features)
+
+        def draw(carry):
+            place, state, burst, active, kept = carry
+            state, burst = _draw(state, burst, logits[:, place], active, *limits)
+            # The next logits are of use where the draft is what was drawn.
+            draft = jnp.take(drafts, jnp.minimum(place, width - 2), axis=1)
+            active &= state.alive & (place < counts) & (draft == state.token)
+            return place + 1, state, burst, active, kept + active
+
+        start = jnp.int32(0), state, burst, begun, jnp.zeros(slots, jnp.int32)
+        _, state, burst, _, kept = jax.lax.while_loop(lambda carry: jnp.any(carry[3]), draw, start)
+        cache = commit((begun[:, None] & (places <= kept[:, None])).astype(jnp.int32))
+        burst = burst.replace(drafted=burst.drafted + counts, kept=burst.kept + kept)
+        lookup = state.lookup.judged(counts, kept, speculation.max_pause)
+        return state.replace(cache=place_cache(model.mesh, cache), lookup=lookup), burst
 
     def step(carry):
-        i, state, burst = carry
-        alive, settings = state.alive, state.settings
-        logits, cache = model.apply(
-            {"params": params}, state.token[:, None], alive[:, None].astype(jnp.int32), cache=state.cache
-        )
-        # Whole rows on each device: what is sampled from them must not depend on how the vocabulary is divided.
-        logits = model.gather_channels(logits)[:, 0].astype(jnp.float32)
-        logits = _adjusted(logits, state, usable, allowed, constrained)
-        token, logprob = sample(logits, _keys(settings.key, state.step), settings.sampling, state.counts)
-        top_tokens, top_logprobs = jax.lax.cond(
-            jnp.any(alive & (settings.top_logprobs > 0)),
-            _likeliest,
-            lambda logits: (burst.top_tokens[i], burst.top_logprobs[i]),
-            logits,
-        )
-        rows = jnp.arange(slots)
-        ended = settings.stop[rows, token] | (state.step + 1 >= settings.max_new_tokens)
-        state = DecodeState(
-            place_cache(model.mesh, cache),
-            token,
-            alive & ~ended,
-            state.step + 1,
-            state.counts.at[rows, token].add(alive.astype(jnp.int32)),
-            settings,
-        )
-        burst = Burst(
-            burst.tokens.at[i].set(jnp.where(alive, token, -1)),
-            burst.logprobs.at[i].set(logprob),
-            burst.top_tokens.at[i].set(top_tokens),
-            burst.top_logprobs.at[i].set(top_logprobs),
-        )
-        return i + 1, state, burst
+        state, burst = carry
+        if speculation is None:
+            return plain(state, burst)
+        drafts, counts = propose(state.lookup, speculation)
+        # The last token of a row is never an input.
+        left = jnp.maximum(state.settings.max_new_tokens - state.step - 1, 0)
+        possible = (jnp.sum(state.alive) <= speculation.max_rows) & ~jnp.any(state.alive & constrained)
+        counts = jnp.where(state.alive & possible, jnp.minimum(counts, left), 0)
+        return jax.lax.cond(jnp.any(counts > 0), speculative, plain, state, burst, drafts, counts)
 
-    _, state, burst = jax.lax.while_loop(running, step, (jnp.int32(0), state, burst))
-    return state, burst
-
-
-def _likeliest(logits: Float[Array, "s v"]) -> tuple[Int[Array, "s n"], Float[Array, "s n"]]:
-    """Return the likeliest tokens and their log-probabilities, computed as `sample` computes a token's."""
-    n = min(MAX_TOP_LOGPROBS, logits.shape[1])
-    values, tokens = jax.lax.top_k(logits, n)
-    values -= jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    missing = ((0, 0), (0, MAX_TOP_LOGPROBS - n))
-    return jnp.pad(tokens, missing), jnp.pad(values, missing, constant_values=-jnp.inf)
+    return jax.lax.while_loop(running, step, (state, burst))

@@ -1,4 +1,4 @@
-"""The held-out table: bits per byte of a model, and of `xz -9e` where there is plain text, for each held-out set."""
+"""Bits per byte of a model on held-out sets, compared with `xz -9e` where they are plain text."""
 
 from __future__ import annotations
 
@@ -22,49 +22,46 @@ from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One language's held-out text: the model, and a general compressor."""
+    """Results of a model and of a general compressor on one held-out set."""
 
     model: HeldOut
-    """What the model needs."""
     documents: int
-    """Number of documents."""
     xz_bits_per_byte: float | None
-    """Bits `xz -9e` needs for a byte of the same documents, joined by newlines into one file; None for conversations."""
+    """Bits per byte of `xz -9e` on the same documents, joined by newlines into one file; None for conversations."""
 
     @property
     def metrics(self) -> dict[str, float]:
-        """All metrics by name, as they go into files."""
+        """All metrics by name, as they are written to files."""
         xz = {} if self.xz_bits_per_byte is None else {"xz_bits_per_byte": self.xz_bits_per_byte}
         return {**self.model.metrics, "perplexity": self.model.perplexity, "documents": self.documents, **xz}
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOutSet:
-    """Held-out data in batches."""
+    """Held-out data as batches."""
 
     batches: Iterable[Batch]
-    """One pass."""
+    """The batches of one pass."""
     documents: int
     """Number of documents or conversations."""
     targets: int
-    """Positions to measure, for the progress bar."""
+    """Number of positions to measure, for the progress bar."""
     text: Shards | TokenizedText | None = None
-    """The documents, for xz; None where they are no plain text."""
+    """The documents, for xz; None if they are not plain text."""
 
 
 def text_set(
     documents: str | Path | TokenizedText, tokenizer: Tokenizer, *, sequence_length: int, batch_size: int
 ) -> HeldOutSet:
-    """Batches of plain text.
+    """Return the held-out set of plain text: a folder of shards, or text in memory.
 
     Args:
-        documents: a folder of shards, or text in memory.
-        tokenizer: the one that the shards were written with.
-        sequence_length: positions in a row.
-        batch_size: rows in a batch.
+        tokenizer: Tokenizer of the shards.
+        sequence_length: Positions per row.
+        batch_size: Rows per batch.
 
     Raises:
-        ShardError: a folder cannot be read or was made with another tokenizer.
+        ShardError: The folder cannot be read or was written with another tokenizer.
     """
     if not isinstance(documents, TokenizedText):
         documents = open_shards(documents, tokenizer)
@@ -82,20 +79,18 @@ def compare(
     sequence_length: int,
     batch_size: int = 8,
 ) -> dict[str, Comparison]:
-    """Measure held-out data, set by set, in one pass each; all sets of one shape of batch share one compilation.
+    """Measure a model on held-out sets. All sets with the same shape of batch share one compilation.
 
     Args:
-        model: the model.
-        params: its parameters.
-        tokenizer: the one that the data were tokenized with.
-        heldout: folders of shards, or sets of batches, by name.
-        sequence_length: positions in a row; a longer document is read in pieces that do not see each other, so longer rows can only
-            help a model.
-        batch_size: rows at once.
+        tokenizer: Tokenizer of the data.
+        heldout: Folders of shards, or sets of batches, by name.
+        sequence_length: Positions per row. A longer document is cut into pieces that do not see each other, so longer rows can only help
+            a model.
+        batch_size: Rows per batch.
 
     Raises:
-        ShardError: a folder cannot be read or was made with another tokenizer.
-        ValueError: the tokenizer has more rows than the model.
+        ShardError: A folder cannot be read or was written with another tokenizer.
+        PlamoError: The tokenizer has more rows than the model.
     """
     evaluate = make_evaluator(model, tokenizer.padded_byte_lengths(model.config.vocab_size))
     results = {}
@@ -116,31 +111,20 @@ def compare(
 
 
 def xz_bits_per_byte(shards: Shards | TokenizedText, tokenizer: Tokenizer) -> float:
-    """Bits a byte of what `xz -9e` makes of the documents, decoded and joined by newlines into one file."""
+    """Return the bits per byte of `xz -9e` on the documents, decoded and joined by newlines into one file."""
     text = "\n".join(tokenizer.decode(shards[i].ids) for i in range(len(shards))).encode()
     return 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) / len(text)
 
 
 def table(results: Mapping[str, Comparison]) -> str:
-    """The comparison as lines of text."""
+    """Format the results as a text table."""
     header = ("held-out", "documents", "bytes", "tokens", "nats/token", "perplexity", "bits/byte", "xz -9e")
-    rows = [
-        (
-            language,
-            f"{result.documents:,}",
-            f"{result.model.bytes:,}",
-            f"{result.model.tokens:,}",
-            f"{result.model.loss:.4f}",
-            f"{result.model.perplexity:.4g}",
-            f"{result.model.bits_per_byte:.4f}",
-            "-" if result.xz_bits_per_byte is None else f"{result.xz_bits_per_byte:.4f}",
-        )
-        for language, result in results.items()
-    ]
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in (header, *rows)
-    )
+    rows = [header]
+    for name, result in results.items():
+        model, xz = result.model, result.xz_bits_per_byte
+        counts = (f"{count:,}" for count in (result.documents, model.bytes, model.tokens))
+        scores = (f"{model.loss:.4f}", f"{model.perplexity:.4g}", f"{model.bits_per_byte:.4f}")
+        rows.append((name, *counts, *scores, "-" if xz is None else f"{xz:.4f}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])] for name, *cells in rows)
+    return "\n".join(map("  ".join, lines))

@@ -12,12 +12,11 @@ import numpy as np
 
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.eval.phonebook_names import LANGUAGES, full_names, numbers
-from plamo2_jax.eval.retrieval import Question, count_tokens
+from plamo2_jax.eval.retrieval import Question, settings
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 _TITLE = {"ja": "電話帳\n", "en": "Phone book\n"}
 _QUERY = {"ja": "\n番号案内\n", "en": "\nDirectory enquiries\n"}
-
 
 SEPARATOR = ": "
 """Text between name and number. If a tokenizer merges it with its neighbours (": 4" as one token), a question, which ends with the
@@ -43,7 +42,6 @@ def questions(
     """Yield questions of every language, length and depth.
 
     Args:
-        tokenizer: Tokenizer of the model.
         lengths: Lengths of prompt and answer, in tokens; books are as long as fits.
         depths: Positions of the requested entry, as fractions of the book.
         languages: Languages, of ja and en.
@@ -54,58 +52,40 @@ def questions(
         seed: Random seed.
 
     Raises:
-        ValueError: A length is too short for two entries, or there are too few names for it.
+        PlamoError: A length is too short for two entries, or there are too few names for it.
     """
-    for language in languages:
-        for length in lengths:
-            for depth in depths:
-                for sample in range(samples):
-                    rng = np.random.default_rng([seed, LANGUAGES.index(language), length, round(depth * 1000), sample])
-                    yield _question(tokenizer, rng, language, length, depth, candidates, digits, separator)
-
-
-def _question(
-    tokenizer: Tokenizer,
-    rng: np.random.Generator,
-    language: str,
-    length: int,
-    depth: float,
-    candidates: int,
-    digits: int | None,
-    separator: str,
-) -> Question:
-    size = _entries_that_fit(tokenizer, language, length, digits, separator)
-    asked = separator.rstrip(" ")
-    space = separator[len(asked) :]
-    while True:
-        state = rng.bit_generator.state
-        names, book = full_names(rng, language, size), numbers(rng, language, size, digits)
-        target = round(depth * (size - 1))
-        text = _TITLE[language] + _book(names, book, separator) + _QUERY[language]
-        prompt, answer = f"{text}{names[target]}{asked}", f"{space}{book[target]}"
-        # These names are longer than the average: remove entries until the book fits.
-        if count_tokens(tokenizer, prompt + answer) <= length:
-            break
-        rng.bit_generator.state = state
-        size -= 1
-        if size < 2:
-            raise PlamoError(f"length {length} is not allowed: a phonebook of two entries is longer")
-    others = [number for i, number in enumerate(book) if i != target]
-    chosen = rng.choice(len(others), min(candidates - 1, len(others)), replace=False)
-    return Question(prompt, answer, (answer, *(f"{space}{others[i]}" for i in chosen)), language, length, float(depth))
+    for language, length, depth, rng in settings(languages, lengths, depths, samples, seed):
+        size = _entries_that_fit(tokenizer, language, length, digits, separator)
+        asked = separator.rstrip(" ")
+        space = separator[len(asked) :]
+        while True:
+            state = rng.bit_generator.state
+            names, book = full_names(rng, language, size), numbers(rng, language, size, digits)
+            target = round(depth * (size - 1))
+            text = _TITLE[language] + _book(names, book, separator) + _QUERY[language]
+            prompt, answer = f"{text}{names[target]}{asked}", f"{space}{book[target]}"
+            # These names may be longer than the average. Then entries are removed until the book fits.
+            if len(tokenizer.encode(prompt + answer, bos=True)) <= length:
+                break
+            rng.bit_generator.state = state
+            size -= 1
+            if size < 2:
+                raise PlamoError(f"length {length} is not allowed: a phonebook of two entries is longer")
+        others = [number for i, number in enumerate(book) if i != target]
+        chosen = rng.choice(len(others), min(candidates - 1, len(others)), replace=False)
+        options = (answer, *(f"{space}{others[i]}" for i in chosen))
+        yield Question(prompt, answer, options, language, length, float(depth))
 
 
 def _entries_that_fit(tokenizer: Tokenizer, language: str, length: int, digits: int | None, separator: str) -> int:
     rng = np.random.default_rng(0)
-    sample = _book(full_names(rng, language, 50), _many(rng, language, digits), separator)
-    per_entry = count_tokens(tokenizer, sample) / 50
-    frame = count_tokens(tokenizer, _TITLE[language] + _QUERY[language])
+    names = full_names(rng, language, 50)
+    # One by one, because there may be fewer than 50 different numbers.
+    sample = _book(names, [numbers(rng, language, 1, digits)[0] for _ in names], separator)
+    per_entry = len(tokenizer.encode(sample, bos=True)) / 50
+    frame = len(tokenizer.encode(_TITLE[language] + _QUERY[language], bos=True))
     # A few more entries than the average length suggests. The caller removes entries until the book fits.
     return max(2, int(1.02 * (length - frame) / per_entry))
-
-
-def _many(rng: np.random.Generator, language: str, digits: int | None) -> list[str]:
-    return [numbers(rng, language, 1, digits)[0] for _ in range(50)]
 
 
 def documents(
@@ -118,7 +98,7 @@ def documents(
     separator: str = SEPARATOR,
     seed: int = 0,
 ) -> Iterator[dict[str, str]]:
-    """Yield phonebooks with answered queries, as JSON records to train on. None of them is the book of a question.
+    """Yield phonebooks with answered queries, as JSON records for training. They differ from the books of all questions.
 
     Args:
         count: Number of documents.
@@ -130,7 +110,7 @@ def documents(
         seed: Random seed.
 
     Raises:
-        ValueError: A number is out of range.
+        PlamoError: A number is out of range.
     """
     least, most = entries
     if not 1 <= least <= most:

@@ -27,22 +27,20 @@ def full_names(rng: np.random.Generator, language: str, count: int) -> list[str]
     """Return `count` different full names in random order.
 
     Raises:
-        ValueError: The language is unknown, or it has fewer names.
+        PlamoError: The language is unknown, or it has fewer names.
     """
     if language not in _SURNAMES:
         raise PlamoError(f"language {language!r} is not allowed: it must be one of {', '.join(LANGUAGES)}")
     surnames, given = _SURNAMES[language].split(), _GIVEN[language].split()
     total = len(surnames) * len(given)
     if count > total:
-        raise PlamoError(
-            f"{count} names are not available in {language!r}: at most {total} are. Ask for a shorter text"
-        )
+        raise PlamoError(f"{count} names are not available in {language!r}: at most {total} are. Use a shorter length")
     chosen = rng.choice(total, count, replace=False)
     pairs = [(surnames[i % len(surnames)], given[i // len(surnames)]) for i in map(int, chosen)]
     return [f"{a}{b}" if language == "ja" else f"{b} {a}" for a, b in pairs]
 
 
-def number(rng: np.random.Generator, language: str, digits: int | None = None) -> str:
+def _number(rng: np.random.Generator, language: str, digits: int | None = None) -> str:
     """Return a telephone number in the form of the country, or a number of `digits` digits."""
     if digits is not None:
         return "".join(map(str, rng.integers(0, 10, digits)))
@@ -55,11 +53,11 @@ def numbers(rng: np.random.Generator, language: str, count: int, digits: int | N
     """Return `count` different numbers.
 
     Raises:
-        ValueError: There are fewer numbers of `digits` digits.
+        PlamoError: There are fewer numbers of `digits` digits.
     """
     if digits is not None and (digits < 1 or count > 10**digits // 2):
         raise PlamoError(f"digits={digits} is not allowed for {count} numbers: too few numbers have so few digits")
     found: dict[str, None] = {}
     while len(found) < count:
-        found[number(rng, language, digits)] = None
+        found[_number(rng, language, digits)] = None
     return list(found)

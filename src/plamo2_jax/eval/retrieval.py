@@ -1,14 +1,14 @@
-"""Retrieval probes: can a model find one fact in a long text? Questions, their two scores, and tables of them by length and depth.
+"""Retrieval probes: questions about one fact in a long text, their two scores, and tables of the scores by length and depth.
 
-A question is scored twice: whether greedy decoding gives the answer to the letter, and whether the answer is the likeliest of
-several candidates that stand in the text or could. The second is what small models can do: chance is one over the number of
-candidates.
+A question is scored twice: whether greedy decoding gives exactly the answer, and whether the answer has the highest probability of several
+candidates of the same form. Small models can do only the second; chance is one over the number of candidates.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.eval.phonebook_names import LANGUAGES
 from plamo2_jax.models import ChatModel, CompletionRequest, RequestError, ScoreRequest
 from plamo2_jax.models.scoring import split_texts
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -23,33 +24,33 @@ from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One fact to find."""
+    """A question about one fact in a text."""
 
     prompt: str
-    """The text, ending where the answer begins."""
+    """The text, which ends where the answer begins."""
     answer: str
     candidates: tuple[str, ...]
-    """The answer first, then wrong ones of the same form."""
+    """The answer, followed by wrong answers of the same form."""
     language: str
     length: int
-    """Tokens that were asked for, answer and beginning of document included."""
+    """Requested number of tokens, including the answer and the bos token."""
     depth: float
-    """Where the fact stands: 0 at the beginning of the text, 1 just before the question."""
+    """Position of the fact: 0 at the beginning of the text, 1 just before the question."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Answered:
-    """What became of a question."""
+    """A question with the results of a model."""
 
     question: Question
     tokens: int
-    """Of the prompt."""
+    """Number of tokens of the prompt."""
     exact: bool
-    """Greedy decoding began with the answer."""
+    """Whether the output of greedy decoding starts with the answer."""
     ranked: bool
-    """The answer was likelier than every other candidate."""
+    """Whether the answer has a higher probability than every other candidate."""
     text: str
-    """What greedy decoding said."""
+    """Output of greedy decoding."""
 
 
 def ask(
@@ -60,27 +61,24 @@ def ask(
     batch_size: int = 4,
     on_answer: Callable[[int], None] | None = None,
 ) -> list[Answered]:
-    """Ask questions, those of one length together.
+    """Ask a model questions, in batches of similar length.
 
     Args:
-        questions: to ask.
-        model: the model to ask.
-        tokenizer: the model's.
-        batch_size: questions given to the model at once.
-        on_answer: called with the number of questions just answered.
+        batch_size: Questions per batch.
+        on_answer: Called after each batch with the number of its questions.
 
     Returns:
-        In the order of the questions.
+        The results in the order of the questions.
 
     Raises:
-        ValueError: the model refuses a question, for instance because it is longer than its context.
+        PlamoError: The model refuses a question, for instance because it is longer than the model's context.
     """
     questions = list(questions)
     order = sorted(range(len(questions)), key=lambda i: (questions[i].length, i))
     answered: dict[int, Answered] = {}
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
-        cut = [split(questions[i], tokenizer) for i in indices]
+        cut = [split_texts(tokenizer, questions[i].prompt, questions[i].candidates) for i in indices]
         stop = StopConfig(max_new_tokens=max(len(candidates[0]) for _, candidates in cut) + 2)
         greedy = SamplingConfig(temperature=0.0)
         responses = model.complete([CompletionRequest(prompt, sampling=greedy, stop=stop) for prompt, _ in cut])
@@ -98,23 +96,22 @@ def ask(
     return [answered[i] for i in range(len(questions))]
 
 
-def split(question: Question, tokenizer: Tokenizer) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Return the ids of the prompt, bos in front, and of each candidate behind it; `models.ScoreRequest` says where they are cut."""
-    return split_texts(tokenizer, question.prompt, question.candidates)
+def settings(
+    languages: Iterable[str], lengths: Sequence[int], depths: Sequence[float], samples: int, seed: int
+) -> Iterator[tuple[str, int, float, np.random.Generator]]:
+    """Yield language, length, depth and random generator of each question of a probe."""
+    for language, length, depth, sample in itertools.product(languages, lengths, depths, range(samples)):
+        key = [seed, LANGUAGES.index(language), length, round(depth * 1000), sample]
+        yield language, length, depth, np.random.default_rng(key)
 
 
 def depths(count: int) -> tuple[float, ...]:
-    """`count` depths from 0 to 1."""
+    """Return `count` evenly spaced depths from 0 to 1; 0.5 if `count` is 1."""
     return tuple(np.linspace(0, 1, count).tolist()) if count > 1 else (0.5,)
 
 
-def count_tokens(tokenizer: Tokenizer, text: str) -> int:
-    """Ids of a text, bos included."""
-    return len(tokenizer.encode(text, bos=True))
-
-
 def table(answered: Sequence[Answered]) -> list[dict[str, Any]]:
-    """Accuracies by language, length and depth, a row each; rows with depth None are over all depths."""
+    """Return the accuracies by language, length and depth as rows. Rows with depth None are over all depths."""
     groups: dict[tuple, list[Answered]] = {}
     for one in answered:
         question = one.question
@@ -138,7 +135,7 @@ def table(answered: Sequence[Answered]) -> list[dict[str, Any]]:
 
 
 def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows over all depths, as lines of text."""
+    """Format the rows over all depths as a text table."""
     lines = [f"{'language':<9}{'length':>8}{'questions':>11}{'exact':>8}{'ranked':>8}{'chance':>8}"]
     lines += [
         f"{row['language']:<9}{row['length']:>8,}{row['questions']:>11}{row['exact']:>8.3f}{row['ranked']:>8.3f}{row['chance']:>8.3f}"

@@ -11,9 +11,7 @@ def heat_map(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
     """Write a PNG with one map per language and score: accuracy by length (horizontal) and depth (vertical).
 
     Args:
-        path: File to write.
         rows: Rows of `retrieval.table`.
-        title: Title of the figure.
     """
     import matplotlib
     import numpy as np

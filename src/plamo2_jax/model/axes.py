@@ -1,6 +1,6 @@
-"""Names of axes: of parameters, which declare them where they are made, and of the mesh of devices.
+"""Names of the axes of parameters and of the device mesh.
 
-Sharding, pruning, growth and weight decay read a parameter's axes there.
+Every parameter declares its axes where it is created. Sharding, pruning, growth, weight decay and quantization select parameters by them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import jax
 
 LAYERS = "layers"
-"""Periods of a run, stacked by `nn.scan`."""
+"""Periods of a layer group, stacked for `nn.scan`."""
 VOCAB = "vocab"
 EMBED = "embed"
 """The residual stream."""
@@ -23,64 +23,63 @@ STATE = "state"
 DT_RANK = "dt_rank"
 CONV = "conv"
 """Taps of the convolution."""
-
 RANK = "rank"
-"""Between the two factors of a low-rank adapter."""
+"""The axis between the two factors of a low-rank adapter."""
 
-# Axes of the mesh (see plamo2_jax.sharding.mesh).
+# Axes of the device mesh (see plamo2_jax.sharding.mesh).
 DATA = "data"
 FSDP = "fsdp"
 SEQUENCE = "sequence"
 TENSOR = "tensor"
 ROWS = (DATA, FSDP)
-"""Mesh axes that the rows of a batch are divided over."""
+"""Mesh axes over which the rows of a batch are divided."""
 
 GROUPS = {KV_HEADS: HEADS}
-"""Axes whose every entry is shared by a run of equally many entries of another: head h reads key/value head h // (heads / kv_heads)."""
+"""Axes whose entries are shared by groups of entries of another axis: query head h reads key/value head h // (heads / kv_heads)."""
 
 Axes = tuple[str | None, ...]
-"""The axes of one parameter; None for a stack of unlike parts (z and x, gate and up, B and C)."""
+"""Axis names of one parameter. None is an axis that stacks different matrices, such as z and x in in_proj."""
 
-# Axes along which a weight does not map one feature to another: the stack of layers, the taps of a depthwise filter,
-# and the channels inside a head, which belong to the head's axis.
-_NOT_FEATURES = frozenset({None, LAYERS, CONV, HEAD_DIM})
+# Axes along which a weight does not map one feature to another: the stacked layers, the taps of a depthwise filter, and the channels of a
+# head, which belong to the axis of heads.
+_NON_FEATURE_AXES = frozenset({None, LAYERS, CONV, HEAD_DIM})
 
 
 @dataclasses.dataclass(frozen=True)
 class Declaration:
-    """What a parameter says of itself where it is made; growing and pruning know no more of the network than this.
+    """What a parameter states where it is created. Growing and pruning know nothing else about the network.
 
     Raises:
-        ValueError: it contracts an axis that it does not have, or is a norm's scale of more or fewer than one axis.
+        ValueError: The parameter does not have an axis of `contracts`, or the scale of a norm does not have exactly one axis.
     """
 
     names: Axes
-    """Its axes."""
+    """Axis names of the parameter."""
     contracts: tuple[str, ...] = ()
-    """Axes that are summed over where the parameter is used. Along its other axes it makes the channels, or multiplies them one by one."""
+    """Axes that the product with the parameter sums over. Along its other axes, the parameter creates channels or scales them."""
     norm_offset: float | None = None
-    """Of the scale of an RMS norm over its one axis: the norm multiplies by offset + scale. None: not such a scale.
-    One that `contracts` its axis stands for a reader that has no weight of its own: what it scales is summed over without one."""
+    """For the scale of an RMS norm over one axis: the norm multiplies by norm_offset + scale. None for every other parameter.
+    Such a scale `contracts` its axis if the scaled channels are then summed over without a weight."""
     ends_residual: bool = False
-    """Whether a residual branch ends in it: where the whole factor is 0 the branch adds nothing."""
+    """Whether the parameter is the last factor of a residual branch: where the factor is 0, the branch adds nothing."""
 
     def __post_init__(self) -> None:
         if unknown := set(self.contracts) - set(self.names):
             raise ValueError(f"a parameter with the axes {self.names} cannot contract {', '.join(sorted(unknown))}")
         if self.norm_offset is not None and len([name for name in self.names if name != LAYERS]) != 1:
-            raise ValueError(f"a norm's scale has one axis, not {self.names}")
+            raise ValueError(f"the scale of a norm must have one axis, not {self.names}")
 
 
 def is_matrix(names: Axes) -> bool:
-    """Whether a parameter maps features to other features; norms, biases, per-head scales and depthwise filters do not."""
-    return len(set(names) - _NOT_FEATURES) >= 2
+    """Return whether a parameter maps features to other features. Norms, biases, per-head scales and depthwise filters do not."""
+    return len(set(names) - _NON_FEATURE_AXES) >= 2
 
 
 def is_axes(leaf: object) -> bool:
-    """Whether a tree node is the axes of one parameter (for `jax.tree.map(..., is_leaf=is_axes)`)."""
+    """Return whether a tree node is the axis names of one parameter (for `jax.tree.map(..., is_leaf=is_axes)`)."""
     return isinstance(leaf, tuple) and all(axis is None or isinstance(axis, str) for axis in leaf)
 
 
 def map_with_axes(function, axes, *trees):
-    """`jax.tree.map` over a tree of axes and trees of the same structure: `function(axes, *leaves)`."""
+    """Map `function(axes, *leaves)` over a tree of axis names and trees of the same structure."""
     return jax.tree.map(function, axes, *trees, is_leaf=is_axes)

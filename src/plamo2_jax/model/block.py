@@ -1,4 +1,4 @@
-"""Blocks: a mixer and an MLP, each in a residual branch; and periods of blocks, the body of the scan over layers."""
+"""Block: a mixer and an MLP, each in a residual branch. Period: the blocks that the scan over layers repeats."""
 
 from __future__ import annotations
 
@@ -12,28 +12,27 @@ from jaxtyping import Array, Float
 from plamo2_jax.config import LayerKind, ModelConfig
 from plamo2_jax.model import axes
 from plamo2_jax.model.attention import Attention
-from plamo2_jax.model.cache import AttentionCache, MambaCache
-from plamo2_jax.model.context import Context
+from plamo2_jax.model.cache import AttentionCache, Context, MambaCache
 from plamo2_jax.model.layers import MIXER_SCALE, MLP_SCALE, GatedMLP, RMSNorm, observe, record_block_influence
 from plamo2_jax.model.mamba import Mamba
 from plamo2_kernels.attention import Implementation as AttentionImplementation
 from plamo2_kernels.ssd import Implementation
 
 Remat = Literal["none", "dots", "block", "offload"]
-"""What the forward pass keeps of a period of layers for the backward pass, which recomputes the rest.
+"""Activations of a period that the forward pass saves for the backward pass, which recomputes the others.
 
-none: everything. dots: the period's input and the results of products with weights. block: the input. offload: the input, in the host's
-memory.
+none: saves all. dots: saves the period's input and the results of products with weights. block: saves the input. offload: saves the input
+in host memory.
 """
 
 _INPUT = "period_input"
 
 
 def recomputed(period: type[nn.Module], remat: Remat) -> type[nn.Module]:
-    """Return a period that keeps what `remat` says."""
+    """Apply a rematerialization policy to `Period`."""
     policies = jax.checkpoint_policies
     policy = {
-        # Attention scores and the scan's products have batch axes: they are recomputed.
+        # Products with batch axes, such as attention scores and those of the scan, are recomputed.
         "dots": policies.dots_with_no_batch_dims_saveable,
         "block": policies.nothing_saveable,
         "offload": policies.save_and_offload_only_these_names(
@@ -59,7 +58,7 @@ class Block(nn.Module):
     def __call__(
         self, x: Float[Array, "b t d"], context: Context, cache: MambaCache | AttentionCache | None
     ) -> tuple[Float[Array, "b t d"], MambaCache | AttentionCache | None]:
-        """Return the residual stream after the layer, and the layer's new cache."""
+        """Return the residual stream after the layer, and the new cache of the layer (None without a cache)."""
         c = self.config
         if self.kind is LayerKind.MAMBA:
             mixer = Mamba(c, self.implementation, self.mesh, name="mixer")
@@ -81,7 +80,7 @@ class Block(nn.Module):
 
 
 class Period(nn.Module):
-    """One period of a run: a block of each of its kinds; the body of the scan over the run."""
+    """One block for each of `kinds`, the body of the scan over a layer group."""
 
     config: ModelConfig
     kinds: tuple[LayerKind, ...]
@@ -91,19 +90,13 @@ class Period(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"], caches: tuple | None, context: Context):
-        """Return the residual stream after the period, and the new caches of its layers."""
+        """Return the residual stream after the period, and the new caches of its layers (None without caches)."""
         x = checkpoint_name(x, _INPUT)
-        before, new = x, []
+        start, new = x, []
         for position, kind in enumerate(self.kinds):
-            block = Block(
-                self.config,
-                kind,
-                self.implementation,
-                self.attention_implementation,
-                self.mesh,
-                name=f"layer_{position}",
-            )
+            settings = (self.config, kind, self.implementation, self.attention_implementation, self.mesh)
+            block = Block(*settings, name=f"layer_{position}")
             x, cache = block(x, context, None if caches is None else caches[position])
             new.append(cache)
-        record_block_influence(self, before, x, context.segment_ids)
+        record_block_influence(self, start, x, context.segment_ids)
         return x, None if caches is None else tuple(new)

@@ -1,8 +1,8 @@
-"""What a model remembers of a row between calls: one explicit pytree.
+"""The state of a model between calls, and the segments and positions of the tokens of one call.
 
-A `Cache` mirrors the layers. Stacked, it has for every run a tuple with one entry for each position of the period, whose arrays are
-stacked over the run's periods (leading axis l), as `nn.scan` wants them. Otherwise it has for every run a tuple of such tuples, one for
-each period, without that axis.
+A `Cache` has the structure of the layers. If stacked, it has one tuple for every layer group, with one entry for each position of the
+period; the arrays of an entry are stacked over the periods of the group (leading axis l), as `nn.scan` requires. Otherwise, it has one
+tuple for every layer group, with one such tuple for each period, and the arrays have no axis l.
 """
 
 from __future__ import annotations
@@ -12,23 +12,35 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from plamo2_jax.config import LayerGroup, LayerKind, ModelConfig
 from plamo2_kernels.attention import Implementation, Keys, cached_attention, masked_attention
+from plamo2_kernels.segments import carried_segments, first_segment
+
+
+class Context(struct.PyTreeNode):
+    """Segments and positions of the tokens of one call. All layers get the same context."""
+
+    segment_ids: Int[Array, "b t"]
+    positions: Int[Array, "b t"]
+    count: Int[Array, " b"]
+    """Number of tokens in each row before this call."""
+    continues: Bool[Array, " b"]
+    """Whether the first segment continues the last segment of the call before. If not, its states start from zero."""
 
 
 class MambaCache(struct.PyTreeNode):
-    """State of a state-space layer."""
+    """State of a Mamba layer."""
 
     conv: Float[Array, "b k-1 h p"]
-    """The last inputs of the convolution, before it, in the activation dtype."""
+    """The last inputs of the convolution, in the activation dtype."""
     ssm: Float[Array, "b h p n"]
-    """The scan's state, float32."""
+    """State of the scan, float32."""
 
 
 class AttentionCache(struct.PyTreeNode):
-    """Keys and values of an attention layer: a ring of `s` slots, slot = count of tokens mod s."""
+    """Keys and values of an attention layer, in a ring buffer of s slots. Token i of a row is in slot i mod s."""
 
     k: Float[Array, "b s g p"]
     """Keys after norm, scale and rotation."""
@@ -37,57 +49,49 @@ class AttentionCache(struct.PyTreeNode):
     segment_ids: Int[Array, "b s"]
     """Segment of the token in each slot; -1 in an empty slot."""
 
-    def write(
-        self,
-        k: Float[Array, "b t g p"],
-        v: Float[Array, "b t g p"],
-        positions: Int[Array, "b t"],
-        segment_ids: Int[Array, "b t"],
-        count: Int[Array, " b"],
-    ) -> AttentionCache:
-        """Append the tokens that are not padding, the oldest making room; `count`: tokens written before, a row."""
+    def write(self, k: Float[Array, "b t g p"], v: Float[Array, "b t g p"], context: Context) -> AttentionCache:
+        """Write the tokens that are not padding over the oldest tokens."""
         slots = self.k.shape[1]
-        real = segment_ids != 0
+        real = context.segment_ids != 0
         rank = jnp.cumsum(real, axis=1) - 1
         total = rank[:, -1:] + 1
-        # Of more tokens than slots only the last are written: a scatter with equal targets has no order. Others aim out of bounds.
+        # If there are more tokens than slots, only the last are written, because a scatter to equal targets has no defined order. The
+        # other tokens get a slot out of bounds, and the scatter drops them.
         kept = real & (rank >= total - slots)
-        slot = jnp.where(kept, (count[:, None] + rank) % slots, slots)
+        slot = jnp.where(kept, (context.count[:, None] + rank) % slots, slots)
 
         def put(old, new):
             return jax.vmap(lambda o, s, n: o.at[s].set(n.astype(o.dtype), mode="drop"))(old, slot, new)
 
-        return AttentionCache(
-            put(self.k, k), put(self.v, v), put(self.positions, positions), put(self.segment_ids, segment_ids)
-        )
+        new = AttentionCache(k, v, context.positions, context.segment_ids)
+        return jax.tree.map(put, self, new)
 
     def attend(
         self,
         q: Float[Array, "b t h p"],
         k: Float[Array, "b t g p"],
         v: Float[Array, "b t g p"],
-        positions: Int[Array, "b t"],
-        segment_ids: Int[Array, "b t"],
-        count: Int[Array, " b"],
+        context: Context,
         *,
         window: int | None,
         implementation: Implementation,
-        read: Callable[[Array], Array] = lambda heads: heads,
+        read: Callable[[Array], Array],
     ) -> tuple[Float[Array, "b t h p"], AttentionCache]:
-        """Attend to the tokens before and to those of a piece, and append the latter.
+        """Attend to the tokens in the cache and to the new tokens. Return the output, and the cache with the new tokens.
 
         Args:
-            read: picks the key/value heads that the queries read; by default all.
+            read: Picks the key/value heads that the queries read.
         """
-        new = self.write(k, v, positions, segment_ids, count)
+        new = self.write(k, v, context)
+        positions, segment_ids = context.positions, context.segment_ids
         if q.shape[1] == 1:
-            # The ring holds the window and the token itself, so one token needs no copy of it.
+            # The ring buffer holds the whole window and the token itself, so a single token reads it in place.
             keys = read(new.k).astype(q.dtype), read(new.v).astype(q.dtype)
             y = masked_attention(q, *keys, segment_ids, new.segment_ids, positions, new.positions, window=window)
         else:
             piece = Keys(read(k), read(v), positions, segment_ids)
             ring = Keys(read(self.k), read(self.v), self.positions, self.segment_ids)
-            y = cached_attention(q, piece, ring, count, window=window, implementation=implementation)
+            y = cached_attention(q, piece, ring, context.count, window=window, implementation=implementation)
         return y, new
 
 
@@ -95,25 +99,52 @@ class Cache(struct.PyTreeNode):
     """State of a whole model for a batch of rows."""
 
     runs: tuple[tuple, ...]
-    """Of `MambaCache` and `AttentionCache`; see the module."""
+    """`MambaCache` and `AttentionCache` of the layers, in the structure that the module docstring describes."""
     count: Int[Array, " b"]
-    """Tokens seen, padding not counted: the position of the next one."""
+    """Number of tokens so far, without padding: the position of the next token."""
     segment: Int[Array, " b"]
-    """Segment of the last token; 0 before the first."""
+    """Segment of the last token; 0 before the first token."""
+
+
+def make_context(
+    tokens: Int[Array, "b t"],
+    segment_ids: Int[Array, "b t"] | None,
+    positions: Int[Array, "b t"] | None,
+    cache: Cache | None,
+) -> Context:
+    """Build the context of a call. By default, a row is one document, and positions continue at the cache's count."""
+    b = tokens.shape[0]
+    segment_ids = jnp.ones_like(tokens) if segment_ids is None else segment_ids
+    count = jnp.zeros((b,), jnp.int32) if cache is None else cache.count
+    if positions is None:
+        positions = count[:, None] + jnp.maximum(jnp.cumsum(segment_ids != 0, axis=1) - 1, 0)
+    continues = jnp.ones((b,), bool) if cache is None else first_segment(segment_ids) == cache.segment
+    return Context(segment_ids, positions, count, continues | (first_segment(segment_ids) == 0))
+
+
+def advance(cache: Cache, runs: tuple, context: Context) -> Cache:
+    """Return the cache after a call, with the new states of the layers."""
+    seen = jnp.any(context.segment_ids != 0, axis=1)
+    last = carried_segments(context.segment_ids)[:, -1]
+    return Cache(
+        runs,
+        cache.count + jnp.sum(context.segment_ids != 0, axis=1, dtype=jnp.int32),
+        jnp.where(seen, last, cache.segment),
+    )
 
 
 def init_cache(
     config: ModelConfig, batch_size: int, max_length: int, dtype: jnp.dtype, *, stacked: bool = True
 ) -> Cache:
-    """An empty cache.
+    """Return an empty cache.
 
     Args:
-        config: the model's shape.
-        batch_size: rows.
-        max_length: tokens of the longest row to come. A layer of full attention forgets its oldest tokens beyond it, so callers that
-            may pass it must refuse to.
-        dtype: of keys, values and convolution inputs; the scan's state is float32 (float64 if dtype is).
-        stacked: whether the arrays of a run's periods are stacked.
+        config: Shape of the model.
+        batch_size: Number of rows.
+        max_length: Number of tokens in the longest row. Layers of full attention forget the oldest tokens of a longer row, so callers
+            must refuse such a row.
+        dtype: dtype of keys, values and convolution inputs. The state of the scan is float32 (float64 if dtype is).
+        stacked: Stack the arrays of the periods of a layer group.
     """
     b, p, g = batch_size, config.hidden_size_per_head, config.num_key_value_heads
 
@@ -123,17 +154,14 @@ def init_cache(
             state_dtype = jnp.promote_types(dtype, jnp.float32)
             return MambaCache(jnp.zeros((*lead, b, k - 1, h, p), dtype), jnp.zeros((*lead, b, h, p, n), state_dtype))
         s = min(max_length, config.attention_window_size + 1) if kind is LayerKind.WINDOW else max_length
-        # Two buffers, not one twice: a cache may be donated.
+        # k and v need separate buffers, because a cache may be donated.
         k, v = (jnp.zeros((*lead, b, s, g, p), dtype) for _ in range(2))
         return AttentionCache(k, v, jnp.zeros((*lead, b, s), jnp.int32), jnp.full((*lead, b, s), -1, jnp.int32))
 
-    def periods(run: LayerGroup):
+    def periods(group: LayerGroup):
         if stacked:
-            return tuple(layer(kind, run.count) for kind in run.kinds)
-        return tuple(tuple(map(layer, run.kinds)) for _ in range(run.count))
+            return tuple(layer(kind, group.count) for kind in group.kinds)
+        return tuple(tuple(map(layer, group.kinds)) for _ in range(group.count))
 
-    return Cache(
-        tuple(map(periods, config.layer_groups)),
-        jnp.zeros((b,), jnp.int32),
-        jnp.zeros((b,), jnp.int32),
-    )
+    count, segment = (jnp.zeros((b,), jnp.int32) for _ in range(2))
+    return Cache(tuple(map(periods, config.layer_groups)), count, segment)

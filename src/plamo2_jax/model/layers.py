@@ -1,4 +1,4 @@
-"""Parameters with named axes, RMS norms, the gated MLP and rotary embedding."""
+"""RMS norm, gated MLP, rotary embedding, and the recording of activation statistics."""
 
 from __future__ import annotations
 
@@ -12,25 +12,22 @@ from plamo2_jax.model import axes
 from plamo2_jax.model.linear import project
 from plamo2_jax.model.parameters import parameter
 
-# Residual branches are scaled down by their norms' offsets: 1/5 after the mixer, 1/5^1.5 after the MLP (public PLaMo 2 code).
+# The norms at the end of residual branches scale them down: by 1/5 after the mixer, by 1/5^1.5 after the MLP (public PLaMo 2 code).
 MIXER_SCALE = 1 / 5
 MLP_SCALE = 1 / 5**1.5
 
-
 OBSERVED = "observed"
-"""The collection that `observe` writes to: `model.apply(..., mutable=[OBSERVED])`."""
+"""Flax collection of the recorded statistics. `model.apply(..., mutable=[OBSERVED])` returns it; otherwise nothing is recorded."""
 
 
 def observe(module: nn.Module, x: Float[Array, "b t *c"], names: axes.Axes, segment_ids: Int[Array, "b t"]) -> None:
-    """Record how large the channels of `x` are, under the name of their axis; does nothing unless OBSERVED is mutable.
+    """Record the magnitude of each channel of `x`, averaged over the tokens of a row: [b, c] float32, under the name of their axis.
 
     Args:
-        module: whose collection is written.
-        x: activations.
-        names: of the axes after b and t: one axis, or one and HEAD_DIM, over which the norm is taken.
-        segment_ids: tokens of segment 0 are left out.
-
-    What is recorded is the mean over a row's tokens of each channel's magnitude, [b, c] float32.
+        module: Module whose collection is written.
+        x: Activations.
+        names: Names of the axes after b and t: one axis, or one axis and HEAD_DIM. The norm over HEAD_DIM is the magnitude of a head.
+        segment_ids: Segments of the tokens. Padding (0) is not counted.
     """
     if module.is_initializing() or not module.is_mutable_collection(OBSERVED):
         return
@@ -44,9 +41,9 @@ def observe(module: nn.Module, x: Float[Array, "b t *c"], names: axes.Axes, segm
 def record_block_influence(
     module: nn.Module, before: Float[Array, "b t d"], after: Float[Array, "b t d"], segment_ids: Int[Array, "b t"]
 ) -> None:
-    """Record the block influence of layers (ShortGPT, arXiv:2403.03853, equation 1), under the name of the layers' axis.
+    """Record the block influence of a period (ShortGPT, arXiv:2403.03853, equation 1) under the name of the axis of layers.
 
-    It is the mean over a row's tokens of 1 - cos(before, after), [b].
+    It is 1 - cos(before, after), averaged over the tokens of a row: [b] float32.
     """
     if module.is_initializing() or not module.is_mutable_collection(OBSERVED):
         return
@@ -62,19 +59,17 @@ def _mean_over_tokens(x: Float[Array, "b t *c"], segment_ids: Int[Array, "b t"])
 
 
 def rms_normalize(x: Float[Array, "*b d"], epsilon: float) -> Float[Array, "*b d"]:
-    """x / sqrt(mean(x²) + epsilon) over the last axis: statistics in float32, result in the dtype of x."""
+    """Return x / sqrt(mean(x²) + epsilon) over the last axis, computed in float32, in the dtype of x."""
     x32 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + epsilon)).astype(x.dtype)
 
 
 class RMSNorm(nn.Module):
-    """RMS norm over the residual stream, times (offset + scale); `scale` starts at 0.
+    """RMS norm over the residual stream, multiplied by (offset + scale). The parameter `scale` starts at 0.
 
     Attributes:
-        offset: the factor while `scale` is 0.
-        epsilon: of the norm.
-        ends_residual: whether a residual branch ends here.
-        contracts: whether this norm's scale stands for the reader of the stream (see `axes.Declaration.norm_offset`).
+        offset, ends_residual: See `axes.Declaration`.
+        contracts: Whether the norm's output is summed over without a weight (see `axes.Declaration.norm_offset`).
     """
 
     offset: float
@@ -84,27 +79,21 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        """Same shape and dtype as x."""
-        scale = parameter(
-            self,
-            "scale",
-            nn.initializers.zeros,
-            {axes.EMBED: x.shape[-1]},
-            contracts=(axes.EMBED,) if self.contracts else (),
-            norm_offset=self.offset,
-            ends_residual=self.ends_residual,
-        )
+        """Return the normalized x, in its dtype."""
+        contracts = (axes.EMBED,) if self.contracts else ()
+        declared = {"contracts": contracts, "norm_offset": self.offset, "ends_residual": self.ends_residual}
+        scale = parameter(self, "scale", nn.initializers.zeros, {axes.EMBED: x.shape[-1]}, **declared)
         return rms_normalize(x, self.epsilon) * (self.offset + scale).astype(x.dtype)
 
 
 class GatedMLP(nn.Module):
-    """down(silu(gate) · up)."""
+    """Gated MLP: down(silu(gate(x)) · up(x))."""
 
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"], segment_ids: Int[Array, "b t"]) -> Float[Array, "b t d"]:
-        """Same shape and dtype as x."""
+        """Return the output in the dtype of x."""
         c = self.config
         init = nn.initializers.normal(c.initializer_range)
         e, f = c.hidden_size, c.intermediate_size
@@ -118,7 +107,10 @@ class GatedMLP(nn.Module):
 
 
 def apply_rope(x: Float[Array, "b t h p"], positions: Int[Array, "b t"], theta: float) -> Float[Array, "b t h p"]:
-    """Rotary embedding on all of p, halves paired (i, i + p/2), frequencies theta^(-2i/p) (arXiv:2104.09864); angles in float32."""
+    """Rotate all p channels by RoPE (arXiv:2104.09864): channels i and i + p/2 form a pair with the frequency theta^(-2i/p).
+
+    Angles are computed in float32; the result has the dtype of x.
+    """
     p = x.shape[-1]
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     angles = positions[..., None, None].astype(dtype) * theta ** (-jnp.arange(0, p, 2, dtype=dtype) / p)

@@ -1,4 +1,4 @@
-"""The one product of activations with a weight: every matrix of the model is multiplied here."""
+"""Products of activations and weights. The model multiplies by every weight matrix through this module."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from plamo2_jax.model.quantized import QuantizedArray
 from plamo2_kernels.precision import product_precision
 
 Weight = Array | QuantizedArray | LowRank
-"""What a parameter tree may hold in the place of a matrix."""
+"""The types that a weight matrix may have in a parameter tree."""
 
 
 def project(
@@ -32,20 +32,20 @@ def project(
     """Declare a weight and multiply `x` by it.
 
     Args:
-        module: owner of the weight.
-        name: key of the weight below the module.
-        spec: einsum of `x` and the weight, such as "btd,dhp->bthp". The weight `contracts` the axes that the einsum sums over.
-        x: activations.
-        init: initializer.
-        sizes: size of each axis of the weight by its name, in order. An unnamed first axis is one of unlike parts.
+        module: Module that owns the weight.
+        name: Name of the weight in the module.
+        spec: Einsum of `x` and the weight, such as "btd,dhp->bthp". The weight `contracts` the axes that the einsum sums over.
+        x: Activations.
+        init: Initializer.
+        sizes: Size of each axis of the weight by its name, in order. If the first name is None, that axis stacks several weights, and it
+            has no letter in `spec`.
 
     Returns:
-        The product in the dtype of `x`; of a weight of several parts the product with each of them.
+        The product in the dtype of `x`, or a tuple of the products with the stacked weights.
     """
     weight = parameter(module, name, init, sizes, contracts=contracted(spec, sizes))
-    if None in sizes:
-        return _multiply_parts(spec, x, weight)
-    return multiply(spec, x, weight)
+    product = _multiply_parts if None in sizes else multiply
+    return product(spec, x, weight)
 
 
 def multiply(
@@ -54,10 +54,10 @@ def multiply(
     """Multiply activations by a weight.
 
     Args:
-        spec: einsum of `x` and the weight.
-        x: activations. The product is computed in their dtype, which decides its precision.
-        weight: value of a parameter.
-        preferred_element_type: dtype of the result; None: that of `x`.
+        spec: Einsum of `x` and the weight.
+        x: Activations. The product is computed in their dtype: float32 means true float32 products on all platforms.
+        weight: Value of a parameter.
+        preferred_element_type: dtype of the result; None: the dtype of `x`.
     """
     einsum = functools.partial(
         jnp.einsum, precision=product_precision(x.dtype), preferred_element_type=preferred_element_type
@@ -72,9 +72,15 @@ def multiply(
 
 
 def _multiply_parts(spec: str, x: Float[Array, "*x"], weight: Weight) -> tuple[Float[Array, "*y"], ...]:
-    """`multiply` by each part of a weight that leads with an axis of parts; an adapter's lower half is shared."""
+    """Multiply by each of the weights that are stacked along the first axis. They share the factor A of an adapter."""
     if not isinstance(weight, LowRank):
-        return tuple(multiply(spec, x, weight[i]) for i in range(weight.shape[0]))
+        parts = weight.shape[0]
+        if x.shape[1] == 1 and not isinstance(weight, QuantizedArray):
+            # One token per row: XLA on CPU would copy every part out of the weight, which takes longer than the product.
+            operands, result = spec.split("->")
+            batched = "P" + operands.replace(",", ",P") + "->P" + result
+            return tuple(multiply(batched, jnp.broadcast_to(x, (parts, *x.shape)), weight))
+        return tuple(multiply(spec, x, weight[i]) for i in range(parts))
     low, up = _adapter_specs(spec)
     lowered = _lower(low, x, weight)
     base = _multiply_parts(spec, x, weight.base)
@@ -83,7 +89,7 @@ def _multiply_parts(spec: str, x: Float[Array, "*x"], weight: Weight) -> tuple[F
 
 
 def _lower(spec: str, x: Float[Array, "*x"], weight: LowRank) -> Float[Array, "... r"]:
-    """s · drop(x) A."""
+    """Return s · drop(x) A of an adapter."""
     if weight.key is not None:
         kept = jax.random.bernoulli(weight.key, 1 - weight.dropout, x.shape)
         x = jnp.where(kept, x / (1 - weight.dropout), 0)
@@ -91,7 +97,7 @@ def _lower(spec: str, x: Float[Array, "*x"], weight: LowRank) -> Float[Array, ".
 
 
 def _adapter_specs(spec: str) -> tuple[str, str]:
-    """The einsums with A [*inputs, r] and B [r, *outputs] that stand for one with a weight; r is the letter R."""
+    """Return the einsums with A [*inputs, r] and B [r, *outputs] that replace an einsum with a weight. The letter R stands for r."""
     operands, result = spec.split("->")
     x, weight = operands.split(",")
     inputs, outputs = ("".join(c for c in weight if (c in result) is out) for out in (False, True))
@@ -107,7 +113,7 @@ def lookup(weight: Weight, tokens: Int[Array, "b t"], dtype: jnp.dtype) -> Float
 
 
 def contracted(spec: str, names: Iterable[str | None]) -> tuple[str, ...]:
-    """Return the names of a weight's axes that an einsum of activations and the weight sums over; None stands for no letter."""
+    """Return the names of the weight's axes that an einsum sums over. An axis named None has no letter in `spec`."""
     operands, result = spec.split("->")
     named = [name for name in names if name is not None]
     letters = operands.split(",")[1]
@@ -115,14 +121,14 @@ def contracted(spec: str, names: Iterable[str | None]) -> tuple[str, ...]:
 
 
 def array_axes(logical_axes: Any, params: Any) -> Any:
-    """Return the axis names of every array of a parameter tree, those that quantized weights and adapters are made of too.
+    """Return the axis names of every array in a parameter tree, including the arrays inside quantized weights and adapters.
 
     Args:
-        logical_axes: tree of the names of each parameter's axes (`model.logical_axes`).
-        params: the parameters, or their shapes.
+        logical_axes: Tree of the axis names of each parameter (`model.logical_axes`).
+        params: Parameters, or their shapes.
 
     Returns:
-        A tree of the structure of `params`, for `map_with_axes`, `param_shardings` and the like.
+        A tree with the structure of `params`.
     """
 
     def one(names: Axes, weight: Weight) -> Any:

@@ -1,7 +1,7 @@
-"""Next-token loss from logits, and functions of logits that never hold the logits of whole rows.
+"""Next-token loss, and the computation of logits in chunks.
 
-Logits [b, t, v] are the largest array of a step: `map_logits` computes them for `chunk` positions of each row at a time. Training,
-distillation, preference losses and evaluation all read logits through it.
+Logits [b, t, v] are the largest array of a training step, so `map_logits` computes them for `chunk` positions of each row at a time.
+Training, distillation, preference losses and evaluation all use it.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from plamo2_jax.model.axes import SEQUENCE
 
 
 class Prediction(NamedTuple):
-    """What logits predict about their targets."""
+    """What logits predict about the targets."""
 
     nats: jax.Array
-    """-ln p of each target [b, t] float32."""
+    """-log p of each target, [b, t] float32."""
     log_z: jax.Array
-    """Log of the softmax's normalizer [b, t] float32."""
+    """Logarithm of the softmax normalizer Z, [b, t] float32."""
     correct: jax.Array
-    """Whether no other token is likelier [b, t] bool."""
+    """Whether no other token has a higher probability, [b, t] bool."""
 
 
 def predict(logits: jax.Array, targets: jax.Array) -> Prediction:
-    """Nats, normalizers and first choices in float32; logits [b, t, v], targets [b, t]."""
+    """Compute in float32 what logits [b, t, v] predict about targets [b, t]."""
     logits = logits.astype(jnp.float32)
     log_z = jax.nn.logsumexp(logits, axis=-1)
-    # A masked sum instead of a gather, whose gradient would be a scatter into zeros of the logits' size.
+    # A masked sum, because the gradient of a gather is a scatter into an array of zeros as large as the logits.
     chosen = targets[..., None] == jnp.arange(logits.shape[-1])
     target_logits = jnp.sum(jnp.where(chosen, logits, 0), axis=-1)
     return Prediction(log_z - target_logits, log_z, target_logits >= jnp.max(logits, axis=-1))
@@ -47,25 +47,25 @@ def map_logits(
     arrays: Any,
     chunk: int | None,
 ) -> Any:
-    """Apply a function to the logits of each position, `chunk` positions of each row at a time.
+    """Apply a function to the logits, `chunk` positions of each row at a time.
 
-    With `chunk`, logits are [b, chunk, v] in the backward pass too, which computes them again. Each chunk holds positions from every
-    device's part of a row that is divided over the mesh axis `sequence`, so that no chunk moves between devices.
+    With `chunk`, the logits that exist at a time are [b, chunk, v]. The backward pass computes them again. If rows are divided over the
+    mesh axis `sequence`, each chunk has positions from the part of every device, so that no position moves between devices.
 
     Args:
-        model: a model with a method `logits`.
-        params: its parameters.
-        features: [b, t, d], from the model's method `features`.
-        fn: maps logits [b, c, v] and `arrays` cut to [b, c, ...] to a tree of arrays [b, c, ...]; one position must not depend on
-            another.
-        arrays: tree of arrays [b, t, ...].
-        chunk: positions of each row whose logits exist at a time; None: all, kept for the backward pass.
+        model: A model with the method `logits`.
+        params: Parameters of the model.
+        features: [b, t, d], from the method `features` of the model.
+        fn: Maps logits [b, c, v] and `arrays` of the same positions [b, c, ...] to a tree of arrays [b, c, ...]. It must treat each
+            position independently.
+        arrays: Tree of arrays [b, t, ...].
+        chunk: Number of positions; None: all positions at once, and the logits are kept for the backward pass.
 
     Returns:
-        What `fn` returns, with t positions.
+        The results of `fn` for all t positions.
 
     Raises:
-        ValueError: `chunk` does not divide t, or the mesh axis that tokens are divided over does not divide `chunk`.
+        PlamoError: `chunk` does not divide t, or is not a multiple of the mesh axis `sequence`.
     """
 
     def apply(x: jax.Array, arrays: Any) -> Any:
@@ -77,11 +77,11 @@ def map_logits(
     parts = _sequence_parts(model)
     if t % chunk or chunk % parts:
         raise PlamoError(
-            f"loss_chunk={chunk} is not allowed: it must divide the {t} positions of a row, and {parts} must divide it"
+            f"loss_chunk={chunk} is not allowed: it must divide the {t} positions of a row and be a multiple of sequence={parts}"
         )
 
     def cut(array: jax.Array) -> jax.Array:
-        """[b, t, ...] to [t / chunk, b, chunk, ...]."""
+        # From [b, t, ...] to [t / chunk, b, chunk, ...].
         pieces = array.reshape(b, parts, t // chunk, chunk // parts, *array.shape[2:])
         return jnp.moveaxis(pieces, 2, 0).reshape(t // chunk, b, chunk, *array.shape[2:])
 
@@ -98,12 +98,12 @@ def map_logits(
 
 
 def _sequence_parts(model: nn.Module) -> int:
-    """Return the number of parts that a row is divided into over the devices of a model."""
+    """Return the number of parts into which the mesh of the model divides a row."""
     return 1 if model.mesh is None else model.mesh.shape[SEQUENCE]
 
 
 def largest_chunk(model: nn.Module, length: int, limit: int) -> int:
-    """Return the largest chunk of about `limit` positions at most that `map_logits` takes for rows of `length` positions."""
+    """Return the largest chunk up to about `limit` positions that `map_logits` allows for rows of `length` positions."""
     parts = _sequence_parts(model)
     part = length // parts
     return parts * max(size for size in range(1, min(part, max(1, limit // parts)) + 1) if part % size == 0)
@@ -116,17 +116,17 @@ def predict_batch(
     chunk: int | None = None,
     embedding_noise: jax.Array | None = None,
 ) -> Prediction:
-    """Predict a batch's targets.
+    """Predict the targets of a batch.
 
     Args:
-        model: a model with the methods `features` and `logits`.
-        params: its parameters.
-        batch: arrays [b, t].
-        chunk: positions of each row whose logits exist at a time; None: all. `map_logits` explains it.
+        model: A model with the methods `features` and `logits`.
+        params: Parameters of the model.
+        batch: Arrays [b, t].
+        chunk: See `map_logits`.
         embedding_noise: [b, t, d], added to the embedded tokens.
 
     Raises:
-        ValueError: `chunk` is not allowed, as in `map_logits`.
+        PlamoError: `chunk` is not allowed, as in `map_logits`.
     """
     inputs = (batch["tokens"], batch["segment_ids"], batch["positions"])
     features, _ = model.apply({"params": params}, *inputs, embedding_noise=embedding_noise, method="features")
@@ -136,13 +136,12 @@ def predict_batch(
 def prediction_sums(
     prediction: Prediction, targets: jax.Array, weights: jax.Array, byte_lengths: jax.Array
 ) -> dict[str, jax.Array]:
-    """Scalar float32 sums over the targets of non-zero weight: nats, tokens, bytes and correct first choices.
+    """Return scalar float32 sums over the targets of non-zero weight: nats, tokens, bytes and correct predictions.
 
     Args:
-        prediction: from `predict`.
         targets: [b, t] int32.
-        weights: [b, t]; 0 leaves a position out, any other value counts it once.
-        byte_lengths: [v] int32, UTF-8 bytes each token stands for.
+        weights: [b, t]. A weight other than 0 counts the position once.
+        byte_lengths: [v] int32, UTF-8 bytes of each token.
     """
     counted = weights != 0
     sums = {
@@ -155,17 +154,16 @@ def prediction_sums(
 
 
 def cross_entropy(prediction: Prediction, weights: jax.Array, z_loss: float) -> tuple[jax.Array, jax.Array]:
-    """Weighted next-token cross-entropy with z-loss, in float32.
+    """Return the weighted next-token cross-entropy with z-loss, in float32.
 
-    The z-loss, z_loss * log(Z)^2 with Z the softmax's normalizer, keeps logits from drifting (PaLM, arXiv:2204.02311, section 5).
+    The z-loss is z_loss · log(Z)², where Z is the softmax normalizer. It keeps logits from drifting (PaLM, arXiv:2204.02311, section 5).
 
     Args:
-        prediction: from `predict`, [b, t].
-        weights: [b, t] float32; 0 leaves a position out.
-        z_loss: coefficient of the z-loss.
+        weights: [b, t] float32.
+        z_loss: Coefficient of the z-loss.
 
     Returns:
-        The mean loss (a scalar, 0 where all weights are 0), and the weighted sum of log(Z)^2.
+        The mean loss (a scalar, 0 if all weights are 0), and the weighted sum of log(Z)².
     """
     z = jnp.sum(weights * jnp.square(prediction.log_z))
     total = jnp.sum(weights * prediction.nats) + z_loss * z

@@ -1,4 +1,4 @@
-"""The state-space mixer: gated selective scan with a Mamba-1 style projection of B, C and dt after the convolution."""
+"""Mamba mixer: a gated selective scan. As in Mamba-1, B, C and dt are projections of the convolution's output."""
 
 from __future__ import annotations
 
@@ -9,36 +9,39 @@ from jaxtyping import Array, Float
 
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.model import axes, parallel
-from plamo2_jax.model.cache import MambaCache
-from plamo2_jax.model.context import Context
+from plamo2_jax.model.cache import Context, MambaCache
 from plamo2_jax.model.layers import observe, rms_normalize
 from plamo2_jax.model.linear import multiply, project
 from plamo2_jax.model.parameters import parameter
-from plamo2_kernels.conv1d import causal_conv1d
-from plamo2_kernels.ssd import Implementation, ssd
+from plamo2_kernels.ssd import Implementation
 
 
 def _a_log_init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    """ln(h + 1) for head h: decay rates 1, 2, 3, ..."""
+    """Return log(h + 1) for head h, which gives the decay rates 1, 2, 3, ..."""
     del key
     return jnp.log(jnp.arange(1, shape[0] + 1, dtype=dtype))
 
 
 def _dt_bias_init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    """Inverse softplus of step sizes drawn log-uniformly from [1e-3, 1e-1], at least 1e-4."""
+    """Return the inverse softplus of step sizes that are drawn log-uniformly from [1e-3, 1e-1]."""
     dt = jnp.exp(jax.random.uniform(key, shape, dtype, jnp.log(1e-3), jnp.log(1e-1)))
-    dt = jnp.maximum(dt, 1e-4)
     return dt + jnp.log(-jnp.expm1(-dt))
 
 
 def _conv_init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    """Uniform in ±1/sqrt(taps)."""
+    """Return values drawn uniformly from ±1/sqrt(taps)."""
     bound = shape[-1] ** -0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class Mamba(nn.Module):
-    """u → z, x; x → convolution, silu → B, C, dt → scan; out(scan · silu(z))."""
+    """Selective scan with a gate.
+
+    z, x = in_proj(u)
+    x = silu(conv(x))
+    B, C, dt = projections of x
+    output = out_proj(ssd(x, dt, A, B, C, D) · silu(z))
+    """
 
     config: ModelConfig
     implementation: Implementation = "auto"
@@ -48,7 +51,7 @@ class Mamba(nn.Module):
     def __call__(
         self, u: Float[Array, "b t d"], context: Context, cache: MambaCache | None
     ) -> tuple[Float[Array, "b t d"], MambaCache | None]:
-        """Mix tokens; returns the output in the dtype of u and the new state (None without a cache)."""
+        """Return the output in the dtype of u, and the state after these tokens (None without a cache)."""
         c = self.config
         e, h, p, n, r = c.hidden_size, c.mamba_num_heads, c.hidden_size_per_head, c.mamba_d_state, c.dt_rank
         heads = {axes.MAMBA_HEADS: h}
@@ -60,18 +63,11 @@ class Mamba(nn.Module):
             continues, ssm_state = context.continues, cache.ssm
             conv_state = jnp.where(continues[:, None, None, None], cache.conv, 0)
 
-        # Of z and of x; the pair leads, since as one of the last two axes it would fill a quarter of a TPU's tiles.
+        # The axis of z and x comes first. As one of the last two axes, its size of 2 would fill only a quarter of each TPU tile.
         z, x = project(self, "in_proj", "btd,dhp->bthp", u, normal, {None: 2, axes.EMBED: e, **inner})
         conv = parameter(self, "conv", _conv_init, {**inner, axes.CONV: c.mamba_d_conv})
-        # The one token that parameters are made with is not cut.
-        mesh = None if self.is_initializing() else self.mesh
-        if mesh is None:
-            x, conv_state = causal_conv1d(
-                x, conv, segment_ids=context.segment_ids, initial_state=conv_state, activation="silu"
-            )
-        else:
-            x, conv_state = parallel.convolve(mesh, x, conv, context.segment_ids, conv_state)
-        # Three products read x: without the barrier XLA may run the convolution anew for each.
+        x, conv_state = parallel.convolve(self.mesh, x, conv, context.segment_ids, conv_state)
+        # Three products read x. Without this barrier, XLA may compute the convolution again for each of them.
         x = jax.lax.optimization_barrier(x)
 
         def narrow(name, axis, size):
@@ -83,10 +79,10 @@ class Mamba(nn.Module):
 
         B, C = narrow("b_proj", axes.STATE, n), narrow("c_proj", axes.STATE, n)
         low_rank = narrow("dt_down", axes.DT_RANK, r)
-        # A parameter's random values depend on its place among the module's: a change of this order changes seeded models.
+        # Flax derives a parameter's random values from the order of declaration, so another order would change seeded models.
         dt_up = parameter(self, "dt_up", normal, {axes.DT_RANK: r, **heads}, contracts=(axes.DT_RANK,))
         B = norm(B, "b_norm", axes.STATE)
-        # The scan sums over the product of B and C; C's scale stands for the reader of the state.
+        # The scan sums over the axis state without a weight, so C's scale is declared as the reader (see `Declaration.norm_offset`).
         C = norm(C, "c_norm", axes.STATE, contracts=(axes.STATE,))
         low_rank = norm(low_rank, "dt_norm", axes.DT_RANK)
         dt_bias = parameter(self, "dt_bias", _dt_bias_init, heads)
@@ -96,16 +92,7 @@ class Mamba(nn.Module):
         observe(self, low_rank, (axes.DT_RANK,), context.segment_ids)
         dt = multiply("btr,rh->bth", low_rank, dt_up, preferred_element_type=dt_bias.dtype)
         arrays = x, nn.softplus(dt + dt_bias), -jnp.exp(a_log), B[:, :, None], C[:, :, None], skip
-        if mesh is None:
-            y, ssm_state = ssd(
-                *arrays,
-                segment_ids=context.segment_ids,
-                initial_state=ssm_state,
-                continues=continues,
-                implementation=self.implementation,
-            )
-        else:
-            y, ssm_state = parallel.scan(mesh, *arrays, context.segment_ids, self.implementation, ssm_state, continues)
+        y, ssm_state = parallel.scan(self.mesh, *arrays, context.segment_ids, ssm_state, continues, self.implementation)
         y = y * nn.silu(z)
         observe(self, y, tuple(inner), context.segment_ids)
         out = project(self, "out_proj", "bthp,hpd->btd", y, normal, {**inner, axes.EMBED: e})

@@ -1,8 +1,8 @@
-"""The token mixers over a mesh of devices: rows over data and fsdp, their tokens over sequence, heads over tensor.
+"""The operations that mix tokens, on one device or on a mesh: rows over data × fsdp, tokens over sequence, heads over tensor.
 
-What mixes tokens runs in `jax.shard_map`, since XLA can cut neither a recurrence nor a hand-written kernel; all around it is cut by XLA.
-Inside, a kernel finds itself on one device, so a TPU's kernels serve a mesh as they do a single chip. A mesh has all four axes of
-`model.axes`; rows and tokens must divide by theirs, heads that do not are computed on every device of `tensor`.
+XLA can divide neither a recurrence nor a hand-written kernel. So on a mesh these operations run in `jax.shard_map`, where each device calls
+the kernel on its part of the arrays. XLA divides the rest of the model. A mesh has the four axes of `model.axes`. The numbers of rows and
+tokens must be multiples of their mesh axes. Heads that are not a multiple of tensor are computed on all its devices.
 """
 
 from __future__ import annotations
@@ -18,49 +18,41 @@ from jaxtyping import Array, Bool, Float, Int
 
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.model.axes import DATA, FSDP, SEQUENCE, TENSOR
-from plamo2_jax.model.cache import AttentionCache
+from plamo2_jax.model.cache import AttentionCache, Context
 from plamo2_kernels import attention as attention_kernels
 from plamo2_kernels import ssd as scan_kernels
 from plamo2_kernels.conv1d import causal_conv1d
 from plamo2_kernels.sequence import sharded_attention, sharded_causal_conv1d, sharded_ssd
 
-# Splash and kernels of Pallas do not tell shard_map over which axes their outputs vary (jax 0.10.2).
+# Splash attention and Pallas kernels do not report over which mesh axes their outputs vary (jax 0.10.2).
 _shard_map = functools.partial(jax.shard_map, check_vma=False)
 
 
 def convolve(
-    mesh: Mesh,
+    mesh: Mesh | None,
     x: Float[Array, "b t h p"],
     weight: Float[Array, "h p k"],
     segment_ids: Int[Array, "b t"],
-    state: Float[Array, "b k-1 h p"] | None = None,
+    state: Float[Array, "b k-1 h p"] | None,
 ) -> tuple[Float[Array, "b t h p"], Float[Array, "b k-1 h p"] | None]:
-    """`causal_conv1d` with silu; without a state before the rows there is none after them."""
-    rows = _rows(mesh, x, cached=state is not None)
-    heads = _over_tensor(mesh, x.shape[2])
+    """Compute `causal_conv1d` with silu. On a mesh, the final state is None unless an initial state is given."""
+
+    def body(x, weight, segment_ids, state):
+        if state is None and mesh is not None:
+            y = sharded_causal_conv1d(x, weight, axis_name=SEQUENCE, segment_ids=segment_ids, activation="silu")
+            return y, None
+        return causal_conv1d(x, weight, segment_ids=segment_ids, initial_state=state, activation="silu")
+
+    if mesh is None:
+        return body(x, weight, segment_ids, state)
+    rows, heads = _rows(mesh, x, cached=state is not None), _over_tensor(mesh, x.shape[2])
     of_heads = PartitionSpec(*rows, heads)
-    if state is None:
-        body = functools.partial(sharded_causal_conv1d, axis_name=SEQUENCE, activation="silu")
-        shard = _shard_map(
-            lambda x, weight, segment_ids: body(x, weight, segment_ids=segment_ids),
-            mesh=mesh,
-            in_specs=(of_heads, PartitionSpec(heads), rows),
-            out_specs=of_heads,
-        )
-        return shard(x, weight, segment_ids), None
-    shard = _shard_map(
-        lambda x, weight, segment_ids, state: causal_conv1d(
-            x, weight, segment_ids=segment_ids, initial_state=state, activation="silu"
-        ),
-        mesh=mesh,
-        in_specs=(of_heads, PartitionSpec(heads), rows, of_heads),
-        out_specs=(of_heads, of_heads),
-    )
-    return shard(x, weight, segment_ids, state)
+    in_specs = (of_heads, PartitionSpec(heads), rows, of_heads)
+    return _shard_map(body, mesh=mesh, in_specs=in_specs, out_specs=(of_heads, of_heads))(x, weight, segment_ids, state)
 
 
 def scan(
-    mesh: Mesh,
+    mesh: Mesh | None,
     x: Float[Array, "b t h p"],
     dt: Float[Array, "b t h"],
     A: Float[Array, " h"],
@@ -68,101 +60,70 @@ def scan(
     C: Float[Array, "b t g n"],
     D: Float[Array, " h"],
     segment_ids: Int[Array, "b t"],
+    state: Float[Array, "b h p n"] | None,
+    continues: Bool[Array, " b"] | None,
     implementation: scan_kernels.Implementation,
-    state: Float[Array, "b h p n"] | None = None,
-    continues: Bool[Array, " b"] | None = None,
 ) -> tuple[Float[Array, "b t h p"], Float[Array, "b h p n"] | None]:
-    """`ssd` with one group; without a state before the rows there is none after them."""
-    rows = _rows(mesh, x, cached=state is not None)
-    heads = _over_tensor(mesh, x.shape[2])
-    of_heads, per_head = PartitionSpec(*rows, heads), PartitionSpec(heads)
-    in_specs = (of_heads, of_heads, per_head, rows, rows, per_head, rows)
-    if state is None:
-        body = functools.partial(sharded_ssd, axis_name=SEQUENCE, implementation=implementation)
-        shard = _shard_map(
-            lambda *arrays: body(*arrays[:-1], segment_ids=arrays[-1])[0],
-            mesh=mesh,
-            in_specs=in_specs,
-            out_specs=of_heads,
-        )
-        return shard(x, dt, A, B, C, D, segment_ids), None
+    """Compute `ssd` with one group. On a mesh, the final state is None unless an initial state is given."""
 
     def body(*arrays):
         *arrays, segment_ids, state, continues = arrays
-        return scan_kernels.ssd(
-            *arrays,
-            segment_ids=segment_ids,
-            initial_state=state,
-            continues=continues,
-            implementation=implementation,
-        )
+        settings = {"segment_ids": segment_ids, "implementation": implementation}
+        if state is None and mesh is not None:
+            return sharded_ssd(*arrays, axis_name=SEQUENCE, **settings)[0], None
+        return scan_kernels.ssd(*arrays, initial_state=state, continues=continues, **settings)
 
-    of_state = PartitionSpec(rows[0], heads)
-    shard = _shard_map(
-        body,
-        mesh=mesh,
-        in_specs=(*in_specs, of_state, PartitionSpec(rows[0])),
-        out_specs=(of_heads, of_state),
-    )
-    return shard(x, dt, A, B, C, D, segment_ids, state, continues)
+    arrays = (x, dt, A, B, C, D, segment_ids, state, continues)
+    if mesh is None:
+        return body(*arrays)
+    rows, heads = _rows(mesh, x, cached=state is not None), _over_tensor(mesh, x.shape[2])
+    of_heads, per_head, of_state = PartitionSpec(*rows, heads), PartitionSpec(heads), PartitionSpec(rows[0], heads)
+    in_specs = (of_heads, of_heads, per_head, rows, rows, per_head, rows, of_state, PartitionSpec(rows[0]))
+    return _shard_map(body, mesh=mesh, in_specs=in_specs, out_specs=(of_heads, of_state))(*arrays)
 
 
 def attend(
-    mesh: Mesh,
+    mesh: Mesh | None,
+    cache: AttentionCache | None,
     q: Float[Array, "b t h p"],
     k: Float[Array, "b t g p"],
     v: Float[Array, "b t g p"],
-    segment_ids: Int[Array, "b t"],
+    context: Context,
     *,
     window: int | None,
     implementation: attention_kernels.Implementation,
-) -> Float[Array, "b t h p"]:
-    """`attention`; key/value heads that do not divide go to the devices of `tensor` whose queries read them."""
-    rows = _rows(mesh, q)
+) -> tuple[Float[Array, "b t h p"], AttentionCache | None]:
+    """Compute `attention` without a cache, or `AttentionCache.attend` with one.
+
+    Query heads are divided over tensor. Key/value heads that are not a multiple of tensor are sent to the devices whose queries read them.
+    """
+
+    def body(cache, q, k, v, context, read=lambda heads: heads):
+        settings = {"window": window, "implementation": implementation}
+        if cache is not None:
+            return cache.attend(q, k, v, context, read=read, **settings)
+        settings["segment_ids"] = context.segment_ids
+        if mesh is None:
+            return attention_kernels.attention(q, k, v, **settings), None
+        return sharded_attention(q, read(k), read(v), axis_name=SEQUENCE, **settings), None
+
+    if mesh is None:
+        return body(cache, q, k, v, context)
+    rows = _rows(mesh, q, cached=cache is not None)
     heads, key_heads, read = _split_heads(mesh, q.shape[2], k.shape[2])
-
-    def body(q, k, v, segment_ids):
-        settings = {"segment_ids": segment_ids, "window": window, "implementation": implementation}
-        return sharded_attention(q, read(k), read(v), axis_name=SEQUENCE, **settings)
-
-    of_heads, of_keys = PartitionSpec(*rows, heads), PartitionSpec(*rows, key_heads)
-    shard = _shard_map(body, mesh=mesh, in_specs=(of_heads, of_keys, of_keys, rows), out_specs=of_heads)
-    return shard(q, k, v, segment_ids)
-
-
-def attend_cached(
-    mesh: Mesh,
-    cache: AttentionCache,
-    q: Float[Array, "b t h p"],
-    k: Float[Array, "b t g p"],
-    v: Float[Array, "b t g p"],
-    positions: Int[Array, "b t"],
-    segment_ids: Int[Array, "b t"],
-    count: Int[Array, " b"],
-    *,
-    window: int | None,
-    implementation: attention_kernels.Implementation,
-) -> tuple[Float[Array, "b t h p"], AttentionCache]:
-    """`AttentionCache.attend`, divided like `attend`; tokens stay whole."""
-    rows = _rows(mesh, q, cached=True)
-    heads, key_heads, read = _split_heads(mesh, q.shape[2], k.shape[2])
-
-    def body(cache, *arrays):
-        return cache.attend(*arrays, window=window, implementation=implementation, read=read)
-
-    of_heads, of_keys = PartitionSpec(*rows, heads), PartitionSpec(*rows, key_heads)
-    of_cache = AttentionCache(of_keys, of_keys, rows, rows)
+    of_heads, of_keys, per_row = PartitionSpec(*rows, heads), PartitionSpec(*rows, key_heads), PartitionSpec(rows[0])
+    of_cache = None if cache is None else AttentionCache(of_keys, of_keys, rows, rows)
     shard = _shard_map(
-        body,
+        functools.partial(body, read=read),
         mesh=mesh,
-        in_specs=(of_cache, of_heads, of_keys, of_keys, rows, rows, PartitionSpec(rows[0])),
+        in_specs=(of_cache, of_heads, of_keys, of_keys, Context(rows, rows, per_row, per_row)),
         out_specs=(of_heads, of_cache),
     )
-    return shard(cache, q, k, v, positions, segment_ids, count)
+    return shard(cache, q, k, v, context)
 
 
 def _split_heads(mesh: Mesh, h: int, g: int) -> tuple[str | None, str | None, Callable[[Array], Array]]:
-    """The mesh axes of query heads and of key heads, and what picks a device's key heads out of those it holds."""
+    """Return the mesh axis of query heads, that of key/value heads, and a function that picks the key/value heads a device reads."""
     heads = _over_tensor(mesh, h)
     key_heads = heads and _over_tensor(mesh, g)
     if key_heads or not heads:
@@ -171,7 +132,12 @@ def _split_heads(mesh: Mesh, h: int, g: int) -> tuple[str | None, str | None, Ca
 
 
 def _read_by(k: Float[Array, "b t g p"], queries: int, share: int) -> Float[Array, "b t g2 p"]:
-    """The key heads that this device's `queries` heads read, where `share` query heads read one: that one, or one for each query head."""
+    """Return the key/value heads that this device's query heads read: a single one, or one for each query head.
+
+    Args:
+        queries: Number of query heads of a device.
+        share: Number of query heads that read the same key/value head.
+    """
     first = jax.lax.axis_index(TENSOR) * queries
     if share % queries == 0:
         return jax.lax.dynamic_slice_in_dim(k, first // share, 1, axis=2)
@@ -183,10 +149,10 @@ def _over_tensor(mesh: Mesh, heads: int) -> str | None:
 
 
 def _rows(mesh: Mesh, x: Array, *, cached: bool = False) -> PartitionSpec:
-    """How [b,t,...] is divided. With a cache, tokens stay whole, and so do rows that do not divide.
+    """Return how [b, t, ...] is divided. With a cache, tokens are not divided, nor are rows that are not a multiple of their mesh axes.
 
     Raises:
-        PlamoError: without a cache, rows or tokens do not divide.
+        PlamoError: Without a cache, rows or tokens are not a multiple of their mesh axes.
     """
     for name, size, over in (("b", x.shape[0], (DATA, FSDP)), ("t", x.shape[1], (SEQUENCE,))):
         if size % math.prod(mesh.shape[axis] for axis in over):

@@ -1,4 +1,4 @@
-"""Parameters that carry the names of their axes."""
+"""Creation of parameters with their axis names."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from plamo2_jax.model import axes
 
 
 class DeclaredParameter(nn.LogicallyPartitioned):
-    """A parameter with its `axes.Declaration`, as a Flax box."""
+    """A Flax box that holds a parameter and its `axes.Declaration`."""
 
     declared: axes.Declaration | None = struct.field(default=None, pytree_node=False)
-    """Without the axis that a scan adds to the names."""
+    """The declaration without the axis that a scan adds."""
 
     @property
     def declaration(self) -> axes.Declaration:
-        """The declaration that `parameter` was called with, with the axes that were added since."""
+        """The declaration, including the axis that a scan added."""
         return dataclasses.replace(self.declared, names=tuple(self.names))
 
 
@@ -40,16 +40,17 @@ def parameter(
     """Declare a float32 parameter and return its value.
 
     Args:
-        module: owner of the parameter.
-        name: key below the module in the parameter tree.
-        init: initializer.
-        sizes: size of each axis by its name, in order; with the remaining arguments its `axes.Declaration`.
+        module: Module that owns the parameter.
+        name: Name of the parameter in the module.
+        init: Initializer.
+        sizes: Size of each axis by its name, in order.
+        contracts, norm_offset, ends_residual: See `axes.Declaration`.
 
     Returns:
         The value in the parameter tree: an array, or another `linear.Weight` of this shape.
 
     Raises:
-        flax.errors.ScopeParamShapeError: the value has another shape.
+        flax.errors.ScopeParamShapeError: The value has another shape.
     """
     declared = axes.Declaration(tuple(sizes), contracts, norm_offset, ends_residual)
 
@@ -60,7 +61,7 @@ def parameter(
     value = module.get_variable("params", name)
     if value is None or hasattr(value, "dtype") or isinstance(value, nn.meta.AxisMetadata):
         return module.param(name, boxed, shape, jnp.float32)
-    # Flax would compare the shapes of the arrays that it is made of with the parameter's.
+    # Flax would compare the shapes of the arrays inside a weight with the shape of the parameter.
     if value.shape != shape:
         path = "/".join((*module.path, name))
         raise flax.errors.ScopeParamShapeError(name, path, value.shape, shape)

@@ -1,4 +1,4 @@
-"""The PLaMo 2 network: embedding, runs of layers, norm, logits.
+"""The PLaMo 2 network: embedding, layer groups, final norm, logits.
 
 The same call trains, prefills in pieces of any length, and decodes:
 
@@ -22,12 +22,8 @@ from jaxtyping import Array, Float, Int
 from plamo2_jax.config import LayerGroup, ModelConfig
 from plamo2_jax.model import axes
 from plamo2_jax.model.block import Period, Remat, recomputed
-from plamo2_jax.model.cache import Cache, init_cache
-from plamo2_jax.model.context import advance, make_context
-from plamo2_jax.model.layers import (
-    OBSERVED,
-    RMSNorm,
-)
+from plamo2_jax.model.cache import Cache, advance, init_cache, make_context
+from plamo2_jax.model.layers import OBSERVED, RMSNorm
 from plamo2_jax.model.linear import lookup, multiply
 from plamo2_jax.model.parameters import DeclaredParameter, parameter
 from plamo2_kernels.attention import Implementation as AttentionImplementation
@@ -35,20 +31,20 @@ from plamo2_kernels.ssd import Implementation
 
 
 class Plamo2(nn.Module):
-    """PLaMo 2.
+    """The PLaMo 2 network.
 
     Attributes:
-        config: shape of the network.
-        dtype: of the activations; None: bfloat16 on accelerators, float32 on CPU. Parameters are float32, and so are norms' statistics,
-            softmax, the scan's state and the logits.
-        implementation: of the selective scan.
-        remat: what the backward pass recomputes.
-        mesh: devices that a batch is divided over, rows over data × fsdp, tokens over sequence, heads over tensor (see `model.parallel`);
-            None: whatever XLA makes of the arguments' shardings. Calls with a cache divide rows and heads, not tokens.
-        attention_implementation: of attention.
-        scan_layers: apply the periods of a run by `nn.scan` over stacked parameters. False: one after the other, each with parameters
-            of its own (`engine.weights.unstack`). Decoding is faster so, since a scan copies every period's weights and state out of
-            the stack for each token; the program grows with the number of periods, and `remat` has no effect.
+        config: Shape of the network.
+        dtype: dtype of the activations; None: bfloat16 on accelerators, float32 on CPU. Parameters, norm statistics, softmax, the state of
+            the scan and the logits are float32.
+        implementation: Implementation of the selective scan.
+        remat: Which activations the backward pass recomputes.
+        mesh: Devices over which a batch is divided: rows over data × fsdp, tokens over sequence, heads over tensor (see `model.parallel`).
+            With a cache, tokens are not divided. None: XLA decides from the shardings of the arguments.
+        attention_implementation: Implementation of attention.
+        scan_layers: Run the periods of a layer group by `nn.scan` over stacked parameters. False: run them one after another, each with its
+            own parameters (see `engine.weights.unstack`). This decodes faster, because a scan copies the weights and state of every
+            period out of the stack for each token. But the program grows with the number of periods, and `remat` has no effect.
     """
 
     config: ModelConfig
@@ -60,7 +56,7 @@ class Plamo2(nn.Module):
     scan_layers: bool = True
 
     def setup(self) -> None:
-        """Declare the parameters."""
+        """Create the submodules."""
         c = self.config
         init = nn.initializers.normal(c.initializer_range)
         table = {axes.VOCAB: c.vocab_size, axes.EMBED: c.hidden_size}
@@ -69,30 +65,30 @@ class Plamo2(nn.Module):
             self.lm_head = parameter(self, "lm_head", init, table)
         period = recomputed(Period, self.remat)
 
-        def stack(run: LayerGroup, name: str) -> nn.Module:
+        def stacked(group: LayerGroup, name: str) -> nn.Module:
             scanned = nn.scan(
                 period,
                 variable_axes={"params": 0, OBSERVED: 0},
                 split_rngs={"params": True},
                 in_axes=(0, nn.broadcast),
-                length=run.count,
+                length=group.count,
                 metadata_params={nn.PARTITION_NAME: axes.LAYERS},
             )
-            return scanned(c, run.kinds, *settings, name=name)
+            return scanned(c, group.kinds, *settings, name=name)
 
-        def separate(run: LayerGroup, name: str) -> list[nn.Module]:
-            return [Period(c, run.kinds, *settings, name=period_name(name, i)) for i in range(run.count)]
+        def separate(group: LayerGroup, name: str) -> list[nn.Module]:
+            return [Period(c, group.kinds, *settings, name=period_name(name, i)) for i in range(group.count)]
 
         settings = self.implementation, self.attention_implementation, self.mesh
-        # Scanning a run of one period too keeps one layout of parameters: every layer parameter has the axis `layers`.
-        make = stack if self.scan_layers else separate
-        self.runs = [make(run, f"run_{i}") for i, run in enumerate(c.layer_groups)]
-        # The rows of the table that logits are read with are channels of the stream as well, so this norm's scale stands for the reader.
+        # A group of one period is scanned too, so that every layer parameter has the axis `layers`.
+        make = stacked if self.scan_layers else separate
+        self.runs = [make(group, f"run_{i}") for i, group in enumerate(c.layer_groups)]
+        # The table that computes the logits declares no contraction axis, so the scale of this norm is declared as the reader instead.
         self.final_norm = RMSNorm(1.0, c.rms_norm_eps, contracts=True)
 
     @property
     def activation_dtype(self) -> jnp.dtype:
-        """The dtype of the activations on this platform."""
+        """dtype of the activations on this platform."""
         if self.dtype is not None:
             return jnp.dtype(self.dtype)
         return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
@@ -104,17 +100,18 @@ class Plamo2(nn.Module):
         positions: Int[Array, "b t"] | None = None,
         cache: Cache | None = None,
     ) -> tuple[Float[Array, "b t v"], Cache | None]:
-        """Logits of the next token at every position.
+        """Compute the logits of the next token at every position.
 
         Args:
-            tokens: token ids.
-            segment_ids: 0 padding, otherwise the document; nothing crosses a boundary. None: one document a row. Padding may lead or
-                trail a row or stand between documents.
-            positions: of each token in its document (or row: RoPE is relative), rising by one. None: counted from the row's start.
-            cache: state after the tokens before these, from `init_cache`; a piece that starts with another segment starts afresh.
+            tokens: Token ids.
+            segment_ids: 0 for padding, otherwise the number of the document; None: each row is one document. Nothing crosses a boundary
+                between documents. Padding may be anywhere in a row.
+            positions: Position of each token, increasing by one, in its document or its row (RoPE is relative); None: counted from the
+                start of the row.
+            cache: State after the tokens before these, from `init_cache`. A new segment starts from an empty state.
 
         Returns:
-            Logits in float32 (without meaning at padding), and the cache after these tokens (None if none was given).
+            Logits in float32 (meaningless at padding), and the cache after these tokens (None if none was given).
         """
         x, cache = self.features(tokens, segment_ids, positions, cache)
         return self.logits(x), cache
@@ -127,94 +124,92 @@ class Plamo2(nn.Module):
         cache: Cache | None = None,
         embedding_noise: Float[Array, "b t d"] | None = None,
     ) -> tuple[Float[Array, "b t d"], Cache | None]:
-        """The normed residual stream that `logits` reads; arguments as in `__call__`, and noise to add to the embedded tokens."""
+        """Compute the input of `logits`: the normalized residual stream, in the activation dtype.
+
+        The arguments are those of `__call__`. `embedding_noise` is added to the embedded tokens.
+        """
         context = make_context(tokens, segment_ids, positions, cache)
-        x = self._lookup(tokens)
-        x = self._constrain(x if embedding_noise is None else x + embedding_noise.astype(x.dtype))
+        x = lookup(self.embedding, tokens, self.activation_dtype)
+        # Each device looks up all tokens of its data group in the columns that it holds. Columns are exchanged for tokens afterwards.
+        # Otherwise, XLA would gather the table on every device, and sum a gradient of its size.
+        x = self._place(x, (axes.DATA,), (), (axes.FSDP, axes.SEQUENCE))
+        x = self.gather_channels(x if embedding_noise is None else x + embedding_noise.astype(x.dtype))
         caches = []
-        for i, run in enumerate(self.runs):
+        for i, group in enumerate(self.runs):
             old = None if cache is None else cache.runs[i]
             if self.scan_layers:
-                x, new = run(x, old, context)
+                x, new = group(x, old, context)
             else:
                 new = []
-                for j, period in enumerate(run):
+                for j, period in enumerate(group):
                     x, state = period(x, None if old is None else old[j], context)
                     new.append(state)
-            x = self._constrain(x)
+            x = self.gather_channels(x)
             caches.append(tuple(new) if isinstance(new, list) else new)
         return self.final_norm(x), None if cache is None else advance(cache, tuple(caches), context)
 
     def logits(self, x: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
-        """Logits in float32 from features."""
+        """Compute logits in float32 from features."""
         weight = self.embedding if self.config.tie_word_embeddings else self.lm_head
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         logits = multiply("btd,vd->btv", x, weight, preferred_element_type=dtype)
-        return self._constrain(logits, (axes.TENSOR,))
-
-    def _lookup(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
-        """Rows of the embedding."""
-        x = lookup(self.embedding, tokens, self.activation_dtype)
-        # Each device looks all its group's tokens up in the columns it holds, and columns are exchanged for tokens after that:
-        # otherwise XLA gathers the table on every device, and sums a gradient of its size.
-        return self._place(x, (axes.DATA,), (), (axes.FSDP, axes.SEQUENCE))
+        return self._place(logits, axes.ROWS, (axes.SEQUENCE,), (axes.TENSOR,))
 
     def gather_channels(self, x: Float[Array, "b t c"]) -> Float[Array, "b t c"]:
-        """Bring each token's channels together on a device; without a mesh, do nothing."""
-        return self._constrain(x)
+        """Divide rows and tokens over the mesh, with all channels of a token on one device. Without a mesh, return x.
 
-    def _constrain(self, x: Float[Array, "b t c"], channels: tuple[str, ...] = ()) -> Float[Array, "b t c"]:
-        """Keep rows and tokens where the batch has them, channels over a mesh axis or whole. XLA would rather follow the weights."""
-        return self._place(x, axes.ROWS, (axes.SEQUENCE,), channels)
+        Without this constraint, XLA would divide the activations like the weights.
+        """
+        return self._place(x, axes.ROWS, (axes.SEQUENCE,), ())
 
-    def _place(self, x: Float[Array, "b t c"], *cut: tuple[str, ...]) -> Float[Array, "b t c"]:
-        """Cut each axis over the mesh axes given for it; one that they do not divide (a short row, a small batch) stays whole."""
+    def _place(self, x: Float[Array, "b t c"], *mesh_axes: tuple[str, ...]) -> Float[Array, "b t c"]:
+        """Divide each axis over its mesh axes. An axis that is not a multiple of them (a short row, a small batch) is not divided."""
         if self.mesh is None:
             return x
-        devices = [math.prod(self.mesh.shape[name] for name in over) for over in cut]
-        spec = PartitionSpec(
-            *(over or None if size % n == 0 else None for over, size, n in zip(cut, x.shape, devices, strict=True))
-        )
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+        parts = [math.prod(self.mesh.shape[name] for name in over) for over in mesh_axes]
+        spec = [
+            (over or None) if size % n == 0 else None for over, size, n in zip(mesh_axes, x.shape, parts, strict=True)
+        ]
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*spec)))
 
     def init_cache(self, batch_size: int, max_length: int) -> Cache:
-        """An empty cache in this model's activation dtype, laid out as `scan_layers` says; see `cache.init_cache`."""
+        """Return an empty cache in the activation dtype, stacked if `scan_layers`. For the arguments, see `cache.init_cache`."""
         return init_cache(self.config, batch_size, max_length, self.activation_dtype, stacked=self.scan_layers)
 
 
 def period_name(run: str, index: int) -> str:
-    """Name of one period's parameters in a model without a scan over layers."""
+    """Return the name of the parameters of one period in a model with scan_layers=False."""
     return f"{run}_period_{index}"
 
 
 def stacked_path(path: str) -> tuple[str, int | None]:
-    """Where a parameter is in the model with a scan over layers: its path, and its index on the axis `layers` unless that is all of it."""
+    """Return the path of a parameter in the stacked model, and its index on the axis `layers` (None if the path is not of one period)."""
     run, period, rest = re.fullmatch(r"(run_\d+)(?:_period_(\d+))?(.*)|.*", path).groups()
     return (path, None) if period is None else (run + rest, int(period))
 
 
 def _init_boxed(model: Plamo2, rng: Array):
-    # One token, which no mesh divides: shapes and values do not depend on one.
-    model = model.clone(mesh=None)
+    # The parameters do not depend on the input, so it is a single token. No mesh can divide it, and not every kernel accepts it.
+    model = model.clone(mesh=None, implementation="auto", attention_implementation="auto")
     return model.init(rng, jnp.zeros((1, 1), jnp.int32))["params"]
 
 
 def init_params(model: Plamo2, rng: Array) -> dict:
-    """Parameters of a new model: a tree of float32 arrays. Jit or `jax.eval_shape` it to shard or to plan before allocating."""
+    """Return random parameters, a tree of float32 arrays. Use it in `jax.jit` to shard them at once, or in `jax.eval_shape`."""
     return nn.meta.unbox(_init_boxed(model, rng))
 
 
 def abstract_params(model: Plamo2) -> dict:
-    """Shapes and dtypes of the parameters."""
+    """Return the shapes and dtypes of the parameters."""
     return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
 def declarations(model: Plamo2) -> dict:
-    """The tree of the parameters with an `axes.Declaration` for each."""
+    """Return the `axes.Declaration` of each parameter, as a tree."""
     boxed = jax.eval_shape(lambda: _init_boxed(model, jax.random.key(0)))
     return jax.tree.map(lambda box: box.declaration, boxed, is_leaf=lambda leaf: isinstance(leaf, DeclaredParameter))
 
 
 def logical_axes(model: Plamo2) -> dict:
-    """The tree of the parameters with the names of each one's axes as leaves."""
+    """Return the axis names of each parameter, as a tree."""
     return jax.tree.map(lambda declared: declared.names, declarations(model))

@@ -1,9 +1,9 @@
-"""Matrices of 8 or 4 bit integers with scales, as leaves of a parameter tree.
+"""Weight matrices quantized to 8 or 4 bits, as leaves of a parameter tree.
 
     weight = (values - zero points) · scales
 
-A matrix is stored as [outputs, inputs]: the axes that its product sums over come last, flattened into groups that share a scale. Integer
-products on CPU are several times faster in this layout.
+A matrix is stored as [outputs, inputs]: its contraction axes come last. Together they form one axis, which is divided into groups with one
+scale each. Integer products on CPU are several times faster in this layout.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
@@ -24,59 +25,48 @@ _DTYPES = {4: jnp.int4, 8: jnp.int8}
 
 
 class QuantizedArray(struct.PyTreeNode):
-    """A quantized parameter. It may lead with more axes (layers), which a scan or an index takes off all its arrays.
-
-    `axes_of` returns one whose fields are axis names instead of arrays.
-    """
+    """A quantized parameter. All arrays may have an additional first axis (layers), which a scan or an index removes."""
 
     values: Int[Array, "*outputs *inputs"]
-    """int8 or int4."""
+    """The quantized values, int8 or int4."""
     scales: Float[Array, "*outputs groups"]
     zero_points: Int[Array, "*outputs groups"] | None
-    """The integer that stands for 0; None: 0 itself."""
+    """The integers that represent 0; None: 0 itself."""
     contracted: tuple[int, ...] = struct.field(pytree_node=False)
-    """Axes of the parameter that are inputs, counted from its end: -1 is the last one."""
+    """Contraction axes of the parameter, counted from the end: -1 is the last axis."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the parameter."""
-        return tuple(self.values.shape[i] for i in _inverse(_order(self.values.ndim, self.contracted)))
-
-    @property
-    def ndim(self) -> int:
-        """Number of the parameter's axes."""
-        return self.values.ndim
+        return tuple(self.values.shape[i] for i in np.argsort(_order(self.values.ndim, self.contracted)))
 
     def dequantize(self, dtype: jnp.dtype = jnp.float32) -> Float[Array, "*w"]:
-        """Return the parameter as an array."""
+        """Return the parameter as an array of `dtype`."""
         numbers = self.values.astype(self.scales.dtype)
         grouped = numbers.reshape(*self.scales.shape, -1)
         if self.zero_points is not None:
             grouped = grouped - self.zero_points[..., None].astype(grouped.dtype)
         stored = (grouped * self.scales[..., None]).reshape(self.values.shape)
-        return stored.astype(dtype).transpose(_inverse(_order(self.ndim, self.contracted)))
+        return stored.astype(dtype).transpose(np.argsort(_order(self.values.ndim, self.contracted)))
 
     def __getitem__(self, index: Any) -> QuantizedArray:
-        """Index the first axes, which must not be inputs."""
+        """Index the first axis of all arrays, which must not be a contraction axis."""
         return jax.tree.map(lambda array: array[index], self)
 
     def astype(self, dtype: jnp.dtype) -> QuantizedArray:
-        """Return the same parameter: its dtype is that of its values."""
+        """Return the parameter unchanged. `dequantize` decides the dtype."""
         del dtype
         return self
 
     def axes_of(self, names: axes.Axes) -> QuantizedArray:
-        """Return the axis names of each array, for sharding and counting; `names` are the parameter's."""
+        """Return the axis names of each array; `names` are the axis names of the parameter."""
         order = _order(len(names), self.contracted)
         outputs = tuple(names[i] for i in order[: len(names) - len(self.contracted)])
-        # One group has nothing to divide; several follow the first of the input axes.
+        # A single group cannot be divided. Several groups are divided like the first contraction axis.
         groups = names[self.contracted[0]] if self.scales.shape[-1] > 1 else None
         scales = (*outputs, groups)
-        return self.replace(
-            values=tuple(names[i] for i in order),
-            scales=scales,
-            zero_points=None if self.zero_points is None else scales,
-        )
+        zero_points = None if self.zero_points is None else scales
+        return self.replace(values=tuple(names[i] for i in order), scales=scales, zero_points=zero_points)
 
 
 def quantize(
@@ -86,18 +76,18 @@ def quantize(
     group_size: int | None = None,
     symmetric: bool = True,
 ) -> QuantizedArray:
-    """Round a matrix to the nearest integers, each group scaled by its largest value.
+    """Quantize a matrix: round to the nearest integer, with one scale per group from its extreme values.
 
     Args:
-        weight: the parameter.
-        contracted: its input axes, counted from the end, in order.
-        bits: 8 or 4.
-        group_size: inputs of an output that share a scale; None: all of them.
-        symmetric: without zero points: 0 stays 0, and values lie in ±(2^(bits-1) - 1). Otherwise the range between a group's smallest
-            and largest value is divided into 2^bits - 1 steps.
+        weight: Parameter to quantize.
+        contracted: Contraction axes, counted from the end, in order.
+        bits: Bits per value.
+        group_size: Number of inputs of an output that share a scale; None: all.
+        symmetric: True: no zero points; 0 stays 0, and values are in ±(2^(bits-1) - 1). False: the range of a group, extended to include 0,
+            is divided into 2^bits - 1 steps.
 
     Raises:
-        ValueError: `group_size` does not divide the number of inputs.
+        PlamoError: `group_size` does not divide the number of inputs.
     """
     order = _order(weight.ndim, contracted)
     stored = weight.astype(jnp.float32).transpose(order)
@@ -131,19 +121,19 @@ def quantize_params(
     symmetric: bool = True,
     select: Callable[[axes.Declaration], bool] = lambda declared: axes.is_matrix(declared.names),
 ) -> Any:
-    """Quantize parameters; arguments as in `quantize`.
+    """Quantize the parameters of a model.
 
     Args:
-        params: tree of arrays.
-        declarations: tree of `axes.Declaration` (`model.declarations`).
-        bits, group_size, symmetric: as in `quantize`.
-        select: which parameters; by default all matrices, embedding and head included.
+        params: Tree of arrays.
+        declarations: Tree of `axes.Declaration` (`model.declarations`).
+        bits, group_size, symmetric: See `quantize`.
+        select: Whether to quantize a parameter; by default all matrices, including embedding and head.
     """
 
     def one(declared: axes.Declaration, weight: Array) -> Any:
         if not select(declared):
             return weight
-        # A table of embeddings is looked up by row and multiplied along its rows.
+        # Embedding tables declare no contraction axis, because they are looked up. The logits are a product over their axis embed.
         inputs = declared.contracts or (axes.EMBED,)
         contracted = tuple(i - weight.ndim for i, name in enumerate(declared.names) if name in inputs)
         return quantize(weight, contracted, bits, group_size, symmetric)
@@ -152,10 +142,6 @@ def quantize_params(
 
 
 def _order(ndim: int, contracted: tuple[int, ...]) -> tuple[int, ...]:
-    """Return for each axis of the stored values the parameter's axis: outputs, then inputs."""
+    """Return the axes of the parameter in the order in which the values are stored: outputs, then inputs."""
     inputs = tuple(ndim + i for i in contracted)
     return (*(i for i in range(ndim) if i not in inputs), *inputs)
-
-
-def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(order.index(i) for i in range(len(order)))

@@ -28,7 +28,7 @@ class Chip:
     vmem_bytes: int
     """Vector memory per core."""
     ici_bytes_per_second: float
-    """Bandwidth of all its links to other chips together, one way: half of the published "bidirectional" figure."""
+    """Bandwidth of all links to other chips together, one way: half of the published "bidirectional" figure."""
     ici_links: int
     """Links to neighbors: two for each axis of the torus."""
     torus_multiple: int
@@ -64,15 +64,16 @@ class Chip:
 
 _MiB, _GiB = 2**20, 2**30
 
-# HBM and the number of matrix units: cloud.google.com/tpu/docs/{v5e,v5p,v6e,tpu7x}; there GB are 10^9. Vector memory:
+# HBM bandwidth and the number of matrix units: cloud.google.com/tpu/docs/{v5e,v5p,v6e,tpu7x}, where a GB is 10^9 bytes. Vector memory:
 # docs.jax.dev/en/latest/pallas/tpu/hardware.html. The matrix units of v5 are 128×128 (arXiv:2304.01433) and do one multiply-add per cell
-# and cycle, which gives clocks of 1.50 GHz for v5e and 1.75 GHz for v5p. Those of v6e and TPU7x are 256×256, two per core (JAX's page).
-# We infer that they take two rows per cycle, which gives 1.75 and 2.20 GHz; with one row the clocks would be 3.5 and 4.4 GHz.
-# HBM: the bytes that libtpu reports as available when a program does not fit: 15.75, 95.74, 31.25 and 94.75 GiB per device.
+# and cycle, which gives clocks of 1.50 GHz for v5e and 1.75 GHz for v5p. The matrix units of v6e and TPU7x are 256×256, two per core
+# (JAX's page). We infer that they take two rows per cycle, which gives 1.75 and 2.20 GHz; one row per cycle would mean 3.5 and 4.4 GHz.
+# HBM size: the bytes that libtpu reports as available when a program does not fit: 15.75, 95.74, 31.25 and 94.75 GiB per device.
 # Links between chips: the same pages publish a "bidirectional inter-chip interconnect (ICI) bandwidth (per chip)" of 400, 1200, 800 and
 # 1200 GB/s. Half of it goes each way (older pages give these halves as 1600, 4800 and 3200 Gbit/s), over 4 links of a 2D torus or 6 links
-# of a 3D torus; a TPU7x device has half of its chip's. An axis is a ring on v5e and v6e if it has 16 chips, on v5p and TPU7x if it has
-# a multiple of 4. DCN: v5p 50 Gbit/s per chip; v5e and v6e 6.4 and 25.6 Tbit/s per pod of 256 chips; TPU7x 100 Gbit/s per chip.
+# of a 3D torus. A TPU7x device has half the bandwidth of its chip. An axis is a ring on v5e and v6e if it has 16 chips, and on v5p and
+# TPU7x if it has a multiple of 4. DCN: v5p 50 Gbit/s per chip; v5e and v6e 6.4 and 25.6 Tbit/s per pod of 256 chips; TPU7x 100 Gbit/s per
+# chip.
 CHIPS = {
     chip.kind: chip
     for chip in (
@@ -88,7 +89,7 @@ def chip_of(kind: str) -> Chip:
     """Return the figures of a device kind.
 
     Raises:
-        ValueError: there are no published figures for it.
+        PlamoError: there are no published figures for it.
     """
     if kind not in CHIPS:
         raise PlamoError(f"no figures for the device kind {kind!r}; known kinds are {', '.join(CHIPS)}")

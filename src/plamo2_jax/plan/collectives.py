@@ -61,7 +61,7 @@ class Slice:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """A collective. Bytes and seconds are for one chip and one execution."""
+    """A collective operation. Bytes and seconds are for one chip and one execution."""
 
     kind: str
     name: str
@@ -77,11 +77,11 @@ class Collective:
     seconds: float
     """Seconds that the links take at their published bandwidth."""
     asynchronous: bool
-    """Whether the program can compute while it runs; otherwise the program waits."""
+    """Whether the program computes while the collective runs; otherwise the program waits."""
 
 
 def collectives(module: Module, topology: Slice) -> list[Collective]:
-    """Return all collectives that a program executes, also those inside fusions."""
+    """Return all collectives that a program executes, including the collectives inside fusions."""
     found = []
     for instruction, computation, times in module.executed():
         for inner, scope in _inside(module, instruction, computation):
@@ -98,29 +98,29 @@ def _scatters(scope: Computation) -> bool:
 
 
 def _continues(instruction: Instruction, scope: Computation) -> bool:
-    """Return whether it is a later piece of a collective that XLA overlaps with other operations. Each piece names the collective."""
-    if "chain_id=" not in instruction.attributes:
-        return False
-    return not any('custom_call_target="AsyncCollectiveStart"' in other.attributes for other in scope.values())
+    """Return whether the instruction is a later piece of a collective that XLA overlaps with other operations.
+
+    Each piece names the collective, and only the first is in a computation with AsyncCollectiveStart.
+    """
+    first = any('custom_call_target="AsyncCollectiveStart"' in other.attributes for other in scope.values())
+    return "chain_id=" in instruction.attributes and not first
 
 
 def is_collective(module: Module, instruction: Instruction) -> bool:
     """Return whether the instruction only communicates. Its time is counted for the links, not for the core."""
     if _kind(instruction) is not None:
         return True
-    called = instruction.called("calls") if instruction.op == "fusion" else None
-    inner = module.computations[called].values() if called else ()
+    inner = (module.fused(instruction) or {}).values()
     work = ("fusion", "convolution", "dot", "reduce", "while", "custom-call")
     communicates = any(_kind(i) is not None for i in inner)
     return communicates and not any(i.op in work and "AsyncCollective" not in i.attributes for i in inner)
 
 
 def _inside(module: Module, instruction: Instruction, scope: Computation) -> Iterator[tuple[Instruction, Computation]]:
-    called = instruction.called("calls") if instruction.op == "fusion" else None
-    if called is None:
+    inner = module.fused(instruction)
+    if inner is None:
         yield instruction, scope
         return
-    inner = module.computations[called]
     for each in inner.values():
         yield from _inside(module, each, inner)
 
@@ -133,30 +133,24 @@ def _kind(instruction: Instruction) -> str | None:
 def _collective(kind: str, instruction: Instruction, scope: Computation, times: int, topology: Slice) -> Collective:
     operands = sum(array_bytes(scope[name].shape) for name in instruction.operands if name in scope)
     if kind == "collective-permute":
-        group = max(_pairs(instruction), key=lambda pair: topology.slices(pair), default=[0])
+        group = max(_pairs(instruction), key=topology.slices, default=[0])
         wire, links = float(operands), 1
     else:
         group = replica_group(instruction.attributes, len(topology.places))
         wire, links = wire_bytes(kind, operands, len(group)), topology.links(group)
-    if topology.slices(group) > 1:
+    speed = links * topology.chip.link_bytes_per_second
+    if (across := topology.slices(group)) > 1:
         # Between slices the data center network is the limit, and only the bytes that cross it count.
-        across = topology.slices(group)
         within = len(group) // across
         wire = wire_bytes(kind, operands, across) / (within if kind != "all-gather" else 1)
-        return _timed(kind, instruction, times, len(group), 0, wire, topology.chip.dcn_bytes_per_second)
-    speed = links * topology.chip.link_bytes_per_second
-    return _timed(kind, instruction, times, len(group), links, wire, speed)
-
-
-def _timed(kind, instruction, times, group, links, wire, speed) -> Collective:
+        links, speed = 0, topology.chip.dcn_bytes_per_second
+    name, op_name = instruction.name, instruction.op_name
     asynchronous = instruction.op.endswith("-start") or "chain_id=" in instruction.attributes
-    return Collective(
-        kind, instruction.name, instruction.op_name, times, group, links, wire, wire / speed, asynchronous
-    )
+    return Collective(kind, name, op_name, times, len(group), links, wire, wire / speed, asynchronous)
 
 
 def wire_bytes(kind: str, operand_bytes: float, group: int) -> float:
-    """Return the bytes that each of `group` chips sends when the chips pass data around a ring of n = `group` chips.
+    """Return the bytes that each chip sends when n = `group` chips pass data around a ring.
 
     all-gather: the operand is one shard, and n - 1 shards are sent. reduce-scatter: the operand is the whole array, and all shards but one
     are sent. all-reduce: a reduce-scatter and an all-gather. all-to-all: data travel over n/4 links on average.
@@ -175,7 +169,11 @@ def wire_bytes(kind: str, operand_bytes: float, group: int) -> float:
 
 
 def replica_group(attributes: str, partitions: int) -> list[int]:
-    """Return the partitions of the first group. The other groups have the same form. Without groups, return all partitions."""
+    """Return the partitions of the first group. The other groups have the same form. Without groups, return all partitions.
+
+    Raises:
+        PlamoError: the groups are in an unknown notation.
+    """
     match = _GROUPS.search(attributes)
     if match is None and "replica_groups=" in attributes and "replica_groups={}" not in attributes:
         raise PlamoError(f"the replica groups of a collective are in an unknown notation: {attributes[:200]}")
@@ -199,10 +197,10 @@ def _iota(text: str) -> np.ndarray:
 
 
 def _mesh_group(text: str) -> list[int]:
-    """Return the first group along mesh axes, `mesh['a'=2,'b'=8] {'b'}`, or along a part of an axis.
+    """Return the first group along mesh axes, `mesh['a'=2,'b'=8] {'b'}`, or along a part of an axis, `{'b':(2)4}`.
 
-    `{'b':(2)4}` is a part: the axis is split into 2 × 4 × the rest, and the group is along the 4. Devices are numbered in the order of the
-    mesh, or listed: `mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}`.
+    The part means: the axis is split into 2 × 4 × the rest, and the group is along the 4. Devices are numbered in the order of the mesh, or
+    listed: `mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}`.
     """
     mesh, _, chosen = text.rpartition("{")
     mesh, _, listed = mesh.partition("device_ids=")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from plamo2_jax.errors import PlamoError
 
-# Without the TPU_ variables libtpu asks the cloud's metadata server where it runs, and a second process cannot load it. A program
-# from JAX's compilation cache would leave no schedule to read.
+# Without the TPU_ variables libtpu asks the cloud's metadata server where it runs, and a second process cannot load libtpu. The compilation
+# cache is off because a cached program leaves no schedule to read.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "JAX_ENABLE_COMPILATION_CACHE": "false",
@@ -25,7 +25,7 @@ TOPOLOGIES = ("v5e:2x2", "v5e:16x16", "v5p:2x2x1", "v5p:4x4x4", "v6e:2x2", "v6e:
 # The text that libtpu prints and dumps is not a stable interface. The readers of this package are verified with these versions
 # (tests/plan/libtpu_*); the extra `plan` in setup.cfg installs one of them.
 VERIFIED = ("0.0.42", "0.0.50")
-# libtpu can dump some 80 texts for each operation. These are the ones that are read.
+# The texts that this package reads, of about 80 texts that libtpu can dump for each operation.
 _DUMPED = "final_bundles|final_hlo|deduplication"
 
 
@@ -33,7 +33,7 @@ def libtpu_version() -> str:
     """Return the version of the installed libtpu.
 
     Raises:
-        ValueError: libtpu is not installed.
+        PlamoError: libtpu is not installed.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise PlamoError("libtpu, the TPU compiler, is not installed: run pip install 'jax[tpu]' (no TPU is needed)")
@@ -46,7 +46,7 @@ def unverified(version: str) -> str | None:
         return None
     return (
         f"libtpu {version} is not verified, and its figures may be read wrongly: verified are {' and '.join(VERIFIED)}. "
-        "Install one of these with the jax that it belongs to (constraints.txt)"
+        "Install one of these with the matching version of jax (constraints.txt)"
     )
 
 
@@ -61,7 +61,7 @@ def topology_devices(name: str, slices: int = 1) -> list:
     """Return the devices of one or more equal slices, such as "v5p:2x2x1". The process must have the variables of ENVIRONMENT.
 
     Raises:
-        ValueError: the compiler does not know the slice.
+        PlamoError: the compiler does not know the slice.
     """
     from jax.errors import JaxRuntimeError
     from jax.experimental import topologies
@@ -78,7 +78,7 @@ def device_count(topology: str) -> int:
     """Return the number of devices of a slice by its name: "v5p:4x4x4" has 64; a tpu7x chip is two devices.
 
     Raises:
-        ValueError: the name is not a kind of TPU and its chips along each axis.
+        PlamoError: the name is not a kind of TPU with the number of chips along each axis.
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", topology)
     if not match:

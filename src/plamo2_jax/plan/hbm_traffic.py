@@ -10,7 +10,7 @@ _RENAMES = ("bitcast", "get-tuple-element", "reshape")
 
 
 def instruction_bytes(module: Module, computation: Computation, instruction: Instruction) -> int:
-    """Return the HBM bytes of one execution: it reads each operand once and writes its result once.
+    """Return the HBM bytes of one execution: an instruction reads each operand once and writes its result once.
 
     If an operand is only sliced, only the slice counts; if a result is updated in place, only the update counts. Otherwise a loop over the
     slices of an array would be charged for the whole array in every iteration.
@@ -24,36 +24,30 @@ def instruction_bytes(module: Module, computation: Computation, instruction: Ins
             read = min(read, hbm_bytes(_without_space(target)))
         return read + hbm_bytes(target)
     if instruction.op == "dynamic-update-slice":
-        return _both(hbm_bytes(shapes[0]), 2 * hbm_bytes(shapes[1]))
+        return 2 * hbm_bytes(shapes[1]) if hbm_bytes(shapes[0]) else 0
     if instruction.op in ("dynamic-slice", "slice"):
         return hbm_bytes(instruction.shape) + min(hbm_bytes(shapes[0]), hbm_bytes(_without_space(instruction.shape)))
-    called = instruction.called("calls") if instruction.op == "fusion" else None
-    if called is None:
+    fused = module.fused(instruction)
+    if fused is None:
         return sum(map(hbm_bytes, shapes)) + hbm_bytes(instruction.shape)
-    inner = _copies_in_place_as_renames(module, module.computations[called])
+    inner = _copies_in_place_as_renames(module, fused)
     parameters = {int(i.arguments): i for i in inner.values() if i.op == "parameter"}
     read = sum(_read(inner, parameters[index], shape) for index, shape in enumerate(shapes))
     return read + _written(inner, instruction)
 
 
 def _copies_in_place_as_renames(module: Module, computation: Computation) -> Computation:
-    """Replace copies in place by bitcasts.
+    """Replace copies in place by bitcasts, because they move no byte.
 
-    libtpu 0.0.50 changes the tiling of an array that is updated in place with a fusion of one copy whose result is its operand: no byte
-    moves.
+    libtpu 0.0.50 changes the tiling of an array that is updated in place by a fusion of one copy, whose result is its operand.
     """
 
     def renames(instruction: Instruction) -> bool:
         if "output_to_operand_aliasing={{}: (0, {})}" not in instruction.attributes or instruction.op != "fusion":
             return False
-        called = module.computations[instruction.called("calls")]
-        return {i.op for i in called.values()} <= {"parameter", "copy", *_RENAMES}
+        return {i.op for i in module.fused(instruction).values()} <= {"parameter", "copy", *_RENAMES}
 
     return {name: dataclasses.replace(i, op="bitcast") if renames(i) else i for name, i in computation.items()}
-
-
-def _both(space: int, size: int) -> int:
-    return size if space else 0
 
 
 def _without_space(shape: str) -> str:
@@ -76,7 +70,7 @@ def _renamed(computation: Computation, name: str) -> str:
 
 
 def _read(computation: Computation, parameter: Instruction, shape: str) -> int:
-    """Return the bytes that a fusion reads of an operand. `shape`, the operand's shape outside of the fusion, tells its memory."""
+    """Return the bytes that a fusion reads from an operand. `shape`, the operand's shape outside the fusion, names its memory."""
     whole = hbm_bytes(shape)
     if not whole:
         return 0
@@ -85,17 +79,15 @@ def _read(computation: Computation, parameter: Instruction, shape: str) -> int:
         first = _renamed(computation, user.operands[0]) == parameter.name
         if user.op in ("dynamic-slice", "slice") and first:
             read += hbm_bytes(_without_space(user.shape))
-        elif user.op == "dynamic-update-slice" and first:
-            continue
-        else:
+        elif user.op != "dynamic-update-slice" or not first:
             return whole
     return min(read, whole)
 
 
 def _written(computation: Computation, fusion: Instruction) -> int:
     root = next(i for i in computation.values() if i.root)
-    if root.op in _RENAMES:
-        root = computation[_renamed(computation, root.name)]
-    if root.op == "dynamic-update-slice":
-        return _both(hbm_bytes(fusion.shape), hbm_bytes(_without_space(computation[root.operands[1]].shape)))
-    return hbm_bytes(fusion.shape)
+    root = computation[_renamed(computation, root.name)]
+    whole = hbm_bytes(fusion.shape)
+    if whole and root.op == "dynamic-update-slice":
+        return hbm_bytes(_without_space(computation[root.operands[1]].shape))
+    return whole

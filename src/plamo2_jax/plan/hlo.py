@@ -14,22 +14,11 @@ _BITS = re.compile(r"\d+")
 _COMMENT = re.compile(r"/\*.*?\*/")
 _REFERENCE = re.compile(r"%([\w.\-]+)")
 _ENDS = re.compile(r'\}(?:, execution_thread="(\w+)")?')
+# libtpu 0.0.50 writes this where its cost model has no estimate, such as for the SparseCore. libtpu 0.0.42 writes nothing there.
 _NO_ESTIMATE = 2**63 - 1
-"""libtpu 0.0.50 writes this where its cost model has no estimate, such as for the SparseCore; 0.0.42 writes nothing there."""
-# Instructions that only name or rename a buffer, or whose work is counted with another instruction.
-FREE = frozenset(
-    (
-        "parameter",
-        "constant",
-        "tuple",
-        "get-tuple-element",
-        "bitcast",
-        "after-all",
-        "opt-barrier",
-        "partition-id",
-        "replica-id",
-    )
-)
+# Instructions that only name or rename a buffer, and instructions that take no time.
+_BUFFER_NAMES = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "opt-barrier"}
+_FREE = _BUFFER_NAMES | {"after-all", "partition-id", "replica-id"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +31,7 @@ class Instruction:
     op: str
     operands: tuple[str, ...]
     arguments: str
-    """Text between the parentheses: the operands, or the value of a constant."""
+    """Text between the parentheses: operands, the value of a constant, or the index of a parameter."""
     attributes: str
     root: bool
     """Whether it is the result of its computation."""
@@ -91,10 +80,14 @@ class Module:
     data_dependent_trips: int | None = None
     """Trip count of loops whose end depends on data; None: such a loop is an error."""
 
+    def fused(self, instruction: Instruction) -> Computation | None:
+        """Return the computation of a fusion; None for any other instruction."""
+        return self.computations[instruction.called("calls")] if instruction.op == "fusion" else None
+
     def executed(self) -> Iterator[tuple[Instruction, Computation, int]]:
         """Yield each instruction that runs, its computation, and its number of executions.
 
-        A fusion is one instruction. Of the branches of a conditional, only the one with the most instructions counts.
+        A fusion is one instruction. Of the branches of a conditional, only the branch with the most instructions counts.
         """
         yield from self._walk(self.entry, 1)
 
@@ -108,16 +101,14 @@ class Module:
                 yield from self._walk(max(branches, key=lambda branch: len(self.computations[branch])), times)
             elif instruction.op in ("call", "call-start", "async-start"):
                 yield from self._walk(instruction.called("to_apply") or instruction.called("calls"), times)
-            elif instruction.op not in FREE and not instruction.op.endswith(("-done", "-update")):
+            elif instruction.op not in _FREE and not instruction.op.endswith(("-done", "-update")):
                 yield instruction, computation, times
 
     def trip_count(self, loop: Instruction, computation: Computation) -> int:
-        """Return the trip count of a `while`: the one that XLA states, or the constant with which its counter is compared.
-
-        The counter starts at zero.
+        """Return the trip count of a `while`: the count that XLA states, or the constant with which the counter (from 0) is compared.
 
         Raises:
-            ValueError: the program has neither.
+            PlamoError: the program has neither, and `data_dependent_trips` is None.
         """
         if match := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return int(match[1])
@@ -145,7 +136,7 @@ def parse_module(text: str) -> Module:
     """Parse the text of `compiled.as_text()`.
 
     Raises:
-        ValueError: the text is not a compiled program.
+        PlamoError: the text is not a compiled program.
     """
     computations: dict[str, Computation] = {}
     entry = current = name = None
@@ -156,11 +147,9 @@ def parse_module(text: str) -> Module:
             entry = name if match[1] else entry
         elif line.startswith("  ") and current is not None and (instruction := _instruction(line)):
             current[instruction.name] = instruction
-        elif _ENDS.fullmatch(line):
-            if current and (thread := _ENDS.fullmatch(line)[1]):
-                computations[name] = {
-                    key: dataclasses.replace(instruction, thread=thread) for key, instruction in current.items()
-                }
+        elif end := _ENDS.fullmatch(line):
+            if current and end[1]:
+                computations[name] = {key: dataclasses.replace(each, thread=end[1]) for key, each in current.items()}
             current = None
     if entry is None:
         raise PlamoError("not a compiled program: it has no entry computation")
@@ -168,7 +157,7 @@ def parse_module(text: str) -> Module:
 
 
 def _whole_lines(text: str) -> Iterator[str]:
-    """Yield one line for each instruction. jax 0.12 prints the attributes of some kernels over several lines; these are joined."""
+    """Yield one line for each instruction. jax 0.12 prints the attributes of some kernels over several lines."""
     parts: list[str] = []
     for line in text.splitlines():
         continues = parts and parts[0].startswith("  ") and not line.startswith("  ") and not _ENDS.fullmatch(line)
@@ -201,7 +190,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Return the index of the parenthesis that closes the one at `opening`."""
+    """Return the index of the closing parenthesis for the parenthesis at `opening`."""
     depth = 0
     for index in range(opening, len(text)):
         depth += (text[index] == "(") - (text[index] == ")")
@@ -211,7 +200,7 @@ def _closing(text: str, opening: int) -> int:
 
 
 def tuple_elements(shape: str) -> list[str]:
-    """Return the shapes of a tuple's elements; an element that is itself a tuple is one shape."""
+    """Return the shapes of a tuple's elements. A nested tuple is one element."""
     elements, depth = [""], 0
     for piece in re.split(r"(, |[(){}\[\]])", shape[1:-1]):
         depth += (piece in tuple("([{")) - (piece in tuple(")]}"))
@@ -223,12 +212,12 @@ def tuple_elements(shape: str) -> list[str]:
 
 
 def hbm_bytes(shape: str) -> int:
-    """Return the bytes that the arrays of a shape take in HBM, with the padding of tiles. Arrays in other memories count as 0."""
+    """Return the bytes of the arrays of a shape that are in HBM, with the padding of tiles. Arrays in other memories count as 0."""
     return sum(map(_array_bytes, _ARRAY.findall(shape)))
 
 
 def array_bytes(shape: str) -> int:
-    """Return the bytes of the arrays of a shape, in whichever memory they are."""
+    """Return the bytes of the arrays of a shape, in any memory, with the padding of tiles."""
     return hbm_bytes(re.sub(r"S\(\d+\)", "", shape))
 
 
@@ -246,9 +235,5 @@ def _array_bytes(array: tuple[str, str, str]) -> int:
         for position, size in enumerate(reversed(tile_sizes), 1):
             if position <= len(sizes):
                 sizes[-position] = math.ceil(sizes[-position] / size) * size
-    return (
-        math.prod(sizes)
-        * (1 if dtype == "pred" else max(int(_BITS.search(dtype)[0]), 1))
-        * (8 if dtype == "pred" else 1)
-        // 8
-    )
+    bits = 8 if dtype == "pred" else max(int(_BITS.search(dtype)[0]), 1)
+    return math.prod(sizes) * bits // 8

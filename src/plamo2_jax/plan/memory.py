@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from plamo2_jax.plan.hlo import Computation, Instruction, Module, hbm_bytes
+from plamo2_jax.plan.hlo import Computation, Instruction, Module, hbm_bytes, tuple_elements
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT]?)"
@@ -23,15 +23,10 @@ _REFUSALS = (
 
 @dataclasses.dataclass(frozen=True)
 class Overflow:
-    """The compiler's error that a program does not fit into HBM. Bytes of one chip."""
+    """The compiler's error that a program does not fit into HBM; bytes of one chip."""
 
     needed: int
     available: int
-
-    @property
-    def over(self) -> int:
-        """Bytes above what is available."""
-        return self.needed - self.available
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +41,10 @@ class Memory:
     kept: int
     """Bytes of the activations that a loop over layers saves for the backward pass."""
     gradients: int
-    """Bytes of the parameters' gradients, which a loop over layers or micro-batches fills."""
+    """Bytes of the gradients, which a loop over layers or micro-batches fills."""
     temporary_bytes: int
-    """Bytes of everything that exists only while the program runs, `kept` and `gradients` included. Buffers that are not alive at the same
-    time share memory, so `kept` and `gradients` together can be larger than this."""
+    """Bytes of everything that exists only while the program runs, including `kept` and `gradients`. Buffers that are not alive at the same
+    time share memory, so `kept + gradients` can be larger."""
     output_bytes: int
     """Bytes of outputs that do not reuse the buffer of an argument."""
     code_bytes: int
@@ -66,7 +61,7 @@ class Memory:
 
 
 def parse_overflow(message: str) -> Overflow | None:
-    """Return the bytes that an out-of-memory error of the compiler names; None for any other error."""
+    """Return the bytes in an out-of-memory error of the compiler; None for any other error."""
     for pattern in _REFUSALS:
         if match := pattern.search(message):
             needed, unit, available, other = match.groups()
@@ -86,10 +81,9 @@ def memory_of(
     """Return the memory account of a compiled program.
 
     Args:
-        module: the program.
         statistics: `compiled.memory_analysis()`.
         arguments: bytes by kind.
-        parameter_shapes: shapes of one chip's shards of the parameters, to tell gradients from activations.
+        parameter_shapes: shapes of one chip's shards of the parameters, which distinguish gradients from activations.
         hbm: bytes of HBM that are available.
     """
     kept, gradients = _carried(module, set(parameter_shapes))
@@ -112,47 +106,39 @@ def _carried(module: Module, parameters: set[tuple[int, ...]]) -> tuple[int, int
     layer. If several loops carry the same array, one of them fills it.
     """
     kept = gradients = 0
-    for loop, computation in _loops(module, module.entry, 2):
+    for loop in _loops(module, module.entry, 2):
         body = module.computations[loop.called("body")]
-        for index, shape in enumerate(_elements(loop.shape)):
+        for index, shape in enumerate(tuple_elements(loop.shape)):
             filled = _filled(module, body, index)
             if filled and _dims(shape) in parameters:
                 gradients += hbm_bytes(shape)
             elif filled and "transpose(" not in loop.op_name:
                 kept += hbm_bytes(shape)
-        del computation
     return kept, gradients
 
 
-def _loops(module: Module, name: str, depth: int) -> Iterable[tuple[Instruction, Computation]]:
-    computation = module.computations[name]
-    for instruction in computation.values():
+def _loops(module: Module, name: str, depth: int) -> Iterable[Instruction]:
+    for instruction in module.computations[name].values():
         if instruction.op == "while" and depth:
-            yield instruction, computation
+            yield instruction
             yield from _loops(module, instruction.called("body"), depth - 1)
 
 
 def _filled(module: Module, body: Computation, index: int) -> bool:
-    """Return whether each iteration of a loop writes a slice of this element of its carry."""
+    """Return whether each iteration of a loop writes a slice of this element of the loop's carry."""
     root = next(i for i in body.values() if i.root)
     if root.op != "tuple" or index >= len(root.operands):
         return False
     value = body.get(root.operands[index])
     while value is not None and value.op in ("bitcast", "copy-done", "copy", "get-tuple-element") and value.operands:
         value = body.get(value.operands[0])
-    if value is not None and value.op == "fusion":
-        inner = module.computations[value.called("calls")]
+    if value is not None and (inner := module.fused(value)) is not None:
         value = next(i for i in inner.values() if i.root)
         if value.op == "tuple":
             return any(inner[name].op == "dynamic-update-slice" for name in value.operands)
         while value.op == "bitcast":
             value = inner[value.operands[0]]
     return value is not None and value.op == "dynamic-update-slice"
-
-
-def _elements(shape: str) -> list[str]:
-    """Return the arrays of a tuple's shape."""
-    return re.findall(r"\w+\[[\d,]*\](?:\{[^{}]*\})?", shape)
 
 
 def _dims(shape: str) -> tuple[int, ...]:

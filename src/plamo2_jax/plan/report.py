@@ -10,13 +10,12 @@ from plamo2_jax.plan.compiler import unverified
 from plamo2_jax.plan.roofline import PHASES
 from plamo2_jax.plan.step import StepPlan
 
-_GiB = 2**30
 NOTE = "predicted from the compiler's figures and published bandwidths, not measured"
 
 
 def gib(size: float) -> str:
     """Return a number of bytes in GiB."""
-    return f"{size / _GiB:.2f} GiB"
+    return f"{size / 2**30:.2f} GiB"
 
 
 def summary(plan: StepPlan) -> str:

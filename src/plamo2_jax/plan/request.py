@@ -1,4 +1,4 @@
-"""The program that a plan is made for."""
+"""The description of a program to plan."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Request:
 
     config: RunConfig
     topology: str
-    """Name of the slice, such as v5p:4x4x4; each of several slices if config.mesh.slices is more than one."""
+    """Name of the slice, such as v5p:4x4x4. If config.mesh.slices is more than one, each of the slices has this shape."""
     kind: Kind = "train"
     kernels: Literal["pallas", "xla"] = "pallas"
     rows: int = 8
@@ -28,6 +28,6 @@ class Request:
 
 
 def not_counted(config: RunConfig) -> list[str]:
-    """Return the fields of a run that ask for programs beside its train step, which no plan of the step counts."""
+    """Return the fields of a run that ask for programs other than the train step. A plan of the step does not count these."""
     asked = {"heldout": config.heldout, "samples.prompts": config.task.asks_for_samples}
     return [name for name, value in asked.items() if value]

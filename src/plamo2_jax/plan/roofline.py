@@ -1,14 +1,13 @@
-"""Predict the time of a step by a roofline: the cycles, HBM bytes and link bytes of a compiled program against what a chip can do.
-
-The figures are the compiler's, and bandwidths are the published ones. Nothing is measured.
-"""
+"""Predict the time of a step by a roofline, from the compiler's figures for a program and the published bandwidths of a chip."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.plan.chips import Chip
 from plamo2_jax.plan.collectives import Collective
 from plamo2_jax.plan.hbm_traffic import instruction_bytes
@@ -17,7 +16,7 @@ from plamo2_jax.plan.schedule.dump import Schedules
 from plamo2_jax.plan.schedule.scalar_core import Execution
 
 PHASES = ("forward", "recomputed", "backward", "update")
-_MOVES = frozenset(("copy", "transpose", "reshape", "bitcast", "parameter"))
+_MOVES = {"copy", "transpose", "reshape", "bitcast", "parameter"}
 
 # Parts of the model by the names that modules and kernels leave in the program. The first match counts.
 _PARTS = (
@@ -41,8 +40,8 @@ class Operation:
 
     name: str
     kind: str
-    """`kernel` (a Pallas kernel), `convolution` (a matrix product and what is fused with it), `copy` (a change of layout), `sparsecore`
-    (runs on the SparseCore; the compiler reports no cycles for it), or XLA's name of the instruction."""
+    """`kernel` (a Pallas kernel), `convolution` (a matrix product, with the operations fused into it), `copy` (a change of layout),
+    `sparsecore` (runs on the SparseCore; the compiler reports no cycles for it), or XLA's name of the instruction."""
     op_name: str
     """The JAX operation that it comes from, with the path of modules and transformations."""
     times: int
@@ -59,7 +58,7 @@ class Operation:
 
     @property
     def cycles(self) -> int:
-        """XLA's estimate where there is one, else the bundles."""
+        """XLA's estimate if there is one, else the bundles."""
         return (self.bundles if self.estimated_cycles is None else self.estimated_cycles) or 0
 
     @property
@@ -71,25 +70,15 @@ class Operation:
 def estimate_operation(
     module: Module, instruction: Instruction, computation: Computation, times: int, schedules: Schedules, chip: Chip
 ) -> Operation:
-    """Return the figures of one instruction: XLA's estimate, and for a kernel its schedule.
+    """Return the figures of one instruction, executed `times` times: XLA's estimate, or the schedule of a kernel.
 
-    The bytes of a kernel are those of the transfers that its schedule starts. If the transfers or the loops depend on data, its bytes are
-    those of its operands and results, and its bundles are None.
-
-    Args:
-        module: the compiled program.
-        instruction: one of its instructions.
-        computation: the computation that holds the instruction.
-        times: number of executions.
-        schedules: the schedules that the compilation dumped.
-        chip: the chip that it was compiled for.
+    The bytes of a kernel are the bytes of the transfers that its schedule starts. If the transfers or the loops depend on data, its bytes
+    are the bytes of its operands and results, and its bundles are None.
     """
     runs: list[Execution] = []
     if instruction.is_kernel:
-        try:
+        with contextlib.suppress(PlamoError):
             runs = schedules.runs(instruction.name, chip.cores)
-        except ValueError:
-            runs = []
     moved = sum(run.hbm_bytes for run in runs) or instruction_bytes(module, computation, instruction)
     return operation_of(module, instruction, times, longest_run(runs), moved, chip)
 
@@ -108,7 +97,7 @@ def operation_of(
         _kind(module, instruction),
         instruction.op_name,
         times,
-        # The estimate of a kernel would be the one that its author wrote into the call.
+        # The estimate of a kernel would be the number that its author wrote into the call.
         None if instruction.is_kernel else instruction.estimated_cycles,
         run and run.cycles,
         chip.mxu_cycles(run.matmul_rows) if run else 0.0,
@@ -121,12 +110,11 @@ def _kind(module: Module, instruction: Instruction) -> str:
         return "kernel"
     if instruction.thread:
         return instruction.thread
-    inner = [instruction.op]
-    if instruction.op == "fusion":
-        inner = [i.op for i in module.computations[instruction.called("calls")].values()]
-    if {"convolution", "dot"} & set(inner):
+    fused = module.fused(instruction)
+    inner = {instruction.op} if fused is None else {i.op for i in fused.values()}
+    if inner & {"convolution", "dot"}:
         return "convolution"
-    return "copy" if _MOVES.issuperset(inner) else instruction.op
+    return "copy" if inner <= _MOVES else instruction.op
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,24 +135,13 @@ class StepTimes:
     """Time if nothing overlaps: every operation waits for its bytes, and the program waits for every collective."""
 
     @property
-    def bound(self) -> float:
-        """The predicted time: everything overlaps, and the busiest resource decides."""
-        return max(self.compute, self.hbm, self.ici, self.dcn)
-
-    @property
     def limit(self) -> str:
-        """Name of the busiest resource."""
+        """Name of the busiest resource: compute, hbm, ici or dcn. Its time is the predicted time if everything overlaps."""
         return max(("compute", "hbm", "ici", "dcn"), key=lambda name: getattr(self, name))
 
 
 def step_times(operations: Iterable[Operation], moved: Sequence[Collective], chip: Chip) -> StepTimes:
-    """Return the times of a program.
-
-    Args:
-        operations: everything that the chip computes, without collectives.
-        moved: the collectives.
-        chip: the chip that the program was compiled for.
-    """
+    """Return the times of a program with these operations and collectives."""
     compute = hbm = slower = 0.0
     for o in operations:
         seconds, moving = operation_seconds(o, chip)
@@ -209,9 +186,8 @@ def part(operation: Operation) -> str:
     for pattern, name in _PARTS:
         if re.search(pattern, f"{operation.op_name} {operation.name}"):
             return name
-    if not operation.op_name or phase(operation) != "update":
-        return "other"
-    return "optimizer and sums of gradients"
+    is_update = operation.op_name and phase(operation) == "update"
+    return "optimizer and sums of gradients" if is_update else "other"
 
 
 def by_part(operations: Iterable[Operation], chip: Chip) -> dict[str, dict[str, float]]:

@@ -1,10 +1,10 @@
-"""The engine's programs as they would be compiled for a slice: reading a piece of prompts, and a token for every slot."""
+"""The programs of the engine, ready to be compiled for a slice: prefill of a piece of prompts, and one decoding step."""
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,28 +18,17 @@ from plamo2_jax.engine.step import decode, empty_state, prefill
 from plamo2_jax.engine.weights import abstract_weights
 from plamo2_jax.model import Plamo2, axes
 from plamo2_jax.model.cache import Cache
-from plamo2_jax.plan.program import KERNELS, Kernels
+from plamo2_jax.plan.program import KERNELS, Kernels, Program
 from plamo2_jax.sharding.mesh import MeshConfig, make_mesh
 from plamo2_jax.sharding.rules import replicated, with_shardings
 
 _MOST_CHIPS = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class ServingProgram:
-    """A compiled function of the engine, and what it is compiled for; fields as in `program.Program`."""
-
-    trace: Callable[[], jax.stages.Traced]
-    parts: Mapping[str, Any]
-    mesh: Mesh
-    flops: float
-    tokens: int
-    data_dependent_trips: int = 1
-    """How often a loop runs whose end depends on data: decoding is priced for one token, and for a first draw inside top-p."""
+# Iterations of a loop whose end depends on data: a plan counts one decoded token, and one draw of top-p sampling.
+_TRIPS = 1
 
 
 def serving_mesh(model: ModelConfig, devices: Sequence[jax.Device], slices: int = 1) -> Mesh:
-    """Copies of the model over as many chips each as divide its heads, at most one host's; rows over the copies."""
+    """Return a mesh with copies of the model. Each copy takes the most chips that divide its heads, at most 8 (one host)."""
     heads = math.gcd(model.num_attention_heads, model.mamba_num_heads)
     tensor = math.gcd(_MOST_CHIPS, len(devices), heads)
     return make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor, slices=slices), devices)
@@ -47,24 +36,21 @@ def serving_mesh(model: ModelConfig, devices: Sequence[jax.Device], slices: int 
 
 def prefill_program(
     config: ModelConfig, dtype: str, mesh: Mesh, kernels: Kernels, *, rows: int, tokens: int, length: int | None = None
-) -> ServingProgram:
-    """`engine.step.prefill` of one piece of `tokens` for `rows` prompts of each copy of the model, into a cache of `length` tokens."""
+) -> Program:
+    """Return `engine.step.prefill` of a piece of `tokens` for `rows` prompts per copy of the model, into a cache of `length` tokens."""
     model = Plamo2(config, dtype=jnp.dtype(dtype), mesh=mesh, scan_layers=False, **KERNELS[kernels])
     weights, total = abstract_weights(model), rows * mesh.shape[axes.DATA]
     cache = _placed(mesh, jax.eval_shape(lambda: model.init_cache(total, length or tokens)))
     ids = jax.ShapeDtypeStruct((total, tokens), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec(axes.ROWS)))
-    return ServingProgram(
-        lambda: prefill.trace(model, weights, cache, ids, ids),
-        {"parameters": weights, "cache": cache, "batch": ids},
-        mesh,
-        # A prompt costs what a document of its length does.
-        config.flops_per_token(tokens) * total * tokens,
-        total * tokens,
-    )
+    # A prompt costs as much as a document of its length.
+    flops = config.flops_per_token(tokens) * total * tokens
+    parts = {"parameters": weights, "cache": cache, "batch": ids}
+    trace = functools.partial(prefill.trace, model, weights, cache, ids, ids)
+    return Program(trace, parts, mesh, flops, total * tokens, _TRIPS)
 
 
-def decode_program(config: ModelConfig, dtype: str, mesh: Mesh, *, rows: int, tokens: int) -> ServingProgram:
-    """`engine.step.decode` of `rows` slots of each copy of the model, each as long as `tokens` and one more."""
+def decode_program(config: ModelConfig, dtype: str, mesh: Mesh, *, rows: int, tokens: int) -> Program:
+    """Return `engine.step.decode` of `rows` slots per copy of the model, for one more token after `tokens` tokens in the cache."""
     model = Plamo2(config, dtype=jnp.dtype(dtype), mesh=mesh, scan_layers=False)
     weights, total = abstract_weights(model), rows * mesh.shape[axes.DATA]
     whole = replicated(mesh)
@@ -81,14 +67,11 @@ def decode_program(config: ModelConfig, dtype: str, mesh: Mesh, *, rows: int, to
         scalar(jnp.int32),
         scalar(bool),
     )
-    return ServingProgram(
-        lambda: decode.trace(model, weights, state, *arguments, capacity=CAPACITY),
-        {"parameters": weights, "cache": state.cache, "batch": state.replace(cache=())},
-        mesh,
-        # One more token reads the whole context.
-        config.flops_per_token(tokens) * total,
-        total,
-    )
+    # One more token reads the whole context.
+    flops = config.flops_per_token(tokens) * total
+    parts = {"parameters": weights, "cache": state.cache, "batch": state.replace(cache=())}
+    trace = functools.partial(decode.trace, model, weights, state, *arguments, capacity=CAPACITY)
+    return Program(trace, parts, mesh, flops, total, _TRIPS)
 
 
 def _placed(mesh: Mesh, cache: Cache) -> Cache:

@@ -1,10 +1,11 @@
-"""Compile one program of a run and read what comes out: memory by kind, collectives, cycles, and the predicted time.
+"""Compile one program of a run and read its memory by kind, its collectives, its cycles and its predicted time.
 
 `compile_step` and `gpu_argument_bytes` run in the compiler process (worker.py).
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ from plamo2_jax.plan.roofline import (
     utilization,
 )
 from plamo2_jax.plan.schedule.dump import Schedules
-from plamo2_jax.plan.serving import ServingProgram, decode_program, prefill_program, serving_mesh
+from plamo2_jax.plan.serving import decode_program, prefill_program, serving_mesh
 
 _MOST_OPERATIONS = 30
 
@@ -56,12 +57,13 @@ class StepPlan:
     """If it is larger than `hbm_available`, the program does not fit and the fields from `memory` on are empty."""
     seconds_to_trace: float
     seconds_to_compile: float
+    """Lowering is included."""
     cpu_seconds_to_compile: float
-    """Processor time of all cores, which does not depend on what else the machine does."""
+    """Processor time of all cores. It does not depend on the other work of the machine."""
     libtpu: str
     """Version of the compiler."""
     error: str | None = None
-    """Why it does not compile."""
+    """Reason why it does not compile."""
     memory: dict[str, int] | None = None
     """Fields of `memory.Memory`."""
     cycles: int = 0
@@ -88,7 +90,7 @@ class StepPlan:
     @property
     def seconds(self) -> float:
         """Predicted time if everything overlaps."""
-        return max(self.times[name] for name in ("compute", "hbm", "ici", "dcn"))
+        return self.times[self.times["limit"]]
 
     @property
     def mfu(self) -> float:
@@ -102,14 +104,11 @@ class StepPlan:
 
 
 def compile_step(request: Request, dump: Path) -> StepPlan:
-    """Build the program of a request and compile it for its slice.
-
-    Args:
-        request: what to plan.
-        dump: the folder to which the process dumps schedules.
+    """Build the program of a request and compile it for its slice. The process must dump schedules to the folder `dump`.
 
     Raises:
-        ValueError: there is no such slice, or the run does not divide over it.
+        PlamoError: there is no such slice, or the run cannot be divided over it.
+        ImplementationError: a kernel cannot run with the shapes of the model.
     """
     devices = topology_devices(request.topology, request.config.mesh.slices)
     if request.kind == "train":
@@ -122,7 +121,7 @@ def compile_step(request: Request, dump: Path) -> StepPlan:
 
 
 def gpu_argument_bytes(request: Request, dump: Path) -> dict[str, int]:
-    """Return the argument bytes of a train step by kind, and as "all" the total that the compiler of the CPU confirms.
+    """Return the argument bytes of a train step by kind, and as "all" the total by the CPU's compiler.
 
     The process must have as many CPU devices as `request.gpus`.
     """
@@ -133,19 +132,19 @@ def gpu_argument_bytes(request: Request, dump: Path) -> dict[str, int]:
     return {**kinds, "all": compiled.memory_analysis().argument_size_in_bytes}
 
 
-def plan_step(program: Program | ServingProgram, dump: Path) -> StepPlan:
-    """Compile a program and read the result.
-
-    Args:
-        program: from `plan.program` or `plan.serving`, for the devices of a slice.
-        dump: the folder to which the process dumps schedules.
-    """
+def plan_step(program: Program, dump: Path) -> StepPlan:
+    """Compile a program for the devices of a slice and read the result, as `compile_step`."""
     devices = list(program.mesh.devices.flat)
     chip = chip_of(devices[0].device_kind)
     arguments = {kind: chip_bytes(tree) for kind, tree in program.parts.items()}
     begin = time.perf_counter()
-    lowered = program.trace().lower()
-    traced = time.perf_counter()
+    traced = program.trace()
+    middle, used = time.perf_counter(), time.process_time()
+    compiled = overflow = error = None
+    try:
+        compiled = traced.lower().compile()
+    except Exception as problem:  # The compiler's refusal is a result, whatever its type.
+        overflow, error = parse_overflow(str(problem)), first_line(problem)
     facts = {
         "device": chip.kind,
         "devices": len(devices),
@@ -154,22 +153,15 @@ def plan_step(program: Program | ServingProgram, dump: Path) -> StepPlan:
         "flops": program.flops,
         "arguments": arguments,
         "hbm_available": round(chip.hbm_bytes),
-        "seconds_to_trace": traced - begin,
+        "seconds_to_trace": middle - begin,
+        "seconds_to_compile": time.perf_counter() - middle,
+        "cpu_seconds_to_compile": time.process_time() - used,
         "libtpu": libtpu_version(),
     }
-    used = time.process_time()
-    compiled = error = None
-    try:
-        compiled = lowered.compile()
-    except Exception as problem:  # The compiler's refusal is a result, whatever its type.
-        error = problem
-    facts |= {"seconds_to_compile": time.perf_counter() - traced, "cpu_seconds_to_compile": time.process_time() - used}
+    if overflow is not None:
+        return StepPlan(**facts | {"hbm_available": overflow.available}, hbm_needed=overflow.needed)
     if error is not None:
-        overflow = parse_overflow(str(error))
-        if overflow is None:
-            return StepPlan(**facts, hbm_needed=0, error=first_line(error))
-        facts["hbm_available"] = overflow.available
-        return StepPlan(**facts, hbm_needed=overflow.needed)
+        return StepPlan(**facts, hbm_needed=0, error=error)
     module = dataclasses.replace(parse_module(compiled.as_text()), data_dependent_trips=program.data_dependent_trips)
     parameters = [leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(program.parts["parameters"])]
     memory = memory_of(module, compiled.memory_analysis(), arguments, parameters, facts["hbm_available"])
@@ -185,19 +177,16 @@ def read(module: Module, schedules: Schedules, chip: Chip, devices: Sequence[jax
     """Return the fields of a StepPlan that come from the compiled program."""
     topology = Slice(chip, tuple(Place(getattr(d, "slice_index", 0) or 0, tuple(d.coords)) for d in devices))
     moved = collectives(module, topology)
-    operations, unknown = [], []
+    operations = []
     for instruction, computation, repeated in module.executed():
         if is_collective(module, instruction):
             continue
-        operation = estimate_operation(module, instruction, computation, repeated, schedules, chip)
-        operations.append(operation)
-        if operation.kind == "kernel" and operation.bundles is None:
-            unknown.append(operation.name)
+        operations.append(estimate_operation(module, instruction, computation, repeated, schedules, chip))
     longest = sorted(operations, key=lambda o: -max(operation_seconds(o, chip)))[:_MOST_OPERATIONS]
     found = step_times(operations, moved, chip)
     return {
         "cycles": sum(o.times * o.cycles for o in operations),
-        "unknown": tuple(unknown),
+        "unknown": tuple(o.name for o in operations if o.kind == "kernel" and o.bundles is None),
         "sparsecore": tuple(o.name for o in operations if o.kind == "sparsecore"),
         "rematerialised": sum(".remat" in o.name for o in operations),
         "times": {**dataclasses.asdict(found), "limit": found.limit},
@@ -215,15 +204,17 @@ def _row(o: Operation, chip: Chip) -> dict[str, Any]:
 
 def _by_kind(moved: Sequence[Collective]) -> list[dict[str, Any]]:
     """Return sums by kind, group size and links, the longest first, each with the op_name of its longest collective."""
-    sums: dict[tuple, dict[str, Any]] = {}
-    largest: dict[tuple, float] = {}
+    groups = collections.defaultdict(list)
     for c in moved:
-        key = (c.kind, c.group, c.links, c.asynchronous)
-        empty = {"count": 0, "bytes": 0.0, "seconds": 0.0, "longest": ""}
-        row = sums.setdefault(key, dict(zip(("kind", "group", "links", "asynchronous"), key, strict=True)) | empty)
-        row["count"] += c.times
-        row["bytes"] += c.times * c.wire_bytes
-        row["seconds"] += c.times * c.seconds
-        if c.times * c.seconds >= largest.get(key, 0.0):
-            largest[key], row["longest"] = c.times * c.seconds, c.op_name
-    return sorted(sums.values(), key=lambda row: -row["seconds"])
+        groups[c.kind, c.group, c.links, c.asynchronous].append(c)
+    rows = [
+        {
+            **dict(zip(("kind", "group", "links", "asynchronous"), key, strict=True)),
+            "count": sum(c.times for c in alike),
+            "bytes": sum(c.times * c.wire_bytes for c in alike),
+            "seconds": sum(c.times * c.seconds for c in alike),
+            "longest": max(reversed(alike), key=lambda c: c.times * c.seconds).op_name,
+        }
+        for key, alike in groups.items()
+    ]
+    return sorted(rows, key=lambda row: -row["seconds"])

@@ -1,12 +1,14 @@
-"""Plan the programs of a run, each in a compiler process of its own; find the nearest change that fits; sweep meshes."""
+"""Plan the programs of a run, each in a separate compiler process; find the nearest change that fits; sweep meshes."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
 from collections.abc import Iterator
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.plan import step
 from plamo2_jax.plan.compiler import ENVIRONMENT, libtpu_version
 from plamo2_jax.plan.request import Request
@@ -14,7 +16,7 @@ from plamo2_jax.plan.step import StepPlan
 from plamo2_jax.plan.worker import Worker
 from plamo2_jax.train.config import RunConfig
 
-# Remat policies, the one that keeps most activations first.
+# Remat policies, from the most saved activations to the fewest.
 _REMAT = ("none", "dots", "block", "offload")
 
 
@@ -22,7 +24,7 @@ def plan(request: Request) -> StepPlan:
     """Compile one program for its slice.
 
     Raises:
-        ValueError: libtpu is not installed, there is no such slice, or the run does not divide over it.
+        PlamoError: libtpu is not installed, there is no such slice, or the run cannot be divided over it.
         RuntimeError: the compiler process ended; the message has the end of its log.
     """
     libtpu_version()  # Refuses before a process starts.
@@ -31,10 +33,10 @@ def plan(request: Request) -> StepPlan:
 
 
 def gpu_argument_bytes(request: Request) -> dict[str, int]:
-    """Return the bytes of a train step's arguments on each of `request.gpus` devices by kind, and as "all" their total.
+    """Return the bytes of a train step's arguments on each of `request.gpus` devices by kind, and their total as "all".
 
     Raises:
-        ValueError: the run does not divide over them.
+        PlamoError: the run cannot be divided over the devices.
         RuntimeError: the compiler process ended.
     """
     # The program is compiled for its arguments only and never runs: its code may be slow.
@@ -45,8 +47,8 @@ def gpu_argument_bytes(request: Request) -> dict[str, int]:
 
 def changes(config: RunConfig, devices: int) -> Iterator[tuple[str, RunConfig]]:
     """Yield changes that need less memory as (options, config), the nearest first. Each includes the changes before it."""
-    per_device = config.data.batch_size // config.accumulation // _row_parts(config, devices)
     replace = dataclasses.replace
+    per_device = config.data.batch_size // config.accumulation // math.prod(config.mesh.shape(devices)[:2])
     for remat in _REMAT[_REMAT.index(config.remat) + 1 : -1]:
         config = replace(config, remat=remat)
         yield f"--remat {remat}", config
@@ -76,17 +78,15 @@ def nearest_fit(request: Request, devices: int) -> tuple[list[str], Request, Ste
         option = change.split()[0]
         made = [other for other in made if other.split()[0] != option] + [change]
         changed = dataclasses.replace(request, config=config)
-        try:
+        with contextlib.suppress(PlamoError):
             found = plan(changed)
-        except ValueError:
-            continue
-        if found.fits:
-            return made, changed, found
+            if found.fits:
+                return made, changed, found
     return None
 
 
 def sweep_points(config: RunConfig, devices: int) -> Iterator[tuple[str, RunConfig]]:
-    """Yield meshes and remat policies to compare as (options, config): every data × fsdp × tensor that divides rows and heads."""
+    """Yield meshes and remat policies to compare as (options, config): all data × fsdp × tensor that divide rows and heads."""
     replace = dataclasses.replace
     slices, sequence = config.mesh.slices, config.mesh.sequence
     heads = math.gcd(config.model.num_attention_heads, config.model.mamba_num_heads)
@@ -102,8 +102,3 @@ def sweep_points(config: RunConfig, devices: int) -> Iterator[tuple[str, RunConf
                 mesh = replace(config.mesh, data=data, fsdp=over // data, tensor=tensor)
                 label = f"--mesh.data {data} --mesh.fsdp {over // data} --mesh.tensor {tensor} --remat {remat}"
                 yield label, replace(config, mesh=mesh, remat=remat)
-
-
-def _row_parts(config: RunConfig, devices: int) -> int:
-    shape = config.mesh.shape(devices)
-    return shape[0] * shape[1]

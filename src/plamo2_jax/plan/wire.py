@@ -16,7 +16,7 @@ def encode(value: Any) -> Any:
     """Return the JSON form of a value: dataclasses of this package, paths, tuples, lists, dicts with string keys, and JSON's own types.
 
     Raises:
-        TypeError: the value, or a part of it, is of another type.
+        TypeError: the value or a part of it has another type.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
@@ -35,10 +35,10 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """Return the value that `encode` was given. A dataclass is constructed again, so it checks its fields.
+    """Return the value that `encode` turned into JSON. A dataclass is constructed again, so it checks its fields.
 
     Raises:
-        ValueError: the JSON names a type that is not a dataclass of this package.
+        PlamoError: the JSON names a type that is not a dataclass of this package.
     """
     if isinstance(value, list):
         return [decode(item) for item in value]
@@ -65,7 +65,7 @@ def named(name: str, allowed: Any) -> Any:
     """Return the class or function of this package that `name_of` names.
 
     Raises:
-        ValueError: it is of another package, or `allowed` says no to it.
+        PlamoError: it is not part of this package, or `allowed` returns false for it.
     """
     module, _, attribute = name.partition(":")
     if module.split(".")[0] == __name__.split(".")[0]:

@@ -1,7 +1,7 @@
-"""A process in which libtpu compiles: `Worker` starts it and asks it, `main` answers in it.
+"""A process in which libtpu compiles: `Worker` starts it and sends requests, `main` answers them in the process.
 
-libtpu reads its flags, and with them the folder that it dumps schedules to, once, when it is loaded: hence a process of its own. Each
-question and each answer is one line of JSON (wire.py).
+libtpu has a process of its own because it reads its flags, which name the folder for schedules, only once, when it is loaded. Each request
+and each answer is one line of JSON (wire.py).
 """
 
 from __future__ import annotations
@@ -19,16 +19,13 @@ from typing import Any, TypeVar
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.plan.compiler import environment
 from plamo2_jax.plan.wire import decode, encode, name_of, named
+from plamo2_kernels.errors import ImplementationError
 
 _Answer = TypeVar("_Answer")
 
 
 class Worker:
-    """A process that compiles, a context manager.
-
-    Args:
-        environment_for: returns the environment of the process, given the folder for schedules.
-    """
+    """A context manager for the process. `environment_for` returns its environment, given the folder for schedules."""
 
     def __init__(self, environment_for: Callable[[Path], Mapping[str, str]] = environment) -> None:
         self._environment_for = environment_for
@@ -37,36 +34,29 @@ class Worker:
     def __enter__(self) -> Worker:
         folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="plamo2-plan-"))
         self._log = self._stack.enter_context(tempfile.TemporaryFile("w+"))
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "plamo2_jax.plan.worker", folder],
-            env=dict(self._environment_for(Path(folder))),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
+        command = [sys.executable, "-m", "plamo2_jax.plan.worker", folder]
+        variables, pipe = dict(self._environment_for(Path(folder))), subprocess.PIPE
+        self._process = self._stack.enter_context(
+            subprocess.Popen(command, env=variables, stdin=pipe, stdout=pipe, stderr=self._log, text=True)
         )
-        self._stack.callback(self._end)
+        self._stack.callback(self._process.kill)
         return self
 
     def __exit__(self, *_) -> None:
-        self._stack.close()
-
-    def _end(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._process.stdin.close()
-        self._process.stdout.close()
+        # A process that has ended did not read all of its input.
+        with contextlib.suppress(BrokenPipeError):
+            self._stack.close()
 
     def call(self, function: Callable[[Any, Path], _Answer], request: Any) -> _Answer:
-        """Return `function(request, dump)` as computed in the process; `dump` is the folder for schedules, empty at first.
+        """Return `function(request, dump)`, computed in the process; `dump` is the folder for schedules, empty at first.
 
         Args:
-            function: a function of a module of this package.
-            request: what `wire.encode` can send; the answer must be, too.
+            function: a function at the top level of a module of this package.
+            request: a value that `wire.encode` can send. It must be able to send the result, too.
 
         Raises:
-            ValueError: the function raised it.
-            RuntimeError: the process ended; the message has the end of its log.
+            PlamoError: the function raised PlamoError, or ImplementationError because a kernel cannot run.
+            RuntimeError: the process ended, as it does after any other exception; the message has the end of its log.
         """
         line = ""
         with contextlib.suppress(BrokenPipeError):
@@ -83,19 +73,20 @@ class Worker:
 
 
 def answer(line: str, dump: Path) -> str:
-    """Return the answer to one question, both as JSON."""
-    question = json.loads(line)
+    """Return the answer to one request, both as JSON."""
+    call = json.loads(line)
     for path in dump.iterdir():
         path.unlink()
     try:
-        found = encode(named(question["function"], callable)(decode(question["request"]), dump))
-    except ValueError as error:
+        found = encode(named(call["function"], callable)(decode(call["request"]), dump))
+    except (PlamoError, ImplementationError) as error:
         return json.dumps({"refused": str(error)})
     return json.dumps({"answer": found})
 
 
 def main() -> None:
-    """Answer questions until there are no more. What libraries print to standard output goes to standard error."""
+    """Answer requests until standard input ends."""
+    # Only answers go to standard output. Text that libraries print there goes to standard error.
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:

@@ -1,10 +1,10 @@
 """Device meshes with the axes data × fsdp × sequence × tensor. Any of them may have size 1.
 
-data      Rows of a batch are divided, parameters are replicated. Only this axis may span TPU slices: it needs one message per step, the
+data      Divides the rows of a batch; parameters are replicated. Only this axis may span TPU slices: it needs one message per step, the
           sum of gradients, which the slow network between slices can carry.
-fsdp      Rows are divided, and so are the parameters, which are gathered one layer at a time.
-sequence  Tokens of each row are divided, and parameters as over fsdp.
-tensor    Heads, MLP columns and vocabulary are divided; activations between layers are not. Every layer needs messages.
+fsdp      Divides rows and parameters. The parameters are gathered one layer at a time.
+sequence  Divides the tokens of each row, and the parameters like fsdp.
+tensor    Divides heads, MLP columns and vocabulary, but not the activations between layers. Every layer needs messages.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class MeshConfig:
     """Number of devices along each mesh axis. One axis may be -1, for all remaining devices.
 
     Raises:
-        ValueError: A field is out of range. The message names the field, its value and what is allowed.
+        PlamoError: A field is out of range.
     """
 
     data: int = 1
@@ -51,9 +51,8 @@ class MeshConfig:
         require(self, "slices", self.slices >= 1, "at least 1")
         open_axes = [name for name in AXES if getattr(self, name) == -1]
         if len(open_axes) > 1:
-            raise PlamoError(
-                f"MeshConfig.{open_axes[0]}=-1 and {open_axes[1]}=-1 are not allowed: only one axis may be -1"
-            )
+            given = " and ".join(f"{name}=-1" for name in open_axes)
+            raise PlamoError(f"MeshConfig.{given} are not allowed: only one axis may be -1")
         allowed = f"a multiple of slices={self.slices}"
         require(self, "data", self.data == -1 or self.data % self.slices == 0, allowed)
 
@@ -66,7 +65,7 @@ class MeshConfig:
         """Return the sizes of the axes, in the order of AXES, for a number of devices.
 
         Raises:
-            ValueError: The product of the sizes is not the number of devices.
+            PlamoError: The product of the sizes is not the number of devices.
         """
         given = {name: getattr(self, name) for name in AXES}
         product = math.prod(size for size in given.values() if size != -1)
@@ -93,7 +92,7 @@ class MeshConfig:
         It is smaller than `devices` only if data or fsdp is -1.
 
         Raises:
-            ValueError: The rows cannot be divided among any number of devices.
+            PlamoError: The rows cannot be divided among any number of devices.
         """
         explicit = math.prod(size for size in (self.data, self.fsdp) if size != -1)
         if rows % explicit:
@@ -113,17 +112,18 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """Build the mesh of a configuration. Neighbours in the mesh are neighbours in the network.
 
     Args:
-        config: Sizes of the axes.
         devices: Devices to use; None: all devices of all processes.
 
     Raises:
-        ValueError: The sizes do not fit the number of devices, or the devices do not form that many slices.
+        PlamoError: The sizes do not fit the number of devices, or the devices do not form that many slices.
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = config.shape(len(devices))
     if config.slices > 1:
-        return jax.sharding.Mesh(_over_slices(config, shape, devices), AXES)
-    return jax.sharding.Mesh(mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True), AXES)
+        array = _over_slices(config, shape, devices)
+    else:
+        array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return jax.sharding.Mesh(array, AXES)
 
 
 def _over_slices(config: MeshConfig, shape: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:

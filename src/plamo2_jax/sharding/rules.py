@@ -35,39 +35,37 @@ class Rules:
     vectors: Mapping[str, tuple[str, ...]]
     """Rules of all other parameters. They are less than 0.1 % of a model: dividing them saves no memory and costs a message each."""
     whole_if_uneven: bool = False
-    """Keep an axis that does not divide whole on every device instead of refusing it."""
+    """Replicate an axis whose size is not divisible, instead of raising an error."""
 
 
 _BY_WIDTH = {
-    axes.EMBED: _PARTS,  # embedding, lm_head [v, e/F]; in_proj [2, e/F, h, p]; q_proj, k_proj, v_proj [e/F, h, p]; gate, up [e/F, f];
-    #                      down [f, e/F]; out_proj, o_proj [h, p, e/F]
-    axes.HEAD_DIM: _PARTS,  # parameters without the axis embed: b_proj, c_proj [h, p/F, n]; dt_down [h, p/F, r]
+    # embedding, lm_head [v, e/F]; in_proj [2, e/F, h, p]; q_proj, k_proj, v_proj [e/F, h, p]; gate, up [e/F, f]; down [f, e/F];
+    # out_proj, o_proj [h, p, e/F]
+    axes.EMBED: _PARTS,
+    # Parameters without the axis embed: b_proj, c_proj [h, p/F, n]; dt_down [h, p/F, r]
+    axes.HEAD_DIM: _PARTS,
 }
 _BY_HEADS = {
     axes.VOCAB: (TENSOR,),  # embedding, lm_head [v/T, e]
     axes.MLP: (TENSOR,),  # gate, up [e, f/T]; down [f/T, e]
     axes.HEADS: (TENSOR,),  # q_proj [e, h/T, p]; o_proj [h/T, p, e]; q_scale [h/T, p]
-    axes.KV_HEADS: (TENSOR,),  # k_proj, v_proj [e, g/T, p]; k_scale [g/T, p]; whole where g < T, see _WHOLE_IF_FEWER
-    axes.MAMBA_HEADS: (
-        TENSOR,
-    ),  # in_proj [2, e, h/T, p]; out_proj [h/T, p, e]; b_proj, c_proj [h/T, p, n]; dt_down [h/T, p, r];
-    #                               dt_up [r, h/T]; conv [h/T, p, taps]; a_log, dt_bias, skip [h/T]
+    # k_proj, v_proj [e, g/T, p]; k_scale [g/T, p]; not divided if g < T, see _spec
+    axes.KV_HEADS: (TENSOR,),
+    # in_proj [2, e, h/T, p]; out_proj [h/T, p, e]; b_proj, c_proj [h/T, p, n]; dt_down [h/T, p, r]; dt_up [r, h/T];
+    # conv [h/T, p, taps]; a_log, dt_bias, skip [h/T]
+    axes.MAMBA_HEADS: (TENSOR,),
 }
 
 RULES: Mapping[Strategy, Rules] = {
     "fsdp": Rules(_BY_WIDTH, {}),
     "fsdp_tensor": Rules(_BY_WIDTH | _BY_HEADS, _BY_HEADS),
-    # A mixer whose heads do not divide is computed on every device: slower, but any model decodes on any number of devices.
+    # If the heads of a mixer are not divisible, every device computes the whole mixer. So any model decodes on any number of devices.
     "tensor": Rules(_BY_HEADS, _BY_HEADS, whole_if_uneven=True),
 }
 
-# If there are fewer key/value heads than parts of tensor, several devices read the same head, so each device holds all of them. The 1B has
-# one key/value head, and its k_proj and v_proj are a sixteenth of q_proj.
-_WHOLE_IF_FEWER = frozenset({axes.KV_HEADS})
-
 
 class ShardingError(PlamoError):
-    """A parameter or batch cannot be divided over a mesh; the message names it, the axis, its size and the mesh."""
+    """A parameter or batch cannot be divided over a mesh."""
 
 
 def param_shardings(logical_axes: Any, abstract: Any, mesh: Mesh, strategy: Strategy) -> Any:
@@ -76,8 +74,6 @@ def param_shardings(logical_axes: Any, abstract: Any, mesh: Mesh, strategy: Stra
     Args:
         logical_axes: Tree of the axis names of each parameter (`plamo2_jax.model.logical_axes`).
         abstract: Tree of the same structure whose leaves have shapes.
-        mesh: Mesh from `make_mesh`.
-        strategy: Name of the rule table.
 
     Returns:
         Tree of NamedSharding.
@@ -92,9 +88,8 @@ def param_shardings(logical_axes: Any, abstract: Any, mesh: Mesh, strategy: Stra
         )
 
     def place(path: tuple, names: axes.Axes, leaf: Any) -> NamedSharding:
-        return NamedSharding(
-            mesh, _spec(jax.tree_util.keystr(path, simple=True, separator="/"), names, leaf.shape, mesh, rules)
-        )
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return NamedSharding(mesh, _spec(name, names, leaf.shape, mesh, rules))
 
     return jax.tree_util.tree_map_with_path(place, logical_axes, abstract, is_leaf=axes.is_axes)
 
@@ -108,16 +103,20 @@ def _spec(path: str, names: axes.Axes, shape: tuple[int, ...], mesh: Mesh, rules
             continue
         position = names.index(name)
         size, parts = shape[position], math.prod(mesh.shape[axis] for axis in mesh_axes)
-        if (name in _WHOLE_IF_FEWER and size < parts) or (rules.whole_if_uneven and size % parts):
+        # With fewer key/value heads than devices, several devices read the same head, so every device holds all heads. This costs little:
+        # the 1B has one key/value head, and its k_proj and v_proj are a sixteenth of q_proj.
+        if (name == axes.KV_HEADS and size < parts) or (rules.whole_if_uneven and size % parts):
             continue
-        if size % parts:
-            spelled = " × ".join(f"{axis}={mesh.shape[axis]}" for axis in mesh_axes)
-            raise ShardingError(
-                f"parameter {path}: axis {name!r} of size {size} is not divisible by {spelled} of the mesh ({_spell(mesh)})"
-            )
+        _check_divisible(f"parameter {path}: axis {name!r} of size {size}", size, mesh, mesh_axes)
         entries[position] = mesh_axes
         used.update(mesh_axes)
     return PartitionSpec(*entries)
+
+
+def _check_divisible(what: str, size: int, mesh: Mesh, mesh_axes: tuple[str, ...]) -> None:
+    if size % math.prod(mesh.shape[axis] for axis in mesh_axes):
+        spelled = " × ".join(f"{axis}={mesh.shape[axis]}" for axis in mesh_axes)
+        raise ShardingError(f"{what} is not divisible by {spelled} of the mesh ({_spell(mesh)})")
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -129,7 +128,6 @@ def batch_sharding(mesh: Mesh, shape: tuple[int, int], accumulation: int = 1) ->
     """Return the sharding of batch arrays [b, t]: rows over data × fsdp, tokens over sequence.
 
     Args:
-        mesh: Mesh from `make_mesh`.
         shape: b and t.
         accumulation: Number of micro-batches; the rows of each must be divisible.
 
@@ -137,16 +135,12 @@ def batch_sharding(mesh: Mesh, shape: tuple[int, int], accumulation: int = 1) ->
         ShardingError: b / accumulation or t is not divisible.
     """
     for name, size, mesh_axes in (("b / accumulation", shape[0] // accumulation, ROWS), ("t", shape[1], (SEQUENCE,))):
-        if size % math.prod(mesh.shape[axis] for axis in mesh_axes):
-            spelled = " × ".join(f"{axis}={mesh.shape[axis]}" for axis in mesh_axes)
-            raise ShardingError(
-                f"the batch's {name} = {size} is not divisible by {spelled} of the mesh ({_spell(mesh)})"
-            )
+        _check_divisible(f"the batch's {name} = {size}", size, mesh, mesh_axes)
     return NamedSharding(mesh, PartitionSpec(ROWS, SEQUENCE))
 
 
 def process_part(sharding: NamedSharding, shape: tuple[int, int]) -> tuple[int, int]:
-    """Return `(index, count)`: which part of a batch's rows this process provides, and the number of parts.
+    """Return which part of a batch's rows this process provides: its index, and the number of parts.
 
     Processes whose devices hold the same rows (they differ in sequence or tensor) provide the same part.
 
@@ -157,9 +151,7 @@ def process_part(sharding: NamedSharding, shape: tuple[int, int]) -> tuple[int, 
     for device, (rows, _) in sharding.devices_indices_map(shape).items():
         held.setdefault(device.process_index, set()).add(rows.indices(shape[0])[0])
     parts = sorted({tuple(sorted(starts)) for starts in held.values()})
-    if len({len(part) for part in parts}) > 1 or len({start for part in parts for start in part}) < sum(
-        map(len, parts)
-    ):
+    if len(set(map(len, parts))) > 1 or len(set().union(*parts)) < sum(map(len, parts)):
         raise ShardingError(
             f"the devices of different processes hold overlapping but different rows on the mesh ({_spell(sharding.mesh)}): "
             "sequence × tensor must divide, or be divisible by, the number of devices of a process"

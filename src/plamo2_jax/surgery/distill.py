@@ -1,14 +1,14 @@
-"""Distillation: a student learns a teacher's distribution of the next token beside the text itself.
+"""Distillation: a student learns from the text and from a teacher's distribution of the next token.
 
     loss = alpha * temperature² * KL(teacher ‖ student) + (1 - alpha) * cross-entropy + hidden_weight * hidden + z-loss
 
-The forward KL of distributions softened by a temperature is Hinton et al.'s (arXiv:1503.02531); Minitron (arXiv:2407.14679) found
-logits alone to do for pruned models. With `top_k` the teacher's k likeliest tokens count one by one and all others as one more
-token: a lower bound of the whole divergence, which is still zero exactly where student and teacher agree on these k + 1 (a teacher
-cut to k and renormalised would pull an equal student away from it). The k logits and their normaliser may come from disk
-(`surgery.teacher_logits`) instead of from the teacher.
+The forward KL of distributions softened by a temperature follows Hinton et al. (arXiv:1503.02531). Minitron (arXiv:2407.14679) found that
+logits alone are enough for pruned models. With `top_k`, the k likeliest tokens of the teacher are compared one by one and all others as
+one more token. This is a lower bound of the full divergence. It is zero exactly if student and teacher agree on these k + 1 probabilities.
+(The k probabilities are not renormalized: the divergence from a renormalized teacher is not zero for an equal student.) The k logits and
+their normalizer come from the teacher, or from disk (`surgery.teacher_logits`).
 
-Logits of student and teacher exist for `chunk` positions of each row at a time, in the backward pass too, which makes them again.
+Logits of student and teacher exist for `chunk` positions of each row at a time. The backward pass computes them again.
 """
 
 from __future__ import annotations
@@ -43,19 +43,18 @@ from plamo2_jax.validation import require
 
 
 def kl_full(teacher_logits: jax.Array, student_logits: jax.Array, temperature: float) -> jax.Array:
-    """KL(teacher ‖ student) of softened distributions [..., v], in nats [...], float32; not multiplied by temperature²."""
+    """Return KL(teacher ‖ student) of softened distributions [..., v]: [...] float32, in nats, not multiplied by temperature²."""
     log_p = jax.nn.log_softmax(teacher_logits.astype(jnp.float32) / temperature, axis=-1)
     log_q = jax.nn.log_softmax(student_logits.astype(jnp.float32) / temperature, axis=-1)
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
 def kl_top(teacher: Top, student_logits: jax.Array, temperature: float) -> jax.Array:
-    """KL of the distributions over the teacher's k likeliest tokens and "any other", in nats [...], float32.
+    """Return the KL divergence of the distributions over the teacher's k likeliest tokens and "any other": [...] float32, in nats.
 
     Args:
-        teacher: from `top_logits`, at the same temperature.
-        student_logits: [..., v].
-        temperature: of the student.
+        teacher: Result of `top_logits` at the same temperature.
+        student_logits: [..., v], before the division by the temperature.
     """
     logits = student_logits.astype(jnp.float32) / temperature
     log_q = jnp.take_along_axis(logits, teacher.ids, axis=-1) - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
@@ -65,23 +64,21 @@ def kl_top(teacher: Top, student_logits: jax.Array, temperature: float) -> jax.A
     if teacher.ids.shape[-1] == logits.shape[-1]:
         return total
     rest_p, rest_q = 1 - jnp.sum(p, axis=-1), 1 - jnp.sum(jnp.exp(log_q), axis=-1)
-    # Below this nothing is left but the rounding of a sum to one.
-    smallest = 1e-6
+    smallest = 1e-6  # A smaller rest is only rounding error of the sum.
     rest_p, rest_q = jnp.maximum(rest_p, smallest), jnp.maximum(rest_q, smallest)
     return total + rest_p * (jnp.log(rest_p) - jnp.log(rest_q))
 
 
 def hidden_distance(teacher: jax.Array, student: jax.Array) -> jax.Array:
-    """Mean squared difference of two residual streams [..., d] brought to unit root mean square, [...] float32.
+    """Return the mean squared difference of two residual streams [..., d], each scaled to unit root mean square: [...] float32.
 
-    A student of another width is compared with the teacher's stream under a fixed random projection, which keeps distances up to a
-    factor (Johnson-Lindenstrauss) and adds no parameters that a checkpoint would have to carry.
+    If the widths differ, a fixed random projection maps the teacher's stream to the student's width. It approximately preserves distances
+    (Johnson-Lindenstrauss), and a checkpoint needs no further parameters.
     """
     teacher, student = teacher.astype(jnp.float32), student.astype(jnp.float32)
     wide, narrow = teacher.shape[-1], student.shape[-1]
     if wide != narrow:
-        projection = jax.random.normal(jax.random.key(0), (wide, narrow)) / math.sqrt(wide)
-        teacher = teacher @ projection
+        teacher = teacher @ (jax.random.normal(jax.random.key(0), (wide, narrow)) / math.sqrt(wide))
 
     def unit(x: jax.Array) -> jax.Array:
         return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
@@ -103,26 +100,38 @@ def distillation_loss(
 ) -> LossFn:
     """Return the loss function of distillation.
 
-    Its sums are those of `train.pretraining.next_token`, `kl` and `hidden` (unweighted by their coefficients).
+    Its metrics are the metrics of `train.pretraining.next_token` and the sums `kl` and `hidden`, without their coefficients.
 
     Args:
-        model: the student.
+        model: The student.
         byte_lengths: [v] int32, UTF-8 bytes of each token.
-        config: how to distil.
-        teacher: the teacher's network; its parameters are frozen under TEACHER. None where batches hold its logits.
-        z_loss: coefficient of the z-loss.
-        chunk: positions of each row whose logits exist at a time; None: at most 128.
+        teacher: The teacher. Its parameters are the frozen arrays TEACHER. None: batches contain the teacher's logits.
+        z_loss: Coefficient of the z-loss.
+        chunk: Number of positions of each row whose logits exist at a time; None: at most 128.
     """
 
     def loss_fn(params: Any, batch: Batch, rng: jax.Array, frozen: Mapping[str, Any]) -> tuple[jax.Array, Metrics]:
         weights = batch["loss_weights"]
         inputs = (batch["tokens"], batch["segment_ids"], batch["positions"])
         student, _ = model.apply({"params": params}, *inputs, method="features")
-        streams = {"student": student}
-        if teacher is not None:
-            theirs, _ = teacher.apply({"params": frozen[TEACHER]}, *inputs, method="features")
-            streams["teacher"] = jax.lax.stop_gradient(theirs)
-        prediction, kl = compare(params, frozen, streams, batch)
+        if teacher is None:
+            compared = Top(*(batch[name] for name in (TEACHER_IDS, TEACHER_LOGITS, TEACHER_LOG_Z)))
+        else:
+            features, _ = teacher.apply({"params": frozen[TEACHER]}, *inputs, method="features")
+            compared = jax.lax.stop_gradient(features)
+
+        def compare(logits: jax.Array, arrays: tuple[jax.Array, Any]) -> tuple[Prediction, jax.Array]:
+            """Return the student's prediction of the targets at some positions, and its divergence from the teacher."""
+            targets, top = arrays
+            if teacher is not None:
+                top = teacher.apply({"params": frozen[TEACHER]}, top, method="logits")
+                if config.top_k is None:
+                    return predict(logits, targets), kl_full(top, logits, config.temperature)
+                top = top_logits(top, config.temperature, config.top_k)
+            return predict(logits, targets), kl_top(top, logits, config.temperature)
+
+        size = chunk or largest_chunk(model, batch["tokens"].shape[1], 128)
+        prediction, kl = map_logits(model, params, student, compare, (batch["targets"], compared), size)
         text_loss, z = cross_entropy(prediction, weights, 0.0)
         weight = jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny)
         kl_sum = jnp.sum(weights * kl)
@@ -130,34 +139,11 @@ def distillation_loss(
         loss += z_loss * z / weight
         metrics = {"weight": jnp.sum(weights), "z_loss": z_loss * z, "kl": kl_sum}
         if config.hidden_weight:
-            distance = jnp.sum(weights * hidden_distance(streams["teacher"], student))
+            distance = jnp.sum(weights * hidden_distance(compared, student))
             loss += config.hidden_weight * distance / weight
             metrics["hidden"] = distance
         sums = prediction_sums(prediction, batch["targets"], weights, byte_lengths)
         return loss, metrics | sums
-
-    def compare(
-        params: Any, frozen: Mapping[str, Any], streams: Mapping[str, jax.Array], batch: Batch
-    ) -> tuple[Prediction, jax.Array]:
-        """Return the student's prediction of the targets [b, t], and its divergence from the teacher [b, t]."""
-        if teacher is None:
-            theirs = Top(*(batch[name] for name in (TEACHER_IDS, TEACHER_LOGITS, TEACHER_LOG_Z)))
-        else:
-            theirs = streams["teacher"]
-
-        def at_each_position(logits: jax.Array, arrays: tuple[jax.Array, Any]) -> tuple[Prediction, jax.Array]:
-            targets, theirs = arrays
-            if teacher is not None:
-                theirs = teacher.apply({"params": frozen[TEACHER]}, theirs, method="logits")
-            if teacher is not None and config.top_k is None:
-                kl = kl_full(theirs, logits, config.temperature)
-            else:
-                top = theirs if teacher is None else top_logits(theirs, config.temperature, config.top_k)
-                kl = kl_top(top, logits, config.temperature)
-            return predict(logits, targets), kl
-
-        size = chunk or largest_chunk(model, batch["tokens"].shape[1], 128)
-        return map_logits(model, params, streams["student"], at_each_position, (batch["targets"], theirs), size)
 
     return loss_fn
 
@@ -167,23 +153,23 @@ class Distill(TaskConfig):
     """Train all parameters of the model on text and on a teacher's distribution of the next token (arXiv:1503.02531).
 
     Raises:
-        ValueError: a field is out of range; the message names the field, its value and what is allowed.
+        PlamoError: A field is out of range. The message names the field, its value and what is allowed.
     """
 
     kind: ClassVar[str] = "distill"
 
     teacher: Path = dataclasses.field(metadata=FREE)
-    """Run folder or folder of the public layout, of the student's vocabulary."""
+    """Teacher with the student's vocabulary: a run folder or a folder of the public layout."""
     temperature: float = 1.0
-    """Both distributions are softened by it."""
+    """Temperature of both distributions."""
     alpha: float = 0.5
-    """Share of the divergence in the loss; the rest is cross-entropy with the text."""
+    """Share of the divergence in the loss. The rest is cross-entropy with the text."""
     top_k: int | None = None
-    """The k likeliest tokens of the teacher count one by one, all others as one; none: all count one by one."""
+    """Compare the k likeliest tokens of the teacher one by one, and all others as one token; none: compare all tokens one by one."""
     hidden_weight: float = 0.0
-    """Coefficient of the distance between the two last residual streams."""
+    """Coefficient of the distance between the last residual streams of teacher and student."""
     logits: Path | None = dataclasses.field(default=None, metadata=FREE)
-    """Folder that `plamo2 distill` wrote: the teacher's logits from disk; none: the teacher runs beside the student."""
+    """Folder of teacher logits that `plamo2 distill` wrote; none: the teacher runs beside the student."""
     z_loss: float = 1e-4
     """Coefficient of log(Z)^2, which keeps logits from drifting (PaLM, arXiv:2204.02311); 0 turns it off."""
 
@@ -198,25 +184,24 @@ class Distill(TaskConfig):
 
     @property
     def inputs(self) -> Mapping[str, Path | None]:
-        """The teacher and its logits."""
+        """Folders of the teacher and of its logits."""
         return {"teacher": self.teacher, "logits": self.logits}
 
     def make_task(self, run: RunConfig, context: TaskContext) -> TrainTask:
-        """Make the task.
+        """Return the train task.
 
         Raises:
-            ValueError: teacher and student have other vocabularies, or the precomputed logits are not of this teacher, data or temperature.
+            PlamoError: The vocabularies of teacher and student differ, or the precomputed logits belong to another teacher, to other data
+                or to another temperature.
         """
         teacher = None
         if self.logits is None:
-            # Implementations and mesh are those of the student; nothing is kept for a backward pass.
+            # The teacher uses the student's implementations and mesh. It has no backward pass, so it needs no remat.
             shape = teacher_shape(self.teacher, self.top_k, run.model)
             teacher = context.model.clone(config=shape, remat="none")
-            # Its matrices are only read: the activations' dtype would do, but norms and decay rates are wanted in float32.
-            added = {
-                "frozen": {TEACHER: context.load_params(self.teacher, teacher)},
-                "forward_only": (teacher.config,),
-            }
+            # The activation dtype would be enough for its matrices, but norms and decay rates need float32.
+            frozen = {TEACHER: context.load_params(self.teacher, teacher)}
+            added = {"frozen": frozen, "forward_only": (teacher.config,)}
         elif context.is_planned and self.top_k is not None:
             added = {"batch_spec": logits_spec(self.top_k)}
         else:

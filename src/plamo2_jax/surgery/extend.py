@@ -1,9 +1,8 @@
 """Extending a model's context: a wider attention window, full attention in chosen layers, another RoPE base.
 
-No weight changes. A wider window gives a layer more keys; full attention gives it all of them. RoPE is relative, so attention to keys
-inside the old window stays the same. A larger RoPE base rotates more slowly, so distant keys get angles that the model knows
-(Xiong et al., arXiv:2309.16039). A new base changes the outputs, and the model needs further training. Full-attention layers use
-`rope_theta`; windowed layers use `rope_local_theta`, which defaults to `rope_theta`.
+No weight changes. RoPE is relative, so attention to keys inside the old window stays the same. A larger RoPE base rotates more slowly, so
+distant keys get angles that the model knows (Xiong et al., arXiv:2309.16039). A new base changes the outputs, and the model needs further
+training. Full-attention layers use `rope_theta`; windowed layers use `rope_local_theta`, which defaults to `rope_theta`.
 
 Full and windowed layers belong to different layer groups, so a change of `full_attention_idx` also regroups the parameter tree.
 """
@@ -16,18 +15,13 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-import flax.traverse_util
-import jax
-import jax.numpy as jnp
-
 from plamo2_jax import checkpoint
 from plamo2_jax.config import LayerKind, ModelConfig
-from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.convert.load import load_model
 from plamo2_jax.convert.names import ModelName
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.model import Plamo2, abstract_params
 from plamo2_jax.storage import require_empty
+from plamo2_jax.surgery.structure import restack, unstack
 from plamo2_jax.tokenizer.template_files import chat_template_files
 
 Layers = Literal["all", "none"] | tuple[int, ...]
@@ -58,14 +52,13 @@ def extended_config(
     If only some attention layers are full, a new `rope_theta` does not change the base of the windowed layers.
 
     Args:
-        config: Config of the model.
         window: Attention window in tokens.
         rope_theta: RoPE base of full-attention layers.
         rope_local_theta: RoPE base of windowed layers.
         full_attention: "all", "none" or the numbers of the layers with full attention.
 
     Raises:
-        ValueError: The window shrinks, a layer has no attention, a base is out of range, or nothing changes.
+        PlamoError: The window shrinks, a layer has no attention, a base is out of range, or nothing changes.
     """
     changes: dict[str, Any] = {}
     if window is not None:
@@ -102,43 +95,11 @@ def extended_config(
     return extended
 
 
-def regroup(params: Any, old: ModelConfig, new: ModelConfig) -> dict:
-    """Return the parameters in the layer groups of another config.
-
-    Args:
-        params: Parameter tree of `old`.
-        old: Config of the parameters.
-        new: Config whose layers have the same tensor shapes, possibly in other layer groups.
-
-    Returns:
-        Parameter tree of `new`. It shares the arrays that need no regrouping.
-
-    Raises:
-        ValueError: A parameter of `new` has no counterpart of its shape.
-    """
-    leaves = flax.traverse_util.flatten_dict(params, sep="/")
-    result: dict[str, Any] = {}
-    periods: dict[str, dict[int, jax.Array]] = {}
-    for before, after in zip(public_tensors(old), public_tensors(new), strict=True):
-        for ours, theirs in zip(before.parts, after.parts, strict=True):
-            if theirs.period is None:
-                result[theirs.path] = leaves[ours.path]
-            else:
-                periods.setdefault(theirs.path, {})[theirs.period] = leaves[ours.path][ours.period]
-    for path, found in periods.items():
-        result[path] = jnp.stack([found[i] for i in range(len(found))])
-    wanted = flax.traverse_util.flatten_dict(abstract_params(Plamo2(new)), sep="/")
-    for path, leaf in wanted.items():
-        if path not in result or result[path].shape != leaf.shape:
-            raise PlamoError(f"parameter {path} has no counterpart of shape {list(leaf.shape)} in the model")
-    return flax.traverse_util.unflatten_dict(result, sep="/")
-
-
 def extend(model: str, output: str | os.PathLike[str], **changes: Any) -> ModelConfig:
     """Write a run folder with the model and its new attention settings.
 
     Args:
-        model: Run folder, folder of the public layout, `RUN@STEP` or `RUN@ema`.
+        model: Name of a model (`convert.names.ModelName`).
         output: Run folder to create; it must not exist or must be empty.
         changes: Arguments of `extended_config`.
 
@@ -146,15 +107,13 @@ def extend(model: str, output: str | os.PathLike[str], **changes: Any) -> ModelC
         The new config.
 
     Raises:
-        ValueError: A change is not allowed, or the model is missing or damaged. No file is left behind.
+        PlamoError: A change is not allowed, or the model is missing or damaged. No file is left behind.
     """
-    output = Path(output)
-    require_empty(output)
-    name = ModelName.parse(model)
-    files = chat_template_files(name.folder)
-    loaded = load_model(name.folder, step=name.step, ema=name.ema, require_finite=True)
+    require_empty(Path(output))
+    files = chat_template_files(ModelName.parse(model).folder)
+    loaded = load_model(model, require_finite=True)
     config = extended_config(loaded.config, **changes)
-    params = regroup(loaded.params, loaded.config, config)
+    params = restack(loaded.params, unstack(loaded.params, loaded.config), config)
     checkpoint.save_model(output, config, params, loaded.tokenizer, files=files)
     return config
 
@@ -165,7 +124,7 @@ def stages(first: Stage, last: Stage, count: int) -> list[Stage]:
     Lengths and windows are rounded to multiples of the largest power of two that divides both ends, so rows still divide into chunks.
 
     Raises:
-        ValueError: `count` is below 1, or `last` is shorter than `first`.
+        PlamoError: `count` is below 1, or `last` is shorter than `first`.
     """
     if count < 1:
         raise PlamoError(f"count={count} is not allowed: it must be at least 1")

@@ -1,4 +1,4 @@
-"""Target shapes of growing and pruning: reading them from the command line, and a table of the changes."""
+"""Target shapes of growing and pruning: reading them for the command line, and a table of the changes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read_shape(name: str, changes: Sequence[str] = ()) -> ModelConfig:
         changes: `FIELD=VALUE` with fields of ModelConfig and values in JSON.
 
     Raises:
-        ValueError: There is no such config, or a field is unknown or out of range.
+        PlamoError: There is no such config, or a field is unknown or out of range.
     """
     path = Path(name)
     if name in PRESETS:
@@ -74,7 +74,7 @@ def with_sizes(source: ModelConfig, target: ModelConfig) -> ModelConfig:
     `full_attention_idx` is kept only if the layer pattern stays the same; `grown_config` and `cut_config` set it otherwise.
 
     Raises:
-        ValueError: A size does not fit the other fields, such as a vocabulary smaller than the source's token ids.
+        PlamoError: A size does not fit the other fields, such as a vocabulary smaller than the source's token ids.
     """
     same = source.num_hidden_layers == target.num_hidden_layers
     kept = source.full_attention_idx if same and source.mamba_step == target.mamba_step else ()
@@ -84,11 +84,10 @@ def with_sizes(source: ModelConfig, target: ModelConfig) -> ModelConfig:
 def changes_table(source: ModelConfig, target: ModelConfig) -> str:
     """Return a text table with the old and new size of every axis and the numbers of parameters."""
     old, new = structure(source).sizes, structure(target).sizes
-    names = [name for name in old if name is not None and name in new]
+    sizes = [(name, old[name], new[name]) for name in sorted(old.keys() & new.keys() - {None})]
+    sizes.append(("layers", source.num_hidden_layers, target.num_hidden_layers))
     rows = [("axis", "from", "to")]
-    rows += [(name, f"{old[name]:,}", f"{new[name]:,}" if old[name] != new[name] else "kept") for name in sorted(names)]
-    layers = source.num_hidden_layers, target.num_hidden_layers
-    rows.append(("layers", f"{layers[0]:,}", f"{layers[1]:,}" if layers[0] != layers[1] else "kept"))
+    rows += [(name, f"{before:,}", f"{after:,}" if before != after else "kept") for name, before, after in sizes]
     rows.append(("parameters", f"{source.parameter_count():,}", f"{target.parameter_count():,}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(f"{a.ljust(widths[0])}  {b.rjust(widths[1])}  {c.rjust(widths[2])}" for a, b, c in rows)

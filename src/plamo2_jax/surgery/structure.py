@@ -1,4 +1,4 @@
-"""Axis arithmetic shared by growing and pruning: parameter declarations, axis sizes, and the layers one by one."""
+"""Code shared by growing and pruning: parameter declarations, axis sizes, and the parameters of each layer."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from plamo2_jax.config import LayerKind, ModelConfig
 from plamo2_jax.errors import PlamoError
@@ -18,8 +18,6 @@ from plamo2_jax.model import Plamo2, abstract_params, axes, declarations
 
 Params = Any
 """Parameter tree, as returned by `plamo2_jax.model.init_params`."""
-Flat = dict[tuple[str, ...], Any]
-"""Flattened tree: leaves by path."""
 
 # Axes whose channels growing and pruning do not select: tokens, convolution taps, channels inside a head, layers.
 FIXED = frozenset({axes.VOCAB, axes.CONV, axes.HEAD_DIM, axes.LAYERS, None})
@@ -31,16 +29,14 @@ class SurgeryError(PlamoError):
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
-    """The parameter declarations of a model and what follows from them.
+    """The parameter declarations of a model, and sets of axes derived from them.
 
     Attributes:
-        config: Config of the model.
         declared: Declaration of each parameter, by path.
         shapes: Shape of each parameter, by path.
         sizes: Size of every axis except LAYERS, which differs between layer groups.
     """
 
-    config: ModelConfig
     declared: dict[tuple[str, ...], axes.Declaration]
     shapes: dict[tuple[str, ...], tuple[int, ...]]
     sizes: dict[str | None, int]
@@ -73,32 +69,22 @@ class Structure:
 def structure(config: ModelConfig) -> Structure:
     """Return the structure of a model. Only shapes are evaluated, no parameters."""
     model = Plamo2(config)
-    declared = flax.traverse_util.flatten_dict(declarations(model))
-    shapes = {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(abstract_params(model)).items()}
+    declared = flatten_dict(declarations(model))
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(abstract_params(model)).items()}
     sizes: dict[str | None, int] = {}
     for path, d in declared.items():
         sizes.update({name: size for name, size in zip(d.names, shapes[path], strict=True) if name != axes.LAYERS})
-    return Structure(config, declared, shapes, sizes)
-
-
-def flatten(params: Params) -> Flat:
-    """Return the leaves of a tree by path."""
-    return flax.traverse_util.flatten_dict(params)
-
-
-def unflatten(flat: Flat) -> Params:
-    """Return the tree of leaves by path, the inverse of `flatten`."""
-    return flax.traverse_util.unflatten_dict(flat)
+    return Structure(declared, shapes, sizes)
 
 
 def layer_places(config: ModelConfig) -> list[tuple[str, str, int]]:
     """Return the place of each layer in the parameter tree: layer group key, position key, and index on the axis `layers`."""
-    places: dict[int, tuple[str, str, int]] = {}
-    for r, run in enumerate(config.layer_groups):
-        for position in range(len(run.kinds)):
-            for period in range(run.count):
-                places[run.layer_index(period, position)] = (f"run_{r}", f"layer_{position}", period)
-    return [places[layer] for layer in range(config.num_hidden_layers)]
+    return [
+        (f"run_{r}", f"layer_{position}", period)
+        for r, run in enumerate(config.layer_groups)
+        for period in range(run.count)
+        for position in range(len(run.kinds))
+    ]
 
 
 def unstack(params: Params, config: ModelConfig) -> list[Params]:
@@ -110,7 +96,7 @@ def unstack(params: Params, config: ModelConfig) -> list[Params]:
 
 
 def restack(outside: Params, layers: Sequence[Params], config: ModelConfig) -> Params:
-    """Return the parameter tree of a model, given the parameters outside its layers and those of each layer."""
+    """Return the parameter tree of a model, given the parameters outside its layers and the parameters of each layer."""
     stacks: dict[tuple[str, str], list[Params]] = {}
     for (run, position, _), layer in zip(layer_places(config), layers, strict=True):
         stacks.setdefault((run, position), []).append(layer)
@@ -125,11 +111,20 @@ def array_module(*leaves: Any) -> Any:
     return np if all(isinstance(leaf, np.ndarray) for leaf in leaves) else jnp
 
 
-def is_attention(kind: LayerKind) -> bool:
-    """Return whether a layer is an attention layer. Windowed and full attention have the same parameters."""
-    return kind is not LayerKind.MAMBA
-
-
 def describe_kinds(config: ModelConfig) -> str:
-    """Return the layer kinds as letters, M for Mamba and A for attention, for example MAMA."""
-    return "".join("A" if is_attention(kind) else "M" for kind in config.layer_kinds)
+    """Return the layer kinds as letters, M for Mamba and A for windowed or full attention, for example MAMA."""
+    return "".join("M" if kind is LayerKind.MAMBA else "A" for kind in config.layer_kinds)
+
+
+def require_equal(source: ModelConfig, target: ModelConfig, fields: Sequence[str], operation: str) -> None:
+    """Raise SurgeryError if one of the fields, or the period of the layer pattern, differs between two configs."""
+    for name in fields:
+        if (old := getattr(source, name)) != (new := getattr(target, name)):
+            raise SurgeryError(
+                f"{name} is {old} and would be {new}: {operation} does not change it. Use the same value"
+            )
+    if source.period != target.period:
+        raise SurgeryError(
+            f"the layer pattern {describe_kinds(source)} (mamba_step={source.mamba_step}) differs from the target's pattern, "
+            f"{describe_kinds(target)} (mamba_step={target.mamba_step}): both must have the same period"
+        )

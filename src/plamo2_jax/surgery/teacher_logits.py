@@ -1,23 +1,24 @@
-"""A teacher's likeliest logits on disk, row by row of the training batches.
+"""The largest logits of a teacher, computed before training and stored on disk for each row of the training batches.
 
-    FOLDER/manifest.json   what made them: fingerprints of teacher and tokenizer, temperature, k, positions a row, rows
-    FOLDER/keys.npy        [rows] uint64, digest of each row's tokens and segments, ascending
-    FOLDER/order.npy       [rows] int64, where the row of each key stands in the following
+    FOLDER/manifest.json   fingerprints of teacher and tokenizer, temperature, k, row length t, number of rows
+    FOLDER/keys.npy        [rows] uint64, digest of each row's tokens and segment ids, ascending
+    FOLDER/order.npy       [rows] int64, index of each key's row in the arrays below
     FOLDER/ids.npy         [rows, t, k] int32
-    FOLDER/logits.npy      [rows, t, k] float32, over the temperature
-    FOLDER/log_z.npy       [rows, t] float32, log-normaliser over the whole vocabulary
+    FOLDER/logits.npy      [rows, t, k] float32, divided by the temperature
+    FOLDER/log_z.npy       [rows, t] float32, log-normalizer over the whole vocabulary
 
-A row is found by what it holds, not by a count: resuming, rolling back, another order or another batch size need no care, and a row
-of other data has no entry, which is an error and not a wrong target.
+A row is found by a digest of its content, not by its position. So resuming, another order or another batch size find the right rows, and a
+row of other data is an error instead of a wrong target.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,26 +31,26 @@ from plamo2_jax.checkpoint import fingerprint, write_json
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.load import load_model, read_shape
 from plamo2_jax.data.batch import BatchSpec
-from plamo2_jax.data.pipeline import DataConfig, train_iterator
+from plamo2_jax.data.pipeline import train_iterator
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model import Plamo2
 from plamo2_jax.model_files import file_inside, optional_file
+from plamo2_jax.public_config import is_integer, is_number
 from plamo2_jax.storage import allocate, new_folder, require_empty
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.config import RunConfig
+from plamo2_jax.validation import shown
 
 FORMAT = "plamo2-teacher-logits-1"
 MANIFEST = "manifest.json"
-
-
 TEACHER_IDS, TEACHER_LOGITS, TEACHER_LOG_Z = "teacher_ids", "teacher_logits", "teacher_log_z"
-"""What a batch holds of precomputed logits: [b, t, k] int32, [b, t, k] float32 divided by the temperature, [b, t] float32, the log
-of their softmax's normaliser over the whole vocabulary."""
+"""Names of the precomputed arrays in a batch: ids [b, t, k] int32, logits divided by the temperature [b, t, k] float32, and
+log-normalizer over the whole vocabulary [b, t] float32."""
 
 
 class Top(NamedTuple):
-    """A teacher's likeliest tokens: ids [..., k], logits over the temperature [..., k], log-normaliser [...]."""
+    """The likeliest tokens of a teacher: ids [..., k], logits divided by the temperature [..., k], log-normalizer [...]."""
 
     ids: jax.Array
     logits: jax.Array
@@ -57,14 +58,14 @@ class Top(NamedTuple):
 
 
 def top_logits(logits: jax.Array, temperature: float, top_k: int) -> Top:
-    """The `top_k` likeliest of softened logits [..., v], float32."""
+    """Return the `top_k` likeliest tokens of logits [..., v]. Arithmetic is float32."""
     logits = logits.astype(jnp.float32) / temperature
     values, ids = jax.lax.top_k(logits, top_k)
     return Top(ids, values, jax.nn.logsumexp(logits, axis=-1))
 
 
 def logits_spec(top_k: int) -> BatchSpec:
-    """Return what precomputed logits of k tokens add to a batch."""
+    """Return the spec of the arrays that precomputed logits of k tokens add to a batch."""
     return {
         TEACHER_IDS: ((top_k,), jnp.int32),
         TEACHER_LOGITS: ((top_k,), jnp.float32),
@@ -73,21 +74,21 @@ def logits_spec(top_k: int) -> BatchSpec:
 
 
 def teacher_shape(folder: Path, top_k: int | None, student: ModelConfig) -> ModelConfig:
-    """Read the shape of a teacher.
+    """Read the config of a teacher.
 
     Args:
-        folder: run folder or folder of the public layout.
-        top_k: tokens of each position that are compared one by one; None: all.
-        student: shape of the student.
+        folder: Run folder or folder of the public layout.
+        top_k: Number of tokens of each position that are compared one by one; None: all.
+        student: Config of the student.
 
     Raises:
-        ValueError: the folder is missing, damaged or holds no model, or its logits cannot be compared with the student's.
+        PlamoError: The folder is missing, damaged or holds no model, or its logits cannot be compared with the student's logits.
     """
     shape = read_shape(folder)
     if shape.vocab_size != student.vocab_size:
         raise PlamoError(
-            f"{folder} has vocab_size={shape.vocab_size} and the student {student.vocab_size}; distillation compares logits of the same "
-            "tokens"
+            f"{folder} has vocab_size={shape.vocab_size}, but the student has {student.vocab_size}: teacher and student must have the same "
+            "vocabulary"
         )
     if top_k is not None and not 1 <= top_k <= shape.vocab_size:
         raise PlamoError(f"top_k={top_k} is not allowed: it must lie between 1 and vocab_size={shape.vocab_size}")
@@ -95,13 +96,10 @@ def teacher_shape(folder: Path, top_k: int | None, student: ModelConfig) -> Mode
 
 
 def row_keys(batch: Mapping[str, np.ndarray]) -> np.ndarray:
-    """[b] uint64: digests of the rows of `tokens` and `segment_ids` [b, t]."""
-    rows = zip(batch["tokens"], batch["segment_ids"], strict=True)
-    digests = (
-        hashlib.blake2b(tokens.astype("<i4").tobytes() + ids.astype("<i4").tobytes(), digest_size=8)
-        for tokens, ids in rows
-    )
-    return np.array([int.from_bytes(digest.digest(), "little") for digest in digests], np.uint64)
+    """Return the digest of each row of `tokens` and `segment_ids` [b, t]: [b] uint64."""
+    rows = np.concatenate([batch["tokens"], batch["segment_ids"]], axis=1).astype("<i4")
+    digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
+    return np.frombuffer(digests, "<u8")
 
 
 def write_teacher_logits(
@@ -114,43 +112,38 @@ def write_teacher_logits(
     steps: int,
     top_k: int,
 ) -> int:
-    """Write the logits of a teacher for the rows of the first `steps` batches of a run.
+    """Write the logits of a teacher for the rows of the first `steps` batches of a run, and return the number of written rows.
 
     Args:
-        config: the run, whose data are read.
-        teacher: run folder or folder of the public layout.
-        temperature: that the logits are divided by.
-        output: folder to make; it must not exist or be empty.
-        tokenizer: the run's.
-        steps: batches; rows that come again in later epochs are kept once.
-        top_k: tokens of each position.
-
-    Returns:
-        The number of rows written.
+        config: The run whose training data are read.
+        teacher: Run folder or folder of the public layout.
+        temperature: Divisor of the logits.
+        output: Folder to create; it must not exist or must be empty.
+        tokenizer: Tokenizer of the run.
+        steps: Number of batches. A row that occurs again in a later epoch is written once.
+        top_k: Number of tokens of each position.
 
     Raises:
-        ValueError: the folder is occupied, or teacher, tokenizer and shards do not go together. Nothing is left behind.
+        PlamoError: `output` is not empty, or teacher, tokenizer and shards do not match. No file is left behind.
     """
-    output = Path(output).absolute()
-    require_empty(output)
+    require_empty(Path(output))
     model = Plamo2(teacher_shape(teacher, top_k, config.model), dtype=jnp.dtype(config.dtype))
     params = load_model(teacher).params
     apply = jax.jit(lambda params, batch: _top(model, params, batch, temperature, top_k))
+    data = dataclasses.replace(config.data, prefetch_batches=0)
     with new_folder(output) as partial:
         t = config.data.sequence_length
         shapes = {"ids": (t, top_k), "logits": (t, top_k), "log_z": (t,)}
-        files = {name: (partial / f"{name}.raw").open("wb") for name in shapes}
         seen: dict[int, int] = {}
-        for batch in itertools.islice(train_iterator(_quiet(config.data), tokenizer), steps):
-            keys = row_keys(batch)
-            top = jax.device_get(apply(params, {name: jnp.asarray(value) for name, value in batch.items()}))
-            for i, key in enumerate(map(int, keys)):
-                if key not in seen:
-                    seen[key] = len(seen)
-                    for file, array in zip(files.values(), top, strict=True):
-                        file.write(np.ascontiguousarray(array[i]).tobytes())
-        for file in files.values():
-            file.close()
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context((partial / f"{name}.raw").open("wb")) for name in shapes]
+            for batch in itertools.islice(train_iterator(data, tokenizer), steps):
+                top = jax.device_get(apply(params, {name: jnp.asarray(value) for name, value in batch.items()}))
+                for i, key in enumerate(row_keys(batch).tolist()):
+                    if key not in seen:
+                        seen[key] = len(seen)
+                        for file, array in zip(files, top, strict=True):
+                            file.write(array[i].tobytes())
         for name, shape in shapes.items():
             _to_npy(partial, name, np.int32 if name == "ids" else np.float32, (len(seen), *shape))
         keys = np.fromiter(seen.keys(), np.uint64, len(seen))
@@ -171,11 +164,11 @@ def write_teacher_logits(
 
 
 class TeacherLogits:
-    """A folder of logits, mapped from disk.
+    """A folder that `write_teacher_logits` wrote, mapped into memory.
 
     Attributes:
-        manifest: the parsed manifest.json.
-        batch_spec: what `transform_batch` adds to a batch: name → (shape after [b, t], dtype).
+        manifest: The parsed manifest.json.
+        batch_spec: Spec of the arrays that `transform_batch` adds to a batch.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]):
@@ -184,7 +177,7 @@ class TeacherLogits:
         self._keys = np.array(map_npy(file_inside(folder, "keys.npy"), np.uint64, (rows,)))
         self._order = np.array(map_npy(file_inside(folder, "order.npy"), np.int64, (rows,)))
         if not np.array_equal(np.sort(self._order), np.arange(rows)):
-            raise PlamoError(f"{folder / 'order.npy'} must hold every row's number once, from 0 to {rows - 1}")
+            raise PlamoError(f"{folder / 'order.npy'} must hold every row index from 0 to {rows - 1} once")
         self._arrays = {
             "ids": map_npy(file_inside(folder, "ids.npy"), np.int32, (rows, t, k)),
             "logits": map_npy(file_inside(folder, "logits.npy"), np.float32, (rows, t, k)),
@@ -194,32 +187,33 @@ class TeacherLogits:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> TeacherLogits:
-        """Open what `write_teacher_logits` wrote.
+        """Open a folder.
 
         Raises:
-            ValueError: it is missing, or not such a folder.
+            PlamoError: The folder has no valid manifest.json, or an array is missing or has another shape.
         """
         folder = Path(folder)
         path = optional_file(folder, MANIFEST)
         if path is None:
-            raise PlamoError(f"{folder} holds no teacher's logits: it has no {MANIFEST}; `plamo2 distill` writes one")
+            raise PlamoError(
+                f"{folder} has no teacher logits: it has no {MANIFEST}. Write the logits with plamo2 distill"
+            )
         manifest = read_json_object(path)
-        if manifest.get("format") != FORMAT:
-            raise PlamoError(f"{path}: format is {str(manifest.get('format'))[:60]!r}; it must be {FORMAT!r}")
+
+        def check(name: str, fits: Callable[[Any], bool], allowed: str) -> None:
+            if not fits(value := manifest.get(name)):
+                raise PlamoError(f"{path}: {name}={shown(value)} is not allowed: it must be {allowed}")
+
+        check("format", lambda value: value == FORMAT, repr(FORMAT))
         for name in ("rows", "sequence_length", "top_k"):
-            if type(manifest.get(name)) is not int or not 1 <= manifest[name] < 1 << 40:
-                raise PlamoError(
-                    f"{path}: {name} must be a positive whole number, not {str(manifest.get(name))[:60]!r}"
-                )
+            check(name, lambda value: is_integer(value) and 1 <= value < 1 << 40, "a positive integer")
         for name in ("teacher", "tokenizer"):
-            if not isinstance(manifest.get(name), str):
-                raise PlamoError(f"{path}: {name} must be a fingerprint, not {str(manifest.get(name))[:60]!r}")
-        if type(manifest.get("temperature")) not in (int, float):
-            raise PlamoError(f"{path}: temperature must be a number, not {str(manifest.get('temperature'))[:60]!r}")
+            check(name, lambda value: isinstance(value, str), "a fingerprint")
+        check("temperature", is_number, "a number")
         return cls(folder, manifest)
 
     def check(self, teacher: Path, temperature: float, top_k: int | None, tokenizer: str, sequence_length: int) -> None:
-        """Raise ValueError unless the logits are of this teacher, tokenizer, temperature, k and length of row."""
+        """Raise PlamoError unless the logits belong to this teacher, tokenizer, temperature, k and row length."""
         loaded = load_model(teacher)
         wanted = {
             "teacher": fingerprint(loaded.config, loaded.params),
@@ -231,23 +225,22 @@ class TeacherLogits:
         for name, value in wanted.items():
             if self.manifest[name] != value:
                 raise PlamoError(
-                    f"{self.folder} was written for {name} {self.manifest[name]!r}, not for this run's {value!r}; write it again with "
-                    "plamo2 distill"
+                    f"{self.folder} was written for {name} {self.manifest[name]!r}, not for this run's {value!r}: both must be equal. "
+                    "Write it again with plamo2 distill"
                 )
 
     def transform_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The batch with the teacher's logits of its rows.
+        """Return the batch with the teacher's logits of its rows.
 
         Raises:
-            ValueError: a row has none: the data are others, or the run is longer than what was written for it.
+            PlamoError: A row has no logits, because the data differ or the run is longer than the written part.
         """
         keys = row_keys(batch)
         places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        if not np.array_equal(self._keys[places], keys):
-            missing = int(np.count_nonzero(self._keys[places] != keys))
+        if missing := np.count_nonzero(self._keys[places] != keys):
             raise PlamoError(
-                f"{self.folder} has no logits for {missing} of {len(keys)} rows of a batch: the data, their seed or their packing are "
-                "others, or it was written for fewer steps"
+                f"{self.folder} has no logits for {missing} of {len(keys)} rows of a batch: data, seed, packing and steps must be the same "
+                "as when it was written. Write it again with plamo2 distill"
             )
         rows = self._order[places]
         names = {"ids": TEACHER_IDS, "logits": TEACHER_LOGITS, "log_z": TEACHER_LOG_Z}
@@ -255,7 +248,7 @@ class TeacherLogits:
 
 
 def _top(model: Plamo2, params: Any, batch: Mapping[str, jax.Array], temperature: float, top_k: int) -> Any:
-    """ids, logits [b, t, k] and log-normaliser [b, t]; logits of one row at a time."""
+    """Return the likeliest tokens at all positions of a batch. Logits exist for one row at a time."""
     features, _ = model.apply(
         {"params": params}, batch["tokens"], batch["segment_ids"], batch["positions"], method="features"
     )
@@ -265,13 +258,8 @@ def _top(model: Plamo2, params: Any, batch: Mapping[str, jax.Array], temperature
     )
 
 
-def _quiet(data: DataConfig) -> DataConfig:
-    """The same batches, made as they are asked for."""
-    return dataclasses.replace(data, prefetch_batches=0)
-
-
 def _to_npy(folder: Path, name: str, dtype: Any, shape: tuple[int, ...]) -> None:
-    """A file of raw values as .npy, copied in pieces."""
+    """Convert a file of raw values to .npy, in pieces."""
     raw = folder / f"{name}.raw"
     target = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
     allocate(folder / f"{name}.npy")

@@ -1,10 +1,11 @@
-"""What a run says before its first step: its size, its devices, its data, and where it starts."""
+"""Messages of a run before its first step: its size, devices, data and initial state."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,24 +16,22 @@ from plamo2_jax.train.config import RunConfig
 
 
 def say(line: str) -> None:
-    """Print a line to stderr, in the first process only."""
+    """Print a line to stderr in the first process."""
     if jax.process_index() == 0:
         print(line, file=sys.stderr, flush=True)
 
 
 def announce(config: RunConfig, trained: Any, mesh: Mesh, parts: Sequence[int], start: str) -> None:
-    """Print the facts of a run.
+    """Print the size, devices, data and initial state of a run.
 
     Args:
-        config: the run.
-        trained: tree of what is trained.
-        mesh: the devices.
-        parts: tokens in each part of the data mixture.
-        start: where the run starts.
+        trained: Tree of the trainable parameters.
+        parts: Number of tokens in each part of the data mixture.
+        start: Description of the initial state.
     """
     total = config.model.parameter_count()
-    ours = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(trained))
-    share = f", {ours:,} trained" if ours != total else ""
+    count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(trained))
+    share = f", {count:,} trained" if count != total else ""
     say(f"{config.name}: {total:,} parameters{share}; {config.dtype} activations")
     device, axes = mesh.devices.flat[0], " ".join(f"{name}={size}" for name, size in mesh.shape.items())
     say(
@@ -45,7 +44,7 @@ def announce(config: RunConfig, trained: Any, mesh: Mesh, parts: Sequence[int], 
 
 
 def _epochs(config: RunConfig, parts: Sequence[int]) -> str:
-    """Return how often each part of the mixture is read. Padding is not subtracted, so the true numbers are a little smaller."""
+    """Return the number of epochs of each part of the mixture. Padding is counted too, so the true numbers are a little smaller."""
     tokens = config.steps * config.data.batch_size * config.data.sequence_length
     weights = [item.weight for item in config.data.mixture]
     described = [
@@ -55,14 +54,10 @@ def _epochs(config: RunConfig, parts: Sequence[int]) -> str:
     return "about " + ", ".join(described[:4]) + (f" and {len(described) - 4} more" if len(described) > 4 else "")
 
 
-class Compiling:
-    """Context manager that reports when compiling the train step starts and how long it took."""
-
-    def __enter__(self) -> Compiling:
-        say("compiling the train step ...")
-        self._start = time.perf_counter()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            say(f"compiled in {time.perf_counter() - self._start:.1f} s")
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """Print when compilation of the train step starts and how long it took."""
+    say("compiling the train step ...")
+    start = time.perf_counter()
+    yield
+    say(f"compiled in {time.perf_counter() - start:.1f} s")

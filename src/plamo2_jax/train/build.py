@@ -1,12 +1,12 @@
-"""The program of a run: mesh, model, task, optimizer, shardings and train step, built in one place.
+"""The program of a run: mesh, model, task, optimizer, shardings and train step.
 
-The train loop compiles and runs it, `plamo2 plan` compiles it for a TPU slice, and experiments take its parts.
+The train loop compiles and runs it, `plamo2 plan` compiles it for a TPU slice, and experiments use its parts.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,56 +30,53 @@ from plamo2_jax.train.task import TaskContext, TrainTask
 
 @dataclasses.dataclass(frozen=True)
 class TrainProgram:
-    """What `build_train_program` builds. Nothing is allocated but the frozen arrays of the task."""
+    """The parts of a training program. Only the frozen arrays of the task are allocated."""
 
     mesh: Mesh
     model: Plamo2
     task: TrainTask
     optimizer: optax.GradientTransformation
     state: TrainState
-    """Shapes, dtypes and shardings of everything that a step changes."""
+    """Shapes, dtypes and shardings of the train state."""
     batch: Mapping[str, jax.ShapeDtypeStruct]
     """Shapes, dtypes and shardings of a batch."""
     step: TrainStep
     """`(state, batch, frozen) -> (state, metrics)`, not yet compiled."""
-    seed: int
-    keeps_ema: bool
+    new_state: Callable[[Any], TrainState]
+    """Maps initial parameters to the state before the first update."""
 
     @property
     def shardings(self) -> TrainState:
-        """The shardings of the state."""
+        """Shardings of the state."""
         return jax.tree.map(lambda leaf: leaf.sharding, self.state)
 
     @property
     def rows(self) -> NamedSharding:
-        """The sharding of a batch's rows."""
+        """Sharding of batch arrays."""
         return self.batch["tokens"].sharding
 
     @property
     def arguments(self) -> tuple[TrainState, Mapping[str, jax.ShapeDtypeStruct], Mapping[str, Any]]:
-        """The arguments of the step; frozen arrays as they are."""
+        """Arguments to lower the step with."""
         return self.state, self.batch, self.task.frozen
 
     def jit(self) -> jax.stages.Wrapped:
-        """The step as it is compiled: the state is donated, and comes out as it was placed."""
+        """Return the jitted step. It donates the state, and returns the new state with the same shardings."""
         return jax.jit(self.step, out_shardings=(self.shardings, replicated(self.mesh)), donate_argnums=0)
 
     def create_state(self) -> TrainState:
-        """Return the state before the first update, from the task's first parameters."""
+        """Allocate the state before the first update, from the initial parameters of the task."""
         shardings = self.shardings
         params = self.task.trainable.create(shardings.params)
-        return jax.jit(self._create, out_shardings=shardings, donate_argnums=0)(params)
+        return jax.jit(self.new_state, out_shardings=shardings, donate_argnums=0)(params)
 
     def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Put a batch onto the devices, from this process's rows of it."""
+        """Put a batch onto the devices. Each process gives its own rows."""
         shape = self.batch["tokens"].shape
         return {
             name: jax.make_array_from_process_local_data(self.rows, array, (*shape, *array.shape[2:]))
             for name, array in batch.items()
         }
-
-    def _create(self, params: Any) -> TrainState:
-        return TrainState.create(params, self.optimizer, self.seed, self.keeps_ema)
 
 
 def build_train_program(
@@ -91,13 +88,12 @@ def build_train_program(
     """Build the program of a run.
 
     Args:
-        config: the run.
-        devices: to run on, or of a topology to compile for.
-        tokenizer: of the run. None, in a plan: nothing is read from disk but the shape of a teacher, and frozen arrays are shapes.
-        implementations: fields of `Plamo2` that name kernels; None: chosen by the platform of this process.
+        devices: Devices of this job, or of a topology to compile for.
+        tokenizer: Tokenizer of the run; None for a plan: frozen arrays are shapes, and only the shape of a teacher is read from disk.
+        implementations: Fields of `Plamo2` that name kernels; None: chosen by the platform of this process.
 
     Raises:
-        ValueError: model, batch or mesh cannot be divided over the devices, or a file that the task names is missing or unfit.
+        PlamoError: Model, batch or mesh cannot be divided over the devices, or a file that the task names is missing or invalid.
     """
     mesh = make_mesh(config.mesh, devices)
     model = Plamo2(
@@ -108,15 +104,16 @@ def build_train_program(
     task = config.task.make_task(config, TaskContext(model, jnp.asarray(lengths), mesh, config.sharding, tokenizer))
     schedule = make_schedule(config.schedule, config.steps)
     optimizer = make_optimizer(config.optimizer, schedule, task.trainable.axes)
+
+    def new_state(params: Any) -> TrainState:
+        return TrainState.create(params, optimizer, config.seed, config.ema_decay is not None)
+
     # Shapes first: nothing is allocated before its sharding is known.
-    shapes = jax.eval_shape(
-        lambda params: TrainState.create(params, optimizer, config.seed, config.ema_decay is not None),
-        task.trainable.abstract,
-    )
+    shapes = jax.eval_shape(new_state, task.trainable.abstract)
     placed = param_shardings(task.trainable.axes, shapes.params, mesh, config.sharding)
     state = with_shardings(shapes, state_shardings(shapes, optimizer, placed))
     shape = (config.data.batch_size, config.data.sequence_length)
     rows = batch_sharding(mesh, shape, config.accumulation)
     batch = batch_shapes(*shape, task.batch_spec, rows)
     step = make_step(task.loss_fn, optimizer, schedule, config.accumulation, placed, config.ema_decay)
-    return TrainProgram(mesh, model, task, optimizer, state, batch, step, config.seed, config.ema_decay is not None)
+    return TrainProgram(mesh, model, task, optimizer, state, batch, step, new_state)

@@ -1,4 +1,4 @@
-"""A run's own checkpoints: parameters, optimizer, step, random key and the position in the data, saved while training goes on."""
+"""Checkpoints of a run: parameters, optimizer state, step, random key and data position, saved in the background."""
 
 from __future__ import annotations
 
@@ -16,24 +16,23 @@ import orbax.checkpoint as ocp
 from plamo2_jax import checkpoint, manifest
 from plamo2_jax.checkpoint import CHECKPOINTS, EMA, PARAMS, CheckpointError, first_line
 from plamo2_jax.storage import absolute, is_full_disk
-from plamo2_jax.train import integrity, processes
+from plamo2_jax.train import integrity
 from plamo2_jax.train.loss_guard import LossGuard
 from plamo2_jax.train.state import TrainState
 
 TRAINING = "training"
-"""Item with all of the TrainState but its parameters and their average."""
+"""Checkpoint item with the TrainState without parameters and moving average."""
 DATA = "data"
-"""Item with the state of the Grain iterator, the same in every process, and that of the guard."""
+"""Checkpoint item with the states of the Grain iterator, the same in every process, and of the loss guard."""
 _ITEMS = (PARAMS, TRAINING, DATA, EMA)
 
 
 class RunCheckpoints:
-    """Save and restore the checkpoints of one run. A context manager; leaving it waits for saves under way.
+    """Save and restore the checkpoints of one run. A context manager, which waits for running saves when it exits.
 
     Args:
-        folder: the run's folder.
-        keep: how many checkpoints to keep.
-        about: what to record in each one's manifest besides code versions; JSON types.
+        keep: Number of checkpoints to keep.
+        about: JSON values to record in each manifest, besides code versions.
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int, about: Mapping[str, Any]):
@@ -58,15 +57,15 @@ class RunCheckpoints:
         try:
             self._manager.close()
         except Exception as error:
-            # An error that ends the run says more than that its last checkpoint is incomplete too.
+            # If the run ends with an error, that error matters more than an incomplete checkpoint.
             if kind is None:
-                raise self._unwritten(error) from error
+                raise self._save_error(error) from error
 
     def save(self, state: TrainState, iterator: grain.DatasetIterator, guard: LossGuard) -> None:
-        """Save after the current step. Arrays are copied before this returns, so the state may be donated; writing goes on in a thread.
+        """Save the state. The arrays are copied before this returns, so the state may be donated; a thread writes them.
 
         Raises:
-            CheckpointError: this checkpoint, or the one before it, could not be written; those before that are untouched.
+            CheckpointError: This checkpoint, or the one before it, could not be written. Earlier checkpoints are untouched.
         """
         items = {
             PARAMS: ocp.args.StandardSave(state.params),
@@ -80,73 +79,60 @@ class RunCheckpoints:
             self._saving, self._items = int(state.step), tuple(items)
             self._manager.save(self._saving, args=ocp.args.Composite(**items), force=True)
         except Exception as error:
-            raise self._unwritten(error) from error
+            raise self._save_error(error) from error
 
     def check(self) -> None:
-        """Raise the error of a save that failed in the background.
+        """Check whether a save in the background has failed.
 
         Raises:
-            CheckpointError: it could not be written; the message says why.
+            CheckpointError: A checkpoint could not be written.
         """
         try:
             self._manager.check_for_errors()
         except Exception as error:
-            raise self._unwritten(error) from error
+            raise self._save_error(error) from error
 
     def restore(self, abstract: TrainState, iterator: grain.DatasetIterator, guard: LossGuard) -> TrainState:
-        """Read the newest intact checkpoint. A damaged one is reported on stderr and renamed, and the one before it is read.
+        """Read the newest intact checkpoint. Damaged checkpoints are reported on stderr and renamed.
 
-        A checkpoint without a manifest (an older version of this package wrote none) is judged by whether it can be read.
+        A checkpoint without a manifest, from an older version of this package, counts as damaged if it cannot be read.
 
         Args:
-            abstract: the state's shapes, dtypes and shardings.
-            iterator: moved to the position in the data that was saved with the state.
-            guard: given the state that was saved with it.
+            abstract: Shapes, dtypes and shardings of the state.
+            iterator, guard: Get the states that were saved with the checkpoint.
 
         Raises:
-            CheckpointError: none is left, or one that is whole is of another shape.
+            CheckpointError: No intact checkpoint is left, or an intact checkpoint has another shape.
         """
         while (step := checkpoint.latest_step(self._folder)) is not None:
             path = self._folder / CHECKPOINTS / str(step)
-            damage, checked = self._find_damage(path)
+            damage, has_manifest = integrity.find_damage(path)
             if damage is None:
                 try:
-                    return self.restore_step(step, abstract, iterator, guard, verify=False)
+                    return read_state(self._folder, step, abstract, iterator, guard)
                 except CheckpointError as error:
-                    if checked:
+                    if has_manifest:
                         raise
                     damage = str(error)
             self._set_aside(path, integrity.DAMAGED, f"is damaged: {damage}")
         raise no_checkpoint_left(self._folder)
 
     def restore_step(
-        self, step: int, abstract: TrainState, iterator: grain.DatasetIterator, guard: LossGuard, *, verify: bool = True
+        self, step: int, abstract: TrainState, iterator: grain.DatasetIterator, guard: LossGuard
     ) -> TrainState:
-        """Read one checkpoint; arguments as for `restore`.
-
-        Args:
-            step: which checkpoint.
-            abstract, iterator, guard: see `restore`.
-            verify: compare its files with their checksums first.
+        """Read one checkpoint, after comparing its files with their checksums. For the arguments, see `restore`.
 
         Raises:
-            CheckpointError: a part of it is missing, damaged or of another shape.
+            CheckpointError: A part of it is missing or damaged, or has another shape.
         """
-        if verify:
-            checkpoint.verify_files(checkpoint.step_folder(self._folder, step))
+        checkpoint.verify_files(checkpoint.step_folder(self._folder, step))
         return read_state(self._folder, step, abstract, iterator, guard)
 
     def step_before(self, step: int, every: int) -> int | None:
-        """Return the newest checkpoint before a spike that `checkpoint_every` caused, and set aside all after it.
+        """Return the newest regular checkpoint before a step of high loss and set aside all later checkpoints; None if there is none.
 
-        A checkpoint that a signal caused is ignored: a run that was never stopped has none there, and both must go back to the same step.
-
-        Args:
-            step: the first of high loss.
-            every: steps between checkpoints.
-
-        Returns:
-            None, and nothing set aside, where there is none.
+        Regular means that its step is a multiple of `every`. A checkpoint that a signal caused is ignored, because a run that was never
+        interrupted does not have it, and both runs must go back to the same step.
         """
         self._manager.wait_until_finished()
         found = checkpoint.steps(self._folder)
@@ -154,23 +140,12 @@ class RunCheckpoints:
         if before is not None:
             for number in found:
                 if number > before:
-                    reason = f"lies before or in the spike of the loss from step {step}"
+                    reason = f"is not used after the spike of the loss at step {step}"
                     self._set_aside(self._folder / CHECKPOINTS / str(number), "spike", reason)
         return before
 
-    def _find_damage(self, path: Path) -> tuple[str | None, bool]:
-        """Return what is wrong with a checkpoint, and whether it has a manifest; the same in every process."""
-        damage, checked = None, True
-        if jax.process_index() == 0:
-            try:
-                damage = manifest.find_damage(path)
-            except FileNotFoundError:
-                checked = False
-        damage, checked = processes.from_first((damage, checked))
-        return damage, checked
-
     def _set_aside(self, path: Path, suffix: str, reason: str) -> None:
-        checkpoint.barrier(f"{path.name} judged")  # Nobody may still be reading it.
+        checkpoint.barrier(f"{path.name} judged")  # No process may still be reading it.
         if jax.process_index() == 0:
             moved = integrity.set_aside(path, suffix)
             print(f"{path} {reason}; it is kept as {moved.name}", file=sys.stderr)
@@ -178,24 +153,28 @@ class RunCheckpoints:
         self._manager.reload()
 
     def _write_manifest(self) -> None:
-        """Write the manifest. Orbax calls this in a thread of the first process, before it renames the finished folder."""
+        """Write the manifest. Orbax calls this in a thread of the first process before it renames the finished folder."""
         root, step = self._folder / CHECKPOINTS, str(self._saving)
-        # Where renaming is not atomic (object stores) Orbax writes under the final name and marks the end by a file.
+        # In object stores, where renaming is not atomic, Orbax writes under the final name and marks the end with a file.
         unfinished = sorted(root.glob(f"{step}{ocp.utils.TMP_DIR_SUFFIX}*"))
         manifest.write_manifest((unfinished or [root / step])[0], self._items, self._about)
 
-    def _unwritten(self, error: Exception) -> CheckpointError:
+    def _save_error(self, error: Exception) -> CheckpointError:
         kept = ", ".join(map(str, checkpoint.steps(self._folder))) or "none"
         # Orbax and TensorStore describe a full disk in hundreds of characters.
         reason = "the disk is full" if is_full_disk(error) else first_line(error)
         return CheckpointError(
-            f"the checkpoint of step {self._saving} could not be written to {self._folder / CHECKPOINTS}: {reason}; "
-            f"finished checkpoints there: {kept}"
+            f"the checkpoint of step {self._saving} could not be written to {self._folder / CHECKPOINTS}: {reason}. "
+            f"Finished checkpoints there: {kept}"
         )
 
 
 def check_state(folder: Path, step: int, abstract: TrainState) -> None:
-    """Raise CheckpointError unless the tensors of a checkpoint are those of a state; none of them is read."""
+    """Check that a checkpoint has the tensors of a state, without reading them.
+
+    Raises:
+        CheckpointError: A tensor is missing or has another shape.
+    """
     for item, wanted in ((PARAMS, abstract.params), (EMA, abstract.ema), (TRAINING, _without_params(abstract))):
         if wanted is not None:
             checkpoint.check_params(folder, wanted, step, item)
@@ -208,17 +187,15 @@ def read_state(
     iterator: grain.DatasetIterator | None = None,
     guard: LossGuard | None = None,
 ) -> TrainState:
-    """Read the whole state of a run from one of its checkpoints, without comparing checksums.
+    """Read the state of a run from a checkpoint, without comparing checksums.
 
     Args:
-        folder: the run's folder, absolute.
-        step: which checkpoint.
-        abstract: the state's shapes, dtypes and shardings.
-        iterator: moved to the position in the data that was saved with the state; None leaves it out.
-        guard: given the state that was saved with it; None leaves it out.
+        folder: Run folder, absolute.
+        abstract: Shapes, dtypes and shardings of the state.
+        iterator, guard: Get the states that were saved with the checkpoint; None: not restored.
 
     Raises:
-        CheckpointError: a part of it is missing, damaged or of another shape.
+        CheckpointError: A part of it is missing or damaged, or has another shape.
     """
     params = checkpoint.restore_params(folder, abstract.params, step, verify=False)
     ema = None
@@ -242,8 +219,8 @@ def read_state(
 def no_checkpoint_left(folder: Path) -> CheckpointError:
     """Return the error for a run whose checkpoints are all damaged."""
     return CheckpointError(
-        f"{folder} has no checkpoint left to go on from, only damaged ones ({', '.join(integrity.damaged(folder))}); restore one from a "
-        "copy, or start the run anew under another name"
+        f"{folder} has no checkpoint left to resume from, only damaged ones ({', '.join(integrity.damaged(folder))}). Restore one from a "
+        "copy, or start the run again under another name"
     )
 
 

@@ -1,4 +1,4 @@
-"""RunConfig: everything that decides a training run, and its form as JSON."""
+"""RunConfig: the configuration of a training run, and its JSON form."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from plamo2_jax.train.task import TaskContext, TrainTask
 from plamo2_jax.validation import require
 
 FREE = {"free": True}
-"""Metadata of a field that may change when a run is resumed: it says where files are, what is logged and how often, how data are read
-ahead, or which devices compute and what they keep. It changes an update by no more than the order of its sums."""
+"""Metadata of a field that may change when a run is resumed: file locations, logging, prefetching, devices and rematerialization. Such a
+field changes an update only by the order of sums."""
 
 
 class TaskConfig(abc.ABC):
-    """What a run is for: a frozen dataclass that makes the run's `TrainTask` and its data source."""
+    """Configuration of the task of a run: a frozen dataclass that makes the `TrainTask` and the data source."""
 
     kind: ClassVar[str]
     """Name of the task in config.json."""
@@ -41,34 +41,33 @@ class TaskConfig(abc.ABC):
         """Make the task.
 
         Raises:
-            ValueError: a file that the task names is missing or unfit.
+            PlamoError: A file that the task names is missing or invalid.
         """
 
     def check(self, run: RunConfig) -> None:
-        """Raise ValueError where the task does not go with the other fields of the run; any run does by default."""
+        """Raise PlamoError if the other fields of the run do not fit the task. By default, all do."""
         del run
 
     def make_source(self, run: RunConfig, tokenizer: Tokenizer) -> Source:
-        """Make the source of the batches; that of text is the default.
+        """Make the source of the batches; by default shards of text.
 
         Raises:
-            ValueError: a file is missing, damaged or holds nothing to train on.
+            PlamoError: A file is missing or damaged, or has nothing to train on.
         """
         return ShardSource(run.data, run.heldout, tokenizer)
 
     def on_evaluate(self, run: RunConfig) -> Callable[[int, Any], None] | None:
-        """Return what is called with step and model parameters at every evaluation; None by default."""
-        del run
+        """Return a function that is called with step and model parameters at every evaluation; None by default."""
         return None
 
     @property
     def asks_for_samples(self) -> bool:
-        """Whether the model generates text at every evaluation."""
+        """Whether the model generates sample texts at every evaluation."""
         return False
 
     @property
     def inputs(self) -> Mapping[str, Path | None]:
-        """Files and folders that the task reads besides those of the run, by field."""
+        """Files and folders that the task reads, by field."""
         return {}
 
 
@@ -77,74 +76,73 @@ class RunConfig:
     """One training run. The resolved configuration is written to config.json in the run's folder.
 
     Raises:
-        ValueError: a field is out of range; the message names the field, its value and what is allowed.
+        PlamoError: A field is out of range.
     """
 
     name: str
-    """Name of the run, and of its folder under `output`."""
+    """Name of the run and of its folder in `output`."""
     model: ModelConfig
     """Shape of the network."""
     tokenizer: Path = dataclasses.field(metadata=FREE)
-    """tokenizer.jsonl, or a folder with one; it must be the one that the shards were written with."""
+    """tokenizer.jsonl, or a folder that contains it. It must be the tokenizer of the shards."""
     data: DataConfig
-    """What to train on, and how it is mixed, shuffled and packed."""
+    """Training data, and how they are mixed, shuffled and packed."""
     steps: int
-    """Number of updates. It may rise when a run is resumed, as long as the learning rates of the updates already made stay the same:
-    with a wsd schedule until the decay begins, if warmup is a number of steps."""
+    """Number of updates. It may increase when a run is resumed, if the learning rates of all updates so far stay the same: with a wsd
+    schedule, before the decay begins, and with warmup given as a number of steps."""
     task: Annotated[TaskConfig, tyro.conf.arg(name="")]
-    """What the run is for: Pretrain, Distill, Sft or Dpo. On a command line its fields stand beside those of the run: --z-loss."""
+    """Task of the run: Pretrain, Distill, Sft or Dpo. On the command line, its fields have no prefix: --z-loss."""
     output: Path = dataclasses.field(default=Path("runs"), metadata=FREE)
-    """Folder of runs, or gs://BUCKET/FOLDER; this one is written to output/name."""
+    """Folder of all runs, or gs://BUCKET/FOLDER. This run is written to output/name."""
     init_from: Path | None = dataclasses.field(default=None, metadata=FREE)
-    """Initial parameters: a run folder (its newest checkpoint) or a folder of the public layout. Ignored when the run already has a
+    """Initial parameters: a run folder (its newest checkpoint) or a folder of the public layout. Ignored if the run already has a
     checkpoint."""
     fork: Path | None = dataclasses.field(default=None, metadata=FREE)
-    """Start from a checkpoint of another run, RUN@STEP (RUN: its newest), with its optimizer state, number of updates and random key.
-    `steps` counts the updates before the fork too. Ignored when the run already has a checkpoint."""
+    """Start from a checkpoint of another run, RUN@STEP, or RUN for its newest, with its optimizer state, number of updates and random key.
+    `steps` includes the updates before the fork. Ignored if the run already has a checkpoint."""
     fork_data: Literal["continue", "restart"] = dataclasses.field(default="continue", metadata=FREE)
-    """continue: a fork resumes at the other run's position in the data, which must be the same data. restart: it reads its data from
-    the beginning."""
+    """continue: a fork continues at the data position of the other run, which must have the same data. restart: it reads its data from the
+    beginning."""
     heldout: dict[str, Path] = dataclasses.field(default_factory=dict, metadata=FREE)
-    """Held-out data by name, measured at every evaluation; for text folders of shards by language, for which bits per byte are reported."""
+    """Held-out data by name, measured at every evaluation. For text: folders of shards by language, measured in bits per byte."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     """AdamW, clipping and weight decay."""
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
-    """How the learning rate moves."""
+    """Learning rate over the run."""
     accumulation: int = 1
-    """Micro-batches an update; it must divide the batch size. More of them need less memory, and change no result."""
+    """Number of micro-batches per update; it must divide the batch size. More micro-batches need less memory and give the same result."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """dtype of activations. Parameters, optimizer, scan state, statistics of norms, softmax and loss are float32 in any case."""
+    """dtype of activations. Parameters, optimizer, scan state, norm statistics, softmax and loss are always float32."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig, metadata=FREE)
-    """The devices, and what is divided over them. By default parameters and rows are divided over all that the rows can be."""
+    """Device mesh. By default, parameters and rows are divided over as many devices as the number of rows allows."""
     sharding: Strategy = dataclasses.field(default="fsdp_tensor", metadata=FREE)
-    """Which axes of parameters and optimizer state are divided over which axes of the mesh; see plamo2_jax.sharding.rules."""
+    """How parameters and optimizer state are divided over the mesh; see plamo2_jax.sharding.rules."""
     remat: Remat = dataclasses.field(default="none", metadata=FREE)
-    """What the forward pass keeps of each period of layers; the backward pass recomputes the rest. none: all of it. dots: its input
-    and the products with weights. block: its input, for least memory and about a third more time. offload: its input, in the
-    host's memory."""
+    """Activations of each period of layers that are saved for the backward pass, which recomputes the others. none: all. dots: its input
+    and the products with weights. block: its input, for the least memory and about a third more time. offload: its input, in host
+    memory."""
     loss_chunk: int | None = dataclasses.field(default=None, metadata=FREE)
-    """Positions of each row whose logits exist at a time; none: all. With a large vocabulary logits are the largest activation by
-    far: rows × sequence_length × vocab_size × 4 bytes. A chunk costs computing them twice."""
+    """Positions of each row whose logits exist at a time; none: all. With a large vocabulary, the logits are by far the largest activation:
+    rows × sequence_length × vocab_size × 4 bytes. With chunks, logits are computed twice."""
     ema_decay: float | None = None
-    """Keep a moving average of the parameters with this decay an update (0.999: over about the last thousand). Checkpoints hold
-    it beside the parameters (RUN@ema names it to merge, extend and convert), and held-out data are measured with it too. None: keep
-    none."""
+    """Decay per update of a moving average of the parameters (0.999 averages about the last thousand updates). Checkpoints contain the
+    average (RUN@ema in merge, extend and convert), and held-out data are measured with it too. None: no average."""
     seed: int = 0
-    """Random seed of the initial parameters. The data have a seed of their own."""
+    """Random seed of the initial parameters. The data have their own seed."""
     checkpoint_every: int = dataclasses.field(default=1000, metadata=FREE)
-    """Steps between checkpoints; the last step has one in any case."""
+    """Steps between checkpoints. The last step always has one."""
     max_to_keep: int = dataclasses.field(default=3, metadata=FREE)
     """Number of checkpoints to keep; older ones are deleted."""
     evaluate_every: int = dataclasses.field(default=1000, metadata=FREE)
-    """Steps between measurements of held-out data; the last step has one in any case."""
+    """Steps between measurements of held-out data. The last step always has one."""
     log_every: int = dataclasses.field(default=10, metadata=FREE)
-    """Steps between writes to the log. Every step has its line in it: this sets only how often the host waits for the device."""
+    """Steps between writes to the log, which wait for the device. Every step has a line in the log."""
     max_skipped: int = dataclasses.field(default=5, metadata=FREE)
-    """Updates that are not finite are skipped and counted; more of them in a row than this stop the run."""
+    """Updates that are not finite are skipped. The run stops if more than this number are skipped in a row."""
     spike: SpikeConfig = dataclasses.field(default_factory=SpikeConfig)
-    """Going back to a checkpoint when the loss jumps; off unless spike.factor is given."""
+    """Roll back to a checkpoint after a spike of the loss; off unless spike.factor is given."""
     stall_seconds: float = dataclasses.field(default=600.0, metadata=FREE)
-    """After so long without a step the stacks of all threads go to stderr and to stalls.txt. Compiling is no stall."""
+    """Seconds without a step after which the stacks of all threads are written to stderr and stalls.txt. Compilation does not count."""
 
     def __post_init__(self) -> None:
         allowed = "a folder name: not empty, no slash, no leading dot"
@@ -162,18 +160,18 @@ class RunConfig:
         require(self, "loss_chunk", divides, f"none or a divisor of data.sequence_length={self.data.sequence_length}")
         batch = self.data.batch_size
         require(self, "accumulation", batch % self.accumulation == 0, f"a divisor of data.batch_size={batch}")
-        make_schedule(self.schedule, self.steps)  # Raises where warm-up and decay do not fit into the steps.
+        make_schedule(self.schedule, self.steps)  # Raises if warm-up and decay do not fit into the steps.
         require(self, "task", isinstance(self.task, TaskConfig), "Pretrain(...), Distill(...), Sft(...) or Dpo(...)")
         self.task.check(self)
 
     @property
     def folder(self) -> Path:
-        """The run's folder."""
+        """Folder of the run."""
         return located(self.output) / self.name
 
 
 def to_json(config: Any) -> Any:
-    """Return a configuration as JSON: dataclasses as objects by field name, tasks with their kind, paths as strings, tuples as lists."""
+    """Return a configuration as JSON values: dataclasses as objects, tasks with their kind, paths as strings, tuples as lists."""
     if dataclasses.is_dataclass(config):
         kind = {"kind": config.kind} if isinstance(config, TaskConfig) else {}
         return kind | {field.name: to_json(getattr(config, field.name)) for field in dataclasses.fields(config)}
@@ -185,11 +183,9 @@ def to_json(config: Any) -> Any:
 
 
 def fill_defaults(stored: Any, config: Any) -> Any:
-    """Return a stored configuration with the defaults of fields that did not exist when it was written.
+    """Return a stored configuration, in JSON form, with the defaults of fields that did not exist when it was written.
 
-    Args:
-        stored: in JSON form.
-        config: the configuration, or a part of it, that `stored` is compared with.
+    `config` is the configuration, or part of one, that `stored` is compared with.
     """
     if not (dataclasses.is_dataclass(config) and isinstance(stored, dict)):
         return stored
@@ -205,7 +201,7 @@ def fill_defaults(stored: Any, config: Any) -> Any:
 
 
 def free_fields(config: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted names of the fields of a configuration, and of its parts, that may change when a run is resumed."""
+    """Yield the dotted names of the fields, including nested ones, that may change when a run is resumed."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.metadata.get("free"):
@@ -215,12 +211,11 @@ def free_fields(config: Any, prefix: str = "") -> Iterator[str]:
 
 
 def differences(ours: Any, theirs: Any, free: frozenset[str] = frozenset(), name: str = "") -> list[str]:
-    """Return where two configurations in JSON form differ, as `field: ours, not theirs` with dotted names.
+    """Return the differences of two configurations in JSON form, as `field: ours, not theirs` with dotted names.
 
     Args:
-        ours, theirs: the configurations.
-        free: dotted names of fields that may differ.
-        name: of the part that is compared.
+        free: Dotted names of fields that may differ.
+        name: Dotted name of the part that is compared.
     """
     if name in free or ours == theirs:
         return []

@@ -1,4 +1,4 @@
-"""Peak speed of devices, and the share of it that a model uses."""
+"""Model FLOPs utilization (MFU), and the peak FLOP/s of devices."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from plamo2_jax.config import ModelConfig
 
-# Dense bfloat16 FLOP/s of one jax.Device, by device_kind. TPU: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, "peak compute
-# per chip (bf16)"; on v2 and v3 a device is one of a chip's two cores, and on tpu7x too. NVIDIA: the data sheets of A100, H100, H200 and
-# B200, SXM, without sparsity.
+# Peak bfloat16 FLOP/s of one jax.Device, by device_kind. TPU: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, "peak compute per chip
+# (bf16)"; on tpu7x, a device is one of the two cores of a chip. NVIDIA: data sheets of A100, H100, H200 and B200, SXM, without sparsity.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -32,21 +31,20 @@ def model_flops_utilization(
     devices: int,
     forward_only: Sequence[ModelConfig] = (),
 ) -> float | None:
-    """Model FLOPs utilization (PaLM, arXiv:2204.02311, appendix B): FLOPs the model needs, over what the devices could do.
+    """Return the model FLOPs utilization (PaLM, arXiv:2204.02311, appendix B): FLOP/s of the model over peak FLOP/s of the devices.
 
-    A training step costs three forward passes; what rematerialisation adds is not counted. The peak is that of bfloat16 whatever the
-    run's dtype.
+    A training step costs three forward passes; rematerialization is not counted. The peak is always that of bfloat16.
 
     Args:
-        config: the trained model.
-        sequence_length: positions in a row.
-        tokens_per_second: tokens that the model reads per second, without padding.
+        config: Trained model.
+        sequence_length: Positions per row.
+        tokens_per_second: Tokens that the model reads per second, without padding.
         device_kind: `jax.Device.device_kind`.
-        devices: number of devices.
-        forward_only: models that read the same tokens without a backward pass, such as a reference or a teacher.
+        devices: Number of devices.
+        forward_only: Models that read the same tokens without a backward pass, such as a teacher.
 
     Returns:
-        The share, or None where the device's peak is not known.
+        A fraction, or None if the peak of the device is not known.
     """
     if device_kind not in PEAK_FLOPS:
         return None

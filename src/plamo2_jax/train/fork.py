@@ -1,8 +1,8 @@
-"""Starting a run from a checkpoint of another one, optimizer included: a decay branch, other data, a longer schedule.
+"""Forks: runs that start from a checkpoint of another run with its optimizer state, for a decay branch, other data or a longer schedule.
 
-`init_from` takes parameters alone. A fork takes the whole state: parameters, moments of the optimizer, number of updates, random key,
-moving average and, unless `fork_data` says otherwise, the position in the data. With the same configuration it makes the updates that the
-other run made, bit for bit. The other run is only read.
+`init_from` takes only parameters. A fork takes the whole state: parameters, optimizer state, number of updates, random key, moving average
+and, unless fork_data="restart", the data position. With the same configuration, it makes bit-identical updates to the other run. The other
+run is not changed.
 """
 
 from __future__ import annotations
@@ -20,43 +20,38 @@ import jax.numpy as jnp
 from plamo2_jax import checkpoint
 from plamo2_jax.checkpoint import BASE_FINGERPRINT, CheckpointError
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.manifest import MANIFEST, find_damage
+from plamo2_jax.manifest import MANIFEST
 from plamo2_jax.storage import address, located
-from plamo2_jax.train import integrity, processes
+from plamo2_jax.train import integrity
 from plamo2_jax.train.checkpoints import TRAINING, check_state, read_state
 from plamo2_jax.train.config import RunConfig, differences, fill_defaults, free_fields
 from plamo2_jax.train.loss_guard import LossGuard
 from plamo2_jax.train.state import TrainState
 
 FORKED_FROM = "forked_from"
-"""Key of a fork's config.json: which run and step it started from, and what wrote that checkpoint."""
+"""Key of config.json in a fork: run and step of the checkpoint, and the code that wrote it."""
 
 
 class ForkError(PlamoError):
-    """A run cannot start from the checkpoint that `fork` names; the message says why."""
+    """A run cannot start from the checkpoint that `fork` names."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Fork:
-    """A checkpoint of another run that this run starts from."""
+    """The checkpoint of another run from which this run starts."""
 
     folder: Path
     step: int
     keeps_position: bool
-    """Whether the position in the data is restored too."""
+    """Whether the data position is restored."""
     origin: Mapping[str, Any]
-    """Written to config.json under FORKED_FROM."""
+    """Value of FORKED_FROM in config.json."""
 
     def restore(self, abstract: TrainState, iterator: grain.DatasetIterator, guard: LossGuard) -> TrainState:
-        """Read the state, and move the data and the guard to where they were.
-
-        Args:
-            abstract: shapes, dtypes and shardings to read into.
-            iterator: moved to the position in the data, if that comes along.
-            guard: given the state saved with the checkpoint, if the position comes along.
+        """Read the state. If the fork keeps the data position, restore the iterator and the guard too.
 
         Raises:
-            CheckpointError: a tensor is missing or has another shape.
+            CheckpointError: A tensor is missing or has another shape.
         """
         if self.keeps_position:
             return read_state(self.folder, self.step, abstract, iterator, guard)
@@ -65,16 +60,15 @@ class Fork:
 
 
 def open_fork(config: RunConfig, abstract: TrainState, description: Mapping[str, Any]) -> Fork | None:
-    """Find the checkpoint that `config.fork` names and check that this run can start from it; None where it names none.
+    """Find the checkpoint that `config.fork` names and check that this run can start from it. Return None if fork is not set.
 
     Args:
-        config: the run that starts.
-        abstract: shapes of its state.
-        description: what its config.json will say.
+        abstract: Shapes of the state of this run.
+        description: Contents of config.json of this run.
 
     Raises:
-        ValueError: there is no such checkpoint, it is damaged, holds no optimizer or has other tensors, it is past the last step, or
-            its tokenizer, data or the base of its adapters are others.
+        PlamoError: There is no such checkpoint, it is damaged, has no optimizer state or other tensors, or is past the last step; or it
+            belongs to another tokenizer, other data or another base of its adapters.
     """
     if config.fork is None:
         return None
@@ -90,7 +84,7 @@ def open_fork(config: RunConfig, abstract: TrainState, description: Mapping[str,
         )
     if step >= config.steps:
         raise ForkError(
-            f"RunConfig.steps={config.steps} is not allowed with fork={name}: it counts the updates before the fork too and must "
+            f"RunConfig.steps={config.steps} is not allowed with fork={name}: it includes the updates before the fork and must "
             f"be above {step}"
         )
     for key, what in (("tokenizer_fingerprint", "tokenizer"), (BASE_FINGERPRINT, "base of its adapters")):
@@ -102,22 +96,30 @@ def open_fork(config: RunConfig, abstract: TrainState, description: Mapping[str,
     if others and config.fork_data == "continue":
         listed = "; ".join(others)
         raise ForkError(
-            f"fork={name} cannot go on in the data of that run, since the data are others ({listed[:200]}). "
+            f"fork={name} cannot continue at the data position of that run, because the data are others ({listed[:200]}). "
             "Give fork_data='restart' to read these data from their beginning"
         )
     check_state(folder, step, abstract)
-    damage, manifest = processes.from_first(_check(path))
+    damage, has_manifest = integrity.find_damage(path)
+    if not has_manifest:
+        damage = f"it has no {MANIFEST}"
     if damage is not None:
-        raise CheckpointError(f"{path} is damaged: {damage}; fork another checkpoint")
-    origin = {"run": address(folder), "name": theirs.get("name"), "step": step, "data": config.fork_data, **manifest}
+        raise CheckpointError(f"{path} is damaged: {damage}. Fork another checkpoint")
+    origin = {
+        "run": address(folder),
+        "name": theirs.get("name"),
+        "step": step,
+        "data": config.fork_data,
+        "written_by": integrity.written_by(path),
+    }
     return Fork(folder, step, config.fork_data == "continue", origin)
 
 
 def parse_checkpoint(name: Path) -> tuple[Path, int | None]:
-    """Split RUN@STEP, or RUN for its newest checkpoint (None), into folder and step.
+    """Split RUN@STEP into folder and step, or RUN into folder and None, which stands for the newest checkpoint.
 
     Raises:
-        ForkError: what follows the @ is no step.
+        ForkError: The text after the @ is not a step.
     """
     text = address(name)
     if match := re.fullmatch(r"(.+)@([0-9]{1,18})", text):
@@ -127,24 +129,8 @@ def parse_checkpoint(name: Path) -> tuple[Path, int | None]:
     return located(name), None
 
 
-def _check(path: Path) -> tuple[str | None, dict[str, Any]]:
-    """Return what is wrong with a checkpoint, and what its manifest says about the code that wrote it. Only the first process reads it."""
-    if jax.process_index() != 0:
-        return None, {}
-    try:
-        damage = find_damage(path)
-    except FileNotFoundError:
-        return f"it has no {MANIFEST}", {}
-    return damage, {} if damage else {"written_by": integrity.written_by(path)}
-
-
 def first_change(ours: Any, theirs: Any, updates: int) -> int | None:
-    """Return the first of so many updates whose learning rate differs between two schedules; None where none does.
-
-    Args:
-        ours, theirs: schedules, functions of an array of updates.
-        updates: how many to compare, from the first.
-    """
+    """Return the first of `updates` updates for which two learning-rate schedules differ; None if they do not differ."""
     numbers = jnp.arange(updates)
     changed = jax.device_get(ours(numbers) != theirs(numbers))
     return int(changed.argmax()) if changed.any() else None

@@ -1,4 +1,4 @@
-"""The share of a run's time that went to steps that count."""
+"""Goodput: the share of a run's time that was spent on steps that count."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ GOODPUT = "goodput.json"
 
 
 class Goodput:
-    """Time spent on steps that count, over the time since the run was first started: restarts, compiling, evaluation, saving, steps
-    that were lost or rolled back, and the time in which nobody ran it, all make it smaller.
+    """Time spent on steps that count, divided by the time since the first start of the run.
 
-    Args:
-        folder: the run's folder, which keeps the time of the first start.
+    Restarts, compilation, evaluation, saving, lost steps, rollbacks and time without a running process reduce it. The time of the first
+    start is kept in the run's folder.
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
@@ -29,12 +28,12 @@ class Goodput:
             write_json(path, {"first_start": self._first_start})
 
     def share(self, seconds: float) -> float:
-        """Return the share, between 0 and 1. `seconds` is the time spent on the steps in the log."""
+        """Return the goodput, between 0 and 1. `seconds` is the time spent on the steps in the log."""
         return min(1.0, seconds / max(time.time() - self._first_start, 1e-9))
 
 
 def _first_start(path: Path) -> float | None:
-    """Read the time of the first start from goodput.json; None if the file is missing or cannot be right."""
+    """Read the time of the first start, in seconds since 1970, from goodput.json; None if the file is missing or invalid."""
     try:
         start = read_json_object(path).get("first_start")
     except (OSError, ValueError):

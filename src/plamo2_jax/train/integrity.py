@@ -1,8 +1,8 @@
-"""Checkpoints of training that are not what was written are set aside.
+"""Detection of damaged checkpoints, which are renamed and not used.
 
-Each carries a manifest of checksums (`plamo2_jax.manifest`), which also says what wrote it: configuration, code version, jax, mesh. Orbax
-calls for it when all items are written and before the folder gets its final name, so a finished checkpoint has one; a kill before that
-leaves a folder under a temporary name, which counts for nothing.
+Each checkpoint has a manifest with checksums (`plamo2_jax.manifest`), which also records what wrote it: configuration, code version, jax
+and mesh. It is written when all items are complete, before the folder gets its final name. A run that is killed earlier leaves a folder
+with a temporary name, which is ignored.
 """
 
 from __future__ import annotations
@@ -14,22 +14,37 @@ from typing import Any
 import jax
 
 import plamo2_jax
+from plamo2_jax import manifest
 from plamo2_jax.checkpoint import CHECKPOINTS
 from plamo2_jax.json_input import read_json_object
-from plamo2_jax.manifest import MANIFEST
+from plamo2_jax.train import processes
 
 DAMAGED = "damaged"
-"""Suffix of a checkpoint that failed its check."""
+"""Suffix of the name of a damaged checkpoint."""
+
+
+def find_damage(step_folder: Path) -> tuple[str | None, bool]:
+    """Return a description of the first damage of a checkpoint (None if it is intact), and whether it has a manifest.
+
+    Only the first process reads the files. All processes get the same result.
+    """
+    found = (None, True)
+    if jax.process_index() == 0:
+        try:
+            found = (manifest.find_damage(step_folder), True)
+        except FileNotFoundError:
+            found = (None, False)
+    return tuple(processes.from_first(found))
 
 
 def written_by(step_folder: Path) -> dict[str, Any]:
-    """What a checkpoint's manifest says of the code that wrote it: versions, commit, mesh and processes."""
-    content = read_json_object(step_folder / MANIFEST)
+    """Return what the manifest of a checkpoint records about its origin: versions, commit, mesh and processes."""
+    content = read_json_object(step_folder / manifest.MANIFEST)
     return {name: value for name, value in content.items() if name not in ("files", "config")}
 
 
 def set_aside(step_folder: Path, suffix: str) -> Path:
-    """Rename a checkpoint so that nothing takes it for one; its files stay. Returns the new path, STEP.SUFFIX or STEP.SUFFIX-2, ..."""
+    """Rename a checkpoint so that it is no longer used. Return the new path, STEP.SUFFIX or STEP.SUFFIX-2, ..."""
     target, number = step_folder.with_name(f"{step_folder.name}.{suffix}"), 1
     while target.exists():
         number += 1
@@ -39,20 +54,20 @@ def set_aside(step_folder: Path, suffix: str) -> Path:
 
 
 def damaged(folder: Path) -> list[str]:
-    """Names of the checkpoints of a run that were set aside as damaged."""
+    """Return the names of the damaged checkpoints that were set aside."""
     return sorted(path.name for path in (folder / CHECKPOINTS).glob(f"*.{DAMAGED}*"))
 
 
 def provenance() -> dict[str, Any]:
-    """What wrote a checkpoint: versions, and the commit where the package lies in a git work tree."""
+    """Return what a checkpoint records about the code that writes it: versions and commit."""
     return {"plamo2_jax": plamo2_jax.__version__, "commit": _commit(), "jax": jax.__version__}
 
 
 def _commit() -> str | None:
-    """The commit that the package was imported from, with -dirty for uncommitted changes; None outside a work tree or without git."""
+    """Return the git commit of this package, with -dirty for uncommitted changes; None outside a work tree or without git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     here = Path(plamo2_jax.__file__).resolve().parent
-    # An installed package may lie inside somebody else's work tree.
+    # An installed package may be inside the work tree of another project.
     if not (here.parents[1] / "setup.cfg").is_file():
         return None
     try:

@@ -1,13 +1,14 @@
-"""The train loop: prepare, restore, then step, log, evaluate and checkpoint until done.
+"""The train loop: prepare, restore, then step, log, evaluate and save checkpoints until the last step.
 
-Where the first state comes from, in this order:
+The first state is the first of these that exists:
 
-1. the newest checkpoint of this very run, when its folder has one (its configuration must be the same: an error names what
-differs); 2. the checkpoint of another run that `fork` names, optimizer included; 3. the parameters of `init_from`, with a fresh
-optimizer; 4. random parameters.
+1. the newest checkpoint of this run; its configuration must be the same, or the error names the differences;
+2. the checkpoint of another run that `fork` names, including the optimizer state;
+3. the parameters of `init_from`, with a new optimizer state;
+4. random parameters.
 
-A run that was stopped and resumed makes the same updates, bit for bit, as one that was never stopped: a checkpoint holds
-parameters, optimizer, step, random key, the position in the data and the state of the loss guard, and nothing else decides an update.
+A run that was interrupted and resumed makes bit-identical updates to a run that was never interrupted. A checkpoint contains everything
+that an update depends on: parameters, optimizer state, step, random key, data position and the state of the loss guard.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ from plamo2_jax.train.watchdog import StallWatchdog
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """How a call of `train` ended."""
+    """Result of `train`."""
 
     step: int
-    """Updates made, those before a resume included."""
+    """Number of updates, including those before a resume."""
     signal: int | None
-    """The signal that stopped it early; None for a run that is complete."""
+    """The signal that stopped the run early; None if the run is complete."""
     heldout: Mapping[str, EvalResult]
-    """The last measurement on held-out data, by name; `HeldOut` where the task measures bits per byte."""
+    """The last measurement on held-out data, by name; `HeldOut` for tasks that measure bits per byte."""
 
 
 def train(
@@ -55,22 +56,19 @@ def train(
     """Train the run that `config` describes, or resume it.
 
     Everything is written to `config.folder`: config.json, tokenizer.jsonl, checkpoints/, metrics.jsonl, tensorboard/.
-    SIGINT and SIGTERM end the run after the current step, with a checkpoint. A job of several processes (`processes.join`) agrees
-    to stop at the next write of the log, whichever of them was signalled.
+    SIGINT and SIGTERM end the run after the current step, with a checkpoint. In a job of several processes (`processes.join`), a signal to
+    any process ends all of them at the next write to the log.
 
     Args:
-        config: the run; the same in all processes.
-        profile: steps to trace into profile/.
-        on_step: called with the number of updates handed to the device after each one, before it is logged.
-
-    Returns:
-        How it ended.
+        config: Configuration of the run, the same in all processes.
+        profile: Steps to trace into profile/.
+        on_step: Called after each update is dispatched, before it is logged, with the number of updates.
 
     Raises:
-        TrainingError: the run in the folder has another configuration or tokenizer, or another process is training it.
-        Divergence: too many updates were skipped in a row, or too many spikes rolled back.
-        CheckpointError: a checkpoint could not be written, or none is left that can be read.
-        ValueError, OSError: a file that the configuration names is missing or unfit, or cannot be written.
+        TrainingError: The folder has a run with another configuration or tokenizer, or another process is training this run.
+        Divergence: Too many updates were skipped in a row, or there were too many rollbacks.
+        CheckpointError: A checkpoint could not be written, or no checkpoint can be read.
+        PlamoError, OSError: A file of the configuration is missing or invalid, or a file cannot be written.
     """
     with run_folder.lock(config.folder) as take_lock:
         # -- Prepare ---------------------------------------------------------------------------------------------------------------
@@ -117,9 +115,9 @@ def train(
                     complete, due = step == config.steps, step % config.checkpoint_every == 0
                     evaluation_due = complete or step % config.evaluate_every == 0
                     writing = complete or due or step % config.log_every == 0 or step % config.evaluate_every == 0
-                    stopping = preemption.agreed(writing)
+                    stopping = preemption.should_stop(writing)
                     saving = complete or stopping or due
-                    # A process that was asked to end must not wait for a pass over the held-out data.
+                    # After a signal, there may be no time for a pass over the held-out data.
                     measures = bool(config.heldout) or on_evaluate is not None
                     evaluating = measures and evaluation_due and not stopping
                     if writing or stopping:
@@ -139,7 +137,7 @@ def train(
                         on_evaluate(step, task.to_model_params(state.params, task.frozen))
                     log.flush()
                     if saving:
-                        log.upload()  # Before the checkpoint: a run that resumes from it finds all lines up to it.
+                        log.upload()  # Before the checkpoint, so that a run that resumes from it finds all lines of its steps.
                         checkpoints.save(state, run.iterator, guard)
                     elif writing:
                         checkpoints.check()

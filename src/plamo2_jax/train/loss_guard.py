@@ -1,7 +1,7 @@
-"""Bad steps: updates that are not finite are skipped, a loss that jumps rolls the run back; both are counted, and end it when they pile up.
+"""Detection of skipped updates and of loss spikes. A run with too many of them ends.
 
-The train step itself leaves parameters and optimizer alone where loss or gradient is not finite. What the guard adds it derives from the
-losses alone, and it is saved with the position in the data: a resumed run rolls back at the same step as one that never stopped.
+The train step skips an update if its loss or gradient is not finite. The guard decides from the losses and gradient norms alone when to
+roll back, and its state is saved with the data position. So a resumed run rolls back at the same step as a run that was never interrupted.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from plamo2_jax.validation import require
 
 @dataclasses.dataclass(frozen=True)
 class SpikeConfig:
-    """When a loss counts as a spike: the run then goes back to the newest checkpoint before it and passes over the data up to its end,
-    as for PaLM (arXiv:2204.02311, section 5.1).
+    """Detection of loss spikes. After a spike, the run returns to the newest checkpoint before it and skips the data up to its end, like
+    PaLM (arXiv:2204.02311, section 5.1).
 
     Raises:
-        ValueError: a field is out of range; the message names the field, its value and what is allowed.
+        PlamoError: A field is out of range.
     """
 
     factor: float | None = None
-    """A loss above this times the running median is high; None looks for no spikes."""
+    """A loss above this factor times the running median is high. None: no detection."""
     steps: int = 5
-    """Number of high losses in a row that count as a spike."""
+    """Number of consecutive high losses that are a spike."""
     window: int = 100
-    """Number of steps that the median is taken over. Until there are as many, nothing counts as a spike."""
+    """Number of steps in the running median. There are no spikes before this number of steps."""
     max_rollbacks: int = 5
-    """Number of rollbacks after which one more stops the run."""
+    """Maximum number of rollbacks; one more stops the run."""
 
     def __post_init__(self) -> None:
         require(self, "factor", self.factor is None or 1 < self.factor < math.inf, "above 1 and finite, or None")
@@ -43,18 +43,18 @@ class SpikeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Spike:
-    """A loss that jumped."""
+    """A spike of the loss."""
 
     first: int
-    """The first step of high loss."""
+    """First step of high loss."""
     last: int
-    """The step that completed the spike."""
+    """Step that completed the spike."""
     median: float
-    """The median before it."""
+    """Median loss before the spike."""
 
 
 class Divergence(PlamoError):
-    """Training diverged; the message says why and what to change."""
+    """Training diverged."""
 
     def __init__(self, reason: str):
         super().__init__(
@@ -63,11 +63,11 @@ class Divergence(PlamoError):
 
 
 class LossGuard:
-    """Judges the loss and the gradient norm of each step once, in order.
+    """Checks the loss and the gradient norm of every step, in order.
 
     Args:
-        max_skipped: more skipped updates in a row than this stop the run.
-        spike: what a spike is.
+        max_skipped: The run stops if more updates than this are skipped in a row.
+        spike: Definition of a spike.
     """
 
     def __init__(self, max_skipped: int, spike: SpikeConfig):
@@ -76,23 +76,16 @@ class LossGuard:
         self._skipped_in_a_row = 0
         self._high = 0
         self.step = 0
-        """The last step seen."""
+        """The last checked step."""
         self.rollbacks = 0
         self.passed_over = 0
-        """Batches that rollbacks left out: step s is made with batch s + passed_over."""
+        """Number of batches that rollbacks skipped: step s uses batch s + passed_over."""
 
     def see(self, step: int, loss: float, grad_norm: float) -> Spike | None:
-        """Judge one step.
-
-        Args:
-            step: its number.
-            loss, grad_norm: its figures, finite or not.
-
-        Returns:
-            A spike that this step completes.
+        """Check one step. Return the spike that it completes, if any.
 
         Raises:
-            Divergence: one skipped update in a row too many.
+            Divergence: Too many updates were skipped in a row.
         """
         self.step = step
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
@@ -111,26 +104,26 @@ class LossGuard:
             self._losses.append(loss)
             self._high = 0
             return None
-        # High losses stay out of the median until they turn out to be none: a slow rise must not hide itself.
+        # High losses are not added to the median. Otherwise a slow rise would raise the median and stay undetected.
         self._high += 1
         if self._high < self._spike.steps:
             return None
         return Spike(step - self._high + 1, step, median)
 
     def roll_back(self, spike: Spike, saved: LossGuard) -> int:
-        """Take over the guard of a checkpoint before a spike, with the data after the spike.
+        """Take the state of a checkpoint before a spike, and move the data position to the end of the spike.
 
-        Counts do not go back: a second spike after the same checkpoint is met with data further on, and counts as a second.
+        The number of rollbacks is kept, so a second spike after the same checkpoint gets other data and counts again.
 
         Args:
-            spike: what `see` returned.
-            saved: the guard as it was at the checkpoint.
+            spike: Result of `see`.
+            saved: Guard with the state of the checkpoint.
 
         Returns:
-            How many batches to pass over, from the checkpoint's position in the data.
+            Number of batches to skip from the data position of the checkpoint.
 
         Raises:
-            Divergence: it is one rollback too many.
+            Divergence: There were too many rollbacks.
         """
         drawn, drawn_then = spike.last + self.passed_over, saved.step + saved.passed_over
         rollbacks = self.rollbacks + 1
@@ -144,12 +137,12 @@ class LossGuard:
         return drawn - drawn_then
 
     def go_on(self) -> None:
-        """Take the losses of a spike as the new normal, where there is nothing to go back to."""
+        """Accept the losses of a spike as normal, when there is no checkpoint to return to."""
         self._losses.clear()
         self._high = 0
 
     def get_state(self) -> dict[str, Any]:
-        """Return the state as JSON types, from which floats are restored bit for bit."""
+        """Return the state as JSON values. Floats are restored bit for bit."""
         return {
             "losses": list(self._losses),
             "skipped_in_a_row": self._skipped_in_a_row,

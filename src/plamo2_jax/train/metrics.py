@@ -1,13 +1,13 @@
-"""The log of a run: metrics.jsonl, and the same figures for TensorBoard.
+"""The log of a run: metrics.jsonl, and the same metrics for TensorBoard.
 
-metrics.jsonl is the record: one JSON object a line, `step` (updates made) and `time` (seconds since 1970) in each. Lines are flushed as
-they are written, so that a killed run keeps them; those of a run in a bucket get there with each checkpoint. The TensorBoard folder is a
-view of it: when a run goes on from a checkpoint, lines past that step are dropped, since they will be written again, and the view is
-rebuilt from those that stay.
+metrics.jsonl has one JSON object per line with `step` (number of updates), `time` (seconds since 1970) and metrics. The lines of a killed
+run are kept. For a run in a bucket, lines are uploaded with each checkpoint. The TensorBoard files are derived from metrics.jsonl. When a
+run resumes from a checkpoint, lines of later steps are dropped, because these steps are repeated, and the TensorBoard files are rebuilt.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -29,15 +29,15 @@ from plamo2_jax.train.task import PROCESSED, means
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 _MOST_BYTES = 16 << 20
-"""Longest line that is read. One of samples.jsonl holds a text with a log-probability per token."""
+"""Maximum length of a line. A line of samples.jsonl holds a text with a log-probability per token."""
 
 
 class MetricsLog:
     """Write the log of one run. A context manager.
 
     Args:
-        folder: the run's folder.
-        step: the step the run starts from; lines of later steps are dropped.
+        folder: Run folder.
+        step: Step from which the run starts. Lines of later steps are dropped.
     """
 
     def __init__(self, folder: str | os.PathLike[str], step: int = 0):
@@ -53,7 +53,7 @@ class MetricsLog:
             print(f"left out of the log: {len(damaged)} damaged line(s), the first: {damaged[0]}", file=sys.stderr)
         kept = [line for line in kept if line["step"] <= step]
         self.seconds = sum(line.get("step_seconds", 0.0) for line in kept)
-        """Time spent on the steps in the log."""
+        """Time spent on the steps in the log, in seconds."""
         write_whole(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         self._mirror.clear(TENSORBOARD)
@@ -62,7 +62,7 @@ class MetricsLog:
             self._show(line)
 
     def __enter__(self) -> MetricsLog:
-        # TensorBoard writes in a thread. On a full disk `write` or `flush` fails too: one sentence is enough.
+        # TensorBoard writes in a thread. If the disk is full, `write` or `flush` fails too, and a single message is enough.
         self._excepthook, threading.excepthook = threading.excepthook, _without_full_disk(threading.excepthook)
         return self
 
@@ -78,14 +78,14 @@ class MetricsLog:
             threading.excepthook = self._excepthook
 
     def drop_after(self, step: int) -> None:
-        """Drop the lines of later steps, which were rolled back."""
+        """Drop the lines of later steps, after a rollback."""
         self._file.close()
         self._tensorboard.close()
         self._open(step)
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """Add a line. `flush` writes it out."""
-        # JSON has no number for what is not finite.
+        """Add a line. `flush` writes it to the file."""
+        # JSON has no NaN and no infinity.
         finite = {name: value for name, value in figures.items() if math.isfinite(value)}
         line = {"step": step, "time": time.time(), **finite}
         self.seconds += figures.get("step_seconds", 0.0)
@@ -94,13 +94,13 @@ class MetricsLog:
             self._show(line)
 
     def flush(self) -> None:
-        """Hand everything written so far to the operating system, so that it survives the process."""
+        """Write all lines to the operating system, so that they survive the process."""
         with naming_full_disk(self._folder):
             self._file.flush()
             self._tensorboard.flush()
 
     def upload(self) -> None:
-        """Copy what is written so far to the bucket of the run, if it is in one."""
+        """Upload all lines if the run is in a bucket."""
         self.flush()
         self._mirror.upload()
 
@@ -115,41 +115,28 @@ def _without_full_disk(hook: Callable[..., Any]) -> Callable[..., Any]:
     return lambda given: None if given.exc_value is not None and is_full_disk(given.exc_value) else hook(given)
 
 
-class NoLog:
-    """The log of a process that writes none."""
+class NoLog(contextlib.AbstractContextManager):
+    """The log of a process that writes no log: its methods do nothing."""
 
     seconds = 0.0
 
-    def __enter__(self) -> NoLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def _ignore(self, *_: object) -> None:
         pass
 
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """Do nothing."""
-
-    def drop_after(self, step: int) -> None:
-        """Do nothing."""
-
-    def flush(self) -> None:
-        """Do nothing."""
-
-    def upload(self) -> None:
-        """Do nothing."""
+    write = drop_after = flush = upload = __exit__ = _ignore
 
 
 def read_lines(
     path: str | os.PathLike[str], check: Callable[[Mapping[str, Any]], str | None]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Read a file of JSON lines, one object with an integer "step" each. Bad lines are left out, and a last line that a kill cut off.
+    """Read a file of JSON lines, each an object with an integer "step". Bad lines and an unfinished last line are skipped.
 
     Args:
-        path: the file; one that does not exist has no lines.
-        check: returns what is wrong with an object, or None.
+        path: File to read. A missing file has no lines.
+        check: Returns a description of what is wrong with an object, or None.
 
     Returns:
-        The good lines, and for each bad one a sentence that names file and line.
+        The good lines, and a message for each bad line.
     """
     path = located(path)
     if optional_file(path.parent, path.name) is None:
@@ -161,7 +148,7 @@ def read_lines(
             if not line.endswith(b"\n"):
                 if len(line) == _MOST_BYTES:
                     bad.append(f"{path}, line {number}, is longer than {_MOST_BYTES:,} bytes")
-                # What follows the last newline is empty, or a line that was never finished.
+                # The text after the last newline is empty or an unfinished line.
                 return good, bad
             try:
                 value = parse_json(line, f"{path}, line {number},")
@@ -176,7 +163,7 @@ def read_lines(
 
 
 def metrics_problem(line: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with a line of metrics.jsonl, or None."""
+    """Return a description of what is wrong with a line of metrics.jsonl, or None."""
     if not is_step(line.get("step")):
         return 'must have an integer "step" of 0 or more'
     for name, value in line.items():
@@ -188,20 +175,20 @@ def metrics_problem(line: Mapping[str, Any]) -> str | None:
 
 
 def is_step(value: Any) -> bool:
-    """Return whether a JSON value can be the number of a step."""
+    """Return whether a JSON value is a valid step."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53
 
 
 def scan_metrics(path: str | os.PathLike[str]) -> tuple[list[dict[str, float]], list[str]]:
-    """Read the good lines of a metrics.jsonl, and return a sentence about each bad one."""
+    """Return the good lines of a metrics.jsonl, and a message for each bad line."""
     return read_lines(path, metrics_problem)
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
-    """Read the lines of a metrics.jsonl; none if there is no file. A last line that a kill cut off is ignored.
+    """Read the lines of a metrics.jsonl; none if the file is missing. An unfinished last line is skipped.
 
     Raises:
-        ValueError: a line is no object of numbers with a step; the message names the file and the line.
+        PlamoError: A line is not an object of numbers with a step.
     """
     good, bad = scan_metrics(path)
     if bad:
@@ -210,10 +197,10 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
 
 
 def step_figures(sums: Mapping[str, float], denominators: Mapping[str, str]) -> dict[str, float]:
-    """Return what goes into the log for one step, from the sums that the train step returns.
+    """Return the metrics of one step from the sums of the train step.
 
-    Sums over trained tokens become bits per byte, nats per token and accuracy; any other sum is divided by what it is over, which is the
-    loss's weight unless `denominators` says otherwise (see `train.task.means`). `tokens` are those that the model read, prompts included.
+    Sums over trained tokens become bits per byte, nats per token and accuracy. Any other sum is divided by its denominator (see
+    `train.task.means`). `tokens` is the number of tokens that the model read, including prompts.
     """
     figures = {name: sums[name] for name in ("loss", "grad_norm", "learning_rate", "skipped") if name in sums}
     if sums.get("bytes"):

@@ -1,4 +1,4 @@
-"""Stopping between two steps when the process is asked to end."""
+"""Preemption: stopping between two steps after a signal."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from plamo2_jax.train import processes
 
 
 class Preemption:
-    """Context manager that notes SIGINT and SIGTERM instead of ending the process.
+    """Context manager that records SIGINT and SIGTERM instead of ending the process.
 
-    The loop looks at `signal` after each step. A second signal of the same kind is handled as it was before, so that Ctrl-C twice
-    still ends a process that hangs. Outside the main thread, where Python allows no handlers, nothing is caught.
+    The loop reads `signal` after each step. A second signal of the same kind has its usual effect, so pressing Ctrl-C twice ends a process
+    that hangs. Outside the main thread, where Python allows no handlers, no signal is caught.
     """
 
     def __init__(self) -> None:
@@ -32,16 +32,15 @@ class Preemption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def agreed(self, everyone_asks: bool) -> bool:
-        """Return whether to stop now. Several processes may be signalled at different times, but must stop after the same step: they agree
-        where all of them ask, and `signal` is the same in all of them from then on.
+    def should_stop(self, all_call: bool) -> bool:
+        """Return whether to stop after this step.
 
-        Args:
-            everyone_asks: whether all processes ask after this step; where not, only a job of one process stops.
+        Several processes may get a signal at different times, but must stop after the same step. So they exchange their signals, and stop,
+        only after steps at which all of them call this with `all_call`. `signal` is then the same in all of them.
         """
-        if everyone_asks and jax.process_count() > 1:
+        if all_call and jax.process_count() > 1:
             self.signal = processes.largest(self.signal or 0) or None
-        return self.signal is not None and (everyone_asks or jax.process_count() == 1)
+        return self.signal is not None and (all_call or jax.process_count() == 1)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number

@@ -1,4 +1,4 @@
-"""Everything before the first step: whatever can be refused is refused here, before anything is written."""
+"""Preparation of a run before the first step. All checks come before anything is written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import jax
 from plamo2_jax.progress import tqdm
 from plamo2_jax.sharding.rules import process_part
 from plamo2_jax.train import run_folder
-from plamo2_jax.train.banner import Compiling, announce
+from plamo2_jax.train.banner import announce, compiling
 from plamo2_jax.train.build import TrainProgram, build_train_program
 from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.fork import FORKED_FROM, Fork, open_fork
@@ -31,18 +31,18 @@ class PreparedRun:
     source: Source
     iterator: grain.DatasetIterator
     part: tuple[int, int]
-    """Which rows of a batch this process reads: the index of its part, and the number of parts."""
+    """Part of each batch that this process reads: its index, and the number of parts."""
     is_resumed: bool
     fork: Fork | None
     on_evaluate: Callable[[int, Any], None] | None
-    """Called with step and model parameters after held-out data were measured."""
+    """Called with step and model parameters at every evaluation."""
 
 
 def prepare(config: RunConfig, take_lock: Callable[[], None]) -> PreparedRun:
-    """Build the program and the data of a run, check what lies in its folder, describe it there, and compile the step.
+    """Build the program and the data of a run, check and describe its folder, and compile the step.
 
     Raises:
-        ValueError: see `train.loop.train`.
+        PlamoError: See `train.loop.train`.
     """
     tokenizer = run_folder.load_tokenizer(config)
     on_evaluate = config.task.on_evaluate(config)
@@ -60,30 +60,30 @@ def prepare(config: RunConfig, take_lock: Callable[[], None]) -> PreparedRun:
     take_lock()
     if run_folder.is_resumed(config) != is_resumed:
         raise TrainingError(
-            f"{config.folder} was written by another process meanwhile; start this command again to resume it"
+            f"{config.folder} was written by another process meanwhile. Run this command again to resume it"
         )
     run_folder.write_description(config, tokenizer, source, description)
     start = run_folder.start(config, fork, is_resumed)
     announce(config, program.task.trainable.abstract, program.mesh, source.targets, start)
-    with Compiling():
+    with compiling():
         train_step = program.jit().lower(*program.arguments).compile()
     return PreparedRun(program, train_step, source, iterator, part, is_resumed, fork, on_evaluate)
 
 
 def _devices(config: RunConfig) -> list[jax.Device]:
-    """The devices to train on: as many as the rows of a micro-batch can be divided among. A line on stderr says if some are left out.
+    """Return the devices to train on: as many as can divide the rows of a micro-batch. A line on stderr reports unused devices.
 
     Raises:
-        TrainingError: some would be idle in a job of several processes, each of which must have a part in it.
+        TrainingError: There are unused devices in a job of several processes, each of which must take part.
     """
     devices, rows = jax.devices(), config.data.batch_size // config.accumulation
     usable = config.mesh.usable_devices(len(devices), rows)
     if usable < len(devices):
-        said = (
+        message = (
             f"training on {usable} of {len(devices)} devices: a micro-batch has {rows} rows (data.batch_size / accumulation), and "
-            "only a multiple of the number of parts of the batch (mesh.data × mesh.fsdp) uses them all"
+            "all devices are used only if this is a multiple of mesh.data × mesh.fsdp"
         )
         if jax.process_count() > 1:
-            raise TrainingError(f"{said}; with several processes that is not allowed")
-        tqdm.write(said, file=sys.stderr)
+            raise TrainingError(f"{message}. With several processes this is not allowed")
+        tqdm.write(message, file=sys.stderr)
     return devices[:usable]

@@ -30,15 +30,15 @@ def next_token(
     """Return the loss function of next-token prediction.
 
     Args:
-        model: a model with the methods `features` and `logits`.
+        model: A model with the methods `features` and `logits`.
         byte_lengths: [v] int32, UTF-8 bytes of each token.
-        z_loss: coefficient of the z-loss.
-        chunk: positions of each row whose logits exist at a time; None: all.
-        noise: `(batch, rng)` → [b, t, d], added to the embedded tokens; None adds nothing.
+        z_loss: Coefficient of the z-loss.
+        chunk: Positions of each row whose logits exist at a time; None: all.
+        noise: Maps batch and random key to [b, t, d], which is added to the embedded tokens.
 
     Returns:
-        A loss function whose sums over the batch are `weight`; `nats`, `tokens`, `bytes` and `correct` over the targets of non-zero
-        weight; and `z_loss`, the z-loss's part of the loss.
+        A loss function with these sums over the batch: `weight`; `nats`, `tokens`, `bytes` and `correct` over the targets of non-zero
+        weight; and `z_loss`, the part of the loss that is z-loss.
     """
 
     def loss_fn(params: Any, batch: Batch, rng: jax.Array, frozen: Any = None) -> tuple[jax.Array, Metrics]:
@@ -52,7 +52,7 @@ def next_token(
 
 
 def heldout_evaluator(context: TaskContext, chunk: int | None) -> Callable[..., Any]:
-    """Return `TrainTask.evaluate` that measures bits per byte of the model."""
+    """Return a `TrainTask.evaluate` that measures the bits per byte of the model."""
     evaluate = make_evaluator(context.model, context.byte_lengths, chunk)
     return lambda params, batches, frozen: evaluate(params, batches)
 
@@ -62,13 +62,13 @@ class Pretrain(TaskConfig):
     """Train all parameters of the model on text.
 
     Raises:
-        ValueError: a field is out of range; the message names the field, its value and what is allowed.
+        PlamoError: A field is out of range.
     """
 
     kind: ClassVar[str] = "pretrain"
 
     z_loss: float = 1e-4
-    """Coefficient of log(Z)^2, which keeps logits from drifting (PaLM, arXiv:2204.02311); 0 turns it off."""
+    """Coefficient of the z-loss log(Z)², which keeps logits from drifting (PaLM, arXiv:2204.02311); 0 turns it off."""
 
     def __post_init__(self) -> None:
         require(self, "z_loss", 0 <= self.z_loss < math.inf, "zero or positive, and finite")

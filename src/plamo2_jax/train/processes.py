@@ -1,8 +1,8 @@
-"""A job of several processes: joining it, agreeing in it, and leaving it when one of the others is gone.
+"""Jobs of several processes: joining, exchanging values, and ending when another process is lost.
 
-All processes run the same program on the same configuration. Each makes every batch whole and puts onto its devices the rows that they
-hold, so that the batches, the position in the data and everything derived from the losses are the same in all of them, and the same as
-in a job of one process. The first process alone writes logs and configuration; checkpoints are written by all, to one file system.
+All processes run the same program with the same configuration. Each process makes every batch, and puts the rows of its own devices onto
+them. So the batches, the data position and everything that follows from the losses are the same in all processes, and the same as in a job
+of one process. Only the first process writes logs and configuration. All processes write checkpoints, to one file system.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -25,66 +26,56 @@ from plamo2_jax.errors import PlamoError
 from plamo2_jax.validation import require
 
 PEER_LOST = 75
-"""Exit status of a process that ends because it lost another (EX_TEMPFAIL of sysexits.h): start all of them again."""
+"""Exit status of a process that ends because another process is lost (EX_TEMPFAIL of sysexits.h): restart all processes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ProcessesConfig:
-    """How this process joins a job of several.
+    """How this process joins a job of several processes.
 
     Raises:
-        ValueError: a field is missing or out of range; the message names it, its value and what is allowed.
+        PlamoError: A field is missing or out of range.
     """
 
     coordinator: str | None = None
-    """HOST:PORT of the first process, the same for all; or `auto`: jax asks the TPU's metadata, Slurm or Open MPI for all three.
+    """HOST:PORT of the first process; or `auto`: jax gets this, process_id and process_count from the TPU metadata, Slurm or Open MPI.
     None: a job of one process."""
     process_id: int | None = None
     """Index of this process, from 0."""
     process_count: int | None = None
     """Number of processes in the job."""
     heartbeat_seconds: int = 30
-    """A process without a sign of life for this long counts as lost, and the others end."""
+    """Seconds without a heartbeat after which a process counts as lost, and the others end."""
 
     def __post_init__(self) -> None:
+        check = functools.partial(require, self, where="distributed")
         given = self.coordinator not in (None, "auto")
         for name in ("process_id", "process_count"):
             allowed = "given with coordinator HOST:PORT" if given else "left out without coordinator HOST:PORT"
-            require(self, name, (getattr(self, name) is not None) == given, allowed, where="distributed")
-        require(self, "heartbeat_seconds", self.heartbeat_seconds >= 2, "at least 2", where="distributed")
+            check(name, (getattr(self, name) is not None) == given, allowed)
+        check("heartbeat_seconds", self.heartbeat_seconds >= 2, "at least 2")
         if given:
             host, _, port = self.coordinator.rpartition(":")
-            require(self, "coordinator", bool(host) and port.isdigit(), "HOST:PORT or auto", where="distributed")
-            require(self, "process_count", self.process_count >= 1, "at least 1", where="distributed")
-            require(
-                self,
-                "process_id",
-                0 <= self.process_id < self.process_count,
-                "from 0 to process_count - 1",
-                where="distributed",
-            )
+            check("coordinator", bool(host) and port.isdigit(), "HOST:PORT or auto")
+            check("process_count", self.process_count >= 1, "at least 1")
+            check("process_id", 0 <= self.process_id < self.process_count, "from 0 to process_count - 1")
 
 
 def join(config: ProcessesConfig) -> None:
-    """Join the job. Call it before anything asks jax for a device.
+    """Join the job. Call this before jax initializes its devices.
 
     Raises:
-        ValueError: the job cannot be joined; the message says why.
+        PlamoError: The job cannot be joined.
     """
     if config.coordinator is None:
         return
-    named = {}
-    if config.coordinator != "auto":
-        named = {
-            "coordinator_address": config.coordinator,
-            "num_processes": config.process_count,
-            "process_id": config.process_id,
-        }
     try:
         jax.distributed.initialize(
-            **named,
+            coordinator_address=None if config.coordinator == "auto" else config.coordinator,
+            num_processes=config.process_count,
+            process_id=config.process_id,
             heartbeat_timeout_seconds=config.heartbeat_seconds,
-            # At the end nobody waits longer for the others than they would wait for a sign of life.
+            # At the end, a process waits for the others no longer than for a heartbeat.
             shutdown_timeout_seconds=config.heartbeat_seconds,
         )
     except (RuntimeError, ValueError) as error:
@@ -94,22 +85,21 @@ def join(config: ProcessesConfig) -> None:
 
 
 def from_first(value: Any) -> Any:
-    """Return the value of the first process in all processes.
+    """Return the value of the first process in all processes. It consists of JSON types; tuples become lists.
 
-    Args:
-        value: JSON types, tuples come back as lists; looked at in the first process alone.
+    The argument of the other processes is ignored.
     """
     if jax.process_count() == 1:
         return value
     text = json.dumps(value).encode() if jax.process_index() == 0 else b""
-    # The others must know the size of what they get.
+    # The other processes need a buffer of the right size.
     buffer = np.zeros(int(multihost_utils.broadcast_one_to_all(np.int32(len(text)))), np.uint8)
     buffer[: len(text)] = np.frombuffer(text, np.uint8)
     return json.loads(multihost_utils.broadcast_one_to_all(buffer).tobytes())
 
 
 def largest(value: int) -> int:
-    """Return the largest value of all processes."""
+    """Return the maximum of the values of all processes."""
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.process_allgather(np.int32(value)).max())
@@ -117,11 +107,11 @@ def largest(value: int) -> int:
 
 @contextlib.contextmanager
 def leave_when_broken(folder: os.PathLike[str]) -> Iterator[None]:
-    """In a job of several processes, end this one at once when something fails between them: a collective, or a barrier of Orbax's.
+    """In a job of several processes, end this process at once when a collective or an Orbax barrier fails.
 
-    It fails because another process is gone. Unwinding would wait for that one at the next barrier, in Orbax or in jax's shutdown,
-    so the process ends here, with status PEER_LOST and one line on stderr. Finished checkpoints are whole; a half-written one counts
-    for nothing.
+    Such a failure means that another process is gone. Python's normal exit would wait for that process at the next barrier of Orbax or jax,
+    so the process ends here, with the exit status PEER_LOST and one line on stderr. Finished checkpoints are intact, and an unfinished one
+    is ignored.
     """
     try:
         yield
@@ -129,18 +119,18 @@ def leave_when_broken(folder: os.PathLike[str]) -> Iterator[None]:
         if jax.process_count() == 1 or (broken := _between_processes(error)) is None:
             raise
         _leave(
-            f"a collective failed, so another process is gone or out of reach; this one ends too. {_again(folder)} "
+            f"a collective failed, so another process is gone or unreachable; this process ends too. {_again(folder)} "
             f"({first_line(broken)[:200]})"
         )
 
 
 def leave_when_aborted(folder: os.PathLike[str]) -> None:
-    """In a job of several processes, have jax's abort end this one as `leave_when_broken` does; where numba is missing, it stays an abort.
+    """In a job of several processes, end this process like `leave_when_broken` when jax aborts it. Without numba, do nothing.
 
-    jax's own thread aborts the process when the coordinator is gone, or says that another one is. That can come before a collective
-    fails, or where none is waited for; Python is not asked. So SIGABRT is caught. The handler must not wait for Python's lock, which a
-    thread that waits for the aborting one may hold (in jax's shutdown, say), so numba compiles it. The line comes after the stack that
-    jax writes, and is the last.
+    A thread of jax aborts the process when the coordinator is gone or reports another lost process. This can happen before a collective
+    fails, and Python is not informed, so the signal SIGABRT is handled. The handler must not wait for the GIL, because a thread that waits
+    for the aborting thread may hold it, for example in jax's shutdown. So numba compiles the handler. Its line on stderr is the last, after
+    the stack that jax writes.
     """
     if jax.process_count() == 1:
         return
@@ -148,7 +138,7 @@ def leave_when_aborted(folder: os.PathLike[str]) -> None:
         import numba
     except ImportError:
         return
-    line = _line(f"jax aborted this one (above), most likely because another process is gone. {_again(folder)}")
+    line = _line(f"jax aborted this process (see above), most likely because another process is gone. {_again(folder)}")
     text = ctypes.create_string_buffer(line)
     address, size, status = ctypes.addressof(text), len(line), PEER_LOST
     libc = ctypes.CDLL(None)
@@ -157,7 +147,7 @@ def leave_when_aborted(folder: os.PathLike[str]) -> None:
     leave.argtypes, leave.restype = (ctypes.c_int,), None
 
     @numba.cfunc("void(int32)")
-    def on_abort(_):  # No annotations, which numba would not read.
+    def on_abort(_):  # Without annotations, which numba does not support.
         write(2, address, size)
         leave(status)
 
@@ -167,18 +157,18 @@ def leave_when_aborted(folder: os.PathLike[str]) -> None:
 
 
 _kept: list[object] = []
-"""What the handler uses outlives the call that set it up."""
+"""Objects of the abort handler, which must not be garbage-collected."""
 
 
 def _between_processes(error: BaseException | None) -> BaseException | None:
-    """Return the error of jax's runtime that caused this one; Orbax and our own classes wrap it. None if there is none."""
+    """Return the error of the jax runtime that caused an error, or None. Orbax and this package may wrap it."""
     while error is not None and not isinstance(error, jax.errors.JaxRuntimeError):
         error = error.__cause__ or error.__context__
     return error
 
 
 def _again(folder: os.PathLike[str]) -> str:
-    return f"Start all of them again: {os.fspath(folder)} goes on from its newest checkpoint."
+    return f"Restart all processes: {os.fspath(folder)} resumes from its newest checkpoint."
 
 
 def _line(why: str) -> bytes:
@@ -187,8 +177,8 @@ def _line(why: str) -> bytes:
 
 def _leave(why: str) -> NoReturn:
     """Write a last line to stderr and end the process."""
-    said = os.dup(2)
+    stderr = os.dup(2)
     # Other threads may be writing their stacks.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    os.write(said, _line(why))
+    os.write(stderr, _line(why))
     os._exit(PEER_LOST)

@@ -1,4 +1,4 @@
-"""Traces of some steps for TensorBoard or XProf."""
+"""Profiler traces of some steps, for TensorBoard or XProf."""
 
 from __future__ import annotations
 
@@ -22,26 +22,19 @@ class ProfileSteps:
 
     @classmethod
     def parse(cls, text: str) -> ProfileSteps:
-        """Parse FIRST:LAST, both traced.
+        """Parse FIRST:LAST; both steps are traced.
 
         Raises:
-            ValueError: it is not that.
+            PlamoError: The text does not have this form.
         """
         first, colon, last = text.partition(":")
         if not (colon and first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
-            raise PlamoError(
-                f"profile={text!r} is not allowed: it must be FIRST:LAST, two steps from 1 on, such as 10:13"
-            )
+            raise PlamoError(f"profile={text!r} is not allowed: it must be FIRST:LAST, two steps such as 10:13")
         return cls(int(first), int(last))
 
 
 class Profiler:
-    """Context manager that traces some steps into run/profile, for TensorBoard or XProf. Leaving it ends a trace under way.
-
-    Args:
-        folder: the run's folder.
-        steps: which; None traces none.
-    """
+    """Context manager that writes traces of some steps to RUN/profile. `steps` are the steps to trace; None: no traces."""
 
     def __init__(self, folder: str | os.PathLike[str], steps: ProfileSteps | None):
         self._folder, self._steps = located(folder) / PROFILE, steps
@@ -54,14 +47,14 @@ class Profiler:
         self._stop()
 
     def before(self, step: int) -> None:
-        """Begin the trace if this step is the first one to trace."""
+        """Start the trace if this step is the first step to trace."""
         if self._steps and not self._tracing and self._steps.first <= step <= self._steps.last:
             self._mirror = Mirror(self._folder)
             jax.profiler.start_trace(self._mirror.folder)
             self._tracing = True
 
     def after(self, step: int, result: object) -> None:
-        """Wait for the result and end the trace if this step was the last one to trace."""
+        """After the last step to trace, wait for its result and end the trace."""
         if self._tracing and step >= self._steps.last:
             jax.block_until_ready(result)
             self._stop()

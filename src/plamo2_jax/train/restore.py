@@ -1,4 +1,4 @@
-"""The state that a run starts from, and the state that it goes back to after a spike of the loss."""
+"""The first state of a run, and the state to which it returns after a spike of the loss."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from plamo2_jax.train.state import TrainState
 
 
 def restore(run: PreparedRun, checkpoints: RunCheckpoints, guard: LossGuard) -> TrainState:
-    """Return the first state, in this order: the run's own checkpoint, the fork, the task's first parameters.
+    """Return the first state: from the run's own checkpoint, the fork, or the initial parameters of the task.
 
     Raises:
-        CheckpointError: no checkpoint is left that can be read.
+        CheckpointError: No checkpoint can be read.
     """
     if run.is_resumed:
         return checkpoints.restore(run.program.state, run.iterator, guard)
@@ -33,11 +33,11 @@ def roll_back(
     log: MetricsLog | NoLog,
     spike: Spike,
 ) -> TrainState | None:
-    """Return the state before a spike and move the data past the end of the spike; None where there is no checkpoint to go back to.
+    """Return the state before a spike, and move the data position to the end of the spike; None if there is no checkpoint before it.
 
     Raises:
-        Divergence: it is one rollback too many.
-        CheckpointError: the checkpoint cannot be read.
+        Divergence: There were too many rollbacks.
+        CheckpointError: The checkpoint cannot be read.
     """
     before = checkpoints.step_before(spike.first, config.checkpoint_every)
     if before is None:
@@ -48,11 +48,11 @@ def roll_back(
     for _ in range(guard.roll_back(spike, saved)):
         next(run.iterator)
     log.drop_after(before)
-    # Under the step that comes next: a run that resumes from this checkpoint meets the spike and writes this line again.
+    # Logged for the next step, because a run that resumes from this checkpoint has the spike again and writes this line again.
     log.write(before + 1, {"rollbacks": guard.rollbacks, "passed_over": guard.passed_over})
     print(
-        f"the loss rose far above its median {spike.median:.4g} in steps {spike.first} to {spike.last}: back to the checkpoint of step "
-        f"{before}, past the data up to step {spike.last}",
+        f"the loss was far above its median {spike.median:.4g} in steps {spike.first} to {spike.last}: returning to the checkpoint of "
+        f"step {before}, and skipping the data up to step {spike.last}",
         file=sys.stderr,
     )
     return state

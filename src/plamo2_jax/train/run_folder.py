@@ -1,4 +1,4 @@
-"""The folder of a run: who may write to it, and whether what lies there is this run."""
+"""The folder of a run: its lock, its config.json, and the check that a run can be resumed."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from plamo2_jax.train.source import Source
 
 
 class TrainingError(PlamoError):
-    """A run cannot start or resume; the message says why."""
+    """A run cannot start or resume."""
 
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[Callable[[], None]]:
-    """Keep other runs out of a run's folder while the block lasts; the first process of a job holds the lock for all.
+    """Lock the folder of a run while the block runs. The first process of a job holds the lock for all.
 
-    A folder that exists is locked at once. One that does not is locked by the function that the block gets, so that a run that is
-    refused leaves no folder behind. A bucket has no locks.
+    An existing folder is locked at once. A new folder is locked when the block calls the function that it gets, so that a run that fails
+    its checks leaves no folder behind. Buckets have no locks.
 
     Raises:
-        TrainingError: another process has the lock.
+        TrainingError: Another process holds the lock.
     """
     with contextlib.ExitStack() as stack:
         held = False
@@ -62,12 +62,10 @@ def load_tokenizer(config: RunConfig) -> Tokenizer:
     """Load the tokenizer of a run.
 
     Raises:
-        ValueError: there is none, or it cannot be read.
+        PlamoError: The tokenizer does not exist or cannot be read.
     """
     if not located(config.tokenizer).exists():
-        raise TrainingError(
-            f"RunConfig.tokenizer={str(config.tokenizer)!r} does not exist; train one or copy one there"
-        )
+        raise TrainingError(f"RunConfig.tokenizer={str(config.tokenizer)!r} does not exist. Train a tokenizer first")
     return Tokenizer.load(config.tokenizer)
 
 
@@ -75,7 +73,7 @@ def is_resumed(config: RunConfig) -> bool:
     """Return whether the run has a checkpoint of its own to resume from.
 
     Raises:
-        CheckpointError: it had some, and all are damaged.
+        CheckpointError: It has only damaged checkpoints.
     """
     if checkpoint.latest_step(config.folder) is not None:
         return True
@@ -85,27 +83,22 @@ def is_resumed(config: RunConfig) -> bool:
 
 
 def describe(config: RunConfig, tokenizer: Tokenizer, source: Source, task: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what config.json says about a run; `task` is the description of its task."""
-    return {
-        **to_json(config),
-        "tokenizer_fingerprint": tokenizer.fingerprint,
-        **source.description,
-        **task,
-    }
+    """Return the contents of config.json. `task` is the description of the task."""
+    return {**to_json(config), "tokenizer_fingerprint": tokenizer.fingerprint, **source.description, **task}
 
 
 def check_resumable(config: RunConfig, description: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the description to write when a run is resumed. It must be the run in the folder.
+    """Check that the folder contains the same run. Return the contents of config.json to write.
 
-    `steps` may rise as long as the learning rates of all updates already made stay what they were.
+    `steps` may increase if the learning rates of all updates so far stay the same.
 
     Raises:
-        TrainingError: it is another run, or its learning rates would be others.
+        TrainingError: The folder contains another run, or the learning rates differ.
     """
     folder = config.folder
     theirs = fill_defaults(checkpoint.read_config(folder), config)
     ours = {**description, FORKED_FROM: theirs[FORKED_FROM]} if FORKED_FROM in theirs else dict(description)
-    # Older runs do not say to which base their adapters belong, and a job of several processes does not find out.
+    # Older runs do not record the base of their adapters, and a job of several processes does not compute its fingerprint.
     if BASE_FINGERPRINT in theirs:
         ours.setdefault(BASE_FINGERPRINT, theirs[BASE_FINGERPRINT])
     elif BASE_FINGERPRINT in ours:
@@ -115,8 +108,8 @@ def check_resumable(config: RunConfig, description: Mapping[str, Any]) -> dict[s
         theirs = {**theirs, "steps": config.steps}
     if different := differences(ours, theirs, frozenset(free_fields(config))):
         raise TrainingError(
-            f"{folder} holds a run of another configuration, which this one cannot resume ({'; '.join(different)}); give this run "
-            "another name, with fork=RUN@STEP to start from that one's optimizer state too, or init_from=RUN for its parameters alone"
+            f"{folder} holds a run of another configuration, which this one cannot resume ({'; '.join(different)}). Give this run "
+            "another name, and fork=RUN@STEP to start from that run with its optimizer state, or init_from=RUN for its parameters only"
         )
     if isinstance(steps, int) and steps < config.steps:
         _check_past(config, steps)
@@ -124,27 +117,25 @@ def check_resumable(config: RunConfig, description: Mapping[str, Any]) -> dict[s
 
 
 def _check_past(config: RunConfig, steps: int) -> None:
-    """Raise TrainingError unless the updates made for a run of `steps` are those of this run, which is longer."""
+    """Raise TrainingError if the learning rates of the updates so far, in a run of `steps`, differ in this longer run."""
     found = checkpoint.steps(config.folder)
     schedules = [make_schedule(config.schedule, total) for total in (config.steps, steps)]
     changed = first_change(*schedules, found[-1])
     if changed is None:
         return
-    whole = [step for step in found if step <= changed]
-    advice = (
-        f"Fork it before that: --name NEW --fork {config.folder}@{whole[-1]} --steps {config.steps}"
-        if whole
-        else f"No checkpoint of step {changed} or before is kept to fork; start a run from its parameters with init_from"
-    )
+    usable = [step for step in found if step <= changed]
+    advice = f"No checkpoint up to step {changed} is left to fork. Start a run from its parameters with init_from"
+    if usable:
+        advice = f"Fork it before that: --name NEW --fork {config.folder}@{usable[-1]} --steps {config.steps}"
     updates = f"update {found[-1]}" if changed + 1 == found[-1] else f"updates {changed + 1} to {found[-1]}"
     raise TrainingError(
-        f"{config.folder} cannot go on with steps={config.steps}: it was trained for {steps}, and {updates} had another learning rate. "
-        f"steps may rise while all rates so far stay the same, such as before a wsd decay begins. {advice}"
+        f"{config.folder} cannot be resumed with steps={config.steps}: it was trained for {steps}, and {updates} had another learning "
+        f"rate. steps may increase while all rates so far stay the same, such as before a wsd decay begins. {advice}"
     )
 
 
 def start(config: RunConfig, fork: Fork | None, resumed: bool) -> str:
-    """Return where a run starts, in words."""
+    """Describe the initial state of a run."""
     if resumed:
         return f"resuming from step {checkpoint.latest_step(config.folder)}"
     if fork is not None:
@@ -153,7 +144,7 @@ def start(config: RunConfig, fork: Fork | None, resumed: bool) -> str:
 
 
 def write_description(config: RunConfig, tokenizer: Tokenizer, source: Source, description: Mapping[str, Any]) -> None:
-    """Write what describes the run. All processes call this; the first one writes."""
+    """Write config.json, the tokenizer and the files of the source. All processes call this; the first one writes."""
     folder = config.folder
     checkpoint.barrier("run folder looked at")
     if jax.process_index() == 0:

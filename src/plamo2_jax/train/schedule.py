@@ -15,13 +15,13 @@ from plamo2_jax.validation import require
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """How the learning rate moves over a run.
+    """Learning-rate schedule.
 
-    Warm-up rises linearly, and reaches the peak with its last update. `wsd` then stays there and falls over the last `decay_fraction`
-    of the run (warm-up, stable, decay: MiniCPM, arXiv:2404.06395); `cosine` falls from the end of warm-up to the end of the run.
+    The learning rate increases linearly and reaches its peak at the last warm-up update. `wsd` (warm-up, stable, decay: MiniCPM,
+    arXiv:2404.06395) keeps it until the last `decay_fraction` of the run. `cosine` decreases from the end of warm-up to the end of the run.
 
     Raises:
-        ValueError: a field is out of range; the message names the field, its value and what is allowed.
+        PlamoError: A field is out of range.
     """
 
     kind: Literal["wsd", "cosine"] = "wsd"
@@ -29,13 +29,13 @@ class ScheduleConfig:
     learning_rate: float = 3e-4
     """Peak learning rate."""
     warmup: float = 0.01
-    """Length of the warm-up: below 1 a fraction of all steps, from 1 up a number of steps."""
+    """Length of the warm-up: a fraction of all steps if below 1, otherwise a number of steps."""
     decay_fraction: float = 0.2
-    """wsd: the fraction of all steps, at the end, over which the rate falls."""
+    """wsd: length of the decay at the end, as a fraction of all steps."""
     decay_shape: Literal["linear", "cosine", "one_minus_sqrt"] = "one_minus_sqrt"
-    """wsd: how it falls; one_minus_sqrt is the shape that Hägele et al. (arXiv:2405.18392) found best."""
+    """wsd: shape of the decay. Hägele et al. (arXiv:2405.18392) found one_minus_sqrt best."""
     final_fraction: float = 0.0
-    """Where the rate ends, as a fraction of the peak."""
+    """Final learning rate, as a fraction of the peak."""
 
     def __post_init__(self) -> None:
         require(self, "kind", self.kind in ("wsd", "cosine"), "wsd or cosine")
@@ -52,10 +52,10 @@ class ScheduleConfig:
 
 
 def make_schedule(config: ScheduleConfig, steps: int) -> Callable[[jax.Array | int], jax.Array]:
-    """Return the learning rate of update 0, 1, ..., steps - 1, as a function that can be traced.
+    """Return a traceable function from the update number (0 to steps - 1) to the learning rate.
 
     Raises:
-        ValueError: warm-up and decay together are longer than the run.
+        PlamoError: Warm-up and decay together are longer than the run.
     """
     warmup = config.warmup_steps(steps)
     decay = steps - warmup if config.kind == "cosine" else round(config.decay_fraction * steps)

@@ -1,4 +1,4 @@
-"""Where a run's batches come from: shards of text, or whatever else a verb hands to the loop."""
+"""Sources of batches for the train loop: their interface, and the source of text shards."""
 
 from __future__ import annotations
 
@@ -15,30 +15,24 @@ from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 
 class Source(Protocol):
-    """A source of batches for the train loop."""
+    """A source of batches."""
 
     description: Mapping[str, Any]
-    """JSON values for config.json that must be the same when the run is resumed: fingerprints of the data."""
+    """JSON values for config.json that must be the same when the run is resumed, such as fingerprints of the data."""
     files: Mapping[str, str]
-    """Texts by file name, written beside the tokenizer in the run's folder."""
+    """Text files to write to the run folder, by name."""
     targets: Sequence[int]
-    """Tokens in each part of the mixture."""
+    """Number of tokens in each part of the mixture."""
 
     def train(self, process_index: int, process_count: int) -> grain.DatasetIterator[Batch]:
-        """Return an endless iterator of this process's rows of the batches. Its state resumes it exactly."""
+        """Return an endless iterator of this process's rows of the batches. It resumes exactly from its state."""
 
     def heldout(self, name: str, process_index: int, process_count: int) -> Iterable[Batch]:
-        """Return the batches of the held-out data of this name in `RunConfig.heldout`; the same number in every process."""
+        """Return the batches of one entry of `RunConfig.heldout`; every process gets the same number."""
 
 
 class ShardSource:
-    """Text from shards.
-
-    Args:
-        data: how it is mixed, shuffled and packed.
-        heldout: folders of held-out shards by name.
-        tokenizer: the one that the shards were written with.
-    """
+    """Text from shards. `heldout` maps names to folders of held-out shards."""
 
     description: Mapping[str, Any] = {}
     files: Mapping[str, str] = {}
@@ -61,10 +55,5 @@ class ShardSource:
 
     def heldout(self, name: str, process_index: int, process_count: int) -> Iterable[Batch]:
         """Return the batches of one folder of held-out shards."""
-        return heldout_batches(
-            self._data,
-            self._heldout[name],
-            self._tokenizer,
-            process_index=process_index,
-            process_count=process_count,
-        )
+        part = {"process_index": process_index, "process_count": process_count}
+        return heldout_batches(self._data, self._heldout[name], self._tokenizer, **part)

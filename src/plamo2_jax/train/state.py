@@ -1,4 +1,4 @@
-"""TrainState: everything a train step changes, as one pytree."""
+"""TrainState: everything that a train step changes, as a pytree."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from plamo2_jax.sharding.rules import replicated
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that a checkpoint must hold besides the position in the data, so that a resumed run equals one that never stopped."""
+    """The part of a checkpoint that the train step changes. With the data position, it resumes a run exactly."""
 
     step: jax.Array
-    """Number of updates made so far, int32."""
+    """Number of updates so far, int32."""
     params: Any
     """Master parameters, float32."""
     opt_state: optax.OptState
-    """State of the optimizer, of the dtypes that OptimizerConfig names."""
+    """State of the optimizer, with the dtypes of OptimizerConfig."""
     rng: jax.Array
-    """Raw random key [2] uint32; a step's own key is this one folded with the step number."""
+    """Raw random key [2] uint32. Each step folds its number into it."""
     ema: Any = None
-    """Moving average of the parameters, float32; None where none is kept."""
+    """Moving average of the parameters, float32; None without ema_decay."""
 
     @classmethod
     def create(
         cls, params: Any, optimizer: optax.GradientTransformation, seed: int, keep_ema: bool = False
     ) -> TrainState:
-        """Return the state before the first update; with `keep_ema` the average begins as a copy of the parameters."""
+        """Return the state before the first update. With `keep_ema`, the average starts as a copy of the parameters."""
         return cls(
             step=jnp.zeros((), jnp.int32),
             params=params,
             opt_state=optimizer.init(params),
             rng=jax.random.key_data(jax.random.key(seed)),
-            # A copy: the step that is given both may reuse the memory of each.
+            # A copy, because the train step donates both.
             ema=jax.tree.map(jnp.copy, params) if keep_ema else None,
         )
 
 
 def state_shardings(abstract: TrainState, optimizer: optax.GradientTransformation, params: Any) -> TrainState:
-    """Return the shardings of a state: the optimizer's trees like the parameters; step, counters and random key on every device.
+    """Return the shardings of a state. Optimizer trees are sharded like the parameters; step, counters and random key are replicated.
 
     Args:
-        abstract: the state's shapes.
-        optimizer: the one whose state it is.
-        params: tree of the parameters' NamedShardings, all of one mesh.
+        abstract: Shapes of the state.
+        optimizer: Optimizer of the state.
+        params: Tree of the NamedShardings of the parameters.
     """
     everywhere = replicated(jax.tree.leaves(params)[0].mesh)
     opt_state = optax.tree.map_params(

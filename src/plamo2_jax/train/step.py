@@ -1,4 +1,4 @@
-"""One update: gradients of a loss, accumulated over micro-batches, and the optimizer's update."""
+"""The train step: gradients of a loss, accumulated over micro-batches, and the optimizer update."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from plamo2_jax.train.state import TrainState
 from plamo2_jax.train.task import PROCESSED, LossFn, Metrics
 
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
-"""`(state, batch, frozen) -> (state, metrics)`; `frozen` are the task's frozen arrays."""
+"""`(state, batch, frozen) -> (state, metrics)`, where `frozen` are the frozen arrays of the task."""
 
 
 def make_step(
@@ -27,32 +27,30 @@ def make_step(
     shardings: Any = None,
     ema_decay: float | None = None,
 ) -> TrainStep:
-    """Return a pure train step `(state, batch, frozen) -> (state, metrics)`; jit it with the first argument donated.
+    """Return a pure train step. Jit it with the first argument donated.
 
-    With `accumulation` = k the batch is cut into k micro-batches that run one after the other. Each one's gradient is weighed by what
-    its loss is a mean over (`metrics["weight"]`), so that the result is the whole batch's gradient however padding falls.
+    With `accumulation` = k, the batch is split into k micro-batches, which run one after another. Their gradients are weighted by
+    `metrics["weight"]`, so that the result is the gradient of the whole batch, however padding is distributed.
 
     Args:
-        loss_fn: what to minimize.
-        optimizer: turns gradients into updates.
-        schedule: learning rate by step, for the metrics (the optimizer holds its own).
-        accumulation: number of micro-batches; it must divide b.
-        shardings: tree of the parameters' shardings, which their gradients are given too; None: whatever XLA makes of them.
-        ema_decay: of the state's moving average of the parameters, once the run is long enough: update n has min(decay, (1 + n) /
-            (10 + n)), so that the random beginning is soon forgotten. None: the state has no average.
+        loss_fn: Loss to minimize.
+        schedule: Learning rate by update, for the metrics (the optimizer has its own).
+        accumulation: Number of micro-batches; it must divide b.
+        shardings: Tree of the shardings of the parameters, which the gradients get too; None: XLA decides.
+        ema_decay: Decay of the moving average of the parameters; None: no average. Update n uses min(decay, (1 + n) / (10 + n)), so that
+            the average soon forgets the random initial values.
 
     Returns:
-        The step. Its metrics are the sums of `loss_fn`, `processed` (the batch's tokens, trained on or not, without padding), `loss` (the
-        batch's), `grad_norm` (before clipping), `learning_rate` and `skipped`: 1 where loss or gradient is not finite. Such a step
-        counts as one, but leaves parameters and optimizer as they were; the optimizer's own count, by which its learning rate
-        moves, stays behind by it.
+        The step. Its metrics are the sums of `loss_fn`, `processed` (number of tokens without padding), `loss` (of the batch), `grad_norm`
+        (before clipping), `learning_rate`, and `skipped`: 1 if loss or gradient is not finite. A skipped step increases the number of
+        updates, but does not change the parameters and the optimizer state, which includes the optimizer's own update count.
     """
 
     def gradients(params: Any, batch: Batch, rng: jax.Array, frozen: Any) -> tuple[jax.Array, Metrics, Any]:
-        """The batch's loss sum, metric sums and gradient sum: the means times the weight."""
+        """Return the sums of loss, metrics and gradients over the batch: means times the weight."""
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, rng, frozen)
         if shardings is not None:
-            # Each micro-batch's are summed over devices part by part, so that no device ever holds a whole one.
+            # Each micro-batch's gradients are summed over devices as shards, so that no device ever holds a whole gradient.
             grads = jax.lax.with_sharding_constraint(grads, shardings)
         weight = metrics["weight"]
         return loss * weight, metrics, jax.tree.map(lambda grad: grad.astype(jnp.float32) * weight, grads)
@@ -84,7 +82,7 @@ def make_step(
             "skipped": 1 - finite.astype(jnp.float32),
         }
         params = optax.apply_updates(state.params, updates)
-        # A selection, not a branch: it fuses into the update, and all devices run the same collectives either way.
+        # A select instead of a branch: it fuses into the update, and all devices always run the same collectives.
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
         )
@@ -99,10 +97,9 @@ def make_step(
 
 
 def _split(array: jax.Array, parts: int) -> jax.Array:
-    """[b, ...] to [parts, b / parts, ...].
+    """Reshape [b, ...] to [parts, b / parts, ...].
 
-    Row i goes to part i mod parts: each part takes rows from every device's share of a batch that is sharded over b, so that
-    splitting moves no data between devices.
+    Row i goes to part i mod parts. So if the batch is sharded over b, each part has rows of every device, and no data move between devices.
     """
     if array.shape[0] % parts:
         raise PlamoError(f"accumulation={parts} is not allowed: it must divide the batch size {array.shape[0]}")

@@ -1,4 +1,4 @@
-"""Times of steps, and of the waits for data in them."""
+"""Measurement of step times and of the time spent waiting for data."""
 
 from __future__ import annotations
 
@@ -11,30 +11,26 @@ import numpy as np
 
 
 class StepClock:
-    """Measure the times of steps, and of the waits for data in them, in seconds.
-
-    Args:
-        last: number of steps that percentiles are taken over.
-    """
+    """Measure step times and the time spent waiting for data, in seconds. Percentiles are over the `last` steps."""
 
     def __init__(self, last: int = 1000):
         self._recent: collections.deque[float] = collections.deque(maxlen=last)
         self.restart()
 
     def restart(self) -> None:
-        """Start again, after time that was not spent on steps."""
+        """Restart, after time that was not spent on steps."""
         self._since = time.perf_counter()
         self._waited = self._stepped = 0.0
 
     @contextlib.contextmanager
     def data_wait(self) -> Iterator[None]:
-        """Context manager around making the next batch and putting it onto the devices."""
+        """Context manager to measure making a batch and putting it onto the devices."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
 
     def step(self) -> float:
-        """Note that a step is done, and return how long it took."""
+        """Record the end of a step, and return its time in seconds."""
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
         self._recent.append(seconds)
@@ -42,7 +38,7 @@ class StepClock:
         return seconds
 
     def figures(self) -> dict[str, float]:
-        """Return percentiles of step time, and the share of the time since `restart` that the host waited for data, by name."""
+        """Return percentiles of the step time, and `data_wait`: the fraction of the time since `restart` spent waiting for data."""
         if not self._recent:
             return {}
         percentiles = np.percentile(self._recent, (50, 90, 99))

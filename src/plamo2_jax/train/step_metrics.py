@@ -1,4 +1,4 @@
-"""Metrics of the steps between two writes of the log: sums that are still on the device, and times."""
+"""Metrics of the steps between two writes to the log: sums that are still on the device, and times."""
 
 from __future__ import annotations
 
@@ -19,17 +19,12 @@ from plamo2_jax.train.watchdog import StallWatchdog
 
 
 class StepMetrics:
-    """Collect the metrics of steps, one of which may be under way while the next is queued, and write them.
+    """Collect the metrics of steps and write them to the log.
 
-    The host is never more than one step ahead. That keeps the device busy, and the end of each step is seen in time.
+    The host waits for a step when the next one is dispatched. So the device always has work, and the end of each step is measured.
 
     Args:
-        config: the run.
-        program: what it runs.
-        log: where metrics go.
-        guard: sees each step before it is written.
-        watchdog: shown each step.
-        goodput: None where another process writes the log.
+        goodput: None if another process writes the log.
     """
 
     def __init__(
@@ -46,17 +41,17 @@ class StepMetrics:
         self._watchdog, self._goodput = watchdog, goodput
         self.clock = StepClock()
         self.shown: dict[str, str] = {}
-        """What the progress bar shows."""
+        """Metrics for the progress bar."""
         self.restart()
 
     def restart(self) -> None:
-        """Drop what was not written and restart the clock, after time that was not spent on steps."""
+        """Drop metrics that were not written and restart the clock, after time that was not spent on steps."""
         self._steps: list[tuple[int, Metrics]] = []
         self._seconds: list[float] = []
         self.clock.restart()
 
     def add(self, step: int, metrics: Metrics) -> None:
-        """Take the sums of a step that was just handed to the device, and wait for the step before it."""
+        """Add the sums of a step that was just dispatched, and wait for the step before it."""
         self._steps.append((step, metrics))
         if len(self._steps) > 1:
             self._await(self._steps[-2][1])
@@ -65,10 +60,10 @@ class StepMetrics:
         """Wait for the device and write a line for each step.
 
         Returns:
-            A spike of the loss. The steps after the one that completed it are neither judged nor written.
+            A spike of the loss, if any. The steps after its last step are neither checked nor written.
 
         Raises:
-            Divergence: too many updates in a row were skipped.
+            Divergence: Too many updates were skipped in a row.
         """
         if not self._steps:
             return None
@@ -82,7 +77,7 @@ class StepMetrics:
         for (step, sums), seconds in zip(lines, self._seconds, strict=True):
             figures = step_figures(sums, self._task.denominators)
             if figures["skipped"]:
-                # JSON has no number for what is not finite, and a line with a loss is an update.
+                # Readers of the log take a line with a loss as an update.
                 figures = {name: value for name, value in figures.items() if math.isfinite(value) and name != "loss"}
             figures |= rates | {"step_seconds": seconds}
             if step == lines[-1][0]:
@@ -104,31 +99,26 @@ class StepMetrics:
         self._watchdog.beat()
 
     def _rates(self, steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        """Return the speed since the last write. `tokens_per_second` counts every token that the model read, each once, and MFU follows
-        from it; `trained_tokens_per_second` counts the targets of the loss alone.
+        """Return the speed since the last write. `tokens_per_second`, the base of MFU, counts every token that the model reads once;
+        `trained_tokens_per_second` counts the targets of the loss.
         """
         config, devices, seconds = self._config, self._devices, sum(self._seconds)
         processed = sum(sums[PROCESSED] for sums in steps) / seconds
         trained = sum(sums["tokens"] for sums in steps if math.isfinite(sums["tokens"])) / seconds
-        mfu = model_flops_utilization(
-            config.model,
-            config.data.sequence_length,
-            processed,
-            devices[0].device_kind,
-            len(devices),
-            self._task.forward_only,
-        )
+        hardware = (devices[0].device_kind, len(devices))
+        length, forward_only = config.data.sequence_length, self._task.forward_only
+        mfu = model_flops_utilization(config.model, length, processed, *hardware, forward_only)
         rates = {"tokens_per_second": processed, "trained_tokens_per_second": trained}
         return rates | ({} if mfu is None else {"mfu": mfu})
 
     def _watched(self, seconds: float) -> dict[str, float]:
-        """Return what is measured once per write. `seconds` is the time of the step that is not in the log yet."""
+        """Return the metrics that are measured once per write. `seconds` is the time of the step that is not in the log yet."""
         goodput = {} if self._goodput is None else {"goodput": self._goodput.share(self._log.seconds + seconds)}
         return self.clock.figures() | memory_in_use(self._devices) | goodput
 
 
 def memory_in_use(devices: Sequence[jax.Device]) -> dict[str, float]:
-    """Return `hbm_bytes` in use and `hbm_peak_bytes` of the fullest device of this process; nothing if devices do not report them (CPU)."""
+    """Return `hbm_bytes` (in use) and `hbm_peak_bytes`, the maxima over the devices of this process; empty on CPU, which reports none."""
     stats = [
         stats for device in devices if device.process_index == jax.process_index() and (stats := device.memory_stats())
     ]

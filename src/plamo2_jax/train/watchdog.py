@@ -1,4 +1,4 @@
-"""A watchdog that writes the stacks of all threads when no step was done for too long."""
+"""A watchdog for stalled runs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ STALLS = "stalls.txt"
 
 
 class StallWatchdog:
-    """Context manager that writes the stacks of all threads to stderr and to stalls.txt when no step was done for too long.
+    """Context manager that writes the stacks of all threads to stderr and to stalls.txt when a run makes no step for too long.
 
-    It starts with the first `beat`, so compiling is no stall, and it reports each stall once. The process continues: only the user knows
-    what it waits for.
+    It starts with the first `beat`, so compilation is not a stall, and it reports each stall once. The process continues, because the cause
+    may be temporary.
 
     Args:
-        folder: where stalls.txt goes.
-        seconds: time without a step that counts as a stall.
+        folder: Folder of stalls.txt.
+        seconds: Time without a step that is a stall.
     """
 
     def __init__(self, folder: str | os.PathLike[str], seconds: float):
@@ -46,7 +46,7 @@ class StallWatchdog:
         self._thread.join()
 
     def beat(self) -> None:
-        """Note that the run makes progress."""
+        """Record progress of the run."""
         with self._changed:
             self._beats += 1
             if self._beats == 1 or self._stalled:
@@ -57,7 +57,7 @@ class StallWatchdog:
             self._changed.wait_for(lambda: self._ended or self._beats)
             while not self._ended:
                 seen = self._beats
-                # Beats do not wake it: it looks again at its own pace, so a stall is seen after one to two times `seconds`.
+                # A beat does not wake this thread, so a stall is detected after one to two times `seconds`.
                 self._changed.wait(self._seconds)
                 if self._beats == seen and not self._ended:
                     self._stalled = True
@@ -74,5 +74,5 @@ class StallWatchdog:
             faulthandler.dump_traceback(file)
             file.seek(0)
             append(self._path, file.read())
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr may be no real file.
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr may not be a real file.
             faulthandler.dump_traceback(sys.stderr)

@@ -267,7 +267,7 @@ def _read_preference_data(folder: Path) -> None:
 def _write_finished_run(folder: Path) -> None:
     run = folder / "run"
     run.mkdir()
-    checkpoint.write_json(run / "config.json", {"name": "run", "model": checkpoint.model_json(CONFIG), "steps": 2})
+    checkpoint.write_json(run / "config.json", {"name": "run", "model": CONFIG.to_json(), "steps": 2})
     figures = {
         "loss": 2.5,
         "learning_rate": 1e-3,

@@ -1,4 +1,4 @@
-"""The configuration of preference data, and which part of it identifies the data."""
+"""Configuration of preference data, and the part of it that identifies the data."""
 
 from __future__ import annotations
 
@@ -20,48 +20,44 @@ from plamo2_jax.validation import require
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceDataConfig:
-    """One set of preference data.
-
-    Raises:
-        ValueError: a field is out of range; the message names the field, its value and what is allowed.
-    """
+    """Settings of one set of preference data. A field that is out of range raises PlamoError."""
 
     output: Path
-    """Folder to write."""
+    """Output folder."""
     prompts: tuple[Path, ...]
-    """Prompts or conversations as JSON lines, Parquet or ArrayRecord: files, folders or patterns (see `prompts`)."""
+    """Prompts or conversations as JSON lines, Parquet or ArrayRecord: files, folders or patterns."""
     policy: ChatModelConfig
-    """Who answers."""
+    """Model that answers the prompts."""
     samples: int = 4
-    """Answers to each prompt."""
+    """Number of answers to each prompt."""
     sampling: SamplingConfig = dataclasses.field(default_factory=lambda: SamplingConfig(0.8, top_p=0.95))
-    """How their tokens are chosen."""
+    """Sampling of the answers."""
     stop: StopConfig = dataclasses.field(default_factory=StopConfig)
-    """What ends an answer besides the end that the chat template gives it; `ids` are further ones."""
+    """Further stop conditions; an answer always ends at the end token of the chat template."""
     rules: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Of every prompt, under those of its own line; see plamo2_jax.align.preference_data.rules."""
+    """Rules for the answers to all prompts; the rules of a prompt replace them. See plamo2_jax.align.preference_data.rules."""
     rules_weight: float = 1.0
-    """Of the rules' mean in an answer's score, beside the judge's weight."""
+    """Weight of the mean over rules in the score of an answer, relative to `judge.weight`."""
     judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
-    """Who compares answers, if anybody."""
+    """Model that compares answers; without `judge.model` there is none."""
     pairing: PairingConfig = dataclasses.field(default_factory=PairingConfig)
-    """Which answers stand against each other."""
+    """How pairs are made of the answers."""
     near_prompts: float | None = 0.95
-    """Jaccard similarity of character 5-grams from which a prompt repeats an earlier one, and is left out; none: none does."""
+    """Omit a prompt if its Jaccard similarity of character 5-grams to an earlier prompt is at least this; none: keep all."""
     heldout_share: float = 0.05
-    """Share of the prompts whose pairs are held out; which ones is decided by their ids alone."""
+    """Share of the prompts whose pairs are held out. The id of a prompt decides whether it is held out."""
     seed: int = 0
-    """Of all answers: same seed, same answers."""
+    """Random seed of the answers."""
     allow_unisolated_code: bool = False
     """Run the programs of the rule `code` even if this system cannot isolate them. They can then read your files and use the network."""
 
     def __post_init__(self) -> None:
         require(self, "prompts", len(self.prompts) > 0, "one or several files")
         require(self, "policy", bool(self.policy.model), "one with a model")
-        require(self, "samples", self.samples >= 2, "at least 2: a pair is made of two answers")
+        require(self, "samples", self.samples >= 2, "at least 2, because a pair has two answers")
         require(self, "rules_weight", 0 <= self.rules_weight < math.inf, "zero or positive, and finite")
         weighed = self.rules_weight > 0 or bool(self.judge.model)
-        require(self, "rules_weight", weighed, "positive where there is no judge")
+        require(self, "rules_weight", weighed, "positive without a judge")
         near = self.near_prompts
         require(self, "near_prompts", near is None or 0 < near <= 1, "above 0 and at most 1, or none")
         require(self, "heldout_share", 0 <= self.heldout_share < 1, "in [0, 1)")
@@ -72,7 +68,7 @@ class PreferenceDataConfig:
             raise PlamoError(f"PreferenceDataConfig.rules: {error}") from None
 
 
-# Where things lie and how they are reached changes no answer.
+# These fields do not change the answers.
 _FREE = {
     "": ("output", "allow_unisolated_code"),
     "policy": ("url", "api_key_env", "concurrency", "timeout", "max_retries", "backoff"),
@@ -81,22 +77,17 @@ _FREE["judge"] = _FREE["policy"]
 
 
 def identity(config: PreferenceDataConfig) -> dict[str, Any]:
-    """A configuration as JSON, without what may change between two starts."""
+    """Return a configuration as JSON, without the fields that may change when the command is run again."""
     return _without_free(to_json(config))
 
 
 def stored_identity(stored: dict[str, Any], config: PreferenceDataConfig) -> dict[str, Any]:
-    """A stored `identity` in today's form: today's names, and the defaults of fields that did not exist when it was written.
-
-    Args:
-        stored: in JSON form.
-        config: what it is compared with.
-    """
-    models = {name: stored[name] for name in ("policy", "judge") if isinstance(stored.get(name), dict)}
-    # Before version 1.1, `batch_size` of a model was `rows`.
+    """Return a stored `identity` with current names, and with the defaults of fields that are newer than it."""
+    # Before version 1.1, the field `batch_size` of a model was called `rows`.
     renamed = {
-        name: {{"rows": "batch_size"}.get(field, field): value for field, value in model.items()}
-        for name, model in models.items()
+        name: {{"rows": "batch_size"}.get(field, field): value for field, value in stored[name].items()}
+        for name in ("policy", "judge")
+        if isinstance(stored.get(name), dict)
     }
     return _without_free(fill_defaults({**stored, **renamed}, config))
 

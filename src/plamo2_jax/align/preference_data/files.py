@@ -1,4 +1,4 @@
-"""The files of preference data, made of a journal that is complete: the same journal, the same bytes."""
+"""Output files of preference data. They depend on the journal, the prompts and the configuration only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plamo2_jax.align.preference_data.pairing import Candidate, Pairing
+from plamo2_jax.align.preference_data.pairing import Answer, Pairing
 from plamo2_jax.align.preference_data.prompts import Prompt, is_heldout
 from plamo2_jax.checkpoint import write_json
 from plamo2_jax.sandbox import cuts_network
@@ -33,52 +33,45 @@ def write_files(
 
     Args:
         output: the folder.
-        config: what was made.
-        prompts: in order.
-        alike: of prompts that were left out, the id of the one that each repeats, by id.
-        entries: the journal's, by id.
-        models: what tells `policy` and `judge` from others.
+        config: settings of the preference data.
+        prompts: the prompts in order.
+        alike: id of the earlier prompt that each omitted prompt repeats, by id.
+        entries: entries of the journal, by id.
+        models: descriptions of `policy` and `judge`.
 
     Returns:
         The report.
     """
     answered = [prompt for prompt in prompts if "failed" not in entries[prompt.id]]
-    lines = {False: [], True: []}
-    pairings, without = {side: Pairing(config.pairing) for side in lines}, Counter()
+    lines = {False: [], True: []}  # By whether the prompt is held out.
+    pairings, reasons = {side: Pairing(config.pairing) for side in lines}, []
     for prompt in answered:
-        side = is_heldout(prompt.id, config.heldout_share)
-        answers = {one["sample"]: one for one in entries[prompt.id]["answers"]}
-        candidates = [
-            Candidate(sample, one["text"], one["score"]) for sample, one in answers.items() if one["dropped"] is None
-        ]
-        pairs, why = pairings[side].pairs(candidates)
+        side, entry = is_heldout(prompt.id, config.heldout_share), entries[prompt.id]
+        pairs, reason = pairings[side].pairs([one for one in entry["answers"] if one["dropped"] is None])
         if not pairs:
-            without[why] += 1
-        verdicts = entries[prompt.id]["verdicts"]
-        for chosen, rejected in pairs:
-            both = answers[chosen.sample], answers[rejected.sample]
-            lines[side].append(_pair(config, prompt, both, verdicts, models))
+            reasons.append(reason)
+        lines[side] += [_pair(config.seed, prompt, *pair, entry["verdicts"], models) for pair in pairs]
     _write_lines(output / "answers.jsonl", (_answered(prompt, entries[prompt.id]) for prompt in answered))
     _write_lines(output / "pairs.jsonl", lines[False])
     _write_lines(output / "heldout.jsonl", lines[True])
-    report = _report(prompts, alike, entries, lines, without)
+    report = _report(prompts, alike, entries, lines, reasons)
     write_json(output / "report.json", report)
     return report
 
 
 def _pair(
-    config: PreferenceDataConfig,
+    seed: int,
     prompt: Prompt,
-    both: tuple[Mapping[str, Any], Mapping[str, Any]],
+    chosen: Answer,
+    rejected: Answer,
     verdicts: Sequence[Mapping[str, Any]],
     models: Mapping[str, Any],
 ) -> dict[str, Any]:
-    chosen, rejected = both
     samples = [chosen["sample"], rejected["sample"]]
     provenance = {
         "id": prompt.id,
         "place": prompt.place,
-        "seed": config.seed,
+        "seed": seed,
         "samples": samples,
         "margin": round(chosen["score"] - rejected["score"], 6),
         "chosen": {name: chosen[name] for name in _SCORES},
@@ -90,14 +83,14 @@ def _pair(
         ],
         **models,
     }
-    # The template gets the variables that the policy's prompt was made with.
+    # Training needs the variables of the chat template too.
     sides = {"prompt": list(prompt.messages), "chosen": chosen["text"], "rejected": rejected["text"]}
     return {**sides, **prompt.variables, "provenance": provenance}
 
 
 def _answered(prompt: Prompt, entry: Mapping[str, Any]) -> dict[str, Any]:
-    asked = {"id": prompt.id, "place": prompt.place, "prompt": list(prompt.messages), "rules": dict(prompt.rules)}
-    return {**asked, **{name: value for name, value in entry.items() if name != "id"}}
+    asked = {"place": prompt.place, "prompt": list(prompt.messages), "rules": dict(prompt.rules)}
+    return {"id": prompt.id, **asked, **entry}
 
 
 def _report(
@@ -105,7 +98,7 @@ def _report(
     alike: Mapping[str, str],
     entries: Mapping[str, Mapping[str, Any]],
     lines: Mapping[bool, Sequence[Mapping[str, Any]]],
-    without: Mapping[str, int],
+    reasons: Sequence[str],
 ) -> dict[str, Any]:
     found = [entries[prompt.id] for prompt in prompts]
     answers = [one for entry in found for one in entry.get("answers", ())]
@@ -119,9 +112,7 @@ def _report(
         "retries": sum(one["retries"] for one in (*answers, *verdicts))
         + sum(entry["retries"] for entry in found if "failed" in entry),
         "answers": len(answers),
-        "answers_dropped": dict(
-            sorted(Counter(one["dropped"].split()[0] for one in answers if one["dropped"]).items())
-        ),
+        "answers_dropped": _counts(one["dropped"].split()[0] for one in answers if one["dropped"]),
         "answers_finished": sum(one["finished"] for one in answers),
         "tokens": sum(one["tokens"] or 0 for one in answers),
         "rules": {name: _mean(one["rules"][name] for one in answers if name in one["rules"]) for name in rules},
@@ -134,13 +125,17 @@ def _report(
         },
         "pairs": len(lines[False]),
         "heldout_pairs": len(lines[True]),
-        "prompts_without_pair": dict(sorted(without.items())),
+        "prompts_without_pair": _counts(reasons),
         "margin": _mean(one["provenance"]["margin"] for one in pairs),
         "characters": {side: _mean(len(one[side]) for one in pairs) for side in ("chosen", "rejected")},
     }
     if "code" in rules:
         report["code_without_network"] = cuts_network()
     return report
+
+
+def _counts(names: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(names).items()))
 
 
 def _mean(values: Iterable[float]) -> float | None:

@@ -1,7 +1,7 @@
-"""A journal: what is done, a line each, written so that a kill at any moment costs no more than the line being written.
+"""Journal: an append-only file of finished work. A killed process loses at most the line that it was writing.
 
-A line is an entry, a JSON object with an `id`, and its end. What a kill left behind the last line end, and everything from the first
-line on that is no entry, is cut off when the journal is opened again: what those lines said is done anew.
+A line is an entry: a JSON object with an `id`. When a journal is opened, everything from the first invalid or incomplete line on is cut
+off, and the work of these lines is done again.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ _LONGEST_LINE = 64 << 20
 
 
 class Journal:
-    """A file of lines by id; the last line of an id counts.
+    """Entries by id in a file of JSON lines. The last line of an id counts.
 
     Args:
         path: the file, which need not exist.
-        is_entry: whether an object with an id is an entry; all that use the journal may rely on it.
+        is_entry: returns whether an object with an id is a valid entry.
 
     Raises:
-        ValueError: there is something else in place of the file.
+        PlamoError: `path` is a link, a folder or another special file.
     """
 
     def __init__(self, path: Path, is_entry: Callable[[Mapping[str, Any]], bool]):
-        # A link is refused: cutting off what is no entry would shorten a file elsewhere.
+        # A link is refused, because cutting off invalid lines would shorten a file elsewhere.
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise PlamoError(
                 f"{path} is not a regular file: a journal must be one. Remove it, or give another --output"
             )
         self.entries: dict[str, Mapping[str, Any]] = {}
-        """By id, what is done."""
+        """Entries by id."""
         self._lock = threading.Lock()
-        # Written at once and never by a buffer's leave: a line is there when `append` returns.
+        # Without a buffer, a line is in the file when `append` returns.
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
         whole = 0
         with path.open("rb") as file:
@@ -52,7 +52,7 @@ class Journal:
         os.ftruncate(self._file, whole)
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        """Write a line with an `id`; safe to call from threads."""
+        """Write an entry with an `id`. Several threads may call this method."""
         line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
         with self._lock:
             while line:
@@ -61,7 +61,7 @@ class Journal:
             self.entries[entry["id"]] = entry
 
     def close(self) -> None:
-        """No more lines."""
+        """Close the file."""
         os.close(self._file)
 
 

@@ -1,7 +1,7 @@
-"""A model as judge: which of two answers is better, asked in both orders.
+"""Comparison of answers by a model as judge, in both orders.
 
-Judges lean to the answer they read first (Zheng et al., arXiv:2306.05685). A pair is won only by the answer that wins in both orders; where
-they disagree it is a tie. What an answer is worth is its share of the pairs it is in, ties counting half.
+Judges prefer the answer that they read first (Zheng et al., arXiv:2306.05685). An answer wins a pair only if it wins in both orders;
+otherwise the pair is a tie. The judge's score of an answer is the share of its pairs that it wins, where a tie counts as half a win.
 """
 
 from __future__ import annotations
@@ -35,40 +35,36 @@ class JudgeConfig(ChatModelConfig):
     """A model that compares answers; without a `model` there is no judge."""
 
     rubric: str = RUBRIC
-    """What it is told; it must end with [[A]], [[B]] or, for a tie, [[C]]."""
+    """System message. It must ask for [[A]], [[B]] or, for a tie, [[C]] at the end."""
     weight: float = 1.0
-    """Of its share of wins beside the rules' mean, whose weight is `rules_weight`."""
+    """Weight of the share of wins in the score of an answer, relative to `rules_weight`."""
     max_new_tokens: int = 512
-    """Tokens for its reasons and the verdict."""
+    """Largest number of tokens of the reasons and the verdict."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self,
-            "rubric",
-            all(verdict in self.rubric for verdict in ("[[A]]", "[[B]]")),
-            "a text that asks for [[A]] or [[B]]",
-        )
+        asks = "[[A]]" in self.rubric and "[[B]]" in self.rubric
+        require(self, "rubric", asks, "a text that asks for [[A]] or [[B]]")
         require(self, "weight", 0 < self.weight < math.inf, "positive and finite")
         require(self, "max_new_tokens", self.max_new_tokens >= 1, "at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """Two answers, compared."""
+    """Result of the comparison of two answers."""
 
     pair: tuple[int, int]
-    """Their samples' numbers."""
+    """Sample numbers of the answers."""
     said: tuple[str, str]
-    """A, B, C (a tie) or "?" (unreadable), with the first of the pair as A, and then with the second as A."""
+    """Replies A, B, C (a tie) or "?" (unreadable): with the first of the pair as A, then with the second as A."""
     winner: int | None
-    """A sample's number, or None for a tie."""
+    """Sample number of the winner, or None for a tie."""
     retries: int
-    """Tries that failed."""
+    """Number of failed attempts."""
 
 
 def read_verdict(text: str) -> str:
-    """A, B or C: the last that a judge says; "?" where it says none."""
+    """Return the last verdict in a reply of the judge, A, B or C, or "?" without one."""
     found = _VERDICT.findall(text)
     return found[-1] if found else "?"
 
@@ -83,14 +79,11 @@ def compare(
     """Compare all pairs of the answers to each request, in both orders.
 
     Args:
-        judge: the model that compares.
-        config: rubric and limits.
-        requests: what was answered.
-        answers: for each request, texts by sample number.
-        seed: random seed of a server.
+        requests: the answered requests.
+        answers: texts by sample number, for each request.
 
     Returns:
-        For each request its verdicts, or why there are none.
+        The verdicts of each request, or the error of its judge.
     """
     pairs = [list(itertools.combinations(sorted(texts), 2)) for texts in answers]
     orders = [
@@ -118,7 +111,7 @@ def compare(
 
 
 def win_shares(samples: Sequence[int], verdicts: Sequence[Verdict]) -> dict[int, float]:
-    """By sample number, the share of its pairs that it wins; a tie is half a win. A sample in no pair has a half."""
+    """Return the share of its pairs that each sample wins, by sample number. A tie is half a win; a sample without pairs has ½."""
     points, games = dict.fromkeys(samples, 0.0), dict.fromkeys(samples, 0)
     for verdict in verdicts:
         for sample in verdict.pair:

@@ -1,12 +1,12 @@
-"""Pairs out of scored answers: which answers to one prompt stand against each other."""
+"""Selection of pairs from the scored answers to a prompt."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -19,22 +19,18 @@ _NGRAM = 5
 
 @dataclasses.dataclass(frozen=True)
 class PairingConfig:
-    """Which pairs are made.
-
-    Raises:
-        ValueError: a field is out of range; the message names the field, its value and what is allowed.
-    """
+    """How pairs are selected. A field that is out of range raises PlamoError."""
 
     choose: Choose = "best_worst"
-    """best_worst: the best answer against the worst. all: every pair whose margin is wide enough. balanced: of these the one a prompt
-    that keeps chosen and rejected answers equally long over the whole file."""
+    """best_worst: the best and the worst answer. all: every pair with a sufficient margin. balanced: one of these pairs per prompt, which
+    keeps the mean lengths of chosen and rejected answers equal."""
     margin: float = 0.1
-    """Least difference of the two scores, which lie in [0, 1]."""
+    """Smallest difference of the two scores, which are in [0, 1]."""
     length_ratio: float | None = None
-    """The longer answer of a pair has at most so many times the characters of the shorter; none: any."""
+    """Largest ratio of the lengths of the two answers in characters; none: no limit."""
     near_answers: float | None = 0.9
-    """Jaccard similarity of character 5-grams from which an answer repeats an earlier one to the same prompt, and is left out; none: only
-    answers that differ in white space alone are."""
+    """Omit an answer if its Jaccard similarity of character 5-grams to an earlier answer to the same prompt is at least this; none: omit
+    only answers that differ in white space alone."""
 
     def __post_init__(self) -> None:
         require(self, "choose", self.choose in get_args(Choose), f"one of {', '.join(get_args(Choose))}")
@@ -45,34 +41,29 @@ class PairingConfig:
         require(self, "near_answers", near is None or 0 < near <= 1, "above 0 and at most 1, or none")
 
 
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """One answer to a prompt."""
-
-    sample: int
-    text: str
-    score: float
+Answer = Mapping[str, Any]
+"""An answer of the journal, with `sample` (number), `text` and `score`."""
 
 
 class Pairing:
-    """Makes pairs prompt after prompt; remembers how much longer the chosen answers were."""
+    """Selects the pairs of one prompt after another. It counts how much longer the chosen answers are, for `balanced`."""
 
     def __init__(self, config: PairingConfig):
         self._config = config
         self._surplus = 0
-        """Characters of chosen answers less those of rejected ones."""
+        """Characters of all chosen answers minus characters of all rejected answers."""
 
-    def pairs(self, candidates: Sequence[Candidate]) -> tuple[list[tuple[Candidate, Candidate]], str]:
-        """Pairs of chosen and rejected, and where there are none why: "one answer", "margin" or "length"."""
+    def pairs(self, candidates: Sequence[Answer]) -> tuple[list[tuple[Answer, Answer]], str]:
+        """Return pairs of a chosen and a rejected answer; without pairs also the reason: "one answer", "margin" or "length"."""
         if len(candidates) < 2:
             return [], "one answer"
-        # Of equal scores the earlier sample stands first, whatever order they come in.
-        ranked = sorted(candidates, key=lambda one: (-one.score, one.sample))
+        # For equal scores the lower sample number comes first, in any order of the candidates.
+        ranked = sorted(candidates, key=lambda one: (-one["score"], one["sample"]))
         ordered = list(itertools.combinations(ranked, 2))
         if self._config.choose == "best_worst":
             ordered = [(ranked[0], ranked[-1])]
-        # Scores are sums of decimal fractions.
-        wide = [pair for pair in ordered if pair[0].score - pair[1].score >= self._config.margin - 1e-9]
+        # Scores are sums of decimal fractions, so differences have rounding errors.
+        wide = [(a, b) for a, b in ordered if a["score"] - b["score"] >= self._config.margin - 1e-9]
         if not wide:
             return [], "margin"
         found = [pair for pair in wide if self._fits(*pair)]
@@ -83,24 +74,24 @@ class Pairing:
         self._surplus += sum(_excess(*pair) for pair in found)
         return found, ""
 
-    def _fits(self, chosen: Candidate, rejected: Candidate) -> bool:
+    def _fits(self, chosen: Answer, rejected: Answer) -> bool:
         ratio = self._config.length_ratio
-        short, long = sorted((len(chosen.text), len(rejected.text)))
+        short, long = sorted((len(chosen["text"]), len(rejected["text"])))
         return ratio is None or long <= ratio * short
 
 
 def repeated(texts: Sequence[str], threshold: float | None) -> list[int | None]:
-    """For each answer the number of the first earlier one that it repeats, or None.
+    """Return, for each answer to a prompt, the index of the first earlier answer that it repeats, or None.
 
     Args:
-        texts: answers to one prompt.
+        texts: the answers.
         threshold: Jaccard similarity from which an answer repeats another; None: only white space may differ.
     """
     prints = [fingerprint(text) for text in texts]
     shingles = [shingle_hashes(text, _NGRAM) for text in texts]
     found: list[int | None] = []
     for i in range(len(texts)):
-        # What repeats an answer that is left out is compared with the one that stays.
+        # Compare with answers that are kept only.
         kept = [j for j in range(i) if found[j] is None]
         same = (j for j in kept if prints[i] == prints[j] or _alike(shingles[i], shingles[j], threshold))
         found.append(next(same, None))
@@ -114,5 +105,5 @@ def _alike(a: np.ndarray, b: np.ndarray, threshold: float | None) -> bool:
     return common / (len(a) + len(b) - common) >= threshold
 
 
-def _excess(chosen: Candidate, rejected: Candidate) -> int:
-    return len(chosen.text) - len(rejected.text)
+def _excess(chosen: Answer, rejected: Answer) -> int:
+    return len(chosen["text"]) - len(rejected["text"])

@@ -1,8 +1,8 @@
-"""What a policy is asked: prompts out of files, with the rules that their answers are checked by.
+"""Reading of prompts, with the rules for their answers.
 
-A record is `{"prompt": text or messages}`, or `{"messages": [...]}`, a conversation as for fine-tuning, whose prompt is what comes before
-its last answer; `forms` says which other fields hold the same. It may have an `id` and `rules`; further fields are variables of the
-chat template, and are kept.
+A record is `{"prompt": text or messages}`, or `{"messages": [...]}`: a conversation as for fine-tuning, whose prompt ends before its last
+answer. `forms` lists other names of these fields. A record may have an `id` and `rules`. All other fields are kept as variables of the
+chat template.
 """
 
 from __future__ import annotations
@@ -14,58 +14,44 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from plamo2_jax.align import forms
 from plamo2_jax.align.chat import read_records
-from plamo2_jax.align.forms import (
-    CONVERSATIONS,
-    LABELS,
-    QUESTIONS,
-    asked_in,
-    further_fields,
-    present,
-    question_messages,
-    refuse_empty_question,
-    with_system,
-)
-from plamo2_jax.align.messages import check_messages, read_messages, shown
+from plamo2_jax.align.messages import check_messages, read_messages
 from plamo2_jax.align.preference_data.rules import RuleError, check_rules
 from plamo2_jax.data.dedup import DedupConfig, DedupReport, deduplicate
 from plamo2_jax.data.documents import ReadReport, UnreadableRecord
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.validation import shown
 
-# Fields that are the program's to write.
-_TAKEN = {"id", "prompt", "messages", "rules", "chosen", "rejected", "completion", "provenance", *LABELS}
+# Fields of a record that are no variables of the chat template.
+_TAKEN = {"id", "prompt", "messages", "rules", "chosen", "rejected", "completion", "provenance", *forms.LABELS}
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """One thing to ask."""
+    """A conversation that the policy continues."""
 
     id: str
-    """Unique among the prompts of a run."""
+    """Unique id among the prompts of a run."""
     messages: tuple[Mapping[str, Any], ...]
-    """Up to what is to be answered."""
+    """The messages before the answer."""
     rules: Mapping[str, Any]
-    """See `rules`."""
+    """Rules for the answers (see `rules`)."""
     place: str
     """File and line."""
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Of the chat template."""
-
-    @property
-    def text(self) -> str:
-        """All that was said, for likeness."""
-        return "\n".join(message["content"] or "" for message in self.messages)
+    """Variables of the chat template."""
 
 
 def read_prompts(files: Iterable[str | Path], rules: Mapping[str, Any]) -> list[Prompt]:
-    """The prompts of files, folders and patterns, in order.
+    """Read the prompts of files, folders and patterns, in order.
 
     Args:
         files: JSON lines, Parquet or ArrayRecord.
-        rules: those of every prompt; a line's own come on top, and null takes one away.
+        rules: rules of every prompt. The rules of a record replace them, and null removes one.
 
     Raises:
-        ValueError: a line is no prompt, a rule is unknown or malformed, or two prompts have the same id; with file and line.
+        PlamoError: a record is no prompt, a rule is unknown or malformed, or two prompts have the same id; the message names file and line.
     """
     prompts: list[Prompt] = []
     places: dict[str, str] = {}
@@ -78,13 +64,15 @@ def read_prompts(files: Iterable[str | Path], rules: Mapping[str, Any]) -> list[
             except RuleError as error:
                 raise PlamoError(f"{where}: {error}") from None
             if fields.get("id") is None:
-                # The same prompt without an id of its own may come again.
+                # Equal prompts without an id are allowed.
                 number = 2
                 while prompt.id in places:
                     prompt = dataclasses.replace(prompt, id=f"{prompt.id.partition('-')[0]}-{number}")
                     number += 1
             if prompt.id in places:
-                raise PlamoError(f"{where}: the id {prompt.id!r} is that of {places[prompt.id]} too")
+                raise PlamoError(
+                    f"{where}: the id {prompt.id!r} is also the id of {places[prompt.id]}: ids must be unique"
+                )
             places[prompt.id] = where
             prompts.append(prompt)
     if not prompts:
@@ -93,35 +81,35 @@ def read_prompts(files: Iterable[str | Path], rules: Mapping[str, Any]) -> list[
 
 
 def to_prompt(fields: Mapping[str, Any], where: str, rules: Mapping[str, Any]) -> Prompt:
-    """The prompt of a record.
+    """Return the prompt of a record.
 
     Raises:
-        UnreadableRecord: it has none.
-        RuleError: its rules are not right.
+        UnreadableRecord: the record has no prompt.
+        RuleError: a rule is unknown or malformed.
     """
-    fields = present(fields)
-    name = asked_in(fields)
-    question = question_messages(fields) if name is None else None
+    fields = forms.present(fields)
+    name = forms.asked_in(fields)
+    question = forms.question_messages(fields) if name is None else None
     if question is not None:
         messages, used = question
     elif name is not None:
         messages, used = read_messages(fields[name], name), {name}
     else:
-        refuse_empty_question(fields)
-        names = f"{', '.join(QUESTIONS[:-1])}, {CONVERSATIONS[0]} and {CONVERSATIONS[1]}"
+        forms.refuse_empty_question(fields)
+        names = f"{', '.join(forms.QUESTIONS[:-1])}, {forms.CONVERSATIONS[0]} and {forms.CONVERSATIONS[1]}"
         raise UnreadableRecord("no prompt", f"neither a field prompt nor messages; it must have one of {names}")
-    messages = check_messages(with_system(fields, messages))
+    messages = check_messages(forms.with_system(fields, messages))
     if name is not None:
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         messages = messages[: answers[-1]] if answers else messages
-    # What is not trained on does not matter here.
+    # Marks of what is trained on have no effect here.
     messages = tuple({name: value for name, value in message.items() if name != "train"} for message in messages)
     if messages[-1]["role"] == "assistant":
         raise UnreadableRecord("answered already", "the last message of a prompt must not be the assistant's")
     if messages[-1]["role"] == "system":
         raise UnreadableRecord("no question", "the last message of a prompt must not be the system's")
-    rest = further_fields(fields, used | _TAKEN)
-    own = {} if fields.get("rules") is None else fields["rules"]
+    rest = forms.further_fields(fields, used | _TAKEN)
+    own = fields.get("rules", {})
     merged = {**rules, **own} if isinstance(own, Mapping) else own
     if isinstance(merged, Mapping):
         merged = {name: value for name, value in merged.items() if value is not None}
@@ -136,23 +124,27 @@ def to_prompt(fields: Mapping[str, Any], where: str, rules: Mapping[str, Any]) -
 
 
 def drop_alike(prompts: Sequence[Prompt], threshold: float | None) -> tuple[list[Prompt], dict[str, str]]:
-    """Prompts that repeat no earlier one, and of those that do, by id, the id of the one they repeat.
+    """Omit prompts that repeat an earlier prompt.
 
     Args:
-        prompts: in order; the first of a group stays.
-        threshold: Jaccard similarity of character 5-grams from which two are alike (see `data.dedup`); None: none is.
+        prompts: the prompts in order. The first of several similar prompts is kept.
+        threshold: Jaccard similarity of character 5-grams from which two prompts are similar (see `data.dedup`); None: keep all.
+
+    Returns:
+        The kept prompts, and the id of the earlier prompt for each omitted id.
     """
     if threshold is None:
         return list(prompts), {}
     report = DedupReport()
-    records = ({"id": prompt.id, "text": prompt.text} for prompt in prompts)
+    texts = ("\n".join(message["content"] for message in prompt.messages) for prompt in prompts)
+    records = ({"id": prompt.id, "text": text} for prompt, text in zip(prompts, texts, strict=True))
     kept = {record["id"] for record in deduplicate(records, DedupConfig(threshold), report, len(prompts), False)}
     dropped = {found.id: found.duplicate_of for found in (*report.exact, *report.near)}
     return [prompt for prompt in prompts if prompt.id in kept], dropped
 
 
 def digest(prompts: Iterable[Prompt]) -> str:
-    """BLAKE2b of all that is asked and of how answers are checked."""
+    """Return the BLAKE2b fingerprint of all prompts and their rules."""
     found = hashlib.blake2b(digest_size=16)
     for prompt in prompts:
         content = [prompt.id, prompt.messages, dict(prompt.rules), dict(prompt.variables)]
@@ -161,8 +153,6 @@ def digest(prompts: Iterable[Prompt]) -> str:
 
 
 def is_heldout(id: str, share: float) -> bool:
-    """Whether a prompt is held out: by its id alone, so that it is in every run and every round."""
-    number = int.from_bytes(
-        hashlib.blake2b(b"held out:" + id.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
-    )
-    return number < share * 2**64
+    """Return whether a prompt is held out. This depends on its id alone, so it is the same in every run and every round."""
+    hashed = hashlib.blake2b(b"held out:" + id.encode("utf-8", "surrogatepass"), digest_size=8)
+    return int.from_bytes(hashed.digest(), "big") < share * 2**64

@@ -1,16 +1,17 @@
-"""Rules that an answer can be checked by without anybody's opinion.
+"""Rules that check an answer automatically.
 
-Rules are a JSON object, `{"language": "ja", "characters": [20, 400], "finished": true}`; each gives a score in [0, 1]:
+Rules are a JSON object, such as `{"language": "ja", "characters": [20, 400], "finished": true}`. Each rule gives a score in [0, 1]:
 
-    language     "ja" or "en": the share of letters that are of its script
-    characters   [least, most]: 1 within; outside, the ratio of the length to the nearer bound, or of that to it
-    matches      regular expression: the whole answer matches it, found out within `PATTERN_SECONDS`
-    contains     text, or a list of them: the share of them in the answer
-    json         true: it is JSON, between fences or not. {"name": "type"}: it is an object, and the share of names with that type
-    exact        text: it is this one, after NFKC and with white space folded
-    code         {"language": "python", "tests": "..."}: the tests of its last block of code run to their end (see `plamo2_jax.sandbox`);
-                 "names": ["sum"] are functions of the code that the tests call although Python has builtins of these names
-    finished     true: it came to its end by itself, not by running out of tokens; false: it did not
+    language     "ja" or "en": the share of letters in the script of this language
+    characters   [least, most]: 1 for a length within these bounds; otherwise length / least or most / length
+    matches      regular expression: 1 if it matches the whole answer within `PATTERN_SECONDS`
+    contains     text or list of texts: the share of these texts that are in the answer
+    json         true: 1 if the answer is JSON, in a code block or not. {"name": "type"}: the share of these names in a JSON object whose
+                 values have these types
+    exact        text: 1 if the answer is this text, after NFKC normalization and folding of white space
+    code         {"language": "python", "tests": "..."}: 1 if the tests pass with the last code block (see `plamo2_jax.sandbox`).
+                 "names": ["sum"] lists functions of the code that the tests call and that have the name of a Python builtin
+    finished     true: 1 if the answer ends by itself, not at the token limit. false: 1 if it does not
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from plamo2_jax.pattern import matches_whole
 from plamo2_jax.sandbox import passes
 
 PATTERN_SECONDS = 1.0
-"""How long a regular expression may look at one answer; one that takes longer does not match."""
+"""Time limit of matching a regular expression against one answer. After it the expression does not match."""
 LANGUAGES = ("ja", "en")
 JSON_TYPES: Mapping[str, Callable[[Any], bool]] = {
     "string": lambda value: isinstance(value, str),
@@ -47,14 +48,14 @@ _FENCED = re.compile(r"```[ \t]*(\w*)[^\n]*\n(.*?)```", re.DOTALL)
 
 
 class RuleError(PlamoError):
-    """A rule is unknown or malformed; the message says which, and what is allowed."""
+    """A rule is unknown or malformed; the message names the rule."""
 
 
 def check_rules(rules: Any) -> Mapping[str, Any]:
-    """Rules as they are, once every one is known and well formed.
+    """Check rules, and return them.
 
     Raises:
-        RuleError: one is not.
+        RuleError: a rule is unknown or malformed.
     """
     if not isinstance(rules, Mapping):
         raise RuleError(f'rules must be an object such as {{"language": "ja"}}, not {type(rules).__name__}')
@@ -70,16 +71,13 @@ def check_rules(rules: Any) -> Mapping[str, Any]:
 def score(
     rules: Mapping[str, Any], answer: str, finished: bool, *, allow_unisolated_code: bool = False
 ) -> dict[str, float]:
-    """What each rule gives an answer.
+    """Return the score of an answer under each rule, by name of the rule. Scores are in [0, 1].
 
     Args:
-        rules: those of `check_rules`.
-        answer: the whole of it.
-        finished: whether it ended by a stop token or stop string.
+        rules: rules that passed `check_rules`.
+        answer: the whole answer.
+        finished: whether it ended at a stop token or stop string.
         allow_unisolated_code: run the programs of `code` even if this system cannot isolate them.
-
-    Returns:
-        A figure in [0, 1] for every rule, by its name.
 
     Raises:
         SandboxError: there is a rule `code`, programs cannot be isolated, and `allow_unisolated_code` is false.
@@ -94,7 +92,7 @@ def score(
 
 
 def mean(scores: Mapping[str, float]) -> float:
-    """The mean over rules; 1 where there is none, since nothing speaks against the answer."""
+    """Return the mean over rules, or 1 without rules."""
     return statistics.fmean(scores.values()) if scores else 1.0
 
 
@@ -111,10 +109,6 @@ def _characters(bounds: list[int], answer: str, finished: bool) -> float:
     if length < least:
         return length / least
     return most / length if length > most else 1.0
-
-
-def _matches(pattern: str, answer: str, finished: bool) -> float:
-    return float(matches_whole(pattern, answer, PATTERN_SECONDS))
 
 
 def _contains(wanted: str | list[str], answer: str, finished: bool) -> float:
@@ -140,10 +134,6 @@ def _refuse_constant(name: str) -> None:
     raise PlamoError(f"{name} is not JSON")
 
 
-def _exact(wanted: str, answer: str, finished: bool) -> float:
-    return float(_folded(wanted) == _folded(answer))
-
-
 def _folded(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
@@ -153,10 +143,6 @@ def _code(wanted: Mapping[str, Any], answer: str, allow_unisolated: bool) -> flo
     if not blocks:
         return 0.0
     return float(passes(blocks[-1], wanted["tests"], names=wanted.get("names", ()), allow_unisolated=allow_unisolated))
-
-
-def _finished(wanted: bool, answer: str, finished: bool) -> float:
-    return float(finished == wanted)
 
 
 def _is_pattern(value: Any) -> bool:
@@ -192,7 +178,7 @@ def _is_code(value: Any) -> bool:
     return value["language"] == "python" and tests and named
 
 
-# By name: what is allowed, whether a value is that, and the score of (value, answer, finished).
+# By name: the allowed values in words, a check of the value, and the score of (value, answer, finished).
 _RULES: Mapping[str, tuple[str, Callable[[Any], bool], Callable[[Any, str, bool], float]]] = {
     "language": (
         " or ".join(map(repr, LANGUAGES)),
@@ -200,14 +186,26 @@ _RULES: Mapping[str, tuple[str, Callable[[Any], bool], Callable[[Any, str, bool]
         _language,
     ),
     "characters": ("[least, most], whole numbers of at least 0", _is_bounds, _characters),
-    "matches": ("a regular expression of at most 2,000 characters", _is_pattern, _matches),
+    "matches": (
+        "a regular expression of at most 2,000 characters",
+        _is_pattern,
+        lambda pattern, answer, finished: float(matches_whole(pattern, answer, PATTERN_SECONDS)),
+    ),
     "contains": ("a text or a list of texts, none of them empty", _is_texts, _contains),
     "json": (f"true, or an object of names and types ({', '.join(JSON_TYPES)})", _is_fields, _json),
-    "exact": ("a text that is not empty", lambda value: isinstance(value, str) and bool(value.strip()), _exact),
+    "exact": (
+        "a text that is not empty",
+        lambda value: isinstance(value, str) and bool(value.strip()),
+        lambda wanted, answer, finished: float(_folded(wanted) == _folded(answer)),
+    ),
     "code": (
         '{"language": "python", "tests": "..."} with tests that are not empty, and if need be "names", a list of texts',
         _is_code,
         _code,
     ),
-    "finished": ("true or false", lambda value: isinstance(value, bool), _finished),
+    "finished": (
+        "true or false",
+        lambda value: isinstance(value, bool),
+        lambda wanted, answer, finished: float(finished == wanted),
+    ),
 }

@@ -1,14 +1,14 @@
 """Preference data: a policy answers prompts several times, rules and a judge score the answers, and pairs are made of them.
 
-    OUTPUT/config.json      what decides the outcome, and the fingerprints of prompts, policy and judge
-    OUTPUT/journal.jsonl    what is done, a line a prompt, as it is done
-    OUTPUT/answers.jsonl    all answers with their scores and the judge's verdicts, in the order of the prompts
-    OUTPUT/pairs.jsonl      what `plamo2 dpo` reads, with where it comes from under `provenance`
-    OUTPUT/heldout.jsonl    the same, of prompts that are held out
-    OUTPUT/report.json      counts, means, and what failed
+    OUTPUT/config.json      settings that decide the result, and descriptions of prompts, policy and judge
+    OUTPUT/journal.jsonl    answers and verdicts, one line per finished prompt
+    OUTPUT/answers.jsonl    all answers with scores and verdicts, in the order of the prompts
+    OUTPUT/pairs.jsonl      input of `plamo2 dpo`, with its origin under `provenance`
+    OUTPUT/heldout.jsonl    the same for held-out prompts
+    OUTPUT/report.json      counts, means and failures
 
-Prompts are answered in groups that the order of the file fixes, with randomness that the seed, the prompt and the sample's number fix.
-So a run that is killed and started again, any number of times, ends in the bytes of one that nobody touched.
+The groups in which prompts are answered depend on their order only, and the randomness depends on the seed, the prompt and the sample
+number only. So a run that was killed and resumed writes the same bytes as a run without interruption.
 """
 
 from __future__ import annotations
@@ -40,24 +40,23 @@ JOURNAL = "journal.jsonl"
 FILES = (JOURNAL, "answers.jsonl", "pairs.jsonl", "heldout.jsonl", REPORT, CONFIG)
 
 Progress = Callable[[int, int], None]
-"""Called with the number of prompts that are done, and of all."""
+"""Called with the number of finished prompts and the number of all prompts."""
 
 
 def make_preference_data(
     config: PreferenceDataConfig, *, again: bool = False, on_progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Make preference data, or resume. A complete folder is left as it is.
+    """Make preference data, or resume. A complete folder is not changed.
 
     Args:
-        config: what to make.
-        again: remove what an earlier run left in the folder first.
-        on_progress: told of every prompt that is done.
+        again: remove the files of an earlier run in the folder first.
+        on_progress: called after every finished group of prompts.
 
     Returns:
-        What report.json holds. Prompts that failed for good are in it, and are tried again by the next call.
+        The contents of report.json. It lists failed prompts, which the next call tries again.
 
     Raises:
-        ValueError: the folder is in use or of another configuration, a prompt or rule is malformed, a model cannot be read, an
+        PlamoError: the folder is in use or has another configuration, a prompt or rule is malformed, a model cannot be read, an
             endpoint refuses all requests, or there are `code` rules and programs cannot be isolated.
     """
     output = Path(config.output)
@@ -65,49 +64,45 @@ def make_preference_data(
     has_code = any("code" in prompt.rules for prompt in prompts)
     if has_code and not config.allow_unisolated_code and (problem := isolation_problem()):
         raise PlamoError(problem)
-    ours = {"config": identity(config), "prompts": digest(prompts)}
+    current = {"config": identity(config), "prompts": digest(prompts)}
     with lock_folder(output):
         if again:
             for name in FILES:
                 (output / name).unlink(missing_ok=True)
-        theirs = read_identity(output)
-        if theirs is None and (output / JOURNAL).exists():
-            raise PlamoError(
-                f"{output} holds a {JOURNAL} without its {CONFIG}; give another --output, or --again to begin anew"
-            )
-        if theirs is not None:
-            theirs["config"] = stored_identity(theirs["config"], config)
-            _refuse_other(output, ours, theirs)
+        stored = read_identity(output)
+        if stored is None and (output / JOURNAL).exists():
+            raise PlamoError(f"{output} holds a {JOURNAL} without its {CONFIG}; {OR_AGAIN}")
+        if stored is not None:
+            stored["config"] = stored_identity(stored["config"], config)
+            _refuse_other(output, current, stored)
             report = read_report(output)
             if report is not None and not report["failed"]:
                 return report
-        return _Run(config, prompts, on_progress).run(ours, theirs)
+        return _Run(config, prompts, on_progress).run(current, stored)
 
 
 class _Run:
-    """One start."""
+    """One call of `make_preference_data`."""
 
     def __init__(self, config: PreferenceDataConfig, prompts: Sequence[Prompt], on_progress: Progress | None):
         self._config, self._on_progress = config, on_progress
         self._prompts, self._alike = drop_alike(prompts, config.near_prompts)
         self._policy = models.open(config.policy)
         self._judge: ChatModel | None = models.open(config.judge) if config.judge.model else None
+        self._parallel = self._policy.parallel and (self._judge is None or self._judge.parallel)
         self._scorers = ThreadPoolExecutor(os.cpu_count() or 1)
 
-    def run(self, ours: Mapping[str, Any], theirs: Mapping[str, Any] | None) -> dict[str, Any]:
+    def run(self, current: Mapping[str, Any], stored: Mapping[str, Any] | None) -> dict[str, Any]:
         output = Path(self._config.output)
         opened = {"policy": self._policy, "judge": self._judge}
         described = {name: model and dict(model.description) for name, model in opened.items()}
-        whole = {**ours, **described}
-        if theirs is not None:
-            for name, found in described.items():
-                if found != theirs.get(name) and self._is_own(name):
-                    was = str(theirs[name])[:120]
-                    raise PlamoError(
-                        f"{output} was begun with another {name}: {was}, not {str(found)[:120]}; {OR_AGAIN}"
-                    )
-        else:
-            write_json(output / CONFIG, whole)
+        if stored is None:
+            write_json(output / CONFIG, {**current, **described})
+        for name, found in described.items() if stored else ():
+            # The description of an endpoint holds its address, which may change.
+            if found != stored.get(name) and getattr(self._config, name).url is None:
+                was = str(stored[name])[:120]
+                raise PlamoError(f"{output} was begun with another {name}: {was}, not {str(found)[:120]}; {OR_AGAIN}")
         journal = Journal(output / JOURNAL, lambda entry: is_entry(entry, self._config.samples))
         try:
             self._answer_all(journal)
@@ -117,59 +112,56 @@ class _Run:
             self._stop()
 
     def _stop(self) -> None:
-        """Give up what is being asked and scored; who waits for it gets CancelledError."""
+        """Cancel all requests and scoring. Callers that wait for them get CancelledError."""
         self._scorers.shutdown(wait=False, cancel_futures=True)
         for model in (self._policy, self._judge):
             if model is not None:
                 model.close()
 
-    def _is_own(self, name: str) -> bool:
-        return getattr(self._config, name).url is None
-
     def _answer_all(self, journal: Journal) -> None:
-        """Put into the journal what is missing there."""
-        groups = [group for group in self._groups() if any(_is_missing(journal, prompt) for prompt in group)]
+        """Add the missing entries to the journal."""
+
+        def is_missing(id: str) -> bool:
+            return id not in journal.entries or "failed" in journal.entries[id]
+
+        groups = [group for group in self._groups() if any(is_missing(prompt.id) for prompt in group)]
         done = len(self._prompts) - sum(map(len, groups))
 
         def work(group: Sequence[Prompt]) -> int:
-            # Whole groups, as without an interruption: answers depend on what shares a batch, if only by their logits' last bits.
+            # Answer whole groups, as without an interruption: the last bits of the logits may depend on the other rows of a batch.
             for entry in self._entries(group):
-                if entry["id"] not in journal.entries or "failed" in journal.entries[entry["id"]]:
+                if is_missing(entry["id"]):
                     journal.append(entry)
             return len(group)
 
-        def tell(count: int) -> None:
+        def report_progress(count: int) -> None:
             nonlocal done
             done += count
             if self._on_progress:
                 self._on_progress(done, len(self._prompts))
 
-        tell(0)
+        report_progress(0)
         if not self._parallel:
             for group in groups:
-                tell(work(group))
+                report_progress(work(group))
             return
         pool = ThreadPoolExecutor(self._config.policy.concurrency)
         try:
             for future in as_completed([pool.submit(work, group) for group in groups]):
-                tell(future.result())
+                report_progress(future.result())
         finally:
-            # Of an error or Ctrl-C: no thread may wait for an answer, nor write when the journal is closed.
+            # After an error or Ctrl-C no thread may wait for an answer or write to the closed journal.
             self._stop()
             pool.shutdown(cancel_futures=True)
 
-    @property
-    def _parallel(self) -> bool:
-        return self._policy.parallel and (self._judge is None or self._judge.parallel)
-
     def _groups(self) -> list[Sequence[Prompt]]:
-        """The prompts in groups of the policy's batch, in order; of one where endpoints are asked for many things at a time."""
+        """Return the prompts in groups that fill a batch of the local model, in order; with endpoints alone, one prompt per group."""
         own = self._config.judge if self._policy.parallel else self._config.policy
         size = 1 if self._parallel else max(1, own.batch_size // self._config.samples)
         return [self._prompts[start : start + size] for start in range(0, len(self._prompts), size)]
 
     def _entries(self, group: Sequence[Prompt]) -> list[dict[str, Any]]:
-        """A journal's line for each prompt."""
+        """Return the journal entry of each prompt."""
         config = self._config
         requests = [
             ChatRequest(
@@ -197,7 +189,7 @@ class _Run:
         return entries
 
     def _scored(self, prompt: Prompt, responses: Sequence[ChatResponse]) -> list[dict[str, Any]]:
-        """Answers with what rules give them, and why they are left out, if they are."""
+        """Return the answers with their scores under the rules, and the reason if an answer cannot be used."""
         unisolated = self._config.allow_unisolated_code
         texts = [response.text for response in responses]
         finished = [response.finish_reason == "stop" for response in responses]
@@ -229,38 +221,31 @@ class _Run:
         return answers
 
     def _add_scores(self, prompt: Prompt, answers: Sequence[dict[str, Any]], verdicts: Sequence[Any]) -> None:
-        """Put the judge's share and the score in."""
+        """Add the judge's share of wins and the score to the answers."""
         stay = [one["sample"] for one in answers if one["dropped"] is None]
         shares = win_shares(stay, verdicts) if self._judge is not None else {}
-        # Where a line has no rules, the judge alone decides.
+        # Without rules the judge alone decides.
         rules_weight = self._config.rules_weight if prompt.rules or not shares else 0.0
         for one in answers:
             share = shares.get(one["sample"])
-            weights = [
-                (rules_weight, one["rules_mean"]),
-                (0.0 if share is None else self._config.judge.weight, share or 0.0),
-            ]
-            total = sum(weight for weight, _ in weights)
+            judge_weight = 0.0 if share is None else self._config.judge.weight
+            weighted = rules_weight * one["rules_mean"] + judge_weight * (share or 0.0)
+            total = rules_weight + judge_weight
             one["judge"] = None if share is None else round(share, 6)
-            one["score"] = round(sum(weight * value for weight, value in weights) / total, 6) if total else None
+            one["score"] = round(weighted / total, 6) if total else None
 
 
-def _refuse_other(output: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    if found := differences(ours["config"], theirs["config"], free=frozenset()):
+def _refuse_other(output: Path, current: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+    if found := differences(current["config"], stored["config"], free=frozenset()):
         raise PlamoError(
             f"{output} holds preference data of another configuration ({'; '.join(found)[:200]}); {OR_AGAIN}"
         )
-    if ours["prompts"] != theirs["prompts"]:
+    if current["prompts"] != stored["prompts"]:
         raise PlamoError(f"{output} holds preference data of other prompts than are in the files now; {OR_AGAIN}")
 
 
-def _is_missing(journal: Journal, prompt: Prompt) -> bool:
-    entry = journal.entries.get(prompt.id)
-    return entry is None or "failed" in entry
-
-
 def _unusable(text: str) -> str | None:
-    """Why a text cannot be trained on: it is empty, or has broken characters or noncharacters, which chat templates refuse."""
+    """Return why a text cannot be trained on: "empty", or "broken" with replacement characters or noncharacters; None if it can."""
     if not text.strip():
         return "empty"
     return "broken" if any(c == "\ufffd" or "\ufdd0" <= c <= "\ufdd2" for c in text) else None

@@ -42,7 +42,7 @@ class Predicate:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """An instruction of the scalar core. Each value has a name that is unique in the program and ends in the register that holds it."""
+    """An instruction of the scalar core. The name of a value is unique in the program and ends with the register that holds the value."""
 
     op: str
     """The mnemonic up to its first dot."""
@@ -56,12 +56,12 @@ class Instruction:
 
     @functools.cached_property
     def register(self) -> str:
-        """Register of the result. Values joined by a phi share a register."""
+        """Register of the result. The values that a phi joins share a register."""
         return self.name.rpartition("_")[2]
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Names of the values that it reads, and the memory slot of a load."""
+        """Names of the values that it reads, and the memory slot that a load reads."""
         names = self.operands[1:] if self.op == "sst" else self.operands
         predicate = (self.predicate.name, self.predicate.otherwise or "") if self.predicate else ()
         return (*names, *predicate)
@@ -87,7 +87,7 @@ def parse_schedule(text: str) -> Program:
     """Parse the text of a `*-final_bundles.txt` file.
 
     Raises:
-        ValueError: the text has no bundles.
+        PlamoError: the text has no bundles.
     """
     scalar: dict[int, tuple[Instruction, ...]] = {}
     regions: dict[int, int] = {}
@@ -122,7 +122,7 @@ def _bundles(text: str) -> Iterator[str]:
 
 
 def _statements(bundle: str) -> list[str]:
-    # Only a comment tells that a load reads the number of the core.
+    # Only a comment shows that a load reads the number of the core.
     return _COMMENT.sub("", _CORE_ID.sub(" core_id", bundle)).split(";;")
 
 
@@ -159,7 +159,7 @@ def _instruction(statement: str) -> Instruction | None:
 
 
 def _in_order(instructions: list[Instruction]) -> tuple[Instruction, ...]:
-    """Sort the instructions of a bundle: phis first, and pseudo-instructions after those of the bundle whose results they read."""
+    """Sort the instructions of a bundle: phis first, and each pseudo-instruction after the instructions whose results it reads."""
     left = sorted(instructions, key=lambda i: i.op != "sphi")
     ordered = []
     while left:
@@ -184,17 +184,14 @@ def _relevant(scalar: dict[int, tuple[Instruction, ...]]) -> dict[int, tuple[Ins
         found = [i for name in reads for i in writers.get(name, ())]
 
     def matters(instruction: Instruction) -> bool:
-        return (
-            instruction.name in wanted
-            if instruction.name
-            else instruction.op != "sst" or instruction.operands[0] in wanted
-        )
+        written = instruction.operands[0] if instruction.op == "sst" else instruction.name
+        return written is None or written in wanted
 
     kept = {index: tuple(filter(matters, instructions)) for index, instructions in scalar.items()}
     return {index: instructions for index, instructions in kept.items() if instructions}
 
 
 def _delay_slots(branches: Iterable[int], ends: set[int]) -> int:
-    """Return the distance from a branch to the end of a region that is most common: a branch's region ends with its last delay slot."""
+    """Return the most common distance from a branch to the end of a region. The region of a branch ends with its last delay slot."""
     votes = collections.Counter(d for index in branches for d in range(1, _MOST_SLOTS + 1) if index + d in ends)
     return max(votes, key=lambda d: (votes[d], d), default=0)

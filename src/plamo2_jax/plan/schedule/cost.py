@@ -1,7 +1,8 @@
-"""Add up the cost of a compiled program: cycles, bytes and memory of each operation, and a closer look at its Pallas kernels."""
+"""Add up the cost of a compiled program: cycles, bytes and memory of each operation, and more figures for its Pallas kernels."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import re
 
@@ -17,7 +18,7 @@ from plamo2_jax.plan.schedule.scalar_core import Execution
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """A Pallas kernel of a program. Figures are for one call, all grid steps together, if the field does not say otherwise."""
+    """A Pallas kernel of a program. Unless a field says otherwise, figures are for one call with all its grid steps."""
 
     name: str
     grid: tuple[int, ...]
@@ -32,10 +33,8 @@ class Kernel:
     hbm_bytes: int
     """HBM bytes by the block specs."""
     transferred_bytes: int
-    """Bytes of the transfers that the schedule starts, as far as their sizes are known. They differ from `hbm_bytes` if the kernel
-    starts transfers of its own."""
+    """Bytes of the transfers of known size that the schedule starts. They differ from `hbm_bytes` if the kernel starts transfers itself."""
     vmem_bytes: int
-    """Vector memory that it needs."""
     utilization: dict[str, float]
     """Share of the issue slots of each functional unit that is used."""
 
@@ -84,24 +83,17 @@ class Cost:
 
     def by_kind(self) -> dict[str, int]:
         """Return the cycles of each kind of operation, the largest first."""
-        sums: dict[str, int] = {}
+        sums: collections.Counter[str] = collections.Counter()
         for operation in self.operations:
-            sums[operation.kind] = sums.get(operation.kind, 0) + operation.times * operation.cycles
-        return dict(sorted(sums.items(), key=lambda item: -item[1]))
+            sums[operation.kind] += operation.times * operation.cycles
+        return dict(sums.most_common())
 
 
 def program_cost(module: Module, schedules: Schedules, calls: list[KernelCall], chip: Chip, temp_bytes: int) -> Cost:
-    """Return the cost of a compiled program.
-
-    Args:
-        module: the compiled program.
-        schedules: the schedules that its compilation dumped.
-        calls: the `pallas_call`s of the traced function.
-        chip: the chip that it was compiled for.
-        temp_bytes: HBM bytes of temporaries.
+    """Return the cost of a compiled program, given the schedules of its compilation and the `pallas_call`s of the traced function.
 
     Raises:
-        ValueError: the trip count of a loop or the traffic of a kernel is not known.
+        PlamoError: the trip count of a loop or the traffic of a kernel is not known.
     """
     operations, kernels, waiting = [], [], list(calls)
     vmem_bytes = 0
@@ -137,7 +129,7 @@ def program_cost(module: Module, schedules: Schedules, calls: list[KernelCall], 
 def _runs(schedules: Schedules, instruction: Instruction, chip: Chip) -> list[Execution]:
     try:
         return schedules.runs(instruction.name, chip.cores)
-    except ValueError:
+    except PlamoError:
         # A kernel must be counted. For one of XLA's small operations the estimate is enough.
         if instruction.is_kernel:
             raise
@@ -145,16 +137,16 @@ def _runs(schedules: Schedules, instruction: Instruction, chip: Chip) -> list[Ex
 
 
 def _take(calls: list[KernelCall], instruction: Instruction) -> KernelCall:
-    """Remove and return the call that an instruction comes from: the first one left whose name is in its op_name."""
+    """Remove and return the call that an instruction comes from: the first remaining call whose name is in the op_name."""
     for call in calls:
         if re.search(rf"\b{re.escape(call.name)}\b", instruction.op_name):
             calls.remove(call)
             return call
-    raise PlamoError(f"the kernel {instruction.name} ({instruction.op_name}) is none of the function's pallas_calls")
+    raise PlamoError(f"the kernel {instruction.name} ({instruction.op_name}) is not a pallas_call of the function")
 
 
 def _kernel_bytes(call: KernelCall, instruction: Instruction, computation: Computation) -> int:
-    """Return the bytes by the block specs; an operand that XLA keeps in VMEM around the call counts as 0."""
+    """Return the bytes by the block specs. An operand that XLA keeps in VMEM around the call counts as 0."""
     results = re.findall(r"\w+\[[\d,]*\]\{[^{}]*\}", instruction.shape)
     shapes = [*(computation[name].shape for name in instruction.operands), *results]
     if len(shapes) != len(call.blocks):

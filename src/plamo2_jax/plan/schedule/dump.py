@@ -12,11 +12,7 @@ _NAME = re.compile(r"\d+-(.+)-\d+-(final_bundles|final_hlo-static-per-bundle-uti
 
 
 class Schedules:
-    """The schedules in a dump folder.
-
-    Args:
-        folder: the folder, after the compilation.
-    """
+    """The schedules in the dump folder of a compilation."""
 
     def __init__(self, folder: Path) -> None:
         self._files: dict[tuple[str, str], Path] = {}
@@ -43,7 +39,7 @@ class Schedules:
         """Run an operation's schedule on each of the cores that share its work; return [] if it has no schedule.
 
         Raises:
-            ValueError: the trip count of a loop depends on data.
+            PlamoError: the trip count of a loop depends on data.
         """
         path = self._file(name, "final_bundles")
         if path is None:
@@ -58,7 +54,7 @@ class Schedules:
 
 
 def parse_utilization(text: str, run: Execution) -> dict[str, float]:
-    """Return used slots / slots for each unit, from a text that lists the slots that each bundle uses."""
+    """Return used slots / slots for each unit. The text lists the slots that each bundle uses."""
     lines = text.splitlines()
     units = lines[1].split(", ")
     capacity = [int(n) for n in lines[2].split()]

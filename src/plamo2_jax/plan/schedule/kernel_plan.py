@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 from jax.experimental.layout import Format, Layout
-from jax.extend.core import ClosedJaxpr
 from jax.sharding import SingleDeviceSharding
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.plan.chips import chip_of
 from plamo2_jax.plan.compiler import first_line, libtpu_version, topology_devices
 from plamo2_jax.plan.hlo import parse_module
@@ -19,9 +20,10 @@ from plamo2_jax.plan.schedule.cost import Cost, program_cost
 from plamo2_jax.plan.schedule.dump import Schedules
 from plamo2_jax.plan.schedule.kernel_traffic import kernel_calls
 from plamo2_jax.plan.schedule.ssd import SsdProgram
+from plamo2_kernels.errors import ImplementationError
 
 Layouts = Literal["default", "auto"]
-"""Layouts of arguments and results. default: those that arrays have by default. auto: the compiler chooses, as it does inside a model."""
+"""Layouts of arguments and results. default: the default layout of arrays. auto: the compiler chooses, as inside a model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,69 +46,47 @@ class KernelPlan:
     """Version of the compiler."""
     cost: Cost | None
     error: str | None = None
-    """Why it does not compile, or why its cost is not known."""
-
-
-class Compiled(NamedTuple):
-    """A traced and compiled program."""
-
-    jaxpr: ClosedJaxpr
-    executable: jax.stages.Compiled
+    """Reason why it does not compile, or why its cost is not known."""
 
 
 def compile_ssd(request: SsdRequest, dump: Path) -> KernelPlan:
-    """Compile a scan and return its cost.
-
-    Args:
-        request: what to compile.
-        dump: the folder to which the process dumps schedules.
+    """Compile a scan and return its cost. The process must dump schedules to the folder `dump`.
 
     Raises:
-        ValueError: there is no such slice, or the program's description is wrong.
+        PlamoError: there is no such preset, slice or chip.
     """
     function, operands = request.program.build()
     device = topology_devices(request.topology)[0]
     chip_of(device.device_kind)  # Refuses a chip without published figures before anything is compiled.
-    cost = error = None
+    plan = functools.partial(KernelPlan, request.program, request.layouts, libtpu_version())
     try:
-        compiled = compile_for(function, operands, device, request.layouts)
-    except (
-        Exception
-    ) as problem:  # The compiler's refusal is a result. Mosaic, XLA and the kernel raise different types.
-        error = f"does not compile: {first_line(problem)}"
-    else:
-        try:
-            cost = compiled_cost(compiled, device, dump)
-        except ValueError as problem:
-            error = f"compiles, but {first_line(problem)}"
-    return KernelPlan(request.program, request.layouts, libtpu_version(), cost, error)
+        traced = trace_for(function, operands, device, request.layouts)
+    except ImplementationError as problem:
+        return plan(None, f"does not compile: {problem}")
+    try:
+        compiled = traced.lower().compile()
+    except Exception as problem:  # The compiler's refusal is a result. Mosaic and XLA raise different types.
+        return plan(None, f"does not compile: {first_line(problem)}")
+    try:
+        return plan(compiled_cost(traced, compiled, device, dump))
+    except PlamoError as problem:
+        return plan(None, f"compiles, but {problem}")
 
 
-def compile_for(function: Callable, operands: Sequence, device: jax.Device, layouts: Layouts = "default") -> Compiled:
-    """Compile a function for one device of a slice.
-
-    Args:
-        function: takes positional arrays.
-        operands: the arrays' shapes and dtypes.
-        device: from `topology_devices`.
-        layouts: layouts of arguments and results.
-    """
+def trace_for(
+    function: Callable, operands: Sequence, device: jax.Device, layouts: Layouts = "default"
+) -> jax.stages.Traced:
+    """Trace a function of positional arrays, given their shapes and dtypes, for one device of a slice."""
     sharding = SingleDeviceSharding(device)
     form = Format(Layout.AUTO, sharding) if layouts == "auto" else sharding
-    traced = jax.jit(function, in_shardings=form, out_shardings=form).trace(*operands)
-    return Compiled(traced.jaxpr, traced.lower().compile())
+    return jax.jit(function, in_shardings=form, out_shardings=form).trace(*operands)
 
 
-def compiled_cost(compiled: Compiled, device: jax.Device, dump: Path) -> Cost:
+def compiled_cost(traced: jax.stages.Traced, compiled: jax.stages.Compiled, device: jax.Device, dump: Path) -> Cost:
     """Return the cost of a compiled program, from its text and from the schedules that the compiler dumped.
 
     Raises:
-        ValueError: a trip count or the traffic of a kernel depends on data.
+        PlamoError: a trip count or the traffic of a kernel depends on data.
     """
-    return program_cost(
-        parse_module(compiled.executable.as_text()),
-        Schedules(dump),
-        kernel_calls(compiled.jaxpr),
-        chip_of(device.device_kind),
-        compiled.executable.memory_analysis().temp_size_in_bytes,
-    )
+    module, calls, chip = parse_module(compiled.as_text()), kernel_calls(traced.jaxpr), chip_of(device.device_kind)
+    return program_cost(module, Schedules(dump), calls, chip, compiled.memory_analysis().temp_size_in_bytes)

@@ -1,7 +1,7 @@
 """Count the bytes that a Pallas TPU kernel moves between HBM and VMEM from its block specs.
 
-The pipeline around a kernel fetches an input block when its block index differs from the one of the step before, and writes an output
-block back when the index of the next step differs. The index maps, evaluated over the whole grid, therefore give the exact traffic.
+The pipeline around a kernel fetches an input block if its block index differs from the index of the previous step, and writes an output
+block back if the index of the next step differs. The index maps, evaluated over the whole grid, therefore give the exact traffic.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from plamo2_jax.errors import PlamoError
 class Block:
     """The blocks of one operand of a kernel."""
 
-    output: bool
-    """Whether the operand is an output."""
     bytes: int
     """Bytes of one block in HBM, its last two axes padded to tiles."""
     moves: int
@@ -38,20 +36,14 @@ class KernelCall:
     name: str
     grid: tuple[int, ...]
     blocks: tuple[Block, ...]
-    """The inputs, then the outputs, in the order of the call."""
-    scratch_bytes: int
-
-    @property
-    def steps(self) -> int:
-        """Number of grid steps."""
-        return math.prod(self.grid)
+    """Blocks of the inputs, then of the outputs, in the order of the call."""
 
 
 def kernel_calls(jaxpr: ClosedJaxpr) -> list[KernelCall]:
     """Return the kernels that a traced function calls, in order.
 
     Raises:
-        ValueError: the traffic depends on data, because a grid has dynamic bounds or index maps read prefetched scalars.
+        PlamoError: the traffic depends on data, because a grid has dynamic bounds or index maps read prefetched scalars.
     """
     return [_kernel_call(parameters) for parameters in _pallas_parameters(jaxpr)]
 
@@ -75,26 +67,23 @@ def _kernel_call(parameters: dict[str, Any]) -> KernelCall:
     grid = tuple(map(int, mapping.grid))
     blocks = tuple(
         Block(
-            index >= mapping.num_inputs,
-            _padded_bytes(block.block_aval.inner_aval if hasattr(block.block_aval, "inner_aval") else block.block_aval),
+            _padded_bytes(getattr(block.block_aval, "inner_aval", block.block_aval)),
             count_moves(block.index_map_jaxpr, grid),
         )
-        for index, block in enumerate(mapping.block_mappings)
+        for block in mapping.block_mappings
     )
-    scratch = sum(_padded_bytes(aval.inner_aval) for aval in mapping.scratch_avals if hasattr(aval, "inner_aval"))
-    return KernelCall(name, grid, blocks, scratch)
+    return KernelCall(name, grid, blocks)
 
 
 def count_moves(index_map: ClosedJaxpr, grid: tuple[int, ...]) -> int:
-    """Return how often the block index changes over the grid, plus one. The last grid axis is the fastest."""
+    """Return the number of changes of the block index over the grid, plus one. The last grid axis is the fastest."""
     if 0 in grid:
         return 0
     steps = [jnp.asarray(axis.ravel(), jnp.int32) for axis in np.indices(grid)]
-    count = math.prod(grid)
     if not steps:
         return 1
-    indices = jax.vmap(jaxpr_as_fun(index_map))(*steps)
-    table = np.stack([np.broadcast_to(np.asarray(index), (count,)) for index in indices], axis=-1)
+    indices = jax.vmap(jaxpr_as_fun(index_map), axis_size=math.prod(grid))(*steps)
+    table = np.stack(indices, axis=-1)
     return 1 + int(np.sum(np.any(table[1:] != table[:-1], axis=-1)))
 
 
@@ -103,4 +92,4 @@ def _padded_bytes(aval: Any) -> int:
     shape = [1, 1, *aval.shape]
     height = min(8, 1 << (shape[-2] - 1).bit_length())
     shape[-2:] = math.ceil(shape[-2] / height) * height, math.ceil(shape[-1] / 128) * 128
-    return math.prod(shape) * jnp.dtype(aval.dtype).itemsize if hasattr(aval, "dtype") else 0
+    return math.prod(shape) * jnp.dtype(aval.dtype).itemsize

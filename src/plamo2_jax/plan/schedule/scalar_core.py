@@ -1,7 +1,7 @@
 """Run the scalar core of a schedule to count how often each of its bundles runs.
 
-Grid steps, `fori_loop`s and `pl.when`s of a Pallas kernel are branches on scalar values that follow from constants. So the count is exact:
-the extra work of the first and last grid steps, the prologue and epilogue of the pipeline, and trip counts. If a forward branch depends on
+Grid steps, `fori_loop`s and `pl.when`s of a Pallas kernel are branches on scalar values that follow from constants. So the count is exact.
+It includes the extra work of the first and last grid steps, and the prologue and epilogue of the pipeline. If a forward branch depends on
 data (a value from memory or from the vector units), the code behind it is counted, and the result reports the branch.
 
 A bundle is one cycle. Memory stalls are not included: a wait is one bundle, however long it takes.
@@ -20,8 +20,8 @@ from plamo2_jax.plan.schedule.bundles import Instruction, Predicate, Program
 
 _MASK = 0xFFFFFFFF
 _LIMIT = 50_000_000
+# The schedule gives transfer sizes in units of this many bytes.
 _GRANULE = 32
-"""The schedule gives transfer sizes in units of this many bytes."""
 
 
 def _signed(value: int) -> int:
@@ -66,7 +66,7 @@ class Execution:
     assumed: int
     """Number of branches that depend on data. The code behind them is counted."""
     hbm_bytes: int
-    """Bytes of the transfers between HBM and VMEM that it starts, without those whose size depends on data."""
+    """Bytes of the transfers between HBM and VMEM that it starts. Transfers whose size depends on data are not included."""
     matmul_rows: int
     """Rows pushed through the matrix units, all units together."""
 
@@ -85,7 +85,7 @@ def run_schedule(program: Program, core: int = 0) -> Execution:
     """Run a program on one core of the chip. The cores share the work of a "parallel" grid axis.
 
     Raises:
-        ValueError: the trip count of a loop depends on data, or the program does not end.
+        PlamoError: the trip count of a loop depends on data, or the program does not end.
     """
     return _Machine(program, core).run()
 
@@ -98,15 +98,16 @@ class _Machine:
         self.memory: dict[str, int | None] = {}
         self.assumed: set[int] = set()
         self.cycles = 0
-        # Number of straight runs of bundles that begin at an index, minus the number of those that end before it.
+        # Number of straight runs of bundles that begin at an index, minus the number of runs that end just before it.
         self.edges = [0] * (program.length + 1)
         self.heads: dict[int, list[int]] = {}
         self.hbm_bytes = 0
 
     def run(self) -> Execution:
         points = sorted(self.program.scalar)
-        following = {a: b for a, b in itertools.pairwise(points)}
-        first = dict(_first_at_or_after(points, [0, *self.program.regions.values()]))
+        following = dict(itertools.pairwise(points))
+        # The first point at or after the start of the program and of each region.
+        first = {i: next((p for p in points if p >= i), None) for i in (0, *self.program.regions.values())}
         start, point, jump = 0, first[0], None
         while True:
             # A jump takes effect after its delay slots. A second branch inside them is ignored.
@@ -127,9 +128,7 @@ class _Machine:
                     self._execute(instruction)
             point = following.get(point)
             if self.cycles > _LIMIT:
-                raise PlamoError(
-                    f"a schedule ran for more than {_LIMIT:,} bundles and was stopped: it probably does not end"
-                )
+                raise PlamoError(f"a schedule was stopped after {_LIMIT:,} bundles: it probably does not end")
         self._ran(start, self.program.length - 1)
         counts = tuple(itertools.accumulate(self.edges[:-1]))
         rows = sum(counts[index] * rows for index, rows in self.program.matmul_rows.items())
@@ -214,8 +213,3 @@ class _Machine:
             result = _ARITHMETIC[op](*operands)
             return result if isinstance(result, bool) else result & _MASK
         return None
-
-
-def _first_at_or_after(points: list[int], indices: list[int]):
-    for index in indices:
-        yield index, next((point for point in points if point >= index), None)

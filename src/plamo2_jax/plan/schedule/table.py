@@ -39,19 +39,19 @@ def describe_chip(chip: Chip) -> str:
 
 
 def chunk(program: SsdProgram) -> str:
-    """Return the chunk size as it is shown."""
+    """Return the chunk size as the table shows it."""
     return "own" if program.chunk_size is None else str(program.chunk_size)
 
 
 def row(plan: KernelPlan) -> list[str]:
-    """Return the cells of a plan that has a cost, in the order of COLUMNS."""
+    """Return the cells of a plan in the order of COLUMNS, the first four if it has no cost."""
     program, cost = plan.program, plan.cost
     tokens = program.batch * program.tokens
+    names = [program.implementation, chunk(program), program.direction, plan.layouts]
+    if cost is None:
+        return names
     return [
-        program.implementation,
-        chunk(program),
-        program.direction,
-        plan.layouts,
+        *names,
         f"{cost.cycles / tokens:.1f}",
         f"{cost.bundles / tokens:.1f}",
         f"{cost.mxu_cycles / tokens:.1f}",
@@ -65,15 +65,9 @@ def row(plan: KernelPlan) -> list[str]:
 
 def table(plans: list[KernelPlan]) -> str:
     """Return an aligned Markdown table. The row of a program without a cost has the reason."""
-    rows = []
-    for plan in plans:
-        program = plan.program
-        if plan.cost is None:
-            rows.append([program.implementation, chunk(program), program.direction, plan.layouts, plan.error])
-        else:
-            rows.append(row(plan))
-    full = [list(COLUMNS), *(r for r in rows if len(r) == len(COLUMNS))]
-    widths = [max(len(r[i]) for r in full) for i in range(len(COLUMNS))]
+    rows = [row(plan) for plan in plans]
+    full = [list(COLUMNS), *(r for plan, r in zip(plans, rows, strict=True) if plan.cost)]
+    widths = [max(map(len, column)) for column in zip(*full, strict=True)]
 
     def line(cells: list[str]) -> str:
         # Text is aligned left, numbers right.
@@ -83,8 +77,8 @@ def table(plans: list[KernelPlan]) -> str:
         return "| " + " | ".join(padded) + " |"
 
     rule = ["-" * w if i in (0, 2, 3) else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    lines = [line(list(COLUMNS)), "|" + "|".join(f" {r} " for r in rule) + "|"]
-    lines += [line(r) if len(r) == len(COLUMNS) else line(r[:4])[:-1] + f"| {r[4]} |" for r in rows]
+    lines = [line(full[0]), line(rule)]
+    lines += [line(r) if plan.cost else f"{line(r)} {plan.error} |" for plan, r in zip(plans, rows, strict=True)]
     return "\n".join(lines)
 
 
@@ -98,17 +92,14 @@ def legend() -> Iterator[str]:
 def kernels(plan: KernelPlan) -> Iterator[str]:
     """Yield two lines for each Pallas kernel, and one for each operation that runs on the SparseCore."""
     for kernel in plan.cost.kernels if plan.cost else ():
-        assumed = (
-            f", {kernel.assumed_branches} branches that depend on data counted as taken"
-            if kernel.assumed_branches
-            else ""
-        )
+        branches = f", {kernel.assumed_branches} branches that depend on data counted as taken"
+        assumed = branches if kernel.assumed_branches else ""
         yield (
             f"{kernel.name}: grid {kernel.grid}, {kernel.step_bundles:,.0f} bundles per step, {kernel.bundles:,} in total{assumed}, "
             f"{kernel.mxu_cycles:,.0f} MXU cycles, {kernel.hbm_bytes / _MiB:.1f} MiB moved, {kernel.vmem_bytes / _MiB:.1f} MiB of VMEM"
         )
         if abs(kernel.transferred_bytes - kernel.hbm_bytes) > 0.02 * kernel.hbm_bytes:
-            yield f"  its schedule transfers {kernel.transferred_bytes / _MiB:.1f} MiB: the kernel starts transfers of its own"
+            yield f"  its schedule transfers {kernel.transferred_bytes / _MiB:.1f} MiB: the kernel starts transfers itself"
         yield "  slots in use: " + ", ".join(f"{unit} {share:.0%}" for unit, share in kernel.utilization.items())
 
     for o in plan.cost.operations if plan.cost else ():
@@ -143,13 +134,10 @@ def to_json(plan: KernelPlan) -> dict[str, Any]:
         return {**data, "error": plan.error}
     cost: Cost = plan.cost
     tokens = plan.program.batch * plan.program.tokens
+    figures = ("cycles", "bundles", "mxu_cycles", "hbm_bytes", "hbm_cycles")
     return {
         **data,
-        "cycles_per_token": cost.cycles / tokens,
-        "bundles_per_token": cost.bundles / tokens,
-        "mxu_cycles_per_token": cost.mxu_cycles / tokens,
-        "hbm_bytes_per_token": cost.hbm_bytes / tokens,
-        "hbm_cycles_per_token": cost.hbm_cycles / tokens,
+        **{f"{name}_per_token": getattr(cost, name) / tokens for name in figures},
         "bound_cycles_per_token": cost.bound / tokens,
         "vmem_bytes": cost.vmem_bytes,
         "temp_bytes": cost.temp_bytes,

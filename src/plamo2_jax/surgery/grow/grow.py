@@ -1,6 +1,6 @@
 """Growing the parameters of a model to a larger shape, axis by axis, selected by axis names.
 
-How the 31B of PLaMo 2 reused the weights of the 8B is not public. The methods here are published ones; `width` and `depth` cite the papers.
+How the 31B of PLaMo 2 reused the weights of the 8B is not public. The methods here come from papers, which `width` and `depth` cite.
 """
 
 from __future__ import annotations
@@ -9,22 +9,14 @@ import zlib
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.model import Plamo2, axes, init_params
-from plamo2_jax.surgery.grow.depth import Depth, LayerPlan, check_kinds, close, layer_plan
+from plamo2_jax.surgery.grow.depth import Depth, LayerPlan, check_kinds, layer_plan
 from plamo2_jax.surgery.grow.width import Expansion, Width, expansions
-from plamo2_jax.surgery.structure import (
-    Params,
-    SurgeryError,
-    flatten,
-    layer_places,
-    restack,
-    structure,
-    unflatten,
-    unstack,
-)
+from plamo2_jax.surgery.structure import Params, SurgeryError, layer_places, restack, structure, unstack
 
 # If new channels were zero on both sides of a product, neither side would have a gradient. One side starts at this share of a fresh value.
 _LEAK = 1e-3
@@ -48,34 +40,29 @@ def grow(
             which follows from embed) and in depth, but not in vocabulary, head size or layer pattern.
         width: How channels are added. clone and zero keep the function.
         depth: How layers are added. identity keeps the function.
-        noise: Standard deviation of the noise on copied channels, relative to each parameter's root mean square. Copies that are read
-            with equal weights have equal gradients and would stay equal. The noise cancels over the copies of a channel, so the
+        noise: Standard deviation of the noise on copied channels, relative to each parameter's root mean square. Without noise, copies
+            that are read with equal weights have equal gradients and stay equal. The noise cancels over the copies of a channel, so the
             function is kept (noisy variant of HyperCloning, arXiv:2409.12903, section 3.2).
         seed: Random seed of the noise and of fresh values.
 
     Raises:
         SurgeryError: The target cannot be grown from the source. The message names the axis or field.
     """
-    grown, plan = _plan(source, target, width, depth)
-    old_structure, shapes = structure(source), structure(target).shapes
-    # Only `zero` needs the initial values of a new model.
-    fresh = (
-        flatten(jax.jit(lambda key: init_params(Plamo2(target), key))(jax.random.key(seed))) if width == "zero" else {}
-    )
-    rng = np.random.SeedSequence(seed)
-    deep = flatten(_deepen(params, source, target, plan))
+    grown, plan = check_target(source, target, width, depth)
+    paired, new = structure(source).paired, structure(target)
+    fresh = {}
+    if width == "zero":  # Only `zero` needs the initial values of a new model.
+        fresh = flatten_dict(jax.jit(lambda key: init_params(Plamo2(target), key))(jax.random.key(seed)))
     result = {}
-    for path, leaf in deep.items():
-        declared = structure(target).declared[path]
-        value = _expand(declared, leaf, fresh.get(path), grown, old_structure.paired)
+    for path, leaf in flatten_dict(_deepen(params, source, target, plan)).items():
+        name, declared = "/".join(path), new.declared[path]
+        value = _expand(declared, leaf, fresh.get(path), grown, paired)
         if noise:
-            value = value + _noise(declared, value, grown, noise, (rng.entropy, zlib.crc32("/".join(path).encode())))
-        if value.shape != shapes[path]:
-            raise SurgeryError(
-                f"parameter {'/'.join(path)} has shape {value.shape} after growing, expected {shapes[path]}"
-            )
+            value = value + _noise(declared, value, grown, noise, (seed, zlib.crc32(name.encode())))
+        if value.shape != new.shapes[path]:
+            raise SurgeryError(f"parameter {name} has shape {value.shape} after growing, expected {new.shapes[path]}")
         result[path] = value
-    return unflatten(result)
+    return unflatten_dict(result)
 
 
 def grow_moments(
@@ -90,38 +77,35 @@ def grow_moments(
     """Return Adam's first and second moments, scaled like the gradients of the grown parameters.
 
     This is exact for clone without noise. Moments of new channels and of layers with zero output start at zero. No measurement shows that
-    carried moments help, so everything else here starts a new optimizer.
+    carried moments help, so `plamo2 grow` does not carry them.
 
     Args:
         mu, nu: First and second moments, trees like the parameters.
-        source, target, width, depth: As for `grow`.
     """
-    grown, plan = _plan(source, target, width, depth)
+    grown, plan = check_target(source, target, width, depth)
 
     def carry(tree: Params, power: int) -> Params:
         result = {}
-        deep = flatten(_deepen(tree, source, target, plan, silence=lambda leaf: leaf * 0))
-        for path, leaf in deep.items():
+        for path, leaf in flatten_dict(_deepen(tree, source, target, plan, silence=lambda leaf: leaf * 0)).items():
             declared = structure(target).declared[path]
             for position, name in enumerate(declared.names):
                 if name in grown:
-                    e = grown[name]
-                    weight = e.gradient_weight(declared, name) ** power
-                    leaf = _take(leaf, e, position) * _along(weight.astype(np.float32), leaf.ndim, position)
+                    weight = grown[name].gradient_weight(declared, name) ** power
+                    leaf = _take(leaf, grown[name], position, weight)
             result[path] = leaf
-        return unflatten(result)
+        return unflatten_dict(result)
 
     return carry(mu, 1), carry(nu, 2)
 
 
-def _plan(
+def check_target(
     source: ModelConfig, target: ModelConfig, width: Width, depth: Depth
 ) -> tuple[dict[str, Expansion], LayerPlan]:
-    for name in ("tie_word_embeddings", "rms_norm_eps"):
-        if getattr(source, name) != getattr(target, name):
-            raise SurgeryError(
-                f"{name} is {getattr(source, name)} and would be {getattr(target, name)}: growing does not change it. Use the same value"
-            )
+    """Check that the target can be grown from the source. Return the expansion of each axis and the source of each layer.
+
+    Raises:
+        SurgeryError: The target cannot be grown from the source. The message names the axis or field.
+    """
     plan = layer_plan(source, target, depth)
     if depth == "identity":
         check_kinds(source, target, plan)
@@ -139,21 +123,25 @@ def _deepen(params: Params, source: ModelConfig, target: ModelConfig, plan: Laye
             return old[origin]
         if silence is not None:
             return jax.tree.map(silence, old[origin])
-        flat = flatten(old[origin])
-        return unflatten({path: close(declared[(*places[origin][:2], *path)], leaf) for path, leaf in flat.items()})
+        flat = flatten_dict(old[origin])
+        for path, leaf in flat.items():
+            end = declared[(*places[origin][:2], *path)]
+            if end.ends_residual:  # A norm factor of zero gives the residual branch zero output.
+                flat[path] = leaf * 0 - end.norm_offset
+        return unflatten_dict(flat)
 
     layers = [taken(*pair) for pair in zip(plan.source, plan.silent, strict=True)]
     return restack(params, layers, target)
 
 
-def _take(leaf: Array, expansion: Expansion, position: int) -> Array:
-    return leaf.take(np.maximum(expansion.source, 0), axis=position)
+def _take(leaf: Array, expansion: Expansion, position: int, weight: np.ndarray) -> Array:
+    """Return the source channels of an axis, each multiplied by its weight."""
+    taken = leaf.take(np.maximum(expansion.source, 0), axis=position)
+    return taken * _along(weight.astype(np.float32), leaf.ndim, position)
 
 
 def _along(values: np.ndarray, ndim: int, position: int) -> np.ndarray:
-    shape = [1] * ndim
-    shape[position] = len(values)
-    return values.reshape(shape)
+    return np.expand_dims(values, [i for i in range(ndim) if i != position])
 
 
 def _expand(
@@ -163,8 +151,7 @@ def _expand(
     value = leaf + offset
     for position, name in enumerate(declared.names):
         if name in grown:
-            weight = grown[name].weight(declared, name).astype(np.float32)
-            value = _take(value, grown[name], position) * _along(weight, leaf.ndim, position)
+            value = _take(value, grown[name], position, grown[name].weight(declared, name))
     if fresh is not None and (starts := _starts(declared, grown, paired)) is not None:
         value = value + starts * (fresh + offset)
     return value - offset
@@ -201,12 +188,3 @@ def _noise(
         drawn = grown[name].project(drawn, position, declared)
     size = ((value + (declared.norm_offset or 0.0)) ** 2).mean() ** 0.5
     return noise * size * drawn.astype(np.float32)
-
-
-def check_target(source: ModelConfig, target: ModelConfig, width: Width, depth: Depth) -> None:
-    """Check that the target can be grown from the source, without reading any weight.
-
-    Raises:
-        SurgeryError: The target cannot be grown from the source. The message names the axis or field.
-    """
-    _plan(source, target, width, depth)

@@ -1,7 +1,7 @@
 """Growing in width: for each new channel of an axis, its source channel, its gain, and the weight with which it is read.
 
-The new activations are G times the old ones. G [new, old] has one entry per row: the gain g of new channel j at its source. A matrix
-that contracts the axis is multiplied by r. The function stays the same if g·r sums to 1 over the copies of each source.
+The new activations are G times the old ones. Row j of G [new, old] has one nonzero entry: the gain g of channel j, in the column of its
+source. A matrix that contracts the axis is multiplied by r. The function stays the same if g·r sums to 1 over the copies of each source.
 
 * Without a norm along the axis, g = 1 and r = 1 / copies, whatever elementwise function lies between.
 * An RMS norm must also keep its mean square, now over `new` channels: g² must sum to new / old over the copies of each source. So
@@ -37,7 +37,7 @@ class Expansion:
 
     Attributes:
         old: Size of the axis in the source.
-        source: [new] int; the source channel that each new channel copies, -1 for a new channel without source.
+        source: [new] int; the source channel that each channel copies, -1 for a channel without source.
         normed: Whether an RMS norm runs over the axis.
         even: Whether all channels are read with the same weight, as in `tile`.
     """
@@ -97,11 +97,10 @@ class Expansion:
         Args:
             noise: Array of the parameter's new shape.
             position: Position of the axis in that shape.
-            declared: The parameter's declaration.
         """
-        heard = self.gain if declared.norm_offset is None else self.gain**2
+        gain = self.gain if declared.norm_offset is None else self.gain**2
         matrix = np.zeros((self.new, self.old))
-        matrix[np.flatnonzero(self.copied), self.source[self.copied]] = heard[self.copied]
+        matrix[np.flatnonzero(self.copied), self.source[self.copied]] = gain[self.copied]
         norms = np.maximum((matrix**2).sum(0), np.finfo(float).tiny)
         moved = np.moveaxis(noise, position, -1)
         moved = np.where(self.copied, moved, 0)
@@ -112,7 +111,7 @@ def expansions(source: ModelConfig, target: ModelConfig, width: Width) -> dict[s
     """Return the expansion of every axis whose size or number of groups differs, by axis name.
 
     Raises:
-        SurgeryError: An axis would shrink, a fixed axis differs, or the groups of the target cannot be made from those of the source.
+        SurgeryError: An axis would shrink, a fixed axis differs, or the groups cannot be extended to the groups of the target.
     """
     old, new = structure(source), structure(target)
     # A network of one kind of layer lacks the other's axes.
@@ -127,20 +126,16 @@ def expansions(source: ModelConfig, target: ModelConfig, width: Width) -> dict[s
             raise SurgeryError(
                 f"axis {name!r} has size {before} and would have {after}: growing cannot shrink it. Use plamo2 prune"
             )
-    grouped = {name: part for name, part in axes.GROUPS.items() if name in names}
-    result: dict[str, Expansion] = {}
-    for shared, member in grouped.items():
-        sizes = [(structure.sizes[shared], structure.sizes[member]) for structure in (old, new)]
-        if sizes[0] != sizes[1]:
-            indices = _group_sources(shared, member, *sizes, width)
-            for name, index in zip((shared, member), indices, strict=True):
-                result[name] = Expansion(old.sizes[name], index, name in old.normed, width == "tile")
-    for name in names:
-        before, after = old.sizes[name], new.sizes[name]
-        if before == after or name in {*grouped, *grouped.values()}:
-            continue
-        result[name] = Expansion(before, _sources(before, after, width), name in old.normed, width == "tile")
-    return result
+    changed = [name for name in names if old.sizes[name] != new.sizes[name]]
+    sources = {name: _sources(old.sizes[name], new.sizes[name], width) for name in changed}
+    for shared, member in axes.GROUPS.items():
+        if shared in changed or member in changed:
+            sizes = [(structure.sizes[shared], structure.sizes[member]) for structure in (old, new)]
+            sources[shared], sources[member] = _group_sources(shared, member, *sizes, width)
+    return {
+        name: Expansion(old.sizes[name], source, name in old.normed, width == "tile")
+        for name, source in sources.items()
+    }
 
 
 def _sources(old: int, new: int, width: Width) -> np.ndarray:

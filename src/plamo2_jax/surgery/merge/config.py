@@ -32,10 +32,10 @@ _DENSITY = {"ties": 0.2, "dare_ties": 0.5, "dare_linear": 0.5, "della": 0.5, "br
 
 @dataclasses.dataclass(frozen=True)
 class MergeConfig:
-    """Settings of a merge. `methods` describes each method.
+    """Settings of a merge. The module `methods` describes each method.
 
     Raises:
-        ValueError: A field is out of range. The message names the field, its value and what is allowed.
+        PlamoError: A field is out of range. The message names the field, its value and what is allowed.
     """
 
     method: Method

@@ -1,7 +1,7 @@
 """Merging models tensor by tensor, the implementation of `plamo2 merge`.
 
-The tensors are those of the public layout, as in other merge tools, so methods that depend on a whole tensor (lengths, angles,
-thresholds) give the same result. Arithmetic is float32 with float64 sums. Memory holds at most one tensor of each model and one more:
+Tensors have the public layout, as in other merge tools, so methods that depend on a whole tensor (lengths, angles, thresholds) give the
+same result. Arithmetic is float32 with float64 sums. Memory holds at most one tensor of each model and one more:
 each result is written at once to its place in a safetensors file, whose header is known in advance.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,15 @@ import numpy as np
 
 from plamo2_jax import checkpoint
 from plamo2_jax.convert.chunked_io import Progress, blocks
-from plamo2_jax.convert.files import CONFIG, DTYPES, INDEX
+from plamo2_jax.convert.files import DTYPES
+from plamo2_jax.convert.hf import write_small_files
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.convert.names import ModelName
 from plamo2_jax.convert.read import common_dtype
-from plamo2_jax.convert.write import Shard, header, plan_shards
+from plamo2_jax.convert.write import Shard, header, plan_shards, write_index
 from plamo2_jax.model import Plamo2, logical_axes
 from plamo2_jax.model.axes import LAYERS
-from plamo2_jax.storage import new_folder, require_empty, write_whole
+from plamo2_jax.storage import new_folder, require_empty
 from plamo2_jax.surgery.merge import methods
 from plamo2_jax.surgery.merge.config import MergeConfig
 from plamo2_jax.surgery.merge.sources import MergeError, Source, open_source
@@ -35,7 +36,6 @@ from plamo2_jax.tokenizer.template_files import chat_template_files
 MERGED = "merge.json"
 """File beside the merged model with its sources and settings."""
 
-_ELECTS = ("ties", "dare_ties", "della")
 # Config fields that do not change what a model computes.
 _WITHOUT_EFFECT = ("initializer_range", "max_position_embeddings", "mamba_chunk_size")
 
@@ -46,8 +46,7 @@ def merge_tensor(
     """Merge one tensor. The result uses the memory of one argument; all arguments are overwritten.
 
     Args:
-        config: Settings of the merge.
-        name: Name of the tensor. Random drops depend only on it, on the seed and on the index of the model.
+        name: Name of the tensor. Random drops depend only on the name, on the seed and on the index of the model.
         weights: One weight per model.
         models: float32 arrays of one shape, one per model.
         base: float32 array of the same shape; None for methods without base.
@@ -63,32 +62,21 @@ def merge_tensor(
         return methods.model_stock(base, models)
     if method == "nearswap":
         return methods.nearswap(base, models[0], config.t)
-    sparsify = None
-    if method != "task_arithmetic":
-        sparsify = [
-            _sparsifier(config, np.random.default_rng([config.seed, i, zlib.crc32(name.encode())]))
-            for i in range(len(models))
-        ]
-    return methods.add_differences(
-        base,
-        models,
-        weights,
-        sparsify=sparsify,
-        elect=method in _ELECTS,
-        normalize=config.normalizes,
-        scale=config.scale,
-    )
 
+    def sparsify(i: int, delta: np.ndarray) -> None:
+        rng = np.random.default_rng([config.seed, i, zlib.crc32(name.encode())])
+        if method == "ties":
+            methods.keep_largest(delta, config.kept)
+        elif method == "breadcrumbs":
+            methods.keep_middle(delta, config.kept, config.gamma)
+        elif method == "della":
+            methods.drop_by_rank(delta, config.kept, config.epsilon, rng, config.rescale)
+        elif method in ("dare_ties", "dare_linear"):
+            methods.drop_random(delta, config.kept, rng, config.rescale)
 
-def _sparsifier(config: MergeConfig, rng: np.random.Generator) -> methods.Sparsify:
-    density = config.kept
-    if config.method == "ties":
-        return lambda delta: methods.keep_largest(delta, density)
-    if config.method == "breadcrumbs":
-        return lambda delta: methods.keep_middle(delta, density, config.gamma)
-    if config.method == "della":
-        return lambda delta: methods.drop_by_rank(delta, density, config.epsilon, rng, config.rescale)
-    return lambda delta: methods.drop_random(delta, density, rng, config.rescale)
+    elect = method in ("ties", "dare_ties", "della")
+    options = {"sparsify": sparsify, "elect": elect, "normalize": config.normalizes, "scale": config.scale}
+    return methods.add_differences(base, models, weights, **options)
 
 
 def merge(
@@ -104,19 +92,17 @@ def merge(
     """Merge models into a folder of the public layout.
 
     Args:
-        models: Folders of the public layout, run folders, or `RUN@STEP`, `RUN@ema`, `RUN@STEP,ema`.
+        models: Names of models (`convert.names.ModelName`).
         output: Folder to create; it must not exist or must be empty.
-        config: Settings of the merge.
-        base: Base model, from which differences are taken.
+        base: Name of the base model, from which differences are taken.
         dtype: Dtype of the files, float32 or bfloat16; None: the dtype of the models.
         max_shard_bytes: Largest number of tensor bytes in one safetensors file.
         on_write: Called after each tensor with its bytes and the bytes of the whole model.
 
     Raises:
-        ValueError: The models differ in shape or tokenizer, or one is missing or damaged. No file is left behind.
+        PlamoError: The models differ in shape or tokenizer, or one is missing or damaged. No file is left behind.
     """
-    output = Path(output).absolute()
-    require_empty(output)
+    require_empty(Path(output))
     config.check(len(models), base is not None)
     # The chat template is copied from the first model that has one.
     files = chat_template_files(*(ModelName.parse(name).folder for name in models))
@@ -146,7 +132,12 @@ def merge(
             del merged
             if on_write:
                 on_write(tensor.size * dtype.itemsize, total)
-        _write_description(partial, everything, first, shards, total, dtype, config, models, base, files)
+        write_index(partial, shards, total)
+        tokenizer = next((source.tokenizer for source in everything if source.tokenizer is not None), None)
+        write_small_files(partial, first.config, tokenizer, dtype, files)
+        settings = {"models": list(models), "base": base, **dataclasses.asdict(config)}
+        resolved = {"density": config.kept, "normalize": config.normalizes}
+        checkpoint.write_json(partial / MERGED, settings | resolved)
 
 
 def describe(source: Source) -> dict[str, str]:
@@ -165,14 +156,9 @@ def describe(source: Source) -> dict[str, str]:
 
 def _check_alike(sources: Sequence[Source]) -> None:
     first = sources[0]
-    ours = checkpoint.model_json(first.config)
     for other in sources[1:]:
-        theirs = checkpoint.model_json(other.config)
-        different = [
-            f"{name} is {ours[name]!r} and {theirs[name]!r}"
-            for name in ours
-            if ours[name] != theirs[name] and name not in _WITHOUT_EFFECT
-        ]
+        pairs = zip(first.config.to_json().items(), other.config.to_json().values(), strict=True)
+        different = [f"{name} is {a!r} and {b!r}" for (name, a), b in pairs if a != b and name not in _WITHOUT_EFFECT]
         if different:
             raise MergeError(
                 f"{first.name} and {other.name} have different shapes ({'; '.join(different)}): merged models must have equal shapes"
@@ -208,30 +194,3 @@ def _write(path: Path, offset: int, values: np.ndarray, dtype: np.dtype) -> None
             view = memoryview(values[rows].astype(dtype, copy=False).view(np.uint8))
             while len(view):
                 view = view[file.write(view) :]
-
-
-def _write_description(
-    folder: Path,
-    sources: Sequence[Source],
-    first: Source,
-    shards: Sequence[Shard],
-    total: int,
-    dtype: np.dtype,
-    config: MergeConfig,
-    models: Sequence[str],
-    base: str | None,
-    files: Mapping[str, bytes],
-) -> None:
-    if len(shards) > 1:
-        names = {tensor.name: shard.name for shard in shards for tensor in shard.tensors}
-        checkpoint.write_json(
-            folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(names.items()))}
-        )
-    checkpoint.write_json(folder / CONFIG, {**first.config.to_hf(), "torch_dtype": dtype.name})
-    tokenizer = next((source.tokenizer for source in sources if source.tokenizer is not None), None)
-    if tokenizer is not None:
-        tokenizer.save(folder)
-    for name, content in files.items():
-        write_whole(folder / name, content)
-    settings = {"models": list(models), "base": base, **dataclasses.asdict(config)}
-    checkpoint.write_json(folder / MERGED, {**settings, "density": config.kept, "normalize": config.normalizes})

@@ -14,13 +14,14 @@ dare_ties        dare_linear of the differences that have the elected sign
 della            dare_ties with a higher drop probability for small differences (arXiv:2406.11617)
 breadcrumbs      task_arithmetic without the smallest and the very largest differences (arXiv:2312.06795)
 model_stock      interpolation between base and mean; the better the models agree, the closer to the mean (arXiv:2403.19522)
-nearswap         the first model, moved towards the second by at most t per element
+nearswap         the base, moved towards one model by at most t per element
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -61,49 +62,39 @@ def combine(tensors: Sequence[np.ndarray], coefficients: Sequence[float]) -> np.
     return tensors[0]
 
 
-def linear(tensors: Sequence[np.ndarray], weights: Sequence[float], normalize: bool = True) -> np.ndarray:
-    """Return the weighted sum, divided by the sum of the weights if `normalize`."""
-    total = sum(weights) if normalize else 1.0
+def linear(tensors: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+    """Return the weighted sum, divided by the sum of the weights."""
+    total = sum(weights)
     return combine(tensors, [weight / total for weight in weights])
 
 
 def slerp(a: np.ndarray, b: np.ndarray, t: float) -> np.ndarray:
     """Interpolate from a (t = 0) to b (t = 1) along the great circle between their directions, or linearly if they are (anti)parallel."""
-    return combine([a, b], slerp_coefficients(gram([a, b]), t))
-
-
-def slerp_coefficients(products: np.ndarray, t: float, parallel: float = 0.9995, epsilon: float = 1e-8) -> list[float]:
-    """Return the coefficients of the two tensors from their Gram matrix. Above |cosine| = `parallel`, interpolation is linear."""
+    products = gram([a, b])
     norms = np.sqrt(np.diag(products))
-    norms = np.where(norms > epsilon, norms, 1.0)
+    norms = np.where(norms > 1e-8, norms, 1.0)
     cosine = float(np.clip(products[0, 1] / norms[0] / norms[1], -1, 1))
-    if abs(cosine) > parallel:
-        return [1 - t, t]
+    if abs(cosine) > 0.9995:
+        return combine([a, b], [1 - t, t])
     angle = np.arccos(cosine)
-    return [float(np.sin((1 - t) * angle) / np.sin(angle)), float(np.sin(t * angle) / np.sin(angle))]
+    coefficients = [float(np.sin((1 - t) * angle) / np.sin(angle)), float(np.sin(t * angle) / np.sin(angle))]
+    return combine([a, b], coefficients)
 
 
 def karcher(tensors: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
-    """Return the Karcher mean of the directions times the weighted mean of the lengths."""
-    return combine(tensors, karcher_coefficients(gram(tensors), weights))
+    """Return the Karcher mean of the directions times the weighted mean of the lengths.
 
-
-def karcher_coefficients(
-    products: np.ndarray, weights: Sequence[float], iterations: int = 100, tolerance: float = 1e-9
-) -> list[float]:
-    """Return the coefficients of the tensors. The mean lies in their span, so only coefficients are iterated.
+    The mean lies in the span of the tensors, so only their coefficients are iterated. Tensors of almost no length are ignored.
 
     Args:
-        products: Gram matrix [m, m].
         weights: [m], nonnegative, with positive sum.
-        iterations: Largest number of iterations.
-        tolerance: The iteration stops when the mean moves by less than this, in radians. Shorter tensors are ignored.
     """
+    products, tolerance = gram(tensors), 1e-9
     lengths = np.sqrt(np.diag(products))
     share = np.asarray(weights, np.float64) / sum(weights)
     valid = lengths > tolerance
     if not valid.any():
-        return [0.0] * len(lengths)
+        return combine(tensors, [0.0] * len(lengths))
     norms = np.where(valid, lengths, 1.0)
     cosines = products / norms[:, None] / norms[None, :]
     alphas = np.where(valid, share, 0.0)
@@ -111,7 +102,7 @@ def karcher_coefficients(
     mean = alphas.copy()
     length = np.sqrt(max(mean @ cosines @ mean, 0.0))
     mean = mean / length if length > 1e-6 else np.eye(len(lengths))[int(np.argmax(valid))]
-    for _ in range(iterations):
+    for _ in range(100):
         cosine = np.clip(cosines @ mean, -1.0, 1.0)
         angles = np.arccos(cosine)
         # At angle 0 the logarithm map is the identity.
@@ -122,23 +113,21 @@ def karcher_coefficients(
             break
         mean = np.cos(step) * mean + np.sin(step) / step * tangent
         mean = mean / np.sqrt(mean @ cosines @ mean)
-    return list(np.where(valid, (share @ lengths) * mean / norms, 0.0))
+    return combine(tensors, list(np.where(valid, (share @ lengths) * mean / norms, 0.0)))
 
 
 def model_stock(base: np.ndarray, tensors: Sequence[np.ndarray]) -> np.ndarray:
-    """Return base + ratio * (mean - base); the ratio follows from the angles between the differences."""
-    ratio = model_stock_ratio(gram(tensors, base))
-    return combine([base, *tensors], [1 - ratio, *[ratio / len(tensors)] * len(tensors)])
+    """Return base + ratio * (mean - base).
 
-
-def model_stock_ratio(products: np.ndarray) -> float:
-    """Return k cos / (1 + (k - 1) cos) for the mean cosine between k differences, or 0 at the pole (differences that cancel)."""
-    k = len(products)
+    The ratio is k cos / (1 + (k - 1) cos) for the mean cosine between the k differences, or 0 at the pole (differences that cancel).
+    """
+    products, k = gram(tensors, base), len(tensors)
     norms = np.sqrt(np.diag(products))
-    pairs = [(i, j) for i in range(k) for j in range(i + 1, k)]
+    pairs = itertools.combinations(range(k), 2)
     cosine = np.mean([np.clip(products[i, j] / max(norms[i] * norms[j], 1e-6), -1, 1) for i, j in pairs])
     pole = 1 + (k - 1) * cosine
-    return float(k * cosine / pole) if abs(pole) >= 1e-6 else 0.0
+    ratio = float(k * cosine / pole) if abs(pole) >= 1e-6 else 0.0
+    return combine([base, *tensors], [1 - ratio, *[ratio / k] * k])
 
 
 def nearswap(a: np.ndarray, b: np.ndarray, t: float) -> np.ndarray:
@@ -153,16 +142,13 @@ def nearswap(a: np.ndarray, b: np.ndarray, t: float) -> np.ndarray:
 
 # -- Methods on differences from a base: sparsify, elect signs, add
 
-Sparsify = Callable[[np.ndarray], np.ndarray]
-"""Function that sets elements of a difference to zero in place."""
-
 
 def add_differences(
     base: np.ndarray,
     tensors: Sequence[np.ndarray],
     weights: Sequence[float],
     *,
-    sparsify: Sequence[Sparsify] | None = None,
+    sparsify: Callable[[int, np.ndarray], Any] | None = None,
     elect: bool = False,
     normalize: bool = False,
     scale: float = 1.0,
@@ -173,19 +159,18 @@ def add_differences(
         base: [...] float32.
         tensors: One float32 tensor of the same shape per model; overwritten by its difference from the base.
         weights: One weight per model.
-        sparsify: One function per model that drops elements of its difference; None drops nothing.
+        sparsify: Function of a model's index and its difference that sets elements of the difference to zero in place.
         elect: Add only differences with the sign of the weighted sum, element by element (TIES).
-        normalize: Divide by the sum of the weights, with `elect` only of the added differences.
+        normalize: Divide by the sum of the weights; with `elect`, by the sum of the weights of the added differences.
         scale: Factor of the merged differences, lambda in the papers.
     """
-    for i, tensor in enumerate(tensors):
-        flat, origin = tensor.reshape(-1), base.reshape(-1)
-        for block in _blocks(flat.size):
-            flat[block] -= origin[block]
-        if sparsify is not None:
-            sparsify[i](tensor)
-    factors = np.asarray(weights, np.float32)[:, None]
     origin, flat = base.reshape(-1), [tensor.reshape(-1) for tensor in tensors]
+    for i, tensor in enumerate(tensors):
+        for block in _blocks(origin.size):
+            flat[i][block] -= origin[block]
+        if sparsify is not None:
+            sparsify(i, tensor)
+    factors = np.asarray(weights, np.float32)[:, None]
     for block in _blocks(origin.size):
         weighted = np.stack([tensor[block] for tensor in flat]) * factors
         if elect:
@@ -201,7 +186,7 @@ def add_differences(
 
 
 def keep_largest(delta: np.ndarray, density: float) -> np.ndarray:
-    """Set all but the share `density` of largest magnitude to zero; keep at least one element."""
+    """Keep the share `density` of the elements, at least one, with the largest magnitudes. Set the others to zero."""
     if density >= 1:
         return delta
     return _keep_ranks(delta, delta.size - max(1, int(density * delta.size)), delta.size)
@@ -220,8 +205,16 @@ def drop_random(delta: np.ndarray, density: float, rng: np.random.Generator, res
     """Keep each element with probability `density`."""
     if density >= 1:
         return delta
-    flat = delta.reshape(-1)
-    return _masked(delta, lambda block: (rng.random(flat[block].size, np.float32) < density, density), rescale)
+    flat, before, after = delta.reshape(-1), 0.0, 0.0
+    for block in _blocks(flat.size):
+        before += float(np.abs(flat[block]).sum(dtype=np.float64))
+        flat[block] *= rng.random(flat[block].size, np.float32) < density
+        after += float(np.abs(flat[block]).sum(dtype=np.float64))
+        if rescale == "probability":
+            flat[block] /= density
+    if rescale == "norm" and min(before, after) >= 1e-7:
+        flat *= np.float32(before / after)
+    return delta
 
 
 def drop_by_rank(
@@ -246,20 +239,6 @@ def drop_by_rank(
             row /= probability
     if rescale == "norm" and min(before, after) >= 1e-7:
         rows *= before / after
-    return delta
-
-
-def _masked(delta: np.ndarray, mask: Callable[[slice], tuple[np.ndarray, float]], rescale: Rescale) -> np.ndarray:
-    flat, before, after = delta.reshape(-1), 0.0, 0.0
-    for block in _blocks(flat.size):
-        keep, probability = mask(block)
-        before += float(np.abs(flat[block]).sum(dtype=np.float64))
-        flat[block] *= keep
-        after += float(np.abs(flat[block]).sum(dtype=np.float64))
-        if rescale == "probability":
-            flat[block] /= probability
-    if rescale == "norm" and min(before, after) >= 1e-7:
-        flat *= np.float32(before / after)
     return delta
 
 

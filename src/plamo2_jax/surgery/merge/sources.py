@@ -1,7 +1,6 @@
 """Sources of a merge, read tensor by tensor: folders of the public layout and checkpoints of run folders.
 
-Both yield tensors of the public layout, so a merge does not depend on how a model is stored. `RUN@STEP` names a checkpoint of a run
-folder, `RUN@ema` or `RUN@STEP,ema` the moving average of its parameters, and `RUN` the newest checkpoint.
+Both kinds return tensors of the public layout, so a merge does not depend on how a model is stored.
 """
 
 from __future__ import annotations
@@ -10,20 +9,22 @@ import abc
 import math
 from pathlib import Path
 
+import jax
 import numpy as np
 import tensorstore as ts
 
 from plamo2_jax import checkpoint
 from plamo2_jax.config import ModelConfig
-from plamo2_jax.convert.chunked_io import BLOCK_BYTES
+from plamo2_jax.convert.chunked_io import BLOCK_BYTES, blocks
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.files import StoredTensor, check_tensors, find_tensors
 from plamo2_jax.convert.finite import is_finite
-from plamo2_jax.convert.layout import Part, PublicTensor, public_tensors
+from plamo2_jax.convert.layout import PublicTensor, public_tensors
 from plamo2_jax.convert.load import is_run_folder, read_tokenizer
 from plamo2_jax.convert.names import ModelName
 from plamo2_jax.convert.read import common_dtype, read_public_config
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.model import Plamo2, abstract_params
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 
@@ -35,10 +36,9 @@ class Source(abc.ABC):
     """A model on disk.
 
     Attributes:
-        name: Name that the user gave.
-        config: Config of the model.
-        tokenizer: Tokenizer in its folder, or None.
-        dtype: Smallest dtype that holds all its tensors exactly.
+        name: Name of the model in messages.
+        tokenizer: Tokenizer in the model's folder, or None.
+        dtype: Smallest dtype that holds all tensors exactly.
     """
 
     def __init__(self, name: str, config: ModelConfig, tokenizer: Tokenizer | None, dtype: np.dtype):
@@ -48,8 +48,7 @@ class Source(abc.ABC):
         """Return the tensor in its public shape as a new float32 array.
 
         Raises:
-            MergeError: The tensor holds NaN or infinity.
-            ValueError: The tensor cannot be read.
+            PlamoError: The tensor holds NaN or infinity, or cannot be read.
         """
         values = self._read(tensor)
         if not is_finite(values):
@@ -86,24 +85,13 @@ class RunSource(Source):
         root = self._path.parent
         config = checkpoint.read_model_config(folder)
         checkpoint.require_model(folder)
-        leaves = {key: leaf for key, leaf in _flatten(checkpoint.read_metadata(self._path))}
-        for tensor in public_tensors(config):
-            for part in tensor.parts:
-                if part.path not in leaves:
-                    raise MergeError(f"{self._path}: parameter {part.path} of the model in config.json is missing")
-                shape = tuple(leaves[part.path].shape)
-                if shape[-len(part.shape) :] != part.shape or (part.period or 0) >= (
-                    shape[0] if part.period is not None else 1
-                ):
-                    raise MergeError(
-                        f"{self._path}: parameter {part.path} has shape {shape}, which differs from the model in config.json"
-                    )
+        leaves = jax.tree.leaves(checkpoint.check_params(folder, abstract_params(Plamo2(config)), step, item))
         checkpoint.verify_files(root, item)
-        sizes = [math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves.values()]
+        sizes = [math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves]
         # A chunk may hold all periods of a parameter. The cache keeps the last chunk, so it is decoded once.
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": int(1.1 * max(sizes)) + (1 << 20)}})
         self._open: dict[str, ts.TensorStore] = {}
-        dtype = common_dtype(np.dtype(leaf.dtype) for leaf in leaves.values())
+        dtype = common_dtype(np.dtype(leaf.dtype) for leaf in leaves)
         name = f"{folder}@{root.name}" + (",ema" if ema else "")
         super().__init__(name, config, read_tokenizer(folder, config), dtype)
 
@@ -111,19 +99,13 @@ class RunSource(Source):
         target = np.empty(tensor.size, np.float32)
         start = 0
         for part in tensor.parts:
-            self._read_part(part, target[start : start + part.size].reshape(part.view))
+            store = self._store(part.path)
+            public = (store if part.period is None else store[part.period]).transpose(part.inverse)
+            view = target[start : start + part.size].reshape(part.view)
+            for rows in blocks(view):
+                view[rows] = checkpoint.reading(self._path, public[rows].read().result)
             start += part.size
         return target.reshape(tensor.shape)
-
-    def _read_part(self, part: Part, target: np.ndarray) -> None:
-        store = self._store(part.path)
-        ours = store if part.period is None else store[part.period]
-        public = ours.transpose(part.inverse) if part.inverse else ours
-        rows = max(1, BLOCK_BYTES * len(target) // max(1, target.nbytes)) if target.ndim else 1
-        for first in range(0, len(target), rows):
-            piece = public[first : min(first + rows, len(target))]
-            block = checkpoint.reading(self._path, lambda piece=piece: piece.read().result())
-            target[first : first + rows] = np.asarray(block)
 
     def _store(self, path: str) -> ts.TensorStore:
         if path not in self._open:
@@ -136,16 +118,18 @@ class RunSource(Source):
 
 
 def open_source(name: str) -> Source:
-    """Open a model by its name.
+    """Open a model by its name (`convert.names.ModelName`).
 
     Raises:
-        ValueError: There is no such model, it is damaged, or it has no such step or moving average.
+        PlamoError: There is no such model, it is damaged, or it has no such step or moving average.
     """
     parsed = ModelName.parse(name)
     if is_run_folder(parsed.folder):
         return RunSource(parsed.folder, parsed.step, parsed.ema)
     if parsed.step is not None or parsed.ema:
-        raise ConvertError(f"{parsed.folder} has the public layout, which has no steps. Omit the @ and what follows it")
+        raise ConvertError(
+            f"{parsed.folder} has the public layout, which has no steps. Remove the @ and the text after it"
+        )
     return PublicSource(parsed.folder)
 
 
@@ -165,9 +149,3 @@ def _read(stored: StoredTensor) -> np.ndarray:
             if block is not part:
                 part[...] = block
     return result
-
-
-def _flatten(tree: dict, prefix: str = "") -> list:
-    if not isinstance(tree, dict):
-        return [(prefix, tree)]
-    return [item for key, value in tree.items() for item in _flatten(value, f"{prefix}/{key}" if prefix else str(key))]

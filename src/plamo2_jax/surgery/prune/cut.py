@@ -1,4 +1,4 @@
-"""Cutting a model: take the channels and layers that the masks keep out of every parameter, selected by axis names."""
+"""Cutting a model: keep the channels and layers of every parameter that the masks keep, selected by axis names."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.model import axes
@@ -16,11 +17,10 @@ from plamo2_jax.surgery.structure import (
     SurgeryError,
     array_module,
     describe_kinds,
-    flatten,
     layer_places,
+    require_equal,
     restack,
     structure,
-    unflatten,
     unstack,
 )
 
@@ -29,24 +29,14 @@ def check_target(source: ModelConfig, target: ModelConfig, multiple_of: int | No
     """Check that the target can be cut out of the source.
 
     Args:
-        source, target: Configs of both models.
         multiple_of: New sizes of embed, mlp and dt_rank must be multiples of this (a TPU tile has 128 lanes).
 
     Raises:
-        SurgeryError: It cannot. The message names the axis or field, both sizes and what is allowed.
+        SurgeryError: The target cannot be cut out of the source. The message names the axis or field, both sizes and what is allowed.
     """
-    for name in ("tie_word_embeddings", "rms_norm_eps", "vocab_size", "hidden_size_per_head", "mamba_d_conv"):
-        if getattr(source, name) != getattr(target, name):
-            raise SurgeryError(
-                f"{name} is {getattr(source, name)} and would be {getattr(target, name)}: pruning does not change it. Use the same value"
-            )
-    step = source.mamba_step if source.mamba_enabled else 1
-    if (source.mamba_enabled, step) != (target.mamba_enabled, target.mamba_step if target.mamba_enabled else 1):
-        raise SurgeryError(
-            f"the layer pattern {describe_kinds(source)} (mamba_step={source.mamba_step}) differs from the target's pattern, "
-            f"{describe_kinds(target)} (mamba_step={target.mamba_step}): both must have the same period"
-        )
-    old, new = source.num_hidden_layers, target.num_hidden_layers
+    fixed = ("tie_word_embeddings", "rms_norm_eps", "vocab_size", "hidden_size_per_head", "mamba_d_conv")
+    require_equal(source, target, fixed, "pruning")
+    old, new, step = source.num_hidden_layers, target.num_hidden_layers, source.period
     if new > old:
         raise SurgeryError(f"num_hidden_layers is {old} and would be {new}: pruning cannot add layers. Use plamo2 grow")
     if (old - new) % step:
@@ -62,16 +52,17 @@ def check_target(source: ModelConfig, target: ModelConfig, multiple_of: int | No
         )
     before, after = structure(source).sizes, structure(target).sizes
     for name in (name for name in before if name in after and name not in FIXED):
-        if after[name] > before[name]:
+        larger, smaller = before[name], after[name]
+        if smaller > larger:
             raise SurgeryError(
-                f"axis {name!r} has size {before[name]} and would have {after[name]}: the target must not be larger than the source. "
+                f"axis {name!r} has size {larger} and would have {smaller}: the target must not be larger than the source. "
                 "Use plamo2 grow"
             )
         lanes = name in {axes.EMBED, axes.MLP, axes.DT_RANK}
-        if multiple_of and lanes and after[name] != before[name] and after[name] % multiple_of:
+        if multiple_of and lanes and smaller != larger and (rest := smaller % multiple_of):
             raise SurgeryError(
-                f"axis {name!r} would have size {after[name]}: it must be a multiple of {multiple_of}, such as "
-                f"{after[name] // multiple_of * multiple_of} or {-(-after[name] // multiple_of) * multiple_of}"
+                f"axis {name!r} would have size {smaller}: it must be a multiple of {multiple_of}, such as {smaller - rest} or "
+                f"{smaller - rest + multiple_of}"
             )
     for shared, member in axes.GROUPS.items():
         if shared in before and shared in after:
@@ -93,28 +84,23 @@ def cut_config(source: ModelConfig, target: ModelConfig, masks: Masks) -> ModelC
 
 def _kept_layers(source: ModelConfig, masks: Masks) -> list[int]:
     """Return the numbers of the source layers that the masks keep, in order."""
-
-    def keeps(run: str, period: int) -> bool:
-        mask = masks.get(run, {}).get(axes.LAYERS)
-        return mask is None or bool(np.asarray(mask)[period])
-
-    return [layer for layer, (run, _, period) in enumerate(layer_places(source)) if keeps(run, period)]
+    masks = full_masks(source) | masks
+    return [layer for layer, (run, _, period) in enumerate(layer_places(source)) if masks[run][axes.LAYERS][period]]
 
 
 def cut_params(params: Params, masks: Masks, source: ModelConfig, target: ModelConfig) -> Params:
-    """Return the parameters without the masked channels and layers. The small model computes what `apply_masks` computes.
+    """Return the parameters without the masked channels and layers. The small model computes the same function as `apply_masks` gives.
 
     The function is pure in `params`. Any tree of the same structure can be cut, for example Adam's moments.
 
     Args:
-        params: Parameters of the source.
         masks: Concrete boolean masks. Axes without a mask are kept whole.
-        source, target: Configs of both models, the target as returned by `cut_config`.
+        target: Config of the small model, from `cut_config`.
 
     Raises:
         SurgeryError: The masks do not keep the sizes of the target. The message names the axis and its place in the parameter tree.
     """
-    s, wanted = structure(source), structure(target).sizes
+    wanted = structure(target).sizes
     masks = {place: {**whole, **masks.get(place, {})} for place, whole in full_masks(source).items()}
     layers = _kept_layers(source, masks)
     if len(layers) != target.num_hidden_layers:
@@ -143,7 +129,8 @@ def cut_params(params: Params, masks: Masks, source: ModelConfig, target: ModelC
                 leaf = array_module(leaf).take_along_axis(leaf, indices.reshape(shape), axis=position)
         return leaf
 
-    flat = flatten(params)
-    narrow = unflatten({path: cut(path, declared, flat[path]) for path, declared in s.declared.items()})
+    flat = flatten_dict(params)
+    declared = structure(source).declared
+    narrow = unflatten_dict({path: cut(path, each, flat[path]) for path, each in declared.items()})
     old = unstack(narrow, source)
     return restack(narrow, [old[layer] for layer in layers], target)

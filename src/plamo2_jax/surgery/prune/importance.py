@@ -1,7 +1,7 @@
 """Importance scores of channels and layers, measured on a calibration set.
 
-Scores have the places and axes of masks, with floats in place of booleans; channels with larger scores are kept. Activations and
-parameters are selected by axis names, so this module needs no code for particular layers.
+Scores have the places and axes of masks, with float values; channels with larger scores are kept. Activations and parameters are selected
+by axis names, so this module needs no code for particular layers.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax import Array
 
 from plamo2_jax.config import ModelConfig
@@ -19,7 +20,7 @@ from plamo2_jax.data.batch import Batch
 from plamo2_jax.model import Plamo2, axes
 from plamo2_jax.model.layers import OBSERVED
 from plamo2_jax.surgery.prune.masks import EVERYWHERE, Masks, apply_masks, full_masks, places, soften
-from plamo2_jax.surgery.structure import Params, SurgeryError, flatten, structure
+from plamo2_jax.surgery.structure import Params, SurgeryError, structure
 
 Method = Literal["activation", "taylor", "magnitude", "random"]
 """How channels are scored.
@@ -47,11 +48,9 @@ def score(
 
     Args:
         method: Scoring method; magnitude and random read no data.
-        params: Parameters of the model.
-        config: Config of the model.
         batches: Calibration batches with tokens, segment_ids and positions [b, t], and the arrays that `loss` reads.
         loss: Loss function, for taylor.
-        masks: Measure the model under these masks; masked channels get score 0.
+        masks: Score the model with these masks applied; masked channels get score 0.
         seed: Random seed for method random.
 
     Raises:
@@ -102,13 +101,13 @@ def activation_scores(params: Params, config: ModelConfig, batches: Iterable[Bat
 
     @jax.jit
     def observe(params: Params, batch: Batch) -> Any:
-        variables, inputs = {"params": params}, (batch["tokens"], batch["segment_ids"], batch["positions"])
-        return model.apply(*(variables, *inputs), method="features", mutable=[OBSERVED])[1][OBSERVED]
+        inputs = (batch["tokens"], batch["segment_ids"], batch["positions"])
+        return model.apply({"params": params}, *inputs, method="features", mutable=[OBSERVED])[1][OBSERVED]
 
     squares: Scores = {}
     for batch in batches:
         rows = np.asarray(batch["segment_ids"]).any(1)
-        for path, values in flatten(jax.device_get(observe(params, _arrays(batch)))).items():
+        for path, values in flatten_dict(jax.device_get(observe(params, _arrays(batch)))).items():
             axis = path[-1]
             for value in values:  # [layers, b, size]; for the axis `layers` itself [layers, b]
                 square = np.square(value[:, rows].astype(np.float64)).sum(1)
@@ -121,9 +120,11 @@ def activation_scores(params: Params, config: ModelConfig, batches: Iterable[Bat
         raise SurgeryError(
             "the calibration data hold no batch: activations need at least one. Add data or lower --batch-size"
         )
-    return _complete(
-        {place: {axis: np.sqrt(v) for axis, v in shapes.items()} for place, shapes in squares.items()}, config
-    )
+    # A place or axis without measurement gets score 0. `_share` then sets the scores of shared entries.
+    return {
+        place: {axis: np.sqrt(squares.get(place, {}).get(axis, zeros)) for axis, zeros in shapes.items()}
+        for place, shapes in _zeros(config).items()
+    }
 
 
 def taylor_scores(params: Params, config: ModelConfig, batches: Iterable[Batch], loss: Loss) -> Scores:
@@ -134,14 +135,12 @@ def taylor_scores(params: Params, config: ModelConfig, batches: Iterable[Batch],
     """
     ones = jax.tree.map(lambda mask: jnp.ones(mask.shape, jnp.float32), full_masks(config))
     slopes = jax.jit(jax.grad(lambda masks, params, batch: loss(soften(params, masks, config), batch)))
-    total, count = None, 0
+    total, count = _zeros(config), 0
     for batch in batches:
-        square = jax.tree.map(
-            lambda leaf: np.square(np.asarray(leaf, np.float64)), slopes(ones, params, _arrays(batch))
-        )
-        total = square if total is None else jax.tree.map(np.add, total, square)
+        slope = slopes(ones, params, _arrays(batch))
+        total = jax.tree.map(lambda total, leaf: total + np.square(np.asarray(leaf, np.float64)), total, slope)
         count += 1
-    if total is None:
+    if count == 0:
         raise SurgeryError(
             "the calibration data hold no batch: taylor needs at least one. Add data or lower --batch-size"
         )
@@ -150,22 +149,15 @@ def taylor_scores(params: Params, config: ModelConfig, batches: Iterable[Batch],
 
 def magnitude_scores(params: Params, config: ModelConfig) -> Scores:
     """Score by weights: the L2 norm of all matrix weights of a channel; for a period, of all its matrices."""
-    s, flat = structure(config), flatten(params)
-    squares: Scores = {
-        place: {axis: np.zeros(shape) for axis, shape in shapes.items()} for place, shapes in places(config).items()
-    }
-    for path, declared in s.declared.items():
+    flat, squares = flatten_dict(params), _zeros(config)
+    for path, declared in structure(config).declared.items():
         if not axes.is_matrix(declared.names):
             continue
         square = np.square(np.asarray(flat[path], np.float64))
         for place in (EVERYWHERE, path[0], "/".join(path[:2])):
-            for axis in squares.get(place, {}):
-                if axis not in declared.names:
-                    continue
-                kept = (declared.names.index(axis),)
-                if place not in (EVERYWHERE, path[0]):
-                    kept = (declared.names.index(axes.LAYERS), *kept)
-                others = tuple(i for i in range(square.ndim) if i not in kept)
+            for axis in squares.get(place, {}).keys() & set(declared.names):
+                kept = {axis} if place in (EVERYWHERE, path[0]) else {axes.LAYERS, axis}
+                others = tuple(i for i, name in enumerate(declared.names) if name not in kept)
                 squares[place][axis] += square.sum(others)
     return jax.tree.map(np.sqrt, squares)
 
@@ -192,12 +184,8 @@ def period_losses(
     return scores
 
 
-def _complete(scores: Scores, config: ModelConfig) -> Scores:
-    """Add a score of 0 for places and axes without measurement. `_share` then sets the scores of shared entries."""
-    return {
-        place: {axis: scores.get(place, {}).get(axis, np.zeros(shape)) for axis, shape in shapes.items()}
-        for place, shapes in places(config).items()
-    }
+def _zeros(config: ModelConfig) -> Scores:
+    return jax.tree.map(lambda mask: np.zeros(mask.shape), full_masks(config))
 
 
 def _arrays(batch: Batch) -> dict[str, Array]:

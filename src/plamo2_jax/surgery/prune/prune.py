@@ -1,9 +1,9 @@
-"""Pruning from end to end: score channels, choose masks, score again under the masks, cut."""
+"""Pruning from end to end: score channels, choose masks, score again with the masks applied, cut the model."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -15,8 +15,8 @@ from plamo2_jax.errors import PlamoError
 from plamo2_jax.model import Plamo2, axes
 from plamo2_jax.model.loss import predict_batch
 from plamo2_jax.surgery.prune.cut import check_target, cut_config, cut_params
-from plamo2_jax.surgery.prune.importance import Loss, Method, Scores, period_losses, score
-from plamo2_jax.surgery.prune.masks import Masks, full_masks
+from plamo2_jax.surgery.prune.importance import Loss, Method, period_losses, score
+from plamo2_jax.surgery.prune.masks import Masks
 from plamo2_jax.surgery.prune.selection import select_masks
 from plamo2_jax.surgery.structure import Params
 
@@ -29,13 +29,10 @@ loss: by the rise of the loss without them."""
 
 @dataclasses.dataclass(frozen=True)
 class Pruned:
-    """A pruned model, with the masks and scores it was cut by."""
+    """A pruned model."""
 
     config: ModelConfig
     params: Params
-    masks: Masks
-    scores: Scores
-    """Scores of the last round."""
 
 
 def mean_loss(config: ModelConfig) -> Loss:
@@ -59,68 +56,54 @@ def find_masks(
     depth: DepthMethod = "influence",
     rounds: int = 1,
     seed: int = 0,
-    loss: Loss | None = None,
-    on_round: Callable[[int, ModelConfig], None] | None = None,
-) -> tuple[Masks, Scores]:
-    """Choose the channels and layers that stay.
+) -> Masks:
+    """Return masks of the channels and layers that stay.
 
     With several rounds, sizes shrink by equal ratios, and each round scores the model under the masks of the round before. Parameters are
     not trained between rounds.
 
     Args:
         params: Parameters of the source.
-        source, target: Configs of both models.
         batches: Calibration batches, read once per round.
         method: How channels are scored.
         depth: How periods of layers are scored.
-        rounds: Number of rounds.
         seed: Random seed for method random.
-        loss: Loss function; None selects cross-entropy.
-        on_round: Called with the number and the target shape of each round.
-
-    Returns:
-        The masks, and the scores of the last round.
 
     Raises:
         SurgeryError: The target cannot be cut out of the source, or there is no calibration data.
     """
     check_target(source, target)
-    loss = mean_loss(source) if loss is None else loss
-    masks, scores = full_masks(source), {}
+    loss, masks = mean_loss(source), None
     layered = source.num_hidden_layers != target.num_hidden_layers
-    for number, shape in enumerate(schedule(source, target, rounds), 1):
-        scores = score(method, params, source, batches, loss, masks=masks if number > 1 else None, seed=seed)
+    for shape in schedule(source, target, rounds):
+        scores = score(method, params, source, batches, loss, masks=masks, seed=seed)
         if layered and depth != "same" and not (depth == "influence" and method == "activation"):
-            ranked = (
-                period_losses(params, source, batches, loss, masks)
-                if depth == "loss"
-                else score("activation", params, source, batches, loss, masks=masks if number > 1 else None)
-            )
+            if depth == "loss":
+                ranked = period_losses(params, source, batches, loss, masks)
+            else:
+                ranked = score("activation", params, source, batches, loss, masks=masks)
             for place, shapes in ranked.items():
                 if axes.LAYERS in shapes:
                     scores[place] = {**scores[place], axes.LAYERS: shapes[axes.LAYERS]}
         masks = select_masks(scores, source, shape, masks)
-        if on_round is not None:
-            on_round(number, shape)
-    return masks, scores
+    return masks
 
 
 def prune(params: Params, source: ModelConfig, target: ModelConfig, batches: Sequence[Batch], **options) -> Pruned:
-    """Choose masks and cut the model. Arguments and errors are those of `find_masks`."""
-    masks, scores = find_masks(params, source, target, batches, **options)
+    """Choose masks and cut the model. Arguments and errors are the same as for `find_masks`."""
+    masks = find_masks(params, source, target, batches, **options)
     config = cut_config(source, target, masks)
-    return Pruned(config, cut_params(params, masks, source, config), masks, scores)
+    return Pruned(config, cut_params(params, masks, source, config))
 
 
 def schedule(source: ModelConfig, target: ModelConfig, rounds: int) -> list[ModelConfig]:
     """Return the target shape of each round. Every size shrinks by equal ratios, as far as head groups allow; the last is the target.
 
     Raises:
-        ValueError: `rounds` is below 1.
+        PlamoError: `rounds` is below 1.
     """
     if rounds < 1:
         raise PlamoError(f"rounds={rounds} is not allowed: it must be at least 1")
-    step = source.mamba_step if source.mamba_enabled else 1
     names = ("hidden_size", "intermediate_size", "mamba_num_heads", "mamba_d_state")
 
     def between(name: str, fraction: float) -> int:
@@ -137,7 +120,7 @@ def schedule(source: ModelConfig, target: ModelConfig, rounds: int) -> list[Mode
         sizes["num_attention_heads"] = groups * max(
             members[1], round(members[0] * (members[1] / members[0]) ** fraction)
         )
-        dropped = (source.num_hidden_layers - target.num_hidden_layers) // step
-        sizes["num_hidden_layers"] = source.num_hidden_layers - step * round(dropped * fraction)
+        dropped = (source.num_hidden_layers - target.num_hidden_layers) // source.period
+        sizes["num_hidden_layers"] = source.num_hidden_layers - source.period * round(dropped * fraction)
         shapes.append(dataclasses.replace(source, full_attention_idx=(), **sizes))
     return [*shapes, target]

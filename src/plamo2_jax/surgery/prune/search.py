@@ -34,13 +34,13 @@ def candidates(
         budget: Largest allowed cost.
         cost: Cost function, for example `ModelConfig.parameter_count`.
         multiple_of: Hidden and MLP sizes are multiples of this.
-        least_depth: Smallest number of layers, as a fraction of the source's.
-        mlp_ratios: MLP size / hidden size, as fractions of the source's ratio.
+        least_depth: Smallest number of layers, as a fraction of the number in the source.
+        mlp_ratios: MLP size / hidden size, as fractions of this ratio in the source.
 
     Raises:
         SurgeryError: No shape fits.
     """
-    step = source.mamba_step if source.mamba_enabled else 1
+    step = source.period
     rest = source.num_hidden_layers % step
     found: list[ModelConfig] = []
     for layers in range(source.num_hidden_layers, step - 1, -step):
@@ -89,8 +89,6 @@ def prune_best(
     """Prune to each shape and return the pruned model with the lowest loss on the calibration batches.
 
     Args:
-        params: Parameters of the source.
-        source: Shape of the source.
         shapes: Target shapes, for example from `candidates`.
         batches: Calibration batches, used for the scores and for the loss.
         on_pruned: Called with each pruned shape and its loss in nats per token.

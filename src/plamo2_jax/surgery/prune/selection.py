@@ -1,13 +1,14 @@
-"""Selection: turn scores into masks that keep the best channels of each axis."""
+"""Selection of the channels with the best scores of each axis."""
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.model import axes
 from plamo2_jax.surgery.prune.importance import Scores
-from plamo2_jax.surgery.prune.masks import Masks, full_masks, places
+from plamo2_jax.surgery.prune.masks import Masks, full_masks
 from plamo2_jax.surgery.structure import structure
 
 
@@ -21,7 +22,7 @@ def select_masks(scores: Scores, source: ModelConfig, target: ModelConfig, masks
     Args:
         scores: Scores from `importance.score`.
         source: Config of the scored model.
-        target: Config with the sizes to keep. Where it is larger than what `masks` keep, nothing is removed.
+        target: Config with the sizes to keep. If a size is larger than the number of channels that `masks` keep, nothing is removed.
         masks: Masks of an earlier round; masked channels stay masked.
     """
     masks = full_masks(source) if masks is None else masks
@@ -46,9 +47,7 @@ def select_masks(scores: Scores, source: ModelConfig, target: ModelConfig, masks
 
 def first_masks(source: ModelConfig, target: ModelConfig) -> Masks:
     """Return masks of the target's sizes that keep the first channels of each axis, for dry runs on shapes."""
-    zeros = {
-        place: {axis: np.zeros(shape) for axis, shape in shapes.items()} for place, shapes in places(source).items()
-    }
+    zeros = jax.tree.map(lambda mask: np.zeros(mask.shape), full_masks(source))
     return select_masks(zeros, source, target)
 
 
@@ -61,15 +60,14 @@ def _best(scores: np.ndarray, alive: np.ndarray, count: int) -> np.ndarray:
 
 
 def _select_periods(masks: Masks, scores: Scores, source: ModelConfig, target: ModelConfig) -> None:
-    step = source.mamba_step if source.mamba_enabled else 1
     candidates = [
         (scores[f"run_{r}"][axes.LAYERS][i], r, i)
         for r, run in enumerate(source.layer_groups)
-        if len(run.kinds) == step
+        if len(run.kinds) == source.period
         for i in range(run.count)
         if masks[f"run_{r}"][axes.LAYERS][i]
     ]
-    surplus = len(candidates) - target.num_hidden_layers // step
+    surplus = len(candidates) - target.num_hidden_layers // source.period
     for run in {r for _, r, _ in candidates}:
         masks[f"run_{run}"][axes.LAYERS] = np.array(masks[f"run_{run}"][axes.LAYERS])
     for _, run, period in sorted(candidates)[: max(surplus, 0)]:
