@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
 from plamo2_jax.config import LayerKind, ModelConfig
 from plamo2_jax.model import axes, parallel
-from plamo2_jax.model.cache import AttentionCache, Context
+from plamo2_jax.model.cache import AttentionCache, Context, LayerCache
 from plamo2_jax.model.layers import apply_rope, observe, rms_normalize
 from plamo2_jax.model.linear import project
 from plamo2_jax.model.parameters import parameter
@@ -29,7 +31,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(
         self, u: Float[Array, "b t d"], context: Context, cache: AttentionCache | None
-    ) -> tuple[Float[Array, "b t d"], AttentionCache | None]:
+    ) -> tuple[Float[Array, "b t d"], LayerCache]:
         """Return the output in the dtype of u, and the cache with the new keys and values (None without a cache)."""
         c = self.config
         e, h, g, p = c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.hidden_size_per_head
@@ -48,8 +50,9 @@ class Attention(nn.Module):
 
         q, k, v = widen("q_proj", heads), widen("k_proj", kv_heads), widen("v_proj", kv_heads)
         q, k = rotate(q, "q_scale", heads), rotate(k, "k_scale", kv_heads)
-        y, cache = parallel.attend(
-            self.mesh, cache, q, k, v, context, window=window, implementation=self.implementation
-        )
+        settings = {"window": window, "implementation": self.implementation}
+        y, after = parallel.attend(self.mesh, cache, q, k, v, context, **settings)
+        if context.deferred:
+            after = functools.partial(cache.write, k, v)
         observe(self, y, tuple(heads), context.segment_ids)
-        return project(self, "o_proj", "bthp,hpd->btd", y, normal, {**heads, axes.EMBED: e}), cache
+        return project(self, "o_proj", "bthp,hpd->btd", y, normal, {**heads, axes.EMBED: e}), after

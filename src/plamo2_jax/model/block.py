@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from plamo2_jax.config import LayerKind, ModelConfig
 from plamo2_jax.model import axes
 from plamo2_jax.model.attention import Attention
-from plamo2_jax.model.cache import AttentionCache, Context, MambaCache
+from plamo2_jax.model.cache import AttentionCache, Context, LayerCache, MambaCache
 from plamo2_jax.model.layers import MIXER_SCALE, MLP_SCALE, GatedMLP, RMSNorm, observe, record_block_influence
 from plamo2_jax.model.mamba import Mamba
 from plamo2_kernels.attention import Implementation as AttentionImplementation
@@ -57,7 +57,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "b t d"], context: Context, cache: MambaCache | AttentionCache | None
-    ) -> tuple[Float[Array, "b t d"], MambaCache | AttentionCache | None]:
+    ) -> tuple[Float[Array, "b t d"], LayerCache]:
         """Return the residual stream after the layer, and the new cache of the layer (None without a cache)."""
         c = self.config
         if self.kind is LayerKind.MAMBA:

@@ -28,6 +28,8 @@ class Context(struct.PyTreeNode):
     """Number of tokens in each row before this call."""
     continues: Bool[Array, " b"]
     """Whether the first segment continues the last segment of the call before. If not, its states start from zero."""
+    deferred: bool = struct.field(pytree_node=False, default=False)
+    """Whether layers return functions instead of new caches. Such a function takes a context and returns the cache after its tokens."""
 
 
 class MambaCache(struct.PyTreeNode):
@@ -93,6 +95,10 @@ class AttentionCache(struct.PyTreeNode):
             ring = Keys(read(self.k), read(self.v), self.positions, self.segment_ids)
             y = cached_attention(q, piece, ring, context.count, window=window, implementation=implementation)
         return y, new
+
+
+LayerCache = MambaCache | AttentionCache | Callable[[Context], MambaCache | AttentionCache] | None
+"""What a layer returns as its new cache: a function if the context is deferred, None without a cache."""
 
 
 class Cache(struct.PyTreeNode):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ from jaxtyping import Array, Float
 
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.model import axes, parallel
-from plamo2_jax.model.cache import Context, MambaCache
+from plamo2_jax.model.cache import Context, LayerCache, MambaCache
 from plamo2_jax.model.layers import observe, rms_normalize
 from plamo2_jax.model.linear import multiply, project
 from plamo2_jax.model.parameters import parameter
@@ -50,7 +52,7 @@ class Mamba(nn.Module):
     @nn.compact
     def __call__(
         self, u: Float[Array, "b t d"], context: Context, cache: MambaCache | None
-    ) -> tuple[Float[Array, "b t d"], MambaCache | None]:
+    ) -> tuple[Float[Array, "b t d"], LayerCache]:
         """Return the output in the dtype of u, and the state after these tokens (None without a cache)."""
         c = self.config
         e, h, p, n, r = c.hidden_size, c.mamba_num_heads, c.hidden_size_per_head, c.mamba_d_state, c.dt_rank
@@ -66,7 +68,8 @@ class Mamba(nn.Module):
         # The axis of z and x comes first. As one of the last two axes, its size of 2 would fill only a quarter of each TPU tile.
         z, x = project(self, "in_proj", "btd,dhp->bthp", u, normal, {None: 2, axes.EMBED: e, **inner})
         conv = parameter(self, "conv", _conv_init, {**inner, axes.CONV: c.mamba_d_conv})
-        x, conv_state = parallel.convolve(self.mesh, x, conv, context.segment_ids, conv_state)
+        convolve = functools.partial(parallel.convolve, self.mesh, x, conv, state=conv_state)
+        x, conv_state = convolve(segment_ids=context.segment_ids)
         # Three products read x. Without this barrier, XLA may compute the convolution again for each of them.
         x = jax.lax.optimization_barrier(x)
 
@@ -92,8 +95,17 @@ class Mamba(nn.Module):
         observe(self, low_rank, (axes.DT_RANK,), context.segment_ids)
         dt = multiply("btr,rh->bth", low_rank, dt_up, preferred_element_type=dt_bias.dtype)
         arrays = x, nn.softplus(dt + dt_bias), -jnp.exp(a_log), B[:, :, None], C[:, :, None], skip
-        y, ssm_state = parallel.scan(self.mesh, *arrays, context.segment_ids, ssm_state, continues, self.implementation)
+        settings = {"state": ssm_state, "continues": continues, "implementation": self.implementation}
+        scan = functools.partial(parallel.scan, self.mesh, *arrays, **settings)
+        y, ssm_state = scan(segment_ids=context.segment_ids)
         y = y * nn.silu(z)
         observe(self, y, tuple(inner), context.segment_ids)
         out = project(self, "out_proj", "bthp,hpd->btd", y, normal, {**inner, axes.EMBED: e})
+
+        def commit(context: Context) -> MambaCache:
+            conv_state, ssm_state = (compute(segment_ids=context.segment_ids)[1] for compute in (convolve, scan))
+            return MambaCache(conv_state.astype(cache.conv.dtype), ssm_state)
+
+        if context.deferred:
+            return out, commit
         return out, None if cache is None else MambaCache(conv_state.astype(cache.conv.dtype), ssm_state)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -22,7 +23,7 @@ from jaxtyping import Array, Float, Int
 from plamo2_jax.config import LayerGroup, ModelConfig
 from plamo2_jax.model import axes
 from plamo2_jax.model.block import Period, Remat, recomputed
-from plamo2_jax.model.cache import Cache, advance, init_cache, make_context
+from plamo2_jax.model.cache import Cache, Context, advance, init_cache, make_context
 from plamo2_jax.model.layers import OBSERVED, RMSNorm
 from plamo2_jax.model.linear import lookup, multiply
 from plamo2_jax.model.parameters import DeclaredParameter, parameter
@@ -129,6 +130,35 @@ class Plamo2(nn.Module):
         The arguments are those of `__call__`. `embedding_noise` is added to the embedded tokens.
         """
         context = make_context(tokens, segment_ids, positions, cache)
+        x, caches = self._layers(tokens, context, cache, embedding_noise)
+        return x, None if cache is None else advance(cache, caches, context)
+
+    def features_deferred(
+        self, tokens: Int[Array, "b t"], segment_ids: Int[Array, "b t"], cache: Cache
+    ) -> tuple[Float[Array, "b t d"], Callable[[Int[Array, "b t"]], Cache]]:
+        """Compute features of tokens, not all of which may be kept. Only without a scan over layers.
+
+        Returns:
+            The features, and a function that returns the cache after the tokens whose segment, its argument, is not 0. These must be the
+            first tokens of each row. The function belongs to the trace of this call.
+        """
+        context = make_context(tokens, segment_ids, None, cache).replace(deferred=True)
+        x, caches = self._layers(tokens, context, cache, None)
+
+        def commit(segment_ids: Int[Array, "b t"]) -> Cache:
+            kept = context.replace(segment_ids=segment_ids)
+            return advance(cache, jax.tree.map(lambda of_layer: of_layer(kept), caches), kept)
+
+        return x, commit
+
+    def _layers(
+        self,
+        tokens: Int[Array, "b t"],
+        context: Context,
+        cache: Cache | None,
+        embedding_noise: Float[Array, "b t d"] | None,
+    ) -> tuple[Float[Array, "b t d"], tuple]:
+        """Return the features, and the new cache of every layer in the structure of `Cache.runs` (see `Context.deferred`)."""
         x = lookup(self.embedding, tokens, self.activation_dtype)
         # Each device looks up all tokens of its data group in the columns that it holds. Columns are exchanged for tokens afterwards.
         # Otherwise, XLA would gather the table on every device, and sum a gradient of its size.
@@ -146,7 +176,7 @@ class Plamo2(nn.Module):
                     new.append(state)
             x = self.gather_channels(x)
             caches.append(tuple(new) if isinstance(new, list) else new)
-        return self.final_norm(x), None if cache is None else advance(cache, tuple(caches), context)
+        return self.final_norm(x), tuple(caches)
 
     def logits(self, x: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
         """Compute logits in float32 from features."""
