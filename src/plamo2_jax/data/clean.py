@@ -12,7 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from plamo2_jax.data.boilerplate import Boilerplate, line_key
 from plamo2_jax.validation import require
@@ -41,15 +41,15 @@ class CleanConfig:
     """Criteria for keeping a document.
 
     Attributes:
-        unicode_form: Unicode normalization: "none", "NFC" or "NFKC".
-        languages: Languages to keep, of "ja", "en" and "other".
+        unicode_form: Unicode normalization; none: keep all characters.
+        languages: Languages to keep, recognised by script and common words. A text is also dropped if its record names another language.
         min_chars: Smallest number of characters after cleaning.
         max_duplicate_lines: Largest share of characters in lines that occurred earlier in the same document.
         max_top_ngram: Largest share of the most frequent 10-character window among all windows of the document.
     """
 
-    unicode_form: str = "none"
-    languages: tuple[str, ...] = ("ja", "en")
+    unicode_form: Literal["none", "NFC", "NFKC"] = "none"
+    languages: tuple[Literal["ja", "en", "other"], ...] = ("ja", "en")
     min_chars: int = 50
     max_duplicate_lines: float = 0.3
     max_top_ngram: float = 0.2
