@@ -38,3 +38,18 @@ def require(config: Any, name: str, condition: Any, allowed: str, *, where: str 
     if not condition:
         value = shown(operator.attrgetter(name)(config))
         raise PlamoError(f"{where or type(config).__name__}.{name}={value} is not allowed: it must be {allowed}")
+
+
+def require_at_least(least: int, **options: float | None) -> None:
+    """Refuse options of a command that are below a bound; None is allowed.
+
+    Args:
+        least: the smallest allowed value.
+        options: values by field name; the message calls `batch_size` --batch-size.
+
+    Raises:
+        PlamoError: a value is too small.
+    """
+    for name, value in options.items():
+        if value is not None and value < least:
+            raise PlamoError(f"--{name.replace('_', '-')} {value} is not allowed: it must be at least {least}")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from plamo2_jax.cli.pipeline import describe
 from plamo2_jax.pipeline.graph import Description, Graph, absolute
 from plamo2_jax.pipeline.stage import Pipeline, Stage
 from support.pipelines import CONFIG, INPUTS, OUTPUTS, STAGES, write
@@ -130,3 +131,13 @@ def test_unknown_stages_and_bad_files_are_refused(small, refused):
     assert "p.py must set `pipeline` to a Pipeline; it sets it to int" in refused()
     Path("p.py").unlink()
     assert "p.py is not a file; the first argument must be a pipeline file" in refused()
+
+
+def test_a_stage_of_iterative_dpo_resumes_and_reads_what_its_rounds_do_not_set(folder):
+    Path("rounds.py").write_text("from plamo2_jax.cli.iterate import example\nconfig = example()\n")
+    found = describe(["iterate", "rounds.py", "--rounds", "3", "--output", "runs/three"])
+    assert found.resumes
+    assert found.outputs == (Path("runs/three"),)
+    assert found.paths == ("runs/sft", "prompts.jsonl", "tokenizer.jsonl")
+    assert found.words == ()
+    assert found.config["rounds"] == 3

@@ -31,7 +31,7 @@ def test_finished_stages_are_skipped(small, run, plan):
     before = contents()
     assert set(plan().values()) == {"finished"}
     assert run() == {}
-    lock = Path("runs/.pipeline/lock")
+    lock = Path("runs/.pipeline/.lock")
     assert {path: file for path, file in contents().items() if path != lock} == {
         path: file for path, file in before.items() if path != lock
     }
@@ -114,7 +114,7 @@ def test_an_output_that_does_not_come_is_an_error(small, capsys):
 
 def test_two_at_once_are_refused(small, refused):
     with State(small / "runs").lock():
-        assert f"runs is in use by another plamo2 pipeline (process {os.getpid()})" in refused()
+        assert f"runs/.pipeline is in use by another process (process {os.getpid()} on " in refused()
 
 
 def test_a_record_with_other_inputs_is_understood_and_its_stage_run_again(small, run):

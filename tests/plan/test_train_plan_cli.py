@@ -25,7 +25,7 @@ CONFIG = str(CONFIGS / "pretrain_8b.py")
         (["--topology", "v5e:2x2", "--prefill", "8", "--decode", "8"], "--prefill and --decode are two plans"),
         (["--gpu", "h100"], "--gpu h100 is not allowed"),
         # Options that would be ignored are refused.
-        (["--topology", "v5e:2x2", "--prefill", "0"], "--prefill 0 is not allowed; it must be at least 1"),
+        (["--topology", "v5e:2x2", "--prefill", "0"], "--prefill 0 is not allowed: it must be at least 1"),
         (["--topology", "v5e:2x2", "--decode", "-1"], "--decode -1 is not allowed"),
         (["--topology", "v5e:2x2", "--decode", "8", "--rows", "0"], "--rows 0 is not allowed"),
         (["--topology", "v5e:2x2", "--rows", "4"], "--rows is not allowed without --prefill or --decode"),

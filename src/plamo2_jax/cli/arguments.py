@@ -39,8 +39,8 @@ def parse(
         kind: The dataclass.
         argv: The arguments.
         prog: The command as the user types it, without the arguments.
-        description: Description for the help; left out, the docstring of the dataclass.
-        default: Instance with the values of options that are not given.
+        description: Description for the help; None: the docstring of the dataclass.
+        default: Instance with the default values.
         config: Further markers of tyro.
 
     Raises:
@@ -53,28 +53,28 @@ def parse(
         "config": (tyro.conf.PositionalMetavarFromFieldName, *config),
         **({} if default is tyro.MISSING else {"default": default}),
     }
-    said = io.StringIO()
+    errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(errors):
             value, unknown = tyro.cli(kind, args=argv, return_unknown_args=True, **options)
     except SystemExit as end:
-        # A misspelled option often causes another error first, because its value is parsed as a positional argument.
+        # A misspelled option often causes another error first: tyro parses its value as a positional argument.
         unknown = _misspelled(argv, _options(kind, options)) if end.code == 2 else []
         refusal = None if unknown else _refusal(end)
         if not (unknown or refusal):
             raise
-        said.truncate(0)
+        errors.truncate(0)
         if refusal:
             raise refusal from None
     finally:
-        sys.stderr.write(said.getvalue())
+        sys.stderr.write(errors.getvalue())
     if unknown:
         raise PlamoError(_unknown_sentence(unknown, _options(kind, options), prog)) from None
     return value
 
 
 def _refusal(end: BaseException) -> PlamoError | None:
-    """Return the error of a configuration that tyro, which ends with `end`, would print in a box of several lines."""
+    """Return the PlamoError that tyro caught before it raised `end`. Tyro would print it in a box of several lines."""
     error: BaseException | None = end
     while error is not None and not isinstance(error, PlamoError):
         error = error.__context__
@@ -97,29 +97,49 @@ def _misspelled(argv: Sequence[str], known: Sequence[str]) -> list[str]:
     return [word for word in words if word.partition("=")[0].replace("_", "-") not in known]
 
 
-def call(function: Callable[..., Any], argv: Sequence[str], prog: str, *, description: str | None = None) -> Any:
+def split_config_file(argv: Sequence[str], such_as: str, show_help: Callable[[], Any]) -> tuple[str, list[str]]:
+    """Return the config file, which is the first argument, and the other arguments.
+
+    Args:
+        argv: The arguments.
+        such_as: A config file to name in messages.
+        show_help: Called if the arguments have no config file but --help. Raises SystemExit.
+
+    Raises:
+        PlamoError: The first argument is missing or an option.
+    """
+    if not argv or argv[0].startswith("-"):
+        if {"-h", "--help"} & set(argv):
+            show_help()
+        raise PlamoError(f"the first argument must be a config file, such as {such_as}")
+    path, *rest = argv
+    return path, rest
+
+
+def call(function: Callable[..., Any], argv: Sequence[str], prog: str) -> Any:
     """Read a command line into the arguments of a function, call it and return its result.
 
     A function with the single argument `options` gets the dataclass that annotates it.
 
     Raises:
-        PlamoError, SystemExit: as `parse`. The function is then not called.
+        PlamoError: An option is unknown, or a configuration refuses a value. The function is not called.
+        SystemExit: After --help, with status 0, and after other errors, with status 2. The function is not called.
     """
     if list(function.__annotations__.keys() - {"return"}) == ["options"]:
-        return function(parse(typing.get_type_hints(function)["options"], argv, prog, description=description))
+        return function(parse(typing.get_type_hints(function)["options"], argv, prog))
 
     @functools.wraps(function)
     def bind(*args: Any, **kwargs: Any) -> Callable[[], Any]:
         return functools.partial(function, *args, **kwargs)
 
-    return parse(bind, argv, prog, description=description)()
+    return parse(bind, argv, prog)()
 
 
 def call_subcommand(commands: Mapping[str, Callable[..., Any]], argv: Sequence[str], prog: str) -> Any:
     """Call the subcommand named by the first argument with the other arguments, and return its result.
 
     Raises:
-        ValueError: There is no such subcommand, or an option is unknown.
+        PlamoError: There is no such subcommand, or an option is unknown.
     """
     if not argv:
         raise PlamoError(
@@ -137,11 +157,7 @@ def call_subcommand(commands: Mapping[str, Callable[..., Any]], argv: Sequence[s
 
 
 def require_command(name: str, commands: Iterable[str], prog: str) -> None:
-    """Check that a word is a command.
-
-    Raises:
-        ValueError: It is not. The message names the closest command, or all commands.
-    """
+    """Check that a word is a command. Otherwise raise a PlamoError that names the closest command, or all commands."""
     names = list(commands)
     if name not in names:
         close = difflib.get_close_matches(name, names, n=1)
@@ -168,13 +184,11 @@ def _unknown_sentence(unknown: Sequence[str], known: Sequence[str], prog: str) -
     if option is None:
         return f"unexpected argument {_shown(unknown[0])}; {prog} --help shows what it takes"
     name = option.partition("=")[0]
-    # The help text may mention options of another command.
+    # The help may mention an option of another command.
     known = [each for each in known if each != name]
     # Users may omit the group of a field: --learning-rate for --schedule.learning-rate.
     close = [each for each in known if each.endswith(name.replace("--", ".", 1).replace("_", "-"))]
     close = close or difflib.get_close_matches(name, known, n=2, cutoff=0.7)
-    # Help may mention an option of another command.
-    close = [each for each in close if each != name]
     hint = f"did you mean {' or '.join(close[:3])}? " if close else ""
     return f"unknown option {_shown(name)}; {hint}{prog} --help lists the options"
 

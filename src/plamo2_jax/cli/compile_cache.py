@@ -1,6 +1,6 @@
 """JAX's persistent compilation cache for the `plamo2` command, in the user's cache folder.
 
-This module only sets environment variables. So a verb that does not need JAX does not import it, and child processes inherit the settings.
+This module only sets environment variables: verbs without JAX need not import it, and child processes inherit the settings.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import sys
 from pathlib import Path
 
 NO_CACHE = "--no-cache"
-"""Option of every verb that calls `disable`."""
+"""Option of every verb that disables the cache."""
 MAX_BYTES = 4 * 10**9
-"""Largest total size of the cached programs in bytes. JAX's own limit needs another package, and a lock for every read."""
+"""Largest total size of the cached programs, in bytes. The limit in JAX needs another package and takes a lock for every read."""
 _MIN_COMPILE_SECONDS = "0.3"
-"""Programs that compile faster, in seconds, are not cached. For `generate` on two CPU cores they take 0.3 s of 12 s together."""
+"""Programs with a shorter compilation, in seconds, are not cached. In `generate` on two CPU cores they take 0.3 s of 12 s in total."""
 
 
 def enable() -> None:
@@ -69,7 +69,7 @@ def _root() -> Path:
 def _cpu() -> str:
     """Return a name for this kind of CPU.
 
-    XLA compiles for the CPU it runs on, and JAX's cache key does not cover its instruction sets in every version. Machines that share a
+    XLA compiles for the CPU it runs on, and the cache key of some JAX versions does not cover the instruction sets. Machines that share a
     home folder must not run each other's programs: an instruction may be missing, or a sum may have another order.
     """
     words = [platform.machine()]

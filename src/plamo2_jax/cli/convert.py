@@ -1,4 +1,4 @@
-"""`plamo2 convert`: conversion from and to the public PLaMo 2 layout."""
+"""`plamo2 convert`: convert models from and to the public PLaMo 2 layout."""
 
 from __future__ import annotations
 
@@ -68,11 +68,7 @@ def to_hf(
 
 
 def parse_size(text: str) -> int:
-    """Parse a size such as 5GB, 500 MiB or 1000000, and return the number of bytes.
-
-    Raises:
-        ValueError: The text is not a size, or the size is below one byte.
-    """
+    """Return the number of bytes of a size such as 5GB, 500 MiB or 1000000; raise PlamoError if the text is not a size."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text.strip())
     unit = match and _UNITS.get(match[2].upper().removesuffix("B") + "B" if match[2] else "")
     size = int(float(match[1]) * unit) if unit else 0
@@ -99,5 +95,5 @@ SUBCOMMANDS = {"from-hf": from_hf, "to-hf": to_hf}
 
 
 def main(argv: list[str]) -> int | None:
-    """Runs `plamo2 convert from-hf|to-hf`."""
+    """Run the verb."""
     return call_subcommand(SUBCOMMANDS, argv, "plamo2 convert")

@@ -5,25 +5,29 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
 
 from plamo2_jax.cli.arguments import call_subcommand
 from plamo2_jax.cli.data_clean import clean
-from plamo2_jax.cli.data_files import print_bad, read_report, record_bytes, write_jsonl
+from plamo2_jax.cli.data_files import ReadOptions, print_bad, write_jsonl
+from plamo2_jax.data.clean import guess_language
+from plamo2_jax.data.corpus import documents as corpus_documents
+from plamo2_jax.data.documents import Document, ReadReport
+from plamo2_jax.data.instructions import count_tasks
+from plamo2_jax.data.instructions import instructions as lines_of
+from plamo2_jax.data.shard_writer import write_sides
+from plamo2_jax.data.shards import Shards, open_shards
+from plamo2_jax.data.sources import side_of, split_documents
 from plamo2_jax.errors import PlamoError
-
-if TYPE_CHECKING:
-    from plamo2_jax.data.documents import Document
-    from plamo2_jax.data.shards import Shards
-    from plamo2_jax.tokenizer.tokenizer import Tokenizer
-
-Split = Literal["all", "train", "heldout"]
+from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from plamo2_jax.validation import require_at_least
 
 
 @dataclasses.dataclass(frozen=True)
-class PrepareOptions:
+class PrepareOptions(ReadOptions):
     """Tokenize text into a folder of shards, which training and evaluation read."""
 
     input: tuple[str, ...]
@@ -35,27 +39,15 @@ class PrepareOptions:
     output: Path
     """Folder to create; it appears complete or not at all."""
     split: Literal["all", "train", "heldout", "both"] = "all"
-    """Side of a document-level held-out split to write. both: write OUTPUT/train and OUTPUT/heldout in one pass. (Inputs named
-    bundled: are already split.)"""
+    """Side of a document-level held-out split to write. both: write OUTPUT/train and OUTPUT/heldout in one pass. (The bundled corpus
+    is already split.)"""
     heldout_fraction: float = 0.01
     """Share of held-out documents for --split."""
     pair_field: str | None = None
     """Field or column with the pair key. Documents with the same key, such as a page and its translation, are on the same side of
     --split. So are documents with the same text."""
-    text_field: str = "text"
-    """Field or column that holds the text."""
-    id_field: str = "id"
-    """Field or column that holds an id, for messages."""
-    language_field: str = "language"
-    """Field or column that holds the language; documents are counted by it."""
     language: str | None = None
-    """Language of documents that declare none; left out, it is recognised by script and common words."""
-    data_dir: Path | None = None
-    """Folder of prepared TensorFlow Datasets; left out, the default of TFDS."""
-    max_bad_rate: float = 0.01
-    """Share of records that may be bad (not UTF-8, not JSON, without text, too long) before reading fails."""
-    max_record_mib: int = 64
-    """Size in MiB above which a line, text file, row or record is bad. Memory use grows with it."""
+    """Language of documents without a language; left out, it is recognised by script and common words."""
     tokens_per_shard: int = 1 << 26
     """Start a new shard after this many tokens."""
     processes: int = 0
@@ -66,39 +58,22 @@ class PrepareOptions:
 
 def prepare(options: PrepareOptions) -> None:
     """Tokenize text into a folder of shards, which training and evaluation read."""
-    from plamo2_jax.data.shard_writer import write_sides
-    from plamo2_jax.data.sources import read_documents, side_of, split_documents
-    from plamo2_jax.tokenizer.tokenizer import Tokenizer
-
-    report = read_report(options.max_bad_rate)
-    documents = read_documents(
-        options.input,
-        text_field=options.text_field,
-        id_field=options.id_field,
-        language_field=options.language_field,
-        pair_field=options.pair_field,
-        language=options.language,
-        data_dir=options.data_dir,
-        report=report,
-        max_record_bytes=record_bytes(options.max_record_mib),
-        keep_fields=False,
+    report, both = ReadReport(options.max_bad_rate), options.split == "both"
+    documents = options.documents(
+        options.input, report, pair_field=options.pair_field, language=options.language, keep_fields=False
     )
     if not 0 < options.heldout_fraction < 1:
         raise PlamoError(f"--heldout-fraction {options.heldout_fraction} is not allowed: it must be between 0 and 1")
-    sides = (
-        {side: options.output / side for side in ("train", "heldout")}
-        if options.split == "both"
-        else {options.split: options.output}
-    )
+    if both:
+        sides = {side: options.output / side for side in ("train", "heldout")}
+    else:
+        sides = {options.split: options.output}
+        documents = split_documents(documents, options.split, options.heldout_fraction)
     manifests = write_sides(
-        _recognised(
-            documents
-            if options.split == "both"
-            else split_documents(documents, options.split, options.heldout_fraction)
-        ),
+        _recognised(documents),
         Tokenizer.load(options.tokenizer),
         sides,
-        lambda document: side_of(document, options.heldout_fraction) if options.split == "both" else options.split,
+        lambda document: side_of(document, options.heldout_fraction) if both else options.split,
         report=report,
         tokens_per_shard=options.tokens_per_shard,
         processes=options.processes,
@@ -112,9 +87,7 @@ def prepare(options: PrepareOptions) -> None:
 
 
 def _recognised(documents: Iterable[Document]) -> Iterator[Document]:
-    """Yield the documents, and recognise the language of documents that declare none."""
-    from plamo2_jax.data.clean import guess_language
-
+    """Yield the documents, and recognise the language of documents without a language."""
     for document in documents:
         if document.language == "unknown":
             document = dataclasses.replace(document, meta={**document.meta, "language": guess_language(document.text)})
@@ -140,25 +113,19 @@ def inspect(
         sequence_length: Row length for which packing is measured.
         packing_bins: Number of rows that are filled at the same time.
     """
-    for name, value, least in (
-        ("--sequence-length", sequence_length, 2),
-        ("--packing-bins", packing_bins, 1),
-        ("--documents", documents, 0),
-        ("--characters", characters, 0),
-    ):
-        if value < least:
-            raise PlamoError(f"{name} {value} is not allowed: it must be at least {least}")
-
+    require_at_least(2, sequence_length=sequence_length)
+    require_at_least(1, packing_bins=packing_bins)
+    require_at_least(0, documents=documents, characters=characters)
     from plamo2_jax.data.packing import measure_packing
-    from plamo2_jax.data.shards import open_shards
-    from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
     loaded = None if tokenizer is None else Tokenizer.load(tokenizer)
     opened = open_shards(shards, loaded)
     for line in _statistics(opened.manifest):
         print(line)
     print(f"tokenizer: {opened.manifest['tokenizer']['fingerprint']}")
-    print(_length_line(opened))
+    least, median, p95, most = np.percentile(opened.lengths, [0, 50, 95, 100])
+    lengths = f"minimum {least:,.0f}, median {median:,.0f}, 95 % below {p95:,.0f}, maximum {most:,.0f}"
+    print(f"tokens per document: {lengths}")
     efficiency = measure_packing(opened, sequence_length, packing_bins)
     print(f"packing: {efficiency:.2%} of positions used at length {sequence_length} with {packing_bins} bins")
     if loaded is not None:
@@ -169,7 +136,7 @@ def corpus(
     output: Path,
     *,
     language: Literal["ja", "en"] | None = None,
-    split: Split = "train",
+    split: Literal["all", "train", "heldout"] = "train",
 ) -> None:
     """Write the bundled corpus as JSON lines.
 
@@ -178,10 +145,8 @@ def corpus(
         language: One language; left out, both.
         split: Side of the held-out split of the corpus.
     """
-    from plamo2_jax.data.corpus import documents
-
     with write_jsonl(output) as write:
-        count = sum(map(write, documents(language, split)))
+        count = sum(map(write, corpus_documents(language, split)))
     print(f"{output}: {count} documents")
 
 
@@ -197,37 +162,27 @@ def instructions(output: Path, *, per_page: int = 6, limit: int | None = None, s
         limit: Largest number of conversations per file; they are chosen evenly.
         seed: Random seed of the choice of conversations and of their wording.
     """
-    from plamo2_jax.data.instructions import count_tasks
-    from plamo2_jax.data.instructions import instructions as lines_of
-
-    if limit is not None and limit < 1:
-        raise PlamoError(f"--limit {limit} is not allowed: it must be at least 1")
-    for split in ("train", "heldout"):
-        if (output / f"{split}.jsonl").exists():
-            raise PlamoError(f"{output / f'{split}.jsonl'} exists. Remove it or choose another folder")
+    require_at_least(1, limit=limit)
+    files = {split: output / f"{split}.jsonl" for split in ("train", "heldout")}
+    for path in files.values():
+        if path.exists():
+            raise PlamoError(f"{path} exists. Remove it or choose another folder")
     output.mkdir(parents=True, exist_ok=True)
-    for split in ("train", "heldout"):
+    for split, path in files.items():
         lines = list(lines_of(split, per_page=per_page, seed=seed))
         count = len(lines) if limit is None else min(limit, len(lines))
         lines = [lines[i * len(lines) // count] for i in range(count)]
-        path = output / f"{split}.jsonl"
         with write_jsonl(path) as write:
             count = sum(map(write, lines))
         tasks = ", ".join(f"{name} {number}" for name, number in count_tasks(lines).items())
         print(f"{path}: {count} conversations ({tasks})")
 
 
-SUBCOMMANDS = {
-    "prepare": prepare,
-    "inspect": inspect,
-    "corpus": corpus,
-    "clean": clean,
-    "instructions": instructions,
-}
+SUBCOMMANDS = {"prepare": prepare, "inspect": inspect, "corpus": corpus, "clean": clean, "instructions": instructions}
 
 
 def main(argv: list[str]) -> int | None:
-    """Runs `plamo2 data prepare|inspect|corpus|clean|instructions`."""
+    """Run the verb."""
     return call_subcommand(SUBCOMMANDS, argv, "plamo2 data")
 
 
@@ -242,15 +197,6 @@ def _statistics(manifest: dict[str, Any]) -> Iterator[str]:
     yield f"shards: {len(manifest['shards'])}, {size:,} bytes on disk"
     if manifest.get("reading"):
         yield f"bad records when read: {manifest['reading']['bad']} of {manifest['reading']['records']}"
-
-
-def _length_line(shards: Shards) -> str:
-    import numpy as np
-
-    least, median, p95, most = np.percentile(shards.lengths, [0, 50, 95, 100])
-    return (
-        f"tokens per document: minimum {least:,.0f}, median {median:,.0f}, 95 % below {p95:,.0f}, maximum {most:,.0f}"
-    )
 
 
 def _print_documents(shards: Shards, tokenizer: Tokenizer, count: int, characters: int) -> None:

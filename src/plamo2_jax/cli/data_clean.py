@@ -7,23 +7,25 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from plamo2_jax.cli.data_files import check_jsonl, print_bad, read_report, record_bytes, write_jsonl
+from plamo2_jax.cli.data_files import ReadOptions, check_jsonl, print_bad, write_jsonl
+from plamo2_jax.data.boilerplate import boilerplate_lines
+from plamo2_jax.data.clean import CleanConfig, CleanReport, clean_documents, normalize_text
+from plamo2_jax.data.dedup import DedupConfig, DedupReport, deduplicate
+from plamo2_jax.data.documents import ReadReport
+from plamo2_jax.data.files import find_files
 from plamo2_jax.errors import PlamoError
-
-if TYPE_CHECKING:
-    from plamo2_jax.data.clean import CleanReport
-    from plamo2_jax.data.dedup import DedupReport
-    from plamo2_jax.data.documents import ReadReport
+from plamo2_jax.progress import tqdm
+from plamo2_jax.storage import write_whole
 
 _LINES_SHOWN = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class CleanOptions:
+class CleanOptions(ReadOptions):
     """Clean text, remove duplicates and write JSON lines.
 
     The output has the fields id, text and language (if known), and all other fields of the record. If --text-field, --id-field or
@@ -36,22 +38,8 @@ class CleanOptions:
     folder, a "pattern", tfds:NAME:SPLIT or bundled:LANGUAGE:SPLIT."""
     output: Annotated[Path, tyro.conf.Positional]
     """File to write; .jsonl, or compressed .jsonl.gz, .jsonl.xz, .jsonl.bz2."""
-    text_field: str = "text"
-    """Field or column that holds the text."""
-    id_field: str = "id"
-    """Field or column that holds an id."""
-    language_field: str = "language"
-    """Field or column that holds the language; a text that looks like another language is dropped."""
-    languages: tuple[Literal["ja", "en", "other"], ...] = ("ja", "en")
-    """Languages to keep, recognised by script and common words."""
-    unicode_form: Literal["none", "NFC", "NFKC"] = "none"
-    """Unicode normalization; "none" keeps the characters of the author."""
-    min_chars: int = 50
-    """Smallest number of characters of a document."""
-    max_duplicate_lines: float = 0.3
-    """Drop documents with a larger share of characters in lines seen before in the document."""
-    max_top_ngram: float = 0.2
-    """Drop documents in which one sequence of 10 characters makes up a larger share."""
+    criteria: tyro.conf.OmitArgPrefixes[CleanConfig] = dataclasses.field(default_factory=CleanConfig)
+    """Criteria for keeping a document."""
     boilerplate: Literal["edges", "anywhere"] = "edges"
     """Where to remove repeated lines. edges: consecutive or long ones at the beginning and end of documents, such as navigation and
     footers. anywhere: all of them, including headings and statements of programs."""
@@ -61,79 +49,50 @@ class CleanOptions:
     """near: remove exact and near-duplicates. keep: remove none."""
     similarity: float = 0.8
     """Smallest Jaccard similarity of the 5-character sets of near-duplicates."""
-    data_dir: Path | None = None
-    """Folder of prepared TensorFlow Datasets; left out, the default of TFDS."""
-    max_bad_rate: float = 0.01
-    """Share of records that may be bad (not UTF-8, not JSON, without text, too long) before reading fails."""
-    max_record_mib: int = 64
-    """Size in MiB above which a line, text file, row or record is bad. Memory use grows with it."""
     report: Path | None = None
-    """JSON file to write with what was removed, by cause, and the lines that were removed most often."""
+    """JSON file for the amount of removed text by cause, and the most frequently removed lines."""
 
 
 def clean(options: CleanOptions) -> None:
     """Clean text, remove duplicates and write JSON lines."""
-    from plamo2_jax.data.boilerplate import boilerplate_lines
-    from plamo2_jax.data.clean import CleanConfig, CleanReport, clean_documents, normalize_text
-    from plamo2_jax.data.dedup import DedupConfig, DedupReport, deduplicate
-    from plamo2_jax.data.sources import read_documents
-    from plamo2_jax.storage import write_whole
-
-    config = CleanConfig(
-        options.unicode_form, options.languages, options.min_chars, options.max_duplicate_lines, options.max_top_ngram
-    )
-    dedup_config = DedupConfig(threshold=options.similarity)
-    limit = record_bytes(options.max_record_mib)
+    dedup_config, near = DedupConfig(threshold=options.similarity), options.duplicates == "near"
     check_jsonl(options.output)
     _check_paths(options.input, options.output, options.report)
 
     def records(reading: ReadReport, note: str) -> Iterator[dict[str, Any]]:
-        from plamo2_jax.progress import tqdm
-
-        documents = read_documents(
-            [options.input],
-            text_field=options.text_field,
-            id_field=options.id_field,
-            language_field=options.language_field,
-            data_dir=options.data_dir,
-            report=reading,
-            max_record_bytes=limit,
-        )
-        for document in tqdm(documents, note, unit="doc"):
+        for document in tqdm(options.documents([options.input], reading), note, unit="doc"):
             yield document.to_json()
 
     repeated = None
     if options.boilerplate_documents:
         # Lines are compared in their cleaned form.
         normal = (
-            {"text": normalize_text(record["text"], options.unicode_form)}
-            for record in records(read_report(options.max_bad_rate, quiet=True), "find boilerplate")
+            {"text": normalize_text(record["text"], options.criteria.unicode_form)}
+            for record in records(ReadReport(options.max_bad_rate, quiet=True), "find boilerplate")
         )
         repeated = boilerplate_lines(normal, options.boilerplate_documents, options.boilerplate)
-    reading, cleaning, deduplication = read_report(options.max_bad_rate), CleanReport(), DedupReport()
-    documents: Iterable[dict] = clean_documents(records(reading, "clean"), config, cleaning, repeated)
-    if options.duplicates == "near":
+    reading, cleaning, deduplication = ReadReport(options.max_bad_rate), CleanReport(), DedupReport()
+    documents: Iterable[dict] = clean_documents(records(reading, "clean"), options.criteria, cleaning, repeated)
+    if near:
         documents = deduplicate(documents, dedup_config, deduplication, progress=False)
     with write_jsonl(options.output) as write:
         count = sum(map(write, documents))
     print_bad(reading)
     print(cleaning.summary())
-    if options.duplicates == "near":
+    if near:
         print(deduplication.summary())
     for line in _losses(cleaning, deduplication):
         print(line)
     print(f"{options.output}: {count} documents")
     if options.report is not None:
         content = {"reading": reading.to_json(), "cleaning": cleaning.to_json()}
-        if options.duplicates == "near":
+        if near:
             content["deduplication"] = deduplication.to_json()
         write_whole(options.report, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
 def _check_paths(input: str, output: Path, report: Path | None) -> None:
     """Check that no output path is also an input."""
-    from plamo2_jax.data.sources import find_files
-
     if report is not None and not report.parent.is_dir():
         raise PlamoError(
             f"--report {report}: the folder {report.parent} does not exist. Create it, or choose another file"
@@ -143,7 +102,7 @@ def _check_paths(input: str, output: Path, report: Path | None) -> None:
         raise PlamoError(f"--report {report} is also the output. Choose another file")
     if input.startswith(("tfds:", "bundled:")):
         return
-    for file in find_files(input, read_report(0.0, quiet=True)):
+    for file in find_files(input, ReadReport(0.0, quiet=True)):
         if os.path.realpath(file) in targets:
             raise PlamoError(
                 f"{targets[os.path.realpath(file)]} is also the input and would be overwritten. Choose another file"
@@ -161,7 +120,7 @@ def _losses(cleaning: CleanReport, deduplication: DedupReport) -> Iterator[str]:
     yield f"characters removed: {sum(causes.values()) / total:.2%} of {cleaning.chars_in:,}" + (
         f" ({shares})" if shares else ""
     )
-    if cleaning.boilerplate_lines:
+    if cleaning.removed:
         yield "lines removed most often (--boilerplate-documents 0 keeps them):"
-        for line, times in cleaning.removed.most_common(_LINES_SHOWN):
+        for line, times in cleaning.most_removed(_LINES_SHOWN):
             yield f"  {times:,} x {line}"

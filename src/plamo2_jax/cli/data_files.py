@@ -1,36 +1,53 @@
-"""Shared code of the `plamo2 data` commands: reading options, reports of bad records, and writing JSON lines."""
+"""Options for reading documents, reports of bad records, and writing JSON lines, for the `plamo2 data` commands."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
+from plamo2_jax.data.documents import Document, ReadReport
+from plamo2_jax.data.sources import read_documents
 from plamo2_jax.errors import PlamoError
 
-if TYPE_CHECKING:
-    from plamo2_jax.data.documents import ReadReport
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """Options for reading documents."""
 
-def read_report(max_bad_rate: float, *, quiet: bool = False) -> ReadReport:
-    """Return a report that allows this share of bad records."""
-    from plamo2_jax.data.documents import ReadReport
+    text_field: str = "text"
+    """Field or column that holds the text."""
+    id_field: str = "id"
+    """Field or column that holds an id, for messages."""
+    language_field: str = "language"
+    """Field or column that holds the language."""
+    data_dir: Path | None = None
+    """Folder of prepared TensorFlow Datasets; left out, the default of TFDS."""
+    max_bad_rate: float = 0.01
+    """Share of records that may be bad (not UTF-8, not JSON, without text, too long) before reading fails."""
+    max_record_mib: int = 64
+    """Size in MiB above which a line, text file, row or record is bad. Memory use grows with it."""
 
-    return ReadReport(max_bad_rate=max_bad_rate, quiet=quiet)
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_record_mib <= 1024:
+            raise PlamoError(f"--max-record-mib {self.max_record_mib} is not allowed: it must be between 1 and 1024")
 
-
-def record_bytes(mib: int) -> int:
-    """Return the size limit of a record in bytes.
-
-    Raises:
-        ValueError: `mib` is below 1 or above 1024.
-    """
-    if not 1 <= mib <= 1024:
-        raise PlamoError(f"--max-record-mib {mib} is not allowed: it must be between 1 and 1024")
-    return mib << 20
+    def documents(self, inputs: Iterable[str], report: ReadReport, **settings: Any) -> Iterator[Document]:
+        """Yield the documents of all inputs; `settings` are further arguments of `read_documents`."""
+        return read_documents(
+            inputs,
+            text_field=self.text_field,
+            id_field=self.id_field,
+            language_field=self.language_field,
+            data_dir=self.data_dir,
+            report=report,
+            max_record_bytes=self.max_record_mib << 20,
+            **settings,
+        )
 
 
 def print_bad(report: ReadReport) -> None:
@@ -58,7 +75,7 @@ def write_jsonl(path: Path) -> Iterator[Any]:
 
 
 def check_jsonl(path: Path) -> None:
-    """Check that `write_jsonl` can write to a path; raise ValueError otherwise."""
+    """Check that `write_jsonl` can write to a path; raise PlamoError otherwise."""
     if not path.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.xz", ".jsonl.bz2")):
         raise PlamoError(f"{path} is not allowed: it must end in .jsonl, .jsonl.gz, .jsonl.xz or .jsonl.bz2")
     if not path.parent.is_dir():

@@ -14,15 +14,11 @@ class DecodeMesh:
     """Devices that a model is divided over."""
 
     tensor: int = 1
-    """Parts that heads, MLP columns and vocabulary are divided into, each on a device of its own. Heads that do not divide are whole on
-    every device."""
+    """Number of devices that divide the heads, the MLP columns and the vocabulary. If the number of heads is not divisible, every device
+    holds all heads."""
 
     def make(self) -> jax.sharding.Mesh | None:
-        """Return the mesh; None for one device.
-
-        Raises:
-            ValueError: there are fewer devices.
-        """
+        """Return the mesh, or None for one device; raise PlamoError if there are fewer devices."""
         import jax
 
         from plamo2_jax.errors import PlamoError
@@ -31,6 +27,6 @@ class DecodeMesh:
         found = jax.local_devices()
         if not 1 <= self.tensor <= len(found):
             raise PlamoError(
-                f"--mesh.tensor {self.tensor} is not allowed: it must be from 1 to {len(found)}, the devices here"
+                f"--mesh.tensor {self.tensor} is not allowed: it must be from 1 to {len(found)}, the number of devices here"
             )
         return None if self.tensor == 1 else make_mesh(MeshConfig(fsdp=1, tensor=self.tensor), found[: self.tensor])

@@ -1,4 +1,4 @@
-"""`plamo2 distill CONFIG.py OUT`: a teacher's logits to disk, for a run that distils from them."""
+"""`plamo2 distill CONFIG.py OUT`: write a teacher's logits to disk for distillation."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Annotated
 import tyro
 
 from plamo2_jax.cli.arguments import parse
-from plamo2_jax.errors import PlamoError
+from plamo2_jax.validation import require_at_least
 
 
 @dataclasses.dataclass(frozen=True)
 class DistillOptions:
-    """Write the likeliest logits of a run's teacher for every row that the run will read.
+    """Write the largest logits of a run's teacher, for every row that the run will read.
 
-    CONFIG.py sets `config = RunConfig(..., task=Distill(teacher=...))`. Then train with them: plamo2 pretrain CONFIG.py --logits OUT
+    CONFIG.py sets `config = RunConfig(..., task=Distill(teacher=...))`. To train with the logits: plamo2 pretrain CONFIG.py --logits OUT
 
-    Rows are looked up by their content; logits of another teacher, tokenizer, temperature or other data are refused. A row takes
-    sequence-length × (8 × top-k + 4) bytes. Without this step the teacher runs beside the student.
+    Rows are looked up by their content. Logits of another teacher, tokenizer, temperature or data are refused. A row takes
+    sequence-length × (8 × top-k + 4) bytes. Without this step, the teacher runs beside the student.
     """
 
     config: Annotated[Path, tyro.conf.Positional]
-    """The config file of the run."""
+    """Config file of the run."""
     output: Annotated[Path, tyro.conf.Positional]
-    """Folder to make; it must not exist or be empty."""
+    """Folder to create: it must not exist or must be empty."""
     top_k: int = 32
     """Number of teacher logits per position."""
     steps: int | None = None
-    """Number of batches to write; left out, all of the run."""
+    """Number of batches to write; left out, all batches of the run."""
 
 
 def main(argv: list[str]) -> int:
@@ -41,13 +41,15 @@ def main(argv: list[str]) -> int:
     from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
     config = load_run(options.config, (Distill,), "configs/demo_small.py")
-    steps = config.steps if options.steps is None else options.steps
-    if steps < 1:
-        raise PlamoError(f"--steps {steps} is not allowed: it must be at least 1")
-    tokenizer = Tokenizer.load(config.tokenizer)
-    task = config.task
+    require_at_least(1, steps=options.steps)
     rows = write_teacher_logits(
-        config, task.teacher, task.temperature, options.output, tokenizer, steps=steps, top_k=options.top_k
+        config,
+        config.task.teacher,
+        config.task.temperature,
+        options.output,
+        Tokenizer.load(config.tokenizer),
+        steps=config.steps if options.steps is None else options.steps,
+        top_k=options.top_k,
     )
     print(f"{options.output}: {rows:,} rows")
     return 0

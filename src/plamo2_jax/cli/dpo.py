@@ -1,14 +1,15 @@
-"""`plamo2 dpo CONFIG.py [--field value ...]`: train a model on pairs of answers, or on single ones with a label."""
+"""`plamo2 dpo CONFIG.py [--field value ...]`: train a model on pairs of answers, or on single answers with a label."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from plamo2_jax.train.config import RunConfig
-    from plamo2_jax.train.loop import TrainResult
+from plamo2_jax.align.preferences import Dpo
+from plamo2_jax.cli import pretrain
+from plamo2_jax.cli.sft import write_adapter
+from plamo2_jax.train.config import RunConfig
+from plamo2_jax.train.loop import TrainResult
 
 DESCRIPTION = """Train a model on preference data, or resume its training.
 
@@ -18,8 +19,8 @@ usage: plamo2 dpo CONFIG.py [--field value] [--part.field value] ...
 
 CONFIG.py is a Python file that sets `config = RunConfig(..., task=Dpo(...))`. Its data.mixture and heldout name records of {"prompt",
 "chosen", "rejected"} or {"prompt", "completion", "label"} (true or false) as JSON lines, Parquet or ArrayRecord; its init_from is a run
-folder or a folder of the public layout. docs/post_training.md lists all forms of a record. Bad records are left out and counted; more than
---pairs.max-bad-rate of them end the run. --preference.losses takes one or several losses of the DPO family, which are added with
+folder or a folder of the public layout. docs/post_training.md lists all forms of a record. Bad records are skipped and counted; a larger
+share than --pairs.max-bad-rate is an error. --preference.losses takes one or several losses of the DPO family, which are added with
 --preference.weights. Single answers need losses such as kto and bco, which count each answer by itself. Any field below can be replaced on
 the command line.
 
@@ -28,21 +29,18 @@ The reference runs beside the policy. With --reference-log-probs FOLDER its log-
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb; returns the exit status."""
-    from plamo2_jax.align.preferences import Dpo
-    from plamo2_jax.cli.pretrain import run
-    from plamo2_jax.cli.sft import write_adapter
+    """Run the verb; return the exit status."""
 
     def report(config: RunConfig, result: TrainResult) -> None:
         for name, heldout in result.heldout.items():
             print(f"held-out {name}: {in_words(heldout.metrics)}")
         write_adapter(config)
 
-    return run("dpo", argv, example(), (Dpo,), DESCRIPTION, "configs/dpo.py", report)
+    return pretrain.run("dpo", argv, example(), (Dpo,), DESCRIPTION, "configs/dpo.py", report)
 
 
 def in_words(figures: Mapping[str, float]) -> str:
-    """The chief figures of a measurement: accuracy and margin of its pairs; rewards of its answers where some are single."""
+    """Return the main metrics of an evaluation: accuracy and margin of the pairs, and rewards of single answers if there are any."""
     words, pairs = f"loss {figures['loss']:.4f}", figures["pairs"]
     if pairs:
         words += (
@@ -56,18 +54,5 @@ def in_words(figures: Mapping[str, float]) -> str:
 
 
 def example() -> RunConfig:
-    """The values that the help shows where no config file gives others."""
-    from plamo2_jax.align.preferences import Dpo
-    from plamo2_jax.config import preset
-    from plamo2_jax.data.pipeline import DataConfig, MixtureItem
-    from plamo2_jax.train.config import RunConfig
-
-    return RunConfig(
-        name="example",
-        model=preset("tiny"),
-        tokenizer=Path("tokenizer.jsonl"),
-        data=DataConfig((MixtureItem(Path("pairs.jsonl")),), sequence_length=256, batch_size=16),
-        steps=1000,
-        init_from=Path("runs/sft"),
-        task=Dpo(),
-    )
+    """Return the values that the help shows if no config file is given."""
+    return pretrain.example(Dpo(), "pairs.jsonl", Path("runs/sft"))

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions:
-    """Bits per byte and perplexity of a model on held-out data, and the bits per byte of `xz -9e` on the same text.
+    """Measure bits per byte and perplexity of a model on held-out data, and the bits per byte of `xz -9e` on the same text.
 
-    Text: one pass over all documents, their end-of-document tokens included. Conversations: the assistant's tokens alone are measured,
-    given all that comes before them. Bits per byte are the sum of -log2 p over the UTF-8 bytes, which does not depend on the
-    vocabulary. Lower is better.
+    Text: one pass over all documents, including their end-of-document tokens. Conversations: only the assistant's tokens are measured,
+    given everything before them. Bits per byte are the sum of -log2 p divided by the number of UTF-8 bytes, which does not depend on
+    the vocabulary. Lower is better.
     """
 
     model: Annotated[str, tyro.conf.Positional]
@@ -32,13 +32,13 @@ class EvaluateOptions:
     shards, or text or conversations in any format that data prepare or sft reads; files are tokenized on the fly. A file whose first
     record has a field `text` is text."""
     output: Path | None = None
-    """JSON file to write all figures to."""
+    """JSON file for all metrics."""
     step: int | None = None
-    """Which checkpoint of a run folder, instead of RUN@STEP; left out, the newest."""
+    """Step of a run folder's checkpoint, instead of RUN@STEP; left out, the newest."""
     tokenizer: Path | None = None
-    """tokenizer.jsonl for a model that comes without one."""
+    """tokenizer.jsonl for a model without one."""
     template: str | None = None
-    """Chat template for conversations: chat, translate, a Jinja file or a folder. The model's own, else chat, when not given."""
+    """Chat template for conversations: chat, translate, a Jinja file or a folder; left out, the model's own, else chat."""
     sequence_length: int | None = None
     """Positions per row; longer documents are cut. Left out, the training length of a run folder, else 2048."""
     batch_size: int = 8
@@ -82,7 +82,7 @@ def open_set(path: Path, options: EvaluateOptions, tokenizer: Tokenizer, length:
     """Read one held-out set: shards, text, or conversations.
 
     Raises:
-        ValueError: it cannot be read, is empty, or was tokenized with another tokenizer.
+        PlamoError: it cannot be read, is empty, or was tokenized with another tokenizer.
     """
     from plamo2_jax.convert.names import ModelName
     from plamo2_jax.data.documents import ReadReport
@@ -107,28 +107,24 @@ def open_set(path: Path, options: EvaluateOptions, tokenizer: Tokenizer, length:
 
 
 def parse_heldout(arguments: tuple[str, ...]) -> dict[str, Path]:
-    """`("ja=DIR", ...)` as a mapping.
-
-    Raises:
-        ValueError: an argument has no "=", or a language comes twice.
-    """
+    """Parse `("ja=DIR", ...)` into a mapping; raise PlamoError if an argument has another form or a name occurs twice."""
     folders: dict[str, Path] = {}
     for argument in arguments:
-        language, equals, folder = argument.partition("=")
-        if not (language and equals and folder):
+        name, _, path = argument.partition("=")
+        if not (name and path):
             raise PlamoError(f"--heldout {argument!r} is not allowed: it must be NAME=PATH, such as en=heldout.txt")
-        if language in folders:
-            raise PlamoError(f"--heldout names {language!r} twice; each language must come once")
-        folders[language] = Path(folder)
+        if name in folders:
+            raise PlamoError(f"--heldout has {name!r} twice: each name must occur once")
+        folders[name] = Path(path)
     if not folders:
         raise PlamoError("--heldout must name at least one NAME=PATH")
     return folders
 
 
-def training_length(model: Path, default: int = 2048) -> int:
-    """Length of the rows a run was trained on; `default` for a model that does not say."""
+def training_length(model: Path) -> int:
+    """Return the row length with which a run was trained, in tokens; 2048 if its config does not have it."""
     from plamo2_jax.checkpoint import read_config
 
     data = read_config(model).get("data")
     length = data.get("sequence_length") if isinstance(data, dict) else None
-    return length if isinstance(length, int) else default
+    return length if isinstance(length, int) else 2048

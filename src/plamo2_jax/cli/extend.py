@@ -16,12 +16,12 @@ from plamo2_jax.errors import PlamoError
 class ExtendOptions:
     """Give a model a wider attention window, full attention or another RoPE base, and write it as a run folder.
 
-    The published move to 32K: plamo2 extend runs/pretrain_8b runs/8b_32k --window 32768 --rope-theta 1e6
-    The same by full attention: plamo2 extend runs/pretrain_8b runs/8b_full --full-attention all --rope-theta 1e6
+    The published extension to 32K: plamo2 extend runs/pretrain_8b runs/8b_32k --window 32768 --rope-theta 1e6
+    The same with full attention: plamo2 extend runs/pretrain_8b runs/8b_full --full-attention all --rope-theta 1e6
 
-    No weight changes. With the same RoPE base, outputs for texts that fit into the old window stay the same. With another base the model
-    needs further training: plamo2 pretrain configs/extend_32k.py --init-from OUT
-    Full-attention layers use rope_theta; windowed layers use rope_local_theta, or rope_theta where that is absent.
+    No weight changes. With the same RoPE base, the outputs for texts that fit into the old window do not change. With another base, the
+    model needs further training: plamo2 pretrain configs/extend_32k.py --init-from OUT
+    Full-attention layers use rope_theta; windowed layers use rope_local_theta if it is set, else rope_theta.
     """
 
     model: Annotated[str, tyro.conf.Positional]
@@ -31,7 +31,7 @@ class ExtendOptions:
     window: int | None = None
     """Attention window of windowed layers, in tokens; not less than before."""
     rope_theta: float | None = None
-    """RoPE base of full-attention layers, and of windowed layers without a base of their own."""
+    """RoPE base of full-attention layers, and of windowed layers if --rope-local-theta is not set."""
     rope_local_theta: float | None = None
     """RoPE base of windowed layers."""
     full_attention: str | None = None
@@ -60,11 +60,7 @@ def main(argv: list[str]) -> int:
 
 
 def parse_layers(text: str | None) -> str | tuple[int, ...] | None:
-    """Parse `all`, `none` or layer numbers separated by commas.
-
-    Raises:
-        ValueError: The text is none of these.
-    """
+    """Parse `all`, `none` or layer numbers separated by commas; raise PlamoError if the text is none of these."""
     if text in (None, "all", "none"):
         return text
     parts = text.split(",")
@@ -72,4 +68,4 @@ def parse_layers(text: str | None) -> str | tuple[int, ...] | None:
         raise PlamoError(
             f"--full-attention {text!r} is not allowed: it must be all, none or layer numbers such as 1,7,15"
         )
-    return tuple(int(part) for part in parts)
+    return tuple(map(int, parts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -11,43 +12,43 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from plamo2_jax.cli.arguments import call
+from plamo2_jax.cli.arguments import parse
 from plamo2_jax.cli.decode_mesh import DecodeMesh
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.progress import tqdm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
 
-    from plamo2_jax.engine.generation import Generation
     from plamo2_jax.engine.generator import Prompt
-    from plamo2_jax.engine.request import Completion
     from plamo2_jax.tokenizer.chat_template import ChatTemplate
     from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 MAX_PROMPT_BYTES = 64 << 20
-"""Largest prompt file that is read."""
+"""Largest size of a prompt file."""
 
 Several = tyro.conf.UseAppendAction
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerateOptions:
-    """Continue prompts, or answer messages (--chat). Several run as one batch; a text depends on its prompt and the seed only.
+    """Continue prompts, or answer messages (--chat).
 
-    A text ends at the model's end-of-document token, at a stop string or id, or after --max-new-tokens.
+    Several prompts run as one batch; each text depends only on its prompt and the seed. A text ends at the model's end-of-document token,
+    at a stop string or id, or after --max-new-tokens.
     """
 
     model: Annotated[Path, tyro.conf.Positional]
     """A run folder, RUN@STEP or RUN@ema, a folder of the public layout, or a folder of adapters."""
     prompt: Several[tuple[str, ...]] = ()
-    """Text to continue; may be given several times. Without any prompt the model begins a document."""
+    """Text to continue; may be given several times. Without any prompt, the model starts a new document."""
     prompt_file: Several[tuple[Path, ...]] = ()
-    """File whose whole text is a prompt; "-" is standard input. May be given several times. A newline at the end of the file is
-    part of the prompt. A byte order mark is dropped, and CRLF line ends become LF."""
+    """File with one prompt; "-" is standard input. May be given several times. A newline at the end of the file is part of the
+    prompt. A byte order mark is dropped, and CRLF line ends become LF."""
     chat: Several[tuple[str, ...]] = ()
-    """User message to answer, written into the model's chat template; may be given several times, for one conversation each."""
+    """User message to answer; may be given several times, each for its own conversation."""
     system: str | None = None
     """System message of every --chat conversation."""
     template: str | None = None
@@ -58,32 +59,32 @@ class GenerateOptions:
     min_new_tokens: int = 0
     """Minimum number of new tokens."""
     temperature: float = 0.8
-    """Divisor of the logits; 0 always takes the likeliest token."""
+    """Divisor of the logits; 0 always takes the most likely token."""
     top_k: int | None = None
-    """Sample from the k likeliest tokens."""
+    """Sample from the k most likely tokens."""
     top_p: float = 0.95
-    """Sample from the likeliest tokens that together reach this probability; 1 is off."""
+    """Sample from the most likely tokens that together reach this probability; 1 is off."""
     min_p: float = 0.0
-    """Sample from tokens at least this fraction as likely as the likeliest; 0 is off."""
+    """Sample from tokens with at least this fraction of the largest probability; 0 is off."""
     repetition_penalty: float = 1.0
     """Values above 1 make tokens of the prompt and of the text so far less likely."""
     presence_penalty: float = 0.0
     """Subtracted from the logits of tokens that were generated before; 0 is off."""
     frequency_penalty: float = 0.0
-    """Subtracted from the logit of a token for each time that it was generated; 0 is off."""
+    """Subtracted from the logit of a token for each time that it was generated before; 0 is off."""
     seed: int = 0
     """Random seed."""
     samples: int = 1
     """Samples per prompt."""
     stop: Several[tuple[str, ...]] = ()
-    """Stop string, which is cut off; may be given several times."""
+    """Stop string, which is removed from the text; may be given several times."""
     stop_id: Several[tuple[int, ...]] = ()
     """Token id to stop at, in addition to bos, eos and op; may be given several times."""
     allow_control: bool = False
-    """Read control strings such as <|plamo:op|> in --prompt and --prompt-file as control tokens; by default they are text. Only for
-    prompts you wrote yourself. --chat does not need it."""
+    """Encode control strings such as <|plamo:op|> in --prompt and --prompt-file as control tokens; by default they are text. Use this
+    only for prompts you wrote yourself. --chat does not need it."""
     stream: bool = True
-    """Print a single text while it is generated; several are printed when all are done."""
+    """Print a single text while it is generated. Several texts are printed when all are complete."""
     json: bool = False
     """Print one JSON object per text: prompt, sample, text, token_ids, logprobs, finish_reason."""
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -91,13 +92,14 @@ class GenerateOptions:
     mesh: DecodeMesh = dataclasses.field(default_factory=DecodeMesh)
     """Devices that the model is divided over."""
     step: int | None = None
-    """Which checkpoint of a run folder, instead of RUN@STEP; left out, the newest."""
+    """Step of a run folder's checkpoint, instead of RUN@STEP; left out, the newest."""
     tokenizer: Path | None = None
     """A tokenizer.jsonl, or the folder that holds it, instead of the model's own."""
 
 
-def generate(options: GenerateOptions) -> None:
-    """Continue prompts, or answer messages (--chat). Several run as one batch; a text depends on its prompt and the seed only."""
+def main(argv: list[str]) -> None:
+    """Run the verb."""
+    options = parse(GenerateOptions, argv, "plamo2 generate")
     from plamo2_jax.engine.generator import default_stop_ids
     from plamo2_jax.engine.sampling import SamplingConfig
     from plamo2_jax.engine.stop import StopConfig
@@ -146,12 +148,16 @@ def generate(options: GenerateOptions) -> None:
             print(piece, end="", flush=True)
         print()
     else:
-        show_progress(generation, len(rows) * options.max_new_tokens)
-    for row, ((text, sample), completion) in enumerate(zip(rows, generation.results(), strict=True)):
+        total = len(rows) * options.max_new_tokens
+        with tqdm(total=total, desc="generate", unit="token", delay=2) as bar:
+            for _ in generation:
+                bar.update(generation.tokens_generated - bar.n)
+    for number, ((text, sample), completion) in enumerate(zip(rows, generation.results(), strict=True), start=1):
         if options.json:
-            print(as_json(text, sample, completion))
+            row = {"prompt": text, "sample": sample, **dataclasses.asdict(completion)}
+            print(json.dumps(row, ensure_ascii=False))
         elif len(rows) > 1:
-            print(f"[{row + 1}/{len(rows)}] {text}\n{completion.text}\n")
+            print(f"[{number}/{len(rows)}] {text}\n{completion.text}\n")
         elif not options.stream:
             print(completion.text)
     seconds, count = time.perf_counter() - begun, generation.tokens_generated
@@ -160,17 +166,11 @@ def generate(options: GenerateOptions) -> None:
 
 
 def read_prompt(path: Path) -> str:
-    """The text of a prompt file, without a byte order mark and with LF line ends.
-
-    Raises:
-        ValueError: it is too large, or not UTF-8.
-    """
-    name = "standard input" if str(path) == "-" else str(path)
-    if str(path) == "-":
-        data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
-    else:
-        with path.open("rb") as file:
-            data = file.read(MAX_PROMPT_BYTES + 1)
+    """Return the text of a prompt file, without a byte order mark and with LF line ends; refuse large files and other encodings."""
+    piped = str(path) == "-"
+    name = "standard input" if piped else str(path)
+    with contextlib.nullcontext(sys.stdin.buffer) if piped else path.open("rb") as file:
+        data = file.read(MAX_PROMPT_BYTES + 1)
     if len(data) > MAX_PROMPT_BYTES:
         raise PlamoError(
             f"--prompt-file: {name} is too large for a prompt: at most {MAX_PROMPT_BYTES:,} bytes are read"
@@ -185,21 +185,17 @@ def read_prompt(path: Path) -> str:
 
 
 def warn_of_control_strings(texts: Sequence[str], tokenizer: Tokenizer) -> None:
-    """Say on stderr which control strings stand in prompts that are read as text."""
+    """Print a warning with the control strings in prompts that are encoded as text."""
     if found := dict.fromkeys(string for text in texts for string in tokenizer.control_strings_in(text)):
         print(
-            f"warning: {', '.join(found)} in the prompt is read as text, not as a control token; use --chat for chat models, or"
+            f"warning: {', '.join(found)} in the prompt is encoded as text, not as a control token; use --chat for chat models, or"
             " --allow-control for prompts you wrote yourself",
             file=sys.stderr,
         )
 
 
 def open_template(folder: Path, template: str | None) -> ChatTemplate:
-    """The chat template that --template names, or else the model's own, or else `chat`.
-
-    Raises:
-        ValueError: it cannot be read or compiled.
-    """
+    """Return the chat template that --template names; else the model's own; else `chat`."""
     from plamo2_jax.convert.names import ModelName
     from plamo2_jax.tokenizer.chat_template import ChatTemplate
     from plamo2_jax.tokenizer.template_files import find_template
@@ -213,30 +209,7 @@ def open_template(folder: Path, template: str | None) -> ChatTemplate:
 
 
 def chat_prompt(template: ChatTemplate, tokenizer: Tokenizer, message: str, system: str | None) -> np.ndarray:
-    """Ids of a conversation of one message, up to where its answer begins.
-
-    Raises:
-        ValueError: the template refuses it.
-    """
+    """Return the token ids [t] int32 of a conversation with one message, up to the start of the answer."""
     messages = [] if system is None else [{"role": "system", "content": system}]
     messages.append({"role": "user", "content": message})
     return template.encode(tokenizer, messages, add_generation_prompt=True).ids
-
-
-def show_progress(generation: Generation, total: int) -> None:
-    """Run a generation to its end under a progress bar of tokens."""
-    from plamo2_jax.progress import tqdm
-
-    with tqdm(total=total, desc="generate", unit="token", delay=2) as bar:
-        for _ in generation:
-            bar.update(generation.tokens_generated - bar.n)
-
-
-def as_json(prompt: str, sample: int, completion: Completion) -> str:
-    """One row as a line of JSON."""
-    return json.dumps({"prompt": prompt, "sample": sample, **dataclasses.asdict(completion)}, ensure_ascii=False)
-
-
-def main(argv: list[str]) -> None:
-    """Runs `plamo2 generate`."""
-    call(generate, argv, "plamo2 generate")

@@ -1,4 +1,4 @@
-"""`plamo2 inspect FOLDER`: describe a folder of a model, of adapters or of shards."""
+"""`plamo2 inspect FOLDER`: describe a folder of a model, adapters or shards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def inspect(
     verify: bool = False,
     json: bool = False,
 ) -> int:
-    """Describe a folder from its headers; no weight is read.
+    """Describe a folder from its headers, without reading weights.
 
     Shows the kind of folder, parameters in total and by part of the network, stored dtypes, sizes of the axes, layer pattern,
     tokenizer, chat template, checkpoints and checksums.
@@ -35,7 +35,7 @@ def inspect(
 
     facts, found = inspect_folder(folder, step, verify)
     if json:
-        listed = [{"name": t.name, "shape": t.shape, "dtype": t.dtype, "axes": t.axes, "group": t.group} for t in found]
+        listed = [tensor._asdict() | {"dtype": str(tensor.dtype)} for tensor in found]
         print(json_lines.dumps(facts | ({"tensors": listed} if tensors else {}), ensure_ascii=False, indent=2))
     else:
         print(as_text(folder, facts))

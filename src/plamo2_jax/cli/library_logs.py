@@ -1,4 +1,4 @@
-"""Silencing stack traces that other libraries write to stderr for errors that the command reports in one line."""
+"""Silence the stack traces that other libraries write to stderr for errors that the command reports in one line."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import sys
 def silence_library_logs() -> None:
     """Silence the stack traces that Orbax and TensorStore log with an error, for the rest of this process.
 
-    Orbax raises an error and also logs its stack trace in its threads. The first error of a save closes the event loop that the other
-    writes of the save report to, and TensorStore logs one more error for each of them.
+    Orbax raises an error and its threads also log the stack trace. The first error of a save closes the event loop to which the other
+    writes of the save report, and TensorStore logs one more error for each of them.
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -11,6 +11,7 @@ import tyro
 from plamo2_jax.cli.arguments import call
 from plamo2_jax.cli.decode_mesh import DecodeMesh
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.validation import require_at_least
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,18 +40,17 @@ def logits(
 
     Args:
         model: A run folder, RUN@STEP or RUN@ema, a folder of the public layout, or a folder of adapters.
-        input: An .npz with the array tokens [b, t] of integers and, if rows are packed or padded, segment_ids [b, t]: 0 padding,
-            1 and up the document.
+        input: An .npz with the array tokens [b, t] of integers and, if rows are packed or padded, segment_ids [b, t]: 0 for padding,
+            1, 2, ... for documents.
         output: The .npz to write.
-        step: Which checkpoint of a run folder, instead of RUN@STEP; left out, the newest.
+        step: Step of a run folder's checkpoint, instead of RUN@STEP; left out, the newest.
         batch_size: Rows per batch.
         dtype: Dtype of activations and matrices. Logits are always float32.
         mesh: Devices that the model is divided over.
     """
     from plamo2_jax.engine.weights import load_weights
 
-    if batch_size < 1:
-        raise PlamoError(f"--batch-size {batch_size} is not allowed: it must be at least 1")
+    require_at_least(1, batch_size=batch_size)
     if not output.parent.is_dir():
         raise PlamoError(f"--output {output}: the folder {output.parent} does not exist. Create it first")
     tokens, segment_ids = read_input(input)
@@ -64,7 +64,7 @@ def read_input(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read tokens and segment ids [b, t] from an .npz file. Without segment ids, all are 1.
 
     Raises:
-        ValueError: The file is not an .npz file, or an array is missing or has another shape or dtype.
+        PlamoError: The file is not an .npz file, or an array is missing or has another shape or dtype.
     """
     import numpy as np
 
@@ -84,7 +84,7 @@ def read_input(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_tokens(path: Path, tokens: np.ndarray, segment_ids: np.ndarray, vocab_size: int) -> None:
-    """Check that token ids are in the vocabulary and segment ids in range; raise ValueError with row and column otherwise."""
+    """Check that token ids are in the vocabulary and segment ids in range; raise PlamoError with row and column otherwise."""
     import numpy as np
 
     limits = (("tokens", tokens, vocab_size - 1), ("segment_ids", segment_ids, np.iinfo(np.int32).max))
@@ -101,7 +101,7 @@ def check_tokens(path: Path, tokens: np.ndarray, segment_ids: np.ndarray, vocab_
 def write_logits(
     path: Path, model: Plamo2, params: dict, tokens: np.ndarray, segment_ids: np.ndarray, batch_size: int
 ) -> None:
-    """Write the .npz file block by block. It gets its final name when it is complete."""
+    """Write the .npz file in blocks; the file appears when it is complete."""
     import jax
     import numpy as np
 
@@ -121,22 +121,17 @@ def write_logits(
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
         for start in range(0, b, batch_size):
             rows = slice(start, start + batch_size)
-            batch = [_fill(array[rows].astype(np.int32), batch_size) for array in (tokens, segment_ids)]
-            x = features(params, *batch)
-            for row in range(len(tokens[rows])):
+            count = len(tokens[rows])
+            # Padding rows after the last ones: every batch has one shape and compiles once.
+            fill = ((0, batch_size - count), (0, 0))
+            x = features(params, *(np.pad(array[rows].astype(np.int32), fill) for array in (tokens, segment_ids)))
+            for row in range(count):
                 for block in range(0, t, _BLOCK):
                     y = project(params, x[row : row + 1, block : block + _BLOCK])
                     file.write(np.ascontiguousarray(y, "<f4").data)
                     bar.update(y.shape[1])
 
 
-def _fill(rows: np.ndarray, batch_size: int) -> np.ndarray:
-    """Rows of padding behind the last ones, so that every batch has one shape and compiles once."""
-    import numpy as np
-
-    return np.pad(rows, ((0, batch_size - len(rows)), (0, 0)))
-
-
 def main(argv: list[str]) -> None:
-    """Runs `plamo2 logits`."""
+    """Run the verb."""
     call(logits, argv, "plamo2 logits")

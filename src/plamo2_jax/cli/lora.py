@@ -17,15 +17,15 @@ def lora(
     *,
     step: int | None = None,
 ) -> None:
-    """Add trained adapters to a model's weights, and write the sum as a run folder, which every other verb takes.
+    """Merge trained LoRA adapters into a model's weights, and write the result as a run folder.
 
     Args:
         model: The model that the adapters were trained on: a run folder, RUN@STEP, or a folder of the public layout.
-        adapter: A run that trained adapters, RUN@STEP or RUN@ema, or a folder in PEFT's layout, ours or another's. Plain LoRA is read,
-            rsLoRA too. Adapters that need more than the plain model are refused by name: DoRA, activated LoRA, biases, whole modules,
-            and those that were trained against a changed base (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA).
-        output: Run folder to make; it must not exist or be empty.
-        step: Which checkpoint of a run with adapters, instead of RUN@STEP; left out, the newest.
+        adapter: A run that trained adapters, RUN@STEP or RUN@ema, or a folder in PEFT's layout, also from other programs. LoRA and rsLoRA
+            are supported. Other kinds are refused by name: DoRA, activated LoRA, biases, whole modules, and adapters that were trained
+            against a changed base (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA).
+        output: Run folder to create: it must not exist or must be empty.
+        step: Step of the adapters' checkpoint, instead of RUN@STEP; left out, the newest.
     """
     from plamo2_jax import checkpoint
     from plamo2_jax.adapters.peft import FOLDER, merged_model
@@ -35,7 +35,7 @@ def lora(
 
     require_empty(output)
     folder = ModelName.parse(adapter).folder
-    # A folder `adapter` lies in the run that trained it, and so does its template.
+    # The parent of a folder `adapter` is the run that trained it, and has its chat template.
     run = (folder.parent,) if folder.name == FOLDER else ()
     files = chat_template_files(folder, *run, ModelName.parse(model).folder)
     merged = merged_model(model, adapter, step)

@@ -28,6 +28,7 @@ VERBS = {
     "evaluate": "measure held-out bits per byte of a model",
     "generate": "continue a prompt",
     "chat": "talk to a model, or to a server, in the terminal",
+    "serve": "serve a model over HTTP with OpenAI's endpoints and a chat page",
     "bench-serve": "measure an OpenAI-compatible server under load",
     "convert": "read and write checkpoints of the public PLaMo 2 layout",
     "logits": "write the logits of given tokens, to compare implementations",
@@ -55,21 +56,14 @@ def module_of(verb: str) -> str:
 def usage() -> str:
     """Return the text of `plamo2 --help`."""
     width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {text}" for verb, text in VERBS.items()]
-    options = [
-        f"  {'--version':<{width}}  print the version of plamo2-jax, jax and Python",
-        f"  {NO_CACHE:<{width}}  do not use the cache of compiled programs in ~/.cache/plamo2",
-    ]
-    return "\n".join(
-        [
-            "usage: plamo2 VERB [options]        (plamo2 VERB --help explains a verb)",
-            "",
-            *lines,
-            "",
-            "options:",
-            *options,
-        ]
-    )
+    verbs = "\n".join(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())
+    return f"""usage: plamo2 VERB [options]        (plamo2 VERB --help explains a verb)
+
+{verbs}
+
+options:
+  {"--version":<{width}}  print the version of plamo2-jax, jax and Python
+  {NO_CACHE:<{width}}  do not use the cache of compiled programs in ~/.cache/plamo2"""
 
 
 def version() -> str:
@@ -79,17 +73,13 @@ def version() -> str:
 
     import plamo2_jax
 
-    try:
-        jax = f"jax {metadata.version('jax')}"
-    except metadata.PackageNotFoundError:
-        jax = "no jax"
-    return f"plamo2-jax {plamo2_jax.__version__} ({jax}, Python {platform.python_version()})"
+    return f"plamo2-jax {plamo2_jax.__version__} (jax {metadata.version('jax')}, Python {platform.python_version()})"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb and return the exit status. A user error prints one sentence on stderr and returns status 2.
 
-    Every exception but PlamoError, OSError and KeyboardInterrupt is a defect and passes, with its traceback.
+    All exceptions except PlamoError, OSError and KeyboardInterrupt are defects and keep their traceback.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     # Arguments after `--` belong to the command that `launch` starts.
@@ -124,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return verb.main(argv[1:]) or 0
     except BrokenPipeError:
-        # The reader of our output has closed the pipe. Nothing more may be written, not even at exit.
+        # The reader of the output has closed the pipe. Any further write would fail, also the one at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:

@@ -19,13 +19,13 @@ class MergeOptions:
     """Merge models of one shape and one tokenizer, tensor by tensor, into a folder of the public layout.
 
     A model is a folder of the public layout, a run folder (its newest checkpoint), a checkpoint RUN@STEP, or the moving average of the
-    parameters, RUN@ema or RUN@STEP,ema. To average two checkpoints of one run: plamo2 merge runs/demo@350 runs/demo@700 averaged
+    parameters, RUN@ema or RUN@STEP,ema. Example, the average of two checkpoints: plamo2 merge runs/demo@350 runs/demo@700 averaged
 
     Methods without a base: linear (weighted mean), slerp (spherical interpolation of two models), karcher (spherical mean of any number).
-    Methods with --base, the model that all others were trained from, merge the differences from it: task_arithmetic (weighted sum), ties
-    (the largest, of the elected sign), dare_linear and dare_ties (dropped at random), della (small ones dropped more often), breadcrumbs
-    (neither the smallest nor the very largest), model_stock (the better the models agree, the closer to their mean), nearswap (the base,
-    moved towards one model by at most --t).
+    Methods with --base, the model that the others were trained from, merge the differences from it: task_arithmetic (weighted sum), ties
+    (the largest differences of the elected sign), dare_linear and dare_ties (random differences are dropped), della (small differences
+    are dropped more often), breadcrumbs (the smallest and the very largest are dropped), model_stock (the better the models agree, the
+    closer to their mean), nearswap (the base moves towards one model by at most --t per element).
     """
 
     models_and_output: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL MODEL ... OUT")]
@@ -37,18 +37,18 @@ class MergeOptions:
     weight: tuple[float, ...] = ()
     """One weight per model, in order; left out, all 1. linear, slerp and karcher divide by the sum of the weights."""
     weights_for: tuple[str, ...] = ()
-    """REGEX=w1,w2,... sets other weights for the tensors whose description matches. A description is the public name, the parameters of
-    this project and their axes, such as "model.layers.layers.1.mixer.o_proj.weight run_0/layer_1/mixer/o_proj axes=heads,head_dim,embed".
+    """REGEX=w1,w2,... sets other weights for the tensors whose description matches. A description is the public name, the parameter of
+    this project and its axes, such as "model.layers.layers.1.mixer.o_proj.weight run_0/layer_1/mixer/o_proj axes=heads,head_dim,embed".
     The last match wins. Examples: 'layers\\.[0-3]\\.=1,0' or 'axes=.*mamba_heads=0.3,0.7'."""
     density: float | None = None
-    """Share of each difference that is kept: ties 0.2, breadcrumbs 0.9, dare and della 0.5 when left out."""
+    """Share of each difference that is kept; left out, 0.2 for ties, 0.9 for breadcrumbs, 0.5 for dare and della."""
     scale: Annotated[float, tyro.conf.arg(name="lambda")] = 1.0
     """Factor of the merged differences."""
     normalize: bool | None = None
     """Whether the sum of differences is divided by the weights; left out, yes for ties and della."""
     rescale: Rescale = "probability"
-    """dare, della: kept differences are divided by the probability of being kept, as in the papers; or scaled to the sum of
-    magnitudes before (norm), as mergekit 0.1 does; or left alone."""
+    """How dare and della rescale kept differences. probability: divide by the probability of being kept, as in the papers. norm: scale
+    to the sum of magnitudes before dropping, as mergekit 0.1 does. none: do not rescale."""
     epsilon: float = 0.15
     """della: keep probabilities range from density - epsilon to density + epsilon."""
     gamma: float = 0.01
@@ -102,17 +102,13 @@ def main(argv: list[str]) -> int:
 
 
 def parse_weights(argument: str) -> tuple[str, tuple[float, ...]]:
-    """Split `REGEX=w1,w2` into the expression and the weights.
-
-    Raises:
-        ValueError: The argument has no "=", or no numbers after the last one.
-    """
-    pattern, equals, weights = argument.rpartition("=")
+    """Split `REGEX=w1,w2` into the expression and the weights; raise PlamoError if the argument has another form."""
+    pattern, _, weights = argument.rpartition("=")
     try:
         numbers = tuple(float(weight) for weight in weights.split(","))
     except ValueError:
         numbers = ()
-    if not (equals and pattern and numbers):
+    if not (pattern and numbers):
         raise PlamoError(
             f"--weights-for {argument!r} is not allowed: it must be REGEX=w1,w2,... with one number per model"
         )

@@ -31,7 +31,7 @@ class PhonebookOptions:
     digits: int | None = None
     """Number of digits; left out, telephone numbers."""
     separator: str = ": "
-    """Text between name and number. A tab, $'\\t', is rarely merged with its neighbours by tokenizers."""
+    """Text between name and number. Tokenizers rarely merge a tab, $'\\t', with its neighbours."""
     seed: int = 0
     """Random seed."""
 
@@ -39,7 +39,7 @@ class PhonebookOptions:
 def main(argv: list[str]) -> int:
     """Run the verb."""
     options = parse(PhonebookOptions, argv, "plamo2 phonebook")
-    from plamo2_jax.cli.data import write_jsonl
+    from plamo2_jax.cli.data_files import write_jsonl
     from plamo2_jax.eval.phonebook import documents
 
     found = documents(

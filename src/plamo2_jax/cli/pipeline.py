@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import importlib
 import io
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,16 +15,19 @@ import tyro
 
 from plamo2_jax.cli.arguments import call
 from plamo2_jax.cli.main import OLD_VERBS, module_of
+from plamo2_jax.cli.main import main as plamo2
 from plamo2_jax.errors import PlamoError
 
 if TYPE_CHECKING:
     from plamo2_jax.pipeline.graph import Description, Graph
     from plamo2_jax.pipeline.run import Ran
 
-_RESUMING = ("pretrain", "sft", "dpo", "preference-data")
+_RESUMING = ("pretrain", "sft", "dpo", "preference-data", "iterate")
 """Verbs that take a config file and options for its fields, and that resume after an interruption."""
-_MADE = ("output", "reference_log_probs")
-"""Config fields that name outputs of a run."""
+_OUTPUTS = ("output", "reference_log_probs")
+"""Config fields that name outputs."""
+_SET_BY_ITERATE = ("policy", "init_from", "mixture", "heldout")
+"""Config fields that `iterate` sets itself in every round."""
 
 
 def pipeline(
@@ -37,8 +41,9 @@ def pipeline(
 
     PIPELINE.py is a Python file that sets `pipeline = Pipeline(home=..., stages=(Stage(...), ...))`; see configs/pipeline_demo.py and
     docs/pipeline.md. A stage is finished while its command, its resolved config, its inputs, its outputs and the version of this package
-    are the same as when it ended. The same command resumes after Ctrl-C, SIGTERM or a kill: a training run from its newest checkpoint,
-    any other stage from its beginning. Before a stage starts again, its old outputs are moved to HOME/.pipeline/stale.
+    are the same as when it ended. After an interruption, the same command resumes: pretrain, sft, dpo, preference-data and iterate from
+    what they saved, any other stage from its beginning. Before a stage starts from its beginning, its old outputs are moved to
+    HOME/.pipeline/stale.
 
     The exit status is the status of the stage that failed or was stopped (see plamo2 pretrain --help), or 2 if the pipeline file is wrong.
 
@@ -63,8 +68,8 @@ def pipeline(
     if dry_run:
         verdicts = Planner(graph, State(graph.home), force).plan(names)
         for number, (name, verdict) in enumerate(verdicts.items(), start=1):
-            told = "finished" if verdict.why is None else f"to run ({verdict.why})"
-            print(f"{number:2} {name}: {told}\n   plamo2 {graph.stages[name].command}")
+            plan = "finished" if verdict.why is None else f"to run ({verdict.why})"
+            print(f"{number:2} {name}: {plan}\n   plamo2 {graph.stages[name].command}")
         return 0
     status, ran = run(graph, names, force, command)
     print(table(graph, ran))
@@ -72,10 +77,10 @@ def pipeline(
 
 
 def describe(argv: list[str]) -> Description:
-    """Read the config file of a command, as the verb resolves it.
+    """Read the config file of a command and resolve it as the verb does.
 
     Raises:
-        ValueError: there is no such file, or its config is not allowed.
+        PlamoError: there is no such file, or its config is not allowed.
     """
     from plamo2_jax.pipeline.graph import Description
 
@@ -83,21 +88,22 @@ def describe(argv: list[str]) -> Description:
     verb = OLD_VERBS.get(verb, verb)
     if verb not in (*_RESUMING, "distill") or not rest or rest[0].startswith("-"):
         return Description(None)
-    from plamo2_jax.cli import preference_data_options, run_options
+    from plamo2_jax.cli import preference_data, run_options
     from plamo2_jax.config_file import load_config
     from plamo2_jax.convert.names import ModelName
     from plamo2_jax.train.config import to_json
 
     path, *overrides = rest
+    makes_pairs = verb in ("preference-data", "iterate")
     if verb == "distill":  # It takes the config file of a pretraining run, and no overrides.
         config, outputs = load_config(Path(path)), ()
     else:
         config = load_config(Path(path), type(importlib.import_module(f"plamo2_jax.cli.{module_of(verb)}").example()))
-        options = preference_data_options if verb == "preference-data" else run_options
+        options = preference_data if makes_pairs else run_options
         if overrides:
             config = options.parse(verb, path, config, overrides, "").config
-        outputs = (config.output if verb == "preference-data" else config.folder,)
-    leaves = list(_leaves(config))
+        outputs = (config.output if makes_pairs else config.folder,)
+    leaves = list(_leaves(config, (*_OUTPUTS, *_SET_BY_ITERATE) if verb == "iterate" else _OUTPUTS))
     return Description(
         to_json(config),
         paths=tuple(str(ModelName.parse(value).folder) for value in leaves if isinstance(value, Path)),
@@ -108,15 +114,15 @@ def describe(argv: list[str]) -> Description:
     )
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    """Yield all values in a config, without the fields that name outputs."""
-    if hasattr(value, "__dataclass_fields__"):
-        value = {name: getattr(value, name) for name in value.__dataclass_fields__ if name not in _MADE}
+def _leaves(value: Any, without: Collection[str]) -> Iterator[Any]:
+    """Yield all values in a config, except those of the fields `without`."""
+    if dataclasses.is_dataclass(value):
+        value = {each.name: getattr(value, each.name) for each in dataclasses.fields(value) if each.name not in without}
     if isinstance(value, dict):
         value = tuple(value.values())
     if isinstance(value, tuple | list):
         for each in value:
-            yield from _leaves(each)
+            yield from _leaves(each, without)
     else:
         yield value
 
@@ -126,33 +132,25 @@ def command(argv: list[str], stdout: Path | None) -> int:
 
     Args:
         argv: the arguments of `plamo2`.
-        stdout: file for its standard output, written once the command has ended well.
+        stdout: file for its standard output; written when the command has succeeded.
     """
-    from plamo2_jax.cli.main import main as plamo2
     from plamo2_jax.storage import write_whole
 
+    printed = io.StringIO()
     try:
-        if stdout is None:
-            return _status(plamo2, argv)
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            status = _status(plamo2, argv)
-        if status == 0:
-            write_whole(stdout, printed.getvalue().encode())
-        return status
+        with contextlib.nullcontext() if stdout is None else contextlib.redirect_stdout(printed):
+            status = plamo2(argv)
+    except SystemExit as error:  # tyro refuses an option.
+        status = error.code if isinstance(error.code, int) else 2
     finally:
         gc.collect()  # Otherwise arrays in reference cycles stay on the device during the next stages.
-
-
-def _status(plamo2: Any, argv: list[str]) -> int:
-    try:
-        return plamo2(argv)
-    except SystemExit as error:  # An option that tyro refuses.
-        return error.code if isinstance(error.code, int) else 2
+    if stdout is not None and status == 0:
+        write_whole(stdout, printed.getvalue().encode())
+    return status
 
 
 def table(graph: Graph, ran: list[Ran]) -> str:
-    """Return a table of the stages, with the time that was spent now."""
+    """Return a table of the stages and their durations. The last line sums those of this call."""
     width = max(map(len, graph.stages))
     lines = [
         f"{each.name:<{width}}  {'skipped' if each.why is None else 'run':<11}  {each.seconds:8.1f} s" for each in ran
@@ -162,5 +160,5 @@ def table(graph: Graph, ran: list[Ran]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb; returns the exit status."""
+    """Run the verb; return the exit status."""
     return call(pipeline, argv, "plamo2 pipeline")

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import itertools
 import sys
 from pathlib import Path
 from typing import Literal
 
 from plamo2_jax.cli.arguments import call
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.validation import require_at_least
 
 _USAGE = """usage: plamo2 plan CONFIG.py --topology SLICE [options] [--field value] ...
        plamo2 plan kernel ssd --topology SLICE --preset MODEL [options]
 
-Compile for a TPU slice on a machine without a TPU and print what the compiler reports: cycles, bytes, memory. These are the compiler's
-figures, not measured time. Needs libtpu: pip install 'jax[tpu]'
+Compile for a TPU slice on a machine without a TPU, and print the cycles, bytes and memory that the compiler reports. These are the
+compiler's figures, not measured time. Needs libtpu: pip install 'jax[tpu]'
 
-  CONFIG.py     the train step of a run, a prefill or a decoding step: HBM per chip, collectives, predicted time and bound on MFU
+  CONFIG.py     a train step, prefill or decoding step: HBM per chip, collectives, predicted time and upper bound on MFU
                                                               (options: plamo2 plan CONFIG.py --help)
   kernel ssd    the selective scan at the shape of a preset   (options: plamo2 plan kernel ssd --help)"""
 
@@ -26,21 +27,21 @@ figures, not measured time. Needs libtpu: pip install 'jax[tpu]'
 class SsdOptions:
     """Compile the selective scan for one device of a TPU slice and print its cost.
 
-    Compiles the scan at the shape of a model's layer, forward alone and with the gradient of every input. Prints a table with a row for
+    Compiles the scan at the shape of a model's layer, forward only and with the gradient of every input. Prints a table with a row for
     each implementation, chunk size, direction and choice of layouts; the columns are explained below the table. Nothing is measured: a
-    schedule gives the cycles that the instructions take without memory stalls.
+    schedule gives the cycles of the instructions without memory stalls.
     """
 
     topology: str
     """The slice to compile for, such as v5e:2x2, v5p:2x2x1, v6e:2x2 or tpu7x:2x2x1."""
     preset: str = "plamo-2-8b"
-    """The model whose layer is compiled."""
+    """Preset of the model whose layer is compiled."""
     implementation: tuple[Literal["xla", "pallas_tpu"], ...] = ("xla", "pallas_tpu")
     """Implementations of the scan."""
     chunk: tuple[int, ...] = ()
     """Tokens per chunk. Give several to compare them. Default: the implementation's default on TPU."""
     direction: tuple[Literal["forward", "forward+backward"], ...] = ("forward", "forward+backward")
-    """The scan alone, or with its gradient."""
+    """The forward scan only, or also its gradient."""
     layouts: tuple[Literal["default", "auto"], ...] = ("default", "auto")
     """Layouts of arguments and results. default: the default layout of arrays. auto: the compiler chooses, as inside a model."""
     tokens: int = 8192
@@ -59,6 +60,7 @@ class SsdOptions:
 
 def ssd(options: SsdOptions) -> None:
     """Compile the selective scan for one device of a TPU slice and print its cost."""
+    from plamo2_jax.checkpoint import write_json
     from plamo2_jax.config import PRESETS
     from plamo2_jax.plan.compiler import libtpu_version, unverified
     from plamo2_jax.plan.schedule import table
@@ -69,23 +71,15 @@ def ssd(options: SsdOptions) -> None:
 
     if options.preset not in PRESETS:
         raise PlamoError(f"--preset {options.preset} is not allowed; it must be one of {', '.join(PRESETS)}")
-    for option, values in (("--tokens", (options.tokens,)), ("--batch", (options.batch,)), ("--chunk", options.chunk)):
-        for value in values:
-            if value < 1:
-                raise PlamoError(f"{option} {value} is not allowed; it must be at least 1")
+    require_at_least(1, tokens=options.tokens, batch=options.batch, chunk=min(options.chunk, default=None))
     if options.output is not None and not options.output.parent.is_dir():
         raise PlamoError(f"--output {options.output}: the folder {options.output.parent} does not exist")
+    shape = (options.tokens, options.batch, options.segments, options.initial_state)
     programs = [
-        (
-            SsdProgram(
-                options.preset, name, size, way, options.tokens, options.batch, options.segments, options.initial_state
-            ),
-            layout,
+        (SsdProgram(options.preset, name, size, direction, *shape), layout)
+        for name, size, direction, layout in itertools.product(
+            options.implementation, options.chunk or (None,), options.direction, options.layouts
         )
-        for name in options.implementation
-        for size in options.chunk or (None,)
-        for way in options.direction
-        for layout in options.layouts
     ]
     libtpu = libtpu_version()
     if warning := unverified(libtpu):
@@ -98,8 +92,7 @@ def ssd(options: SsdOptions) -> None:
     )
     if warning:
         print(f"Warning: {warning}.")
-    compiled = [plan for plan in plans if plan.cost]
-    if compiled:
+    if compiled := [plan for plan in plans if plan.cost]:
         print(table.describe_chip(compiled[0].cost.chip))
     print("\n" + table.table(plans) + "\n\n" + "\n".join(table.legend()))
     for plan in plans:
@@ -112,14 +105,8 @@ def ssd(options: SsdOptions) -> None:
             print("\n".join(f"  {line}" for line in lines))
     if options.output is not None:
         header = {"source": "the compiler's figures, not measured time", "libtpu": libtpu, "topology": options.topology}
-        _write(options.output, {**header, "programs": [table.to_json(plan) for plan in plans]})
-
-
-def _write(path: Path, data: dict) -> None:
-    from plamo2_jax.storage import write_whole
-
-    write_whole(path, (json.dumps(data, indent=1) + "\n").encode())
-    print(f"\n{path}: {len(data['programs'])} programs", file=sys.stderr)
+        write_json(options.output, {**header, "programs": [table.to_json(plan) for plan in plans]})
+        print(f"\n{options.output}: {len(plans)} programs", file=sys.stderr)
 
 
 def main(argv: list[str]) -> int | None:

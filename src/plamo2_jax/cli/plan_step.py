@@ -1,9 +1,8 @@
-"""`plamo2 plan CONFIG.py`: the memory and the predicted time of a run's programs on a TPU slice that you do not have."""
+"""`plamo2 plan CONFIG.py`: memory and predicted time of a run's programs on a TPU slice you do not have."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.validation import require_at_least
 
 if TYPE_CHECKING:
     from plamo2_jax.plan.request import Request
@@ -22,21 +22,20 @@ _DESCRIPTION = """Compile a run's train step for a TPU slice on a machine withou
 
 usage: plamo2 plan CONFIG.py --topology SLICE [options] [--field value] [--part.field value] ...
 
-Prints HBM per chip by kind, collectives, the compiler's cycles, and the step time and bound on MFU that are predicted from them. Nothing is
-measured, and no data are needed. If the step does not fit, prints the bytes that are missing and the nearest change that fits. CONFIG.py
-is a config of plamo2 pretrain, sft or dpo, and any of its fields can be replaced on the command line. For a run that distills, the shape of
-the teacher is read from its folder. Needs libtpu: pip install 'jax[tpu]'"""
+Prints HBM per chip by kind, collectives, the compiler's cycles, and the step time and the bound on MFU predicted from them. Nothing is
+measured, and no data are needed. If the step does not fit, prints how many bytes are missing and the nearest change that fits.
+CONFIG.py is a config of plamo2 pretrain, sft or dpo, and any of its fields can be replaced on the command line. For distillation, the shape
+of the teacher is read from its folder. Needs libtpu: pip install 'jax[tpu]'"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to compile, and for which devices."""
+    """The program to compile, and the devices."""
 
     topology: str | None = None
     """The slice, such as v5e:4x4, v5p:4x4x4, v6e:16x16 or tpu7x:4x4x4; each of several slices if --mesh.slices is more than 1."""
     gpu: str | None = None
-    """Instead of a slice, a node of GPUs such as h100x8. Prints the argument bytes on each GPU; nothing more is known without the GPU's
-    compiler."""
+    """A node of GPUs such as h100x8, instead of a slice. Prints the argument bytes on each GPU only: the GPU compiler does not run."""
     implementation: Literal["pallas", "xla"] = "pallas"
     """Implementation of scan and attention in the train step: Pallas kernels for TPU, or XLA operations."""
     prefill: int | None = None
@@ -44,7 +43,7 @@ class Options:
     decode: int | None = None
     """Plan a decoding step with this many tokens in the cache instead of the train step."""
     rows: int | None = None
-    """Rows per copy of the model in prefill and decode. Default: 8."""
+    """Rows per copy of the model in prefill and decode; left out, 8."""
     sweep: bool = False
     """Compile for several meshes and remat policies, and rank the plans that fit."""
     search: bool = True
@@ -52,7 +51,7 @@ class Options:
     longest: bool = False
     """Print the longest operations."""
     json: Path | None = None
-    """JSON file for all figures."""
+    """JSON file for all results."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -86,10 +85,7 @@ def _refuse_unused(options: Options) -> None:
     """Refuse values out of range, and options that the chosen plan ignores."""
     if options.prefill is not None and options.decode is not None:
         raise PlamoError("--prefill and --decode are two plans: give only one of them")
-    for name in ("prefill", "decode", "rows"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise PlamoError(f"--{name} {value} is not allowed; it must be at least 1")
+    require_at_least(1, prefill=options.prefill, decode=options.decode, rows=options.rows)
     serving = bool(options.prefill or options.decode)
     if options.rows is not None and not serving:
         raise PlamoError("--rows is not allowed without --prefill or --decode: a train step has data.batch_size rows")
@@ -184,7 +180,7 @@ def _gpu_count(node: str) -> int:
 def _write(options: Options, data: dict) -> None:
     if options.json is None:
         return
-    from plamo2_jax.storage import write_whole
+    from plamo2_jax.checkpoint import write_json
 
-    write_whole(options.json, (json.dumps(data, indent=1) + "\n").encode())
-    print(f"{options.json}", file=sys.stderr)
+    write_json(options.json, data)
+    print(options.json, file=sys.stderr)

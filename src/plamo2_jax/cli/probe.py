@@ -1,4 +1,4 @@
-"""`plamo2 probe MODEL`: retrieval at chosen lengths."""
+"""`plamo2 probe MODEL`: measure retrieval at chosen lengths."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import tyro
 
 from plamo2_jax.cli.arguments import parse
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.validation import require_at_least
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,35 +22,35 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ProbeOptions:
-    """Ask a model for one fact in a long text, and write how often it finds it, by length and depth.
+    """Ask a model for one fact in a long text, and measure how often it finds the fact, by length and depth.
 
-    phonebook: names and numbers line by line, then one of the names; the model must say its number (arXiv:2402.01032).
-    needle: a sentence with a number somewhere in held-out text, then its beginning.
+    phonebook: lines of names and numbers, then one of the names; the answer is its number (arXiv:2402.01032).
+    needle: held-out text with a sentence that has a number, then the beginning of this sentence; the answer is the number.
 
-    exact counts greedy answers that are right to the letter; ranked counts questions whose answer is likelier than all other
-    candidates, which are other numbers of the same book. The second shows what small models know; its chance is 1 / candidates.
+    exact is the share of greedy answers that are exactly right. ranked is the share of questions whose answer has a higher probability
+    than the other candidates, which are other numbers; at random it is 1 / candidates. ranked also tells small models
+    apart.
 
-    Writes OUTPUT/results.json, OUTPUT/answers.jsonl and OUTPUT/heat_map.png. Phonebooks to train a small model on: plamo2
-    phonebook.
+    Writes OUTPUT/results.json, OUTPUT/answers.jsonl and OUTPUT/heat_map.png. plamo2 phonebook writes training text for small models.
     """
 
     model: Annotated[str, tyro.conf.Positional]
     """Run folder, RUN@STEP or RUN@ema, folder of the public layout, or folder of adapters."""
     output: Path
-    """Folder to make; it must not exist or be empty."""
+    """Folder to create: it must not exist or must be empty."""
     task: Literal["phonebook", "needle"] = "phonebook"
     lengths: tuple[int, ...] = (512, 1024, 2048, 4096)
     """Lengths to probe: tokens of prompt and answer together."""
     language: str = "ja,en"
-    """ja, en or both with a comma."""
+    """ja, en, or both separated by a comma."""
     depths: int = 5
-    """Number of places, from the beginning to the end of the text."""
+    """Number of positions of the fact, from the beginning to the end of the text."""
     samples: int = 4
     """Questions per language, length and depth."""
     candidates: int = 8
     """Numbers to choose from."""
     digits: int | None = None
-    """Digits of a number; left out, telephone numbers in phonebooks and 5 in needles. Few suit small models."""
+    """Digits of a number; left out, telephone numbers in phonebooks and 5 in needles. Use few for small models."""
     separator: str = ": "
     """Text between name and number of a phonebook."""
     batch_size: int = 4
@@ -64,10 +65,8 @@ def main(argv: list[str]) -> int:
     """Run the verb."""
     options = parse(ProbeOptions, argv, "plamo2 probe")
     languages = tuple(part.strip() for part in options.language.split(","))
-    for name, least in (("depths", 1), ("samples", 1), ("candidates", 2), ("batch_size", 1)):
-        if getattr(options, name) < least:
-            option = f"--{name.replace('_', '-')} {getattr(options, name)}"
-            raise PlamoError(f"{option} is not allowed: it must be at least {least}")
+    require_at_least(1, depths=options.depths, samples=options.samples, batch_size=options.batch_size)
+    require_at_least(2, candidates=options.candidates)
     from plamo2_jax.storage import require_empty
 
     require_empty(options.output)

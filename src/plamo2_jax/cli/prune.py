@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from plamo2_jax.cli.arguments import call
+from plamo2_jax.cli.arguments import parse
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.validation import require_at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,26 +20,26 @@ class PruneOptions:
     """Prune a model to a smaller shape, and write it in the public layout. To train it further, use pretrain with --init-from.
 
     Only size fields of the target are used; windows, RoPE bases and token ids keep the model's values.
-    Channels and layers are selected by importance on calibration data: the residual width for all layers together, MLP, heads and state
-    in each layer, and whole periods of layers. A key/value head is kept or removed together with its query heads.
+    Channels and layers are selected by importance on calibration data: residual channels for all layers together; MLP channels, heads and
+    state channels in each layer; whole periods of layers. A key/value head is kept or removed together with its query heads.
     """
 
     model: Annotated[str, tyro.conf.Positional]
-    """Model to cut: a run folder, RUN@STEP or RUN@ema, or a folder of the public layout. With --plan it may be a shape."""
+    """Model to prune: a run folder, RUN@STEP or RUN@ema, or a folder of the public layout. With --plan it may be a shape."""
     target: Annotated[str, tyro.conf.Positional]
-    """Target shape: a preset, a config.json, or a model's folder (the model's own, with --set or a budget)."""
+    """Target shape: a preset, a config.json, or a model's folder (may be MODEL if --set or a budget is given)."""
     output: Annotated[Path, tyro.conf.Positional]
     """Folder to create: it must not exist or must be empty."""
     calibration: Path | None = None
     """Folder of shards that `plamo2 data prepare` wrote with the model's tokenizer."""
     method: Literal["activation", "taylor", "magnitude", "random"] = "activation"
     """How channels are ranked. activation: size of activations. taylor: first-order change of the loss. magnitude: size of weights.
-    random: for comparison."""
+    random: a baseline for comparison."""
     depth: Literal["influence", "loss", "same"] = "influence"
-    """How layers are ranked. influence: angle between a layer's input and output residual stream (ShortGPT). loss: rise of the loss
+    """How layers are ranked. influence: angle between a layer's input and output residual stream (ShortGPT). loss: increase of the loss
     without the layer. same: as --method."""
     rounds: int = 1
-    """Number of measurements; sizes shrink by equal ratios between them."""
+    """Number of rounds of measuring and cutting; sizes shrink by the same ratio in each round."""
     batches: int = 8
     """Number of calibration batches."""
     batch_size: int = 8
@@ -47,23 +49,24 @@ class PruneOptions:
     multiple_of: int | None = None
     """Hidden and MLP sizes must be multiples of this; 128 fits the matrix units of TPUs."""
     max_parameters: float | None = None
-    """Search shapes with at most this many parameters, and cut to the one of lowest loss."""
+    """Search shapes with at most this many parameters, and keep the one with the lowest loss."""
     max_flops: float | None = None
     """Search shapes with at most this many forward FLOPs per token at --sequence-length."""
     seed: int = 0
     """Random seed, for the order of the data and for --method random."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """FIELD=VALUE, replaces a field of the target's shape; may be given several times."""
+    """FIELD=VALUE replaces a field of the target's shape; may be given several times."""
     step: int | None = None
-    """Which checkpoint of a run folder, instead of RUN@STEP; left out, the newest."""
+    """Step of a run folder's checkpoint, instead of RUN@STEP; left out, the newest."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the file."""
     plan: bool = False
-    """Print what would be cut, or the shapes within the budget, and write nothing."""
+    """Print what would be removed, or the shapes within the budget, and write nothing."""
 
 
-def prune(options: PruneOptions) -> None:
-    """Prune a model to a smaller shape, and write it in the public layout. To train it further, use pretrain with --init-from."""
+def main(argv: list[str]) -> None:
+    """Run the verb."""
+    options = parse(PruneOptions, argv, "plamo2 prune")
     from plamo2_jax.convert.hf import write_public
     from plamo2_jax.storage import require_empty
     from plamo2_jax.surgery.prune.cut import check_target
@@ -71,14 +74,13 @@ def prune(options: PruneOptions) -> None:
     from plamo2_jax.surgery.shapes import changes_table, read_shape, with_sizes
 
     old = read_shape(options.model)
-    shapes = [with_sizes(old, read_shape(options.target, options.set))]
-    for bound, cost in (
-        (options.max_parameters, lambda config: config.parameter_count()),
-        (options.max_flops, lambda config: config.flops_per_token(options.sequence_length)),
-    ):
-        if bound is not None:
-            shapes = candidates(shapes[0], bound, cost, multiple_of=options.multiple_of or 1)
-            break
+    target, multiple = with_sizes(old, read_shape(options.target, options.set)), options.multiple_of or 1
+    shapes = [target]
+    if (bound := options.max_parameters) is not None:
+        shapes = candidates(target, bound, lambda config: config.parameter_count(), multiple_of=multiple)
+    elif (bound := options.max_flops) is not None:
+        length = options.sequence_length
+        shapes = candidates(target, bound, lambda config: config.flops_per_token(length), multiple_of=multiple)
     for shape in shapes:
         check_target(old, shape, options.multiple_of)
     if options.plan:
@@ -86,14 +88,10 @@ def prune(options: PruneOptions) -> None:
             _check_on_shapes(old, shape)
             print(changes_table(old, shape), end="\n\n" if len(shapes) > 1 else "\n")
         return
-    for name, value in (("rounds", options.rounds), ("batches", options.batches)):
-        if value < 1:
-            raise PlamoError(f"--{name} {value} is not allowed: it must be at least 1")
+    require_at_least(1, rounds=options.rounds, batches=options.batches)
     if options.calibration is None:
         raise PlamoError("--calibration must name a folder of shards. Write one with plamo2 data prepare")
     require_empty(options.output)
-
-    import itertools
 
     from plamo2_jax.convert.load import load_model
     from plamo2_jax.convert.names import ModelName
@@ -130,7 +128,7 @@ def prune(options: PruneOptions) -> None:
 
 
 def _check_on_shapes(old, new) -> None:
-    """Check on shapes that cutting the source gives every parameter of the target."""
+    """Check, on shapes only, that pruning the source gives every parameter of the target."""
     import jax
 
     from plamo2_jax.model import Plamo2, abstract_params
@@ -142,8 +140,3 @@ def _check_on_shapes(old, new) -> None:
     cut = jax.eval_shape(lambda params: cut_params(params, masks, old, config), abstract_params(Plamo2(old)))
     if cut != abstract_params(Plamo2(config)):
         raise PlamoError("the parameter shapes after cutting differ from those of the target")
-
-
-def main(argv: list[str]) -> None:
-    """Runs `plamo2 prune`."""
-    call(prune, argv, "plamo2 prune")

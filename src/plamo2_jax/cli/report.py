@@ -1,4 +1,4 @@
-"""`plamo2 report RUN`: one HTML page from a run folder."""
+"""`plamo2 report RUN`: write an HTML page about a run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from plamo2_jax.cli.arguments import parse
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments:
+class ReportOptions:
     """Write RUN/report.html: training curves, held-out evaluations, samples and configuration of a run, finished or not.
 
-    Reads those of config.json, metrics.jsonl, evaluation.json (plamo2 evaluate --output) and samples.jsonl (plamo2 generate --json) that
-    exist. A summary of each run and model inside RUN follows. Files and lines that cannot be read are skipped, with a note on the page
-    and on stderr. The page needs no other file and no network.
+    Reads config.json and, if they exist, metrics.jsonl, evaluation.json (plamo2 evaluate --output) and samples.jsonl (plamo2 generate
+    --json). The page ends with a summary of each run and model inside RUN. Files and lines that cannot be read are skipped, with a note on
+    the page and on stderr. The page needs no other file and no network.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -26,8 +26,8 @@ class Arguments:
 
 
 def main(argv: list[str]) -> None:
-    """Write the page and print its path."""
-    arguments = parse(Arguments, argv, "plamo2 report")
+    """Run the verb."""
+    options = parse(ReportOptions, argv, "plamo2 report")
     from plamo2_jax.report.page import write_report  # Matplotlib is slow to import.
 
-    print(write_report(arguments.run, on_note=lambda note: print(note, file=sys.stderr)))
+    print(write_report(options.run, on_note=lambda note: print(note, file=sys.stderr)))

@@ -1,7 +1,4 @@
-"""The options of verbs that take a training run: the fields of its RunConfig, its task's among them, and how it is started.
-
-Imports tyro and jax: import on demand.
-"""
+"""Options of the verbs that take a training run: the fields of its RunConfig and of its task, and options of this start."""
 
 from __future__ import annotations
 
@@ -19,19 +16,19 @@ from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.processes import ProcessesConfig
 
 _VERBS = {"pretrain": "pretrain", "distill": "pretrain", "sft": "sft", "dpo": "dpo"}
-"""The verb that runs each kind of task."""
+"""Kind of task → the verb that runs it."""
 _RENAMED = {"--keep": "--max-to-keep", "--distillation.": "--"}
-"""Options of earlier versions, or what they began with → what they are called now."""
+"""Old name or prefix of an option → its name now."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """One start of a run."""
+    """A run and the options of one start of it."""
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
     """The run."""
     distributed: ProcessesConfig = dataclasses.field(default_factory=ProcessesConfig)
-    """How this process joins a job of several."""
+    """How this process joins a job of several processes."""
     profile: str | None = None
     """FIRST:LAST, such as 10:13: trace these steps into OUTPUT/NAME/profile, for TensorBoard or XProf."""
 
@@ -41,11 +38,11 @@ def load_run(path: Path, tasks: Sequence[type], such_as: str) -> RunConfig:
 
     Args:
         path: the file.
-        tasks: classes of tasks that this verb accepts.
+        tasks: classes of tasks that the verb accepts.
         such_as: a file to name in messages.
 
     Raises:
-        ValueError: the file sets no RunConfig, or one of another task, or what it sets is out of range.
+        PlamoError: the file sets no RunConfig, or one with another task, or a field is out of range.
     """
     config = load_config(path, RunConfig, such_as)
     if type(config.task) not in tasks:
@@ -58,20 +55,20 @@ def load_run(path: Path, tasks: Sequence[type], such_as: str) -> RunConfig:
 
 
 def parse(verb: str, path: str, default: RunConfig, args: list[str], description: str) -> RunOptions:
-    """Read the options of a verb that starts a run, over the configuration of the file at `path`."""
+    """Replace values of the run in the file `path` by options of the command line."""
     return _read(RunOptions, RunOptions(_with_parts(default, args)), args, f"plamo2 {verb} {path}", description)
 
 
 def parse_config(default: RunConfig, args: Sequence[str], prog: str) -> RunConfig:
-    """Return a run with the fields that a command line gives.
+    """Return a run with the fields that a command line sets.
 
     Args:
         default: the run.
         args: the options.
-        prog: the command as the user types it, up to the options.
+        prog: the command as the user types it, without the options.
 
     Raises:
-        ValueError: an option is unknown; the message names the closest one, or what it is called now.
+        PlamoError: an option is unknown; the message names the closest one, or the new name of an old one.
     """
     return _read(RunConfig, _with_parts(default, args), args, prog)
 
@@ -85,32 +82,23 @@ def _read(kind: type, default: Any, args: Sequence[str], prog: str, description:
                 raise PlamoError(
                     f"{option} is now {new + option.removeprefix(old)}{where}; {prog} --help lists the options"
                 )
-    # A part that may be missing is one or is none by now. tyro would want a word before its options.
+    # `_with_parts` has decided which optional parts exist. By default, tyro makes each of them a subcommand.
     config = (tyro.conf.AvoidSubcommands,)
-    return arguments.parse(kind, list(args), prog, description=description, default=default, config=config)
+    return arguments.parse(kind, args, prog, description=description, default=default, config=config)
 
 
 def _with_parts(config: RunConfig, args: Sequence[str]) -> RunConfig:
-    """The run, where a part of its task that may be missing (`lora`) is one as soon as an option names a field of it, and in the help."""
+    """Add the optional parts of the task (`lora`) that options name; for the help, add all of them."""
     asks_for_help = bool({"-h", "--help"} & set(args))
-    hints = get_type_hints(type(config.task))
-    optional = {
-        name: next(filter(dataclasses.is_dataclass, get_args(hint)), None)
-        for name, hint in hints.items()
-        if type(None) in get_args(hint)
-    }
-    made = {
-        name: part()
-        for name, part in optional.items()
-        if part is not None
-        and getattr(config.task, name) is None
-        and (asks_for_help or any(word.startswith(f"--{name}.") for word in args))
-    }
-    if not made:
-        return config
+    made = {}
+    for name, hint in get_type_hints(type(config.task)).items():
+        part = next(filter(dataclasses.is_dataclass, get_args(hint)), None)
+        named = asks_for_help or any(word.startswith(f"--{name}.") for word in args)
+        if named and part is not None and type(None) in get_args(hint) and getattr(config.task, name) is None:
+            made[name] = part()
     try:
         return dataclasses.replace(config, task=dataclasses.replace(config.task, **made))
     except ValueError:
         if asks_for_help:
-            return config  # The help of a run that allows no such part does not show it.
+            return config  # This run allows no such part, so the help does not show it.
         raise

@@ -11,6 +11,8 @@ import tyro
 
 from plamo2_jax.cli.arguments import call_subcommand
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from plamo2_jax.tokenizer.train import VocabularyOptions, train_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,23 +27,8 @@ class TrainOptions:
     """Folder for tokenizer.jsonl, created if needed; or a file name that ends in .jsonl."""
     text_field: str = "text"
     """Field or column that holds the text."""
-    vocab_size: int = 8192
-    """Number of rows, including 7 control, 4 white space and 256 byte rows."""
-    sample_bytes: int = 4_000_000
-    """Bytes of text to train on. Longer input is sampled evenly by documents."""
-    seed: int = 0
-    """Random seed of the sampling."""
-    character_coverage: float = 0.9995
-    """Share of the characters, weighted by frequency, that get their own row; the rest is spelled in bytes. A lower value leaves
-    more rows for longer tokens, but rare characters then take three or four ids."""
-    max_token_chars: int = 16
-    """Length of the longest token in characters."""
-    cross_spaces: bool = True
-    """Allow tokens of several words with the spaces between them."""
-    split_digits: bool = False
-    """Make every digit a separate token."""
-    seed_pieces: int = 8
-    """Number of initial candidates, as a multiple of vocab-size. Training time grows with it."""
+    vocabulary: tyro.conf.OmitArgPrefixes[VocabularyOptions] = dataclasses.field(default_factory=VocabularyOptions)
+    """Settings of the training."""
 
 
 def train(options: TrainOptions) -> None:
@@ -49,18 +36,7 @@ def train(options: TrainOptions) -> None:
     from plamo2_jax.data.documents import ReadReport
     from plamo2_jax.data.sources import read_documents
     from plamo2_jax.storage import new_parents
-    from plamo2_jax.tokenizer.train import VocabularyOptions, train_tokenizer
 
-    settings = VocabularyOptions(
-        vocab_size=options.vocab_size,
-        sample_bytes=options.sample_bytes,
-        seed=options.seed,
-        character_coverage=options.character_coverage,
-        max_token_chars=options.max_token_chars,
-        cross_spaces=options.cross_spaces,
-        split_digits=options.split_digits,
-        seed_pieces=options.seed_pieces,
-    )
     report = ReadReport()
     documents = read_documents(options.input, text_field=options.text_field, report=report, keep_fields=False)
     folder = options.output.parent if options.output.suffix == ".jsonl" else options.output
@@ -68,7 +44,7 @@ def train(options: TrainOptions) -> None:
         raise PlamoError(
             f"--output {options.output}: {folder} is a file: it must be a folder, or a file name that ends in .jsonl"
         )
-    tokenizer = train_tokenizer((document.text for document in documents), settings)
+    tokenizer = train_tokenizer((document.text for document in documents), options.vocabulary)
     if report.bad:
         print(report.summary(), file=sys.stderr)
     with new_parents(folder / "tokenizer.jsonl"):
@@ -93,8 +69,6 @@ def encode(
         bos: Add <|plamo:bos|> at the start.
         eos: Add <|plamo:eos|> at the end.
     """
-    from plamo2_jax.tokenizer.tokenizer import Tokenizer
-
     loaded = Tokenizer.load(tokenizer)
     if text == "-":
         try:
@@ -122,8 +96,6 @@ def decode(
         ids: The ids; left out, they are read from standard input, separated by spaces or newlines.
         skip_control: Omit control tokens.
     """
-    from plamo2_jax.tokenizer.tokenizer import Tokenizer
-
     loaded = Tokenizer.load(tokenizer)
     words = ids or sys.stdin.read().split()
     try:
@@ -139,5 +111,5 @@ SUBCOMMANDS = {"train": train, "encode": encode, "decode": decode}
 
 
 def main(argv: list[str]) -> int | None:
-    """Runs `plamo2 tokenizer train|encode|decode`."""
+    """Run the verb."""
     return call_subcommand(SUBCOMMANDS, argv, "plamo2 tokenizer")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import posixpath
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from posixpath import commonpath, isabs, normpath
 
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.launch.checks import require_tool
@@ -53,11 +53,7 @@ class Archive:
         return lines
 
     def require_at_most(self, megabytes: int) -> None:
-        """Check the size of the archive.
-
-        Raises:
-            ValueError: It exceeds the limit. The message names the largest file.
-        """
+        """Check the size of the archive. If it exceeds the limit, raise a PlamoError that names the largest file."""
         if self.bytes > megabytes * 10**6:
             largest = max(self.files, key=self.files.__getitem__)
             raise PlamoError(
@@ -74,13 +70,14 @@ def archive(source: Path, config: Path) -> Archive:
         config: The config file, inside it. It is copied even if git does not track it.
 
     Raises:
-        ValueError: git is missing or cannot list the files.
+        PlamoError: git is missing or cannot list the files.
     """
     require_tool("git")
     relative = config.relative_to(source).as_posix()
     listed = dict.fromkeys([*_git(source, "--cached"), relative])
     # A tracked file may have been deleted; a submodule is a folder, whose files belong to another repository.
-    files = {path: (source / path).lstat().st_size for path in listed if _is_file(source / path)}
+    found = {path: source / path for path in listed}
+    files = {path: file.lstat().st_size for path, file in found.items() if file.is_symlink() or file.is_file()}
     untracked = tuple(path for path in _git(source, "--others", "--exclude-standard") if path != relative)
     return Archive(source, files, relative, untracked)
 
@@ -93,10 +90,6 @@ def _git(source: Path, *options: str) -> list[str]:
     return [os.fsdecode(path) for path in done.stdout.split(b"\0") if path]
 
 
-def _is_file(path: Path) -> bool:
-    return path.is_symlink() or path.is_file()
-
-
 def require_reachable(inputs: Iterable[Input], archive: Archive, on_workers: Sequence[str]) -> None:
     """Check that the workers will have every file that the run reads.
 
@@ -106,9 +99,9 @@ def require_reachable(inputs: Iterable[Input], archive: Archive, on_workers: Seq
         on_workers: Files and folders that the user declares as present on the workers.
 
     Raises:
-        ValueError: A path will be missing, or is in a bucket although the run cannot read this input from a bucket.
+        PlamoError: A path will be missing, or is in a bucket although the run cannot read this input from a bucket.
     """
-    present = [_normal(path) for path in on_workers]
+    present = list(map(normpath, on_workers))
     missing = []
     for each in inputs:
         if is_remote(each.path):
@@ -118,8 +111,8 @@ def require_reachable(inputs: Iterable[Input], archive: Archive, on_workers: Seq
                 f"{each.name} {address(each.path)} is not allowed: only output and tokenizer may be in a bucket. Copy it to the workers "
                 "with --setup, and declare its path there with --on-workers PATH"
             )
-        path = _normal(each.path)
-        copied = any(_is_below(file, path) for file in archive.files) and not path.startswith("/")
+        path = normpath(each.path)
+        copied = any(_is_below(file, path) for file in archive.files) and not isabs(path)
         if not copied and not any(_is_below(path, folder) for folder in present):
             missing.append(each)
     if missing:
@@ -127,13 +120,8 @@ def require_reachable(inputs: Iterable[Input], archive: Archive, on_workers: Seq
         more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""
         raise PlamoError(
             f"{first}{more} will be missing on the workers, because git does not track it. Copy it there with --setup (or mount a shared "
-            f"disk), and declare it with --on-workers {_common([_normal(each.path) for each in missing])}"
+            f"disk), and declare it with --on-workers {_common([normpath(each.path) for each in missing])}"
         )
-
-
-def _normal(path: str) -> str:
-    """Return a path as the workers see it, relative to their checkout."""
-    return posixpath.normpath(path)
 
 
 def _is_below(path: str, folder: str) -> bool:
@@ -142,8 +130,7 @@ def _is_below(path: str, folder: str) -> bool:
 
 def _common(paths: list[str]) -> str:
     """Return a folder that contains all paths, or the first path if there is none."""
-    same = {posixpath.isabs(path) for path in paths}
-    common = posixpath.commonpath(paths) if len(same) == 1 else ""
+    common = commonpath(paths) if len(set(map(isabs, paths))) == 1 else ""
     return common if common not in ("", "/") else paths[0]
 
 

@@ -26,7 +26,7 @@ def resource_name(given: str | None, run: str, longest: int) -> str:
     """Return the name of the resource to create: the given name, or the run's name in lower case with hyphens.
 
     Raises:
-        ValueError: Google Cloud and Kubernetes do not allow the name.
+        PlamoError: Google Cloud and Kubernetes do not allow the name.
     """
     name = re.sub(r"[._]+", "-", run.lower()) if given is None else given
     if not _NAME.fullmatch(name) or len(name) > longest:
@@ -41,10 +41,10 @@ def require(values: Mapping[str, tuple[str | None, str]]) -> None:
     """Check that all values are given.
 
     Args:
-        values: For each name of a value, the value or None, and how to give it.
+        values: Name → the value or None, and how to give it.
 
     Raises:
-        ValueError: Values are missing. The message names all of them and how to give them.
+        PlamoError: Values are missing. The message names all of them and how to give them.
     """
     missing = [f"the {what} is missing: give {how}" for what, (value, how) in values.items() if not value]
     if missing:
@@ -52,11 +52,7 @@ def require(values: Mapping[str, tuple[str | None, str]]) -> None:
 
 
 def require_tool(name: str) -> None:
-    """Check that a program is on PATH.
-
-    Raises:
-        ValueError: It is not. The message tells how to install it.
-    """
+    """Check that a program is on PATH. Otherwise raise a PlamoError that tells how to install it."""
     if shutil.which(name) is None:
         raise PlamoError(f"{name} is not on PATH: {TOOLS[name]} (--dry-run prints what would be run)")
 
@@ -65,7 +61,7 @@ def project_and_zone(project: str | None, zone: str | None) -> tuple[str, str]:
     """Return project and zone in gcloud's order of precedence: the option, the environment variable, the property.
 
     Raises:
-        ValueError: One of them is missing or has an invalid form.
+        PlamoError: One of them is missing or has an invalid form.
     """
     project = project or os.environ.get("CLOUDSDK_CORE_PROJECT") or _property("core/project")
     zone = zone or os.environ.get("CLOUDSDK_COMPUTE_ZONE") or _property("compute/zone")
@@ -94,11 +90,7 @@ def _property(name: str) -> str | None:
 
 
 def require_account() -> None:
-    """Check that gcloud has an active account.
-
-    Raises:
-        ValueError: It has none.
-    """
+    """Check that gcloud has an active account; raise PlamoError otherwise."""
     listing = ["gcloud", "auth", "list", "--filter=status:ACTIVE", "--format=value(account)", "--quiet"]
     if not subprocess.run(listing, capture_output=True, text=True).stdout.strip():
         raise PlamoError(

@@ -1,6 +1,6 @@
-"""A queued TPU resource on Google Cloud, and the run on all of its workers, restarted after each preemption.
+"""Train on a queued TPU resource of Google Cloud, and restart after each preemption.
 
-The launcher is one bash script that needs only gcloud and git. --dry-run prints exactly this script.
+The launcher is one bash script that needs only gcloud and git. --dry-run prints this script.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from plamo2_jax.launch.checks import project_and_zone, require_account, require_
 from plamo2_jax.launch.job import AUTO, REFUSED, TERMINATED, Job, wrapped
 from plamo2_jax.launch.setup import setup_lines
 from plamo2_jax.launch.slices import parse_slice
+from plamo2_jax.validation import require_at_least
 
 UV = "uv==0.13.9"
 """Package installer on the workers. The version is pinned, so that it does not change between two attempts of a run."""
@@ -27,7 +28,7 @@ UV = "uv==0.13.9"
 
 @dataclasses.dataclass(frozen=True)
 class Gcloud:
-    """Options of `plamo2 launch gcloud`."""
+    """Train on a TPU slice, and restart after preemptions. Needs gcloud with an account, a project and a zone."""
 
     accelerator: str
     """The slice: v5litepod-16, v5p-128, v6e-256, ...; or its generation and shape, v5p:4x4x4."""
@@ -40,7 +41,7 @@ class Gcloud:
     job_name: str | None = None
     """Name of the queued resource and of its node; left out, the run's name."""
     runtime_version: str | None = None
-    """Software of the TPU VMs; left out, the version for the TPU generation."""
+    """Software version of the TPU VMs; left out, the version for the TPU generation."""
     create_flag: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Further flag of `gcloud compute tpus queued-resources create`, as in --create-flag=--reserved; may be given several times."""
     source: Path = Path(".")
@@ -48,9 +49,9 @@ class Gcloud:
     max_archive_mb: int = 100
     """Largest size of the files that are copied to each worker, in MB before compression."""
     on_workers: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """File or folder that the run reads and the workers have: on a shared disk, or brought by --setup. May be given several times."""
+    """File or folder that the run reads and that is on the workers: on a shared disk, or copied by --setup. May be given several times."""
     python: str = "3.12"
-    """Python version on the workers. (The image's own, 3.10, is too old for jax.)"""
+    """Python version on the workers. (Python 3.10 of the image is too old for jax.)"""
     setup: str = ""
     """Shell command for every worker after the installation, in the checkout there, such as one that copies the data; join several with &&.
     If it fails, the launch ends."""
@@ -61,26 +62,15 @@ class Gcloud:
     cleanup: Literal["success", "always", "never"] = "success"
     """When to delete the resource at the end. A resource that is kept costs money."""
 
-    def check(self) -> None:
-        """Check that values are in range.
-
-        Raises:
-            ValueError: A value is not allowed.
-        """
-        for field in ("attempts", "poll", "max_archive_mb"):
-            if getattr(self, field) < 1:
-                option = field.replace("_", "-")
-                raise PlamoError(f"--{option} {getattr(self, field)} is not allowed: it must be at least 1")
-
 
 def script(job: Job, options: Gcloud) -> str:
     """Return the bash script that trains on a slice.
 
     Raises:
-        ValueError: Project or zone is missing, there is no such slice, the config file is outside the checkout, the archive is too
+        PlamoError: Project or zone is missing, there is no such slice, the config file is outside the checkout, the archive is too
             large, or the workers will not have a file that the run reads.
     """
-    options.check()
+    require_at_least(1, attempts=options.attempts, poll=options.poll, max_archive_mb=options.max_archive_mb)
     chosen = parse_slice(options.accelerator)
     runtime = options.runtime_version or chosen.generation.runtime
     if runtime is None:
@@ -139,18 +129,18 @@ def launch(job: Job, options: Gcloud) -> NoReturn:
     """Replace this process by the script.
 
     Raises:
-        ValueError: A program, an account or a value is missing.
+        PlamoError: A program, an account or a value is missing.
     """
     require_tool("gcloud")
     text = script(job, options)
     require_account()
     summary = archive(options.source.resolve(), job.config.resolve()).summary()
     print("\n".join(f"launch: {line}" for line in summary), file=sys.stderr)
-    # Replacing this process passes signals and the exit status through.
+    # The script then gets the signals of this process, and its exit status is the exit status of this process.
     os.execvp("bash", ["bash", "-c", text])
 
 
-# On every worker, once: the project, and a Python that is new enough.
+# Runs on every worker before each attempt: installs the project and a Python that is new enough.
 _INSTALL = """set -e
 mkdir -p {folder}
 tar -xzf {archive} -C {folder}

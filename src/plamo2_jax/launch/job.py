@@ -8,7 +8,7 @@ from pathlib import Path
 
 from plamo2_jax.storage import is_remote
 
-# Flags of `plamo2 pretrain` for jobs of several processes. No other module spells these flags.
+# Flags of `plamo2 pretrain` for jobs of several processes.
 AUTO = ("--distributed.coordinator", "auto")
 """On TPU slices, in GKE and under SLURM, jax.distributed finds the coordinator, the number of processes and the process index by itself."""
 
@@ -22,7 +22,7 @@ def process_flags(coordinator: str, number: int, count: int) -> tuple[str, ...]:
     )
 
 
-# Exit statuses of `plamo2 pretrain`, by which the launchers decide whether to start it again.
+# Exit statuses of `plamo2 pretrain`. The launchers use them to decide whether to restart it.
 REFUSED = 2
 """The configuration or a file is wrong. A restart would fail again."""
 TERMINATED = 128 + 15
@@ -34,7 +34,7 @@ class Input:
     """A file or folder that the run reads."""
 
     name: str
-    """Field of the config that names it."""
+    """Field of the config that names the path."""
     path: str
     """Resolved path."""
     in_bucket: bool = False
@@ -43,7 +43,7 @@ class Input:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One pretraining run, as the launchers need it."""
+    """A pretraining run to launch."""
 
     config: Path
     """Config file."""
@@ -62,7 +62,7 @@ class Job:
 
     @property
     def output_is_local(self) -> bool:
-        """Whether the output is a local path and not in a bucket."""
+        """Whether the output is not in a bucket."""
         return not is_remote(self.output)
 
 

@@ -1,4 +1,4 @@
-"""Several processes on this machine, to try out multi-process training. They have their own CPU devices, or share the GPUs."""
+"""Run several processes on this machine, to try out multi-process training. They have their own CPU devices, or share the GPUs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from typing import IO
 
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.launch.job import Job, process_flags, wrapped
+from plamo2_jax.validation import require_at_least
 
 
 @dataclasses.dataclass(frozen=True)
 class Local:
-    """Options of `plamo2 launch local`."""
+    """Train with several processes on this machine; each line of output starts with the number of its process."""
 
     processes: int = 2
     """Number of processes."""
@@ -29,20 +30,7 @@ class Local:
     port: int = 0
     """Port of the coordinator on 127.0.0.1; 0 takes a free port."""
     grace: int = 60
-    """Seconds between SIGTERM and SIGKILL when the processes are ended because one of them failed."""
-
-    def check(self) -> None:
-        """Check that values are in range.
-
-        Raises:
-            ValueError: A value is not allowed.
-        """
-        for field, least in (("processes", 1), ("devices", 1), ("port", 0), ("grace", 0)):
-            value = getattr(self, field)
-            if value is not None and value < least:
-                raise PlamoError(f"--{field} {value} is not allowed: it must be at least {least}")
-        if self.port > 65535:
-            raise PlamoError(f"--port {self.port} is not allowed: it must be at most 65535")
+    """Seconds between SIGTERM and SIGKILL for the other processes after one has failed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +48,16 @@ def plan(
     """Return the processes of a job.
 
     Raises:
-        ValueError: An option is out of range.
+        PlamoError: An option is out of range.
     """
-    options.check()
+    require_at_least(1, processes=options.processes, devices=options.devices)
+    require_at_least(0, port=options.port, grace=options.grace)
+    if options.port > 65535:
+        raise PlamoError(f"--port {options.port} is not allowed: it must be at most 65535")
     environment = {}
     if options.devices is not None:
         count = f"--xla_force_host_platform_device_count={options.devices}"
-        # If a flag occurs several times, the last one takes effect.
+        # Of a repeated flag, XLA takes the last value.
         environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {count}".strip()}
     if options.processes == 1:
         return [Process(job.command(program), environment)]
@@ -76,7 +67,7 @@ def plan(
 
 
 def script(job: Job, options: Local) -> str:
-    """Return the processes as a bash script, for --dry-run. `run` starts and supervises them itself."""
+    """Return the processes as a bash script, for --dry-run. (`launch` starts the processes itself.)"""
     lines = ["#!/usr/bin/env bash", "trap 'kill $(jobs -p); wait' INT TERM"]
     for process in plan(job, options):
         settings = [f"{key}={shlex.quote(value)}" for key, value in process.environment.items()]
@@ -90,9 +81,9 @@ def launch(job: Job, options: Local) -> int:
 
 
 def run(processes: Sequence[Process], grace: float) -> int:
-    """Run processes at the same time, and print their output lines with the process number in front.
+    """Run processes at the same time, and print each line of their output after the process number.
 
-    SIGINT and SIGTERM are passed to all. If one fails, the others are ended by SIGTERM, and after `grace` seconds by SIGKILL.
+    SIGINT and SIGTERM are passed to all processes. If one fails, the others get SIGTERM, and after `grace` seconds SIGKILL.
 
     Returns:
         Exit status of the first process that failed (128 + N if signal N ended it), or 0.
@@ -105,7 +96,7 @@ def run(processes: Sequence[Process], grace: float) -> int:
         for process in running.values():
             process.send_signal(number)  # Does nothing for a process that has ended.
 
-    # The handler only records the signal. The loop below passes it on, so that a process that is being started does not miss it.
+    # The handler only records the signal, and the loop below passes it on. Otherwise a process that is being started would miss it.
     before = {
         number: signal.signal(number, lambda caught_number, frame: caught.append(caught_number))
         for number in (signal.SIGINT, signal.SIGTERM)
@@ -155,7 +146,7 @@ def run(processes: Sequence[Process], grace: float) -> int:
 
 
 def _prefix(source: IO[bytes], target: IO[str], number: int) -> None:
-    """Copy complete lines with the process number in front."""
+    """Copy complete lines, each after the process number."""
     with source:
         for line in source:
             target.write(f"[{number}] {line.decode(errors='replace').rstrip()}\n")

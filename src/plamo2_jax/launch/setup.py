@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 
-# The command runs in the shell itself, not in a subshell, so that variables, functions and modules remain. With `eval`, a syntax error
+# The command runs in this shell, not in a subshell, because its variables, functions and modules must remain. With `eval`, a syntax error
 # in it does not affect the lines below. The command may set shell options, redirect standard error, change the folder (`cd env && source
-# bin/activate`), or exit the shell. In the last case the trap prints the reason, and the job counts as failed.
+# bin/activate`), or exit the shell. If it exits the shell, the trap prints the reason, and the job counts as failed.
 _SETUP = """launch_setup={setup}
 launch_ready=
 launch_folder=$PWD

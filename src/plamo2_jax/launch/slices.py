@@ -63,7 +63,7 @@ class Slice:
 
     @property
     def chips_per_host(self) -> int:
-        """Four. (v5e and v6e also have machines with 8 chips: as TPU VMs, and in GKE in node pools created with them.)"""
+        """At most four. (v5e and v6e also have machines with 8 chips: as TPU VMs, and in GKE in node pools created with them.)"""
         return min(self.chips, 4)
 
     @property
@@ -81,7 +81,7 @@ def parse_slice(text: str) -> Slice:
     """Parse an accelerator type (v5litepod-16, v5p-128, v6e-256), or generation and shape (v5p:4x4x4).
 
     Raises:
-        ValueError: There is no such slice. The message lists the slices of the generation.
+        PlamoError: There is no such slice. The message lists the slices of the generation.
     """
     name, separator, size = text.replace(":", "-", 1).partition("-")
     generation = GENERATIONS.get("v5e" if name == "v5litepod" else name)

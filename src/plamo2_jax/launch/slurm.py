@@ -1,4 +1,4 @@
-"""SLURM clusters: an sbatch script that starts the run on every node with srun, and requeues itself after a stop."""
+"""Train on a SLURM cluster: an sbatch script that starts the run on every node with srun, and requeues itself after a stop."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from plamo2_jax.errors import PlamoError
 from plamo2_jax.launch.checks import require_tool
 from plamo2_jax.launch.job import AUTO, TERMINATED, Job, wrapped
 from plamo2_jax.launch.setup import setup_lines
+from plamo2_jax.validation import require_at_least
 
 CPUS_PER_GPU = 8
 """Default number of CPU cores per GPU of a process. GPU nodes have at least this many per GPU. The default of many clusters is one core per
@@ -24,7 +25,7 @@ _LONGEST_NAME = 200
 
 @dataclasses.dataclass(frozen=True)
 class Slurm:
-    """Options of `plamo2 launch slurm`."""
+    """Train on a SLURM cluster, from a folder that all nodes share. Needs sbatch."""
 
     nodes: int = 1
     """Number of nodes."""
@@ -35,9 +36,9 @@ class Slurm:
     cpus_per_process: int | None = None
     """CPU cores of each process; left out, 8 for each GPU of the process, or 8 on CPUs. 0 asks for the cluster's default."""
     time: str = "24:00:00"
-    """Time limit, at which the job is queued again: minutes, hours:minutes:seconds or days-hours:minutes:seconds."""
+    """Time limit, after which the job is queued again: minutes, hours:minutes:seconds or days-hours:minutes:seconds."""
     grace: int = 120
-    """Seconds before the time limit at which the run is asked to save a checkpoint and stop."""
+    """Seconds before the time limit at which the run gets SIGTERM, saves a checkpoint and stops."""
     partition: str | None = None
     """Partition; left out, the cluster's default."""
     account: str | None = None
@@ -49,23 +50,16 @@ class Slurm:
     job_name: str | None = None
     """Name of the job; left out, the run's name."""
     program: str = ".venv/bin/plamo2"
-    """The plamo2 command as the nodes find it, from the folder where sbatch is called."""
+    """The plamo2 command on the nodes: a path relative to the folder in which sbatch is called."""
 
     def check(self) -> None:
-        """Check that values are in range.
-
-        Raises:
-            ValueError: A value is not allowed.
-        """
-        limits = (("nodes", 1), ("gpus_per_node", 0), ("grace", 1), ("processes_per_node", 1), ("cpus_per_process", 0))
-        for field, least in limits:
-            value = getattr(self, field)
-            self._require(field, value is None or value >= least, f"at least {least}")
+        """Check that values are in range; raise PlamoError otherwise."""
+        require_at_least(1, nodes=self.nodes, grace=self.grace, processes_per_node=self.processes_per_node)
+        require_at_least(0, gpus_per_node=self.gpus_per_node, cpus_per_process=self.cpus_per_process)
         shared = self.gpus_per_node == 0 or self.gpus_per_node % self.processes == 0
         self._require("processes_per_node", shared, f"a divisor of --gpus-per-node {self.gpus_per_node}")
-        self._require(
-            "time", re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", self.time) is not None, "such as 24:00:00 or 2-00:00:00"
-        )
+        timed = re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", self.time) is not None
+        self._require("time", timed, "such as 24:00:00 or 2-00:00:00")
         for field in ("partition", "account"):
             value = getattr(self, field)
             self._require(field, value is None or re.fullmatch(r"[\w.,-]+", value) is not None, "a name without spaces")
@@ -95,7 +89,7 @@ def script(job: Job, options: Slurm) -> str:
     """Return the sbatch script.
 
     Raises:
-        ValueError: The run's name is not valid as a job name.
+        PlamoError: An option is not allowed, or the run's name has no allowed character.
     """
     options.check()
     name = job_name(options.job_name, job.name)
@@ -125,13 +119,13 @@ def script(job: Job, options: Slurm) -> str:
 
 
 def job_name(given: str | None, run: str) -> str:
-    """Return the job name: the given name, or the run's name with hyphens for characters that are not allowed here.
+    """Return the job name: the given name, or the run's name with hyphens instead of characters that are not allowed here.
 
     SLURM allows almost any name. But the name is also part of an #SBATCH line, where a space or quote ends a word, and of the name of the
     log file, where "%" starts a replacement and "/" a folder.
 
     Raises:
-        ValueError: The given name is not allowed, or the run's name has no allowed character.
+        PlamoError: The given name is not allowed, or the run's name has no allowed character.
     """
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", run).strip("-")[:_LONGEST_NAME] if given is None else given
     if len(name) > _LONGEST_NAME or not re.fullmatch(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*", name):
@@ -143,7 +137,7 @@ def job_name(given: str | None, run: str) -> str:
 
 
 def _devices(options: Slurm) -> str:
-    """Return the flags for several GPUs per process. By default, JAX under SLURM gives each process the one GPU of its own index."""
+    """Return the lines that give a process several GPUs. By default, JAX under SLURM gives process i GPU i only."""
     each = options.gpus_per_node // options.processes
     if each < 2:
         return ""
@@ -158,11 +152,11 @@ def _devices(options: Slurm) -> str:
 _SCRIPT = """#!/usr/bin/env bash
 {directives}
 
-{setup}{devices}# When one process ends, the others are left to notice: killed at once, a run that was stopped would lose its checkpoint.
+{setup}{devices}# When one process ends, srun does not kill the others: they may still be saving a checkpoint.
 srun {cpus}--kill-on-bad-exit=0 {command}
 status=$?
 
-# {terminated}: stopped by SIGTERM, with a checkpoint: by the time limit, or to make room. (By scancel too: then it is to stay ended.)
+# {terminated}: stopped by SIGTERM, with a checkpoint, at the time limit or for another job. (After scancel, the job must not be requeued.)
 if ((status == {terminated})) && [[ $(squeue --noheader --format=%T --job "$SLURM_JOB_ID") == RUNNING ]]; then
   echo "launch: stopped with a checkpoint; queued again" >&2
   scontrol requeue "$SLURM_JOB_ID"
@@ -175,7 +169,7 @@ def launch(job: Job, options: Slurm) -> int:
     """Submit the script with sbatch, and return the exit status.
 
     Raises:
-        ValueError: sbatch is missing, or a value is not allowed.
+        PlamoError: sbatch is missing, or a value is not allowed.
     """
     text = script(job, options)
     require_tool("sbatch")

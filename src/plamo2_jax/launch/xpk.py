@@ -1,4 +1,4 @@
-"""TPU slices of a GKE cluster: a JobSet manifest for kubectl, or a command for XPK.
+"""Train on TPU slices of a GKE cluster: a JobSet manifest for kubectl, or a command for XPK.
 
 Fields of a JobSet: jobset.sigs.k8s.io (v1alpha2). Labels and resources of TPU nodes:
 cloud.google.com/kubernetes-engine/docs/how-to/tpus. The image contains the installed project and the config file. The cluster gives pods
@@ -17,16 +17,17 @@ from plamo2_jax.errors import PlamoError
 from plamo2_jax.launch.checks import project_and_zone, require, require_account, require_tool, resource_name
 from plamo2_jax.launch.job import AUTO, REFUSED, Job, wrapped
 from plamo2_jax.launch.slices import Slice, parse_slice
+from plamo2_jax.validation import require_at_least
 
 # A pod is named JOBSET-slice-REPLICA-INDEX-RANDOM, in 63 characters.
 _LONGEST_NAME = 40
 _SHARED_MEMORY = "16Gi"
-"""Limit of /dev/shm in a pod. Without one it may take half of the host's memory."""
+"""Limit of /dev/shm in a pod. Without a limit it may take half of the host's memory."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Xpk:
-    """Options of `plamo2 launch xpk`."""
+    """Train on TPU slices of a GKE cluster with JobSet installed. Needs a container image with the project, and kubectl or xpk."""
 
     accelerator: str
     """The slice: v5litepod-16, v5p-128, v6e-256, tpu7x-128, ...; or its generation and shape, v5p:4x4x4."""
@@ -45,11 +46,11 @@ class Xpk:
     queue: str | None = None
     """LocalQueue of Kueue, if the cluster has Kueue (in clusters made by XPK: multislice-queue)."""
     service_account: str | None = None
-    """Kubernetes service account of the pods; with workload identity it gives them access to the bucket."""
+    """Kubernetes service account of the pods; with workload identity, the pods can use the bucket."""
     restarts: int = 100
     """Limit on restarts of all pods after a preemption or a failure. A wrong configuration ends the job at once."""
     grace: int = 120
-    """Seconds between SIGTERM and SIGKILL, in which a pod saves its checkpoint. (A preempted spot node gives less.)"""
+    """Seconds between SIGTERM and SIGKILL, in which a pod saves its checkpoint. (Less before a spot node is preempted.)"""
     cluster: str | None = None
     """With --by xpk: the GKE cluster."""
     project: str | None = None
@@ -58,14 +59,10 @@ class Xpk:
     """With --by xpk: the cluster's zone; left out, CLOUDSDK_COMPUTE_ZONE or gcloud's property compute/zone."""
 
     def check(self) -> None:
-        """Check that values are in range.
-
-        Raises:
-            ValueError: A value is not allowed.
-        """
-        for field, least in (("slices", 1), ("restarts", 0), ("grace", 1)):
-            if getattr(self, field) < least:
-                raise PlamoError(f"--{field} {getattr(self, field)} is not allowed: it must be at least {least}")
+        """Check that an image is given and that values are allowed; raise PlamoError otherwise."""
+        require({"container image": (self.image, "--image (docs/launch.md says how to build one)")})
+        require_at_least(1, slices=self.slices, grace=self.grace)
+        require_at_least(0, restarts=self.restarts)
         for field in ("namespace", "queue", "service_account"):
             value = getattr(self, field)
             if value is not None and not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", value):
@@ -73,28 +70,25 @@ class Xpk:
                 raise PlamoError(
                     f"--{option} {value!r} is not a Kubernetes name: it must be lower-case letters, digits and hyphens"
                 )
-        if self.image is not None and not re.fullmatch(r"[\w.:/@-]+", self.image, re.ASCII):
+        if not re.fullmatch(r"[\w.:/@-]+", self.image, re.ASCII):
             raise PlamoError(f"--image {self.image!r} is not an image name: it must be like REGISTRY/PATH/NAME:TAG")
-        if self.image is not None and "@" not in self.image and ":" not in self.image.rpartition("/")[2]:
+        if "@" not in self.image and ":" not in self.image.rpartition("/")[2]:
             raise PlamoError(
                 f"--image {self.image} has no tag, so a restart might run another image than the first start. Add a tag such as "
                 f"{self.image}:1, or a digest"
             )
 
 
-def text(job: Job, options: Xpk) -> str:
-    """Return the text that --dry-run prints: the manifest, or the XPK command.
+def script(job: Job, options: Xpk) -> str:
+    """Return the manifest as YAML, or the XPK command as a shell command.
 
     Raises:
-        ValueError: A value is missing or not allowed.
+        PlamoError: A value is missing or not allowed.
     """
-    return manifest_text(job, options) if options.by == "jobset" else wrapped(xpk_command(job, options)) + "\n"
-
-
-def manifest_text(job: Job, options: Xpk) -> str:
-    """Return the JobSet as YAML."""
     import yaml
 
+    if options.by == "xpk":
+        return wrapped(xpk_command(job, options)) + "\n"
     return yaml.safe_dump(manifest(job, options), sort_keys=False, width=120)
 
 
@@ -102,12 +96,12 @@ def manifest(job: Job, options: Xpk) -> dict[str, Any]:
     """Return the JobSet, with one Job per slice and one pod per host.
 
     Raises:
-        ValueError: The image is missing, or there is no such slice.
+        PlamoError: The image is missing, or there is no such slice.
     """
     options.check()
     chosen = parse_slice(options.accelerator)
-    _require_image(options)
     labels = {"app.kubernetes.io/name": "plamo2-jax"}
+    refused = {"containerName": "pretrain", "operator": "In", "values": [REFUSED]}
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
@@ -122,9 +116,7 @@ def manifest(job: Job, options: Xpk) -> dict[str, Any]:
             "failurePolicy": {
                 "maxRestarts": options.restarts,
                 # If the configuration is wrong, the Job below fails by its pod failure policy. After any other failure, restart all pods.
-                "rules": [
-                    {"name": "refused", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]},
-                ],
+                "rules": [{"name": "refused", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
             },
             "replicatedJobs": [
                 {
@@ -135,20 +127,9 @@ def manifest(job: Job, options: Xpk) -> dict[str, Any]:
                             "completionMode": "Indexed",
                             "parallelism": chosen.hosts,
                             "completions": chosen.hosts,
-                            # A host that comes back alone finds no others: the JobSet restarts all.
+                            # A restarted host alone would find no others. The JobSet restarts all hosts.
                             "backoffLimit": 0,
-                            "podFailurePolicy": {
-                                "rules": [
-                                    {
-                                        "action": "FailJob",
-                                        "onExitCodes": {
-                                            "containerName": "pretrain",
-                                            "operator": "In",
-                                            "values": [REFUSED],
-                                        },
-                                    }
-                                ]
-                            },
+                            "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": refused}]},
                             "template": {"metadata": {"labels": labels}, "spec": _pod(job, options, chosen)},
                         }
                     },
@@ -171,7 +152,7 @@ def _pod(job: Job, options: Xpk, chosen: Slice) -> dict[str, Any]:
         "restartPolicy": "Never",
         **({"serviceAccountName": options.service_account} if options.service_account else {}),
         "terminationGracePeriodSeconds": options.grace,
-        # The host's own network is faster between slices; names of other pods are then looked up in the cluster all the same.
+        # The network of the host is faster between slices. The DNS policy keeps the names of other pods.
         "hostNetwork": True,
         "dnsPolicy": "ClusterFirstWithHostNet",
         "nodeSelector": selector,
@@ -185,20 +166,19 @@ def _pod(job: Job, options: Xpk, chosen: Slice) -> dict[str, Any]:
                 "volumeMounts": [{"name": "shared-memory", "mountPath": "/dev/shm"}],
             }
         ],
-        # A container's 64 MB are too few for the processes that read data ahead.
+        # The default of a container, 64 MB, is too small for the processes that read data ahead.
         "volumes": [{"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": _SHARED_MEMORY}}],
     }
 
 
 def xpk_command(job: Job, options: Xpk) -> list[str]:
-    """`xpk workload create ...`. XPK restarts on statuses of 127 and more; on others, 2 among them, it gives up.
+    """Return the command `xpk workload create`. XPK restarts the job after exit statuses of 127 and above only.
 
     Raises:
-        ValueError: image, cluster, project or zone are missing, or there is no such slice.
+        PlamoError: Image, cluster, project or zone are missing, or there is no such slice.
     """
     options.check()
     chosen = parse_slice(options.accelerator)
-    _require_image(options)
     require({"cluster": (options.cluster, "--cluster (`gcloud container clusters list` shows them)")})
     project, zone = project_and_zone(options.project, options.zone)
     return [
@@ -218,10 +198,10 @@ def xpk_command(job: Job, options: Xpk) -> list[str]:
 
 
 def launch(job: Job, options: Xpk) -> int:
-    """Give the manifest to kubectl, or run XPK; returns the exit status.
+    """Apply the manifest with kubectl, or run XPK, and return the exit status.
 
     Raises:
-        ValueError: a program, an account, a cluster or a value is missing.
+        PlamoError: A program, an account, a cluster or a value is missing.
     """
     if options.by == "xpk":
         command = xpk_command(job, options)
@@ -229,14 +209,10 @@ def launch(job: Job, options: Xpk) -> int:
             require_tool(tool)
         require_account()
         return subprocess.run(command).returncode
-    body = manifest_text(job, options)
+    body = script(job, options)
     require_tool("kubectl")
     if subprocess.run(["kubectl", "config", "current-context"], capture_output=True).returncode != 0:
         raise PlamoError(
             "kubectl has no cluster: run `gcloud container clusters get-credentials CLUSTER --location ZONE`"
         )
     return subprocess.run(["kubectl", "apply", "-f", "-"], input=body, text=True).returncode
-
-
-def _require_image(options: Xpk) -> None:
-    require({"container image": (options.image, "--image (docs/launch.md says how to build one)")})

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 LOGS = frozenset({"metrics.jsonl", "tensorboard", "goodput.json", "stalls.txt", "profile"})
-"""Logs of a run. They hold times, and no stage's result depends on them."""
+"""Logs of a run. They contain times, and no stage's result depends on them."""
 
 
 def counts(name: str) -> bool:
@@ -28,7 +28,7 @@ def scan(root: Path, known: Mapping[str, list[Any]], skip: Callable[[Path], bool
     Args:
         root: the file or folder.
         known: an earlier result. Files with the same size and modification time are not read again.
-        skip: tells which files and folders to leave out.
+        skip: whether to leave out a file or folder.
     """
     found: Files = {}
 
@@ -46,7 +46,7 @@ def scan(root: Path, known: Mapping[str, list[Any]], skip: Callable[[Path], bool
 
 
 def entry(path: Path, known: list[Any] | None = None) -> list[Any]:
-    """Return size, modification time and digest of a file. The known digest is used if size and time are the known ones."""
+    """Return size, modification time and digest of a file; the known digest if size and time are unchanged."""
     status = path.stat()
     size, changed = status.st_size, status.st_mtime_ns
     if known is not None and known[:2] == [size, changed]:

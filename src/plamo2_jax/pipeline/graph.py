@@ -17,24 +17,24 @@ from plamo2_jax.storage import is_remote
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a stage reads and makes by the config file of its command."""
+    """The inputs and outputs of a stage that the config file of its command names."""
 
     config: Any
     """The resolved config as JSON types; None if the command has no config file."""
     paths: tuple[str, ...] = ()
     """Paths that it reads: the config's fields of type Path."""
     words: tuple[str, ...] = ()
-    """Other text values with a slash. If they name paths, `Stage.inputs` must list these."""
+    """Other text values with a slash. `Stage.inputs` must list those that are paths."""
     outputs: tuple[Path, ...] = ()
     """Paths that it makes."""
     file: str | None = None
-    """The config file. Only its values count, not its text."""
+    """The config file. A change of its text without a change of its values does not rerun the stage."""
     resumes: bool = False
-    """Whether the command resumes from what an interrupted run of it left."""
+    """Whether the command resumes after an interruption."""
 
 
 Describe = Callable[[list[str]], Description]
-"""Describes the config file of a command, given the arguments of `plamo2`; returns an empty description if there is no config file."""
+"""Given the arguments of `plamo2`, returns the description of the config file; an empty one if there is no config file."""
 
 
 class Graph:
@@ -47,7 +47,7 @@ class Graph:
         describe: reads their config files.
 
     Raises:
-        ValueError: an output is outside of the home or has two stages; an input does not exist and no stage makes it; a command names a
+        PlamoError: an output is outside of the home or has two stages; an input does not exist and no stage makes it; a command names a
             path that its stage does not declare; or stages depend on each other in a circle.
     """
 
@@ -89,13 +89,10 @@ class Graph:
 
     def ancestors(self, name: str) -> set[str]:
         """Return a stage and all stages that it depends on."""
-        found: set[str] = set()
-        waiting = [name]
-        while waiting:
-            each = waiting.pop()
-            if each not in found:
-                found.add(each)
-                waiting += self.before(each)
+        found = {name}
+        for each in reversed(self.stages):
+            if each in found:
+                found.update(self.before(each))
         return found
 
     def foreign(self, path: Path, name: str) -> bool:
@@ -103,7 +100,7 @@ class Graph:
         return path == self.home / FOLDER or self.owner(path) != name
 
     def left_by(self, name: str) -> list[Path]:
-        """Return what exists at the outputs of a stage, without the outputs of other stages inside them."""
+        """Return the files and folders at the outputs of a stage, without the outputs of other stages inside them."""
         found = []
 
         def visit(path: Path) -> None:
@@ -125,11 +122,11 @@ class Graph:
             yield absolute(stage.stdout)
 
     def _own(self, path: Path, name: str) -> None:
-        if path != self.home and self.home not in path.parents:
+        if not path.is_relative_to(self.home):
             raise PlamoError(
                 f"stage {name} makes {shown(path)}, which is outside of the pipeline's home {shown(self.home)}"
             )
-        if path == self.home / FOLDER or self.home / FOLDER in path.parents:
+        if path.is_relative_to(self.home / FOLDER):
             raise PlamoError(f"stage {name} makes {shown(path)}, which is where the pipeline keeps its records")
         other = self._owners.setdefault(path, name)
         if other != name:
@@ -151,9 +148,8 @@ class Graph:
             if not text or text == description.file or is_remote(text) or ":" in text:
                 continue
             if self._names_a_path(text, path) and declared.isdisjoint((path, *path.parents)):
-                missing = (
-                    "" if self.makers(path) or os.path.exists(path) else ", does not exist, and is made by no stage"
-                )
+                known = self.makers(path) or os.path.exists(path)
+                missing = "" if known else ", does not exist, and is made by no stage"
                 raise PlamoError(
                     f"stage {stage.name} names {text}, which is neither among its inputs nor among its outputs{missing}: correct the "
                     "path, or list it in Stage.inputs or Stage.outputs"
@@ -162,8 +158,7 @@ class Graph:
 
     def _names_a_path(self, text: str, path: Path) -> bool:
         """Return whether a word names what a stage makes, a path in the home, or a file or folder that exists."""
-        inside = self.home in (path, *path.parents)
-        return bool(self.makers(path)) or ("/" in text and (inside or os.path.exists(path)))
+        return bool(self.makers(path)) or ("/" in text and (path.is_relative_to(self.home) or os.path.exists(path)))
 
 
 def _without_step(text: str) -> str:
@@ -177,7 +172,7 @@ def absolute(path: str | os.PathLike[str]) -> Path:
 
 
 def shown(path: Path) -> str:
-    """Return a path relative to the working directory if it is inside it, else the absolute path."""
+    """Return a path relative to the working directory; the absolute path if it is outside."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
 

@@ -23,13 +23,13 @@ class Verdict:
     why: str | None
     """Why it runs; None: it is finished."""
     resumes: bool = False
-    """Whether it resumes from what its interrupted run left."""
+    """Whether it resumes after an interruption."""
     record: Record | None = None
-    """Its record if it is finished, else the record to write when it starts; None while its inputs are not known."""
+    """Its record if it is finished, else the record to write when it starts; None: its inputs are not known yet."""
 
 
 class Planner:
-    """Decides by the records of the stages.
+    """Decides from the records which stages run.
 
     Args:
         graph: the stages.
@@ -41,7 +41,7 @@ class Planner:
         self._graph, self._state, self._force = graph, state, set(force)
 
     def plan(self, names: Collection[str]) -> dict[str, Verdict]:
-        """Return the verdicts of stages, which must include those that they depend on.
+        """Return the verdicts of stages, which must include their dependencies.
 
         If a stage runs, the inputs of the stages that depend on it are not known yet. The plan lists them as to run; they are skipped later
         if their inputs come out unchanged.
@@ -72,10 +72,10 @@ class Planner:
         return Verdict(None, record=dataclasses.replace(now, outputs=outputs, seconds=before.seconds))
 
     def made(self, name: str) -> Files:
-        """Fingerprint the outputs of a stage that has ended, by path relative to the home.
+        """Fingerprint the outputs of a stage that has succeeded, by path relative to the home.
 
         Raises:
-            ValueError: an output does not exist.
+            PlamoError: an output does not exist.
         """
         graph = self._graph
         outputs, found = graph.outputs(name), {}
@@ -112,10 +112,10 @@ class Planner:
         return key, external
 
     def _made_below(self, path: Path, makers: list[str], reader: str) -> Files:
-        """Return what stages made at a path, by path relative to the home; everything that they made if the path is a pattern."""
+        """Return the files that stages made at a path, by path relative to the home; all their files if the path is a pattern."""
         records = [self._state.read(maker) for maker in makers if maker != reader]
         files = {name: figures for record in records if record for name, figures in (record.outputs or {}).items()}
-        within = {name: figures for name, figures in files.items() if _is_below(self._graph.home / name, path)}
+        within = {name: figures for name, figures in files.items() if (self._graph.home / name).is_relative_to(path)}
         return within or files
 
     def _look(self, recorded: Files) -> tuple[Files, str | None]:
@@ -129,10 +129,6 @@ class Planner:
             if found[name][2] != figures[2]:
                 return found, f"output {shown(path)} changed"
         return found, None
-
-
-def _is_below(path: Path, folder: Path) -> bool:
-    return path == folder or folder in path.parents
 
 
 def _scan_given(path: Path, known: Files) -> Files:

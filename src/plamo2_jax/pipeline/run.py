@@ -30,12 +30,12 @@ class Ran:
 def run(graph: Graph, names: Collection[str], force: Collection[str], command: Command) -> tuple[int, list[Ran]]:
     """Run the unfinished stages of a pipeline.
 
-    An interrupted stage that can resume finds what it left. For any other stage, old outputs are first moved to HOME/.pipeline/stale. A
-    stage whose inputs come out unchanged is skipped.
+    The outputs of an interrupted stage that can resume are kept. The old outputs of any other stage are first moved to
+    HOME/.pipeline/stale. A stage is skipped if its inputs come out unchanged.
 
     Args:
         graph: the stages.
-        names: stages to run, which must include those that they depend on.
+        names: stages to run, which must include their dependencies.
         force: stages to run even if they are finished.
         command: runs a stage.
 
@@ -43,7 +43,7 @@ def run(graph: Graph, names: Collection[str], force: Collection[str], command: C
         The exit status of the stage that failed or was stopped, or 0; and the results of the stages until then.
 
     Raises:
-        ValueError: another process runs this pipeline, a record is damaged, or a stage did not make an output.
+        PlamoError: another process runs this pipeline, a record is damaged, or a stage did not make an output.
     """
     state = State(graph.home)
     planner = Planner(graph, state, force)
@@ -54,7 +54,7 @@ def run(graph: Graph, names: Collection[str], force: Collection[str], command: C
             verdict, place = planner.judge(name), f"[{number}/{len(chosen)}] {name}"
             if verdict.why is None:
                 if state.read(name) != verdict.record:
-                    state.write(name, verdict.record)  # Files were rewritten with the same content.
+                    state.write(name, verdict.record)  # A file has a new modification time but the same content.
                 ran.append(Ran(name, None, verdict.record.seconds))
                 continue
             stage = graph.stages[name]

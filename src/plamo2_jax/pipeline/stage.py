@@ -15,20 +15,21 @@ from plamo2_jax.errors import PlamoError
 class Stage:
     """One command of a pipeline, with the paths that it reads and makes.
 
-    For a command with a config file (pretrain, sft, dpo, preference-data, distill) the config's fields of type Path are inputs too,
-    and its run folder is an output. A path in the command must be inside a declared input or output; otherwise the pipeline is refused.
+    For a command with a config file (pretrain, sft, dpo, preference-data, iterate, distill) the config's fields of type Path are inputs
+    too, and its output folder is an output (not for distill). A path in the command must be inside a declared input or output; otherwise
+    the pipeline is refused.
 
     Raises:
-        ValueError: the name or the command is not allowed.
+        PlamoError: the name or the command is not allowed.
     """
 
     name: str
     """Letters, digits, `_`, `-` and `.`; also the name of the stage's record in HOME/.pipeline."""
     command: str
-    """What follows `plamo2` on a command line, quoted as for a shell. `> FILE` at its end writes the standard output to a file, once the
-    command has ended well."""
+    """The arguments of `plamo2`, quoted as for a shell. `> FILE` at the end writes the standard output to a file when the command has
+    succeeded."""
     outputs: tuple[str | os.PathLike[str], ...] = ()
-    """Files and folders that it makes, besides FILE and the run folder of a config."""
+    """Files and folders that it makes, besides FILE and the output folder of a config."""
     inputs: tuple[str | os.PathLike[str], ...] = ()
     """Files, folders, patterns and RUN@STEP that it reads, besides the paths of a config."""
 
@@ -62,7 +63,7 @@ class Pipeline:
     """The stages, in any order. Each runs after the stages that make its inputs.
 
     Raises:
-        ValueError: two stages have the same name, or there are no stages.
+        PlamoError: two stages have the same name, or there are no stages.
     """
 
     home: Path

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,21 @@ from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model_files import optional_file
 from plamo2_jax.pipeline.files import Files
-from plamo2_jax.storage import write_whole
+from plamo2_jax.storage import lock_folder, write_whole
 
 FOLDER = ".pipeline"
-STALE = "stale"
 
 
 @dataclasses.dataclass
 class Record:
-    """The record of a stage, written when it starts and again when it has ended well."""
+    """The record of a stage, written when it starts and again when it has succeeded."""
 
     key: dict[str, Any]
     """Everything that decides its outputs: version, command, config, and digests of its inputs."""
     external: dict[str, Files] = dataclasses.field(default_factory=dict)
     """Input → its files, for inputs that no stage makes."""
     outputs: Files | None = None
-    """Files that it made, by path relative to the home; None: it started and has not ended well."""
+    """Files that it made, by path relative to the home; None: it has started and not succeeded."""
     seconds: float = 0.0
     """Duration of its last run."""
 
@@ -50,7 +48,7 @@ class State:
         """Return the record of a stage; None if there is none.
 
         Raises:
-            ValueError: the file is damaged.
+            PlamoError: the file is damaged.
         """
         path = optional_file(self.folder, f"{name}.json")
         if path is None:
@@ -70,33 +68,19 @@ class State:
         content = json.dumps(dataclasses.asdict(record), ensure_ascii=False, indent=1)
         write_whole(self.folder / f"{name}.json", content.encode())
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Keep other processes from running this pipeline. The lock ends with the process, also if it is killed.
 
         Raises:
-            ValueError: another process holds the lock.
+            PlamoError: another process holds the lock.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                raise PlamoError(
-                    f"{self.folder.parent} is in use by another plamo2 pipeline (process {file.read().strip()}): wait until it ends, or "
-                    "stop it"
-                ) from None
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            yield
+        return lock_folder(self.folder)
 
     def set_aside(self, name: str, paths: list[Path]) -> None:
         """Move old outputs of a stage, all below the home, to .pipeline/stale/NAME. Older ones there are deleted."""
         if not paths:
             return
-        target = self.folder / STALE / name
+        target = self.folder / "stale" / name
         shutil.rmtree(target, ignore_errors=True)
         for path in paths:
             place = target / path.relative_to(self.folder.parent)

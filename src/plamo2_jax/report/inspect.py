@@ -1,17 +1,15 @@
-"""Describe a folder from its config files and headers, without reading weights.
-
-The folder is a run folder, a folder of the public layout, a PEFT folder with adapters, or a folder of shards.
-"""
+"""Describe a folder of a model, adapters or shards from its config files and headers, without reading weights."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.traverse_util
+import numpy as np
 
 from plamo2_jax import checkpoint
 from plamo2_jax.adapters.adapter_config import read_adapter_config
@@ -41,12 +39,11 @@ class Tensor(NamedTuple):
 
     name: str
     shape: tuple[int, ...]
-    dtype: str
+    dtype: np.dtype
     axes: tuple[str | None, ...] | None
-    """Axis names; None in the public layout, where a tensor can hold several parameters."""
+    """Axis names; None in the public layout, where a tensor can contain several parameters."""
     group: str
     """Part of the network, such as `mlps`."""
-    itemsize: int
 
     @property
     def size(self) -> int:
@@ -66,7 +63,7 @@ def inspect_folder(folder: Path, step: int | None = None, verify: bool = False) 
         Facts as JSON types, and the stored tensors.
 
     Raises:
-        ValueError: the folder is none of these, or its config files or headers are damaged.
+        PlamoError: the folder is none of these, or its config files or headers are damaged.
     """
     name = ModelName.parse(folder, step=step)
     folder, step = name.folder, name.step
@@ -86,9 +83,13 @@ def inspect_folder(folder: Path, step: int | None = None, verify: bool = False) 
     if (step is not None or name.ema) and "steps" not in facts:
         raise PlamoError(f"{folder} is not a run folder and has no steps; remove --step or what follows the @")
     if tensors:
-        facts["parameters"] = _groups(tensors)
-        facts["dtypes"] = dict(sorted(_sums((tensor.dtype, tensor.size) for tensor in tensors).items()))
-        facts["bytes"] = sum(tensor.size * tensor.itemsize for tensor in tensors)
+        groups, dtypes = Counter(), Counter()
+        for tensor in tensors:
+            groups[tensor.group] += tensor.size
+            dtypes[str(tensor.dtype)] += tensor.size
+        facts["parameters"] = {"total": groups.total(), **groups}
+        facts["dtypes"] = dict(sorted(dtypes.items()))
+        facts["bytes"] = sum(tensor.size * tensor.dtype.itemsize for tensor in tensors)
     return facts, tensors
 
 
@@ -113,39 +114,24 @@ def _run(name: ModelName, verify: bool) -> tuple[dict[str, Any], list[Tensor]]:
     axes = flax.traverse_util.flatten_dict(logical_axes(Plamo2(config)), sep="/")
     item = checkpoint.EMA if name.ema else checkpoint.PARAMS
     stored = checkpoint.read_metadata(checkpoint.item_folder(folder, step, item))
-    return facts, [
-        Tensor(
-            name,
-            tuple(leaf.shape),
-            str(leaf.dtype),
-            axes.get(name),
-            _group(config, name),
-            leaf.dtype.itemsize,
-        )
-        for name, leaf in sorted(flax.traverse_util.flatten_dict(stored, sep="/").items())
-    ]
+    return facts, _tensors(
+        flax.traverse_util.flatten_dict(stored, sep="/"), lambda name: _group(config, name), axes.get
+    )
 
 
 def _public(folder: Path) -> tuple[dict[str, Any], list[Tensor]]:
     config = read_public_config(folder)
     groups = {tensor.name: _group(config, tensor.parts[0].path) for tensor in public_tensors(config)}
-    facts = {
-        "kind": "folder of the public layout",
-        **_network(config),
-        **_texts(folder),
-        "checksums": "none: safetensors files have no checksums",
-    }
-    return facts, _stored(find_tensors(folder), groups)
+    facts = {"kind": "folder of the public layout", **_network(config), **_texts(folder)}
+    facts["checksums"] = "none: safetensors files have no checksums"
+    return facts, _tensors(find_tensors(folder), lambda name: groups.get(name, "other"))
 
 
 def _peft(folder: Path) -> tuple[dict[str, Any], list[Tensor]]:
     about = read_adapter_config(folder / PEFT_CONFIG)
-    facts = {
-        "kind": "adapters in PEFT's layout",
-        "base": about.base,
-        "lora": {"rank": about.rank, "alpha": about.alpha},
-    }
-    return facts, _stored(read_header(inside(folder, PEFT_WEIGHTS)), {})
+    lora = {"rank": about.rank, "alpha": about.alpha}
+    facts = {"kind": "adapters in PEFT's layout", "base": about.base, "lora": lora}
+    return facts, _tensors(read_header(inside(folder, PEFT_WEIGHTS)), lambda name: "other")
 
 
 def _shards(folder: Path) -> dict[str, Any]:
@@ -154,10 +140,12 @@ def _shards(folder: Path) -> dict[str, Any]:
     return {"kind": "folder of shards", **counts, "shards": len(manifest["shards"]), "tokenizer": manifest["tokenizer"]}
 
 
-def _stored(found: Mapping[str, Any], groups: Mapping[str, str]) -> list[Tensor]:
+def _tensors(
+    stored: Mapping[str, Any], group: Callable[[str], str], axes: Callable[[str], Any] = lambda name: None
+) -> list[Tensor]:
+    """Return the tensors by name, from objects with a shape and a dtype."""
     return [
-        Tensor(name, tensor.shape, str(tensor.dtype), None, groups.get(name, "other"), tensor.dtype.itemsize)
-        for name, tensor in sorted(found.items())
+        Tensor(name, tuple(each.shape), each.dtype, axes(name), group(name)) for name, each in sorted(stored.items())
     ]
 
 
@@ -170,24 +158,19 @@ def _network(config: ModelConfig) -> dict[str, Any]:
         sizes |= {name: size for name, size in zip(axes[path], leaf.shape, strict=True) if name is not None}
     sizes.pop(names_of.LAYERS, None)
     windowed = LayerKind.WINDOW in config.layer_kinds
+    runs = [(run.count, ", ".join(kind.value for kind in run.kinds)) for run in config.layer_groups]
     return {
         "model_parameters": config.parameter_count(),
         "layers": config.num_hidden_layers,
-        "layer_pattern": _pattern(config),
+        "layer_pattern": " + ".join(f"{count} x ({kinds})" for count, kinds in runs),
         "window": config.attention_window_size if windowed else None,
         "axes": dict(sorted(sizes.items())),
         "tied_embeddings": config.tie_word_embeddings,
     }
 
 
-def _pattern(config: ModelConfig) -> str:
-    """Return the layer pattern, such as "8 x (mamba, window)"."""
-    runs = [(run.count, ", ".join(kind.value for kind in run.kinds)) for run in config.layer_groups]
-    return " + ".join(f"{count} x ({kinds})" for count, kinds in runs)
-
-
 def _texts(folder: Path) -> dict[str, Any]:
-    """Return facts about the tokenizer and the chat template. If the tokenizer cannot be read, the fact is the reason."""
+    """Return facts about the tokenizer and the chat template. If the tokenizer cannot be read, return the reason."""
     tokenizer: dict[str, Any] | None = None
     if (folder / TOKENIZER).exists():
         try:
@@ -226,21 +209,9 @@ def _group(config: ModelConfig, path: str) -> str:
 
 def _described_below(folder: Path) -> str:
     """Return a sentence that names folders inside this one that can be inspected."""
-    marks = (checkpoint.CONFIG, PEFT_CONFIG, SHARDS_MANIFEST)
-    found = [one.name for one in sorted(folder.iterdir()) if any((one / mark).is_file() for mark in marks)]
+    configs = (checkpoint.CONFIG, PEFT_CONFIG, SHARDS_MANIFEST)
+    found = [child.name for child in sorted(folder.iterdir()) if any((child / name).is_file() for name in configs)]
     return f". Inspect a folder in it: {', '.join(found[:5])}" if found else ""
-
-
-def _groups(tensors: Iterable[Tensor]) -> dict[str, int]:
-    sums = _sums((tensor.group, tensor.size) for tensor in tensors)
-    return {"total": sum(sums.values()), **sums}
-
-
-def _sums(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
-    counter: Counter[str] = Counter()
-    for name, size in pairs:
-        counter[name] += size
-    return dict(counter)
 
 
 def as_text(folder: Path, facts: Mapping[str, Any]) -> str:
@@ -251,21 +222,16 @@ def as_text(folder: Path, facts: Mapping[str, Any]) -> str:
         lines.append(f"  {name:<15} {value}")
 
     if "parameters" in facts:
-        total, *groups = facts["parameters"].items()
-        say("parameters", f"{total[1]:,}: " + ", ".join(f"{size:,} {name}" for name, size in groups))
-        say(
-            "stored",
-            ", ".join(f"{size:,} {dtype}" for dtype, size in facts["dtypes"].items()) + f"; {facts['bytes']:,} bytes",
-        )
+        (_, total), *groups = facts["parameters"].items()
+        say("parameters", f"{total:,}: " + ", ".join(f"{size:,} {name}" for name, size in groups))
+        dtypes = ", ".join(f"{size:,} {dtype}" for dtype, size in facts["dtypes"].items())
+        say("stored", f"{dtypes}; {facts['bytes']:,} bytes")
     for name in ("documents", "tokens", "shards"):
         if name in facts:
             say(name, f"{facts[name]:,}")
     if "layers" in facts:
-        say(
-            "layers",
-            f"{facts['layers']}: {facts['layer_pattern']}"
-            + (f", window {facts['window']:,}" if facts["window"] else ""),
-        )
+        window = f", window {facts['window']:,}" if facts["window"] else ""
+        say("layers", f"{facts['layers']}: {facts['layer_pattern']}{window}")
         say("axes", ", ".join(f"{name} {size:,}" for name, size in facts["axes"].items()))
     if "base" in facts:
         say("adapters", f"rank {facts['lora']['rank']}, alpha {facts['lora']['alpha']}, base {facts['base']}")
@@ -276,7 +242,8 @@ def as_text(folder: Path, facts: Mapping[str, Any]) -> str:
     if "forked_from" in facts:
         say("forked from", f"{facts['forked_from'].get('run')} at step {facts['forked_from'].get('step')}")
     if "steps" in facts:
-        say("steps", _ranges(facts["steps"]) or "no finished checkpoint")
+        steps = facts["steps"] if len(facts["steps"]) <= 12 else [*facts["steps"][:5], "...", *facts["steps"][-5:]]
+        say("steps", ", ".join(map(str, steps)) or "no finished checkpoint")
     if "checkpoint" in facts:
         say("checkpoint", f"{facts['checkpoint']}: {', '.join(facts['items'])}")
     if "checksums" in facts:
@@ -290,9 +257,3 @@ def _tokenizer_text(tokenizer: Mapping[str, Any] | None) -> str:
     if "problem" in tokenizer:
         return f"unreadable: {tokenizer['problem']}"
     return f"{tokenizer.get('rows', tokenizer.get('vocab_size')):,} rows, fingerprint {tokenizer['fingerprint']}"
-
-
-def _ranges(steps: list[int]) -> str:
-    """Return the steps as text. A long list is shortened in the middle."""
-    shown = steps if len(steps) <= 12 else [*steps[:5], "...", *steps[-5:]]
-    return ", ".join(map(str, shown))

@@ -69,9 +69,9 @@ _SHARES = {"accuracy", "reward_accuracy"}
 
 
 def write_report(folder: str | os.PathLike[str], on_note: Callable[[str], None] | None = None) -> Path:
-    """Write report.html into a run folder, from those of config.json, metrics.jsonl, evaluation.json and samples.jsonl that exist.
+    """Write report.html into a run folder, from config.json and, if they exist, metrics.jsonl, evaluation.json and samples.jsonl.
 
-    A summary of each run and model inside the folder follows.
+    The page ends with a summary of each run and model inside the folder.
 
     Args:
         folder: the run folder.
@@ -81,7 +81,7 @@ def write_report(folder: str | os.PathLike[str], on_note: Callable[[str], None] 
         The path of the page, which needs no other file.
 
     Raises:
-        ValueError: the folder is not a run: config.json is missing or does not describe a model.
+        PlamoError: the folder is not a run: config.json is missing or does not describe a model.
     """
     folder = located(folder)
     run = read_run(folder)
@@ -128,7 +128,7 @@ def _runs_below(folder: Path, notes: list[str]) -> list[Run]:
 
 
 def _evaluations(folder: Path, notes: list[str]) -> list[tuple[str, str, dict[str, float]]]:
-    """Return (file, language, metrics) of other evaluations in the folder, such as those of a merged model."""
+    """Return (file, language, metrics) of other evaluations in the folder, for example of a merged model."""
     rows = []
     for path in sorted(folder.iterdir()):
         if path.name.endswith(EVALUATION) and path.name != EVALUATION:
@@ -140,7 +140,7 @@ def _evaluations(folder: Path, notes: list[str]) -> list[tuple[str, str, dict[st
 
 
 def _view(run: Run, plots: Sequence[Plot]) -> dict[str, Any]:
-    """Return what the macros of the page show of a run."""
+    """Return the values that the macros of the page show about a run."""
     prefers = any(figure.startswith("reward_") for row in run.heldout for figure in row.figures)
     columns = _PAIRS if prefers else _TEXT
     used = {name: title for name, title in columns.items() if any(name in row.figures for row in run.heldout)}

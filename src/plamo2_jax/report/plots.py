@@ -21,6 +21,7 @@ Curve = tuple[str, Sequence[float], Sequence[float]]
 """Label, steps, values."""
 
 
+@matplotlib.rc_context(_STYLE)
 def curves(
     title: str,
     lines: Sequence[Curve],
@@ -32,23 +33,11 @@ def curves(
 
     Args:
         title: quantity of the vertical axis, with its unit.
-        lines: curves of many values, drawn thin under their running mean over a fiftieth of the run.
+        lines: curves of many values, drawn as thin lines under their running mean over 1/50 of the run.
         points: curves of few values, drawn with markers.
         levels: horizontal lines for comparison. Line i has the color of curve i of `points`.
         log_scale: whether the vertical axis is logarithmic.
     """
-    # Matplotlib warns of fonts that it lacks, which the browser has, and of logarithmic axes without positive values.
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings(action="ignore", category=UserWarning):
-        return _draw(title, lines, points, levels, log_scale)
-
-
-def _draw(
-    title: str,
-    lines: Sequence[Curve],
-    points: Sequence[Curve],
-    levels: Sequence[tuple[str, float]],
-    log_scale: bool,
-) -> str:
     lines, points = ([curve for curve in map(_drawable, some) if curve[1]] for some in (lines, points))
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.subplots()
@@ -72,7 +61,9 @@ def _draw(
     if len(lines) + len(points) + len(levels) > 1:
         axes.legend(frameon=False, fontsize=8)
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    # Matplotlib warns about fonts that only the browser has, and about logarithmic axes without positive values.
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     # Remove the XML prologue, which is not allowed inside a page.
     return re.sub(r"\A.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
 

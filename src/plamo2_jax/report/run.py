@@ -1,6 +1,6 @@
 """Read a run folder for its report: log, evaluations and samples.
 
-A report is most useful when something went wrong. So a damaged line or file is skipped, and a note about it is shown on the page.
+A report is most useful after a failure. So damaged lines and files are skipped, and the page shows a note about them.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Run:
     seconds: float
     """Time from the first line of the log to the last."""
     tokens: int | None
-    """Number of tokens that were read, or None if it is not known."""
+    """Number of tokens read, or None if it is not known."""
     notes: list[str]
     """Sentences about files and lines that could not be read."""
 
@@ -62,7 +62,7 @@ def read_run(folder: Path) -> Run:
     """Read a run folder.
 
     Raises:
-        ValueError: config.json is missing or does not describe a model.
+        PlamoError: config.json is missing or does not describe a model.
     """
     config = checkpoint.read_config(folder)
     model = checkpoint.read_model_config(folder)
@@ -99,11 +99,10 @@ def read_evaluation(path: Path) -> dict[str, dict[str, float]]:
     """Read the file that `plamo2 evaluate --output` writes: language → metric → value.
 
     Raises:
-        ValueError: the file is damaged or has another form; the message names the file.
+        PlamoError: the file is damaged or has another form; the message names the file.
     """
     languages = read_json_object(path).get("languages")
-    right = isinstance(languages, dict) and all(isinstance(figures, dict) for figures in languages.values())
-    if not right:
+    if not (isinstance(languages, dict) and all(isinstance(figures, dict) for figures in languages.values())):
         raise PlamoError(
             f'{path} must hold "languages", the metrics of each language, as plamo2 evaluate --output writes it'
         )
@@ -120,7 +119,7 @@ def kind_of(config: Mapping[str, Any]) -> str:
     """Return the kind of training of a run, in words."""
     task = config.get("task")
     kind = task.get("kind") if isinstance(task, dict) else None
-    words = _KINDS.get(kind, "a model") if isinstance(kind, str) else "a model"
+    words = _KINDS.get(str(kind), "a model")
     return f"{words}, adapters" if checkpoint.lora_of(config) else words
 
 
@@ -165,7 +164,7 @@ def _cut(text: str) -> str:
 
 
 def _positions(config: Mapping[str, Any], lines: Lines) -> int | None:
-    """Return the number of positions in all batches, padding included; None if the configuration does not tell it."""
+    """Return the number of positions in all batches, including padding; None if the configuration does not have the sizes."""
     data = config.get("data")
     shape = [data.get(name) for name in ("batch_size", "sequence_length")] if isinstance(data, dict) else [None]
     return len(lines) * shape[0] * shape[1] if all(is_step(size) for size in shape) else None
