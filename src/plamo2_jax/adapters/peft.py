@@ -204,6 +204,39 @@ def read_run(
     return config, lora, checkpoint.restore_params(run, abstract, step, item)
 
 
+def read_adapters(
+    model: str | os.PathLike[str], config: ModelConfig, adapter: str | os.PathLike[str], step: int | None = None
+) -> tuple[Mapping[str, Split], Any, float]:
+    """Read adapters for a model: targets, parameter tree and scale, as `attach.merge` takes them.
+
+    Args:
+        model: name of the model, for messages.
+        config: shape of the model.
+        adapter: run folder that trained adapters, one of its checkpoints, or a folder in PEFT's layout.
+        step: checkpoint of a run with adapters; None: the one that `adapter` names, or else the newest.
+
+    Raises:
+        PlamoError: the folder is none of these, the adapters belong to a model of another shape, or a tensor holds NaN or infinity.
+    """
+    name = ModelName.parse(adapter, step=step)
+    adapter = name.folder
+    if optional_file(adapter, CONFIG, error=AdapterError) is not None:
+        if name.step is not None or name.ema:
+            raise AdapterError(f"{adapter} has PEFT's layout, which has no steps. Omit the step")
+        targets, adapters, scale = read_peft(adapter, config)
+        base = read_adapter_config(inside(Path(adapter), CONFIG)).base
+        if base and Path(base).name != ModelName.parse(model).folder.name:
+            print(f"{adapter} was trained on {shown(base)}; it is used with {model}", file=sys.stderr)
+        return targets, adapters, scale
+    item = checkpoint.EMA if name.ema else checkpoint.PARAMS
+    own, lora, adapters = read_run(adapter, name.step, item)
+    if public_tensors(own) != public_tensors(config):
+        raise AdapterError(f"{adapter} holds adapters of a model of another shape than {model}")
+    if path := find_nonfinite(adapters):
+        raise AdapterError(f"{adapter}: adapter {path} holds NaN or infinity")
+    return Adapters(own, lora).targets, adapters, lora.scale
+
+
 def merged_model(
     model: str | os.PathLike[str], adapter: str | os.PathLike[str], step: int | None = None
 ) -> LoadedModel:
@@ -218,23 +251,7 @@ def merged_model(
         PlamoError: a folder is none of these, the adapters belong to a model of another shape, or a tensor holds NaN or infinity.
     """
     loaded = load_model(model, require_finite=True)
-    name = ModelName.parse(adapter, step=step)
-    adapter = name.folder
-    if optional_file(adapter, CONFIG, error=AdapterError) is not None:
-        if name.step is not None or name.ema:
-            raise AdapterError(f"{adapter} has PEFT's layout, which has no steps. Omit the step")
-        targets, adapters, scale = read_peft(adapter, loaded.config)
-        base = read_adapter_config(inside(Path(adapter), CONFIG)).base
-        if base and Path(base).name != ModelName.parse(model).folder.name:
-            print(f"{adapter} was trained on {shown(base)}; it is merged into {model}", file=sys.stderr)
-    else:
-        item = checkpoint.EMA if name.ema else checkpoint.PARAMS
-        config, lora, adapters = read_run(adapter, name.step, item)
-        if public_tensors(config) != public_tensors(loaded.config):
-            raise AdapterError(f"{adapter} holds adapters of a model of another shape than {model}")
-        if path := find_nonfinite(adapters):
-            raise AdapterError(f"{adapter}: adapter {path} holds NaN or infinity")
-        targets, scale = Adapters(config, lora).targets, lora.scale
+    targets, adapters, scale = read_adapters(model, loaded.config, adapter, step)
     params = merge(loaded.params, adapters, targets, scale)
     if path := find_nonfinite(params):
         raise AdapterError(f"{model} and {adapter}: their sum overflows in parameter {path}")

@@ -27,6 +27,7 @@ VERBS = {
     "launch": "run pretrain on TPU slices, in GKE, under SLURM or as several processes",
     "evaluate": "measure held-out bits per byte of a model",
     "generate": "continue a prompt",
+    "serve": "serve a model over HTTP with OpenAI's endpoints and a chat page",
     "convert": "read and write checkpoints of the public PLaMo 2 layout",
     "logits": "write the logits of given tokens, to compare implementations",
     "grow": "initialize a larger model from a smaller one",

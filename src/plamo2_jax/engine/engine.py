@@ -16,12 +16,14 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from plamo2_jax.engine.prefill import Prefix, PromptReader
+from plamo2_jax.engine.prefill import SMALLEST_PIECE, SMALLEST_SPAN, Prefix, PromptReader
 from plamo2_jax.engine.prefix_cache import PrefixCache
+from plamo2_jax.engine.prompt_scores import PromptScorer
 from plamo2_jax.engine.request import Request
-from plamo2_jax.engine.sampling import PROMPT
+from plamo2_jax.engine.sampling import PROMPT, SamplingConfig
 from plamo2_jax.engine.speculation import SpeculationConfig
 from plamo2_jax.engine.step import Burst, decode, empty_state, insert, release
+from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.model import Plamo2
 from plamo2_jax.model.axes import ROWS
 
@@ -93,6 +95,19 @@ class Engine:
             reader.read_piece()
         return reader.prefix()
 
+    def start_scoring(self, prompt: np.ndarray, top_logprobs: int) -> PromptScorer:
+        """Begin to score the tokens of a prompt; arguments as in `PromptScorer`."""
+        return PromptScorer(
+            self._model,
+            self._params,
+            prompt,
+            rows=self._copies,
+            max_length=self.max_length,
+            prefill_size=self._prefill_size,
+            usable=self._usable,
+            top_logprobs=top_logprobs,
+        )
+
     def insert(self, slot: int, prefix: Prefix, request: Request) -> None:
         """Begin a request in a slot, whatever was there before."""
         v = self._model.config.vocab_size
@@ -146,3 +161,36 @@ class Engine:
         ended = np.zeros(self.slots, bool)
         ended[list(slots)] = True
         self._state = release(self._state, ended)
+
+    def warm_up(self, *, scoring: bool = False) -> None:
+        """Compile every function for every shape, while no slot is taken. Later calls compile nothing.
+
+        Args:
+            scoring: also the functions of `start_scoring`.
+        """
+        kept = self.prefix_cache
+        # Prompts of a warm-up must not stay in the cache, and its budget may be too small for some of them.
+        self.prefix_cache = None if kept is None else PrefixCache(1 << 62)
+        try:
+            size, sizes = SMALLEST_PIECE, []
+            while size < 2 * self._prefill_size and size < 2 * self.max_length:
+                sizes.append(min(size + 1, self.max_length))
+                size *= 2
+            for length in sizes:
+                prompt = np.zeros(length, np.int32)
+                # The second time, a snapshot is restored where there is a prefix cache.
+                prefix = [self.prefill(prompt, salt=str(length)) for _ in range(2)][1]
+                if scoring:
+                    for top_logprobs in (1, 2):
+                        scorer = self.start_scoring(prompt, top_logprobs)
+                        while not scorer.done:
+                            scorer.read_piece()
+            # A snapshot between two pieces.
+            long = np.zeros(min(2 * SMALLEST_SPAN, self.max_length), np.int32)
+            self.prefill(long, boundaries=[SMALLEST_SPAN])
+            self.insert(0, prefix, Request(prefix.prompt, SamplingConfig(), StopConfig(3), (), 0, 0))
+            self.step(1)
+            self.step(1, allowed={0: np.full(self._words, 0xFFFFFFFF, np.uint32)})
+            self.release([0])
+        finally:
+            self.prefix_cache = kept

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Any
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from plamo2_jax.adapters.open import open_model
+from plamo2_jax.adapters.targets import A, B, Split
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.load import LoadedModel
 from plamo2_jax.model import Plamo2, abstract_params, logical_axes
 from plamo2_jax.model.axes import CONV, LAYERS, map_with_axes
+from plamo2_jax.model.low_rank import LowRank
 from plamo2_jax.model.plamo2 import period_name
 from plamo2_jax.sharding.rules import param_shardings, with_shardings
 
@@ -97,3 +101,33 @@ def unstack(model: Plamo2, params: dict) -> dict:
         for j in range(run.count):
             outside[period_name(f"run_{i}", j)] = jax.tree.map(lambda leaf, j=j: leaf[j], stacked)
     return outside
+
+
+def attach_adapters(model: Plamo2, params: dict, targets: Mapping[str, Split], adapters: Any, scale: float) -> dict:
+    """Return parameters with low-rank adapters beside the matrices that they belong to. The matrices are shared, not copied.
+
+    Args:
+        model: the network, without a scan over layers.
+        params: its parameters.
+        targets: which parameters have adapters and how they are split, by path in the stacked tree.
+        adapters: tree of `lora_a` and `lora_b` below the paths of the targets, stacked.
+        scale: factor of A B.
+    """
+    leaves = flax.traverse_util.flatten_dict(params, sep="/")
+    factors = flax.traverse_util.flatten_dict(adapters, sep="/")
+    groups = {f"run_{i}": (i, run.count) for i, run in enumerate(model.config.layer_groups)}
+    for path, split in targets.items():
+        run, _, rest = path.partition("/")
+        # The scale goes into B: adapters of one rank then share what is compiled.
+        a, b = (
+            jnp.asarray(factors[f"{path}/{A}"], jnp.float32),
+            jnp.asarray(factors[f"{path}/{B}"], jnp.float32) * scale,
+        )
+        if model.mesh is not None:
+            a, b = (jax.device_put(each, NamedSharding(model.mesh, PartitionSpec())) for each in (a, b))
+        stacked = split.stacked and run in groups
+        for j in range(groups[run][1] if stacked else 1):
+            place = f"{period_name(run, j)}/{rest}" if stacked else path
+            factor_a, factor_b = (a[j], b[j]) if stacked else (a, b)
+            leaves[place] = LowRank(leaves[place], factor_a, factor_b, None, split.contracted, 1.0)
+    return flax.traverse_util.unflatten_dict(leaves, sep="/")

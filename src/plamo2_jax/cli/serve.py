@@ -1,0 +1,103 @@
+"""`plamo2 serve MODEL`: serve a model over HTTP with OpenAI's endpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from plamo2_jax.cli.arguments import call
+from plamo2_jax.cli.decode_mesh import DecodeMesh
+from plamo2_jax.errors import PlamoError
+from plamo2_jax.serve.config import ServeConfig
+
+Several = tyro.conf.UseAppendAction
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeOptions(ServeConfig):
+    """Serve a model over HTTP with OpenAI's endpoints and a chat page. Ctrl+C or SIGTERM lets running texts end, then exits."""
+
+    model: Annotated[Path, tyro.conf.Positional] = dataclasses.field(kw_only=True)
+    """A run folder, RUN@STEP or RUN@ema, a folder of the public layout, or a folder of adapters."""
+    name: str | None = None
+    """Name of the model for clients. Default: the name of its folder."""
+    template: str | None = None
+    """Chat template: chat, translate, a Jinja file, or a folder that has one. Default: the model's own; a model without one has no
+    chat endpoint."""
+    adapter: Several[tuple[str, ...]] = ()
+    """NAME=DIR: also serve the LoRA adapter in a folder, as a model of this name on the same base; may be given several times."""
+    api_key_file: Path | None = None
+    """File with an API key on each line. The environment variable PLAMO2_API_KEY may hold a further one. Default: no key is needed."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Dtype of activations and matrices; left out, float32 on CPU and bfloat16 elsewhere."""
+    mesh: DecodeMesh = dataclasses.field(default_factory=DecodeMesh)
+    """Devices that the model is divided over."""
+    step: int | None = None
+    """Which checkpoint of a run folder, instead of RUN@STEP; left out, the newest."""
+    tokenizer: Path | None = None
+    """A tokenizer.jsonl, or the folder that holds it, instead of the model's own."""
+
+
+def serve(options: ServeOptions) -> None:
+    """Serve a model over HTTP with OpenAI's endpoints and a chat page."""
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise PlamoError(
+            f"plamo2 serve needs the package {error.name}: install this project with the extra serve, as in pip install '.[serve]'"
+        ) from None
+    from plamo2_jax.convert.names import ModelName
+    from plamo2_jax.serve.auth import read_keys
+    from plamo2_jax.serve.opening import open_models
+    from plamo2_jax.serve.server import Server
+
+    # What can be checked at once is not left to the engine thread.
+    keys = read_keys(options.api_key_file)
+    adapters = parse_adapters(options.adapter)
+    folder = ModelName.parse(options.model).folder
+    if not folder.is_dir():
+        raise PlamoError(f"{folder} is not a folder: give a run, a folder of the public layout or a folder of adapters")
+    if not keys and options.host not in ("127.0.0.1", "localhost", "::1"):
+        print(f"warning: everybody who reaches {options.host} may use this server; see --api-key-file", file=sys.stderr)
+
+    def load():
+        return open_models(
+            options.model,
+            options,
+            name=options.name,
+            template=options.template,
+            adapters=adapters,
+            dtype=options.dtype,
+            step=options.step,
+            tokenizer=options.tokenizer,
+            mesh=options.mesh.make(),
+        )
+
+    server = Server(load, options, keys)
+    print(f"{server.url}: loading {options.model}", file=sys.stderr, flush=True)
+    server.serve_forever()
+
+
+def parse_adapters(values: tuple[str, ...]) -> dict[str, Path]:
+    """Return the folders of `--adapter NAME=DIR` by name.
+
+    Raises:
+        ValueError: a value is not of this form, or a name occurs twice.
+    """
+    adapters: dict[str, Path] = {}
+    for value in values:
+        name, equals, folder = value.partition("=")
+        if not (name and equals and folder) or name in adapters:
+            raise PlamoError(f"--adapter {value[:100]!r} is not allowed: it must be NAME=DIR, with a name of its own")
+        adapters[name] = Path(folder)
+    return adapters
+
+
+def main(argv: list[str]) -> None:
+    """Runs `plamo2 serve`."""
+    call(serve, argv, "plamo2 serve")

@@ -1,0 +1,1 @@
+"""An HTTP server with OpenAI's endpoints (`plamo2 serve`)."""

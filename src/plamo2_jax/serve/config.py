@@ -1,0 +1,60 @@
+"""ServeConfig: addresses, sizes and limits of the server."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from plamo2_jax.engine.prefill import SMALLEST_PIECE
+from plamo2_jax.validation import require
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeConfig:
+    """Sizes and limits.
+
+    Raises:
+        ValueError: a field is out of its range; the message names the field, its value and what is allowed.
+    """
+
+    host: str = "127.0.0.1"
+    """Address to listen on. 0.0.0.0 lets other machines connect: then use API keys."""
+    port: int = 8000
+    """Port to listen on; 0: a free one."""
+    slots: int = 8
+    """Texts generated at the same time; others wait."""
+    max_length: int = 8192
+    """Tokens of a prompt and its continuation at most; never more than the model's max_position_embeddings."""
+    prefill_size: int = 512
+    """Prompt tokens read at once at most, a power of two. Between two pieces, running texts go on."""
+    prefix_cache: float = 1.0
+    """GiB of memory for snapshots of prompts, which let prompts that begin alike skip their common beginning; 0: none."""
+    max_waiting: int = 256
+    """Texts that wait for a slot at most; further ones are refused with status 429."""
+    max_tokens: int = 1_000_000
+    """Limit on n x max_tokens, summed over the prompts of a request; more is refused with status 400."""
+    max_body: int = 16
+    """Largest body of a request in MiB; larger ones are refused with status 413."""
+    request_timeout: float = 600.0
+    """Seconds after which a text ends with the finish reason "abort"."""
+    client_timeout: float = 60.0
+    """Seconds that a client may take to send its request, or to read a part of a stream."""
+    shutdown_timeout: float = 30.0
+    """Seconds that running texts have to end after SIGTERM or Ctrl+C; then they end with the finish reason "abort"."""
+    max_connections: int = 4096
+    """Open connections at most; further ones are refused with status 503."""
+    warm_up: bool = True
+    """Compile everything before the first request. Without it, the first requests wait for compilations."""
+
+    def __post_init__(self) -> None:
+        power = self.prefill_size >= SMALLEST_PIECE and not self.prefill_size & (self.prefill_size - 1)
+        require(self, "host", bool(self.host), "an address")
+        require(self, "port", 0 <= self.port < 1 << 16, "from 0 to 65535")
+        require(self, "prefill_size", power, f"a power of two of at least {SMALLEST_PIECE}")
+        require(self, "max_length", self.max_length >= 2, "at least 2")
+        for name in ("slots", "max_tokens", "max_body", "max_connections"):
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        for name in ("max_waiting", "prefix_cache", "shutdown_timeout"):
+            require(self, name, 0 <= getattr(self, name) < math.inf, "at least 0 and finite")
+        for name in ("request_timeout", "client_timeout"):
+            require(self, name, 0 < getattr(self, name) < math.inf, "positive and finite")
