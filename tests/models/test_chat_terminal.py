@@ -70,7 +70,7 @@ def test_ctrl_c_stops_a_local_answer_and_the_chat_goes_on(chat, folder):
     terminal.line("ab")
     terminal.wait(r"(?s)ab\n.")
     terminal.type(CTRL_C)
-    terminal.wait(r"\(stopped\)")
+    terminal.wait(r"(?s)\(stopped\).*> ")
     terminal.type("left over")
     terminal.type(CTRL_C)
     terminal.wait("/exit or Ctrl-D ends the chat")
