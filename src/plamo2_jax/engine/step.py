@@ -288,8 +288,7 @@ def decode(
 
     def logits_of(features: Float[Array, "s t d"]) -> Float[Array, "s t v"]:
         # Whole rows on each device: what is sampled from them must not depend on how the vocabulary is divided.
-        logits = model.apply({"params": params}, features, method="logits")
-        return model.gather_channels(logits).astype(jnp.float32)
+        return model.apply({"params": params}, features, method="decoding_logits").astype(jnp.float32)
 
     def plain(state, burst, *_):
         alive = state.alive
