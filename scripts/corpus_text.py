@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from corpus_html import CJK, Block
 
-from plamo2_jax.data.clean import line_key
+from plamo2_jax.data.boilerplate import line_key
 from plamo2_jax.data.dedup import squeeze
 
 Page = list[Block]

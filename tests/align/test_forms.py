@@ -285,18 +285,23 @@ def test_columns_of_any_name_are_variables_or_left_out(tokenizer, template):
     )
     assert (len(found), counts["whole"], report.reasons) == (2, 2, {"unknown role": 2})
     assert found[0].ids.tolist() == found[1].ids.tolist()
-    assert [record.place.rpartition(", ")[2] for record in report.first] == ["line 3", "line 4"]
+    assert [place_of(record) for record in report.first] == ["line 3", "line 4"]
     report = ReadReport(max_bad_rate=0.0)
     pairs = read_pairs(CASES / "odd_fields_pairs.jsonl", report)
     found, counts = encode_all(pairs, template, tokenizer, 100, "refuse", report, encode_pair)
     assert (len(found), counts["whole"], report.bad) == (2, 2, 0)
 
 
+def place_of(record):
+    """The line of a bad record in a report: "FILE, line 3: REASON"."""
+    return record.partition(": ")[0].rpartition(", ")[2]
+
+
 def test_speakers_and_histories_of_other_types_are_bad_records():
     report = ReadReport(max_bad_rate=1.0)
     assert len(list(read_conversations(CASES / "unhashable.jsonl", report))) == 1
     assert report.reasons == {"unknown role": 3, "bad history": 3}
-    assert [record.place.rpartition(", ")[2] for record in report.first] == [f"line {i}" for i in range(2, 8)]
+    assert [place_of(record) for record in report.first] == [f"line {i}" for i in range(2, 8)]
 
 
 def test_bad_records_are_counted_up_to_a_limit(write_lines, tokenizer, template, capsys):

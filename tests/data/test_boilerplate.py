@@ -70,8 +70,8 @@ def test_navigation_and_footer_go(own, blank):
     ):  # Digits do not tell lines apart: the dates are one line, of too few characters for boilerplate by itself.
         bodies = [[head[0], *head[2:]] for head in bodies]
     assert [[line for line in text.split("\n") if line] for text in cleaned] == bodies
-    assert report.boilerplate_lines == 40 * (len(NAVIGATION) + len(FOOTER) + (len(own) == 2))
-    lines = dict(report.removed.most_common(20))
+    assert report.removed.total() == 40 * (len(NAVIGATION) + len(FOOTER) + (len(own) == 2))
+    lines = dict(report.most_removed(20))
     assert lines["Home"] == lines["Copyright 2010 Example Corporation. All rights reserved."] == 40
 
 

@@ -94,14 +94,14 @@ def test_a_page_of_parquet_that_unfolds_too_far_is_refused(tmp_path, monkeypatch
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["a" * 2_000_000]}), path, compression="zstd", use_dictionary=False)
     with pytest.raises(
-        ValueError, match=r"a.parquet, row group 1, column 'text': a page of \d+ bytes unfolds to 2,000,"
+        ValueError, match=r"a.parquet, row group 1, column 'text': a page of \d+ bytes decompresses to 2,000,"
     ) as error:
         read(path)
     assert str(error.value).endswith("at most 1,000,000 are read. Write the file with smaller pages")
     # Two columns of 600,000 bytes each are too much together; a page that is as large in the file is not.
     column = ["a" * 600_000]
     pq.write_table(pa.table({"text": column, "more": column}), path, compression="zstd", use_dictionary=False)
-    with pytest.raises(ValueError, match=r"a.parquet, row group 1: its columns unfold to 1,200,"):
+    with pytest.raises(ValueError, match=r"a.parquet, row group 1: its columns decompress to 1,200,"):
         read(path)
     pq.write_table(pa.table({"text": ["a" * 2_000_000, "fine"]}), path, compression="none", use_dictionary=False)
     assert read(path) == (["fine"], [f"{path}, row 1: too long (row of more than 1,000 bytes)"])

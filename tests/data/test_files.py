@@ -5,7 +5,8 @@ import os
 import pytest
 
 from plamo2_jax.data.documents import ReadReport
-from plamo2_jax.data.sources import find_files, read_documents
+from plamo2_jax.data.files import find_files
+from plamo2_jax.data.sources import read_documents
 
 
 @pytest.fixture

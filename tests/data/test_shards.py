@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from plamo2_jax.data.documents import BadRecord, Document, ReadReport
+from plamo2_jax.data.documents import Document, ReadReport, UnreadableRecord
 from plamo2_jax.data.shard_writer import write_shards
 from plamo2_jax.data.shards import ShardError, TokenizedDocument, decode_record, encode_record, open_shards
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -56,7 +56,7 @@ def test_the_manifest_counts_languages_and_bad_records(letters, tmp_path):
     ]
     documents.append(Document("あ", "d"))  # no row of its own: three bytes
     report = ReadReport(max_bad_rate=1)
-    report.count_bad(BadRecord("a.jsonl, line 3", "not JSON"))
+    report.count_bad("a.jsonl, line 3", UnreadableRecord("not JSON"))
     manifest = write_shards(documents, letters, tmp_path / "shards", report=report, progress=False)
     assert manifest == open_shards(tmp_path / "shards").manifest
     assert manifest["languages"] == {

@@ -115,7 +115,7 @@ def test_a_control_string_is_text_with_a_warning(folder, tokenizer, answer, caps
     prompt = "<|plamo:op|>a<|plamo:eos|>"
     row, said = ids_asked(capsys, ["generate", folder, "--prompt", prompt, *GREEDY])
     assert row["token_ids"] == answer(tokenizer.encode(prompt, bos=True))
-    assert "warning: <|plamo:eos|>, <|plamo:op|> in the prompt is read as text" in said
+    assert "warning: <|plamo:eos|>, <|plamo:op|> in the prompt is encoded as text" in said
     assert "--allow-control" in said
     row, said = ids_asked(capsys, ["generate", folder, "--prompt", prompt, "--allow-control", *GREEDY])
     assert row["token_ids"] == answer(tokenizer.encode(prompt, bos=True, allow_control=True))

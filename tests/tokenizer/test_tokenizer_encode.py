@@ -103,10 +103,7 @@ def test_bos_and_eos_frame_the_ids(golden):
     assert framed.tolist() == [golden.bos_id, *inner.tolist(), golden.eos_id]
     assert framed.dtype == np.int32
     assert golden.encode("", bos=True).tolist() == [golden.bos_id]
-    assert [ids.tolist() for ids in golden.encode_batch(["東京", ""], bos=True)] == [
-        framed.tolist()[:-1],
-        [golden.bos_id],
-    ]
+    assert golden.encode("東京", bos=True).tolist() == framed.tolist()[:-1]
 
 
 @pytest.mark.parametrize(("text", "position"), [("\ud800", 0), ("東a\udfff", 2), ("\U00020bb7\udc00x", 1)])

@@ -17,7 +17,7 @@ import numpy as np
 from plamo2_jax.align.forms import conversation_messages, further_fields, present
 from plamo2_jax.align.messages import check_messages, is_trained
 from plamo2_jax.data import readers
-from plamo2_jax.data.documents import BadRecord, ReadReport, UnreadableRecord
+from plamo2_jax.data.documents import ReadReport, UnreadableRecord
 from plamo2_jax.data.files import find_files, format_of
 from plamo2_jax.tokenizer.chat_template import (
     ChatTemplate,
@@ -87,9 +87,9 @@ def convert_records(
         try:
             value = convert(fields, where)
         except UnreadableRecord as error:
-            report.count_bad(BadRecord(where, error.reason, error.detail))
+            report.count_bad(where, error)
             continue
-        report.count_good()
+        report.records += 1
         yield value
     report.judge()
 
@@ -165,7 +165,7 @@ def encode_all(
         except UnreadableRecord as error:
             # The record was counted as good when it was read.
             report.records -= 1
-            report.count_bad(BadRecord(record.place, error.reason, error.detail))
+            report.count_bad(record.place, error)
             continue
         counts[what] += 1
         if example is not None:

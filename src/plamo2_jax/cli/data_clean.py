@@ -16,7 +16,7 @@ from plamo2_jax.data.boilerplate import boilerplate_lines
 from plamo2_jax.data.clean import CleanConfig, CleanReport, clean_documents, normalize_text
 from plamo2_jax.data.dedup import DedupConfig, DedupReport, deduplicate
 from plamo2_jax.data.documents import ReadReport
-from plamo2_jax.data.sources import find_files
+from plamo2_jax.data.files import find_files
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.progress import tqdm
 from plamo2_jax.storage import write_whole
@@ -120,7 +120,7 @@ def _losses(cleaning: CleanReport, deduplication: DedupReport) -> Iterator[str]:
     yield f"characters removed: {sum(causes.values()) / total:.2%} of {cleaning.chars_in:,}" + (
         f" ({shares})" if shares else ""
     )
-    if cleaning.boilerplate_lines:
+    if cleaning.removed:
         yield "lines removed most often (--boilerplate-documents 0 keeps them):"
-        for line, times in cleaning.removed.most_common(_LINES_SHOWN):
+        for line, times in cleaning.most_removed(_LINES_SHOWN):
             yield f"  {times:,} x {line}"

@@ -29,7 +29,7 @@ def read_chunks(path: Path, records: int) -> Iterator[Chunk]:
     """Yield the chunks of a file in order, until they hold `records` records.
 
     Raises:
-        ValueError: The file has fewer records, or a chunk has more than are left.
+        PlamoError: The file has fewer records, or a chunk has more than are left.
     """
     size = path.stat().st_size
     position = found = 0
@@ -39,7 +39,7 @@ def read_chunks(path: Path, records: int) -> Iterator[Chunk]:
             header, position = _read(file, position, _CHUNK_HEADER.size)
             if len(header) < _CHUNK_HEADER.size or position > size:
                 raise PlamoError(f"{path} is damaged: it ends after {found} of {records} records")
-            _, data_size, _, kind_and_records, unfolded = _CHUNK_HEADER.unpack(header)
+            _, data_size, _, kind_and_records, decompressed = _CHUNK_HEADER.unpack(header)
             count = kind_and_records >> 8
             # A record takes at least one byte of the file.
             position = max(_skip(position, data_size), begin + count)
@@ -47,21 +47,16 @@ def read_chunks(path: Path, records: int) -> Iterator[Chunk]:
             if found > records or position > size:
                 raise PlamoError(f"{path} is damaged: the chunk at byte {begin} holds more than the file")
             if count:
-                yield Chunk(count, unfolded)
+                yield Chunk(count, decompressed)
 
 
 def _read(file: IO[bytes], position: int, size: int) -> tuple[bytes, int]:
-    """Read `size` bytes from a position, without block headers. Return them and the position after them."""
-    data = b""
-    while size:
-        if position % _BLOCK == 0:
-            position += _BLOCK_HEADER
-        step = min(size, _BLOCK - position % _BLOCK)
-        file.seek(position)
-        data += file.read(step)
-        position += step
-        size -= step
-    return data, position
+    """Read `size` bytes, less than a block, without block headers. Return them and the position after them."""
+    end = _skip(position, size)
+    file.seek(position)
+    data = file.read(end - position)
+    boundary = -position % _BLOCK
+    return data[:boundary] + (data[boundary + _BLOCK_HEADER :] if boundary < end - position else b""), end
 
 
 def _skip(position: int, size: int) -> int:

@@ -33,13 +33,13 @@ STANDARD_BATCH: BatchSpec = {
 def batch_shapes(
     b: int, t: int, added: BatchSpec | None = None, sharding: jax.sharding.Sharding | None = None
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch, to compile a program before there is data.
+    """Return the shapes of a batch, to compile a program before any data is read.
 
     Args:
-        b: rows.
-        t: positions in a row.
-        added: arrays besides the standard ones.
-        sharding: of every array over rows and positions.
+        b: Number of rows.
+        t: Number of positions in a row.
+        added: Arrays besides the standard ones.
+        sharding: Sharding of every array over rows and positions.
     """
     return {
         name: jax.ShapeDtypeStruct((b, t, *more), dtype, sharding=sharding)

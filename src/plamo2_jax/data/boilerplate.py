@@ -13,7 +13,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from plamo2_jax.errors import PlamoError
@@ -35,18 +35,15 @@ _PROGRAM = re.compile(r"[ \t]|#|//|/\*|\*/|import\b|from\s.*\bimport\b|.*(?:[{}=
 
 @dataclass(frozen=True)
 class Boilerplate:
-    """Repeated lines.
+    """The repeated lines of a corpus.
 
     Attributes:
-        keys: Hashes of their `line_key`.
+        keys: Hashes of the `line_key` of each.
         where: "edges": remove them at the beginning and end of a document. "anywhere": remove all.
     """
 
     keys: frozenset[int] = frozenset()
     where: Where = "edges"
-
-    def __bool__(self) -> bool:
-        return bool(self.keys)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -60,11 +57,11 @@ class Boilerplate:
             removed = {i for i, line in enumerate(lines) if line in self}
         else:
             filled = [i for i, line in enumerate(lines) if line.strip()]
-            removed = {*self._of_edge(lines, filled), *self._of_edge(lines, filled[::-1])}
+            removed = {*self._at_edge(lines, filled), *self._at_edge(lines, filled[::-1])}
         keep = [line for i, line in enumerate(lines) if i not in removed]
         return keep, [lines[i] for i in sorted(removed)]
 
-    def _of_edge(self, lines: Sequence[str], order: Sequence[int]) -> Iterator[int]:
+    def _at_edge(self, lines: Sequence[str], order: Sequence[int]) -> Iterator[int]:
         """Yield the indices of the lines to remove at one edge. `order`: indices of the lines that are not blank, from that edge inward."""
         others, run = 0, []
         for i in itertools.chain(order[:EDGE_LINES], (None,)):
@@ -77,30 +74,6 @@ class Boilerplate:
             others += 1
             if others > OTHER_LINES:
                 return
-
-
-@dataclass
-class RemovedLines:
-    """Statistics of removed lines, by key: one example, the number of lines, and their characters."""
-
-    counts: dict[str, list] = field(default_factory=dict)
-
-    def add(self, lines: Iterable[str]) -> None:
-        """Count lines."""
-        for line in lines:
-            entry = self.counts.setdefault(line_key(line), [line.strip(), 0, 0])
-            entry[1] += 1
-            entry[2] += len(line) + 1
-
-    @property
-    def lines(self) -> int:
-        """Number of removed lines."""
-        return sum(count for _, count, _ in self.counts.values())
-
-    def most_common(self, number: int) -> list[tuple[str, int]]:
-        """Return the most frequently removed lines, shortened, with their counts."""
-        entries = sorted(self.counts.values(), key=lambda entry: -entry[1])[:number]
-        return [(line if len(line) <= 80 else f"{line[:77]}...", count) for line, count, _ in entries]
 
 
 def line_key(line: str) -> str:

@@ -14,21 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from plamo2_jax.data.boilerplate import Boilerplate, RemovedLines, boilerplate_lines, line_key
-from plamo2_jax.errors import PlamoError
-
-__all__ = [
-    "CleanConfig",
-    "CleanReport",
-    "boilerplate_lines",
-    "clean_documents",
-    "duplicate_line_share",
-    "guess_language",
-    "line_key",
-    "normalize_text",
-    "rejection",
-    "top_ngram_share",
-]
+from plamo2_jax.data.boilerplate import Boilerplate, line_key
+from plamo2_jax.validation import require
 
 UNICODE_FORMS = ("none", "NFC", "NFKC")
 LANGUAGES = ("ja", "en", "other")
@@ -68,38 +55,44 @@ class CleanConfig:
     max_top_ngram: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.unicode_form not in UNICODE_FORMS:
-            raise PlamoError(
-                f"unicode_form={self.unicode_form!r} is not allowed: it must be one of {', '.join(UNICODE_FORMS)}"
-            )
-        if not self.languages or not set(self.languages) <= set(LANGUAGES):
-            raise PlamoError(
-                f"languages={self.languages!r} is not allowed: it must name some of {', '.join(LANGUAGES)}"
-            )
-        if self.min_chars < 1:
-            raise PlamoError(f"min_chars={self.min_chars} is not allowed: it must be at least 1")
+        require(self, "unicode_form", self.unicode_form in UNICODE_FORMS, f"one of {', '.join(UNICODE_FORMS)}")
+        known = self.languages and set(self.languages) <= set(LANGUAGES)
+        require(self, "languages", known, f"one or more of {', '.join(LANGUAGES)}")
+        require(self, "min_chars", self.min_chars >= 1, "at least 1")
         for name in ("max_duplicate_lines", "max_top_ngram"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise PlamoError(f"{name}={getattr(self, name)} is not allowed: it must be between 0 and 1")
+            require(self, name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
 
 
 @dataclass
 class CleanReport:
-    """Statistics of cleaning: documents and characters in and out, removed lines, and rejected documents by reason."""
+    """Statistics of cleaning: documents and characters in and out, removed lines, and rejected documents by reason.
+
+    Attributes:
+        removed: Number of removed boilerplate lines by `line_key`.
+        examples: The first removed line of each key.
+    """
 
     documents_in: int = 0
     documents_out: int = 0
     chars_in: int = 0
     chars_out: int = 0
     chars_boilerplate: int = 0
-    removed: RemovedLines = field(default_factory=RemovedLines)
+    removed: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
     rejected: Counter[str] = field(default_factory=Counter)
     chars_rejected: Counter[str] = field(default_factory=Counter)
 
-    @property
-    def boilerplate_lines(self) -> int:
-        """Number of lines removed as boilerplate."""
-        return self.removed.lines
+    def count_removed(self, lines: Iterable[str]) -> None:
+        """Count lines that were removed as boilerplate."""
+        for line in lines:
+            key = line_key(line)
+            self.removed[key] += 1
+            self.examples.setdefault(key, line.strip())
+
+    def most_removed(self, number: int) -> list[tuple[str, int]]:
+        """Return the lines that were removed most often, shortened, with their counts."""
+        lines = ((self.examples[key], count) for key, count in self.removed.most_common(number))
+        return [(line if len(line) <= 80 else f"{line[:77]}...", count) for line, count in lines]
 
     def lost(self) -> dict[str, int]:
         """Return the removed characters by cause; "white space and controls" were removed by normalization."""
@@ -112,8 +105,8 @@ class CleanReport:
             "documents": {"in": self.documents_in, "out": self.documents_out},
             "characters": {"in": self.chars_in, "out": self.chars_out, "lost": self.lost()},
             "rejected": dict(sorted(self.rejected.items())),
-            "boilerplate_lines": self.boilerplate_lines,
-            "most_removed_lines": [{"line": line, "times": times} for line, times in self.removed.most_common(100)],
+            "boilerplate_lines": self.removed.total(),
+            "most_removed_lines": [{"line": line, "times": times} for line, times in self.most_removed(100)],
         }
 
     def summary(self) -> str:
@@ -121,7 +114,7 @@ class CleanReport:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(self.rejected.items())) or "none"
         return (
             f"cleaning kept {self.documents_out} of {self.documents_in} documents, {self.chars_out} of {self.chars_in} "
-            f"characters; boilerplate lines removed: {self.boilerplate_lines}; rejected: {reasons}"
+            f"characters; boilerplate lines removed: {self.removed.total()}; rejected: {reasons}"
         )
 
 
@@ -139,9 +132,9 @@ def normalize_text(text: str, unicode_form: str = "none") -> str:
 def guess_language(text: str) -> str:
     """Return the language of a text by its script: "ja", "en" or "other". Only the first 20,000 characters are read.
 
-    Japanese: at least 20 % of the letters are kana or kanji, and at least 5 % of those are kana (otherwise it is Chinese). English: at
-    least 90 % of the letters are Latin, and at least 4 % of the words are among the twenty most common English words (otherwise it is
-    another language, or a listing).
+    Japanese: at least 20 % of the letters are kana or kanji, and at least 5 % of the kana and kanji are kana (fewer: Chinese). English:
+    at least 90 % of the letters are Latin, and at least 4 % of the words are among the twenty most common English words (fewer: another
+    language, or a listing).
     """
     text = text[:20_000]
     letters = len(_LETTER.findall(text))
@@ -229,7 +222,7 @@ def clean_documents(
         if boilerplate:
             kept, removed = boilerplate.split(text.split("\n"))
             if removed:
-                report.removed.add(removed)
+                report.count_removed(removed)
                 shorter = normalize_text("\n".join(kept))
                 report.chars_boilerplate += len(text) - len(shorter)
                 text = shorter

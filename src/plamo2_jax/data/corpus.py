@@ -59,7 +59,7 @@ def documents(
         folder: Folder of another corpus from `scripts/build_corpus.py --extra`; None: the bundled corpus.
 
     Raises:
-        ValueError: The language or split is unknown.
+        PlamoError: The language or split is unknown.
         FileNotFoundError: The folder holds no corpus.
     """
     if language is not None and language not in LANGUAGES:

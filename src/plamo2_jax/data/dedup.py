@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from plamo2_jax.errors import PlamoError
+from plamo2_jax.progress import tqdm
+from plamo2_jax.validation import require
 
 _STRETCH = 1 << 20  # characters processed at once
 _MAX_PER_UPDATE = 8192  # shingles hashed at once; bounds memory at 128 * 8192 * 8 bytes for texts of any length
@@ -38,12 +39,9 @@ class DedupConfig:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold <= 1:
-            raise PlamoError(f"threshold={self.threshold} is not allowed: it must be in (0, 1]")
-        if self.ngram < 1:
-            raise PlamoError(f"ngram={self.ngram} is not allowed: it must be at least 1")
-        if self.permutations < 16:
-            raise PlamoError(f"permutations={self.permutations} is not allowed: it must be at least 16")
+        require(self, "threshold", 0 < self.threshold <= 1, "in (0, 1]")
+        require(self, "ngram", self.ngram >= 1, "at least 1")
+        require(self, "permutations", self.permutations >= 16, "at least 16")
 
 
 @dataclass(frozen=True)
@@ -138,14 +136,12 @@ def deduplicate(
 
     Args:
         documents: Dicts with "text", and "id" for the report (their index if there is none).
-        config: Thresholds; None: the defaults.
+        config: Settings; None: the defaults.
         report: Statistics to update while the iterator runs.
         total: Number of documents, for the progress bar.
         progress: Show a progress bar on stderr.
     """
     from datasketch import MinHashLSH
-
-    from plamo2_jax.progress import tqdm
 
     config = config or DedupConfig()
     report = report if report is not None else DedupReport()

@@ -1,7 +1,7 @@
 """Documents, and statistics of records that could not be read as documents.
 
 A record that is not a document (invalid UTF-8, not JSON, no text, ...) is counted by reason, and the first few are kept with file and line.
-Reading continues until the share of bad records exceeds a limit. Then it fails, since the data or the options must be wrong.
+Reading continues until the share of bad records exceeds a limit. Then it fails, because the data or the options must be wrong.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.validation import require
+
+KEPT = 20
+"""Number of bad records that a report keeps, and of notes that it prints."""
 
 
 @dataclass(frozen=True)
@@ -43,32 +46,19 @@ class Document:
         return {"id": self.id, "text": self.text, **{k: v for k, v in self.meta.items() if k not in ("id", "text")}}
 
 
-@dataclass(frozen=True)
-class BadRecord:
-    """A record that is not a document.
+class UnreadableRecord(PlamoError):
+    """A record cannot be read. Readers raise or yield it, and `ReadReport` counts it.
 
     Attributes:
-        place: File and line, row or record, such as "a.jsonl, line 3".
         reason: Kind of the problem, for counting, such as "not JSON".
         detail: Details of the problem; may be empty.
     """
 
-    place: str
-    reason: str
-    detail: str = ""
-
-    def __str__(self) -> str:
-        detail = self.detail if len(self.detail) <= 240 else f"{self.detail[:240]}..."
-        # The name of a field may hold any characters.
-        detail = detail.encode("utf-8", "backslashreplace").decode()
-        return f"{self.place}: {self.reason}" + (f" ({detail})" if detail else "")
-
-
-class UnreadableRecord(PlamoError):
-    """A record cannot be read. Readers raise or yield it, and `ReadReport` counts it."""
-
     def __init__(self, reason: str, detail: str = ""):
-        super().__init__(reason)
+        shown = detail if len(detail) <= 240 else f"{detail[:240]}..."
+        # The name of a field may hold any characters.
+        shown = shown.encode("utf-8", "backslashreplace").decode()
+        super().__init__(f"{reason} ({shown})" if shown else reason)
         self.reason, self.detail = reason, detail
 
 
@@ -83,11 +73,9 @@ class ReadReport:
     Attributes:
         max_bad_rate: Largest allowed share of bad records. It is checked at the end, and at each bad record after `judge_after` records.
         judge_after: Number of records from which the share is meaningful.
-        keep: Number of bad records to keep in `first`.
         records: Number of records, including bad ones.
         reasons: Number of bad records by reason.
-        first: The first `keep` bad records.
-        files: Number of files read to their end.
+        first: Place, reason and detail of the first bad records, at most KEPT.
         changes: Losses in good records, such as omitted fields, with their counts.
         notes: Number of skipped files and folders; the first few are printed on stderr.
         quiet: Print no notes.
@@ -95,21 +83,16 @@ class ReadReport:
 
     max_bad_rate: float = 0.01
     judge_after: int = 1000
-    keep: int = 20
     records: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
-    first: list[BadRecord] = field(default_factory=list)
-    files: int = 0
+    first: list[str] = field(default_factory=list)
     changes: Counter[str] = field(default_factory=Counter)
     notes: int = 0
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_bad_rate <= 1:
-            raise PlamoError(f"max_bad_rate={self.max_bad_rate} is not allowed: it must be between 0 and 1")
-        for name, least in (("judge_after", 1), ("keep", 1)):
-            if getattr(self, name) < least:
-                raise PlamoError(f"{name}={getattr(self, name)} is not allowed: it must be at least {least}")
+        require(self, "max_bad_rate", 0 <= self.max_bad_rate <= 1, "between 0 and 1")
+        require(self, "judge_after", self.judge_after >= 1, "at least 1")
 
     @property
     def bad(self) -> int:
@@ -117,29 +100,30 @@ class ReadReport:
         return self.reasons.total()
 
     def note(self, text: str) -> None:
-        """Print on stderr that something was skipped. After `keep` notes, print once that there are more."""
+        """Print on stderr that something was skipped. After KEPT notes, print once that there are more."""
         self.notes += 1
-        if not self.quiet and self.notes <= self.keep + 1:
-            print(f"skipped: {text}" if self.notes <= self.keep else "skipped: and more", file=sys.stderr)
+        if not self.quiet and self.notes <= KEPT + 1:
+            print(f"skipped: {text}" if self.notes <= KEPT else "skipped: and more", file=sys.stderr)
 
-    def count_good(self) -> None:
-        """Count a record that is a document."""
-        self.records += 1
+    def count_bad(self, place: str, error: UnreadableRecord) -> None:
+        """Count a record that cannot be read.
 
-    def count_bad(self, record: BadRecord) -> None:
-        """Count a record that is not a document.
+        Args:
+            place: File and line, row or record, such as "a.jsonl, line 3".
+            error: Reason.
 
         Raises:
             TooManyBadRecordsError: The share of bad records exceeds the limit, after `judge_after` records.
         """
         self.records += 1
-        self.reasons[record.reason] += 1
-        if len(self.first) < self.keep:
+        self.reasons[error.reason] += 1
+        record = f"{place}: {error}"
+        if len(self.first) < KEPT:
             self.first.append(record)
         if self.records >= self.judge_after:
             self.judge(record)
 
-    def judge(self, example: BadRecord | None = None) -> None:
+    def judge(self, example: str | None = None) -> None:
         """Check the share of bad records. Readers call this at the end.
 
         Raises:
@@ -157,7 +141,7 @@ class ReadReport:
             "records": self.records,
             "bad": self.bad,
             "reasons": dict(sorted(self.reasons.items())),
-            "first": [str(record) for record in self.first],
+            "first": self.first,
             **({"changes": dict(sorted(self.changes.items()))} if self.changes else {}),
         }
 
@@ -166,8 +150,3 @@ class ReadReport:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(self.reasons.items()))
         changes = "".join(f"; {change}: {count}" for change, count in self.changes.most_common(10))
         return f"read {self.records} records, {self.bad} bad" + (f": {reasons}" if reasons else "") + changes
-
-
-def place(path: str | Path, unit: str, number: int) -> str:
-    """Return the place of a record, such as "a.jsonl, line 3". Lines, rows and records count from 1."""
-    return f"{path}, {unit} {number}"

@@ -44,7 +44,7 @@ def find_files(spec: str | Path, report: ReadReport | None = None) -> list[Path]
         report: Report that notes each file or folder that is skipped because it was found before.
 
     Raises:
-        ValueError: There is no such file, or a file has a format that cannot be read.
+        PlamoError: There is no such file, or a file has a format that cannot be read.
     """
     spec = str(spec)
     path = Path(spec)

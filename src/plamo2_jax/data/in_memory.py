@@ -16,12 +16,9 @@ class TokenizedText:
     """Random access to tokenized documents, like `data.shards.Shards`.
 
     Args:
-        documents: The texts.
-        tokenizer: Tokenizer that encodes them.
+        documents: At least one document.
+        tokenizer: Tokenizer that encodes the documents.
         name: Name of the source, for messages.
-
-    Raises:
-        ValueError: There is no document.
 
     Attributes:
         lengths: [documents] uint32, number of tokens of each document.

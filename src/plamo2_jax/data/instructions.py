@@ -66,7 +66,7 @@ _ASK: dict[tuple[str, str], tuple[str, ...]] = {
     ),
     ("record", "ja"): ("次の文書の題名と要約を JSON で書いてください。キーは title と summary です。\n\n{a}",),
     ("record", "en"): ("Write the title and a summary of this text as JSON with the keys title and summary.\n\n{a}",),
-    # The language asked for.
+    # The language is the target language.
     ("translation", "ja"): ("次の英文を日本語に翻訳してください。\n\n{a}", "Translate into Japanese.\n\n{a}"),
     ("translation", "en"): ("次の文を英語に翻訳してください。\n\n{a}", "Translate into English.\n\n{a}"),
 }
@@ -93,14 +93,15 @@ def sections(text: str) -> list[Section]:
 def instructions(split: str, *, per_page: int = 6, seed: int = 0) -> Iterator[dict]:
     """Yield the instructions of one side of the corpus split, in page order.
 
+    Repeated lines are omitted. Held-out lines whose request or answer occurs in the training lines are omitted too.
+
     Args:
-        split: "train", "heldout" or "all". Repeated lines are omitted, and so are held-out lines whose request or answer occurs in the
-            training lines.
+        split: "train", "heldout" or "all".
         per_page: Largest number of instructions per page and its translation, drawn at random.
         seed: Random seed.
 
     Raises:
-        ValueError: The split is unknown, or per_page is below 1.
+        PlamoError: The split is unknown, or per_page is below 1.
     """
     if per_page < 1:
         raise PlamoError(f"per_page={per_page} is not allowed: it must be at least 1")
@@ -200,7 +201,7 @@ def _translations(ja: list[Section], en: list[Section]) -> Iterator[_Asked]:
     elif ja[0].paragraphs and en[0].paragraphs:
         pairs.append((ja[0].paragraphs[0], en[0].paragraphs[0]))
     for a, b in dict.fromkeys(pairs):
-        # Translations have about this ratio of characters. Other paragraphs are at the same place by chance.
+        # The ratio of characters of real translations. Other paragraphs are at the same place by chance.
         if a != b and 1.0 <= len(b) / len(a) <= 4.5:
             yield "translation", "en", a, b, {}
             yield "translation", "ja", b, a, {}

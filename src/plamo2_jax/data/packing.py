@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import grain
 import grain.experimental
@@ -17,7 +17,6 @@ import numpy as np
 
 from plamo2_jax.data.batch import Batch
 from plamo2_jax.data.shards import Shards
-from plamo2_jax.errors import PlamoError
 
 
 class Pieces:
@@ -73,38 +72,8 @@ class Pieces:
         return f"Pieces({self._shards!r}, sequence_length={self._length})"
 
 
-def pack(
-    pieces: grain.IterDataset,
-    sequence_length: int,
-    bins: int,
-    seed: int,
-    shuffle: bool,
-    features: tuple[str, ...] = ("tokens", "targets"),
-    max_pieces: int | None = None,
-) -> grain.IterDataset:
-    """Return a dataset of rows of `sequence_length` positions, each filled with whole pieces.
-
-    Args:
-        pieces: Elements of `Pieces`.
-        sequence_length: Row length t.
-        bins: Number of rows that are filled at the same time. More bins waste less space and need more memory.
-        seed: Random seed of the order of filled rows.
-        shuffle: Whether filled rows come in random order.
-        features: Names of the arrays of an element, which have equal lengths.
-        max_pieces: Largest number of pieces per row. None means no limit.
-    """
-    return grain.experimental.BestFitPackIterDataset(
-        pieces,
-        length_struct=dict.fromkeys(features, sequence_length),
-        num_packing_bins=bins,
-        seed=seed,
-        shuffle_bins=shuffle,
-        max_sequences_per_bin=max_pieces,
-    )
-
-
 def to_batch(packed: Mapping[str, np.ndarray]) -> Batch:
-    """Turn stacked rows of the packer into a batch as described at the top of this module.
+    """Return the batch of stacked rows of the packer.
 
     Args:
         packed: `tokens` and `targets`; also `weights`, if not every target has weight 1, and `positions`, if an element holds several
@@ -132,15 +101,35 @@ class Collator:
     """Largest number of elements per row. None means no limit."""
 
 
-def packing_efficiency(batches: Iterable[Mapping[str, np.ndarray]]) -> float:
-    """Return the share of positions that hold a target."""
-    used = total = 0
-    for batch in batches:
-        used += int(np.count_nonzero(batch["segment_ids"]))
-        total += batch["segment_ids"].size
-    if not total:
-        raise PlamoError("there is no batch to measure: at least one is needed")
-    return used / total
+TEXT_COLLATOR = Collator()
+
+
+def pack(
+    pieces: grain.IterDataset,
+    sequence_length: int,
+    bins: int,
+    seed: int = 0,
+    shuffle: bool = False,
+    collator: Collator = TEXT_COLLATOR,
+) -> grain.IterDataset:
+    """Return a dataset of rows of `sequence_length` positions, each filled with whole pieces.
+
+    Args:
+        pieces: Elements with the arrays `collator.features`.
+        sequence_length: Row length t.
+        bins: Number of rows that are filled at the same time. More bins waste less space and need more memory.
+        seed: Random seed of the order of filled rows.
+        shuffle: Whether filled rows come in random order.
+        collator: Data collator of the elements.
+    """
+    return grain.experimental.BestFitPackIterDataset(
+        pieces,
+        length_struct=dict.fromkeys(collator.features, sequence_length),
+        num_packing_bins=bins,
+        seed=seed,
+        shuffle_bins=shuffle,
+        max_sequences_per_bin=collator.max_pieces,
+    )
 
 
 def measure_packing(shards: Shards, sequence_length: int, bins: int) -> float:
@@ -151,7 +140,8 @@ def measure_packing(shards: Shards, sequence_length: int, bins: int) -> float:
     # The begin and end ids do not matter here.
     pieces = Pieces(shards, sequence_length, 0, 0)
     dataset = grain.MapDataset.source(pieces).shuffle(seed=0).repeat().to_iter_dataset()
-    rows = pack(dataset, sequence_length, bins, seed=0, shuffle=False).batch(1).map(to_batch)
     # Measure whole fillings of the bins, because the first rows of a filling are fuller than the last.
-    sets = max(1, round(min(pieces.targets, 20_000_000) / (bins * sequence_length)))
-    return packing_efficiency(itertools.islice(iter(rows), sets * bins))
+    rows = bins * max(1, round(min(pieces.targets, 20_000_000) / (bins * sequence_length)))
+    packed = itertools.islice(pack(dataset, sequence_length, bins), rows)
+    used = sum(np.count_nonzero(row["tokens_segment_ids"]) for row in packed)
+    return int(used) / (rows * sequence_length)

@@ -12,16 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from plamo2_jax.data.documents import UnreadableRecord, place
+from plamo2_jax.data.documents import UnreadableRecord
 from plamo2_jax.data.parquet_pages import Column, read_pages, read_row_groups
-from plamo2_jax.data.streams import naming_damage, too_long
+from plamo2_jax.data.streams import report_damage, too_long
 from plamo2_jax.errors import PlamoError
 
 _ROWS_AT_ONCE = 1024
 _PAGES = 256 << 20
-"""Largest decompressed size of the largest page of each column, summed over the columns, in bytes ..."""
+"""Largest sum over the columns of the decompressed size of the largest page of a column, in bytes."""
 _RATIO = 20
-"""... or this multiple of the compressed size of the pages, if that is larger. Large pages of a large file are harmless."""
+"""A page that expands to at most this multiple of its compressed size is allowed at any size: a large file may have large pages."""
 _NESTED_VALUES = 32_000_000
 """Largest number of values in a page of a nested column. All of them may belong to one row."""
 _DELTA_LENGTH_BYTE_ARRAY, _DELTA_BYTE_ARRAY, _DICTIONARY = 6, 7, (2, 8)
@@ -40,20 +40,21 @@ def read_parquet(
         required: Column that must exist.
 
     Raises:
-        ValueError: The file is damaged, lacks the required column, has two columns of one name, or its decompressed pages are too large.
+        PlamoError: The file is damaged, lacks the required column, has two columns of one name, or its decompressed pages are too large.
     """
     import pyarrow.parquet
 
-    with naming_damage(path), path.open("rb") as raw, pyarrow.parquet.ParquetFile(path) as file:
+    with report_damage(path), path.open("rb") as raw, pyarrow.parquet.ParquetFile(path) as file:
         leaves = [file.schema.column(i) for i in range(len(file.schema))]
         texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
         names = file.schema_arrow.names
         if required is not None and required not in names:
+            shown = ", ".join(name[:40] for name in names[:10]) + (", ..." if len(names) > 10 else "")
             raise PlamoError(
-                f"{path} has no column {required!r}: its columns are {_listed(names)}. Name one of them with --text-field"
+                f"{path} has no column {required!r}: its columns are {shown}. Name one of them with --text-field"
             )
         columns = tuple(dict.fromkeys(name for name in (columns or names) if name in names))
-        _require_distinct(path, file.schema_arrow, columns)
+        _require_distinct(path, [field for field in file.schema_arrow if field.name in columns])
         groups = read_row_groups(raw)
         if len(groups) != file.metadata.num_row_groups:
             raise OSError(f"its footer has {len(groups)} row groups, or {file.metadata.num_row_groups}")
@@ -68,35 +69,26 @@ def read_parquet(
     texts = [name for name in texts if name not in expanded]
     # Without pre_buffer, pages are read one by one.
     options = {"read_dictionary": texts, "pre_buffer": False, "buffer_size": 1 << 20}
-    with naming_damage(path), pyarrow.parquet.ParquetFile(path, **options) as file:
+    with report_damage(path), pyarrow.parquet.ParquetFile(path, **options) as file:
         for number, plan in enumerate(plans):
             for batch in file.iter_batches(plan.rows_at_once(expanded), row_groups=[number], columns=list(columns)):
                 for values in _rows(batch, columns, limit):
                     row += 1
-                    yield place(path, "row", row), values
+                    yield f"{path}, row {row}", values
 
 
-def _require_distinct(path: Path, schema: Any, columns: tuple[str, ...]) -> None:
-    """Check that columns, and the fields of a nested column, have different names."""
+def _require_distinct(path: Path, fields: list[Any], column: str | None = None) -> None:
+    """Check that columns, or the fields of a nested column, have different names."""
     import pyarrow as pa
 
-    def check(names: list[str], what: str) -> None:
-        for name, count in Counter(names).items():
-            if count > 1:
-                raise PlamoError(
-                    f"{path} has {count} {what} named {name[:80]!r}: names must differ. Rename one of them"
-                )
-
-    def check_type(kind: Any, name: str) -> None:
-        if pa.types.is_struct(kind):
-            check([kind.field(i).name for i in range(kind.num_fields)], f"fields of the column {name[:80]!r}")
-        if pa.types.is_nested(kind):
-            for i in range(kind.num_fields):
-                check_type(kind.field(i).type, name)
-
-    check([name for name in schema.names if name in columns], "columns")
-    for name in columns:
-        check_type(schema.field(name).type, name)
+    what = "columns" if column is None else f"fields of the column {column[:80]!r}"
+    for name, count in Counter(field.name for field in fields).items():
+        if count > 1:
+            raise PlamoError(f"{path} has {count} {what} named {name[:80]!r}: names must differ. Rename one of them")
+    for field in fields:
+        if pa.types.is_nested(field.type):
+            children = [field.type.field(i) for i in range(field.type.num_fields)]
+            _require_distinct(path, children, field.name if column is None else column)
 
 
 class _Plan(NamedTuple):
@@ -114,45 +106,36 @@ class _Plan(NamedTuple):
 
 
 def _plan(
-    path: Path,
-    file: IO[bytes],
-    group: list[Column],
-    number: int,
-    rows: int,
-    columns: tuple[str, ...],
-    limit: int,
+    path: Path, file: IO[bytes], group: list[Column], number: int, rows: int, columns: tuple[str, ...], limit: int
 ) -> _Plan:
-    """Plan how to read a row group of `rows` rows.
-
-    Raises:
-        ValueError: The decompressed pages are too large.
-    """
+    """Plan how to read row group `number`, which has `rows` rows. Raise PlamoError if its decompressed pages are too large."""
     plan, pages = _Plan({}, {}, set()), 0
     budget = max(_PAGES, 4 * limit)
     for column in group:
         if column.path.split(".")[0] not in columns and column.path not in columns:
             continue
+        where = f"{path}, row group {number}, column {column.path[:80]!r}"
         largest = entry = values = 0
         as_indices = as_values = _ROWS_AT_ONCE
         for page in read_pages(file, column):
             if "." in column.path and page.values > _NESTED_VALUES:
                 raise PlamoError(
-                    f"{path}, row group {number}, column {column.path[:80]!r}: a page holds {page.values:,} values: at most "
-                    f"{_NESTED_VALUES:,} are read. Write the file with smaller pages"
+                    f"{where}: a page holds {page.values:,} values: at most {_NESTED_VALUES:,} are read. Write the file with "
+                    "smaller pages"
                 )
-            if page.unfolded > budget and page.unfolded > _RATIO * page.stored:
+            if page.decompressed > budget and page.decompressed > _RATIO * page.compressed:
                 raise PlamoError(
-                    f"{path}, row group {number}, column {column.path[:80]!r}: a page of {page.stored:,} bytes unfolds to "
-                    f"{page.unfolded:,}: at most {budget:,} are read. Write the file with smaller pages"
+                    f"{where}: a page of {page.compressed:,} bytes decompresses to {page.decompressed:,}: at most {budget:,} are read. "
+                    "Write the file with smaller pages"
                 )
-            largest = max(largest, page.unfolded if page.unfolded > _RATIO * page.stored else 0)
+            largest = max(largest, page.decompressed if page.decompressed > _RATIO * page.compressed else 0)
             if page.is_dictionary:
-                entry = page.unfolded
+                entry = page.decompressed
                 continue
             values += page.values
-            average = page.unfolded // max(page.values, 1)
+            average = page.decompressed // max(page.values, 1)
             # A value may be an entry of the dictionary, or as large as the whole page before it.
-            largest_value = {_DELTA_BYTE_ARRAY: page.unfolded, **dict.fromkeys(_DICTIONARY, entry)}.get(
+            largest_value = {_DELTA_BYTE_ARRAY: page.decompressed, **dict.fromkeys(_DICTIONARY, entry)}.get(
                 page.encoding, 0
             )
             as_indices = min(as_indices, limit // max(average, 1))
@@ -168,7 +151,7 @@ def _plan(
         pages += largest
     if pages > budget:
         raise PlamoError(
-            f"{path}, row group {number}: its columns unfold to {pages:,} bytes at a time: at most {budget:,} are read. Write the "
+            f"{path}, row group {number}: its columns decompress to {pages:,} bytes at a time: at most {budget:,} are read. Write the "
             "file with smaller pages, or without the columns that are not needed"
         )
     return plan
@@ -176,7 +159,7 @@ def _plan(
 
 def _rows(batch: Any, columns: tuple[str, ...], limit: int) -> Iterator[dict[str, Any] | UnreadableRecord]:
     """Yield the rows of an Arrow batch. Batches with large values are halved."""
-    size = sum(_unfolded(column) for column in batch.columns)
+    size = sum(_expanded_bytes(column) for column in batch.columns)
     if batch.num_rows > 1 and size > limit:
         half = batch.num_rows // 2
         yield from _rows(batch.slice(0, half), columns, limit)
@@ -185,14 +168,15 @@ def _rows(batch: Any, columns: tuple[str, ...], limit: int) -> Iterator[dict[str
     if size > limit:
         yield too_long("row", limit)
         return
+    values = []
     try:
-        values = [_values(batch.column(name)) for name in columns]
+        for name in columns:
+            values.append(_values(batch.column(name)))
     except UnicodeDecodeError as error:
         if batch.num_rows > 1:
             for row in range(batch.num_rows):
                 yield from _rows(batch.slice(row, 1), columns, limit)
             return
-        name = next(name for name in columns if _is_invalid(batch.column(name)))
         yield UnreadableRecord("invalid UTF-8", f"byte {error.start} of the field {name!r}")
         return
     yield from (dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True))
@@ -202,11 +186,10 @@ def _values(column: Any) -> list[Any]:
     """Return the values of an Arrow column."""
     import pyarrow as pa
 
-    if pa.types.is_dictionary(column.type):
+    if pa.types.is_dictionary(column.type) and len(column.dictionary) <= len(column):
         # Each entry is converted once, even if many rows have it.
-        entries = column.dictionary.to_pylist() if len(column.dictionary) <= len(column) else None
-        if entries is not None:
-            return [None if index is None else entries[index] for index in column.indices.to_pylist()]
+        entries = column.dictionary.to_pylist()
+        return [None if index is None else entries[index] for index in column.indices.to_pylist()]
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
@@ -219,15 +202,7 @@ def _values(column: Any) -> list[Any]:
             raise OSError(f"values of the type {column.type} cannot be read: {error}") from None
 
 
-def _is_invalid(column: Any) -> bool:
-    try:
-        column.to_pylist()
-    except UnicodeDecodeError:
-        return True
-    return False
-
-
-def _unfolded(array: Any) -> int:
+def _expanded_bytes(array: Any) -> int:
     """Return the bytes of the values of an Arrow array after dictionary entries are expanded."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -246,24 +221,16 @@ def _unfolded(array: Any) -> int:
         return pc.sum(pc.binary_length(array).cast(pa.int64())).as_py() or 0
     # Memory of the Python objects that hold the values.
     if pa.types.is_struct(kind):
-        return 64 * len(array) + sum(_unfolded(child) for child in array.flatten())
+        return 64 * len(array) + sum(_expanded_bytes(child) for child in array.flatten())
     if pa.types.is_map(kind):
         used = slice(array.offsets[0].as_py(), array.offsets[-1].as_py())
-        return 64 * len(array) + _unfolded(array.keys[used]) + _unfolded(array.items[used])
+        return 64 * len(array) + _expanded_bytes(array.keys[used]) + _expanded_bytes(array.items[used])
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return 64 * len(array) + _unfolded(array.flatten())
+        return 64 * len(array) + _expanded_bytes(array.flatten())
     return 32 * len(array)
 
 
 def _is_bytes(kind: Any) -> bool:
     import pyarrow as pa
 
-    return any(
-        check(kind)
-        for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    )
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(name[:40] for name in names[:10])
-    return f"{shown}, ..." if len(names) > 10 else shown
+    return kind in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())

@@ -17,8 +17,8 @@ _MAX_HEADER = 16 << 20
 class Page(NamedTuple):
     """Compressed and decompressed bytes of a page, its number of values and their encoding; -1 if the header does not state it."""
 
-    stored: int
-    unfolded: int
+    compressed: int
+    decompressed: int
     values: int
     encoding: int
     is_dictionary: bool
@@ -74,12 +74,14 @@ def read_pages(file: IO[bytes], column: Column) -> Iterator[Page]:
                 pass
         else:
             raise OSError(f"the header of a page at byte {position} has no end")
-        stored, unfolded = _number(header.get(3)), _number(header.get(2))
-        if unfolded < 0 or not 0 <= stored <= column.end - position - length:
+        compressed, decompressed = _number(header.get(3)), _number(header.get(2))
+        if decompressed < 0 or not 0 <= compressed <= column.end - position - length:
             raise OSError(f"the page at byte {position} does not end in its column")
         data = next((_struct(header[i]) for i in (5, 7, 8) if i in header), {})
-        yield Page(stored, unfolded, _number(data.get(1)), _number(data.get(4 if 8 in header else 2)), 7 in header)
-        position += length + stored
+        yield Page(
+            compressed, decompressed, _number(data.get(1)), _number(data.get(4 if 8 in header else 2)), 7 in header
+        )
+        position += length + compressed
 
 
 def _column(chunk: Any) -> Column:

@@ -5,13 +5,13 @@ mixed by weight, packed and batched. The batches depend only on the configuratio
 buffered data, and restoring it continues the batches exactly.
 
 In a job of several processes, each process packs whole batches and keeps its own rows. Together the rows are the batches of a job with one
-process, and the iterator's state is the same in all processes and for any number of them. The price: every host reads and packs all rows.
+process, and the iterator's state is the same in all processes and for any number of them. In return, every host reads and packs all rows.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +22,7 @@ import numpy as np
 
 from plamo2_jax.data.batch import Batch
 from plamo2_jax.data.in_memory import TokenizedText
-from plamo2_jax.data.packing import Collator, Pieces, pack
+from plamo2_jax.data.packing import TEXT_COLLATOR, Collator, Pieces, pack
 from plamo2_jax.data.shards import Shards, open_shards
 from plamo2_jax.data.upsampling import UpsampledPieces
 from plamo2_jax.errors import PlamoError
@@ -66,7 +66,7 @@ class DataConfig:
     shuffle: bool = True
     """If false, documents come in the order of the shards in every epoch."""
     prefetch_batches: int = field(default=4, metadata={"free": True})
-    """Number of batches that a thread prepares in advance, in addition to one filling of the bins. 0: prepare each batch on demand."""
+    """Number of batches that a thread prepares in advance, in addition to the rows of all bins. 0: prepare each batch on demand."""
     read_threads: int = field(default=2, metadata={"free": True})
     """Number of threads that read documents in advance; 0: read in the calling thread."""
     worker_processes: int = 0
@@ -96,25 +96,19 @@ def train_iterator(
     Args:
         config: Data settings.
         tokenizer: Tokenizer of the shards.
-        process_index, process_count: Index of this process and number of processes. Each process gets its rows of every batch.
-
-    Returns:
-        Iterator of batches in the format of `plamo2_jax.data.packing`, with batch_size / process_count rows.
+        process_index, process_count: Index of this process and number of processes. Each process gets batch_size / process_count rows
+            of every batch.
 
     Raises:
         ShardError: A folder cannot be read or was written with another tokenizer.
-        ValueError: The batch cannot be divided among the processes.
+        PlamoError: The batch cannot be divided among the processes.
     """
     sources = open_mixture(config, tokenizer)
     return mixed_batches(config, sources, process_index=process_index, process_count=process_count)
 
 
 def open_mixture(config: DataConfig, tokenizer: Tokenizer) -> list[Elements]:
-    """Open the shards of a mixture as the sources of `mixed_batches`.
-
-    Raises:
-        ShardError: A folder cannot be read or was written with another tokenizer.
-    """
+    """Open the shards of a mixture as the sources of `mixed_batches`. Raise ShardError as `train_iterator` does."""
     sources = []
     for item in config.mixture:
         shards = open_shards(item.path, tokenizer)
@@ -139,116 +133,77 @@ class Elements(Protocol):
 def mixed_batches(
     config: DataConfig,
     sources: Sequence[Elements],
-    collator: Collator | None = None,
+    collator: Collator = TEXT_COLLATOR,
     *,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator[Batch]:
-    """Return an endless iterator of batches from several sources. The result and the errors are those of `train_iterator`.
+    """Return an endless iterator of batches from several sources, as `train_iterator` does from folders of shards.
 
     Args:
         config: Data settings; `mixture[i].weight` is the weight of `sources[i]`.
-        sources: The sources.
-        collator: Data collator; None: for text.
-        process_index, process_count: Index of this process and number of processes.
+        sources: Elements to mix.
+        collator: Data collator of the elements; the default is for text.
+        process_index, process_count: As for `train_iterator`.
     """
-    collator = collator or Collator()
     rows = _rows_of_process(config, process_index, process_count)
     dataset = _mix(config, sources).to_iter_dataset(_read_options(config.read_threads))
-    dataset = pack(
-        dataset,
-        config.sequence_length,
-        config.packing_bins,
-        config.seed,
-        config.shuffle,
-        collator.features,
-        collator.max_pieces,
-    )
+    dataset = pack(dataset, config.sequence_length, config.packing_bins, config.seed, config.shuffle, collator)
     dataset = dataset.batch(config.batch_size, drop_remainder=True)
     dataset = dataset.map(functools.partial(_take_rows, rows=rows)).map(collator.to_batch)
     if config.worker_processes:
-        _accept_default_flags()
+        from absl import flags
+
+        # Grain's worker processes read absl flags, and only `absl.app.run` would parse them.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.worker_processes))
     if config.prefetch_batches:
-        # The packer returns all rows of a filling of the bins at once. A buffer of that size lets it work on the next filling meanwhile.
+        # The packer fills all bins before it returns their rows. A buffer of that size lets it fill the bins again in the meantime.
         buffer = config.prefetch_batches + -(-config.packing_bins // config.batch_size)
         dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=buffer)
     return iter(dataset)
 
 
-class HeldoutBatches:
-    """One pass over all documents of a folder of shards, in order. It can be iterated several times.
-
-    The last batch is filled up with rows of padding, so that all batches have the same shape.
-
-    Attributes:
-        shards: The documents.
-        documents, tokens, bytes: Total numbers; `bytes` is the denominator of bits per byte.
-        targets: Number of targets in all batches, including one end token per document.
-    """
-
-    def __init__(
-        self,
-        config: DataConfig,
-        shards: Shards | TokenizedText,
-        tokenizer: Tokenizer,
-        process_index: int,
-        process_count: int,
-    ):
-        self.shards = shards
-        self.documents, self.tokens, self.bytes = shards.documents, shards.tokens, shards.bytes
-        pieces = Pieces(shards, config.sequence_length, tokenizer.bos_id, tokenizer.eos_id)
-        self.targets = pieces.targets
-        self._dataset = one_pass(config, pieces, process_index=process_index, process_count=process_count)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(self._dataset)
-
-
 def heldout_batches(
     config: DataConfig,
-    folder: str | Path,
+    documents: str | Path | Shards | TokenizedText,
     tokenizer: Tokenizer,
     *,
     process_index: int = 0,
     process_count: int = 1,
-) -> HeldoutBatches:
-    """Return the batches of held-out text for evaluation: every document once.
+) -> grain.IterDataset[Batch]:
+    """Return the batches of held-out text for evaluation: every document once, in order. They can be iterated several times.
+
+    The last batch is filled with rows of padding, so all batches have the same shape.
 
     Args:
         config: Data settings; sequence_length, batch_size, packing_bins and read_threads are used.
-        folder: Folder of shards with held-out text.
-        tokenizer: Tokenizer of the shards.
-        process_index, process_count: Index of this process and number of processes. Each process gets its rows of every batch.
+        documents: Folder of shards, opened shards, or text in memory.
+        tokenizer: Tokenizer of the documents.
+        process_index, process_count: As for `train_iterator`.
 
     Raises:
         ShardError: The folder cannot be read or was written with another tokenizer.
-        ValueError: The batch cannot be divided among the processes.
+        PlamoError: The batch cannot be divided among the processes.
     """
-    return HeldoutBatches(config, open_shards(folder, tokenizer), tokenizer, process_index, process_count)
+    shards = documents if isinstance(documents, Shards | TokenizedText) else open_shards(documents, tokenizer)
+    pieces = Pieces(shards, config.sequence_length, tokenizer.bos_id, tokenizer.eos_id)
+    return one_pass(config, pieces, process_index=process_index, process_count=process_count)
 
 
 def one_pass(
     config: DataConfig,
     elements: Elements,
-    collator: Collator | None = None,
+    collator: Collator = TEXT_COLLATOR,
     *,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.IterDataset[Batch]:
-    """Return batches with every element once, in order. The last batch is filled with padding. Arguments: as for `mixed_batches`."""
-    collator = collator or Collator()
+    """Return batches with every element once, in order, as `heldout_batches` does. The arguments are those of `mixed_batches`."""
     rows = _rows_of_process(config, process_index, process_count)
     dataset = grain.MapDataset.source(elements).to_iter_dataset(_read_options(config.read_threads))
-    dataset = pack(
-        dataset,
-        config.sequence_length,
-        config.packing_bins,
-        seed=0,
-        shuffle=False,
-        features=collator.features,
-        max_pieces=collator.max_pieces,
-    )
+    dataset = pack(dataset, config.sequence_length, config.packing_bins, collator=collator)
     fill = functools.partial(grain.experimental.batch_and_pad, batch_size=config.batch_size)
     dataset = dataset.batch(config.batch_size, drop_remainder=False, batch_fn=fill)
     return dataset.map(functools.partial(_take_rows, rows=rows)).map(collator.to_batch)
@@ -279,20 +234,9 @@ def _rows_of_process(config: DataConfig, process_index: int, process_count: int)
             f"process_index={process_index} is not allowed: it must be between 0 and process_count - 1 = {process_count - 1}"
         )
     rows, rest = divmod(config.batch_size, process_count)
-    if rest:
-        raise PlamoError(
-            f"DataConfig.batch_size={config.batch_size} is not allowed: it must be a multiple of the number of processes, {process_count}"
-        )
+    require(config, "batch_size", not rest, f"a multiple of the number of processes, {process_count}")
     return slice(process_index * rows, (process_index + 1) * rows)
 
 
 def _read_options(threads: int) -> grain.ReadOptions:
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=64 if threads else 0)
-
-
-def _accept_default_flags() -> None:
-    """Parse absl flags with their defaults: Grain's worker processes read them, and only `absl.app.run` would parse them."""
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()

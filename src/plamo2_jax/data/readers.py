@@ -1,7 +1,7 @@
 """Readers, one per file format.
 
 A reader yields `(place, fields)` for each record of a file: file and line, and the values by name. For a bad record, an UnreadableRecord
-with the reason takes the place of the values. A problem with the whole file raises ValueError.
+with the reason takes the place of the values. A problem with the whole file raises PlamoError.
 
 A record of more than `limit` bytes is unreadable, and reading continues after it. Memory is bounded for any decompressed size.
 """
@@ -17,29 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from plamo2_jax.data.array_record import Chunk, read_chunks
-from plamo2_jax.data.documents import BadRecord, ReadReport, UnreadableRecord, place
-from plamo2_jax.data.files import COMPRESSIONS, SUFFIXES, find_files, format_of
+from plamo2_jax.data.documents import ReadReport, UnreadableRecord
+from plamo2_jax.data.files import find_files, format_of
 from plamo2_jax.data.parquet import read_parquet
-from plamo2_jax.data.streams import MAX_RECORD_BYTES, naming_damage, open_bytes, read_lines, too_long
+from plamo2_jax.data.streams import MAX_RECORD_BYTES, first_line, open_bytes, read_lines, report_damage, too_long
 from plamo2_jax.data.values import plain_fields
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import json_problem
-
-__all__ = [
-    "COMPRESSIONS",
-    "MAX_RECORD_BYTES",
-    "SUFFIXES",
-    "format_of",
-    "good_records",
-    "open_records",
-    "read_array_record",
-    "read_bundled",
-    "read_jsonl",
-    "read_parquet",
-    "read_records",
-    "read_text",
-    "read_tfds",
-]
 
 Fields = Mapping[str, Any] | UnreadableRecord
 Records = Iterator[tuple[str, Fields]]
@@ -67,7 +51,7 @@ def read_records(
         limit: Largest size of a record in bytes. A larger record is bad.
 
     Raises:
-        ValueError: There is no such file, it has another format, or it is damaged.
+        PlamoError: There is no such file, it has another format, or it is damaged.
         TooManyBadRecordsError: The share of bad records exceeds the limit of `report`.
     """
     files = find_files(spec, report)
@@ -78,13 +62,12 @@ def read_records(
             )
     for file in files:
         yield from good_records(open_records(file, limit=limit), report)
-        report.files += 1
 
 
 def open_records(
     file: Path, *, limit: int = MAX_RECORD_BYTES, columns: tuple[str, ...] | None = None, text_field: str | None = None
 ) -> Records:
-    """Return the reader for the format of a file, not yet started.
+    """Return the records of a file, by its format. The file is opened when the first record is read.
 
     Args:
         file: File to read.
@@ -123,27 +106,26 @@ def good_records(
                 raise fields
             plain = plain_fields(fields, report.changes if count_changes else None, texts)
         except UnreadableRecord as error:
-            report.count_bad(BadRecord(where, error.reason, error.detail))
+            report.count_bad(where, error)
             continue
         yield where, plain
 
 
 def read_jsonl(path: Path, limit: int = MAX_RECORD_BYTES) -> Records:
     """Read JSON lines: one object per line, without blank lines. The file may be compressed (.gz, .xz, .bz2, .zst)."""
-    with naming_damage(path), open_bytes(path) as file:
+    with report_damage(path), open_bytes(path) as file:
         for number, line in read_lines(file, limit):
+            where = f"{path}, line {number}"
             if isinstance(line, UnreadableRecord):
-                yield place(path, "line", number), line
-                continue
+                yield where, line
             # Concatenated files have a byte order mark in the middle.
-            line = line.removeprefix(_BYTE_ORDER_MARK)
-            if line.strip():
-                yield place(path, "line", number), _parse_json(line)
+            elif (line := line.removeprefix(_BYTE_ORDER_MARK)).strip():
+                yield where, _parse_json(line)
 
 
 def read_text(path: Path, text_field: str, limit: int = MAX_RECORD_BYTES) -> Records:
     """Read plain text as one document. The file may be compressed (.gz, .xz, .bz2, .zst). Windows line ends become newlines."""
-    with naming_damage(path), open_bytes(path) as file:
+    with report_damage(path), open_bytes(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
         yield str(path), too_long("text", limit)
@@ -153,18 +135,18 @@ def read_text(path: Path, text_field: str, limit: int = MAX_RECORD_BYTES) -> Rec
         yield str(path), {text_field: data.decode("utf-8").replace("\r\n", "\n")}
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        yield place(path, "line", line), UnreadableRecord("invalid UTF-8", f"byte {error.start} of the file")
+        yield f"{path}, line {line}", UnreadableRecord("invalid UTF-8", f"byte {error.start} of the file")
 
 
 def read_array_record(path: Path, limit: int = MAX_RECORD_BYTES) -> Records:
     """Read an ArrayRecord file, whose records are JSON objects.
 
     Raises:
-        ValueError: The file is damaged or has another format.
+        PlamoError: The file is damaged or has another format.
     """
     from array_record.python.array_record_module import ArrayRecordReader
 
-    with naming_damage(path):
+    with report_damage(path):
         # The library opens any file. A file of another format then has no records, like an empty one.
         path.open("rb").close()
         reader = ArrayRecordReader(str(path))
@@ -176,10 +158,8 @@ def read_array_record(path: Path, limit: int = MAX_RECORD_BYTES) -> Records:
                 found = reader.read(list(indices)) if readable else [None] * len(indices)
                 for number, record in zip(indices, found, strict=True):
                     too_large = record is None or len(record) > limit
-                    yield (
-                        place(path, "record", number + 1),
-                        too_long("record", limit) if too_large else _parse_json(record),
-                    )
+                    fields = too_long("record", limit) if too_large else _parse_json(record)
+                    yield f"{path}, record {number + 1}", fields
         finally:
             reader.close()
 
@@ -194,7 +174,7 @@ def read_tfds(name: str, split: str, data_dir: Path | None, limit: int = MAX_REC
         limit: Largest size of a record in bytes. A larger record is unreadable.
 
     Raises:
-        ValueError: There is no such data set or split, or it is not prepared as ArrayRecord.
+        PlamoError: There is no such data set or split, or it is not prepared as ArrayRecord.
     """
     import tensorflow_datasets as tfds
 
@@ -208,36 +188,22 @@ def read_tfds(name: str, split: str, data_dir: Path | None, limit: int = MAX_REC
             f"{label} is not prepared in {data_dir or 'the default data_dir'}. Prepare it with "
             f"tfds.builder({name!r}, data_dir=..., file_format='array_record').download_and_prepare()"
         ) from None
-    except (
-        Exception
-    ) as error:  # On damaged files, the parsers of JSON, protobuf and features in TFDS raise various errors.
-        raise PlamoError(f"{label} cannot be read: {_first_line(error)}") from None
-    with naming_damage(Path(label)):
+    # On damaged files, the parsers of JSON, protobuf and features in TFDS raise various errors.
+    except Exception as error:
+        raise PlamoError(f"{label} cannot be read: {first_line(error)}") from None
+    with report_damage(Path(label)):
         for index, readable in zip(range(len(source)), _readable(source, limit), strict=False):
-            yield place(label, "record", index + 1), _tfds_record(source, index, limit, readable=readable)
+            fields = _tfds_record(source, index, limit) if readable else too_long("record", limit)
+            yield f"{label}, record {index + 1}", fields
 
 
-def read_bundled(language: str, split: str) -> Records:
-    """Read the bundled corpus: language "ja", "en" or "all", split "train", "heldout" or "all"."""
-    from plamo2_jax.data import corpus
-
-    for document in corpus.documents(None if language == "all" else language, split):
-        yield document["id"], document
-
-
-def _tfds_record(source: Any, index: int, limit: int, *, readable: bool) -> Fields:
-    if not readable:
-        return too_long("record", limit)
+def _tfds_record(source: Any, index: int, limit: int) -> Fields:
     try:
         fields = source[index]
     except Exception as error:
-        return UnreadableRecord("not decodable", _first_line(error))
+        return UnreadableRecord("not decodable", first_line(error))
     size = sum(len(value) for value in fields.values() if isinstance(value, str | bytes))
     return too_long("record", limit) if size > limit else fields
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def _readable(source: Any, limit: int) -> Iterator[bool]:

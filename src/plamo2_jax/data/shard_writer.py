@@ -24,6 +24,7 @@ from plamo2_jax.data.shards import (
     encode_record,
 )
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.progress import tqdm
 from plamo2_jax.storage import new_folder
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
@@ -32,46 +33,10 @@ _DOCUMENTS_PER_TASK = 64
 
 
 def write_shards(
-    documents: Iterable[Document],
-    tokenizer: Tokenizer,
-    folder: str | Path,
-    *,
-    report: ReadReport | None = None,
-    tokens_per_shard: int = TOKENS_PER_SHARD,
-    processes: int = 0,
-    overwrite: bool = False,
-    progress: bool = True,
+    documents: Iterable[Document], tokenizer: Tokenizer, folder: str | Path, **options: Any
 ) -> dict[str, Any]:
-    """Tokenize documents into shards, in order. The folder appears complete or not at all.
-
-    Args:
-        documents: Documents to write; read once, as a stream.
-        tokenizer: Tokenizer; its fingerprint is written into the manifest. Control strings in text stay text.
-        folder: Folder to create.
-        report: Report of the reader of `documents`, for the manifest.
-        tokens_per_shard: Number of tokens after which a new shard is started.
-        processes: Number of worker processes that tokenize; 0: tokenize in this process. The result is the same.
-        overwrite: Replace the folder if it holds shards.
-        progress: Show a progress bar.
-
-    Returns:
-        The manifest.
-
-    Raises:
-        ShardError: The folder exists, or there is no document.
-    """
-    sides = write_sides(
-        documents,
-        tokenizer,
-        {"": Path(folder)},
-        lambda document: "",
-        report=report,
-        tokens_per_shard=tokens_per_shard,
-        processes=processes,
-        overwrite=overwrite,
-        progress=progress,
-    )
-    return sides[""]
+    """Tokenize documents into one folder of shards. Return its manifest. `options` are the keyword arguments of `write_sides`."""
+    return write_sides(documents, tokenizer, {"": Path(folder)}, lambda document: "", **options)[""]
 
 
 def write_sides(
@@ -86,14 +51,18 @@ def write_sides(
     overwrite: bool = False,
     progress: bool = True,
 ) -> dict[str, dict[str, Any]]:
-    """Tokenize documents into several folders of shards in one pass, such as both sides of a split.
+    """Tokenize documents into several folders of shards in one pass, such as both sides of a split, in order.
 
     Args:
         documents: Documents to write; read once, as a stream.
-        tokenizer: Tokenizer.
-        folders: Folder to create for each side.
+        tokenizer: Tokenizer; its fingerprint is written into the manifests. Control strings in text stay text.
+        folders: Folder to create for each side. It appears complete or not at all.
         side_of: Function that returns the side of a document.
-        report, tokens_per_shard, processes, overwrite, progress: As for `write_shards`.
+        report: Report of the reader of `documents`, for the manifests.
+        tokens_per_shard: Number of tokens after which a new shard is started.
+        processes: Number of worker processes that tokenize; 0: tokenize in this process. The result is the same.
+        overwrite: Replace folders that hold shards.
+        progress: Show a progress bar.
 
     Returns:
         The manifest of each side.
@@ -101,8 +70,6 @@ def write_sides(
     Raises:
         ShardError: A folder exists, or a side has no document. Then no folder is written.
     """
-    from plamo2_jax.progress import tqdm
-
     if tokens_per_shard < 1 or processes < 0:
         raise PlamoError(
             f"tokens_per_shard={tokens_per_shard} and processes={processes} are not allowed: they must be at least 1 and 0"

@@ -23,10 +23,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from plamo2_jax.array_input import map_npy
+from plamo2_jax.data.streams import first_line
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.model_files import file_inside, optional_file
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from plamo2_jax.validation import shown
 
 FORMAT = "plamo2-shards-1"
 MANIFEST, LENGTHS = "manifest.json", "lengths.npy"
@@ -74,8 +76,7 @@ class Shards:
     """Random access to the documents of a folder of shards: `len(shards)`, `shards[i]`. It can be pickled and used in several threads.
 
     Attributes:
-        folder: The folder.
-        manifest: The parsed manifest.json.
+        documents, tokens, bytes: Total numbers; tokens without special tokens, and the UTF-8 bytes of all texts.
         lengths: [documents] uint32, number of tokens of each document; memory-mapped.
     """
 
@@ -84,43 +85,25 @@ class Shards:
 
         self.folder = folder
         self.manifest = manifest
+        self.documents, self.tokens, self.bytes = (manifest[name] for name in _COUNTS)
         self.lengths = _load_lengths(folder, manifest)
         paths = [str(folder / shard["name"]) for shard in manifest["shards"]]
         try:
             self._records = grain.sources.ArrayRecordDataSource(paths)
         except (RuntimeError, ValueError) as error:
-            raise ShardError(f"the shards of {folder} cannot be opened: {_first_line(error)}") from None
+            raise ShardError(f"the shards of {folder} cannot be opened: {first_line(error)}") from None
         if len(self._records) != self.documents:
             raise ShardError(f"{folder} has {len(self._records)} records: by {MANIFEST} it must have {self.documents}")
-
-    @property
-    def documents(self) -> int:
-        """Number of documents."""
-        return self.manifest["documents"]
-
-    @property
-    def tokens(self) -> int:
-        """Number of tokens, without special tokens."""
-        return self.manifest["tokens"]
-
-    @property
-    def bytes(self) -> int:
-        """Number of UTF-8 bytes of all texts."""
-        return self.manifest["bytes"]
 
     def __len__(self) -> int:
         return self.documents
 
     def __getitem__(self, index: int) -> TokenizedDocument:
-        """Read document `index`.
-
-        Raises:
-            ShardError: The record is damaged.
-        """
+        """Read document `index`. Raise ShardError if its record is damaged."""
         try:
             document = decode_record(self._records[index])
         except (RuntimeError, ShardError) as error:
-            raise ShardError(f"{self.folder}, document {index}: {_first_line(error)}") from None
+            raise ShardError(f"{self.folder}, document {index}: {first_line(error)}") from None
         if len(document.ids) != self.lengths[index]:
             raise ShardError(
                 f"{self.folder}, document {index} has {len(document.ids)} ids: by {LENGTHS} it must have {self.lengths[index]}"
@@ -136,7 +119,7 @@ def open_shards(folder: str | Path, tokenizer: Tokenizer | None = None) -> Shard
     """Open a folder of shards written by `write_shards`.
 
     Args:
-        folder: The folder.
+        folder: Folder with a manifest.
         tokenizer: Tokenizer that must have written the shards; None: any.
 
     Raises:
@@ -175,26 +158,25 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check_manifest(path: Path, manifest: Any) -> None:
-    found = manifest.get("format") if isinstance(manifest, dict) else None
+def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    found = manifest.get("format")
     if found != FORMAT:
-        raise ShardError(f"{path}: format is {_short(found)}: it must be {FORMAT!r}")
+        raise ShardError(f"{path}: format is {shown(found)}: it must be {FORMAT!r}")
     tokenizer = manifest.get("tokenizer")
     if not isinstance(tokenizer, dict) or not isinstance(tokenizer.get("fingerprint"), str):
         raise ShardError(
-            f"{path}: tokenizer is {_short(tokenizer)}: it must be an object with a fingerprint and vocab_size"
+            f"{path}: tokenizer is {shown(tokenizer)}: it must be an object with a fingerprint and vocab_size"
         )
     _check_counts(path, "tokenizer", tokenizer, ("vocab_size",))
     _check_counts(path, "the manifest", manifest, _COUNTS)
     shards = manifest.get("shards")
     if not isinstance(shards, list) or not shards or not all(isinstance(shard, dict) for shard in shards):
-        raise ShardError(f"{path}: shards is {_short(shards)}: it must be a list of objects, not empty")
+        raise ShardError(f"{path}: shards is {shown(shards)}: it must be a list of objects, not empty")
     for i, shard in enumerate(shards):
         # Only names from this module are allowed: other names could lead out of the folder.
-        if shard.get("name") != SHARD_NAME.format(i):
-            raise ShardError(
-                f"{path}: shards[{i}].name is {_short(shard.get('name'))}: it must be {SHARD_NAME.format(i)!r}"
-            )
+        name, expected = shard.get("name"), SHARD_NAME.format(i)
+        if name != expected:
+            raise ShardError(f"{path}: shards[{i}].name is {shown(name)}: it must be {expected!r}")
         _check_counts(path, f"shards[{i}]", shard, ("documents", "size"))
 
 
@@ -202,23 +184,13 @@ def _check_counts(path: Path, what: str, values: dict[str, Any], names: tuple[st
     for name in names:
         value = values.get(name)
         if type(value) is not int or value < 0:
-            raise ShardError(f"{path}: {name} of {what} is {_short(value)}: it must be a whole number, not negative")
+            raise ShardError(f"{path}: {name} of {what} is {shown(value)}: it must be a whole number, not negative")
 
 
 def _load_lengths(folder: Path, manifest: dict[str, Any]) -> np.ndarray:
     path = file_inside(folder, LENGTHS, error=ShardError)
     lengths = map_npy(path, np.uint32, (manifest["documents"],), error=ShardError)
-    if int(lengths.sum(dtype=np.int64)) != manifest["tokens"]:
-        raise ShardError(
-            f"{path} adds up to {int(lengths.sum(dtype=np.int64))} tokens: by {MANIFEST} it must be {manifest['tokens']}"
-        )
+    tokens = int(lengths.sum(dtype=np.int64))
+    if tokens != manifest["tokens"]:
+        raise ShardError(f"{path} adds up to {tokens} tokens: by {MANIFEST} it must be {manifest['tokens']}")
     return lengths
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}..."
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -20,12 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plamo2_jax.data import readers
-from plamo2_jax.data.documents import BadRecord, Document, ReadReport, UnreadableRecord
+from plamo2_jax.data import corpus, readers
+from plamo2_jax.data.documents import Document, ReadReport, UnreadableRecord
 from plamo2_jax.data.files import each_once, find_files
 from plamo2_jax.errors import PlamoError
-
-__all__ = ["FieldNames", "find_files", "read_documents", "side_of", "split_documents", "to_document"]
 
 _SPLIT = r"[A-Za-z_]\w*(?:\[[^\]]*\])?"
 _TFDS = re.compile(rf"tfds:(?P<name>[^:].*?):(?P<split>{_SPLIT}(?:\+{_SPLIT})*)")
@@ -33,17 +31,13 @@ _BUNDLED = re.compile(r"bundled:(?P<language>ja|en|all):(?P<split>train|heldout|
 
 
 @dataclass(frozen=True)
-class FieldNames:
-    """Names of the fields of a record that are used."""
+class _FieldNames:
+    """Names of the fields of a record that are used: the arguments of `read_documents` that end in `_field`."""
 
     text: str = "text"
-    """Field with the text: str, or UTF-8 bytes."""
     id: str = "id"
-    """Field with the id. Without one, file and line name the document."""
     language: str = "language"
-    """Field with the language."""
     pair: str | None = None
-    """Field with the pair key. Documents with the same key are on the same side of a held-out split."""
 
     def used(self) -> tuple[str, ...]:
         """All names, in order."""
@@ -80,20 +74,20 @@ def read_documents(
         keep_fields: Put the other fields of a record into `meta`. If false, only the used columns are read from Parquet.
 
     Raises:
-        ValueError: An input does not exist, or is damaged.
+        PlamoError: An input does not exist, or is damaged.
         TooManyBadRecordsError: The share of bad records exceeds the limit of `report`.
     """
     if max_record_bytes < 1:
         raise PlamoError(f"max_record_bytes={max_record_bytes} is not allowed: it must be at least 1")
     report = ReadReport() if report is None else report
-    names = FieldNames(text_field, id_field, language_field, pair_field)
+    names = _FieldNames(text_field, id_field, language_field, pair_field)
     seen: dict[str | tuple[int, int], Path] = {}
     streams = []
     for spec in map(str, inputs):
         found = _named_stream(spec, None if data_dir is None else Path(data_dir), max_record_bytes)
         if found is not None:
             # The bundled corpus has its own field names.
-            streams.append((found, FieldNames(pair="pair") if spec.startswith("bundled:") else names))
+            streams.append((found, _FieldNames(pair="pair") if spec.startswith("bundled:") else names))
             continue
         columns = None if keep_fields else names.used()
         for file in each_once(find_files(spec, report), report, seen):
@@ -108,11 +102,8 @@ def side_of(document: Document, fraction: float = 0.01) -> str:
     Documents with the same `pair`, and documents with the same text, are on the same side.
 
     Args:
-        document: The document.
-        fraction: Share of held-out documents.
-
-    Raises:
-        ValueError: The fraction is outside (0, 1).
+        document: Document to assign.
+        fraction: Share of held-out documents, between 0 and 1.
     """
     if not 0 < fraction < 1:
         raise PlamoError(f"the held-out fraction is {fraction}: it must be between 0 and 1")
@@ -123,16 +114,7 @@ def side_of(document: Document, fraction: float = 0.01) -> str:
 
 
 def split_documents(documents: Iterable[Document], split: str, fraction: float = 0.01) -> Iterator[Document]:
-    """Yield the documents of one side of the split.
-
-    Args:
-        documents: Documents of both sides.
-        split: "all", "train" or "heldout".
-        fraction: Share of held-out documents.
-
-    Raises:
-        ValueError: The split is unknown, or the fraction is outside (0, 1).
-    """
+    """Yield the documents of one side of the split, "train" or "heldout", or "all". `fraction` is the share of held-out documents."""
     if split not in ("all", "train", "heldout"):
         raise PlamoError(f"split={split!r} is not allowed: it must be all, train or heldout")
     for document in documents:
@@ -140,24 +122,27 @@ def split_documents(documents: Iterable[Document], split: str, fraction: float =
             yield document
 
 
-def to_document(
-    fields: Mapping[str, Any],
-    where: str,
-    names: FieldNames,
-    language: str | None = None,
-    changes: Counter[str] | None = None,
+def _read(
+    streams: list[tuple[readers.Records, _FieldNames]], language: str | None, report: ReadReport, keep_fields: bool
+) -> Iterator[Document]:
+    for records, names in streams:
+        for where, fields in readers.good_records(records, report, (names.text,), count_changes=keep_fields):
+            try:
+                document = _to_document(fields, where, names, language, report.changes if keep_fields else None)
+            except UnreadableRecord as error:
+                report.count_bad(where, error)
+                continue
+            report.records += 1
+            yield document
+    report.judge()
+
+
+def _to_document(
+    fields: Mapping[str, Any], where: str, names: _FieldNames, language: str | None, changes: Counter[str] | None
 ) -> Document:
-    """Return the document of a record.
+    """Return the document of a record, or raise UnreadableRecord if it has no text.
 
-    Args:
-        fields: Values of the record from `plain_fields`.
-        where: Name of a document without id.
-        names: Names of the used fields. Other fields named "text", "id" or "language" are omitted.
-        language: Language if the record declares none.
-        changes: Counter of omitted fields; None: omit all unused fields.
-
-    Raises:
-        UnreadableRecord: The record has no usable text.
+    Unused fields named "text", "id" or "language" are counted in `changes` and omitted; without `changes`, all unused fields are.
     """
     text = fields.get(names.text)
     if text is None:
@@ -184,24 +169,8 @@ def to_document(
     )
 
 
-def _read(
-    streams: list[tuple[readers.Records, FieldNames]], language: str | None, report: ReadReport, keep_fields: bool
-) -> Iterator[Document]:
-    for records, names in streams:
-        for where, fields in readers.good_records(records, report, (names.text,), count_changes=keep_fields):
-            try:
-                document = to_document(fields, where, names, language, report.changes if keep_fields else None)
-            except UnreadableRecord as error:
-                report.count_bad(BadRecord(where, error.reason, error.detail))
-                continue
-            report.count_good()
-            yield document
-        report.files += 1
-    report.judge()
-
-
 def _named_stream(spec: str, data_dir: Path | None, limit: int) -> readers.Records | None:
-    """Return the reader of a tfds: or bundled: input, not yet started; None for other inputs."""
+    """Return the records of a tfds: or bundled: input, which are read later, or None for other inputs."""
     if spec.startswith("tfds:"):
         match = _TFDS.fullmatch(spec)
         if not match:
@@ -213,11 +182,12 @@ def _named_stream(spec: str, data_dir: Path | None, limit: int) -> readers.Recor
             raise PlamoError(
                 f"{spec} is not allowed: it must be bundled:LANGUAGE:SPLIT with ja, en or all, and train, heldout or all"
             )
-        return readers.read_bundled(match["language"], match["split"])
+        language = None if match["language"] == "all" else match["language"]
+        return ((document["id"], document) for document in corpus.documents(language, match["split"]))
     return None
 
 
-def _missing_text(fields: Mapping[str, Any], names: FieldNames) -> str:
+def _missing_text(fields: Mapping[str, Any], names: _FieldNames) -> str:
     """Describe which fields the record has, and which option selects the field that looks like the text."""
     texts = {name: len(value) for name, value in fields.items() if isinstance(value, str) and name not in names.used()}
     shown = ", ".join(name[:40] for name in list(fields)[:8]) + (", ..." if len(fields) > 8 else "")

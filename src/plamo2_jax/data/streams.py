@@ -35,7 +35,7 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
         if path.suffix == ".gz":
             raw = stack.enter_context(gzip.GzipFile(fileobj=raw))
         elif path.suffix == ".xz":
-            # The format allows a file to require 4 GiB of memory.
+            # By the format, a file may need 4 GiB of memory to decompress.
             raw = _Decompressed(raw, lambda: lzma.LZMADecompressor(memlimit=_XZ_MEMORY))
         elif path.suffix == ".bz2":
             raw = _Decompressed(raw, bz2.BZ2Decompressor)
@@ -45,7 +45,7 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
 def read_lines(file: io.BufferedReader, limit: int) -> Iterator[tuple[int, bytes | UnreadableRecord]]:
     """Yield the lines of a file, numbered from 1. A line longer than `limit` bytes is replaced by an UnreadableRecord.
 
-    Of many consecutive empty lines, only the first are yielded.
+    Of consecutive empty lines, only the first 1,000 are yielded.
     """
     number = empty = 0
     while line := file.readline(limit + 1):
@@ -71,8 +71,8 @@ def too_long(what: str, limit: int) -> UnreadableRecord:
 
 
 @contextlib.contextmanager
-def naming_damage(path: Path) -> Iterator[None]:
-    """Replace the errors of decompressors and file formats, which rarely name the file, by one sentence that does."""
+def report_damage(path: Path) -> Iterator[None]:
+    """Turn the errors of decompressors and file formats, which rarely name the file, into a PlamoError that names it."""
     import pyarrow
 
     try:
@@ -80,8 +80,12 @@ def naming_damage(path: Path) -> Iterator[None]:
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except (EOFError, OSError, RuntimeError, UnicodeError, lzma.LZMAError, zlib.error, pyarrow.ArrowException) as error:
-        detail = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        raise PlamoError(f"{path} is damaged or does not have the format of its name: {detail}") from None
+        raise PlamoError(f"{path} is damaged or does not have the format of its name: {first_line(error)}") from None
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, shortened; the name of its class if the message is empty."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 class _Decompressed(io.RawIOBase):

@@ -24,10 +24,9 @@ class UpsampledPieces:
     def __init__(self, pieces: Pieces, long_tokens: int, repeats: int):
         self._pieces = pieces
         document, lengths = pieces.documents(), pieces.document_lengths()
-        is_long = (lengths >= long_tokens)[document]
-        counts = np.where(is_long, repeats, 1)
-        self._indices = np.repeat(np.arange(len(pieces), dtype=np.int64), counts)
-        self.targets = int(np.sum((lengths.astype(np.int64) + 1) * np.where(lengths >= long_tokens, repeats, 1)))
+        times = np.where(lengths >= long_tokens, repeats, 1)
+        self._indices = np.repeat(np.arange(len(pieces), dtype=np.int64), times[document])
+        self.targets = int(np.sum((lengths.astype(np.int64) + 1) * times))
 
     def __len__(self) -> int:
         return len(self._indices)

@@ -33,6 +33,14 @@ class StopConfig:
         listed = not isinstance(self.strings, str)
         require(self, "strings", listed and all(self.strings), "a tuple of strings, none of them empty")
 
+    def shortened(self, most: int) -> StopConfig:
+        """Return the same with at most `most` new tokens."""
+        return dataclasses.replace(
+            self,
+            max_new_tokens=min(self.max_new_tokens, most),
+            min_new_tokens=min(self.min_new_tokens, most),
+        )
+
 
 class StopText:
     """Text that arrives in pieces, cut before the first stop string.

@@ -13,7 +13,7 @@ import numpy as np
 
 from plamo2_jax.data.batch import Batch
 from plamo2_jax.data.in_memory import TokenizedText
-from plamo2_jax.data.pipeline import DataConfig, HeldoutBatches, MixtureItem
+from plamo2_jax.data.pipeline import DataConfig, MixtureItem, heldout_batches
 from plamo2_jax.data.shards import Shards, open_shards
 from plamo2_jax.model.bits_per_byte import HeldOut, make_evaluator
 from plamo2_jax.progress import tqdm
@@ -66,8 +66,9 @@ def text_set(
     if not isinstance(documents, TokenizedText):
         documents = open_shards(documents, tokenizer)
     data = DataConfig((MixtureItem(Path("heldout")),), sequence_length, batch_size)
-    batches = HeldoutBatches(data, documents, tokenizer, 0, 1)
-    return HeldOutSet(batches, documents.documents, batches.targets, documents)
+    batches = heldout_batches(data, documents, tokenizer)
+    # Each document has one end token.
+    return HeldOutSet(batches, documents.documents, documents.tokens + documents.documents, documents)
 
 
 def compare(

@@ -85,6 +85,8 @@ class Usage:
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    """Tokens of the prompt that a prefix cache held."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ The timeout of the standard library holds for each step, so that a server that s
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.client
 import io
@@ -49,7 +50,13 @@ class _Response(http.client.HTTPResponse):
 
     def __init__(self, connection: socket.socket, *arguments: Any, end: float, **keywords: Any):
         super().__init__(connection, *arguments, **keywords)
+        self._connection = connection
         self.fp = io.BufferedReader(_Reader(self.fp.detach(), connection, end))
+
+    def abort(self) -> None:
+        """End the connection; a read that waits in another thread ends too."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Bounded:

@@ -31,13 +31,11 @@ from plamo2_jax.models.chat_model import (
 )
 from plamo2_jax.models.config import ChatModelConfig, api_key
 from plamo2_jax.models.deadline_http import build_opener
-from plamo2_jax.models.openai_format import EndpointError, MalformedResponse
+from plamo2_jax.models.openai_format import SHOWN, EndpointError, MalformedResponse, shown
 
 _LONGEST_PAUSE = 60.0
 _LARGEST_BODY = 4 << 20
 _LARGEST_SCORES = 64 << 20
-_SHOWN = 200
-"""Characters of a server's text in our messages."""
 # Wrong key, wrong address, wrong model: no request will fare better.
 _HOPELESS = (401, 403, 404, 405)
 
@@ -99,7 +97,7 @@ class OpenAIClient:
 
         def call(request: ChatRequest, sample: int) -> _Call:
             body = {"model": self._config.model, "messages": openai_format.messages(request.messages)}
-            body |= _sampling(request.sampling, request.stop, row_seed(request.seed, request.id, sample))
+            body |= sampling_fields(request.sampling, request.stop, row_seed(request.seed, request.id, sample))
             if (tools := request.variables.get("tools")) is not None:
                 body["tools"] = tools
             return _Call("chat/completions", body, openai_format.read_chat, accept)
@@ -117,7 +115,7 @@ class OpenAIClient:
             prompt = _prompt(request.prompt)
             seed = row_seed(request.seed, request.id or str(prompt), sample)
             body = {"model": self._config.model, "prompt": prompt, **_bos(prompt, request.bos)}
-            body |= _sampling(request.sampling, request.stop, seed)
+            body |= sampling_fields(request.sampling, request.stop, seed)
             return _Call("completions", body, openai_format.read_completion)
 
         return self._samples(requests, call)
@@ -236,13 +234,13 @@ class OpenAIClient:
         except urllib.error.URLError as error:
             if isinstance(error.reason, TimeoutError):
                 raise _Temporary(self._late) from None
-            raise _Temporary(f"no connection: {_shown(str(error.reason))}") from None
+            raise _Temporary(f"no connection: {shown(str(error.reason))}") from None
         except (http.client.HTTPException, OSError) as error:
             raise _Temporary(f"broken answer: {type(error).__name__}") from None
 
     def _judge(self, error: urllib.error.HTTPError, address: str) -> Exception:
         """Return the exception that an error status means."""
-        status = _shown(f"HTTP {error.code} {error.reason}")
+        status = shown(f"HTTP {error.code} {error.reason}")
         if error.code in (408, 409, 425, 429) or error.code >= 500:
             pause = error.headers.get("Retry-After", "")
             return _Temporary(status, float(pause) if pause.isdecimal() else 0.0)
@@ -250,13 +248,13 @@ class OpenAIClient:
             return EndpointError(f"{address} refuses requests for the model {self._config.model!r}: {status}")
         detail, late = b"", ""
         try:
-            while len(detail) < 4 * _SHOWN and (part := error.fp.read1(4 * _SHOWN)):
+            while len(detail) < 4 * SHOWN and (part := error.fp.read1(4 * SHOWN)):
                 detail += part
         except TimeoutError:
             late = f" ({self._late})"
         except (http.client.HTTPException, OSError):
             pass  # The status says enough.
-        return _Refused(f"{status}: {_shown(detail.decode(errors='replace')) or 'no reason given'}{late}")
+        return _Refused(f"{status}: {shown(detail.decode(errors='replace')) or 'no reason given'}{late}")
 
     @property
     def _late(self) -> str:
@@ -269,15 +267,15 @@ def row_seed(seed: int, id: str, sample: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def _sampling(sampling: SamplingConfig, stop: StopConfig, seed: int) -> dict[str, Any]:
-    """The settings of a request's body; those that some servers lack are left out at their defaults."""
+def sampling_fields(sampling: SamplingConfig, stop: StopConfig, seed: int | None) -> dict[str, Any]:
+    """Return the settings of a request's body. Settings that some servers lack are left out at their defaults, as is a seed of None."""
     body = {
         "max_tokens": stop.max_new_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
-        "seed": seed,
     }
     extra = {
+        "seed": (seed, None),
         "stop": (list(stop.strings), []),
         "stop_token_ids": (list(stop.ids or ()), []),
         "min_tokens": (stop.min_new_tokens, 0),
@@ -318,9 +316,3 @@ def _read_body(response: http.client.HTTPResponse, largest: int) -> bytes:
         if size > largest:
             raise _Temporary(f"an answer of more than {largest:,} bytes")
     return b"".join(parts)
-
-
-def _shown(text: str) -> str:
-    """A server's text for a message: short, on one line, without control characters."""
-    line = "".join(c if c.isprintable() else " " for c in text[: 4 * _SHOWN])
-    return " ".join(line.split())[:_SHOWN]

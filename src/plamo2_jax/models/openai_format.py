@@ -9,8 +9,11 @@ from typing import Any
 
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.models.chat_model import NOTHING_BEFORE, ChatResponse, FinishReason, RequestError, Score, Usage
+from plamo2_jax.models.streaming import Piece
 
 _MALFORMED = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
+SHOWN = 200
+"""Characters of a server's text in our messages."""
 _REASONS: tuple[FinishReason, ...] = ("stop", "length", "tool_calls", "content_filter")
 
 
@@ -54,6 +57,42 @@ def read_completion(body: bytes, retries: int) -> ChatResponse:
         MalformedResponse: it is not one.
     """
     return _read_text(body, retries, lambda choice: choice["text"], "a completion")
+
+
+def read_chunk(data: str) -> Piece:
+    """Read one event of a streamed chat completion. Its finish reason and its usage may come in different events.
+
+    Raises:
+        MalformedResponse: it is not one.
+        EndpointError: it is the error that ended the stream.
+    """
+    try:
+        found = json.loads(data)
+        if found.get("error"):
+            raise EndpointError(f"the server could not finish the answer: {error_message(found)}")
+        choices, usage = found.get("choices") or [{}], found.get("usage")
+        text = (choices[0].get("delta") or {}).get("content") or ""
+        text.encode()
+        reason = choices[0].get("finish_reason")
+        counts = None if usage is None else _usage(usage)
+    except EndpointError:
+        raise
+    except _MALFORMED:
+        raise MalformedResponse(f"an event of the stream is not a chunk of a chat completion: {data[:80]!r}") from None
+    return Piece(text, None if reason is None else reason if reason in _REASONS else "unknown", counts)
+
+
+def error_message(body: Any) -> str:
+    """Return the message of an error in OpenAI's form or in a similar one, on one line; "no reason given" if there is none."""
+    error = body.get("error", body) if isinstance(body, Mapping) else None
+    message = error.get("message") if isinstance(error, Mapping) else error
+    return shown(message) if isinstance(message, str) and message.strip() else "no reason given"
+
+
+def shown(text: str) -> str:
+    """Return a server's text for a message: short, on one line, without control characters."""
+    line = "".join(c if c.isprintable() else " " for c in text[: 4 * SHOWN])
+    return " ".join(line.split())[:SHOWN]
 
 
 def score_reader(prompts: Sequence[str | list[int]], server: str) -> Callable[[bytes, int], list[Score] | RequestError]:
@@ -120,11 +159,17 @@ def _read_text(body: bytes, retries: int, text_of: Callable[[Any], Any], what: s
         text = text_of(choice)
         text.encode()
         reason = choice.get("finish_reason")
-        usage = found.get("usage") or {}
-        counts = Usage(_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")))
+        counts = _usage(found.get("usage") or {})
     except _MALFORMED:
         raise MalformedResponse(f"the answer is not {what}: {body[:80]!r}") from None
     return ChatResponse(text, reason if reason in _REASONS else "unknown", counts, retries)
+
+
+def _usage(found: Mapping[str, Any]) -> Usage:
+    details = found.get("prompt_tokens_details") or {}
+    return Usage(
+        *map(_count, (found.get("prompt_tokens"), found.get("completion_tokens"), details.get("cached_tokens")))
+    )
 
 
 def _count(value: Any) -> int | None:

@@ -211,7 +211,7 @@ def _by_kind(moved: Sequence[Collective]) -> list[dict[str, Any]]:
         {
             **dict(zip(("kind", "group", "links", "asynchronous"), key, strict=True)),
             "count": sum(c.times for c in alike),
-            "bytes": sum(c.times * c.wire_bytes for c in alike),
+            "bytes": float(sum(c.times * c.wire_bytes for c in alike)),
             "seconds": sum(c.times * c.seconds for c in alike),
             "longest": max(reversed(alike), key=lambda c: c.times * c.seconds).op_name,
         }

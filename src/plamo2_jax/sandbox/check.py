@@ -65,10 +65,10 @@ def passes(
         raise SandboxError(problem)
     if problem:
         kind = _best_without()
-    said = _run(program, tests, limits or Limits(), kind, names)
-    if said[:1] == fork_server.BROKEN:
-        raise SandboxError(_not_isolated(said[1:].decode(errors="replace")))
-    return said == fork_server.PASSED
+    message = _run(program, tests, limits or Limits(), kind, names)
+    if message[:1] == fork_server.BROKEN:
+        raise SandboxError(_not_isolated(message[1:].decode(errors="replace")))
+    return message == fork_server.PASSED
 
 
 def isolation_problem() -> str | None:
@@ -76,13 +76,8 @@ def isolation_problem() -> str | None:
     return _best_isolation()[1]
 
 
-def cuts_network() -> bool:
-    """Return whether programs run without network access, which is part of their isolation."""
-    return isolation_problem() is None
-
-
-# Run once to verify the isolation: imports work, and nothing outside can be reached.
-_RIGHT = """
+# A correct program, run once to verify the isolation: imports work, and nothing outside can be reached.
+_CORRECT = """
 import calendar, colorsys, csv, json, math, random, statistics, textwrap, typing
 def double(x): return [math.floor(2 * one) for one in x]
 def outside():
@@ -107,7 +102,7 @@ def _best_isolation() -> tuple[int | None, str | None]:
     if sys.platform == "linux":
         places = {f"/{Path(base).parts[1]}" for base in (sys.base_prefix, sys.base_exec_prefix)}
         for kind in (AS_NOBODY, IN_USER_NAMESPACE) if os.geteuid() == 0 else (IN_USER_NAMESPACE,):
-            reason = _fault(kind, f"PLACES = {places!r}\n{_RIGHT}", "assert set(outside()) <= {'ld.so.cache'}")
+            reason = _fault(kind, f"PLACES = {places!r}\n{_CORRECT}", "assert set(outside()) <= {'ld.so.cache'}")
             if reason is None:
                 return kind, None
             problem = reason
@@ -119,7 +114,7 @@ def _best_without() -> int:
     """Return the kind to use without namespaces. The user nobody may be unable to read a Python in root's home."""
     reason = None
     for kind in (UNISOLATED_AS_NOBODY, UNISOLATED) if os.geteuid() == 0 else (UNISOLATED,):
-        reason = _fault(kind, _RIGHT, "")
+        reason = _fault(kind, _CORRECT, "")
         if reason is None:
             return kind
     raise SandboxError(f"untrusted programs cannot run here, even without isolation: {reason}")
@@ -128,10 +123,10 @@ def _best_without() -> int:
 def _fault(kind: int, program: str, tests: str) -> str | None:
     """Return what is wrong with a kind of isolation, or None if correct programs pass, wrong programs fail and `tests` pass."""
     limits = Limits(seconds=60.0)
-    said = _run(program, f"assert double([1, 2.5]) == [2, 5]\n{tests}", limits, kind)
-    if said == fork_server.PASSED and _run(program, "assert double([1]) == [1]", limits, kind) == fork_server.FAILED:
+    message = _run(program, f"assert double([1, 2.5]) == [2, 5]\n{tests}", limits, kind)
+    if message == fork_server.PASSED and _run(program, "assert double([1]) == [1]", limits, kind) == fork_server.FAILED:
         return None
-    return said[1:].decode(errors="replace") or "the standard library cannot be read, or files outside can"
+    return message[1:].decode(errors="replace") or "the standard library cannot be read, or files outside can"
 
 
 def _not_isolated(problem: str) -> str:
@@ -147,25 +142,22 @@ def _run(program: str, tests: str, limits: Limits, kind: int, names: Collection[
     texts = program.encode("utf-8", "surrogatepass"), json.dumps({"tests": tests, "names": list(names)}).encode()
     for _ in range(2):
         # Retry if the fork server was killed.
-        started, said = _try(*texts, limits, kind)
+        started, message = _try(*texts, limits, kind)
         if started:
-            return said
+            return message
     raise SandboxError("the fork server of the sandbox was killed twice: free some memory and run the command again")
 
 
 def _try(program: bytes, tests: bytes, limits: Limits, kind: int) -> tuple[bool, bytes]:
     """Return whether the check was started, and the last message of the tests' process."""
-    end, said = time.monotonic() + limits.seconds + 10.0, b""
+    end, message = time.monotonic() + limits.seconds + 10.0, b""
     with contextlib.ExitStack() as stack:
-        pairs = [socket.socketpair() for _ in range(4)]
-        for pair in pairs:
-            for one in pair:
-                stack.enter_context(one)
-        # We keep one end of each pair, except of the channel between program and tests.
+        pairs = [tuple(map(stack.enter_context, socket.socketpair())) for _ in range(4)]
+        # This process keeps one end of each pair, except of the channel between program and tests.
         (control, control_end), (source, source_end), (verdict, verdict_end), channel = pairs
-        theirs = [control_end, source_end, channel[0], verdict_end, channel[1]]
-        _fork_server.send(fork_server.REQUEST.pack(limits.seconds, limits.memory, limits.output, kind), theirs)
-        for one in theirs:
+        sent = [control_end, source_end, channel[0], verdict_end, channel[1]]
+        _fork_server.send(fork_server.REQUEST.pack(limits.seconds, limits.memory, limits.output, kind), sent)
+        for one in sent:
             one.close()
         with contextlib.suppress(OSError):  # A process that was killed gives no verdict.
             for one, content in ((source, program), (verdict, tests)):
@@ -173,11 +165,11 @@ def _try(program: bytes, tests: bytes, limits: Limits, kind: int) -> tuple[bool,
                 one.sendall(content)
                 one.shutdown(socket.SHUT_WR)
             verdict.settimeout(max(0.1, end - time.monotonic()))
-            said = verdict.recv(2000)
+            message = verdict.recv(2000)
         control.settimeout(1.0)
         with contextlib.suppress(OSError):
-            return control.recv(1) != b"", said
-    return False, said
+            return control.recv(1) != b"", message
+    return False, message
 
 
 class _ForkServer:
@@ -189,31 +181,28 @@ class _ForkServer:
 
     def send(self, request: bytes, sockets: list[socket.socket]) -> None:
         with self._lock:
-            if self._process is not None and self._process.poll() is not None:
-                self._end()
+            if self._process is None or self._process.poll() is not None:
+                self._restart()
             numbers = [one.fileno() for one in sockets]
-            if self._process is None:
-                self._begin()
             try:
                 socket.send_fds(self._requests, [request], numbers)
             except OSError:  # It was killed just now.
-                self._end()
-                self._begin()
+                self._restart()
                 socket.send_fds(self._requests, [request], numbers)
 
     def close(self) -> None:
         with self._lock:
-            if self._process is not None:
-                self._end()
+            self._end()
 
-    def _begin(self) -> None:
+    def _restart(self) -> None:
+        self._end()
         root = str(Path(__file__).parents[2])
         run = f"import sys; sys.path.insert(0, {root!r}); from plamo2_jax.sandbox.fork_server import main; sys.path.pop(0); main()"
-        self._requests, theirs = socket.socketpair()
-        with theirs:
+        self._requests, server_end = socket.socketpair()
+        with server_end:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", run],
-                stdin=theirs,
+                stdin=server_end,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env={},
@@ -221,6 +210,8 @@ class _ForkServer:
             )
 
     def _end(self) -> None:
+        if self._process is None:
+            return
         self._requests.close()
         self._process.kill()
         self._process.wait()

@@ -1,4 +1,4 @@
-"""Fork server: starts isolated processes in milliseconds, where a new interpreter takes tens of them.
+"""Fork server: starts an isolated process in a few milliseconds. A new interpreter would take tens of milliseconds.
 
 The server runs without packages and with an empty environment, and imports the modules that programs often use. Isolated processes are
 its copies, so it must not hold secrets: it never sees a program or tests, which travel over sockets that only their own process reads.
@@ -21,8 +21,8 @@ from collections.abc import Callable
 from plamo2_jax.sandbox import isolation, program, verdict
 from plamo2_jax.sandbox.channel import Gone, read_all, receive, send
 
-_OFTEN = "bisect collections copy dataclasses datetime decimal fractions functools heapq itertools math random re statistics string typing"
-"""Modules that are imported once, for all programs."""
+_COMMON = "bisect collections copy dataclasses datetime decimal fractions functools heapq itertools math random re statistics string typing"
+"""Modules that programs often use, imported once by the server."""
 REQUEST = struct.Struct("=dqqB")
 """A request: seconds, bytes of memory, bytes of output, kind of isolation. Five sockets come with it, in the order of `_supervise`."""
 PASSED, FAILED, BROKEN = b"+", b"-", b"!"
@@ -34,7 +34,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The caller handles Ctrl-C.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     requests = socket.socket(fileno=os.dup(0))
-    for name in _OFTEN.split():
+    for name in _COMMON.split():
         importlib.import_module(name)
     null = os.open("/dev/null", os.O_RDWR)
     for number in range(3):
@@ -55,26 +55,15 @@ def main() -> None:
             os.close(descriptor)
 
 
-def _supervise(
-    limits: tuple[float, int, int, int],
-    control: int,
-    program: int,
-    program_channel: int,
-    tests: int,
-    tests_channel: int,
-) -> None:
-    """Run one check."""
-    seconds = limits[0]
-    children = [
-        _start(_run_program, limits, program, program_channel),
-        _start(_run_tests, limits, tests, tests_channel),
-    ]
-    for descriptor in (program, program_channel, tests, tests_channel):
+def _supervise(limits: tuple[float, int, int, int], control: int, *sockets: int) -> None:
+    """Run one check. `sockets` are the source and the channel of the program, and then those of the tests."""
+    children = [_start(_run_program, limits, *sockets[:2]), _start(_run_tests, limits, *sockets[2:])]
+    for descriptor in sockets:
         os.close(descriptor)
     os.write(control, b"started")
     waits = select.poll()
     waits.register(control, select.POLLIN | select.POLLHUP)
-    waits.poll(seconds * 1000)
+    waits.poll(limits[0] * 1000)
     for child in children:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

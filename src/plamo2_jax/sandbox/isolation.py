@@ -20,7 +20,8 @@ import sys
 
 NOBODY = 65534
 AS_NOBODY, IN_USER_NAMESPACE, UNISOLATED_AS_NOBODY, UNISOLATED = range(4)
-"""Kinds of isolation: root switches to nobody; a new user namespace. Without namespaces: root switches to nobody; the same user."""
+"""Kinds of isolation. The first two use namespaces: root becomes nobody, or any user gets a user namespace. The others use limits only:
+root becomes nobody, or the user stays the same."""
 
 _NEW_MOUNTS, _NEW_HOSTNAME, _NEW_IPC = 0x00020000, 0x04000000, 0x08000000
 _NEW_USER, _NEW_PIDS, _NEW_NETWORK = 0x10000000, 0x20000000, 0x40000000
@@ -151,7 +152,8 @@ def _build_root(temporary_bytes: int) -> None:
     _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
     # Any folder can serve as mount point: the mount is visible to this process only.
     base = next((path for path in ("/tmp", "/var/tmp", "/mnt", "/run") if os.path.isdir(path)), "/tmp")
-    _mount("tmpfs", base, "tmpfs", _MS_NOSUID | _MS_NODEV, f"mode=0755,size={temporary_bytes},nr_inodes=4096")
+    flags, size = _MS_NOSUID | _MS_NODEV, f"size={temporary_bytes},nr_inodes=4096"
+    _mount("tmpfs", base, "tmpfs", flags, f"mode=0755,{size}")
     os.chdir(base)
     os.mkdir("system", 0o755)
     os.mkdir("root", 0o755)
@@ -161,14 +163,8 @@ def _build_root(temporary_bytes: int) -> None:
         _bind(source, path)
     _call("umount2", b"/system", _MNT_DETACH)
     os.rmdir("/system")
-    _mount(
-        "tmpfs",
-        _below("/tmp", folder=True),
-        "tmpfs",
-        _MS_NOSUID | _MS_NODEV,
-        f"mode=01777,size={temporary_bytes},nr_inodes=4096",
-    )
-    _mount("none", "/", None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV)
+    _mount("tmpfs", _below("/tmp", folder=True), "tmpfs", flags, f"mode=01777,{size}")
+    _mount("none", "/", None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | flags)
     # A process whose root differs from that of its mount namespace cannot create a user namespace.
     os.chroot("/root")
     os.chdir("/tmp")

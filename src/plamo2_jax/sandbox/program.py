@@ -1,6 +1,6 @@
 """The program's process: runs the program, then serves requests of the tests, one at a time.
 
-Nothing in this process is trusted. The program can replace this code, but gains nothing by it: the tests only believe plain values.
+Nothing in this process is trusted. The program can replace this code, but that gives it no advantage: the tests accept plain values only.
 """
 
 from __future__ import annotations
@@ -19,13 +19,10 @@ from typing import Any
 from plamo2_jax.sandbox.channel import receive, send
 from plamo2_jax.sandbox.values import MUTABLE, decode, encode
 
+_BUILTINS = "abs bool complex float format hash int isinstance issubclass iter len next repr reversed round str"
 _OPERATORS: Mapping[str, Callable[..., Any]] = {
     **{name: getattr(operator, name) for name in operator.__all__},
-    **{
-        name: getattr(builtins, name)
-        for name in ("abs", "bool", "complex", "float", "format", "hash", "int", "isinstance", "issubclass")
-    },
-    **{name: getattr(builtins, name) for name in ("iter", "len", "next", "repr", "reversed", "round", "str")},
+    **{name: getattr(builtins, name) for name in _BUILTINS.split()},
     "await": lambda value: asyncio.run(value),
     "enter": lambda value: type(value).__enter__(value),
     "exit": lambda value: type(value).__exit__(value, None, None, None),

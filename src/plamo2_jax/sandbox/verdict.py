@@ -267,37 +267,24 @@ class Remote:
     """Proxy of a function, class or object of the program.
 
     Args:
-        client: sends the requests.
-        number: identifies the object in the program.
-        whole: it is a class that the tests named, or comes from one: its methods can be called with arguments, and results keep their
-            classes (`class Stack(list)`).
-        named: it is a class that the tests named.
-        built: the tests created it by calling such a class or an operator on such an object, or it is an attribute of such a class:
-            operators take plain values.
-        limited: it is a method of an object that a function returned, and plain values have a method of that name.
+        client: Connection to the program.
+        number: Number of the object in the program.
+        whole: The object is a class that the tests named, or comes from one. Its methods can be called with arguments, and results keep
+            their classes (`class Stack(list)`).
+        named: The object is a class that the tests named.
+        built: The tests created the object by a call of such a class or by an operator on such an object, or the object is an attribute
+            of such a class. Operators then take plain values.
+        limited: The object is a method of an object that a function returned, and plain values have a method of that name.
     """
 
     __slots__ = ("__built", "__client", "__limited", "__named", "__number", "__whole")
 
     def __init__(
-        self,
-        client: _Client,
-        number: int,
-        whole: bool,
-        named: bool = False,
-        built: bool = False,
-        limited: bool = False,
+        self, client: _Client, number: int, whole: bool, named: bool = False, built: bool = False, limited: bool = False
     ):
-        # Past our own `__setattr__`.
-        values = {
-            "client": client,
-            "number": number,
-            "whole": whole,
-            "named": named,
-            "built": built,
-            "limited": limited,
-        }
-        for name, value in values.items():
+        # `__setattr__` of this class would send a request.
+        names = ("client", "number", "whole", "named", "built", "limited")
+        for name, value in zip(names, (client, number, whole, named, built, limited), strict=True):
             object.__setattr__(self, f"_Remote__{name}", value)
 
     def __getattr__(self, name: str) -> Any:

@@ -27,7 +27,6 @@ from plamo2_jax.tokenizer.template_files import (
     FILE_NAME,
     ChatTemplateError,
     ChatTemplateOverrun,
-    TemplateText,
     built_in_template,
     find_template,
     read_template,
@@ -44,16 +43,6 @@ from plamo2_jax.tokenizer.template_sandbox import (
 )
 from plamo2_jax.tokenizer.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 
-__all__ = [
-    "BUILT_IN",
-    "FILE_NAME",
-    "ChatTemplate",
-    "ChatTemplateError",
-    "ChatTemplateOverrun",
-    "EncodedChat",
-    "template_variables",
-]
-
 # Variables of every template. Fields of a record must not replace them.
 _TOKENS = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "unk_token": UNK}
 _RESERVED = frozenset({*_TOKENS, "messages", "add_generation_prompt"})
@@ -65,7 +54,7 @@ _TAKEN = frozenset(
 
 
 def template_variables(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a record that a template may read as variables: their names are identifiers, and neither ours nor Jinja's."""
+    """Return the fields of a record that a template may read as variables. Names that this package or Jinja uses are left out."""
     return {name: value for name, value in fields.items() if name.isidentifier() and name not in _TAKEN}
 
 
@@ -107,7 +96,7 @@ class ChatTemplate:
         Raises:
             ChatTemplateError: The template does not exist, or cannot be read or compiled.
         """
-        return cls._of(read_template(path))
+        return cls(*read_template(path))
 
     @classmethod
     def of_model(cls, folder: str | os.PathLike[str]) -> ChatTemplate:
@@ -116,11 +105,7 @@ class ChatTemplate:
         Raises:
             ChatTemplateError: The template cannot be read or compiled.
         """
-        return cls._of(find_template(folder) or built_in_template("chat"))
-
-    @classmethod
-    def _of(cls, text: TemplateText) -> ChatTemplate:
-        return cls(text.source, text.name)
+        return cls(*(find_template(folder) or built_in_template("chat")))
 
     @property
     def marks_answers(self) -> bool:
@@ -141,18 +126,17 @@ class ChatTemplate:
         Args:
             tokenizer: Tokenizer whose control tokens the template may write.
             messages: Objects with `role` and `content`.
-            add_generation_prompt: End with the text that precedes an answer.
+            add_generation_prompt: Add the text that precedes an answer at the end.
             variables: Further template variables; JSON values, as untrusted as messages.
 
         Raises:
             ChatTemplateError: The template refuses the conversation, or fails on it (ChatTemplateOverrun if it exceeds the limits).
-            ValueError: A message holds a lone surrogate.
+            PlamoError: A message holds a lone surrogate.
         """
         controls = _controls(tokenizer)
         given = {"tools": None, "documents": None, **variables, "messages": list(messages)}
         rendered = self._render(controls, given, add_generation_prompt)
-        ids: list[np.ndarray] = []
-        answers: list[np.ndarray] = []
+        ids, answers = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
         number, inside = 0, False
         for stretch in re.split(f"([{BEGIN}{END}])", rendered):
             if stretch in (BEGIN, END):
@@ -162,8 +146,6 @@ class ChatTemplate:
             for piece in _encode(tokenizer, controls.pattern, stretch):
                 ids.append(piece)
                 answers.append(np.full(len(piece), number if inside else 0, np.int32))
-        if not ids:
-            return EncodedChat(np.zeros(0, np.int32), np.zeros(0, np.int32))
         return EncodedChat(np.concatenate(ids), np.concatenate(answers))
 
     def _render(self, controls: _Controls, given: Mapping[str, Any], add_generation_prompt: bool) -> str:
@@ -203,7 +185,7 @@ class _Controls:
                 "a message holds one of the noncharacters U+FDD0 to U+FDD2, which are not text. Remove it"
             )
         text = self.pattern.sub(lambda match: match[0][0] + MARK + match[0][1:], text)
-        # For most texts this is all: no control string begins with a character near their end.
+        # Most texts end here: no control string begins with a character near their end.
         if not self.strings or self.first_characters.isdisjoint(text[-len(self.strings[0]) :]):
             return text
         for control in self.strings:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ MAX_SCORE = 200_000.0  # 1e4 * score is an integer cost; within int32 no text th
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The three used fields, by column.
+    """The token, score and type of every row, by column.
 
     Attributes:
         tokens: Token strings by id; a BYTE row is spelled `<0xXX>`.
@@ -45,7 +46,7 @@ def parse_rows(data: bytes, source: str) -> Vocabulary:
         source: Name of the file in error messages.
 
     Raises:
-        ValueError: A row is malformed, a token or a byte occurs twice, or a byte has no row. The message names the line (from 1).
+        PlamoError: A row is malformed, a token or a byte occurs twice, or a byte has no row. The message names the line (from 1).
     """
     lines = data.split(b"\n")
     if lines[-1] == b"":
@@ -115,12 +116,7 @@ def _parse_row(line: bytes) -> tuple[str, float, str]:
 
 
 def _byte_value(token: str) -> int:
-    digits = token[3:5]
-    if (
-        len(token) != 6
-        or token[:3] != "<0x"
-        or token[5] != ">"
-        or not all(c in "0123456789abcdefABCDEF" for c in digits)
-    ):
+    digits = re.fullmatch("<0x([0-9a-fA-F]{2})>", token)
+    if not digits:
         raise PlamoError(f"a BYTE row must be spelled <0x00> to <0xFF>, not {repr(token)[:60]}")
-    return int(digits, 16)
+    return int(digits[1], 16)

@@ -6,12 +6,11 @@ templates, and some processors in chat_template.json. The first of the three fil
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import read_json_object
@@ -23,8 +22,6 @@ BUILT_IN = ("chat", "translate")
 MAX_BYTES = 1 << 20
 """Largest allowed size of a template in bytes; templates of public models have up to 50 KB."""
 
-_OLDER_FILES = ("tokenizer_config.json", "chat_template.json")
-
 
 class ChatTemplateError(PlamoError):
     """A template is invalid, or refuses a conversation; the message gives the reason."""
@@ -34,14 +31,11 @@ class ChatTemplateOverrun(ChatTemplateError):
     """A template needs more time or memory than allowed. Callers should stop, because other conversations would exceed the limits too."""
 
 
-@dataclasses.dataclass(frozen=True)
-class TemplateText:
-    """The source of a template."""
+class TemplateText(NamedTuple):
+    """The Jinja source of a template, and its name in messages."""
 
     source: str
-    """Jinja source."""
     name: str
-    """Name of the template in messages."""
 
 
 @functools.cache
@@ -70,7 +64,7 @@ def read_template(path: str | os.PathLike[str]) -> TemplateText:
         )
     if not path.is_file():
         raise ChatTemplateError(f"{path} is not a regular file: a chat template must be a Jinja file")
-    return _decode(_read(path), str(path))
+    return _read(path)
 
 
 def find_template(folder: str | os.PathLike[str]) -> TemplateText | None:
@@ -83,8 +77,8 @@ def find_template(folder: str | os.PathLike[str]) -> TemplateText | None:
     folder = Path(folder)
     path = optional_file(folder, FILE_NAME, error=ChatTemplateError)
     if path is not None:
-        return _decode(_read(path), str(path))
-    for name in _OLDER_FILES:
+        return _read(path)
+    for name in ("tokenizer_config.json", "chat_template.json"):
         path = optional_file(folder, name, error=ChatTemplateError)
         value = None if path is None else read_json_object(path, error=ChatTemplateError).get("chat_template")
         if value not in (None, ""):
@@ -112,7 +106,7 @@ def chat_template_files(*folders: str | os.PathLike[str]) -> dict[str, bytes]:
     return {}
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path) -> TemplateText:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -120,16 +114,12 @@ def _read(path: Path) -> bytes:
         raise ChatTemplateError(f"{path} cannot be read: {error.strerror or error}") from error
     if len(data) > MAX_BYTES:
         raise ChatTemplateError(f"{path} is too large for a chat template: at most {MAX_BYTES:,} bytes are allowed")
-    return data
-
-
-def _decode(data: bytes, name: str) -> TemplateText:
     try:
         # A byte order mark would be at the start of every prompt.
-        return TemplateText(data.decode("utf-8-sig"), name)
+        return TemplateText(data.decode("utf-8-sig"), str(path))
     except UnicodeDecodeError as error:
         raise ChatTemplateError(
-            f"{name} is not UTF-8 (byte {error.start}): a chat template must be a text file"
+            f"{path} is not UTF-8 (byte {error.start}): a chat template must be a text file"
         ) from None
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.model_files import optional_file
 from plamo2_jax.storage import located, write_whole
-from plamo2_jax.tokenizer.lattice import INVALID_COST, Trie, build_trie, cheapest_ids, compiled_encoder
+from plamo2_jax.tokenizer.lattice import INVALID_COST, build_trie, cheapest_ids, compiled_encoder
 from plamo2_jax.tokenizer.rows import BYTE, CONTROL, UNKNOWN, format_rows, parse_rows
 
 FILE_NAME = "tokenizer.jsonl"
@@ -35,7 +35,7 @@ class Tokenizer:
         source: Name of the file in error messages.
 
     Raises:
-        ValueError: A row is malformed, a token occurs twice, or one of the 256 BYTE rows is missing. The message names the line.
+        PlamoError: A row is malformed, a token occurs twice, or one of the 256 BYTE rows is missing. The message names the line.
     """
 
     def __init__(self, data: bytes, source: str = FILE_NAME):
@@ -94,7 +94,7 @@ class Tokenizer:
             [t] int32.
 
         Raises:
-            ValueError: The text holds a lone surrogate, which no Unicode encoding can represent.
+            PlamoError: The text holds a lone surrogate, which no Unicode encoding can represent.
         """
         if not isinstance(text, str):
             raise TypeError(f"encode takes a str, not {type(text).__name__}")
@@ -105,16 +105,14 @@ class Tokenizer:
             raise PlamoError(
                 f"the text holds a lone surrogate ({surrogate}) at position {error.start}: it must be valid Unicode"
             ) from None
-        ids = self._encode_points(points, allow_control)
+        encoder = compiled_encoder()
+        if encoder is None:
+            ids = cheapest_ids(points.tolist(), *self._lists[allow_control])
+        else:
+            ids = encoder(points, *self._arrays[allow_control])
         if bos or eos:
             ids = np.concatenate([[self.bos_id] if bos else [], ids, [self.eos_id] if eos else []]).astype(np.int32)
         return ids
-
-    def encode_batch(
-        self, texts: Iterable[str], *, allow_control: bool = False, bos: bool = False, eos: bool = False
-    ) -> list[np.ndarray]:
-        """Return `encode(text)` for every text."""
-        return [self.encode(text, allow_control=allow_control, bos=bos, eos=eos) for text in texts]
 
     def decode(self, ids: Iterable[int], *, skip_control: bool = False) -> str:
         """Return the text of `ids` ([t] integers). Bytes that are not UTF-8 become U+FFFD.
@@ -124,7 +122,7 @@ class Tokenizer:
             skip_control: Omit CONTROL and UNKNOWN rows.
 
         Raises:
-            ValueError: An id is outside the vocabulary. The message names the position.
+            PlamoError: An id is outside the vocabulary. The message names the position.
         """
         array = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids))
         if array.size == 0:
@@ -166,7 +164,7 @@ class Tokenizer:
         """`byte_lengths` for a model with `vocab_size` rows: [vocab_size] int32, 0 for rows beyond the tokenizer's.
 
         Raises:
-            ValueError: the tokenizer has more rows than the model.
+            PlamoError: The tokenizer has more rows than the model.
         """
         if self.vocab_size > vocab_size:
             raise PlamoError(
@@ -191,11 +189,7 @@ class Tokenizer:
         return tuple(self._tokens)
 
     def id_of(self, token: str) -> int:
-        """Return the id of a token string.
-
-        Raises:
-            ValueError: The vocabulary has no such row.
-        """
+        """Return the id of a token string. Raise PlamoError if the vocabulary has no such row."""
         if token not in self._ids:
             raise PlamoError(f"the vocabulary has no row {token!r}")
         return self._ids[token]
@@ -226,14 +220,10 @@ class Tokenizer:
         return self.id_of(OP)
 
     @functools.cached_property
-    def _trie(self) -> Trie:
-        matchable = ~self._is_byte & (self._costs < INVALID_COST)
-        return build_trie(self._tokens, np.flatnonzero(matchable), self._costs)
-
-    @functools.cached_property
     def _arrays(self) -> dict[bool, tuple]:
         """Arguments of `cheapest_ids` after the text, by `allow_control`."""
-        trie = self._trie
+        matchable = ~self._is_byte & (self._costs < INVALID_COST)
+        trie = build_trie(self._tokens, np.flatnonzero(matchable), self._costs)
         special = (trie.token >= 0) & self._special[trie.token]
         text_token = np.where(special, -1, trie.token).astype(np.int32)
         window = 1 << trie.longest.bit_length()
@@ -248,12 +238,6 @@ class Tokenizer:
         arrays = {id(x): x for row in self._arrays.values() for x in row if isinstance(x, np.ndarray)}
         lists = {key: x.tolist() for key, x in arrays.items()}
         return {allow: tuple(lists.get(id(x), x) for x in row) for allow, row in self._arrays.items()}
-
-    def _encode_points(self, points: np.ndarray, allow_control: bool) -> np.ndarray:
-        encoder = compiled_encoder()
-        if encoder is None:
-            return cheapest_ids(points.tolist(), *self._lists[allow_control])
-        return encoder(points, *self._arrays[allow_control])
 
 
 class StreamDecoder:

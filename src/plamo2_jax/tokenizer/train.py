@@ -23,6 +23,7 @@ from plamo2_jax.errors import PlamoError
 from plamo2_jax.progress import tqdm
 from plamo2_jax.tokenizer.rows import BYTE, CONTROL, NORMAL, UNKNOWN
 from plamo2_jax.tokenizer.tokenizer import BOS, EOS, OP, PAD, UNK, Tokenizer
+from plamo2_jax.validation import require
 
 CONTROL_ROWS = (BOS, EOS, PAD, OP, "<|plamo:reserved5|>", "<|plamo:reserved6|>")
 WHITESPACE = (" ", "\u3000", "\t", "\n")
@@ -62,15 +63,12 @@ class VocabularyOptions:
     seed_pieces: int = 8
 
     def __post_init__(self):
-        def require(name: str, fits: bool, allowed: str) -> None:
-            if not fits:
-                raise PlamoError(f"{name}={getattr(self, name)!r} is not allowed: it must be {allowed}")
-
-        require("vocab_size", FIRST_TRAINED_ROW < self.vocab_size <= 1_000_000, f"{FIRST_TRAINED_ROW + 1} to 1000000")
-        require("sample_bytes", self.sample_bytes >= 10_000, "at least 10000")
-        require("character_coverage", 0.9 <= self.character_coverage <= 1.0, "0.9 to 1")
-        require("max_token_chars", 1 <= self.max_token_chars <= 512, "1 to 512")
-        require("seed_pieces", 2 <= self.seed_pieces <= 100, "2 to 100")
+        rows = f"{FIRST_TRAINED_ROW + 1} to 1000000"
+        require(self, "vocab_size", FIRST_TRAINED_ROW < self.vocab_size <= 1_000_000, rows)
+        require(self, "sample_bytes", self.sample_bytes >= 10_000, "at least 10000")
+        require(self, "character_coverage", 0.9 <= self.character_coverage <= 1.0, "0.9 to 1")
+        require(self, "max_token_chars", 1 <= self.max_token_chars <= 512, "1 to 512")
+        require(self, "seed_pieces", 2 <= self.seed_pieces <= 100, "2 to 100")
 
 
 def train_tokenizer(
@@ -87,7 +85,7 @@ def train_tokenizer(
         progress: Show progress on stderr.
 
     Raises:
-        ValueError: There is too little text for this number of rows, or there are too few rows for the characters in the text.
+        PlamoError: There is too little text for this number of rows, or there are too few rows for the characters in the text.
     """
     sample = sample_texts(texts, options.sample_bytes, options.seed, progress=progress)
     if not sample:
@@ -165,10 +163,7 @@ def _train_pieces(sample: list[str], options: VocabularyOptions, progress: bool)
     megabytes = sum(len(part.encode()) for part in sample) / 1e6
     title = f"training {options.vocab_size} rows on {megabytes:.1f} MB"
     # SentencePiece trains in one call without progress reports, but other threads can run: show the elapsed time.
-    with (
-        ThreadPoolExecutor(1) as pool,
-        tqdm(desc=title, bar_format="{desc}: {elapsed}", disable=not progress) as bar,
-    ):
+    with ThreadPoolExecutor(1) as pool, tqdm(desc=title, bar_format="{desc}: {elapsed}", disable=not progress) as bar:
         training = pool.submit(sentencepiece.SentencePieceTrainer.train, **arguments)
         while wait([training], timeout=0.5).not_done:
             bar.refresh()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from plamo2_jax.align.preference_data.pairing import Answer, Pairing
 from plamo2_jax.align.preference_data.prompts import Prompt, is_heldout
 from plamo2_jax.checkpoint import write_json
-from plamo2_jax.sandbox import cuts_network
+from plamo2_jax.sandbox import isolation_problem
 from plamo2_jax.storage import write_whole
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _report(
         "characters": {side: _mean(len(one[side]) for one in pairs) for side in ("chosen", "rejected")},
     }
     if "code" in rules:
-        report["code_without_network"] = cuts_network()
+        report["code_without_network"] = isolation_problem() is None
     return report
 
 

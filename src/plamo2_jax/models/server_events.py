@@ -1,0 +1,53 @@
+"""Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html): from bytes to the data of events."""
+
+from __future__ import annotations
+
+import re
+
+MAX_EVENT_BYTES = 4 << 20
+"""Longest event that is read."""
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+
+
+class EventTooLong(ValueError):
+    """An event has more than MAX_EVENT_BYTES bytes."""
+
+
+class EventParser:
+    """Takes bytes as they arrive, cut anywhere. Only `data` is kept; event names, ids and comments are skipped."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._data: list[bytes] = []
+        self._size = 0
+
+    def push(self, part: bytes) -> list[str]:
+        """Return the data of the events that `part` completes.
+
+        Raises:
+            EventTooLong: an event is too long.
+        """
+        text, events = self._rest + part, []
+        start = 0
+        for end in _LINE_END.finditer(text):
+            # The line feed of a carriage return at the end of a part may be still to come.
+            if end.group() == b"\r" and end.end() == len(text):
+                break
+            if (data := self._line(text[start : end.start()])) is not None:
+                events.append(data)
+            start = end.end()
+        self._rest = text[start:]
+        if self._size + len(self._rest) > MAX_EVENT_BYTES:
+            raise EventTooLong(f"an event of more than {MAX_EVENT_BYTES:,} bytes")
+        return events
+
+    def _line(self, line: bytes) -> str | None:
+        """Take a line; return the data of the event that it ends."""
+        if not line:
+            data, self._data, self._size = self._data, [], 0
+            return b"\n".join(data).decode("utf-8", "replace") if data else None
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            self._data.append(value.removeprefix(b" "))
+            self._size += len(value)
+        return None
