@@ -74,19 +74,19 @@ def task(lm_eval, tmp_path_factory):
 
 def in_process(lm_eval, generator):
     """Our own scores of the same tokens, as a model of lm-eval."""
-    from lm_eval.api.model import LM
+    from lm_eval.api.model import TemplateLM
 
     ours = LocalChatModel(generator, ChatTemplate.load("chat"), {})
-    encode = generator.tokenizer.encode
 
-    class InProcess(LM):
-        def loglikelihood(self, requests, disable_tqdm=False):
-            asked = []
-            for request in requests:
-                context, continuation = request.args
-                # lm-eval's rule: the context ends where it ends by itself.
-                whole, start = encode(context + continuation), len(encode(context))
-                asked.append(ScoreRequest(whole[:start], [whole[start:]]))
+    class InProcess(TemplateLM):
+        backend = "causal"
+        eot_token_id = generator.tokenizer.eos_id
+
+        def tok_encode(self, string, **kwargs):
+            return generator.tokenizer.encode(string).tolist()
+
+        def _loglikelihood_tokens(self, requests, disable_tqdm=False, **kwargs):
+            asked = [ScoreRequest(context, [continuation]) for _, context, continuation in requests]
             return [(score.logprob, score.is_greedy) for (score,) in ours.score(asked)]
 
         def loglikelihood_rolling(self, requests, disable_tqdm=False):
@@ -105,8 +105,7 @@ def test_scores_through_http_equal_scores_in_process(lm_eval, client, generator,
     http, ours = evaluate(client), evaluate(in_process(lm_eval, generator))
     assert http["results"] == ours["results"]
     # Chance would be one value for all.
-    values = [sample["filtered_resps"] for sample in http["samples"]["tiny"]]
-    expected = [sample["filtered_resps"] for sample in ours["samples"]["tiny"]]
+    values, expected = ([sample["filtered_resps"] for sample in each["samples"]["tiny"]] for each in (http, ours))
     assert len({value for row in values for value, _ in row}) > 50
     for row, other in zip(values, expected, strict=True):
         assert [greedy for _, greedy in row] == [greedy for _, greedy in other]
