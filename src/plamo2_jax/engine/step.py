@@ -280,16 +280,14 @@ def decode(
     )
     begun = state.alive
 
-    def running(carry):
-        state, burst = carry
+    def running(state, burst):
         filled = jnp.max(burst.filled)
         freed = until_free & jnp.any(begun & ~state.alive)
         return (filled < count) & (filled + width <= capacity) & jnp.any(state.alive) & ~freed
 
     def logits_of(features: Float[Array, "s t d"]) -> Float[Array, "s t v"]:
         # Whole rows on each device: what is sampled from them must not depend on how the vocabulary is divided.
-        logits = model.apply({"params": params}, features, method="logits")
-        return model.gather_channels(logits).astype(jnp.float32)
+        return model.apply({"params": params}, features, method="decoding_logits").astype(jnp.float32)
 
     def plain(state, burst, *_):
         alive = state.alive
@@ -327,15 +325,24 @@ def decode(
         lookup = state.lookup.judged(counts, kept, speculation.max_pause)
         return state.replace(cache=place_cache(model.mesh, cache), lookup=lookup), burst
 
-    def step(carry):
-        state, burst = carry
-        if speculation is None:
-            return plain(state, burst)
+    if speculation is None:
+        return jax.lax.while_loop(lambda carry: running(*carry), lambda carry: plain(*carry), (state, burst))
+
+    def with_drafts(state, burst):
         drafts, counts = propose(state.lookup, speculation)
         # The last token of a row is never an input.
         left = jnp.maximum(state.settings.max_new_tokens - state.step - 1, 0)
         possible = (jnp.sum(state.alive) <= speculation.max_rows) & ~jnp.any(state.alive & constrained)
-        counts = jnp.where(state.alive & possible, jnp.minimum(counts, left), 0)
-        return jax.lax.cond(jnp.any(counts > 0), speculative, plain, state, burst, drafts, counts)
+        return state, burst, drafts, jnp.where(state.alive & possible, jnp.minimum(counts, left), 0)
 
-    return jax.lax.while_loop(running, step, (state, burst))
+    def steps(carry):
+        # Two loops, because a conditional would copy the cache.
+        for function, drafting in ((plain, False), (speculative, True)):
+            carry = jax.lax.while_loop(
+                lambda carry, drafting=drafting: running(*carry[:2]) & (jnp.any(carry[3] > 0) == drafting),
+                lambda carry, function=function: with_drafts(*function(*carry)),
+                carry,
+            )
+        return carry
+
+    return jax.lax.while_loop(lambda carry: running(*carry[:2]), steps, with_drafts(state, burst))[:2]
