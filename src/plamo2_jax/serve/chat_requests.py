@@ -80,7 +80,7 @@ def _message(value: Any, where: str) -> dict[str, Any]:
     message = Fields(value, f"{where}.")
     role = message.choice("role", ROLES)
     if role is None:
-        raise invalid(f"{where}.role", f"{where} has no role: it must be one of {', '.join(ROLES)}")
+        raise invalid(f"{where}.role", f"{where}.role is missing: it must be one of {', '.join(ROLES)}")
     calls = _tool_calls(message, where) if role == "assistant" else []
     content = _content(message, where, required=not calls)
     result = {"role": "system" if role == "developer" else role, "content": content}
