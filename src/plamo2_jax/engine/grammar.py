@@ -61,12 +61,12 @@ class Grammar:
             strict: refuse keywords and formats that cannot be enforced; false: ignore them.
         """
         options = {"whitespace_pattern": _WHITESPACE, "lenient": not strict}
-        return cls(_matcher_class().grammar_from_json_schema(_dumped(schema), overrides=options), name)
+        return cls(_made(name, "grammar_from_json_schema", _dumped(_as_object(schema)), overrides=options), name)
 
     @classmethod
     def of_regex(cls, pattern: str, name: str = "the regular expression") -> Grammar:
         """Return the grammar of the texts that a regular expression (of Rust's crate `regex`) matches as a whole."""
-        return cls(_matcher_class().grammar_from_regex(pattern), name)
+        return cls(_made(name, "grammar_from_regex", pattern), name)
 
     @classmethod
     def of_choice(cls, texts: Sequence[str], name: str = "the choice") -> Grammar:
@@ -78,15 +78,15 @@ class Grammar:
     @classmethod
     def of_lark(cls, text: str, name: str = "the grammar") -> Grammar:
         """Return a grammar in llguidance's variant of Lark, or in GBNF, which has `::=`."""
-        matcher = _matcher_class()
         if re.search(r"^\s*[\w-]+\s*::=", text, re.MULTILINE):
+            _library()
             from llguidance.gbnf_to_lark import any_to_lark
 
             try:
                 text = any_to_lark(text)
             except Exception as error:  # The converter raises what it meets.
                 raise grammar_error(name, str(error)) from None
-        return cls(matcher.grammar_from_lark(text), name)
+        return cls(_made(name, "grammar_from_lark", text), name)
 
 
 def lark_text(text: str) -> str:
@@ -102,10 +102,8 @@ def lark_json(schema: Mapping[str, Any] | bool, *, strict: bool, spaced: bool = 
         strict: as in `Grammar.of_json_schema`.
         spaced: write the JSON text as Python's `json.dumps` does.
     """
-    if isinstance(schema, bool):
-        schema = {} if schema else {"not": {}}
     layout = _SPACED if spaced else {"whitespace_pattern": _WHITESPACE}
-    return "%json " + _dumped({**schema, "x-guidance": {**layout, "lenient": not strict}})
+    return "%json " + _dumped({**_as_object(schema), "x-guidance": {**layout, "lenient": not strict}})
 
 
 def compile_grammar(
@@ -233,7 +231,7 @@ def _compiled(grammar: Grammar, tokenizer: Tokenizer) -> Any:
     """Return the matcher of a grammar at the beginning of a text. It must not be advanced."""
     require_compilable(grammar.source, grammar.name)
     vocabulary = _vocabulary(tokenizer)
-    matcher = _matcher_class()(vocabulary.handle, grammar.source, log_level=0, limits=parser_limits())
+    matcher = _library().LLMatcher(vocabulary.handle, grammar.source, log_level=0, limits=parser_limits())
     # Some errors come with the first mask.
     first = matcher.deep_copy()
     first.compute_bitmask()
@@ -249,8 +247,18 @@ def _dumped(schema: Mapping[str, Any] | bool) -> str:
         raise PlamoError("the JSON schema is not allowed: it must be a JSON value without cycles") from None
 
 
-def _matcher_class() -> Any:
-    return _library().LLMatcher
+def _as_object(schema: Mapping[str, Any] | bool) -> Mapping[str, Any]:
+    if isinstance(schema, bool):
+        return {} if schema else {"not": {}}
+    return schema
+
+
+def _made(name: str, method: str, source: str, **options: Any) -> str:
+    """Return a grammar in llguidance's form, made by a method of `LLMatcher`."""
+    try:
+        return getattr(_library().LLMatcher, method)(source, **options)
+    except UnicodeEncodeError:
+        raise PlamoError(f"{name} is not allowed: it holds a lone surrogate, which is not text") from None
 
 
 def _library() -> types.ModuleType:

@@ -58,8 +58,6 @@ def require_compilable(grammar: str, name: str) -> None:
         )
     except subprocess.TimeoutExpired:
         raise _too_complex(name) from None
-    except UnicodeEncodeError:
-        raise PlamoError(f"{name} is not allowed: it holds a lone surrogate, which is not text") from None
     if done.returncode:
         raise _too_complex(name)
     if done.stdout:

@@ -26,7 +26,11 @@ class Constraint(Protocol):
     """Decides which ids a row may draw, such as those that a grammar allows."""
 
     def allowed(self) -> np.ndarray:
-        """Return the ids that may come next as bits [ceil(v/32)] u32; at least one is set."""
+        """Return the ids that may come next as bits [ceil(v/32)] u32; at least one is set.
+
+        Raises:
+            PlamoError: no id may come next; the row fails with this message.
+        """
         ...
 
     def push(self, token: int) -> None:

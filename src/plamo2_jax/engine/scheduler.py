@@ -20,6 +20,8 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from plamo2_jax.engine.engine import CAPACITY, Engine
 from plamo2_jax.engine.prefill import Prefix, PromptReader
 from plamo2_jax.engine.request import FinishReason, Request, Row, TopLogprobs
@@ -225,21 +227,36 @@ class Scheduler:
             reading.leave()
 
     def _burst(self) -> list[Delta]:
-        allowed = {
-            slot: job.row.constraint.allowed() for slot, job in self._running.items() if job.row.constraint is not None
-        }
+        allowed, failed = self._allowed()
+        if failed:
+            self._release()
+            if not self._running:
+                return failed
         # A short burst lets prompts that are being read join soon.
         count = 1 if allowed or self._starting else self._pace.count
         begun = time.perf_counter()
         burst = self.engine.step(count, until_free=bool(self._waiting), allowed=allowed)
         made = int((burst.tokens >= 0).any(axis=1).sum())
         self._pace.measured(time.perf_counter() - begun, made)
-        now, deltas = self._clock(), []
+        now, deltas = self._clock(), failed
         for slot, job in self._running.items():
             job.first_token = now if job.first_token is None else job.first_token
             deltas.append(self._push(job, slot, burst, made))
         self._release()
         return deltas
+
+    def _allowed(self) -> tuple[dict[int, np.ndarray], list[Delta]]:
+        """Return the ids that constrained rows may draw, and the jobs that fail because their constraint allows none."""
+        allowed, failed = {}, []
+        for slot, job in self._running.items():
+            if job.row.constraint is None:
+                continue
+            try:
+                allowed[slot] = job.row.constraint.allowed()
+            except PlamoError as error:
+                job.error = str(error)
+                failed.append(Delta(job, error=job.error))
+        return allowed, failed
 
     def _push(self, job: Job, slot: int, burst, made: int) -> Delta:
         row, before, texts = job.row, len(job.row.token_ids), []

@@ -58,7 +58,7 @@ def tool_call_grammar(
         answer: JSON schema of an answer that is no call; None: any text.
         strict: as in `Grammar.of_json_schema`, for `answer`.
     """
-    more = f'(NEXT call)*\nNEXT: {lark_text(chr(10) + OPENER)}' if parallel else ""
+    more = f"(NEXT call)*\nNEXT: {lark_text(chr(10) + OPENER)}" if parallel else ""
     rules = [f"calls: call {more}", f"call: body {lark_text(CLOSER)}"]
     bodies = []
     for i, tool in enumerate(tools):
@@ -222,7 +222,11 @@ class _CallScan:
             self._expects = "value"
         elif expects == "comma" and character == ",":
             self._expects = "key" if self._open[-1] == "{" else "value"
-        elif expects in ("value", "item") and self._open and (character.isascii() and character.isalnum() or character == "-"):
+        elif (
+            expects in ("value", "item")
+            and self._open
+            and ((character.isascii() and character.isalnum()) or character == "-")
+        ):
             self._begin(key=False)
             self._expects = "scalar"
         else:
