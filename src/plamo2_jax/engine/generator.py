@@ -139,7 +139,7 @@ class Generator:
         if not 0 <= seed < 1 << 32:
             raise PlamoError(f"seed={seed} is not allowed: it must be from 0 to {(1 << 32) - 1}")
         if stop.strings and self.tokenizer is None:
-            raise PlamoError(f"stop strings {stop.strings} are not allowed: the generator has no tokenizer. Give stop ids")
+            raise PlamoError(f"stop strings {stop.strings} are not allowed: the generator has no tokenizer")
         rows = [self._ids(i, prompt, bos, allow_control) for i, prompt in enumerate(prompts)]
         for i, row in enumerate(rows):
             if len(row) + stop.max_new_tokens > self.max_length:

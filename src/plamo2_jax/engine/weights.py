@@ -119,10 +119,8 @@ def attach_adapters(model: Plamo2, params: dict, targets: Mapping[str, Split], a
     for path, split in targets.items():
         run, _, rest = path.partition("/")
         # B includes the scale, so adapters with the same rank share one compiled program.
-        a, b = (
-            jnp.asarray(factors[f"{path}/{A}"], jnp.float32),
-            jnp.asarray(factors[f"{path}/{B}"], jnp.float32) * scale,
-        )
+        a = jnp.asarray(factors[f"{path}/{A}"], jnp.float32)
+        b = jnp.asarray(factors[f"{path}/{B}"], jnp.float32) * scale
         if model.mesh is not None:
             a, b = (jax.device_put(each, NamedSharding(model.mesh, PartitionSpec())) for each in (a, b))
         stacked = split.stacked and run in groups

@@ -209,10 +209,13 @@ class OpenAIClient:
                     bound = min(_LONGEST_PAUSE, self._config.backoff * 2**attempt)
                     wanted = min(getattr(error, "pause", 0.0), _LONGEST_PAUSE)
                     # Jitter spreads the retries. It has no seed, so two runs do not retry at the same times.
-                    wait((self._closed,), max(wanted, random.uniform(bound / 2, bound)))
+                    self._pause(max(wanted, random.uniform(bound / 2, bound)))
             if self._closed.done():
                 return RequestError("cancelled, because the client was closed", attempt)
         return RequestError(f"{reason} ({attempts} attempt{'s' * (attempts > 1)})", attempts - 1)
+
+    def _pause(self, seconds: float) -> None:
+        wait((self._closed,), seconds)
 
     def _post(self, call: _Call) -> bytes:
         headers = {"Content-Type": "application/json"}
@@ -266,11 +269,7 @@ def row_seed(seed: int, id: str, sample: int) -> int:
 
 def sampling_fields(sampling: SamplingConfig, stop: StopConfig, seed: int | None) -> dict[str, Any]:
     """Return the settings for the body of a request. Settings that some servers do not know are omitted if they have their defaults."""
-    body = {
-        "max_tokens": stop.max_new_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-    }
+    body = {"max_tokens": stop.max_new_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p}
     extra = {
         "seed": (seed, None),
         "stop": (list(stop.strings), []),
