@@ -66,11 +66,11 @@ def write_model(path: Path) -> None:
     write_gguf(path, network.config, params, tokenizer, 4096)
 
 
-def prompt(length: int, number: int) -> list[int]:
-    """Return token ids that no other number begins with."""
+def prompt(length: int, number: int, vocabulary: int = VOCABULARY) -> list[int]:
+    """Return random token ids; each number begins differently."""
     import numpy as np
 
-    return np.random.default_rng(number).integers(300, VOCABULARY, length).tolist()
+    return np.random.default_rng(number).integers(300, vocabulary, length).tolist()
 
 
 def run_ours() -> None:
@@ -198,13 +198,10 @@ def main() -> None:
         options.output.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def spread(values: list[float]) -> dict[str, float]:
+def spread(values: list[float], digits: int = 2) -> dict[str, float]:
     """Return median, least and most."""
-    return {
-        "median": round(statistics.median(values), 2),
-        "least": round(min(values), 2),
-        "most": round(max(values), 2),
-    }
+    found = {"median": statistics.median(values), "least": min(values), "most": max(values)}
+    return {name: round(value, digits) for name, value in found.items()}
 
 
 if __name__ == "__main__":

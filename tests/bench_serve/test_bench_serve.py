@@ -57,7 +57,7 @@ def test_an_open_loop_sends_at_its_own_times_and_measures_the_servers(server, tm
     config = BenchConfig(rate=40, requests=30)
     assert [row["scheduled"] for row in requests] == pytest.approx(arrivals(config), abs=1e-5)
     assert all(row["sent"] - row["scheduled"] < 1 for row in requests)
-    bodies = server.bodies[1:]  # The first is the warm-up.
+    bodies = server.bodies[2:]  # The first two are the warm-up.
     assert sorted(body["seed"] for body in bodies) == list(range(30))
     assert len({body["messages"][0]["content"] for body in bodies}) == 30
     assert {body["max_tokens"] for body in bodies} == {128}
@@ -92,6 +92,7 @@ def test_goodput_counts_slow_requests_and_errors_out(server, tmp_path):
 def test_errors_are_counted_by_kind(server, tmp_path, capsys):
     server.answer = ["a"]
     server.refusals = [
+        None,
         None,
         JSONResponse({"error": {"message": "busy"}}, 429),
         JSONResponse({"error": {"message": "busy"}}, 429),

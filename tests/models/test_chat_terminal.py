@@ -66,11 +66,11 @@ def test_a_conversation_with_a_folder(chat, folder, tmp_path):
 
 def test_ctrl_c_stops_a_local_answer_and_the_chat_goes_on(chat, folder):
     terminal = chat(folder, "--max-new-tokens", "8000", "--temperature", "0")
-    terminal.wait("lists the commands")
+    terminal.wait(r"lists the commands\.\s+> ")
     terminal.line("ab")
     terminal.wait(r"(?s)ab\n.")
     terminal.type(CTRL_C)
-    terminal.wait(r"\(stopped\)")
+    terminal.wait(r"(?s)\(stopped\).*> ")
     terminal.type("left over")
     terminal.type(CTRL_C)
     terminal.wait("/exit or Ctrl-D ends the chat")

@@ -122,8 +122,9 @@ class Client:
 
     async def tokenize(self, text: str) -> list[int] | None:
         """Return the token ids of a text; None where the server has no /tokenize. vLLM calls the text prompt, llama.cpp content."""
+        body = {"model": self.model, "prompt": text, "content": text, "add_special_tokens": False}
         try:
-            found = await self.json("/tokenize", {"model": self.model, "prompt": text, "content": text}, root=True)
+            found = await self.json("/tokenize", body, root=True)
             tokens = found["tokens"]
         except (Failure, KeyError, TypeError):
             return None

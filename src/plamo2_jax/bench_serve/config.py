@@ -42,8 +42,8 @@ class BenchConfig:
     """Temperature of the requests."""
     seed: int = 0
     """Random seed of arrivals, lengths and prompts, and the seed of the first request."""
-    warmup: int = 1
-    """Requests before the measurement, one after another."""
+    warmup: int = 2
+    """Requests before the measurement, one after another. A prefix cache may keep a prefix only when a second request has it."""
     timeout: float = 300.0
     """Seconds for one request."""
     slo_ttft: float | None = None

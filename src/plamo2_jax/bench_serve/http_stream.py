@@ -12,12 +12,14 @@ import ssl
 import urllib.parse
 from collections.abc import AsyncIterator, Mapping
 
+from plamo2_jax.errors import PlamoError
+
 _MAX_HEADERS = 256
 _LIMIT = 1 << 16
 """Longest line of a head, in bytes; also the size of the read buffer."""
 
 
-class ProtocolError(ValueError):
+class ProtocolError(PlamoError):
     """A server does not speak HTTP/1.1."""
 
 

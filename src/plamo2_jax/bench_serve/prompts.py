@@ -11,8 +11,8 @@ from plamo2_jax.bench_serve.client import Client
 from plamo2_jax.bench_serve.config import BenchConfig
 from plamo2_jax.data.corpus import LANGUAGES, documents
 
-_SAMPLE = 20_000
-"""Characters of the text that measures the tokens of a character."""
+_SAMPLE = 1000
+"""Characters of the text that measures the tokens of a character. A server may refuse a text longer than its context."""
 _ROUNDS = 4
 """Corrections of the length of a text at most."""
 

@@ -54,7 +54,7 @@ class BenchServeOptions:
     """Goodput counts requests whose first text comes within so many milliseconds."""
     slo_itl: float | None = None
     """Goodput counts requests with at most so many milliseconds between two tokens, on average over the request."""
-    warmup: int = 1
+    warmup: int = 2
     """Requests before the measurement, which are not counted."""
     timeout: float = 300.0
     """Seconds for one request."""

@@ -7,10 +7,8 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.models.chat_model import Usage
@@ -39,6 +37,8 @@ class ChatSession:
         self._messages: list[dict[str, str]] = []
         self._saved: set[Path] = set()
         self._interactive = sys.stdin.isatty()
+        # How often Ctrl-C was pressed during the present answer, and whether the answer is still being generated.
+        self._interrupts, self._generating = 0, False
         # Whether control characters in answers could reach a terminal.
         self._shown = _printable if sys.stdout.isatty() else str
 
@@ -48,10 +48,30 @@ class ChatSession:
         Raises:
             PlamoError: a message of an input that is no terminal has no answer.
         """
-        if self._interactive:
-            with contextlib.suppress(ImportError):
-                import readline  # noqa: F401 (gives input() editing and the lines before)
+        if not self._interactive:
+            self._talk()
+            return 0
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 (gives input() editing and the lines before)
+        before = signal.signal(signal.SIGINT, self._interrupt)
+        try:
             _say(f"{self._model.description}. /help lists the commands.")
+            self._talk()
+        finally:
+            signal.signal(signal.SIGINT, before)
+        return 0
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        """Take a Ctrl-C. The second one during an answer raises KeyboardInterrupt.
+
+        The first one is only counted, because an exception in the middle of a step would leave the engine without its state.
+        """
+        del number, frame
+        self._interrupts += 1
+        if self._interrupts > 1 and self._generating:
+            raise KeyboardInterrupt
+
+    def _talk(self) -> None:
         while (line := self._read()) is not None:
             try:
                 if line.startswith("/"):
@@ -63,7 +83,6 @@ class ChatSession:
                 if not self._interactive:
                     raise
                 _say(f"error: {error}")
-        return 0
 
     def _read(self) -> str | None:
         """Read a message, which may have several lines; None at the end of the input."""
@@ -71,7 +90,7 @@ class ChatSession:
         while True:
             prompt = ("... " if lines else "> ") if self._interactive else ""
             try:
-                line = input(prompt)
+                line = self._input(prompt)
             except EOFError:
                 if self._interactive:
                     print()
@@ -86,6 +105,16 @@ class ChatSession:
             if not line.endswith("\\"):
                 return "\n".join([*lines, line])
             lines.append(line[:-1])
+
+    def _input(self, prompt: str) -> str:
+        """Read a line. Only here, Ctrl-C raises KeyboardInterrupt at once."""
+        if not self._interactive:
+            return input(prompt)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return input(prompt)
+        finally:
+            signal.signal(signal.SIGINT, self._interrupt)
 
     def _command(self, name: str, argument: str = "") -> bool:
         """Run a command; return whether the chat goes on."""
@@ -130,17 +159,20 @@ class ChatSession:
         self._messages.append({"role": "user", "content": question})
         begun, first, text, last = time.perf_counter(), None, "", None
         pieces = self._model.answer(self._conversation(), self._settings)
+        self._interrupts, self._generating = 0, True
         try:
-            with _interrupted() as interrupted, contextlib.closing(pieces):
+            with contextlib.closing(pieces):
                 for piece in pieces:
                     if piece.text:
                         first = first or time.perf_counter()
                         text += piece.text
                         print(self._shown(piece.text), end="", flush=True)
                     last = piece
-                    if interrupted() or piece.finish_reason is not None:
+                    if self._interrupts or piece.finish_reason is not None:
                         break
+                self._generating = False
         finally:
+            self._generating = False
             if text:
                 print()
                 self._messages.append({"role": "assistant", "content": text})
@@ -157,27 +189,6 @@ class ChatSession:
                 last.finish_reason, ", ended early by the server"
             )
             _say(_figures(last.usage, begun, first, time.perf_counter()) + end)
-
-
-@contextlib.contextmanager
-def _interrupted() -> Iterator[Callable[[], bool]]:
-    """Give a function that says whether Ctrl-C was pressed. A second Ctrl-C raises KeyboardInterrupt.
-
-    An exception in the middle of a step would leave the engine without its state, so the first one only sets a flag.
-    """
-    count = 0
-
-    def note(number: int, frame: FrameType | None) -> Any:
-        nonlocal count
-        count += 1
-        if count > 1:
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: count > 0
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _figures(usage: Usage | None, begun: float, first: float | None, end: float) -> str:

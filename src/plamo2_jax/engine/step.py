@@ -280,8 +280,7 @@ def decode(
     )
     begun = state.alive
 
-    def running(carry):
-        state, burst = carry
+    def running(state, burst):
         filled = jnp.max(burst.filled)
         freed = until_free & jnp.any(begun & ~state.alive)
         return (filled < count) & (filled + width <= capacity) & jnp.any(state.alive) & ~freed
@@ -326,15 +325,24 @@ def decode(
         lookup = state.lookup.judged(counts, kept, speculation.max_pause)
         return state.replace(cache=place_cache(model.mesh, cache), lookup=lookup), burst
 
-    def step(carry):
-        state, burst = carry
-        if speculation is None:
-            return plain(state, burst)
+    if speculation is None:
+        return jax.lax.while_loop(lambda carry: running(*carry), lambda carry: plain(*carry), (state, burst))
+
+    def with_drafts(state, burst):
         drafts, counts = propose(state.lookup, speculation)
         # The last token of a row is never an input.
         left = jnp.maximum(state.settings.max_new_tokens - state.step - 1, 0)
         possible = (jnp.sum(state.alive) <= speculation.max_rows) & ~jnp.any(state.alive & constrained)
-        counts = jnp.where(state.alive & possible, jnp.minimum(counts, left), 0)
-        return jax.lax.cond(jnp.any(counts > 0), speculative, plain, state, burst, drafts, counts)
+        return state, burst, drafts, jnp.where(state.alive & possible, jnp.minimum(counts, left), 0)
 
-    return jax.lax.while_loop(running, step, (state, burst))
+    def steps(carry):
+        # Two loops, because a conditional would copy the cache.
+        for function, drafting in ((plain, False), (speculative, True)):
+            carry = jax.lax.while_loop(
+                lambda carry, drafting=drafting: running(*carry[:2]) & (jnp.any(carry[3] > 0) == drafting),
+                lambda carry, function=function: with_drafts(*function(*carry)),
+                carry,
+            )
+        return carry
+
+    return jax.lax.while_loop(lambda carry: running(*carry[:2]), steps, with_drafts(state, burst))[:2]

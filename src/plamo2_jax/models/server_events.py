@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 
+from plamo2_jax.errors import PlamoError
+
 MAX_EVENT_BYTES = 4 << 20
 """Maximum size of an event."""
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
-class EventTooLong(ValueError):
+class EventTooLong(PlamoError):
     """An event has more than MAX_EVENT_BYTES bytes."""
 
 
