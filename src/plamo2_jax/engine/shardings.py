@@ -42,9 +42,9 @@ def place_cache(mesh: Mesh | None, cache: Cache) -> Cache:
 
 
 def committed(tree: Any) -> Any:
-    """Return arrays bound to the devices that they are on; nothing is copied.
+    """Commit arrays to the devices that they are on. Arrays are not copied.
 
-    A compiled function is compiled again where an argument that was free to move becomes bound, as the results of functions of bound
-    parameters are. So the first arguments are bound too.
+    `jax.jit` compiles again when an argument changes from uncommitted to committed. With committed parameters, all results are committed,
+    so the first arguments must be committed too.
     """
     return jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding), tree)
