@@ -21,6 +21,7 @@ from plamo2_jax.engine.prefix_cache import PrefixCache
 from plamo2_jax.engine.prompt_scores import PromptScorer
 from plamo2_jax.engine.request import Request
 from plamo2_jax.engine.sampling import PROMPT, SamplingConfig
+from plamo2_jax.engine.shardings import committed
 from plamo2_jax.engine.speculation import SpeculationConfig
 from plamo2_jax.engine.step import Burst, decode, empty_state, insert, release
 from plamo2_jax.engine.stop import StopConfig
@@ -67,7 +68,7 @@ class Engine:
         # Kernels that are named serve pieces of prompts; a single token has a way of its own.
         self._decoder = model.clone(implementation="auto")
         self._history = 0 if speculation is None else max_length
-        self._state = empty_state(model, self.slots, max_length, self._history)
+        self._state = committed(empty_state(model, self.slots, max_length, self._history))
         self._words = -(-v // 32)
         # On the device once, since most calls constrain no row.
         self._unconstrained = jax.device_put(

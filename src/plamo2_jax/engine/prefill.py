@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from plamo2_jax.engine.prefix_cache import PrefixCache, piece_keys
+from plamo2_jax.engine.shardings import committed
 from plamo2_jax.engine.snapshot import Page, copied, restore, state_of, take_page
 from plamo2_jax.engine.step import empty_cache, prefill
 from plamo2_jax.model import Plamo2
@@ -136,7 +137,7 @@ class PromptReader:
         self._pages: list[Page] = []
         self.cached_tokens = 0
         if snapshot is None:
-            self._cache = empty_cache(model, rows, max_length)
+            self._cache = committed(empty_cache(model, rows, max_length))
         else:
             self.cached_tokens, self._pages = snapshot.tokens, list(snapshot.pages)
             self._cache = restore(model, snapshot.state, self._pages, rows=rows, max_length=max_length)

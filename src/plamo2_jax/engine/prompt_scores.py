@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from plamo2_jax.engine.prefill import SMALLEST_PIECE, cut_prompt, power_of_two
-from plamo2_jax.engine.shardings import place_cache
+from plamo2_jax.engine.shardings import committed, place_cache
 from plamo2_jax.engine.step import MAX_TOP_LOGPROBS, empty_cache
 from plamo2_jax.model import Plamo2
 from plamo2_jax.model.cache import Cache
@@ -61,7 +61,7 @@ class PromptScorer:
         self._model, self._params, self._prompt, self._usable = model, params, prompt, usable
         self._rows, self._size, self._n = rows, prefill_size, top_logprobs
         self._ends = cut_prompt(len(prompt) - 1, prefill_size)
-        self._cache = empty_cache(model, rows, max_length)
+        self._cache = committed(empty_cache(model, rows, max_length))
         self._pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     @property

@@ -39,3 +39,12 @@ def cache_shardings(mesh: Mesh, cache: Cache) -> Cache:
 def place_cache(mesh: Mesh | None, cache: Cache) -> Cache:
     """Keep a cache inside a compiled function where `cache_shardings` puts it; without a mesh, do nothing."""
     return cache if mesh is None else jax.lax.with_sharding_constraint(cache, cache_shardings(mesh, cache))
+
+
+def committed(tree: Any) -> Any:
+    """Return arrays bound to the devices that they are on; nothing is copied.
+
+    A compiled function is compiled again where an argument that was free to move becomes bound, as the results of functions of bound
+    parameters are. So the first arguments are bound too.
+    """
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding), tree)

@@ -16,7 +16,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Int
 
-from plamo2_jax.engine.shardings import place_cache
+from plamo2_jax.engine.shardings import committed, place_cache
 from plamo2_jax.engine.step import empty_cache
 from plamo2_jax.model import Plamo2
 from plamo2_jax.model.cache import AttentionCache, Cache, MambaCache
@@ -102,7 +102,7 @@ def restore(model: Plamo2, state: Cache, pages: Sequence[Page], *, rows: int, ma
         rows: rows of the cache.
         max_length: tokens of a row of the cache.
     """
-    cache = _copy(model, state, empty_cache(model, rows, max_length), max_length)
+    cache = _copy(model, state, committed(empty_cache(model, rows, max_length)), max_length)
     for page in pages if _paged_layers(cache, max_length) else ():
         cache = _put_page(cache, page, max_length)
     return cache
