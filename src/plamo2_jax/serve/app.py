@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ from plamo2_jax.serve.errors import ApiError, invalid
 from plamo2_jax.serve.fields import Fields
 from plamo2_jax.serve.metrics import Metrics
 from plamo2_jax.serve.openapi import document
+from plamo2_jax.serve.output import FORMAT_FIELDS
 from plamo2_jax.serve.responses import EventStream, error_response, json_response, read_json
 from plamo2_jax.serve.served_model import ServedModel, unknown_model
 from plamo2_jax.serve.work import Admission, Work, cancelled_on_disconnect
@@ -71,7 +73,8 @@ class Api:
     async def chat_completions(self, request: Request) -> Response:
         """Answer a conversation."""
         fields, model = await self._read(request)
-        wanted = read_chat(fields, model.tokenizer)
+        slow = any(fields.get(name) for name in FORMAT_FIELDS)
+        wanted = await asyncio.to_thread(read_chat, fields, model) if slow else read_chat(fields, model)
         prompt = await encode_chat(model, wanted.messages, wanted.variables)
         return await self._answer(request, fields, Chat(model, wanted, prompt), wanted.generation.stream)
 
@@ -90,7 +93,7 @@ class Api:
         """Turn a text or a conversation into token ids."""
         fields, model = await self._read(request)
         if fields.get("messages") is not None:
-            wanted = read_chat(fields, model.tokenizer)
+            wanted = await asyncio.to_thread(read_chat, fields, model)
             ids = await encode_chat(model, wanted.messages, wanted.variables)
         else:
             text = fields.string("prompt")

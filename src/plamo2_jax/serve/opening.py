@@ -19,6 +19,7 @@ from plamo2_jax.engine.engine import Engine
 from plamo2_jax.engine.generator import Generator, default_stop_ids
 from plamo2_jax.engine.prefix_cache import PrefixCache
 from plamo2_jax.engine.scheduler import Scheduler
+from plamo2_jax.engine.speculation import SpeculationConfig
 from plamo2_jax.engine.weights import attach_adapters
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.models.local import open_generator
@@ -119,6 +120,7 @@ def serve_generator(
         prefill_size=config.prefill_size,
         usable=tokenizer.vocab_size,
         prefix_cache=prefix_cache,
+        speculation=SpeculationConfig(config.drafts) if config.drafts else None,
     )
     if config.warm_up:
         engine.warm_up(scoring=True)
@@ -129,6 +131,7 @@ def serve_generator(
         name,
         Scheduler(engine, tokenizer, prefill_budget=config.prefill_size),
         tokenizer,
+        generator.model.config.vocab_size,
         template,
         length,
         documents,
@@ -148,6 +151,7 @@ def _system_fingerprint(fingerprint: str, config: ServeConfig, length: int) -> s
         jax.devices()[0].device_kind,
         config.slots,
         config.prefill_size,
+        config.drafts,
         length,
     )
     return "fp_" + hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()

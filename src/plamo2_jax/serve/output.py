@@ -9,8 +9,10 @@ from typing import Any, Protocol
 from plamo2_jax.engine.request import Constraint
 from plamo2_jax.serve.errors import invalid
 from plamo2_jax.serve.fields import Fields
-from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from plamo2_jax.serve.served_model import ServedModel
 
+FORMAT_FIELDS = ("response_format", "tools")
+"""Fields that ask for more than text."""
 MessageDelta = dict[str, Any]
 """A part of an assistant's message, as `delta` of a stream has it: `content`, or `tool_calls` with the index of each call."""
 
@@ -55,13 +57,19 @@ class OutputFormat:
     """Variables of the chat template, such as `tools`."""
 
 
-def read_output_format(fields: Fields, tokenizer: Tokenizer) -> OutputFormat:
+def read_output_format(fields: Fields, model: ServedModel) -> OutputFormat:
     """Return the format that `response_format`, `tools`, `tool_choice` and `parallel_tool_calls` of a request ask for.
+
+    It may compile a grammar, so it is called in a thread other than the event loop's where one of these fields is given.
+
+    Args:
+        fields: the request.
+        model: the model that is asked.
 
     Raises:
         ApiError: a field is not allowed.
     """
-    del tokenizer
+    del model
     form = fields.nested("response_format")
     if form is not None and form.get("type") != "text":
         raise invalid("response_format", "response_format is not supported: leave it out, or give type text")
