@@ -99,6 +99,10 @@ class Scheduler:
         prefill_budget: prompt tokens read between two bursts, rounded up to whole pieces. None: all that free slots wait for.
         interval: seconds that a burst should last at most, as long as one token takes less.
         clock: seconds; for tests.
+
+    Attributes:
+        drafted: draft tokens that were read so far.
+        kept: how many of them were kept.
     """
 
     def __init__(
@@ -119,6 +123,7 @@ class Scheduler:
         self._free = collections.deque(range(engine.slots))
         # Jobs that were cancelled since the last round.
         self._cancelled: set[Job] = set()
+        self.drafted = self.kept = 0
 
     @property
     def busy(self) -> bool:
@@ -234,6 +239,8 @@ class Scheduler:
         burst = self.engine.step(count, until_free=bool(self._waiting), allowed=allowed)
         made = int((burst.tokens >= 0).any(axis=1).sum())
         self._pace.measured(time.perf_counter() - begun, made)
+        self.drafted += int(burst.drafted.sum())
+        self.kept += int(burst.kept.sum())
         now, deltas = self._clock(), []
         for slot, job in self._running.items():
             job.first_token = now if job.first_token is None else job.first_token
