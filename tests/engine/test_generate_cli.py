@@ -66,7 +66,7 @@ def test_stop_strings_and_ids_end_a_row(folder, expected, capsys):
     [
         (["--temperature", "-1"], "temperature=-1"),
         (["--max-new-tokens", "0"], "max_new_tokens=0"),
-        (["--stop-id", "999"], "go from 0 to 287"),
+        (["--stop-id", "999"], "the model has ids from 0 to 287"),
         (["--prompt-file", "/nowhere/prompt.txt"], "/nowhere/prompt.txt"),
         (["--chat", "a", "--prompt", "b"], "cannot be combined"),
         (["--system", "a"], "--system is for --chat"),

@@ -170,7 +170,7 @@ def test_keys_come_from_the_environment(server, capsys, monkeypatch):
 
     server.key = "sesame"
     assert main(["chat", server.url]) == 2
-    assert "needs an API key: name the environment variable that holds it" in capsys.readouterr().err
+    assert "needs an API key. Give the name of its environment variable" in capsys.readouterr().err
     monkeypatch.setenv("CHAT_KEY", "sesame")
     monkeypatch.setattr("sys.stdin", io.StringIO("one\n"))
     assert main(["chat", server.url, "--api-key-env", "CHAT_KEY", "--name", "other"]) == 0

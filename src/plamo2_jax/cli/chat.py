@@ -104,6 +104,8 @@ def open_chat(options: ChatOptions) -> StreamingChat:
     from plamo2_jax.models.local_stream import LocalChatStream
 
     template = open_template(Path(options.model), options.template)
-    print(f"opening {options.model}", file=sys.stderr)
+    print(
+        f"opening {options.model}; the first answers take longer, because their programs are compiled", file=sys.stderr
+    )
     generator, _ = open_generator(options.model, dtype=options.dtype, mesh=options.mesh.make())
     return LocalChatStream(generator, template, options.model, max_length=options.max_length)

@@ -1,4 +1,4 @@
-"""A streaming chat in this process: one scheduler with a prefix cache, so that a turn reads only what is new."""
+"""A streaming chat in this process. A prefix cache keeps the conversation, so each turn reads only the new tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from plamo2_jax.models.streaming import AnswerSettings, Piece
 from plamo2_jax.tokenizer.chat_template import ChatTemplate
 
 PREFIX_CACHE_BYTES = 1 << 30
-"""Budget for snapshots of prompts; a conversation needs two or three of them, 100 MiB each for the 8B model."""
+"""Memory budget of the prefix cache. A conversation needs two or three snapshots, 100 MiB each for the 8B model."""
 
 
 class LocalChatStream:
@@ -29,8 +29,8 @@ class LocalChatStream:
     Args:
         generator: the model, with a tokenizer.
         template: chat template.
-        description: the model's name, for people.
-        max_length: tokens of a conversation at most; never more than the generator's.
+        description: name of the model to display.
+        max_length: maximum number of tokens of a conversation, limited to `generator.max_length`.
     """
 
     def __init__(self, generator: Generator, template: ChatTemplate, description: str, *, max_length: int = 8192):
@@ -49,20 +49,20 @@ class LocalChatStream:
             usable=self._tokenizer.vocab_size,
             prefix_cache=PrefixCache(PREFIX_CACHE_BYTES),
         )
-        # One piece of the prompt a round, so that the caller can stop a long prompt.
+        # Each round reads one piece of the prompt, so the caller can interrupt a long prompt.
         self._scheduler = Scheduler(engine, self._tokenizer, prefill_budget=generator.prefill_size)
 
     def answer(self, messages: Sequence[Mapping[str, Any]], settings: AnswerSettings) -> Iterator[Piece]:
-        """Yield the pieces of an answer; see `StreamingChat.answer`.
+        """Yield the pieces of an answer, as described in `StreamingChat.answer`.
 
         Raises:
-            PlamoError: the template refuses the conversation, it is too long, or the logits are not finite numbers.
+            PlamoError: the template refuses the conversation, the conversation is too long, or the logits are not finite.
         """
         prompt = self._template.encode(self._tokenizer, messages, add_generation_prompt=True).ids
         room = self._max_length - len(prompt)
         if room < 1 or not len(prompt):
             raise PlamoError(
-                f"the conversation has {len(prompt):,} tokens: with an answer, 1 to {self._max_length:,} are allowed"
+                f"the conversation has {len(prompt):,} tokens: 1 to {self._max_length - 1:,} are allowed, to leave space for an answer"
             )
         stop = settings.stop.shortened(room)
         seed = secrets.randbits(32) if settings.seed is None else settings.seed

@@ -1,4 +1,4 @@
-"""Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html): from bytes to the data of events."""
+"""Parser of server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from plamo2_jax.errors import PlamoError
 
 MAX_EVENT_BYTES = 4 << 20
-"""Longest event that is read."""
+"""Maximum size of an event."""
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
@@ -16,7 +16,7 @@ class EventTooLong(PlamoError):
 
 
 class EventParser:
-    """Takes bytes as they arrive, cut anywhere. Only `data` is kept; event names, ids and comments are skipped."""
+    """Parses a byte stream that is split anywhere. Only the `data` of events is kept; event names, ids and comments are skipped."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -24,15 +24,15 @@ class EventParser:
         self._size = 0
 
     def push(self, part: bytes) -> list[str]:
-        """Return the data of the events that `part` completes.
+        """Add bytes and return the data of the events that are complete.
 
         Raises:
-            EventTooLong: an event is too long.
+            EventTooLong: an event has more than MAX_EVENT_BYTES bytes.
         """
         text, events = self._rest + part, []
         start = 0
         for end in _LINE_END.finditer(text):
-            # The line feed of a carriage return at the end of a part may be still to come.
+            # A carriage return at the end of a part may be followed by its line feed in the next part.
             if end.group() == b"\r" and end.end() == len(text):
                 break
             if (data := self._line(text[start : end.start()])) is not None:
@@ -40,11 +40,11 @@ class EventParser:
             start = end.end()
         self._rest = text[start:]
         if self._size + len(self._rest) > MAX_EVENT_BYTES:
-            raise EventTooLong(f"an event of more than {MAX_EVENT_BYTES:,} bytes")
+            raise EventTooLong(f"an event has more than {MAX_EVENT_BYTES:,} bytes")
         return events
 
     def _line(self, line: bytes) -> str | None:
-        """Take a line; return the data of the event that it ends."""
+        """Add a line. If it ends an event, return the event's data."""
         if not line:
             data, self._data, self._size = self._data, [], 0
             return b"\n".join(data).decode("utf-8", "replace") if data else None

@@ -23,11 +23,11 @@ from plamo2_jax.models.streaming import AnswerSettings, Piece
 
 _LARGEST_LIST = 1 << 20
 _WAIT = 0.2
-"""Seconds after which an empty piece is given where nothing has arrived."""
+"""Seconds to wait for an event before an empty piece is yielded."""
 
 
 def with_version(url: str) -> str:
-    """Return the address of a server's interface: `/v1` is appended to an address without a path."""
+    """Return the address of a server's API. `/v1` is appended to an address without a path."""
     return f"{url.rstrip('/')}/v1" if urllib.parse.urlsplit(url).path in ("", "/") else url.rstrip("/")
 
 
@@ -36,12 +36,12 @@ class ServerChatStream:
 
     Args:
         url: address of the server, with or without /v1.
-        model: name of the model there; None: the first one that the server lists.
-        api_key_env: name of the environment variable that holds the API key; None: no key.
-        timeout: seconds for one answer.
+        model: name of the model on the server; None: the first model that the server lists.
+        api_key_env: name of the environment variable with the API key; None: no key.
+        timeout: maximum time for one answer, in seconds.
 
     Raises:
-        PlamoError: the address or the key is not one, or `model` is None and the server does not list its models.
+        PlamoError: the address or the key is invalid, or `model` is None and the server does not list its models.
     """
 
     def __init__(self, url: str, *, model: str | None = None, api_key_env: str | None = None, timeout: float = 600.0):
@@ -52,7 +52,7 @@ class ServerChatStream:
         self.description = f"{self._model} at {self._address}"
 
     def answer(self, messages: Sequence[Mapping[str, Any]], settings: AnswerSettings) -> Iterator[Piece]:
-        """Yield the pieces of an answer; see `StreamingChat.answer`.
+        """Yield the pieces of an answer, as described in `StreamingChat.answer`.
 
         Raises:
             PlamoError: the server cannot be reached, refuses the request, or ends the stream early.
@@ -80,11 +80,11 @@ class ServerChatStream:
         finally:
             stream.close()
         if reason is None:
-            raise PlamoError(f"{self._address} ended the connection before the answer was complete. Ask again")
+            raise PlamoError(f"{self._address} ended the connection before the answer was complete. Try again")
         yield Piece("", reason, usage)
 
     def close(self) -> None:
-        """Do nothing: an answer closes its own connection."""
+        """Do nothing, because each answer closes its own connection."""
 
     def __enter__(self) -> Self:
         return self
@@ -101,14 +101,14 @@ class ServerChatStream:
         except (ValueError, KeyError, IndexError, TypeError) as error:
             if isinstance(error, PlamoError):
                 raise
-            raise PlamoError(f"{self._address}/models lists no model: name the model with --name") from None
+            raise PlamoError(f"{self._address}/models lists no model. Set the model with --name") from None
         return str(found)
 
     def _open(self, path: str, body: Mapping[str, Any] | None) -> http.client.HTTPResponse:
-        """Send a request and return the response, whose body is still to come.
+        """Send a request and return the response. Its body has not been read yet.
 
         Raises:
-            EndpointError: the server refuses it.
+            EndpointError: the server refuses the request.
             OSError, http.client.HTTPException: the connection fails.
         """
         headers = {"Content-Type": "application/json"} if body is not None else {}
@@ -123,9 +123,9 @@ class ServerChatStream:
                 raise EndpointError(self._refusal(error)) from None
 
     def _refusal(self, error: urllib.error.HTTPError) -> str:
-        """Return one sentence about an error status."""
+        """Return the error message for an HTTP error status."""
         if error.code == 401:
-            return f"{self._address} needs an API key: name the environment variable that holds it with --api-key-env"
+            return f"{self._address} needs an API key. Give the name of its environment variable with --api-key-env"
         try:
             reason = openai_format.error_message(json.loads(error.read(16 * SHOWN)))
         except (ValueError, OSError, http.client.HTTPException):
@@ -142,21 +142,21 @@ class ServerChatStream:
 
 
 class _Stream:
-    """Reads the events of a response in a thread, so that the caller never waits long.
+    """Reads the events of a response in a thread, so the caller never blocks for long.
 
     Args:
-        connect: sends the request.
+        connect: sends the request and returns the response.
     """
 
     def __init__(self, connect: Any):
         self._connect, self._response, self._closed = connect, None, False
         self._lock = threading.Lock()
-        # Events; then None at the end, or the exception that ended the stream.
+        # The data of events, and finally None or the exception that ended the stream.
         self._events: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
         threading.Thread(target=self._read, name="chat-stream", daemon=True).start()
 
     def events(self) -> Iterator[str | None]:
-        """Yield the data of events, and None where nothing has arrived for a while."""
+        """Yield the data of events, and None whenever no event arrives for `_WAIT` seconds."""
         while True:
             try:
                 event = self._events.get(timeout=_WAIT)
@@ -170,7 +170,7 @@ class _Stream:
             yield event
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         with self._lock:
             self._closed = True
             if self._response is not None:
@@ -188,5 +188,5 @@ class _Stream:
                     for event in parser.push(part):
                         self._events.put(event)
             self._events.put(None)
-        except Exception as error:  # Whoever reads the events gets the error.
+        except Exception as error:  # `events` raises it in the caller's thread.
             self._events.put(error)

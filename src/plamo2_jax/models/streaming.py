@@ -1,4 +1,4 @@
-"""The interface of a chat that streams: one conversation, whose answers arrive piece by piece."""
+"""The interface of a streaming chat, which returns each answer piece by piece."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from plamo2_jax.models.chat_model import FinishReason, Usage
 
 @dataclasses.dataclass(frozen=True)
 class AnswerSettings:
-    """How an answer is generated."""
+    """Settings of an answer."""
 
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     stop: StopConfig = dataclasses.field(default_factory=StopConfig)
-    """An answer gets fewer tokens than `max_new_tokens` where the context has no room for more."""
+    """Stop settings. The remaining context may limit an answer to fewer than `max_new_tokens` tokens."""
     seed: int | None = None
-    """None: another one for each answer."""
+    """Random seed. None: a new random seed for each answer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,30 +27,30 @@ class Piece:
     """A part of an answer. The last one has a finish reason."""
 
     text: str = ""
-    """May be empty: then nothing has arrived yet, and the caller can do something else."""
+    """The text. An empty text means that no new text has arrived; it returns control to the caller."""
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
-    """Token counts of the whole answer, with the last piece; None where a server does not report them."""
+    """Token counts of the whole answer, in the last piece; None if the server does not report them."""
 
 
 class StreamingChat(Protocol):
     """A model that streams answers.
 
     Attributes:
-        description: the model and where it runs, for people.
+        description: name and location of the model to display.
     """
 
     description: str
 
     def answer(self, messages: Sequence[Mapping[str, Any]], settings: AnswerSettings) -> Iterator[Piece]:
-        """Yield the pieces of an answer, at least one every second. Closing the iterator ends the computation.
+        """Yield the pieces of an answer, at least one every second. Closing the iterator cancels the answer.
 
         Args:
-            messages: objects with `role` and `content`; the last one is what is answered.
-            settings: how.
+            messages: objects with `role` and `content`. The last message is the one to answer.
+            settings: settings of the answer.
 
         Raises:
-            PlamoError: there is no answer, or only a part of one; the message is one sentence.
+            PlamoError: the answer is missing or incomplete. The message is one sentence.
         """
         ...
 
