@@ -28,25 +28,25 @@ PROMPT = "吾輩は猫である。\n ab the"
 
 @pytest.fixture(scope="module")
 def folders(model, params, tokenizer, tmp_path_factory):
-    """A run folder and two adapters to it, of ranks 2 and 3."""
+    """A run folder and two adapters to it, of one rank and two scales: they share what is compiled."""
     root = tmp_path_factory.mktemp("served")
     checkpoint.save_model(root / "base", model.config, params, tokenizer)
-    for rank in (2, 3):
-        lora = LoraConfig(rank=rank, alpha=8.0, targets=("/mixer/", "/mlp/"))
-        adapters = Adapters(model.config, lora, seed=rank)
-        rng = np.random.default_rng(rank)
+    for alpha in (4, 8):
+        lora = LoraConfig(rank=2, alpha=alpha, targets=("/mixer/", "/mlp/"))
+        adapters = Adapters(model.config, lora)
+        rng = np.random.default_rng(alpha)
         tree = jax.tree.map(
             lambda leaf, rng=rng: 0.3 * rng.standard_normal(leaf.shape).astype(np.float32) / math.sqrt(leaf.shape[-1]),
             adapters.abstract,
         )
-        write_peft(root / f"rank{rank}", model.config, lora, tree, "base")
+        write_peft(root / f"alpha{alpha}", model.config, lora, tree, "base")
     return root
 
 
 @pytest.fixture(scope="module")
 def client(folders):
     def load():
-        adapters = {f"a{rank}": folders / f"rank{rank}" for rank in (2, 3)}
+        adapters = {f"a{alpha}": folders / f"alpha{alpha}" for alpha in (4, 8)}
         return open_models(folders / "base", CONFIG, template="chat", adapters=adapters)
 
     with (
@@ -59,7 +59,7 @@ def client(folders):
 
 def test_each_adapter_is_a_model(client, folders):
     models = {model.id: model for model in client.models.list()}
-    assert list(models) == ["base", "a2", "a3"]
+    assert list(models) == ["base", "a4", "a8"]
     assert [models[name].parent for name in models] == [None, "base", "base"]
     texts, prints = {}, {}
     for name in (*models, *models):
@@ -70,19 +70,19 @@ def test_each_adapter_is_a_model(client, folders):
         prints[name] = answer.system_fingerprint
     assert len({text for text, _ in texts.values()}) == 3
     assert len(set(prints.values())) == 3
-    for rank in (2, 3):
-        loaded = merged_model(folders / "base", folders / f"rank{rank}")
+    for alpha in (4, 8):
+        loaded = merged_model(folders / "base", folders / f"alpha{alpha}")
         network = Plamo2(loaded.config)
         merged = Generator(network, cast_matrices(network, loaded.params), loaded.tokenizer, prefill_size=16)
         (expected,) = merged.generate([PROMPT], sampling=SamplingConfig(temperature=0), stop=StopConfig(24))
-        text, logprobs = texts[f"a{rank}"]
+        text, logprobs = texts[f"a{alpha}"]
         assert text == expected.text
         np.testing.assert_allclose(logprobs, expected.logprobs, atol=1e-4)
 
 
 def test_adapters_share_the_arrays_of_the_base(client):
-    base, a2, _ = client.server.engine.models.values()
-    arrays = [{id(leaf) for leaf in jax.tree.leaves(model.scheduler.engine._params)} for model in (base, a2)]
+    base, a4, _ = client.server.engine.models.values()
+    arrays = [{id(leaf) for leaf in jax.tree.leaves(model.scheduler.engine._params)} for model in (base, a4)]
     assert arrays[0] < arrays[1]
 
 
@@ -93,10 +93,10 @@ def test_nothing_is_compiled_after_the_warm_up(client):
 def test_an_adapter_that_does_not_fit_is_refused(folders, tmp_path):
     folder = tmp_path / "bad"
     folder.mkdir()
-    about = json.loads((folders / "rank2" / "adapter_config.json").read_text())
+    about = json.loads((folders / "alpha4" / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**about, "use_dora": True}))
-    (folder / "adapter_model.safetensors").write_bytes((folders / "rank2" / "adapter_model.safetensors").read_bytes())
+    (folder / "adapter_model.safetensors").write_bytes((folders / "alpha4" / "adapter_model.safetensors").read_bytes())
     with pytest.raises(PlamoError, match="use_dora"):
         open_models(folders / "base", CONFIG, adapters={"bad": folder})
     with pytest.raises(PlamoError, match="the model itself has this name"):
-        open_models(folders / "base", CONFIG, adapters={"base": folders / "rank2"})
+        open_models(folders / "base", CONFIG, adapters={"base": folders / "alpha4"})

@@ -102,6 +102,10 @@ class Scheduler:
             all jobs that have a slot.
         interval: target for the longest duration of a burst, in seconds. A burst has at least one token.
         clock: returns the time in seconds; tests replace it.
+
+    Attributes:
+        drafted: number of draft tokens that were read.
+        kept: number of draft tokens that were kept.
     """
 
     def __init__(
@@ -121,6 +125,7 @@ class Scheduler:
         self._running: dict[int, Job] = {}
         self._free = collections.deque(range(engine.slots))
         self._cancelled: set[Job] = set()
+        self.drafted = self.kept = 0
 
     @property
     def busy(self) -> bool:
@@ -238,6 +243,8 @@ class Scheduler:
         burst = self.engine.step(count, until_free=bool(self._waiting), allowed=allowed)
         made = int((burst.tokens >= 0).any(axis=1).sum())
         self._pace.update(time.perf_counter() - begun, made)
+        self.drafted += int(burst.drafted.sum())
+        self.kept += int(burst.kept.sum())
         now, deltas = self._clock(), failed
         for slot, job in self._running.items():
             job.first_token = now if job.first_token is None else job.first_token

@@ -18,7 +18,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.serve.auth import RequireKey
+from plamo2_jax.serve.auth import RequireHost, RequireKey, is_loopback
 from plamo2_jax.serve.chat_requests import read_chat
 from plamo2_jax.serve.chats import Chat
 from plamo2_jax.serve.completion_requests import read_completion
@@ -199,6 +199,8 @@ def make_app(api: Api, keys: tuple[bytes, ...]) -> Starlette:
         api: the endpoints.
         keys: API keys; none: everybody may use the server.
     """
+    config = api.config
+    hosts = tuple(map(str.lower, config.allowed_hosts)) if is_loopback(config.host) else None
     routes = [
         Route("/v1/completions", _guarded(api, api.completions), methods=["POST"]),
         Route("/v1/chat/completions", _guarded(api, api.chat_completions), methods=["POST"]),
@@ -216,7 +218,7 @@ def make_app(api: Api, keys: tuple[bytes, ...]) -> Starlette:
         routes.append(Mount("/page", _with_headers(StaticFiles(directory=PAGE), _PAGE_HEADERS)))
     return Starlette(
         routes=routes,
-        middleware=[Middleware(RequireKey, keys=keys)],
+        middleware=[Middleware(RequireHost, names=hosts), Middleware(RequireKey, keys=keys)],
         exception_handlers={HTTPException: _http_error, ApiError: _api_error, Exception: _defect},
     )
 

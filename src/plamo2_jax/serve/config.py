@@ -46,6 +46,8 @@ class ServeConfig:
     """Seconds that running texts have to end after SIGTERM or Ctrl+C; then they end with the finish reason "abort"."""
     max_connections: int = 4096
     """Open connections at most; further ones are refused with status 503."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names by which clients may call a server on a loopback address, besides localhost and IP addresses."""
     warm_up: bool = True
     """Compile everything before the first request. Without it, the first requests wait for compilations."""
 

@@ -219,7 +219,7 @@ def _content(schema: str) -> dict[str, Any]:
 
 
 def _operation(summary: str, answer: str, request: str | None = None, errors: tuple[int, ...] = ()) -> dict[str, Any]:
-    codes = (*errors, *((400, 404, 408, 413, 415, 429) if request else ()), 401, 500, 503)
+    codes = (*errors, *((400, 404, 408, 413, 415, 429) if request else ()), 401, 403, 500, 503)
     operation: dict[str, Any] = {
         "summary": summary,
         "responses": {
@@ -248,6 +248,7 @@ def document() -> dict[str, Any]:
         "responses": {
             "200": {"description": "The metrics.", "content": {"text/plain": {"schema": _TEXT}}},
             "401": {"description": "An error.", **_content("Error")},
+            "403": {"description": "An error.", **_content("Error")},
         },
     }
     return {
