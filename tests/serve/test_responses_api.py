@@ -86,6 +86,7 @@ def test_text_equals_a_chat(client):
 
 def test_calls_and_their_outputs(client):
     more = {"tools": TOOLS, "tool_choice": {"type": "function", "name": "weather"}, "max_output_tokens": 150}
+    more["parallel_tool_calls"] = False
     response = create(client, **more)
     assert response.status == "completed"
     calls = response.output
