@@ -276,6 +276,7 @@ def _library() -> types.ModuleType:
         import llguidance
     except ImportError:
         raise PlamoError(
-            "structured output and tool calls need llguidance, which is not installed: run pip install 'plamo2-jax[serve]'"
+            "structured output and tool calls need the package llguidance: install this project with the extra serve, as in "
+            "pip install '.[serve]'"
         ) from None
     return llguidance
