@@ -267,6 +267,6 @@ def _library() -> types.ModuleType:
         import llguidance
     except ImportError:
         raise PlamoError(
-            "structured output and tool calls need llguidance, which is not installed: run pip install 'plamo2-jax[serve]'"
+            "structured output and tool calls need llguidance, which is not installed: install this project with the extra serve"
         ) from None
     return llguidance
