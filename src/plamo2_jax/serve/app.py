@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,12 @@ from plamo2_jax.serve.encoding import encode_chat, encode_text
 from plamo2_jax.serve.engine_thread import EngineThread
 from plamo2_jax.serve.errors import ApiError, invalid
 from plamo2_jax.serve.fields import Fields
+from plamo2_jax.serve.generation_fields import GenerationFields
 from plamo2_jax.serve.metrics import Metrics
 from plamo2_jax.serve.openapi import document
-from plamo2_jax.serve.output import FORMAT_FIELDS
+from plamo2_jax.serve.output_fields import FORMAT_FIELDS
+from plamo2_jax.serve.response_api import ResponseCall
+from plamo2_jax.serve.response_requests import read_response_request
 from plamo2_jax.serve.responses import EventStream, error_response, json_response, read_json
 from plamo2_jax.serve.served_model import ServedModel, unknown_model
 from plamo2_jax.serve.work import Admission, Work, cancelled_on_disconnect
@@ -73,10 +77,21 @@ class Api:
     async def chat_completions(self, request: Request) -> Response:
         """Answer a conversation."""
         fields, model = await self._read(request)
+        chat, generation = await self._chat(fields, model)
+        return await self._answer(request, fields, chat, generation.stream)
+
+    async def responses(self, request: Request) -> Response:
+        """Answer a conversation, in the form of OpenAI's Responses API."""
+        fields, model = await self._read(request)
+        chat, generation = await self._chat(read_response_request(fields), model)
+        call = ResponseCall(chat, fields, generation.seed, int(time.time()))
+        return await self._answer(request, fields, call, generation.stream)
+
+    async def _chat(self, fields: Fields, model: ServedModel) -> tuple[Chat, GenerationFields]:
         slow = any(fields.get(name) for name in FORMAT_FIELDS)
         wanted = await asyncio.to_thread(read_chat, fields, model) if slow else read_chat(fields, model)
         prompt = await encode_chat(model, wanted.messages, wanted.variables)
-        return await self._answer(request, fields, Chat(model, wanted, prompt), wanted.generation.stream)
+        return Chat(model, wanted, prompt), wanted.generation
 
     async def models(self, request: Request) -> Response:
         """List the models."""
@@ -172,7 +187,9 @@ class Api:
         fields = Fields(body)
         return fields, self._model(fields.string("model"))
 
-    async def _answer(self, request: Request, fields: Fields, call: Completion | Chat, stream: bool) -> Response:
+    async def _answer(
+        self, request: Request, fields: Fields, call: Completion | Chat | ResponseCall, stream: bool
+    ) -> Response:
         """Run a request that is valid."""
         if call.tokens > self.config.max_tokens:
             raise invalid(
@@ -204,6 +221,7 @@ def make_app(api: Api, keys: tuple[bytes, ...]) -> Starlette:
     routes = [
         Route("/v1/completions", _guarded(api, api.completions), methods=["POST"]),
         Route("/v1/chat/completions", _guarded(api, api.chat_completions), methods=["POST"]),
+        Route("/v1/responses", _guarded(api, api.responses), methods=["POST"]),
         Route("/v1/models", _guarded(api, api.models)),
         Route("/v1/models/{name:path}", _guarded(api, api.model)),
         Route("/tokenize", _guarded(api, api.tokenize), methods=["POST"]),

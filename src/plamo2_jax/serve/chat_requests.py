@@ -13,7 +13,8 @@ from plamo2_jax.json_input import parse_json
 from plamo2_jax.serve.errors import ApiError, invalid
 from plamo2_jax.serve.fields import Fields
 from plamo2_jax.serve.generation_fields import GenerationFields, read_generation_fields
-from plamo2_jax.serve.output import OutputFormat, read_output_format
+from plamo2_jax.serve.output import OutputFormat
+from plamo2_jax.serve.output_fields import read_output_format
 from plamo2_jax.serve.served_model import ServedModel
 from plamo2_jax.tokenizer.chat_template import template_variables
 

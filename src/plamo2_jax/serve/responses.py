@@ -123,7 +123,9 @@ class EventStream(Response):
             with cancelled_on_disconnect(receive, self._work):
                 try:
                     async for chunk in self._chunks:
-                        await write(b"data: " + _dump(chunk) + b"\n\n")
+                        # The events of the Responses API have a name.
+                        name = f"event: {chunk['type']}\n" if "type" in chunk else ""
+                        await write(name.encode() + b"data: " + _dump(chunk) + b"\n\n")
                 except ApiError as error:
                     await write(b"data: " + _dump(error.body()) + b"\n\n")
             await write(b"data: [DONE]\n\n", more=False)
