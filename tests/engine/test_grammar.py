@@ -148,6 +148,8 @@ def test_a_grammar_cannot_allow_control_tokens(tokenizer, compiled):
         (lambda: Grammar.of_json_schema({"uniqueItems": True, "type": "array"}), "Unimplemented keys"),
         (lambda: Grammar.of_json_schema(False), "the JSON schema is not allowed: "),
         (lambda: Grammar.of_json_schema({"const": float("nan")}), "must be a JSON value"),
+        (lambda: Grammar.of_json_schema({"$ref": "http://127.0.0.1:1/x"}), "does not fetch resources"),
+        (lambda: Grammar.of_json_schema({"$ref": "file:///etc/passwd"}), "does not fetch resources"),
         (lambda: Grammar.of_lark("start: @other"), "the grammar is not allowed: unknown grammar"),
         (lambda: Grammar.of_lark(""), "Empty grammar"),
         (lambda: Grammar.of_lark("start: start\n"), "NoExtension"),

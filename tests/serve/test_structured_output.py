@@ -90,6 +90,9 @@ def test_guided_fields_of_vllm(client, field, pattern):
     answer = chat(client, extra_body=field).choices[0]
     assert re.fullmatch(pattern, answer.message.content)
     assert answer.finish_reason == "stop"
+    text = client.completions.create(model="tiny", prompt="hi", max_tokens=40, extra_body=field).choices[0]
+    assert re.fullmatch(pattern, text.text)
+    assert text.finish_reason == "stop"
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])

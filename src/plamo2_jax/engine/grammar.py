@@ -134,6 +134,15 @@ def compile_grammar(
     return lambda: GrammarConstraint(matcher.deep_copy(), vocabulary, grammar.name, stop, ends)
 
 
+def prepare_grammars(tokenizer: Tokenizer) -> None:
+    """Do the work that the first grammar of a tokenizer would wait for.
+
+    Raises:
+        PlamoError: llguidance is not installed.
+    """
+    _vocabulary(tokenizer)
+
+
 class GrammarConstraint:
     """The constraint of one row (`engine.request.Constraint`).
 

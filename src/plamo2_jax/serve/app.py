@@ -32,7 +32,8 @@ from plamo2_jax.serve.fields import Fields
 from plamo2_jax.serve.generation_fields import GenerationFields
 from plamo2_jax.serve.metrics import Metrics
 from plamo2_jax.serve.openapi import document
-from plamo2_jax.serve.output_fields import FORMAT_FIELDS
+from plamo2_jax.serve.output import OutputFormat
+from plamo2_jax.serve.output_fields import FORMAT_FIELDS, read_guided_format
 from plamo2_jax.serve.response_api import ResponseCall
 from plamo2_jax.serve.response_requests import read_response_request
 from plamo2_jax.serve.responses import EventStream, error_response, json_response, read_json
@@ -72,7 +73,10 @@ class Api:
             await encode_text(model, prompt, bos=wanted.add_special_tokens) if isinstance(prompt, str) else prompt
             for prompt in wanted.prompts
         ]
-        return await self._answer(request, fields, Completion(model, wanted, prompts), wanted.generation.stream)
+        slow = any(fields.get(name) is not None for name in FORMAT_FIELDS)
+        output = await asyncio.to_thread(read_guided_format, fields, model) if slow else OutputFormat()
+        call = Completion(model, wanted, prompts, output)
+        return await self._answer(request, fields, call, wanted.generation.stream)
 
     async def chat_completions(self, request: Request) -> Response:
         """Answer a conversation."""
@@ -88,7 +92,7 @@ class Api:
         return await self._answer(request, fields, call, generation.stream)
 
     async def _chat(self, fields: Fields, model: ServedModel) -> tuple[Chat, GenerationFields]:
-        slow = any(fields.get(name) for name in FORMAT_FIELDS)
+        slow = any(fields.get(name) is not None for name in FORMAT_FIELDS)
         wanted = await asyncio.to_thread(read_chat, fields, model) if slow else read_chat(fields, model)
         prompt = await encode_chat(model, wanted.messages, wanted.variables)
         return Chat(model, wanted, prompt), wanted.generation

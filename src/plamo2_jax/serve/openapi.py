@@ -108,6 +108,15 @@ _TOOL = {
     "properties": {"type": {"const": "function"}, "function": _FUNCTION},
     "required": ["type", "function"],
 }
+_GUIDED: dict[str, Any] = {
+    "guided_json": _OPTIONAL_OBJECT,
+    "guided_regex": _nullable(_TEXT),
+    "guided_choice": {
+        **_array({"type": "string", "minLength": 1}, minItems=1, maxItems=MAX_CHOICES),
+        "type": ["array", "null"],
+    },
+    "guided_grammar": {**_nullable(_TEXT), "description": "Lark (llguidance's variant) or GBNF."},
+}
 _FORMATS: dict[str, Any] = {
     "tools": {**_array(_TOOL, maxItems=MAX_TOOLS), "type": ["array", "null"]},
     "tool_choice": {"anyOf": [{"enum": ["none", "auto", "required", None]}, {"type": "object"}]},
@@ -123,13 +132,7 @@ _FORMATS: dict[str, Any] = {
             },
         },
     },
-    "guided_json": _OPTIONAL_OBJECT,
-    "guided_regex": _nullable(_TEXT),
-    "guided_choice": {
-        **_array({"type": "string", "minLength": 1}, minItems=1, maxItems=MAX_CHOICES),
-        "type": ["array", "null"],
-    },
-    "guided_grammar": {**_nullable(_TEXT), "description": "Lark (llguidance's variant) or GBNF."},
+    **_GUIDED,
 }
 _MESSAGE = {
     "type": "object",
@@ -218,7 +221,7 @@ def _response(kind: str, choice: dict[str, Any]) -> dict[str, Any]:
 
 _SCHEMAS: dict[str, Any] = {
     "Error": _ERROR,
-    "CompletionRequest": {"type": "object", "properties": {**_SHARED, **_COMPLETION}},
+    "CompletionRequest": {"type": "object", "properties": {**_SHARED, **_COMPLETION, **_GUIDED}},
     "ChatRequest": {"type": "object", "properties": {**_SHARED, **_CHAT}, "required": ["messages"]},
     "ResponseRequest": {"type": "object", "properties": _RESPONSE_REQUEST, "required": ["input"]},
     "Response": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -17,6 +18,7 @@ from plamo2_jax.adapters.peft import read_adapters
 from plamo2_jax.convert.names import ModelName
 from plamo2_jax.engine.engine import Engine
 from plamo2_jax.engine.generator import Generator, default_stop_ids
+from plamo2_jax.engine.grammar import prepare_grammars
 from plamo2_jax.engine.prefix_cache import PrefixCache
 from plamo2_jax.engine.scheduler import Scheduler
 from plamo2_jax.engine.speculation import SpeculationConfig
@@ -124,6 +126,9 @@ def serve_generator(
     )
     if config.warm_up:
         engine.warm_up(scoring=True)
+        # Without llguidance, requests with a grammar are refused.
+        with contextlib.suppress(PlamoError):
+            prepare_grammars(tokenizer)
     documents = default_stop_ids(generator.model, tokenizer)
     # The first encoding compiles the tokenizer.
     tokenizer.encode("warm-up")

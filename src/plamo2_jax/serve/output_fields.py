@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from plamo2_jax.engine.grammar import Grammar, compile_grammar
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.serve.errors import ApiError, invalid
 from plamo2_jax.serve.fields import Fields
-from plamo2_jax.serve.output import CallParser, OutputFormat, TextParser
+from plamo2_jax.serve.output import CallParser, OutputFormat, OutputParser, TextParser
 from plamo2_jax.serve.served_model import ServedModel
 from plamo2_jax.serve.tool_calls import OPENER, Tool, tool_call_grammar
 
@@ -35,11 +36,8 @@ def read_output_format(fields: Fields, model: ServedModel) -> OutputFormat:
     Raises:
         ApiError: a field is not allowed.
     """
-    given = [name for name in _GUIDED if fields.get(name) is not None]
     schema, strict = _response_schema(fields)
-    given += ["response_format"] if schema is not None else []
-    if len(given) > 1:
-        raise invalid(given[1], f"{given[0]} and {given[1]} are not allowed together: leave one of them out")
+    given = _given(fields, ["response_format"] if schema is not None else [])
     tools = _tools(fields)
     chosen, required = _tool_choice(fields, tools)
     parallel = fields.boolean("parallel_tool_calls", True)
@@ -64,17 +62,53 @@ def read_output_format(fields: Fields, model: ServedModel) -> OutputFormat:
     return OutputFormat()
 
 
+def read_guided_format(fields: Fields, model: ServedModel) -> OutputFormat:
+    """Return the format that a request to continue a prompt asks for: vLLM's fields only.
+
+    Raises:
+        ApiError: a field is not allowed.
+    """
+    given = _given(fields, [])
+    if not given:
+        return OutputFormat()
+    make = functools.partial(_guided, fields, given[0])
+    return _format(fields, model, make, given[0], stop_ids=model.document_stop_ids)
+
+
+def _given(fields: Fields, others: list[str]) -> list[str]:
+    """Return the name of the field that gives a grammar, if there is one."""
+    given = [*(name for name in _GUIDED if fields.get(name) is not None), *others]
+    if len(given) > 1:
+        raise invalid(given[1], f"{given[0]} and {given[1]} are not allowed together: leave one of them out")
+    return given
+
+
 def _format(
-    fields: Fields, model: ServedModel, make, param: str, parser=TextParser, variables: dict[str, Any] | None = None
+    fields: Fields,
+    model: ServedModel,
+    make: Callable[[], Grammar],
+    param: str,
+    parser: Callable[[], OutputParser] = TextParser,
+    variables: dict[str, Any] | None = None,
+    stop_ids: Sequence[int] | None = None,
 ) -> OutputFormat:
-    """Return the format of a grammar that `make` returns."""
+    """Return the format of the grammar that `make` returns.
+
+    Args:
+        param: the field that the grammar comes from.
+        parser: makes the parser of a sample.
+        variables: variables of the chat template.
+        stop_ids: ids that end the text; None: those of an answer of a chat.
+    """
     for name in ("min_tokens", "ignore_eos"):
         if fields.get(name):
             raise invalid(name, f"{name} is not allowed together with {param}: the grammar decides where the text ends")
     try:
-        grammar = make()
         constraint = compile_grammar(
-            grammar, model.tokenizer, vocab_size=model.vocab_size, stop_ids=model.answer_stop_ids
+            make(),
+            model.tokenizer,
+            vocab_size=model.vocab_size,
+            stop_ids=model.answer_stop_ids if stop_ids is None else stop_ids,
         )
     except PlamoError as error:
         raise ApiError(400, str(error), param=param) from error
