@@ -196,7 +196,7 @@ def test_llguidance_is_needed_only_for_grammars(monkeypatch):
     subprocess.run([sys.executable, "-c", code], check=True)
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(
-        PlamoError, match=r"need llguidance, which is not installed: run pip install 'plamo2-jax\[serve\]'"
+        PlamoError, match=r"need llguidance, which is not installed: install this project with the extra serve"
     ):
         Grammar.of_regex("a")
 

@@ -276,7 +276,6 @@ def _library() -> types.ModuleType:
         import llguidance
     except ImportError:
         raise PlamoError(
-            "structured output and tool calls need the package llguidance: install this project with the extra serve, as in "
-            "pip install '.[serve]'"
+            "structured output and tool calls need llguidance, which is not installed: install this project with the extra serve"
         ) from None
     return llguidance
