@@ -14,7 +14,7 @@ from plamo2_jax.model.cache import AttentionCache, Cache, MambaCache
 # Where rows and heads are among the axes of a cache's arrays, counted from the end: a stacked cache has one more in front.
 _ROWS_AND_HEADS = {
     MambaCache: {"conv": (-4, -2), "ssm": (-4, -3)},
-    AttentionCache: {"k": (-4, -2), "v": (-4, -2), "positions": (-2, None), "segment_ids": (-2, None)},
+    AttentionCache: {"k": (-4, -3), "v": (-4, -3), "positions": (-2, None), "segment_ids": (-2, None)},
 }
 
 
@@ -39,3 +39,8 @@ def cache_shardings(mesh: Mesh, cache: Cache) -> Cache:
 def place_cache(mesh: Mesh | None, cache: Cache) -> Cache:
     """Keep a cache inside a compiled function where `cache_shardings` puts it; without a mesh, do nothing."""
     return cache if mesh is None else jax.lax.with_sharding_constraint(cache, cache_shardings(mesh, cache))
+
+
+def place_whole(mesh: Mesh | None, tree: Any) -> Any:
+    """Keep arrays whole on every device inside a compiled function; without a mesh, do nothing."""
+    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
