@@ -35,5 +35,5 @@ def test_two_layers_take_little_more_than_reading_their_weights_and_cache():
     bound = (read("parameters") + read("cache")) / chip_of(found.device).hbm_bytes_per_second
     for name in ("hbm", "compute"):
         assert found.times[name] - short.times[name] <= 1.5 * bound, (name, found.times, short.times, bound)
-    # No weights and no keys change their layout.
-    assert max(o["seconds"] for o in found.operations if o["kind"] == "copy") <= 5e-6
+    # Weights and keys that change their layout would be among the longest operations.
+    assert all(o["seconds"] <= 5e-6 for o in found.operations if o["kind"] == "copy")
