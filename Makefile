@@ -26,10 +26,10 @@ help:
 	@echo 'make install  create .venv with the plamo2 command'
 	@echo 'make lint     run ruff and check the import contracts'
 	@echo 'make bench    measure the train step, the tokenizer and sampling on this machine; needs the demo'
-	@echo 'make chaos    kill and damage runs, pipelines and sampling at random, and compare them with undisturbed ones'
+	@echo 'make chaos    disturb runs, pipelines, sampling and the server at random, and compare them with undisturbed ones'
 	@echo 'make fuzz     read 20,000 damaged files with every reader, and count the outcomes (about 20 minutes)'
 	@echo 'make plans    compile the configurations in configs/ for TPU slices, without a TPU (15 minutes on two cores; installs libtpu)'
-	@echo 'make peers    compare with other implementations (mlx-lm, mergekit, TRL, PEFT, transformers); needs the demo'
+	@echo 'make peers    compare with other implementations (mlx-lm, mergekit, TRL, PEFT, transformers, lm-eval, schemathesis); needs the demo'
 	@echo
 	@echo 'make TARGET PYTHON=python3.13   use another Python, in .venv-3.13; 3.12 and later get jax 0.12, 3.11 gets jax 0.10.2'
 
@@ -38,7 +38,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) install --quiet --constraint constraints.txt --editable .
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[serve]'
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
@@ -58,6 +58,8 @@ $(VENV)/.installed-peers: $(VENV)/.installed-test
 	# installed without its dependencies.
 	$(PIP) install --quiet torch==2.13.0 transformers accelerate peft pydantic immutables trl==1.16.0
 	$(PIP) install --quiet --no-deps mergekit==0.1.5
+	# Clients of the server.
+	$(PIP) install --quiet 'lm-eval[api]==0.4.13' schemathesis==4.32.5
 	touch $@
 
 install: $(VENV)/.installed
@@ -100,6 +102,7 @@ chaos: install
 	$(BIN)/python experiments/chaos/run.py
 	$(BIN)/python experiments/chaos/pipeline.py
 	$(BIN)/python experiments/chaos/prefer.py
+	$(BIN)/python experiments/chaos/serve.py
 	$(BIN)/python experiments/chaos/writers.py --output experiments/chaos/writers.json
 
 fuzz: $(VENV)/.installed-test

@@ -66,7 +66,7 @@ def test_stop_strings_and_ids_end_a_row(folder, expected, capsys):
     [
         (["--temperature", "-1"], "temperature=-1"),
         (["--max-new-tokens", "0"], "max_new_tokens=0"),
-        (["--stop-id", "999"], "go from 0 to 287"),
+        (["--stop-id", "999"], "the model has ids from 0 to 287"),
         (["--prompt-file", "/nowhere/prompt.txt"], "/nowhere/prompt.txt"),
         (["--chat", "a", "--prompt", "b"], "cannot be combined"),
         (["--system", "a"], "--system is for --chat"),
@@ -115,7 +115,7 @@ def test_a_control_string_is_text_with_a_warning(folder, tokenizer, answer, caps
     prompt = "<|plamo:op|>a<|plamo:eos|>"
     row, said = ids_asked(capsys, ["generate", folder, "--prompt", prompt, *GREEDY])
     assert row["token_ids"] == answer(tokenizer.encode(prompt, bos=True))
-    assert "warning: <|plamo:eos|>, <|plamo:op|> in the prompt is read as text" in said
+    assert "warning: <|plamo:eos|>, <|plamo:op|> in the prompt is encoded as text" in said
     assert "--allow-control" in said
     row, said = ids_asked(capsys, ["generate", folder, "--prompt", prompt, "--allow-control", *GREEDY])
     assert row["token_ids"] == answer(tokenizer.encode(prompt, bos=True, allow_control=True))

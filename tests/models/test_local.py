@@ -43,9 +43,9 @@ def test_requests_of_different_settings_are_answered_as_alone(model):
     [
         (CompletionRequest([]), "it must be at least one token id"),
         (CompletionRequest([[1, 2]]), "it must be at least one token id"),
-        (CompletionRequest([1, 5000]), "the model's go from 0 to 863"),
+        (CompletionRequest([1, 5000]), "the model has ids from 0 to 863"),
         (CompletionRequest("\ud800"), "the prompt is not text"),
-        (CompletionRequest("a", stop=StopConfig(20_000_000)), "with max_new_tokens=20000000 more than the model's"),
+        (CompletionRequest("a", stop=StopConfig(20_000_000)), "max_new_tokens=20000000 exceed the model's maximum"),
     ],
 )
 def test_an_error_stays_with_its_request(model, request_, reason):

@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 
+import jsonschema
 import pytest
 
 from plamo2_jax.serve.auth import read_keys
@@ -146,6 +147,37 @@ def test_keys(generator, tmp_path, monkeypatch):
             assert call(server, "/v1/models", headers={"Authorization": f"Bearer {key.decode()}"})[0] == 200
 
 
+def test_names_of_others_do_not_reach_a_local_server(generator):
+    """A site could resolve its own name to 127.0.0.1 (DNS rebinding)."""
+    with running(generator, warm_up=False, allowed_hosts=("Tunnel.example",)) as server:
+        for host, status in (("evil.example", 403), ("localhost:99", 200), ("[::1]:99", 200), ("tunnel.example", 200)):
+            assert call(server, "/v1/models", headers={"Host": host})[0] == status
+
+
+def test_answers_are_as_the_document_says(server):
+    document = call(server, "/openapi.json")[2]
+
+    def validate(answer, name):
+        jsonschema.validate(answer, {**document, "$ref": f"#/components/schemas/{name}"})
+
+    jsonschema.Draft202012Validator.check_schema(document["components"]["schemas"])
+    for path, name in (("/v1/models", "Models"), ("/v1/models/tiny", "Model"), ("/health", "Health")):
+        validate(call(server, path)[2], name)
+    validate(call(server, "/tokenizer_info")[2], "TokenizerInfo")
+    validate(call(server, "/tokenize", {"prompt": "ab"})[2], "Tokens")
+    validate(call(server, "/detokenize", {"tokens": [7]})[2], "Text")
+    chat = {"messages": [{"role": "user", "content": "ab"}], "max_tokens": 3, "logprobs": True, "top_logprobs": 2}
+    for path, body, request, answer in (
+        ("/v1/completions", completion(echo=True, logprobs=1), "CompletionRequest", "Completion"),
+        ("/v1/chat/completions", chat, "ChatRequest", "Chat"),
+    ):
+        validate(body, request)
+        validate(call(server, path, body)[2], answer)
+        validate(call(server, path, {**body, "n": 0})[2], "Error")
+        with pytest.raises(jsonschema.ValidationError):
+            validate({**body, "n": 0}, request)
+
+
 def connect(server):
     host, port = server.socket.getsockname()[:2]
     return socket.create_connection((host, port), timeout=10)
@@ -153,7 +185,8 @@ def connect(server):
 
 def post(body, length=None):
     data = json.dumps(body).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length or len(data)}\r\n\r\n"
+    head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {length or len(data)}\r\n\r\n"
     return head.encode() + data
 
 

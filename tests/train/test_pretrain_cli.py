@@ -61,7 +61,7 @@ def test_help_teaches(arguments, capsys):
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for words in (
         "CONFIG.py is a Python file",
-        "resumes a run that was stopped",
+        "resumes an interrupted run",
         "--schedule.learning-rate",
         "Peak learning rate.",
         "--data.sequence-length",

@@ -52,7 +52,7 @@ def serve(options: ServeOptions) -> None:
             f"plamo2 serve needs the package {error.name}: install this project with the extra serve, as in pip install '.[serve]'"
         ) from None
     from plamo2_jax.convert.names import ModelName
-    from plamo2_jax.serve.auth import read_keys
+    from plamo2_jax.serve.auth import is_loopback, read_keys
     from plamo2_jax.serve.opening import open_models
     from plamo2_jax.serve.server import Server
 
@@ -62,7 +62,7 @@ def serve(options: ServeOptions) -> None:
     folder = ModelName.parse(options.model).folder
     if not folder.is_dir():
         raise PlamoError(f"{folder} is not a folder: give a run, a folder of the public layout or a folder of adapters")
-    if not keys and options.host not in ("127.0.0.1", "localhost", "::1"):
+    if not keys and not is_loopback(options.host):
         print(f"warning: everybody who reaches {options.host} may use this server; see --api-key-file", file=sys.stderr)
 
     def load():

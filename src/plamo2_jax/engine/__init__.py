@@ -1,1 +1,1 @@
-"""Sampling and generation with the hybrid cache."""
+"""Inference: prefill, sampling, continuous batching and generation."""

@@ -1,4 +1,4 @@
-"""The decode engine: it prefills prompts, inserts them into slots, and decodes all slots together.
+"""The decode engine: prefills prompts, inserts them into slots, and decodes all slots together.
 
     engine = Engine(model, params, slots=8, max_length=2048)
     for slot, request in enumerate(requests):
@@ -6,7 +6,7 @@
     burst = engine.step(16)
 
 The caller (`scheduler.Scheduler`) decides which request gets which slot and when a request ends. With a fixed number of slots, the tokens
-of a row do not depend on the other rows: every slot runs the same program, and the prompt alone decides how it is cut into pieces.
+of a row do not depend on the other rows: all slots run the same program, and the piece boundaries depend only on the prompt.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from plamo2_jax.engine.prefix_cache import PrefixCache
 from plamo2_jax.engine.prompt_scores import PromptScorer
 from plamo2_jax.engine.request import Request
 from plamo2_jax.engine.sampling import PROMPT, SamplingConfig
+from plamo2_jax.engine.shardings import committed
 from plamo2_jax.engine.speculation import SpeculationConfig
 from plamo2_jax.engine.step import Burst, decode, empty_state, insert, release
 from plamo2_jax.engine.stop import StopConfig
@@ -28,21 +29,21 @@ from plamo2_jax.model import Plamo2
 from plamo2_jax.model.axes import ROWS
 
 CAPACITY = 32
-"""Tokens of a row that one call of `Engine.step` generates at most."""
+"""Maximum number of tokens that one call of `Engine.step` generates for a row."""
 
 
 class Engine:
-    """A fixed number of slots.
+    """Decodes a fixed number of rows (slots) together.
 
     Args:
         model: the network, without a scan over layers (`scan_layers=False`).
-        params: its parameters (`weights.unstack`).
-        slots: rows decoded together.
-        max_length: tokens of a row, prompt and continuation, at most.
-        prefill_size: tokens of a prompt read at once at most, a power of two.
-        usable: number of ids that may be drawn, from 0 on; None: all.
-        prefix_cache: snapshots of prompts; None: every prompt is read from its beginning.
-        speculation: drafts by prompt lookup; None: one token per step.
+        params: the unstacked parameters of the model (`weights.unstack`).
+        slots: number of rows decoded together, rounded up to a multiple of the devices that the rows are sharded over.
+        max_length: maximum number of tokens of a row, prompt and continuation.
+        prefill_size: maximum number of prompt tokens in one forward pass, a power of two.
+        usable: only token ids below this number may be drawn; None: all ids.
+        prefix_cache: snapshots of prompts; None: every prompt is read from the beginning.
+        speculation: settings of prompt lookup; None: one token per step.
     """
 
     def __init__(
@@ -62,20 +63,20 @@ class Engine:
         self.max_length, self.prefix_cache, self._speculation = max_length, prefix_cache, speculation
         self._usable = jax.device_put(np.arange(v) < (v if usable is None else usable))
         self._copies = 1 if model.mesh is None else int(np.prod([model.mesh.shape[name] for name in ROWS]))
-        # Rows that lie on several devices divide over them.
+        # The rows are sharded evenly over the devices.
         self.slots = slots + -slots % self._copies
-        # Kernels that are named serve pieces of prompts; a single token has a way of its own.
+        # A kernel that the user selected is used for prefill only: decoding one token needs another implementation.
         self._decoder = model.clone(implementation="auto")
         self._history = 0 if speculation is None else max_length
-        self._state = empty_state(model, self.slots, max_length, self._history)
+        self._state = committed(empty_state(model, self.slots, max_length, self._history))
         self._words = -(-v // 32)
-        # On the device once, since most calls constrain no row.
+        # Transferred to the device once, because most calls constrain no row.
         self._unconstrained = jax.device_put(
             (np.zeros((self.slots, self._words), np.uint32), np.zeros(self.slots, bool))
         )
 
     def start_prefill(self, prompt: np.ndarray, boundaries: Sequence[int] = (), salt: str = "") -> PromptReader:
-        """Begin to read a prompt; arguments as in `PromptReader`."""
+        """Return a reader that prefills a prompt piece by piece. `PromptReader` describes the arguments."""
         return PromptReader(
             self._model,
             self._params,
@@ -89,14 +90,14 @@ class Engine:
         )
 
     def prefill(self, prompt: np.ndarray, boundaries: Sequence[int] = (), salt: str = "") -> Prefix:
-        """Read a prompt; arguments as in `PromptReader`."""
+        """Prefill a whole prompt. `PromptReader` describes the arguments."""
         reader = self.start_prefill(prompt, boundaries, salt)
         while not reader.done:
             reader.read_piece()
         return reader.prefix()
 
     def start_scoring(self, prompt: np.ndarray, top_logprobs: int) -> PromptScorer:
-        """Begin to score the tokens of a prompt; arguments as in `PromptScorer`."""
+        """Return a scorer of the tokens of a prompt. `PromptScorer` describes the arguments."""
         return PromptScorer(
             self._model,
             self._params,
@@ -109,7 +110,7 @@ class Engine:
         )
 
     def insert(self, slot: int, prefix: Prefix, request: Request) -> None:
-        """Begin a request in a slot, whatever was there before."""
+        """Start a request in a slot. The previous contents of the slot are overwritten."""
         v = self._model.config.vocab_size
         counts = np.zeros(v, np.int32)
         counts[prefix.prompt] = PROMPT
@@ -127,14 +128,15 @@ class Engine:
         )
 
     def step(self, count: int, *, until_free: bool = False, allowed: Mapping[int, np.ndarray] | None = None) -> Burst:
-        """Generate up to `count` tokens, at most CAPACITY, for each row that has not ended. With speculation it may be a few more.
+        """Generate up to `count` tokens for each row that has not ended. Speculation may add a few tokens, up to CAPACITY.
 
         Args:
+            count: number of tokens, at most CAPACITY.
             until_free: return as soon as a row ends.
-            allowed: for slots that may draw some ids only, the ids as bits [ceil(v/32)] u32; then `count` must be 1.
+            allowed: maps each constrained slot to its allowed token ids as bits [ceil(v/32)] u32. `count` must then be 1.
 
         Returns:
-            NumPy arrays with room for CAPACITY tokens of each row.
+            NumPy arrays with space for CAPACITY tokens of each row.
         """
         if allowed:
             bits, constrained = np.zeros((self.slots, self._words), np.uint32), np.zeros(self.slots, bool)
@@ -157,19 +159,19 @@ class Engine:
         return jax.device_get(burst)
 
     def release(self, slots: Sequence[int]) -> None:
-        """End rows before their time."""
+        """End the rows in these slots early."""
         ended = np.zeros(self.slots, bool)
         ended[list(slots)] = True
         self._state = release(self._state, ended)
 
     def warm_up(self, *, scoring: bool = False) -> None:
-        """Compile every function for every shape, while no slot is taken. Later calls compile nothing.
+        """Compile every function for every shape. Call this while all slots are free. Later calls do not compile again.
 
         Args:
-            scoring: also the functions of `start_scoring`.
+            scoring: also compile the functions that `start_scoring` uses.
         """
         kept = self.prefix_cache
-        # Prompts of a warm-up must not stay in the cache, and its budget may be too small for some of them.
+        # A temporary cache: warm-up prompts must not stay in the real one, whose budget may be too small for them.
         self.prefix_cache = None if kept is None else PrefixCache(1 << 62)
         try:
             size, sizes = SMALLEST_PIECE, []
@@ -178,14 +180,14 @@ class Engine:
                 size *= 2
             for length in sizes:
                 prompt = np.zeros(length, np.int32)
-                # The second time, a snapshot is restored where there is a prefix cache.
+                # With a prefix cache, the second call restores a snapshot.
                 prefix = [self.prefill(prompt, salt=str(length)) for _ in range(2)][1]
                 if scoring:
                     for top_logprobs in (1, 2):
                         scorer = self.start_scoring(prompt, top_logprobs)
                         while not scorer.done:
                             scorer.read_piece()
-            # A snapshot between two pieces.
+            # This prompt compiles the snapshot between two pieces.
             long = np.zeros(min(2 * SMALLEST_SPAN, self.max_length), np.int32)
             self.prefill(long, boundaries=[SMALLEST_SPAN])
             self.insert(0, prefix, Request(prefix.prompt, SamplingConfig(), StopConfig(3), (), 0, 0))

@@ -1,4 +1,4 @@
-"""The texts of one call of a generator: their requests run in an engine of their own."""
+"""One call of a generator: its requests run in their own engine."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 
 class Generation(Iterator[tuple[int, str]]):
-    """An iterator of (row, text piece). Pieces are never empty; nothing is computed before the first is asked for.
+    """Iterate over (row number, text piece). Pieces are not empty. The computation starts with the first `next`.
 
-    The pieces of a row, joined, are its completion's text.
+    The concatenated pieces of a row are the text of its completion.
 
     Args:
-        prompts: for each prompt the requests of its samples; rows are numbered in this order.
-        start: makes the engine.
-        tokenizer: for text; None: ids only.
+        prompts: for each prompt, the requests of its samples. Rows are numbered in this order.
+        start: creates the engine.
+        tokenizer: decodes the tokens; None: completions contain token ids only.
     """
 
     def __init__(self, prompts: Sequence[Sequence[Request]], start: Callable[[], Engine], tokenizer: Tokenizer | None):
@@ -37,11 +37,11 @@ class Generation(Iterator[tuple[int, str]]):
 
     @property
     def tokens_generated(self) -> int:
-        """Tokens of all rows so far."""
+        """Number of tokens generated so far, summed over the rows."""
         return sum(len(job.row.token_ids) for job in self._jobs)
 
     def results(self) -> list[Completion]:
-        """Return the completion of each row; generate what is still missing."""
+        """Generate the remaining tokens and return the completion of each row."""
         for _ in self:
             pass
         return [job.row.completion() for job in self._jobs]

@@ -1,4 +1,4 @@
-"""Generation: prompts in, texts out, by batched prefill and decoding with the hybrid cache.
+"""Text generation from Python, with batched prefill and decoding.
 
 generator = Generator(model, params, tokenizer)
 for completion in generator.generate(["吾輩は", "Once upon a time"], stop=StopConfig(max_new_tokens=64)):
@@ -27,7 +27,7 @@ from plamo2_jax.model import Plamo2
 from plamo2_jax.sharding.mesh import MeshConfig, make_mesh
 from plamo2_jax.tokenizer.tokenizer import BOS, OP, Tokenizer
 
-# Shortest rows that an engine is made for.
+# Smallest `max_length` of an engine, in tokens: fewer cache lengths mean fewer compilations.
 _SMALLEST_CACHE = 64
 
 Prompt = str | Sequence[int] | np.ndarray
@@ -35,9 +35,9 @@ Prompt = str | Sequence[int] | np.ndarray
 
 
 def default_stop_ids(model: Plamo2, tokenizer: Tokenizer | None) -> tuple[int, ...]:
-    """Ids that end a document: bos, which separates documents in the published models, eos, and op.
+    """Return the token ids that end a document: bos (it separates documents in the published models), eos and op.
 
-    `<|plamo:op|>` opens a line of a prompt (the translation models end their answers with it) and is never part of a document.
+    `<|plamo:op|>` starts a line of a prompt and never occurs in a document. The translation models end their answers with it.
     """
     ids = {model.config.bos_token_id, *model.config.eos_token_ids} - {None}
     if tokenizer is not None:
@@ -47,26 +47,26 @@ def default_stop_ids(model: Plamo2, tokenizer: Tokenizer | None) -> tuple[int, .
 
 
 class Generator:
-    """A model ready to write: an `Engine` is made for each call, as large as it needs.
+    """Generates text with a model. Each call creates an `Engine` of the size that it needs.
 
-    Shapes are few, so that compilations are: the last piece of a prompt is padded to a power of two and all others have
-    `prefill_size` tokens; the cache's length and the number of slots are powers of two. No setting of a call compiles anything.
+    Few shapes occur, so few programs are compiled. The last piece of a prompt is padded to a power of two, and all other pieces have
+    `prefill_size` tokens. The cache length and the number of slots are powers of two. Sampling and stop settings are not compiled in.
 
     Args:
         model: the network.
-        params: its parameters, on any devices; see `weights` for loading them as decoding wants them.
-        tokenizer: for prompts and results as text; None: ids only.
-        prefill_size: tokens of a row read at once at most; bounds the memory of prefill.
-        max_length: tokens of a row, prompt and continuation, at most; None: the model's max_position_embeddings. The cache is as
-            long as a request needs.
-        max_slots: rows decoded together at most; further ones wait until others end.
+        params: parameters of the model, on any devices. `weights.load_weights` loads them in the best layout for decoding.
+        tokenizer: encodes prompts and decodes results; None: only token ids are accepted and returned.
+        prefill_size: maximum number of tokens of a row in one forward pass, a power of two. It limits the memory of prefill.
+        max_length: maximum number of tokens of a row, prompt and continuation; None: `max_position_embeddings` of the model. The
+            cache has only the length that a call needs.
+        max_slots: maximum number of rows decoded together. Other rows wait for a free slot.
 
     Attributes:
         model: the network without a scan over layers.
-        params: its parameters, those of each period apart.
+        params: its unstacked parameters, with one subtree per period.
 
     Raises:
-        ValueError: prefill_size is not a power of two of at least 16, or the tokenizer has more rows than the model.
+        PlamoError: prefill_size is not a power of two of at least 16, or the tokenizer has more entries than the model's embedding.
     """
 
     def __init__(
@@ -81,14 +81,14 @@ class Generator:
     ):
         if prefill_size < SMALLEST_PIECE or prefill_size & (prefill_size - 1):
             raise PlamoError(
-                f"prefill_size={prefill_size} is not allowed; it must be a power of two of at least {SMALLEST_PIECE}"
+                f"prefill_size={prefill_size} is not allowed: it must be a power of two of at least {SMALLEST_PIECE}"
             )
         if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
             raise PlamoError(
-                f"the tokenizer has {tokenizer.vocab_size} rows; the model's embedding has {model.config.vocab_size}"
+                f"the tokenizer has {tokenizer.vocab_size} entries; the model's embedding has {model.config.vocab_size}"
             )
         self.params = unstack(model, params) if model.scan_layers else params
-        # A mesh of one device tells the kernels that they need not be divided, however many devices there are.
+        # With a mesh of one device, the kernels skip sharding even if the machine has more devices.
         devices = {device for leaf in jax.tree.leaves(params) for device in leaf.devices()}
         alone = model.mesh is None and len(devices) == 1 and jax.default_backend() != "cpu"
         mesh = make_mesh(MeshConfig(), list(devices)) if alone else model.mesh
@@ -99,7 +99,7 @@ class Generator:
         self.max_slots = max_slots
 
     def generate(self, prompts: Sequence[Prompt], **options: Any) -> list[Completion]:
-        """Continue prompts and return all completions. Options, order and errors are those of `stream`."""
+        """Continue prompts and return all completions. `stream` describes the options, the order and the errors."""
         return self.stream(prompts, **options).results()
 
     def stream(
@@ -113,31 +113,31 @@ class Generator:
         bos: bool = True,
         allow_control: bool = False,
     ) -> Generation:
-        """Continue prompts piece by piece.
+        """Continue prompts and return the text piece by piece.
 
         Args:
-            prompts: texts, or token ids that are taken as they are. An empty text is the beginning of a document: bos alone.
-            sampling: how tokens are chosen; None: by the model's own distribution.
-            stop: what ends a row; None: 256 tokens or the end of the document.
-            seed: same seed, prompt and sample number, same text, whatever else is in the batch.
-            samples: rows a prompt; row `i * samples + j` is sample j of prompt i.
-            bos: put the beginning-of-document id before texts, but not twice where `allow_control` reads one at the beginning.
-            allow_control: read control strings such as <|plamo:op|> in texts as control tokens. Not for text of others.
+            prompts: texts, or token ids, which are not changed. An empty text becomes bos alone, the beginning of a document.
+            sampling: sampling settings; None: draw from the model's distribution.
+            stop: stop settings; None: stop after 256 tokens or at the end of the document.
+            seed: random seed. The same seed, prompt and sample number give the same text in any batch.
+            samples: number of rows for each prompt. Row `i * samples + j` is sample j of prompt i.
+            bos: put the beginning-of-document id before a text, unless `allow_control` reads it from the start of the text.
+            allow_control: read control strings such as <|plamo:op|> in texts as control tokens. Do not use this with untrusted text.
 
         Returns:
-            An iterator of (row, text piece); nothing is computed before its first item is asked for.
+            An iterator of (row number, text piece). The computation starts with the first `next`.
 
         Raises:
-            ValueError: a prompt is empty, holds an id outside the vocabulary or is too long with what may be added to it; text
-                without a tokenizer; no prompt; samples, seed or a stop id out of range.
+            PlamoError: there is no prompt; a prompt is empty, has an id outside the vocabulary, or exceeds `max_length` together with
+                `max_new_tokens`; text is used without a tokenizer; samples, seed or a stop id is out of range.
         """
         sampling, stop = sampling or SamplingConfig(), stop or StopConfig()
         if not len(prompts):
-            raise PlamoError("there is no prompt; give at least one (an empty text is the beginning of a document)")
+            raise PlamoError("there is no prompt. Give at least one (an empty text is the beginning of a document)")
         if samples < 1:
-            raise PlamoError(f"samples={samples} is not allowed; it must be at least 1")
+            raise PlamoError(f"samples={samples} is not allowed: it must be at least 1")
         if not 0 <= seed < 1 << 32:
-            raise PlamoError(f"seed={seed} is not allowed; it must be from 0 to {(1 << 32) - 1}")
+            raise PlamoError(f"seed={seed} is not allowed: it must be from 0 to {(1 << 32) - 1}")
         if stop.strings and self.tokenizer is None:
             raise PlamoError(f"stop strings {stop.strings} are not allowed: the generator has no tokenizer")
         rows = [self._ids(i, prompt, bos, allow_control) for i, prompt in enumerate(prompts)]
@@ -150,7 +150,7 @@ class Generator:
         stop_ids = default_stop_ids(self.model, self.tokenizer) if stop.ids is None else stop.ids
         if max(stop_ids, default=0) >= self.model.config.vocab_size:
             raise PlamoError(
-                f"stop ids {stop_ids} are not allowed: the model's go from 0 to {self.model.config.vocab_size - 1}"
+                f"stop ids {stop_ids} are not allowed: the model has ids from 0 to {self.model.config.vocab_size - 1}"
             )
         requests = [[Request(row, sampling, stop, stop_ids, seed, sample) for sample in range(samples)] for row in rows]
 
@@ -169,18 +169,18 @@ class Generator:
     def _ids(self, index: int, prompt: Prompt, bos: bool, allow_control: bool) -> np.ndarray:
         if isinstance(prompt, str):
             if self.tokenizer is None:
-                raise PlamoError(f"prompt {index} is text and the generator has no tokenizer; give token ids")
-            # A prompt that spells bos out, as a chat template writes it, has it already.
+                raise PlamoError(f"prompt {index} is text, but the generator has no tokenizer. Give token ids")
+            # A chat template writes bos as text, so it must not be added again.
             begins = allow_control and prompt.startswith(BOS)
             prompt = self.tokenizer.encode(prompt, bos=bos and not begins, allow_control=allow_control)
         ids = np.asarray(prompt)
         if ids.size == 0:
-            raise PlamoError(f"prompt {index} has no token; a document begins with bos")
+            raise PlamoError(f"prompt {index} has no token; it must have at least one (a document begins with bos)")
         if ids.ndim != 1 or ids.dtype.kind not in "iu":
             raise PlamoError(f"prompt {index} must be one row of integers, not shape {ids.shape} of {ids.dtype}")
         if ids.min() < 0 or ids.max() >= self.model.config.vocab_size:
             raise PlamoError(
-                f"prompt {index} holds ids from {ids.min()} to {ids.max()};"
-                f" the model's go from 0 to {self.model.config.vocab_size - 1}"
+                f"prompt {index} has ids from {ids.min()} to {ids.max()};"
+                f" the model has ids from 0 to {self.model.config.vocab_size - 1}"
             )
         return ids.astype(np.int32)

@@ -1,4 +1,4 @@
-"""Prefill: read prompts in pieces of few shapes. The prompt alone decides how it is cut."""
+"""Prefill: run prompts through the model in pieces of few shapes. The piece boundaries depend only on the prompt."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ import jax.numpy as jnp
 import numpy as np
 
 from plamo2_jax.engine.prefix_cache import PrefixCache, piece_keys
+from plamo2_jax.engine.shardings import committed
 from plamo2_jax.engine.snapshot import Page, copied, restore, state_of, take_page
 from plamo2_jax.engine.step import empty_cache, prefill
 from plamo2_jax.model import Plamo2
 from plamo2_jax.model.cache import Cache
 
 SMALLEST_PIECE = 16
-"""Tokens of the smallest piece: below this, padding costs less than another compilation."""
+"""Smallest padded length of a piece, in tokens. Below this, padding costs less than another compilation."""
 SMALLEST_SPAN = 32
-"""Tokens between a boundary and the one before it: below this, reading again costs less than keeping the state."""
+"""Smallest distance between two boundaries, in tokens. Below this, reading again costs less than keeping the state."""
 
 
 def power_of_two(n: int, smallest: int) -> int:
-    """Return the first power of two that is at least n and at least `smallest`, itself a power of two."""
+    """Return the smallest power of two that is at least n and at least `smallest`, which must be a power of two."""
     return max(smallest, 1 << (n - 1).bit_length())
 
 
 def cut_prompt(length: int, size: int, boundaries: Sequence[int] = ()) -> list[int]:
-    """Return where the pieces of a prompt end. A longer prompt that begins with this one is cut at the same places.
+    """Return the end positions of the pieces of a prompt. A longer prompt with the same beginning has the same positions there.
 
-    A piece has at most `size` tokens. It also ends at a boundary, unless it would have fewer than SMALLEST_SPAN tokens.
+    A piece has at most `size` tokens. It also ends at a boundary, if the boundary is at least SMALLEST_SPAN tokens after the last one.
 
     Args:
-        length: tokens of the prompt, may be 0.
-        size: tokens of a whole piece, a power of two.
-        boundaries: rising numbers of tokens after which another prompt may continue differently, such as the ends of chat messages.
+        length: number of tokens of the prompt; 0 is allowed.
+        size: number of tokens of a full piece, a power of two.
+        boundaries: increasing token positions where other prompts may continue differently, such as the ends of chat messages.
     """
     ends, start = [], 0
     for boundary in boundaries:
@@ -45,15 +46,15 @@ def cut_prompt(length: int, size: int, boundaries: Sequence[int] = ()) -> list[i
 
 
 def pieces(prompts: Sequence[np.ndarray], rows: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Cut a batch of prompts as its longest prompt is cut. The length of a piece is padded to a power of two.
+    """Cut all prompts of a batch at the piece ends of the longest prompt. The length of a piece is padded to a power of two.
 
     Args:
-        prompts: token ids, at most `rows` of them.
-        rows: rows of each batch; the rows after the prompts are padding.
-        size: tokens of a whole piece.
+        prompts: token ids of at most `rows` prompts.
+        rows: number of rows of each batch. Rows after the prompts are padding.
+        size: number of tokens of a full piece.
 
     Yields:
-        tokens and segment_ids [rows, t] i32, segment 0 where a row is padded; nothing if all prompts are empty.
+        tokens and segment_ids [rows, t] i32; the segment is 0 for padding. If all prompts are empty, nothing is yielded.
     """
     start = 0
     for end in cut_prompt(max(map(len, prompts)), size):
@@ -69,15 +70,15 @@ def pieces(prompts: Sequence[np.ndarray], rows: int, size: int) -> Iterator[tupl
 def read_prompts(
     model: Plamo2, params: dict, prompts: Sequence[np.ndarray], *, rows: int, max_length: int, prefill_size: int
 ) -> Cache:
-    """Read a batch of prompts into a new cache.
+    """Prefill a batch of prompts and return the cache.
 
     Args:
         model: the network.
         params: its parameters.
-        prompts: token ids [t] i32, may be empty.
-        rows: rows of the cache; the rows after the prompts stay empty.
-        max_length: tokens of a row of the cache.
-        prefill_size: largest number of tokens of a row read at once, a power of two.
+        prompts: token ids [t] i32 of each prompt; a prompt may be empty.
+        rows: number of rows of the cache. Rows after the prompts stay empty.
+        max_length: number of tokens that a row of the cache can hold.
+        prefill_size: maximum number of tokens of a row in one forward pass, a power of two.
     """
     cache = empty_cache(model, rows, max_length)
     for tokens, segment_ids in pieces(prompts, rows, prefill_size):
@@ -90,28 +91,28 @@ class Prefix:
     """The state after a prompt without its last token. The first decode step reads that token and computes its logits."""
 
     cache: Cache
-    """Its first row is the prompt's; the others pad the batch to the mesh."""
+    """Row 0 is the prompt. The other rows pad the batch to the size of the mesh."""
     prompt: np.ndarray
     """Token ids [t] i32."""
     cached_tokens: int = 0
-    """Tokens that a snapshot of the prefix cache held."""
+    """Number of prompt tokens restored from the prefix cache."""
 
 
 class PromptReader:
-    """Reads one prompt, piece by piece, from the longest snapshot of the prefix cache on.
+    """Prefills one prompt piece by piece, starting from its longest snapshot in the prefix cache.
 
-    A prompt is read by itself: in a batch, its bits could depend on its row (jax 0.12 on CPU rounds the last row differently).
+    A prompt is read alone: in a batch, its bits could depend on its row (jax 0.12 on CPU rounds the last row differently).
 
     Args:
         model: the network.
         params: its parameters.
         prompt: token ids [t] i32, not empty.
-        boundaries: see `cut_prompt`.
-        rows: rows of the cache, as many as the mesh needs.
-        max_length: tokens of a row of the cache.
-        prefill_size: largest number of tokens read at once, a power of two.
-        prefix_cache: where snapshots are looked up and kept; None: nowhere.
-        salt: prompts of different salts share no snapshots.
+        boundaries: increasing token positions where a piece ends and a snapshot is kept, see `cut_prompt`.
+        rows: number of rows of the cache: the number of devices that the rows are sharded over.
+        max_length: number of tokens that a row of the cache can hold.
+        prefill_size: maximum number of tokens in one forward pass, a power of two.
+        prefix_cache: stores the snapshots; None: no snapshots.
+        salt: prompts with different salts do not share snapshots.
     """
 
     def __init__(
@@ -136,18 +137,18 @@ class PromptReader:
         self._pages: list[Page] = []
         self.cached_tokens = 0
         if snapshot is None:
-            self._cache = empty_cache(model, rows, max_length)
+            self._cache = committed(empty_cache(model, rows, max_length))
         else:
             self.cached_tokens, self._pages = snapshot.tokens, list(snapshot.pages)
             self._cache = restore(model, snapshot.state, self._pages, rows=rows, max_length=max_length)
 
     @property
     def done(self) -> bool:
-        """Whether the whole prompt is read."""
+        """Whether the whole prompt has been read."""
         return self._read == len(self._ends)
 
     def read_piece(self) -> int:
-        """Read the next piece; return the number of tokens computed, padding included."""
+        """Read the next piece and return the number of tokens computed, including padding."""
         start = self._ends[self._read - 1] if self._read else 0
         end = self._ends[self._read]
         tokens, segment_ids = np.zeros((2, self._rows, power_of_two(end - start, SMALLEST_PIECE)), np.int32)
@@ -156,22 +157,22 @@ class PromptReader:
         self._cache = prefill(self._model, self._params, self._cache, tokens, segment_ids)
         self._read += 1
         if self._prefixes is not None:
-            self._keep(start, end, min(tokens.shape[1], self._max_length))
+            self._save_snapshot(start, end, min(tokens.shape[1], self._max_length))
         return tokens.shape[1]
 
     def prefix(self) -> Prefix:
-        """Return the state after the prompt; only when `done`."""
+        """Return the state after the prompt. Call this only when `done` is true."""
         return Prefix(self._cache, self._prompt, self.cached_tokens)
 
-    def _keep(self, start: int, end: int, length: int) -> None:
+    def _save_snapshot(self, start: int, end: int, length: int) -> None:
         keys = self._keys[: self._read]
         self._pages.append(take_page(self._cache, np.int32(start), max_length=self._max_length, length=length))
         if self._prefixes.is_wanted(keys[-1], boundary=end in self._snapshot_ends):
-            # The next piece reuses the memory of this cache.
+            # The next piece reuses the memory of this cache, so its state must be copied.
             state = state_of(self._cache, self._max_length)
             self._prefixes.add(keys, end, state if self.done else copied(state), self._pages)
 
 
 def repeat_rows(cache: Cache, times: int) -> Cache:
-    """Repeat every row of a cache whose layers are not stacked."""
+    """Repeat every row of a cache `times` times. The layers of the cache must be unstacked."""
     return cache if times == 1 else jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), cache)

@@ -1,7 +1,7 @@
-"""The prefix cache: snapshots of prefilled rows, found by the pieces of a prompt that were read.
+"""The prefix cache: snapshots of prefilled rows. The key of a snapshot is a hash of the pieces of the prompt that were read.
 
-A key is a hash over all pieces before it, so a snapshot is the state after exactly these pieces. A prompt read from a snapshot on has the
-same bits as a prompt read from its beginning.
+The hash covers all pieces, so a snapshot is the state after exactly these pieces. Prefill from a snapshot gives the same bits as prefill
+from the beginning of the prompt.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import numpy as np
 from plamo2_jax.engine.snapshot import Page, byte_count
 from plamo2_jax.model.cache import Cache
 
-# Keys of pieces that were read, kept to notice that a second prompt begins alike: 100,000 keys are about 10 MB.
+# Number of remembered keys, which show that a second prompt has the same beginning. 100,000 keys need about 10 MB.
 _MAX_SEEN = 100_000
 
 
 def piece_keys(prompt: np.ndarray, ends: Sequence[int], salt: str) -> list[bytes]:
-    """Return a key for each piece of a prompt, which depends on all pieces up to it.
+    """Return a key for each piece of a prompt: a hash of this piece and all earlier pieces.
 
     Args:
         prompt: token ids [t] i32.
-        ends: where the pieces end.
-        salt: prompts of different salts share nothing.
+        ends: end positions of the pieces.
+        salt: prompts with different salts have different keys.
     """
     keys, start, key = [], 0, hashlib.blake2b(salt.encode(), digest_size=16).digest()
     for end in ends:
@@ -40,29 +40,29 @@ def piece_keys(prompt: np.ndarray, ends: Sequence[int], salt: str) -> list[bytes
 
 @dataclasses.dataclass(eq=False)
 class Snapshot:
-    """The state of a row after some pieces of a prompt."""
+    """The state of a row after the first pieces of a prompt."""
 
     tokens: int
-    """Tokens that were read."""
+    """Number of tokens read."""
     ancestors: tuple[bytes, ...]
-    """Keys of the pieces before the last one."""
+    """Keys of all pieces except the last one."""
     state: Cache
     pages: tuple[Page, ...]
     bytes: int
-    """Bytes of `state`."""
+    """Size of `state` in bytes."""
     last_used: float
 
 
 class PrefixCache:
-    """Snapshots within a budget of bytes. The snapshot that saves the fewest tokens for its age is evicted first.
+    """Stores snapshots within a memory budget. The snapshot that saves the fewest tokens per second of age is evicted first.
 
     Args:
-        max_bytes: largest size of all snapshots together.
-        clock: seconds; for tests.
+        max_bytes: maximum total size of the snapshots, in bytes.
+        clock: returns the time in seconds; tests replace it.
 
     Attributes:
-        bytes: size of all snapshots.
-        evictions: number of snapshots evicted.
+        bytes: total size of the snapshots, in bytes.
+        evictions: number of snapshots evicted so far.
     """
 
     def __init__(self, max_bytes: int, clock: Callable[[], float] = time.monotonic):
@@ -77,7 +77,7 @@ class PrefixCache:
         return len(self._snapshots)
 
     def longest(self, keys: Sequence[bytes]) -> tuple[int, Snapshot | None]:
-        """Return the number of pieces that the longest matching snapshot covers, and the snapshot; 0 and None if there is none."""
+        """Return the number of pieces in the longest matching snapshot, and the snapshot. Without a match, return 0 and None."""
         for count in range(len(keys), 0, -1):
             if snapshot := self._snapshots.get(keys[count - 1]):
                 snapshot.last_used = self._clock()
@@ -85,7 +85,7 @@ class PrefixCache:
         return 0, None
 
     def is_wanted(self, key: bytes, *, boundary: bool) -> bool:
-        """Return whether to keep the state after a piece: at a boundary, or where a second prompt has read the same pieces."""
+        """Return whether to keep the state after a piece: it ends at a boundary, or an earlier prompt had the same pieces."""
         seen = key in self._seen
         self._seen[key] = None
         self._seen.move_to_end(key)
@@ -94,13 +94,13 @@ class PrefixCache:
         return key not in self._snapshots and (boundary or seen)
 
     def add(self, keys: Sequence[bytes], tokens: int, state: Cache, pages: Sequence[Page]) -> None:
-        """Keep a state, if it fits into the budget at all.
+        """Store a snapshot and evict others if needed. A snapshot larger than the whole budget is not stored.
 
         Args:
-            keys: of all pieces that were read.
-            tokens: tokens of these pieces.
+            keys: keys of all pieces that were read.
+            tokens: number of tokens of these pieces.
             state: state of the layers without pages.
-            pages: a page for each piece, shared with other snapshots of the same pieces.
+            pages: one page per piece. Snapshots of the same pieces share their pages.
         """
         size = byte_count(state)
         if keys[-1] in self._snapshots or size + sum(map(byte_count, pages)) > self.max_bytes:
@@ -114,7 +114,7 @@ class PrefixCache:
             self._evict(min(self._snapshots, key=self._value))
 
     def _value(self, key: bytes) -> float:
-        """Tokens that would be read again without the snapshot, per second since it was used."""
+        """Return the number of tokens to read again without this snapshot, divided by the seconds since its last use."""
         snapshot = self._snapshots[key]
         before = (self._snapshots[k].tokens for k in reversed(snapshot.ancestors) if k in self._snapshots)
         return (snapshot.tokens - next(before, 0)) / (self._clock() - snapshot.last_used + 1e-3)
@@ -130,5 +130,5 @@ class PrefixCache:
         self.evictions += 1
 
     def statistics(self) -> dict[str, Any]:
-        """Return sizes and counts for metrics."""
+        """Return the sizes and counts that the server reports as metrics."""
         return {"snapshots": len(self), "bytes": self.bytes, "max_bytes": self.max_bytes, "evictions": self.evictions}

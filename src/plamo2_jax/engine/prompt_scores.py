@@ -1,4 +1,4 @@
-"""Log-probabilities of every token of a prompt, and the likeliest tokens at each place, in pieces with bounded logits."""
+"""Log-probabilities of the prompt tokens and the most likely tokens at each position, computed in pieces to save memory."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from plamo2_jax.engine.prefill import SMALLEST_PIECE, cut_prompt, power_of_two
-from plamo2_jax.engine.shardings import place_cache
+from plamo2_jax.engine.shardings import committed, place_cache
 from plamo2_jax.engine.step import MAX_TOP_LOGPROBS, empty_cache
 from plamo2_jax.model import Plamo2
 from plamo2_jax.model.cache import Cache
 
 CHUNK = 64
-"""Positions whose logits exist at the same time: with a vocabulary of 100,000 they have 26 MB."""
+"""Number of positions whose logits are in memory together: 26 MB in float32 for a vocabulary of 100,000."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptScores:
-    """Scores of a prompt of t tokens. The first token has none: nothing comes before it."""
+    """Scores of a prompt of t tokens. The first token has no score, because no token comes before it."""
 
     logprobs: np.ndarray
-    """Log-probability of each token but the first [t - 1] f32, in nats, under the model's own distribution."""
+    """Log-probability of each token after the first [t - 1] f32, in nats, at temperature 1 and without filters."""
     top_tokens: np.ndarray
-    """The likeliest tokens at the same places [t - 1, n] i32, the likeliest first."""
+    """The n most likely tokens at the same positions [t - 1, n] i32, the most likely first."""
     top_logprobs: np.ndarray
-    """Their log-probabilities [t - 1, n] f32. A token that is also the prompt's has the same bits in `logprobs`."""
+    """Log-probabilities of `top_tokens` [t - 1, n] f32. The prompt's own token has the same bits here and in `logprobs`."""
 
 
 class PromptScorer:
@@ -39,11 +39,11 @@ class PromptScorer:
         model: the network.
         params: its parameters.
         prompt: token ids [t] i32, not empty.
-        rows: rows of the cache, as many as the mesh needs.
-        max_length: tokens of a row of the cache.
-        prefill_size: largest number of tokens read at once, a power of two.
-        usable: ids that are reported as likeliest [v] bool.
-        top_logprobs: number of likeliest tokens at each place.
+        rows: number of rows of the cache: the number of devices that the rows are sharded over.
+        max_length: number of tokens that a row of the cache can hold.
+        prefill_size: maximum number of tokens in one forward pass, a power of two.
+        usable: token ids that may be reported as most likely [v] bool.
+        top_logprobs: number of most likely tokens to report at each position.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class PromptScorer:
         self._model, self._params, self._prompt, self._usable = model, params, prompt, usable
         self._rows, self._size, self._n = rows, prefill_size, top_logprobs
         self._ends = cut_prompt(len(prompt) - 1, prefill_size)
-        self._cache = empty_cache(model, rows, max_length)
+        self._cache = committed(empty_cache(model, rows, max_length))
         self._pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     @property
     def done(self) -> bool:
-        """Whether the whole prompt is scored."""
+        """Whether the whole prompt has been scored."""
         return len(self._pieces) == len(self._ends)
 
     def read_piece(self) -> None:
@@ -98,7 +98,7 @@ class PromptScorer:
         self._pieces.append((logprobs, top_tokens[:, : self._n], top_logprobs[:, : self._n]))
 
     def scores(self) -> PromptScores:
-        """Return the scores; only when `done`."""
+        """Return the scores. Call this only when `done` is true."""
         empty = (np.zeros(0, np.float32), np.zeros((0, self._n), np.int32), np.zeros((0, self._n), np.float32))
         return PromptScores(*(np.concatenate(arrays) for arrays in zip(empty, *self._pieces, strict=True)))
 
@@ -107,7 +107,7 @@ class PromptScorer:
 def _read(
     model: Plamo2, params: dict, cache: Cache, tokens: Int[Array, "b t"], segment_ids: Int[Array, "b t"], *, size: int
 ) -> tuple[Cache, Float[Array, "1 s d"]]:
-    """Return the cache after a piece, and the features of the first row, padded to `size` tokens."""
+    """Return the cache after a piece, and the features of row 0 padded to `size` tokens."""
     features, cache = model.apply({"params": params}, tokens, segment_ids, cache=cache, method="features")
     padded = jnp.pad(features[:1], ((0, 0), (0, size - features.shape[1]), (0, 0)))
     return place_cache(model.mesh, cache), padded
@@ -124,11 +124,11 @@ def _score(
     *,
     several: bool,
 ) -> tuple[Float[Array, " c"], Int[Array, "c n"], Float[Array, "c n"]]:
-    """Return the log-probabilities of targets and the likeliest tokens of CHUNK places from `start` on."""
+    """Return the log-probabilities of the targets and the most likely tokens at CHUNK positions, beginning at `start`."""
     chunk = jax.lax.dynamic_slice_in_dim(features, start, CHUNK, axis=1)
     logits = model.gather_channels(model.apply({"params": params}, chunk, method="logits"))[0]
     logprobs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    # Both are read from one array: a compiler that computed them apart might round them differently.
+    # The barrier makes both results use one array. If the compiler computed it twice, they could round differently.
     logprobs = jax.lax.optimization_barrier(logprobs)
     of_targets = jnp.take_along_axis(logprobs, targets[:, None], axis=-1)[:, 0]
     drawable = jnp.where(usable, logprobs, -jnp.inf)

@@ -1,4 +1,4 @@
-"""One text to generate: the request, and the text so far."""
+"""A generation request, its text so far, and its completion."""
 
 from __future__ import annotations
 
@@ -17,63 +17,67 @@ from plamo2_jax.errors import PlamoError
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 FinishReason = Literal["stop_id", "stop_string", "length", "cancelled", "deadline"]
-"""The last two end a row of the scheduler before its time."""
+"""The scheduler ends a row early with the last two."""
 TopLogprobs = tuple[tuple[int, float], ...]
-"""The likeliest tokens at one place, the likeliest first, each with its log-probability in nats."""
+"""The most likely tokens at one position with their log-probabilities in nats, the most likely first."""
 
 
 class Constraint(Protocol):
-    """Decides which ids a row may draw, such as those that a grammar allows."""
+    """Restricts the token ids that a row may draw, for example to a grammar."""
 
     def allowed(self) -> np.ndarray:
-        """Return the ids that may come next as bits [ceil(v/32)] u32; at least one is set."""
+        """Return the allowed next ids as bits [ceil(v/32)] u32. At least one bit is set.
+
+        Raises:
+            PlamoError: no id is allowed. The row fails with this message.
+        """
         ...
 
     def push(self, token: int) -> None:
-        """Take the token that was drawn."""
+        """Advance by the token that was drawn."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """What was generated for one row."""
+    """The result of one row."""
 
     text: str | None
-    """The new text: without control tokens, cut before the stop string. None where the generator has no tokenizer."""
+    """The new text without control tokens, cut before the stop string. None if the generator has no tokenizer."""
     token_ids: tuple[int, ...]
-    """All tokens generated, the stop id included."""
+    """All generated tokens, including the stop id."""
     logprobs: tuple[float, ...]
-    """Log-probability of each token in nats, among the tokens that could be drawn, before temperature, filters and penalties."""
+    """Log-probability of each token in nats, over the tokens that could be drawn, before temperature, filters and penalties."""
     finish_reason: FinishReason
     top_logprobs: tuple[TopLogprobs, ...] | None = None
-    """For each token the likeliest tokens at its place; None if the request asked for none."""
+    """The most likely tokens at the position of each token; None if the request did not ask for them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A text to generate. `Generator` and the server check it before it comes here."""
+    """A text to generate. `Generator` and the server validate it."""
 
     prompt: np.ndarray
     """Token ids [t] i32, at least one."""
     sampling: SamplingConfig
     stop: StopConfig
     stop_ids: tuple[int, ...]
-    """Ids that end the row, whatever `stop.ids` says."""
+    """Token ids that end the row. The engine does not read `stop.ids`."""
     seed: int
     sample: int
-    """Number among the samples of its prompt: each has a random key of its own."""
+    """Index of the sample among the samples of the prompt. Each sample has its own random key."""
     top_logprobs: int = 0
-    """Number of likeliest tokens to report at each place, at most MAX_TOP_LOGPROBS."""
+    """Number of most likely tokens to report at each position, at most MAX_TOP_LOGPROBS."""
     logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
-    """Added to the logits of some ids."""
+    """Values to add to logits, by token id."""
     constraint: Callable[[], Constraint] | None = None
-    """Makes the constraint of the row."""
+    """Creates the constraint of the row."""
     boundaries: Sequence[int] = ()
-    """Rising numbers of prompt tokens after which other prompts may continue differently; see `prefill.cut_prompt`."""
+    """Increasing token positions where other prompts may continue differently; see `prefill.cut_prompt`."""
     salt: str = ""
-    """Requests of different salts share no prefix."""
+    """Requests with different salts do not share cached prefixes."""
 
     def settings(self, vocab_size: int) -> RowSettings:
-        """Return what the compiled functions need, as NumPy arrays."""
+        """Return the settings for the compiled functions as NumPy arrays."""
         stop = np.zeros(vocab_size, bool)
         stop[list(self.stop_ids)] = True
         bias = np.zeros(vocab_size, np.float32)
@@ -92,14 +96,14 @@ class Request:
 
 
 class Row:
-    """The text of a request so far.
+    """The tokens and the text of a request so far.
 
     Attributes:
         token_ids: tokens so far.
         logprobs: their log-probabilities, as in `Completion`.
-        top_logprobs: the likeliest tokens at their places, if the request asked for them.
-        finish_reason: why the row ended; None while tokens are still to come.
-        constraint: the row's constraint, None if it has none.
+        top_logprobs: the most likely tokens at each position, if the request asked for them.
+        finish_reason: why the row ended; None until it ends.
+        constraint: the constraint of the row, or None.
     """
 
     def __init__(self, request: Request, tokenizer: Tokenizer | None):
@@ -114,14 +118,16 @@ class Row:
 
     @property
     def alive(self) -> bool:
-        """Whether tokens are still to come."""
+        """Whether the row has not ended."""
         return self.finish_reason is None
 
     def push(self, token: int, logprob: float, top: TopLogprobs = ()) -> str:
-        """Take a token, perhaps end; return the text that it releases.
+        """Add a token, which may end the row. Return the text that is now ready to show.
 
         Args:
-            top: the likeliest tokens at its place.
+            token: token id.
+            logprob: its log-probability in nats.
+            top: the most likely tokens at its position.
 
         Raises:
             PlamoError: the log-probability is not a finite number.
@@ -145,7 +151,7 @@ class Row:
         return piece if self.alive else piece + self._flush()
 
     def end(self, reason: FinishReason) -> str:
-        """End the row before its time; return the text that was held back."""
+        """End the row early and return the text that was held back."""
         self.finish_reason = reason
         return self._flush()
 

@@ -1,13 +1,13 @@
-"""Choosing the next token: pure functions of logits.
+"""Sampling of the next token: pure functions of the logits.
 
-Steps compose in the order that users of HF Transformers and vLLM know: penalties, temperature, top-k, top-p (of what top-k left,
-renormalised), min-p, draw. A temperature of 0 takes the largest logit after the penalties: no filter removes it.
+The order of the steps is the same as in Hugging Face Transformers and vLLM: penalties, temperature, top-k, top-p (renormalised over the
+tokens that top-k kept), min-p, draw. Temperature 0 takes the largest logit after the penalties, which no filter removes.
 
-A draw turns one uniform number into a token by the sums of the probabilities, in the order of ids. Top-p needs neither a sort nor a
-threshold: a token outside is drawn again (rejection sampling, as in https://flashinfer.ai/2025/03/10/sampling.html), which costs one sum
-over the vocabulary where it is inside at once. Every row draws with its own key: its token does not depend on its neighbours in the batch.
+A draw inverts the cumulative distribution over token ids at one uniform random number. Top-p uses rejection sampling instead of a sort: a
+token outside top-p is drawn again (https://flashinfer.ai/2025/03/10/sampling.html). If the first token is inside, this costs one sum over
+the vocabulary. Every row has its own random key, so its token does not depend on the other rows of the batch.
 
-Settings are arrays with one entry for each row, so no setting is compiled in. A step that no row asks for is skipped by `lax.cond`.
+The settings are arrays with one entry per row, so they are not compiled in. `lax.cond` skips a step that no row needs.
 """
 
 from __future__ import annotations
@@ -24,33 +24,32 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from plamo2_jax.validation import require
 
-# No vocabulary is larger.
+# Larger than any vocabulary.
 _NO_TOP_K = np.iinfo(np.int32).max
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How the next token is chosen. The defaults draw from the model's own distribution.
+    """Settings of sampling. The defaults draw from the model's distribution.
 
     Raises:
-        ValueError: a field is out of its range; the message names the field, its value and what is allowed.
+        PlamoError: a field is out of range. The message has the field, its value and the allowed values.
     """
 
     temperature: float = 1.0
-    """Divides the logits; 0: always the likeliest token."""
+    """Divisor of the logits; 0: greedy decoding."""
     top_k: int | None = None
-    """Draw among the k likeliest tokens; of equals the lower ids. None: among all."""
+    """Draw from the k most likely tokens. Among equal logits, lower ids are kept. None: draw from all tokens."""
     top_p: float = 1.0
-    """Draw among the likeliest tokens that together reach this probability: the first that reaches it is still in."""
+    """Draw from the smallest set of most likely tokens whose total probability is at least this value."""
     min_p: float = 0.0
-    """Draw among tokens at least this fraction as likely as the likeliest."""
+    """Draw from the tokens whose probability is at least this fraction of the largest probability."""
     repetition_penalty: float = 1.0
-    """Above 1 makes tokens of the prompt and of the text so far less likely (Keskar et al., CTRL, arXiv:1909.05858)."""
-
+    """Values above 1 make tokens of the prompt and of the generated text less likely (Keskar et al., CTRL, arXiv:1909.05858)."""
     presence_penalty: float = 0.0
-    """Subtracted from the logits of tokens that were generated at least once, as in OpenAI's API."""
+    """Amount subtracted from the logits of tokens that were generated at least once, as in OpenAI's API."""
     frequency_penalty: float = 0.0
-    """Subtracted from the logit of a token for each time that it was generated, as in OpenAI's API."""
+    """Amount subtracted from the logit of a token once for each time that it was generated, as in OpenAI's API."""
 
     def __post_init__(self) -> None:
         top_k = self.top_k
@@ -66,7 +65,7 @@ class SamplingConfig:
 
 
 class RowSampling(struct.PyTreeNode):
-    """The fields of a `SamplingConfig` for each row; a `top_k` of the largest int32 keeps all tokens."""
+    """The fields of a `SamplingConfig`, one value per row. The largest int32 as `top_k` keeps all tokens."""
 
     temperature: Float[Array, " b"]
     top_k: Int[Array, " b"]
@@ -78,23 +77,23 @@ class RowSampling(struct.PyTreeNode):
 
     @classmethod
     def of(cls, config: SamplingConfig) -> RowSampling:
-        """Return one row's settings as NumPy scalars."""
+        """Return the settings of one row as NumPy scalars."""
         values = dataclasses.asdict(config)
         top_k = np.int32(values.pop("top_k") or _NO_TOP_K)
         return cls(top_k=top_k, **{name: np.float32(value) for name, value in values.items()})
 
 
 PROMPT = 1 << 30
-"""Added to a token's count where the prompt has it."""
+"""Flag in a token's count: the prompt contains the token."""
 
 
 def penalize(logits: Float[Array, "b v"], counts: Int[Array, "b v"], sampling: RowSampling) -> Float[Array, "b v"]:
     """Apply the three penalties.
 
-    Repetition divides positive logits of tokens in prompt or text by the penalty and multiplies the others (arXiv:1909.05858).
+    For tokens of the prompt or the generated text, the repetition penalty divides positive logits and multiplies others (arXiv:1909.05858).
 
     Args:
-        counts: how often each token was generated, plus PROMPT where it is in the prompt.
+        counts: how often each token was generated, plus PROMPT if the prompt contains it.
     """
     repetition, presence, frequency = (
         getattr(sampling, f"{name}_penalty")[:, None] for name in ("repetition", "presence", "frequency")
@@ -106,22 +105,22 @@ def penalize(logits: Float[Array, "b v"], counts: Int[Array, "b v"], sampling: R
 
 
 def apply_temperature(logits: Float[Array, "b v"], temperature: Float[Array, " b"]) -> Float[Array, "b v"]:
-    """Logits over a positive temperature, less the row's largest so that a tiny temperature cannot overflow."""
+    """Divide logits by a positive temperature. The row maximum is subtracted first, so a tiny temperature cannot overflow."""
     return (logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature[:, None]
 
 
 def _ordered_bits(x: Float[Array, "b v"]) -> UInt32[Array, "b v"]:
-    """Integers in the order of the floats."""
-    x = jnp.where(x == 0, 0, x).astype(jnp.float32)  # -0.0 and 0.0 are one number and two bit patterns
+    """Return integers that have the same order as the floats."""
+    x = jnp.where(x == 0, 0, x).astype(jnp.float32)  # -0.0 equals 0.0 but has other bits
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     sign = jnp.uint32(1 << 31)
     return jnp.where(bits & sign, ~bits, bits | sign)
 
 
 def keep_top_k(logits: Float[Array, "b v"], k: Int[Array, " b"]) -> Float[Array, "b v"]:
-    """Logits of the k likeliest tokens of each row, of equals those of the lower ids; -inf elsewhere.
+    """Keep the logits of the k most likely tokens of each row and set the others to -inf. Among equal logits, lower ids are kept.
 
-    The last logit kept is found bit by bit in 32 counts over the vocabulary, which cost far less than sorting it.
+    A binary search finds the smallest kept logit in 32 passes over the vocabulary, one per bit. This costs far less than a sort.
     """
     bits, k = _ordered_bits(logits), k[:, None]
 
@@ -136,32 +135,32 @@ def keep_top_k(logits: Float[Array, "b v"], k: Int[Array, " b"]) -> Float[Array,
 
 
 def keep_min_p(logits: Float[Array, "b v"], p: Float[Array, " b"]) -> Float[Array, "b v"]:
-    """Logits of tokens whose probability is at least p times the largest, -inf elsewhere (arXiv:2407.01082). p = 0 keeps all."""
+    """Set logits to -inf where the probability is below p times the largest one (arXiv:2407.01082). p = 0 keeps all."""
     return jnp.where(logits >= jnp.max(logits, axis=-1, keepdims=True) + jnp.log(p)[:, None], logits, -jnp.inf)
 
 
 def in_top_p(logits: Float[Array, "b v"], tokens: Int[Array, " b"], p: Float[Array, " b"]) -> Bool[Array, " b"]:
-    """Whether a token of each row is among the fewest likeliest whose probability reaches p (arXiv:1904.09751).
+    """Return for one token of each row whether it is in the top-p set (arXiv:1904.09751).
 
-    So it is where those before it, likelier or of the same logit and a lower id, do not reach p without it.
+    It is in the set if the total probability of the tokens before it (larger logit, or equal logit and lower id) is below p.
     """
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
     before = jnp.sum(jnp.where(_before(logits, tokens), weights, 0), axis=-1)
-    # Also of logits that are no numbers, which would be drawn again for ever. Of p = 1 rounding must not leave any out.
+    # The negation also accepts NaN, which would otherwise be drawn again for ever. With p = 1, rounding must not exclude a token.
     return ~(before >= p * jnp.sum(weights, axis=-1)) | (p >= 1)
 
 
 def _before(logits: Float[Array, "b v"], tokens: Int[Array, " b"]) -> Bool[Array, "b v"]:
-    """Tokens that are likelier than that of the row, or as likely and of a lower id."""
+    """Mask the tokens with a larger logit than the given token, or with an equal logit and a lower id."""
     logit = jnp.take_along_axis(logits, tokens[:, None], axis=-1)
     lower = jnp.arange(logits.shape[1]) < tokens[:, None]
     return (logits > logit) | ((logits == logit) & lower)
 
 
 def draw(logits: Float[Array, "b v"], uniform: Float[Array, " b"]) -> Int[Array, " b"]:
-    """The token of each row at which the sum of the probabilities, by rising id, passes a number in [0, 1).
+    """Draw a token for each row: the first id at which the cumulative probability exceeds `uniform`, a number in [0, 1).
 
-    Sums are made of sums of blocks: of a whole row's running sum only one block's is needed.
+    The vocabulary is split into blocks. The cumulative sum over blocks selects one block, so only this block needs a cumulative sum.
     """
     b, v = logits.shape
     size = math.isqrt(v - 1) + 1
@@ -169,32 +168,32 @@ def draw(logits: Float[Array, "b v"], uniform: Float[Array, " b"]) -> Int[Array,
     weights = jnp.pad(weights, ((0, 0), (0, size * size - v))).reshape(b, size, size)
 
     def pick(weights: Float[Array, "b n"], number: Float[Array, " b"]) -> tuple[Int[Array, " b"], Float[Array, " b"]]:
-        """The first place at which the running sum passes the number, and the sum before it.
+        """Return the first index at which the cumulative sum exceeds the number, and the sum before it.
 
-        Running sums are made in parallel and rounded each for itself, so they may fall, and rise where nothing is added: only places of a
-        weight above 0 count, and where none passes it is the last of these.
+        A parallel cumulative sum is not monotonic: each entry has its own rounding error. So only indices with a positive weight
+        count. If no sum exceeds the number, the last such index is returned.
         """
-        sums, places = jnp.cumsum(weights, axis=-1), jnp.arange(weights.shape[1])
-        there = weights > 0
-        last = jnp.max(jnp.where(there, places, 0), axis=-1, keepdims=True)
-        place = jnp.min(jnp.where(there & (sums > number[:, None]), places, last), axis=-1)
-        return place, jnp.take_along_axis(sums - weights, place[:, None], axis=1)[:, 0]
+        sums, indices = jnp.cumsum(weights, axis=-1), jnp.arange(weights.shape[1])
+        positive = weights > 0
+        last = jnp.max(jnp.where(positive, indices, 0), axis=-1, keepdims=True)
+        index = jnp.min(jnp.where(positive & (sums > number[:, None]), indices, last), axis=-1)
+        return index, jnp.take_along_axis(sums - weights, index[:, None], axis=1)[:, 0]
 
     blocks = jnp.sum(weights, axis=-1)
     number = uniform * jnp.sum(blocks, axis=-1)
     block, before = pick(blocks, number)
-    place, _ = pick(jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0], number - before)
-    return (block * size + place).astype(jnp.int32)
+    index, _ = pick(jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0], number - before)
+    return (block * size + index).astype(jnp.int32)
 
 
 def _draw_in_top_p(
     logits: Float[Array, "b v"], possible: Float[Array, "b v"], keys: Key[Array, " b"], p: Float[Array, " b"]
 ) -> Int[Array, " b"]:
-    """Draw from `possible`, some of the logits and the likeliest among them, until each row's token is in their top-p."""
+    """Draw from the filtered logits `possible` until the token of each row is in the top-p set of `logits`."""
 
     def again(carry):
         attempt, possible, tokens, done = carry
-        # A token outside the top-p leaves only those before it, all of the top-p among them.
+        # If a token is outside the top-p set, the whole set is before it: later tokens need not be drawn again.
         possible = jnp.where((attempt == 0) | done[:, None] | _before(logits, tokens), possible, -jnp.inf)
         found = draw(possible, _uniform(keys, attempt))
         tokens = jnp.where(done, tokens, found)
@@ -209,16 +208,16 @@ def _uniform(keys: Key[Array, " b"], attempt: Int[Array, ""]) -> Float[Array, " 
 
 
 def _first_largest(x: Float[Array, "b v"]) -> Int[Array, " b"]:
-    """`argmax`, in a quarter of its time on CPU, where its loop takes one element at a time and all that x is made of with it."""
+    """Return the same as `argmax` in a quarter of its time on CPU, where XLA does not vectorize argmax and fuses x into its loop."""
     x = jax.lax.optimization_barrier(x)
-    places = jnp.where(x == jnp.max(x, axis=-1, keepdims=True), jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[1] - 1)
-    return jnp.min(places, axis=-1)
+    ids = jnp.where(x == jnp.max(x, axis=-1, keepdims=True), jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[1] - 1)
+    return jnp.min(ids, axis=-1)
 
 
 def _draw_rows(
     logits: Float[Array, "b v"], keys: Key[Array, " b"], sampling: RowSampling, warm: Bool[Array, " b"]
 ) -> Int[Array, " b"]:
-    """Draw a token for each row that is `warm`; the others' have no meaning."""
+    """Draw a token for each row with a positive temperature (`warm`). The other entries of the result are undefined."""
     logits = apply_temperature(logits, jnp.where(warm, sampling.temperature, 1))
     some = jnp.any(warm & (sampling.top_k < logits.shape[1]))
     logits = jax.lax.cond(some, keep_top_k, lambda logits, k: logits, logits, sampling.top_k)
@@ -240,12 +239,12 @@ def sample(
 
     Args:
         logits: float32; -inf forbids a token.
-        keys: a random key for each row, unused at temperature 0.
-        sampling: each row's settings.
-        counts: as in `penalize`.
+        keys: one random key per row, unused at temperature 0.
+        sampling: settings of each row.
+        counts: how often each token was generated, as in `penalize`.
 
     Returns:
-        Token ids i32, and their log-probabilities in nats under `logits` as given, before any of the settings' steps.
+        Token ids i32, and their log-probabilities in nats under the given `logits`, before penalties, temperature and filters.
     """
     changed = (sampling.repetition_penalty != 1) | (sampling.presence_penalty != 0) | (sampling.frequency_penalty != 0)
     adjusted = jax.lax.cond(jnp.any(changed), penalize, lambda logits, *_: logits, logits, counts, sampling)

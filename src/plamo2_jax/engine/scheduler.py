@@ -1,6 +1,6 @@
-"""Continuous batching: it decides which prompt is read next, which slot a request gets, and when its row ends.
+"""Continuous batching: decides which prompt is read next, which slot a request gets, and when its row ends.
 
-A round reads some pieces of prompts, then generates a burst of tokens for all rows:
+Each round reads some pieces of prompts and then generates a burst of tokens for all rows:
 
     scheduler = Scheduler(engine, tokenizer, prefill_budget=512)
     job = scheduler.submit([request])[0]
@@ -8,7 +8,7 @@ A round reads some pieces of prompts, then generates a burst of tokens for all r
         for delta in scheduler.run_round():
             print(delta.text, end="")
 
-It does no input or output and starts no thread; one thread at a time may call it.
+The scheduler does no I/O and starts no threads. Only one thread at a time may call it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from plamo2_jax.engine.engine import CAPACITY, Engine
 from plamo2_jax.engine.prefill import Prefix, PromptReader
 from plamo2_jax.engine.request import FinishReason, Request, Row, TopLogprobs
@@ -29,15 +31,15 @@ from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 @dataclasses.dataclass(eq=False)
 class _Reading:
-    """The reading of one prompt, which several samples share."""
+    """The prefill of one prompt, shared by all samples of the prompt."""
 
     unfinished: int
-    """Samples that have no slot yet."""
+    """Number of samples that have no slot yet."""
     reader: PromptReader | None = None
     prefix: Prefix | None = None
 
-    def leave(self) -> None:
-        """Count a sample that needs the prefix no longer. The last one drops it, since it holds a cache."""
+    def release(self) -> None:
+        """Record that one sample does not need the prefix any more. The last sample frees its cache."""
         self.unfinished -= 1
         if not self.unfinished:
             self.reader = self.prefix = None
@@ -45,14 +47,14 @@ class _Reading:
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """A request that the scheduler has accepted.
+    """A request that the scheduler has accepted. Times are in seconds of the scheduler's clock.
 
     Attributes:
-        row: its text so far.
-        cached_tokens: prompt tokens that the prefix cache held.
-        submitted: time of submission, in seconds of the scheduler's clock.
-        started: time at which its prompt began to be read; None before.
-        first_token: time of its first token; None before.
+        row: the text of the request so far.
+        cached_tokens: number of prompt tokens restored from the prefix cache.
+        submitted: time of submission.
+        started: time when the job got a slot, or None.
+        first_token: time of the first token, or None.
     """
 
     row: Row
@@ -67,7 +69,7 @@ class Job:
 
     @property
     def request(self) -> Request:
-        """The request."""
+        """The request of this job."""
         return self.row.request
 
     @property
@@ -78,14 +80,14 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Delta:
-    """What one round added to a job. The last one of a job has a finish reason or an error."""
+    """The output of one round for one job. The last delta of a job has a finish reason or an error."""
 
     job: Job
     text: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     top_logprobs: tuple[TopLogprobs, ...] = ()
-    """For each token the likeliest tokens at its place, as many as the request asked for."""
+    """The most likely tokens at the position of each token, as many as the request asked for."""
     finish_reason: FinishReason | None = None
     error: str | None = None
 
@@ -94,11 +96,16 @@ class Scheduler:
     """Runs requests in the slots of an engine.
 
     Args:
-        engine: its slots.
-        tokenizer: for text; None: ids only.
-        prefill_budget: prompt tokens read between two bursts, rounded up to whole pieces. None: all that free slots wait for.
-        interval: seconds that a burst should last at most, as long as one token takes less.
-        clock: seconds; for tests.
+        engine: the engine.
+        tokenizer: decodes the tokens; None: deltas contain token ids only.
+        prefill_budget: number of prompt tokens read between two bursts, rounded up to whole pieces. None: read the prompts of
+            all jobs that have a slot.
+        interval: target for the longest duration of a burst, in seconds. A burst has at least one token.
+        clock: returns the time in seconds; tests replace it.
+
+    Attributes:
+        drafted: number of draft tokens that were read.
+        kept: number of draft tokens that were kept.
     """
 
     def __init__(
@@ -117,12 +124,12 @@ class Scheduler:
         self._starting: collections.deque[tuple[int, Job]] = collections.deque()
         self._running: dict[int, Job] = {}
         self._free = collections.deque(range(engine.slots))
-        # Jobs that were cancelled since the last round.
         self._cancelled: set[Job] = set()
+        self.drafted = self.kept = 0
 
     @property
     def busy(self) -> bool:
-        """Whether any job is not done."""
+        """Whether any job is unfinished."""
         return bool(self._waiting or self._starting or self._running)
 
     @property
@@ -139,9 +146,9 @@ class Scheduler:
         """Accept the samples of one prompt.
 
         Args:
-            requests: one for each sample, all of the same prompt, which is read once.
-            priority: jobs of smaller numbers start first, those of equal numbers in the order of submission.
-            deadline: time in seconds of the scheduler's clock at which the jobs end, done or not. None: never.
+            requests: one request per sample. All have the same prompt, which is read once.
+            priority: jobs with a smaller number start first. Equal numbers start in the order of submission.
+            deadline: time at which unfinished jobs are ended, in seconds of the scheduler's clock. None: no deadline.
         """
         reading, now = _Reading(len(requests)), self._clock()
         jobs = [Job(Row(request, self._tokenizer), priority, deadline, reading, now) for request in requests]
@@ -150,12 +157,12 @@ class Scheduler:
         return jobs
 
     def cancel(self, job: Job) -> None:
-        """End a job in the next round. A job that is done stays as it is."""
+        """End a job in the next round. A finished job does not change."""
         if not job.done:
             self._cancelled.add(job)
 
     def run_round(self) -> list[Delta]:
-        """Read some pieces of prompts and generate a burst; return what it added to each job, in no particular order."""
+        """Read some pieces of prompts and generate a burst. Return one delta per job with output, in any order."""
         deltas = self._end_early()
         self._start_jobs()
         if self._running:
@@ -183,7 +190,7 @@ class Scheduler:
         for job, why in ended.items():
             deltas.append(Delta(job, job.row.end(why), finish_reason=why))
             if job not in running:
-                job.reading.leave()
+                job.reading.release()
         self._release()
         return deltas
 
@@ -200,7 +207,7 @@ class Scheduler:
             self.engine.release(ended)
 
     def _start_jobs(self) -> None:
-        """Give free slots to the first of the queue, and read prompts within the budget."""
+        """Assign free slots to the first jobs of the queue, and read prompts within the budget."""
         while self._free and self._waiting:
             job = heapq.heappop(self._waiting)[2]
             job.started = self._clock()
@@ -222,24 +229,41 @@ class Scheduler:
             job.cached_tokens = reading.prefix.cached_tokens
             self.engine.insert(slot, reading.prefix, job.request)
             self._running[slot] = job
-            reading.leave()
+            reading.release()
 
     def _burst(self) -> list[Delta]:
-        allowed = {
-            slot: job.row.constraint.allowed() for slot, job in self._running.items() if job.row.constraint is not None
-        }
-        # A short burst lets prompts that are being read join soon.
+        allowed, failed = self._allowed()
+        if failed:
+            self._release()
+            if not self._running:
+                return failed
+        # While a prompt is being read, bursts are short, so its row starts soon.
         count = 1 if allowed or self._starting else self._pace.count
         begun = time.perf_counter()
         burst = self.engine.step(count, until_free=bool(self._waiting), allowed=allowed)
         made = int((burst.tokens >= 0).any(axis=1).sum())
-        self._pace.measured(time.perf_counter() - begun, made)
-        now, deltas = self._clock(), []
+        self._pace.update(time.perf_counter() - begun, made)
+        self.drafted += int(burst.drafted.sum())
+        self.kept += int(burst.kept.sum())
+        now, deltas = self._clock(), failed
         for slot, job in self._running.items():
             job.first_token = now if job.first_token is None else job.first_token
             deltas.append(self._push(job, slot, burst, made))
         self._release()
         return deltas
+
+    def _allowed(self) -> tuple[dict[int, np.ndarray], list[Delta]]:
+        """Return the allowed ids of constrained rows, and the jobs that fail because no id is allowed."""
+        allowed, failed = {}, []
+        for slot, job in self._running.items():
+            if job.row.constraint is None:
+                continue
+            try:
+                allowed[slot] = job.row.constraint.allowed()
+            except PlamoError as error:
+                job.error = str(error)
+                failed.append(Delta(job, error=job.error))
+        return allowed, failed
 
     def _push(self, job: Job, slot: int, burst, made: int) -> Delta:
         row, before, texts = job.row, len(job.row.token_ids), []
@@ -268,14 +292,14 @@ class Scheduler:
 
 
 class _Pace:
-    """Number of tokens of a burst: enough to hide the cost of a call, few enough that text keeps coming."""
+    """Chooses the number of tokens of a burst: large to amortize the cost of a call, small to stream text smoothly."""
 
     def __init__(self, interval: float):
         self.count, self._interval = 1, interval
         self._compiled = False
 
-    def measured(self, seconds: float, made: int) -> None:
-        """Learn from the last burst. The first may have compiled and teaches nothing."""
+    def update(self, seconds: float, made: int) -> None:
+        """Adapt to the duration of the last burst. The first burst is ignored, because it may include compilation."""
         if self._compiled and made:
             self.count = max(1, min(CAPACITY, int(self._interval * made / seconds)))
         self._compiled = True

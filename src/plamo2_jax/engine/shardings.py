@@ -1,4 +1,4 @@
-"""Where the arrays of decoding lie on a mesh: rows over data × fsdp, heads over tensor."""
+"""Shardings of the arrays of decoding: rows over data × fsdp, heads over tensor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from plamo2_jax.model.axes import ROWS, TENSOR
 from plamo2_jax.model.cache import AttentionCache, Cache, MambaCache
 
-# Where rows and heads are among the axes of a cache's arrays, counted from the end: a stacked cache has one more in front.
+# The row axis and the head axis of each array of a cache, counted from the end, because a stacked cache has one more first axis.
 _ROWS_AND_HEADS = {
     MambaCache: {"conv": (-4, -2), "ssm": (-4, -3)},
     AttentionCache: {"k": (-4, -3), "v": (-4, -3), "positions": (-2, None), "segment_ids": (-2, None)},
@@ -19,7 +19,7 @@ _ROWS_AND_HEADS = {
 
 
 def cache_shardings(mesh: Mesh, cache: Cache) -> Cache:
-    """The tree of NamedSharding of a cache; an axis that the mesh does not divide is whole on every device."""
+    """Return the NamedSharding of each array of a cache. An axis that the mesh does not divide evenly is replicated."""
 
     def place(shape: tuple[int, ...], rows: int, heads: int | None) -> NamedSharding:
         spec: list[Any] = [None] * len(shape)
@@ -37,10 +37,19 @@ def cache_shardings(mesh: Mesh, cache: Cache) -> Cache:
 
 
 def place_cache(mesh: Mesh | None, cache: Cache) -> Cache:
-    """Keep a cache inside a compiled function where `cache_shardings` puts it; without a mesh, do nothing."""
+    """Constrain a cache inside a compiled function to `cache_shardings`. Without a mesh, do nothing."""
     return cache if mesh is None else jax.lax.with_sharding_constraint(cache, cache_shardings(mesh, cache))
 
 
 def place_whole(mesh: Mesh | None, tree: Any) -> Any:
     """Keep arrays whole on every device inside a compiled function; without a mesh, do nothing."""
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def committed(tree: Any) -> Any:
+    """Commit arrays to the devices that they are on. Arrays are not copied.
+
+    `jax.jit` compiles again when an argument changes from uncommitted to committed. With committed parameters, all results are committed,
+    so the first arguments must be committed too.
+    """
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding), tree)

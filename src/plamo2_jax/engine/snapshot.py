@@ -1,7 +1,7 @@
-"""Copies of a prefilled row: pages of the layers that keep every token, and the whole state of the others.
+"""Copies of a prefilled row: pages of the layers that keep every token, and the full state of the other layers.
 
-A layer whose keys are as many as a row's tokens never overwrites one, so each piece of a prompt adds a page to it, and rows that begin
-alike share pages. State-space layers and rings of a window are copied whole.
+Full attention has one cache slot per token of a row and never overwrites a slot. Each piece of a prompt adds one page of these slots, and
+rows with the same beginning share pages. The states of Mamba layers and the rings of windowed attention are copied completely.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Int
 
-from plamo2_jax.engine.shardings import place_cache
+from plamo2_jax.engine.shardings import committed, place_cache
 from plamo2_jax.engine.step import empty_cache
 from plamo2_jax.model import Plamo2
 from plamo2_jax.model.cache import SLOT_AXES, AttentionCache, Cache, MambaCache
@@ -27,7 +27,7 @@ class Page(struct.PyTreeNode):
 
     layers: tuple[AttentionCache, ...]
     start: Int[Array, ""]
-    """Slot of the first key."""
+    """Cache slot of the first key."""
 
 
 def _is_layer(node: Any) -> bool:
@@ -39,7 +39,7 @@ def _is_paged(layer: Any, max_length: int) -> bool:
 
 
 def state_of(cache: Cache, max_length: int) -> Cache:
-    """Return a cache without its paged layers, whose places hold None. Nothing is copied."""
+    """Return the cache with None in place of each paged layer. Arrays are not copied."""
     return jax.tree.map(lambda layer: None if _is_paged(layer, max_length) else layer, cache, is_leaf=_is_layer)
 
 
@@ -55,7 +55,7 @@ def _paged_layers(cache: Cache, max_length: int) -> list[AttentionCache]:
 
 @functools.partial(jax.jit, static_argnames=("max_length", "length"))
 def take_page(cache: Cache, start: Int[Array, ""], *, max_length: int, length: int) -> Page:
-    """Copy the keys and values of `length` slots from `start` on; near the end of a row, of its last `length` slots."""
+    """Copy the keys and values of `length` slots beginning at `start`, or of the last `length` slots near the end of a row."""
     layers = _paged_layers(cache, max_length)
     return Page(
         tuple(
@@ -96,21 +96,21 @@ def _put_page(cache: Cache, page: Page, max_length: int) -> Cache:
 
 
 def restore(model: Plamo2, state: Cache, pages: Sequence[Page], *, rows: int, max_length: int) -> Cache:
-    """Return the cache that a state and its pages were taken from, in memory of its own.
+    """Rebuild a cache from a state and its pages. The arrays are copied.
 
     Args:
         model: the network.
         state: result of `state_of`.
-        pages: one for each piece that was read, in order.
-        rows: rows of the cache.
-        max_length: tokens of a row of the cache.
+        pages: one page per piece that was read, in order.
+        rows: number of rows of the cache.
+        max_length: number of tokens that a row of the cache can hold.
     """
-    cache = _copy(model, state, empty_cache(model, rows, max_length), max_length)
+    cache = _copy(model, state, committed(empty_cache(model, rows, max_length)), max_length)
     for page in pages if _paged_layers(cache, max_length) else ():
         cache = _put_page(cache, page, max_length)
     return cache
 
 
 def byte_count(tree: Any) -> int:
-    """Return the bytes of the arrays of a tree."""
+    """Return the total size of the arrays of a tree, in bytes."""
     return sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))

@@ -19,71 +19,71 @@ from plamo2_jax.model import Plamo2
 from plamo2_jax.model.cache import Cache
 
 MAX_TOP_LOGPROBS = 20
-"""Largest number of likeliest tokens that are reported for each generated token, as in OpenAI's API."""
+"""Maximum number of most likely tokens reported for each generated token, as in OpenAI's API."""
 
 
 class RowSettings(struct.PyTreeNode):
-    """The settings of a request; with the axis s in a `DecodeState`, without it for the request of one slot."""
+    """The settings of requests: with the axis s in a `DecodeState`, without it for a single request."""
 
     sampling: RowSampling
     key: UInt32[Array, "s 3"]
-    """Seed, checksum of the prompt and number of the sample, of which the random key is made."""
+    """Seed, checksum of the prompt and index of the sample. The random key is derived from them."""
     max_new_tokens: Int[Array, " s"]
     min_new_tokens: Int[Array, " s"]
-    """No stop id is drawn before this number of tokens."""
+    """Number of tokens before which no stop id is drawn."""
     stop: Bool[Array, "s v"]
     """Token ids that end the row."""
     top_logprobs: Int[Array, " s"]
-    """Number of likeliest tokens to report; 0 to MAX_TOP_LOGPROBS."""
+    """Number of most likely tokens to report, 0 to MAX_TOP_LOGPROBS."""
     biased: Bool[Array, " s"]
     """Whether any entry of `bias` is not 0."""
     bias: Float[Array, "s v"]
-    """Added to the logits before all other steps."""
+    """Values added to the logits before all other steps."""
 
 
 class Burst(struct.PyTreeNode):
-    """What one call of `decode` generated: c steps of s slots."""
+    """The result of one call of `decode`: up to c tokens for each of s slots."""
 
     tokens: Int[Array, "c s"]
-    """Token ids of each row, from the first place on; -1 elsewhere."""
+    """Token ids of each row in order; -1 after the last one."""
     logprobs: Float[Array, "c s"]
     """Log-probabilities of the tokens in nats, among the tokens that could be drawn, before temperature, filters and penalties."""
     top_tokens: Int[Array, "c s n"]
-    """The likeliest tokens of rows that asked for them, in order; without meaning in other rows."""
+    """The most likely tokens, the most likely first, for rows that asked for them; undefined for other rows."""
     top_logprobs: Float[Array, "c s n"]
     filled: Int[Array, " s"]
     """Number of tokens of each row."""
     drafted: Int[Array, " s"]
-    """Number of draft tokens that were read, and how many of them were kept."""
+    """Number of draft tokens that were read; `kept` is how many of them were kept."""
     kept: Int[Array, " s"]
 
 
 class DecodeState(struct.PyTreeNode):
-    """A fixed number of slots, each with a row that is generated, or free. No leaf is shared by slots."""
+    """The state of a fixed number of slots. A slot has one row or is free. No leaf is shared by slots."""
 
     cache: Cache
-    """What the model has read: everything before `token`."""
+    """The cache of all tokens before `token`."""
     token: Int[Array, " s"]
-    """The last token of each row, not read yet."""
+    """The last token of each row, which the model has not read yet."""
     alive: Bool[Array, " s"]
-    """Rows that have not ended; the others read padding, which changes no state."""
+    """Mask of the rows that have not ended. Other rows read padding, which does not change their state."""
     step: Int[Array, " s"]
-    """Tokens generated so far."""
+    """Number of tokens generated so far."""
     counts: Int[Array, "s v"]
-    """Tokens of prompt and text, as in `sampling.penalize`."""
+    """Counts of generated tokens, with a flag for prompt tokens, as in `sampling.penalize`."""
     settings: RowSettings
     lookup: Lookup
 
 
 @functools.partial(jax.jit, static_argnames=("model", "batch_size", "max_length"))
 def empty_cache(model: Plamo2, batch_size: int, max_length: int) -> Cache:
-    """`model.init_cache`, every array in memory of its own, as donation needs it."""
+    """Return `model.init_cache` with a separate buffer for each array, because donation does not allow shared buffers."""
     return place_cache(model.mesh, model.init_cache(batch_size, max_length))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "slots", "max_length", "history"))
 def empty_state(model: Plamo2, slots: int, max_length: int, history: int = 0) -> DecodeState:
-    """Return a state whose slots are all free; `history` is the length of `Lookup.history`."""
+    """Return a state with only free slots. `history` is the length of `Lookup.history`."""
     v = model.config.vocab_size
 
     def zeros(dtype, *shape):
@@ -91,7 +91,7 @@ def empty_state(model: Plamo2, slots: int, max_length: int, history: int = 0) ->
 
     sampling = RowSampling(**{name: zeros(jnp.float32) for name in RowSampling.__dataclass_fields__})
     settings = RowSettings(
-        # A free slot asks for no penalty, which would be computed for all rows.
+        # A free slot must not have a penalty: one row with a penalty makes `sample` compute penalties for all rows.
         sampling.replace(top_k=zeros(jnp.int32), repetition_penalty=zeros(jnp.float32) + 1),
         zeros(jnp.uint32, 3),
         zeros(jnp.int32),
@@ -110,7 +110,7 @@ def empty_state(model: Plamo2, slots: int, max_length: int, history: int = 0) ->
 def prefill(
     model: Plamo2, params: dict, cache: Cache, tokens: Int[Array, "b t"], segment_ids: Int[Array, "b t"]
 ) -> Cache:
-    """The cache after a piece of prompts; the old one's memory is reused. Logits are not computed."""
+    """Return the cache after a piece of prompts, in the memory of the old cache. Logits are not computed."""
     cache = model.apply({"params": params}, tokens, segment_ids, cache=cache, method="features")[1]
     return place_cache(model.mesh, cache)
 
@@ -129,11 +129,11 @@ def insert(
     """Put a prefilled row into a slot. Every leaf of the slot is overwritten.
 
     Args:
-        state: its memory is reused.
-        cache: its first row is inserted; as long as the state's.
+        state: the decode state; its memory is reused.
+        cache: row 0 is inserted; its length must equal the length of the state's cache.
         slot: number of the slot.
-        token: the prompt's last token, which the cache does not hold.
-        counts: PROMPT for the tokens of the prompt, else 0.
+        token: the last token of the prompt, which is not in the cache.
+        counts: PROMPT for tokens of the prompt, 0 for others.
         settings: settings of the row.
         history: tokens of the prompt, padded to the length of `Lookup.history`; without speculation, l is 0.
         length: number of tokens of the prompt.
@@ -147,18 +147,18 @@ def insert(
 
 @functools.partial(jax.jit, donate_argnames="state")
 def release(state: DecodeState, ended: Bool[Array, " s"]) -> DecodeState:
-    """End rows; their slots are free."""
+    """End the given rows and free their slots."""
     return state.replace(alive=state.alive & ~ended)
 
 
 def _keys(key: UInt32[Array, "s 3"], step: Int[Array, " s"]) -> Key[Array, " s"]:
-    """A random key for each row's next token, made of the request and the step: not of the slot, nor of other rows.
+    """Return a random key for the next token of each row. It depends on the request and the step, not on the slot or other rows.
 
-    Without the prompt's checksum, rows of one batch would draw with the same noise and lean to the same tokens.
+    Without the checksum of the prompt, all prompts of a batch would use the same random numbers and tend to the same tokens.
     """
 
     def of_row(key, step):
-        # The generator is named: others do not promise a row the same numbers in every batch.
+        # The algorithm is fixed: others may give a row different numbers in another batch.
         made = jax.random.key(key[0], impl="threefry2x32")
         for data in (key[1], key[2], step):
             made = jax.random.fold_in(made, data)
@@ -175,7 +175,7 @@ def _adjusted(
     allowed: UInt32[Array, "s w"],
     constrained: Bool[Array, " s"],
 ) -> Float[Array, "s v"]:
-    """Apply bias, constraints, unusable ids and `min_new_tokens`. A change that no active row asks for is skipped."""
+    """Apply bias, constraints, unusable ids and `min_new_tokens`. A step that no active row needs is skipped."""
     settings, v = state.settings, logits.shape[1]
 
     def where_any(rows: Bool[Array, " s"], change, logits):
@@ -200,12 +200,12 @@ def _draw(
     active: Bool[Array, " s"],
     *limits: Array,
 ) -> tuple[DecodeState, Burst]:
-    """Draw the next token of each active row and record it. The cache stays as it is.
+    """Draw the next token of each active row and record it. The cache does not change.
 
     On a mesh, each device draws for some rows, from all logits of a row: a token must not depend on how the vocabulary is divided.
 
     Args:
-        limits: the last three arguments of `_adjusted`.
+        limits: `usable`, `allowed` and `constrained` of `_adjusted`.
     """
     settings, rows = state.settings, jnp.arange(logits.shape[0])
     logits = model.spread_rows(logits)
@@ -247,7 +247,7 @@ def _draw(
 def _likeliest(
     logits: Float[Array, "s v"], normalizer: Float[Array, "s 1"]
 ) -> tuple[Int[Array, "s n"], Float[Array, "s n"]]:
-    """Return the likeliest tokens and their log-probabilities, computed as `sample` computes a token's."""
+    """Return the most likely tokens and their log-probabilities, computed in the same way as in `sample`."""
     n = min(MAX_TOP_LOGPROBS, logits.shape[1])
     values, tokens = jax.lax.top_k(logits, n)
     values -= normalizer
@@ -269,17 +269,17 @@ def decode(
     capacity: int,
     speculation: SpeculationConfig | None = None,
 ) -> tuple[DecodeState, Burst]:
-    """Generate about `count` tokens for each row, fewer once no row is alive.
+    """Generate about `count` tokens for each row. Stop earlier when all rows have ended.
 
     Args:
-        state: its memory is reused.
-        usable: ids that may be drawn.
-        allowed: ids that constrained rows may draw at the first step, id i as bit i % 32 of word i // 32.
-        constrained: rows that `allowed` applies to; with any, `count` must be 1.
-        count: at most `capacity`; any number runs by one compilation. With speculation the last step may pass it.
-        until_free: return as soon as a row ends, so that another request can have its slot.
-        capacity: largest number of tokens of a row.
-        speculation: None: one token per step.
+        state: the decode state; its memory is reused.
+        usable: mask of the ids that may be drawn.
+        allowed: ids that constrained rows may draw in the first step; id i is bit i % 32 of word i // 32.
+        constrained: mask of the rows that `allowed` applies to. If any row is constrained, `count` must be 1.
+        count: number of tokens, at most `capacity`. One compiled program serves all values. Speculation may exceed it in the last step.
+        until_free: return as soon as a row ends, so another request can use its slot.
+        capacity: maximum number of tokens of a row.
+        speculation: settings of prompt lookup; None: one token per step.
     """
     slots = state.token.shape[0]
     width = 1 if speculation is None else 1 + speculation.drafts
@@ -293,14 +293,13 @@ def decode(
     )
     begun = state.alive
 
-    def running(carry):
-        state, burst = carry
+    def running(state, burst):
         filled = jnp.max(burst.filled)
         freed = until_free & jnp.any(begun & ~state.alive)
         return (filled < count) & (filled + width <= capacity) & jnp.any(state.alive) & ~freed
 
     def logits_of(features: Float[Array, "s t d"]) -> Float[Array, "s t v"]:
-        return model.apply({"params": params}, features, method="logits").astype(jnp.float32)
+        return model.apply({"params": params}, features, method="decoding_logits").astype(jnp.float32)
 
     def plain(state, burst, *_):
         # As in `_draw`, the network must not divide these rows.
@@ -339,15 +338,24 @@ def decode(
         lookup = state.lookup.judged(counts, kept, speculation.max_pause)
         return state.replace(cache=place_cache(model.mesh, cache), lookup=lookup), burst
 
-    def step(carry):
-        state, burst = carry
-        if speculation is None:
-            return plain(state, burst)
+    if speculation is None:
+        return jax.lax.while_loop(lambda carry: running(*carry), lambda carry: plain(*carry), (state, burst))
+
+    def with_drafts(state, burst):
         drafts, counts = propose(state.lookup, speculation)
         # The last token of a row is never an input.
         left = jnp.maximum(state.settings.max_new_tokens - state.step - 1, 0)
         possible = (jnp.sum(state.alive) <= speculation.max_rows) & ~jnp.any(state.alive & constrained)
-        counts = jnp.where(state.alive & possible, jnp.minimum(counts, left), 0)
-        return jax.lax.cond(jnp.any(counts > 0), speculative, plain, state, burst, drafts, counts)
+        return state, burst, drafts, jnp.where(state.alive & possible, jnp.minimum(counts, left), 0)
 
-    return jax.lax.while_loop(running, step, (state, burst))
+    def steps(carry):
+        # Two loops, because a conditional would copy the cache.
+        for function, drafting in ((plain, False), (speculative, True)):
+            carry = jax.lax.while_loop(
+                lambda carry, drafting=drafting: running(*carry[:2]) & (jnp.any(carry[3] > 0) == drafting),
+                lambda carry, function=function: with_drafts(*function(*carry)),
+                carry,
+            )
+        return carry
+
+    return jax.lax.while_loop(lambda carry: running(*carry[:2]), steps, with_drafts(state, burst))[:2]

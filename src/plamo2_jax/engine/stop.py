@@ -1,4 +1,4 @@
-"""When a row of generated text ends, and which of its text may be shown already."""
+"""Stop conditions of a row, and streaming of its text without parts of a stop string."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from plamo2_jax.validation import require
 
 @dataclasses.dataclass(frozen=True)
 class StopConfig:
-    """What ends a row.
+    """Settings that end a row.
 
     Raises:
-        ValueError: a field is out of its range; the message names the field, its value and what is allowed.
+        PlamoError: a field is out of range. The message has the field, its value and the allowed values.
     """
 
     max_new_tokens: int = 256
-    """Tokens to generate at most."""
+    """Maximum number of tokens to generate."""
     min_new_tokens: int = 0
-    """Until so many tokens are there no stop id is drawn and no stop string counts."""
+    """Minimum number of tokens to generate. Before this number, stop ids are not drawn and stop strings are ignored."""
     ids: tuple[int, ...] | None = None
-    """Token ids that end a row. None: those that end a document (see `generator.default_stop_ids`)."""
+    """Token ids that end a row. None: the ids that end a document (see `generator.default_stop_ids`)."""
     strings: tuple[str, ...] = ()
-    """Texts that end a row; the output is cut before the one that is complete first."""
+    """Strings that end a row. The output is cut before the first stop string that is complete."""
 
     def __post_init__(self) -> None:
         require(self, "max_new_tokens", self.max_new_tokens >= 1, "at least 1")
@@ -33,22 +33,30 @@ class StopConfig:
         listed = not isinstance(self.strings, str)
         require(self, "strings", listed and all(self.strings), "a tuple of strings, none of them empty")
 
+    def shortened(self, most: int) -> StopConfig:
+        """Return a copy with `max_new_tokens` and `min_new_tokens` limited to `most`."""
+        return dataclasses.replace(
+            self,
+            max_new_tokens=min(self.max_new_tokens, most),
+            min_new_tokens=min(self.min_new_tokens, most),
+        )
+
 
 class StopText:
-    """Text that arrives in pieces, cut before the first stop string.
+    """Cuts streamed text before the first stop string.
 
-    Text that may turn out to be the beginning of a stop string is held back. What comes out does not depend on how the text was cut
-    into pieces: the stop string that is complete first counts, of several the longest.
+    The end of the text is held back while it may be the start of a stop string. The output does not depend on how the text is split
+    into pieces. The stop string that is complete first counts. If several are complete at the same character, the longest counts.
     """
 
     def __init__(self, strings: tuple[str, ...] = ()):
         self._strings = strings
         self._held = ""
         self.stopped = False
-        """Whether a stop string was found; nothing comes out after it."""
+        """Whether a stop string was found. After that, `push` returns no text."""
 
     def push(self, piece: str, *, may_stop: bool = True) -> str:
-        """The text that `piece` releases; with `may_stop` false, stop strings that it completes are ordinary text."""
+        """Add a piece and return the text that is ready. If `may_stop` is false, a stop string that ends in `piece` is plain text."""
         if self.stopped:
             return ""
         text, old = self._held + piece, len(self._held)
@@ -56,17 +64,17 @@ class StopText:
         if cut is not None:
             self.stopped = True
         else:
-            cut = len(text) - self._unsure(text)
+            cut = len(text) - self._held_length(text)
         released, self._held = text[:cut], text[cut:]
         return released
 
     def flush(self) -> str:
-        """What is held back, at the end of the text."""
+        """Return the text that was held back. Call this at the end of the text."""
         rest, self._held = ("" if self.stopped else self._held), ""
         return rest
 
     def _cut(self, text: str, old: int) -> int | None:
-        """Start of the stop string that is complete first in `text`, but not yet in its first `old` characters."""
+        """Return where the first complete stop string starts, ignoring those complete in the first `old` characters."""
         found = []
         for string in self._strings:
             start = text.find(string, max(0, old - len(string) + 1))
@@ -74,8 +82,8 @@ class StopText:
                 found.append((start + len(string), start))
         return min(found)[1] if found else None
 
-    def _unsure(self, text: str) -> int:
-        """Length of the longest end of `text` that a stop string begins with."""
+    def _held_length(self, text: str) -> int:
+        """Return the length of the longest suffix of `text` that is a proper prefix of a stop string."""
         longest = max((len(string) - 1 for string in self._strings), default=0)
         for length in range(min(longest, len(text)), 0, -1):
             if any(string.startswith(text[-length:]) for string in self._strings):
@@ -84,7 +92,7 @@ class StopText:
 
 
 class RowText:
-    """A row's token ids as text: complete characters only, control tokens left out, cut before a stop string."""
+    """Decodes the token ids of a row to text: complete characters only, no control tokens, cut before a stop string."""
 
     def __init__(self, tokenizer: Tokenizer, strings: tuple[str, ...] = ()):
         self._decoder = StreamDecoder(tokenizer, skip_control=True)
@@ -98,17 +106,17 @@ class RowText:
 
     @property
     def text(self) -> str:
-        """All that came out so far."""
+        """All text returned so far."""
         return "".join(self._pieces)
 
     def push(self, id: int, *, may_stop: bool = True) -> str:
-        """The text that `id` releases."""
-        return self._keep(self._stop.push(self._decoder.push(id), may_stop=may_stop))
+        """Add a token and return the text that is ready."""
+        return self._record(self._stop.push(self._decoder.push(id), may_stop=may_stop))
 
     def flush(self) -> str:
-        """The text held back, at the end of the row."""
-        return self._keep(self._stop.push(self._decoder.flush()) + self._stop.flush())
+        """Return the text that was held back. Call this at the end of the row."""
+        return self._record(self._stop.push(self._decoder.flush()) + self._stop.flush())
 
-    def _keep(self, piece: str) -> str:
+    def _record(self, piece: str) -> str:
         self._pieces.append(piece)
         return piece

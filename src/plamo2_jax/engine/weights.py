@@ -1,4 +1,4 @@
-"""Parameters as decoding wants them: matrices in the dtype they are used in, each period's apart, divided over a mesh."""
+"""Parameters for decoding: matrices in the activation dtype, layers unstacked, sharded over a mesh."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def _dtype(model: Plamo2, names: tuple, dtype: Any) -> Any:
 def cast_matrices(model: Plamo2, params: dict) -> dict:
     """Cast every matrix to the model's activation dtype.
 
-    The network casts matrices where it uses them, so its results stay the same to the bit, while decoding, which is bound by reading
-    weights, reads half the bytes in bfloat16. Vectors (norms, decay rates, step sizes) and the convolution, which are used in
-    float32, keep their dtype.
+    The network casts matrices before it uses them, so this cast does not change a bit of its results. Decoding is bound by reading
+    weights, and bfloat16 halves the bytes to read. Vectors (norms, decay rates, step sizes) and the convolution are used in float32
+    and keep their dtype.
     """
     return map_with_axes(lambda names, leaf: leaf.astype(_dtype(model, names, leaf.dtype)), logical_axes(model), params)
 
@@ -42,8 +42,8 @@ def cast_matrices(model: Plamo2, params: dict) -> dict:
 def abstract_weights(model: Plamo2) -> dict:
     """Return the tree of `jax.ShapeDtypeStruct` of a model's parameters for inference.
 
-    Matrices have the activation dtype, vectors float32. On the model's mesh they lie by the strategy "tensor"; without one, on the
-    first device.
+    Matrices have the activation dtype; vectors have float32. With a mesh, the shardings are those of the strategy "tensor". Without a
+    mesh, all parameters are on the first device.
     """
     names, shapes = logical_axes(model), abstract_params(model)
     cast = map_with_axes(
@@ -100,21 +100,21 @@ def load_weights(
     mesh: Mesh | None = None,
     scan_layers: bool = False,
 ) -> tuple[Plamo2, LoadedModel]:
-    """Load a model for inference: one tensor is read, cast and placed before the next, so that little more than the result is held.
+    """Load a model for inference. Tensors are read, cast and placed one by one, so the peak memory is little above the result.
 
     Args:
-        path: run folder, RUN@STEP, RUN@ema, folder of the public layout, or folder of adapters, which are added to their base whole.
-        step: step of a run folder's checkpoint; None: the one that `path` names, or else the newest.
-        ema: the moving average of a run's parameters.
-        dtype: of activations and matrices; None: float32 on CPU and bfloat16 elsewhere.
-        mesh: devices that heads, MLP columns and vocabulary are divided over; None: the first one.
-        scan_layers: whether the network scans over its layers: slower to decode, faster to compile.
+        path: run folder, RUN@STEP, RUN@ema, folder of the public layout, or folder of adapters (merged into their base model).
+        step: step of a run folder's checkpoint; None: the step in `path`, or else the newest.
+        ema: load the moving average of a run's parameters.
+        dtype: dtype of activations and matrices; None: float32 on CPU and bfloat16 elsewhere.
+        mesh: mesh over which heads, MLP columns and vocabulary are sharded; None: use the first device.
+        scan_layers: scan over the layers. This is slower to decode and faster to compile.
 
     Returns:
-        The network, and what the folder holds, with parameters for this network.
+        The network, and the contents of the folder with the parameters for this network.
 
     Raises:
-        ValueError: see `adapters.open.open_model`.
+        PlamoError: the folder is not a model, or a file in it is not valid (see `adapters.open.open_model`).
     """
 
     def network(config: ModelConfig) -> Plamo2:
@@ -123,7 +123,7 @@ def load_weights(
     loaded = open_model(path, step=step, ema=ema, abstract=lambda config: abstract_weights(network(config)))
     model = network(loaded.config)
     params = loaded.params
-    # Asked for, or a model that adapters were added to: then it is whole and in float32.
+    # The parameters are stacked for scan_layers, or for a model with merged adapters, which is also in float32 and not sharded.
     if "run_0" in params:
         stacked = model.clone(scan_layers=True)
         params = cast_matrices(stacked, params)
@@ -134,7 +134,7 @@ def load_weights(
 
 
 def unstack(model: Plamo2, params: dict) -> dict:
-    """Parameters for the model without a scan over layers: those of each period apart, in memory of their own."""
+    """Return the parameters for a model without a scan over layers: one subtree per period, copied from the stacked arrays."""
     outside = dict(params)
     for i, run in enumerate(model.config.layer_groups):
         stacked = outside.pop(f"run_{i}")
@@ -144,25 +144,23 @@ def unstack(model: Plamo2, params: dict) -> dict:
 
 
 def attach_adapters(model: Plamo2, params: dict, targets: Mapping[str, Split], adapters: Any, scale: float) -> dict:
-    """Return parameters with low-rank adapters beside the matrices that they belong to. The matrices are shared, not copied.
+    """Return the parameters with each target matrix replaced by a `LowRank`: the same matrix, not copied, and its adapter.
 
     Args:
         model: the network, without a scan over layers.
         params: its parameters.
-        targets: which parameters have adapters and how they are split, by path in the stacked tree.
-        adapters: tree of `lora_a` and `lora_b` below the paths of the targets, stacked.
-        scale: factor of A B.
+        targets: the parameters that have adapters, by path in the stacked tree, and how each is split.
+        adapters: stacked tree with `lora_a` and `lora_b` at the paths of the targets.
+        scale: factor of the product A B.
     """
     leaves = flax.traverse_util.flatten_dict(params, sep="/")
     factors = flax.traverse_util.flatten_dict(adapters, sep="/")
     groups = {f"run_{i}": (i, run.count) for i, run in enumerate(model.config.layer_groups)}
     for path, split in targets.items():
         run, _, rest = path.partition("/")
-        # The scale goes into B: adapters of one rank then share what is compiled.
-        a, b = (
-            jnp.asarray(factors[f"{path}/{A}"], jnp.float32),
-            jnp.asarray(factors[f"{path}/{B}"], jnp.float32) * scale,
-        )
+        # B includes the scale, so adapters with the same rank share one compiled program.
+        a = jnp.asarray(factors[f"{path}/{A}"], jnp.float32)
+        b = jnp.asarray(factors[f"{path}/{B}"], jnp.float32) * scale
         if model.mesh is not None:
             a, b = (jax.device_put(each, NamedSharding(model.mesh, PartitionSpec())) for each in (a, b))
         stacked = split.stacked and run in groups

@@ -17,6 +17,8 @@ from plamo2_jax.model.parameters import parameter
 from plamo2_jax.model.quantized import QuantizedArray
 from plamo2_kernels.precision import product_precision
 
+# Up to this number of tokens, parts are multiplied in one product.
+_FEW_TOKENS = 64
 Weight = Array | QuantizedArray | LowRank
 """The types that a weight matrix may have in a parameter tree."""
 
@@ -75,8 +77,8 @@ def _multiply_parts(spec: str, x: Float[Array, "*x"], weight: Weight) -> tuple[F
     """Multiply by each of the weights that are stacked along the first axis. They share the factor A of an adapter."""
     if not isinstance(weight, LowRank):
         parts = weight.shape[0]
-        if x.shape[1] == 1 and not isinstance(weight, QuantizedArray):
-            # One token per row: XLA on CPU would copy every part out of the weight, which takes longer than the product.
+        if x.shape[0] * x.shape[1] <= _FEW_TOKENS and not isinstance(weight, QuantizedArray):
+            # XLA on CPU would copy every part out of the weight, which takes longer than a product with few tokens.
             operands, result = spec.split("->")
             batched = "P" + operands.replace(",", ",P") + "->P" + result
             return tuple(multiply(batched, jnp.broadcast_to(x, (parts, *x.shape)), weight))

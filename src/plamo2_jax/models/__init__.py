@@ -1,4 +1,4 @@
-"""Chat models: one way to ask a model, whether it runs in this process or behind an OpenAI-compatible server.
+"""Chat models: one interface to models in this process and to models behind an OpenAI-compatible server.
 
 from plamo2_jax import models
 

@@ -1,6 +1,6 @@
-"""The interface of a chat model: requests, responses, scores, and the protocol that every implementation follows.
+"""The interface of chat models: requests, responses, scores, and the protocol `ChatModel`.
 
-A request that cannot be answered gives a `RequestError` in its place; the other requests of the same call are answered.
+If a request cannot be answered, its result is a `RequestError`. The other requests of the same call are answered.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from plamo2_jax.engine.stop import StopConfig
 Prompt = str | Sequence[int] | np.ndarray
 """A text, or token ids [t]."""
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "unknown"]
-"""stop: the text ended by itself, at a stop id or at a stop string. length: it reached `max_new_tokens`. The others come from servers."""
+"""stop: the text ended at a stop id or a stop string. length: it reached `max_new_tokens`. Only servers report the other reasons."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +26,14 @@ class ChatRequest:
     """A conversation to answer."""
 
     id: str
-    """Decides, with the seed and the number of the sample, the randomness of a server's answers."""
+    """A server's random seed is derived from `seed`, this id and the index of the sample. The local engine does not use it."""
     messages: Sequence[Mapping[str, Any]]
     """Objects with `role` and `content`."""
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Variables of the chat template, such as `tools`. A server has its own template: it receives `tools` only."""
+    """Variables of the chat template, such as `tools`. A server has its own template and receives only `tools`."""
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     stop: StopConfig = dataclasses.field(default_factory=StopConfig)
-    """What ends an answer, besides the ids that end a document and the token that the chat template puts behind an answer."""
+    """Stop settings. An answer also ends at the ids that end a document and at the chat template's end-of-answer token."""
     seed: int = 0
     n: int = 1
     """Number of samples."""
@@ -44,14 +44,14 @@ class CompletionRequest:
     """A prompt to continue."""
 
     prompt: Prompt
-    """A text, in which control strings are text; or token ids, which are taken as they are."""
+    """A text, in which control strings are plain text, or token ids, which are not changed."""
     bos: bool = True
-    """Whether the beginning-of-document id comes before a text."""
+    """Whether to put the beginning-of-document id before a text."""
     id: str = ""
-    """As in `ChatRequest`. Left empty, the prompt takes its place."""
+    """Id for a server's random seed, as in `ChatRequest`. If it is empty, the prompt is used."""
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     stop: StopConfig = dataclasses.field(default_factory=StopConfig)
-    """What ends a text, besides the ids that end a document."""
+    """Stop settings. A text also ends at the ids that end a document."""
     seed: int = 0
     n: int = 1
     """Number of samples."""
@@ -59,32 +59,33 @@ class CompletionRequest:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreRequest:
-    """Continuations of one context whose log-probabilities are wanted. Context and continuations are all texts or all token ids.
+    """A context and continuations to score. They must be all texts or all token ids.
 
-    Where a token begins in a continuation: token ids are taken as they are. A text is tokenized together with its context, because
-    a tokenizer may join the end of the context with the beginning of the continuation. The context then ends where the tokens of the
-    context alone and of all joint texts begin to differ; all later tokens are scored. So the candidates of a question are always
-    scored from the same token on.
+    Token ids are not changed. A text is tokenized together with its context, because a tokenizer may merge the end of the context with
+    the beginning of a continuation. The context then ends at the first token that differs between the context alone and any of the
+    joint texts, and all later tokens are scored. So all candidates of a question are scored from the same position.
     """
 
     context: Prompt
     continuations: Sequence[Prompt]
     bos: bool = True
-    """Whether the beginning-of-document id comes before a text."""
+    """Whether to put the beginning-of-document id before a text."""
 
 
 NOTHING_BEFORE = "no token comes before the continuations: keep bos, or give a longer context"
-"""Why a `ScoreRequest` without any context has no score."""
+"""Error for a `ScoreRequest` with an empty context."""
 MIXED = "context and continuations must be all texts or all token ids"
-"""Why a `ScoreRequest` of both has no score."""
+"""Error for a `ScoreRequest` with both texts and token ids."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """Token counts of one response; None where a server does not report them."""
+    """Token counts of one response. A count is None if the server does not report it."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    """Number of prompt tokens restored from a prefix cache."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,33 +93,33 @@ class ChatResponse:
     """One generated text."""
 
     text: str
-    """Without control tokens, cut before the stop string."""
+    """The text without control tokens, cut before the stop string."""
     finish_reason: FinishReason
     usage: Usage = dataclasses.field(default_factory=Usage)
     retries: int = 0
-    """Failed attempts before this response."""
+    """Number of failed attempts before this response."""
     token_ids: tuple[int, ...] | None = None
-    """All generated tokens, the stop id included; None from a server."""
+    """All generated tokens, including the stop id. None for a response from a server."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RequestError:
-    """Why a request has no response."""
+    """The result of a request that has no response."""
 
     reason: str
-    """One sentence."""
+    """The reason in one sentence."""
     retries: int = 0
-    """Failed attempts, the last one not counted."""
+    """Number of failed attempts before the last one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """How likely a model finds a continuation."""
+    """The log-probability of a continuation."""
 
     logprob: float
-    """Sum of `token_logprobs`, in nats, under the model's own distribution (temperature 1, no filters)."""
+    """Sum of `token_logprobs`, in nats, at temperature 1 and without filters."""
     is_greedy: bool
-    """Whether every token is the likeliest one, so that greedy decoding would write this continuation."""
+    """Whether every token is the most likely one. Greedy decoding then generates this continuation."""
     token_logprobs: tuple[float, ...]
     """Log-probability of each scored token, in nats."""
 
@@ -127,9 +128,9 @@ class ChatModel(Protocol):
     """A model that answers requests."""
 
     description: Mapping[str, Any]
-    """What identifies the model: part of a run's configuration and of the provenance of its data."""
+    """Fields that identify the model. They are stored in the configuration of a run and in the provenance of its data."""
     parallel: bool
-    """Whether several threads should call it at the same time."""
+    """Whether several threads should call the model at the same time."""
 
     def chat(
         self, requests: Sequence[ChatRequest], *, accept: Callable[[str], bool] | None = None
@@ -137,25 +138,25 @@ class ChatModel(Protocol):
         """Answer conversations.
 
         Args:
-            requests: what to answer.
-            accept: whether a text is usable. A client of a server asks again for one that is not; the local engine ignores it, since
-                it would write the same text.
+            requests: conversations, with their settings.
+            accept: returns whether a text is usable. An OpenAI client repeats the request if it is not. The local engine ignores
+                `accept`, because it would generate the same text again.
 
         Returns:
-            For each request its `n` responses.
+            For each request, a list of `n` responses or an error.
         """
         ...
 
     def complete(self, requests: Sequence[CompletionRequest]) -> list[list[ChatResponse] | RequestError]:
-        """Continue prompts; returns for each request its `n` responses."""
+        """Continue prompts. Return for each request a list of `n` responses or an error."""
         ...
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[list[Score] | RequestError]:
-        """Return the log-probability of each continuation of each request. A context is read once."""
+        """Return the scores of the continuations of each request, or an error. A context is read once."""
         ...
 
     def close(self) -> None:
-        """Release what the model holds and give up pending requests; may be called from another thread."""
+        """Release the model's resources and cancel pending requests. Any thread may call this."""
 
     def __enter__(self) -> Self: ...
 

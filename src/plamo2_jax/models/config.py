@@ -15,34 +15,34 @@ from plamo2_jax.validation import require
 
 @dataclasses.dataclass(frozen=True)
 class ChatModelConfig:
-    """A chat model: a folder, run by the local engine, or a model behind an OpenAI-compatible server.
+    """A chat model: a model folder for the local engine, or a model behind an OpenAI-compatible server.
 
     Raises:
-        ValueError: a field is out of range; the message names the field, its value and what is allowed.
+        PlamoError: a field is out of range. The message has the field, its value and the allowed values.
     """
 
     model: str = ""
-    """Run folder, folder of the public layout, folder of adapters, RUN@STEP or RUN@ema; with `url`, the model's name on the server."""
+    """Run folder, folder of the public layout, folder of adapters, RUN@STEP or RUN@ema. With `url`: the model's name on the server."""
     url: str | None = None
-    """Address of a server, such as http://localhost:8000/v1; none: the local engine."""
+    """Address of a server, such as http://localhost:8000/v1; none: use the local engine."""
     api_key_env: str | None = None
-    """Server: name of the environment variable that holds the API key; none: no key. The key itself is never written to a file."""
+    """Server: name of the environment variable with the API key; none: no key. The key is never written to a file."""
     template: str | None = None
-    """Local engine: chat template (`chat`, `translate`, a Jinja file, a folder with one); none: the model's own, or else `chat`."""
+    """Local engine: chat template (`chat`, `translate`, a Jinja file or a folder with one); none: the model's template, or else `chat`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Local engine: dtype of activations and matrices."""
     batch_size: int = 64
-    """Local engine: texts generated at the same time. It changes the last bits of the logits, and with them perhaps a text."""
+    """Local engine: number of texts generated together. Another number changes the rounding of the logits, which may change a text."""
     max_prompt_tokens: int = 4096
-    """Local engine: a longer prompt is refused."""
+    """Local engine: maximum number of tokens of a prompt. A longer prompt is an error."""
     concurrency: int = 8
-    """Server: requests in flight at the same time."""
+    """Server: number of concurrent requests."""
     timeout: float = 120.0
-    """Server: seconds for one request."""
+    """Server: maximum time for one request, in seconds."""
     max_retries: int = 5
-    """Server: further attempts after a request has failed."""
+    """Server: number of retries after a request has failed."""
     backoff: float = 1.0
-    """Server: longest pause before the first retry, in seconds. It doubles with every further one, up to a minute."""
+    """Server: maximum pause before the first retry, in seconds. It doubles with every further retry, up to 60 s."""
 
     def __post_init__(self) -> None:
         require(self, "url", self.url is None or _is_address(self.url), "http://HOST/... or https://HOST:PORT/...")
@@ -57,29 +57,29 @@ class ChatModelConfig:
 
 
 def api_key(config: ChatModelConfig) -> str | None:
-    """Return the API key of a server, or None where it needs none.
+    """Return the API key of a server, or None if `api_key_env` is None.
 
     Raises:
-        ValueError: the environment variable is empty, or holds what cannot be a key. The message does not show the value.
+        PlamoError: the environment variable is empty or has a character that no key has. The message does not show the value.
     """
     if config.api_key_env is None:
         return None
     key = os.environ.get(config.api_key_env, "").strip()
     if not key:
         raise PlamoError(
-            f"the environment variable {config.api_key_env} is empty; it must hold the API key of {config.url}"
+            f"the environment variable {config.api_key_env} is empty: it must contain the API key of {config.url}"
         )
-    # Checked before a header is made of it: the error message of a header would show the key.
+    # This check comes first, because the error message for an invalid HTTP header would show the key.
     if not re.fullmatch(r"[!-~]+", key):
         raise PlamoError(
-            f"the environment variable {config.api_key_env} is not an API key: it holds characters other than ASCII letters, digits and "
-            "signs, such as a space or an end of line"
+            f"the environment variable {config.api_key_env} is not an API key: only ASCII letters, digits and punctuation are allowed. "
+            "Remove other characters, such as spaces and ends of lines"
         )
     return key
 
 
 def _is_address(url: str) -> bool:
-    """Return whether requests can be sent to an address."""
+    """Return whether `url` is a valid HTTP address without query, fragment and credentials."""
     if not re.fullmatch(r"https?://[!-~]+", url) or set(url) & set("?#@"):
         return False
     try:

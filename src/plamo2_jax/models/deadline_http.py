@@ -1,10 +1,11 @@
-"""HTTP requests with one deadline for everything: connecting, sending, and reading head and body.
+"""HTTP requests with one deadline for the whole exchange: connecting, sending, and reading the head and the body.
 
-The timeout of the standard library holds for each step, so that a server that sends a byte now and then is never given up.
+The timeout of the standard library applies to each step. A server that keeps sending single bytes would never time out.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.client
 import io
@@ -15,19 +16,19 @@ from typing import Any
 
 
 def build_opener() -> urllib.request.OpenerDirector:
-    """Return an opener whose `timeout` is a deadline, and which follows no redirect."""
+    """Return an opener that treats `timeout` as a deadline and does not follow redirects."""
     return urllib.request.build_opener(_HttpHandler, _HttpsHandler, _NoRedirect)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Refuses redirects, which would carry the API key to another place."""
+    """Refuses redirects, because they would send the API key to another server."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
 class _Reader(io.RawIOBase):
-    """Reads from a socket until a deadline. Every read may take only the time that is left."""
+    """Reads from a socket until a deadline. The timeout of each read is the remaining time."""
 
     def __init__(self, raw: io.RawIOBase, connection: socket.socket, end: float):
         self._raw, self._socket, self._end = raw, connection, end
@@ -36,7 +37,7 @@ class _Reader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        self._socket.settimeout(_left(self._end))
+        self._socket.settimeout(_seconds_left(self._end))
         return self._raw.readinto(buffer)
 
     def close(self) -> None:
@@ -45,15 +46,21 @@ class _Reader(io.RawIOBase):
 
 
 class _Response(http.client.HTTPResponse):
-    """Reads a response, head and body, until a deadline."""
+    """Reads the head and the body of a response until a deadline."""
 
     def __init__(self, connection: socket.socket, *arguments: Any, end: float, **keywords: Any):
         super().__init__(connection, *arguments, **keywords)
+        self._connection = connection
         self.fp = io.BufferedReader(_Reader(self.fp.detach(), connection, end))
 
+    def abort(self) -> None:
+        """Close the connection. A blocked read in another thread returns."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
 
-class _Bounded:
-    """Makes the timeout of a connection hold for all its steps together. (The system looks up addresses without a limit.)"""
+
+class _DeadlineConnection:
+    """Applies the timeout of a connection to all its steps together. The lookup of the host name has no limit."""
 
     def __init__(self, *arguments: Any, **keywords: Any):
         super().__init__(*arguments, **keywords)
@@ -64,7 +71,7 @@ class _Bounded:
     def send(self, data: Any) -> None:
         if self.sock is None:
             self.connect()
-        self.sock.settimeout(_left(self._end))
+        self.sock.settimeout(_seconds_left(self._end))
         super().send(data)
 
     def _connect(self, address: tuple[str, int], *_: Any) -> socket.socket:
@@ -73,9 +80,9 @@ class _Bounded:
         for family, kind, protocol, _, place in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
             connection = socket.socket(family, kind, protocol)
             try:
-                connection.settimeout(_left(self._end))
+                connection.settimeout(_seconds_left(self._end))
                 connection.connect(place)
-                connection.settimeout(_left(self._end))
+                connection.settimeout(_seconds_left(self._end))
                 return connection
             except OSError as found:
                 connection.close()
@@ -83,11 +90,11 @@ class _Bounded:
         raise error
 
 
-class _HttpConnection(_Bounded, http.client.HTTPConnection):
+class _HttpConnection(_DeadlineConnection, http.client.HTTPConnection):
     pass
 
 
-class _HttpsConnection(_Bounded, http.client.HTTPSConnection):
+class _HttpsConnection(_DeadlineConnection, http.client.HTTPSConnection):
     pass
 
 
@@ -101,8 +108,8 @@ class _HttpsHandler(urllib.request.HTTPSHandler):
         return self.do_open(_HttpsConnection, request)
 
 
-def _left(end: float) -> float:
-    """Return the seconds until a deadline.
+def _seconds_left(end: float) -> float:
+    """Return the seconds until a deadline of the monotonic clock.
 
     Raises:
         TimeoutError: the deadline has passed.

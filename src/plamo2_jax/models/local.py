@@ -1,4 +1,4 @@
-"""A chat model that runs in this process, in our own engine."""
+"""A chat model that runs in this process with the local engine."""
 
 from __future__ import annotations
 
@@ -50,24 +50,24 @@ def open_generator(
 
     Args:
         model: run folder, RUN@STEP, RUN@ema, folder of the public layout or folder of adapters.
-        step: checkpoint of a run folder; None: the one that `model` names, or else the newest.
-        dtype: of activations and matrices; None: float32 on CPU and bfloat16 elsewhere.
-        tokenizer: a tokenizer.jsonl, or the folder that holds it, instead of the model's own.
-        max_slots: texts generated at the same time.
-        mesh: devices that the model is divided over; None: the first one.
+        step: checkpoint of a run folder; None: the step in `model`, or else the newest.
+        dtype: dtype of activations and matrices; None: float32 on CPU and bfloat16 elsewhere.
+        tokenizer: tokenizer.jsonl, or its folder, to use instead of the model's own tokenizer.
+        max_slots: maximum number of texts generated together.
+        mesh: mesh over which the model is sharded; None: use the first device.
 
     Returns:
-        The generator, and what the folder holds, with the generator's parameters.
+        The generator, and the contents of the folder with the generator's parameters.
 
     Raises:
-        ValueError: it is not a model, or has no tokenizer.
+        PlamoError: the folder is not a model, or has no tokenizer.
     """
     network, loaded = load_weights(model, step=step, dtype=dtype, mesh=mesh)
     vocabulary = loaded.tokenizer if tokenizer is None else Tokenizer.load(tokenizer)
     if vocabulary is None:
         raise PlamoError(
-            f"{model} has no tokenizer.jsonl, and a model needs one to read and write text: copy it there, or give it with --tokenizer "
-            "where the verb has that option"
+            f"{model} has no tokenizer.jsonl: a model needs one for text. Copy the file to the folder, or use --tokenizer if the command "
+            "has this option"
         )
     return Generator(network, loaded.params, vocabulary, max_slots=max_slots), loaded
 
@@ -75,14 +75,14 @@ def open_generator(
 class LocalChatModel:
     """A `ChatModel` in this process.
 
-    The tokens of a sample depend on its prompt, the seed and its number, not on the other requests of a call.
+    The tokens of a sample depend on the prompt, the seed and the index of the sample. They do not depend on other requests of a call.
 
     Args:
         generator: the model, with a tokenizer.
-        template: chat template of `chat`.
-        description: what identifies the model.
-        batch_size: continuations scored at the same time; the generator has its own limit for texts.
-        max_prompt_tokens: longest prompt of `chat`; a longer one is a `RequestError`.
+        template: chat template for `chat`.
+        description: fields that identify the model.
+        batch_size: maximum number of continuations scored together. `Generator.max_slots` limits the texts generated together.
+        max_prompt_tokens: maximum number of prompt tokens in `chat`. A longer prompt gives a `RequestError`.
     """
 
     parallel = False
@@ -105,7 +105,7 @@ class LocalChatModel:
         """Open the model of a configuration.
 
         Raises:
-            ValueError: the folder is not a model, or has no tokenizer.
+            PlamoError: the folder is not a model, or has no tokenizer.
         """
         folder = ModelName.parse(config.model).folder
         template = ChatTemplate.load(config.template) if config.template else ChatTemplate.of_model(folder)
@@ -131,24 +131,24 @@ class LocalChatModel:
     def chat(
         self, requests: Sequence[ChatRequest], *, accept: Callable[[str], bool] | None = None
     ) -> list[list[ChatResponse] | RequestError]:
-        """Answer conversations; see `ChatModel.chat`.
+        """Answer conversations, as described in `ChatModel.chat`.
 
         Raises:
-            ChatTemplateOverrun: the template needs more time or memory than its limits allow.
+            ChatTemplateOverrun: the template exceeds its limits of time or memory.
         """
-        del accept  # Asking again would give the same text.
+        del accept  # A second attempt would give the same text.
         return self._generate(requests, [self._encode_chat(request) for request in requests], self._answer_stop_ids)
 
     def complete(self, requests: Sequence[CompletionRequest]) -> list[list[ChatResponse] | RequestError]:
-        """Continue prompts; see `ChatModel.complete`."""
+        """Continue prompts, as described in `ChatModel.complete`."""
         stop_ids = default_stop_ids(self.generator.model, self.tokenizer)
         return self._generate(requests, [self._encode(request.prompt, request.bos) for request in requests], stop_ids)
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[list[Score] | RequestError]:
-        """Score continuations, at most `batch_size` at the same time; see `ChatModel.score`."""
+        """Score continuations, as described in `ChatModel.score`, at most `batch_size` together."""
         encoded = [self._encode_score(request) for request in requests]
         results: list[list[Score] | RequestError] = [one if isinstance(one, RequestError) else [] for one in encoded]
-        # Contexts of similar length share a batch, so that little is padded.
+        # Contexts of similar length share a batch to reduce padding.
         wanted = [i for i, one in enumerate(encoded) if not isinstance(one, RequestError) and one[1]]
         wanted.sort(key=lambda i: len(encoded[i][0]))
         while wanted:
@@ -209,9 +209,9 @@ class LocalChatModel:
         except ChatTemplateOverrun:
             raise
         except ValueError as error:
-            return RequestError(f"the chat template refuses it: {error}")
+            return RequestError(f"the chat template refuses the conversation: {error}")
         if not 0 < len(chat.ids) <= self._max_prompt_tokens:
-            return RequestError(f"{len(chat.ids)} tokens, not 1 to max_prompt_tokens={self._max_prompt_tokens}")
+            return RequestError(f"{len(chat.ids)} tokens: 1 to max_prompt_tokens={self._max_prompt_tokens} are allowed")
         return chat.ids
 
     def _encode(self, prompt: Prompt, bos: bool) -> np.ndarray | RequestError:
@@ -245,12 +245,12 @@ class LocalChatModel:
         return context, continuations
 
     def _check(self, ids: np.ndarray, more: int) -> np.ndarray | RequestError:
-        """Return ids, or why the model cannot read them and write `more` tokens."""
+        """Return the ids, or an error if the model cannot read them and generate `more` tokens."""
         last = self.generator.model.config.vocab_size - 1
         if ids.min() < 0 or ids.max() > last:
-            return RequestError(f"token ids from {ids.min()} to {ids.max()}: the model's go from 0 to {last}")
+            return RequestError(f"token ids from {ids.min()} to {ids.max()}: the model has ids from 0 to {last}")
         if len(ids) + more > self.generator.max_length:
             return RequestError(
-                f"{len(ids)} tokens, with max_new_tokens={more} more than the model's {self.generator.max_length}"
+                f"{len(ids)} tokens and max_new_tokens={more} exceed the model's maximum of {self.generator.max_length} tokens"
             )
         return ids

@@ -1,4 +1,4 @@
-"""Client of an OpenAI-compatible server, such as vLLM. Failures that may pass are retried after growing pauses; others are reported."""
+"""Client of an OpenAI-compatible server, such as vLLM. Temporary failures are retried with growing pauses; others are returned."""
 
 from __future__ import annotations
 
@@ -31,19 +31,17 @@ from plamo2_jax.models.chat_model import (
 )
 from plamo2_jax.models.config import ChatModelConfig, api_key
 from plamo2_jax.models.deadline_http import build_opener
-from plamo2_jax.models.openai_format import EndpointError, MalformedResponse
+from plamo2_jax.models.openai_format import SHOWN, EndpointError, MalformedResponse, shown
 
 _LONGEST_PAUSE = 60.0
 _LARGEST_BODY = 4 << 20
 _LARGEST_SCORES = 64 << 20
-_SHOWN = 200
-"""Characters of a server's text in our messages."""
-# Wrong key, wrong address, wrong model: no request will fare better.
-_HOPELESS = (401, 403, 404, 405)
+# With a wrong key, address or model name, every request fails.
+_FATAL_STATUSES = (401, 403, 404, 405)
 
 
 class _Temporary(Exception):
-    """A failure that may be gone at the next attempt."""
+    """A failure after which a retry may succeed. `pause` is the server's Retry-After in seconds."""
 
     def __init__(self, reason: str, pause: float = 0.0):
         super().__init__(reason)
@@ -51,28 +49,28 @@ class _Temporary(Exception):
 
 
 class _Refused(Exception):
-    """A request that would be refused again."""
+    """The server refuses a request, and a retry would not help."""
 
 
 class _Call(NamedTuple):
-    """One HTTP request, and how to read its response."""
+    """One HTTP request and the function that reads its response."""
 
     path: str
     body: Mapping[str, Any]
     read: Callable[[Any, int], Any]
-    """From the response's JSON and the number of failed attempts to the result; raises MalformedResponse."""
+    """Returns the result for the response body and the number of failed attempts. Raises MalformedResponse."""
     accept: Callable[[str], bool] | None = None
-    """Whether the text of a result is usable."""
+    """Returns whether the text of a result is usable."""
     largest: int = _LARGEST_BODY
 
 
 class OpenAIClient:
     """A `ChatModel` behind a server.
 
-    Its threads are daemons: neither the end of the program nor `close` waits for a response that may never come.
+    The threads are daemons, so neither the end of the program nor `close` waits for a pending response.
 
     Raises:
-        ValueError: the environment does not hold the API key.
+        PlamoError: the environment variable of the API key is empty or invalid.
     """
 
     parallel = True
@@ -84,22 +82,22 @@ class OpenAIClient:
         self._closed: Future[None] = Future()
         self._calls: queue.SimpleQueue[tuple[Future[Any], _Call] | None] = queue.SimpleQueue()
         for _ in range(config.concurrency):
-            threading.Thread(target=self._serve, name="openai-client", daemon=True).start()
+            threading.Thread(target=self._work, name="openai-client", daemon=True).start()
         self.description = {"model": config.model, "url": config.url}
 
     def chat(
         self, requests: Sequence[ChatRequest], *, accept: Callable[[str], bool] | None = None
     ) -> list[list[ChatResponse] | RequestError]:
-        """Answer conversations; see `ChatModel.chat`. Each sample is a request of its own, with a seed of its own.
+        """Answer conversations, as described in `ChatModel.chat`. Each sample is a separate HTTP request with its own seed.
 
         Raises:
-            EndpointError: the server refuses every request: wrong key, address or model.
+            EndpointError: the server refuses every request, because the key, the address or the model name is wrong.
             CancelledError: another thread called `close`.
         """
 
         def call(request: ChatRequest, sample: int) -> _Call:
             body = {"model": self._config.model, "messages": openai_format.messages(request.messages)}
-            body |= _sampling(request.sampling, request.stop, row_seed(request.seed, request.id, sample))
+            body |= sampling_fields(request.sampling, request.stop, row_seed(request.seed, request.id, sample))
             if (tools := request.variables.get("tools")) is not None:
                 body["tools"] = tools
             return _Call("chat/completions", body, openai_format.read_chat, accept)
@@ -107,32 +105,32 @@ class OpenAIClient:
         return self._samples(requests, call)
 
     def complete(self, requests: Sequence[CompletionRequest]) -> list[list[ChatResponse] | RequestError]:
-        """Continue prompts; see `ChatModel.complete`. With `bos`, the server's tokenizer decides about special tokens, as it always does.
+        """Continue prompts, as described in `ChatModel.complete`. With `bos`, the server's tokenizer adds its usual special tokens.
 
         Raises:
-            EndpointError, CancelledError: as `chat`.
+            EndpointError, CancelledError: as in `chat`.
         """
 
         def call(request: CompletionRequest, sample: int) -> _Call:
             prompt = _prompt(request.prompt)
             seed = row_seed(request.seed, request.id or str(prompt), sample)
             body = {"model": self._config.model, "prompt": prompt, **_bos(prompt, request.bos)}
-            body |= _sampling(request.sampling, request.stop, seed)
+            body |= sampling_fields(request.sampling, request.stop, seed)
             return _Call("completions", body, openai_format.read_completion)
 
         return self._samples(requests, call)
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[list[Score] | RequestError]:
-        """Score continuations; see `ChatModel.score`. The server must return the log-probabilities of prompts (`echo`), as vLLM does.
+        """Score continuations, as described in `ChatModel.score`. The server must support `echo` with log-probabilities, like vLLM.
 
         Raises:
-            EndpointError: it does not; or as `chat`.
-            CancelledError: as `chat`.
+            EndpointError: the server does not support it, or refuses every request as in `chat`.
+            CancelledError: as in `chat`.
         """
 
         def call(request: ScoreRequest) -> _Call:
             context, continuations = _prompt(request.context), list(map(_prompt, request.continuations))
-            # The context alone shows where the tokens of a joint text begin to differ.
+            # The context alone is sent too: its tokens show where the tokens of the joint texts begin to differ.
             prompts = [context, *(context + continuation for continuation in continuations)]
             body = {"model": self._config.model, "prompt": prompts, **_bos(context, request.bos)}
             body |= {"max_tokens": 1, "temperature": 0.0, "logprobs": 1, "echo": True}
@@ -145,7 +143,7 @@ class OpenAIClient:
         return [next(results) if problem is None else RequestError(problem) for problem in problems]
 
     def close(self) -> None:
-        """Give up all pending requests; may be called from another thread."""
+        """Cancel all pending requests. Any thread may call this."""
         if not self._closed.done():
             self._closed.set_result(None)
             for _ in range(self._config.concurrency):
@@ -158,7 +156,7 @@ class OpenAIClient:
         self.close()
 
     def _samples(self, requests: Sequence[Any], call: Callable[[Any, int], _Call]) -> list[Any]:
-        """Make a call for each sample of each request; for each request its responses, or the first error."""
+        """Make one call per sample of each request. Return for each request its responses, or its first error."""
         responses = iter(self._run([call(request, sample) for request in requests for sample in range(request.n)]))
         results = []
         for request in requests:
@@ -167,7 +165,7 @@ class OpenAIClient:
         return results
 
     def _run(self, calls: Sequence[_Call]) -> list[Any]:
-        """Make calls, `concurrency` at the same time; the results in order, or a RequestError each."""
+        """Make calls, `concurrency` at a time. Return a result or a RequestError for each, in order."""
         futures: list[Future[Any]] = []
         results = []
         try:
@@ -184,15 +182,15 @@ class OpenAIClient:
                 future.cancel()
         return results
 
-    def _serve(self) -> None:
-        """Make one call after another, until `close`: the work of a thread."""
+    def _work(self) -> None:
+        """Make calls from the queue until `close`. Each thread runs this."""
         while (waiting := self._calls.get()) is not None:
             future, call = waiting
             if not future.set_running_or_notify_cancel():
                 continue
             try:
                 future.set_result(self._call(call))
-            except BaseException as error:  # Whoever waits for the result gets the error.
+            except BaseException as error:  # `future.result()` raises it in the thread that waits.
                 future.set_exception(error)
 
     def _call(self, call: _Call) -> Any:
@@ -202,7 +200,7 @@ class OpenAIClient:
                 result = call.read(self._post(call), attempt)
                 if call.accept is None or call.accept(result.text):
                     return result
-                raise _Temporary(f"not an answer to what was asked: {result.text[:80]!r}")
+                raise _Temporary(f"the text of the response is not usable: {result.text[:80]!r}")
             except _Refused as error:
                 return RequestError(str(error), attempt)
             except (_Temporary, MalformedResponse) as error:
@@ -210,10 +208,10 @@ class OpenAIClient:
                 if attempt + 1 < attempts:
                     bound = min(_LONGEST_PAUSE, self._config.backoff * 2**attempt)
                     wanted = min(getattr(error, "pause", 0.0), _LONGEST_PAUSE)
-                    # Random, so that requests do not return all at once (and unseeded: two runs against one server should not meet).
+                    # Jitter spreads the retries. It has no seed, so two runs do not retry at the same times.
                     self._pause(max(wanted, random.uniform(bound / 2, bound)))
             if self._closed.done():
-                return RequestError("given up", attempt)
+                return RequestError("cancelled, because the client was closed", attempt)
         return RequestError(f"{reason} ({attempts} attempt{'s' * (attempts > 1)})", attempts - 1)
 
     def _pause(self, seconds: float) -> None:
@@ -230,54 +228,50 @@ class OpenAIClient:
                 return _read_body(response, call.largest)
         except urllib.error.HTTPError as error:
             with error:
-                raise self._judge(error, address) from None
+                raise self._status_error(error, address) from None
         except TimeoutError:
-            raise _Temporary(self._late) from None
+            raise _Temporary(self._timed_out) from None
         except urllib.error.URLError as error:
             if isinstance(error.reason, TimeoutError):
-                raise _Temporary(self._late) from None
-            raise _Temporary(f"no connection: {_shown(str(error.reason))}") from None
+                raise _Temporary(self._timed_out) from None
+            raise _Temporary(f"no connection: {shown(str(error.reason))}") from None
         except (http.client.HTTPException, OSError) as error:
-            raise _Temporary(f"broken answer: {type(error).__name__}") from None
+            raise _Temporary(f"the response could not be read: {type(error).__name__}") from None
 
-    def _judge(self, error: urllib.error.HTTPError, address: str) -> Exception:
-        """Return the exception that an error status means."""
-        status = _shown(f"HTTP {error.code} {error.reason}")
+    def _status_error(self, error: urllib.error.HTTPError, address: str) -> Exception:
+        """Return the exception to raise for an HTTP error status."""
+        status = shown(f"HTTP {error.code} {error.reason}")
         if error.code in (408, 409, 425, 429) or error.code >= 500:
             pause = error.headers.get("Retry-After", "")
             return _Temporary(status, float(pause) if pause.isdecimal() else 0.0)
-        if error.code in _HOPELESS or error.code < 400:
+        if error.code in _FATAL_STATUSES or error.code < 400:
             return EndpointError(f"{address} refuses requests for the model {self._config.model!r}: {status}")
         detail, late = b"", ""
         try:
-            while len(detail) < 4 * _SHOWN and (part := error.fp.read1(4 * _SHOWN)):
+            while len(detail) < 4 * SHOWN and (part := error.fp.read1(4 * SHOWN)):
                 detail += part
         except TimeoutError:
-            late = f" ({self._late})"
+            late = f" ({self._timed_out})"
         except (http.client.HTTPException, OSError):
-            pass  # The status says enough.
-        return _Refused(f"{status}: {_shown(detail.decode(errors='replace')) or 'no reason given'}{late}")
+            pass  # The message then has only the status.
+        return _Refused(f"{status}: {shown(detail.decode(errors='replace')) or 'no reason given'}{late}")
 
     @property
-    def _late(self) -> str:
+    def _timed_out(self) -> str:
         return f"no answer in {self._config.timeout:g} s"
 
 
 def row_seed(seed: int, id: str, sample: int) -> int:
-    """Return 31 bits for one answer, made of the seed, the request's id and the number of the sample."""
+    """Return the 31-bit random seed of one response: a hash of the seed, the request's id and the index of the sample."""
     digest = hashlib.blake2b(f"{seed}\n{sample}\n{id}".encode("utf-8", "surrogatepass"), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
-def _sampling(sampling: SamplingConfig, stop: StopConfig, seed: int) -> dict[str, Any]:
-    """The settings of a request's body; those that some servers lack are left out at their defaults."""
-    body = {
-        "max_tokens": stop.max_new_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "seed": seed,
-    }
+def sampling_fields(sampling: SamplingConfig, stop: StopConfig, seed: int | None) -> dict[str, Any]:
+    """Return the settings for the body of a request. Settings that some servers do not know are omitted if they have their defaults."""
+    body = {"max_tokens": stop.max_new_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p}
     extra = {
+        "seed": (seed, None),
         "stop": (list(stop.strings), []),
         "stop_token_ids": (list(stop.ids or ()), []),
         "min_tokens": (stop.min_new_tokens, 0),
@@ -291,36 +285,30 @@ def _sampling(sampling: SamplingConfig, stop: StopConfig, seed: int) -> dict[str
 
 
 def _problem(request: ScoreRequest) -> str | None:
-    """Why a request cannot be sent, if it cannot."""
+    """Return why a request cannot be sent, or None if it can."""
     is_text = isinstance(request.context, str)
     if any(isinstance(continuation, str) != is_text for continuation in request.continuations):
         return MIXED
-    # Servers refuse an empty prompt; of an empty text they read the special tokens.
+    # Servers refuse an empty list of ids. For an empty text with bos, the special tokens are the prompt.
     return None if len(request.context) or (is_text and request.bos) else NOTHING_BEFORE
 
 
 def _prompt(prompt: Any) -> str | list[int]:
-    """A text, or ids as JSON has them."""
+    """Return a text, or token ids as a list for JSON."""
     return prompt if isinstance(prompt, str) else np.asarray(prompt).tolist()
 
 
 def _bos(prompt: str | list[int], bos: bool) -> dict[str, bool]:
-    """Servers put their special tokens before texts, never before ids; vLLM and others leave them out on request."""
+    """Return the field that turns off special tokens. Servers add them before texts, not before ids; vLLM and others know the field."""
     return {} if bos or not isinstance(prompt, str) else {"add_special_tokens": False}
 
 
 def _read_body(response: http.client.HTTPResponse, largest: int) -> bytes:
-    """The body, unless it is too large."""
+    """Return the body of a response; raise `_Temporary` if it is larger than `largest` bytes."""
     parts, size = [], 0
     while part := response.read1(1 << 16):
         parts.append(part)
         size += len(part)
         if size > largest:
-            raise _Temporary(f"an answer of more than {largest:,} bytes")
+            raise _Temporary(f"the response has more than {largest:,} bytes")
     return b"".join(parts)
-
-
-def _shown(text: str) -> str:
-    """A server's text for a message: short, on one line, without control characters."""
-    line = "".join(c if c.isprintable() else " " for c in text[: 4 * _SHOWN])
-    return " ".join(line.split())[:_SHOWN]

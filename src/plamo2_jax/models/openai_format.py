@@ -1,4 +1,4 @@
-"""The JSON of OpenAI's interface: what is sent, and what is read out of a response that anybody may have written."""
+"""The JSON of OpenAI's API: fields of requests, and validated reading of responses, which are untrusted."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ from typing import Any
 
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.models.chat_model import NOTHING_BEFORE, ChatResponse, FinishReason, RequestError, Score, Usage
+from plamo2_jax.models.streaming import Piece
 
 _MALFORMED = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
+SHOWN = 200
+"""Maximum number of characters of a server's text in an error message."""
 _REASONS: tuple[FinishReason, ...] = ("stop", "length", "tool_calls", "content_filter")
 
 
 class MalformedResponse(Exception):
-    """A response is not what was asked for; the message says what it is."""
+    """A response does not have the expected format. The message has the beginning of the response."""
 
 
 class EndpointError(PlamoError):
-    """A server refuses every request, or cannot do what is asked; the message says why."""
+    """A server refuses every request or does not support a feature. The message has the reason."""
 
 
 def messages(given: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return messages as OpenAI's interface takes them: the arguments of a tool call are JSON text there."""
+    """Return messages in the format of OpenAI's API, in which the arguments of a tool call are JSON text."""
 
     def call(one: Mapping[str, Any]) -> dict[str, Any]:
         function = one["function"]
@@ -42,7 +45,7 @@ def read_chat(body: bytes, retries: int) -> ChatResponse:
     """Read a chat completion.
 
     Raises:
-        MalformedResponse: it is not one.
+        MalformedResponse: the body is not a chat completion.
     """
     return _read_text(body, retries, lambda choice: choice["message"]["content"], "a chat completion")
 
@@ -51,20 +54,56 @@ def read_completion(body: bytes, retries: int) -> ChatResponse:
     """Read a completion.
 
     Raises:
-        MalformedResponse: it is not one.
+        MalformedResponse: the body is not a completion.
     """
     return _read_text(body, retries, lambda choice: choice["text"], "a completion")
 
 
+def read_chunk(data: str) -> Piece:
+    """Read one event of a streamed chat completion. The finish reason and the usage may be in different events.
+
+    Raises:
+        MalformedResponse: the event is not a chunk of a chat completion.
+        EndpointError: the event is an error, which ends the stream.
+    """
+    try:
+        found = json.loads(data)
+        if found.get("error"):
+            raise EndpointError(f"the server could not finish the answer: {error_message(found)}")
+        choices, usage = found.get("choices") or [{}], found.get("usage")
+        text = (choices[0].get("delta") or {}).get("content") or ""
+        text.encode()
+        reason = choices[0].get("finish_reason")
+        counts = None if usage is None else _usage(usage)
+    except EndpointError:
+        raise
+    except _MALFORMED:
+        raise MalformedResponse(f"an event of the stream is not a chunk of a chat completion: {data[:80]!r}") from None
+    return Piece(text, None if reason is None else reason if reason in _REASONS else "unknown", counts)
+
+
+def error_message(body: Any) -> str:
+    """Return the message of an error in OpenAI's format or a similar one, on one line, or "no reason given"."""
+    error = body.get("error", body) if isinstance(body, Mapping) else None
+    message = error.get("message") if isinstance(error, Mapping) else error
+    return shown(message) if isinstance(message, str) and message.strip() else "no reason given"
+
+
+def shown(text: str) -> str:
+    """Return a server's text for use in a message: shortened, on one line, without control characters."""
+    line = "".join(c if c.isprintable() else " " for c in text[: 4 * SHOWN])
+    return " ".join(line.split())[:SHOWN]
+
+
 def score_reader(prompts: Sequence[str | list[int]], server: str) -> Callable[[bytes, int], list[Score] | RequestError]:
-    """Return a function that reads the scores of continuations out of echoed prompts.
+    """Return a function that reads the scores of continuations from a response with echoed prompts.
 
     Args:
-        prompts: the context, and then the context with each of its continuations.
-        server: the address, for messages.
+        prompts: the context alone, and then the context with each continuation.
+        server: address of the server, for messages.
 
-    The function raises MalformedResponse where the response holds no log-probabilities, and EndpointError where it holds none of the
-    prompts.
+    The function raises MalformedResponse if the response has no log-probabilities, and EndpointError if it has no log-probabilities
+    of the prompts.
     """
 
     def read(body: bytes, retries: int) -> list[Score] | RequestError:
@@ -72,11 +111,11 @@ def score_reader(prompts: Sequence[str | list[int]], server: str) -> Callable[[b
             choices = sorted(json.loads(body)["choices"], key=lambda choice: choice["index"])
             rows = [_echoed(choice["logprobs"], prompt) for choice, prompt in zip(choices, prompts, strict=True)]
         except _MALFORMED:
-            raise MalformedResponse(f"the answer holds no log-probabilities: {body[:80]!r}") from None
+            raise MalformedResponse(f"the response has no log-probabilities: {body[:80]!r}") from None
         if any(row is None for row in rows):
             raise EndpointError(
-                f"{server} does not return the log-probabilities of a prompt (echo with logprobs), so it cannot score texts: use a server "
-                "that does, such as vLLM, or open the model in this process"
+                f"{server} does not return the log-probabilities of a prompt (echo with logprobs), so it cannot score texts. Use a server "
+                "that does, such as vLLM, or open the model folder without a server"
             )
         names = [[name for name, _, _ in row] for row in rows]
         shared = next(
@@ -94,9 +133,9 @@ def score_reader(prompts: Sequence[str | list[int]], server: str) -> Callable[[b
 
 
 def _echoed(found: Mapping[str, Any], prompt: str | list[int]) -> list[tuple[Any, float, bool]] | None:
-    """Token, log-probability and whether it is the likeliest, for each token of an echoed prompt; None where it was not echoed.
+    """Return (token, log-probability, whether it is the most likely) for each token of a prompt, or None if it was not echoed.
 
-    The last entry is the one token that had to be generated.
+    The last entry of the response is skipped: it is the one generated token.
     """
     logprobs, top = found["token_logprobs"][:-1], found["top_logprobs"][:-1]
     names = prompt if isinstance(prompt, list) else found["tokens"][:-1]
@@ -105,7 +144,7 @@ def _echoed(found: Mapping[str, Any], prompt: str | list[int]) -> list[tuple[Any
     row = []
     for place, (name, logprob, others) in enumerate(zip(names, logprobs, top, strict=True)):
         if logprob is None and place == 0:
-            row.append((name, math.nan, False))  # Nothing comes before the first token.
+            row.append((name, math.nan, False))  # No token comes before the first one, so it has no score.
             continue
         if isinstance(logprob, bool) or not math.isfinite(logprob):
             raise ValueError
@@ -120,11 +159,17 @@ def _read_text(body: bytes, retries: int, text_of: Callable[[Any], Any], what: s
         text = text_of(choice)
         text.encode()
         reason = choice.get("finish_reason")
-        usage = found.get("usage") or {}
-        counts = Usage(_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")))
+        counts = _usage(found.get("usage") or {})
     except _MALFORMED:
-        raise MalformedResponse(f"the answer is not {what}: {body[:80]!r}") from None
+        raise MalformedResponse(f"the response is not {what}: {body[:80]!r}") from None
     return ChatResponse(text, reason if reason in _REASONS else "unknown", counts, retries)
+
+
+def _usage(found: Mapping[str, Any]) -> Usage:
+    details = found.get("prompt_tokens_details") or {}
+    return Usage(
+        *map(_count, (found.get("prompt_tokens"), found.get("completion_tokens"), details.get("cached_tokens")))
+    )
 
 
 def _count(value: Any) -> int | None:

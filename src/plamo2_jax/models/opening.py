@@ -1,4 +1,4 @@
-"""Opening a chat model by its name."""
+"""Open a chat model by its name."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from plamo2_jax.models.config import ChatModelConfig
 
 
 def open(name: str | os.PathLike[str] | ChatModelConfig, **fields: Any) -> ChatModel:
-    """Open a chat model. Use it as a context manager, or call `close` at the end.
+    """Open a chat model. Use the result as a context manager, or call `close` at the end.
 
     Args:
-        name: a run folder, RUN@STEP, RUN@ema, a folder of the public layout, a folder of adapters, the address of an
-            OpenAI-compatible server (http://HOST/v1 or https://HOST/v1), or a whole configuration.
-        fields: fields of `ChatModelConfig`; with an address, `model` names the model on the server.
+        name: run folder, RUN@STEP, RUN@ema, folder of the public layout, folder of adapters, address of an OpenAI-compatible server
+            (http://HOST/v1 or https://HOST/v1), or a `ChatModelConfig`.
+        fields: other fields of `ChatModelConfig`. With an address, `model` is the name of the model on the server.
 
     Raises:
-        ValueError: the folder is not a model or has no tokenizer, a field is out of range, or the environment holds no API key.
+        PlamoError: the folder is not a model or has no tokenizer, a field is out of range, or the API key is missing.
     """
     if isinstance(name, ChatModelConfig):
         config = name

@@ -1,4 +1,4 @@
-"""Log-probabilities of given continuations under a model in this process. A context is read once, in pieces, for all of them."""
+"""Log-probabilities of continuations under a model in this process. A context is read once, in pieces, for all its continuations."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from plamo2_jax.model.loss import map_logits
 from plamo2_jax.models.chat_model import Score
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
-# Positions of a row whose logits exist at a time: 64 rows and a vocabulary of 100,000 make 410 MB of them.
+# Number of positions of a row whose logits are in memory together: 410 MB in float32 for 64 rows and a vocabulary of 100,000.
 _CHUNK = 16
 
 
 def split_texts(
     tokenizer: Tokenizer, context: str, continuations: Sequence[str], *, bos: bool = True
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Tokenize a context and its continuations by the rule of `ScoreRequest`.
+    """Tokenize a context and its continuations as described in `ScoreRequest`.
 
     Returns:
-        Ids [t] of the context, and of each continuation.
+        Token ids [t] of the context, and a list with the token ids of each continuation.
     """
     whole = [np.asarray(tokenizer.encode(context + text, bos=bos)) for text in continuations]
     prompt = np.asarray(tokenizer.encode(context, bos=bos))
@@ -37,7 +37,7 @@ def split_texts(
 
 
 def _shared(a: np.ndarray, b: np.ndarray) -> int:
-    """Return the length of the longest common beginning."""
+    """Return the length of the longest common prefix."""
     n = min(len(a), len(b))
     different = np.flatnonzero(a[:n] != b[:n])
     return int(different[0]) if different.size else n
@@ -46,20 +46,20 @@ def _shared(a: np.ndarray, b: np.ndarray) -> int:
 def score_batch(
     generator: Generator, contexts: Sequence[np.ndarray], continuations: Sequence[Sequence[np.ndarray]], max_rows: int
 ) -> list[list[Score]]:
-    """Score the continuations of some contexts, all in one batch.
+    """Score the continuations of several contexts in one batch.
 
     Args:
         generator: the model.
-        contexts: b rows of ids, none empty.
-        continuations: for each context its rows of ids; one may be empty.
-        max_rows: continuations read at the same time.
+        contexts: token ids of b contexts, not empty.
+        continuations: for each context, the token ids of its continuations. A continuation may be empty.
+        max_rows: maximum number of continuations read together.
 
     Returns:
-        For each context a score for each of its continuations.
+        For each context, the scores of its continuations.
     """
     model, params, b = generator.model, generator.params, len(contexts)
     longest = max([1, *(len(ids) for row in continuations for ids in row)])
-    # The last token of each context is read with the continuations: it predicts their first token.
+    # The last token of each context is read with the continuations, because its logits predict their first token.
     cache = read_prompts(
         model,
         params,
@@ -102,11 +102,11 @@ def _score(
     segment_ids: Int[Array, "b t"],
     drawable: Bool[Array, " v"],
 ) -> tuple[Float[Array, " b"], Bool[Array, " b"], Float[Array, "b t"]]:
-    """Where segment_ids is not 0: the sum of the targets' log-probabilities, whether all are the likeliest, and each of them."""
+    """Return per row: sum of log-probabilities, whether all targets are most likely (both without segment 0), each log-probability."""
 
     def of_targets(logits: Float[Array, "b c v"], targets: Int[Array, "b c"]):
         logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), targets[..., None], axis=-1)[..., 0]
-        # Greedy decoding never writes the rows of the embedding that only pad it.
+        # Greedy decoding never generates the padding entries of the embedding.
         return logprobs, jnp.argmax(jnp.where(drawable, logits, -jnp.inf), axis=-1) == targets
 
     features, _ = model.apply({"params": params}, inputs, segment_ids, cache=cache, method="features")

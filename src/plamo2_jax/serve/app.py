@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.serve.auth import RequireKey
+from plamo2_jax.serve.auth import RequireHost, RequireKey, is_loopback
 from plamo2_jax.serve.chat_requests import read_chat
 from plamo2_jax.serve.chats import Chat
 from plamo2_jax.serve.completion_requests import read_completion
@@ -27,8 +29,13 @@ from plamo2_jax.serve.encoding import encode_chat, encode_text
 from plamo2_jax.serve.engine_thread import EngineThread
 from plamo2_jax.serve.errors import ApiError, invalid
 from plamo2_jax.serve.fields import Fields
+from plamo2_jax.serve.generation_fields import GenerationFields
 from plamo2_jax.serve.metrics import Metrics
 from plamo2_jax.serve.openapi import document
+from plamo2_jax.serve.output import OutputFormat
+from plamo2_jax.serve.output_fields import FORMAT_FIELDS, read_guided_format
+from plamo2_jax.serve.response_api import ResponseCall
+from plamo2_jax.serve.response_requests import read_response_request
 from plamo2_jax.serve.responses import EventStream, error_response, json_response, read_json
 from plamo2_jax.serve.served_model import ServedModel, unknown_model
 from plamo2_jax.serve.work import Admission, Work, cancelled_on_disconnect
@@ -66,14 +73,29 @@ class Api:
             await encode_text(model, prompt, bos=wanted.add_special_tokens) if isinstance(prompt, str) else prompt
             for prompt in wanted.prompts
         ]
-        return await self._answer(request, fields, Completion(model, wanted, prompts), wanted.generation.stream)
+        slow = any(fields.get(name) is not None for name in FORMAT_FIELDS)
+        output = await asyncio.to_thread(read_guided_format, fields, model) if slow else OutputFormat()
+        call = Completion(model, wanted, prompts, output)
+        return await self._answer(request, fields, call, wanted.generation.stream)
 
     async def chat_completions(self, request: Request) -> Response:
         """Answer a conversation."""
         fields, model = await self._read(request)
-        wanted = read_chat(fields, model.tokenizer)
+        chat, generation = await self._chat(fields, model)
+        return await self._answer(request, fields, chat, generation.stream)
+
+    async def responses(self, request: Request) -> Response:
+        """Answer a conversation, in the form of OpenAI's Responses API."""
+        fields, model = await self._read(request)
+        chat, generation = await self._chat(read_response_request(fields), model)
+        call = ResponseCall(chat, fields, generation.seed, int(time.time()))
+        return await self._answer(request, fields, call, generation.stream)
+
+    async def _chat(self, fields: Fields, model: ServedModel) -> tuple[Chat, GenerationFields]:
+        slow = any(fields.get(name) is not None for name in FORMAT_FIELDS)
+        wanted = await asyncio.to_thread(read_chat, fields, model) if slow else read_chat(fields, model)
         prompt = await encode_chat(model, wanted.messages, wanted.variables)
-        return await self._answer(request, fields, Chat(model, wanted, prompt), wanted.generation.stream)
+        return Chat(model, wanted, prompt), wanted.generation
 
     async def models(self, request: Request) -> Response:
         """List the models."""
@@ -90,7 +112,7 @@ class Api:
         """Turn a text or a conversation into token ids."""
         fields, model = await self._read(request)
         if fields.get("messages") is not None:
-            wanted = read_chat(fields, model.tokenizer)
+            wanted = await asyncio.to_thread(read_chat, fields, model)
             ids = await encode_chat(model, wanted.messages, wanted.variables)
         else:
             text = fields.string("prompt")
@@ -169,7 +191,9 @@ class Api:
         fields = Fields(body)
         return fields, self._model(fields.string("model"))
 
-    async def _answer(self, request: Request, fields: Fields, call: Completion | Chat, stream: bool) -> Response:
+    async def _answer(
+        self, request: Request, fields: Fields, call: Completion | Chat | ResponseCall, stream: bool
+    ) -> Response:
         """Run a request that is valid."""
         if call.tokens > self.config.max_tokens:
             raise invalid(
@@ -196,9 +220,12 @@ def make_app(api: Api, keys: tuple[bytes, ...]) -> Starlette:
         api: the endpoints.
         keys: API keys; none: everybody may use the server.
     """
+    config = api.config
+    hosts = tuple(map(str.lower, config.allowed_hosts)) if is_loopback(config.host) else None
     routes = [
         Route("/v1/completions", _guarded(api, api.completions), methods=["POST"]),
         Route("/v1/chat/completions", _guarded(api, api.chat_completions), methods=["POST"]),
+        Route("/v1/responses", _guarded(api, api.responses), methods=["POST"]),
         Route("/v1/models", _guarded(api, api.models)),
         Route("/v1/models/{name:path}", _guarded(api, api.model)),
         Route("/tokenize", _guarded(api, api.tokenize), methods=["POST"]),
@@ -213,7 +240,7 @@ def make_app(api: Api, keys: tuple[bytes, ...]) -> Starlette:
         routes.append(Mount("/page", _with_headers(StaticFiles(directory=PAGE), _PAGE_HEADERS)))
     return Starlette(
         routes=routes,
-        middleware=[Middleware(RequireKey, keys=keys)],
+        middleware=[Middleware(RequireHost, names=hosts), Middleware(RequireKey, keys=keys)],
         exception_handlers={HTTPException: _http_error, ApiError: _api_error, Exception: _defect},
     )
 

@@ -1,8 +1,9 @@
-"""API keys: read from a file or the environment, compared in constant time."""
+"""Who may use the server: API keys, compared in constant time, and host names."""
 
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import os
 import re
 from pathlib import Path
@@ -78,6 +79,45 @@ class RequireKey:
         # Every key is compared, so that the time does not tell which one is close.
         matches = [hmac.compare_digest(token.strip(), key) for key in self._keys]
         return scheme.lower() == b"bearer" and any(matches)
+
+
+class RequireHost:
+    """Middleware that answers 403 to requests for another host: a site could resolve its own name to this machine (DNS rebinding).
+
+    Args:
+        app: the application.
+        names: host names that are allowed, besides IP addresses and localhost. None: all.
+    """
+
+    def __init__(self, app: ASGIApp, names: tuple[str, ...] | None):
+        self._app, self._names = app, names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] == "http" and self._names is not None:
+            given = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1")
+            host = re.sub(r":\d+$", "", given).lower()
+            if not (is_address(host) or host in ("", "localhost", *self._names)):
+                error = ApiError(
+                    403, f"requests for the host {host[:100]!r} are refused: see the option --allowed-hosts"
+                )
+                await error_response(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def is_address(host: str) -> bool:
+    """Return whether a host is an IP address, with or without the brackets of IPv6."""
+    try:
+        ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host is reached from this machine only."""
+    return host == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
 def _is_open(path: str) -> bool:

@@ -13,9 +13,10 @@ from plamo2_jax.json_input import parse_json
 from plamo2_jax.serve.errors import ApiError, invalid
 from plamo2_jax.serve.fields import Fields
 from plamo2_jax.serve.generation_fields import GenerationFields, read_generation_fields
-from plamo2_jax.serve.output import OutputFormat, read_output_format
+from plamo2_jax.serve.output import OutputFormat
+from plamo2_jax.serve.output_fields import read_output_format
+from plamo2_jax.serve.served_model import ServedModel
 from plamo2_jax.tokenizer.chat_template import template_variables
-from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _REFUSED = ("functions", "function_call", "audio", "web_search_options")
@@ -38,8 +39,12 @@ class ChatFields:
     generation: GenerationFields
 
 
-def read_chat(fields: Fields, tokenizer: Tokenizer) -> ChatFields:
+def read_chat(fields: Fields, model: ServedModel) -> ChatFields:
     """Read a request.
+
+    Args:
+        fields: the request.
+        model: the model that is asked.
 
     Raises:
         ApiError: a field has a wrong type or value.
@@ -49,14 +54,14 @@ def read_chat(fields: Fields, tokenizer: Tokenizer) -> ChatFields:
             raise invalid(name, f"{name} is not supported: leave it out")
     if fields.get("modalities") not in (None, ["text"]):
         raise fields.refuse("modalities", '["text"]')
-    generation = read_generation_fields(fields, tokenizer.vocab_size)
+    generation = read_generation_fields(fields, model.tokenizer.vocab_size)
     logprobs = fields.boolean("logprobs", False)
     top_logprobs = fields.integer("top_logprobs", 0, 0, MAX_TOP_LOGPROBS)
     if top_logprobs and not logprobs:
         raise fields.refuse("top_logprobs", "0 where logprobs is not true")
     newer = fields.integer("max_completion_tokens", None, 1, 1 << 31)
     older = fields.integer("max_tokens", None, 1, 1 << 31)
-    output = read_output_format(fields, tokenizer)
+    output = read_output_format(fields, model)
     variables = template_variables(fields.mapping("chat_template_kwargs"))
     return ChatFields(
         _messages(fields),
@@ -80,7 +85,7 @@ def _message(value: Any, where: str) -> dict[str, Any]:
     message = Fields(value, f"{where}.")
     role = message.choice("role", ROLES)
     if role is None:
-        raise invalid(f"{where}.role", f"{where} has no role: it must be one of {', '.join(ROLES)}")
+        raise invalid(f"{where}.role", f"{where}.role is missing: it must be one of {', '.join(ROLES)}")
     calls = _tool_calls(message, where) if role == "assistant" else []
     content = _content(message, where, required=not calls)
     result = {"role": "system" if role == "developer" else role, "content": content}

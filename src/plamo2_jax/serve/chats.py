@@ -45,7 +45,7 @@ class Chat:
             message = {"role": "assistant", "content": None, "refusal": None}
             logprobs = {"content": [], "refusal": None} if self._fields.logprobs else None
             choices.append({"index": index, "message": message, "logprobs": logprobs, "finish_reason": None})
-        async for part in self._parts(work):
+        async for part in self.parts(work):
             choice = choices[part.pop("index")]
             _add(choice["message"], part.pop("delta"))
             more = part.pop("logprobs")
@@ -56,7 +56,7 @@ class Chat:
             message = choice["message"]
             if message["content"] is None and "tool_calls" not in message:
                 message["content"] = ""
-        return {**self._head("chat.completion"), "choices": choices, "usage": self._usage()}
+        return {**self._head("chat.completion"), "choices": choices, "usage": self.usage()}
 
     async def chunks(self, work: Work) -> AsyncIterator[dict[str, Any]]:
         """Return the chunks of a stream."""
@@ -69,18 +69,19 @@ class Chat:
         for index in range(self.jobs):
             first = {"role": "assistant", "content": ""}
             yield chunk({"index": index, "delta": first, "logprobs": None, "finish_reason": None})
-        async for part in self._parts(work):
+        async for part in self.parts(work):
             yield chunk(part)
         if more:
-            yield {**start, "choices": [], "usage": self._usage()}
+            yield {**start, "choices": [], "usage": self.usage()}
 
     def _head(self, kind: str) -> dict[str, Any]:
         return head("chatcmpl", kind, self.model, self._created, self._fields.generation.seed)
 
-    def _usage(self) -> dict[str, Any]:
+    def usage(self) -> dict[str, Any]:
+        """Return the usage, once the answer has ended."""
         return usage(len(self._prompt), self._answer, 1)
 
-    async def _parts(self, work: Work) -> AsyncIterator[dict[str, Any]]:
+    async def parts(self, work: Work) -> AsyncIterator[dict[str, Any]]:
         """Yield parts of choices: index, delta, logprobs, finish_reason."""
         fields, model = self._fields, self.model
         parsers = [fields.output.parser() for _ in range(self.jobs)]

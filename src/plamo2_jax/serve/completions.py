@@ -12,6 +12,7 @@ from plamo2_jax.serve.completion_requests import CompletionFields
 from plamo2_jax.serve.engine_thread import Answer
 from plamo2_jax.serve.errors import invalid
 from plamo2_jax.serve.logprobs import LegacyLogprobs, TokenScore, join_legacy
+from plamo2_jax.serve.output import OutputFormat
 from plamo2_jax.serve.samples import finish_fields, head, mean_logprob, token_scores, usage
 from plamo2_jax.serve.served_model import ServedModel
 from plamo2_jax.serve.work import Work
@@ -24,12 +25,16 @@ class Completion:
         model: the model that is asked.
         fields: the request.
         prompts: ids [t] i32 of each prompt.
+        output: what each text must be.
 
     Raises:
         ApiError: a prompt is empty or has no room for its continuation.
     """
 
-    def __init__(self, model: ServedModel, fields: CompletionFields, prompts: Sequence[np.ndarray]):
+    def __init__(
+        self, model: ServedModel, fields: CompletionFields, prompts: Sequence[np.ndarray], output: OutputFormat
+    ):
+        self._output = output
         self.model, self._fields, self._prompts = model, fields, prompts
         for prompt in prompts:
             if not len(prompt):
@@ -101,6 +106,7 @@ class Completion:
                 salt=self.model.name,
                 samples=fields.best_of,
                 top_logprobs=wanted or 0,
+                output=self._output,
             )
             for prompt in self._prompts
         ]

@@ -29,6 +29,9 @@ class ServeConfig:
     """Prompt tokens read at once at most, a power of two. Between two pieces, running texts go on."""
     prefix_cache: float = 1.0
     """GiB of memory for snapshots of prompts, which let prompts that begin alike skip their common beginning; 0: none."""
+    drafts: int = 0
+    """Tokens that are drafted ahead at most, by looking up repeats in prompt and text (speculative decoding); 0: none. With drafts,
+    log-probabilities of a request may differ by rounding when others run beside it."""
     max_waiting: int = 256
     """Texts that wait for a slot at most; further ones are refused with status 429."""
     max_tokens: int = 1_000_000
@@ -43,6 +46,8 @@ class ServeConfig:
     """Seconds that running texts have to end after SIGTERM or Ctrl+C; then they end with the finish reason "abort"."""
     max_connections: int = 4096
     """Open connections at most; further ones are refused with status 503."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names by which clients may call a server on a loopback address, besides localhost and IP addresses."""
     warm_up: bool = True
     """Compile everything before the first request. Without it, the first requests wait for compilations."""
 
@@ -52,6 +57,7 @@ class ServeConfig:
         require(self, "port", 0 <= self.port < 1 << 16, "from 0 to 65535")
         require(self, "prefill_size", power, f"a power of two of at least {SMALLEST_PIECE}")
         require(self, "max_length", self.max_length >= 2, "at least 2")
+        require(self, "drafts", 0 <= self.drafts <= 15, "from 0 to 15")
         for name in ("slots", "max_tokens", "max_body", "max_connections"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("max_waiting", "prefix_cache", "shutdown_timeout"):

@@ -189,10 +189,11 @@ class EngineThread:
             return
         owner = threading.get_ident()
 
-        def compiled(event: str, seconds: float, **_: Any) -> None:
+        def compiled(event: str, seconds: float, **details: Any) -> None:
             if event == _COMPILATION and threading.get_ident() == owner:
                 self.compilations += 1
-                _LOG.error("a function was compiled after the warm-up, in %.1f s: this delays all requests", seconds)
+                name = details.get("fun_name", "a function")
+                _LOG.error("%s was compiled after the warm-up, in %.1f s: this delays all requests", name, seconds)
 
         jax.monitoring.register_event_duration_secs_listener(compiled)
         self.state = "ready"

@@ -87,11 +87,15 @@ class _EngineState(Collector):
 
         running, waiting = gauge("running", "Texts with a slot."), gauge("waiting", "Texts without a slot.")
         slots = gauge("slots", "Texts that can be generated at the same time.")
+        drafted = CounterMetricFamily("plamo2_draft_tokens", "Tokens that were drafted.", labels=["model"])
+        kept = CounterMetricFamily("plamo2_kept_draft_tokens", "Drafted tokens that were kept.", labels=["model"])
         for name, model in engine.models.items():
+            drafted.add_metric([name], model.scheduler.drafted)
+            kept.add_metric([name], model.scheduler.kept)
             running.add_metric([name], model.scheduler.running)
             waiting.add_metric([name], model.scheduler.waiting)
             slots.add_metric([name], model.scheduler.engine.slots)
-        yield from (running, waiting, slots)
+        yield from (running, waiting, slots, drafted, kept)
         caches = {id(cache): cache for m in engine.models.values() if (cache := m.scheduler.engine.prefix_cache)}
         snapshots, size = 0, 0
         evictions = 0

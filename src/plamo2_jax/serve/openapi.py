@@ -9,6 +9,7 @@ from plamo2_jax.engine.step import MAX_TOP_LOGPROBS
 from plamo2_jax.serve.chat_requests import MAX_MESSAGES, ROLES
 from plamo2_jax.serve.completion_requests import MAX_PROMPTS
 from plamo2_jax.serve.generation_fields import MAX_SAMPLES, MAX_STOP_LENGTH, MAX_STOP_STRINGS, MAX_TOP_K
+from plamo2_jax.serve.output_fields import MAX_CHOICES, MAX_TOOLS, TOOL_NAME
 
 _JSON = "application/json"
 
@@ -90,6 +91,49 @@ _PART = {
     "properties": {"type": {"const": "text"}, "text": _TEXT},
     "required": ["type", "text"],
 }
+_OPTIONAL_OBJECT = {"type": ["object", "null"]}
+_TOOL_NAME = {"type": "string", "pattern": f"^{TOOL_NAME}$"}
+_FUNCTION = {
+    "type": "object",
+    "properties": {
+        "name": _TOOL_NAME,
+        "description": _nullable(_TEXT),
+        "parameters": _OPTIONAL_OBJECT,
+        "strict": _boolean(False),
+    },
+    "required": ["name"],
+}
+_TOOL = {
+    "type": "object",
+    "properties": {"type": {"const": "function"}, "function": _FUNCTION},
+    "required": ["type", "function"],
+}
+_GUIDED: dict[str, Any] = {
+    "guided_json": _OPTIONAL_OBJECT,
+    "guided_regex": _nullable(_TEXT),
+    "guided_choice": {
+        **_array({"type": "string", "minLength": 1}, minItems=1, maxItems=MAX_CHOICES),
+        "type": ["array", "null"],
+    },
+    "guided_grammar": {**_nullable(_TEXT), "description": "Lark (llguidance's variant) or GBNF."},
+}
+_FORMATS: dict[str, Any] = {
+    "tools": {**_array(_TOOL, maxItems=MAX_TOOLS), "type": ["array", "null"]},
+    "tool_choice": {"anyOf": [{"enum": ["none", "auto", "required", None]}, {"type": "object"}]},
+    "parallel_tool_calls": _boolean(True),
+    "response_format": {
+        "type": ["object", "null"],
+        "properties": {
+            "type": {"enum": ["text", "json_object", "json_schema", None]},
+            "json_schema": {
+                "type": ["object", "null"],
+                "properties": {"name": _nullable(_TEXT), "schema": {"type": "object"}, "strict": _boolean(False)},
+                "required": ["schema"],
+            },
+        },
+    },
+    **_GUIDED,
+}
 _MESSAGE = {
     "type": "object",
     "properties": {
@@ -108,6 +152,20 @@ _CHAT: dict[str, Any] = {
     "logprobs": _boolean(False),
     "top_logprobs": {**_integer(0, MAX_TOP_LOGPROBS, 0), "description": "Only where logprobs is true."},
     "chat_template_kwargs": {"type": ["object", "null"]},
+    **_FORMATS,
+}
+_RESPONSE_REQUEST: dict[str, Any] = {
+    **{
+        name: schema
+        for name, schema in {**_SHARED, **_FORMATS}.items()
+        if name not in ("n", "stream_options", "response_format") and not name.startswith("guided_")
+    },
+    "input": {"anyOf": [_TEXT, _array({"type": "object"}, minItems=1)]},
+    "instructions": _nullable(_TEXT),
+    "max_output_tokens": _integer(1, 1 << 31),
+    "tools": {"type": ["array", "null"], "items": {"type": "object"}, "maxItems": MAX_TOOLS},
+    "text": {"type": ["object", "null"], "properties": {"format": _OPTIONAL_OBJECT}},
+    "truncation": {"enum": ["disabled", None]},
 }
 
 _USAGE = {
@@ -161,11 +219,24 @@ def _response(kind: str, choice: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_OPTIONAL_OBJECT = {"type": ["object", "null"]}
 _SCHEMAS: dict[str, Any] = {
     "Error": _ERROR,
-    "CompletionRequest": {"type": "object", "properties": {**_SHARED, **_COMPLETION}},
+    "CompletionRequest": {"type": "object", "properties": {**_SHARED, **_COMPLETION, **_GUIDED}},
     "ChatRequest": {"type": "object", "properties": {**_SHARED, **_CHAT}, "required": ["messages"]},
+    "ResponseRequest": {"type": "object", "properties": _RESPONSE_REQUEST, "required": ["input"]},
+    "Response": {
+        "type": "object",
+        "properties": {
+            "id": _TEXT,
+            "object": {"const": "response"},
+            "created_at": {"type": "integer"},
+            "status": {"enum": ["completed", "incomplete", "failed"]},
+            "model": _TEXT,
+            "output": _array({"type": "object"}),
+            "usage": _OPTIONAL_OBJECT,
+        },
+        "required": ["id", "object", "created_at", "status", "model", "output", "usage"],
+    },
     "Completion": _response("text_completion", {"text": _TEXT, "logprobs": _OPTIONAL_OBJECT}),
     "Chat": _response("chat.completion", {"message": {"type": "object"}, "logprobs": _OPTIONAL_OBJECT}),
     "TokenizeRequest": {
@@ -219,7 +290,7 @@ def _content(schema: str) -> dict[str, Any]:
 
 
 def _operation(summary: str, answer: str, request: str | None = None, errors: tuple[int, ...] = ()) -> dict[str, Any]:
-    codes = (*errors, *((400, 404, 408, 413, 415, 429) if request else ()), 401, 500, 503)
+    codes = (*errors, *((400, 404, 408, 413, 415, 429) if request else ()), 401, 403, 500, 503)
     operation: dict[str, Any] = {
         "summary": summary,
         "responses": {
@@ -236,7 +307,8 @@ def document() -> dict[str, Any]:
     """Return the document. Fields that it does not name are ignored by the server, and named in the header X-Ignored-Fields."""
     completions = _operation("Continue prompts.", "Completion", "CompletionRequest")
     chats = _operation("Answer a conversation.", "Chat", "ChatRequest")
-    for operation in (completions, chats):
+    responses = _operation("Answer a conversation, without storing it.", "Response", "ResponseRequest")
+    for operation in (completions, chats, responses):
         stream = {"schema": {"type": "string", "description": "data: {chunk}, ends with data: [DONE]"}}
         operation["responses"]["200"]["content"]["text/event-stream"] = stream
     name = {"name": "name", "in": "path", "required": True, "schema": _TEXT}
@@ -248,6 +320,7 @@ def document() -> dict[str, Any]:
         "responses": {
             "200": {"description": "The metrics.", "content": {"text/plain": {"schema": _TEXT}}},
             "401": {"description": "An error.", **_content("Error")},
+            "403": {"description": "An error.", **_content("Error")},
         },
     }
     return {
@@ -256,6 +329,7 @@ def document() -> dict[str, Any]:
         "paths": {
             "/v1/completions": {"post": completions},
             "/v1/chat/completions": {"post": chats},
+            "/v1/responses": {"post": responses},
             "/v1/models": {"get": _operation("List the models.", "Models")},
             "/v1/models/{name}": {
                 "get": {**_operation("Describe a model.", "Model", errors=(404,)), "parameters": [name]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -17,8 +18,10 @@ from plamo2_jax.adapters.peft import read_adapters
 from plamo2_jax.convert.names import ModelName
 from plamo2_jax.engine.engine import Engine
 from plamo2_jax.engine.generator import Generator, default_stop_ids
+from plamo2_jax.engine.grammar import prepare_grammars
 from plamo2_jax.engine.prefix_cache import PrefixCache
 from plamo2_jax.engine.scheduler import Scheduler
+from plamo2_jax.engine.speculation import SpeculationConfig
 from plamo2_jax.engine.weights import attach_adapters
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.models.local import open_generator
@@ -119,9 +122,13 @@ def serve_generator(
         prefill_size=config.prefill_size,
         usable=tokenizer.vocab_size,
         prefix_cache=prefix_cache,
+        speculation=SpeculationConfig(config.drafts) if config.drafts else None,
     )
     if config.warm_up:
         engine.warm_up(scoring=True)
+        # Without llguidance, requests with a grammar are refused.
+        with contextlib.suppress(PlamoError):
+            prepare_grammars(tokenizer)
     documents = default_stop_ids(generator.model, tokenizer)
     # The first encoding compiles the tokenizer.
     tokenizer.encode("warm-up")
@@ -129,6 +136,7 @@ def serve_generator(
         name,
         Scheduler(engine, tokenizer, prefill_budget=config.prefill_size),
         tokenizer,
+        generator.model.config.vocab_size,
         template,
         length,
         documents,
@@ -148,6 +156,7 @@ def _system_fingerprint(fingerprint: str, config: ServeConfig, length: int) -> s
         jax.devices()[0].device_kind,
         config.slots,
         config.prefill_size,
+        config.drafts,
         length,
     )
     return "fp_" + hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from plamo2_jax.engine.request import Constraint
-from plamo2_jax.serve.errors import invalid
-from plamo2_jax.serve.fields import Fields
-from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from plamo2_jax.serve.tool_calls import ToolCall, ToolCallParser
 
 MessageDelta = dict[str, Any]
 """A part of an assistant's message, as `delta` of a stream has it: `content`, or `tool_calls` with the index of each call."""
@@ -29,6 +28,33 @@ class OutputParser(Protocol):
             reason: why the text ended: stop, length or abort. A complete call turns stop into tool_calls.
         """
         ...
+
+
+class CallParser:
+    """The parser of an answer that may call tools.
+
+    Args:
+        names: names of the tools.
+    """
+
+    def __init__(self, names: Collection[str]):
+        self._parser, self._calls = ToolCallParser(names), 0
+
+    def push(self, text: str) -> list[MessageDelta]:
+        """Return the text as content, and each call once it is complete."""
+        return [self._delta(part) for part in self._parser.push(text)]
+
+    def finish(self, reason: str) -> tuple[list[MessageDelta], str]:
+        """Return what is held back, and tool_calls instead of stop if there was a call."""
+        rest = [self._delta(part) for part in self._parser.finish()]
+        return rest, "tool_calls" if self._calls and reason == "stop" else reason
+
+    def _delta(self, part: str | ToolCall) -> MessageDelta:
+        if isinstance(part, str):
+            return {"content": part}
+        self._calls += 1
+        call = {"index": self._calls - 1, "id": f"call_{secrets.token_hex(12)}", "type": "function"}
+        return {"tool_calls": [{**call, "function": dataclasses.asdict(part)}]}
 
 
 class TextParser:
@@ -53,20 +79,3 @@ class OutputFormat:
     """Makes the constraint of one sample, see `engine.request.Request`; None: the text is free."""
     variables: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Variables of the chat template, such as `tools`."""
-
-
-def read_output_format(fields: Fields, tokenizer: Tokenizer) -> OutputFormat:
-    """Return the format that `response_format`, `tools`, `tool_choice` and `parallel_tool_calls` of a request ask for.
-
-    Raises:
-        ApiError: a field is not allowed.
-    """
-    del tokenizer
-    form = fields.nested("response_format")
-    if form is not None and form.get("type") != "text":
-        raise invalid("response_format", "response_format is not supported: leave it out, or give type text")
-    if fields.items("tools", "an array of tools") and fields.get("tool_choice") != "none":
-        raise invalid("tools", "tools are not supported: leave them out, or give tool_choice none")
-    for name in ("tool_choice", "parallel_tool_calls"):
-        fields.get(name)
-    return OutputFormat()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
@@ -18,6 +19,8 @@ from plamo2_jax.serve.work import Work, cancelled_on_disconnect
 
 # Bytes of a body that are parsed in the event loop: fewer than a few milliseconds'.
 _SHORT = 1 << 18
+# Seconds for which the rest of a body that is too large is read and thrown away.
+_LINGER = 2.0
 
 
 def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -54,6 +57,7 @@ async def read_json(request: Request, max_bytes: int, timeout: float) -> Any:
     )
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > max_bytes:
+        await _discard(request)
         raise too_large
     body = bytearray()
     try:
@@ -61,6 +65,7 @@ async def read_json(request: Request, max_bytes: int, timeout: float) -> Any:
             async for part in request.stream():
                 body += part
                 if len(body) > max_bytes:
+                    await _discard(request)
                     raise too_large
     except TimeoutError:
         raise ApiError(408, f"the body did not arrive within {timeout:g} s", headers={"Connection": "close"}) from None
@@ -72,6 +77,14 @@ async def read_json(request: Request, max_bytes: int, timeout: float) -> Any:
         return await asyncio.to_thread(parse_json, bytes(body), "the body")
     except PlamoError as error:
         raise ApiError(400, str(error), code="invalid_json") from None
+
+
+async def _discard(request: Request) -> None:
+    """Read the rest of a body for a while: many clients read no answer before they have sent everything."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER):
+            while (message := await request.receive())["type"] == "http.request" and message.get("more_body"):
+                pass
 
 
 class EventStream(Response):
@@ -110,7 +123,9 @@ class EventStream(Response):
             with cancelled_on_disconnect(receive, self._work):
                 try:
                     async for chunk in self._chunks:
-                        await write(b"data: " + _dump(chunk) + b"\n\n")
+                        # The events of the Responses API have a name.
+                        name = f"event: {chunk['type']}\n" if "type" in chunk else ""
+                        await write(name.encode() + b"data: " + _dump(chunk) + b"\n\n")
                 except ApiError as error:
                     await write(b"data: " + _dump(error.body()) + b"\n\n")
             await write(b"data: [DONE]\n\n", more=False)

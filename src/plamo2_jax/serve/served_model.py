@@ -20,6 +20,8 @@ class ServedModel:
     name: str
     scheduler: Scheduler
     tokenizer: Tokenizer
+    vocab_size: int
+    """Rows of the model's embedding, at least as many as the tokenizer's."""
     template: ChatTemplate | None
     """Chat template; None: the model cannot chat."""
     max_length: int

@@ -52,6 +52,8 @@ class Server(uvicorn.Server):
                 http="httptools",
                 ws="none",
                 lifespan="off",
+                # The logging of the whole process stays as it is.
+                log_config=None,
                 log_level="warning",
                 access_log=False,
                 server_header=False,

@@ -125,10 +125,13 @@ def distillation_loss(
             targets, top = arrays
             if teacher is not None:
                 top = teacher.apply({"params": frozen[TEACHER]}, top, method="logits")
-                if config.top_k is None:
-                    return predict(logits, targets), kl_full(top, logits, config.temperature)
-                top = top_logits(top, config.temperature, config.top_k)
-            return predict(logits, targets), kl_top(top, logits, config.temperature)
+            # The divergence is traced before the prediction: another order changes the last bits on CPU.
+            if teacher is not None and config.top_k is None:
+                kl = kl_full(top, logits, config.temperature)
+            else:
+                top = top if teacher is None else top_logits(top, config.temperature, config.top_k)
+                kl = kl_top(top, logits, config.temperature)
+            return predict(logits, targets), kl
 
         size = chunk or largest_chunk(model, batch["tokens"].shape[1], 128)
         prediction, kl = map_logits(model, params, student, compare, (batch["targets"], compared), size)

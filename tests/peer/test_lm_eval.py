@@ -1,0 +1,139 @@
+"""lm-evaluation-harness against a real server: `local-completions` and `local-chat-completions`. `make peers` installs it.
+
+A server that returned the scores of the continuation alone scored chance, silently (llama.cpp#27174, lm-eval#4158).
+"""
+
+import json
+
+import numpy as np
+import pytest
+
+from plamo2_jax.models.chat_model import ScoreRequest
+from plamo2_jax.models.local import LocalChatModel
+from plamo2_jax.tokenizer.chat_template import ChatTemplate
+from support.http_server import running
+from support.tiny_generator import generator, model, params, tokenizer
+
+__all__ = ["generator", "model", "params", "tokenizer"]
+
+pytestmark = pytest.mark.peer
+
+WORDS = ["ab", "ba", "aba", " the", "ing", "猫", "吾輩", "は", "である", "。\n"]
+
+
+@pytest.fixture(scope="module")
+def lm_eval():
+    return pytest.importorskip("lm_eval", reason="lm-eval is not installed (make peers installs it)")
+
+
+@pytest.fixture(scope="module")
+def server(generator):
+    with running(generator) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(lm_eval, server):
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    return LocalCompletionsAPI(
+        model="tiny",
+        base_url=f"{server.url}/v1/completions",
+        tokenizer_backend="remote",
+        max_length=256,
+        batch_size=8,
+        num_concurrent=3,
+    )
+
+
+@pytest.fixture(scope="module")
+def task(lm_eval, tmp_path_factory):
+    """Questions with four random answers each."""
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("task")
+    rows = [
+        {
+            "question": "".join(rng.choice(WORDS, rng.integers(2, 30))),
+            "choices": ["".join(rng.choice(WORDS, rng.integers(1, 12))) for _ in range(4)],
+            "answer": int(rng.integers(4)),
+        }
+        for _ in range(25)
+    ]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return {
+        "task": "tiny",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "answer",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    }
+
+
+def in_process(lm_eval, generator):
+    """Our own scores of the same tokens, as a model of lm-eval."""
+    from lm_eval.api.model import TemplateLM
+
+    ours = LocalChatModel(generator, ChatTemplate.load("chat"), {})
+
+    class InProcess(TemplateLM):
+        backend = "causal"
+        eot_token_id = generator.tokenizer.eos_id
+
+        def tok_encode(self, string, **kwargs):
+            return generator.tokenizer.encode(string).tolist()
+
+        def _loglikelihood_tokens(self, requests, disable_tqdm=False, **kwargs):
+            asked = [ScoreRequest(context, [continuation]) for _, context, continuation in requests]
+            return [(score.logprob, score.is_greedy) for (score,) in ours.score(asked)]
+
+        def loglikelihood_rolling(self, requests, disable_tqdm=False):
+            raise NotImplementedError
+
+        def generate_until(self, requests, disable_tqdm=False):
+            raise NotImplementedError
+
+    return InProcess()
+
+
+def test_scores_through_http_equal_scores_in_process(lm_eval, client, generator, task):
+    def evaluate(model):
+        return lm_eval.simple_evaluate(model=model, tasks=[dict(task)], bootstrap_iters=0, log_samples=True)
+
+    http, ours = evaluate(client), evaluate(in_process(lm_eval, generator))
+    assert http["results"] == ours["results"]
+    # Chance would be one value for all.
+    values, expected = ([sample["filtered_resps"] for sample in each["samples"]["tiny"]] for each in (http, ours))
+    assert len({value for row in values for value, _ in row}) > 50
+    for row, other in zip(values, expected, strict=True):
+        assert [greedy for _, greedy in row] == [greedy for _, greedy in other]
+        np.testing.assert_allclose([value for value, _ in row], [value for value, _ in other], atol=1e-4)
+
+
+def test_generation_until_a_stop_string(lm_eval, client, generator, server):
+    from lm_eval.api.instance import Instance
+
+    def ask(prompt, **options):
+        arguments = (prompt, {"max_gen_toks": 24, **options})
+        return Instance(request_type="generate_until", doc={}, arguments=arguments, idx=0)
+
+    (free,) = client.generate_until([ask("吾輩は", until=["never there"])])
+    stop = free[6:8]
+    assert client.generate_until([ask("吾輩は", until=[stop])]) == [free[: free.index(stop)]]
+
+
+def test_chats(lm_eval, server):
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.api_models import JsonChatStr
+    from lm_eval.models.openai_completions import LocalChatCompletion
+
+    chat = LocalChatCompletion(model="tiny", base_url=f"{server.url}/v1/chat/completions", max_length=256)
+    message = JsonChatStr(json.dumps([{"role": "user", "content": "吾輩は"}]))
+    asked = [
+        Instance(request_type="generate_until", doc={}, arguments=(message, {"until": ["x"], "max_gen_toks": 8}), idx=0)
+    ]
+    (text,) = chat.generate_until(asked)
+    assert isinstance(text, str)
+    assert text
