@@ -143,10 +143,11 @@ def crowd(generator: Generator, count: int) -> dict:
     leaving = [rng.random() * 0.3 if rng.random() < 1 / 3 else None for _ in bodies]
     with running(generator) as server, ThreadPoolExecutor(64) as pool:
         list(pool.map(lambda body: ask(server, body), bodies[:64]))
-        before = megabytes()
+        cache = server.engine.models["m"].scheduler.engine.prefix_cache
+        before, kept = megabytes(), cache.bytes
         answers = list(pool.map(lambda pair: ask(server, *pair), zip(bodies, leaving, strict=True)))
         wait_until_free(server)
-        grown = megabytes() - before
+        grown, kept = megabytes() - before, (cache.bytes - kept) / 1e6
         faults = server.engine.compilations
     with running(generator) as server:
         alone = [None if answer is None else ask(server, body) for body, answer in zip(bodies, answers, strict=True)]
@@ -159,6 +160,7 @@ def crowd(generator: Generator, count: int) -> dict:
         ),
         "compilations": faults,
         "memory_growth_mb": round(grown, 1),
+        "prefix_cache_growth_mb": round(kept, 1),
     }
 
 

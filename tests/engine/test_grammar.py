@@ -99,6 +99,19 @@ def test_the_end_is_allowed_where_the_text_is_complete_and_nothing_else_after_it
     assert set(ids_of(constraint.allowed())) == ends
 
 
+def test_stop_ids_are_control_tokens(tokenizer):
+    for ids, message in (((), "there is no stop id"), ((tokenizer.id_of("ab"),), "is text. Give control tokens")):
+        with pytest.raises(PlamoError, match=message):
+            compile_grammar(Grammar.of_regex("a"), tokenizer, vocab_size=VOCABULARY, stop_ids=ids)
+
+
+def test_text_without_choice_has_the_tokens_of_the_tokenizer(tokenizer, compiled):
+    constraint = compiled(Grammar.of_regex("abaである。\n"))()
+    for token in tokenizer.encode("abaである。\n"):
+        assert ids_of(constraint.allowed()).tolist() == [token]
+        constraint.push(int(token))
+
+
 def test_whitespace_is_bounded(tokenizer, compiled):
     """vllm#55313: 250,000 spaces after the value."""
     constraint = compiled(Grammar.of_json_schema({"type": "array", "items": {"type": "integer"}}))()
@@ -183,7 +196,7 @@ def test_llguidance_is_needed_only_for_grammars(monkeypatch):
     subprocess.run([sys.executable, "-c", code], check=True)
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(
-        PlamoError, match=r"need llguidance, which is not installed: run pip install 'plamo2-jax\[serve\]'"
+        PlamoError, match=r"need llguidance, which is not installed: install this project with the extra serve"
     ):
         Grammar.of_regex("a")
 

@@ -1,5 +1,6 @@
 """`/v1/completions` over real HTTP, asked by the `openai` client."""
 
+import numpy as np
 import openai
 import pytest
 
@@ -105,6 +106,24 @@ def test_stop_strings_are_cut_off(client, generator):
     assert answer.choices[0].finish_reason == "stop"
     streamed = "".join(c.choices[0].text for c in complete(client, max_tokens=40, seed=3, stop=stop, stream=True))
     assert streamed == answer.choices[0].text
+
+
+def test_held_back_text_is_neither_lost_nor_repeated(client):
+    """Text that might begin a stop string is lost or repeated when it is released (llama.cpp#9867, #10914)."""
+    random = np.random.default_rng(0)
+    for seed in range(12):
+        options = {"max_tokens": int(random.integers(5, 40)), "seed": seed}
+        free = complete(client, **options).choices[0].text
+        start, length = random.integers(0, len(free)), random.integers(1, 5)
+        # Some stop strings occur, some begin at the end of the text, some begin everywhere.
+        stops = [free[start : start + length], free[-2:] + "\x00", free[start] + free[start : start + 1] + "\x00"]
+        stops = [stops[int(i)] for i in random.permutation(3)[: random.integers(1, 4)]]
+        ends = [(free.index(stop) + len(stop), free.index(stop)) for stop in stops if stop in free]
+        expected = free[: min(ends)[1]] if ends else free
+        whole = complete(client, stop=stops, **options).choices[0]
+        streamed = [chunk.choices[0].text for chunk in complete(client, stop=stops, stream=True, **options)]
+        assert whole.text == "".join(streamed) == expected
+        assert whole.finish_reason == "stop" if ends else whole.finish_reason in ("stop", "length")
 
 
 @pytest.mark.parametrize(

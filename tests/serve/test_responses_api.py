@@ -1,6 +1,8 @@
 """`/v1/responses` with OpenAI's client: the same answers as a chat, as items and events."""
 
+import contextlib
 import json
+import random
 
 import jsonschema
 import openai
@@ -125,3 +127,52 @@ def test_wrong_fields_are_refused_by_name(client, fields, param):
     with pytest.raises(openai.BadRequestError) as caught:
         create(client, **fields)
     assert caught.value.param == param
+
+
+CHAT = {
+    "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}],
+    "max_tokens": 2,
+    "tools": [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}],
+    "tool_choice": {"type": "function", "function": {"name": "f"}},
+    "parallel_tool_calls": True,
+    "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA, "strict": True}},
+}
+RESPONSE = {
+    "input": [
+        {"role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+        {"type": "function_call", "call_id": "c", "name": "weather", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": "晴れ"},
+    ],
+    "max_output_tokens": 2,
+    "tools": TOOLS,
+    "tool_choice": {"type": "function", "name": "weather"},
+    "text": {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA}},
+}
+GUIDED = {"prompt": "hi", "max_tokens": 2, "guided_choice": ["a", "b"]}
+ODD = [None, True, 0, -1, 1.5, "", "x", [], {}, [None], [[]], {"type": "x"}, {"": None}, "\x00", "猫"]
+
+
+def places(value, path=()):
+    yield path
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield from places(child, (*path, key))
+
+
+def replaced(value, path, new):
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = replaced(copy[path[0]], path[1:], new)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/chat/completions", CHAT), ("/responses", RESPONSE), ("/completions", GUIDED)]
+)
+def test_odd_values_are_never_a_defect_of_the_server(client, path, body):
+    rng = random.Random(0)
+    bodies = [replaced(body, place, odd) for place in places(body) if place for odd in rng.sample(ODD, 4)]
+    for each in bodies:
+        with contextlib.suppress(openai.BadRequestError):
+            client.post(path, body=each, cast_to=object)

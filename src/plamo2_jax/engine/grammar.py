@@ -117,20 +117,24 @@ def compile_grammar(
         grammar: what the text must be.
         tokenizer: the tokenizer.
         vocab_size: rows of the model's embedding; those that the tokenizer lacks are never allowed.
-        stop_ids: ids that end the row; they are allowed where the text is complete.
+        stop_ids: control tokens that end the row; they are allowed where the text is complete.
 
     Raises:
-        PlamoError: llguidance is not installed, refuses the grammar or finds it too complex, or there is no stop id.
+        PlamoError: llguidance is not installed, refuses the grammar or finds it too complex, or a stop id is text.
     """
-    if not stop_ids:
-        raise PlamoError(f"{grammar.name} needs an id that ends the text: allow the end of the text")
+    text_ids = [id for id in stop_ids if id < tokenizer.vocab_size and not tokenizer.is_special(id)]
+    if text_ids or not stop_ids:
+        wrong = f"the stop id {text_ids[0]} is text" if text_ids else "there is no stop id"
+        raise PlamoError(
+            f"{grammar.name} is not allowed with these stop ids: {wrong}. Give control tokens that end the text"
+        )
     vocabulary = _vocabulary(tokenizer)
     tokenizer.padded_byte_lengths(vocab_size)
     matcher = _compiled(grammar, tokenizer)
     stop = np.zeros(-(-vocab_size // 32), np.uint32)
     for id in stop_ids:
         stop[id // 32] |= np.uint32(1 << id % 32)
-    ends = frozenset(id for id in stop_ids if not vocabulary.is_text(id))
+    ends = frozenset(stop_ids)
     return lambda: GrammarConstraint(matcher.deep_copy(), vocabulary, grammar.name, stop, ends)
 
 
@@ -151,7 +155,7 @@ class GrammarConstraint:
         vocabulary: the tokenizer's ids.
         name: name of the grammar in messages.
         stop: ids that end the row, as bits [ceil(v/32)] u32 of the model's vocabulary.
-        ends: those of them that are no text.
+        ends: the same ids.
     """
 
     def __init__(self, matcher: Any, vocabulary: _Vocabulary, name: str, stop: np.ndarray, ends: frozenset[int]):
@@ -202,16 +206,12 @@ class _Vocabulary:
     def __init__(self, tokenizer: Tokenizer):
         llguidance = _library()
         special = [tokenizer.is_special(id) for id in range(tokenizer.vocab_size)]
-        self._tokenizer, self.eos_id = tokenizer, tokenizer.eos_id
+        self.eos_id = tokenizer.eos_id
         self.handle = llguidance.LLTokenizer(_Wrapper(tokenizer, np.flatnonzero(special).tolist()))
         packed = np.packbits(~np.array(special), bitorder="little")
         self.text = np.pad(packed, (0, -len(packed) % 4)).view("<u4").astype(np.uint32)
         # The first mask with strings prepares tables, which takes as long as the rest.
         llguidance.LLMatcher(self.handle, Grammar.of_json_schema({"const": ""}).source, log_level=0).compute_bitmask()
-
-    def is_text(self, id: int) -> bool:
-        """Return whether an id is text."""
-        return id < self._tokenizer.vocab_size and not self._tokenizer.is_special(id)
 
 
 class _Wrapper:
@@ -276,6 +276,6 @@ def _library() -> types.ModuleType:
         import llguidance
     except ImportError:
         raise PlamoError(
-            "structured output and tool calls need llguidance, which is not installed: run pip install 'plamo2-jax[serve]'"
+            "structured output and tool calls need llguidance, which is not installed: install this project with the extra serve"
         ) from None
     return llguidance
