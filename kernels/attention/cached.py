@@ -19,13 +19,15 @@ _MOST_SCORES = 16 << 20
 _KEY_BLOCK = 128
 # A block of splash attention has at least this many queries. With fewer, it would be mostly padding.
 _LEAST_SPLASH = 128
+# Axis of the tokens in each field of `Keys`.
+_SLOTS = (2, 2, 1, 1)
 
 
 class Keys(NamedTuple):
     """Keys and values with their positions and segments. An empty place of a ring has segment -1."""
 
-    k: Float[Array, "b s g p"]
-    v: Float[Array, "b s g p"]
+    k: Float[Array, "b g s p"]
+    v: Float[Array, "b g s p"]
     positions: Int[Array, "b s"]
     segment_ids: Int[Array, "b s"]
 
@@ -64,15 +66,17 @@ def cached_attention(
     if by_splash and choose_implementation(q, None, named) == "splash":
         keys = in_order(piece, ring, count)
         segments, key_segments = piece.segment_ids, keys.segment_ids
+        k, v = keys.k.swapaxes(1, 2), keys.v.swapaxes(1, 2)
         return splash.splash_attention(
-            q, keys.k, keys.v, segments, window, None, key_segment_ids=key_segments, interpret=interpret
+            q, k, v, segments, window, None, key_segment_ids=key_segments, interpret=interpret
         )
     t, h = q.shape[1:3]
-    if 4 * h * t * (t + ring.k.shape[1]) > _MOST_SCORES:
+    if 4 * h * t * (t + ring.k.shape[2]) > _MOST_SCORES:
         return _attend_in_blocks(q, piece, ring, window)
     keys = _joined(ring, piece)
+    k, v = keys.k.swapaxes(1, 2), keys.v.swapaxes(1, 2)
     segments, positions = piece.segment_ids, piece.positions
-    return masked_attention(q, keys.k, keys.v, segments, keys.segment_ids, positions, keys.positions, window=window)
+    return masked_attention(q, k, v, segments, keys.segment_ids, positions, keys.positions, window=window)
 
 
 def in_order(piece: Keys, ring: Keys, count: Int[Array, " b"]) -> Keys:
@@ -80,51 +84,57 @@ def in_order(piece: Keys, ring: Keys, count: Int[Array, " b"]) -> Keys:
 
     The ring's newest key is directly before the first token of the piece that is not padding.
     """
-    s, t = ring.k.shape[1], piece.k.shape[1]
+    s, t = ring.k.shape[2], piece.k.shape[2]
     real = piece.segment_ids != 0
     lead = jnp.where(real.any(1), jnp.argmax(real, axis=1), t)[:, None]
     place = jnp.arange(s + t)
     age = place - lead
     index = jnp.where(age < s, (count[:, None] + age) % s, place)
-    keys = Keys(*(jax.vmap(lambda a, i: a[i])(a, index) for a in _joined(ring, piece)))
+    joined = _joined(ring, piece)
+    k, v = (jax.vmap(lambda a, i: a[:, i])(a, index) for a in joined[:2])
+    keys = Keys(k, v, *(jax.vmap(lambda a, i: a[i])(a, index) for a in joined[2:]))
     return keys._replace(segment_ids=jnp.where(age < 0, -1, keys.segment_ids))
 
 
 def _joined(ring: Keys, piece: Keys) -> Keys:
-    return Keys(*(jnp.concatenate(both, axis=1) for both in zip(ring, piece, strict=True)))
+    return Keys(
+        *(jnp.concatenate(both, axis) for both, axis in zip(zip(ring, piece, strict=True), _SLOTS, strict=True))
+    )
 
 
 @jax.named_call
 def _attend_in_blocks(q: Float[Array, "b t h p"], piece: Keys, ring: Keys, window: int | None):
     """Attend to one block of keys after the other, with a running maximum and sum of the softmax (arXiv:2112.05682). No keys are copied."""
     b, t, h, p = q.shape
-    g = piece.k.shape[2]
+    g = piece.k.shape[1]
     queries = q.reshape(b, t, g, h // g, p)
     precision = lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
 
     def visit(keys: Keys, carry):
-        s = keys.k.shape[1]
+        s = keys.k.shape[2]
         size = min(_KEY_BLOCK, s)
 
         def block(i, carry):
             largest, total, mixed = carry
             # The last block may overlap the block before it. Shared keys count once.
             start = jnp.minimum(i * size, s - size)
-            k, v, positions, segments = (lax.dynamic_slice_in_dim(a, start, size, axis=1) for a in keys)
+            k, v, positions, segments = (
+                lax.dynamic_slice_in_dim(a, start, size, axis) for a, axis in zip(keys, _SLOTS, strict=True)
+            )
             distance = piece.positions[:, :, None] - positions[:, None, :]
             allowed = (piece.segment_ids[:, :, None] == segments[:, None, :]) & (distance >= 0)
             allowed &= start + jnp.arange(size) >= i * size
             if window is not None:
                 allowed &= distance <= window
             scores = p**-0.5 * jnp.einsum(
-                "btgup,bsgp->bguts", queries, k, precision=precision, preferred_element_type=jnp.float32
+                "btgup,bgsp->bguts", queries, k, precision=precision, preferred_element_type=jnp.float32
             )
             scores = jnp.where(allowed[:, None, None], scores, jnp.finfo(jnp.float32).min)
             new = jnp.maximum(largest, jnp.max(scores, axis=-1))
             kept = jnp.exp(largest - new)
             weights = jnp.where(allowed[:, None, None], jnp.exp(scores - new[..., None]), 0)
             more = jnp.einsum(
-                "bguts,bsgp->bgutp", weights.astype(v.dtype), v, precision=precision, preferred_element_type=jnp.float32
+                "bguts,bgsp->bgutp", weights.astype(v.dtype), v, precision=precision, preferred_element_type=jnp.float32
             )
             return new, total * kept + jnp.sum(weights, axis=-1), mixed * kept[..., None] + more
 

@@ -108,27 +108,38 @@ def masked_attention(
 
     The output of a query without visible keys is finite but meaningless.
     """
-    distance = q_positions[:, :, None] - k_positions[:, None, :]
-    allowed = (q_segments[:, :, None] == k_segments[:, None, :]) & (distance >= 0)
-    if window is not None:
-        allowed &= distance <= window
+    allowed = visible_keys(q_segments, k_segments, q_positions, k_positions, window)
     if q.shape[1] == 1 and implementation == "xla":
-        return _attend_one(q[:, 0], k, v, allowed[:, 0])[:, None]
+        return attend_one(q[:, 0], k.swapaxes(1, 2), v.swapaxes(1, 2), allowed[:, 0])[:, None]
     # `dot_product_attention` takes no precision as an argument.
     full = product_precision(q.dtype) is not None
     with jax.default_matmul_precision("highest") if full else contextlib.nullcontext():
         return jax.nn.dot_product_attention(q, k, v, mask=allowed[:, None], implementation=implementation)
 
 
-def _attend_one(
-    q: Float[Array, "b h p"], k: Float[Array, "b s g p"], v: Float[Array, "b s g p"], allowed: Bool[Array, "b s"]
+def visible_keys(
+    q_segments: Int[Array, "b t"],
+    k_segments: Int[Array, "b s"],
+    q_positions: Int[Array, "b t"],
+    k_positions: Int[Array, "b s"],
+    window: int | None,
+) -> Bool[Array, "b t s"]:
+    """Return which keys each query sees: those of its segment that are at most `window` tokens before it, and not after it."""
+    distance = q_positions[:, :, None] - k_positions[:, None, :]
+    allowed = (q_segments[:, :, None] == k_segments[:, None, :]) & (distance >= 0)
+    return allowed if window is None else allowed & (distance <= window)
+
+
+@functools.partial(jax.named_call, name="attend_one")
+def attend_one(
+    q: Float[Array, "b h p"], k: Float[Array, "b g s p"], v: Float[Array, "b g s p"], allowed: Bool[Array, "b s"]
 ) -> Float[Array, "b h p"]:
-    """Compute attention of one query per row as products of keys with the query. The other order would transpose all keys on CPU."""
+    """Compute attention of one query per row. Scores are float32. Neither keys nor values are copied."""
     b, h, p = q.shape
-    g = k.shape[2]
+    g = k.shape[1]
     q = q.reshape(b, g, h // g, p)
     dot = functools.partial(jnp.einsum, precision=product_precision(q.dtype))
-    scores = dot("bsgp,bgup->bgsu", k, q, preferred_element_type=jnp.float32) * p**-0.5
+    scores = dot("bgsp,bgup->bgsu", k, q, preferred_element_type=jnp.float32) * p**-0.5
     scores = jnp.where(allowed[:, None, :, None], scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores, axis=2).astype(v.dtype)
-    return dot("bgsu,bsgp->bgup", weights, v).reshape(b, h, p)
+    return dot("bgsu,bgsp->bgup", weights, v).reshape(b, h, p)

@@ -7,13 +7,16 @@ import pytest
 from jax.sharding import NamedSharding
 
 from plamo2_jax.checkpoint import save_model
+from plamo2_jax.config import LayerKind
 from plamo2_jax.convert.hf import to_public
 from plamo2_jax.convert.load import load_model
+from plamo2_jax.engine import weights
 from plamo2_jax.engine.generator import Generator
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.engine.weights import cast_matrices, load_weights, unstack
 from plamo2_jax.model import Plamo2
+from plamo2_jax.model.plamo2 import declarations
 from plamo2_jax.sharding.mesh import MeshConfig, make_mesh
 
 
@@ -66,3 +69,24 @@ def test_eight_devices_write_what_one_does(model, params, tokenizer, tmp_path, t
         for one, divided in zip(*rows, strict=True):
             assert one.token_ids == divided.token_ids
             np.testing.assert_allclose(one.logprobs, divided.logprobs, atol=1e-5)
+
+
+def test_the_order_of_a_tpu_keeps_a_contracted_axis_in_its_tiles(monkeypatch, folder):
+    """The same values in another order, here in the memory of a CPU."""
+    monkeypatch.setattr(weights, "_on_tpu", lambda model: True)
+    network, loaded = load_weights(folder)
+    plain = load_model(folder)
+    stacked = Plamo2(plain.config, dtype=jnp.float32)
+    expected = unstack(stacked, cast_matrices(stacked, plain.params))
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
+
+    def in_tiles(declared, leaf):
+        order = leaf.format.layout.major_to_minor
+        if len(declared.contracts) == 1 and leaf.ndim > 2:
+            assert {declared.names[axis] for axis in order[-2:]} & set(declared.contracts), declared.names
+        return order != tuple(range(leaf.ndim))
+
+    moved = jax.tree.leaves(jax.tree.map(in_tiles, declarations(network), loaded.params))
+    # in_proj of the Mamba layers; q_proj, k_proj and v_proj of the attention layers.
+    kinds = [kind for group in network.config.layer_groups for kind in group.kinds * group.count]
+    assert sum(moved) == sum(1 if kind is LayerKind.MAMBA else 3 for kind in kinds)

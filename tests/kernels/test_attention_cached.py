@@ -13,7 +13,7 @@ B, H, G, P = 2, 4, 2, 16
 
 
 def random_keys(rng, t, segments, positions):
-    k, v = rng.normal(size=(2, B, t, G, P)).astype(np.float32)
+    k, v = rng.normal(size=(2, B, t, G, P)).astype(np.float32).swapaxes(2, 3)
     return Keys(k, v, np.asarray(positions, np.int32), np.asarray(segments, np.int32))
 
 
@@ -22,8 +22,11 @@ def written(ring, keys, count):
     ring, count = Keys(*(np.array(a) for a in ring)), count.copy()
     for b in range(B):
         for t in np.flatnonzero(keys.segment_ids[b]):
-            for old, new in zip(ring, keys, strict=True):
-                old[b, count[b] % old.shape[1]] = new[b, t]
+            slot = count[b] % ring.positions.shape[1]
+            for old, new in zip(ring[:2], keys[:2], strict=True):
+                old[b, :, slot] = new[b, :, t]
+            for old, new in zip(ring[2:], keys[2:], strict=True):
+                old[b, slot] = new[b, t]
             count[b] += 1
     return ring, count
 
@@ -40,10 +43,13 @@ def case(rng, window, slots, lead, trail):
     positions = np.maximum(np.cumsum(segments != 0, axis=1) - 1, 0)
     whole = random_keys(rng, segments.shape[1], segments, positions)
     q = rng.normal(size=(B, t, H, P)).astype(np.float32)
-    past, piece = (Keys(*(a[:, part] for a in whole)) for part in (slice(max(before)), slice(max(before), None)))
+    past, piece = (
+        Keys(*(a[:, :, part] for a in whole[:2]), *(a[:, part] for a in whole[2:]))
+        for part in (slice(max(before)), slice(max(before), None))
+    )
     empty = Keys(
-        np.zeros((B, slots, G, P), np.float32),
-        np.zeros((B, slots, G, P), np.float32),
+        np.zeros((B, G, slots, P), np.float32),
+        np.zeros((B, G, slots, P), np.float32),
         np.zeros((B, slots), np.int32),
         np.full((B, slots), -1, np.int32),
     )
@@ -66,8 +72,9 @@ def test_every_way_equals_all_keys_at_once(rng, monkeypatch, window, slots, lead
     np.testing.assert_allclose(splash[real], dense[real], rtol=2e-5, atol=2e-5)
     # And the piece as the end of a whole row, without a ring.
     keys = cached.in_order(piece, ring, count)
-    rows = np.concatenate([np.zeros((B, keys.k.shape[1] - q.shape[1], H, P), np.float32), q], axis=1)
-    whole = attention(rows, keys.k, keys.v, segment_ids=keys.segment_ids, window=window, implementation="xla")
+    rows = np.concatenate([np.zeros((B, keys.k.shape[2] - q.shape[1], H, P), np.float32), q], axis=1)
+    k, v = keys.k.swapaxes(1, 2), keys.v.swapaxes(1, 2)
+    whole = attention(rows, k, v, segment_ids=keys.segment_ids, window=window, implementation="xla")
     np.testing.assert_allclose(np.asarray(whole)[:, -q.shape[1] :][real], dense[real], rtol=2e-6, atol=2e-6)
 
 
@@ -80,7 +87,7 @@ def test_a_long_window_takes_little_memory(window):
         return jax.ShapeDtypeStruct(sizes, dtype)
 
     def keys(n):
-        return Keys(shape(1, n, g, p), shape(1, n, g, p), shape(1, n, dtype=jnp.int32), shape(1, n, dtype=jnp.int32))
+        return Keys(shape(1, g, n, p), shape(1, g, n, p), shape(1, n, dtype=jnp.int32), shape(1, n, dtype=jnp.int32))
 
     attend = jax.jit(functools.partial(cached_attention, window=window, implementation="xla"))
     compiled = attend.lower(shape(1, t, h, p), keys(t), keys(s), shape(1, dtype=jnp.int32)).compile()

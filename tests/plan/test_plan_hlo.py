@@ -79,6 +79,37 @@ def test_bytes_that_an_operation_moves():
     assert moved["walk"] == pytest.approx(2 * MATRIX, abs=8)  # One matrix read, one written in place, and the counter.
 
 
+def test_a_scatter_in_place_and_a_gather_move_only_the_rows_they_touch():
+    """A fusion that writes 16 rows into an array, and one that reads 16 rows of it."""
+    text = """HloModule f, is_scheduled=true
+
+%write (a: bf16[4096,128], b: s32[16], c: bf16[16,128]) -> bf16[4096,128] {
+  %a = bf16[4096,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %b = s32[16]{0:T(128)} parameter(1)
+  %c = bf16[16,128]{1,0:T(8,128)(2,1)} parameter(2)
+  ROOT %scatter = bf16[4096,128]{1,0:T(8,128)(2,1)} scatter(%a, %b, %c), update_window_dims={1}
+}
+
+%read (d: bf16[4096,128], e: s32[16]) -> bf16[16,128] {
+  %d = bf16[4096,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %e = s32[16]{0:T(128)} parameter(1)
+  ROOT %gather = bf16[16,128]{1,0:T(8,128)(2,1)} gather(%d, %e), offset_dims={1}
+}
+
+ENTRY %main (x: bf16[4096,128], i: s32[16], n: bf16[16,128]) -> bf16[16,128] {
+  %x = bf16[4096,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %i = s32[16]{0:T(128)} parameter(1)
+  %n = bf16[16,128]{1,0:T(8,128)(2,1)} parameter(2)
+  %written = bf16[4096,128]{1,0:T(8,128)(2,1)} fusion(%x, %i, %n), kind=kCustom, calls=%write
+  ROOT %rows = bf16[16,128]{1,0:T(8,128)(2,1)} fusion(%written, %i), kind=kCustom, calls=%read
+}
+"""
+    module = parse_module(text)
+    moved = {i.name: instruction_bytes(module, c, i) for i, c, _ in module.executed()}
+    rows, indices = 16 * 128 * 2, 128 * 4
+    assert moved == {"written": 2 * rows + indices, "rows": 2 * rows + indices}
+
+
 TEXT_NEWER = (Path(__file__).parent / "libtpu_0.0.50" / "program.txt").read_text()
 NEWER = parse_module(TEXT_NEWER)
 """Cut down from what libtpu 0.0.50 prints for XLA's scan on TPU7x: a gather and a change of layout on the SparseCore, whose start names no

@@ -14,7 +14,7 @@ from plamo2_jax.model.cache import AttentionCache, Cache, MambaCache
 # The row axis and the head axis of each array of a cache, counted from the end, because a stacked cache has one more first axis.
 _ROWS_AND_HEADS = {
     MambaCache: {"conv": (-4, -2), "ssm": (-4, -3)},
-    AttentionCache: {"k": (-4, -2), "v": (-4, -2), "positions": (-2, None), "segment_ids": (-2, None)},
+    AttentionCache: {"k": (-4, -3), "v": (-4, -3), "positions": (-2, None), "segment_ids": (-2, None)},
 }
 
 
@@ -39,6 +39,11 @@ def cache_shardings(mesh: Mesh, cache: Cache) -> Cache:
 def place_cache(mesh: Mesh | None, cache: Cache) -> Cache:
     """Constrain a cache inside a compiled function to `cache_shardings`. Without a mesh, do nothing."""
     return cache if mesh is None else jax.lax.with_sharding_constraint(cache, cache_shardings(mesh, cache))
+
+
+def place_whole(mesh: Mesh | None, tree: Any) -> Any:
+    """Keep arrays whole on every device inside a compiled function; without a mesh, do nothing."""
+    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def committed(tree: Any) -> Any:

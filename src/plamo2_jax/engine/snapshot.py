@@ -19,7 +19,7 @@ from jaxtyping import Array, Int
 from plamo2_jax.engine.shardings import committed, place_cache
 from plamo2_jax.engine.step import empty_cache
 from plamo2_jax.model import Plamo2
-from plamo2_jax.model.cache import AttentionCache, Cache, MambaCache
+from plamo2_jax.model.cache import SLOT_AXES, AttentionCache, Cache, MambaCache
 
 
 class Page(struct.PyTreeNode):
@@ -35,7 +35,7 @@ def _is_layer(node: Any) -> bool:
 
 
 def _is_paged(layer: Any, max_length: int) -> bool:
-    return isinstance(layer, AttentionCache) and layer.k.shape[1] == max_length
+    return isinstance(layer, AttentionCache) and layer.positions.shape[1] == max_length
 
 
 def state_of(cache: Cache, max_length: int) -> Cache:
@@ -59,7 +59,7 @@ def take_page(cache: Cache, start: Int[Array, ""], *, max_length: int, length: i
     layers = _paged_layers(cache, max_length)
     return Page(
         tuple(
-            jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, length, axis=1), layer)
+            jax.tree.map(lambda leaf, axis: jax.lax.dynamic_slice_in_dim(leaf, start, length, axis), layer, SLOT_AXES)
             for layer in layers
         ),
         start,
@@ -86,7 +86,10 @@ def _put_page(cache: Cache, page: Page, max_length: int) -> Cache:
         if not _is_paged(layer, max_length):
             return layer
         return jax.tree.map(
-            lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, page.start, axis=1), layer, next(layers)
+            lambda old, new, axis: jax.lax.dynamic_update_slice_in_dim(old, new, page.start, axis),
+            layer,
+            next(layers),
+            SLOT_AXES,
         )
 
     return jax.tree.map(put, cache, is_leaf=_is_layer)

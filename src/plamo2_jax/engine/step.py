@@ -13,7 +13,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from plamo2_jax.engine.sampling import RowSampling, sample
-from plamo2_jax.engine.shardings import place_cache
+from plamo2_jax.engine.shardings import place_cache, place_whole
 from plamo2_jax.engine.speculation import Lookup, SpeculationConfig, propose
 from plamo2_jax.model import Plamo2
 from plamo2_jax.model.cache import Cache
@@ -193,22 +193,33 @@ def _adjusted(
 
 
 def _draw(
-    state: DecodeState, burst: Burst, logits: Float[Array, "s v"], active: Bool[Array, " s"], *limits: Array
+    model: Plamo2,
+    state: DecodeState,
+    burst: Burst,
+    logits: Float[Array, "s v"],
+    active: Bool[Array, " s"],
+    *limits: Array,
 ) -> tuple[DecodeState, Burst]:
     """Draw the next token of each active row and record it. The cache does not change.
+
+    On a mesh, each device draws for some rows, from all logits of a row: a token must not depend on how the vocabulary is divided.
 
     Args:
         limits: `usable`, `allowed` and `constrained` of `_adjusted`.
     """
     settings, rows = state.settings, jnp.arange(logits.shape[0])
+    logits = model.spread_rows(logits)
     logits = _adjusted(logits, state, active, *limits)
     token, logprob = sample(logits, _keys(settings.key, state.step), settings.sampling, state.counts)
     top = jax.lax.cond(
         jnp.any(active & (settings.top_logprobs > 0)),
         _likeliest,
-        lambda logits: (burst.top_tokens[0], burst.top_logprobs[0]),
+        lambda logits, _: (burst.top_tokens[0], burst.top_logprobs[0]),
         logits,
+        jax.nn.logsumexp(logits, axis=-1, keepdims=True),
     )
+    # Without this, XLA would divide the rows of the next step over all devices, also in the network.
+    token, logprob, top = place_whole(model.mesh, (token, logprob, top))
     # Rows that are not active write out of bounds.
     place = jnp.where(active, burst.filled, burst.tokens.shape[0])
 
@@ -223,21 +234,23 @@ def _draw(
         filled=burst.filled + active,
     )
     ended = settings.stop[rows, token] | (state.step + 1 >= settings.max_new_tokens)
-    state = state.replace(
-        token=jnp.where(active, token, state.token),
-        alive=state.alive & ~(active & ended),
-        step=state.step + active,
-        counts=state.counts.at[rows, token].add(active.astype(jnp.int32)),
-        lookup=state.lookup.append(token, active),
-    )
-    return state, burst
+    drawn = {
+        "token": jnp.where(active, token, state.token),
+        "alive": state.alive & ~(active & ended),
+        "step": state.step + active,
+        "counts": state.counts.at[rows, token].add(active.astype(jnp.int32)),
+        "lookup": state.lookup.append(token, active),
+    }
+    return state.replace(**place_whole(model.mesh, drawn)), burst
 
 
-def _likeliest(logits: Float[Array, "s v"]) -> tuple[Int[Array, "s n"], Float[Array, "s n"]]:
+def _likeliest(
+    logits: Float[Array, "s v"], normalizer: Float[Array, "s 1"]
+) -> tuple[Int[Array, "s n"], Float[Array, "s n"]]:
     """Return the most likely tokens and their log-probabilities, computed in the same way as in `sample`."""
     n = min(MAX_TOP_LOGPROBS, logits.shape[1])
     values, tokens = jax.lax.top_k(logits, n)
-    values -= jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    values -= normalizer
     missing = ((0, 0), (0, MAX_TOP_LOGPROBS - n))
     return jnp.pad(tokens, missing), jnp.pad(values, missing, constant_values=-jnp.inf)
 
@@ -286,20 +299,20 @@ def decode(
         return (filled < count) & (filled + width <= capacity) & jnp.any(state.alive) & ~freed
 
     def logits_of(features: Float[Array, "s t d"]) -> Float[Array, "s t v"]:
-        # Whole rows on each device: what is sampled from them must not depend on how the vocabulary is divided.
         return model.apply({"params": params}, features, method="decoding_logits").astype(jnp.float32)
 
     def plain(state, burst, *_):
-        alive = state.alive
+        # As in `_draw`, the network must not divide these rows.
+        token, alive = place_whole(model.mesh, (state.token, state.alive))
         features, cache = model.apply(
             {"params": params},
-            state.token[:, None],
+            token[:, None],
             alive[:, None].astype(jnp.int32),
             cache=state.cache,
             method="features",
         )
         logits = logits_of(features)[:, 0]
-        return _draw(state.replace(cache=place_cache(model.mesh, cache)), burst, logits, alive, *limits)
+        return _draw(model, state.replace(cache=place_cache(model.mesh, cache)), burst, logits, alive, *limits)
 
     def speculative(state, burst, drafts, counts):
         begun, places = state.alive, jnp.arange(width)
@@ -308,11 +321,11 @@ def decode(
         features, commit = model.apply(
             {"params": params}, inputs, read.astype(jnp.int32), cache=state.cache, method="features_deferred"
         )
-        logits = logits_of(features)
+        logits = model.gather_channels(logits_of(features))
 
         def draw(carry):
             place, state, burst, active, kept = carry
-            state, burst = _draw(state, burst, logits[:, place], active, *limits)
+            state, burst = _draw(model, state, burst, logits[:, place], active, *limits)
             # The next logits are of use where the draft is what was drawn.
             draft = jnp.take(drafts, jnp.minimum(place, width - 2), axis=1)
             active &= state.alive & (place < counts) & (draft == state.token)

@@ -10,6 +10,7 @@ from typing import Any
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from plamo2_jax.adapters.open import open_model
@@ -17,7 +18,7 @@ from plamo2_jax.adapters.targets import A, B, Split
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.load import LoadedModel
 from plamo2_jax.model import Plamo2, abstract_params, logical_axes
-from plamo2_jax.model.axes import CONV, LAYERS, map_with_axes
+from plamo2_jax.model.axes import CONV, EMBED, HEAD_DIM, LAYERS, Axes, map_with_axes
 from plamo2_jax.model.low_rank import LowRank
 from plamo2_jax.model.plamo2 import period_name
 from plamo2_jax.sharding.rules import param_shardings, with_shardings
@@ -48,7 +49,46 @@ def abstract_weights(model: Plamo2) -> dict:
     cast = map_with_axes(
         lambda axes, leaf: jax.ShapeDtypeStruct(leaf.shape, _dtype(model, axes, leaf.dtype)), names, shapes
     )
-    return cast if model.mesh is None else with_shardings(cast, param_shardings(names, cast, model.mesh, "tensor"))
+    if model.mesh is None:
+        return cast
+    placed = with_shardings(cast, param_shardings(names, cast, model.mesh, "tensor"))
+    return map_with_axes(_ordered, names, placed) if _on_tpu(model) else placed
+
+
+def _on_tpu(model: Plamo2) -> bool:
+    device = jax.local_devices()[0] if model.mesh is None else model.mesh.devices.flat[0]
+    return device.platform == "tpu"
+
+
+def _order(names: Axes) -> tuple[int, ...]:
+    """Return the order of a parameter's axes in the memory of a TPU, the last of which changes fastest.
+
+    A TPU multiplies by tiles of the last two axes. A projection to heads [embed, heads, head_dim] contracts embed, which must be one of
+    them. Otherwise, each call of a program would change the order.
+    """
+    order = list(range(len(names)))
+    if names[-1] == HEAD_DIM and EMBED in names[:-2]:
+        order.insert(len(order) - 2, order.pop(names.index(EMBED)))
+    return tuple(order)
+
+
+def _ordered(names: Axes, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    layout = Format(Layout(_order(names)), leaf.sharding)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
+
+
+def _reorder(model: Plamo2, params: dict) -> dict:
+    """Return parameters in the order of `_order` on TPU, one by one."""
+    if not _on_tpu(model):
+        return params
+
+    def one(names: Axes, leaf: Any) -> Any:
+        order = _order(names)
+        if not isinstance(leaf, jax.Array) or order == tuple(range(leaf.ndim)):
+            return leaf
+        return jax.device_put(leaf, Format(Layout(order), leaf.sharding), donate=True)
+
+    return map_with_axes(one, logical_axes(model), params)
 
 
 def load_weights(
@@ -90,7 +130,7 @@ def load_weights(
         params = params if scan_layers else unstack(stacked, params)
         if mesh is not None:
             params = jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, abstract_weights(model)))
-    return model, dataclasses.replace(loaded, params=params)
+    return model, dataclasses.replace(loaded, params=_reorder(model, params))
 
 
 def unstack(model: Plamo2, params: dict) -> dict:

@@ -53,6 +53,6 @@ class Attention(nn.Module):
         settings = {"window": window, "implementation": self.implementation}
         y, after = parallel.attend(self.mesh, cache, q, k, v, context, **settings)
         if context.deferred:
-            after = functools.partial(cache.write, k, v)
+            after = functools.partial(parallel.write, self.mesh, cache, q.shape[2], k, v)
         observe(self, y, tuple(heads), context.segment_ids)
         return project(self, "o_proj", "bthp,hpd->btd", y, normal, {**heads, axes.EMBED: e}), after

@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from plamo2_jax.config import LayerKind, ModelConfig
-from plamo2_jax.model import axes
+from plamo2_jax.model import axes, parallel
 from plamo2_jax.model.attention import Attention
 from plamo2_jax.model.cache import AttentionCache, Context, LayerCache, MambaCache
 from plamo2_jax.model.layers import MIXER_SCALE, MLP_SCALE, GatedMLP, RMSNorm, observe, record_block_influence
@@ -73,10 +73,14 @@ class Block(nn.Module):
         def closing(name, offset):
             return RMSNorm(offset, c.rms_norm_eps, ends_residual=True, name=name)
 
-        y, cache = mixer(opening("pre_mixer_norm"), context, cache)
-        x = x + closing("post_mixer_norm", MIXER_SCALE)(y)
+        def gathered(y):
+            # Otherwise XLA divides the few rows of a decoding step over all devices, and sends them around in every layer.
+            return y if cache is None else parallel.gather_channels(self.mesh, y)
+
+        y, new = mixer(opening("pre_mixer_norm"), context, cache)
+        x = gathered(x + closing("post_mixer_norm", MIXER_SCALE)(gathered(y)))
         y = GatedMLP(c, name="mlp")(opening("pre_mlp_norm"), context.segment_ids)
-        return x + closing("post_mlp_norm", MLP_SCALE)(y), cache
+        return gathered(x + closing("post_mlp_norm", MLP_SCALE)(gathered(y))), new
 
 
 class Period(nn.Module):

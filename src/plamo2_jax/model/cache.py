@@ -15,7 +15,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from plamo2_jax.config import LayerGroup, LayerKind, ModelConfig
-from plamo2_kernels.attention import Implementation, Keys, cached_attention, masked_attention
+from plamo2_kernels.attention import Implementation, Keys, attend_one, cached_attention, visible_keys
 from plamo2_kernels.segments import carried_segments, first_segment
 
 
@@ -44,16 +44,16 @@ class MambaCache(struct.PyTreeNode):
 class AttentionCache(struct.PyTreeNode):
     """Keys and values of an attention layer, in a ring buffer of s slots. Token i of a row is in slot i mod s."""
 
-    k: Float[Array, "b s g p"]
-    """Keys after norm, scale and rotation."""
-    v: Float[Array, "b s g p"]
+    k: Float[Array, "b g s p"]
+    """Keys after norm, scale and rotation. Slots are next to the last axis, so the keys of a head are contiguous."""
+    v: Float[Array, "b g s p"]
     positions: Int[Array, "b s"]
     segment_ids: Int[Array, "b s"]
     """Segment of the token in each slot; -1 in an empty slot."""
 
     def write(self, k: Float[Array, "b t g p"], v: Float[Array, "b t g p"], context: Context) -> AttentionCache:
         """Write the tokens that are not padding over the oldest tokens."""
-        slots = self.k.shape[1]
+        slots = self.k.shape[2]
         real = context.segment_ids != 0
         rank = jnp.cumsum(real, axis=1) - 1
         total = rank[:, -1:] + 1
@@ -63,10 +63,18 @@ class AttentionCache(struct.PyTreeNode):
         slot = jnp.where(kept, (context.count[:, None] + rank) % slots, slots)
 
         def put(old, new):
-            return jax.vmap(lambda o, s, n: o.at[s].set(n.astype(o.dtype), mode="drop"))(old, slot, new)
+            return jax.vmap(lambda o, s, n: o.at[s].set(n, mode="drop"))(old, slot, new)
 
-        new = AttentionCache(k, v, context.positions, context.segment_ids)
-        return jax.tree.map(put, self, new)
+        def put_heads(old, new):
+            new = new.swapaxes(1, 2).astype(old.dtype)
+            return jax.vmap(lambda o, s, n: o.at[:, s].set(n, mode="drop"))(old, slot, new)
+
+        return AttentionCache(
+            put_heads(self.k, k),
+            put_heads(self.v, v),
+            put(self.positions, context.positions),
+            put(self.segment_ids, context.segment_ids),
+        )
 
     def attend(
         self,
@@ -77,25 +85,23 @@ class AttentionCache(struct.PyTreeNode):
         *,
         window: int | None,
         implementation: Implementation,
-        read: Callable[[Array], Array],
     ) -> tuple[Float[Array, "b t h p"], AttentionCache]:
-        """Attend to the tokens in the cache and to the new tokens. Return the output, and the cache with the new tokens.
-
-        Args:
-            read: Picks the key/value heads that the queries read.
-        """
+        """Attend to the tokens in the cache and to the new tokens. Return the output, and the cache with the new tokens."""
         new = self.write(k, v, context)
         positions, segment_ids = context.positions, context.segment_ids
         if q.shape[1] == 1:
             # The ring buffer holds the whole window and the token itself, so a single token reads it in place.
-            keys = read(new.k).astype(q.dtype), read(new.v).astype(q.dtype)
-            y = masked_attention(q, *keys, segment_ids, new.segment_ids, positions, new.positions, window=window)
+            allowed = visible_keys(segment_ids, new.segment_ids, positions, new.positions, window)[:, 0]
+            y = attend_one(q[:, 0], new.k.astype(q.dtype), new.v.astype(q.dtype), allowed)[:, None]
         else:
-            piece = Keys(read(k), read(v), positions, segment_ids)
-            ring = Keys(read(self.k), read(self.v), self.positions, self.segment_ids)
+            piece = Keys(k.swapaxes(1, 2), v.swapaxes(1, 2), positions, segment_ids)
+            ring = Keys(self.k, self.v, self.positions, self.segment_ids)
             y = cached_attention(q, piece, ring, context.count, window=window, implementation=implementation)
         return y, new
 
+
+SLOT_AXES = AttentionCache(2, 2, 1, 1)
+"""Axis of the slots in each array of an `AttentionCache`."""
 
 LayerCache = MambaCache | AttentionCache | Callable[[Context], MambaCache | AttentionCache] | None
 """What a layer returns as its new cache: a function if the context is deferred, None without a cache."""
@@ -140,7 +146,13 @@ def advance(cache: Cache, runs: tuple, context: Context) -> Cache:
 
 
 def init_cache(
-    config: ModelConfig, batch_size: int, max_length: int, dtype: jnp.dtype, *, stacked: bool = True
+    config: ModelConfig,
+    batch_size: int,
+    max_length: int,
+    dtype: jnp.dtype,
+    *,
+    stacked: bool = True,
+    key_heads: int | None = None,
 ) -> Cache:
     """Return an empty cache.
 
@@ -151,8 +163,9 @@ def init_cache(
             must refuse such a row.
         dtype: dtype of keys, values and convolution inputs. The state of the scan is float32 (float64 if dtype is).
         stacked: Stack the arrays of the periods of a layer group.
+        key_heads: Number of key/value heads (see `parallel.cached_heads`); None: as in the config.
     """
-    b, p, g = batch_size, config.hidden_size_per_head, config.num_key_value_heads
+    b, p, g = batch_size, config.hidden_size_per_head, key_heads or config.num_key_value_heads
 
     def layer(kind: LayerKind, *lead: int):
         if kind is LayerKind.MAMBA:
@@ -161,7 +174,7 @@ def init_cache(
             return MambaCache(jnp.zeros((*lead, b, k - 1, h, p), dtype), jnp.zeros((*lead, b, h, p, n), state_dtype))
         s = min(max_length, config.attention_window_size + 1) if kind is LayerKind.WINDOW else max_length
         # k and v need separate buffers, because a cache may be donated.
-        k, v = (jnp.zeros((*lead, b, s, g, p), dtype) for _ in range(2))
+        k, v = (jnp.zeros((*lead, b, g, s, p), dtype) for _ in range(2))
         return AttentionCache(k, v, jnp.zeros((*lead, b, s), jnp.int32), jnp.full((*lead, b, s), -1, jnp.int32))
 
     def periods(group: LayerGroup):

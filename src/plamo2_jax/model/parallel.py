@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from plamo2_jax.errors import PlamoError
@@ -98,37 +98,88 @@ def attend(
     Query heads are divided over tensor. Key/value heads that are not a multiple of tensor are sent to the devices whose queries read them.
     """
 
-    def body(cache, q, k, v, context, read=lambda heads: heads):
+    def body(cache, q, k, v, context):
         settings = {"window": window, "implementation": implementation}
+        k, v = read(k), read(v)
         if cache is not None:
-            return cache.attend(q, k, v, context, read=read, **settings)
+            return cache.attend(q, k, v, context, **settings)
         settings["segment_ids"] = context.segment_ids
         if mesh is None:
             return attention_kernels.attention(q, k, v, **settings), None
-        return sharded_attention(q, read(k), read(v), axis_name=SEQUENCE, **settings), None
+        return sharded_attention(q, k, v, axis_name=SEQUENCE, **settings), None
 
+    heads, key_heads, read = _split_heads(mesh, q.shape[2], k.shape[2])
     if mesh is None:
         return body(cache, q, k, v, context)
     rows = _rows(mesh, q, cached=cache is not None)
-    heads, key_heads, read = _split_heads(mesh, q.shape[2], k.shape[2])
-    of_heads, of_keys, per_row = PartitionSpec(*rows, heads), PartitionSpec(*rows, key_heads), PartitionSpec(rows[0])
-    of_cache = None if cache is None else AttentionCache(of_keys, of_keys, rows, rows)
-    shard = _shard_map(
-        functools.partial(body, read=read),
-        mesh=mesh,
-        in_specs=(of_cache, of_heads, of_keys, of_keys, Context(rows, rows, per_row, per_row)),
-        out_specs=(of_heads, of_cache),
-    )
+    of_heads, of_keys = PartitionSpec(*rows, heads), PartitionSpec(*rows, key_heads)
+    of_cache = None if cache is None else _of_cache(rows, heads)
+    in_specs = (of_cache, of_heads, of_keys, of_keys, _of_context(context, rows))
+    shard = _shard_map(body, mesh=mesh, in_specs=in_specs, out_specs=(of_heads, of_cache))
     return shard(cache, q, k, v, context)
 
 
-def _split_heads(mesh: Mesh, h: int, g: int) -> tuple[str | None, str | None, Callable[[Array], Array]]:
+def write(
+    mesh: Mesh | None,
+    cache: AttentionCache,
+    h: int,
+    k: Float[Array, "b t g p"],
+    v: Float[Array, "b t g p"],
+    context: Context,
+) -> AttentionCache:
+    """Compute `AttentionCache.write` for a layer with h query heads."""
+
+    def body(cache, k, v, context):
+        return cache.write(read(k), read(v), context)
+
+    heads, key_heads, read = _split_heads(mesh, h, k.shape[2])
+    if mesh is None:
+        return body(cache, k, v, context)
+    rows = _rows(mesh, k, cached=True)
+    of_keys, of_cache = PartitionSpec(*rows, key_heads), _of_cache(rows, heads)
+    in_specs = (of_cache, of_keys, of_keys, _of_context(context, rows))
+    return _shard_map(body, mesh=mesh, in_specs=in_specs, out_specs=of_cache)(cache, k, v, context)
+
+
+def gather_channels(mesh: Mesh | None, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    """Divide rows over data × fsdp, with all channels of a token on one device, in a model with a cache."""
+    if mesh is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _rows(mesh, x, cached=True)))
+
+
+def cached_heads(mesh: Mesh | None, h: int, g: int) -> int:
+    """Return the number of key/value heads in the cache of a layer with h query heads and g key/value heads.
+
+    Each device caches the heads that its queries read. If several devices read a head, the cache has a copy for each of them.
+    """
+    if mesh is None or not _over_tensor(mesh, h) or _over_tensor(mesh, g):
+        return g
+    return mesh.shape[TENSOR] * _heads_read(h // mesh.shape[TENSOR], h // g)
+
+
+def _of_cache(rows: PartitionSpec, heads: str | None) -> AttentionCache:
+    of_keys = PartitionSpec(rows[0], heads)
+    return AttentionCache(of_keys, of_keys, rows, rows)
+
+
+def _of_context(context: Context, rows: PartitionSpec) -> Context:
+    per_row = PartitionSpec(rows[0])
+    return context.replace(segment_ids=rows, positions=rows, count=per_row, continues=per_row)
+
+
+def _split_heads(mesh: Mesh | None, h: int, g: int) -> tuple[str | None, str | None, Callable[[Array], Array]]:
     """Return the mesh axis of query heads, that of key/value heads, and a function that picks the key/value heads a device reads."""
-    heads = _over_tensor(mesh, h)
+    heads = mesh and _over_tensor(mesh, h)
     key_heads = heads and _over_tensor(mesh, g)
     if key_heads or not heads:
         return heads, key_heads, lambda k: k
     return heads, None, lambda k: _read_by(k, h // mesh.shape[TENSOR], h // g)
+
+
+def _heads_read(queries: int, share: int) -> int:
+    """Return the number of key/value heads that a device reads. For the arguments, see `_read_by`."""
+    return 1 if share % queries == 0 else queries
 
 
 def _read_by(k: Float[Array, "b t g p"], queries: int, share: int) -> Float[Array, "b t g2 p"]:
@@ -139,7 +190,7 @@ def _read_by(k: Float[Array, "b t g p"], queries: int, share: int) -> Float[Arra
         share: Number of query heads that read the same key/value head.
     """
     first = jax.lax.axis_index(TENSOR) * queries
-    if share % queries == 0:
+    if _heads_read(queries, share) == 1:
         return jax.lax.dynamic_slice_in_dim(k, first // share, 1, axis=2)
     return jnp.take(k, (first + jnp.arange(queries)) // share, axis=2)
 

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from plamo2_jax.config import LayerGroup, ModelConfig
-from plamo2_jax.model import axes
+from plamo2_jax.model import axes, parallel
 from plamo2_jax.model.block import Period, Remat, recomputed
 from plamo2_jax.model.cache import Cache, Context, advance, init_cache, make_context
 from plamo2_jax.model.layers import OBSERVED, RMSNorm
@@ -186,11 +186,11 @@ class Plamo2(nn.Module):
         return self._place(logits, axes.ROWS, (axes.SEQUENCE,), (axes.TENSOR,))
 
     def decoding_logits(self, x: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
-        """Compute logits of few tokens. The results are those of `logits` up to rounding, and all channels are on one device."""
+        """Compute logits of few tokens. The results are those of `logits` up to rounding."""
         weight = self.embedding if self.config.tie_word_embeddings else self.lm_head
         b, t, d = x.shape
         if b * t == 1 or not isinstance(weight, jax.Array) or self.mesh is not None:
-            return self.gather_channels(self.logits(x))
+            return self.logits(x)
 
         def table_first(x, weight):
             # With the table as the first operand, XLA on CPU needs half the time. The barriers keep it from swapping the operands.
@@ -209,7 +209,13 @@ class Plamo2(nn.Module):
         """
         return self._place(x, axes.ROWS, (axes.SEQUENCE,), ())
 
-    def _place(self, x: Float[Array, "b t c"], *mesh_axes: tuple[str, ...]) -> Float[Array, "b t c"]:
+    def spread_rows(self, x: Float[Array, "b c"]) -> Float[Array, "b c"]:
+        """Divide rows over all devices, with all channels of a row on one device. Without a mesh, return x."""
+        every = (axes.DATA, axes.FSDP, axes.SEQUENCE, axes.TENSOR)
+        divisible = self.mesh is not None and x.shape[0] % self.mesh.size == 0
+        return self._place(x, every if divisible else axes.ROWS, ())
+
+    def _place(self, x: Array, *mesh_axes: tuple[str, ...]) -> Array:
         """Divide each axis over its mesh axes. An axis that is not a multiple of them (a short row, a small batch) is not divided."""
         if self.mesh is None:
             return x
@@ -221,7 +227,11 @@ class Plamo2(nn.Module):
 
     def init_cache(self, batch_size: int, max_length: int) -> Cache:
         """Return an empty cache in the activation dtype, stacked if `scan_layers`. For the arguments, see `cache.init_cache`."""
-        return init_cache(self.config, batch_size, max_length, self.activation_dtype, stacked=self.scan_layers)
+        c = self.config
+        key_heads = parallel.cached_heads(self.mesh, c.num_attention_heads, c.num_key_value_heads)
+        return init_cache(
+            c, batch_size, max_length, self.activation_dtype, stacked=self.scan_layers, key_heads=key_heads
+        )
 
 
 def period_name(run: str, index: int) -> str:

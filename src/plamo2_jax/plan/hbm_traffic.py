@@ -7,13 +7,16 @@ import dataclasses
 from plamo2_jax.plan.hlo import Computation, Instruction, Module, hbm_bytes, tuple_elements
 
 _RENAMES = ("bitcast", "get-tuple-element", "reshape")
+_READS_OF_PARTS = ("dynamic-slice", "slice", "gather")
+# Operations that update their first operand in place, and the operand that holds the update.
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 
 
 def instruction_bytes(module: Module, computation: Computation, instruction: Instruction) -> int:
     """Return the HBM bytes of one execution: an instruction reads each operand once and writes its result once.
 
-    If an operand is only sliced, only the slice counts; if a result is updated in place, only the update counts. Otherwise a loop over the
-    slices of an array would be charged for the whole array in every iteration.
+    If an operand is only sliced or gathered from, only the slice counts; if a result is updated in place, only the update counts. Otherwise
+    a loop over the slices of an array would be charged for the whole array in every iteration.
     """
     shapes = [computation[name].shape if name in computation else "" for name in instruction.operands]
     if instruction.op.endswith("-start"):
@@ -23,9 +26,9 @@ def instruction_bytes(module: Module, computation: Computation, instruction: Ins
         if "slice" in instruction.op:
             read = min(read, hbm_bytes(_without_space(target)))
         return read + hbm_bytes(target)
-    if instruction.op == "dynamic-update-slice":
-        return 2 * hbm_bytes(shapes[1]) if hbm_bytes(shapes[0]) else 0
-    if instruction.op in ("dynamic-slice", "slice"):
+    if instruction.op in _UPDATES:
+        return 2 * hbm_bytes(shapes[_UPDATES[instruction.op]]) if hbm_bytes(shapes[0]) else 0
+    if instruction.op in _READS_OF_PARTS:
         return hbm_bytes(instruction.shape) + min(hbm_bytes(shapes[0]), hbm_bytes(_without_space(instruction.shape)))
     fused = module.fused(instruction)
     if fused is None:
@@ -77,9 +80,9 @@ def _read(computation: Computation, parameter: Instruction, shape: str) -> int:
     read = 0
     for user in _users(computation, parameter.name):
         first = _renamed(computation, user.operands[0]) == parameter.name
-        if user.op in ("dynamic-slice", "slice") and first:
+        if user.op in _READS_OF_PARTS and first:
             read += hbm_bytes(_without_space(user.shape))
-        elif user.op != "dynamic-update-slice" or not first:
+        elif user.op not in _UPDATES or not first:
             return whole
     return min(read, whole)
 
@@ -88,6 +91,6 @@ def _written(computation: Computation, fusion: Instruction) -> int:
     root = next(i for i in computation.values() if i.root)
     root = computation[_renamed(computation, root.name)]
     whole = hbm_bytes(fusion.shape)
-    if whole and root.op == "dynamic-update-slice":
-        return hbm_bytes(_without_space(computation[root.operands[1]].shape))
+    if whole and root.op in _UPDATES:
+        return min(whole, hbm_bytes(_without_space(computation[root.operands[_UPDATES[root.op]]].shape)))
     return whole

@@ -25,7 +25,7 @@ _PARTS = (
     (r"/sampling/", "sampling"),
     (r"causal_conv1d", "convolution"),
     (r"logits|log_softmax|predict|cross_entropy", "logits and loss"),
-    (r"features/(gather|scatter|take|sort)|embedding", "embedding"),
+    (r"features/(Plamo2\._layers/)?(gather|scatter|take|sort)|embedding", "embedding"),
     (r"/mlp/.*dot_general", "MLP products"),
     (r"/mixer/.*(dot_general|->)", "mixer products"),
     (r"/mlp/", "MLP, elementwise"),
@@ -183,6 +183,8 @@ def part(operation: Operation) -> str:
     """Return the part of the model that an operation belongs to."""
     if operation.kind == "copy":
         return "copies and changes of layout"
+    if operation.kind in ("copy-start", "slice-start"):
+        return "transfers ahead of use"
     for pattern, name in _PARTS:
         if re.search(pattern, f"{operation.op_name} {operation.name}"):
             return name

@@ -55,7 +55,8 @@ def decode_program(config: ModelConfig, dtype: str, mesh: Mesh, *, rows: int, to
     weights, total = abstract_weights(model), rows * mesh.shape[axes.DATA]
     whole = replicated(mesh)
     shapes = jax.eval_shape(lambda: empty_state(model.clone(mesh=None), total, tokens + 1))
-    state = with_shardings(shapes, jax.tree.map(lambda leaf: whole, shapes)).replace(cache=_placed(mesh, shapes.cache))
+    cache = _placed(mesh, jax.eval_shape(lambda: model.init_cache(total, tokens + 1)))
+    state = with_shardings(shapes, jax.tree.map(lambda leaf: whole, shapes)).replace(cache=cache)
 
     def scalar(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
