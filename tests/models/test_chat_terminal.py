@@ -72,6 +72,8 @@ def test_ctrl_c_stops_a_local_answer_and_the_chat_goes_on(chat, folder):
     terminal.type(CTRL_C)
     terminal.wait(r"(?s)\(stopped\).*> ")
     terminal.type("left over")
+    # The echo shows that the line is being edited: readline can miss a signal in the moment before.
+    terminal.wait("left over")
     terminal.type(CTRL_C)
     terminal.wait("/exit or Ctrl-D ends the chat")
     terminal.line("/help")

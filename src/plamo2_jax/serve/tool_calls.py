@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from plamo2_jax.engine.grammar import Grammar, lark_json, lark_text
+from plamo2_jax.errors import PlamoError
 
 OPENER, CLOSER = "<tool_call>", "</tool_call>"
 _WHITESPACE = " \t\r\n"
@@ -276,4 +277,4 @@ class _CallScan:
 
 
 def _refuse(name: str) -> None:
-    raise ValueError(name)
+    raise PlamoError(f"{name} is not JSON")
