@@ -62,18 +62,20 @@ class AttentionCache(struct.PyTreeNode):
         kept = real & (rank >= total - slots)
         slot = jnp.where(kept, (context.count[:, None] + rank) % slots, slots)
 
-        def put(old, new):
+        def put(old, slot, new):
             return jax.vmap(lambda o, s, n: o.at[s].set(n, mode="drop"))(old, slot, new)
 
         def put_heads(old, new):
             new = new.swapaxes(1, 2).astype(old.dtype)
-            return jax.vmap(lambda o, s, n: o.at[:, s].set(n, mode="drop"))(old, slot, new)
+            flat = old.reshape(-1, *old.shape[2:])
+            slots = jnp.repeat(slot, old.shape[1], axis=0)
+            return put(flat, slots, new.reshape(-1, *new.shape[2:])).reshape(old.shape)
 
         return AttentionCache(
             put_heads(self.k, k),
             put_heads(self.v, v),
-            put(self.positions, context.positions),
-            put(self.segment_ids, context.segment_ids),
+            put(self.positions, slot, context.positions),
+            put(self.segment_ids, slot, context.segment_ids),
         )
 
     def attend(
