@@ -135,9 +135,9 @@ def lookup(tokens, width=32):
     ("tokens", "draft"),
     [
         ([1, 2, 3, 4, 5, 1, 2], [3, 4, 5, 1]),
-        # The latest place counts, and a draft ends where the text does.
-        ([1, 2, 3, 1, 2, 4, 1, 2], [4, 1, 2]),
-        ([7, 7, 7, 7], [7]),
+        # The latest place counts, and the text is taken to repeat itself.
+        ([1, 2, 3, 1, 2, 4, 1, 2], [4, 1, 2, 4]),
+        ([7, 7, 7, 7], [7, 7, 7, 7]),
         ([1, 2, 3], []),
         ([1], []),
         # What is behind the text is no match.

@@ -89,8 +89,10 @@ def propose(lookup: Lookup, config: SpeculationConfig) -> tuple[Int[Array, "s k"
         for j in range(n):
             match &= jnp.roll(history, n - 1 - j) == last[j]
         found = jnp.max(jnp.where(match, places, -1))
-        draft = jnp.take(history, found + 1 + jnp.arange(k), mode="clip")
-        return draft, jnp.where(found >= 0, jnp.minimum(length - 1 - found, k), 0)
+        # A draft that reaches the end of the text goes on as if the text repeated itself from the place on.
+        period = jnp.maximum(length - 1 - found, 1)
+        draft = jnp.take(history, found + 1 + jnp.arange(k) % period, mode="clip")
+        return draft, jnp.where(found >= 0, k, 0)
 
     drafts, counts = jax.vmap(of_row)(lookup.history, lookup.length)
     return drafts, jnp.where(lookup.paused > 0, 0, counts)
