@@ -113,7 +113,9 @@ def main() -> None:
         for tree in trees.values():
             tree.close()
     results = {
-        "command": "python experiments/bench/decode.py " + " ".join(sys.argv[1:]),
+        # The path of the other tree belongs to this machine.
+        "command": "python experiments/bench/decode.py "
+        + " ".join("TREE" if word == str(arguments.other) else word for word in sys.argv[1:]),
         "parameters": parameters,
         "new_tokens": NEW_TOKENS,
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",

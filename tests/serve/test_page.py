@@ -76,9 +76,8 @@ def test_a_question_is_answered_while_the_page_shows_its_text(page, server):
     found = re.fullmatch(
         r"5 tokens · ([\d.]+) tokens/s · first text after ([\d.]+) s · prompt 7 tokens \(4 from the cache\)", facts
     )
-    # Four tokens after the first, which the server holds back for half a second. A busy machine makes both times longer or shorter.
+    # Four tokens after the first, which the server holds back for half a second. A busy machine changes this time.
     assert 0 < float(found[1]) < 4 / 0.2
-    assert float(found[2]) >= 0
     body = server.bodies[-1]
     assert body["messages"] == [{"role": "user", "content": "吾輩は何？"}]
     assert body["stream"] is True

@@ -36,7 +36,7 @@ class SamplesConfig:
     """
 
     prompts: tuple[str, ...] = ()
-    """Messages of a user, each of which starts a conversation; empty: no samples."""
+    """User messages. Each one starts a conversation. Empty: no samples."""
     sampling: SamplingConfig = dataclasses.field(default_factory=lambda: SamplingConfig(temperature=0.0))
     """Sampling of the answers, greedy by default."""
     max_new_tokens: int = 128

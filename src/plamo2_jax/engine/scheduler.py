@@ -87,7 +87,7 @@ class Delta:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     top_logprobs: tuple[TopLogprobs, ...] = ()
-    """The most likely tokens at the position of each token, as many as the request asked for."""
+    """For each token, the most likely tokens at its position. The request sets their number."""
     finish_reason: FinishReason | None = None
     error: str | None = None
 

@@ -66,9 +66,8 @@ def take_page(cache: Cache, start: Int[Array, ""], *, max_length: int, length: i
     )
 
 
-@functools.partial(jax.jit, static_argnames=("model", "max_length"))
-def _copy(model: Plamo2, state: Cache, empty: Cache, max_length: int) -> Cache:
-    del max_length
+@functools.partial(jax.jit, static_argnames="model")
+def _copy(model: Plamo2, state: Cache, empty: Cache) -> Cache:
     cache = jax.tree.map(
         lambda kept, layer: layer if kept is None else jax.tree.map(jnp.copy, kept),
         state,
@@ -105,7 +104,7 @@ def restore(model: Plamo2, state: Cache, pages: Sequence[Page], *, rows: int, ma
         rows: number of rows of the cache.
         max_length: number of tokens that a row of the cache can hold.
     """
-    cache = _copy(model, state, committed(empty_cache(model, rows, max_length)), max_length)
+    cache = _copy(model, state, committed(empty_cache(model, rows, max_length)))
     for page in pages if _paged_layers(cache, max_length) else ():
         cache = _put_page(cache, page, max_length)
     return cache

@@ -61,7 +61,7 @@ def _on_tpu(model: Plamo2) -> bool:
 
 
 def _order(names: Axes) -> tuple[int, ...]:
-    """Return the order of a parameter's axes in the memory of a TPU, the last of which changes fastest.
+    """Return the order of a parameter's axes in TPU memory. The last axis changes fastest.
 
     A TPU multiplies by tiles of the last two axes. A projection to heads [embed, heads, head_dim] contracts embed, which must be one of
     them. Otherwise, each call of a program would change the order.

@@ -70,7 +70,7 @@ def evaluation_step(
     Args:
         model: A model with the methods `features` and `logits`.
         byte_lengths: [v] int32, UTF-8 bytes of each token.
-        chunk: Positions of each row whose logits exist at a time; None: as many as need 256 MiB per device.
+        chunk: Positions of each row whose logits exist at a time; None: the number whose logits need 256 MiB per device.
     """
 
     @jax.jit

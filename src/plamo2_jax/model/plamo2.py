@@ -136,7 +136,7 @@ class Plamo2(nn.Module):
     def features_deferred(
         self, tokens: Int[Array, "b t"], segment_ids: Int[Array, "b t"], cache: Cache
     ) -> tuple[Float[Array, "b t d"], Callable[[Int[Array, "b t"]], Cache]]:
-        """Compute features of tokens, not all of which may be kept. Only without a scan over layers.
+        """Compute features of tokens, and decide afterwards which of them to keep. This requires `scan_layers=False`.
 
         Returns:
             The features, and a function that returns the cache after the tokens whose segment, its argument, is not 0. These must be the

@@ -32,7 +32,7 @@ class ChatFields:
     variables: Mapping[str, Any]
     """Variables of the chat template."""
     max_tokens: int | None
-    """None: as many as fit."""
+    """Maximum number of new tokens. None: the rest of the context."""
     logprobs: bool
     top_logprobs: int
     output: OutputFormat
