@@ -1,4 +1,4 @@
-"""Weight matrices quantized to 8 or 4 bits, as leaves of a parameter tree.
+"""Weight matrices quantized to 8 or 4 bits, as leaves of a parameter tree, and activations quantized per token.
 
     weight = (values - zero points) · scales
 
@@ -22,18 +22,24 @@ from plamo2_jax.model import axes
 
 Bits = Literal[4, 8]
 _DTYPES = {4: jnp.int4, 8: jnp.int8}
+Activations = Literal["int8", "float8"]
+"""dtypes of activations that are quantized in the product. float8 is float8_e4m3fn."""
+MAX_FLOAT8 = 448.0
+"""Largest finite value of float8_e4m3fn."""
 
 
 class QuantizedArray(struct.PyTreeNode):
     """A quantized parameter. All arrays may have an additional first axis (layers), which a scan or an index removes."""
 
-    values: Int[Array, "*outputs *inputs"]
-    """The quantized values, int8 or int4."""
+    values: Int[Array, "*outputs *inputs"] | Float[Array, "*outputs *inputs"]
+    """The quantized values: int8, int4 or float8_e4m3fn."""
     scales: Float[Array, "*outputs groups"]
     zero_points: Int[Array, "*outputs groups"] | None
     """The integers that represent 0; None: 0 itself."""
     contracted: tuple[int, ...] = struct.field(pytree_node=False)
     """Contraction axes of the parameter, counted from the end: -1 is the last axis."""
+    activations: Activations | None = struct.field(pytree_node=False, default=None)
+    """dtype to which the product quantizes the activations of each token (`quantize_activations`); None: they stay as they are."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -111,6 +117,48 @@ def quantize(
         zeros = zeros.astype(_DTYPES[bits])
     values = jnp.clip(jnp.round(numbers), -most - (not symmetric), most)
     return QuantizedArray(values.astype(_DTYPES[bits]).reshape(stored.shape), scales, zeros, contracted)
+
+
+def quantize_float8(weight: Float[Array, "*w"], contracted: tuple[int, ...]) -> QuantizedArray:
+    """Quantize a matrix to float8_e4m3fn with one scale per output: the largest magnitude becomes 448.
+
+    Args:
+        weight: Parameter to quantize.
+        contracted: Contraction axes, counted from the end, in order.
+    """
+    order = _order(weight.ndim, contracted)
+    stored = weight.astype(jnp.float32).transpose(order)
+    inputs = tuple(range(weight.ndim - len(contracted), weight.ndim))
+    values, scales = _to_float8(stored, inputs)
+    return QuantizedArray(values, scales.reshape(*stored.shape[: inputs[0]], 1), None, contracted)
+
+
+def quantize_activations(
+    x: Float[Array, "*x"], over: tuple[int, ...], kind: Activations
+) -> tuple[Int[Array, "*x"] | Float[Array, "*x"], Float[Array, "*s"]]:
+    """Quantize activations symmetrically, with one scale for each index of the axes that are not reduced (each token).
+
+    Args:
+        x: Activations.
+        over: Axes that the product contracts. They share a scale.
+        kind: int8: the largest magnitude becomes 127. float8: it becomes 448.
+
+    Returns:
+        The values, int8 or float8_e4m3fn, and float32 scales with axes of size 1 in place of `over`; x is about values · scales.
+    """
+    x = x.astype(jnp.float32)
+    if kind == "float8":
+        return _to_float8(x, over)
+    most = jnp.max(jnp.abs(x), axis=over, keepdims=True)
+    scales = jnp.where(most > 0, most / 127, 1)
+    return jnp.clip(jnp.round(x / scales), -127, 127).astype(jnp.int8), scales
+
+
+def _to_float8(x: Float[Array, "*x"], over: tuple[int, ...]) -> tuple[Float[Array, "*x"], Float[Array, "*s"]]:
+    most = jnp.max(jnp.abs(x), axis=over, keepdims=True)
+    scales = jnp.where(most > 0, most / MAX_FLOAT8, 1)
+    # Values above the largest one would become NaN.
+    return jnp.clip(x / scales, -MAX_FLOAT8, MAX_FLOAT8).astype(jnp.float8_e4m3fn), scales
 
 
 def quantize_params(
