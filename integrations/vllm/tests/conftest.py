@@ -22,5 +22,5 @@ def folder(tmp_path_factory):
         pytest.skip("PLAMO2_PYTHON must name the Python that has plamo2-jax (make peers-vllm sets it)")
     out = tmp_path_factory.mktemp("reference")
     script = Path(__file__).with_name("reference.py")
-    subprocess.run([python, script, out], check=True, timeout=600)
+    subprocess.run([python, script, out], check=True, timeout=600, env=os.environ | {"JAX_PLATFORMS": "cpu"})
     return out

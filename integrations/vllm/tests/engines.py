@@ -35,14 +35,8 @@ def engine(model, **options):
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    defaults = {
-        "dtype": "float32",
-        "enforce_eager": True,
-        "max_model_len": 1024,
-        "max_num_seqs": 8,
-        "enable_prefix_caching": False,
-        "skip_tokenizer_init": True,
-    }
+    defaults = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 8}
+    defaults["enable_prefix_caching"] = False
     llm = LLM(model=str(model), **(defaults | options))
     try:
         yield llm

@@ -4,6 +4,7 @@ import copy
 import json
 
 import pytest
+
 from plamo2_vllm.config import Plamo2Config
 
 PUBLIC = {"model_type": "plamo2", "num_hidden_layers": 8, "attention_window_size": 2048, "sliding_window": 2048}

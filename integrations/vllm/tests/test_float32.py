@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from engines import Reference, differences, engine, greedy
 
 BOUND = 1e-5

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from engines import Reference, differences, engine, greedy
 from test_float32 import BOUND, check_equal
 
