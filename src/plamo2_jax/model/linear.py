@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from plamo2_jax.model.axes import Axes, map_with_axes
 from plamo2_jax.model.low_rank import LowRank
 from plamo2_jax.model.parameters import parameter
-from plamo2_jax.model.quantized import QuantizedArray
+from plamo2_jax.model.quantized import QuantizedArray, quantize_activations
 from plamo2_kernels.precision import product_precision
 
 # Up to this number of tokens, parts are multiplied in one product.
@@ -69,8 +69,17 @@ def multiply(
         low, up = _adapter_specs(spec)
         return base + einsum(up, _lower(low, x, weight), weight.b.astype(x.dtype))
     if isinstance(weight, QuantizedArray):
+        if weight.activations is not None:
+            values, scales = quantize_activations(x, _summed_axes(spec), weight.activations)
+            x = (values.astype(jnp.float32) * scales).astype(x.dtype)
         return einsum(spec, x, weight.dequantize(x.dtype))
     return einsum(spec, x, weight.astype(x.dtype))
+
+
+def _summed_axes(spec: str) -> tuple[int, ...]:
+    """Return the axes of the activations that an einsum sums over."""
+    operands, result = spec.split("->")
+    return tuple(i for i, letter in enumerate(operands.split(",")[0]) if letter not in result)
 
 
 def _multiply_parts(spec: str, x: Float[Array, "*x"], weight: Weight) -> tuple[Float[Array, "*y"], ...]:
