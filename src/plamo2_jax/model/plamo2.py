@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -251,6 +252,31 @@ def stacked_path(path: str) -> tuple[str, int | None]:
     """Return the path of a parameter in the stacked model, and its index on the axis `layers` (None if the path is not of one period)."""
     run, period, rest = re.fullmatch(r"(run_\d+)(?:_period_(\d+))?(.*)|.*", path).groups()
     return (path, None) if period is None else (run + rest, int(period))
+
+
+def period_paths(config: ModelConfig, path: str) -> tuple[list[str], bool]:
+    """Return the paths, in a model with scan_layers=False, of the parameters that a path means, and whether they are stacked in it."""
+    run, _, rest = path.partition("/")
+    counts = {f"run_{i}": group.count for i, group in enumerate(config.layer_groups)}
+    if run not in counts:
+        return [path], False
+    return [f"{period_name(run, j)}/{rest}" for j in range(counts[run])], True
+
+
+def period_leaf(leaves: Mapping[str, Any], path: str) -> Any:
+    """Return the parameter at a path of a model with scan_layers=False from the flat tree of a model with or without a scan over layers.
+
+    Args:
+        leaves: Arrays and other weights, by path.
+        path: Path of a parameter, of one period if it belongs to a layer.
+
+    Returns:
+        The leaf, one period of it, or None if there is none.
+    """
+    if path in leaves:
+        return leaves[path]
+    stacked, period = stacked_path(path)
+    return leaves[stacked][period] if period is not None and stacked in leaves else None
 
 
 def _init_boxed(model: Plamo2, rng: Array):
