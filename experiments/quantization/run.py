@@ -73,7 +73,7 @@ VARIANTS = (
     Variant("W8A8 int8, smoothquant", ("--activations", "int8", "--method", "smoothquant")),
     Variant("W8A8 float8", ("--bits", "float8", "--activations", "float8"), False),
     Variant("int4 g64, rtn", four("rtn"), False),
-    Variant("int4 g64, rtn, clip search", four("rtn", 64, "--clip-search", "True"), False),
+    Variant("int4 g64, rtn, clip search", four("rtn", 64, "--clip-search"), False),
     Variant("int4 g64, gptq", four("gptq")),
     Variant("int4 g64, awq", four("awq")),
     Variant("int4 g64, awq+gptq", four("awq+gptq")),
