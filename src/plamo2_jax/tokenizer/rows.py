@@ -37,6 +37,11 @@ class Vocabulary:
     types: list[str]
     byte_ids: np.ndarray
 
+    @property
+    def costs(self) -> np.ndarray:
+        """[v] int64, the encoder's cost of each row: -10,000 times the score, rounded."""
+        return -np.rint(1e4 * self.scores).astype(np.int64)
+
 
 def parse_rows(data: bytes, source: str) -> Vocabulary:
     """Parse and check the bytes of a `tokenizer.jsonl`.

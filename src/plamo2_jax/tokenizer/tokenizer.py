@@ -19,7 +19,7 @@ from plamo2_jax.errors import PlamoError
 from plamo2_jax.model_files import optional_file
 from plamo2_jax.storage import located, write_whole
 from plamo2_jax.tokenizer.lattice import INVALID_COST, build_trie, cheapest_ids, compiled_encoder
-from plamo2_jax.tokenizer.rows import BYTE, CONTROL, UNKNOWN, format_rows, parse_rows
+from plamo2_jax.tokenizer.rows import BYTE, CONTROL, UNKNOWN, Vocabulary, format_rows, parse_rows
 
 FILE_NAME = "tokenizer.jsonl"
 MAX_BYTES = 256 << 20
@@ -41,11 +41,12 @@ class Tokenizer:
     def __init__(self, data: bytes, source: str = FILE_NAME):
         vocabulary = parse_rows(data, source)
         self._data = data
+        self._vocabulary = vocabulary
         self._tokens = vocabulary.tokens
         self._byte_ids = vocabulary.byte_ids
         self._special = np.array([kind in (CONTROL, UNKNOWN) for kind in vocabulary.types])
         self._is_byte = np.array([kind == BYTE for kind in vocabulary.types])
-        self._costs = -np.rint(1e4 * vocabulary.scores).astype(np.int64)
+        self._costs = vocabulary.costs
         self._lengths = np.array([len(token) for token in self._tokens], np.int32)
         self._ids = {token: i for i, token in enumerate(self._tokens)}
         self._bytes = [token.encode() for token in self._tokens]
@@ -187,6 +188,11 @@ class Tokenizer:
     def tokens(self) -> Sequence[str]:
         """Token strings by id; BYTE rows as `<0xXX>`."""
         return tuple(self._tokens)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The rows of the file, by column. Do not change its arrays."""
+        return self._vocabulary
 
     def id_of(self, token: str) -> int:
         """Return the id of a token string. Raise PlamoError if the vocabulary has no such row."""
