@@ -269,19 +269,23 @@ class ModelConfig:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
     def to_hf(self) -> dict[str, Any]:
-        """Return the public config.json of this model as a JSON object."""
+        """Return the public config.json of this model as a JSON object.
+
+        Besides the keys of the published models it has keys that other programs need: `sliding_window` counts the token itself, as in
+        vLLM, or is null if no layer has a window; `layers_block_type`, `head_dim` and `rope_parameters` are read by vLLM. The object has
+        no `layer_types`, because vLLM drops the window of models with other entries than "sliding_attention".
+        """
         values = self.to_json()
         if self.rope_local_theta is None:
             del values["rope_local_theta"]  # Readers fall back to rope_theta.
+        kinds = self.layer_kinds
         return {
             "architectures": ["Plamo2ForCausalLM"],
             "model_type": "plamo2",
-            "auto_map": {
-                "AutoConfig": "modeling_plamo.Plamo2Config",
-                "AutoModelForCausalLM": "modeling_plamo.Plamo2ForCausalLM",
-            },
-            "tokenizer_class": "Plamo2Tokenizer",
-            "sliding_window": self.attention_window_size,
+            "head_dim": self.hidden_size_per_head,
+            "layers_block_type": ["mamba" if kind is LayerKind.MAMBA else "attention" for kind in kinds],
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "sliding_window": self.attention_window_size + 1 if LayerKind.WINDOW in kinds else None,
             **values,
         }
 

@@ -20,9 +20,11 @@ from plamo2_jax.convert.gguf import to_gguf, write_gguf
 from plamo2_jax.convert.gguf_blocks import integer_rows
 from plamo2_jax.convert.hf import from_public
 from plamo2_jax.convert.layout import public_tensors
+from plamo2_jax.convert.load import load_model
+from plamo2_jax.convert.quantized import save_quantized
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.model import Plamo2, axes, declarations, init_params
-from plamo2_jax.model.quantized import QuantizedArray, quantize_params
+from plamo2_jax.model.quantized import QuantizedArray, contraction_axes, quantize, quantize_params
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from support.checkpoints import CONFIG, DTYPES, write_public, write_sharded
 from support.tokenizers import byte_tokenizer
@@ -308,6 +310,32 @@ def test_a_mixed_model_keeps_the_bits_of_each_matrix(tmp_path, even_params):
         )
         assert type == (wanted if len(shape) == 2 and not re.search("conv1d|_norm", name) else "F32"), name
     assert not any("quantized" in note for note in written.notes)
+
+
+def test_a_quantized_run_folder(tmp_path):
+    """Of a mix in which the periods of a layer group differ, so that their parameters are not stacked."""
+    config = dataclasses.replace(EVEN, num_hidden_layers=4)
+    model = Plamo2(config, scan_layers=False)
+    params = init_params(model, jax.random.key(0))
+    declared = flatten_dict(declarations(model), sep="/")
+    leaves = flatten_dict(params, sep="/")
+    for path, bits in (("run_0_period_0/layer_0/mlp/down", 4), ("run_0_period_1/layer_1/mlp/gate", 8)):
+        leaves[path] = quantize(leaves[path], contraction_axes(declared[path]), bits, 32)
+    leaves["run_0_period_1/layer_1/mlp/up"] = quantize(leaves["run_0_period_1/layer_1/mlp/up"], (-2,), 4, 32)
+    params = unflatten_dict(leaves, sep="/")
+    save_quantized(tmp_path / "model", config, params, byte_tokenizer(), method="test")
+    assert not load_model(tmp_path / "model", quantized=True).scan_layers
+    to_gguf(tmp_path / "model", tmp_path / "a.gguf")
+    write_gguf(tmp_path / "b.gguf", config, params, byte_tokenizer(), name="model")
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    keys, tensors = read(tmp_path / "a.gguf")
+    assert keys["general.file_type"] == gguf.LlamaFileType.MOSTLY_Q4_0
+    types = {name: type for name, (type, _, _) in tensors.items() if type[0] == "Q"}
+    # A matrix of 8 bits and one of 4 bits share a tensor.
+    assert types == {"blk.0.ffn_down.weight": "Q4_0", "blk.3.ffn_up.weight": "Q8_0"}
+    gate, up = (leaves[f"run_0_period_1/layer_1/mlp/{part}"].dequantize().T for part in ("gate", "up"))
+    np.testing.assert_allclose(tensors["blk.3.ffn_up.weight"][2], np.concatenate([gate, up]), rtol=2**-11)
+    assert "has no steps" in refusal(tmp_path, tmp_path / "model", step=1)
 
 
 def test_what_gguf_cannot_hold_is_quantized_again_and_reported(tmp_path, even_params):

@@ -136,7 +136,7 @@ def test_the_tokenizer_goes_along(tmp_path, public, golden_tokenizer):
     )
     assert json.loads((tmp_path / "back" / "generation_config.json").read_text()) == {
         "bos_token_id": 1,
-        "eos_token_id": 2,
+        "eos_token_id": [2, 1, 4],
     }
     assert load_model(tmp_path / "back").tokenizer.fingerprint == Tokenizer.load(golden_tokenizer).fingerprint
 

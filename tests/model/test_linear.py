@@ -12,7 +12,13 @@ from plamo2_jax import checkpoint
 from plamo2_jax.model import Plamo2, declarations, init_params, logical_axes
 from plamo2_jax.model.axes import is_axes, is_matrix, map_with_axes
 from plamo2_jax.model.linear import array_axes, multiply
-from plamo2_jax.model.quantized import QuantizedArray, quantize, quantize_params
+from plamo2_jax.model.quantized import (
+    QuantizedArray,
+    quantize,
+    quantize_activations,
+    quantize_float8,
+    quantize_params,
+)
 from plamo2_jax.sharding.mesh import MeshConfig, make_mesh
 from plamo2_jax.sharding.rules import param_shardings
 
@@ -94,6 +100,37 @@ def test_a_quantized_product_is_that_of_its_values(rng):
     quantized = quantize(weight, (-3, -2), group_size=4)
     expected = np.einsum("bthp,hpd->btd", x, np.asarray(quantized.dequantize()))
     np.testing.assert_allclose(multiply("bthp,hpd->btd", x, quantized), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_float8_values_and_scales(rng):
+    """Each output's largest magnitude becomes 448; the others are rounded to three fraction bits."""
+    weight = jnp.asarray(rng.normal(size=(3, 4, 6)), jnp.float32).at[:, :, 2].set(0)
+    quantized = quantize_float8(weight, (-3, -2))
+    assert quantized.values.dtype == jnp.float8_e4m3fn
+    assert quantized.values.shape == (6, 3, 4)
+    assert quantized.scales.shape == (6, 1)
+    values = np.asarray(quantized.values, np.float32)
+    largest = np.abs(values).max(axis=(1, 2))
+    np.testing.assert_array_equal(largest, np.where(np.arange(6) == 2, 0, 448))
+    np.testing.assert_allclose(quantized.dequantize(), weight, rtol=2**-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "step"), [("int8", 1 / 254), ("float8", 2**-4)])
+def test_activations_are_quantized_per_token(rng, kind, step):
+    """One scale a token over all contracted axes; the product is that of the rounded activations."""
+    x = np.asarray(rng.normal(size=(2, 5, 3, 4)) * rng.uniform(0.01, 100, (2, 5, 1, 1)), np.float32)
+    x[0, 0] = 0
+    weight = jnp.asarray(rng.normal(size=(3, 4, 6)), jnp.float32)
+    quantized = quantize(weight, (-3, -2)).replace(activations=kind)
+    values, scales = quantize_activations(jnp.asarray(x), (2, 3), kind)
+    assert scales.shape == (2, 5, 1, 1)
+    rounded = np.asarray(values, np.float32) * np.asarray(scales)
+    most = np.abs(x).max(axis=(2, 3), keepdims=True)
+    assert np.all(np.abs(rounded - x) <= step * most * 1.001)
+    assert np.abs(rounded - x).max() > 0
+    expected = np.einsum("bthp,hpd->btd", rounded, np.asarray(quantized.dequantize()))
+    found = multiply("bthp,hpd->btd", jnp.asarray(x), quantized)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(("bits", "group_size", "bound"), [(8, None, 0.06), (4, 4, 0.6)])

@@ -29,7 +29,7 @@ from plamo2_jax.convert.gguf_layout import (
     gguf_tensors,
 )
 from plamo2_jax.convert.gguf_sources import Piece, leaves_of_run, pieces_of_leaves, pieces_of_public
-from plamo2_jax.convert.load import is_run_folder, read_tokenizer
+from plamo2_jax.convert.load import is_run_folder, load_model, read_tokenizer
 from plamo2_jax.convert.names import ModelName
 from plamo2_jax.convert.read import read_public_config
 from plamo2_jax.public_config import LONGEST
@@ -68,7 +68,7 @@ def to_gguf(
     context_length: int | None = None,
     on_write: Progress | None = None,
 ) -> GgufFile:
-    """Read a model and write a GGUF file. Of a float model, one array at a time is in memory.
+    """Read a model and write a GGUF file. Of a model that is not quantized, one array at a time is in memory.
 
     Args:
         source: Run folder, RUN@STEP or RUN@ema, or folder of the public layout. It must have a tokenizer.jsonl.
@@ -86,7 +86,16 @@ def to_gguf(
     """
     name = ModelName.parse(source, step=step, ema=ema)
     folder = name.folder
-    if is_run_folder(folder):
+    leaves: Mapping[str, Any] = {}
+    if is_run_folder(folder) and checkpoint.is_quantized(folder):
+        loaded = load_model(folder, step=name.step, ema=name.ema, quantized=True)
+        config, leaves = loaded.config, flax.traverse_util.flatten_dict(loaded.params, sep="/")
+        kind = default_type(leaves.values()) if kind is None else kind
+
+        def pieces(tensors: list[GgufTensor]) -> Iterable[Piece]:
+            return pieces_of_leaves(leaves.items(), tensors)
+
+    elif is_run_folder(folder):
         checkpoint.require_model(folder)
         config = checkpoint.read_model_config(folder)
 
@@ -113,7 +122,7 @@ def to_gguf(
         context_length=context_length,
         name=folder.resolve().name,
     )
-    return _write(Path(output), about, {}, pieces, on_write)
+    return _write(Path(output), about, leaves, pieces, on_write)
 
 
 def write_gguf(
@@ -132,8 +141,8 @@ def write_gguf(
 
     Args:
         output: File to create; it must not exist.
-        params: Parameter tree with stacked layers: NumPy arrays, JAX arrays that are addressable by this process, and `QuantizedArray`.
-            Integers without zero points, in groups of a multiple of 32 inputs, are written as they are.
+        params: Parameter tree, with or without stacked layers: NumPy arrays, JAX arrays that are addressable by this process, and
+            `QuantizedArray`. Integers without zero points, in groups of a multiple of 32 inputs, are written as they are.
         tokenizer: Vocabulary; the embedding may have more rows.
         template: Source of the chat template.
         name: Name of the model for users.

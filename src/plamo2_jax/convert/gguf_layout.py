@@ -20,7 +20,8 @@ from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.layout import LM_HEAD, Part, PublicTensor, public_tensors
 from plamo2_jax.model import Plamo2, declarations
-from plamo2_jax.model.quantized import QuantizedArray
+from plamo2_jax.model.plamo2 import period_name
+from plamo2_jax.model.quantized import is_quantized
 
 FileType = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
 """Type of most matrices of a file."""
@@ -110,8 +111,8 @@ def gguf_tensors(config: ModelConfig, kind: FileType, params: Mapping[str, Any] 
     Args:
         config: Shape of the model.
         kind: Type of most matrices.
-        params: Parameters by path; None for a model without quantized matrices. A matrix keeps its own 8 or 4 bits if `kind` is a
-            quantized type, and a matrix that was left in float becomes F16.
+        params: Parameters by path, with or without stacked layers; None for a model without quantized matrices. A matrix keeps its own 8
+            or 4 bits if `kind` is a quantized type, and a matrix that was left in float becomes F16.
     """
     params = params or {}
     declared = flax.traverse_util.flatten_dict(declarations(Plamo2(config)), sep="/")
@@ -127,11 +128,19 @@ def _tensor(public: PublicTensor, kind: FileType, params: Mapping[str, Any], dec
         name = f"blk.{index}.{short}"
     # The filters of the convolution have an axis of size 1 in the middle.
     shape = (public.shape[0], public.shape[-1]) if len(public.shape) == 3 else public.shape
-    leaves = [params.get(part.path) for part in public.parts]
+    leaves = [_leaf(params, part) for part in public.parts]
     # The scale of a norm is one part of one axis. The per-head scales of queries and keys have no offset.
     offset = declared[public.parts[0].path].norm_offset or 0.0
-    type = _type(short, shape, kind, leaves, any(isinstance(leaf, QuantizedArray) for leaf in params.values()))
+    type = _type(short, shape, kind, leaves, any(map(is_quantized, params.values())))
     return GgufTensor(name, shape, type, public, offset, short == "ssm_a")
+
+
+def _leaf(params: Mapping[str, Any], part: Part) -> Any:
+    """Return the parameter of a part: all periods of it if the layers are stacked."""
+    if part.path in params or part.period is None:
+        return params.get(part.path)
+    run, rest = part.path.split("/", 1)
+    return params.get(f"{period_name(run, part.period)}/{rest}")
 
 
 def _type(short: str, shape: tuple[int, ...], kind: FileType, leaves: list[Any], quantized: bool) -> TensorType:
@@ -142,7 +151,7 @@ def _type(short: str, shape: tuple[int, ...], kind: FileType, leaves: list[Any],
         return {"f32": "F32", "f16": "F16", "bf16": "BF16"}[kind]
     if shape[-1] % BLOCK:
         return "F16"
-    if quantized and not all(isinstance(leaf, QuantizedArray) for leaf in leaves):
+    if quantized and not all(map(is_quantized, leaves)):
         return "F16"
     if quantized and all(map(has_blocks, leaves)):
         # Q8_0 holds 4-bit values exactly.
@@ -154,7 +163,7 @@ def _type(short: str, shape: tuple[int, ...], kind: FileType, leaves: list[Any],
 
 def has_blocks(leaf: Any) -> bool:
     """Return whether the values and scales of a matrix are those of blocks: integers without zero points in groups of n · 32 inputs."""
-    if not isinstance(leaf, QuantizedArray) or leaf.zero_points is not None:
+    if not is_quantized(leaf) or leaf.zero_points is not None:
         return False
     inputs = math.prod(leaf.values.shape[-len(leaf.contracted) :])
     return leaf.values.dtype in (jnp.int4, jnp.int8) and inputs % (leaf.scales.shape[-1] * BLOCK) == 0
@@ -162,7 +171,7 @@ def has_blocks(leaf: Any) -> bool:
 
 def default_type(params: Iterable[Any]) -> FileType:
     """Return the type that fits parameters: q4_0 if some have 4 bits, q8_0 if some are quantized otherwise, or else f16."""
-    dtypes = {leaf.values.dtype for leaf in params if isinstance(leaf, QuantizedArray)}
+    dtypes = {leaf.values.dtype for leaf in params if is_quantized(leaf)}
     return "q4_0" if jnp.dtype(jnp.int4) in dtypes else "q8_0" if dtypes else "f16"
 
 
@@ -185,7 +194,7 @@ def describe_conversion(tensors: list[GgufTensor], kind: FileType, params: Mappi
                 f"{len(odd)} matrices are written in F16, since their rows are no multiple of {BLOCK} values, the block of {kind.upper()}"
             )
     matrices = {
-        tensor.name: [leaf for part in tensor.public.parts if isinstance(leaf := params.get(part.path), QuantizedArray)]
+        tensor.name: [leaf for part in tensor.public.parts if is_quantized(leaf := _leaf(params, part))]
         for tensor in tensors
     }
     again, floats = [], []

@@ -20,7 +20,8 @@ from plamo2_jax.convert.gguf_layout import GgufTensor, has_blocks
 from plamo2_jax.convert.layout import Part
 from plamo2_jax.convert.names import ModelName
 from plamo2_jax.model import Plamo2, abstract_params
-from plamo2_jax.model.quantized import QuantizedArray
+from plamo2_jax.model.plamo2 import stacked_path
+from plamo2_jax.model.quantized import QuantizedArray, is_quantized, stored_order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Piece:
         Raises:
             ConvertError: A value is NaN, infinite or too large for the type.
         """
-        if not isinstance(self.values, QuantizedArray):
+        if not is_quantized(self.values):
             yield from self._encoded_floats(self.values)
         elif self.tensor.type in ("Q8_0", "Q4_0") and has_blocks(self.values):
             yield from self._encoded_integers(self.values)
@@ -62,9 +63,7 @@ class Piece:
 
     def _encoded_integers(self, matrix: QuantizedArray) -> Iterator[np.ndarray]:
         ndim, count = matrix.values.ndim, len(matrix.contracted)
-        inputs = [ndim + axis for axis in matrix.contracted]
-        stored = [axis for axis in range(ndim) if axis not in inputs] + inputs
-        public = [self.part.order[axis] for axis in stored]
+        public = [self.part.order[axis] for axis in stored_order(ndim, matrix.contracted)]
         # Rows of public matrices are outputs, and their columns are the inputs in our order: only rows change places.
         assert public[-count:] == list(range(ndim - count, ndim))
         values = np.asarray(matrix.values).transpose(np.argsort(public))
@@ -76,18 +75,19 @@ class Piece:
 
 
 def pieces_of_leaves(leaves: Iterable[tuple[str, Any]], tensors: list[GgufTensor]) -> Iterator[Piece]:
-    """Yield the pieces of parameters, given by path, with stacked layers."""
+    """Yield the pieces of parameters, given by path, with or without stacked layers."""
     places: dict[str, list[tuple[GgufTensor, int, Part]]] = {}
     for tensor in tensors:
         for part, start in tensor.parts():
             places.setdefault(part.path, []).append((tensor, start, part))
     for path, leaf in leaves:
-        array = leaf if isinstance(leaf, QuantizedArray) else np.asarray(leaf)  # no copy on CPU
-        for tensor, start, part in places[path]:
-            values = array if part.period is None else array[part.period]
-            if not isinstance(values, QuantizedArray):
-                values = values.transpose(part.inverse)
-            yield Piece(tensor, start, part, values)
+        stacked, period = stacked_path(path)
+        array = leaf if is_quantized(leaf) else np.asarray(leaf)  # no copy on CPU
+        for tensor, start, part in places[stacked]:
+            if period not in (None, part.period):
+                continue
+            values = array if part.period == period else array[part.period]
+            yield Piece(tensor, start, part, values if is_quantized(leaf) else values.transpose(part.inverse))
 
 
 def leaves_of_run(name: ModelName, config: ModelConfig) -> Iterator[tuple[str, jax.Array]]:

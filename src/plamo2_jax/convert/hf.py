@@ -14,15 +14,15 @@ from plamo2_jax import checkpoint
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.chunked_io import Progress
 from plamo2_jax.convert.errors import ConvertError
-from plamo2_jax.convert.files import CONFIG
 from plamo2_jax.convert.load import is_run_folder, load_model, read_tokenizer, warn_of_nonfinite
 from plamo2_jax.convert.names import ModelName
 from plamo2_jax.convert.read import common_dtype, read_params, read_public_config, with_dtype
+from plamo2_jax.convert.small_files import write_small_files
 from plamo2_jax.convert.write import write_params
 from plamo2_jax.model import Plamo2, abstract_params
-from plamo2_jax.storage import new_folder, require_empty, write_whole
-from plamo2_jax.tokenizer.template_files import FILE_NAME, chat_template_files
-from plamo2_jax.tokenizer.tokenizer import PAD, UNK, Tokenizer
+from plamo2_jax.storage import new_folder, require_empty
+from plamo2_jax.tokenizer.template_files import chat_template_files
+from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 
 def from_public(
@@ -132,43 +132,3 @@ def write_public(
     with new_folder(output) as partial:
         write_params(partial, config, params, dtype=dtype, max_shard_bytes=max_shard_bytes, on_write=on_write)
         write_small_files(partial, config, tokenizer, np.dtype(dtype), files or {})
-
-
-def write_small_files(
-    folder: Path, config: ModelConfig, tokenizer: Tokenizer | None, dtype: np.dtype, files: Mapping[str, bytes]
-) -> None:
-    """Write the files of a public folder beside the weights. Arguments are the same as for `write_public`."""
-    public = config.to_hf()
-    checkpoint.write_json(folder / CONFIG, {**public, "torch_dtype": dtype.name})
-    ids = {name: public[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if public[name] is not None}
-    checkpoint.write_json(folder / "generation_config.json", ids)
-    if tokenizer is not None:
-        tokenizer.save(folder)
-        about = _tokenizer_config(config, tokenizer)
-        if FILE_NAME in files:
-            about["chat_template"] = files[FILE_NAME].decode()  # For older readers that do not know the file.
-        checkpoint.write_json(folder / "tokenizer_config.json", about)
-    for name, content in files.items():
-        write_whole(folder / name, content)
-
-
-def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    def token(id: int | None) -> str | None:
-        return tokenizer.tokens[id] if id is not None and id < tokenizer.vocab_size else None
-
-    present = {name: name if name in tokenizer.tokens else None for name in (PAD, UNK)}
-    return {
-        "tokenizer_class": "Plamo2Tokenizer",
-        # Has an effect when tokenization_plamo.py of the public repository is copied into the folder.
-        "auto_map": {"AutoTokenizer": ["tokenization_plamo.Plamo2Tokenizer", None]},
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "bos_token": token(config.bos_token_id),
-        "eos_token": token(next(iter(config.eos_token_ids), None)),
-        "pad_token": token(config.pad_token_id) or present[PAD],
-        "unk_token": present[UNK],
-        "cls_token": None,
-        "sep_token": None,
-        "mask_token": None,
-        "clean_up_tokenization_spaces": False,
-    }

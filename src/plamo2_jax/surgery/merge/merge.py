@@ -20,10 +20,10 @@ import numpy as np
 from plamo2_jax import checkpoint
 from plamo2_jax.convert.chunked_io import Progress, blocks
 from plamo2_jax.convert.files import DTYPES
-from plamo2_jax.convert.hf import write_small_files
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.convert.names import ModelName
 from plamo2_jax.convert.read import common_dtype
+from plamo2_jax.convert.small_files import write_small_files
 from plamo2_jax.convert.write import Shard, header, plan_shards, write_index
 from plamo2_jax.model import Plamo2, logical_axes
 from plamo2_jax.model.axes import LAYERS
