@@ -237,7 +237,8 @@ def test_memory_is_bounded_by_blocks(tmp_path, golden_tokenizer, monkeypatch):
     tracemalloc.stop()
     assert len(peaks) > 40
     # The first one includes the reading of the tokenizer.
-    assert max(peaks[1:]) < 8 << 20
+    # The package quantizes 16 rows together; those of ffn_down have 128 KiB.
+    assert max(peaks[1:]) < 12 << 20
 
 
 @pytest.mark.parametrize(("type", "low", "high"), [("Q8_0", -127, 127), ("Q4_0", -8, 7)])
