@@ -48,6 +48,7 @@ def to_hf(
     ema: bool = False,
     dtype: Literal["float32", "bfloat16"] | None = None,
     max_shard_size: str = "5GB",
+    with_code: bool = False,
 ) -> None:
     """Convert a run folder to a folder of the public layout, for other implementations.
 
@@ -60,13 +61,16 @@ def to_hf(
         ema: Write the moving average of the parameters, which runs with ema_decay keep, instead of the parameters.
         dtype: Dtype of the files; left out, the dtype of the checkpoint.
         max_shard_size: Largest size of one safetensors file: a number of bytes, or one with KB, MB, GB, KiB, MiB or GiB.
+        with_code: Also write the model (plain PyTorch) and the exact tokenizer as Python files, for programs that load the folder with
+            trust_remote_code=True. AutoTokenizer and AutoModelForCausalLM then require that option.
     """
     from plamo2_jax.convert.hf import to_public
     from plamo2_jax.convert.small_files import TOKENIZER_JSON
 
     size = parse_size(max_shard_size)
     with progress("writing") as advance:
-        config = to_public(source, output, step=step, ema=ema, dtype=dtype, max_shard_bytes=size, on_write=advance)
+        options = {"step": step, "ema": ema, "dtype": dtype, "max_shard_bytes": size, "with_code": with_code}
+        config = to_public(source, output, **options, on_write=advance)
     print(f"{output}: {config.parameter_count():,} parameters")
     if (output / TOKENIZER_JSON).exists():
         print(

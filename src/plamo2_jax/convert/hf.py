@@ -69,6 +69,7 @@ def to_public(
     ema: bool = False,
     dtype: Any = None,
     max_shard_bytes: int = 5_000_000_000,
+    with_code: bool = False,
     on_write: Progress | None = None,
 ) -> ModelConfig:
     """Read a run folder and write a folder of the public layout.
@@ -80,6 +81,7 @@ def to_public(
         ema: Write the moving average of the parameters instead of the parameters.
         dtype: Dtype of the files, float32 or bfloat16; None: the dtype of the checkpoint.
         max_shard_bytes: Largest number of tensor bytes in one safetensors file.
+        with_code: Also write Python files for `trust_remote_code=True` (`remote_code`).
         on_write: Called after each block written with its bytes and the bytes of the whole model.
 
     Returns:
@@ -98,7 +100,8 @@ def to_public(
         exact = common_dtype(np.dtype(leaf.dtype) for leaf in jax.tree.leaves(stored))
         return with_dtype(abstract_params(Plamo2(config)), exact if dtype is None else np.dtype(dtype), None)
 
-    options = {"max_shard_bytes": max_shard_bytes, "on_write": on_write, "files": chat_template_files(name.folder)}
+    options = {"max_shard_bytes": max_shard_bytes, "with_code": with_code, "on_write": on_write}
+    options["files"] = chat_template_files(name.folder)
     loaded = load_model(name.folder, step=name.step, ema=name.ema, abstract=abstract)
     options["dtype"] = jax.tree.leaves(loaded.params)[0].dtype
     write_public(output, loaded.config, loaded.params, loaded.tokenizer, **options)
@@ -113,6 +116,7 @@ def write_public(
     *,
     dtype: Any = np.float32,
     max_shard_bytes: int = 5_000_000_000,
+    with_code: bool = False,
     on_write: Progress | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> None:
@@ -123,6 +127,7 @@ def write_public(
         params: Parameter tree of NumPy arrays, or of JAX arrays that are addressable by this process.
         dtype: Dtype of the files, float32 or bfloat16.
         max_shard_bytes: Largest number of tensor bytes in one safetensors file.
+        with_code: Also write Python files for `trust_remote_code=True` (`remote_code`).
         on_write: Called after each block written with its bytes and the bytes of the whole model.
         files: Further small files by name. A chat template among them is also written into tokenizer_config.json.
 
@@ -131,4 +136,4 @@ def write_public(
     """
     with new_folder(output) as partial:
         write_params(partial, config, params, dtype=dtype, max_shard_bytes=max_shard_bytes, on_write=on_write)
-        write_small_files(partial, config, tokenizer, np.dtype(dtype), files or {})
+        write_small_files(partial, config, tokenizer, np.dtype(dtype), files or {}, with_code=with_code)
