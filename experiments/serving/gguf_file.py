@@ -1,4 +1,4 @@
-"""Write a model as a GGUF file in float32, as llama.cpp reads plamo2."""
+"""Write a model as a GGUF file in float32 or Q8_0, as llama.cpp reads plamo2."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import flax.traverse_util
 import gguf
+import gguf.quants
 import numpy as np
 
 from plamo2_jax.config import LayerKind, ModelConfig
@@ -45,10 +46,14 @@ NAMES = {
     "mixer.k_weight": "attn_k_norm.weight",
     "mixer.o_proj.weight": "attn_output.weight",
 }
+# Matrices that stay in float32.
+KEPT = ("ssm_x", "ssm_dt", "ssm_conv1d")
 TOKEN_TYPES = {"NORMAL": 1, "UNKNOWN": 2, "CONTROL": 3, "USER_DEFINED": 4, "UNUSED": 5, "BYTE": 6}
 
 
-def write_gguf(path: Path, config: ModelConfig, params: dict, tokenizer: Tokenizer, context: int) -> None:
+def write_gguf(
+    path: Path, config: ModelConfig, params: dict, tokenizer: Tokenizer, context: int, *, q8_0: bool = False
+) -> None:
     """Write a GGUF file.
 
     Args:
@@ -57,6 +62,7 @@ def write_gguf(path: Path, config: ModelConfig, params: dict, tokenizer: Tokeniz
         params: Parameters with stacked layers.
         tokenizer: Vocabulary; the embedding may have more rows.
         context: Context length to write.
+        q8_0: Write the matrices in Q8_0, except those of B, C and the step size.
     """
     writer = gguf.GGUFWriter(str(path), "plamo2")
     layers = config.num_hidden_layers
@@ -78,7 +84,7 @@ def write_gguf(path: Path, config: ModelConfig, params: dict, tokenizer: Tokeniz
     writer.add_ssm_time_step_rank(config.mamba_num_heads)
     writer.add_ssm_inner_size(config.mamba_num_heads * config.hidden_size_per_head)
     writer.add_ssm_group_count(0)
-    writer.add_file_type(0)
+    writer.add_file_type(7 if q8_0 else 0)
     add_tokenizer(writer, tokenizer, config.vocab_size)
     leaves = flax.traverse_util.flatten_dict(params, sep="/")
     for tensor in public_tensors(config):
@@ -88,7 +94,12 @@ def write_gguf(path: Path, config: ModelConfig, params: dict, tokenizer: Tokeniz
             leaf = leaf if part.period is None else leaf[part.period]
             rows.append(leaf.transpose(part.inverse).reshape(-1, *tensor.shape[1:]))
         array = np.concatenate(rows).reshape(tensor.shape)
-        writer.add_tensor(*named(tensor.name, array))
+        name, array = named(tensor.name, array)
+        if q8_0 and array.ndim == 2 and not any(part in name for part in KEPT):
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -141,9 +141,9 @@ def run_llama_cpp(path: str) -> None:
 class Worker:
     """One of the two processes."""
 
-    def __init__(self, *arguments: str):
+    def __init__(self, *arguments: str, script: str = __file__):
         self._process = subprocess.Popen(
-            ["timeout", "-s", "KILL", "1800", sys.executable, __file__, *arguments],
+            ["timeout", "-s", "KILL", "1800", sys.executable, script, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from plamo2_kernels.attention import splash
 from plamo2_kernels.attention.api import Implementation, choose_implementation
-from plamo2_kernels.attention.xla import masked_attention
+from plamo2_kernels.attention.xla import masked_attention, visible_keys
 
 # A row whose float32 scores take at most this many bytes is computed at once.
 _MOST_SCORES = 16 << 20
-# A longer row is computed in blocks of this many keys.
-_KEY_BLOCK = 128
+# A longer row is computed in blocks of this many queries and of this many keys of the ring.
+_BLOCK = 128
 # A block of splash attention has at least this many queries. With fewer, it would be mostly padding.
 _LEAST_SPLASH = 128
 # Axis of the tokens in each field of `Keys`.
@@ -72,7 +73,7 @@ def cached_attention(
         )
     t, h = q.shape[1:3]
     if 4 * h * t * (t + ring.k.shape[2]) > _MOST_SCORES:
-        return _attend_in_blocks(q, piece, ring, window)
+        return _attend_in_blocks(q, piece, ring, count, window)
     keys = _joined(ring, piece)
     k, v = keys.k.swapaxes(1, 2), keys.v.swapaxes(1, 2)
     segments, positions = piece.segment_ids, piece.positions
@@ -103,44 +104,50 @@ def _joined(ring: Keys, piece: Keys) -> Keys:
 
 
 @jax.named_call
-def _attend_in_blocks(q: Float[Array, "b t h p"], piece: Keys, ring: Keys, window: int | None):
-    """Attend to one block of keys after the other, with a running maximum and sum of the softmax (arXiv:2112.05682). No keys are copied."""
+def _attend_in_blocks(q: Float[Array, "b t h p"], piece: Keys, ring: Keys, count: Int[Array, " b"], window: int | None):
+    """Attend with one block of queries to one block of keys after the other (arXiv:2112.05682).
+
+    No keys are copied. Blocks of the ring that no row has written are skipped. A block of queries sees no later keys of the piece.
+    """
     b, t, h, p = q.shape
-    g = piece.k.shape[1]
+    g, s = ring.k.shape[1:3]
     queries = q.reshape(b, t, g, h // g, p)
     precision = lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
+    dot = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
 
-    def visit(keys: Keys, carry):
-        s = keys.k.shape[2]
-        size = min(_KEY_BLOCK, s)
+    size = min(_BLOCK, s)
+    written = jnp.minimum(jnp.max(count), s)
 
-        def block(i, carry):
-            largest, total, mixed = carry
+    def attend(rows: slice, keys: Keys, counted: Bool[Array, " s"] | None, carry):
+        """Add a block of keys to the running maximum, sum and output of a block of queries."""
+        largest, total, mixed = carry
+        allowed = visible_keys(
+            piece.segment_ids[:, rows], keys.segment_ids, piece.positions[:, rows], keys.positions, window
+        )
+        allowed = (allowed if counted is None else allowed & counted)[:, None, None]
+        scores = p**-0.5 * dot("btgup,bgsp->bguts", queries[:, rows], keys.k)
+        scores = jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)
+        new = jnp.maximum(largest, jnp.max(scores, axis=-1))
+        kept = jnp.exp(largest - new)
+        weights = jnp.where(allowed, jnp.exp(scores - new[..., None]), 0)
+        more = dot("bguts,bgsp->bgutp", weights.astype(keys.v.dtype), keys.v)
+        return new, total * kept + jnp.sum(weights, axis=-1), mixed * kept[..., None] + more
+
+    def query_block(first: int) -> Float[Array, "b g u t p"]:
+        rows = slice(first, min(first + _BLOCK, t))
+
+        def ring_block(i, carry):
             # The last block may overlap the block before it. Shared keys count once.
             start = jnp.minimum(i * size, s - size)
-            k, v, positions, segments = (
-                lax.dynamic_slice_in_dim(a, start, size, axis) for a, axis in zip(keys, _SLOTS, strict=True)
-            )
-            distance = piece.positions[:, :, None] - positions[:, None, :]
-            allowed = (piece.segment_ids[:, :, None] == segments[:, None, :]) & (distance >= 0)
-            allowed &= start + jnp.arange(size) >= i * size
-            if window is not None:
-                allowed &= distance <= window
-            scores = p**-0.5 * jnp.einsum(
-                "btgup,bgsp->bguts", queries, k, precision=precision, preferred_element_type=jnp.float32
-            )
-            scores = jnp.where(allowed[:, None, None], scores, jnp.finfo(jnp.float32).min)
-            new = jnp.maximum(largest, jnp.max(scores, axis=-1))
-            kept = jnp.exp(largest - new)
-            weights = jnp.where(allowed[:, None, None], jnp.exp(scores - new[..., None]), 0)
-            more = jnp.einsum(
-                "bguts,bgsp->bgutp", weights.astype(v.dtype), v, precision=precision, preferred_element_type=jnp.float32
-            )
-            return new, total * kept + jnp.sum(weights, axis=-1), mixed * kept[..., None] + more
+            keys = Keys(*(lax.dynamic_slice_in_dim(a, start, size, axis) for a, axis in zip(ring, _SLOTS, strict=True)))
+            return attend(rows, keys, start + jnp.arange(size) >= i * size, carry)
 
-        return lax.fori_loop(0, -(-s // size), block, carry)
+        shape = (b, g, h // g, rows.stop - first)
+        carry = jnp.full(shape, jnp.finfo(jnp.float32).min), jnp.zeros(shape), jnp.zeros((*shape, p))
+        carry = lax.fori_loop(0, (written + size - 1) // size, ring_block, carry)
+        earlier = Keys(*(lax.slice_in_dim(a, 0, rows.stop, axis=axis) for a, axis in zip(piece, _SLOTS, strict=True)))
+        _, total, mixed = attend(rows, earlier, None, carry)
+        return mixed / total[..., None]
 
-    shape = (b, g, h // g, t)
-    carry = jnp.full(shape, jnp.finfo(jnp.float32).min), jnp.zeros(shape), jnp.zeros((*shape, p))
-    _, total, mixed = visit(piece, visit(ring, carry))
-    return jnp.moveaxis(mixed / total[..., None], 3, 1).reshape(q.shape).astype(q.dtype)
+    out = jnp.concatenate([query_block(first) for first in range(0, t, _BLOCK)], axis=3)
+    return jnp.moveaxis(out, 3, 1).reshape(q.shape).astype(q.dtype)

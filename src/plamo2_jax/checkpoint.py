@@ -80,6 +80,11 @@ def lora_of(config: Mapping[str, Any]) -> Any:
     return task.get("lora") if isinstance(task, dict) else None
 
 
+def is_quantized(folder: str | os.PathLike[str]) -> bool:
+    """Return whether a run folder holds a quantized model, as `plamo2 quantize` writes it."""
+    return "quantization" in read_config(folder)
+
+
 def read_model_config(folder: str | os.PathLike[str]) -> ModelConfig:
     """Read the ModelConfig of a run folder.
 
@@ -275,7 +280,11 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def require_model(folder: str | os.PathLike[str]) -> None:
-    """Raise CheckpointError if a run folder holds adapters instead of a model."""
+    """Raise CheckpointError if a run folder holds adapters or a quantized model instead of a model."""
+    if is_quantized(folder):
+        raise CheckpointError(
+            f"{folder} holds a quantized model: this command needs one in float32 or bfloat16. Use the model that was quantized"
+        )
     if lora_of(read_config(folder)):
         raise CheckpointError(
             f"{folder} holds adapters, not a model. Merge them into a model: plamo2 lora MODEL {folder} OUT"
@@ -360,16 +369,18 @@ def fingerprint(config: ModelConfig, params: Any, samples: int = 512) -> str:
     """
     digest = hashlib.blake2b(json.dumps(config.to_json(), sort_keys=True).encode(), digest_size=16)
     leaves: dict[str, dict[int, Any]] = {}
-    for path, leaf in flax.traverse_util.flatten_dict(params, sep="/").items():
-        stacked, period = stacked_path(path)
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
+        stacked, period = stacked_path(jax.tree_util.keystr(keys, simple=True, separator="/"))
         leaves.setdefault(stacked, {})[period or 0] = leaf
     for path, periods in sorted(leaves.items()):
-        size = periods[0].size
+        # Quantized periods of different formats have different numbers of scales.
+        size = max(leaf.size for leaf in periods.values())
         places = np.unique(np.linspace(0, size * len(periods) - 1, samples).astype(np.int64))
         digest.update(path.encode())
-        for period in range(len(periods)):
-            inside = places[places // size == period] - period * size
-            values = periods[period][np.unravel_index(inside, periods[period].shape)]
+        for number, period in enumerate(sorted(periods)):
+            leaf = periods[period]
+            inside = places[places // size == number] - number * size
+            values = leaf[np.unravel_index(inside[inside < leaf.size], leaf.shape)]
             digest.update(np.asarray(jax.device_get(values), np.float32).tobytes())
     return digest.hexdigest()
 

@@ -65,7 +65,7 @@ def test_every_way_equals_all_keys_at_once(rng, monkeypatch, window, slots, lead
     dense = attend(implementation="xla")
     splash = attend(implementation="splash", interpret=True)
     monkeypatch.setattr(cached, "_MOST_SCORES", 0)
-    monkeypatch.setattr(cached, "_KEY_BLOCK", 7)
+    monkeypatch.setattr(cached, "_BLOCK", 7)
     blocks = attend(implementation="xla")
     real = piece.segment_ids != 0
     np.testing.assert_allclose(blocks[real], dense[real], rtol=2e-6, atol=2e-6)

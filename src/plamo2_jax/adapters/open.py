@@ -27,7 +27,7 @@ def open_model(
     ema: bool = False,
     abstract: Callable[[ModelConfig], Any] | None = None,
 ) -> LoadedModel:
-    """Open a run folder, a folder of the public layout, or a folder of adapters in PEFT's layout.
+    """Open a run folder, which may be quantized, a folder of the public layout, or a folder of adapters in PEFT's layout.
 
     Adapters are merged into their base: the `init_from` of their run, or the `base_model_name_or_path` of adapter_config.json, which must
     be a folder on this machine.
@@ -54,7 +54,7 @@ def open_model(
             )
         return merged_model(base, folder)
     if not is_run_folder(folder) or not checkpoint.lora_of(checkpoint.read_config(folder)):
-        return load_model(folder, step=step, ema=ema, abstract=abstract)
+        return load_model(folder, step=step, ema=ema, abstract=abstract, quantized=True)
     return _with_base(folder, step, ema)
 
 

@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
         raise PlamoError(f"{options.model} has no tokenizer.jsonl; name one with --tokenizer")
     folder = ModelName.parse(options.model).folder
     length = training_length(folder) if options.sequence_length is None else options.sequence_length
-    model = Plamo2(loaded.config, dtype=jnp.dtype(options.dtype))
+    model = Plamo2(loaded.config, dtype=jnp.dtype(options.dtype), scan_layers=loaded.scan_layers)
     sets = {name: open_set(path, options, tokenizer, length) for name, path in folders.items()}
     results = compare(model, loaded.params, tokenizer, sets, sequence_length=length, batch_size=options.batch_size)
     print(table(results))

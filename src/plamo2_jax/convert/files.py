@@ -11,6 +11,7 @@ import dataclasses
 import math
 import os
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,11 +131,15 @@ def _sharded(folder: Path) -> dict[str, StoredTensor]:
     return stored
 
 
-def read_header(path: Path) -> dict[str, StoredTensor]:
+def read_header(path: Path, dtypes: Mapping[str, np.dtype] = READ_DTYPES) -> dict[str, StoredTensor]:
     """Return the stored tensors of a safetensors file by name.
 
+    Args:
+        path: The file.
+        dtypes: Allowed dtypes, by their names in safetensors.
+
     Raises:
-        ConvertError: The file is damaged, or a tensor has a dtype outside READ_DTYPES.
+        ConvertError: The file is damaged, or a tensor has another dtype.
     """
     try:
         with path.open("rb") as file:
@@ -153,9 +158,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     stored = {}
     for name, entry in header.items():
         where = f"{path}: tensor {_some([name])}"
-        if entry["dtype"] not in READ_DTYPES:
-            raise ConvertError(f"{where} has dtype {entry['dtype']}: it must be one of {', '.join(READ_DTYPES)}")
-        dtype, (begin, end) = READ_DTYPES[entry["dtype"]], entry["data_offsets"]
+        if entry["dtype"] not in dtypes:
+            raise ConvertError(f"{where} has dtype {entry['dtype']}: it must be one of {', '.join(dtypes)}")
+        dtype, (begin, end) = dtypes[entry["dtype"]], entry["data_offsets"]
         shape = tuple(entry["shape"])
         if end - begin != math.prod(shape) * dtype.itemsize:
             raise ConvertError(f"{where} has {end - begin} bytes, which does not fit its shape {list(shape)}")

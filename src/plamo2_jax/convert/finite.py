@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -14,6 +13,7 @@ from plamo2_jax.convert.chunked_io import blocks
 
 _EXPONENT = np.uint16(0x7F80)
 """Exponent bits of a bfloat16. All of them are set only in NaN and infinity."""
+_FLOATS = (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)
 
 
 def is_finite(array: np.ndarray) -> bool:
@@ -30,9 +30,13 @@ def find_nonfinite(params: Any) -> str | None:
     """Return the path of the first parameter that holds NaN or infinity, or None.
 
     Args:
-        params: Tree of NumPy arrays or of JAX arrays on any devices.
+        params: Tree of NumPy arrays or of JAX arrays on any devices. Quantized values are not looked at.
     """
-    leaves = flax.traverse_util.flatten_dict(params, sep="/")
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if leaf.dtype in _FLOATS
+    }
     on_devices = {path: leaf for path, leaf in leaves.items() if not _is_in_memory(leaf)}
     found = {path: is_finite(np.asarray(leaf)) for path, leaf in leaves.items() if path not in on_devices}
     if on_devices:

@@ -20,6 +20,7 @@ from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.files import CONFIG, INDEX, SINGLE, read_json
 from plamo2_jax.convert.finite import find_nonfinite
 from plamo2_jax.convert.names import ModelName
+from plamo2_jax.convert.quantized_read import read_quantized
 from plamo2_jax.convert.read import read_params, read_public_config, with_dtype
 from plamo2_jax.model import Plamo2, abstract_params
 from plamo2_jax.model.plamo2 import stacked_path
@@ -35,6 +36,11 @@ class LoadedModel:
     params: dict
     tokenizer: Tokenizer | None
     """None if the folder has no tokenizer.jsonl."""
+
+    @property
+    def scan_layers(self) -> bool:
+        """Whether the parameters are stacked for a scan over layers. Quantized layers of different formats cannot be stacked."""
+        return "run_0" in self.params
 
 
 def is_run_folder(folder: str | os.PathLike[str]) -> bool:
@@ -95,6 +101,7 @@ def load_model(
     ema: bool = False,
     require_finite: bool = False,
     abstract: Callable[[ModelConfig], Any] | None = None,
+    quantized: bool = False,
 ) -> LoadedModel:
     """Open a model from a run folder or a folder of the public layout.
 
@@ -110,9 +117,11 @@ def load_model(
         require_finite: Raise an error instead of the warning, for operations that write a new model.
         abstract: Function from the model's config to a tree of `jax.ShapeDtypeStruct`, with or without a scan over layers. The tree
             replaces `dtype` and `shardings`. One tensor is read, cast and placed before the next.
+        quantized: Accept a quantized run folder; its matrices are `QuantizedArray`. See `LoadedModel.scan_layers`.
 
     Raises:
-        PlamoError: The folder is neither kind, or a file or tensor is missing, damaged or has another shape. The message names it.
+        PlamoError: The folder is neither kind or holds a quantized model, or a file or tensor is missing, damaged or has another shape.
+            The message names it.
     """
     name = ModelName.parse(path, step=step, ema=ema)
     folder, step = name.folder, name.step
@@ -124,6 +133,13 @@ def load_model(
 
     if is_run_folder(folder):
         config = checkpoint.read_model_config(folder)
+        if quantized and checkpoint.is_quantized(folder):
+            if step is not None or name.ema:
+                raise ConvertError(f"{folder} holds a quantized model, which has no steps. Omit the step")
+            tokenizer = read_tokenizer(folder, config)
+            params = read_quantized(folder, config, abstract(config))
+            warn_of_nonfinite(path, params)
+            return LoadedModel(config, params, tokenizer)
         checkpoint.require_model(folder)
         item = checkpoint.EMA if name.ema else checkpoint.PARAMS
         checkpoint.check_size(folder, config, step, item)

@@ -66,7 +66,9 @@ class Engine:
         # The rows are sharded evenly over the devices.
         self.slots = slots + -slots % self._copies
         # A kernel that the user selected is used for prefill only: decoding one token needs another implementation.
-        self._decoder = model.clone(implementation="auto")
+        # XLA cannot divide the C++ kernels over devices.
+        products = "auto" if model.mesh is None else "xla"
+        self._decoder = model.clone(implementation="auto", product_implementation=products)
         self._history = 0 if speculation is None else max_length
         self._state = committed(empty_state(model, self.slots, max_length, self._history))
         self._words = -(-v // 32)

@@ -21,6 +21,7 @@ from plamo2_jax.model import Plamo2, abstract_params, logical_axes
 from plamo2_jax.model.axes import CONV, EMBED, HEAD_DIM, LAYERS, Axes, map_with_axes
 from plamo2_jax.model.low_rank import LowRank
 from plamo2_jax.model.plamo2 import period_name
+from plamo2_jax.model.quantized import QuantizedArray, has_quantized
 from plamo2_jax.sharding.rules import param_shardings, with_shardings
 
 
@@ -36,7 +37,11 @@ def cast_matrices(model: Plamo2, params: dict) -> dict:
     weights, and bfloat16 halves the bytes to read. Vectors (norms, decay rates, step sizes) and the convolution are used in float32
     and keep their dtype.
     """
-    return map_with_axes(lambda names, leaf: leaf.astype(_dtype(model, names, leaf.dtype)), logical_axes(model), params)
+
+    def cast(names: Axes, leaf: Any) -> Any:
+        return leaf if isinstance(leaf, QuantizedArray) else leaf.astype(_dtype(model, names, leaf.dtype))
+
+    return map_with_axes(cast, logical_axes(model), params)
 
 
 def abstract_weights(model: Plamo2) -> dict:
@@ -108,7 +113,8 @@ def load_weights(
         ema: load the moving average of a run's parameters.
         dtype: dtype of activations and matrices; None: float32 on CPU and bfloat16 elsewhere.
         mesh: mesh over which heads, MLP columns and vocabulary are sharded; None: use the first device.
-        scan_layers: scan over the layers. This is slower to decode and faster to compile.
+        scan_layers: scan over the layers. This is slower to decode and faster to compile. Quantized layers of different formats are not
+            scanned.
 
     Returns:
         The network, and the contents of the folder with the parameters for this network.
@@ -121,14 +127,14 @@ def load_weights(
         return Plamo2(config, dtype=None if dtype is None else jnp.dtype(dtype), mesh=mesh, scan_layers=scan_layers)
 
     loaded = open_model(path, step=step, ema=ema, abstract=lambda config: abstract_weights(network(config)))
+    params, scan_layers = loaded.params, scan_layers and loaded.scan_layers
     model = network(loaded.config)
-    params = loaded.params
     # The parameters are stacked for scan_layers, or for a model with merged adapters, which is also in float32 and not sharded.
-    if "run_0" in params:
+    if loaded.scan_layers:
         stacked = model.clone(scan_layers=True)
         params = cast_matrices(stacked, params)
         params = params if scan_layers else unstack(stacked, params)
-        if mesh is not None:
+        if mesh is not None and not has_quantized(params):
             params = jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, abstract_weights(model)))
     return model, dataclasses.replace(loaded, params=_reorder(model, params))
 

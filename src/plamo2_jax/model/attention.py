@@ -15,6 +15,7 @@ from plamo2_jax.model.layers import apply_rope, observe, rms_normalize
 from plamo2_jax.model.linear import project
 from plamo2_jax.model.parameters import parameter
 from plamo2_kernels.attention import Implementation
+from plamo2_kernels.quant import Implementation as ProductImplementation
 
 # Epsilon of the query and key norms. The public PLaMo 2 code uses this constant, not the epsilon of the config.
 _QK_EPSILON = 1e-6
@@ -27,6 +28,7 @@ class Attention(nn.Module):
     kind: LayerKind
     implementation: Implementation = "auto"
     mesh: jax.sharding.Mesh | None = None
+    product_implementation: ProductImplementation = "xla"
 
     @nn.compact
     def __call__(

@@ -16,6 +16,7 @@ from plamo2_jax.model.cache import AttentionCache, Context, LayerCache, MambaCac
 from plamo2_jax.model.layers import MIXER_SCALE, MLP_SCALE, GatedMLP, RMSNorm, observe, record_block_influence
 from plamo2_jax.model.mamba import Mamba
 from plamo2_kernels.attention import Implementation as AttentionImplementation
+from plamo2_kernels.quant import Implementation as ProductImplementation
 from plamo2_kernels.ssd import Implementation
 
 Remat = Literal["none", "dots", "block", "offload"]
@@ -53,6 +54,7 @@ class Block(nn.Module):
     implementation: Implementation
     attention_implementation: AttentionImplementation = "auto"
     mesh: jax.sharding.Mesh | None = None
+    product_implementation: ProductImplementation = "xla"
 
     @nn.compact
     def __call__(
@@ -61,9 +63,10 @@ class Block(nn.Module):
         """Return the residual stream after the layer, and the new cache of the layer (None without a cache)."""
         c = self.config
         if self.kind is LayerKind.MAMBA:
-            mixer = Mamba(c, self.implementation, self.mesh, name="mixer")
+            mixer = Mamba(c, self.implementation, self.mesh, self.product_implementation, name="mixer")
         else:
-            mixer = Attention(c, self.kind, self.attention_implementation, self.mesh, name="mixer")
+            settings = self.attention_implementation, self.mesh, self.product_implementation
+            mixer = Attention(c, self.kind, *settings, name="mixer")
 
         def opening(name):
             y = RMSNorm(1.0, c.rms_norm_eps, name=name)(x)
@@ -79,7 +82,7 @@ class Block(nn.Module):
 
         y, new = mixer(opening("pre_mixer_norm"), context, cache)
         x = gathered(x + closing("post_mixer_norm", MIXER_SCALE)(gathered(y)))
-        y = GatedMLP(c, name="mlp")(opening("pre_mlp_norm"), context.segment_ids)
+        y = GatedMLP(c, self.product_implementation, name="mlp")(opening("pre_mlp_norm"), context.segment_ids)
         return gathered(x + closing("post_mlp_norm", MLP_SCALE)(gathered(y))), new
 
 
@@ -91,6 +94,7 @@ class Period(nn.Module):
     implementation: Implementation
     attention_implementation: AttentionImplementation = "auto"
     mesh: jax.sharding.Mesh | None = None
+    product_implementation: ProductImplementation = "xla"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"], caches: tuple | None, context: Context):
@@ -98,8 +102,8 @@ class Period(nn.Module):
         x = checkpoint_name(x, _INPUT)
         start, new = x, []
         for position, kind in enumerate(self.kinds):
-            settings = (self.config, kind, self.implementation, self.attention_implementation, self.mesh)
-            block = Block(*settings, name=f"layer_{position}")
+            settings = (self.implementation, self.attention_implementation, self.mesh, self.product_implementation)
+            block = Block(self.config, kind, *settings, name=f"layer_{position}")
             x, cache = block(x, context, None if caches is None else caches[position])
             new.append(cache)
         record_block_influence(self, start, x, context.segment_ids)

@@ -11,6 +11,7 @@ from plamo2_jax.config import ModelConfig
 from plamo2_jax.model import axes
 from plamo2_jax.model.linear import project
 from plamo2_jax.model.parameters import parameter
+from plamo2_kernels.quant import Implementation as ProductImplementation
 
 # The norms at the end of residual branches scale them down: by 1/5 after the mixer, by 1/5^1.5 after the MLP (public PLaMo 2 code).
 MIXER_SCALE = 1 / 5
@@ -90,6 +91,7 @@ class GatedMLP(nn.Module):
     """Gated MLP: down(silu(gate(x)) · up(x))."""
 
     config: ModelConfig
+    product_implementation: ProductImplementation = "xla"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"], segment_ids: Int[Array, "b t"]) -> Float[Array, "b t d"]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -14,8 +16,11 @@ from jaxtyping import Array, Float, Int
 from plamo2_jax.model.axes import Axes, map_with_axes
 from plamo2_jax.model.low_rank import LowRank
 from plamo2_jax.model.parameters import parameter
-from plamo2_jax.model.quantized import QuantizedArray, quantize_activations
+from plamo2_jax.model.quantized import QuantizedArray
+from plamo2_kernels import native
+from plamo2_kernels.errors import ImplementationError
 from plamo2_kernels.precision import product_precision
+from plamo2_kernels.quant import MOST_FFI_ROWS, Implementation, few_rows, few_rows_product, quantized_product
 
 # Up to this number of tokens, parts are multiplied in one product.
 _FEW_TOKENS = 64
@@ -31,7 +36,7 @@ def project(
     init: Callable[..., Array],
     sizes: Mapping[str | None, int],
 ) -> Float[Array, "*y"] | tuple[Float[Array, "*y"], ...]:
-    """Declare a weight and multiply `x` by it.
+    """Declare a weight and multiply `x` by it, with the module's `product_implementation`.
 
     Args:
         module: Module that owns the weight.
@@ -47,11 +52,16 @@ def project(
     """
     weight = parameter(module, name, init, sizes, contracts=contracted(spec, sizes))
     product = _multiply_parts if None in sizes else multiply
-    return product(spec, x, weight)
+    return product(spec, x, weight, implementation=module.product_implementation)
 
 
 def multiply(
-    spec: str, x: Float[Array, "*x"], weight: Weight, preferred_element_type: jnp.dtype | None = None
+    spec: str,
+    x: Float[Array, "*x"],
+    weight: Weight,
+    preferred_element_type: jnp.dtype | None = None,
+    *,
+    implementation: Implementation = "xla",
 ) -> Float[Array, "*y"]:
     """Multiply activations by a weight.
 
@@ -60,43 +70,125 @@ def multiply(
         x: Activations. The product is computed in their dtype: float32 means true float32 products on all platforms.
         weight: Value of a parameter.
         preferred_element_type: dtype of the result; None: the dtype of `x`.
+        implementation: See `quantized_product`. Products with arrays are XLA's, unless this is "ffi", or "auto" and there are few rows of
+            float32 on CPU.
+
+    Raises:
+        ImplementationError: "ffi" cannot run.
     """
-    einsum = functools.partial(
-        jnp.einsum, precision=product_precision(x.dtype), preferred_element_type=preferred_element_type
-    )
+    dtype = x.dtype if preferred_element_type is None else preferred_element_type
+    einsum = functools.partial(jnp.einsum, precision=product_precision(x.dtype), preferred_element_type=dtype)
     if isinstance(weight, LowRank):
-        base = multiply(spec, x, weight.base, preferred_element_type)
+        base = multiply(spec, x, weight.base, dtype, implementation=implementation)
         low, up = _adapter_specs(spec)
         return base + einsum(up, _lower(low, x, weight), weight.b.astype(x.dtype))
     if isinstance(weight, QuantizedArray):
-        if weight.activations is not None:
-            values, scales = quantize_activations(x, _summed_axes(spec), weight.activations)
-            x = (values.astype(jnp.float32) * scales).astype(x.dtype)
-        return einsum(spec, x, weight.dequantize(x.dtype))
+        return _multiply_quantized(spec, x, weight, implementation).astype(dtype)
+    if multiplies_few_rows(spec, x, weight, implementation):
+        return _multiply_few_rows(spec, x, weight).astype(dtype)
     return einsum(spec, x, weight.astype(x.dtype))
 
 
-def _summed_axes(spec: str) -> tuple[int, ...]:
-    """Return the axes of the activations that an einsum sums over."""
-    operands, result = spec.split("->")
-    return tuple(i for i, letter in enumerate(operands.split(",")[0]) if letter not in result)
+def multiplies_few_rows(spec: str, x: Float[Array, "*x"], weight: Weight, implementation: Implementation) -> bool:
+    """Return whether `multiply` calls the C++ kernel for few rows of float32 with an array.
+
+    Raises:
+        ImplementationError: `implementation` is "ffi", which cannot run.
+    """
+    if implementation not in ("auto", "ffi") or not isinstance(weight, jax.Array):
+        return False
+    letters = _Letters.of(spec)
+    reason = few_rows.why_not(x, weight)
+    if letters.inputs + letters.outputs != letters.weight and letters.outputs + letters.inputs != letters.weight:
+        reason = f"the inputs of {spec} are not next to each other"
+    if implementation == "ffi":
+        if reason is not None:
+            raise ImplementationError(f'product_implementation="ffi" cannot run: {reason}. Use "xla"')
+        native.require()
+        return True
+    rows = math.prod(x.shape[letters.x.index(letter)] for letter in letters.rows)
+    return reason is None and rows <= MOST_FFI_ROWS and native.is_available()
 
 
-def _multiply_parts(spec: str, x: Float[Array, "*x"], weight: Weight) -> tuple[Float[Array, "*y"], ...]:
+@dataclasses.dataclass(frozen=True)
+class _Letters:
+    """The letters of an einsum of activations and a weight."""
+
+    x: str
+    weight: str
+    result: str
+    rows: str
+    """Letters of the activations that the weight does not have."""
+    inputs: str
+    """Letters of the weight that the einsum sums over."""
+    outputs: str
+
+    @classmethod
+    def of(cls, spec: str) -> _Letters:
+        operands, result = spec.split("->")
+        x, weight = operands.split(",")
+        inputs, outputs = ("".join(c for c in weight if (c in result) is out) for out in (False, True))
+        return cls(x, weight, result, "".join(c for c in x if c not in weight), inputs, outputs)
+
+    def flat(self, x: Array) -> Float[Array, "rows k"]:
+        """Return the activations as a matrix of rows and inputs."""
+        x = x.transpose([self.x.index(letter) for letter in self.rows + self.inputs])
+        return x.reshape(math.prod(x.shape[: len(self.rows)]), -1)
+
+    def restore(self, y: Float[Array, "rows n"], x: Array, outputs: tuple[int, ...]) -> Array:
+        """Return a product as the einsum does; `outputs` are the sizes of its outputs."""
+        y = y.reshape(*(x.shape[self.x.index(letter)] for letter in self.rows), *outputs)
+        return y.transpose([(self.rows + self.outputs).index(letter) for letter in self.result])
+
+
+def _multiply_quantized(spec: str, x: Array, weight: QuantizedArray, implementation: Implementation) -> Array:
+    letters = _Letters.of(spec)
+    outputs = weight.values.shape[: weight.values.ndim - len(weight.contracted)]
+    n = math.prod(outputs)
+
+    # Both are reshaped without a copy.
+    def flat(array: Array | None) -> Array | None:
+        return None if array is None else array.reshape(n, -1)
+
+    matrix = flat(weight.values), flat(weight.scales), flat(weight.zero_points)
+    settings = {"activations": weight.activations, "implementation": implementation}
+    return letters.restore(quantized_product(letters.flat(x), *matrix, **settings), x, outputs)
+
+
+def _multiply_few_rows(spec: str, x: Array, weight: Array) -> Array:
+    letters = _Letters.of(spec)
+    outputs = tuple(weight.shape[letters.weight.index(letter)] for letter in letters.outputs)
+    first = letters.weight == letters.outputs + letters.inputs
+    shape = (math.prod(outputs), -1) if first else (-1, math.prod(outputs))
+    return letters.restore(few_rows_product(letters.flat(x), weight.reshape(shape), outputs_first=first), x, outputs)
+
+
+def _multiply_parts(
+    spec: str, x: Float[Array, "*x"], weight: Weight, *, implementation: Implementation
+) -> tuple[Float[Array, "*y"], ...]:
     """Multiply by each of the weights that are stacked along the first axis. They share the factor A of an adapter."""
-    if not isinstance(weight, LowRank):
-        parts = weight.shape[0]
-        if x.shape[0] * x.shape[1] <= _FEW_TOKENS and not isinstance(weight, QuantizedArray):
-            # XLA on CPU would copy every part out of the weight, which takes longer than a product with few tokens.
-            operands, result = spec.split("->")
-            batched = "P" + operands.replace(",", ",P") + "->P" + result
-            return tuple(multiply(batched, jnp.broadcast_to(x, (parts, *x.shape)), weight))
-        return tuple(multiply(spec, x, weight[i]) for i in range(parts))
-    low, up = _adapter_specs(spec)
-    lowered = _lower(low, x, weight)
-    base = _multiply_parts(spec, x, weight.base)
-    # B is [rank, parts, ...].
-    return tuple(y + multiply(up, lowered, weight.b[:, i]) for i, y in enumerate(base))
+    if isinstance(weight, LowRank):
+        low, up = _adapter_specs(spec)
+        lowered = _lower(low, x, weight)
+        base = _multiply_parts(spec, x, weight.base, implementation=implementation)
+        # B is [rank, parts, ...].
+        return tuple(y + multiply(up, lowered, weight.b[:, i]) for i, y in enumerate(base))
+    parts = weight.shape[0]
+    operands, result = spec.split("->")
+    if isinstance(weight, QuantizedArray):
+        # The parts are outputs.
+        joined = operands.replace(",", ",P") + "->P" + result
+        return tuple(multiply(joined, x, weight, implementation=implementation))
+    if multiplies_few_rows(spec, x, weight[0], implementation):
+        letters = _Letters.of(spec)
+        flat = weight.reshape(parts, -1, math.prod(weight.shape[1 + len(letters.inputs) :]))
+        products = few_rows_product(letters.flat(x), flat, outputs_first=False)
+        return tuple(letters.restore(y, x, weight.shape[1 + len(letters.inputs) :]) for y in products)
+    if x.shape[0] * x.shape[1] <= _FEW_TOKENS:
+        # XLA on CPU would copy every part out of the weight, which takes longer than a product with few tokens.
+        batched = "P" + operands.replace(",", ",P") + "->P" + result
+        return tuple(multiply(batched, jnp.broadcast_to(x, (parts, *x.shape)), weight))
+    return tuple(multiply(spec, x, weight[i]) for i in range(parts))
 
 
 def _lower(spec: str, x: Float[Array, "*x"], weight: LowRank) -> Float[Array, "... r"]:
@@ -109,11 +201,9 @@ def _lower(spec: str, x: Float[Array, "*x"], weight: LowRank) -> Float[Array, ".
 
 def _adapter_specs(spec: str) -> tuple[str, str]:
     """Return the einsums with A [*inputs, r] and B [r, *outputs] that replace an einsum with a weight. The letter R stands for r."""
-    operands, result = spec.split("->")
-    x, weight = operands.split(",")
-    inputs, outputs = ("".join(c for c in weight if (c in result) is out) for out in (False, True))
-    low = "".join(c for c in x if c in result) + "R"
-    return f"{x},{inputs}R->{low}", f"{low},R{outputs}->{result}"
+    letters = _Letters.of(spec)
+    low = "".join(c for c in letters.x if c in letters.result) + "R"
+    return f"{letters.x},{letters.inputs}R->{low}", f"{low},R{letters.outputs}->{letters.result}"
 
 
 def lookup(weight: Weight, tokens: Int[Array, "b t"], dtype: jnp.dtype) -> Float[Array, "b t d"]:

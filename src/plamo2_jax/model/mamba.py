@@ -15,6 +15,7 @@ from plamo2_jax.model.cache import Context, LayerCache, MambaCache
 from plamo2_jax.model.layers import observe, rms_normalize
 from plamo2_jax.model.linear import multiply, project
 from plamo2_jax.model.parameters import parameter
+from plamo2_kernels.quant import Implementation as ProductImplementation
 from plamo2_kernels.ssd import Implementation
 
 
@@ -48,6 +49,7 @@ class Mamba(nn.Module):
     config: ModelConfig
     implementation: Implementation = "auto"
     mesh: jax.sharding.Mesh | None = None
+    product_implementation: ProductImplementation = "xla"
 
     @nn.compact
     def __call__(
@@ -93,7 +95,7 @@ class Mamba(nn.Module):
         skip = parameter(self, "skip", ones, heads)
         observe(self, B * C, (axes.STATE,), context.segment_ids)
         observe(self, low_rank, (axes.DT_RANK,), context.segment_ids)
-        dt = multiply("btr,rh->bth", low_rank, dt_up, preferred_element_type=dt_bias.dtype)
+        dt = multiply("btr,rh->bth", low_rank, dt_up, dt_bias.dtype, implementation=self.product_implementation)
         arrays = x, nn.softplus(dt + dt_bias), -jnp.exp(a_log), B[:, :, None], C[:, :, None], skip
         settings = {"state": ssm_state, "continues": continues, "implementation": self.implementation}
         scan = functools.partial(parallel.scan, self.mesh, *arrays, **settings)

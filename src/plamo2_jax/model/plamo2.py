@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -25,10 +26,14 @@ from plamo2_jax.model import axes, parallel
 from plamo2_jax.model.block import Period, Remat, recomputed
 from plamo2_jax.model.cache import Cache, Context, advance, init_cache, make_context
 from plamo2_jax.model.layers import OBSERVED, RMSNorm
-from plamo2_jax.model.linear import lookup, multiply
+from plamo2_jax.model.linear import lookup, multiplies_few_rows, multiply
 from plamo2_jax.model.parameters import DeclaredParameter, parameter
 from plamo2_kernels.attention import Implementation as AttentionImplementation
+from plamo2_kernels.quant import Implementation as ProductImplementation
 from plamo2_kernels.ssd import Implementation
+
+# The einsum of the logits.
+_LOGITS = "btd,vd->btv"
 
 
 class Plamo2(nn.Module):
@@ -46,6 +51,8 @@ class Plamo2(nn.Module):
         scan_layers: Run the periods of a layer group by `nn.scan` over stacked parameters. False: run them one after another, each with its
             own parameters (see `engine.weights.unstack`). This decodes faster, because a scan copies the weights and state of every
             period out of the stack for each token. But the program grows with the number of periods, and `remat` has no effect.
+        product_implementation: Implementation of products with weights (see `linear.multiply`). The engine decodes with "auto". With a
+            mesh, it must be "xla" or "reference": XLA cannot divide the C++ kernels over devices.
     """
 
     config: ModelConfig
@@ -55,6 +62,7 @@ class Plamo2(nn.Module):
     mesh: jax.sharding.Mesh | None = None
     attention_implementation: AttentionImplementation = "auto"
     scan_layers: bool = True
+    product_implementation: ProductImplementation = "xla"
 
     def setup(self) -> None:
         """Create the submodules."""
@@ -80,7 +88,7 @@ class Plamo2(nn.Module):
         def separate(group: LayerGroup, name: str) -> list[nn.Module]:
             return [Period(c, group.kinds, *settings, name=period_name(name, i)) for i in range(group.count)]
 
-        settings = self.implementation, self.attention_implementation, self.mesh
+        settings = self.implementation, self.attention_implementation, self.mesh, self.product_implementation
         # A group of one period is scanned too, so that every layer parameter has the axis `layers`.
         make = stacked if self.scan_layers else separate
         self.runs = [make(group, f"run_{i}") for i, group in enumerate(c.layer_groups)]
@@ -182,14 +190,15 @@ class Plamo2(nn.Module):
         """Compute logits in float32 from features."""
         weight = self.embedding if self.config.tie_word_embeddings else self.lm_head
         dtype = jnp.promote_types(x.dtype, jnp.float32)
-        logits = multiply("btd,vd->btv", x, weight, preferred_element_type=dtype)
+        logits = multiply(_LOGITS, x, weight, dtype, implementation=self.product_implementation)
         return self._place(logits, axes.ROWS, (axes.SEQUENCE,), (axes.TENSOR,))
 
     def decoding_logits(self, x: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
         """Compute logits of few tokens. The results are those of `logits` up to rounding."""
         weight = self.embedding if self.config.tie_word_embeddings else self.lm_head
         b, t, d = x.shape
-        if b * t == 1 or not isinstance(weight, jax.Array) or self.mesh is not None:
+        native = multiplies_few_rows(_LOGITS, x, weight, self.product_implementation)
+        if native or b * t == 1 or not isinstance(weight, jax.Array) or self.mesh is not None:
             return self.logits(x)
 
         def table_first(x, weight):
@@ -243,6 +252,31 @@ def stacked_path(path: str) -> tuple[str, int | None]:
     """Return the path of a parameter in the stacked model, and its index on the axis `layers` (None if the path is not of one period)."""
     run, period, rest = re.fullmatch(r"(run_\d+)(?:_period_(\d+))?(.*)|.*", path).groups()
     return (path, None) if period is None else (run + rest, int(period))
+
+
+def period_paths(config: ModelConfig, path: str) -> tuple[list[str], bool]:
+    """Return the paths, in a model with scan_layers=False, of the parameters that a path means, and whether they are stacked in it."""
+    run, _, rest = path.partition("/")
+    counts = {f"run_{i}": group.count for i, group in enumerate(config.layer_groups)}
+    if run not in counts:
+        return [path], False
+    return [f"{period_name(run, j)}/{rest}" for j in range(counts[run])], True
+
+
+def period_leaf(leaves: Mapping[str, Any], path: str) -> Any:
+    """Return the parameter at a path of a model with scan_layers=False from the flat tree of a model with or without a scan over layers.
+
+    Args:
+        leaves: Arrays and other weights, by path.
+        path: Path of a parameter, of one period if it belongs to a layer.
+
+    Returns:
+        The leaf, one period of it, or None if there is none.
+    """
+    if path in leaves:
+        return leaves[path]
+    stacked, period = stacked_path(path)
+    return leaves[stacked][period] if period is not None and stacked in leaves else None
 
 
 def _init_boxed(model: Plamo2, rng: Array):

@@ -44,7 +44,7 @@ class QuantizedArray(struct.PyTreeNode):
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the parameter."""
-        return tuple(self.values.shape[i] for i in np.argsort(_order(self.values.ndim, self.contracted)))
+        return tuple(self.values.shape[i] for i in np.argsort(stored_order(self.values.ndim, self.contracted)))
 
     def dequantize(self, dtype: jnp.dtype = jnp.float32) -> Float[Array, "*w"]:
         """Return the parameter as an array of `dtype`."""
@@ -53,7 +53,7 @@ class QuantizedArray(struct.PyTreeNode):
         if self.zero_points is not None:
             grouped = grouped - self.zero_points[..., None].astype(grouped.dtype)
         stored = (grouped * self.scales[..., None]).reshape(self.values.shape)
-        return stored.astype(dtype).transpose(np.argsort(_order(self.values.ndim, self.contracted)))
+        return stored.astype(dtype).transpose(np.argsort(stored_order(self.values.ndim, self.contracted)))
 
     def __getitem__(self, index: Any) -> QuantizedArray:
         """Index the first axis of all arrays, which must not be a contraction axis."""
@@ -66,7 +66,7 @@ class QuantizedArray(struct.PyTreeNode):
 
     def axes_of(self, names: axes.Axes) -> QuantizedArray:
         """Return the axis names of each array; `names` are the axis names of the parameter."""
-        order = _order(len(names), self.contracted)
+        order = stored_order(len(names), self.contracted)
         outputs = tuple(names[i] for i in order[: len(names) - len(self.contracted)])
         # A single group cannot be divided. Several groups are divided like the first contraction axis.
         groups = names[self.contracted[0]] if self.scales.shape[-1] > 1 else None
@@ -95,7 +95,7 @@ def quantize(
     Raises:
         PlamoError: `group_size` does not divide the number of inputs.
     """
-    order = _order(weight.ndim, contracted)
+    order = stored_order(weight.ndim, contracted)
     stored = weight.astype(jnp.float32).transpose(order)
     outputs = stored.shape[: weight.ndim - len(contracted)]
     flat = stored.reshape(*outputs, -1)
@@ -126,7 +126,7 @@ def quantize_float8(weight: Float[Array, "*w"], contracted: tuple[int, ...]) -> 
         weight: Parameter to quantize.
         contracted: Contraction axes, counted from the end, in order.
     """
-    order = _order(weight.ndim, contracted)
+    order = stored_order(weight.ndim, contracted)
     stored = weight.astype(jnp.float32).transpose(order)
     inputs = tuple(range(weight.ndim - len(contracted), weight.ndim))
     values, scales = _to_float8(stored, inputs)
@@ -181,15 +181,29 @@ def quantize_params(
     def one(declared: axes.Declaration, weight: Array) -> Any:
         if not select(declared):
             return weight
-        # Embedding tables declare no contraction axis, because they are looked up. The logits are a product over their axis embed.
-        inputs = declared.contracts or (axes.EMBED,)
-        contracted = tuple(i - weight.ndim for i, name in enumerate(declared.names) if name in inputs)
-        return quantize(weight, contracted, bits, group_size, symmetric)
+        return quantize(weight, contraction_axes(declared), bits, group_size, symmetric)
 
     return jax.tree.map(one, declarations, params, is_leaf=lambda leaf: isinstance(leaf, axes.Declaration))
 
 
-def _order(ndim: int, contracted: tuple[int, ...]) -> tuple[int, ...]:
+def is_quantized(leaf: Any) -> bool:
+    """Return whether a node of a parameter tree is a quantized matrix (for `jax.tree.map(..., is_leaf=is_quantized)`)."""
+    return isinstance(leaf, QuantizedArray)
+
+
+def has_quantized(params: Any) -> bool:
+    """Return whether a parameter tree has quantized matrices."""
+    return any(map(is_quantized, jax.tree.leaves(params, is_leaf=is_quantized)))
+
+
+def contraction_axes(declared: axes.Declaration) -> tuple[int, ...]:
+    """Return the contraction axes of a matrix, counted from the end."""
+    # Embedding tables declare no contraction axis, because they are looked up. The logits are a product over their axis embed.
+    inputs = declared.contracts or (axes.EMBED,)
+    return tuple(i - len(declared.names) for i, name in enumerate(declared.names) if name in inputs)
+
+
+def stored_order(ndim: int, contracted: tuple[int, ...]) -> tuple[int, ...]:
     """Return the axes of the parameter in the order in which the values are stored: outputs, then inputs."""
     inputs = tuple(ndim + i for i in contracted)
     return (*(i for i in range(ndim) if i not in inputs), *inputs)

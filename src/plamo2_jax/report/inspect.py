@@ -20,6 +20,8 @@ from plamo2_jax.convert.files import find_tensors, inside, read_header
 from plamo2_jax.convert.layout import public_tensors
 from plamo2_jax.convert.load import is_run_folder
 from plamo2_jax.convert.names import ModelName
+from plamo2_jax.convert.quantized import FOLDER as QUANTIZED
+from plamo2_jax.convert.quantized import open_quantized
 from plamo2_jax.convert.read import read_public_config
 from plamo2_jax.data.shards import MANIFEST as SHARDS_MANIFEST
 from plamo2_jax.data.shards import read_manifest
@@ -77,7 +79,8 @@ def inspect_folder(folder: Path, step: int | None = None, verify: bool = False) 
             f"{_described_below(folder)}"
         )
     elif is_run_folder(folder):
-        facts, tensors = _run(name, verify)
+        quantized = checkpoint.is_quantized(folder)
+        facts, tensors = _quantized(folder, verify) if quantized else _run(name, verify)
     else:
         facts, tensors = _public(folder)
     if (step is not None or name.ema) and "steps" not in facts:
@@ -117,6 +120,25 @@ def _run(name: ModelName, verify: bool) -> tuple[dict[str, Any], list[Tensor]]:
     return facts, _tensors(
         flax.traverse_util.flatten_dict(stored, sep="/"), lambda name: _group(config, name), axes.get
     )
+
+
+def _quantized(folder: Path, verify: bool) -> tuple[dict[str, Any], list[Tensor]]:
+    config = checkpoint.read_model_config(folder)
+    file = open_quantized(folder, config)
+    formats = Counter(
+        f"{each.values} with {each.groups:,} scale{'s' * (each.groups > 1)} an output"
+        + (f" and {each.activations} activations" if each.activations else "")
+        for each in file.quantization.tensors.values()
+    )
+    return {
+        "kind": "quantized run folder",
+        **_network(config),
+        **_texts(folder),
+        "method": file.quantization.method,
+        "formats": dict(formats.most_common()),
+        "bytes": sum(tensor.size * tensor.dtype.itemsize for tensor in file.tensors.values()),
+        "checksums": _checksums(folder / QUANTIZED, verify),
+    }, []
 
 
 def _public(folder: Path) -> tuple[dict[str, Any], list[Tensor]]:
@@ -226,6 +248,9 @@ def as_text(folder: Path, facts: Mapping[str, Any]) -> str:
         say("parameters", f"{total:,}: " + ", ".join(f"{size:,} {name}" for name, size in groups))
         dtypes = ", ".join(f"{size:,} {dtype}" for dtype, size in facts["dtypes"].items())
         say("stored", f"{dtypes}; {facts['bytes']:,} bytes")
+    if "formats" in facts:
+        formats = "; ".join(f"{count} matrices {form}" for form, count in facts["formats"].items())
+        say("quantized", f"by {facts['method']}: {formats}; {facts['bytes']:,} bytes")
     for name in ("documents", "tokens", "shards"):
         if name in facts:
             say(name, f"{facts[name]:,}")

@@ -81,10 +81,10 @@ class RunSource(Source):
 
     def __init__(self, folder: Path, step: int | None, ema: bool):
         item = checkpoint.EMA if ema else checkpoint.PARAMS
+        checkpoint.require_model(folder)
         self._path = checkpoint.item_folder(folder, step, item)
         root = self._path.parent
         config = checkpoint.read_model_config(folder)
-        checkpoint.require_model(folder)
         leaves = jax.tree.leaves(checkpoint.check_params(folder, abstract_params(Plamo2(config)), step, item))
         checkpoint.verify_files(root, item)
         sizes = [math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves]

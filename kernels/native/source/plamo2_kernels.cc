@@ -1,0 +1,68 @@
+// The functions that XLA calls. The library is compiled on the machine that runs it (library.py), for its instructions.
+#include <string>
+
+#include "float_product.h"
+#include "integer_product.h"
+#include "threads.h"
+
+namespace ffi = xla::ffi;
+using Floats = ffi::Buffer<ffi::F32>;
+using Result = ffi::ResultBuffer<ffi::F32>;
+
+// x [rows, k]; w [parts, k, n]; y [parts, rows, n].
+static ffi::Error FloatColumns(ffi::ThreadPool pool, Floats x, Floats w, Result y) {
+  auto shape = w.dimensions();
+  int64_t parts = shape[0], k = shape[1], n = shape[2], rows = x.dimensions()[0];
+  const std::vector<float> inputs = interleave(x.typed_data(), rows, k);
+  const float* weights = w.typed_data();
+  float* to = y->typed_data();
+  in_parallel(pool, parts * n, 32, parts * k * n * 4, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin / n; part * n < end; ++part) {
+      int64_t first = std::max(begin - part * n, int64_t(0)), last = std::min(end - part * n, n);
+      multiply_columns(inputs.data(), weights + part * k * n, to + part * rows * n, rows, k, n, first, last);
+    }
+  });
+  return ffi::Error::Success();
+}
+
+// x [rows, k]; w [n, k]; y [rows, n].
+static ffi::Error FloatOutputs(ffi::ThreadPool pool, Floats x, Floats w, Result y) {
+  int64_t n = w.dimensions()[0], k = w.dimensions()[1], rows = x.dimensions()[0];
+  const std::vector<float> inputs = interleave(x.typed_data(), rows, k);
+  in_parallel(pool, n, kLanes, n * k * 4, [&](int64_t begin, int64_t end) {
+    multiply_outputs(inputs.data(), w.typed_data(), y->typed_data(), rows, k, n, begin, end);
+  });
+  return ffi::Error::Success();
+}
+
+// x [rows, k]; w [n, k] of 8 or 4 bits; scales [n, groups]; zero points [n, groups] of 8 bits, or [0]; y [rows, n].
+static ffi::Error Integers(ffi::ThreadPool pool, Floats x, ffi::AnyBuffer w, Floats scales, ffi::Buffer<ffi::S8> zero_points,
+                           Result y, int64_t parts) {
+  int64_t rows = x.dimensions()[0];
+  Matrix matrix{static_cast<const uint8_t*>(w.untyped_data()),
+                scales.typed_data(),
+                zero_points.element_count() ? zero_points.typed_data() : nullptr,
+                w.element_type() == ffi::S4 ? 4 : 8,
+                w.dimensions()[0],
+                w.dimensions()[1],
+                scales.dimensions()[1]};
+  Activations inputs = quantize(x.typed_data(), rows, matrix.inputs, matrix.bits, int(parts));
+  in_parallel(pool, matrix.outputs, 48, matrix.outputs * matrix.row_bytes(), [&](int64_t begin, int64_t end) {
+    multiply_integers(inputs, matrix, y->typed_data(), begin, end);
+  });
+  return ffi::Error::Success();
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(plamo2_float_columns, FloatColumns,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>().Arg<Floats>().Ret<Floats>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(plamo2_float_outputs, FloatOutputs,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>().Arg<Floats>().Ret<Floats>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(plamo2_integers, Integers,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Floats>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<Floats>()
+                                  .Arg<ffi::Buffer<ffi::S8>>()
+                                  .Ret<Floats>()
+                                  .Attr<int64_t>("parts"));

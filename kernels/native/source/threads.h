@@ -1,0 +1,57 @@
+// Division of work over XLA's pool of threads.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <thread>
+
+#include "xla/ffi/api/ffi.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+inline void pause() { _mm_pause(); }
+#else
+inline void pause() {}
+#endif
+
+// A thread is given at least this many bytes to read: waking one takes about as long as reading them.
+constexpr int64_t kLeastBytes = 96 << 10;
+
+struct Shares {
+  std::function<void(int64_t)> body;
+  int64_t count;
+  std::atomic<int64_t> next{0}, done{0};
+
+  void work() {
+    for (int64_t i; (i = next.fetch_add(1)) < count;) {
+      body(i);
+      done.fetch_add(1, std::memory_order_release);
+    }
+  }
+};
+
+// Calls body(begin, end) for ranges of [0, size) whose ends are multiples of `multiple`, on several threads. The caller works too, so
+// this ends even if no thread of the pool is free. `bytes` is the amount of memory that all calls read.
+template <typename Body>
+void in_parallel(xla::ffi::ThreadPool& pool, int64_t size, int64_t multiple, int64_t bytes, const Body& body) {
+  int64_t threads = std::min<int64_t>(pool.num_threads(), bytes / kLeastBytes);
+  int64_t blocks = (size + multiple - 1) / multiple;
+  if (threads < 2 || blocks < 2) {
+    body(0, size);
+    return;
+  }
+  // More shares than threads, because another process may hold up a thread.
+  int64_t count = std::min(blocks, std::min<int64_t>(4 * threads, std::max<int64_t>(threads, bytes / kLeastBytes)));
+  auto shares = std::make_shared<Shares>();
+  shares->count = count;
+  shares->body = [=, &body](int64_t i) {
+    int64_t begin = blocks * i / count * multiple, end = std::min(size, blocks * (i + 1) / count * multiple);
+    if (begin < end) body(begin, end);
+  };
+  for (int64_t i = 1; i < std::min(threads, count); ++i) pool.Schedule([shares] { shares->work(); });
+  shares->work();
+  for (int spins = 0; shares->done.load(std::memory_order_acquire) < count; ++spins)
+    spins < 10000 ? pause() : std::this_thread::yield();
+}
