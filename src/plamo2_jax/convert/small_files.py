@@ -11,6 +11,7 @@ import numpy as np
 from plamo2_jax import checkpoint
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert import remote_code
+from plamo2_jax.convert.compressed_tensors import QUANTIZATION, Scheme, quantization_config
 from plamo2_jax.convert.files import CONFIG
 from plamo2_jax.convert.tokenizer_files import tokenizer_config, tokenizer_json
 from plamo2_jax.storage import write_whole
@@ -28,6 +29,7 @@ def write_small_files(
     files: Mapping[str, bytes],
     *,
     with_code: bool = False,
+    schemes: Mapping[str, Scheme | None] | None = None,
 ) -> None:
     """Write the files of a public folder beside the weights.
 
@@ -38,9 +40,11 @@ def write_small_files(
         dtype: Dtype of the weights.
         files: Further files by name. A chat template among them is also written into tokenizer_config.json.
         with_code: Also write Python files for `trust_remote_code=True`, and name them in `auto_map`.
+        schemes: How each linear layer is quantized (`write_params`); None: the model is not quantized.
     """
     code = remote_code.config_map() if with_code else {}
-    checkpoint.write_json(folder / CONFIG, {**config.to_hf(), "torch_dtype": dtype.name, **code})
+    quantization = {} if schemes is None else {QUANTIZATION: quantization_config(schemes)}
+    checkpoint.write_json(folder / CONFIG, {**config.to_hf(), "torch_dtype": dtype.name, **quantization, **code})
     checkpoint.write_json(folder / "generation_config.json", generation_config(config, tokenizer))
     if tokenizer is not None:
         tokenizer.save(folder)
