@@ -59,6 +59,8 @@ $(VENV)/.installed-peers: $(VENV)/.installed-test
 	# installed without its dependencies.
 	$(PIP) install --quiet torch==2.13.0 transformers accelerate peft pydantic immutables trl==1.16.0 compressed-tensors==0.17.0
 	$(PIP) install --quiet --no-deps mergekit==0.1.5
+	# Only its pure functions are used.
+	$(PIP) install --quiet --no-deps qwix==0.1.8
 	# Clients of the server.
 	$(PIP) install --quiet 'lm-eval[api]==0.4.13' schemathesis==4.32.5
 	touch $@

@@ -88,13 +88,13 @@ def to_hf(
         )
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, option: str = "--max-shard-size") -> int:
     """Return the number of bytes of a size such as 5GB, 500 MiB or 1000000; raise PlamoError if the text is not a size."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text.strip())
     unit = match and _UNITS.get(match[2].upper().removesuffix("B") + "B" if match[2] else "")
     size = int(float(match[1]) * unit) if unit else 0
     if size < 1:
-        raise PlamoError(f"--max-shard-size {text!r} is not a size: it must be like 5GB, 500MiB or 1000000")
+        raise PlamoError(f"{option} {text!r} is not a size: it must be like 5GB, 500MiB or 1000000")
     return size
 
 
