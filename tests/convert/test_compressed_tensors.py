@@ -253,8 +253,25 @@ def test_damaged_tensors_are_refused(case, written, tmp_path):
 
 def test_commands_for_float_models_refuse_it(written, tmp_path, capsys):
     folder = rewritten(tmp_path / "public", *written)
-    assert main(["prune", str(folder), str(folder), str(tmp_path / "out"), "--set", "num_hidden_layers=2"]) == 2
+    with pytest.raises(ValueError, match="holds a quantized model: this command needs one in float32"):
+        load_model(folder)
+    assert main(["merge", "--method", "linear", str(folder), str(folder), str(tmp_path / "out")]) == 2
     assert "holds a quantized model" in capsys.readouterr().err
+
+
+def test_every_tensor_is_aligned(written, tmp_path):
+    """PyTorch's loader views the bytes in place, which needs offsets that are multiples of the element size."""
+    folder = rewritten(tmp_path / "public", *written)
+    write_public(tmp_path / "ours", CONFIG, load_model(folder, quantized=True).params, None, dtype="bfloat16")
+    data = (tmp_path / "ours" / "model.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    sizes = {"I64": 8, "I32": 4, "F32": 4, "BF16": 2}
+    found = json.loads(data[8 : 8 + length])
+    kinds = {each["dtype"] for name, each in found.items() if name != "__metadata__"}
+    assert kinds == set(sizes)
+    assert all(
+        each["data_offsets"][0] % sizes[each["dtype"]] == 0 for name, each in found.items() if name != "__metadata__"
+    )
 
 
 def test_schemes_have_the_names_of_their_formats():

@@ -49,6 +49,14 @@ def holds_compressed(folder: Path) -> bool:
     return is_compressed(read_json(folder, CONFIG))
 
 
+def require_float(folder: Path) -> None:
+    """Raise ConvertError if a folder of the public layout holds quantized weights."""
+    if holds_compressed(folder):
+        raise ConvertError(
+            f"{folder} holds a quantized model: this command needs one in float32 or bfloat16. Use the model that was quantized"
+        )
+
+
 def read_compressed(folder: Path, config: ModelConfig, abstract: Any = None) -> dict:
     """Read quantized parameters from a folder of the public layout, matrix by matrix.
 
@@ -68,7 +76,7 @@ def read_compressed(folder: Path, config: ModelConfig, abstract: Any = None) -> 
     groups = read_groups(read_json(folder, CONFIG), str(folder / CONFIG))
     stored = find_tensors(folder, READ_DTYPES | COMPRESSED_DTYPES)
     schemes: dict[str, Scheme] = {}
-    sources: dict[str, list[Source]] = {}
+    sources: dict[str, list[Source | None]] = {}
     places: dict[str, tuple[PublicTensor, Part, int]] = {}
     wanted: dict[str, tuple[Any, tuple[int, ...]]] = {}
     for tensor in public_tensors(config):
@@ -89,8 +97,9 @@ def read_compressed(folder: Path, config: ModelConfig, abstract: Any = None) -> 
             wanted |= tensor_shapes(module, scheme, shape)
         start = 0
         for part in tensor.parts:
-            if scheme is None and tensor.name in stored:
-                sources.setdefault(part.path, []).append(Source(stored[tensor.name], start, part))
+            plain = scheme is None and tensor.name in stored
+            # Periods are found by their place in the list, so quantized ones have an entry too.
+            sources.setdefault(part.path, []).append(Source(stored[tensor.name], start, part) if plain else None)
             places[period_path(part)] = tensor, part, start
             start += part.size
     _check(folder, config, stored, wanted)

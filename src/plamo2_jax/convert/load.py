@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from plamo2_jax import checkpoint
 from plamo2_jax.config import ModelConfig
-from plamo2_jax.convert.compressed_read import holds_compressed, read_compressed
+from plamo2_jax.convert.compressed_read import holds_compressed, read_compressed, require_float
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.files import CONFIG, INDEX, SINGLE, read_json
 from plamo2_jax.convert.finite import find_nonfinite
@@ -152,14 +152,10 @@ def load_model(
     else:
         config = read_public_config(folder)
         tokenizer = read_tokenizer(folder, config)
-        if holds_compressed(folder):
-            if not quantized:
-                raise ConvertError(
-                    f"{folder} holds a quantized model: this command needs one in float32 or bfloat16. Use the model that was quantized"
-                )
-            params = read_compressed(folder, config, abstract(config))
-        else:
-            params = read_params(folder, config, abstract=abstract(config))
+        if not quantized:
+            require_float(folder)
+        read = read_compressed if holds_compressed(folder) else read_params
+        params = read(folder, config, abstract=abstract(config))
     if require_finite and (parameter := find_nonfinite(params)):
         raise ConvertError(f"{path}: parameter {parameter} holds NaN or infinity: parameters must be finite")
     if not require_finite:

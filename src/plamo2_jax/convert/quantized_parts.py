@@ -44,7 +44,7 @@ def scheme_of(tensor: PublicTensor, leaves: Mapping[str, Any]) -> Scheme | None:
     if len(tensor.shape) != 2 or tensor.parts[0].period is None:
         # vLLM loads the embedding and the head only if they are not quantized.
         return None
-    found = [leaf_of(part, leaves) for part in tensor.parts]
+    found = [leaves[path if (path := period_path(part)) in leaves else part.path] for part in tensor.parts]
     if not all(isinstance(leaf, QuantizedArray) for leaf in found):
         return None
     kinds = {_kind(leaf)[0] for leaf in found}

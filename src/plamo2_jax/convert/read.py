@@ -92,7 +92,7 @@ def read_params(
 
 
 def read_leaf(
-    sources: Mapping[str, Sequence[Source]],
+    sources: Mapping[str, Sequence[Source | None]],
     path: str,
     leaf: jax.ShapeDtypeStruct,
     count: Callable[[int], None] = lambda _: None,
@@ -100,7 +100,8 @@ def read_leaf(
     """Read one parameter, of a model with or without a scan over layers.
 
     Args:
-        sources: Sources of each parameter of the model with a scan, by path, in the order of the periods.
+        sources: Sources of each parameter of the model with a scan, by path, in the order of the periods; None for periods that are not
+            read here.
         path: Path of the parameter.
         leaf: Its shape, dtype and sharding.
         count: Called with the number of bytes after each block read.

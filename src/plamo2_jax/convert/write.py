@@ -60,6 +60,8 @@ def plan_shards(tensors: Sequence[PublicTensor], dtype: np.dtype, max_shard_byte
             size = 0
         groups[-1].append(tensor)
         size += added
+    # Readers need every tensor at a multiple of its element size: larger dtypes come first.
+    groups = [sorted(group, key=lambda tensor: -(tensor.dtype or dtype).itemsize) for group in groups]
     if len(groups) == 1:
         return [Shard(SINGLE, tuple(groups[0]))]
     return [Shard(f"model-{i:05}-of-{len(groups):05}.safetensors", tuple(group)) for i, group in enumerate(groups, 1)]
@@ -114,7 +116,6 @@ def write_params(
     shards = plan_shards(planned, dtype, max_shard_bytes)
     total = sum(shard.bytes(dtype) for shard in shards)
     write_index(folder, shards, total)
-    matrix: tuple[str, dict[str, np.ndarray]] = ("", {})
     for shard in shards:
         with (folder / shard.name).open("wb") as file:
             file.write(header(shard.tensors, dtype))
@@ -125,10 +126,9 @@ def write_params(
                         _public_blocks(leaf_of(part, leaves), part, dtype) for part in tensor.parts
                     )
                 else:
-                    if matrix[0] != source.name:
-                        module = source.name.removesuffix(".weight")
-                        matrix = source.name, matrix_of(source, leaves, schemes[module]).tensors(module)
-                    chunks = iter([np.ascontiguousarray(matrix[1][tensor.name])])
+                    module = source.name.removesuffix(".weight")
+                    content = matrix_of(source, leaves, schemes[module]).tensors(module)[tensor.name]
+                    chunks = iter([np.ascontiguousarray(content)])
                 for block in chunks:
                     file.write(block.reshape(-1).view(np.uint8).data)
                     if on_write:
