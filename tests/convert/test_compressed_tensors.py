@@ -131,12 +131,13 @@ def test_logits_of_an_export(floats, tmp_path):
     apply = jax.jit(Plamo2(CONFIG).apply)
     expected, _ = apply({"params": params}, tokens)
     found, _ = apply({"params": loaded.params}, tokens)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    # The embedding was written in float, so the order of roundings differs.
+    assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
 
 
 def test_mixed_formats_are_widened_or_written_in_float(floats, tmp_path):
     """Per layer 8 and 4 bits; q, k and v of one matrix with 4 and 8 bits; gate quantized and up not; groups of other sizes."""
-    four, eight = quantized_tree(floats, bits=4, group_size=32), quantized_tree(floats, bits=8, group_size=64)
+    four, eight = quantized_tree(floats, bits=4, group_size=32), quantized_tree(floats, bits=8, group_size=16)
     mixed = jax.tree.map(lambda leaf: leaf, four, is_leaf=is_quantized)
     mixed["run_0"]["layer_0"]["mixer"]["out_proj"] = eight["run_0"]["layer_0"]["mixer"]["out_proj"]
     mixed["run_0"]["layer_1"]["mixer"]["v_proj"] = eight["run_0"]["layer_1"]["mixer"]["v_proj"]
