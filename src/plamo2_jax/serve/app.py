@@ -159,7 +159,7 @@ class Api:
     async def openapi(self, request: Request) -> Response:
         """Return the OpenAPI document."""
         del request
-        return json_response(document(list(self.engine.models)))
+        return json_response(document())
 
     async def page(self, request: Request) -> Response:
         """Return the chat page."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import plamo2_jax
@@ -42,7 +41,7 @@ _IDS = _array(_TOKEN, minItems=1)
 _STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_LENGTH}
 
 _SHARED: dict[str, Any] = {
-    "model": {"$ref": "#/components/schemas/ModelName"},
+    "model": {**_nullable(_TEXT), "description": "Name of a model in /v1/models; left out, the first."},
     "temperature": _number(1.0, minimum=0, maximum=100),
     "top_p": _number(1.0, exclusiveMinimum=0, maximum=1),
     "top_k": _integer(-1, MAX_TOP_K, 0),
@@ -304,15 +303,8 @@ def _operation(summary: str, answer: str, request: str | None = None, errors: tu
     return operation
 
 
-def document(models: Sequence[str]) -> dict[str, Any]:
-    """Return the document. Fields that it does not name are ignored by the server, and named in the header X-Ignored-Fields.
-
-    Args:
-        models: names of the models; none: they are being loaded.
-    """
-    named = {"type": ["string", "null"], "description": "Name of a model in /v1/models; left out, the first."}
-    if models:
-        named["enum"] = [*models, None]
+def document() -> dict[str, Any]:
+    """Return the document. Fields that it does not name are ignored by the server, and named in the header X-Ignored-Fields."""
     completions = _operation("Continue prompts.", "Completion", "CompletionRequest")
     chats = _operation("Answer a conversation.", "Chat", "ChatRequest")
     responses = _operation("Answer a conversation, without storing it.", "Response", "ResponseRequest")
@@ -354,7 +346,7 @@ def document(models: Sequence[str]) -> dict[str, Any]:
             "/metrics": {"get": metrics},
         },
         "components": {
-            "schemas": {**_SCHEMAS, "ModelName": named},
+            "schemas": _SCHEMAS,
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{"key": []}, {}],
