@@ -57,7 +57,7 @@ class LocalChatStream:
             prefill_size=generator.prefill_size,
             usable=self._tokenizer.vocab_size,
             prefix_cache=PrefixCache(PREFIX_CACHE_BYTES),
-            # Drafts are proposed only after repeats, so text without repeats is as fast as without speculation.
+            # Drafts are proposed after repeats only. Text without repeats was as fast as without drafts (experiments/serving).
             speculation=SpeculationConfig(),
         )
         # Each round reads one piece of the prompt, so the caller can interrupt a long prompt.
