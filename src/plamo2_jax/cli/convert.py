@@ -1,8 +1,9 @@
-"""`plamo2 convert`: convert models from and to the public PLaMo 2 layout."""
+"""`plamo2 convert`: convert models from and to the public PLaMo 2 layout, and to GGUF."""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,13 +76,50 @@ def to_hf(
         )
 
 
-def parse_size(text: str) -> int:
+def to_gguf(
+    source: Annotated[Path, tyro.conf.Positional],
+    output: Annotated[Path, tyro.conf.Positional],
+    *,
+    type: Literal["f32", "f16", "bf16", "q8_0", "q4_0"] | None = None,
+    step: int | None = None,
+    ema: bool = False,
+    context_length: int | None = None,
+) -> None:
+    """Convert a model to a GGUF file, for llama.cpp.
+
+    The file contains the tokenizer and the chat template. Norms, biases, per-head scales and convolutions are F32. With q8_0 and q4_0, the
+    projections for B, C and dt are F16; with q4_0, the output projections of Mamba layers are F16, and embedding and head are Q8_0. The
+    integers of a quantized model are kept. llama.cpp has no attention window for PLaMo 2: its results are those of the model for up to
+    attention_window_size + 1 tokens.
+
+    Args:
+        source: Run folder, such as runs/demo, one of its checkpoints (RUN@STEP, RUN@ema or RUN@STEP,ema), or folder of the public layout.
+        output: File to create, such as model.gguf: it must not exist.
+        type: Type of most matrices; left out, the type of a quantized model, or f16.
+        step: Step of the checkpoint, instead of RUN@STEP; left out, the newest.
+        ema: Write the moving average of the parameters, which runs with ema_decay keep, instead of the parameters.
+        context_length: Context length that the file states, in tokens; left out, the number of tokens up to which llama.cpp computes what
+            the model computes.
+    """
+    from plamo2_jax.convert import gguf
+    from plamo2_jax.convert.gguf_layout import count_types
+
+    options = {"kind": type, "step": step, "ema": ema, "context_length": context_length}
+    with progress("writing") as advance:
+        written = gguf.to_gguf(source, output, **options, on_write=advance)
+    for note in written.notes:
+        print(f"warning: {source}: {note}", file=sys.stderr)
+    parameters = written.config.parameter_count()
+    print(f"{output}: {parameters:,} parameters, {written.bytes:,} bytes, tensors: {count_types(written.tensors)}")
+
+
+def parse_size(text: str, option: str = "--max-shard-size") -> int:
     """Return the number of bytes of a size such as 5GB, 500 MiB or 1000000; raise PlamoError if the text is not a size."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text.strip())
     unit = match and _UNITS.get(match[2].upper().removesuffix("B") + "B" if match[2] else "")
     size = int(float(match[1]) * unit) if unit else 0
     if size < 1:
-        raise PlamoError(f"--max-shard-size {text!r} is not a size: it must be like 5GB, 500MiB or 1000000")
+        raise PlamoError(f"{option} {text!r} is not a size: it must be like 5GB, 500MiB or 1000000")
     return size
 
 
@@ -99,7 +137,7 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
         yield advance
 
 
-SUBCOMMANDS = {"from-hf": from_hf, "to-hf": to_hf}
+SUBCOMMANDS = {"from-hf": from_hf, "to-hf": to_hf, "to-gguf": to_gguf}
 
 
 def main(argv: list[str]) -> int | None:

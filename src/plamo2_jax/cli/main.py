@@ -34,6 +34,7 @@ VERBS = {
     "logits": "write the logits of given tokens, to compare implementations",
     "grow": "initialize a larger model from a smaller one",
     "prune": "prune a model to a smaller shape by importance",
+    "quantize": "write a model with matrices of 8 or 4 bits",
     "merge": "merge several models or checkpoints into one",
     "extend": "widen the attention window, use full attention, change the RoPE base",
     "distill": "write a teacher's logits to disk for distillation",

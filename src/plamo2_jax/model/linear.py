@@ -24,6 +24,9 @@ from plamo2_kernels.quant import MOST_FFI_ROWS, Implementation, few_rows, few_ro
 
 # Up to this number of tokens, parts are multiplied in one product.
 _FEW_TOKENS = 64
+INPUTS = "inputs"
+"""Flax collection of the activations that `project` multiplies, by the path of the weight. `model.apply(..., mutable=[INPUTS])` returns
+them; otherwise nothing is recorded."""
 Weight = Array | QuantizedArray | LowRank
 """The types that a weight matrix may have in a parameter tree."""
 
@@ -51,6 +54,8 @@ def project(
         The product in the dtype of `x`, or a tuple of the products with the stacked weights.
     """
     weight = parameter(module, name, init, sizes, contracts=contracted(spec, sizes))
+    if not module.is_initializing() and module.is_mutable_collection(INPUTS):
+        module.sow(INPUTS, name, x)
     product = _multiply_parts if None in sizes else multiply
     return product(spec, x, weight, implementation=module.product_implementation)
 

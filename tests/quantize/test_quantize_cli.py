@@ -1,0 +1,78 @@
+"""`plamo2 quantize`: what it writes is read by the other verbs; what it refuses leaves nothing."""
+
+import numpy as np
+import pytest
+
+from plamo2_jax.checkpoint import save_model
+from plamo2_jax.cli.main import main
+from plamo2_jax.convert.load import load_model
+from plamo2_jax.model.quantized import QuantizedArray
+from support.tokenizers import byte_tokenizer
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, config, params):
+    folder = tmp_path_factory.mktemp("model") / "run"
+    save_model(folder, config, params, byte_tokenizer(), files={"chat_template.jinja": b"{{ messages }}"})
+    return str(folder)
+
+
+def options(text):
+    return [
+        "--calibration",
+        str(text),
+        "--samples",
+        "8",
+        "--batch-size",
+        "4",
+        "--sequence-length",
+        "48",
+        "--group-size",
+        "32",
+    ]
+
+
+def test_a_model_in_four_bits_generates(model, text, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["quantize", model, str(out), "--method", "gptq", "--bits", "4", *options(text)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["part", "values", "matrices"]
+    assert lines[-1] == str(out)
+    assert not (tmp_path / "out.progress").exists()
+    loaded = load_model(out, quantized=True)
+    down = loaded.params["run_0"]["layer_0"]["mlp"]["down"]
+    assert isinstance(down, QuantizedArray)
+    assert down.values.dtype.name == "int4"
+    assert (out / "chat_template.jinja").read_text() == "{{ messages }}"
+    assert main(["generate", str(out), "--prompt", "A", "--max-new-tokens", "3", "--temperature", "0"]) == 0
+    # Once more into a folder that exists.
+    assert main(["quantize", model, str(out), *options(text)]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_eight_bits_need_no_data(model, tmp_path):
+    assert main(["quantize", model, str(tmp_path / "out"), "--activations", "int8", "--float", "mlp/down"]) == 0
+    loaded = load_model(tmp_path / "out", quantized=True).params
+    gate, down = (loaded["run_0"]["layer_1"]["mlp"][name] for name in ("gate", "down"))
+    assert gate.activations == "int8"
+    assert isinstance(down, np.ndarray) or down.dtype == np.float32
+    assert loaded["embedding"].activations is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--bits-for", "mlp/down=3"], "'3' is not allowed: the bits must be 8, 4 or float8"),
+        (["--bits-for", "mlp/down"], "it must be REGEX=BITS"),
+        (["--budget", "1MB", "--bits", "4"], "--budget starts from 8 bits"),
+        (["--budget", "much"], "--budget 'much' is not a size"),
+        (["--method", "gptq", "--calibration", "nowhere.txt"], "nowhere.txt"),
+        (["--samples", "0"], "--samples 0 is not allowed"),
+    ],
+)
+def test_refusals_leave_nothing(model, tmp_path, capsys, argv, message):
+    assert main(["quantize", model, str(tmp_path / "out"), *argv]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
