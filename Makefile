@@ -106,6 +106,7 @@ chaos: install
 	$(BIN)/python experiments/chaos/pipeline.py
 	$(BIN)/python experiments/chaos/prefer.py
 	$(BIN)/python experiments/chaos/serve.py
+	$(BIN)/python experiments/chaos/sigterm.py
 	$(BIN)/python experiments/chaos/writers.py --output experiments/chaos/writers.json
 
 fuzz: $(VENV)/.installed-test
