@@ -49,10 +49,15 @@ def to_hf(
     ema: bool = False,
     dtype: Literal["float32", "bfloat16"] | None = None,
     max_shard_size: str = "5GB",
+    with_code: bool = False,
+    base_model: str | None = None,
+    license: str | None = None,
+    languages: tuple[str, ...] = (),
 ) -> None:
     """Convert a run folder to a folder of the public layout, for other implementations.
 
     The tokenizer is written as tokenizer.jsonl and as tokenizer.json, which AutoTokenizer of transformers loads without remote code.
+    A quantized model is written in the compressed-tensors format. README.md is a model card.
 
     Args:
         source: Run folder, such as runs/demo, or one of its checkpoints: RUN@STEP, RUN@ema or RUN@STEP,ema.
@@ -61,13 +66,21 @@ def to_hf(
         ema: Write the moving average of the parameters, which runs with ema_decay keep, instead of the parameters.
         dtype: Dtype of the files; left out, the dtype of the checkpoint.
         max_shard_size: Largest size of one safetensors file: a number of bytes, or one with KB, MB, GB, KiB, MiB or GiB.
+        with_code: Also write the model (plain PyTorch) and the exact tokenizer as Python files, for programs that load the folder with
+            trust_remote_code=True. AutoTokenizer and AutoModelForCausalLM then require that option.
+        base_model: Name on the Hugging Face Hub of the model that this one was made from, for README.md.
+        license: Licence of the weights as the Hub's identifier, such as apache-2.0, for README.md.
+        languages: Codes of the languages, such as ja en, for README.md; left out, the languages in the names of the run's data.
     """
     from plamo2_jax.convert.hf import to_public
+    from plamo2_jax.convert.model_card import CardOptions
     from plamo2_jax.convert.small_files import TOKENIZER_JSON
 
     size = parse_size(max_shard_size)
     with progress("writing") as advance:
-        config = to_public(source, output, step=step, ema=ema, dtype=dtype, max_shard_bytes=size, on_write=advance)
+        options = {"step": step, "ema": ema, "dtype": dtype, "max_shard_bytes": size, "with_code": with_code}
+        options["card"] = CardOptions(base_model, license, languages)
+        config = to_public(source, output, **options, on_write=advance)
     print(f"{output}: {config.parameter_count():,} parameters")
     if (output / TOKENIZER_JSON).exists():
         print(
