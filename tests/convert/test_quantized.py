@@ -245,6 +245,10 @@ HOSTILE = {
         config_change(lambda q: q["tensors"][OUT].update(values="int3")),
         "values 'int3' are not known: they must be int8, int4 or float8",
     ),
+    "values of another type": (
+        config_change(lambda q: q["tensors"][OUT].update(values=["int8"])),
+        "are not known: they must be int8, int4 or float8",
+    ),
     "unknown activations": (
         config_change(lambda q: q["tensors"][OUT].update(activations="int4")),
         "activations must be int8, float8 or null",
