@@ -47,7 +47,7 @@ NAMES = {
     "mixer.o_proj.weight": "attn_output.weight",
 }
 # Matrices that stay in float32.
-KEPT = ("ssm_x", "ssm_dt", "ssm_conv1d")
+KEPT = ("ssm_x", "ssm_dt", "ssm_conv1d", "norm")
 TOKEN_TYPES = {"NORMAL": 1, "UNKNOWN": 2, "CONTROL": 3, "USER_DEFINED": 4, "UNUSED": 5, "BYTE": 6}
 
 

@@ -1,6 +1,7 @@
 // The functions that XLA calls. The library is compiled on the machine that runs it (library.py), for its instructions.
 #include <string>
 
+#include "attend_one.h"
 #include "float_product.h"
 #include "integer_product.h"
 #include "threads.h"
@@ -53,6 +54,48 @@ static ffi::Error Integers(ffi::ThreadPool pool, Floats x, ffi::AnyBuffer w, Flo
   return ffi::Error::Success();
 }
 
+// q [b, h, p]; k, v [b, g, s, p] as floats, or as integers of 8 bits with scales [b, g, s]; positions and segments [b, s] of the slots and
+// [b] of the queries; y [b, h, p].
+static ffi::Error AttendOne(ffi::ThreadPool pool, Floats q, ffi::AnyBuffer k, ffi::AnyBuffer v, Floats k_scales, Floats v_scales,
+                            ffi::Buffer<ffi::S32> positions, ffi::Buffer<ffi::S32> segments, ffi::Buffer<ffi::S32> q_positions,
+                            ffi::Buffer<ffi::S32> q_segments, Result y, int64_t window) {
+  auto shape = k.dimensions();
+  const int64_t b = shape[0], g = shape[1], s = shape[2], p = shape[3], queries = q.dimensions()[1] / g;
+  const Ring ring{g, s, p, positions.typed_data(), segments.typed_data(), window};
+  const bool whole = k.element_type() == ffi::S8;
+  in_parallel(pool, b * g, 1, b * g * s * p * 2 * (whole ? 1 : 4), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = i / g;
+      const int32_t position = q_positions.typed_data()[row], segment = q_segments.typed_data()[row];
+      const float* query = q.typed_data() + i * queries * p;
+      float* to = y->typed_data() + i * queries * p;
+      if (whole)
+        attend_one(query, static_cast<const int8_t*>(k.untyped_data()) + i * s * p,
+                   static_cast<const int8_t*>(v.untyped_data()) + i * s * p, k_scales.typed_data() + i * s,
+                   v_scales.typed_data() + i * s, ring, row, position, segment, queries, to);
+      else
+        attend_one<float>(query, static_cast<const float*>(k.untyped_data()) + i * s * p,
+                          static_cast<const float*>(v.untyped_data()) + i * s * p, nullptr, nullptr, ring, row, position, segment,
+                          queries, to);
+    }
+  });
+  return ffi::Error::Success();
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(plamo2_attend_one, AttendOne,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Floats>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<Floats>()
+                                  .Attr<int64_t>("window"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(plamo2_float_columns, FloatColumns,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>().Arg<Floats>().Ret<Floats>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(plamo2_float_outputs, FloatOutputs,

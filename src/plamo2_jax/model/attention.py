@@ -52,7 +52,7 @@ class Attention(nn.Module):
 
         q, k, v = widen("q_proj", heads), widen("k_proj", kv_heads), widen("v_proj", kv_heads)
         q, k = rotate(q, "q_scale", heads), rotate(k, "k_scale", kv_heads)
-        settings = {"window": window, "implementation": self.implementation}
+        settings = {"window": window, "implementation": self.implementation, "one_token": self.product_implementation}
         y, after = parallel.attend(self.mesh, cache, q, k, v, context, **settings)
         if context.deferred:
             after = functools.partial(parallel.write, self.mesh, cache, q.shape[2], k, v)
