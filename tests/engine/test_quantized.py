@@ -91,7 +91,8 @@ def test_drafts_change_no_token(quantized):
         results.append(written(burst, 0))
     assert burst.drafted[0] > 0
     np.testing.assert_array_equal(results[0][0], results[1][0])
-    np.testing.assert_allclose(results[0][1], results[1][1], atol=1e-4)
+    # Rounding in float32 may take a cached value to the next of its 255 steps.
+    np.testing.assert_allclose(results[0][1], results[1][1], atol=5e-3)
 
 
 def test_an_int8_cache_is_close_to_a_float_cache(model, params, rng):
@@ -141,9 +142,10 @@ def test_a_decode_step_copies_no_weight_to_float(bits, products):
         assert "plamo2_integers" in compiled.as_text()
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_tensor_parallel_decoding_equals_one_device(bits):
-    model = Plamo2(meshes.CONFIG, dtype=jnp.float32)
+# Integer products round activations to 16 bits, and rounding in float32 may take one to the next step.
+@pytest.mark.parametrize(("bits", "products", "bound"), [(8, "xla", 1e-4), (8, "reference", 1e-5), (4, "xla", 1e-5)])
+def test_tensor_parallel_decoding_equals_one_device(bits, products, bound):
+    model = Plamo2(meshes.CONFIG, dtype=jnp.float32, product_implementation=products)
     params = quantize_params(init_params(model, jax.random.key(0)), declarations(model), bits)
     tokens = jnp.asarray(np.random.default_rng(0).integers(1, meshes.VOCAB, (2, 9)), jnp.int32)
 
@@ -159,5 +161,5 @@ def test_tensor_parallel_decoding_equals_one_device(bits):
     names = array_axes(logical_axes(model), params)
     placed = jax.device_put(params, param_shardings(names, params, mesh, "tensor"))
     expected = decoded(model, params)
-    ours = decoded(model.clone(mesh=mesh, key_dtype=None), placed)
-    assert np.linalg.norm(ours - expected) <= 1e-5 * np.linalg.norm(expected)
+    ours = decoded(model.clone(mesh=mesh), placed)
+    assert np.linalg.norm(ours - expected) <= bound * np.linalg.norm(expected)
