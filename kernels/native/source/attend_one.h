@@ -27,12 +27,6 @@ inline Vector exponential(Vector x) {
   return y * two;
 }
 
-inline float add_lanes(Vector value) {
-  for (int half = kLanes / 2; half; half /= 2)
-    for (int i = 0; i < half; ++i) value[i] += value[i + half];
-  return value[0];
-}
-
 inline Vector load_values(const float* from) { return load(from); }
 inline Vector load_values(const int8_t* from) {
   typedef int8_t Bytes __attribute__((vector_size(kLanes), aligned(1), may_alias));

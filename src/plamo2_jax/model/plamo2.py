@@ -96,7 +96,9 @@ class Plamo2(nn.Module):
         make = stacked if self.scan_layers else separate
         self.runs = [make(group, f"run_{i}") for i, group in enumerate(c.layer_groups)]
         # The table that computes the logits declares no contraction axis, so the scale of this norm is declared as the reader instead.
-        self.final_norm = RMSNorm(1.0, c.rms_norm_eps, contracts=True)
+        self.final_norm = RMSNorm(
+            1.0, c.rms_norm_eps, contracts=True, product_implementation=self.product_implementation
+        )
 
     @property
     def activation_dtype(self) -> jnp.dtype:
