@@ -57,7 +57,7 @@ $(VENV)/.installed-peers: $(VENV)/.installed-test
 	$(PIP) install --quiet --no-deps mlx-vlm==0.7.10
 	# Only the merge functions of mergekit and the losses of TRL are used. mergekit requires older versions of packages that we need, so it is
 	# installed without its dependencies.
-	$(PIP) install --quiet torch==2.13.0 transformers accelerate peft pydantic immutables trl==1.16.0
+	$(PIP) install --quiet torch==2.13.0 transformers accelerate peft pydantic immutables trl==1.16.0 compressed-tensors==0.17.0
 	$(PIP) install --quiet --no-deps mergekit==0.1.5
 	# Only its pure functions are used.
 	$(PIP) install --quiet --no-deps qwix==0.1.8
@@ -106,6 +106,7 @@ chaos: install
 	$(BIN)/python experiments/chaos/pipeline.py
 	$(BIN)/python experiments/chaos/prefer.py
 	$(BIN)/python experiments/chaos/serve.py
+	$(BIN)/python experiments/chaos/sigterm.py
 	$(BIN)/python experiments/chaos/writers.py --output experiments/chaos/writers.json
 
 fuzz: $(VENV)/.installed-test

@@ -36,8 +36,8 @@ SLOTS, LENGTH, SIZE = 8, 384, 32
 HEADERS = {"Content-Type": "application/json"}
 
 
-def make_generator() -> Generator:
-    """A hybrid model of two layers over bytes."""
+def make_model() -> tuple[Plamo2, dict, Tokenizer]:
+    """A hybrid model of two layers over bytes, and its parameters."""
     rows = [[UNK, 0.0, "UNKNOWN"], *([name, 0.0, "CONTROL"] for name in (BOS, EOS, PAD))]
     rows += [[f"<0x{value:02X}>", -20.0, "BYTE"] for value in range(256)]
     rows += [[chr(code), -8.0, "NORMAL"] for code in range(32, 127)]
@@ -45,7 +45,7 @@ def make_generator() -> Generator:
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "attention_window_size": 24}
     model = Plamo2(preset("tiny", vocab_size=tokenizer.vocab_size, **sizes))
     params = jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
-    return Generator(model, {**params, "embedding": 10 * params["embedding"]}, tokenizer, prefill_size=SIZE)
+    return model, {**params, "embedding": 10 * params["embedding"]}, tokenizer
 
 
 @contextlib.contextmanager
@@ -215,7 +215,7 @@ def main() -> None:
     parser.add_argument("--signals", type=int, default=100)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("serve.json"))
     options = parser.parse_args()
-    generator = make_generator()
+    generator = Generator(*make_model(), prefill_size=SIZE)
     results = {}
     for name, part, count in (
         ("crowd", crowd, options.requests),

@@ -1,6 +1,6 @@
 """Decoding with float32, int8 and int4 weights on this machine's CPU, with llama.cpp in F32 and Q8_0 beside it.
 
-    pip install gguf xllamacpp
+    pip install '.[gguf]' xllamacpp
     python experiments/quantization/speed.py --output experiments/quantization/speed.json
 
 The model and the turns are those of experiments/serving/speed.py: 51.3 million parameters with random weights, 128 tokens after a prompt of
@@ -100,10 +100,10 @@ def run_ours(kinds: str) -> None:
 
 def write_model(path: str, kind: str) -> None:
     """Write the GGUF file."""
-    from gguf_file import write_gguf
+    from plamo2_jax.convert.gguf import write_gguf
 
     network, params, tokenizer = serving.model()
-    write_gguf(Path(path), network.config, params, tokenizer, 4096, q8_0=kind == "Q8_0")
+    write_gguf(Path(path), network.config, params, tokenizer, kind=kind.lower(), context_length=4096)
 
 
 def main() -> None:

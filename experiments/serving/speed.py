@@ -1,6 +1,6 @@
 """Decoding and prefill on this machine's CPU, with llama.cpp beside it.
 
-    pip install gguf xllamacpp
+    pip install '.[gguf]' xllamacpp
     python experiments/serving/speed.py --output experiments/serving/speed.json
 
 A model of 51.3 million float32 parameters with random weights runs in our engine and in llama.cpp, on all cores, in two processes that take
@@ -60,10 +60,10 @@ def model():
 
 def write_model(path: Path) -> None:
     """Write the GGUF file."""
-    from gguf_file import write_gguf
+    from plamo2_jax.convert.gguf import write_gguf
 
     network, params, tokenizer = model()
-    write_gguf(path, network.config, params, tokenizer, 4096)
+    write_gguf(path, network.config, params, tokenizer, kind="f32", context_length=4096)
 
 
 def prompt(length: int, number: int, vocabulary: int = VOCABULARY) -> list[int]:

@@ -119,7 +119,14 @@ SINGLE = {
         "config.json must hold a JSON object, not list",
     ),
     "another architecture": (lambda f, t: change_config(f, model_type="llama"), "model_type='llama' is not supported"),
-    "config of another size": (lambda f, t: change_config(f, num_hidden_layers=6), r"does not have: .*layers\.6\."),
+    "config of another size": (
+        lambda f, t: change_config(f, num_hidden_layers=6, layers_block_type=None),
+        r"does not have: .*layers\.6\.",
+    ),
+    "config with other layers": (
+        lambda f, t: change_config(f, num_hidden_layers=6),
+        "must be a list with one name for each of 6 layers",
+    ),
     "config out of range": (lambda f, t: change_config(f, hidden_size=-1), "hidden_size=-1 is not allowed"),
     "config of a wrong type": (
         lambda f, t: change_config(f, rms_norm_eps="x"),

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from plamo2_jax import checkpoint
 from plamo2_jax.cli.main import main
 from plamo2_jax.convert import quantized_read
 from plamo2_jax.convert.errors import ConvertError
@@ -191,6 +192,14 @@ def test_a_changed_byte_is_found(folders, tmp_path):
         load_model(copy, quantized=True)
 
 
+def test_fingerprints_tell_quantized_models_apart(uniform, mixed):
+    """Of a stacked tree and of its periods, they are the same; periods may have different formats."""
+    found = checkpoint.fingerprint(CONFIG, uniform)
+    assert checkpoint.fingerprint(CONFIG, unstack(MODEL, uniform)) == found
+    other = jax.tree.map(lambda leaf: leaf * 1.5 if leaf.dtype == np.float32 and leaf.ndim > 1 else leaf, uniform)
+    assert len({found, checkpoint.fingerprint(CONFIG, mixed), checkpoint.fingerprint(CONFIG, other)}) == 3
+
+
 OUT, OUT4 = (f"run_0_period_{i}/layer_0/mixer/out_proj" for i in (0, 1))
 
 
@@ -235,6 +244,10 @@ HOSTILE = {
     "unknown values": (
         config_change(lambda q: q["tensors"][OUT].update(values="int3")),
         "values 'int3' are not known: they must be int8, int4 or float8",
+    ),
+    "values of another type": (
+        config_change(lambda q: q["tensors"][OUT].update(values=["int8"])),
+        "are not known: they must be int8, int4 or float8",
     ),
     "unknown activations": (
         config_change(lambda q: q["tensors"][OUT].update(activations="int4")),

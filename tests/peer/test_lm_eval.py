@@ -8,10 +8,11 @@ import json
 import numpy as np
 import pytest
 
+from plamo2_jax.engine.engine import Engine
 from plamo2_jax.models.chat_model import ScoreRequest
 from plamo2_jax.models.local import LocalChatModel
 from plamo2_jax.tokenizer.chat_template import ChatTemplate
-from support.http_server import running
+from support.http_server import LENGTH, running
 from support.tiny_generator import generator, model, params, tokenizer
 
 __all__ = ["generator", "model", "params", "tokenizer"]
@@ -72,11 +73,15 @@ def task(lm_eval, tmp_path_factory):
     }
 
 
-def in_process(lm_eval, generator):
-    """Our own scores of the same tokens, as a model of lm-eval."""
-    from lm_eval.api.model import TemplateLM
+def in_process(lm_eval, generator, score):
+    """Our own scores of the same tokens, as a model of lm-eval.
 
-    ours = LocalChatModel(generator, ChatTemplate.load("chat"), {})
+    Args:
+        lm_eval: the package.
+        generator: the model.
+        score: returns log-probability and whether the continuation is greedy, from a list of pairs (context, continuation) of token ids.
+    """
+    from lm_eval.api.model import TemplateLM
 
     class InProcess(TemplateLM):
         backend = "causal"
@@ -86,8 +91,7 @@ def in_process(lm_eval, generator):
             return generator.tokenizer.encode(string).tolist()
 
         def _loglikelihood_tokens(self, requests, disable_tqdm=False, **kwargs):
-            asked = [ScoreRequest(context, [continuation]) for _, context, continuation in requests]
-            return [(score.logprob, score.is_greedy) for (score,) in ours.score(asked)]
+            return score([(context, continuation) for _, context, continuation in requests])
 
         def loglikelihood_rolling(self, requests, disable_tqdm=False):
             raise NotImplementedError
@@ -98,18 +102,63 @@ def in_process(lm_eval, generator):
     return InProcess()
 
 
+def scored_by_the_engine(generator):
+    """The function that the server calls too, with a server's sizes."""
+    engine = Engine(
+        generator.model,
+        generator.params,
+        slots=1,
+        max_length=LENGTH,
+        prefill_size=16,
+        usable=generator.tokenizer.vocab_size,
+    )
+
+    def one(context, continuation):
+        scorer = engine.start_scoring(np.array([*context, *continuation], np.int32), 1)
+        while not scorer.done:
+            scorer.read_piece()
+        scores, first = scorer.scores(), len(context) - 1
+        # lm-eval adds the numbers of the response in this way.
+        return sum(scores.logprobs[first:].tolist()), bool(
+            np.array_equal(scores.logprobs[first:], scores.top_logprobs[first:, 0])
+        )
+
+    return lambda pairs: [one(*pair) for pair in pairs]
+
+
+def scored_in_batches(generator):
+    """`LocalChatModel.score`, which pads several texts to one length: sums have another order, so the last bits differ."""
+    ours = LocalChatModel(generator, ChatTemplate.load("chat"), {})
+
+    def score(pairs):
+        asked = [ScoreRequest(context, [continuation]) for context, continuation in pairs]
+        return [(score.logprob, score.is_greedy) for (score,) in ours.score(asked)]
+
+    return score
+
+
 def test_scores_through_http_equal_scores_in_process(lm_eval, client, generator, task):
     def evaluate(model):
         return lm_eval.simple_evaluate(model=model, tasks=[dict(task)], bootstrap_iters=0, log_samples=True)
 
-    http, ours = evaluate(client), evaluate(in_process(lm_eval, generator))
-    assert http["results"] == ours["results"]
+    http, engine, batches = (
+        evaluate(model)
+        for model in (
+            client,
+            in_process(lm_eval, generator, scored_by_the_engine(generator)),
+            in_process(lm_eval, generator, scored_in_batches(generator)),
+        )
+    )
+    assert http["results"] == engine["results"] == batches["results"]
+    values, exact, close = (
+        [pair for sample in each["samples"]["tiny"] for pair in sample["filtered_resps"]]
+        for each in (http, engine, batches)
+    )
     # Chance would be one value for all.
-    values, expected = ([sample["filtered_resps"] for sample in each["samples"]["tiny"]] for each in (http, ours))
-    assert len({value for row in values for value, _ in row}) > 50
-    for row, other in zip(values, expected, strict=True):
-        assert [greedy for _, greedy in row] == [greedy for _, greedy in other]
-        np.testing.assert_allclose([value for value, _ in row], [value for value, _ in other], atol=1e-4)
+    assert len({value for value, _ in values}) > 50
+    assert values == exact
+    assert [greedy for _, greedy in values] == [greedy for _, greedy in close]
+    np.testing.assert_allclose([value for value, _ in values], [value for value, _ in close], atol=1e-4)
 
 
 def test_generation_until_a_stop_string(lm_eval, client, generator, server):

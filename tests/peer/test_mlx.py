@@ -58,6 +58,27 @@ def test_logits_agree_with_mlx_lm(exported, texts, monkeypatch):
     assert error < 1e-4
 
 
+@pytest.mark.parametrize(("bits", "bound"), [(8, 0.02), (4, 0.3)])
+def test_mlx_lm_quantizes_the_export(exported, texts, tmp_path, monkeypatch, bits, bound):
+    """`mlx_lm.convert -q` reads the export with its tokenizer, and its quantized model has logits near those of our float model."""
+    import mlx.core as mx
+    from mlx_lm import convert, load
+    from mlx_lm.models import plamo2
+
+    convert(str(exported), str(tmp_path / "mlx"), quantize=True, q_bits=bits, q_group_size=64)
+    monkeypatch.setattr(plamo2, "ssm_update", functools.partial(plamo2.ssm_update, time_step_limit=(0.0, math.inf)))
+    theirs, tokenizer = load(str(tmp_path / "mlx"))
+    ours = load_model(exported)
+    tokens = np.stack([ours.tokenizer.encode(text, bos=True)[:T] for text in texts])
+    assert tokenizer.decode(tokens[0, 1:].tolist()) == ours.tokenizer.decode(tokens[0, 1:])
+    found = np.array(theirs(mx.array(tokens)).astype(mx.float32))
+    model = Plamo2(dataclasses.replace(ours.config, attention_window_size=T))
+    expected, _ = jax.jit(model.apply)({"params": ours.params}, tokens)
+    error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+    print(f"relative L2 distance of logits from mlx-lm in {bits} bits: {error:.2e}")
+    assert 1e-4 < error < bound
+
+
 def test_the_known_differences_are_real(exported, texts):
     """Without setting them aside the two disagree: the comparison above is sharp enough to see a clamp."""
     import mlx.core as mx

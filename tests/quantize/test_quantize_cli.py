@@ -67,7 +67,7 @@ def test_eight_bits_need_no_data(model, tmp_path):
         (["--budget", "1MB", "--bits", "4"], "--budget starts from 8 bits"),
         (["--budget", "much"], "--budget 'much' is not a size"),
         (["--method", "gptq", "--calibration", "nowhere.txt"], "nowhere.txt"),
-        (["--samples", "0"], "samples=0 is not allowed"),
+        (["--samples", "0"], "--samples 0 is not allowed"),
     ],
 )
 def test_refusals_leave_nothing(model, tmp_path, capsys, argv, message):

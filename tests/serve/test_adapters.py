@@ -1,5 +1,7 @@
 """Models on disk: a base, and LoRA adapters that are served beside it on the same arrays."""
 
+import dataclasses
+import functools
 import json
 import math
 
@@ -17,29 +19,33 @@ from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.engine.weights import cast_matrices
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.model import Plamo2
+from plamo2_jax.model import Plamo2, init_params
 from plamo2_jax.serve.config import ServeConfig
 from plamo2_jax.serve.opening import open_models
 from support.http_server import running
+from support.tiny_generator import CONFIG as TINY
 
 CONFIG = ServeConfig(port=0, slots=2, max_length=128, prefill_size=16)
+# Two layers instead of four: each of the engines compiles all its programs.
+SHAPE = dataclasses.replace(TINY, num_hidden_layers=2)
 PROMPT = "吾輩は猫である。\n ab the"
 
 
 @pytest.fixture(scope="module")
-def folders(model, params, tokenizer, tmp_path_factory):
+def folders(tokenizer, tmp_path_factory):
     """A run folder and two adapters to it, of one rank and two scales: they share what is compiled."""
     root = tmp_path_factory.mktemp("served")
-    checkpoint.save_model(root / "base", model.config, params, tokenizer)
+    params = jax.jit(functools.partial(init_params, Plamo2(SHAPE)))(jax.random.key(0))
+    checkpoint.save_model(root / "base", SHAPE, params, tokenizer)
     for alpha in (4, 8):
         lora = LoraConfig(rank=2, alpha=alpha, targets=("/mixer/", "/mlp/"))
-        adapters = Adapters(model.config, lora)
+        adapters = Adapters(SHAPE, lora)
         rng = np.random.default_rng(alpha)
         tree = jax.tree.map(
             lambda leaf, rng=rng: 0.3 * rng.standard_normal(leaf.shape).astype(np.float32) / math.sqrt(leaf.shape[-1]),
             adapters.abstract,
         )
-        write_peft(root / f"alpha{alpha}", model.config, lora, tree, "base")
+        write_peft(root / f"alpha{alpha}", SHAPE, lora, tree, "base")
     return root
 
 

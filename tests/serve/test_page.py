@@ -65,7 +65,7 @@ def problem(page):
 
 
 def test_a_question_is_answered_while_the_page_shows_its_text(page, server):
-    server.answer = ["吾輩は", "猫で", 0.5, "ある。\n", "名前は🐈", "まだ無い。"]
+    server.answer = [{"seed": 9, "choices": []}, "吾輩は", "猫で", 0.5, "ある。\n", "名前は🐈", "まだ無い。"]
     page.type("吾輩は何？")
     page.press("Enter")
     assert page.wait("document.querySelector('li.assistant .text')?.innerText === '吾輩は猫で'")
@@ -74,7 +74,8 @@ def test_a_question_is_answered_while_the_page_shows_its_text(page, server):
     assert texts(page) == ["吾輩は何？", "吾輩は猫である。\n名前は🐈まだ無い。"]
     facts = page.value("document.querySelector('li.assistant .facts').textContent")
     found = re.fullmatch(
-        r"5 tokens · ([\d.]+) tokens/s · first text after ([\d.]+) s · prompt 7 tokens \(4 from the cache\)", facts
+        r"5 tokens · ([\d.]+) tokens/s · first text after ([\d.]+) s · prompt 7 tokens \(4 from the cache\) · seed 9",
+        facts,
     )
     # Four tokens after the first, which the server holds back for half a second. A busy machine changes this time.
     assert 0 < float(found[1]) < 4 / 0.2

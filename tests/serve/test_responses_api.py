@@ -172,7 +172,7 @@ def replaced(value, path, new):
 )
 def test_odd_values_are_never_a_defect_of_the_server(client, path, body):
     rng = random.Random(0)
-    bodies = [replaced(body, place, odd) for place in places(body) if place for odd in rng.sample(ODD, 4)]
+    bodies = [replaced(body, place, odd) for place in places(body) if place for odd in rng.sample(ODD, 2)]
     for each in bodies:
         with contextlib.suppress(openai.BadRequestError):
             client.post(path, body=each, cast_to=object)

@@ -1,13 +1,16 @@
 """Write models and what plamo2-jax computes with them. Runs in the environment of plamo2-jax: `python reference.py OUT`.
 
-OUT gets a folder of the public layout for each of NAMES (`adapter` is a folder of adapters), and for each of them NAME.npz with tokens
+OUT gets a folder of the public layout for each model (`adapter` is a folder of adapters), and for each of them NAME.npz with tokens
 [rows, t], lengths [rows], and logits [rows, t, vocab_size] of `plamo2 logits`, and NAME.jsonl of `plamo2 generate --json`. The rows are
-PROMPTS with their greedy continuations, and two texts longer than the window. chat.jsonl holds the answers to MESSAGES.
+PROMPTS with their greedy continuations, and two texts longer than the window. Quantized models have the rows of `base`.
+chat.jsonl holds the answers to MESSAGES.
 """
 
 import contextlib
 import functools
 import io
+import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -32,6 +35,15 @@ TEXTS = (
     "いろはにほへと ちりぬるを わかよたれそ つねならむ\n" * 15,
 )
 MAX_TOKENS = 400
+
+# On CPUs, vLLM multiplies float activations by 4-bit weights only, and quantized activations by 8-bit weights only. It never quantizes
+# embedding and head.
+QUANTIZED = {
+    "w4a16": ("--bits", 4, "--bits-for", "mixer/in_proj=4", "mixer/out_proj=4"),
+    "w8a8": ("--bits", 8, "--activations", "int8"),
+    "fp8": ("--bits", "float8", "--activations", "float8"),
+}
+KEEP_FLOAT = ("--float", "embedding", "lm_head")
 
 CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n", *map(chr, range(0x3041, 0x3094)), *"吾輩猫好。、"]
 ROWS = [
@@ -91,8 +103,6 @@ def write_reference(out: Path, name: str, model: Path, tokenizer: Tokenizer) -> 
     prompts = [argument for prompt in PROMPTS for argument in ("--prompt", prompt)]
     rows = plamo2("generate", model, *prompts, "--max-new-tokens", NEW_TOKENS, "--temperature", 0, "--json")
     (out / f"{name}.jsonl").write_text(rows, encoding="utf-8")
-    import json
-
     tokens = []
     for row in map(json.loads, rows.splitlines()):
         tokens.append([*tokenizer.encode(row["prompt"], bos=True), *row["token_ids"]])
@@ -101,10 +111,15 @@ def write_reference(out: Path, name: str, model: Path, tokenizer: Tokenizer) -> 
     padded = np.zeros((len(tokens), lengths.max()), np.int32)
     for row, length, ids in zip(padded, lengths, tokens, strict=True):
         row[:length] = ids
-    segment_ids = (np.arange(padded.shape[1]) < lengths[:, None]).astype(np.int32)
-    np.savez(out / "input.npz", tokens=padded, segment_ids=segment_ids)
+    write_logits(out, name, model, padded, lengths)
+
+
+def write_logits(out: Path, name: str, model: Path, tokens: np.ndarray, lengths: np.ndarray) -> None:
+    """Write NAME.npz for a model and rows of tokens."""
+    segment_ids = (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int32)
+    np.savez(out / "input.npz", tokens=tokens, segment_ids=segment_ids)
     plamo2("logits", model, "--input", out / "input.npz", "--output", out / "logits.npz")
-    np.savez(out / f"{name}.npz", tokens=padded, lengths=lengths, logits=np.load(out / "logits.npz")["logits"])
+    np.savez(out / f"{name}.npz", tokens=tokens, lengths=lengths, logits=np.load(out / "logits.npz")["logits"])
 
 
 def write_all(out: Path) -> None:
@@ -127,6 +142,13 @@ def write_all(out: Path) -> None:
     )
     write_peft(out / "adapter", CONFIG, lora, adapters, str(out / "base"))
     write_reference(out, "adapter", out / "adapter", tokenizer)
+
+    base = np.load(out / "base.npz")
+    for name, options in QUANTIZED.items():
+        plamo2("quantize", runs / "base", runs / name, *options, *KEEP_FLOAT)
+        plamo2("convert", "to-hf", runs / name, out / name)
+        write_logits(out, name, runs / name, base["tokens"], base["lengths"])
+        shutil.copy(out / "base.jsonl", out / f"{name}.jsonl")
 
     chats = [argument for message in MESSAGES for argument in ("--chat", message)]
     answers = plamo2("generate", out / "base", *chats, "--max-new-tokens", NEW_TOKENS, "--temperature", 0, "--json")

@@ -26,7 +26,11 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("extended", {"tensor_parallel_size": 2}), ("base", {"pipeline_parallel_size": 2})],
+    [
+        ("extended", {"tensor_parallel_size": 2}),
+        # Without compilation, vLLM 0.32 on CPUs makes no buffer for the input of the second stage.
+        ("base", {"pipeline_parallel_size": 2, "enforce_eager": False}),
+    ],
     ids=["tensor", "pipeline"],
 )
 def test_equals_plamo2_jax(folder, tmp_path, name, options):

@@ -1,8 +1,9 @@
-"""`plamo2 convert`: convert models from and to the public PLaMo 2 layout."""
+"""`plamo2 convert`: convert models from and to the public PLaMo 2 layout, and to GGUF."""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,10 +49,15 @@ def to_hf(
     ema: bool = False,
     dtype: Literal["float32", "bfloat16"] | None = None,
     max_shard_size: str = "5GB",
+    with_code: bool = False,
+    base_model: str | None = None,
+    license: str | None = None,
+    languages: tuple[str, ...] = (),
 ) -> None:
     """Convert a run folder to a folder of the public layout, for other implementations.
 
     The tokenizer is written as tokenizer.jsonl and as tokenizer.json, which AutoTokenizer of transformers loads without remote code.
+    A quantized model is written in the compressed-tensors format. README.md is a model card.
 
     Args:
         source: Run folder, such as runs/demo, or one of its checkpoints: RUN@STEP, RUN@ema or RUN@STEP,ema.
@@ -60,19 +66,64 @@ def to_hf(
         ema: Write the moving average of the parameters, which runs with ema_decay keep, instead of the parameters.
         dtype: Dtype of the files; left out, the dtype of the checkpoint.
         max_shard_size: Largest size of one safetensors file: a number of bytes, or one with KB, MB, GB, KiB, MiB or GiB.
+        with_code: Also write the model (plain PyTorch) and the exact tokenizer as Python files, for programs that load the folder with
+            trust_remote_code=True. AutoTokenizer and AutoModelForCausalLM then require that option.
+        base_model: Name on the Hugging Face Hub of the model that this one was made from, for README.md.
+        license: Licence of the weights as the Hub's identifier, such as apache-2.0, for README.md.
+        languages: Codes of the languages, such as ja en, for README.md; left out, the languages in the names of the run's data.
     """
     from plamo2_jax.convert.hf import to_public
+    from plamo2_jax.convert.model_card import CardOptions
     from plamo2_jax.convert.small_files import TOKENIZER_JSON
 
     size = parse_size(max_shard_size)
     with progress("writing") as advance:
-        config = to_public(source, output, step=step, ema=ema, dtype=dtype, max_shard_bytes=size, on_write=advance)
+        options = {"step": step, "ema": ema, "dtype": dtype, "max_shard_bytes": size, "with_code": with_code}
+        options["card"] = CardOptions(base_model, license, languages)
+        config = to_public(source, output, **options, on_write=advance)
     print(f"{output}: {config.parameter_count():,} parameters")
     if (output / TOKENIZER_JSON).exists():
         print(
             f"{TOKENIZER_JSON}: encodes like tokenizer.jsonl, except that it breaks ties between segmentations of equal cost in another "
             "way: 0.05 % of the token boundaries of the bundled corpus differ (docs/checkpoints.md)"
         )
+
+
+def to_gguf(
+    source: Annotated[Path, tyro.conf.Positional],
+    output: Annotated[Path, tyro.conf.Positional],
+    *,
+    type: Literal["f32", "f16", "bf16", "q8_0", "q4_0"] | None = None,
+    step: int | None = None,
+    ema: bool = False,
+    context_length: int | None = None,
+) -> None:
+    """Convert a model to a GGUF file, for llama.cpp.
+
+    The file contains the tokenizer and the chat template. Norms, biases, per-head scales and convolutions are F32. With q8_0 and q4_0, the
+    projections for B, C and dt are F16; with q4_0, the output projections of Mamba layers are F16, and embedding and head are Q8_0. The
+    integers of a quantized model are kept. llama.cpp has no attention window for PLaMo 2: its results are those of the model for up to
+    attention_window_size + 1 tokens.
+
+    Args:
+        source: Run folder, such as runs/demo, one of its checkpoints (RUN@STEP, RUN@ema or RUN@STEP,ema), or folder of the public layout.
+        output: File to create, such as model.gguf: it must not exist.
+        type: Type of most matrices; left out, the type of a quantized model, or f16.
+        step: Step of the checkpoint, instead of RUN@STEP; left out, the newest.
+        ema: Write the moving average of the parameters, which runs with ema_decay keep, instead of the parameters.
+        context_length: Context length that the file states, in tokens; left out, the number of tokens up to which llama.cpp computes what
+            the model computes.
+    """
+    from plamo2_jax.convert import gguf
+    from plamo2_jax.convert.gguf_layout import count_types
+
+    options = {"kind": type, "step": step, "ema": ema, "context_length": context_length}
+    with progress("writing") as advance:
+        written = gguf.to_gguf(source, output, **options, on_write=advance)
+    for note in written.notes:
+        print(f"warning: {source}: {note}", file=sys.stderr)
+    parameters = written.config.parameter_count()
+    print(f"{output}: {parameters:,} parameters, {written.bytes:,} bytes, tensors: {count_types(written.tensors)}")
 
 
 def parse_size(text: str, option: str = "--max-shard-size") -> int:
@@ -99,7 +150,7 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
         yield advance
 
 
-SUBCOMMANDS = {"from-hf": from_hf, "to-hf": to_hf}
+SUBCOMMANDS = {"from-hf": from_hf, "to-hf": to_hf, "to-gguf": to_gguf}
 
 
 def main(argv: list[str]) -> int | None:

@@ -61,8 +61,8 @@ class QuantizeOptions:
     """REGEX=BITS: other bits for matrices whose path matches, such as mixer/in_proj=4. The last match counts, also over --float."""
     finetune_norms: int = 0
     """Steps of training the scales of norms and of quantized matrices to give the logits of the float model, on the calibration data."""
-    clip_search: bool | None = None
-    """Search scales that clip large weights, to minimize the squared error. Left out: with gptq and awq."""
+    clip_search: bool = False
+    """Search scales that clip large weights, to minimize the squared error, also with rtn and smoothquant. gptq and awq always do."""
     damping: float = 0.01
     """Part of the mean diagonal that gptq adds to the diagonal of the Hessian."""
     alpha: float = 0.5

@@ -31,6 +31,13 @@ INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
 """Dtypes that can be written."""
 READ_DTYPES = {**DTYPES, "F16": np.dtype(np.float16)}
+COMPRESSED_DTYPES = {
+    "I8": np.dtype(np.int8),
+    "I32": np.dtype(np.int32),
+    "I64": np.dtype(np.int64),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+}
+"""Further dtypes in files of quantized weights."""
 # Bounds the time to parse a damaged or hostile file. The header of the largest allowed model has 2 MB.
 _MAX_HEADER_BYTES = 16 << 20
 
@@ -64,8 +71,12 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return read_json_object(inside(folder, name), error=ConvertError)
 
 
-def find_tensors(folder: Path) -> dict[str, StoredTensor]:
+def find_tensors(folder: Path, dtypes: Mapping[str, np.dtype] = READ_DTYPES) -> dict[str, StoredTensor]:
     """Return the stored tensors of a folder by public name.
+
+    Args:
+        folder: Folder with safetensors.
+        dtypes: Allowed dtypes, by their names in safetensors.
 
     Raises:
         ConvertError: The folder has no safetensors, a file is damaged, the index contradicts the files, or a tensor is in two files.
@@ -74,9 +85,9 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
     if os.path.lexists(single) and os.path.lexists(index):
         raise ConvertError(f"{folder} has both {SINGLE} and {INDEX}. Remove the outdated one")
     if os.path.lexists(index):
-        return _sharded(folder)
+        return _sharded(folder, dtypes)
     if os.path.lexists(single):
-        return read_header(inside(folder, SINGLE))
+        return read_header(inside(folder, SINGLE), dtypes)
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickled:
         raise ConvertError(
@@ -104,7 +115,7 @@ def check_tensors(folder: Path, stored: dict[str, StoredTensor], wanted: list[Pu
             )
 
 
-def _sharded(folder: Path) -> dict[str, StoredTensor]:
+def _sharded(folder: Path, dtypes: Mapping[str, np.dtype]) -> dict[str, StoredTensor]:
     weight_map = read_json(folder, INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ConvertError(f'{folder / INDEX} has no object "weight_map"')
@@ -115,7 +126,7 @@ def _sharded(folder: Path) -> dict[str, StoredTensor]:
             )
     stored: dict[str, StoredTensor] = {}
     for file in sorted(set(weight_map.values())):
-        for name, tensor in read_header(inside(folder, file)).items():
+        for name, tensor in read_header(inside(folder, file), dtypes).items():
             if name in stored:
                 raise ConvertError(f"{folder}: tensor {name} is in two files, {stored[name].file.name} and {file}")
             if name not in weight_map:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,14 @@ import numpy as np
 from plamo2_jax import checkpoint
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.chunked_io import Progress
+from plamo2_jax.convert.compressed_read import holds_compressed, read_compressed
+from plamo2_jax.convert.compressed_tensors import Scheme
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.load import is_run_folder, load_model, read_tokenizer, warn_of_nonfinite
+from plamo2_jax.convert.model_card import FILE_NAME as CARD
+from plamo2_jax.convert.model_card import CardOptions, model_card
 from plamo2_jax.convert.names import ModelName
+from plamo2_jax.convert.quantized import save_quantized
 from plamo2_jax.convert.read import common_dtype, read_params, read_public_config, with_dtype
 from plamo2_jax.convert.small_files import write_small_files
 from plamo2_jax.convert.write import write_params
@@ -23,6 +28,9 @@ from plamo2_jax.model import Plamo2, abstract_params
 from plamo2_jax.storage import new_folder, require_empty
 from plamo2_jax.tokenizer.template_files import chat_template_files
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
+
+COMPRESSED_TENSORS = "compressed-tensors"
+"""Name of the method in a run folder whose quantized weights were read from the public layout."""
 
 
 def from_public(
@@ -36,7 +44,8 @@ def from_public(
     """Read a folder of the public layout and write a run folder with the model at step 0.
 
     Args:
-        source: Folder with config.json and safetensors. Its tokenizer.jsonl and chat template, if any, are copied.
+        source: Folder with config.json and safetensors. Its tokenizer.jsonl and chat template, if any, are copied. Weights in the
+            compressed-tensors format give a quantized run folder.
         output: Run folder to create; it must not exist or must be empty.
         dtype: Dtype of the written parameters; None: the dtype of the files.
         shardings: Shardings of the parameters in memory, as for `read_params`.
@@ -55,6 +64,13 @@ def from_public(
     config = read_public_config(source)
     tokenizer = read_tokenizer(source, config)
     files = chat_template_files(source)
+    if holds_compressed(source):
+        if dtype is not None or shardings is not None:
+            raise ConvertError(f"{source} holds quantized weights, which are kept as they are. Omit the dtype")
+        params = read_compressed(source, config)
+        warn_of_nonfinite(source, params)
+        save_quantized(output, config, params, tokenizer, method=COMPRESSED_TENSORS, files=files)
+        return config
     params = read_params(source, config, dtype=dtype, shardings=shardings, on_read=on_read)
     warn_of_nonfinite(source, params)
     checkpoint.save_model(output, config, params, tokenizer, files=files)
@@ -69,17 +85,21 @@ def to_public(
     ema: bool = False,
     dtype: Any = None,
     max_shard_bytes: int = 5_000_000_000,
+    with_code: bool = False,
+    card: CardOptions | None = None,
     on_write: Progress | None = None,
 ) -> ModelConfig:
     """Read a run folder and write a folder of the public layout.
 
     Args:
-        source: Run folder, RUN@STEP or RUN@ema.
+        source: Run folder, RUN@STEP or RUN@ema. A quantized one is written in the compressed-tensors format.
         output: Folder to create; it must not exist or must be empty.
         step: Step of the checkpoint; None: the step in `source`, or else the newest.
         ema: Write the moving average of the parameters instead of the parameters.
         dtype: Dtype of the files, float32 or bfloat16; None: the dtype of the checkpoint.
         max_shard_bytes: Largest number of tensor bytes in one safetensors file.
+        with_code: Also write Python files for `trust_remote_code=True` (`remote_code`).
+        card: What README.md states about the model.
         on_write: Called after each block written with its bytes and the bytes of the whole model.
 
     Returns:
@@ -93,12 +113,27 @@ def to_public(
     if not is_run_folder(name.folder):
         raise ConvertError(f"{name.folder} already has the public layout: to-hf reads run folders")
 
+    files = chat_template_files(name.folder)
+    newest = name.step is None and not name.ema
+    step = checkpoint.latest_step(name.folder) if name.step is None else name.step
+    known = {"step": step, "newest": newest, "with_code": with_code, "chat": bool(files)}
+
+    def readme(config: ModelConfig, schemes: Mapping[str, Scheme | None] | None) -> bytes:
+        return model_card(name.folder, config, card or CardOptions(), schemes=schemes, **known)
+
+    options = {"max_shard_bytes": max_shard_bytes, "with_code": with_code, "on_write": on_write}
+    options |= {"files": files, "readme": readme}
+    if checkpoint.is_quantized(name.folder):
+        dtype = np.dtype(np.float32 if dtype is None else dtype)
+        loaded = load_model(name.folder, step=name.step, ema=name.ema, quantized=True)
+        write_public(output, loaded.config, loaded.params, loaded.tokenizer, dtype=dtype, **options)
+        return loaded.config
+
     def abstract(config: ModelConfig) -> Any:
         stored = checkpoint.read_metadata(checkpoint.item_folder(name.folder, name.step))
         exact = common_dtype(np.dtype(leaf.dtype) for leaf in jax.tree.leaves(stored))
         return with_dtype(abstract_params(Plamo2(config)), exact if dtype is None else np.dtype(dtype), None)
 
-    options = {"max_shard_bytes": max_shard_bytes, "on_write": on_write, "files": chat_template_files(name.folder)}
     loaded = load_model(name.folder, step=name.step, ema=name.ema, abstract=abstract)
     options["dtype"] = jax.tree.leaves(loaded.params)[0].dtype
     write_public(output, loaded.config, loaded.params, loaded.tokenizer, **options)
@@ -113,22 +148,32 @@ def write_public(
     *,
     dtype: Any = np.float32,
     max_shard_bytes: int = 5_000_000_000,
+    with_code: bool = False,
     on_write: Progress | None = None,
     files: Mapping[str, bytes] | None = None,
+    readme: Callable[[ModelConfig, Mapping[str, Scheme | None] | None], bytes] | None = None,
 ) -> None:
     """Write parameters in memory to a folder of the public layout. The folder appears complete or not at all.
 
     Args:
         output: Folder to create; it must not exist or must be empty.
-        params: Parameter tree of NumPy arrays, or of JAX arrays that are addressable by this process.
+        params: Parameter tree of NumPy arrays, of JAX arrays that are addressable by this process, and of `QuantizedArray`, which are
+            written as compressed-tensors.
         dtype: Dtype of the files, float32 or bfloat16.
         max_shard_bytes: Largest number of tensor bytes in one safetensors file.
+        with_code: Also write Python files for `trust_remote_code=True` (`remote_code`).
+        card: What README.md states about the model.
         on_write: Called after each block written with its bytes and the bytes of the whole model.
         files: Further small files by name. A chat template among them is also written into tokenizer_config.json.
+        readme: Function that returns README.md for the config and the schemes of the linear layers (None if none is quantized).
 
     Raises:
         PlamoError: `output` is not empty, or the parameters do not fit the config.
     """
     with new_folder(output) as partial:
-        write_params(partial, config, params, dtype=dtype, max_shard_bytes=max_shard_bytes, on_write=on_write)
-        write_small_files(partial, config, tokenizer, np.dtype(dtype), files or {})
+        options = {"dtype": dtype, "max_shard_bytes": max_shard_bytes, "on_write": on_write}
+        schemes = write_params(partial, config, params, **options)
+        quantized = schemes if any(schemes.values()) else None
+        small = {**(files or {}), **({} if readme is None else {CARD: readme(config, quantized)})}
+        settings = {"with_code": with_code, "schemes": quantized}
+        write_small_files(partial, config, tokenizer, np.dtype(dtype), small, **settings)

@@ -19,6 +19,8 @@ import itertools
 import math
 from collections.abc import Iterator
 
+import numpy as np
+
 from plamo2_jax.config import LayerKind, ModelConfig
 
 LM_HEAD = "lm_head.weight"
@@ -63,6 +65,8 @@ class PublicTensor:
     """Parts in row order."""
     other_shapes: tuple[tuple[int, ...], ...] = ()
     """Other accepted shapes of the same bytes."""
+    dtype: np.dtype | None = None
+    """Dtype in a file of quantized weights; None: the dtype of the file's other weights."""
 
     @property
     def size(self) -> int:

@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from plamo2_jax import checkpoint
 from plamo2_jax.config import ModelConfig
+from plamo2_jax.convert.compressed_read import holds_compressed, read_compressed, require_float
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.files import CONFIG, INDEX, SINGLE, read_json
 from plamo2_jax.convert.finite import find_nonfinite
@@ -117,7 +118,7 @@ def load_model(
         require_finite: Raise an error instead of the warning, for operations that write a new model.
         abstract: Function from the model's config to a tree of `jax.ShapeDtypeStruct`, with or without a scan over layers. The tree
             replaces `dtype` and `shardings`. One tensor is read, cast and placed before the next.
-        quantized: Accept a quantized run folder; its matrices are `QuantizedArray`. See `LoadedModel.scan_layers`.
+        quantized: Accept a quantized model; its matrices are `QuantizedArray`. See `LoadedModel.scan_layers`.
 
     Raises:
         PlamoError: The folder is neither kind or holds a quantized model, or a file or tensor is missing, damaged or has another shape.
@@ -151,7 +152,10 @@ def load_model(
     else:
         config = read_public_config(folder)
         tokenizer = read_tokenizer(folder, config)
-        params = read_params(folder, config, abstract=abstract(config))
+        if not quantized:
+            require_float(folder)
+        read = read_compressed if holds_compressed(folder) else read_params
+        params = read(folder, config, abstract=abstract(config))
     if require_finite and (parameter := find_nonfinite(params)):
         raise ConvertError(f"{path}: parameter {parameter} holds NaN or infinity: parameters must be finite")
     if not require_finite:

@@ -119,7 +119,7 @@ def _read_format(where: str, found: Any) -> Format:
     if not isinstance(found, dict) or found.keys() - fields or not {"values", "groups"} <= found.keys():
         raise ConvertError(f"{where}: it must be an object with the keys {', '.join(sorted(fields))}, and no others")
     each = Format(**found)
-    if each.values not in _STORED:
+    if not isinstance(each.values, str) or each.values not in _STORED:
         raise ConvertError(f"{where}: values {shown(each.values)} are not known: they must be int8, int4 or float8")
     if type(each.groups) is not int or each.groups < 1:
         raise ConvertError(f"{where}: groups must be a positive integer, not {shown(each.groups)}")

@@ -46,13 +46,13 @@ def read_quantized(folder: Path, config: ModelConfig, abstract: Any) -> dict:
     """
     file = open_quantized(folder, config)
     if "run_0" in abstract and not file.is_uniform(config):
-        abstract = _separate(abstract, config)
+        abstract = separate(abstract, config)
     leaves = flax.traverse_util.flatten_dict(abstract, sep="/")
     params = {path: _read(file, config, path, leaf) for path, leaf in leaves.items()}
     return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
-def _separate(abstract: dict, config: ModelConfig) -> dict:
+def separate(abstract: dict, config: ModelConfig) -> dict:
     """Return the shapes and shardings of a model without a scan over layers, given those of a model with one."""
 
     def one(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

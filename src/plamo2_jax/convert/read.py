@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.chunked_io import Progress, blocks
+from plamo2_jax.convert.compressed_tensors import QUANTIZATION, is_compressed
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.files import CONFIG, StoredTensor, check_tensors, find_tensors, read_json
 from plamo2_jax.convert.layout import Part, public_tensors
@@ -32,6 +33,8 @@ def read_public_config(folder: str | os.PathLike[str]) -> ModelConfig:
     folder = Path(folder)
     values = read_json(folder, CONFIG)
     try:
+        if is_compressed(values):
+            values = {name: value for name, value in values.items() if name != QUANTIZATION}
         return ModelConfig.from_hf(values)
     except ValueError as error:
         raise ConvertError(f"{folder / CONFIG}: {error}") from error
@@ -71,11 +74,11 @@ def read_params(
         abstract = with_dtype(abstract_params(Plamo2(config)), dtype, shardings)
     total = sum(tensor.size * stored[tensor.name].dtype.itemsize for tensor in tensors)
 
-    sources: dict[str, list[_Source]] = {}
+    sources: dict[str, list[Source]] = {}
     for tensor in tensors:
         start = 0
         for part in tensor.parts:
-            sources.setdefault(part.path, []).append(_Source(stored[tensor.name], start, part))
+            sources.setdefault(part.path, []).append(Source(stored[tensor.name], start, part))
             start += part.size
 
     leaves = flax.traverse_util.flatten_dict(abstract, sep="/")
@@ -84,15 +87,30 @@ def read_params(
         if on_read:
             on_read(bytes_read, total)
 
-    def make(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        stacked, period = stacked_path(path)
-        found = sources[stacked] if period is None else sources[stacked][period : period + 1]
-        layered = period is None and found[0].part.period is not None
-        return _make_array(found, layered, leaf.shape, np.dtype(leaf.dtype), sharding, count)
-
-    params = {path: make(path, leaf) for path, leaf in leaves.items()}
+    params = {path: read_leaf(sources, path, leaf, count) for path, leaf in leaves.items()}
     return flax.traverse_util.unflatten_dict(params, sep="/")
+
+
+def read_leaf(
+    sources: Mapping[str, Sequence[Source | None]],
+    path: str,
+    leaf: jax.ShapeDtypeStruct,
+    count: Callable[[int], None] = lambda _: None,
+) -> jax.Array:
+    """Read one parameter, of a model with or without a scan over layers.
+
+    Args:
+        sources: Sources of each parameter of the model with a scan, by path, in the order of the periods; None for periods that are not
+            read here.
+        path: Path of the parameter.
+        leaf: Its shape, dtype and sharding.
+        count: Called with the number of bytes after each block read.
+    """
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    stacked, period = stacked_path(path)
+    found = sources[stacked] if period is None else sources[stacked][period : period + 1]
+    layered = period is None and found[0].part.period is not None
+    return _make_array(found, layered, leaf.shape, np.dtype(leaf.dtype), sharding, count)
 
 
 def with_dtype(abstract: Any, dtype: Any, shardings: Any) -> Any:
@@ -109,7 +127,7 @@ def common_dtype(dtypes: Iterable[np.dtype]) -> np.dtype:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Source:
+class Source:
     """Source of one period of a parameter: a part of a stored tensor that begins at element `start`."""
 
     tensor: StoredTensor
@@ -130,7 +148,7 @@ class _Source:
 
 
 def _make_array(
-    sources: list[_Source],
+    sources: Sequence[Source],
     layered: bool,
     shape: tuple[int, ...],
     dtype: np.dtype,

@@ -10,6 +10,8 @@ import numpy as np
 
 from plamo2_jax import checkpoint
 from plamo2_jax.config import ModelConfig
+from plamo2_jax.convert import remote_code
+from plamo2_jax.convert.compressed_tensors import QUANTIZATION, Scheme, quantization_config
 from plamo2_jax.convert.files import CONFIG
 from plamo2_jax.convert.tokenizer_files import tokenizer_config, tokenizer_json
 from plamo2_jax.storage import write_whole
@@ -20,7 +22,14 @@ TOKENIZER_JSON = "tokenizer.json"
 
 
 def write_small_files(
-    folder: Path, config: ModelConfig, tokenizer: Tokenizer | None, dtype: np.dtype, files: Mapping[str, bytes]
+    folder: Path,
+    config: ModelConfig,
+    tokenizer: Tokenizer | None,
+    dtype: np.dtype,
+    files: Mapping[str, bytes],
+    *,
+    with_code: bool = False,
+    schemes: Mapping[str, Scheme | None] | None = None,
 ) -> None:
     """Write the files of a public folder beside the weights.
 
@@ -30,18 +39,22 @@ def write_small_files(
         tokenizer: Written as tokenizer.jsonl (exact), and as tokenizer.json and tokenizer_config.json for the Hugging Face libraries.
         dtype: Dtype of the weights.
         files: Further files by name. A chat template among them is also written into tokenizer_config.json.
+        with_code: Also write Python files for `trust_remote_code=True`, and name them in `auto_map`.
+        schemes: How each linear layer is quantized (`write_params`); None: the model is not quantized.
     """
-    checkpoint.write_json(folder / CONFIG, {**config.to_hf(), "torch_dtype": dtype.name})
+    code = remote_code.config_map() if with_code else {}
+    quantization = {} if schemes is None else {QUANTIZATION: quantization_config(schemes)}
+    checkpoint.write_json(folder / CONFIG, {**config.to_hf(), "torch_dtype": dtype.name, **quantization, **code})
     checkpoint.write_json(folder / "generation_config.json", generation_config(config, tokenizer))
     if tokenizer is not None:
         tokenizer.save(folder)
         if (fast := tokenizer_json(tokenizer)) is not None:
             checkpoint.write_json(folder / TOKENIZER_JSON, fast)
-        about = tokenizer_config(config, tokenizer)
+        about = tokenizer_config(config, tokenizer) | (remote_code.tokenizer_map() if with_code else {})
         if FILE_NAME in files:
             about["chat_template"] = files[FILE_NAME].decode()  # For older readers that do not know the file.
         checkpoint.write_json(folder / "tokenizer_config.json", about)
-    for name, content in files.items():
+    for name, content in (*files.items(), *(remote_code.files() if with_code else {}).items()):
         write_whole(folder / name, content)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.tokenizer.rows import BYTE, CONTROL, UNKNOWN
-from plamo2_jax.tokenizer.tokenizer import BOS, OP, PAD, UNK, Tokenizer
+from plamo2_jax.tokenizer.tokenizer import BOS, PAD, UNK, Tokenizer
 
 # The library's score of an unknown character is 10 below the lowest score, which makes it PLaMo's cost of 10,000,000.
 _LOWEST_SCORE = -9_999_990
@@ -70,17 +70,21 @@ def tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any
         return tokenizer.tokens[id] if id is not None and id < tokenizer.vocab_size else None
 
     present = {name: name if name in tokenizer.tokens else None for name in (PAD, UNK)}
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "add_bos_token": True,
-        "add_eos_token": False,
+    named = {
         "bos_token": token(config.bos_token_id),
         "eos_token": token(next(iter(config.eos_token_ids), None)),
         "pad_token": token(config.pad_token_id) or present[PAD],
         "unk_token": present[UNK],
+    }
+    special = [token for id, token in enumerate(tokenizer.tokens) if tokenizer.is_special(id)]
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        **named,
         "cls_token": None,
         "sep_token": None,
         "mask_token": None,
-        "additional_special_tokens": [OP] if OP in tokenizer.tokens else [],
+        "additional_special_tokens": [token for token in special if token not in named.values()],
         "clean_up_tokenization_spaces": False,
     }

@@ -91,6 +91,18 @@ class Delta:
     finish_reason: FinishReason | None = None
     error: str | None = None
 
+    def joined(self, later: Delta) -> Delta:
+        """Return the output of this round and of a later one for the same job."""
+        return Delta(
+            self.job,
+            self.text + later.text,
+            self.token_ids + later.token_ids,
+            self.logprobs + later.logprobs,
+            self.top_logprobs + later.top_logprobs,
+            later.finish_reason,
+            later.error,
+        )
+
 
 class Scheduler:
     """Runs requests in the slots of an engine.

@@ -55,8 +55,8 @@ class QuantizeConfig:
     """dtype of the activations in products with quantized matrices. They are quantized per token."""
     group_size: Literal[32, 64, 128] = 64
     """Inputs of an output that share a scale, in matrices of 4 bits. Other matrices have one scale an output."""
-    clip_search: bool | None = None
-    """Search scales that clip large values, to minimize the squared error; None: with every method except rtn and smoothquant."""
+    clip_search: bool = False
+    """Search scales that clip large values, to minimize the squared error, also with rtn and smoothquant. The others always do."""
     damping: float = 0.01
     """Part of the mean diagonal that GPTQ adds to the diagonal of the Hessian."""
     alpha: float = 0.5
@@ -87,7 +87,7 @@ class QuantizeConfig:
     @property
     def searches_clip(self) -> bool:
         """Whether scales that clip are searched."""
-        return self.method not in ("rtn", "smoothquant") if self.clip_search is None else self.clip_search
+        return self.clip_search or self.method not in ("rtn", "smoothquant")
 
 
 def matrix_formats(config: ModelConfig, options: QuantizeConfig) -> dict[str, MatrixFormat]:

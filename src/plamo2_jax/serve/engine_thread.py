@@ -47,15 +47,22 @@ class Answer:
         self.handles: list[Job] = []
         """The scheduler's jobs; only for the engine thread, and after they are done."""
         # At most as many deltas as tokens are generated, so `max_tokens` bounds it.
-        self._queue: asyncio.Queue[tuple[int, Delta] | ApiError] = asyncio.Queue()
+        self._items: collections.deque[tuple[int, Delta] | ApiError] = collections.deque()
+        self._filled = asyncio.Event()
 
     def put(self, index: int, delta: Delta) -> None:
-        """Take a delta."""
-        self._queue.put_nowait((index, delta))
+        """Take a delta. A delta that nobody has read yet is extended, so a busy event loop writes fewer, longer parts."""
+        last = self._items[-1] if self._items else None
+        if isinstance(last, tuple) and last[0] == index and delta.error is None:
+            self._items[-1] = index, last[1].joined(delta)
+        else:
+            self._items.append((index, delta))
+            self._filled.set()
 
     def fail(self, error: ApiError) -> None:
         """End all jobs with an error."""
-        self._queue.put_nowait(error)
+        self._items.append(error)
+        self._filled.set()
 
     def cancel(self, reason: AbortReason) -> None:
         """End all jobs within one round of their scheduler. Their last deltas still come."""
@@ -65,7 +72,10 @@ class Answer:
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Delta]]:
         while self._open:
-            item = await self._queue.get()
+            while not self._items:
+                self._filled.clear()
+                await self._filled.wait()
+            item = self._items.popleft()
             if isinstance(item, ApiError):
                 raise item
             delta = item[1]

@@ -23,6 +23,8 @@ from plamo2_jax.serve.work import Admission
 _POLL = 0.02
 # Seconds that responses have to be written after their texts were ended.
 _FLUSH = 5.0
+# Seconds that new connections have to send their first request, which is refused with status 503.
+_FIRST_REQUEST = 0.5
 
 
 class Server(uvicorn.Server):
@@ -87,6 +89,12 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the connections and end the engine thread."""
+        for server in self.servers:
+            server.close()
+        # A connection that is closed before its request was read has no answer.
+        end = time.monotonic() + _FIRST_REQUEST
+        while any(each.cycle is None for each in self.server_state.connections) and time.monotonic() < end:
+            await asyncio.sleep(_POLL)
         await super().shutdown(sockets)
         await asyncio.to_thread(self.engine.stop)
 

@@ -27,12 +27,15 @@ from plamo2_jax.align.reference import ReferenceLogProbs
 from plamo2_jax.cli.logits import check_tokens, read_input
 from plamo2_jax.convert.hf import write_public
 from plamo2_jax.convert.load import load_model
+from plamo2_jax.convert.quantized import save_quantized
 from plamo2_jax.data.documents import Document, ReadReport
 from plamo2_jax.data.shard_writer import write_shards
 from plamo2_jax.data.shards import open_shards
 from plamo2_jax.data.sources import read_documents
 from plamo2_jax.manifest import find_damage, write_manifest
 from plamo2_jax.model import Plamo2, init_params
+from plamo2_jax.model.plamo2 import declarations
+from plamo2_jax.model.quantized import quantize_params
 from plamo2_jax.models import ChatModelConfig
 from plamo2_jax.pipeline.state import Record, State
 from plamo2_jax.report.page import write_report
@@ -114,6 +117,18 @@ def _write_run(folder: Path) -> None:
 
 def _read_run(folder: Path) -> None:
     load_model(folder / "run")
+
+
+def _write_quantized(folder: Path) -> None:
+    params = quantize_params(_params(), declarations(Plamo2(CONFIG)), 4, 16, symmetric=False)
+    save_quantized(folder / "quantized", CONFIG, params, tokenizer(), method="rtn")
+    # Without the checksums, so that damage reaches the reader.
+    for path in folder.rglob("manifest.json"):
+        path.unlink()
+
+
+def _read_quantized(folder: Path) -> None:
+    load_model(folder / "quantized", quantized=True)
 
 
 def _read_source(folder: Path) -> None:
@@ -367,6 +382,7 @@ TARGETS = {
     "preference_data": Target(_write_preference_data, _read_preference_data),
     "prompts": Target(_write_prompts, _read_prompts, follows_links=True),
     "reference": Target(_write_reference, _read_reference),
+    "quantized": Target(_write_quantized, _read_quantized),
     "report": Target(_write_finished_run, _read_finished_run),
     "run": Target(_write_run, _read_run),
     "shape": Target(_write_shape, lambda folder: read_shape(str(folder / "shape.json")), follows_links=True),

@@ -51,12 +51,13 @@ function fill(made, message) {
 }
 
 function factsOf({ facts = {} }) {
-  const { completion, rate, seconds, prompt, cached, ended } = facts;
+  const { completion, rate, seconds, prompt, cached, seed, ended } = facts;
   const parts = [];
   if (completion !== undefined) parts.push(say("tokens", { completion: completion === 1 ? 1 : number(completion) }));
   if (rate !== undefined) parts.push(say("rate", { rate: number(rate, rate < 100 ? 1 : 0) }));
   if (seconds !== undefined) parts.push(say("first", { seconds: number(seconds, 2) }));
   if (prompt !== undefined) parts.push(say("prompt", { prompt: number(prompt), cached: cached ? number(cached) : "" }));
+  if (seed !== undefined) parts.push(say("seedOf", { seed }));
   if (ended) parts.push(say(ended));
   return parts.join(" · ");
 }
@@ -158,6 +159,8 @@ async function answer() {
   try {
     if (!part("model").value) await loadModels();
     for await (const chunk of streamChat(body(asked), key, answering.signal)) {
+      // Servers of others may not report it.
+      if (Number.isInteger(chunk.seed)) message.facts.seed = chunk.seed;
       const choice = chunk.choices?.[0];
       const piece = choice?.delta?.content ?? "";
       if (piece) {

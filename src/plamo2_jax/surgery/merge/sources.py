@@ -16,6 +16,7 @@ import tensorstore as ts
 from plamo2_jax import checkpoint
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.chunked_io import BLOCK_BYTES, blocks
+from plamo2_jax.convert.compressed_read import require_float
 from plamo2_jax.convert.errors import ConvertError
 from plamo2_jax.convert.files import StoredTensor, check_tensors, find_tensors
 from plamo2_jax.convert.finite import is_finite
@@ -65,6 +66,7 @@ class PublicSource(Source):
 
     def __init__(self, folder: Path):
         config = read_public_config(folder)
+        require_float(folder)
         wanted = public_tensors(config)
         self._stored = find_tensors(folder)
         check_tensors(folder, self._stored, wanted, config.tie_word_embeddings)
