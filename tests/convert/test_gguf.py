@@ -221,8 +221,8 @@ def test_blocks_of_any_size_give_the_same_file(tmp_path, model, monkeypatch):
 
 
 def test_memory_is_bounded_by_blocks(tmp_path, golden_tokenizer, monkeypatch):
-    """A matrix of 32 MB is read, quantized and written in blocks of 1 MiB."""
-    wide = dataclasses.replace(EVEN, num_hidden_layers=1, intermediate_size=2**16)
+    """A matrix of 16 MB is read, quantized and written in blocks of 1 MiB."""
+    wide = dataclasses.replace(EVEN, intermediate_size=2**15)
     folder = write_public(tmp_path / "model", normal_tensors(wide), wide)
     (folder / "tokenizer.jsonl").write_bytes(golden_tokenizer.read_bytes())
     monkeypatch.setattr(chunked_io, "BLOCK_BYTES", 1 << 20)
@@ -237,7 +237,8 @@ def test_memory_is_bounded_by_blocks(tmp_path, golden_tokenizer, monkeypatch):
     tracemalloc.stop()
     assert len(peaks) > 40
     # The first one includes the reading of the tokenizer.
-    assert max(peaks[1:]) < 8 << 20
+    # The package quantizes 16 rows together; those of ffn_down have 128 KiB.
+    assert max(peaks[1:]) < 12 << 20
 
 
 @pytest.mark.parametrize(("type", "low", "high"), [("Q8_0", -127, 127), ("Q4_0", -8, 7)])

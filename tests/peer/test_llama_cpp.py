@@ -113,7 +113,8 @@ def whole_character(tokenizer, id):
 
 
 @pytest.mark.parametrize(
-    ("kind", "mean", "most"), [("f32", 1e-4, 1e-3), ("f16", 1, 1), ("bf16", 1, 1), ("q8_0", 1, 1), ("q4_0", 1, 10)]
+    ("kind", "mean", "most"),
+    [("f32", 1e-5, 1e-4), ("f16", 1e-3, 1e-2), ("bf16", 1e-2, 0.1), ("q8_0", 0.03, 0.15), ("q4_0", 0.1, 1)],
 )
 def test_the_demo_in_each_type(tmp_path, demo, demo_prompts, kind, mean, most):
     to_gguf(DEMO, tmp_path / f"{kind}.gguf", kind=kind)
@@ -124,8 +125,8 @@ def test_the_demo_in_each_type(tmp_path, demo, demo_prompts, kind, mean, most):
     assert differences.max() < most
 
 
-@pytest.mark.parametrize(("bits", "mean"), [(8, 1), (4, 1)])
-def test_a_quantized_demo(tmp_path, demo, demo_prompts, bits, mean):
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_quantized_demo(tmp_path, demo, demo_prompts, bits):
     """llama.cpp multiplies by our integers: its results are those of our quantized model, up to its rounding of the activations."""
     scan = {axes.STATE, axes.DT_RANK}
 
@@ -136,10 +137,11 @@ def test_a_quantized_demo(tmp_path, demo, demo_prompts, bits, mean):
     path = tmp_path / f"int{bits}.gguf"
     write_gguf(path, demo.config, params, demo.tokenizer)
     _, differences = compare(path, demo.config, params, demo_prompts, demo.tokenizer)
-    assert differences.mean() < mean
-    # The float model is further away.
-    _, of_floats = compare(path, demo.config, demo.params, demo_prompts, demo.tokenizer)
-    assert of_floats.mean() > 2 * differences.mean()
+    assert differences.mean() < 0.02
+    if bits == 4:
+        # The float model is further away. Of 8 bits, the rounding of the weights is less than that of the activations.
+        _, of_floats = compare(path, demo.config, demo.params, demo_prompts, demo.tokenizer)
+        assert of_floats.mean() > 4 * differences.mean()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -152,7 +154,7 @@ def test_shapes_of_the_network(tmp_path, name):
     write_gguf(tmp_path / f"{name}.gguf", config, params, SMALL, kind="f32", context_length=1024)
     same, differences = compare(tmp_path / f"{name}.gguf", config, params, prompts, SMALL)
     assert same.all()
-    assert differences.max() < 1e-3
+    assert differences.max() < 1e-4
 
 
 def test_ids_and_prompts(tmp_path, demo):
