@@ -21,7 +21,7 @@ from plamo2_kernels.errors import ImplementationError
 from plamo2_kernels.native.compiler import CompilationError, compile_library, library_key, target_flags
 from plamo2_kernels.native.library_cache import find_or_make
 
-_FUNCTIONS = ("plamo2_float_columns", "plamo2_float_outputs", "plamo2_integers")
+_FUNCTIONS = ("plamo2_attend_one", "plamo2_float_columns", "plamo2_float_outputs", "plamo2_integers", "plamo2_rms_norm")
 _logger = logging.getLogger(__name__)
 _lock = threading.Lock()
 

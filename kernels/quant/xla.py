@@ -17,7 +17,7 @@ from plamo2_kernels.precision import product_precision
 from plamo2_kernels.quant.reference import dequantize, quantize_rows, reference_product
 
 # Bytes of a block of outputs in float32.
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 18
 # With more rows, the product takes much longer than the copy of the matrix.
 _FEW_ROWS = 64
 _STEPS = 127 * 256

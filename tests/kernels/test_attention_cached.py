@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from plamo2_kernels.attention import Keys, attention, cached, cached_attention
+from plamo2_kernels.attention import (
+    Keys,
+    attend_one_token,
+    attention,
+    cached,
+    cached_attention,
+    quantize_heads,
+)
 
 B, H, G, P = 2, 4, 2, 16
 
@@ -92,3 +99,41 @@ def test_a_long_window_takes_little_memory(window):
     attend = jax.jit(functools.partial(cached_attention, window=window, implementation="xla"))
     compiled = attend.lower(shape(1, t, h, p), keys(t), keys(s), shape(1, dtype=jnp.int32)).compile()
     assert compiled.memory_analysis().temp_size_in_bytes <= 64 << 20
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+def test_one_token_in_cpp_equals_float64(rng, kind, window):
+    """Rings in any state: empty slots, other segments, slots that are not a number; and rows on their own have the same bits."""
+    b, h, g, s, p = 3, 6, 2, 37, 24
+    q, k, v = (rng.normal(size=shape).astype(np.float32) for shape in ((b, h, p), (b, g, s, p), (b, g, s, p)))
+    positions = np.stack([rng.permutation(s) for _ in range(b)]).astype(np.int32)
+    segments = np.where(positions < 30, np.where(positions < 12, 1, 2), -1).astype(np.int32)
+    at, of = np.array([29, 11, 15], np.int32), np.array([2, 1, 2], np.int32)
+    scales, exact = None, (k.astype(np.float64), v.astype(np.float64))
+    if kind == "int8":
+        (k, of_k), (v, of_v) = quantize_heads(jnp.asarray(k)), quantize_heads(jnp.asarray(v))
+        scales = of_k, of_v
+        assert np.abs(np.asarray(k, np.float64) * of_k[..., None] - exact[0]).max() < 0.51 * np.asarray(of_k).max()
+        exact = tuple(np.asarray(a, np.float64) * np.asarray(c)[..., None] for a, c in ((k, of_k), (v, of_v)))
+    distance = at[:, None] - positions
+    seen = (segments == of[:, None]) & (distance >= 0) & ((distance <= window) if window is not None else True)
+    scores = np.einsum("bgup,bgsp->bgus", q.reshape(b, g, 3, p).astype(np.float64), exact[0]) * p**-0.5
+    scores = np.where(seen[:, None, None], scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    expected = np.einsum("bgus,bgsp->bgup", weights / weights.sum(-1, keepdims=True), exact[1]).reshape(b, h, p)
+    if kind == "float32":
+        k, v = (np.where(seen[:, None, :, None], a, np.nan) for a in (k, v))
+
+    def run(rows, implementation):
+        ring = Keys(*(jnp.asarray(a)[rows] for a in (k, v, positions, segments)))
+        held = None if scales is None else tuple(a[rows] for a in scales)
+        settings = {"window": window, "implementation": implementation}
+        return np.asarray(attend_one_token(jnp.asarray(q)[rows], ring, held, at[rows], of[rows], **settings))
+
+    ours = run(slice(None), "ffi")
+    np.testing.assert_allclose(ours, expected, atol=2e-6)
+    for row in range(b):
+        np.testing.assert_array_equal(run(slice(row, row + 1), "ffi")[0], ours[row])
+    if kind == "int8":
+        np.testing.assert_allclose(run(slice(None), "xla"), expected, atol=2e-6)

@@ -1,8 +1,10 @@
 // The functions that XLA calls. The library is compiled on the machine that runs it (library.py), for its instructions.
 #include <string>
 
+#include "attend_one.h"
 #include "float_product.h"
 #include "integer_product.h"
+#include "rms_norm.h"
 #include "threads.h"
 
 namespace ffi = xla::ffi;
@@ -16,7 +18,8 @@ static ffi::Error FloatColumns(ffi::ThreadPool pool, Floats x, Floats w, Result 
   const std::vector<float> inputs = interleave(x.typed_data(), rows, k);
   const float* weights = w.typed_data();
   float* to = y->typed_data();
-  in_parallel(pool, parts * n, 32, parts * k * n * 4, [&](int64_t begin, int64_t end) {
+  // One row is read faster in long pieces.
+  in_parallel(pool, parts * n, 32, parts * k * n * 4, rows == 1 ? 1 : 4, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin / n; part * n < end; ++part) {
       int64_t first = std::max(begin - part * n, int64_t(0)), last = std::min(end - part * n, n);
       multiply_columns(inputs.data(), weights + part * k * n, to + part * rows * n, rows, k, n, first, last);
@@ -29,7 +32,7 @@ static ffi::Error FloatColumns(ffi::ThreadPool pool, Floats x, Floats w, Result 
 static ffi::Error FloatOutputs(ffi::ThreadPool pool, Floats x, Floats w, Result y) {
   int64_t n = w.dimensions()[0], k = w.dimensions()[1], rows = x.dimensions()[0];
   const std::vector<float> inputs = interleave(x.typed_data(), rows, k);
-  in_parallel(pool, n, kLanes, n * k * 4, [&](int64_t begin, int64_t end) {
+  in_parallel(pool, n, kLanes, n * k * 4, 4, [&](int64_t begin, int64_t end) {
     multiply_outputs(inputs.data(), w.typed_data(), y->typed_data(), rows, k, n, begin, end);
   });
   return ffi::Error::Success();
@@ -47,12 +50,65 @@ static ffi::Error Integers(ffi::ThreadPool pool, Floats x, ffi::AnyBuffer w, Flo
                 w.dimensions()[1],
                 scales.dimensions()[1]};
   Activations inputs = quantize(x.typed_data(), rows, matrix.inputs, matrix.bits, int(parts));
-  in_parallel(pool, matrix.outputs, 48, matrix.outputs * matrix.row_bytes(), [&](int64_t begin, int64_t end) {
+  in_parallel(pool, matrix.outputs, 48, matrix.outputs * matrix.row_bytes(), 4, [&](int64_t begin, int64_t end) {
     multiply_integers(inputs, matrix, y->typed_data(), begin, end);
   });
   return ffi::Error::Success();
 }
 
+// q [b, h, p]; k, v [b, g, s, p] as floats, or as integers of 8 bits with scales [b, g, s]; positions and segments [b, s] of the slots and
+// [b] of the queries; y [b, h, p].
+static ffi::Error AttendOne(ffi::ThreadPool pool, Floats q, ffi::AnyBuffer k, ffi::AnyBuffer v, Floats k_scales, Floats v_scales,
+                            ffi::Buffer<ffi::S32> positions, ffi::Buffer<ffi::S32> segments, ffi::Buffer<ffi::S32> q_positions,
+                            ffi::Buffer<ffi::S32> q_segments, Result y, int64_t window) {
+  auto shape = k.dimensions();
+  const int64_t b = shape[0], g = shape[1], s = shape[2], p = shape[3], queries = q.dimensions()[1] / g;
+  const Ring ring{g, s, p, positions.typed_data(), segments.typed_data(), window};
+  const bool whole = k.element_type() == ffi::S8;
+  in_parallel(pool, b * g, 1, b * g * s * p * 2 * (whole ? 1 : 4), 4, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = i / g;
+      const int32_t position = q_positions.typed_data()[row], segment = q_segments.typed_data()[row];
+      const float* query = q.typed_data() + i * queries * p;
+      float* to = y->typed_data() + i * queries * p;
+      if (whole)
+        attend_one(query, static_cast<const int8_t*>(k.untyped_data()) + i * s * p,
+                   static_cast<const int8_t*>(v.untyped_data()) + i * s * p, k_scales.typed_data() + i * s,
+                   v_scales.typed_data() + i * s, ring, row, position, segment, queries, to);
+      else
+        attend_one<float>(query, static_cast<const float*>(k.untyped_data()) + i * s * p,
+                          static_cast<const float*>(v.untyped_data()) + i * s * p, nullptr, nullptr, ring, row, position, segment,
+                          queries, to);
+    }
+  });
+  return ffi::Error::Success();
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(plamo2_attend_one, AttendOne,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Floats>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<Floats>()
+                                  .Attr<int64_t>("window"));
+// x [rows, ..., width]; scale [..., width].
+static ffi::Error RmsNorm(Floats x, Floats scale, Result y, float epsilon, float offset) {
+  const int64_t width = scale.dimensions().back(), period = scale.element_count(), count = x.element_count();
+  for (int64_t i = 0; i < count; i += width)
+    rms_norm(x.typed_data() + i, scale.typed_data() + i % period, y->typed_data() + i, width, epsilon, offset);
+  return ffi::Error::Success();
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    plamo2_rms_norm, RmsNorm,
+    ffi::Ffi::Bind().Arg<Floats>().Arg<Floats>().Ret<Floats>().Attr<float>("epsilon").Attr<float>("offset"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(plamo2_float_columns, FloatColumns,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>().Arg<Floats>().Ret<Floats>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(plamo2_float_outputs, FloatOutputs,

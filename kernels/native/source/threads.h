@@ -35,7 +35,8 @@ struct Shares {
 // Calls body(begin, end) for ranges of [0, size) whose ends are multiples of `multiple`, on several threads. The caller works too, so
 // this ends even if no thread of the pool is free. `bytes` is the amount of memory that all calls read.
 template <typename Body>
-void in_parallel(xla::ffi::ThreadPool& pool, int64_t size, int64_t multiple, int64_t bytes, const Body& body) {
+void in_parallel(xla::ffi::ThreadPool& pool, int64_t size, int64_t multiple, int64_t bytes, int64_t shares_of_thread,
+                 const Body& body) {
   int64_t threads = std::min<int64_t>(pool.num_threads(), bytes / kLeastBytes);
   int64_t blocks = (size + multiple - 1) / multiple;
   if (threads < 2 || blocks < 2) {
@@ -43,7 +44,7 @@ void in_parallel(xla::ffi::ThreadPool& pool, int64_t size, int64_t multiple, int
     return;
   }
   // More shares than threads, because another process may hold up a thread.
-  int64_t count = std::min(blocks, std::min<int64_t>(4 * threads, std::max<int64_t>(threads, bytes / kLeastBytes)));
+  int64_t count = std::min(blocks, std::min(shares_of_thread * threads, std::max(threads, bytes / kLeastBytes)));
   auto shares = std::make_shared<Shares>();
   shares->count = count;
   shares->body = [=, &body](int64_t i) {

@@ -25,6 +25,13 @@ inline Vector load_part(const float* from, int64_t count) {
   return value;
 }
 
+// The sum of the lanes, always in the same order.
+inline float add_lanes(Vector value) {
+  for (int half = kLanes / 2; half; half /= 2)
+    for (int i = 0; i < half; ++i) value[i] += value[i + half];
+  return value[0];
+}
+
 // columns[inputs, kLanes] = wᵀ for w [outputs, inputs] with rows that are `stride` apart. outputs <= kLanes; missing ones are zero.
 inline void transpose(const float* w, int64_t stride, int64_t outputs, int64_t inputs, float* columns) {
   int64_t i = 0;

@@ -51,6 +51,9 @@ class ChatOptions:
     """Folder: tokens of a conversation at most; never more than the model's max_position_embeddings."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Folder: dtype of activations and matrices; left out, float32 on CPU and bfloat16 elsewhere."""
+    kv_cache: Literal["int8"] | None = None
+    """Folder: dtype of cached keys and values. int8 needs about a quarter of the memory of float32. Default: the dtype of the
+    activations."""
     mesh: DecodeMesh = dataclasses.field(default_factory=DecodeMesh)
     """Folder: devices that the model is divided over."""
     name: str | None = None
@@ -107,5 +110,7 @@ def open_chat(options: ChatOptions) -> StreamingChat:
     print(
         f"opening {options.model}; the first answers take longer, because their programs are compiled", file=sys.stderr
     )
-    generator, _ = open_generator(options.model, dtype=options.dtype, mesh=options.mesh.make())
+    generator, _ = open_generator(
+        options.model, dtype=options.dtype, mesh=options.mesh.make(), key_dtype=options.kv_cache
+    )
     return LocalChatStream(generator, template, options.model, max_length=options.max_length)

@@ -89,6 +89,9 @@ class GenerateOptions:
     """Print one JSON object per text: prompt, sample, text, token_ids, logprobs, finish_reason."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Dtype of activations and matrices; left out, float32 on CPU and bfloat16 elsewhere."""
+    kv_cache: Literal["int8"] | None = None
+    """Dtype of cached keys and values. int8 needs about a quarter of the memory of float32; the state of Mamba layers stays in float32.
+    Default: the dtype of the activations."""
     mesh: DecodeMesh = dataclasses.field(default_factory=DecodeMesh)
     """Devices that the model is divided over."""
     step: int | None = None
@@ -124,7 +127,12 @@ def main(argv: list[str]) -> None:
     texts = [*options.chat] or [*options.prompt, *map(read_prompt, options.prompt_file)] or [""]
     chat_template = open_template(options.model, options.template) if options.chat else None
     generator, _ = open_generator(
-        options.model, step=options.step, dtype=options.dtype, tokenizer=options.tokenizer, mesh=options.mesh.make()
+        options.model,
+        step=options.step,
+        dtype=options.dtype,
+        tokenizer=options.tokenizer,
+        mesh=options.mesh.make(),
+        key_dtype=options.kv_cache,
     )
     stop_ids = (*default_stop_ids(generator.model, generator.tokenizer), *options.stop_id)
     prompts: Sequence[Prompt] = texts

@@ -24,6 +24,7 @@ from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.engine.weights import unstack
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.model import Plamo2
+from plamo2_jax.model.cache import KeyDtype
 from plamo2_jax.sharding.mesh import MeshConfig, make_mesh
 from plamo2_jax.tokenizer.tokenizer import BOS, OP, Tokenizer
 
@@ -60,6 +61,7 @@ class Generator:
         max_length: maximum number of tokens of a row, prompt and continuation; None: `max_position_embeddings` of the model. The
             cache has only the length that a call needs.
         max_slots: maximum number of rows decoded together. Other rows wait for a free slot.
+        key_dtype: dtype of cached keys and values; None: that of the activations.
 
     Attributes:
         model: the network without a scan over layers.
@@ -78,6 +80,7 @@ class Generator:
         prefill_size: int = 512,
         max_length: int | None = None,
         max_slots: int = 64,
+        key_dtype: KeyDtype = None,
     ):
         if prefill_size < SMALLEST_PIECE or prefill_size & (prefill_size - 1):
             raise PlamoError(
@@ -92,7 +95,7 @@ class Generator:
         devices = {device for leaf in jax.tree.leaves(params) for device in leaf.devices()}
         alone = model.mesh is None and len(devices) == 1 and jax.default_backend() != "cpu"
         mesh = make_mesh(MeshConfig(), list(devices)) if alone else model.mesh
-        self.model = model.clone(scan_layers=False, mesh=mesh)
+        self.model = model.clone(scan_layers=False, mesh=mesh, key_dtype=key_dtype)
         self.tokenizer = tokenizer
         self.prefill_size = prefill_size
         self.max_length = model.config.max_position_embeddings if max_length is None else max_length

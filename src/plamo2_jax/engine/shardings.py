@@ -14,7 +14,14 @@ from plamo2_jax.model.cache import AttentionCache, Cache, MambaCache
 # The row axis and the head axis of each array of a cache, counted from the end, because a stacked cache has one more first axis.
 _ROWS_AND_HEADS = {
     MambaCache: {"conv": (-4, -2), "ssm": (-4, -3)},
-    AttentionCache: {"k": (-4, -3), "v": (-4, -3), "positions": (-2, None), "segment_ids": (-2, None)},
+    AttentionCache: {
+        "k": (-4, -3),
+        "v": (-4, -3),
+        "positions": (-2, None),
+        "segment_ids": (-2, None),
+        "k_scales": (-3, -2),
+        "v_scales": (-3, -2),
+    },
 }
 
 
@@ -29,8 +36,9 @@ def cache_shardings(mesh: Mesh, cache: Cache) -> Cache:
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     def layer(entry: MambaCache | AttentionCache):
-        where = _ROWS_AND_HEADS[type(entry)]
-        return type(entry)(**{name: place(getattr(entry, name).shape, *axes) for name, axes in where.items()})
+        arrays = {name: getattr(entry, name) for name in _ROWS_AND_HEADS[type(entry)]}
+        axes = _ROWS_AND_HEADS[type(entry)]
+        return type(entry)(**{name: None if a is None else place(a.shape, *axes[name]) for name, a in arrays.items()})
 
     runs = jax.tree.map(layer, cache.runs, is_leaf=lambda node: type(node) in _ROWS_AND_HEADS)
     return Cache(runs, place(cache.count.shape, -1, None), place(cache.segment.shape, -1, None))

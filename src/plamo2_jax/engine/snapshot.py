@@ -19,7 +19,7 @@ from jaxtyping import Array, Int
 from plamo2_jax.engine.shardings import committed, place_cache
 from plamo2_jax.engine.step import empty_cache
 from plamo2_jax.model import Plamo2
-from plamo2_jax.model.cache import SLOT_AXES, AttentionCache, Cache, MambaCache
+from plamo2_jax.model.cache import AttentionCache, Cache, MambaCache
 
 
 class Page(struct.PyTreeNode):
@@ -59,7 +59,9 @@ def take_page(cache: Cache, start: Int[Array, ""], *, max_length: int, length: i
     layers = _paged_layers(cache, max_length)
     return Page(
         tuple(
-            jax.tree.map(lambda leaf, axis: jax.lax.dynamic_slice_in_dim(leaf, start, length, axis), layer, SLOT_AXES)
+            jax.tree.map(
+                lambda leaf, axis: jax.lax.dynamic_slice_in_dim(leaf, start, length, axis), layer, layer.axes()
+            )
             for layer in layers
         ),
         start,
@@ -88,7 +90,7 @@ def _put_page(cache: Cache, page: Page, max_length: int) -> Cache:
             lambda old, new, axis: jax.lax.dynamic_update_slice_in_dim(old, new, page.start, axis),
             layer,
             next(layers),
-            SLOT_AXES,
+            layer.axes(),
         )
 
     return jax.tree.map(put, cache, is_leaf=_is_layer)

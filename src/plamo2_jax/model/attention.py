@@ -11,11 +11,12 @@ from jaxtyping import Array, Float
 from plamo2_jax.config import LayerKind, ModelConfig
 from plamo2_jax.model import axes, parallel
 from plamo2_jax.model.cache import AttentionCache, Context, LayerCache
-from plamo2_jax.model.layers import apply_rope, observe, rms_normalize
+from plamo2_jax.model.layers import apply_rope, observe
 from plamo2_jax.model.linear import project
 from plamo2_jax.model.parameters import parameter
 from plamo2_kernels.attention import Implementation
 from plamo2_kernels.quant import Implementation as ProductImplementation
+from plamo2_kernels.rms_norm import rms_norm
 
 # Epsilon of the query and key norms. The public PLaMo 2 code uses this constant, not the epsilon of the config.
 _QK_EPSILON = 1e-6
@@ -47,12 +48,13 @@ class Attention(nn.Module):
             return project(self, name, "btd,dhp->bthp", u, normal, {axes.EMBED: e, **sizes})
 
         def rotate(x, name, sizes):
-            x = rms_normalize(x, _QK_EPSILON) * parameter(self, name, ones, sizes).astype(x.dtype)
+            scale = parameter(self, name, ones, sizes)
+            x = rms_norm(x, scale, _QK_EPSILON, implementation=self.product_implementation)
             return apply_rope(x, context.positions, theta)
 
         q, k, v = widen("q_proj", heads), widen("k_proj", kv_heads), widen("v_proj", kv_heads)
         q, k = rotate(q, "q_scale", heads), rotate(k, "k_scale", kv_heads)
-        settings = {"window": window, "implementation": self.implementation}
+        settings = {"window": window, "implementation": self.implementation, "one_token": self.product_implementation}
         y, after = parallel.attend(self.mesh, cache, q, k, v, context, **settings)
         if context.deferred:
             after = functools.partial(parallel.write, self.mesh, cache, q.shape[2], k, v)

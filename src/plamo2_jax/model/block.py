@@ -69,12 +69,13 @@ class Block(nn.Module):
             mixer = Attention(c, self.kind, *settings, name="mixer")
 
         def opening(name):
-            y = RMSNorm(1.0, c.rms_norm_eps, name=name)(x)
+            y = RMSNorm(1.0, c.rms_norm_eps, product_implementation=self.product_implementation, name=name)(x)
             observe(self, y, (axes.EMBED,), context.segment_ids)
             return y
 
         def closing(name, offset):
-            return RMSNorm(offset, c.rms_norm_eps, ends_residual=True, name=name)
+            products = self.product_implementation
+            return RMSNorm(offset, c.rms_norm_eps, True, product_implementation=products, name=name)
 
         def gathered(y):
             # Otherwise XLA divides the few rows of a decoding step over all devices, and sends them around in every layer.

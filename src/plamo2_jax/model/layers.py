@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -12,6 +11,7 @@ from plamo2_jax.model import axes
 from plamo2_jax.model.linear import project
 from plamo2_jax.model.parameters import parameter
 from plamo2_kernels.quant import Implementation as ProductImplementation
+from plamo2_kernels.rms_norm import rms_norm
 
 # The norms at the end of residual branches scale them down: by 1/5 after the mixer, by 1/5^1.5 after the MLP (public PLaMo 2 code).
 MIXER_SCALE = 1 / 5
@@ -59,24 +59,20 @@ def _mean_over_tokens(x: Float[Array, "b t *c"], segment_ids: Int[Array, "b t"])
     return jnp.sum(jnp.where(seen, x, 0), axis=1) / jnp.maximum(jnp.sum(seen, axis=1), 1)
 
 
-def rms_normalize(x: Float[Array, "*b d"], epsilon: float) -> Float[Array, "*b d"]:
-    """Return x / sqrt(mean(x²) + epsilon) over the last axis, computed in float32, in the dtype of x."""
-    x32 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + epsilon)).astype(x.dtype)
-
-
 class RMSNorm(nn.Module):
     """RMS norm over the residual stream, multiplied by (offset + scale). The parameter `scale` starts at 0.
 
     Attributes:
         offset, ends_residual: See `axes.Declaration`.
         contracts: Whether the norm's output is summed over without a weight (see `axes.Declaration.norm_offset`).
+        product_implementation: See `Plamo2`.
     """
 
     offset: float
     epsilon: float
     ends_residual: bool = False
     contracts: bool = False
+    product_implementation: ProductImplementation = "xla"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
@@ -84,7 +80,7 @@ class RMSNorm(nn.Module):
         contracts = (axes.EMBED,) if self.contracts else ()
         declared = {"contracts": contracts, "norm_offset": self.offset, "ends_residual": self.ends_residual}
         scale = parameter(self, "scale", nn.initializers.zeros, {axes.EMBED: x.shape[-1]}, **declared)
-        return rms_normalize(x, self.epsilon) * (self.offset + scale).astype(x.dtype)
+        return rms_norm(x, scale, self.epsilon, offset=self.offset, implementation=self.product_implementation)
 
 
 class GatedMLP(nn.Module):

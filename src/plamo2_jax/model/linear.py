@@ -112,7 +112,8 @@ def multiplies_few_rows(spec: str, x: Float[Array, "*x"], weight: Weight, implem
         native.require()
         return True
     rows = math.prod(x.shape[letters.x.index(letter)] for letter in letters.rows)
-    return reason is None and rows <= MOST_FFI_ROWS and native.is_available()
+    # XLA reads the weights for a single row as fast.
+    return reason is None and 1 < rows <= MOST_FFI_ROWS and native.is_available()
 
 
 @dataclasses.dataclass(frozen=True)

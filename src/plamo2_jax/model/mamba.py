@@ -12,10 +12,11 @@ from jaxtyping import Array, Float
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.model import axes, parallel
 from plamo2_jax.model.cache import Context, LayerCache, MambaCache
-from plamo2_jax.model.layers import observe, rms_normalize
+from plamo2_jax.model.layers import observe
 from plamo2_jax.model.linear import multiply, project
 from plamo2_jax.model.parameters import parameter
 from plamo2_kernels.quant import Implementation as ProductImplementation
+from plamo2_kernels.rms_norm import rms_norm
 from plamo2_kernels.ssd import Implementation
 
 
@@ -80,7 +81,7 @@ class Mamba(nn.Module):
 
         def norm(x, name, axis, contracts=()):
             scale = parameter(self, name, ones, {axis: x.shape[-1]}, contracts=contracts, norm_offset=0.0)
-            return rms_normalize(x, c.rms_norm_eps) * scale.astype(x.dtype)
+            return rms_norm(x, scale, c.rms_norm_eps, implementation=self.product_implementation)
 
         B, C = narrow("b_proj", axes.STATE, n), narrow("c_proj", axes.STATE, n)
         low_rank = narrow("dt_down", axes.DT_RANK, r)

@@ -92,6 +92,7 @@ def attend(
     *,
     window: int | None,
     implementation: attention_kernels.Implementation,
+    one_token: str = "xla",
 ) -> tuple[Float[Array, "b t h p"], AttentionCache | None]:
     """Compute `attention` without a cache, or `AttentionCache.attend` with one.
 
@@ -102,7 +103,7 @@ def attend(
         settings = {"window": window, "implementation": implementation}
         k, v = read(k), read(v)
         if cache is not None:
-            return cache.attend(q, k, v, context, **settings)
+            return cache.attend(q, k, v, context, **settings, one_token=one_token)
         settings["segment_ids"] = context.segment_ids
         if mesh is None:
             return attention_kernels.attention(q, k, v, **settings), None
@@ -113,7 +114,7 @@ def attend(
         return body(cache, q, k, v, context)
     rows = _rows(mesh, q, cached=cache is not None)
     of_heads, of_keys = PartitionSpec(*rows, heads), PartitionSpec(*rows, key_heads)
-    of_cache = None if cache is None else _of_cache(rows, heads)
+    of_cache = None if cache is None else _of_cache(cache, rows, heads)
     in_specs = (of_cache, of_heads, of_keys, of_keys, _of_context(context, rows))
     shard = _shard_map(body, mesh=mesh, in_specs=in_specs, out_specs=(of_heads, of_cache))
     return shard(cache, q, k, v, context)
@@ -136,7 +137,7 @@ def write(
     if mesh is None:
         return body(cache, k, v, context)
     rows = _rows(mesh, k, cached=True)
-    of_keys, of_cache = PartitionSpec(*rows, key_heads), _of_cache(rows, heads)
+    of_keys, of_cache = PartitionSpec(*rows, key_heads), _of_cache(cache, rows, heads)
     in_specs = (of_cache, of_keys, of_keys, _of_context(context, rows))
     return _shard_map(body, mesh=mesh, in_specs=in_specs, out_specs=of_cache)(cache, k, v, context)
 
@@ -158,9 +159,10 @@ def cached_heads(mesh: Mesh | None, h: int, g: int) -> int:
     return mesh.shape[TENSOR] * _heads_read(h // mesh.shape[TENSOR], h // g)
 
 
-def _of_cache(rows: PartitionSpec, heads: str | None) -> AttentionCache:
+def _of_cache(cache: AttentionCache, rows: PartitionSpec, heads: str | None) -> AttentionCache:
     of_keys = PartitionSpec(rows[0], heads)
-    return AttentionCache(of_keys, of_keys, rows, rows)
+    scales = None if cache.k_scales is None else of_keys
+    return AttentionCache(of_keys, of_keys, rows, rows, scales, scales)
 
 
 def _of_context(context: Context, rows: PartitionSpec) -> Context:

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int
 from plamo2_jax.config import LayerGroup, ModelConfig
 from plamo2_jax.model import axes, parallel
 from plamo2_jax.model.block import Period, Remat, recomputed
-from plamo2_jax.model.cache import Cache, Context, advance, init_cache, make_context
+from plamo2_jax.model.cache import Cache, Context, KeyDtype, advance, init_cache, make_context
 from plamo2_jax.model.layers import OBSERVED, RMSNorm
 from plamo2_jax.model.linear import lookup, multiplies_few_rows, multiply
 from plamo2_jax.model.parameters import DeclaredParameter, parameter
@@ -51,8 +51,10 @@ class Plamo2(nn.Module):
         scan_layers: Run the periods of a layer group by `nn.scan` over stacked parameters. False: run them one after another, each with its
             own parameters (see `engine.weights.unstack`). This decodes faster, because a scan copies the weights and state of every
             period out of the stack for each token. But the program grows with the number of periods, and `remat` has no effect.
-        product_implementation: Implementation of products with weights (see `linear.multiply`). The engine decodes with "auto". With a
-            mesh, it must be "xla" or "reference": XLA cannot divide the C++ kernels over devices.
+        product_implementation: Implementation of products with weights (see `linear.multiply`), and of attention of one token to a
+            cache. The engine decodes with "auto". With a mesh, it must be "xla" or "reference": XLA cannot divide the C++ kernels over
+            devices.
+        key_dtype: dtype of keys and values in a cache. int8 has a scale for each head of each token; None: the dtype of the activations.
     """
 
     config: ModelConfig
@@ -63,6 +65,7 @@ class Plamo2(nn.Module):
     attention_implementation: AttentionImplementation = "auto"
     scan_layers: bool = True
     product_implementation: ProductImplementation = "xla"
+    key_dtype: KeyDtype = None
 
     def setup(self) -> None:
         """Create the submodules."""
@@ -93,7 +96,9 @@ class Plamo2(nn.Module):
         make = stacked if self.scan_layers else separate
         self.runs = [make(group, f"run_{i}") for i, group in enumerate(c.layer_groups)]
         # The table that computes the logits declares no contraction axis, so the scale of this norm is declared as the reader instead.
-        self.final_norm = RMSNorm(1.0, c.rms_norm_eps, contracts=True)
+        self.final_norm = RMSNorm(
+            1.0, c.rms_norm_eps, contracts=True, product_implementation=self.product_implementation
+        )
 
     @property
     def activation_dtype(self) -> jnp.dtype:
@@ -239,7 +244,13 @@ class Plamo2(nn.Module):
         c = self.config
         key_heads = parallel.cached_heads(self.mesh, c.num_attention_heads, c.num_key_value_heads)
         return init_cache(
-            c, batch_size, max_length, self.activation_dtype, stacked=self.scan_layers, key_heads=key_heads
+            c,
+            batch_size,
+            max_length,
+            self.activation_dtype,
+            stacked=self.scan_layers,
+            key_heads=key_heads,
+            key_dtype=self.key_dtype,
         )
 
 

@@ -18,6 +18,7 @@ from plamo2_jax.convert.names import ModelName
 from plamo2_jax.engine.generator import Generator, default_stop_ids
 from plamo2_jax.engine.weights import load_weights
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.model.cache import KeyDtype
 from plamo2_jax.models.chat_model import (
     MIXED,
     NOTHING_BEFORE,
@@ -45,6 +46,7 @@ def open_generator(
     tokenizer: str | os.PathLike[str] | None = None,
     max_slots: int = 64,
     mesh: jax.sharding.Mesh | None = None,
+    key_dtype: KeyDtype = None,
 ) -> tuple[Generator, LoadedModel]:
     """Open a model for generation.
 
@@ -55,6 +57,7 @@ def open_generator(
         tokenizer: tokenizer.jsonl, or its folder, to use instead of the model's own tokenizer.
         max_slots: maximum number of texts generated together.
         mesh: mesh over which the model is sharded; None: use the first device.
+        key_dtype: dtype of cached keys and values; None: that of the activations.
 
     Returns:
         The generator, and the contents of the folder with the generator's parameters.
@@ -69,7 +72,7 @@ def open_generator(
             f"{model} has no tokenizer.jsonl: a model needs one for text. Copy the file to the folder, or use --tokenizer if the command "
             "has this option"
         )
-    return Generator(network, loaded.params, vocabulary, max_slots=max_slots), loaded
+    return Generator(network, loaded.params, vocabulary, max_slots=max_slots, key_dtype=key_dtype), loaded
 
 
 class LocalChatModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 from plamo2_jax.engine.prefill import SMALLEST_PIECE
 from plamo2_jax.validation import require
@@ -29,6 +30,9 @@ class ServeConfig:
     """Prompt tokens read at once at most, a power of two. Between two pieces, running texts go on."""
     prefix_cache: float = 1.0
     """GiB of memory for snapshots of prompts, which let prompts that begin alike skip their common beginning; 0: none."""
+    kv_cache: Literal["int8"] | None = None
+    """dtype of cached keys and values. int8 needs about a quarter of the memory of float32; the state of Mamba layers stays in float32.
+    Default: the dtype of the activations."""
     drafts: int = 0
     """Tokens that are drafted ahead at most, by looking up repeats in prompt and text (speculative decoding); 0: none. With drafts,
     log-probabilities of a request may differ by rounding when others run beside it."""
@@ -57,6 +61,7 @@ class ServeConfig:
         require(self, "port", 0 <= self.port < 1 << 16, "from 0 to 65535")
         require(self, "prefill_size", power, f"a power of two of at least {SMALLEST_PIECE}")
         require(self, "max_length", self.max_length >= 2, "at least 2")
+        require(self, "kv_cache", self.kv_cache in (None, "int8"), "int8, or left out")
         require(self, "drafts", 0 <= self.drafts <= 15, "from 0 to 15")
         for name in ("slots", "max_tokens", "max_body", "max_connections"):
             require(self, name, getattr(self, name) >= 1, "at least 1")

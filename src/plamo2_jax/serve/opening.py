@@ -64,7 +64,9 @@ def open_models(
     found = ChatTemplate.load(template) if template else None
     if found is None and find_template(folder) is not None:
         found = ChatTemplate.of_model(folder)
-    generator, loaded = open_generator(model, step=step, dtype=dtype, tokenizer=tokenizer, mesh=mesh)
+    generator, loaded = open_generator(
+        model, step=step, dtype=dtype, tokenizer=tokenizer, mesh=mesh, key_dtype=config.kv_cache
+    )
     name = name or folder.resolve().name
     fingerprint = checkpoint.fingerprint(loaded.config, loaded.params)
     cache = PrefixCache(int(config.prefix_cache * 2**30)) if config.prefix_cache else None
@@ -157,6 +159,7 @@ def _system_fingerprint(fingerprint: str, config: ServeConfig, length: int) -> s
         config.slots,
         config.prefill_size,
         config.drafts,
+        config.kv_cache,
         length,
     )
     return "fp_" + hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
