@@ -381,10 +381,39 @@ def page(results: dict) -> str:
         "",
         "![Loss by size](plot.png)",
         "",
+        *speed_table(HERE / "speed.json"),
         "Again: `python experiments/quantization/run.py` (see its docstring).",
         "",
     ]
     return "\n".join(lines)
+
+
+def speed_table(path: Path) -> list[str]:
+    """The figures of speed.py as lines of Markdown."""
+    if not path.exists():
+        return []
+    figures = json.loads(path.read_text())
+    rates, ratios = figures["tokens_per_second"], figures["ratios"]
+
+    def cell(one: dict, digits: int) -> str:
+        return f"{one['median']:.{digits}f} ({one['least']:.{digits}f} to {one['most']:.{digits}f})"
+
+    return [
+        "## Speed on a CPU",
+        "",
+        f"`python experiments/quantization/speed.py`: decoding with a model of 51.3 million random weights on {figures['machine']}, jax "
+        f"{figures['versions']['jax']}. llama.cpp (xllamacpp {figures['versions']['xllamacpp']}) runs beside it in the same turns. "
+        "Median (least to most).",
+        "",
+        "| weights, rows | tokens/s |",
+        "|---|---|",
+        *(f"| {name} | {cell(one, 0)} |" for name, one in rates.items()),
+        "",
+        "| ratio | |",
+        "|---|---|",
+        *(f"| {name} | {cell(one, 2)} |" for name, one in ratios.items()),
+        "",
+    ]
 
 
 def spread(values: list[float], digits: int) -> str:
