@@ -7,7 +7,7 @@ import pytest
 
 from plamo2_kernels.errors import ImplementationError
 from plamo2_kernels.native import library
-from plamo2_kernels.quant import few_rows_product, quantized_product
+from plamo2_kernels.quant import few_rows_product, quantized_product, xla
 
 IMPLEMENTATIONS = ["reference", "xla", "ffi"]
 
@@ -55,6 +55,18 @@ def test_every_implementation_equals_float64(rng, case):
             assert y.dtype == jnp.float32
             # Activations of 16 bits: an error of 4e-5 of the sum of absolute values, which cancel less than the sum.
             np.testing.assert_array_less(np.abs(y - expected[:rows]), 6e-5 * size[:rows] + 1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(jnp.float32, 2e-6), (jnp.bfloat16, 6e-3)], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("case", [case for case in CASES if case[3] > 1], ids=str)
+def test_groups_on_accelerators(rng, case, dtype, bound):
+    """The operations that run on TPU and GPU, here on CPU."""
+    bits, n, k, groups, zeros = case
+    arrays, exact = matrix(rng, n, k, bits, groups, zeros)
+    x = jnp.asarray(rng.normal(size=(5, k)), dtype)
+    y = xla._on_accelerator(x, *arrays, None)
+    expected = np.asarray(x, np.float64) @ exact.T
+    assert np.linalg.norm(y - expected) < bound * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
