@@ -377,8 +377,8 @@ def page(results: dict) -> str:
         "",
         *(f"- {text}: {'reached' if good else '**not reached**'}" for text, good in bars(results)),
         "",
-        "Models of this size lose so little that the changes of bits per byte are noise, and the bar on half of rounding's loss says nothing. "
-        "The KL divergence ranks the methods. A dash means not measured.",
+        "Models of this size lose so little that the changes of bits per byte are noise, and the bar on half of rounding's loss says "
+        "nothing. The KL divergence ranks the methods. A dash means not measured.",
     ]
     lines += [
         "",
