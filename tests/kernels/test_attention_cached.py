@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from plamo2_kernels import native
 from plamo2_kernels.attention import (
     Keys,
     attend_one_token,
@@ -105,6 +106,7 @@ def test_a_long_window_takes_little_memory(window):
 @pytest.mark.parametrize("kind", ["float32", "int8"])
 def test_one_token_in_cpp_equals_float64(rng, kind, window):
     """Rings in any state: empty slots, other segments, slots that are not a number; and rows on their own have the same bits."""
+    native.require()
     b, h, g, s, p = 3, 6, 2, 37, 24
     q, k, v = (rng.normal(size=shape).astype(np.float32) for shape in ((b, h, p), (b, g, s, p), (b, g, s, p)))
     positions = np.stack([rng.permutation(s) for _ in range(b)]).astype(np.int32)
