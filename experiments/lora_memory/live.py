@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 from plamo2_jax.plan.hlo import Computation, Instruction, Module, hbm_bytes, tuple_elements
 
@@ -47,7 +48,7 @@ def peak_arrays(module: Module, name: str | None = None) -> list[Live]:
     return [array for array in best if array.bytes]
 
 
-def total(arrays) -> int:
+def total(arrays: Iterable[Live]) -> int:
     """Return the bytes of some arrays."""
     return sum(array.bytes for array in arrays)
 

@@ -408,12 +408,9 @@ def speed_table(path: Path) -> list[str]:
         f"{figures['versions']['jax']}. llama.cpp (xllamacpp {figures['versions']['xllamacpp']}) runs beside it in the same turns. "
         "Median (least to most).",
         "",
-        "| weights, rows | tokens/s |",
+        "| weights, rows: tokens/s, or ratio | |",
         "|---|---|",
         *(f"| {name} | {cell(one, 0)} |" for name, one in rates.items()),
-        "",
-        "| ratio | |",
-        "|---|---|",
         *(f"| {name} | {cell(one, 2)} |" for name, one in ratios.items()),
         "",
     ]

@@ -50,7 +50,7 @@ def _on_accelerator(x, values, scales, zero_points, activations):
         rounded, of_rows = quantize_rows(x.astype(jnp.float32), activations)
         x = (rounded.astype(jnp.float32) * of_rows).astype(x.dtype)
     if scales.shape[1] == 1 and zero_points is None:
-        # The scales of the outputs are applied to the sums, of which there are fewer.
+        # Scaling the sums takes fewer operations than scaling the weights.
         return _dot(x, values.astype(x.dtype), jnp.promote_types(x.dtype, jnp.float32)) * scales[:, 0]
     k = values.shape[1]
     numbers = values.astype(jnp.float32)

@@ -54,7 +54,7 @@ CONFIGS = {"tied": TIED, "untied": UNTIED}
 
 
 def make_params(config, seed=0):
-    """Parameters of which none has its initial value, as after training."""
+    """Return parameters that all differ from their initial values, as after training."""
     params = jax.jit(functools.partial(init_params, Plamo2(config)))(jax.random.key(seed))
     rng = np.random.default_rng(seed)
     return jax.tree.map(

@@ -70,7 +70,7 @@ CONFIG = preset(
 
 
 def random_params(config):
-    """Parameters of which none has its initial value. The head prefers characters, so texts are valid, and never ends a text."""
+    """Return parameters that all differ from their initial values. The head prefers characters and never ends a text."""
     params = jax.jit(functools.partial(init_params, Plamo2(config)))(jax.random.key(0))
     rng = np.random.default_rng(0)
 

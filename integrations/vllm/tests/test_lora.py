@@ -9,8 +9,8 @@ from test_float32 import BOUND, check_equal
 def test_adapter(folder):
     base, adapted = Reference(folder, "base"), Reference(folder, "adapter")
     request = LoRARequest("adapter", 1, str(adapted.model))
-    # Q, K and V have an adapter each: their common matrix has three times the rank. On CPUs, vLLM takes the last place for adapters where a
-    # row has none, so that one stays empty.
+    # Q, K and V have an adapter each: their common matrix has three times the rank. On CPUs, vLLM applies the last
+    # place for adapters to rows without an adapter, so this place stays empty.
     with engine(base.model, enable_lora=True, max_lora_rank=16, max_loras=2) as llm:
         check_equal(llm, adapted, lora_request=request)
         assert max(error.max() for error in differences(llm, base)) < BOUND

@@ -80,7 +80,7 @@ class GgufTensor:
     norm_offset: float
     """Added to the values."""
     is_a_log: bool
-    """Whether the values are A_log, of which the file holds -exp(A_log)."""
+    """Whether the values are A_log. The file stores -exp(A_log)."""
 
     @property
     def bytes(self) -> int:
