@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from plamo2_jax.align.preference_data.journal import Journal
+from plamo2_jax.journal import Journal
 from plamo2_jax.align.preference_data.judge import JudgeConfig, Verdict, compare, read_verdict, win_shares
 from plamo2_jax.align.preference_data.pairing import Pairing, PairingConfig, repeated
 from plamo2_jax.models import ChatRequest, ChatResponse, RequestError

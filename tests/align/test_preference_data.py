@@ -203,7 +203,7 @@ config = PreferenceDataConfig(
 # Waits behind a line of the journal to be killed, or for the test's process to end: a kill hits it however fast the machine is.
 HELD = """
 import os, time
-from plamo2_jax.align.preference_data.journal import Journal
+from plamo2_jax.journal import Journal
 
 parent, append = os.getppid(), Journal.append
 

@@ -21,7 +21,7 @@ from plamo2_jax.align.pairs import read_pairs
 from plamo2_jax.align.preference_data.config import PreferenceDataConfig
 from plamo2_jax.align.preference_data.entries import is_entry, read_identity, read_report
 from plamo2_jax.align.preference_data.files import write_files
-from plamo2_jax.align.preference_data.journal import Journal
+from plamo2_jax.journal import Journal
 from plamo2_jax.align.preference_data.prompts import Prompt, read_prompts
 from plamo2_jax.align.reference import ReferenceLogProbs
 from plamo2_jax.cli.logits import check_tokens, read_input

@@ -1,0 +1,52 @@
+"""The benchmark tasks. `TASKS` has what `plamo2 evaluate --list` shows; a task's module is imported when the task is opened."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+
+from plamo2_jax.errors import PlamoError
+from plamo2_jax.eval.task import Task, TaskOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskInfo:
+    """An entry of the task list."""
+
+    module: str
+    """Name of a module of this package. Its function `open(name, options)` returns the task."""
+    summary: str
+    """One line: kind of questions, number of items, score."""
+    licence: str
+    """Licence of the data."""
+    source: str | None = None
+    """Where to get the data; None if it is part of this package or generated."""
+    needs_judge: bool = False
+
+
+TASKS: dict[str, TaskInfo] = {
+    # pfgen
+    # mmlu
+    # code
+    # instructions
+    # judged
+    # long context
+}
+"""The tasks by name."""
+
+
+def open_task(name: str, options: TaskOptions) -> Task:
+    """Open a task.
+
+    Raises:
+        PlamoError: the task is unknown, or its data is missing or malformed.
+    """
+    if name not in TASKS:
+        raise PlamoError(f"the task {name!r} is unknown: plamo2 evaluate --list shows the tasks")
+    info = TASKS[name]
+    if info.source is not None and options.path is None:
+        raise PlamoError(
+            f"the task {name} needs data that is not part of this package (licence: {info.licence}): get it from {info.source} "
+            f"and add --path {name}=PATH"
+        )
+    return importlib.import_module(f"{__name__}.{info.module}").open(name, options)
