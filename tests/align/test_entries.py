@@ -10,11 +10,11 @@ from plamo2_jax.align.iterative_dpo import iterate
 from plamo2_jax.align.preference_data.config import PreferenceDataConfig
 from plamo2_jax.align.preference_data.entries import is_entry, read_identity, read_report
 from plamo2_jax.align.preference_data.files import write_files
-from plamo2_jax.journal import Journal
 from plamo2_jax.align.preference_data.judge import JudgeConfig
 from plamo2_jax.align.preference_data.prompts import Prompt
 from plamo2_jax.align.preference_data.sampling import make_preference_data
 from plamo2_jax.cli.iterate import example
+from plamo2_jax.journal import Journal
 from plamo2_jax.models import ChatModelConfig
 
 ANSWER = {

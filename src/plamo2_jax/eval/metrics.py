@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.eval.task import Item, Metric
 
 
@@ -12,12 +13,12 @@ def mean_metric(values: Iterable[float]) -> Metric:
     """Return the mean and its standard error, from the sample standard deviation.
 
     Raises:
-        ValueError: there is no value.
+        PlamoError: there is no value.
     """
     values = list(values)
     n = len(values)
     if n == 0:
-        raise ValueError("a mean needs at least one value")
+        raise PlamoError("a metric has no values: a task needs at least one item")
     mean = math.fsum(values) / n
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1)) if n > 1 else None
     return Metric(mean, None if deviation is None else deviation / math.sqrt(n), n)

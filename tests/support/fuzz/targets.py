@@ -21,7 +21,6 @@ from plamo2_jax.align.pairs import read_pairs
 from plamo2_jax.align.preference_data.config import PreferenceDataConfig
 from plamo2_jax.align.preference_data.entries import is_entry, read_identity, read_report
 from plamo2_jax.align.preference_data.files import write_files
-from plamo2_jax.journal import Journal
 from plamo2_jax.align.preference_data.prompts import Prompt, read_prompts
 from plamo2_jax.align.reference import ReferenceLogProbs
 from plamo2_jax.cli.logits import check_tokens, read_input
@@ -32,6 +31,7 @@ from plamo2_jax.data.documents import Document, ReadReport
 from plamo2_jax.data.shard_writer import write_shards
 from plamo2_jax.data.shards import open_shards
 from plamo2_jax.data.sources import read_documents
+from plamo2_jax.journal import Journal
 from plamo2_jax.manifest import find_damage, write_manifest
 from plamo2_jax.model import Plamo2, init_params
 from plamo2_jax.model.plamo2 import declarations
