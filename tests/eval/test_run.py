@@ -51,7 +51,8 @@ def test_requests_of_one_kind_share_a_call_and_answers_keep_their_places():
     model, judge = Recorder(), Recorder()
     answers = answer_items(task("x", "y", "z"), model, judge)
     assert answers == [{"text": "re: X"}, {"choice": 0}, {"text": "re: Z"}]
-    assert model.calls == [("score", 1), ("complete", 2)] and judge.calls == [("chat", 2)]
+    assert model.calls == [("score", 1), ("complete", 2)]
+    assert judge.calls == [("chat", 2)]
 
 
 def test_a_failed_request_and_a_missing_judge_are_refused():
