@@ -128,7 +128,7 @@ inline void multiply_lying(const float* x, const float* w, float* y, int64_t row
 // additions across lanes.
 class Standing {
  public:
-  Standing(const float* x, int64_t rows, int64_t k) : kept_((rows + kLanes - 1) / kLanes * kLanes * k + kLanes) {
+  Standing(const float* x, int64_t rows, int64_t k) : kept_((rows + kLanes - 1) / kLanes * kLanes * k + 16) {
     // A vector that begins elsewhere takes two loads.
     start_ = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(kept_.data()) + 63) / 64 * 64);
     for (int64_t r = 0; r < rows; r += kLanes) transpose(x + r * k, k, std::min<int64_t>(kLanes, rows - r), k, start_ + r * k);

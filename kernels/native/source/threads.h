@@ -42,7 +42,7 @@ struct Desk {
 
 constexpr int kDesks = 64;
 constexpr int kWaits = 400;  // about 30 µs
-inline Desk desks[kDesks];
+static Desk desks[kDesks];  // of this library alone
 
 // Gives shares to a waiting thread. Returns false if none waits.
 inline bool hand_over(const std::shared_ptr<Shares>& shares) {
