@@ -90,7 +90,9 @@ def run_task(
     """
     items = spread(task.items, limit)
     if len({item.id for item in items}) < len(items):
-        raise ValueError(f"two items of the task {task.name} have the same id")
+        raise PlamoError(
+            f"two items of the task {task.name} have the same id: ids must be unique. Check the data for repeated rows"
+        )
     with contextlib.ExitStack() as stack:
         journal = None
         if folder is not None:
