@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
@@ -16,6 +14,8 @@ from plamo2_jax import checkpoint
 from plamo2_jax.convert.load import LoadedModel
 from plamo2_jax.convert.names import ModelName
 from plamo2_jax.engine.generator import Generator, default_stop_ids
+from plamo2_jax.engine.prefix_cache import PrefixCache
+from plamo2_jax.engine.request import Request
 from plamo2_jax.engine.weights import load_weights
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.model.cache import KeyDtype
@@ -36,6 +36,9 @@ from plamo2_jax.models.scoring import score_batch, split_texts
 from plamo2_jax.models.stop_ids import answer_stop_ids
 from plamo2_jax.tokenizer.chat_template import ChatTemplate, ChatTemplateOverrun, template_variables
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
+
+PREFIX_CACHE_BYTES = 1 << 30
+"""Memory budget for the states of shared beginnings of prompts."""
 
 
 def open_generator(
@@ -189,21 +192,33 @@ class LocalChatModel:
         ]
         valid = [i for i, one in enumerate(checked) if not isinstance(one, RequestError)]
 
-        def settings(i: int) -> tuple[Any, ...]:
-            return requests[i].sampling, requests[i].stop, requests[i].seed, requests[i].n
-
-        for (sampling, stop, seed, n), group in itertools.groupby(valid, key=settings):
-            members = list(group)
-            stop = dataclasses.replace(stop, ids=(*stop_ids, *(stop.ids or ())))
-            completions = self.generator.generate(
-                [checked[i] for i in members], sampling=sampling, stop=stop, seed=seed, samples=n
+        if not valid:
+            return results
+        rows = []
+        for i in valid:
+            request = requests[i]
+            ids = (*stop_ids, *(request.stop.ids or ()))
+            rows.append(
+                [
+                    Request(checked[i].astype(np.int32), request.sampling, request.stop, ids, request.seed, sample)
+                    for sample in range(request.n)
+                ]
             )
-            for number, completion in enumerate(completions):
-                i = members[number // n]
+        cache = PrefixCache(PREFIX_CACHE_BYTES) if self._share_beginnings([some[0].prompt for some in rows]) else None
+        jobs = iter(self.generator.run(rows, prefix_cache=cache).results())
+        for i in valid:
+            for _ in range(requests[i].n):
+                completion = next(jobs)
                 reason = "length" if completion.finish_reason == "length" else "stop"
                 usage = Usage(len(checked[i]), len(completion.token_ids))
                 results[i].append(ChatResponse(completion.text, reason, usage, 0, completion.token_ids))
         return results
+
+    def _share_beginnings(self, prompts: Sequence[np.ndarray]) -> bool:
+        """Return whether a prefix cache saves a large part of the reading: it stores states after whole pieces of a prompt."""
+        size = self.generator.prefill_size
+        beginnings = [prompt[:end].tobytes() for prompt in prompts for end in range(size, len(prompt), size)]
+        return (len(beginnings) - len(set(beginnings))) * size > sum(map(len, prompts)) / 4
 
     def _encode_chat(self, request: ChatRequest) -> np.ndarray | RequestError:
         variables = template_variables(request.variables)
