@@ -14,6 +14,7 @@ from plamo2_jax import checkpoint
 from plamo2_jax.convert.load import LoadedModel
 from plamo2_jax.convert.names import ModelName
 from plamo2_jax.engine.generator import Generator, default_stop_ids
+from plamo2_jax.engine.prefill import power_of_two
 from plamo2_jax.engine.prefix_cache import PrefixCache
 from plamo2_jax.engine.request import Request
 from plamo2_jax.engine.weights import load_weights
@@ -33,6 +34,7 @@ from plamo2_jax.models.chat_model import (
 )
 from plamo2_jax.models.config import ChatModelConfig
 from plamo2_jax.models.scoring import score_batch, split_texts
+from plamo2_jax.models.shared_beginnings import Beginning, group_contexts
 from plamo2_jax.models.stop_ids import answer_stop_ids
 from plamo2_jax.tokenizer.chat_template import ChatTemplate, ChatTemplateOverrun, template_variables
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -154,17 +156,23 @@ class LocalChatModel:
         """Score continuations, as described in `ChatModel.score`, at most `batch_size` together."""
         encoded = [self._encode_score(request) for request in requests]
         results: list[list[Score] | RequestError] = [one if isinstance(one, RequestError) else [] for one in encoded]
-        # Texts of similar length share a batch to reduce padding.
         wanted = [i for i, one in enumerate(encoded) if not isinstance(one, RequestError) and one[1]]
-        wanted.sort(key=lambda i: len(encoded[i][0]) + max(map(len, encoded[i][1])))
-        while wanted:
-            most = max(len(encoded[i][1]) for i in wanted[: self._batch_size])
-            batch, wanted = wanted[: max(1, self._batch_size // most)], wanted[max(1, self._batch_size // most) :]
-            contexts, continuations = zip(*(encoded[i] for i in batch), strict=True)
-            for i, scores in zip(
-                batch, score_batch(self.generator, contexts, continuations, self._batch_size), strict=True
-            ):
-                results[i] = scores
+        for group, shared in group_contexts([encoded[i][0] for i in wanted]):
+            # Texts of similar length share a batch to reduce padding.
+            lengths = {i: len(encoded[i][0]) + max(map(len, encoded[i][1])) for i in (wanted[j] for j in group)}
+            members, beginning = sorted(lengths, key=lengths.__getitem__), None
+            if shared:
+                longest = power_of_two(lengths[members[-1]], 64)
+                beginning = Beginning.read(self.generator, encoded[members[0]][0][:shared], longest)
+            while members:
+                most = max(len(encoded[i][1]) for i in members[: self._batch_size])
+                # A power of two, like the number of rows of the batch.
+                count = 1 << (max(1, self._batch_size // most).bit_length() - 1)
+                batch, members = members[:count], members[count:]
+                contexts, continuations = zip(*(encoded[i] for i in batch), strict=True)
+                found = score_batch(self.generator, contexts, continuations, self._batch_size, beginning)
+                for i, scores in zip(batch, found, strict=True):
+                    results[i] = scores
         return results
 
     def close(self) -> None:
