@@ -69,11 +69,17 @@ CHECKERS = (
         {"document": PROMPT, "length": count(3, 8, least=1)},
         {
             "ja": Wordings(
-                ("{document}の最初の{length}文字を入れてください。", "次の文の先頭{length}文字を書き写してください: {document}"),
+                (
+                    "{document}の最初の{length}文字を入れてください。",
+                    "次の文の先頭{length}文字を書き写してください: {document}",
+                ),
                 ("{document}の頭から{length}文字を回答に含めてください。",),
             ),
             "en": Wordings(
-                ("Include the first {length} characters of {document}.", "Copy {length} characters from the beginning of {document}."),
+                (
+                    "Include the first {length} characters of {document}.",
+                    "Copy {length} characters from the beginning of {document}.",
+                ),
                 ("The opening {length} characters of {document} must occur.",),
             ),
         },
@@ -85,11 +91,17 @@ CHECKERS = (
         {"document": PROMPT, "length": count(3, 8, least=1)},
         {
             "ja": Wordings(
-                ("{document}の最後の{length}文字を入れてください。", "次の文の末尾{length}文字を書き写してください: {document}"),
+                (
+                    "{document}の最後の{length}文字を入れてください。",
+                    "次の文の末尾{length}文字を書き写してください: {document}",
+                ),
                 ("{document}の終わりの{length}文字を回答に含めてください。",),
             ),
             "en": Wordings(
-                ("Include the last {length} characters of {document}.", "Copy {length} characters from the end of {document}."),
+                (
+                    "Include the last {length} characters of {document}.",
+                    "Copy {length} characters from the end of {document}.",
+                ),
                 ("The closing {length} characters of {document} must occur.",),
             ),
         },
@@ -101,11 +113,17 @@ CHECKERS = (
         {"document": PROMPT, "start": count(0, 3), "end": count(4, 8)},
         {
             "ja": Wordings(
-                ("{document}の{start}文字目から{end}文字目まで（先頭は0）を入れてください。", "0から数えて{start}〜{end}番目の文字を書き写してください: {document}"),
+                (
+                    "{document}の{start}文字目から{end}文字目まで（先頭は0）を入れてください。",
+                    "0から数えて{start}〜{end}番目の文字を書き写してください: {document}",
+                ),
                 ("先頭を0として、{document}の{start}番目から{end}番目までの文字列を含めてください。",),
             ),
             "en": Wordings(
-                ("Include characters {start} to {end} of {document}, counted from 0.", "Copy positions {start} to {end} (the first is 0) of {document}."),
+                (
+                    "Include characters {start} to {end} of {document}, counted from 0.",
+                    "Copy positions {start} to {end} (the first is 0) of {document}.",
+                ),
                 ("The part of {document} from index {start} to index {end} must occur.",),
             ),
         },
@@ -118,11 +136,17 @@ CHECKERS = (
         {"document": PROMPT, "start": count(0, 3), "end": count(4, 8), "replacement": _REPLACEMENT},
         {
             "ja": Wordings(
-                ("{document}の{start}〜{end}文字目（先頭は0）を{replacement}に替えて、全文を書いてください。", "次の文の0から数えて{start}番目から{end}番目を{replacement}に置き換えてください: {document}"),
+                (
+                    "{document}の{start}〜{end}文字目（先頭は0）を{replacement}に替えて、全文を書いてください。",
+                    "次の文の0から数えて{start}番目から{end}番目を{replacement}に置き換えてください: {document}",
+                ),
                 ("{document}全体を書き、位置{start}から{end}まで（0起点）だけ{replacement}にしてください。",),
             ),
             "en": Wordings(
-                ("Write {document} with characters {start} to {end}, counted from 0, replaced by {replacement}.", "Put {replacement} in place of positions {start} to {end} (the first is 0) of {document}."),
+                (
+                    "Write {document} with characters {start} to {end}, counted from 0, replaced by {replacement}.",
+                    "Put {replacement} in place of positions {start} to {end} (the first is 0) of {document}.",
+                ),
                 ("Reproduce {document}, but with {replacement} from index {start} to index {end}.",),
             ),
         },
@@ -135,11 +159,17 @@ CHECKERS = (
         {"document": PROMPT, "parts": count(2, 4, least=1)},
         {
             "ja": Wordings(
-                ("{document}を同じ長さの{parts}個に分け、角括弧の中に一行ずつ、コンマで区切って並べてください。", "次の文を{parts}等分した一覧を[ ]の中に書いてください: {document}"),
+                (
+                    "{document}を同じ長さの{parts}個に分け、角括弧の中に一行ずつ、コンマで区切って並べてください。",
+                    "次の文を{parts}等分した一覧を[ ]の中に書いてください: {document}",
+                ),
                 ("{parts}つに等しく切った{document}を、[ と ] の間に一行一つで示してください。",),
             ),
             "en": Wordings(
-                ("Cut {document} into {parts} equal parts, listed in square brackets, one a line, with commas.", "List {parts} equal pieces of {document} between [ and ]."),
+                (
+                    "Cut {document} into {parts} equal parts, listed in square brackets, one a line, with commas.",
+                    "List {parts} equal pieces of {document} between [ and ].",
+                ),
                 ("Show {document} as {parts} pieces of equal length, a line each, in square brackets.",),
             ),
         },
@@ -151,13 +181,19 @@ CHECKERS = (
         {"document": PROMPT, "order": _ORDER},
         {
             "ja": Wordings(
-                ("{document}の文を{order}に並べ、角括弧の中に一行ずつ、コンマで区切って書いてください。", "次の文章を文に分け、{order}の一覧を[ ]の中に書いてください: {document}"),
+                (
+                    "{document}の文を{order}に並べ、角括弧の中に一行ずつ、コンマで区切って書いてください。",
+                    "次の文章を文に分け、{order}の一覧を[ ]の中に書いてください: {document}",
+                ),
                 ("{order}に並べ替えた{document}の各文を、[ と ] の間に一行一文で示してください。",),
             ),
             "en": Wordings(
-                ("List the sentences of {document} in {order}, in square brackets, one a line, with commas.", "Sort the sentences of {document} in {order} between [ and ]."),
+                (
+                    "List the sentences of {document} in {order}, in square brackets, one a line, with commas.",
+                    "Sort the sentences of {document} in {order} between [ and ].",
+                ),
                 ("Show the sentences of {document} in {order}, a line each, in square brackets.",),
             ),
         },
     ),
-)  # fmt: skip
+)

@@ -1,7 +1,7 @@
 """Guess of the language of a text: by script, and among languages with one script by frequent words and letters.
 
-IFEval decides with the package langdetect. This module is deterministic and needs no data; `experiments/evaluation/instructions.md` lists the
-verdicts that differ.
+IFEval decides with the package langdetect. This module is deterministic and needs no data. `experiments/evaluation/instructions.md` lists
+the verdicts that differ.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import collections
 import re
 
 LANGUAGES = (
-    "ar bg bn de en es fa fi fr gu he hi it ja kn ko ml mr ne pa pl pt ru sw ta te th uk ur vi zh".split()
-)  # fmt: skip
+    *("ar", "bg", "bn", "de", "en", "es", "fa", "fi", "fr", "gu", "he", "hi", "it", "ja", "kn", "ko", "ml", "mr"),
+    *("ne", "pa", "pl", "pt", "ru", "sw", "ta", "te", "th", "uk", "ur", "vi", "zh"),
+)
 """ISO 639-1 codes of the languages that can be told apart."""
 
 # Scripts by the ranges of their letters. Kana decides between Japanese and Chinese.
@@ -43,33 +44,40 @@ _WORD = re.compile(
 
 # Frequent short words, of each language that shares its script with others.
 _FREQUENT = {
-    "en": "the of and to in is that it for was on are with as be this have from or had by but what all were when we there can an your which "
-    "you my i he she they me at not will if no a so do his her its our their has been would could more about than into how",
-    "fr": "le la les de des du et à est en un une que qui dans pour pas sur au aux avec ce cette par plus se sont il elle nous vous je ne "
-    "d'un l'on c'est mais ou son sa ses leur être cela comme",
-    "de": "der die das und ist in zu den mit von für auf nicht ein eine es dem sich als auch ich sie wir wie des im an werden aus er hat dass "
-    "sind oder bei nach zum zur einen einer ihr kann nur über",
-    "es": "el la los las de y en que es un una por con para del se no su al lo como más pero sus le ya o este sí porque esta entre cuando muy "
-    "sin sobre también me hasta hay donde",
-    "it": "il la di e che è un una in per non con del della sono gli le i da al si come più anche ma dei nel alla lo delle ho questo questa "
-    "essere ci mi o se ha loro molto tutti",
-    "pt": "o a os as de e em que é um uma para com não do da dos das no na se por mais como mas ao ou seu sua foi são ele ela você isso pela "
-    "pelo muito já também nos às está",
-    "fi": "ja on ei se että oli hän ovat mutta joka kun myös sen tai niin kuin ole minä sinä tämä ne voi olla jos mukaan sekä joita siitä "
-    "vain kanssa voit ovat tämän hyvin",
-    "sw": "ya na wa kwa ni katika la za cha kuwa hii kama yake hiyo lakini pia au vya wake sana watu hilo huo wao yako mimi wewe hivyo kila "
-    "bila mwa zaidi yenye wenye ili kutoka huu si",
-    "pl": "i w na z do nie się jest że to o jak po co tak za ale od czy przez dla są oraz jego który być może tego ma już tylko lub jako",
-    "vi": "và của là có không một được cho các trong người với để này những đã khi về từ đến như tôi bạn sẽ ra cũng nhưng nó rất nhiều ở "
-    "hoặc bởi vì",
-    "ru": "и в не на что он с как это по но из у за от так же для то все было она бы о его к мы вы я их или если при был есть которые ты",
-    "bg": "и на в да се не е от за с по че са като до той ще си ни или но това който които към бъде има при може тя този тази ако ви",
-    "uk": "і в не на що з до як це та у за від для й але про його є ми ви я їх або якщо при був їй ти який які бути щоб також було",
+    "en": "the of and to in is that it for was on are with as be this have from or had by but what all were when we "
+    "there can an your which you my i he she they me at not will if no a so do his her its our their has been "
+    "would could more about than into how",
+    "fr": "le la les de des du et à est en un une que qui dans pour pas sur au aux avec ce cette par plus se sont il "
+    "elle nous vous je ne d'un l'on c'est mais ou son sa ses leur être cela comme",
+    "de": "der die das und ist in zu den mit von für auf nicht ein eine es dem sich als auch ich sie wir wie des im "
+    "an werden aus er hat dass sind oder bei nach zum zur einen einer ihr kann nur über",
+    "es": "el la los las de y en que es un una por con para del se no su al lo como más pero sus le o este sí porque "
+    "esta entre cuando muy sin sobre también me hasta hay donde",
+    "it": "il la di e che è un una in per non con del della sono gli le i da al si come più anche ma dei nel alla lo "
+    "delle ho questo questa essere ci mi o se ha loro molto tutti nella nelle sul sulla sulle senza verso dove "
+    "suo sua tra fra era mare sera cuore",
+    "pt": "o a os as de e em que é um uma para com não do da dos das no na se por mais como mas ao ou seu sua foi "
+    "são ele ela você isso pela pelo muito já também nos às está",
+    "fi": "ja on ei se että oli hän ovat mutta joka kun myös sen tai niin kuin ole minä sinä tämä ne voi olla jos "
+    "mukaan sekä joita siitä vain kanssa voit ovat tämän hyvin",
+    "sw": "ya na wa kwa ni katika la za cha kuwa hii kama yake hiyo lakini pia au vya wake sana watu hilo huo wao "
+    "yako mimi wewe hivyo kila bila mwa zaidi siku mtu yenye wenye ili kutoka huu si",
+    "pl": "i w na z do nie się jest że to o jak po co tak za ale od czy przez dla są oraz jego który być może tego "
+    "ma już tylko lub jako",
+    "vi": "và của là có không một được cho các trong người với để này những đã khi về từ đến như tôi bạn sẽ ra cũng "
+    "nhưng nó rất nhiều ở hoặc bởi vì",
+    "ru": "и в не на что он с как это по но из у за от так же для то все было она бы о его к мы вы я их или если при "
+    "был есть которые ты",
+    "bg": "и на в да се не е от за с по че са като до той ще си ни или но това който които към бъде има при може тя "
+    "този тази ако ви",
+    "uk": "і в не на що з до як це та у за від для й але про його є ми ви я їх або якщо при був їй ти який які бути "
+    "щоб також було",
     "ar": "في من على إلى أن هذا هذه التي الذي عن مع كان ما لا هو هي كل بين أو و ثم قد لم بعد ذلك يمكن إذا كما حتى",
     "fa": "در به از که این را با است برای آن یک می هم تا بر نیز خود شد باشد های ها و من ما شما اگر یا بود کرد شود",
     "ur": "کے کی کا میں ہے سے اور کو نے پر یہ ہیں کہ اس ایک بھی تھا ہو کر لئے لیے وہ جو نہیں ان گیا تو یا آپ ہم ہوں",
     "hi": "के है में की का और से को पर यह हैं एक नहीं भी कि ने इस लिए कर तो ही हो था वह या जो आप हम अपने साथ मैं तक",
-    "mr": "आहे आणि या की ते हे च्या नाही तर मी आहेत व एक तो ती होते करून असे मध्ये साठी त्या तुम्ही आपल्या त्यांच्या होता करा म्हणून पण आम्ही",
+    "mr": "आहे आणि या की ते हे च्या नाही तर मी आहेत व एक तो ती होते करून असे मध्ये साठी त्या तुम्ही आपल्या त्यांच्या "
+    "होता करा म्हणून पण आम्ही झाला झाली झाले जातो जाते चालू खूप आला आली",
     "ne": "छ र को मा यो लागि पनि छन् हो गर्न भने एक तपाईं हामी गर्ने छैन भएको थियो मेरो यस त्यो तथा हुन्छ गरेको ले का की वा अनि",
 }
 _FREQUENT_WORDS = {language: frozenset(words.split()) for language, words in _FREQUENT.items()}
@@ -84,7 +92,7 @@ _MARKS = {
     "uk": "іїєґ",
     "bg": "ъ",
     "fa": "پچژگکی",
-    "ur": "ٹڈڑںےہھ",
+    "ur": "ٹڈڑںےہھپچگکی",
     "mr": "ळ",
 }
 _CANDIDATES = {
@@ -96,7 +104,7 @@ _CANDIDATES = {
 
 
 def guess_language(text: str) -> str | None:
-    """Return the language of the largest part of a text, as an ISO 639-1 code; None if it has no letters."""
+    """Return the language of the largest part of a text, as an ISO 639-1 code; "und" if it is unknown, None if the text has no letters."""
     counts = collections.Counter(match.lastgroup for match in _LETTERS.finditer(text))
     if not counts:
         return None
@@ -123,4 +131,6 @@ def _by_words(text: str, candidates: tuple[str, ...]) -> str:
         known = sum(number for word, number in words.items() if word in _FREQUENT_WORDS[language])
         marks = sum(letters[letter] for letter in _MARKS.get(language, ""))
         scores[language] = known / total + 2 * min(1.0, marks / total)
-    return max(scores, key=scores.__getitem__)
+    best = max(scores, key=scores.__getitem__)
+    # Short English titles have no frequent word. Text of other scripts without one is of a language that is not listed.
+    return best if scores[best] > 0 or best == "en" else "und"

@@ -6,7 +6,9 @@ import re
 from html.parser import HTMLParser
 
 _WHOLE = re.compile(r"\s*<table\b", re.IGNORECASE)
-_EMPTY = frozenset("area base br col embed hr img input link meta source track wbr".split())
+_EMPTY = frozenset(
+    ["area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"]
+)
 MAX_DEPTH = 200
 
 

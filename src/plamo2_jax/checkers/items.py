@@ -94,7 +94,7 @@ def nested_bullets(text: str) -> bool:
     items = [line.lstrip()[:2] for line in text.splitlines() if line.lstrip().startswith(("* ", "- "))]
     if not items or items[0] != "* ":
         return False
-    return all(after == "- " for item, after in zip(items, items[1:] + ["* "], strict=True) if item == "* ")
+    return all(after == "- " for item, after in zip(items, [*items[1:], "* "], strict=True) if item == "* ")
 
 
 _MARKER = Parameter(
@@ -136,11 +136,17 @@ CHECKERS = (
         {"count": count(1, 5)},
         {
             "ja": Wordings(
-                ("[氏名]のような角括弧の空欄を{count}個以上入れてください。", "後で埋める箇所を[ ]で示し、{count}か所以上作ってください。"),
+                (
+                    "[氏名]のような角括弧の空欄を{count}個以上入れてください。",
+                    "後で埋める箇所を[ ]で示し、{count}か所以上作ってください。",
+                ),
                 ("[日付]のように角括弧で書いた置き換え箇所が、少なくとも{count}個ある文章にしてください。",),
             ),
             "en": Wordings(
-                ("Include {count} or more placeholders in square brackets, such as [name].", "Leave at least {count} blanks, written like [date]."),
+                (
+                    "Include {count} or more placeholders in square brackets, such as [name].",
+                    "Leave at least {count} blanks, written like [date].",
+                ),
                 ("No fewer than {count} bracketed placeholders like [city] have to occur.",),
             ),
         },
@@ -152,11 +158,17 @@ CHECKERS = (
         {"count": count(2, 8), "mark": _BULLET},
         {
             "ja": Wordings(
-                ("{mark}で始まる箇条書きをちょうど{count}個書いてください。", "箇条書きの項目は{count}個とし、行頭に{mark}を付けてください。"),
+                (
+                    "{mark}で始まる箇条書きをちょうど{count}個書いてください。",
+                    "箇条書きの項目は{count}個とし、行頭に{mark}を付けてください。",
+                ),
                 ("行頭が{mark}の項目が、過不足なく{count}個ある回答にしてください。",),
             ),
             "en": Wordings(
-                ("Write exactly {count} bullet points that start with {mark}.", "Use {count} bullets with the mark {mark}."),
+                (
+                    "Write exactly {count} bullet points that start with {mark}.",
+                    "Use {count} bullets with the mark {mark}.",
+                ),
                 ("The list has {count} items, no more and no fewer, each after {mark}.",),
             ),
         },
@@ -168,7 +180,10 @@ CHECKERS = (
         {"count": count(2, 8)},
         {
             "ja": Wordings(
-                ("「1. 」の形の番号付きリストで、ちょうど{count}項目書いてください。", "番号付きの項目を{count}個挙げてください。"),
+                (
+                    "「1. 」の形の番号付きリストで、ちょうど{count}項目書いてください。",
+                    "番号付きの項目を{count}個挙げてください。",
+                ),
                 ("数字とピリオドで始まる行が、全部で{count}行になるようにしてください。",),
             ),
             "en": Wordings(
@@ -184,7 +199,10 @@ CHECKERS = (
         {"count": count(1, 5), "mark": _HIGHLIGHT},
         {
             "ja": Wordings(
-                ("{mark}で囲んだ強調を{count}か所以上入れてください。", "大切な語句を{mark}で強調し、{count}個以上にしてください。"),
+                (
+                    "{mark}で囲んだ強調を{count}か所以上入れてください。",
+                    "大切な語句を{mark}で強調し、{count}個以上にしてください。",
+                ),
                 ("少なくとも{count}つの語句を{mark}で目立たせてください。",),
             ),
             "en": Wordings(
@@ -200,7 +218,10 @@ CHECKERS = (
         {"word": _SECTION, "count": count(2, 6)},
         {
             "en": Wordings(
-                ("Write {count} sections and begin each with {word} and its number.", "Use {count} sections, titled {word} 1 and so on."),
+                (
+                    "Write {count} sections and begin each with {word} and its number.",
+                    "Use {count} sections, titled {word} 1 and so on.",
+                ),
                 ("Divide the answer into {count} numbered units, each opened by {word} X.",),
             ),
         },
@@ -212,7 +233,10 @@ CHECKERS = (
         {"unit": _UNIT, "count": count(2, 6)},
         {
             "ja": Wordings(
-                ("第1{unit}、第2{unit}のように、{count}個の部分に分けて書いてください。", "全体を{count}つに分け、それぞれ第1{unit}の形で始めてください。"),
+                (
+                    "第1{unit}、第2{unit}のように、{count}個の部分に分けて書いてください。",
+                    "全体を{count}つに分け、それぞれ第1{unit}の形で始めてください。",
+                ),
                 ("見出しを第X{unit}の形で付け、{count}つのまとまりで構成してください。",),
             ),
         },
@@ -272,13 +296,19 @@ CHECKERS = (
         {},
         {
             "ja": Wordings(
-                ("「* 」の項目それぞれの下に「- 」の項目を置いてください。", "箇条書きは二段とし、上の段を*、下の段を-で書いてください。"),
+                (
+                    "「* 」の項目それぞれの下に「- 」の項目を置いてください。",
+                    "箇条書きは二段とし、上の段を*、下の段を-で書いてください。",
+                ),
                 ("* で始まる項目には必ず - で始まる小項目を続けてください。",),
             ),
             "en": Wordings(
-                ("Use * for bullets and - for at least one sub-bullet of each.", "Write a list of two levels: * above, - below."),
+                (
+                    "Use * for bullets and - for at least one sub-bullet of each.",
+                    "Write a list of two levels: * above, - below.",
+                ),
                 ("Each item with * must be followed by one or more items with -.",),
             ),
         },
     ),
-)  # fmt: skip
+)

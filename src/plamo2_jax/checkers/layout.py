@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -35,9 +36,8 @@ def bracket_depth(text: str, least: int) -> bool:
         if character in "([{":
             stack.append(character)
             deepest = max(deepest, len(stack))
-        elif character in _CLOSING:
-            if not stack or stack.pop() != _CLOSING[character]:
-                return False
+        elif character in _CLOSING and (not stack or stack.pop() != _CLOSING[character]):
+            return False
     return deepest >= least
 
 
@@ -91,7 +91,7 @@ def italic_theses(text: str) -> bool:
 
 def growing_indent(text: str) -> bool:
     indents = [len(line) - len(line.lstrip(" ")) for line in text.splitlines() if line.strip()]
-    return all(before < after for before, after in zip(indents, indents[1:], strict=False))
+    return all(before < after for before, after in itertools.pairwise(indents))
 
 
 def indent_unit(text: str, spaces: int) -> bool:
@@ -166,7 +166,10 @@ CHECKERS = (
                 ("対応の取れた括弧が{least}段以上の深さになるようにしてください。",),
             ),
             "en": Wordings(
-                ("Nest brackets {least} or more levels deep.", "Use ( ), [ ] and {{ }} inside each other, at least {least} deep."),
+                (
+                    "Nest brackets {least} or more levels deep.",
+                    "Use ( ), [ ] and {{ }} inside each other, at least {least} deep.",
+                ),
                 ("Balanced brackets must reach a depth of {least}.",),
             ),
         },
@@ -178,11 +181,17 @@ CHECKERS = (
         {"least": count(2, 3)},
         {
             "ja": Wordings(
-                ("\" と ' を交互に{least}重以上の入れ子にしてください。", "引用符を{least}段以上重ね、\" と ' を交互に使ってください。"),
+                (
+                    "\" と ' を交互に{least}重以上の入れ子にしてください。",
+                    "引用符を{least}段以上重ね、\" と ' を交互に使ってください。",
+                ),
                 ("二重引用符と一重引用符が互い違いに{least}段以上入れ子になるようにしてください。",),
             ),
             "en": Wordings(
-                ("Nest \" and ' in turn, {least} or more levels deep.", "Put quotes inside quotes, at least {least} levels, with \" and ' alternating."),
+                (
+                    "Nest \" and ' in turn, {least} or more levels deep.",
+                    "Put quotes inside quotes, at least {least} levels, with \" and ' alternating.",
+                ),
                 ("Alternate double and single quotes to a depth of {least}.",),
             ),
         },
@@ -191,8 +200,16 @@ CHECKERS = (
         "explained_quote",
         "A quoted phrase is followed by an explanation without quotes.",
         explained_quote,
-        ja=("引用した語句の後に、引用符のない説明を続けてください。", "「」で引用し、その直後に説明を書いてください。", "引用のすぐ後ろで、その意味を地の文で説明すること。"),
-        en=("Follow a quoted phrase by an explanation without quotes.", "Quote something, then explain it.", "After each quotation, comment on it in words of your own."),
+        ja=(
+            "引用した語句の後に、引用符のない説明を続けてください。",
+            "「」で引用し、その直後に説明を書いてください。",
+            "引用のすぐ後ろで、その意味を地の文で説明すること。",
+        ),
+        en=(
+            "Follow a quoted phrase by an explanation without quotes.",
+            "Quote something, then explain it.",
+            "After each quotation, comment on it in words of your own.",
+        ),
     ),
     Checker(
         "template",
@@ -214,15 +231,31 @@ CHECKERS = (
         "italic_theses",
         "Every section, separated by blank lines, begins with a line in <i>…</i>.",
         italic_theses,
-        ja=("各段落の最初の行を<i>と</i>で囲んだ主張にしてください。", "空行で区切った節ごとに、まず<i>主張</i>を一行で書いてください。", "どの節も<i>…</i>だけの行から始めること。"),
-        en=("Begin each section with a thesis in <i></i> on its own line.", "Separate sections by blank lines; the first line of each is <i>a thesis</i>.", "Every section opens with one line in <i>…</i>."),
+        ja=(
+            "各段落の最初の行を<i>と</i>で囲んだ主張にしてください。",
+            "空行で区切った節ごとに、まず<i>主張</i>を一行で書いてください。",
+            "どの節も<i>…</i>だけの行から始めること。",
+        ),
+        en=(
+            "Begin each section with a thesis in <i></i> on its own line.",
+            "Separate sections by blank lines; the first line of each is <i>a thesis</i>.",
+            "Every section opens with one line in <i>…</i>.",
+        ),
     ),
     plain(
         "growing_indent",
         "Each line has more spaces before it than the line above.",
         growing_indent,
-        ja=("行が進むごとに字下げを深くしてください。", "各行の先頭の空白を、前の行より増やしてください。", "字下げが一行ごとに大きくなるように書いてください。"),
-        en=("Indent each line more than the one above.", "Increase the indent with every line.", "Let the number of leading spaces grow from line to line."),
+        ja=(
+            "行が進むごとに字下げを深くしてください。",
+            "各行の先頭の空白を、前の行より増やしてください。",
+            "字下げが一行ごとに大きくなるように書いてください。",
+        ),
+        en=(
+            "Indent each line more than the one above.",
+            "Increase the indent with every line.",
+            "Let the number of leading spaces grow from line to line.",
+        ),
     ),
     Checker(
         "indent_unit",
@@ -240,4 +273,4 @@ CHECKERS = (
             ),
         },
     ),
-)  # fmt: skip
+)

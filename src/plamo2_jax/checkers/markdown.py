@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 from plamo2_jax.checkers.checker import plain
@@ -61,7 +62,7 @@ def _slug(title: str) -> str:
 
 def heading_levels(text: str) -> bool:
     levels = [level for level, _ in _headings(text)]
-    return bool(levels) and all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    return bool(levels) and all(after <= before + 1 for before, after in itertools.pairwise(levels))
 
 
 def heading_titles(text: str) -> bool:
@@ -101,35 +102,71 @@ CHECKERS = (
         "closed_fences",
         "Every code fence is closed.",
         closed_fences,
-        ja=("コードブロックは必ず閉じてください。", "``` を開いたら閉じてください。", "Markdown の囲みが開いたまま終わらないようにしてください。"),
+        ja=(
+            "コードブロックは必ず閉じてください。",
+            "``` を開いたら閉じてください。",
+            "Markdown の囲みが開いたまま終わらないようにしてください。",
+        ),
         en=("Close every code block.", "Each ``` needs a closing ```.", "No fence of the Markdown may stay open."),
     ),
     plain(
         "heading_levels",
         "Markdown headings occur, and no level is skipped.",
         heading_levels,
-        ja=("Markdown の見出しを使い、レベルを飛ばさないでください。", "見出しは # から順に一段ずつ深くしてください。", "見出しを付け、その階層に抜けがないようにしてください。"),
-        en=("Use Markdown headings without skipping a level.", "Deepen headings one level at a time.", "Write headings, and leave out no level between them."),
+        ja=(
+            "Markdown の見出しを使い、レベルを飛ばさないでください。",
+            "見出しは # から順に一段ずつ深くしてください。",
+            "見出しを付け、その階層に抜けがないようにしてください。",
+        ),
+        en=(
+            "Use Markdown headings without skipping a level.",
+            "Deepen headings one level at a time.",
+            "Write headings, and leave out no level between them.",
+        ),
     ),
     plain(
         "heading_titles",
         "There is one heading of level 1, and no heading is empty or occurs twice.",
         heading_titles,
-        ja=("# の見出しを一つだけ置き、見出しを重複させないでください。", "見出しは空にせず、同じ題を二度使わず、最上位は一つにしてください。", "最上位の見出しがただ一つで、どの見出しの題も異なる Markdown にしてください。"),
-        en=("Use one # heading, and no heading twice.", "Headings are not empty and all different, with one at the top level.", "Exactly one top-level heading, and a unique title for each heading."),
+        ja=(
+            "# の見出しを一つだけ置き、見出しを重複させないでください。",
+            "見出しは空にせず、同じ題を二度使わず、最上位は一つにしてください。",
+            "最上位の見出しがただ一つで、どの見出しの題も異なる Markdown にしてください。",
+        ),
+        en=(
+            "Use one # heading, and no heading twice.",
+            "Headings are not empty and all different, with one at the top level.",
+            "Exactly one top-level heading, and a unique title for each heading.",
+        ),
     ),
     plain(
         "links_and_images",
         "Links and images with alternative text occur in Markdown, with targets of common schemes.",
         links_and_images,
-        ja=("Markdown のリンクと画像を一つ以上入れてください。", "[文字](URL) と ![説明](URL) の両方を使ってください。", "代替テキスト付きの画像とリンクを Markdown で含めてください。"),
-        en=("Include a Markdown link and an image.", "Use both [text](URL) and ![text](URL).", "A link and an image with alternative text must occur in Markdown."),
+        ja=(
+            "Markdown のリンクと画像を一つ以上入れてください。",
+            "[文字](URL) と ![説明](URL) の両方を使ってください。",
+            "代替テキスト付きの画像とリンクを Markdown で含めてください。",
+        ),
+        en=(
+            "Include a Markdown link and an image.",
+            "Use both [text](URL) and ![text](URL).",
+            "A link and an image with alternative text must occur in Markdown.",
+        ),
     ),
     plain(
         "reference_links",
         "Every Markdown reference link and every anchor of the page has one target.",
         reference_links,
-        ja=("参照リンクには必ず定義を書いてください。", "[文字][名前] を使うときは [名前]: URL も書いてください。", "未定義の参照や、存在しない見出しへのリンクがない Markdown にしてください。"),
-        en=("Define every reference link.", "If you use [text][name], also write [name]: URL.", "No reference or anchor of the Markdown may lack a target."),
+        ja=(
+            "参照リンクには必ず定義を書いてください。",
+            "[文字][名前] を使うときは [名前]: URL も書いてください。",
+            "未定義の参照や、存在しない見出しへのリンクがない Markdown にしてください。",
+        ),
+        en=(
+            "Define every reference link.",
+            "If you use [text][name], also write [name]: URL.",
+            "No reference or anchor of the Markdown may lack a target.",
+        ),
     ),
-)  # fmt: skip
+)

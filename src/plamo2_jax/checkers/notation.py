@@ -113,7 +113,10 @@ def ruby(text: str) -> bool:
 
 def mail_address(text: str) -> bool:
     """Whether mail addresses occur, and all are valid."""
-    found = [match.strip("<([{'`\".,;:!?>)]}") for match in _MAIL.findall(unicodedata.normalize("NFKC", text))]
+    found = [
+        match.lstrip("<([{'`\"").rstrip(">)]}.,;:!?'`\"")
+        for match in _MAIL.findall(unicodedata.normalize("NFKC", text))
+    ]
     return bool(found) and all(_is_address(address) for address in found)
 
 
@@ -161,11 +164,17 @@ CHECKERS = (
         {"places": count(1, 4, most=100)},
         {
             "ja": Wordings(
-                ("小数を使い、小数第{places}位までに丸めてください。", "小数第{places}位までで表した小数を入れてください。"),
+                (
+                    "小数を使い、小数第{places}位までに丸めてください。",
+                    "小数第{places}位までで表した小数を入れてください。",
+                ),
                 ("小数を一つ以上含め、その精度は小数第{places}位までとしてください。",),
             ),
             "en": Wordings(
-                ("Use decimals and round them to {places} decimal places.", "Include decimals, rounded to {places} places."),
+                (
+                    "Use decimals and round them to {places} decimal places.",
+                    "Include decimals, rounded to {places} places.",
+                ),
                 ("Decimals must occur, none finer than {places} places.",),
             ),
         },
@@ -197,7 +206,10 @@ CHECKERS = (
                 ("{size}桁を超える整数には、{size}桁ごとの区切りを付けてください。",),
             ),
             "en": Wordings(
-                ("Group the digits of whole numbers by {size}.", "Put a separator after every {size} digits of a whole number."),
+                (
+                    "Group the digits of whole numbers by {size}.",
+                    "Put a separator after every {size} digits of a whole number.",
+                ),
                 ("Whole numbers above {size} digits need separators every {size} digits.",),
             ),
         },
@@ -213,7 +225,10 @@ CHECKERS = (
                 ("0で始まり、全体で{width}桁になる数を一つ以上示してください。",),
             ),
             "en": Wordings(
-                ("Include a number padded with zeros to {width} digits.", "Write a number of {width} digits that starts with 0."),
+                (
+                    "Include a number padded with zeros to {width} digits.",
+                    "Write a number of {width} digits that starts with 0.",
+                ),
                 ("A zero-padded number, {width} digits wide, must occur.",),
             ),
         },
@@ -222,70 +237,150 @@ CHECKERS = (
         "phone_hyphens",
         "Telephone numbers of 10 or 11 digits occur, all with hyphens.",
         with_hyphens(phone_numbers),
-        ja=("ハイフン入りの電話番号を書いてください。", "電話番号は 03-0000-0000 の形で入れてください。", "ハイフンで区切った10桁か11桁の電話番号を示してください。"),
-        en=("Include a phone number with hyphens.", "Write a Japanese phone number such as 03-0000-0000.", "A hyphenated phone number of 10 or 11 digits must occur."),
+        ja=(
+            "ハイフン入りの電話番号を書いてください。",
+            "電話番号は 03-0000-0000 の形で入れてください。",
+            "ハイフンで区切った10桁か11桁の電話番号を示してください。",
+        ),
+        en=(
+            "Include a phone number with hyphens.",
+            "Write a Japanese phone number such as 03-0000-0000.",
+            "A hyphenated phone number of 10 or 11 digits must occur.",
+        ),
     ),
     plain(
         "phone_digits",
         "Telephone numbers of 10 or 11 digits occur, all without hyphens.",
         without_hyphens(phone_numbers),
-        ja=("ハイフンのない電話番号を書いてください。", "電話番号は 0300000000 の形で入れてください。", "区切りのない10桁か11桁の電話番号を示してください。"),
-        en=("Include a phone number without hyphens.", "Write a Japanese phone number such as 0300000000.", "A phone number of 10 or 11 digits in one run must occur."),
+        ja=(
+            "ハイフンのない電話番号を書いてください。",
+            "電話番号は 0300000000 の形で入れてください。",
+            "区切りのない10桁か11桁の電話番号を示してください。",
+        ),
+        en=(
+            "Include a phone number without hyphens.",
+            "Write a Japanese phone number such as 0300000000.",
+            "A phone number of 10 or 11 digits in one run must occur.",
+        ),
     ),
     plain(
         "postal_hyphen",
         "A Japanese postal code with a hyphen occurs.",
         with_hyphens(postal_code),
-        ja=("ハイフン入りの郵便番号を書いてください。", "郵便番号は 000-0000 の形で入れてください。", "3桁と4桁をハイフンでつないだ郵便番号を示してください。"),
-        en=("Include a Japanese postal code with a hyphen.", "Write a postal code such as 000-0000.", "A postal code of three and four digits joined by a hyphen must occur."),
+        ja=(
+            "ハイフン入りの郵便番号を書いてください。",
+            "郵便番号は 000-0000 の形で入れてください。",
+            "3桁と4桁をハイフンでつないだ郵便番号を示してください。",
+        ),
+        en=(
+            "Include a Japanese postal code with a hyphen.",
+            "Write a postal code such as 000-0000.",
+            "A postal code of three and four digits joined by a hyphen must occur.",
+        ),
     ),
     plain(
         "postal_digits",
         "A Japanese postal code without a hyphen occurs.",
         without_hyphens(postal_code),
-        ja=("ハイフンのない郵便番号を書いてください。", "郵便番号は 0000000 の形で入れてください。", "区切りのない7桁の郵便番号を示してください。"),
-        en=("Include a Japanese postal code without a hyphen.", "Write a postal code such as 0000000.", "A postal code of seven digits in one run must occur."),
+        ja=(
+            "ハイフンのない郵便番号を書いてください。",
+            "郵便番号は 0000000 の形で入れてください。",
+            "区切りのない7桁の郵便番号を示してください。",
+        ),
+        en=(
+            "Include a Japanese postal code without a hyphen.",
+            "Write a postal code such as 0000000.",
+            "A postal code of seven digits in one run must occur.",
+        ),
     ),
     plain(
         "yen",
         "An amount with ¥ and commas occurs, such as ¥1,234.",
         yen,
-        ja=("¥1,234 の形の金額を入れてください。", "金額は¥と3桁ごとのコンマで書いてください。", "円記号で始まり、桁をコンマで区切った金額を示してください。"),
-        en=("Include an amount such as ¥1,234.", "Write an amount with ¥ and commas.", "A yen amount with the sign in front and commas every three digits must occur."),
+        ja=(
+            "¥1,234 の形の金額を入れてください。",
+            "金額は¥と3桁ごとのコンマで書いてください。",
+            "円記号で始まり、桁をコンマで区切った金額を示してください。",
+        ),
+        en=(
+            "Include an amount such as ¥1,234.",
+            "Write an amount with ¥ and commas.",
+            "A yen amount with the sign in front and commas every three digits must occur.",
+        ),
     ),
     plain(
         "date",
         "A date of the form 2026年01月05日 occurs, with something other than a letter after it.",
         date,
-        ja=("2026年01月05日の形の日付を入れてください。", "日付は YYYY年MM月DD日 で書いてください。", "月と日を2桁にした年月日を一つ以上示してください。"),
-        en=("Include a date such as 2026年01月05日.", "Write a date as YYYY年MM月DD日.", "A Japanese date with two digits for month and day must occur."),
+        ja=(
+            "2026年01月05日の形の日付を入れてください。",
+            "日付は YYYY年MM月DD日 で書いてください。",
+            "月と日を2桁にした年月日を一つ以上示してください。",
+        ),
+        en=(
+            "Include a date such as 2026年01月05日.",
+            "Write a date as YYYY年MM月DD日.",
+            "A Japanese date with two digits for month and day must occur.",
+        ),
     ),
     plain(
         "time",
         "A time of 24 hours occurs, such as 09:30 or 21:05:00.",
         time,
-        ja=("09:30 の形の時刻を入れてください。", "時刻は24時間表記の HH:MM で書いてください。", "24時間制で、時と分をコロンで区切った時刻を示してください。"),
-        en=("Include a time such as 09:30.", "Write a time as HH:MM in 24-hour notation.", "A time of day with a colon, on the 24-hour clock, must occur."),
+        ja=(
+            "09:30 の形の時刻を入れてください。",
+            "時刻は24時間表記の HH:MM で書いてください。",
+            "24時間制で、時と分をコロンで区切った時刻を示してください。",
+        ),
+        en=(
+            "Include a time such as 09:30.",
+            "Write a time as HH:MM in 24-hour notation.",
+            "A time of day with a colon, on the 24-hour clock, must occur.",
+        ),
     ),
     plain(
         "unit",
         "A number with an SI base unit occurs, such as 5 km.",
         unit,
-        ja=("5 km のように SI 単位を付けた数を入れてください。", "数値に SI 単位を付けて書いてください。", "m、kg、s などの SI 単位を伴う数値を一つ以上示してください。"),
-        en=("Include a number with an SI unit, such as 5 km.", "Write a quantity with an SI unit.", "A number followed by m, kg, s or another SI unit must occur."),
+        ja=(
+            "5 km のように SI 単位を付けた数を入れてください。",
+            "数値に SI 単位を付けて書いてください。",
+            "m、kg、s などの SI 単位を伴う数値を一つ以上示してください。",
+        ),
+        en=(
+            "Include a number with an SI unit, such as 5 km.",
+            "Write a quantity with an SI unit.",
+            "A number followed by m, kg, s or another SI unit must occur.",
+        ),
     ),
     plain(
         "ruby",
         "A <ruby> element with <rt> occurs.",
         ruby,
-        ja=("<ruby>漢字<rt>かんじ</rt></ruby>の形で読みを付けてください。", "ふりがなを<ruby>タグで書いてください。", "HTMLの<ruby>と<rt>を使って、読みを示してください。"),
-        en=("Give a reading with <ruby> and <rt>.", "Write furigana as a <ruby> element.", "An HTML <ruby> element with <rt> must occur."),
+        ja=(
+            "<ruby>漢字<rt>かんじ</rt></ruby>の形で読みを付けてください。",
+            "ふりがなを<ruby>タグで書いてください。",
+            "HTMLの<ruby>と<rt>を使って、読みを示してください。",
+        ),
+        en=(
+            "Give a reading with <ruby> and <rt>.",
+            "Write furigana as a <ruby> element.",
+            "An HTML <ruby> element with <rt> must occur.",
+        ),
     ),
     plain(
         "mail_address",
         "Mail addresses occur, and all are valid.",
         mail_address,
-        ja=("メールアドレスを入れてください。", "正しい形のメールアドレスを一つ以上書いてください。", "連絡先として有効な電子メールのアドレスを示してください。"),
-        en=("Include a mail address.", "Write one or more valid mail addresses.", "A well-formed e-mail address must occur as a contact."),
+        ja=(
+            "メールアドレスを入れてください。",
+            "正しい形のメールアドレスを一つ以上書いてください。",
+            "連絡先として有効な電子メールのアドレスを示してください。",
+        ),
+        en=(
+            "Include a mail address.",
+            "Write one or more valid mail addresses.",
+            "A well-formed e-mail address must occur as a contact.",
+        ),
     ),
-)  # fmt: skip
+)

@@ -6,8 +6,21 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from plamo2_jax.checkers import casing, documents, endings, items, keywords, layout, length, markdown, markup, notation
-from plamo2_jax.checkers import repeats, scripts, sentence_kinds
+from plamo2_jax.checkers import (
+    casing,
+    documents,
+    endings,
+    items,
+    keywords,
+    layout,
+    length,
+    markdown,
+    markup,
+    notation,
+    repeats,
+    scripts,
+    sentence_kinds,
+)
 from plamo2_jax.checkers.checker import Checker, CheckerError, Language, Split
 from plamo2_jax.validation import shown
 
@@ -57,7 +70,7 @@ def check(name: str, text: str, parameters: Mapping[str, Any] | None = None) -> 
         CheckerError: the checker is unknown, or a parameter is missing, unknown or not allowed.
     """
     checker = find(name)
-    return checker.check(text, checker.validate(parameters or {}))
+    return checker.check(text, checker.validate({} if parameters is None else parameters))
 
 
 def draw(name: str, language: Language, seed: int) -> dict[str, Any]:

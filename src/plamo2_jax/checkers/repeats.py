@@ -39,8 +39,16 @@ CHECKERS = (
         "two_responses",
         "Two different answers are separated by ******.",
         two_responses,
-        ja=("異なる答えを二つ書き、******で区切ってください。", "二通りの回答を示し、間に******を入れてください。", "内容の違う二つの答えを、アスタリスク六つで隔てて並べてください。"),
-        en=("Give two different answers, separated by ******.", "Write two versions with ****** between them.", "Offer a pair of distinct responses divided by six asterisks."),
+        ja=(
+            "異なる答えを二つ書き、******で区切ってください。",
+            "二通りの回答を示し、間に******を入れてください。",
+            "内容の違う二つの答えを、アスタリスク六つで隔てて並べてください。",
+        ),
+        en=(
+            "Give two different answers, separated by ******.",
+            "Write two versions with ****** between them.",
+            "Offer a pair of distinct responses divided by six asterisks.",
+        ),
     ),
     Checker(
         "repeat_prompt",
@@ -49,7 +57,10 @@ CHECKERS = (
         {"prompt": PROMPT, "ignore_case": FLAG},
         {
             "ja": Wordings(
-                ("まず{prompt}とそのまま書き、次に答えてください。", "答えの前に{prompt}を一字一句変えずに繰り返してください。"),
+                (
+                    "まず{prompt}とそのまま書き、次に答えてください。",
+                    "答えの前に{prompt}を一字一句変えずに繰り返してください。",
+                ),
                 ("最初に質問文{prompt}を写し、その続きとして回答を書いてください。",),
             ),
             "en": Wordings(
@@ -81,7 +92,10 @@ CHECKERS = (
         {"document": PROMPT, "times": count(2, 4, least=1, most=1000)},
         {
             "ja": Wordings(
-                ("{document}を{times}回続けて書いてください。", "次の文を間を空けずに{times}回繰り返してください: {document}"),
+                (
+                    "{document}を{times}回続けて書いてください。",
+                    "次の文を間を空けずに{times}回繰り返してください: {document}",
+                ),
                 ("{document}を{times}回つなげた文字列を入れてください。",),
             ),
             "en": Wordings(
@@ -90,4 +104,4 @@ CHECKERS = (
             ),
         },
     ),
-)  # fmt: skip
+)

@@ -22,7 +22,7 @@ _NAMES = {
     "ja": "日本語 英語 フランス語 ドイツ語 スペイン語 イタリア語 ポルトガル語 韓国語 中国語 タイ語 ロシア語 アラビア語",
     "en": "Japanese English French German Spanish Italian Portuguese Korean Chinese Thai Russian Arabic",
 }
-_CODES = "ja en fr de es it pt ko zh th ru ar".split()
+_CODES = ["ja", "en", "fr", "de", "es", "it", "pt", "ko", "zh", "th", "ru", "ar"]
 LANGUAGE_NAMES = {language: dict(zip(_CODES, names.split(), strict=True)) for language, names in _NAMES.items()}
 
 
@@ -157,25 +157,41 @@ CHECKERS = (
         "no_hiragana",
         "The text has no hiragana.",
         no_hiragana,
-        ja=("ひらがなを使わずに書いてください。", "ひらがなは禁止です。", "回答にひらがなが一つも現れないようにしてください。"),
+        ja=(
+            "ひらがなを使わずに書いてください。",
+            "ひらがなは禁止です。",
+            "回答にひらがなが一つも現れないようにしてください。",
+        ),
     ),
     plain(
         "hiragana_only",
         "All letters are hiragana. Digits, punctuation and symbols may occur.",
         hiragana_only,
-        ja=("ひらがなのみで書いてください。", "文字はすべてひらがなにしてください。", "漢字もカタカナも使わず、ひらがなで答えること。"),
+        ja=(
+            "ひらがなのみで書いてください。",
+            "文字はすべてひらがなにしてください。",
+            "漢字もカタカナも使わず、ひらがなで答えること。",
+        ),
     ),
     plain(
         "no_katakana",
         "The text has no katakana.",
         no_katakana,
-        ja=("カタカナを使わずに書いてください。", "カタカナは禁止です。", "回答にカタカナが一つも現れないようにしてください。"),
+        ja=(
+            "カタカナを使わずに書いてください。",
+            "カタカナは禁止です。",
+            "回答にカタカナが一つも現れないようにしてください。",
+        ),
     ),
     plain(
         "katakana_only",
         "All letters are katakana. Digits, punctuation and symbols may occur.",
         katakana_only,
-        ja=("カタカナのみで書いてください。", "文字はすべてカタカナにしてください。", "漢字もひらがなも使わず、カタカナで答えること。"),
+        ja=(
+            "カタカナのみで書いてください。",
+            "文字はすべてカタカナにしてください。",
+            "漢字もひらがなも使わず、カタカナで答えること。",
+        ),
     ),
     Checker(
         "kanji_count",
@@ -203,50 +219,82 @@ CHECKERS = (
         "no_digits",
         "The text has no digits. Numbers are written in kanji.",
         no_digits,
-        ja=("数は漢数字で書いてください。", "算用数字を使わず、漢数字を使ってください。", "数値を表すときは一、二、三のような漢数字だけにすること。"),
+        ja=(
+            "数は漢数字で書いてください。",
+            "算用数字を使わず、漢数字を使ってください。",
+            "数値を表すときは一、二、三のような漢数字だけにすること。",
+        ),
         en=("Do not use digits.", "Spell out all numbers.", "Write every number as a word, without any digit."),
     ),
     plain(
         "no_kanji_numerals",
         "The text has no kanji for digits, 十, 百 or 千.",
         no_kanji_numerals,
-        ja=("漢数字を使わないでください。", "数は算用数字だけで書いてください。", "一、二、十のような漢数字が現れないようにしてください。"),
+        ja=(
+            "漢数字を使わないでください。",
+            "数は算用数字だけで書いてください。",
+            "一、二、十のような漢数字が現れないようにしてください。",
+        ),
     ),
     plain(
         "hiragana_text",
         "The text is in hiragana. Latin letters, digits and symbols may occur. It is not empty.",
         hiragana_text,
-        ja=("ひらがなと記号だけで回答してください。", "日本語の文字はひらがなに限ります。", "漢字とカタカナを含まない、ひらがなの文章にしてください。"),
+        ja=(
+            "ひらがなと記号だけで回答してください。",
+            "日本語の文字はひらがなに限ります。",
+            "漢字とカタカナを含まない、ひらがなの文章にしてください。",
+        ),
     ),
     plain(
         "katakana_text",
         "The text is in katakana. Latin letters, digits and symbols may occur. It is not empty.",
         katakana_text,
-        ja=("カタカナと記号だけで回答してください。", "日本語の文字はカタカナに限ります。", "漢字とひらがなを含まない、カタカナの文章にしてください。"),
+        ja=(
+            "カタカナと記号だけで回答してください。",
+            "日本語の文字はカタカナに限ります。",
+            "漢字とひらがなを含まない、カタカナの文章にしてください。",
+        ),
     ),
     plain(
         "kanji_text",
         "The text is in kanji. Latin letters and symbols may occur, but no digits. It is not empty.",
         kanji_text,
-        ja=("漢字と記号だけで回答してください。", "日本語の文字は漢字に限ります。", "かなを含まない、漢字だけの文章にしてください。"),
+        ja=(
+            "漢字と記号だけで回答してください。",
+            "日本語の文字は漢字に限ります。",
+            "かなを含まない、漢字だけの文章にしてください。",
+        ),
     ),
     plain(
         "full_width",
         "The text has no half-width ASCII characters, except white space.",
         full_width,
-        ja=("すべて全角文字で書いてください。", "半角の英数字や記号を使わないでください。", "英字や数字も含めて、全角の文字だけで答えること。"),
+        ja=(
+            "すべて全角文字で書いてください。",
+            "半角の英数字や記号を使わないでください。",
+            "英字や数字も含めて、全角の文字だけで答えること。",
+        ),
     ),
     plain(
         "half_width",
         "All characters are half-width, except white space.",
         half_width,
-        ja=("すべて半角文字で書いてください。", "全角文字を使わないでください。", "かなも含めて、半角の文字だけで答えること。"),
+        ja=(
+            "すべて半角文字で書いてください。",
+            "全角文字を使わないでください。",
+            "かなも含めて、半角の文字だけで答えること。",
+        ),
     ),
     plain(
         "romaji",
         "The text is Japanese in Hepburn romanization.",
         is_romaji,
-        ja=("ローマ字だけで書いてください。", "日本語をヘボン式ローマ字で書いてください。", "かなも漢字も使わず、ヘボン式のローマ字表記で答えること。"),
+        ja=(
+            "ローマ字だけで書いてください。",
+            "日本語をヘボン式ローマ字で書いてください。",
+            "かなも漢字も使わず、ヘボン式のローマ字表記で答えること。",
+        ),
     ),
     plain(
         "no_comma",
@@ -258,45 +306,85 @@ CHECKERS = (
         "no_japanese_comma",
         "The text has no 、.",
         no_japanese_comma,
-        ja=("読点を使わないでください。", "「、」を使わずに書いてください。", "回答に読点が一つもないようにしてください。"),
+        ja=(
+            "読点を使わないでください。",
+            "「、」を使わずに書いてください。",
+            "回答に読点が一つもないようにしてください。",
+        ),
     ),
     plain(
         "no_japanese_period",
         "The text has no 。.",
         no_japanese_period,
-        ja=("句点を使わないでください。", "「。」を使わずに書いてください。", "回答に句点が一つもないようにしてください。"),
+        ja=(
+            "句点を使わないでください。",
+            "「。」を使わずに書いてください。",
+            "回答に句点が一つもないようにしてください。",
+        ),
     ),
     plain(
         "no_commas",
         "The text has no comma of any kind (, 、 ，) except after a digit.",
         no_commas,
-        ja=("コンマも読点も使わないでください。", "「,」や「、」を避けて書いてください。", "区切りのコンマや読点がどこにもない回答にしてください。"),
-        en=("Use no comma of any script.", "Do not write , or 、 in your answer.", "Neither Western nor Japanese commas may occur."),
+        ja=(
+            "コンマも読点も使わないでください。",
+            "「,」や「、」を避けて書いてください。",
+            "区切りのコンマや読点がどこにもない回答にしてください。",
+        ),
+        en=(
+            "Use no comma of any script.",
+            "Do not write , or 、 in your answer.",
+            "Neither Western nor Japanese commas may occur.",
+        ),
     ),
     plain(
         "japanese_punctuation",
         "The text has no Western comma or period except after a digit.",
         japanese_punctuation,
-        ja=("句読点には「、」と「。」を使ってください。", "英文のコンマやピリオドを使わないでください。", "文の区切りに「,」や「.」を用いず、日本語の句読点で書くこと。"),
+        ja=(
+            "句読点には「、」と「。」を使ってください。",
+            "英文のコンマやピリオドを使わないでください。",
+            "文の区切りに「,」や「.」を用いず、日本語の句読点で書くこと。",
+        ),
     ),
     plain(
         "no_japanese_punctuation",
         "The text has no 、 and 。 except after a digit.",
         no_japanese_punctuation,
-        ja=("「、」と「。」を使わないでください。", "句読点の代わりにコンマとピリオドを使ってください。", "日本語の句読点が現れない書き方で答えること。"),
+        ja=(
+            "「、」と「。」を使わないでください。",
+            "句読点の代わりにコンマとピリオドを使ってください。",
+            "日本語の句読点が現れない書き方で答えること。",
+        ),
     ),
     plain(
         "no_whitespace",
         "The text has no white space, including line breaks.",
         no_whitespace,
-        ja=("空白も改行も使わないでください。", "スペースや改行なしで続けて書いてください。", "回答に空白文字が一つもないようにしてください。"),
-        en=("Use no spaces or line breaks.", "Write without any white space.", "The answer must be one run of characters without white space."),
+        ja=(
+            "空白も改行も使わないでください。",
+            "スペースや改行なしで続けて書いてください。",
+            "回答に空白文字が一つもないようにしてください。",
+        ),
+        en=(
+            "Use no spaces or line breaks.",
+            "Write without any white space.",
+            "The answer must be one run of characters without white space.",
+        ),
     ),
     plain(
         "no_trailing_whitespace",
         "The text does not end with white space.",
         no_trailing_whitespace,
-        ja=("最後に空白や改行を付けないでください。", "末尾の空白は不要です。", "回答の終わりに余分な空白文字を残さないこと。"),
-        en=("Do not end with spaces or line breaks.", "Leave no white space at the end.", "The last character of the answer must not be white space."),
+        ja=(
+            "最後に空白や改行を付けないでください。",
+            "末尾の空白は不要です。",
+            "回答の終わりに余分な空白文字を残さないこと。",
+        ),
+        en=(
+            "Do not end with spaces or line breaks.",
+            "Leave no white space at the end.",
+            "The last character of the answer must not be white space.",
+        ),
     ),
-)  # fmt: skip
+)

@@ -60,20 +60,36 @@ CHECKERS = (
         "emoji_endings",
         "Every sentence ends with an emoji, before or after its mark.",
         emoji_endings,
-        ja=("どの文の終わりにも絵文字を付けてください。", "文末に必ず絵文字を置いてください。", "一文ごとに絵文字で締めくくってください。"),
-        en=("End every sentence with an emoji.", "Put an emoji at the end of each sentence.", "No sentence may end without an emoji."),
+        ja=(
+            "どの文の終わりにも絵文字を付けてください。",
+            "文末に必ず絵文字を置いてください。",
+            "一文ごとに絵文字で締めくくってください。",
+        ),
+        en=(
+            "End every sentence with an emoji.",
+            "Put an emoji at the end of each sentence.",
+            "No sentence may end without an emoji.",
+        ),
     ),
     plain(
         "balanced_sentences",
         "Statements, questions and exclamations all occur, and their numbers differ by at most one.",
         balanced_sentences,
-        ja=("平叙文、疑問文、感嘆文を同じ数だけ使ってください。", "「。」「？」「！」で終わる文の数をそろえてください。", "三種類の文（平叙・疑問・感嘆）がほぼ同数になるように書いてください。"),
+        ja=(
+            "平叙文、疑問文、感嘆文を同じ数だけ使ってください。",
+            "「。」「？」「！」で終わる文の数をそろえてください。",
+            "三種類の文（平叙・疑問・感嘆）がほぼ同数になるように書いてください。",
+        ),
     ),
     plain(
         "two_statements_a_question",
         "There are two statements for each question.",
         two_statements_a_question,
-        ja=("平叙文と疑問文を2対1の割合で書いてください。", "疑問文一つにつき平叙文を二つ書いてください。", "「。」で終わる文が「？」で終わる文の二倍になるようにしてください。"),
+        ja=(
+            "平叙文と疑問文を2対1の割合で書いてください。",
+            "疑問文一つにつき平叙文を二つ書いてください。",
+            "「。」で終わる文が「？」で終わる文の二倍になるようにしてください。",
+        ),
     ),
     Checker(
         "word_in_sentence",
@@ -91,7 +107,11 @@ CHECKERS = (
         "sentence_delimiter",
         "Every sentence ends with a text that takes the place of 。.",
         sentence_delimiter,
-        {"delimiter": Parameter(WORD.allowed, WORD.fits, lambda rng, language: rng.choice(("／", "◇", "(了)", "|||")), WORD.words)},
+        {
+            "delimiter": Parameter(
+                WORD.allowed, WORD.fits, lambda rng, language: rng.choice(("／", "◇", "(了)", "|||")), WORD.words
+            )
+        },
         {
             "ja": Wordings(
                 ("句点の代わりに{delimiter}を使ってください。", "どの文も{delimiter}で終えてください。"),
@@ -99,4 +119,4 @@ CHECKERS = (
             ),
         },
     ),
-)  # fmt: skip
+)

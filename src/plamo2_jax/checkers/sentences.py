@@ -1,8 +1,9 @@
 """Splitting of Japanese and English text into sentences.
 
 The Japanese rules follow the segmenter that M-IFEval uses: a sentence ends at 。, ! or ? or at the end of a line, but not inside 「」 or
-parentheses. The English rules follow the heuristics of the Punkt algorithm (Kiss and Strunk 2006) with a fixed list of abbreviations instead
-of a trained one: a sentence ends at a word that ends with ., ! or ?, unless it is an abbreviation or the next word begins in lower case.
+parentheses. The English rules follow the heuristics of the Punkt algorithm (Kiss and Strunk 2006), with a fixed list of
+abbreviations instead of a trained one: a sentence ends at a word that ends with ., ! or ?, unless it is an abbreviation, or a number before
+a word in lower case.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ _HIDDEN = str.maketrans({"。": "\ue000", "!": "\ue001", "?": "\ue002"})
 _SHOWN = str.maketrans({"\ue000": "。", "\ue001": "!", "\ue002": "?"})
 
 # Abbreviations that an English sentence seldom ends with: titles, units of companies, months, days, references, Latin.
-_ABBREVIATIONS = frozenset(
-    """mr mrs ms dr prof st sr jr rev gen col capt lt sgt gov sen rep hon pres
-    jan feb mar apr jun jul aug sept sep oct nov dec mon tue wed thu fri sat sun
-    vs etc e.g i.e cf al ca viz approx est fig vol no pp ed eds dept univ assn
-    co corp inc ltd bros mt ft ave blvd rd u.s u.k u.n e.u d.c n.y l.a a.m p.m b.c a.d ph.d m.d b.a m.a
-    """.split()
+_ABBREVIATIONS_TEXT = (
+    "mr mrs ms dr prof st sr jr rev gen col capt lt sgt gov sen rep hon pres jan feb mar apr jun jul aug "
+    "sept sep oct nov dec mon tue wed thu fri sat sun vs etc e.g i.e cf al ca viz approx est fig vol no "
+    "pp ed eds dept univ assn co corp inc ltd bros mt ft ave blvd rd u.s u.k u.n e.u d.c n.y l.a a.m p.m "
+    "b.c a.d ph.d m.d b.a m.a"
 )
+_ABBREVIATIONS = frozenset(_ABBREVIATIONS_TEXT.split())
 _LAST_MARK = re.compile(r"[.!?]+[\"')\]}”’*_]*$")
 _INITIAL = re.compile(r"[A-Za-z]\.$")
 _LEADING = "\"'([{“‘*_`#>-"
@@ -79,4 +80,4 @@ def _ends_sentence(word: str, following: str) -> bool:
         return False
     if len(stem) == 1 and stem.isalpha():  # an initial
         return not first.isupper() and not first.islower()
-    return not (first.islower() and stem.isdigit())
+    return not (following[:1].islower() and stem.isdigit())

@@ -20,8 +20,8 @@ _LATIN = re.compile("[A-Za-z0-9]")
 def count_word(text: str, word: str) -> int:
     """Count the places where a word stands as a word.
 
-    A place counts unless the word continues there: next to katakana for a katakana word, next to a Latin letter or digit for a Latin one, and
-    next to a kanji for a word of a single kanji. Words of several kanji often form compounds that begin or end with them, so their
+    A place counts unless the word continues there: next to katakana for a katakana word, next to a Latin letter or digit for a Latin one,
+    and next to a kanji for a word of a single kanji. Words of several kanji often form compounds that begin or end with them, so their
     neighbours do not matter.
     """
     before, after = _joining(word, word[0]), _joining(word, word[-1])
@@ -45,19 +45,23 @@ def _joining(word: str, edge: str) -> re.Pattern[str] | None:
 
 
 # Endings in hiragana that are nouns.
-_NOUN_ENDINGS = (
-    "こと もの とき ところ ため はず わけ よう さま ほう まま とおり おかげ つもり ひと ひとつ ふたつ みんな すべて それぞれ ほか なか あいだ "
-    "いのち こころ からだ ことば ひととき おもてなし きっかけ つながり まつり しあわせ たのしみ よろこび あこがれ にぎわい ものづくり まちづくり "
-    "これ それ あれ どれ ここ そこ あそこ どこ わたし あなた ぼく おれ だれ きょう あした きのう"
-).split()
+_NOUN_ENDINGS_TEXT = (
+    "こと もの とき ところ ため はず わけ よう さま ほう まま とおり おかげ つもり ひと ひとつ ふたつ "
+    "みんな すべて それぞれ ほか なか あいだ いのち こころ からだ ことば ひととき おもてなし きっかけ "
+    "つながり まつり しあわせ たのしみ よろこび あこがれ にぎわい ものづくり まちづくり これ それ あれ "
+    "どれ ここ そこ あそこ どこ わたし あなた ぼく おれ だれ きょう あした きのう"
+)
+_NOUN_ENDINGS = tuple(_NOUN_ENDINGS_TEXT.split())
 # Endings in hiragana after a kanji that make a noun of a verb's stem: 輝き, 流れ, 違い. The same letters end few other forms.
 _STEM = re.compile(f"[{KANJI}][かがさざたまらわ]?[いきぎしちにびみりえけげせてねべめれ]$")
 _NOT_STEMS = re.compile(f"[{KANJI}](て|せ|に|しい)$")
-_ADJECTIVES = frozenset(
-    "無い 高い 低い 長い 短い 強い 弱い 深い 浅い 広い 狭い 早い 速い 遅い 良い 悪い 近い 遠い 多い 太い 細い 白い 黒い 赤い 青い 若い 古い "
-    "熱い 暑い 寒い 重い 軽い 甘い 辛い 苦い 痛い 固い 硬い 濃い 薄い 安い 欲しい 凄い 酷い 怖い 暗い 眠い 鋭い 旨い 難い 易い 尊い 清い 憎い "
-    "下さい 来い 的に 共に 特に 常に 更に 臭い".split()
-)  # fmt: skip
+_ADJECTIVES_TEXT = (
+    "無い 高い 低い 長い 短い 強い 弱い 深い 浅い 広い 狭い 早い 速い 遅い 良い 悪い 近い 遠い 多い 太い "
+    "細い 白い 黒い 赤い 青い 若い 古い 熱い 暑い 寒い 重い 軽い 甘い 辛い 苦い 痛い 固い 硬い 濃い 薄い "
+    "安い 欲しい 凄い 酷い 怖い 暗い 眠い 鋭い 旨い 難い 易い 尊い 清い 憎い 下さい 来い 的に 共に 特に "
+    "常に 更に 臭い"
+)
+_ADJECTIVES = frozenset(_ADJECTIVES_TEXT.split())
 
 
 def ends_with_noun(text: str) -> bool:
