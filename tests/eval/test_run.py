@@ -70,12 +70,12 @@ def test_the_result_has_metrics_groups_hashes_and_counts(tmp_path):
     result = run_task(task(*QUESTIONS), CannedModel(), CannedModel("judge"), folder=tmp_path, settings={"seed": 0})
     assert result == json.loads((tmp_path / RESULT).read_text(encoding="utf-8"))
     assert result["n"] == 6
-    assert result["score"] == result["metrics"]["length"]["value"] == pytest.approx(31 / 6 - 5 / 6)
+    assert result["score"] == result["metrics"]["length"]["value"] == pytest.approx(29 / 6)
     assert result["metrics"]["length/a"]["n"] == 3
     assert result["stderr"] > 0
     assert (result["model"], result["judge"]) == ({"fingerprint": "canned"}, {"fingerprint": "judge"})
     # Two scored tokens; every other token count is that of a completion or a verdict.
-    assert result["tokens"] == {"prompt": 2 * 26, "generated": 10, "scored": 2}
+    assert result["tokens"] == {"prompt": 2 * 29, "generated": 10, "scored": 2}
     rows = [json.loads(line) for line in (tmp_path / ANSWERS).read_text(encoding="utf-8").splitlines()]
     assert [row["id"] for row in rows] == list("012345")
     assert len({row["prompt_hash"] for row in rows}) == 6
@@ -140,6 +140,9 @@ def test_a_server_that_fails_everything_ends_the_run(tmp_path):
 
 
 def test_a_limit_takes_items_of_all_groups():
-    items = [Item(str(i), "q", group=str(i // 10)) for i in range(100)]
-    assert [item.group for item in spread(items, 10)] == list("0123456789")
+    items = [Item(str(i), "q", group=str(i % 10)) for i in range(100)]
+    chosen = spread(items, 20)
+    assert sorted(item.group for item in chosen) == sorted(2 * "0123456789")
+    assert [int(item.id) for item in chosen] == sorted(int(item.id) for item in chosen)
+    assert set(spread(items, 10)) < set(chosen)
     assert spread(items, 1000) == items
