@@ -28,6 +28,19 @@ TASKS: dict[str, TaskInfo] = {
     # pfgen
     # mmlu
     # code
+    "humaneval": TaskInfo("code", "Python functions from docstrings, 164 problems: pass@k.", "MIT"),
+    "jhumaneval": TaskInfo(
+        "code",
+        "HumanEval with Japanese docstrings, 164 problems: pass@k.",
+        "MIT",
+        "https://huggingface.co/datasets/kogi-jwu/jhumaneval or https://github.com/ohashi3399/human-eval-ja (JSON lines or Parquet)",
+    ),
+    "humaneval_plus": TaskInfo(
+        "code",
+        "HumanEval with many more tests, 164 problems: pass@k.",
+        "Apache-2.0",
+        "https://github.com/evalplus/humanevalplus_release (HumanEvalPlus.jsonl.gz)",
+    ),
     # instructions
     # judged
     # long context
