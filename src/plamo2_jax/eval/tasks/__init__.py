@@ -27,6 +27,19 @@ class TaskInfo:
 TASKS: dict[str, TaskInfo] = {
     # pfgen
     # mmlu
+    "jmmlu": TaskInfo(
+        "mmlu",
+        "Japanese questions with four choices, 56 subjects, 7,536 questions, 5 examples: accuracy, mean of the subjects.",
+        "CC BY-SA 4.0; japanese_civics, japanese_geography and japanese_idiom: CC BY-NC-ND 4.0; japanese_history and world_history: "
+        "no commercial use except research and evaluation of language models",
+        "https://github.com/nlp-waseda/JMMLU (the folder)",
+    ),
+    "mmlu": TaskInfo(
+        "mmlu",
+        "English questions with four choices, 57 subjects, 14,042 questions, 5 examples: accuracy.",
+        "MIT",
+        "https://github.com/hendrycks/test (the folder of data.tar, with dev/ and test/)",
+    ),
     # code
     "humaneval": TaskInfo("code", "Python functions from docstrings, 164 problems: pass@k.", "MIT"),
     "jhumaneval": TaskInfo(

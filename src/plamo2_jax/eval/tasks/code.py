@@ -11,6 +11,7 @@ With one trial, decoding is greedy. With n trials, samples are drawn at temperat
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Generator, Mapping, Sequence
@@ -58,7 +59,7 @@ class CodeTask:
     allow_unisolated_code: bool
     metric: str = "pass@1"
 
-    @property
+    @functools.cached_property
     def items(self) -> list[Item]:
         """One item for each problem; its trials are samples of one request."""
         return [Item(id, problem.prompt) for id, problem in self.problems.items()]
