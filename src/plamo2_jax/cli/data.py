@@ -1,4 +1,4 @@
-"""`plamo2 data`: clean text, export the bundled corpus or instructions made from it, write and inspect tokenized shards."""
+"""`plamo2 data`: clean text, remove duplicates, export the bundled corpus, write and inspect tokenized shards."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import tyro
 
 from plamo2_jax.cli.arguments import call_subcommand
 from plamo2_jax.cli.data_clean import clean
+from plamo2_jax.cli.data_deduplicate import deduplicate
 from plamo2_jax.cli.data_files import ReadOptions, print_bad, write_jsonl
 from plamo2_jax.data.clean import guess_language
 from plamo2_jax.data.corpus import documents as corpus_documents
@@ -198,7 +199,14 @@ def instructions(output: Path, *, per_page: int = 6, limit: int | None = None, s
         print(f"{path}: {count} conversations ({tasks})")
 
 
-SUBCOMMANDS = {"prepare": prepare, "inspect": inspect, "corpus": corpus, "clean": clean, "instructions": instructions}
+SUBCOMMANDS = {
+    "prepare": prepare,
+    "inspect": inspect,
+    "corpus": corpus,
+    "clean": clean,
+    "deduplicate": deduplicate,
+    "instructions": instructions,
+}
 
 
 def main(argv: list[str]) -> int | None:
