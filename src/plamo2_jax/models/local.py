@@ -151,9 +151,9 @@ class LocalChatModel:
         """Score continuations, as described in `ChatModel.score`, at most `batch_size` together."""
         encoded = [self._encode_score(request) for request in requests]
         results: list[list[Score] | RequestError] = [one if isinstance(one, RequestError) else [] for one in encoded]
-        # Contexts of similar length share a batch to reduce padding.
+        # Texts of similar length share a batch to reduce padding.
         wanted = [i for i, one in enumerate(encoded) if not isinstance(one, RequestError) and one[1]]
-        wanted.sort(key=lambda i: len(encoded[i][0]))
+        wanted.sort(key=lambda i: len(encoded[i][0]) + max(map(len, encoded[i][1])))
         while wanted:
             most = max(len(encoded[i][1]) for i in wanted[: self._batch_size])
             batch, wanted = wanted[: max(1, self._batch_size // most)], wanted[max(1, self._batch_size // most) :]
