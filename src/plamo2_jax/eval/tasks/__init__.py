@@ -31,6 +31,26 @@ TASKS: dict[str, TaskInfo] = {
     # instructions
     # judged
     # long context
+    "ruler": TaskInfo(
+        "long_context",
+        "RULER in English: needles, variable tracking, common and frequent words, 20 questions per kind and length, share of references",
+        "wordings: Apache-2.0; contexts: generated, or the bundled corpus",
+    ),
+    "ruler_ja": TaskInfo(
+        "long_context",
+        "RULER's kinds in Japanese, 20 questions per kind and length, share of references",
+        "wordings: Apache-2.0; contexts: generated, or the bundled corpus",
+    ),
+    "phonebook": TaskInfo(
+        "retrieval",
+        "numbers of names in phonebooks, Japanese and English, 20 questions per language and length, choice of 8",
+        "generated",
+    ),
+    "needle": TaskInfo(
+        "retrieval",
+        "numbers of cities in held-out text, Japanese and English, 20 questions per language and length, choice of 8",
+        "generated; text of the bundled corpus (MPL-2.0, CC-BY-SA-3.0)",
+    ),
 }
 """The tasks by name."""
 
