@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
@@ -192,8 +191,10 @@ class LocalChatModel:
         def settings(i: int) -> tuple[Any, ...]:
             return requests[i].sampling, requests[i].stop, requests[i].seed, requests[i].n
 
-        for (sampling, stop, seed, n), group in itertools.groupby(valid, key=settings):
-            members = list(group)
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for i in valid:
+            groups.setdefault(settings(i), []).append(i)
+        for (sampling, stop, seed, n), members in groups.items():
             stop = dataclasses.replace(stop, ids=(*stop_ids, *(stop.ids or ())))
             completions = self.generator.generate(
                 [checked[i] for i in members], sampling=sampling, stop=stop, seed=seed, samples=n
