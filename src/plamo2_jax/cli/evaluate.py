@@ -139,7 +139,7 @@ def main(argv: list[str]) -> int:
         compare_folders(*options.compare, options.output)
         return 0
     if options.answers is not None:
-        from plamo2_jax.cli.evaluate_tasks import score_stored
+        from plamo2_jax.cli.evaluate_stored import score_stored
 
         score_stored(options)
         return 0

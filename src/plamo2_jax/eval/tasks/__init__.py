@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.eval.pfgen import benchmark as pfgen
 from plamo2_jax.eval.task import Task, TaskOptions
 
 
@@ -26,6 +27,12 @@ class TaskInfo:
 
 TASKS: dict[str, TaskInfo] = {
     # pfgen
+    "pfgen": TaskInfo(
+        "pfgen",
+        "pfgen-bench: 50 questions in Japanese, 10 trials, mean of fluency, truthfulness and helpfulness",
+        pfgen.LICENCE,
+        pfgen.SOURCE,
+    ),
     # mmlu
     "jmmlu": TaskInfo(
         "mmlu",
