@@ -83,21 +83,26 @@ def test_a_token_across_the_boundary_belongs_to_the_answer(tokenizer):
 
 
 class Oracle:
-    """A chat model that answers right where it is told to."""
+    """A chat model that answers right if the context satisfies a condition."""
 
     chat = complete = None
+    description, parallel = {"fingerprint": "oracle"}, False
 
     def __init__(self, right):
         self.right = right
 
     def score(self, requests):
-        rights = [self.right(i) for i in range(len(requests))]
+        rights = [self.right(request.context) for request in requests]
         return [[Score(0.0 if right else -2.0, right, ()), Score(-1.0, False, ())] for right in rights]
 
 
 def test_accuracies_by_length_and_depth(tokenizer):
-    made = [Question("a:", " 111", (" 111", " 222"), "en", length, depth) for length in (8, 16) for depth in (0.0, 1.0)]
-    answered = ask(made, Oracle(lambda i: i == 0), batch_size=2)
+    made = [
+        Question(f"{length} {depth}:", " 111", (" 111", " 222"), "en", length, depth)
+        for length in (8, 16)
+        for depth in (0.0, 1.0)
+    ]
+    answered = ask(made, Oracle(lambda context: context.endswith("0.0:")), batch_size=2)
     assert [one.exact for one in answered] == [True, False, True, False]
     rows = table(answered)
     assert [(row["length"], row["depth"], row["exact"], row["ranked"]) for row in rows] == [
@@ -128,7 +133,8 @@ def test_the_tasks_summarize_and_draw(name, tmp_path):
     # The first items, of a limited evaluation, are of all languages, lengths and depths.
     assert {item.id.rpartition("/")[2] for item in task.items[:8]} == {"0"}
     assert {item.group for item in task.items[:8]} == {f"{la}/{n}" for la in ("ja", "en") for n in (200, 400)}
-    answers = answer_items(task, Oracle(lambda i: i % 4 == 0))
+    right = {task.questions[item.id].prompt for item in task.items[::4]}
+    answers = answer_items(task, Oracle(right.__contains__))
     scores = task.score(task.items, answers)
     metrics = task.summarize(task.items, scores)
     assert metrics["ranked"].value == metrics["exact"].value == 0.25

@@ -61,7 +61,7 @@ class EvaluateOptions:
     jmmlu: Path | None = None
     """Folder of JMMLU: the same as --path jmmlu=DIR."""
     limit: int | None = None
-    """Maximum number of items of each task, spread evenly over its items. Default: all."""
+    """Maximum number of items of each task, equally many of each group. Default: all."""
     mode: str | None = None
     """How questions are put to the model, for instance completion or chat. Default: that of the task."""
     shots: int | None = None

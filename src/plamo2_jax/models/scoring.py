@@ -13,10 +13,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from plamo2_jax.engine.generator import Generator
 from plamo2_jax.engine.prefill import pieces, power_of_two, read_prompts, repeat_rows
+from plamo2_jax.engine.step import prefill
 from plamo2_jax.model import Plamo2
 from plamo2_jax.model.cache import Cache
 from plamo2_jax.model.loss import map_logits
 from plamo2_jax.models.chat_model import Score
+from plamo2_jax.models.shared_beginnings import Beginning
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 # Number of positions of a row whose logits are in memory together: 410 MB in float32 for 64 rows and a vocabulary of 100,000.
@@ -45,7 +47,11 @@ def _shared(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def score_batch(
-    generator: Generator, contexts: Sequence[np.ndarray], continuations: Sequence[Sequence[np.ndarray]], max_rows: int
+    generator: Generator,
+    contexts: Sequence[np.ndarray],
+    continuations: Sequence[Sequence[np.ndarray]],
+    max_rows: int,
+    beginning: Beginning | None = None,
 ) -> list[list[Score]]:
     """Score the continuations of several contexts in one batch.
 
@@ -54,21 +60,29 @@ def score_batch(
         contexts: token ids of b contexts, not empty.
         continuations: for each context, the token ids of its continuations. A continuation may be empty.
         max_rows: maximum number of continuations read together.
+        beginning: the state after tokens with which all contexts begin, without the last token of any; None: read everything.
 
     Returns:
         For each context, the scores of its continuations.
     """
-    model, params, b = generator.model, generator.params, len(contexts)
+    model, params, b = generator.model, generator.params, power_of_two(len(contexts), 1)
     longest = max([1, *(len(ids) for row in continuations for ids in row)])
     # The last token of each context is read with the continuations, because its logits predict their first token.
-    cache = read_prompts(
-        model,
-        params,
-        [context[:-1] for context in contexts],
-        rows=b,
-        max_length=power_of_two(max(map(len, contexts)) + longest, 64),
-        prefill_size=generator.prefill_size,
-    )
+    if beginning is None:
+        cache = read_prompts(
+            model,
+            params,
+            [context[:-1] for context in contexts],
+            rows=b,
+            max_length=power_of_two(max(map(len, contexts)) + longest, 64),
+            prefill_size=generator.prefill_size,
+        )
+    else:
+        cache = beginning.rows(b)
+        for tokens, segment_ids in pieces(
+            [context[beginning.tokens : -1] for context in contexts], b, generator.prefill_size
+        ):
+            cache = prefill(model, params, cache, tokens, segment_ids)
     v = model.config.vocab_size
     drawable = jnp.arange(v) < (v if generator.tokenizer is None else generator.tokenizer.vocab_size)
     scores: list[list[Score]] = [[] for _ in contexts]
