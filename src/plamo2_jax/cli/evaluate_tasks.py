@@ -150,20 +150,6 @@ def open_judge(options: EvaluateOptions, slots: int) -> ChatModel:
     return _open(options.judge, plain, slots, options.judge_model, options.judge_api_key_env)
 
 
-def score_stored(options: EvaluateOptions) -> None:
-    """Score the answers of a file with the only task, and print the summary.
-
-    Raises:
-        PlamoError: the options are incomplete, the task cannot score stored answers, or the file is malformed.
-    """
-    if len(options.tasks) != 1 or options.output is None:
-        raise PlamoError("--answers needs one task and an output file: add --tasks NAME --output FILE")
-    (task,) = open_tasks(options).values()
-    if not hasattr(task, "score_file"):
-        raise PlamoError(f"the task {task.name} cannot score stored answers: --answers is for pfgen")
-    print(task.score_file(options.answers, options.output))
-
-
 def compare_folders(first: Path, second: Path, output: Path | None) -> None:
     """Print the paired differences between two folders of results, and write them to the JSON file `output`.
 
