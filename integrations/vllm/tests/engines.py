@@ -23,7 +23,9 @@ class Reference:
         stored = np.load(folder / f"{name}.npz")
         self.rows = [ids[:n].tolist() for ids, n in zip(stored["tokens"], stored["lengths"], strict=True)]
         self.generated = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text("utf-8").splitlines()]
-        self.prompts = [row[: len(row) - len(g["token_ids"])] for row, g in zip(self.rows, self.generated, strict=False)]
+        self.prompts = [
+            row[: len(row) - len(g["token_ids"])] for row, g in zip(self.rows, self.generated, strict=False)
+        ]
         self.logprobs = log_softmax(stored["logits"])
 
 
