@@ -350,8 +350,9 @@ def floors(results: dict) -> list[str]:
         }
         if {"int8", "int4 g64, rtn", "int4 g64, gptq"} <= set(kl):
             lines.append(
-                f"{name}: int8 alone has a KL divergence of {kl['int8']:.2e}. In the variants of int4, embedding and Mamba projections have "
-                f"8 bits, too. Rounding to 4 bits adds {kl['int4 g64, rtn'] - kl['int8']:.1e}, and gptq {kl['int4 g64, gptq'] - kl['int8']:.1e}."
+                f"{name}: int8 alone has a KL divergence of {kl['int8']:.2e}. In the variants of int4, embedding and Mamba projections "
+                f"have 8 bits, too. Rounding to 4 bits adds {kl['int4 g64, rtn'] - kl['int8']:.1e}, and gptq "
+                f"{kl['int4 g64, gptq'] - kl['int8']:.1e}."
             )
             lines.append("")
     return lines[:-1]

@@ -47,7 +47,7 @@ QUANTIZED = {
     "w8a8": ("--bits", 8, "--activations", "int8"),
     "fp8": ("--bits", "float8", "--activations", "float8"),
 }
-KEEP_FLOAT = ("--float", "embedding", "lm_head")
+KEEP_FLOAT = ("--float", "embedding|lm_head")
 
 CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n", *map(chr, range(0x3041, 0x3094)), *"吾輩猫好。、"]
 ROWS = [
