@@ -24,8 +24,9 @@ from plamo2_jax import checkpoint, models  # noqa: E402
 from plamo2_jax.config import ModelConfig, preset  # noqa: E402
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem  # noqa: E402
 from plamo2_jax.eval import phonebook  # noqa: E402
+from plamo2_jax.eval.depths import depths  # noqa: E402
 from plamo2_jax.eval.phonebook_names import full_names  # noqa: E402
-from plamo2_jax.eval.retrieval import ask, depths, table  # noqa: E402
+from plamo2_jax.eval.retrieval import ask, table  # noqa: E402
 from plamo2_jax.storage import write_whole  # noqa: E402
 from plamo2_jax.surgery.extend import extend  # noqa: E402
 from plamo2_jax.train.config import RunConfig  # noqa: E402
@@ -106,7 +107,7 @@ def measure(home: Path, folder: Path, samples: int, batches: int) -> dict:
     """Held-out bits a byte by language, and accuracies by length."""
     model = models.open(folder, batch_size=8 * 4)
     questions = phonebook.questions(
-        model.tokenizer,
+        lambda text: len(model.tokenizer.encode(text, bos=True)),
         lengths=LENGTHS,
         depths=depths(4),
         samples=samples,
@@ -114,7 +115,7 @@ def measure(home: Path, folder: Path, samples: int, batches: int) -> dict:
         digits=DIGITS,
         separator=SEPARATOR,
     )
-    answered = ask(questions, model, model.tokenizer, batch_size=8)
+    answered = ask(questions, model, batch_size=8)
     return {"bits_per_byte": heldout_bits(home, folder, LENGTH, ROWS, batches), "rows": table(answered)}
 
 

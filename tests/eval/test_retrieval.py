@@ -13,9 +13,13 @@ from plamo2_jax.cli.main import main
 from plamo2_jax.config import preset
 from plamo2_jax.engine.generator import Generator
 from plamo2_jax.eval import needle, phonebook
-from plamo2_jax.eval.retrieval import Question, ask, depths, table
+from plamo2_jax.eval.depths import depths
+from plamo2_jax.eval.retrieval import Question, RetrievalTask, ask, table
+from plamo2_jax.eval.run import answer_items
+from plamo2_jax.eval.task import TaskOptions
+from plamo2_jax.eval.tasks import open_task
 from plamo2_jax.model import Plamo2, init_params
-from plamo2_jax.models import ChatResponse, Score
+from plamo2_jax.models import Score
 from plamo2_jax.models.scoring import score_batch, split_texts
 from plamo2_jax.tokenizer.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 
@@ -34,8 +38,12 @@ def tokenizer():
     return Tokenizer.from_rows(ROWS)
 
 
+def counter(tokenizer):
+    return lambda text: len(tokenizer.encode(text, bos=True))
+
+
 def test_phonebooks_fit_their_length_and_hold_the_answer_once(tokenizer):
-    found = list(phonebook.questions(tokenizer, lengths=(200, 400), depths=(0, 0.5, 1), samples=2))
+    found = list(phonebook.questions(counter(tokenizer), lengths=(200, 400), depths=(0, 0.5, 1), samples=2))
     assert len(found) == 2 * 2 * 3 * 2
     for question in found:
         prompt, candidates = split_texts(tokenizer, question.prompt, question.candidates)
@@ -47,22 +55,24 @@ def test_phonebooks_fit_their_length_and_hold_the_answer_once(tokenizer):
         assert all(candidate in question.prompt for candidate in question.candidates)
         place = question.prompt.index(question.answer) / len(question.prompt)
         assert abs(place - question.depth) < 0.4
-    again = list(phonebook.questions(tokenizer, lengths=(200, 400), depths=(0, 0.5, 1), samples=2))
+    again = list(phonebook.questions(counter(tokenizer), lengths=(200, 400), depths=(0, 0.5, 1), samples=2))
     assert found == again
     with pytest.raises(ValueError, match="length 30 is not allowed"):
-        list(phonebook.questions(tokenizer, lengths=(30,), depths=(0,)))
+        list(phonebook.questions(counter(tokenizer), lengths=(30,), depths=(0,)))
 
 
 def test_needles_stand_where_they_should(tokenizer):
     texts = {"ja": ["雨が降る。" * 50], "en": ["The rain is falling. " * 50, "Snow is white. " * 40]}
-    found = list(needle.questions(tokenizer, texts, lengths=(300,), depths=(0.0, 0.5, 1.0), samples=2, digits=4))
+    found = list(
+        needle.questions(counter(tokenizer), texts, lengths=(300,), depths=(0.0, 0.5, 1.0), samples=2, digits=4)
+    )
     for question in found:
         prompt, candidates = split_texts(tokenizer, question.prompt, question.candidates)
         assert 300 - 30 < len(prompt) + len(candidates[0]) <= 300 + 4
         assert question.prompt.count(question.answer) == 1
         assert abs(question.prompt.index(question.answer) / len(question.prompt) - question.depth) < 0.3
     with pytest.raises(ValueError, match="length 40 is not allowed"):
-        list(needle.questions(tokenizer, texts, lengths=(40,), depths=(0.0,)))
+        list(needle.questions(counter(tokenizer), texts, lengths=(40,), depths=(0.0,)))
 
 
 def test_a_token_across_the_boundary_belongs_to_the_answer(tokenizer):
@@ -73,23 +83,26 @@ def test_a_token_across_the_boundary_belongs_to_the_answer(tokenizer):
 
 
 class Oracle:
-    """A chat model that answers right where it is told to."""
+    """A chat model that answers right if the context satisfies a condition."""
+
+    chat = complete = None
+    description, parallel = {"fingerprint": "oracle"}, False
 
     def __init__(self, right):
         self.right = right
 
-    def complete(self, requests):
-        return [[ChatResponse(": 111" if self.right(i) else "nothing", "length")] for i in range(len(requests))]
-
     def score(self, requests):
-        return [
-            [Score(0.0 if self.right(i) else -2.0, False, ()), Score(-1.0, False, ())] for i in range(len(requests))
-        ]
+        rights = [self.right(request.context) for request in requests]
+        return [[Score(0.0 if right else -2.0, right, ()), Score(-1.0, False, ())] for right in rights]
 
 
 def test_accuracies_by_length_and_depth(tokenizer):
-    made = [Question("a:", " 111", (" 111", " 222"), "en", length, depth) for length in (8, 16) for depth in (0.0, 1.0)]
-    answered = ask(made, Oracle(lambda i: i == 0), tokenizer, batch_size=2)
+    made = [
+        Question(f"{length} {depth}:", " 111", (" 111", " 222"), "en", length, depth)
+        for length in (8, 16)
+        for depth in (0.0, 1.0)
+    ]
+    answered = ask(made, Oracle(lambda context: context.endswith("0.0:")), batch_size=2)
     assert [one.exact for one in answered] == [True, False, True, False]
     rows = table(answered)
     assert [(row["length"], row["depth"], row["exact"], row["ranked"]) for row in rows] == [
@@ -101,6 +114,36 @@ def test_accuracies_by_length_and_depth(tokenizer):
         (16, 1.0, 0.0, 0.0),
     ]
     assert depths(3) == (0, 0.5, 1)
+
+
+def test_equally_likely_candidates_are_no_answer():
+    task = RetrievalTask("probe", [Question("a:", " 1", (" 1", " 2"), "en", 8, 0.5)], {})
+    requests = task.requests(task.items[0])
+    assert next(requests).continuations == (" 1", " 2")
+    with pytest.raises(StopIteration) as end:
+        requests.send([Score(-1.0, False, ()), Score(-1.0, False, ())])
+    assert task.score(task.items, [end.value.value]) == [{"ranked": 0.0, "exact": 0.0, "chance": 0.5}]
+
+
+@pytest.mark.parametrize("name", ["phonebook", "needle"])
+def test_the_tasks_summarize_and_draw(name, tmp_path):
+    options = TaskOptions(lengths=(200, 400), depths=2, trials=2)
+    task = open_task(name, options)
+    assert len(task.items) == 2 * 2 * 2 * 2
+    # The first items, of a limited evaluation, are of all languages, lengths and depths.
+    assert {item.id.rpartition("/")[2] for item in task.items[:8]} == {"0"}
+    assert {item.group for item in task.items[:8]} == {f"{la}/{n}" for la in ("ja", "en") for n in (200, 400)}
+    right = {task.questions[item.id].prompt for item in task.items[::4]}
+    answers = answer_items(task, Oracle(right.__contains__))
+    scores = task.score(task.items, answers)
+    metrics = task.summarize(task.items, scores)
+    assert metrics["ranked"].value == metrics["exact"].value == 0.25
+    assert metrics["chance"].value == 1 / 8
+    assert metrics["ranked/ja/200"].n == 4
+    [path] = task.plots(task.items, scores, tmp_path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="--kinds fr is not allowed"):
+        open_task(name, TaskOptions(kinds=("fr",)))
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +160,8 @@ def test_likelihoods_are_those_of_the_whole_text(model):
     network, params = model
     rng = np.random.default_rng(0)
     prompts = [rng.integers(4, 384, n) for n in (37, 25)]
-    # Prompts may have different numbers of candidates: a short book has few numbers.
-    candidates = [[rng.integers(4, 384, n) for n in sizes] for sizes in ((3, 5, 1), (2, 4))]
+    # Prompts may have different numbers of candidates. The longest is read in two pieces.
+    candidates = [[rng.integers(4, 384, n) for n in sizes] for sizes in ((3, 5, 1), (2, 20))]
     generator = Generator(network, params, prefill_size=16)
     scores = score_batch(generator, prompts, candidates, 8)
     # Candidates read one after another are scored as those read together.

@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
     with models.open(options.model, dtype=options.dtype, batch_size=rows) as model:
         questions = list(_questions(options, model.tokenizer, languages))
         with tqdm(total=len(questions), unit="question", desc=options.task) as progress:
-            answered = ask(questions, model, model.tokenizer, batch_size=options.batch_size, on_answer=progress.update)
+            answered = ask(questions, model, batch_size=options.batch_size, on_answer=progress.update)
     rows = table(answered)
     _write(options, answered, rows)
     print(as_text(rows))
@@ -88,31 +88,34 @@ def main(argv: list[str]) -> int:
 
 
 def _questions(options: ProbeOptions, tokenizer: Tokenizer, languages: tuple[str, ...]) -> Iterator[Question]:
-    from plamo2_jax.eval import needle, phonebook, retrieval
+    from plamo2_jax.eval import needle, phonebook
+    from plamo2_jax.eval.depths import depths
     from plamo2_jax.eval.phonebook_names import LANGUAGES
 
     if unknown := sorted(set(languages) - set(LANGUAGES)):
         raise PlamoError(f"--language {','.join(unknown)} is not allowed: it must be {' or '.join(LANGUAGES)}, or both")
     shared = {
         "lengths": options.lengths,
-        "depths": retrieval.depths(options.depths),
+        "depths": depths(options.depths),
         "samples": options.samples,
         "candidates": options.candidates,
         "seed": options.seed,
     }
+
+    def count(text: str) -> int:
+        return len(tokenizer.encode(text, bos=True))
+
     if options.task == "phonebook":
         return phonebook.questions(
-            tokenizer, languages=languages, digits=options.digits, separator=options.separator, **shared
+            count, languages=languages, digits=options.digits, separator=options.separator, **shared
         )
-    from plamo2_jax.data.corpus import documents
-
-    texts = {language: [entry["text"] for entry in documents(language, "heldout")] for language in languages}
-    return needle.questions(tokenizer, texts, digits=5 if options.digits is None else options.digits, **shared)
+    texts = needle.heldout_pages(languages)
+    return needle.questions(count, texts, digits=5 if options.digits is None else options.digits, **shared)
 
 
 def _write(options: ProbeOptions, answered: list[Answered], rows: list[dict]) -> None:
     from plamo2_jax.checkpoint import write_json
-    from plamo2_jax.eval.retrieval_plot import heat_map
+    from plamo2_jax.eval.retrieval import RetrievalTask
     from plamo2_jax.storage import new_folder
 
     with new_folder(options.output) as partial:
@@ -121,6 +124,8 @@ def _write(options: ProbeOptions, answered: list[Answered], rows: list[dict]) ->
         with (partial / "answers.jsonl").open("w", encoding="utf-8") as file:
             for one in answered:
                 question = dataclasses.asdict(one.question) | {"prompt": one.question.prompt[-120:]}
-                record = {**question, "tokens": one.tokens, "exact": one.exact, "ranked": one.ranked, "text": one.text}
+                record = {**question, "exact": one.exact, "ranked": one.ranked, "text": one.text}
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        heat_map(partial / "heat_map.png", rows, f"{options.task}: {options.model}")
+        task = RetrievalTask("heat_map", [one.question for one in answered], {})
+        scores = {id(one.question): {"exact": float(one.exact), "ranked": float(one.ranked)} for one in answered}
+        task.plots(task.items, [scores[id(task.questions[item.id])] for item in task.items], partial)

@@ -6,14 +6,13 @@ candidates are other numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import numpy as np
-
+from plamo2_jax.data.corpus import documents
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.eval.phonebook_names import LANGUAGES, numbers
 from plamo2_jax.eval.retrieval import Question, settings
-from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from plamo2_jax.eval.token_budget import largest_size
 
 _CITIES = {
     "ja": "札幌 仙台 金沢 京都 大阪 神戸 広島 福岡 長崎 那覇 横浜 名古屋",
@@ -24,7 +23,7 @@ _CLOSE = {"ja": "」である。\n", "en": ".\n"}
 
 
 def questions(
-    tokenizer: Tokenizer,
+    count_tokens: Callable[[str], int],
     texts: Mapping[str, Sequence[str]],
     *,
     lengths: Sequence[int],
@@ -37,9 +36,10 @@ def questions(
     """Yield questions of every language, length and depth.
 
     Args:
+        count_tokens: Returns the number of tokens of a text with bos.
         texts: Documents by language, for the haystack.
         lengths: Lengths of prompt and answer, in tokens.
-        depths: Positions of the needle, as fractions of the text in tokens.
+        depths: Positions of the needle, as fractions of the text in characters.
         samples: Number of questions per language, length and depth.
         candidates: Number of numbers to choose from.
         digits: Number of digits.
@@ -48,28 +48,40 @@ def questions(
     Raises:
         PlamoError: A length is too short for the needle and its question, or there is no text in a language.
     """
-    for language, documents in texts.items():
-        if language not in LANGUAGES or not documents:
+    for language, pages in texts.items():
+        if language not in LANGUAGES or not pages:
             raise PlamoError(f"texts has the language {language!r}: it must hold documents in {' or '.join(LANGUAGES)}")
     for language, length, depth, rng in settings(texts, lengths, depths, samples, seed):
         options = numbers(rng, language, candidates, digits)
         begin = _NEEDLE[language].format(city=rng.choice(_CITIES[language].split()))
         space = "" if language == "ja" else " "
         needle = f"{begin}{space}{options[0]}{_CLOSE[language]}"
-        tail = len(tokenizer.encode(f"{begin}{space}{options[0]}"))
-        room = length - 1 - len(tokenizer.encode(needle)) - tail
-        if room < 8:
-            needed = length - room + 8
-            raise PlamoError(f"length {length} is not allowed: the needle and its question need {needed} tokens")
-        documents = texts[language]
-        hay: list[int] = []
-        i = int(rng.integers(len(documents)))
-        while len(hay) < room:
-            hay += list(tokenizer.encode(documents[i % len(documents)] + "\n"))
-            i += 1
-        # Joining texts that were cut between tokens may change the number of tokens by a few, so the text is cut a little shorter.
-        hay = hay[: room - 4]
-        place = round(depth * len(hay))
-        before, after = (tokenizer.decode(np.array(part, int)) for part in (hay[:place], hay[place:]))
         answers = tuple(f"{space}{option}" for option in options)
-        yield Question(f"{before}{needle}{after}{begin}", answers[0], answers, language, length, float(depth))
+        pages, first = texts[language], int(rng.integers(len(texts[language])))
+
+        def prompt(size: int, *, pages=pages, first=first, needle=needle, begin=begin, depth=depth) -> str:
+            hay = _text(pages, first, size)
+            place = round(depth * size)
+            return f"{hay[:place]}{needle}{hay[place:]}{begin}"
+
+        def tokens(size: int, *, prompt=prompt, answer=answers[0]) -> int:
+            return count_tokens(prompt(size) + answer)
+
+        size = largest_size(tokens, length)
+        if size is None:
+            raise PlamoError(f"length {length} is not allowed: the needle and its question need {tokens(1)} tokens")
+        yield Question(prompt(size), answers[0], answers, language, length, float(depth))
+
+
+def _text(pages: Sequence[str], first: int, size: int) -> str:
+    """Return `size` characters of pages, from one on. The pages are repeated if needed."""
+    parts, count, i = [], 0, first
+    while count < size:
+        parts.append(pages[i % len(pages)] + "\n")
+        count, i = count + len(parts[-1]), i + 1
+    return "".join(parts)[:size]
+
+
+def heldout_pages(languages: Sequence[str]) -> dict[str, list[str]]:
+    """Return the held-out pages of the bundled corpus by language, for the haystack."""
+    return {language: [entry["text"] for entry in documents(language, "heldout")] for language in languages}

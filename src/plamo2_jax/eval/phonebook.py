@@ -6,14 +6,13 @@ their memory, and full attention does not. The authors of PLaMo 2 also evaluate 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.eval.phonebook_names import LANGUAGES, full_names, numbers
 from plamo2_jax.eval.retrieval import Question, settings
-from plamo2_jax.tokenizer.tokenizer import Tokenizer
 
 _TITLE = {"ja": "電話帳\n", "en": "Phone book\n"}
 _QUERY = {"ja": "\n番号案内\n", "en": "\nDirectory enquiries\n"}
@@ -28,7 +27,7 @@ def _book(names: Sequence[str], book: Sequence[str], separator: str) -> str:
 
 
 def questions(
-    tokenizer: Tokenizer,
+    count_tokens: Callable[[str], int],
     *,
     lengths: Sequence[int],
     depths: Sequence[float],
@@ -42,6 +41,7 @@ def questions(
     """Yield questions of every language, length and depth.
 
     Args:
+        count_tokens: Returns the number of tokens of a text with bos.
         lengths: Lengths of prompt and answer, in tokens; books are as long as fits.
         depths: Positions of the requested entry, as fractions of the book.
         languages: Languages, of ja and en.
@@ -55,7 +55,7 @@ def questions(
         PlamoError: A length is too short for two entries, or there are too few names for it.
     """
     for language, length, depth, rng in settings(languages, lengths, depths, samples, seed):
-        size = _entries_that_fit(tokenizer, language, length, digits, separator)
+        size = _entries_that_fit(count_tokens, language, length, digits, separator)
         asked = separator.rstrip(" ")
         space = separator[len(asked) :]
         while True:
@@ -65,7 +65,7 @@ def questions(
             text = _TITLE[language] + _book(names, book, separator) + _QUERY[language]
             prompt, answer = f"{text}{names[target]}{asked}", f"{space}{book[target]}"
             # These names may be longer than the average. Then entries are removed until the book fits.
-            if len(tokenizer.encode(prompt + answer, bos=True)) <= length:
+            if count_tokens(prompt + answer) <= length:
                 break
             rng.bit_generator.state = state
             size -= 1
@@ -77,13 +77,15 @@ def questions(
         yield Question(prompt, answer, options, language, length, float(depth))
 
 
-def _entries_that_fit(tokenizer: Tokenizer, language: str, length: int, digits: int | None, separator: str) -> int:
+def _entries_that_fit(
+    count_tokens: Callable[[str], int], language: str, length: int, digits: int | None, separator: str
+) -> int:
     rng = np.random.default_rng(0)
     names = full_names(rng, language, 50)
     # One by one, because there may be fewer than 50 different numbers.
     sample = _book(names, [numbers(rng, language, 1, digits)[0] for _ in names], separator)
-    per_entry = len(tokenizer.encode(sample, bos=True)) / 50
-    frame = len(tokenizer.encode(_TITLE[language] + _QUERY[language], bos=True))
+    per_entry = count_tokens(sample) / 50
+    frame = count_tokens(_TITLE[language] + _QUERY[language])
     # A few more entries than the average length suggests. The caller removes entries until the book fits.
     return max(2, int(1.02 * (length - frame) / per_entry))
 

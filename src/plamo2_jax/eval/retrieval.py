@@ -1,25 +1,27 @@
 """Retrieval probes: questions about one fact in a long text, their two scores, and tables of the scores by length and depth.
 
-A question is scored twice: whether greedy decoding gives exactly the answer, and whether the answer has the highest probability of several
+A question has two scores: whether greedy decoding gives exactly the answer, and whether the answer has the highest probability of several
 candidates of the same form. Small models can do only the second; chance is one over the number of candidates.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from plamo2_jax.engine.sampling import SamplingConfig
-from plamo2_jax.engine.stop import StopConfig
-from plamo2_jax.errors import PlamoError
+from plamo2_jax.eval.depths import depth_label
+from plamo2_jax.eval.heat_map import heat_maps, mean_panel
+from plamo2_jax.eval.metrics import mean_metrics
 from plamo2_jax.eval.phonebook_names import LANGUAGES
-from plamo2_jax.models import ChatModel, CompletionRequest, RequestError, ScoreRequest
-from plamo2_jax.models.scoring import split_texts
-from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from plamo2_jax.eval.run import answer_items
+from plamo2_jax.eval.task import Answer, Item, Metric, Request, Responses
+from plamo2_jax.models import ChatModel, ScoreRequest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,25 +40,95 @@ class Question:
     """Position of the fact: 0 at the beginning of the text, 1 just before the question."""
 
 
+class RetrievalTask:
+    """Questions as a benchmark task. Item ids are LANGUAGE/LENGTH/DEPTH/NUMBER, and the groups are LANGUAGE/LENGTH.
+
+    A model must score the candidates. Greedy decoding gives the answer exactly if each of its tokens is the most likely one, so nothing is
+    generated.
+
+    Args:
+        name: name of the task.
+        questions: the questions, in any order.
+        provenance: fields for the result.
+    """
+
+    metric = "ranked"
+
+    def __init__(self, name: str, questions: Iterable[Question], provenance: Mapping[str, Any]):
+        self.name, self.provenance = name, provenance
+        numbers: collections.Counter[str] = collections.Counter()
+        numbered = []
+        for question in questions:
+            place = f"{question.language}/{question.length}/{depth_label(question.depth)}"
+            numbered.append((numbers[place], place, question))
+            numbers[place] += 1
+        # A limited number of items covers all languages, lengths and depths.
+        numbered.sort(key=lambda one: one[0])
+        self.questions = {f"{place}/{number}": question for number, place, question in numbered}
+        """The questions by item id."""
+        self.items = [
+            Item(item_id, question.prompt[-80:], question.answer, f"{question.language}/{question.length}")
+            for item_id, question in self.questions.items()
+        ]
+
+    def requests(self, item: Item) -> Generator[Request, Responses, Answer]:
+        """Yield the request of an item. Return {"text": the most likely candidate, "exact": whether greedy decoding gives the answer}.
+
+        "text" is "" if another candidate is as likely as the answer, and no candidate is more likely.
+        """
+        question = self.questions[item.id]
+        scores = yield ScoreRequest(question.prompt, question.candidates)
+        others = max((score.logprob for score in scores[1:]), default=float("-inf"))
+        best = max(range(len(scores)), key=lambda i: scores[i].logprob)
+        text = question.candidates[best] if best or scores[0].logprob > others else ""
+        return {"text": text, "exact": scores[0].is_greedy}
+
+    def score(self, items: Sequence[Item], answers: Sequence[Answer]) -> list[Mapping[str, float]]:
+        """Return for each item: ranked and exact, 0 or 1; and chance, one over the number of candidates."""
+        return [
+            {
+                "ranked": float(answer["text"] == item.reference),
+                "exact": float(answer["exact"]),
+                "chance": 1 / len(self.questions[item.id].candidates),
+            }
+            for item, answer in zip(items, answers, strict=True)
+        ]
+
+    def summarize(self, items: Sequence[Item], scores: Sequence[Mapping[str, float]]) -> Mapping[str, Metric]:
+        """Return the mean of each score, over all items and for each language and length."""
+        return mean_metrics(items, scores)
+
+    def plots(self, items: Sequence[Item], scores: Sequence[Mapping[str, float]], folder: Path) -> list[Path]:
+        """Draw NAME.png: maps of both scores by length and depth, for each language."""
+        cells: dict[str, dict[tuple[str, str], list[float]]] = {}
+        for item, row in zip(items, scores, strict=True):
+            question = self.questions[item.id]
+            for score in ("exact", "ranked"):
+                place = (f"{question.length:,}", depth_label(question.depth))
+                cells.setdefault(f"{question.language}: {score}", {}).setdefault(place, []).append(row[score])
+        if not cells:
+            return []
+        path = folder / f"{self.name}.png"
+        heat_maps(path, [mean_panel(title, cells[title]) for title in sorted(cells)], self.name)
+        return [path]
+
+
 @dataclasses.dataclass(frozen=True)
 class Answered:
     """A question with the results of a model."""
 
     question: Question
-    tokens: int
-    """Number of tokens of the prompt."""
     exact: bool
-    """Whether the output of greedy decoding starts with the answer."""
+    """Whether greedy decoding gives the answer."""
     ranked: bool
     """Whether the answer has a higher probability than every other candidate."""
     text: str
-    """Output of greedy decoding."""
+    """The most likely candidate, see `RetrievalTask.requests`."""
 
 
 def ask(
     questions: Iterable[Question],
     model: ChatModel,
-    tokenizer: Tokenizer,
     *,
     batch_size: int = 4,
     on_answer: Callable[[int], None] | None = None,
@@ -64,6 +136,8 @@ def ask(
     """Ask a model questions, in batches of similar length.
 
     Args:
+        questions: Questions of one probe.
+        model: Model that scores continuations.
         batch_size: Questions per batch.
         on_answer: Called after each batch with the number of its questions.
 
@@ -74,26 +148,18 @@ def ask(
         PlamoError: The model refuses a question, for instance because it is longer than the model's context.
     """
     questions = list(questions)
-    order = sorted(range(len(questions)), key=lambda i: (questions[i].length, i))
-    answered: dict[int, Answered] = {}
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
-        cut = [split_texts(tokenizer, questions[i].prompt, questions[i].candidates) for i in indices]
-        stop = StopConfig(max_new_tokens=max(len(candidates[0]) for _, candidates in cut) + 2)
-        greedy = SamplingConfig(temperature=0.0)
-        responses = model.complete([CompletionRequest(prompt, sampling=greedy, stop=stop) for prompt, _ in cut])
-        scores = model.score([ScoreRequest(*both) for both in cut])
-        for i, (prompt, candidates), response, score in zip(indices, cut, responses, scores, strict=True):
-            for one in (response, score):
-                if isinstance(one, RequestError):
-                    raise PlamoError(f"a question of {len(prompt)} tokens has no answer: {one.reason}")
-            said, right = response[0], tokenizer.decode(candidates[0])
-            text = said.text if said.token_ids is None else tokenizer.decode(said.token_ids)
-            best = all(score[0].logprob > other.logprob for other in score[1:])
-            answered[i] = Answered(questions[i], len(prompt), text.startswith(right), best, text)
+    task = RetrievalTask("probe", questions, {})
+    items = sorted(task.items, key=lambda item: task.questions[item.id].length)
+    results: dict[int, Answered] = {}
+    for start in range(0, len(items), batch_size):
+        batch = items[start : start + batch_size]
+        answers = answer_items(task, model, items=batch)
+        for item, answer, score in zip(batch, answers, task.score(batch, answers), strict=True):
+            question = task.questions[item.id]
+            results[id(question)] = Answered(question, answer["exact"], score["ranked"] == 1, answer["text"])
         if on_answer:
-            on_answer(len(indices))
-    return [answered[i] for i in range(len(questions))]
+            on_answer(len(batch))
+    return [results[id(question)] for question in questions]
 
 
 def settings(
@@ -103,11 +169,6 @@ def settings(
     for language, length, depth, sample in itertools.product(languages, lengths, depths, range(samples)):
         key = [seed, LANGUAGES.index(language), length, round(depth * 1000), sample]
         yield language, length, depth, np.random.default_rng(key)
-
-
-def depths(count: int) -> tuple[float, ...]:
-    """Return `count` evenly spaced depths from 0 to 1; 0.5 if `count` is 1."""
-    return tuple(np.linspace(0, 1, count).tolist()) if count > 1 else (0.5,)
 
 
 def table(answered: Sequence[Answered]) -> list[dict[str, Any]]:
@@ -126,7 +187,6 @@ def table(answered: Sequence[Answered]) -> list[dict[str, Any]]:
             "exact": float(np.mean([member.exact for member in members])),
             "ranked": float(np.mean([member.ranked for member in members])),
             "chance": float(np.mean([1 / len(member.question.candidates) for member in members])),
-            "tokens": float(np.mean([member.tokens for member in members])),
         }
         for (language, length, depth), members in sorted(
             groups.items(), key=lambda item: (item[0][0], item[0][1], item[0][2] is not None, item[0][2] or 0)

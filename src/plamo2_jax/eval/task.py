@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from plamo2_jax.models import ChatRequest, ChatResponse, CompletionRequest, Score, ScoreRequest
 
@@ -71,8 +71,14 @@ class TaskOptions:
     """Seed of sampled answers and of generated questions."""
     lengths: tuple[int, ...] = ()
     """Numbers of tokens of generated contexts. Empty: the task's default."""
+    depths: int | None = None
+    """Number of positions of a fact in generated contexts, from the beginning to the end. None: the task's default."""
+    kinds: tuple[str, ...] = ()
+    """Kinds of generated questions, for tasks that have several. Empty: all."""
     count_tokens: Callable[[str], int] | None = None
     """Returns the number of tokens of a text. None if the model has no tokenizer here; tasks then count three characters as a token."""
+    baseline: Path | None = None
+    """Answers of another model that a judge compares with, as a folder of results or its answers.jsonl. None: a judge rates answers."""
     processes: int | None = None
     """Number of processes that score answers. None: one for each core."""
     allow_unisolated_code: bool = False
@@ -100,4 +106,13 @@ class Task(Protocol):
 
     def summarize(self, items: Sequence[Item], scores: Sequence[Mapping[str, float]]) -> Mapping[str, Metric]:
         """Return the metrics over all items. `metrics.mean_metrics` is the usual implementation."""
+        ...
+
+
+@runtime_checkable
+class HasPlots(Protocol):
+    """A task that draws plots of its scores, such as heat maps. The runner writes them beside the results."""
+
+    def plots(self, items: Sequence[Item], scores: Sequence[Mapping[str, float]], folder: Path) -> list[Path]:
+        """Draw the scores into PNG files in an existing folder. Return the paths of the files."""
         ...

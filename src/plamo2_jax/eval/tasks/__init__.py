@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.eval.pfgen import benchmark as pfgen
 from plamo2_jax.eval.task import Task, TaskOptions
 
 
@@ -26,11 +27,76 @@ class TaskInfo:
 
 TASKS: dict[str, TaskInfo] = {
     # pfgen
+    "pfgen": TaskInfo(
+        "pfgen",
+        "pfgen-bench: 50 questions in Japanese, 10 trials, mean of fluency, truthfulness and helpfulness",
+        pfgen.LICENCE,
+        pfgen.SOURCE,
+    ),
     # mmlu
+    "jmmlu": TaskInfo(
+        "mmlu",
+        "Japanese questions with four choices, 56 subjects, 7,536 questions, 5 examples: accuracy, mean of the subjects.",
+        "CC BY-SA 4.0; japanese_civics, japanese_geography and japanese_idiom: CC BY-NC-ND 4.0; japanese_history and world_history: "
+        "no commercial use except research and evaluation of language models",
+        "https://github.com/nlp-waseda/JMMLU (the folder)",
+    ),
+    "mmlu": TaskInfo(
+        "mmlu",
+        "English questions with four choices, 57 subjects, 14,042 questions, 5 examples: accuracy.",
+        "MIT",
+        "https://github.com/hendrycks/test (the folder of data.tar, with dev/ and test/)",
+    ),
     # code
+    "humaneval": TaskInfo("code", "Python functions from docstrings, 164 problems: pass@k.", "MIT"),
+    "jhumaneval": TaskInfo(
+        "code",
+        "HumanEval with Japanese docstrings, 164 problems: pass@k.",
+        "MIT",
+        "https://huggingface.co/datasets/kogi-jwu/jhumaneval or https://github.com/ohashi3399/human-eval-ja (JSON lines or Parquet)",
+    ),
+    "humaneval_plus": TaskInfo(
+        "code",
+        "HumanEval with many more tests, 164 problems: pass@k.",
+        "Apache-2.0",
+        "https://github.com/evalplus/humanevalplus_release (HumanEvalPlus.jsonl.gz)",
+    ),
     # instructions
     # judged
+    "mt_bench_ja": TaskInfo(
+        "judged",
+        "Japanese MT-Bench, 80 conversations of two turns in 8 categories: ratings of a judge from 1 to 10.",
+        "Apache-2.0",
+        needs_judge=True,
+    ),
+    "elyza": TaskInfo(
+        "judged",
+        "ELYZA-tasks-100, Japanese questions with criteria of their own: ratings of a judge from 1 to 5.",
+        "CC BY-SA 4.0",
+        "https://huggingface.co/datasets/elyza/ELYZA-tasks-100 (test.csv)",
+        needs_judge=True,
+    ),
     # long context
+    "ruler": TaskInfo(
+        "long_context",
+        "RULER in English: needles, variable tracking, common and frequent words, 20 questions per kind and length, share of references",
+        "wordings: Apache-2.0; contexts: generated, or the bundled corpus",
+    ),
+    "ruler_ja": TaskInfo(
+        "long_context",
+        "RULER's kinds in Japanese, 20 questions per kind and length, share of references",
+        "wordings: Apache-2.0; contexts: generated, or the bundled corpus",
+    ),
+    "phonebook": TaskInfo(
+        "retrieval",
+        "numbers of names in phonebooks, Japanese and English, 20 questions per language and length, choice of 8",
+        "generated",
+    ),
+    "needle": TaskInfo(
+        "retrieval",
+        "numbers of cities in held-out text, Japanese and English, 20 questions per language and length, choice of 8",
+        "generated; text of the bundled corpus (MPL-2.0, CC-BY-SA-3.0)",
+    ),
 }
 """The tasks by name."""
 

@@ -1,0 +1,1 @@
+"""Synthetic data: recipes, work units, verification, filters, and shards with provenance."""
