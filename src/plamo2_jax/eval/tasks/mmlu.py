@@ -20,6 +20,7 @@ from plamo2_jax.errors import PlamoError
 from plamo2_jax.eval.benchmark_files import read_csv, sha256
 from plamo2_jax.eval.metrics import mean_metrics
 from plamo2_jax.eval.task import Answer, Item, Metric, Request, Responses, TaskOptions
+from plamo2_jax.eval.tasks import TASKS
 from plamo2_jax.eval.tasks.mmlu_subjects import JAPAN, JAPANESE_NAMES, NO_DERIVATIVES
 from plamo2_jax.models import ScoreRequest
 
@@ -155,6 +156,7 @@ def open(name: str, options: TaskOptions) -> ChoiceTask:
         titles=JAPANESE_NAMES if name == "jmmlu" else {},
         shots=shots,
         provenance={
+            "licence": TASKS[name].licence,
             "data": {"name": options.path.name, "sha256": sha256(files), "files": len(files)},
             "subjects": len(subjects),
             "shots": shots,
