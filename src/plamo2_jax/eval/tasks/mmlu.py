@@ -65,8 +65,10 @@ class Wording:
 
 
 JAPANESE = Wording("以下は、{subject}に関する四択問題とその答えです。\n\n", "問題: ", "答え:", "")
-ENGLISH = Wording("The following are multiple choice questions (with answers) about {subject}.\n\n", "", "Answer:", " ")
-"""The wording of MMLU's own evaluation (https://github.com/hendrycks/test, evaluate.py)."""
+ENGLISH = Wording(
+    "The following are multiple choice questions (with answers) about  {subject}.\n\n", "", "Answer:", " "
+)
+"""The wording of MMLU's own evaluation (https://github.com/hendrycks/test, evaluate.py), with its two spaces before the subject."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +181,7 @@ def _read_jmmlu(folder: Path) -> tuple[dict[str, list[Row]], dict[str, list[Row]
             f"{folder} has no CSV file: it must be the folder of https://github.com/nlp-waseda/JMMLU, with JMMLU/*.csv and "
             "JMMLU_NC_ND/*.csv"
         )
-    subjects = {file.stem: _read_rows(file, file.stem) for file in files}
+    subjects = {file.stem: [_stripped(row) for row in _read_rows(file, file.stem)] for file in files}
     return subjects, subjects, files
 
 
@@ -220,12 +222,15 @@ def _read_rows(file: Path, prefix: str) -> list[Row]:
             raise PlamoError(f"{where}: the answer is {answer[:40]!r}: it must be A, B, C or D")
         if not question.strip():
             raise PlamoError(f"{where}: the question is empty: {_COLUMNS}")
-        rows.append(
-            Row(f"{prefix}/{number}", question.strip(), tuple(choice.strip() for choice in choices), answer.strip())
-        )
+        rows.append(Row(f"{prefix}/{number}", question, tuple(choices), answer.strip()))
     if not rows:
         raise PlamoError(f"{file} has no rows: {_COLUMNS}")
     return rows
+
+
+def _stripped(row: Row) -> Row:
+    """Return a row without space around its texts. MMLU's own evaluation keeps such space."""
+    return dataclasses.replace(row, question=row.question.strip(), choices=tuple(one.strip() for one in row.choices))
 
 
 def _question(row: Row) -> str:
