@@ -17,7 +17,6 @@ from plamo2_jax.eval.task import JudgeRequest, TaskOptions
 from plamo2_jax.eval.tasks import open_task
 from support.answering_server import answering_server
 
-
 QUESTIONS = BUNDLED / "mt_bench_ja" / "question_full-v4.jsonl"
 
 
