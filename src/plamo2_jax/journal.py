@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,16 @@ class Journal:
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """Write an entry with an `id`. Several threads may call this method."""
-        line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+        self.extend([entry])
+
+    def extend(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Write entries with an `id` each, and wait for the disk once. Several threads may call this method."""
+        lines = b"".join(json.dumps(entry, ensure_ascii=False).encode() + b"\n" for entry in entries)
         with self._lock:
-            while line:
-                line = line[os.write(self._file, line) :]
+            while lines:
+                lines = lines[os.write(self._file, lines) :]
             os.fsync(self._file)
-            self.entries[entry["id"]] = entry
+            self.entries.update((entry["id"], entry) for entry in entries)
 
     def close(self) -> None:
         """Close the file."""

@@ -13,6 +13,8 @@ from plamo2_jax.models import ChatRequest, ChatResponse, CompletionRequest, Requ
 class Recorder:
     """A chat model that answers from the request and records the sizes of its calls."""
 
+    description, parallel = {"fingerprint": "recorder"}, False
+
     def __init__(self):
         self.calls = []
 

@@ -1,130 +1,151 @@
-"""`plamo2 evaluate MODEL --heldout ja=DIR en=FILE`: held-out bits per byte and perplexity, beside xz."""
+"""`plamo2 evaluate MODEL --tasks NAME... --heldout NAME=PATH...`: benchmark tasks, held-out bits per byte, and comparisons of results."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from plamo2_jax.cli.arguments import parse
 from plamo2_jax.errors import PlamoError
-
-if TYPE_CHECKING:
-    from plamo2_jax.eval.heldout import HeldOutSet
-    from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from plamo2_jax.validation import require_at_least
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions:
-    """Measure bits per byte and perplexity of a model on held-out data, and the bits per byte of `xz -9e` on the same text.
+    """Evaluate a model on benchmark tasks and on held-out data.
 
-    Text: one pass over all documents, including their end-of-document tokens. Conversations: only the assistant's tokens are measured,
-    given everything before them. Bits per byte are the sum of -log2 p divided by the number of UTF-8 bytes, which does not depend on
-    the vocabulary. Lower is better.
+    Tasks: each task writes its metrics with standard errors and all answers to a folder, and report.html shows them. An evaluation that
+    was interrupted goes on where it was: run the same command again. Answers are asked again only if the model, the prompt or a setting
+    has changed.
+
+    Held-out data: bits per byte and perplexity, and the bits per byte of `xz -9e` on the same text. Text: one pass over all documents,
+    including their end-of-document tokens. Conversations: only the assistant's tokens are measured, given everything before them. Bits per
+    byte are the sum of -log2 p divided by the number of UTF-8 bytes, which does not depend on the vocabulary. Lower is better.
     """
 
-    model: Annotated[str, tyro.conf.Positional]
-    """Run folder, RUN@STEP or RUN@ema, folder of the public layout, or folder of adapters."""
-    heldout: tuple[str, ...]
+    model: Annotated[str | None, tyro.conf.Positional] = None
+    """Run folder, RUN@STEP or RUN@ema, folder of the public layout, or folder of adapters. With --tasks also the address of an
+    OpenAI-compatible server, such as http://localhost:8000/v1."""
+    tasks: tuple[str, ...] = ()
+    """Names of tasks, see --list, or YAML files that describe tasks on your own JSON lines."""
+    heldout: tuple[str, ...] = ()
     """Held-out data as NAME=PATH, for instance ja=runs/demo/data/ja/heldout news=news.txt chat=conversations.jsonl. PATH is a folder of
     shards, or text or conversations in any format that data prepare or sft reads; files are tokenized on the fly. A file whose first
     record has a field `text` is text."""
     output: Path | None = None
-    """JSON file for all metrics."""
+    """With --tasks: folder for the results, default runs/evaluation/MODEL. Otherwise: JSON file for the metrics."""
+    list: bool = False
+    """Print the tasks with their licences, and where to get data that is not part of this package."""
+    compare: tuple[Path, Path] | None = None
+    """Two folders with results. Print for each task the mean difference, second minus first, on the items that both have, with a 95 %
+    confidence interval. --output writes the comparison to a JSON file."""
+    answers: Path | None = None
+    """Score the stored answers of this file instead of those of a model, for tasks that can (pfgen). --output is then a file."""
+
+    path: tuple[str, ...] = ()
+    """Data of tasks, as NAME=PATH, or only PATH if a single task needs data."""
+    pfgen: Path | None = None
+    """Folder of pfgen-bench: the same as --path pfgen=DIR."""
+    jmmlu: Path | None = None
+    """Folder of JMMLU: the same as --path jmmlu=DIR."""
+    limit: int | None = None
+    """Maximum number of items of each task, spread evenly over its items. Default: all."""
+    mode: str | None = None
+    """How questions are put to the model, for instance completion or chat. Default: that of the task."""
+    shots: int | None = None
+    """Number of examples in a prompt. Default: that of the task."""
+    trials: int | None = None
+    """Number of answers to each question. Default: that of the task."""
+    max_new_tokens: int | None = None
+    """Maximum number of tokens of an answer. Default: that of the task."""
+    lengths: tuple[int, ...] = ()
+    """Numbers of tokens of generated contexts. Default: those of the task."""
+    depths: int | None = None
+    """Number of positions of a fact in generated contexts. Default: that of the task."""
+    kinds: tuple[str, ...] = ()
+    """Kinds of generated questions. Default: all of the task."""
+    seed: int = 0
+    """Random seed of sampled answers and generated questions."""
+    judge: str | None = None
+    """Judge model, for tasks that need one: a model folder or the address of a server."""
+    judge_model: str | None = None
+    """Name of the judge on its server. Default: the first that the server lists."""
+    judge_api_key_env: str | None = None
+    """Environment variable with the API key of the judge's server."""
+    allow_unisolated_code: bool = False
+    """Run programs that a model wrote even if this system cannot isolate them. They can then read and change your files."""
+    processes: int | None = None
+    """Number of processes that score answers. Default: one for each core."""
+
+    served_model: str | None = None
+    """Name of the model on its server. Default: the first that the server lists."""
+    api_key_env: str | None = None
+    """Environment variable with the API key of the server."""
+    concurrency: int = 8
+    """Number of concurrent requests to a server."""
+    timeout: float = 300.0
+    """Maximum time of one request to a server, in seconds."""
+
     step: int | None = None
     """Step of a run folder's checkpoint, instead of RUN@STEP; left out, the newest."""
-    tokenizer: Path | None = None
-    """tokenizer.jsonl for a model without one."""
     template: str | None = None
     """Chat template for conversations: chat, translate, a Jinja file or a folder; left out, the model's own, else chat."""
-    sequence_length: int | None = None
-    """Positions per row; longer documents are cut. Left out, the training length of a run folder, else 2048."""
-    batch_size: int = 8
-    """Rows per batch."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of activations."""
+    batch_size: int | None = None
+    """Number of texts that a local model reads or writes together. Default: 64 for tasks, 8 rows for held-out data."""
+    tokenizer: Path | None = None
+    """Held-out data: tokenizer.jsonl for a model without one."""
+    sequence_length: int | None = None
+    """Held-out data: positions per row; longer documents are cut. Left out, the training length of a run folder, else 2048."""
 
 
 def main(argv: list[str]) -> int:
     """Run the verb."""
     options = parse(EvaluateOptions, argv, "plamo2 evaluate")
-    folders = parse_heldout(options.heldout)
+    require_at_least(
+        1,
+        limit=options.limit,
+        trials=options.trials,
+        max_new_tokens=options.max_new_tokens,
+        concurrency=options.concurrency,
+        processes=options.processes,
+        batch_size=options.batch_size,
+        sequence_length=options.sequence_length,
+    )
+    require_at_least(0, shots=options.shots, seed=options.seed)
+    if options.list:
+        from plamo2_jax.cli.evaluate_tasks import print_tasks
 
-    import jax.numpy as jnp
+        print_tasks()
+        return 0
+    if options.compare is not None:
+        from plamo2_jax.cli.evaluate_tasks import compare_folders
 
-    from plamo2_jax.adapters.open import open_model
-    from plamo2_jax.checkpoint import write_json
-    from plamo2_jax.convert.names import ModelName
-    from plamo2_jax.eval.heldout import compare, table
-    from plamo2_jax.model.plamo2 import Plamo2
-    from plamo2_jax.tokenizer.tokenizer import Tokenizer
+        compare_folders(*options.compare, options.output)
+        return 0
+    if options.answers is not None:
+        from plamo2_jax.cli.evaluate_tasks import score_stored
 
-    loaded = open_model(options.model, step=options.step)
-    tokenizer = loaded.tokenizer if options.tokenizer is None else Tokenizer.load(options.tokenizer)
-    if tokenizer is None:
-        raise PlamoError(f"{options.model} has no tokenizer.jsonl; name one with --tokenizer")
-    folder = ModelName.parse(options.model).folder
-    length = training_length(folder) if options.sequence_length is None else options.sequence_length
-    model = Plamo2(loaded.config, dtype=jnp.dtype(options.dtype), scan_layers=loaded.scan_layers)
-    sets = {name: open_set(path, options, tokenizer, length) for name, path in folders.items()}
-    results = compare(model, loaded.params, tokenizer, sets, sequence_length=length, batch_size=options.batch_size)
-    print(table(results))
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        languages = {language: result.metrics for language, result in results.items()}
-        write_json(options.output, {"model": options.model, "sequence_length": length, "languages": languages})
-    return 0
+        score_stored(options)
+        return 0
+    if not (options.tasks or options.heldout):
+        raise PlamoError("there is nothing to evaluate: give --tasks NAME..., --heldout NAME=PATH..., or both")
+    if options.model is None:
+        raise PlamoError(
+            "the model is missing: give it as the first argument, such as plamo2 evaluate runs/demo --tasks ..."
+        )
+    status, output = 0, options.output
+    if options.tasks:
+        from plamo2_jax.cli.evaluate_tasks import output_folder, run_tasks
 
+        folder = output_folder(options)
+        status, output = run_tasks(options, folder), folder / "evaluation.json"
+    if options.heldout:
+        from plamo2_jax.cli.evaluate_heldout import measure
 
-def open_set(path: Path, options: EvaluateOptions, tokenizer: Tokenizer, length: int) -> HeldOutSet:
-    """Read one held-out set: shards, text, or conversations.
-
-    Raises:
-        PlamoError: it cannot be read, is empty, or was tokenized with another tokenizer.
-    """
-    from plamo2_jax.convert.names import ModelName
-    from plamo2_jax.data.documents import ReadReport
-    from plamo2_jax.data.in_memory import TokenizedText
-    from plamo2_jax.data.shards import MANIFEST
-    from plamo2_jax.data.sources import read_documents
-    from plamo2_jax.eval.heldout import text_set
-
-    shape = {"sequence_length": length, "batch_size": options.batch_size}
-    if (path / MANIFEST).is_file():
-        return text_set(path, tokenizer, **shape)
-    from plamo2_jax.align.heldout import chat_set, holds_text
-
-    if holds_text(path):
-        report = ReadReport(max_bad_rate=0.0, judge_after=1)
-        return text_set(TokenizedText(read_documents([path], report=report), tokenizer, str(path)), tokenizer, **shape)
-    from plamo2_jax.tokenizer.chat_template import FILE_NAME
-
-    folder = ModelName.parse(options.model).folder
-    template = options.template or (str(folder) if (folder / FILE_NAME).is_file() else "chat")
-    return chat_set(path, template, tokenizer, **shape)
-
-
-def parse_heldout(arguments: tuple[str, ...]) -> dict[str, Path]:
-    """Parse `("ja=DIR", ...)` into a mapping; raise PlamoError if an argument has another form or a name occurs twice."""
-    folders: dict[str, Path] = {}
-    for argument in arguments:
-        name, _, path = argument.partition("=")
-        if not (name and path):
-            raise PlamoError(f"--heldout {argument!r} is not allowed: it must be NAME=PATH, such as en=heldout.txt")
-        if name in folders:
-            raise PlamoError(f"--heldout has {name!r} twice: each name must occur once")
-        folders[name] = Path(path)
-    if not folders:
-        raise PlamoError("--heldout must name at least one NAME=PATH")
-    return folders
-
-
-def training_length(model: Path) -> int:
-    """Return the row length with which a run was trained, in tokens; 2048 if its config does not have it."""
-    from plamo2_jax.checkpoint import read_config
-
-    data = read_config(model).get("data")
-    length = data.get("sequence_length") if isinstance(data, dict) else None
-    return length if isinstance(length, int) else 2048
+        measure(options, output)
+    return status

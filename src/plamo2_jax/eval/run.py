@@ -1,21 +1,45 @@
-"""Answer the items of a task with a model."""
+"""Answer the items of a task with a model, and write the result.
+
+FOLDER/result.json      metrics with standard errors, hashes of data and prompts, model, settings, versions
+FOLDER/answers.jsonl    question, answer and scores of each item, in the order of the items
+FOLDER/journal.jsonl    every response, so that a run that was interrupted goes on where it was
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+import contextlib
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
+import plamo2_jax
+from plamo2_jax.checkpoint import write_json
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.eval.task import Answer, Item, JudgeRequest, Request, Responses, Task
-from plamo2_jax.models import ChatModel, ChatRequest, CompletionRequest, RequestError, ScoreRequest
+from plamo2_jax.eval import request_json
+from plamo2_jax.eval.asking import Asker
+from plamo2_jax.eval.task import Answer, HasPlots, Item, Request, Responses, Task
+from plamo2_jax.journal import Journal
+from plamo2_jax.models import ChatModel, RequestError
+from plamo2_jax.progress import tqdm
+from plamo2_jax.storage import lock_folder, write_whole
 
-_KINDS = (ScoreRequest, CompletionRequest, ChatRequest, JudgeRequest)
+RESULT = "result.json"
+ANSWERS = "answers.jsonl"
+JOURNAL = "journal.jsonl"
+TIMES = ("seconds", "finished")
+"""Fields of a result that differ between two runs with the same results."""
+_LARGEST_ERROR_LIST = 100
 
 
 def answer_items(
     task: Task, model: ChatModel, judge: ChatModel | None = None, *, items: Sequence[Item] | None = None
 ) -> list[Answer]:
-    """Answer items, all together, and return their answers in order.
+    """Answer items in memory, and return their answers in order.
 
     Args:
         task: the task.
@@ -27,12 +51,121 @@ def answer_items(
         PlamoError: a request failed, or the task needs a judge.
     """
     items = task.items if items is None else items
-    answers: list[Answer | None] = [None] * len(items)
-    for i, answer in drive([task.requests(item) for item in items], lambda requests: ask(requests, model, judge)):
+    answers: list[Any] = [None] * len(items)
+    for i, answer in drive([task.requests(item) for item in items], Asker(model, judge)):
         if isinstance(answer, RequestError):
             raise PlamoError(f"the item {items[i].id} of the task {task.name} has no answer: {answer.reason}")
         answers[i] = answer
     return answers
+
+
+def run_task(
+    task: Task,
+    model: ChatModel,
+    judge: ChatModel | None = None,
+    *,
+    folder: Path | None = None,
+    limit: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    batch_size: int = 256,
+    concurrency: int = 8,
+) -> dict[str, Any]:
+    """Answer the items of a task, score the answers, and return the result. Stored responses are not asked again.
+
+    Args:
+        task: the task.
+        model: the evaluated model.
+        judge: the judge model, for tasks that need one.
+        folder: folder for result.json, answers.jsonl and the journal; None: nothing is written.
+        limit: maximum number of items, spread evenly over all items; None: all.
+        settings: JSON object for the result: how the task was opened.
+        batch_size: maximum number of requests in one call of a local model.
+        concurrency: number of concurrent requests to a server.
+
+    Returns:
+        The contents of result.json. `errors` lists the items without an answer; the metrics are those of the other items.
+
+    Raises:
+        PlamoError: the folder is in use, a server fails all requests, or the task needs a judge.
+    """
+    items = spread(task.items, limit)
+    if len({item.id for item in items}) < len(items):
+        raise PlamoError(
+            f"two items of the task {task.name} have the same id: ids must be unique. Check the data for repeated rows"
+        )
+    with contextlib.ExitStack() as stack:
+        journal = None
+        if folder is not None:
+            stack.enter_context(lock_folder(folder))
+            journal = Journal(folder / JOURNAL, request_json.is_entry)
+            stack.callback(journal.close)
+        progress = stack.enter_context(tqdm(total=0, desc=task.name, unit="request"))
+
+        def on_progress(new: int, done: int) -> None:
+            if new:
+                progress.total += new
+                progress.refresh()
+            progress.update(done)
+
+        asker = Asker(model, judge, journal, batch_size=batch_size, concurrency=concurrency, on_progress=on_progress)
+        prompts: list[str | None] = [None] * len(items)
+        generators = [_noting_prompt(task.requests(item), prompts, i) for i, item in enumerate(items)]
+        answers: list[Any] = [None] * len(items)
+        for i, answer in drive(generators, asker):
+            answers[i] = answer
+        progress.close()
+        answered = [i for i, answer in enumerate(answers) if not isinstance(answer, RequestError)]
+        some, scores = [items[i] for i in answered], []
+        if some:
+            scores = task.score(some, [answers[i] for i in answered])
+        metrics = task.summarize(some, scores) if some else {}
+        plots: list[str] = []
+        if folder is not None:
+            plots = (
+                [path.name for path in task.plots(some, scores, folder)] if some and isinstance(task, HasPlots) else []
+            )
+            rows = zip(some, answered, scores, strict=True)
+            write_whole(
+                folder / ANSWERS, b"".join(_answer_line(item, prompts[i], answers[i], row) for item, i, row in rows)
+            )
+        main = metrics.get(task.metric)
+        errors = [(items[i].id, answers[i].reason) for i in range(len(items)) if isinstance(answers[i], RequestError)]
+        result = {
+            "task": task.name,
+            "metric": task.metric,
+            "score": None if main is None else main.value,
+            "stderr": None if main is None else main.stderr,
+            "n": len(some),
+            "metrics": {name: dataclasses.asdict(metric) for name, metric in metrics.items()},
+            "failed": len(errors),
+            "errors": [{"id": id, "reason": reason} for id, reason in errors[:_LARGEST_ERROR_LIST]],
+            "prompt_hash": request_json.digest(prompts),
+            "provenance": dict(task.provenance),
+            "settings": {**(settings or {}), "limit": limit},
+            "model": dict(model.description),
+            "judge": None if judge is None else dict(judge.description),
+            "tokens": asker.tokens(),
+            "plots": plots,
+            "versions": versions(),
+            "seconds": asker.seconds(),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        if folder is not None:
+            write_json(folder / RESULT, result)
+    return result
+
+
+def spread(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """Return at most `limit` items, spread evenly over all items, so that every large group has some."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    return [items[i * len(items) // limit] for i in range(limit)]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of this package, of jax and NumPy, and of Python."""
+    packages = {name: metadata.version(name) for name in ("jax", "numpy")}
+    return {"plamo2-jax": plamo2_jax.__version__, **packages, "python": platform.python_version()}
 
 
 def drive(
@@ -50,47 +183,39 @@ def drive(
     """
     waiting: list[tuple[int, Request]] = []
 
-    def advance(i: int, responses: Responses | None) -> Answer | None:
+    def advance(i: int, responses: Responses | None) -> Iterator[tuple[int, Answer]]:
         try:
             waiting.append((i, generators[i].send(responses)))
         except StopIteration as end:
-            return end.value
-        return None
+            yield i, end.value
 
     for i in range(len(generators)):
-        if (answer := advance(i, None)) is not None:
-            yield i, answer
+        yield from advance(i, None)
     while waiting:
         asked, waiting = waiting, []
         for (i, _), responses in zip(asked, ask([request for _, request in asked]), strict=True):
             if isinstance(responses, RequestError):
                 generators[i].close()
                 yield i, responses
-            elif (answer := advance(i, responses)) is not None:
-                yield i, answer
+            else:
+                yield from advance(i, responses)
 
 
-def ask(
-    requests: Sequence[Request], model: ChatModel, judge: ChatModel | None = None
-) -> list[Responses | RequestError]:
-    """Send requests to the model or the judge, those of one kind in one call. Return responses or an error for each, in order.
+def _noting_prompt(
+    inner: Generator[Request, Responses, Answer], prompts: list[str | None], i: int
+) -> Generator[Request, Responses, Answer]:
+    """Run the generator of item i, and store the hash of its first request, which does not depend on the model."""
+    try:
+        request = next(inner)
+        prompts[i] = request_json.digest(request_json.request_json(request))
+        while True:
+            responses = yield request
+            request = inner.send(responses)
+    except StopIteration as end:
+        return end.value
 
-    Raises:
-        PlamoError: a request is for the judge, and there is none.
-    """
-    results: list[Any] = [None] * len(requests)
-    for kind in _KINDS:
-        places = [i for i, request in enumerate(requests) if isinstance(request, kind)]
-        if not places:
-            continue
-        if kind is JudgeRequest and judge is None:
-            raise PlamoError("the task needs a judge: add --judge MODEL_OR_URL")
-        send = {
-            ScoreRequest: model.score,
-            CompletionRequest: model.complete,
-            ChatRequest: model.chat,
-            JudgeRequest: judge and (lambda some: judge.chat([one.request for one in some])),
-        }[kind]
-        for i, result in zip(places, send([requests[i] for i in places]), strict=True):
-            results[i] = result
-    return results
+
+def _answer_line(item: Item, prompt: str | None, answer: Answer, scores: Mapping[str, float]) -> bytes:
+    row = {"id": item.id, "group": item.group, "question": item.question, "reference": item.reference}
+    row |= {"prompt_hash": prompt, "answer": answer, "scores": dict(scores)}
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"

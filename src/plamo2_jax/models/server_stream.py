@@ -48,8 +48,9 @@ class ServerChatStream:
         config = ChatModelConfig(url=with_version(url), api_key_env=api_key_env, timeout=timeout)
         self._address, self._timeout, self._key = config.url, config.timeout, api_key(config)
         self._opener = build_opener()
-        self._model = model or self._first_model()
-        self.description = f"{self._model} at {self._address}"
+        self.model = model or self._first_model()
+        """Name of the model on the server."""
+        self.description = f"{self.model} at {self._address}"
 
     def answer(self, messages: Sequence[Mapping[str, Any]], settings: AnswerSettings) -> Iterator[Piece]:
         """Yield the pieces of an answer, as described in `StreamingChat.answer`.
@@ -57,7 +58,7 @@ class ServerChatStream:
         Raises:
             PlamoError: the server cannot be reached, refuses the request, or ends the stream early.
         """
-        body = {"model": self._model, "messages": openai_format.messages(messages), "stream": True}
+        body = {"model": self.model, "messages": openai_format.messages(messages), "stream": True}
         body |= {"stream_options": {"include_usage": True}}
         body |= sampling_fields(settings.sampling, settings.stop, settings.seed)
         stream = _Stream(lambda: self._open("chat/completions", body))
