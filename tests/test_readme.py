@@ -84,7 +84,10 @@ def test_the_demo_leaves_a_report_with_both_languages(home):
     for name in ("small", "long", "sft_1", "dpo_2"):
         assert f"<h3>{name}</h3>" in page
     assert "reward accuracy" in page
-    assert "tuned_evaluation.json" in page
+    assert "Scores of the models" in page
+    for name in ("pretrained", "pruned", "merged", "sft", "tuned"):
+        assert f"<tr><td>{name}</td>" in page
+        assert (home / "runs" / "demo" / "scores" / name / "rules" / "result.json").exists()
 
 
 def test_the_demo_ends_in_a_tuned_model_and_answers_of_it(home):

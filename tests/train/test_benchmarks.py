@@ -9,7 +9,7 @@ import pytest
 from plamo2_jax import models
 from plamo2_jax.cli.main import main
 from plamo2_jax.eval.in_training import TrainingBenchmarks, open_benchmarks
-from plamo2_jax.eval.run import answer_items
+from plamo2_jax.eval.run import answer_items, spread
 from plamo2_jax.eval.task import TaskOptions
 from plamo2_jax.eval.tasks import open_task
 from plamo2_jax.sharding.mesh import MeshConfig
@@ -55,7 +55,7 @@ def test_a_sharded_run_measures_what_its_checkpoint_does(answered):
     tokenizer = byte_tokenizer()
     options = TaskOptions(lengths=(160,), count_tokens=lambda text: len(tokenizer.encode(text)))
     task = open_task("phonebook", options)
-    items = task.items[:4]
+    items = spread(task.items, 4)
     benchmarks = open_benchmarks(answered, tokenizer, jax.devices())
     params = params_of(answered)
     sharded = []

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from plamo2_jax.engine.generator import Generator
 from plamo2_jax.engine.weights import decoding_params
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.eval.run import ask, drive
+from plamo2_jax.eval.asking import Asker
+from plamo2_jax.eval.run import drive, spread
 from plamo2_jax.eval.task import Item, Request, Task, TaskOptions
 from plamo2_jax.eval.tasks import TASKS, open_task
 from plamo2_jax.model import Plamo2
@@ -72,7 +73,7 @@ class TrainingBenchmarks:
 
     def _items(self, task: Task) -> Sequence[Item]:
         """Return the items to answer. Raise PlamoError if the first request of one is too long, which would fail after hours."""
-        items = task.items[: self._config.limit]
+        items = spread(task.items, self._config.limit)
         longest = self._model.config.max_position_embeddings
         for item in items:
             generator = task.requests(item)
@@ -126,7 +127,7 @@ class TrainingBenchmarks:
             if not keep_on():
                 return None
             batch = items[start : start + self._config.batch_size]
-            done = dict(drive([task.requests(item) for item in batch], lambda requests: ask(requests, model)))
+            done = dict(drive([task.requests(item) for item in batch], Asker(model)))
             for i, item in enumerate(batch):
                 if isinstance(done[i], RequestError):
                     failed.append(f"{item.id}: {done[i].reason}")

@@ -32,7 +32,7 @@ class BenchmarksConfig:
     every: int | None = None
     """Steps between evaluations on the tasks. The last step always has one. None: evaluate_every."""
     limit: int | None = None
-    """Number of items of each task, from its first. None: all."""
+    """Maximum number of items of each task, spread evenly over its items. None: all."""
     paths: dict[str, Path] = dataclasses.field(default_factory=dict)
     """Data by task, for tasks whose data is not part of this package."""
     shots: int | None = None
