@@ -57,6 +57,39 @@ def test_prepare_and_inspect_the_bundled_corpus(capsys, tokenizer, tmp_path):
     assert run(capsys, *command, "--overwrite")[0] == 0
 
 
+def test_prepare_leaves_out_documents_that_contain_evaluation_items(capsys, tokenizer, tmp_path):
+    question = "江戸時代の将軍徳川綱吉が定めた「生類憐れみの令」の内容と目的を、それぞれ一つずつ述べなさい。"
+    line = "The duck lays sixteen eggs per day, and she eats three of them for breakfast every morning."
+    pages = [document["text"] for document in corpus.documents(None, "heldout")]
+    page = max(pages, key=len)
+    texts = ["ある普通の文書です。", f"前置き。{question}", f"Intro. {line.upper()}", "An ordinary document.", page]
+    rows = [json.dumps({"text": text, "id": f"d{i}"}) for i, text in enumerate(texts)]
+    (tmp_path / "train.jsonl").write_text("\n".join(rows))
+    (tmp_path / "mc.jsonl").write_text(json.dumps({"question": question, "choices": ["動物の保護", "増税"]}) + "\n{}")
+    (tmp_path / "lines.txt").write_text(f"{line}\n\nB\n")
+    command = ("prepare", "--input", tmp_path / "train.jsonl", "--tokenizer", tokenizer)
+    command += ("--against", tmp_path / "mc.jsonl", tmp_path / "lines.txt", "bundled:all:heldout")
+    status, _, err = run(capsys, *command, "--output", tmp_path / "shards")
+    assert status == 0
+    shards = open_shards(tmp_path / "shards")
+    assert shards.documents == 2
+    found = shards.manifest["contamination"]
+    assert found["documents"] == {"in": 5, "out": 2}
+    assert found["items"]["all"] == 4 + len(pages)
+    assert [(one["document"], one["rule"]) for one in found["first"]] == [(f"d{i}", "window") for i in (1, 2, 4)]
+    assert found["first"][1]["item"] == f"{tmp_path / 'lines.txt'}, line 1"
+    assert "removed 3 of 5 documents" in err
+
+    # Without the field of the question, only the short answers would be compared.
+    shortened = (*command[:6], tmp_path / "mc.jsonl", "--against-fields", "choices", "--output", tmp_path / "b")
+    assert run(capsys, *shortened)[0] == 0
+    assert open_shards(tmp_path / "b").documents == 5
+    shortened = (*command[:6], tmp_path / "mc.jsonl", "--against-fields", "choise", "--output", tmp_path / "c")
+    status, _, err = run(capsys, *shortened)
+    assert status == 2
+    assert "has no text in the fields choise: check --against-fields" in err
+
+
 def test_prepare_reports_bad_records_and_splits(capsys, tokenizer, tmp_path):
     lines = [json.dumps({"body": f"document number {i}", "lang": "en"}) for i in range(300)]
     lines[6] = "broken"

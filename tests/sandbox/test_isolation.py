@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -171,6 +172,22 @@ def test_other_users(prepare, expected, tmp_path):
         pytest.skip(f"not here: {found.stderr.strip() or 'the Python of the system is too old'}")
     assert found.stdout.startswith(expected), found.stderr
     assert len(found.stdout) < 400
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+@pytest.mark.parametrize("umask", ["022", "077"])
+def test_a_python_below_a_home_that_only_root_may_enter(umask):
+    # As with pyenv or uv in a home of mode 700: the user nobody cannot read the standard library there. The mounts are private.
+    python = f"/mnt/home/python/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+    home = "mount -t tmpfs none /mnt && mkdir -m 700 /mnt/home && mkdir /mnt/home/python"
+    prepare = f'{home} && mount --bind {sys.base_prefix} /mnt/home/python && umask {umask} && exec {python} -c "$0"'
+    command = ["unshare", "--mount", "sh", "-c", prepare, CHECKS]
+    found = subprocess.run(
+        command, cwd="/", env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=60
+    )
+    if "unshare" in found.stderr or "mount" in found.stderr:
+        pytest.skip(f"not here: {found.stderr.strip()}")
+    assert found.stdout == "[True, True, True, True]\n", found.stderr
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
-"""`plamo2 data`: clean text, export the bundled corpus or instructions made from it, write and inspect tokenized shards."""
+"""`plamo2 data`: clean text, remove duplicates, export the bundled corpus, write and inspect tokenized shards."""
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +13,7 @@ import tyro
 
 from plamo2_jax.cli.arguments import call_subcommand
 from plamo2_jax.cli.data_clean import clean
+from plamo2_jax.cli.data_deduplicate import deduplicate
 from plamo2_jax.cli.data_files import ReadOptions, print_bad, write_jsonl
 from plamo2_jax.data.clean import guess_language
 from plamo2_jax.data.corpus import documents as corpus_documents
@@ -48,6 +50,12 @@ class PrepareOptions(ReadOptions):
     --split. So are documents with the same text."""
     language: str | None = None
     """Language of documents without a language; left out, it is recognised by script and common words."""
+    against: tuple[str, ...] = ()
+    """Evaluation data. Documents that contain one of its items are left out, and counted in the manifest. JSON lines, Parquet or
+    ArrayRecord files: each record is an item. Text files: each line is an item. task:NAME or task:NAME=PATH: the questions of a task of
+    plamo2 evaluate. bundled:LANGUAGE:SPLIT: pages of the bundled corpus."""
+    against_fields: tuple[str, ...] = ()
+    """Fields of the records of --against that are compared; left out, all fields that hold text."""
     tokens_per_shard: int = 1 << 26
     """Start a new shard after this many tokens."""
     processes: int = 0
@@ -64,6 +72,14 @@ def prepare(options: PrepareOptions) -> None:
     )
     if not 0 < options.heldout_fraction < 1:
         raise PlamoError(f"--heldout-fraction {options.heldout_fraction} is not allowed: it must be between 0 and 1")
+    contamination = None
+    if options.against:
+        from plamo2_jax.cli.against import evaluation_items
+        from plamo2_jax.data.contamination import ContaminationIndex, ContaminationReport, decontaminate
+
+        contamination = ContaminationReport()
+        index = ContaminationIndex(evaluation_items(options.against, options.against_fields))
+        documents = decontaminate(documents, index, contamination)
     if both:
         sides = {side: options.output / side for side in ("train", "heldout")}
     else:
@@ -75,11 +91,16 @@ def prepare(options: PrepareOptions) -> None:
         sides,
         lambda document: side_of(document, options.heldout_fraction) if both else options.split,
         report=report,
+        contamination=contamination,
         tokens_per_shard=options.tokens_per_shard,
         processes=options.processes,
         overwrite=options.overwrite,
     )
     print_bad(report)
+    if contamination is not None:
+        print(contamination.summary(), file=sys.stderr)
+        for match in contamination.first:
+            print(f"  {match['document']}: {match['item']} ({match['rule']})", file=sys.stderr)
     for side, folder in sides.items():
         for line in _statistics(manifests[side]):
             print(line)
@@ -178,7 +199,14 @@ def instructions(output: Path, *, per_page: int = 6, limit: int | None = None, s
         print(f"{path}: {count} conversations ({tasks})")
 
 
-SUBCOMMANDS = {"prepare": prepare, "inspect": inspect, "corpus": corpus, "clean": clean, "instructions": instructions}
+SUBCOMMANDS = {
+    "prepare": prepare,
+    "inspect": inspect,
+    "corpus": corpus,
+    "clean": clean,
+    "deduplicate": deduplicate,
+    "instructions": instructions,
+}
 
 
 def main(argv: list[str]) -> int | None:

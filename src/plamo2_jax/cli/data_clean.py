@@ -14,9 +14,10 @@ import tyro
 from plamo2_jax.cli.data_files import ReadOptions, check_jsonl, print_bad, write_jsonl
 from plamo2_jax.data.boilerplate import boilerplate_lines
 from plamo2_jax.data.clean import CleanConfig, CleanReport, clean_documents, normalize_text
-from plamo2_jax.data.dedup import DedupConfig, DedupReport, deduplicate
+from plamo2_jax.data.dedup import DedupReport, deduplicate
 from plamo2_jax.data.documents import ReadReport
 from plamo2_jax.data.files import find_files
+from plamo2_jax.data.minhash import DedupConfig
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.progress import tqdm
 from plamo2_jax.storage import write_whole
@@ -74,7 +75,7 @@ def clean(options: CleanOptions) -> None:
     reading, cleaning, deduplication = ReadReport(options.max_bad_rate), CleanReport(), DedupReport()
     documents: Iterable[dict] = clean_documents(records(reading, "clean"), options.criteria, cleaning, repeated)
     if near:
-        documents = deduplicate(documents, dedup_config, deduplication, progress=False)
+        documents = deduplicate(documents, dedup_config, deduplication, progress=False, folder=options.output.parent)
     with write_jsonl(options.output) as write:
         count = sum(map(write, documents))
     print_bad(reading)

@@ -36,7 +36,7 @@ class EvaluateOptions:
     shards, or text or conversations in any format that data prepare or sft reads; files are tokenized on the fly. A file whose first
     record has a field `text` is text."""
     output: Path | None = None
-    """With --tasks: folder for the results, default runs/evaluation/MODEL. Otherwise: JSON file for the metrics."""
+    """With --tasks or --lm-eval: folder for the results, default runs/evaluation/MODEL. Otherwise: JSON file for the metrics."""
     list: bool = False
     """Print the tasks with their licences, and where to get data that is not part of this package."""
     compare: tuple[Path, Path] | None = None
@@ -45,6 +45,15 @@ class EvaluateOptions:
     answers: Path | None = None
     """Score the stored answers of this file instead of those of a model, for tasks that can (pfgen). --output is then a file."""
 
+    lm_eval: tuple[str, ...] = ()
+    """Names of tasks or groups of lm-evaluation-harness (extra eval). --mode chat puts questions into conversations; --shots, --limit and
+    --seed apply."""
+    include_path: Path | None = None
+    """Folder with tasks of your own for --lm-eval, as YAML files."""
+    training_data: tuple[str, ...] = ()
+    """Training data of the model: folders of shards, or text in any format that data prepare reads. Items that it contains are marked in
+    the answers of --tasks, and the result has the metrics of these items and of the others."""
+
     path: tuple[str, ...] = ()
     """Data of tasks, as NAME=PATH, or only PATH if a single task needs data."""
     pfgen: Path | None = None
@@ -52,7 +61,7 @@ class EvaluateOptions:
     jmmlu: Path | None = None
     """Folder of JMMLU: the same as --path jmmlu=DIR."""
     limit: int | None = None
-    """Maximum number of items of each task, spread evenly over its items. Default: all."""
+    """Maximum number of items of each task, equally many of each group. Default: all."""
     mode: str | None = None
     """How questions are put to the model, for instance completion or chat. Default: that of the task."""
     shots: int | None = None
@@ -132,8 +141,10 @@ def main(argv: list[str]) -> int:
 
         score_stored(options)
         return 0
-    if not (options.tasks or options.heldout):
-        raise PlamoError("there is nothing to evaluate: give --tasks NAME..., --heldout NAME=PATH..., or both")
+    if not (options.tasks or options.lm_eval or options.heldout):
+        raise PlamoError(
+            "there is nothing to evaluate: give --tasks NAME..., --lm-eval NAME..., or --heldout NAME=PATH..."
+        )
     if options.model is None:
         raise PlamoError(
             "the model is missing: give it as the first argument, such as plamo2 evaluate runs/demo --tasks ..."
@@ -144,6 +155,13 @@ def main(argv: list[str]) -> int:
 
         folder = output_folder(options)
         status, output = run_tasks(options, folder), folder / "evaluation.json"
+    if options.lm_eval:
+        from plamo2_jax.cli.evaluate_lm_eval import run_lm_eval
+        from plamo2_jax.cli.evaluate_tasks import output_folder
+
+        folder = output_folder(options)
+        run_lm_eval(options, folder)
+        output = folder / "evaluation.json"
     if options.heldout:
         from plamo2_jax.cli.evaluate_heldout import measure
 

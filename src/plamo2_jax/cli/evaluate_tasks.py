@@ -76,7 +76,7 @@ def run_tasks(options: EvaluateOptions, folder: Path) -> int:
         if judge is not None:
             judge.close()
     report = write_evaluation_report(folder)
-    print(_table(results))
+    print(results_table(results))
     print(f"results: {folder}, page: {report}")
     failed = sum(result["failed"] for _, result in results)
     if failed:
@@ -251,7 +251,8 @@ def _settings(options: EvaluateOptions) -> dict[str, Any]:
     }
 
 
-def _table(results: Sequence[tuple[str, dict[str, Any]]]) -> str:
+def results_table(results: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    """Return the scores of tasks as a table, from names and contents of result.json."""
     rows = [("task", "metric", "score", "stderr", "items", "failed")]
     for label, result in results:
         figures = ["-" if result[name] is None else f"{result[name]:.4f}" for name in ("score", "stderr")]

@@ -24,7 +24,7 @@ import numpy as np
 
 from plamo2_jax.data import corpus
 from plamo2_jax.data.clean import guess_language
-from plamo2_jax.data.dedup import squeeze
+from plamo2_jax.data.minhash import squeeze
 from plamo2_jax.errors import PlamoError
 
 TASKS = ("question", "summary", "title", "headings", "record", "translation")

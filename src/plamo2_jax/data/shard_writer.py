@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from plamo2_jax.data.contamination import ContaminationReport
 from plamo2_jax.data.documents import Document, ReadReport
 from plamo2_jax.data.shards import (
     FORMAT,
@@ -46,6 +47,7 @@ def write_sides(
     side_of: Callable[[Document], str],
     *,
     report: ReadReport | None = None,
+    contamination: ContaminationReport | None = None,
     tokens_per_shard: int = TOKENS_PER_SHARD,
     processes: int = 0,
     overwrite: bool = False,
@@ -59,6 +61,7 @@ def write_sides(
         folders: Folder to create for each side. It appears complete or not at all.
         side_of: Function that returns the side of a document.
         report: Report of the reader of `documents`, for the manifests.
+        contamination: Report of the removal of contaminated documents from `documents`, for the manifests.
         tokens_per_shard: Number of tokens after which a new shard is started.
         processes: Number of worker processes that tokenize; 0: tokenize in this process. The result is the same.
         overwrite: Replace folders that hold shards.
@@ -97,7 +100,7 @@ def write_sides(
             writer.close_shard()
             if not writer.lengths:
                 raise ShardError(f"there is no document to write to {folders[side]}: each side needs at least one")
-            manifests[side] = writer.write_manifest(tokenizer, report)
+            manifests[side] = writer.write_manifest(tokenizer, report, contamination)
     return manifests
 
 
@@ -138,7 +141,9 @@ class _Writer:
         self.shards.append({"name": name, **self._in_shard, "size": (self._folder / name).stat().st_size})
         self._in_shard = {"documents": 0, "tokens": 0}
 
-    def write_manifest(self, tokenizer: Tokenizer, report: ReadReport | None) -> dict[str, Any]:
+    def write_manifest(
+        self, tokenizer: Tokenizer, report: ReadReport | None, contamination: ContaminationReport | None
+    ) -> dict[str, Any]:
         """Write the other files of the folder, and return the manifest."""
         totals = self.languages.values()
         manifest = {
@@ -148,6 +153,7 @@ class _Writer:
             "languages": dict(sorted(self.languages.items())),
             "shards": self.shards,
             "reading": None if report is None else report.to_json(),
+            **({} if contamination is None else {"contamination": contamination.to_json()}),
         }
         np.save(self._folder / LENGTHS, np.array(self.lengths, np.uint32), allow_pickle=False)
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"

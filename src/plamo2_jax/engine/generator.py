@@ -18,6 +18,7 @@ import numpy as np
 from plamo2_jax.engine.engine import Engine
 from plamo2_jax.engine.generation import Generation
 from plamo2_jax.engine.prefill import SMALLEST_PIECE, power_of_two
+from plamo2_jax.engine.prefix_cache import PrefixCache
 from plamo2_jax.engine.request import Completion, Request
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
@@ -139,32 +140,55 @@ class Generator:
             raise PlamoError("there is no prompt. Give at least one (an empty text is the beginning of a document)")
         if samples < 1:
             raise PlamoError(f"samples={samples} is not allowed: it must be at least 1")
-        if not 0 <= seed < 1 << 32:
-            raise PlamoError(f"seed={seed} is not allowed: it must be from 0 to {(1 << 32) - 1}")
-        if stop.strings and self.tokenizer is None:
-            raise PlamoError(f"stop strings {stop.strings} are not allowed: the generator has no tokenizer")
         rows = [self._ids(i, prompt, bos, allow_control) for i, prompt in enumerate(prompts)]
-        for i, row in enumerate(rows):
-            if len(row) + stop.max_new_tokens > self.max_length:
+        stop_ids = default_stop_ids(self.model, self.tokenizer) if stop.ids is None else stop.ids
+        return self.run(
+            [[Request(row, sampling, stop, stop_ids, seed, sample) for sample in range(samples)] for row in rows]
+        )
+
+    def run(self, requests: Sequence[Sequence[Request]], *, prefix_cache: PrefixCache | None = None) -> Generation:
+        """Continue prompts with settings of their own, and return the text piece by piece.
+
+        Args:
+            requests: for each prompt, the requests of its samples, which have the same prompt.
+            prefix_cache: stores the states of prompts, so that a beginning that several prompts share is read once or twice. It does not
+                change any bits of the results. None: every prompt is read from its beginning.
+
+        Returns:
+            An iterator of (row number, text piece). The computation starts with the first `next`.
+
+        Raises:
+            PlamoError: a prompt exceeds `max_length` together with `max_new_tokens`; stop strings are used without a tokenizer; a seed or
+                a stop id is out of range.
+        """
+        for i, (first, *_) in enumerate(requests):
+            stop = first.stop
+            if not 0 <= first.seed < 1 << 32:
+                raise PlamoError(f"seed={first.seed} is not allowed: it must be from 0 to {(1 << 32) - 1}")
+            if stop.strings and self.tokenizer is None:
+                raise PlamoError(f"stop strings {stop.strings} are not allowed: the generator has no tokenizer")
+            if len(first.prompt) + stop.max_new_tokens > self.max_length:
                 raise PlamoError(
-                    f"prompt {i} has {len(row)} tokens; with max_new_tokens={stop.max_new_tokens} that exceeds"
+                    f"prompt {i} has {len(first.prompt)} tokens; with max_new_tokens={stop.max_new_tokens} that exceeds"
                     f" max_length={self.max_length}"
                 )
-        stop_ids = default_stop_ids(self.model, self.tokenizer) if stop.ids is None else stop.ids
-        if max(stop_ids, default=0) >= self.model.config.vocab_size:
-            raise PlamoError(
-                f"stop ids {stop_ids} are not allowed: the model has ids from 0 to {self.model.config.vocab_size - 1}"
-            )
-        requests = [[Request(row, sampling, stop, stop_ids, seed, sample) for sample in range(samples)] for row in rows]
+            if max(first.stop_ids, default=0) >= self.model.config.vocab_size:
+                raise PlamoError(
+                    f"stop ids {first.stop_ids} are not allowed: the model has ids from 0 to {self.model.config.vocab_size - 1}"
+                )
+        firsts, count = [some[0] for some in requests], sum(map(len, requests))
 
         def start() -> Engine:
             return Engine(
                 self.model,
                 self.params,
-                slots=power_of_two(min(len(rows) * samples, self.max_slots), 1),
-                max_length=power_of_two(max(map(len, rows)) + stop.max_new_tokens, _SMALLEST_CACHE),
+                slots=power_of_two(min(count, self.max_slots), 1),
+                max_length=power_of_two(
+                    max(len(one.prompt) + one.stop.max_new_tokens for one in firsts), _SMALLEST_CACHE
+                ),
                 prefill_size=self.prefill_size,
                 usable=None if self.tokenizer is None else self.tokenizer.vocab_size,
+                prefix_cache=prefix_cache,
             )
 
         return Generation(requests, start, self.tokenizer)

@@ -77,7 +77,7 @@ def run_task(
         model: the evaluated model.
         judge: the judge model, for tasks that need one.
         folder: folder for result.json, answers.jsonl and the journal; None: nothing is written.
-        limit: maximum number of items, spread evenly over all items; None: all.
+        limit: maximum number of items, equally many of each group; None: all.
         settings: JSON object for the result: how the task was opened.
         batch_size: maximum number of requests in one call of a local model.
         concurrency: number of concurrent requests to a server.
@@ -156,10 +156,16 @@ def run_task(
 
 
 def spread(items: Sequence[Item], limit: int | None) -> list[Item]:
-    """Return at most `limit` items, spread evenly over all items, so that every large group has some."""
+    """Return at most `limit` items in their order, equally many of each group, which a hash of their ids selects."""
     if limit is None or limit >= len(items):
         return list(items)
-    return [items[i * len(items) // limit] for i in range(limit)]
+    groups: dict[str | None, list[int]] = {}
+    for i, item in enumerate(items):
+        groups.setdefault(item.group, []).append(i)
+    ranks = {}
+    for members in groups.values():
+        ranks |= {i: rank for rank, i in enumerate(sorted(members, key=lambda i: request_json.digest(items[i].id)))}
+    return [items[i] for i in sorted(sorted(ranks, key=lambda i: (ranks[i], i))[:limit])]
 
 
 def versions() -> dict[str, str]:

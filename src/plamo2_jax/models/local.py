@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
@@ -16,6 +14,9 @@ from plamo2_jax import checkpoint
 from plamo2_jax.convert.load import LoadedModel
 from plamo2_jax.convert.names import ModelName
 from plamo2_jax.engine.generator import Generator, default_stop_ids
+from plamo2_jax.engine.prefill import power_of_two
+from plamo2_jax.engine.prefix_cache import PrefixCache
+from plamo2_jax.engine.request import Request
 from plamo2_jax.engine.weights import load_weights
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.model.cache import KeyDtype
@@ -33,9 +34,13 @@ from plamo2_jax.models.chat_model import (
 )
 from plamo2_jax.models.config import ChatModelConfig
 from plamo2_jax.models.scoring import score_batch, split_texts
+from plamo2_jax.models.shared_beginnings import Beginning, group_contexts
 from plamo2_jax.models.stop_ids import answer_stop_ids
 from plamo2_jax.tokenizer.chat_template import ChatTemplate, ChatTemplateOverrun, template_variables
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
+
+PREFIX_CACHE_BYTES = 1 << 30
+"""Memory budget for the states of shared beginnings of prompts."""
 
 
 def open_generator(
@@ -151,17 +156,23 @@ class LocalChatModel:
         """Score continuations, as described in `ChatModel.score`, at most `batch_size` together."""
         encoded = [self._encode_score(request) for request in requests]
         results: list[list[Score] | RequestError] = [one if isinstance(one, RequestError) else [] for one in encoded]
-        # Contexts of similar length share a batch to reduce padding.
         wanted = [i for i, one in enumerate(encoded) if not isinstance(one, RequestError) and one[1]]
-        wanted.sort(key=lambda i: len(encoded[i][0]))
-        while wanted:
-            most = max(len(encoded[i][1]) for i in wanted[: self._batch_size])
-            batch, wanted = wanted[: max(1, self._batch_size // most)], wanted[max(1, self._batch_size // most) :]
-            contexts, continuations = zip(*(encoded[i] for i in batch), strict=True)
-            for i, scores in zip(
-                batch, score_batch(self.generator, contexts, continuations, self._batch_size), strict=True
-            ):
-                results[i] = scores
+        for group, shared in group_contexts([encoded[i][0] for i in wanted]):
+            # Texts of similar length share a batch to reduce padding.
+            lengths = {i: len(encoded[i][0]) + max(map(len, encoded[i][1])) for i in (wanted[j] for j in group)}
+            members, beginning = sorted(lengths, key=lengths.__getitem__), None
+            if shared:
+                longest = power_of_two(lengths[members[-1]], 64)
+                beginning = Beginning.read(self.generator, encoded[members[0]][0][:shared], longest)
+            while members:
+                most = max(len(encoded[i][1]) for i in members[: self._batch_size])
+                # A power of two, like the number of rows of the batch.
+                count = 1 << (max(1, self._batch_size // most).bit_length() - 1)
+                batch, members = members[:count], members[count:]
+                contexts, continuations = zip(*(encoded[i] for i in batch), strict=True)
+                found = score_batch(self.generator, contexts, continuations, self._batch_size, beginning)
+                for i, scores in zip(batch, found, strict=True):
+                    results[i] = scores
         return results
 
     def close(self) -> None:
@@ -189,21 +200,33 @@ class LocalChatModel:
         ]
         valid = [i for i, one in enumerate(checked) if not isinstance(one, RequestError)]
 
-        def settings(i: int) -> tuple[Any, ...]:
-            return requests[i].sampling, requests[i].stop, requests[i].seed, requests[i].n
-
-        for (sampling, stop, seed, n), group in itertools.groupby(valid, key=settings):
-            members = list(group)
-            stop = dataclasses.replace(stop, ids=(*stop_ids, *(stop.ids or ())))
-            completions = self.generator.generate(
-                [checked[i] for i in members], sampling=sampling, stop=stop, seed=seed, samples=n
+        if not valid:
+            return results
+        rows = []
+        for i in valid:
+            request = requests[i]
+            ids = (*stop_ids, *(request.stop.ids or ()))
+            rows.append(
+                [
+                    Request(checked[i].astype(np.int32), request.sampling, request.stop, ids, request.seed, sample)
+                    for sample in range(request.n)
+                ]
             )
-            for number, completion in enumerate(completions):
-                i = members[number // n]
+        cache = PrefixCache(PREFIX_CACHE_BYTES) if self._share_beginnings([some[0].prompt for some in rows]) else None
+        jobs = iter(self.generator.run(rows, prefix_cache=cache).results())
+        for i in valid:
+            for _ in range(requests[i].n):
+                completion = next(jobs)
                 reason = "length" if completion.finish_reason == "length" else "stop"
                 usage = Usage(len(checked[i]), len(completion.token_ids))
                 results[i].append(ChatResponse(completion.text, reason, usage, 0, completion.token_ids))
         return results
+
+    def _share_beginnings(self, prompts: Sequence[np.ndarray]) -> bool:
+        """Return whether a prefix cache saves a large part of the reading: it stores states after whole pieces of a prompt."""
+        size = self.generator.prefill_size
+        beginnings = [prompt[:end].tobytes() for prompt in prompts for end in range(size, len(prompt), size)]
+        return (len(beginnings) - len(set(beginnings))) * size > sum(map(len, prompts)) / 4
 
     def _encode_chat(self, request: ChatRequest) -> np.ndarray | RequestError:
         variables = template_variables(request.variables)

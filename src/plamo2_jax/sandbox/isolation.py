@@ -88,6 +88,8 @@ def enter(kind: int, temporary_bytes: int) -> None:
     """
     if platform.machine() not in _MACHINES or not hasattr(_libc, "unshare"):
         raise IsolationError(f"{platform.system()} on {platform.machine()} is not supported")
+    # The folders of the new root must be readable for the user nobody, whatever the caller's mask is. `confine` sets another mask.
+    os.umask(0o022)
     flags = _NEW_MOUNTS | _NEW_HOSTNAME | _NEW_IPC | _NEW_PIDS | _NEW_NETWORK
     user, group = os.geteuid(), os.getegid()
     _call("unshare", flags | (_NEW_USER if kind == IN_USER_NAMESPACE else 0))

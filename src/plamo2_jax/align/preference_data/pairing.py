@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from plamo2_jax.data.dedup import fingerprint, shingle_hashes
+from plamo2_jax.data.minhash import fingerprint, shingle_hashes
 from plamo2_jax.validation import require
 
 Choose = Literal["best_worst", "all", "balanced"]

@@ -17,8 +17,9 @@ from typing import Any
 from plamo2_jax.align import forms
 from plamo2_jax.align.chat import read_records
 from plamo2_jax.align.messages import check_messages, read_messages
-from plamo2_jax.data.dedup import DedupConfig, DedupReport, deduplicate
+from plamo2_jax.data.dedup import duplicates_of
 from plamo2_jax.data.documents import ReadReport, UnreadableRecord
+from plamo2_jax.data.minhash import DedupConfig
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.eval.answer_rules import RuleError, check_rules
 from plamo2_jax.validation import shown
@@ -135,12 +136,10 @@ def drop_alike(prompts: Sequence[Prompt], threshold: float | None) -> tuple[list
     """
     if threshold is None:
         return list(prompts), {}
-    report = DedupReport()
-    texts = ("\n".join(message["content"] for message in prompt.messages) for prompt in prompts)
-    records = ({"id": prompt.id, "text": text} for prompt, text in zip(prompts, texts, strict=True))
-    kept = {record["id"] for record in deduplicate(records, DedupConfig(threshold), report, len(prompts), False)}
-    dropped = {found.id: found.duplicate_of for found in (*report.exact, *report.near)}
-    return [prompt for prompt in prompts if prompt.id in kept], dropped
+    texts = ["\n".join(message["content"] for message in prompt.messages) for prompt in prompts]
+    first = duplicates_of(texts, DedupConfig(threshold))
+    dropped = {prompt.id: prompts[first[i]].id for i, prompt in enumerate(prompts) if first[i] != i}
+    return [prompt for i, prompt in enumerate(prompts) if first[i] == i], dropped
 
 
 def digest(prompts: Iterable[Prompt]) -> str:

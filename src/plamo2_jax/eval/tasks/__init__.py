@@ -27,7 +27,33 @@ class TaskInfo:
 TASKS: dict[str, TaskInfo] = {
     # pfgen
     # mmlu
+    "jmmlu": TaskInfo(
+        "mmlu",
+        "Japanese questions with four choices, 56 subjects, 7,536 questions, 5 examples: accuracy, mean of the subjects.",
+        "CC BY-SA 4.0; japanese_civics, japanese_geography and japanese_idiom: CC BY-NC-ND 4.0; japanese_history and world_history: "
+        "no commercial use except research and evaluation of language models",
+        "https://github.com/nlp-waseda/JMMLU (the folder)",
+    ),
+    "mmlu": TaskInfo(
+        "mmlu",
+        "English questions with four choices, 57 subjects, 14,042 questions, 5 examples: accuracy.",
+        "MIT",
+        "https://github.com/hendrycks/test (the folder of data.tar, with dev/ and test/)",
+    ),
     # code
+    "humaneval": TaskInfo("code", "Python functions from docstrings, 164 problems: pass@k.", "MIT"),
+    "jhumaneval": TaskInfo(
+        "code",
+        "HumanEval with Japanese docstrings, 164 problems: pass@k.",
+        "MIT",
+        "https://huggingface.co/datasets/kogi-jwu/jhumaneval or https://github.com/ohashi3399/human-eval-ja (JSON lines or Parquet)",
+    ),
+    "humaneval_plus": TaskInfo(
+        "code",
+        "HumanEval with many more tests, 164 problems: pass@k.",
+        "Apache-2.0",
+        "https://github.com/evalplus/humanevalplus_release (HumanEvalPlus.jsonl.gz)",
+    ),
     # instructions
     # judged
     # long context

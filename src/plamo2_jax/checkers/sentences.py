@@ -1,0 +1,83 @@
+"""Splitting of Japanese and English text into sentences.
+
+The Japanese rules follow the segmenter that M-IFEval uses: a sentence ends at 。, ! or ? or at the end of a line, but not inside 「」 or
+parentheses. The English rules follow the heuristics of the Punkt algorithm (Kiss and Strunk 2006), with a fixed list of
+abbreviations instead of a trained one: a sentence ends at a word that ends with ., ! or ?, unless it is an abbreviation, or a number before
+a word in lower case.
+"""
+
+from __future__ import annotations
+
+import re
+
+_FOLDED = str.maketrans({"！": "!", "？": "?", "｡": "。", "（": "(", "）": ")", "｢": "「", "｣": "」"})
+_ENDS = "。!?"
+_QUOTE = re.compile("「[^「」]*」")
+_PARENTHESES = re.compile(r"\([^()]*\)")
+_SENTENCE = re.compile(rf"[^{_ENDS}]*[{_ENDS}]|[^{_ENDS}]+")
+_HIDDEN = str.maketrans({"。": "\ue000", "!": "\ue001", "?": "\ue002"})
+_SHOWN = str.maketrans({"\ue000": "。", "\ue001": "!", "\ue002": "?"})
+
+# Abbreviations that an English sentence seldom ends with: titles, units of companies, months, days, references, Latin.
+_ABBREVIATIONS_TEXT = (
+    "mr mrs ms dr prof st sr jr rev gen col capt lt sgt gov sen rep hon pres jan feb mar apr jun jul aug "
+    "sept sep oct nov dec mon tue wed thu fri sat sun vs etc e.g i.e cf al ca viz approx est fig vol no "
+    "pp ed eds dept univ assn co corp inc ltd bros mt ft ave blvd rd u.s u.k u.n e.u d.c n.y l.a a.m p.m "
+    "b.c a.d ph.d m.d b.a m.a"
+)
+_ABBREVIATIONS = frozenset(_ABBREVIATIONS_TEXT.split())
+_LAST_MARK = re.compile(r"[.!?]+[\"')\]}”’*_]*$")
+_INITIAL = re.compile(r"[A-Za-z]\.$")
+_LEADING = "\"'([{“‘*_`#>-"
+
+
+def japanese_sentences(text: str) -> list[str]:
+    """Split a Japanese text into sentences. A line that ends with の continues on the next line."""
+    lines: list[str] = []
+    joined = False
+    for line in text.strip().translate(_FOLDED).splitlines():
+        if joined:
+            lines[-1] += line
+        else:
+            lines.append(line)
+        joined = len(lines[-1]) > 1 and lines[-1].endswith("の")
+    found = []
+    for line in lines:
+        for pattern in (_QUOTE, _PARENTHESES):
+            line = pattern.sub(lambda match: match.group().translate(_HIDDEN), line)
+        found += [sentence.translate(_SHOWN) for sentence in _SENTENCE.findall(line)]
+    return found
+
+
+def english_sentences(text: str) -> list[str]:
+    """Split an English text into sentences. The end of a line does not end a sentence."""
+    words = text.split()
+    found: list[list[str]] = []
+    start = 0
+    for index, word in enumerate(words):
+        following = words[index + 1] if index + 1 < len(words) else ""
+        if _ends_sentence(word, following):
+            found.append(words[start : index + 1])
+            start = index + 1
+    if start < len(words):
+        found.append(words[start:])
+    return [" ".join(sentence) for sentence in found]
+
+
+def _ends_sentence(word: str, following: str) -> bool:
+    mark = _LAST_MARK.search(word[-20:])
+    if mark is None:
+        return False
+    if mark.group()[0] in "!?":
+        return True
+    stem = word[: len(word) - len(mark.group())].lstrip(_LEADING).lower()
+    first = following.lstrip(_LEADING)[:1]
+    if mark.group().startswith(".."):
+        return first.isupper()
+    if not stem:
+        return bool(word.strip("."))
+    if stem in _ABBREVIATIONS:
+        return False
+    if len(stem) == 1 and stem.isalpha():  # an initial
+        return not first.isupper() and not first.islower()
+    return not (following[:1].islower() and stem.isdigit())
