@@ -11,7 +11,7 @@ from plamo2_jax.pipeline.stage import Pipeline, Stage
 HOME = Path("runs/demo")
 LANGUAGES, SEEDS = ("ja", "en"), (1, 2)
 TOKENIZER = HOME / "tokenizer.jsonl"
-EVALUATED = {"pretrained": HOME} | {name: HOME / name for name in ("pruned", "merged", "sft", "tuned")}
+EVALUATED = {"pretrained": HOME} | {name: HOME / name for name in ("merged", "sft", "tuned")}
 HELDOUT = {language: HOME / "data" / language / "heldout" for language in LANGUAGES}
 
 
@@ -36,7 +36,7 @@ def scores(name: str, model: Path) -> Stage:
     heldout = " ".join(f"{language}={path}" for language, path in HELDOUT.items())
     command = (
         f"evaluate {model} --tasks cloze phonebook rules --path rules={prompts} --heldout {heldout} --sequence-length 512 "
-        f"--limit 48 --lengths 256 --max-new-tokens 48 --output {folder}"
+        f"--limit 32 --lengths 256 --max-new-tokens 32 --output {folder}"
     )
     return Stage(f"{name}_scores", command, outputs=(folder,), inputs=(model, HOME / "prompts", *HELDOUT.values()))
 
@@ -90,24 +90,15 @@ pipeline = Pipeline(
         # Conversations and preferences.
         Stage("instructions", f"data instructions --output {HOME}/instructions", outputs=(HOME / "instructions",)),
         Stage(
-            "prompts", f"data instructions --output {HOME}/prompts --seed 1 --limit 480", outputs=(HOME / "prompts",)
+            "prompts", f"data instructions --output {HOME}/prompts --seed 1 --limit 320", outputs=(HOME / "prompts",)
         ),
         *(tuned("sft", seed) for seed in SEEDS),
         merged("sft", *(f"sft_{seed}" for seed in SEEDS)),
         Stage("preferences", "preference-data configs/demo_preference_data.py", inputs=(HOME / "sft",)),
         *(tuned("dpo", seed) for seed in SEEDS),
         merged("tuned", *(f"dpo_{seed}" for seed in SEEDS)),
-        # The models side by side: pretrained, pruned, distilled and merged, fine-tuned, and tuned on preferences.
+        # The models side by side: pretrained; pruned, distilled and merged; fine-tuned, tuned on preferences.
         *(scores(name, folder) for name, folder in EVALUATED.items()),
-        *(
-            Stage(
-                f"{model}_answers",
-                f"preference-data configs/demo_preference_data.py --policy.model {HOME}/{model} "
-                f"--prompts {HOME}/prompts/heldout.jsonl --output {HOME}/{model}_answers --samples 2",
-                inputs=(HOME / model,),
-            )
-            for model in ("sft", "tuned")
-        ),
         Stage(
             "report",
             f"report {HOME}",

@@ -23,9 +23,8 @@ _STEPS = {
     "@60": "@2",
     "@120": "@4",
     " --limit 480": "",
-    " --samples 2": "",
-    "--limit 48": "--limit 4",
-    "--max-new-tokens 48": "--max-new-tokens 4",
+    "--limit 32": "--limit 4",
+    "--max-new-tokens 32": "--max-new-tokens 4",
 }
 
 

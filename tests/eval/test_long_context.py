@@ -115,8 +115,6 @@ def test_the_score_is_the_share_of_references():
 class Reader:
     """A chat model that finds the needles of one kind."""
 
-    description, parallel = {"fingerprint": "reader"}, False
-
     chat = score = None
     parallel, description = False, {}
 
