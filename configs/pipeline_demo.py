@@ -90,14 +90,14 @@ pipeline = Pipeline(
         # Conversations and preferences.
         Stage("instructions", f"data instructions --output {HOME}/instructions", outputs=(HOME / "instructions",)),
         Stage(
-            "prompts", f"data instructions --output {HOME}/prompts --seed 1 --limit 320", outputs=(HOME / "prompts",)
+            "prompts", f"data instructions --output {HOME}/prompts --seed 1 --limit 480", outputs=(HOME / "prompts",)
         ),
         *(tuned("sft", seed) for seed in SEEDS),
         merged("sft", *(f"sft_{seed}" for seed in SEEDS)),
         Stage("preferences", "preference-data configs/demo_preference_data.py", inputs=(HOME / "sft",)),
         *(tuned("dpo", seed) for seed in SEEDS),
         merged("tuned", *(f"dpo_{seed}" for seed in SEEDS)),
-        # The models side by side: pretrained; pruned, distilled and merged; fine-tuned, tuned on preferences.
+        # The models side by side: pretrained; pruned, distilled and merged; fine-tuned; tuned on preferences.
         *(scores(name, folder) for name, folder in EVALUATED.items()),
         Stage(
             "report",

@@ -23,6 +23,7 @@ _STEPS = {
     "@60": "@2",
     "@120": "@4",
     " --limit 480": "",
+    " --samples 2": "",
     "--limit 32": "--limit 4",
     "--max-new-tokens 32": "--max-new-tokens 4",
 }
