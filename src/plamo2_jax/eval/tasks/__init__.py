@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.eval.pfgen import benchmark as pfgen
 from plamo2_jax.eval.task import Task, TaskOptions
 
 
@@ -26,6 +27,12 @@ class TaskInfo:
 
 TASKS: dict[str, TaskInfo] = {
     # pfgen
+    "pfgen": TaskInfo(
+        "pfgen",
+        "pfgen-bench: 50 questions in Japanese, 10 trials, mean of fluency, truthfulness and helpfulness",
+        pfgen.LICENCE,
+        pfgen.SOURCE,
+    ),
     # mmlu
     "jmmlu": TaskInfo(
         "mmlu",
@@ -56,6 +63,19 @@ TASKS: dict[str, TaskInfo] = {
     ),
     # instructions
     # judged
+    "mt_bench_ja": TaskInfo(
+        "judged",
+        "Japanese MT-Bench, 80 conversations of two turns in 8 categories: ratings of a judge from 1 to 10.",
+        "Apache-2.0",
+        needs_judge=True,
+    ),
+    "elyza": TaskInfo(
+        "judged",
+        "ELYZA-tasks-100, Japanese questions with criteria of their own: ratings of a judge from 1 to 5.",
+        "CC BY-SA 4.0",
+        "https://huggingface.co/datasets/elyza/ELYZA-tasks-100 (test.csv)",
+        needs_judge=True,
+    ),
     # long context
     "ruler": TaskInfo(
         "long_context",
