@@ -35,8 +35,9 @@ def read_scores(folder: Path, notes: list[str]) -> ScoreTable | None:
     """
     home = folder / SCORES
     found: list[tuple[str, str, dict[str, TaskResult], dict[str, dict[str, float]]]] = []
-    for path in sorted(home.iterdir()) if home.is_dir() else ():
-        if not path.is_dir() or path.name.startswith("."):
+    # A link may lead out of the run.
+    for path in sorted(home.iterdir()) if home.is_dir() and not home.is_symlink() else ():
+        if path.is_symlink() or not path.is_dir() or path.name.startswith("."):
             continue
         try:
             results = read_results(path)
