@@ -98,6 +98,12 @@ def open_tasks(options: EvaluateOptions) -> dict[str, Task]:
     from plamo2_jax.eval.tasks.user import open_file
 
     paths, common = _paths(options), _task_options(options)
+    for name in paths:
+        if name not in options.tasks:
+            raise PlamoError(f"--path names {name}, which is not one of --tasks {' '.join(options.tasks)}")
+    for name in options.tasks:
+        if options.tasks.count(name) > 1:
+            raise PlamoError(f"--tasks has {name} twice: each task must occur once")
     tasks: dict[str, Task] = {}
     for name in options.tasks:
         if name.endswith((".yaml", ".yml")):
@@ -109,8 +115,6 @@ def open_tasks(options: EvaluateOptions) -> dict[str, Task]:
             if label in tasks:
                 raise PlamoError(f"--tasks has {label} twice: each task must occur once")
             tasks[label] = task
-    if paths:
-        raise PlamoError(f"--path names {next(iter(paths))}, which is not one of --tasks {' '.join(options.tasks)}")
     return tasks
 
 
