@@ -414,7 +414,7 @@ def page(results: dict) -> str:
 
 
 def speed_table(path: Path) -> list[str]:
-    """The figures of speed.py as lines of Markdown."""
+    """The figures of speed.py as lines of Markdown, and the notes on them."""
     if not path.exists():
         return []
     figures = json.loads(path.read_text())
@@ -434,6 +434,8 @@ def speed_table(path: Path) -> list[str]:
         "|---|---|",
         *(f"| {name} | {cell(one, 0)} |" for name, one in rates.items()),
         *(f"| {name} | {cell(one, 2)} |" for name, one in ratios.items()),
+        "",
+        *path.with_name("speed_notes.md").read_text(encoding="utf-8").splitlines(),
         "",
     ]
 
