@@ -87,6 +87,17 @@ TASKS: dict[str, TaskInfo] = {
         "RULER's kinds in Japanese, 20 questions per kind and length, share of references",
         "wordings: Apache-2.0; contexts: generated, or the bundled corpus",
     ),
+    "cloze": TaskInfo(
+        "cloze",
+        "gaps in held-out pages of the bundled corpus, Japanese and English, choice of 4",
+        "text of the bundled corpus (MPL-2.0, CC-BY-SA-3.0)",
+    ),
+    "rules": TaskInfo(
+        "rules",
+        "conversations whose answers are checked by rules (language, length, form), mean over the rules",
+        "that of your prompts",
+        source="plamo2 data instructions (heldout.jsonl), or your own JSON lines with messages and rules",
+    ),
     "phonebook": TaskInfo(
         "retrieval",
         "numbers of names in phonebooks, Japanese and English, 20 questions per language and length, choice of 8",
