@@ -113,6 +113,12 @@ def test_surgery_on_the_demo_works(home):
     assert (home / "phonebook" / "heat_map.png").exists()
 
 
+def test_evaluation_of_the_demo_works(home):
+    for line in commands("demo", (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")):
+        plamo2(line, home)
+    assert (home / "runs" / "evaluation" / "demo" / "report.html").exists()
+
+
 def test_quantization_of_the_demo_works(home):
     for line in commands("demo", (ROOT / "docs" / "quantization.md").read_text(encoding="utf-8")):
         plamo2(line, home)

@@ -80,6 +80,7 @@ def test_an_item_is_not_its_own_example_and_the_others_share_their_prefix(jmmlu)
         assert contexts[item.id].count("答え:") == 6
     rest = [contexts[f"world_history/{i}"].rpartition("問題: ")[0] for i in range(6, 13)]
     assert len(set(rest)) == 1
+    assert len(task.provenance["data_sha256"]) == 64
     assert task.provenance["examples"]["anatomy"] == [f"anatomy/{i}" for i in range(1, 6)]
 
 

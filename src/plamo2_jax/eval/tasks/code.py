@@ -158,7 +158,7 @@ def open(name: str, options: TaskOptions) -> CodeTask:
         problems={problem.id: problem for problem in problems},
         provenance={
             "licence": TASKS[name].licence,
-            "data": data_identity(path),
+            **data_identity(path),
             "mode": mode,
             "trials": trials,
             "examples": [],

@@ -170,7 +170,7 @@ def open(name: str, options: TaskOptions) -> JudgedTask:
     used = rubric if options.baseline is None else COMPARISON_RUBRIC
     provenance = {
         "licence": TASKS[name].licence,
-        "data": data,
+        **data,
         "trials": trials,
         "examples": [],
         "sampling": {"temperature": sorted({one.temperature for one in questions}), "max_new_tokens": max_new_tokens}

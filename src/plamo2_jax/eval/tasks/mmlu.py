@@ -159,7 +159,9 @@ def open(name: str, options: TaskOptions) -> ChoiceTask:
         shots=shots,
         provenance={
             "licence": TASKS[name].licence,
-            "data": {"name": options.path.name, "sha256": sha256(files), "files": len(files)},
+            "data": options.path.name,
+            "data_sha256": sha256(files),
+            "files": len(files),
             "subjects": len(subjects),
             "shots": shots,
             "example_rule": "the first rows of the subject, without the item"
