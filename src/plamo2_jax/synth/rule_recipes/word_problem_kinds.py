@@ -151,8 +151,7 @@ KINDS: tuple[Problem, ...] = (
             "円"),
         "en": Texts(
             ("{a} buys {n} {x} at {p} yen each and {m} {y} at {q} yen each. How much does {a} pay in total?",
-
-                        "In a shop, {x} cost {p} yen each and {y} {q} yen each. {a} takes {n} {x} and {m} {y}. What is the total price?"),
+             "In a shop, {x} cost {p} yen each and {y} {q} yen each. {a} takes {n} {x} and {m} {y}. What is the total price?"),
             ("The {x} cost {p} × {n} = {np} yen.", "The {y} cost {q} × {m} = {mq} yen.", "Together: {np} + {mq} = {total} yen."),
             " yen"),
     }),
@@ -243,8 +242,7 @@ KINDS: tuple[Problem, ...] = (
         "en": Texts(
 
                        ("A field is {l} m by {w} m. A path of {d} m runs along the inside of its border. What is the area inside the path?",
-
-                        "In a garden of {l} m by {w} m, a strip of {d} m on every side becomes a flower bed. What area is left?"),
+             "In a garden of {l} m by {w} m, a strip of {d} m on every side becomes a flower bed. What area is left?"),
             ("Both sides together take {d} × 2 = {d2} m.", "The length inside is {l} - {d2} = {il} m.",
              "The width inside is {w} - {d2} = {iw} m.", "The area is {il} × {iw} = {area} square metres."), " square metres"),
     }),
@@ -289,9 +287,8 @@ KINDS: tuple[Problem, ...] = (
             ("1分間に {u} + {v} = {both} m 近づきます。", "出会うまで {d} ÷ {both} = {minutes} 分です。"), "分"),
         "en": Texts(
 
-                       ("{a} and {b} walk towards each other from {d} m apart, at {u} and {v} m a minute. After how many minutes do they meet?",
-
-                        "A road is {d} m long. {a} starts at one end with {u} m/min, {b} at the other with {v} m/min. When do they meet?"),
+                       ("{a} and {b} walk towards each other from {d} m apart, at {u} and {v} m a minute. When do they meet?",
+             "A road is {d} m long. {a} starts at one end with {u} m/min, {b} at the other with {v} m/min. When do they meet?"),
             ("In a minute they come {u} + {v} = {both} m closer.", "They meet after {d} ÷ {both} = {minutes} minutes."), " minutes"),
     }),
     Problem("part", _part, "end", {
