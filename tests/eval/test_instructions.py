@@ -133,9 +133,9 @@ def test_a_model_is_asked_the_prompt_itself_once(tasks):
     model = Fixed("猫です。")
     answers = answer_items(task, model)
     assert len(model.requests) == len(answers) == 172
-    assert [request.messages for request in model.requests][:1] == [
-        [{"role": "user", "content": task.items[0].question}]
-    ]
+    assert {request.id: request.messages for request in model.requests} == {
+        item.id: [{"role": "user", "content": item.question}] for item in task.items
+    }
     assert model.requests[0].sampling.temperature == 0.0
     metrics = task.summarize(task.items, task.score(task.items, answers))
     assert 0 < metrics["prompt_strict"].value < metrics["instruction_strict"].value < 0.5
