@@ -19,7 +19,8 @@ LEFT_OUT = {
     "need a morphological analyser (Janome) to find words, parts of speech or readings": (
         "WordsLength, the negation of WordsLength, PronounsCount, UniqueWordCount, NewlineFormat, OverlapRatio, SentenceWordsRatio, "
         "StopWordsRatio, ChangeRepeat, AlliterationIncrementSentence, IncrementSentence, ConsonantsWords, "
-        "KeywordsSpecificPositionWords, LastFirstWords, NoConsecutiveWords, OddEvenSyllablesWords, PalindromeWords, ParagraphLastFirstWords, PrimeLengthsWords, "
+        "KeywordsSpecificPositionWords, LastFirstWords, NoConsecutiveWords, OddEvenSyllablesWords, PalindromeWords, ParagraphLastFirstWords, "
+        "PrimeLengthsWords, "
         "RepeatsWords, StartVerbWords, VowelWords, WordsPositionWords"
     ),
     "need a full parser of JavaScript, HTML5 or CommonMark": (
@@ -60,7 +61,7 @@ Scripts of one language, letters and marks are decided exactly. These decisions 
 
 - Language: the script with most letters, then frequent words and letters. Text of a script without a known word is of no language.
 - Japanese words: a word counts unless the same script continues it (katakana, Latin letters, a single kanji).
-- Japanese sentences: they end at 。！？ and at line ends, but not inside 「」 or parentheses. JFBench uses pysbd, which can split differently.
+- Japanese sentences: they end at 。！？ and at line ends, but not inside 「」 or parentheses. JFBench splits with pysbd, which can differ.
 - English sentences: they end at . ! ? but not after a listed abbreviation.
 - Noun endings: decided from the last characters before the mark.
 - LaTeX and Markdown: groups, environments, fences, headings and links are matched; there is no full parser.
