@@ -73,7 +73,6 @@ def run_ours(kinds: str) -> None:
 
     from plamo2_jax.cli.allocator import keep_freed_memory
     from plamo2_jax.engine.engine import Engine
-    from plamo2_jax.engine.generator import Generator
     from plamo2_jax.engine.request import Request
     from plamo2_jax.engine.sampling import SamplingConfig
     from plamo2_jax.engine.stop import StopConfig
@@ -82,7 +81,7 @@ def run_ours(kinds: str) -> None:
     network, params, _ = serving.model()
     engines = {}
     for kind in kinds.split(","):
-        generator = Generator(network, quantized(network, params, kind))
+        generator = serving.generator_of(network, quantized(network, params, kind))
         for rows in ROWS:
             engines[kind, rows] = Engine(generator.model, generator.params, slots=rows, max_length=256)
     stop = StopConfig(serving.NEW_TOKENS + 32)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from speed import model, prompt, spread
+from speed import generator_of, model, prompt, spread
 
 from plamo2_jax.cli.allocator import keep_freed_memory
 from plamo2_jax.engine.engine import Engine
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the figures here")
     options = parser.parse_args()
     keep_freed_memory()
-    generator = open_generator(options.model)[0] if options.model else Generator(*model()[:2])
+    generator = open_generator(options.model)[0] if options.model else generator_of(*model()[:2])
     repeating = generator if options.model else Generator(generator.model, with_small_layers(generator.params))
     results = {
         "seconds_to_first_token": first_tokens(generator, options.turns),
@@ -105,7 +105,7 @@ def with_small_layers(params: dict) -> dict:
     """Return parameters whose layers add little to the embedded token."""
 
     def shrink(path, leaf):
-        names = [entry.key for entry in path]
+        names = [getattr(entry, "key", None) for entry in path]
         return leaf - 0.19 if "post_mixer_norm" in names else leaf - 0.085 if "post_mlp_norm" in names else leaf
 
     return jax.tree_util.tree_map_with_path(shrink, params)

@@ -23,7 +23,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from speed import VOCABULARY, model, prompt, spread
+from speed import VOCABULARY, generator_of, model, prompt, spread
 
 PROMPT, NEW_TOKENS, LENGTH = 16, 128, 256
 
@@ -61,13 +61,12 @@ def main() -> None:
 def measure(streams: int, pairs: int, profile: bool) -> tuple[dict[str, list[float]], float]:
     """Return tokens/s of each pair, and the processor time of the event loop's thread per token in microseconds."""
     from plamo2_jax.cli.allocator import keep_freed_memory
-    from plamo2_jax.engine.generator import Generator
     from plamo2_jax.serve.config import ServeConfig
     from plamo2_jax.serve.opening import serve_generator
     from plamo2_jax.serve.server import Server
 
     keep_freed_memory()
-    generator = Generator(*model())
+    generator = generator_of(*model())
     config = ServeConfig(port=0, slots=streams, max_length=LENGTH, prefill_size=512, prefix_cache=0)
 
     def load():

@@ -58,6 +58,16 @@ def model():
     return network, params, Tokenizer.from_rows([[*row, 0, 0, 0, 0] for row in rows])
 
 
+def generator_of(network, params, tokenizer=None):
+    """Return a generator whose parameters are in the order in which `load_weights` gives them."""
+    from plamo2_jax.engine.generator import Generator
+    from plamo2_jax.engine.weights import order_for_cpu
+
+    generator = Generator(network, params, tokenizer)
+    generator.params = order_for_cpu(generator.model, generator.params)
+    return generator
+
+
 def write_model(path: Path) -> None:
     """Write the GGUF file."""
     from plamo2_jax.convert.gguf import write_gguf
@@ -82,14 +92,13 @@ def run_ours() -> None:
 
     from plamo2_jax.cli.allocator import keep_freed_memory
     from plamo2_jax.engine.engine import Engine
-    from plamo2_jax.engine.generator import Generator
     from plamo2_jax.engine.request import Request
     from plamo2_jax.engine.sampling import SamplingConfig
     from plamo2_jax.engine.stop import StopConfig
 
     keep_freed_memory()
     network, params, _ = model()
-    generator = Generator(network, params)
+    generator = generator_of(network, params)
     # A row's cache is as long as `Generator` makes it for these lengths.
     engines = {rows: Engine(generator.model, generator.params, slots=rows, max_length=256) for rows in (1, WIDE)}
     reader = Engine(generator.model, generator.params, slots=1, max_length=1024)

@@ -23,7 +23,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from op_times import GROUPS, HOST, group_operations, recorded, split_time
-from speed import PROMPT, WIDE, model, prompt, spread
+from speed import PROMPT, WIDE, generator_of, model, prompt, spread
 
 from plamo2_jax.cli.allocator import keep_freed_memory
 from plamo2_jax.engine.engine import Engine
@@ -69,7 +69,7 @@ def measure_all(programs: Path, turns: int) -> dict:
         programs: folder into which XLA writes compiled programs.
         turns: measurements of each.
     """
-    generator = Generator(*model())
+    generator = generator_of(*model())
     results = {}
     for rows in (1, WIDE):
         results[f"decode {rows}"] = measure(programs, "jit_decode", *decoding(generator, rows), turns)

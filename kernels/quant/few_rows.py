@@ -1,6 +1,7 @@
 """Products of few rows with a float32 matrix in C++ (native/source/float_product.h), for decoding on CPU.
 
-A single row is left to XLA, which was at least as fast.
+A matrix stored as [outputs, inputs] is read at 44 GB/s for a single row, against 39 to 40 GB/s by XLA in either order. With 16 rows, its
+product takes 0.81 of the time of one stored as [inputs, outputs] (2 cores, AVX-512).
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ def why_not(x: Array, weight: Array) -> str | None:
 def few_rows_product(
     x: Float[Array, "rows k"], weight: Float[Array, "*w"], *, outputs_first: bool
 ) -> Float[Array, "rows n"] | Float[Array, "parts rows n"]:
-    """Return x W. A row of the result depends on its row of x alone, and not on the number of rows.
+    """Return x W. A row of the result depends on its row of x alone.
+
+    With outputs first, sums have one order for at most 6 rows and another one for more (2 with AVX2).
 
     `native.require` or `native.is_available` must have been called.
 

@@ -34,6 +34,7 @@ from plamo2_jax import manifest
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import read_json_object
+from plamo2_jax.model.outputs_first import OutputsFirst
 from plamo2_jax.model.plamo2 import stacked_path
 from plamo2_jax.model_files import check_tree_inside, optional_file
 from plamo2_jax.old_config import modernize
@@ -365,11 +366,12 @@ def fingerprint(config: ModelConfig, params: Any, samples: int = 512) -> str:
     Equal fingerprints do not prove that all values are equal.
 
     Args:
-        params: Parameters in any dtype, with or without a scan over layers.
+        params: Parameters in any dtype and order, with or without a scan over layers.
     """
     digest = hashlib.blake2b(json.dumps(config.to_json(), sort_keys=True).encode(), digest_size=16)
     leaves: dict[str, dict[int, Any]] = {}
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
+    found = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda leaf: isinstance(leaf, OutputsFirst))
+    for keys, leaf in found:
         stacked, period = stacked_path(jax.tree_util.keystr(keys, simple=True, separator="/"))
         leaves.setdefault(stacked, {})[period or 0] = leaf
     for path, periods in sorted(leaves.items()):
@@ -380,7 +382,8 @@ def fingerprint(config: ModelConfig, params: Any, samples: int = 512) -> str:
         for number, period in enumerate(sorted(periods)):
             leaf = periods[period]
             inside = places[places // size == number] - number * size
-            values = leaf[np.unravel_index(inside[inside < leaf.size], leaf.shape)]
+            indices = np.unravel_index(inside[inside < leaf.size], leaf.shape)
+            values = leaf.pick(indices) if isinstance(leaf, OutputsFirst) else leaf[indices]
             digest.update(np.asarray(jax.device_get(values), np.float32).tobytes())
     return digest.hexdigest()
 

@@ -20,13 +20,15 @@ from typing import Any, Literal
 from plamo2_jax.errors import PlamoError
 
 Method = Literal["match", "search", "fullmatch"]
+_ENDS = "ends"
 
 LONGEST = 1000
 """Largest length of a pattern, in characters."""
 _SECONDS = 1.0
 
 # Program of the process. It reads a JSON line with patterns, texts and method. It writes a line with the index of the first matching
-# pattern of each text, or with the index of an invalid pattern and the problem.
+# pattern of each text, or for the method "ends" with the end of the first match of each pattern, or with the index of an invalid pattern
+# and the problem.
 _SERVE = """
 import json, re, resource, sys, warnings
 warnings.simplefilter("ignore")
@@ -37,9 +39,12 @@ for line in sys.stdin:
     try:
         compiled = []
         for number, pattern in enumerate(patterns):
-            compiled.append(getattr(re.compile(pattern), method))
+            compiled.append(getattr(re.compile(pattern), "search" if method == "ends" else method))
         found = []
         for text in texts:
+            if method == "ends":
+                found.append([match and match.end() for match in (matches(text) for matches in compiled)])
+                continue
             for number, matches in enumerate(compiled):
                 if matches(text) is not None:
                     found.append(number)
@@ -73,9 +78,7 @@ class _Matcher:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def ask(
-        self, patterns: Sequence[str], texts: Sequence[str], method: Method, seconds: float
-    ) -> dict[str, Any] | None:
+    def ask(self, patterns: Sequence[str], texts: Sequence[str], method: str, seconds: float) -> dict[str, Any] | None:
         """Return the answer of the process, or None after the time limit."""
         with self._lock:
             if self._process is None:
@@ -88,7 +91,7 @@ class _Matcher:
                 self._ask([], [], "match", 60)
             return self._ask(patterns, texts, method, seconds)
 
-    def _ask(self, patterns: Sequence[str], texts: Sequence[str], method: Method, seconds: float) -> Any:
+    def _ask(self, patterns: Sequence[str], texts: Sequence[str], method: str, seconds: float) -> Any:
         process = self._process
         deadline = time.monotonic() + seconds
         try:
@@ -137,11 +140,26 @@ def first_matches(
         PatternError: A pattern has more than LONGEST characters, is not a regular expression or needs too much memory, or matching takes
             longer than `seconds`.
     """
+    return _found(patterns, texts, method, seconds) if patterns else [None] * len(texts)
+
+
+def search_ends(patterns: Sequence[str], texts: Sequence[str], seconds: float = _SECONDS) -> list[list[int | None]]:
+    """Return, for each text and each pattern, the end of the first match, or None.
+
+    Args:
+        patterns: Regular expressions in the syntax of Python's `re`.
+        seconds: Time limit for all texts.
+
+    Raises:
+        PatternError: As for `first_matches`.
+    """
+    return _found(patterns, texts, _ENDS, seconds) if patterns else [[] for _ in texts]
+
+
+def _found(patterns: Sequence[str], texts: Sequence[str], method: str, seconds: float) -> list[Any]:
     for pattern in patterns:
         if len(pattern) > LONGEST:
             raise PatternError(pattern, f"it has {len(pattern):,} characters, more than {LONGEST:,}")
-    if not patterns:
-        return [None] * len(texts)
     answer = _matcher.ask(patterns, texts, method, seconds)
     if answer is None:
         which = shorten(patterns[0]) if len(patterns) == 1 else f"{len(patterns)} patterns"

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from plamo2_jax.align.preference_data.rules import RuleError, check_rules, mean, score
+from plamo2_jax.eval.answer_rules import RuleError, check_rules, mean, score
 from plamo2_jax.pattern import matches_whole
 
 

@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from plamo2_jax.align.preference_data.judge import JudgeConfig, Verdict, compare, read_verdict, win_shares
+from plamo2_jax.align.preference_data.judge import JudgeConfig, Verdict, compare, win_shares
 from plamo2_jax.align.preference_data.pairing import Pairing, PairingConfig, repeated
+from plamo2_jax.eval.judging import read_verdict
 from plamo2_jax.journal import Journal
 from plamo2_jax.models import ChatRequest, ChatResponse, RequestError
 from plamo2_jax.storage import lock_folder

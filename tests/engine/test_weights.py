@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from plamo2_jax.checkpoint import save_model
+from plamo2_jax.checkpoint import fingerprint, save_model
 from plamo2_jax.config import LayerKind
 from plamo2_jax.convert.hf import to_public
 from plamo2_jax.convert.load import load_model
@@ -16,6 +16,7 @@ from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.engine.weights import cast_matrices, load_weights, unstack
 from plamo2_jax.model import Plamo2
+from plamo2_jax.model.outputs_first import OutputsFirst
 from plamo2_jax.model.plamo2 import declarations
 from plamo2_jax.sharding.mesh import MeshConfig, make_mesh
 
@@ -38,11 +39,18 @@ def test_loaded_weights_are_the_whole_model_cast_and_taken_apart(folder, dtype, 
     stacked = Plamo2(whole.config, dtype=jnp.dtype(dtype))
     expected = unstack(stacked, cast_matrices(stacked, whole.params))
 
+    stored = jax.tree.leaves(loaded.params, is_leaf=lambda leaf: isinstance(leaf, OutputsFirst))
+    ordered = [leaf for leaf in stored if isinstance(leaf, OutputsFirst)]
+    assert bool(ordered) == (dtype == "float32" and mesh is None)
+
     def same(got, want):
+        got = got.array() if isinstance(got, OutputsFirst) else got
         assert got.dtype == want.dtype
         np.testing.assert_array_equal(got, want)
 
-    jax.tree.map(same, loaded.params, expected)
+    jax.tree.map(same, loaded.params, expected, is_leaf=lambda leaf: isinstance(leaf, OutputsFirst))
+    if ordered:
+        assert fingerprint(loaded.config, loaded.params) == fingerprint(whole.config, whole.params)
     assert not network.scan_layers
     if mesh is not None:
         shares = {leaf.sharding.shard_shape(leaf.shape) != leaf.shape for leaf in jax.tree.leaves(loaded.params)}

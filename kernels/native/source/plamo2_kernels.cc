@@ -31,10 +31,19 @@ static ffi::Error FloatColumns(ffi::ThreadPool pool, Floats x, Floats w, Result 
 // x [rows, k]; w [n, k]; y [rows, n].
 static ffi::Error FloatOutputs(ffi::ThreadPool pool, Floats x, Floats w, Result y) {
   int64_t n = w.dimensions()[0], k = w.dimensions()[1], rows = x.dimensions()[0];
-  const std::vector<float> inputs = interleave(x.typed_data(), rows, k);
-  in_parallel(pool, n, kLanes, n * k * 4, 4, [&](int64_t begin, int64_t end) {
-    multiply_outputs(inputs.data(), w.typed_data(), y->typed_data(), rows, k, n, begin, end);
-  });
+  const float* weights = w.typed_data();
+  float* to = y->typed_data();
+  if (rows <= kMostRows) {
+    const float* inputs = x.typed_data();
+    in_parallel(pool, n, 8, n * k * 4, 4, [&](int64_t begin, int64_t end) {
+      multiply_lying(inputs, weights, to, rows, k, n, begin, end);
+    });
+  } else {
+    const Standing inputs(x.typed_data(), rows, k);
+    in_parallel(pool, n, 24, n * k * 4, 4, [&](int64_t begin, int64_t end) {
+      multiply_standing(inputs.data(), weights, to, rows, k, n, begin, end);
+    });
+  }
   return ffi::Error::Success();
 }
 

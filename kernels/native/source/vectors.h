@@ -18,6 +18,17 @@ typedef float Vector __attribute__((vector_size(kLanes * 4), aligned(4), may_ali
 inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
 inline void store(float* to, Vector value) { *reinterpret_cast<Vector*>(to) = value; }
 
+// Keeps a value in a register.
+inline void keep(Vector& value) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(value));
+#elif defined(__x86_64__)
+  asm("" : "+x"(value));
+#elif defined(__aarch64__)
+  asm("" : "+w"(value));
+#endif
+}
+
 // Loads fewer values than a vector has; the others are zero.
 inline Vector load_part(const float* from, int64_t count) {
   Vector value = {};
@@ -25,44 +36,36 @@ inline Vector load_part(const float* from, int64_t count) {
   return value;
 }
 
-// The sum of the lanes, always in the same order.
-inline float add_lanes(Vector value) {
-  for (int half = kLanes / 2; half; half /= 2)
-    for (int i = 0; i < half; ++i) value[i] += value[i + half];
-  return value[0];
-}
-
 // columns[inputs, kLanes] = wᵀ for w [outputs, inputs] with rows that are `stride` apart. outputs <= kLanes; missing ones are zero.
 inline void transpose(const float* w, int64_t stride, int64_t outputs, int64_t inputs, float* columns) {
   int64_t i = 0;
 #if defined(__AVX512F__)
-  if (outputs == kLanes)
-    for (; i + 16 <= inputs; i += 16) {
-      __m512 a[16], b[16];
+  for (; i + 16 <= inputs; i += 16) {
+    __m512 a[16], b[16];
 #pragma GCC unroll 16
-      for (int o = 0; o < 16; ++o) a[o] = _mm512_loadu_ps(w + o * stride + i);
+    for (int o = 0; o < 16; ++o) a[o] = o < outputs ? _mm512_loadu_ps(w + o * stride + i) : _mm512_setzero_ps();
 #pragma GCC unroll 8
-      for (int o = 0; o < 16; o += 2) b[o] = _mm512_unpacklo_ps(a[o], a[o + 1]), b[o + 1] = _mm512_unpackhi_ps(a[o], a[o + 1]);
-      auto pairs = [](__m512 one, __m512 two, bool high) __attribute__((always_inline)) {
-        __m512d first = _mm512_castps_pd(one), second = _mm512_castps_pd(two);
-        return _mm512_castpd_ps(high ? _mm512_unpackhi_pd(first, second) : _mm512_unpacklo_pd(first, second));
-      };
+    for (int o = 0; o < 16; o += 2) b[o] = _mm512_unpacklo_ps(a[o], a[o + 1]), b[o + 1] = _mm512_unpackhi_ps(a[o], a[o + 1]);
+    auto pairs = [](__m512 one, __m512 two, bool high) __attribute__((always_inline)) {
+      __m512d first = _mm512_castps_pd(one), second = _mm512_castps_pd(two);
+      return _mm512_castpd_ps(high ? _mm512_unpackhi_pd(first, second) : _mm512_unpacklo_pd(first, second));
+    };
 #pragma GCC unroll 4
-      for (int o = 0; o < 16; o += 4) {
-        a[o] = pairs(b[o], b[o + 2], false), a[o + 1] = pairs(b[o], b[o + 2], true);
-        a[o + 2] = pairs(b[o + 1], b[o + 3], false), a[o + 3] = pairs(b[o + 1], b[o + 3], true);
-      }
-#pragma GCC unroll 4
-      for (int q = 0; q < 4; ++q) {
-        __m512 even = _mm512_shuffle_f32x4(a[q], a[q + 4], 0x88), odd = _mm512_shuffle_f32x4(a[q], a[q + 4], 0xdd);
-        __m512 even2 = _mm512_shuffle_f32x4(a[q + 8], a[q + 12], 0x88), odd2 = _mm512_shuffle_f32x4(a[q + 8], a[q + 12], 0xdd);
-        float* to = columns + (i + q) * 16;
-        _mm512_storeu_ps(to, _mm512_shuffle_f32x4(even, even2, 0x88));
-        _mm512_storeu_ps(to + 4 * 16, _mm512_shuffle_f32x4(odd, odd2, 0x88));
-        _mm512_storeu_ps(to + 8 * 16, _mm512_shuffle_f32x4(even, even2, 0xdd));
-        _mm512_storeu_ps(to + 12 * 16, _mm512_shuffle_f32x4(odd, odd2, 0xdd));
-      }
+    for (int o = 0; o < 16; o += 4) {
+      a[o] = pairs(b[o], b[o + 2], false), a[o + 1] = pairs(b[o], b[o + 2], true);
+      a[o + 2] = pairs(b[o + 1], b[o + 3], false), a[o + 3] = pairs(b[o + 1], b[o + 3], true);
     }
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) {
+      __m512 even = _mm512_shuffle_f32x4(a[q], a[q + 4], 0x88), odd = _mm512_shuffle_f32x4(a[q], a[q + 4], 0xdd);
+      __m512 even2 = _mm512_shuffle_f32x4(a[q + 8], a[q + 12], 0x88), odd2 = _mm512_shuffle_f32x4(a[q + 8], a[q + 12], 0xdd);
+      float* to = columns + (i + q) * 16;
+      _mm512_storeu_ps(to, _mm512_shuffle_f32x4(even, even2, 0x88));
+      _mm512_storeu_ps(to + 4 * 16, _mm512_shuffle_f32x4(odd, odd2, 0x88));
+      _mm512_storeu_ps(to + 8 * 16, _mm512_shuffle_f32x4(even, even2, 0xdd));
+      _mm512_storeu_ps(to + 12 * 16, _mm512_shuffle_f32x4(odd, odd2, 0xdd));
+    }
+  }
 #endif
   for (; i < inputs; ++i)
     for (int64_t o = 0; o < kLanes; ++o) columns[i * kLanes + o] = o < outputs ? w[o * stride + i] : 0;
@@ -82,4 +85,22 @@ inline __m128 sum_lanes(__m512 a, __m512 b, __m512 c, __m512 d) {
 }
 // The order of the sum is that of four vectors.
 inline float sum_lanes(__m512 a) { return _mm_cvtss_f32(sum_lanes(a, a, a, a)); }
+#endif
+
+// The sum of the lanes, always in the same order, and those of four vectors.
+#if defined(__AVX512F__)
+inline float add_lanes(Vector value) { return sum_lanes(reinterpret_cast<__m512>(value)); }
+inline void add_lanes(Vector a, Vector b, Vector c, Vector d, float* sums) {
+  _mm_storeu_ps(sums, sum_lanes(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c),
+                                reinterpret_cast<__m512>(d)));
+}
+#else
+inline float add_lanes(Vector value) {
+  for (int half = kLanes / 2; half; half /= 2)
+    for (int i = 0; i < half; ++i) value[i] += value[i + half];
+  return value[0];
+}
+inline void add_lanes(Vector a, Vector b, Vector c, Vector d, float* sums) {
+  sums[0] = add_lanes(a), sums[1] = add_lanes(b), sums[2] = add_lanes(c), sums[3] = add_lanes(d);
+}
 #endif

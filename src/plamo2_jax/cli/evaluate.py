@@ -84,6 +84,8 @@ class EvaluateOptions:
     """Name of the judge on its server. Default: the first that the server lists."""
     judge_api_key_env: str | None = None
     """Environment variable with the API key of the judge's server."""
+    baseline: Path | None = None
+    """Results of another model (a folder that --output wrote). The judge then compares each answer with that model's, in both orders."""
     allow_unisolated_code: bool = False
     """Run programs that a model wrote even if this system cannot isolate them. They can then read and change your files."""
     processes: int | None = None
@@ -137,7 +139,7 @@ def main(argv: list[str]) -> int:
         compare_folders(*options.compare, options.output)
         return 0
     if options.answers is not None:
-        from plamo2_jax.cli.evaluate_tasks import score_stored
+        from plamo2_jax.cli.evaluate_stored import score_stored
 
         score_stored(options)
         return 0

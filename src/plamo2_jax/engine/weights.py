@@ -17,11 +17,12 @@ from plamo2_jax.adapters.open import open_model
 from plamo2_jax.adapters.targets import A, B, Split
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.load import LoadedModel
-from plamo2_jax.model import Plamo2, abstract_params, logical_axes
-from plamo2_jax.model.axes import CONV, EMBED, HEAD_DIM, LAYERS, Axes, map_with_axes
+from plamo2_jax.model import Plamo2, abstract_params, declarations, logical_axes
+from plamo2_jax.model.axes import CONV, EMBED, HEAD_DIM, LAYERS, VOCAB, Axes, Declaration, is_matrix, map_with_axes
 from plamo2_jax.model.low_rank import LowRank
+from plamo2_jax.model.outputs_first import store_outputs_first
 from plamo2_jax.model.plamo2 import period_name
-from plamo2_jax.model.quantized import QuantizedArray, has_quantized
+from plamo2_jax.model.quantized import QuantizedArray, contraction_axes, has_quantized
 from plamo2_jax.sharding.rules import param_shardings, with_shardings
 
 
@@ -96,6 +97,31 @@ def _reorder(model: Plamo2, params: dict) -> dict:
     return map_with_axes(one, logical_axes(model), params)
 
 
+def order_for_cpu(model: Plamo2, params: dict) -> dict:
+    """Return parameters with every float32 projection stored as [outputs, inputs] (`OutputsFirst`), if they are on a CPU.
+
+    On other platforms, on a mesh, and for other dtypes, the parameters are returned as they are. Projections are copied one by one.
+
+    Args:
+        model: the network, without a scan over layers.
+        params: its parameters.
+    """
+    devices = {device for leaf in jax.tree.leaves(params) for device in leaf.devices()}
+    on_cpu = {device.platform for device in devices} == {"cpu"} and not _on_tpu(model)
+    if not on_cpu or model.mesh is not None or model.scan_layers:
+        return params
+
+    def one(declared: Declaration, leaf: Any) -> Any:
+        # The tables of the vocabulary have this order, and are looked up.
+        is_projection = is_matrix(declared.names) and VOCAB not in declared.names
+        if not is_projection or not isinstance(leaf, jax.Array) or leaf.dtype != jnp.float32:
+            return leaf
+        return store_outputs_first(leaf, contraction_axes(declared))
+
+    declared = declarations(model)
+    return jax.tree.map(one, declared, params, is_leaf=lambda leaf: isinstance(leaf, Declaration))
+
+
 def load_weights(
     path: str | os.PathLike[str],
     *,
@@ -136,7 +162,21 @@ def load_weights(
         params = params if scan_layers else unstack(stacked, params)
         if mesh is not None and not has_quantized(params):
             params = jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, abstract_weights(model)))
-    return model, dataclasses.replace(loaded, params=_reorder(model, params))
+    return model, dataclasses.replace(loaded, params=order_for_cpu(model, _reorder(model, params)))
+
+
+def decoding_params(model: Plamo2, params: dict, device: jax.Device) -> dict:
+    """Return a copy of the parameters of a training run for decoding: cast, one subtree per period, and placed as the model needs them.
+
+    Args:
+        model: the network for decoding, without a scan over layers.
+        params: stacked parameters, in any layout on the devices of the model's mesh.
+        device: the device to use if the model has no mesh.
+    """
+    params = unstack(model, cast_matrices(model.clone(scan_layers=True), params))
+    if model.mesh is None:
+        return jax.device_put(params, device)
+    return _reorder(model, jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, abstract_weights(model))))
 
 
 def unstack(model: Plamo2, params: dict) -> dict:

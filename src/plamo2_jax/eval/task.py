@@ -77,6 +77,8 @@ class TaskOptions:
     """Kinds of generated questions, for tasks that have several. Empty: all."""
     count_tokens: Callable[[str], int] | None = None
     """Returns the number of tokens of a text. None if the model has no tokenizer here; tasks then count three characters as a token."""
+    baseline: Path | None = None
+    """Answers of another model that a judge compares with, as a folder of results or its answers.jsonl. None: a judge rates answers."""
     processes: int | None = None
     """Number of processes that score answers. None: one for each core."""
     allow_unisolated_code: bool = False

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from plamo2_jax.model.axes import Axes, map_with_axes
 from plamo2_jax.model.low_rank import LowRank
+from plamo2_jax.model.outputs_first import OutputsFirst
 from plamo2_jax.model.parameters import parameter
 from plamo2_jax.model.quantized import QuantizedArray
 from plamo2_kernels import native
@@ -27,7 +28,7 @@ _FEW_TOKENS = 64
 INPUTS = "inputs"
 """Flax collection of the activations that `project` multiplies, by the path of the weight. `model.apply(..., mutable=[INPUTS])` returns
 them; otherwise nothing is recorded."""
-Weight = Array | QuantizedArray | LowRank
+Weight = Array | OutputsFirst | QuantizedArray | LowRank
 """The types that a weight matrix may have in a parameter tree."""
 
 
@@ -89,6 +90,8 @@ def multiply(
         return base + einsum(up, _lower(low, x, weight), weight.b.astype(x.dtype))
     if isinstance(weight, QuantizedArray):
         return _multiply_quantized(spec, x, weight, implementation).astype(dtype)
+    if isinstance(weight, OutputsFirst):
+        return _multiply_outputs_first(spec, x, weight, dtype, implementation)
     if multiplies_few_rows(spec, x, weight, implementation):
         return _multiply_few_rows(spec, x, weight).astype(dtype)
     return einsum(spec, x, weight.astype(x.dtype))
@@ -111,9 +114,8 @@ def multiplies_few_rows(spec: str, x: Float[Array, "*x"], weight: Weight, implem
             raise ImplementationError(f'product_implementation="ffi" cannot run: {reason}. Use "xla"')
         native.require()
         return True
-    rows = math.prod(x.shape[letters.x.index(letter)] for letter in letters.rows)
     # XLA reads the weights for a single row as fast.
-    return reason is None and 1 < rows <= MOST_FFI_ROWS and native.is_available()
+    return reason is None and 1 < letters.count_rows(x) <= MOST_FFI_ROWS and native.is_available()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +137,10 @@ class _Letters:
         x, weight = operands.split(",")
         inputs, outputs = ("".join(c for c in weight if (c in result) is out) for out in (False, True))
         return cls(x, weight, result, "".join(c for c in x if c not in weight), inputs, outputs)
+
+    def count_rows(self, x: Array) -> int:
+        """Return the number of rows of the activations."""
+        return math.prod(x.shape[self.x.index(letter)] for letter in self.rows)
 
     def flat(self, x: Array) -> Float[Array, "rows k"]:
         """Return the activations as a matrix of rows and inputs."""
@@ -161,6 +167,33 @@ def _multiply_quantized(spec: str, x: Array, weight: QuantizedArray, implementat
     return letters.restore(quantized_product(letters.flat(x), *matrix, **settings), x, outputs)
 
 
+def _multiply_outputs_first(
+    spec: str, x: Array, weight: OutputsFirst, dtype: jnp.dtype, implementation: Implementation
+) -> Array:
+    letters = _Letters.of(spec)
+    outputs = weight.values.shape[: weight.values.ndim - len(weight.contracted)]
+    rows, matrix = letters.flat(x), weight.values.reshape(math.prod(outputs), -1)
+
+    def by_xla(rows, matrix):
+        settings = {"precision": product_precision(x.dtype), "preferred_element_type": dtype}
+        return jnp.einsum("rk,nk->rn", rows, matrix.astype(x.dtype), **settings)
+
+    def by_ffi(rows, matrix):
+        return few_rows_product(rows, matrix, outputs_first=True).astype(dtype)
+
+    reason = few_rows.why_not(rows, matrix)
+    if implementation == "ffi":
+        if reason is not None:
+            raise ImplementationError(f'product_implementation="ffi" cannot run: {reason}. Use "xla"')
+        native.require()
+        y = by_ffi(rows, matrix)
+    elif implementation == "auto" and reason is None and len(rows) <= MOST_FFI_ROWS and native.is_available():
+        y = by_ffi(rows, matrix)
+    else:
+        y = by_xla(rows, matrix)
+    return letters.restore(y, x, outputs)
+
+
 def _multiply_few_rows(spec: str, x: Array, weight: Array) -> Array:
     letters = _Letters.of(spec)
     outputs = tuple(weight.shape[letters.weight.index(letter)] for letter in letters.outputs)
@@ -181,7 +214,7 @@ def _multiply_parts(
         return tuple(y + multiply(up, lowered, weight.b[:, i]) for i, y in enumerate(base))
     parts = weight.shape[0]
     operands, result = spec.split("->")
-    if isinstance(weight, QuantizedArray):
+    if isinstance(weight, OutputsFirst | QuantizedArray):
         # The parts are outputs.
         joined = operands.replace(",", ",P") + "->P" + result
         return tuple(multiply(joined, x, weight, implementation=implementation))
@@ -239,6 +272,6 @@ def array_axes(logical_axes: Any, params: Any) -> Any:
     """
 
     def one(names: Axes, weight: Weight) -> Any:
-        return weight.axes_of(names) if isinstance(weight, QuantizedArray | LowRank) else names
+        return weight.axes_of(names) if isinstance(weight, OutputsFirst | QuantizedArray | LowRank) else names
 
     return map_with_axes(one, logical_axes, params)

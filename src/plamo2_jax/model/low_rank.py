@@ -15,13 +15,14 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from plamo2_jax.model import axes
+from plamo2_jax.model.outputs_first import OutputsFirst
 from plamo2_jax.model.quantized import QuantizedArray
 
 
 class LowRank(struct.PyTreeNode):
     """A parameter with an adapter. All arrays may have an additional first axis (layers), which a scan or an index removes."""
 
-    base: Float[Array, "*w"] | QuantizedArray
+    base: Float[Array, "*w"] | OutputsFirst | QuantizedArray
     """W, in any dtype."""
     a: Float[Array, "*inputs r"]
     b: Float[Array, " r *outputs"]
@@ -50,7 +51,7 @@ class LowRank(struct.PyTreeNode):
 
     def axes_of(self, names: axes.Axes) -> LowRank:
         """Return the axis names of each array; `names` are the axis names of the parameter."""
-        base = self.base.axes_of(names) if isinstance(self.base, QuantizedArray) else names
+        base = self.base.axes_of(names) if isinstance(self.base, OutputsFirst | QuantizedArray) else names
         a, b = factor_axes(names, self.contracted)
         key = None if self.key is None else a[: names[0] == axes.LAYERS]
         return self.replace(base=base, a=a, b=b, key=key)

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.eval.pfgen import benchmark as pfgen
 from plamo2_jax.eval.task import Task, TaskOptions
 
 
@@ -26,6 +27,12 @@ class TaskInfo:
 
 TASKS: dict[str, TaskInfo] = {
     # pfgen
+    "pfgen": TaskInfo(
+        "pfgen",
+        "pfgen-bench: 50 questions in Japanese, 10 trials, mean of fluency, truthfulness and helpfulness",
+        pfgen.LICENCE,
+        pfgen.SOURCE,
+    ),
     # mmlu
     "jmmlu": TaskInfo(
         "mmlu",
@@ -71,6 +78,19 @@ TASKS: dict[str, TaskInfo] = {
         "prompts: ODC-BY 1.0; wordings: MIT",
     ),
     # judged
+    "mt_bench_ja": TaskInfo(
+        "judged",
+        "Japanese MT-Bench, 80 conversations of two turns in 8 categories: ratings of a judge from 1 to 10.",
+        "Apache-2.0",
+        needs_judge=True,
+    ),
+    "elyza": TaskInfo(
+        "judged",
+        "ELYZA-tasks-100, Japanese questions with criteria of their own: ratings of a judge from 1 to 5.",
+        "CC BY-SA 4.0",
+        "https://huggingface.co/datasets/elyza/ELYZA-tasks-100 (test.csv)",
+        needs_judge=True,
+    ),
     # long context
     "ruler": TaskInfo(
         "long_context",
@@ -81,6 +101,17 @@ TASKS: dict[str, TaskInfo] = {
         "long_context",
         "RULER's kinds in Japanese, 20 questions per kind and length, share of references",
         "wordings: Apache-2.0; contexts: generated, or the bundled corpus",
+    ),
+    "cloze": TaskInfo(
+        "cloze",
+        "gaps in held-out pages of the bundled corpus, Japanese and English, choice of 4",
+        "text of the bundled corpus (MPL-2.0, CC-BY-SA-3.0)",
+    ),
+    "rules": TaskInfo(
+        "rules",
+        "conversations whose answers are checked by rules (language, length, form), mean over the rules",
+        "that of your prompts",
+        source="plamo2 data instructions (heldout.jsonl), or your own JSON lines with messages and rules",
     ),
     "phonebook": TaskInfo(
         "retrieval",
