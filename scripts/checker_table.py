@@ -19,8 +19,8 @@ LEFT_OUT = {
     "need a morphological analyser (Janome) to find words, parts of speech or readings": (
         "WordsLength, the negation of WordsLength, PronounsCount, UniqueWordCount, NewlineFormat, OverlapRatio, SentenceWordsRatio, "
         "StopWordsRatio, ChangeRepeat, AlliterationIncrementSentence, IncrementSentence, ConsonantsWords, "
-        "KeywordsSpecificPositionWords, LastFirstWords, NoConsecutiveWords, OddEvenSyllablesWords, PalindromeWords, ParagraphLastFirstWords, "
-        "PrimeLengthsWords, "
+        "KeywordsSpecificPositionWords, LastFirstWords, NoConsecutiveWords, OddEvenSyllablesWords, PalindromeWords, "
+        "ParagraphLastFirstWords, PrimeLengthsWords, "
         "RepeatsWords, StartVerbWords, VowelWords, WordsPositionWords"
     ),
     "need a full parser of JavaScript, HTML5 or CommonMark": (
