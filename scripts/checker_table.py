@@ -42,9 +42,9 @@ registry serves the tasks `ifeval`, `mifeval_ja` and `jfbench`, the rules of pre
 ```python
 from plamo2_jax import checkers
 
-checkers.check("bullets", "・猫\\n・犬", {"count": 2, "mark": "・"})              # True
-parameters = checkers.draw("characters", "ja", seed=1)                          # drawn parameters
-checkers.instruction("characters", parameters, "ja", "train", seed=1)           # the instruction in words
+checkers.check("bullets", "・猫\\n・犬", {"count": 2, "mark": "・"})  # True
+parameters = checkers.draw("characters", "ja", seed=1)  # drawn parameters
+checkers.instruction("characters", parameters, "ja", "train", seed=1)  # the instruction in words
 ```
 
 As a rule of preference data (see [post-training](post_training.md)), a checker is
