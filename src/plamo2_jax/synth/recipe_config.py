@@ -174,9 +174,10 @@ def parse_recipe(content: Mapping[str, Any], where: str) -> RecipeConfig:
     _allow(_names(given["parameters"]), where, given, "parameters", "a mapping by name")
     _allow(_names(given["draw"]), where, given, "draw", "a mapping by name")
     _allow(_is_json(given["parameters"]), where, given, "parameters", "values that JSON has")
-    for name in ("steps", "drafts", "verify"):
+    for name in ("steps", "drafts"):
         fits = isinstance(given[name], list) and all(isinstance(one, dict) for one in given[name])
-        _allow(fits and (given[name] or name == "verify"), where, given, name, "a list of mappings")
+        _allow(fits and given[name], where, given, name, "a list of mappings")
+    _allow(isinstance(given["verify"], list), where, given, "verify", "a list of steps")
     read: list[StepConfig] = []
     for number, fields in enumerate(steps, 1):
         step = _step(fields, f"{where}: step {fields.get('name', number)}")
@@ -278,11 +279,13 @@ def _draft(given: Mapping[str, Any], kind: str, where: str) -> DraftConfig:
     return DraftConfig(**{**given, "messages": tuple(messages or ())})
 
 
-def _verification(given: Mapping[str, Any], where: str) -> Verification:
-    step = _config(Verification, given, where)
-    require(step, "name", isinstance(step.name, str), "a text", where=where)
-    require(step, "parameters", _names(step.parameters), "a mapping", where=where)
-    return step
+def _verification(given: Any, where: str) -> Verification:
+    if isinstance(given, str):
+        return Verification(given)
+    if not (isinstance(given, dict) and len(given) == 1 and _names(given) and all(map(_names, given.values()))):
+        raise PlamoError(f"{where} has {shown(given)}: a step must be a name, or one name with its parameters")
+    ((name, parameters),) = given.items()
+    return Verification(name, parameters)
 
 
 def _config(kind: type[Any], given: Any, where: str) -> Any:

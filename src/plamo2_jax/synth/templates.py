@@ -1,7 +1,8 @@
 """Jinja templates and expressions of recipe files, in jinja2's sandbox.
 
-Variables: `text` and `fields` of the seed, `language` of the seed, `parameters`, `drawn`, `steps`, and `item` in drafts with `for_each`.
-Nothing random or dependent on the clock is available, so a rendering depends on the variables only. Names are checked when a recipe is opened: a misspelt one is an error there.
+Variables: `text`, `language` and `fields` of the seed, `parameters`, `drawn`, `steps`, and `item` in drafts with `for_each`. Nothing random
+or dependent on the clock is available, so a rendering depends on the variables only. Names are checked when a recipe is opened: a
+misspelt one is an error there.
 """
 
 from __future__ import annotations
