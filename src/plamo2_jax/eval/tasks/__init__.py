@@ -62,6 +62,21 @@ TASKS: dict[str, TaskInfo] = {
         "https://github.com/evalplus/humanevalplus_release (HumanEvalPlus.jsonl.gz)",
     ),
     # instructions
+    "ifeval": TaskInfo(
+        "instructions",
+        "IFEval in English: 541 prompts with instructions that programs check, strict and loose, by prompt and instruction",
+        "Apache-2.0",
+    ),
+    "mifeval_ja": TaskInfo(
+        "instructions",
+        "M-IFEval in Japanese: 172 prompts with instructions that programs check, strict and loose, by prompt and instruction",
+        "Apache-2.0",
+    ),
+    "jfbench": TaskInfo(
+        "instructions",
+        "JFBench in Japanese: 98 constraints that programs check, 3 of 300 prompts for each (trials), share followed",
+        "prompts: ODC-BY 1.0; wordings: MIT",
+    ),
     # judged
     "mt_bench_ja": TaskInfo(
         "judged",
