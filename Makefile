@@ -30,7 +30,8 @@ help:
 	@echo 'make fuzz     read 20,000 damaged files with every reader, and count the outcomes (about 20 minutes)'
 	@echo 'make plans    compile the configurations in configs/ for TPU slices, without a TPU (15 minutes on two cores; installs libtpu)'
 	@echo 'make peers    compare with other implementations (mlx-lm, mergekit, TRL, PEFT, transformers, lm-eval, schemathesis); needs the demo'
-	@echo 'make peers-vllm compare the vLLM plugin with this project, in an environment of its own, .venv-vllm (3.4 GB; about 15 minutes)'
+	@echo 'make peers-vllm compare the vLLM plugin with this project, in an environment of its own, .venv-vllm (3.4 GB; about 15 minutes);'
+	@echo '             MODEL=runs/demo compares this run folder, too'
 	@echo
 	@echo 'make TARGET PYTHON=python3.13   use another Python, in .venv-3.13; 3.12 and later get jax 0.12, 3.11 gets jax 0.10.2'
 
@@ -133,7 +134,7 @@ $(VLLM)/.installed: integrations/vllm/setup.cfg integrations/vllm/pyproject.toml
 	touch $@
 
 peers-vllm: $(VENV)/.installed $(VLLM)/.installed
-	cd integrations/vllm && PLAMO2_PYTHON=$(abspath $(BIN)/python) $(abspath $(VLLM))/bin/python -m pytest
+	cd integrations/vllm && PLAMO2_PYTHON=$(abspath $(BIN)/python) $(if $(MODEL),PLAMO2_MODEL=$(abspath $(MODEL))) $(abspath $(VLLM))/bin/python -m pytest
 
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info src/*.egg-info

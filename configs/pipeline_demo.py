@@ -11,6 +11,7 @@ from plamo2_jax.pipeline.stage import Pipeline, Stage
 HOME = Path("runs/demo")
 LANGUAGES, SEEDS = ("ja", "en"), (1, 2)
 TOKENIZER = HOME / "tokenizer.jsonl"
+EVALUATED = {"pretrained": HOME} | {name: HOME / name for name in ("merged", "sft", "tuned")}
 HELDOUT = {language: HOME / "data" / language / "heldout" for language in LANGUAGES}
 
 
@@ -27,6 +28,17 @@ def figures(name: str, model: Path) -> Stage:
     heldout = " ".join(f"{language}={folder}" for language, folder in HELDOUT.items())
     command = f"evaluate {model} --heldout {heldout} --sequence-length 512 --output {path}"
     return Stage(name, command, outputs=(path,), inputs=(model, *HELDOUT.values()))
+
+
+def scores(name: str, model: Path) -> Stage:
+    """Evaluate a model on benchmark tasks and on held-out bits per byte; the page of the report has the table of all models."""
+    folder, prompts = HOME / "scores" / name, HOME / "prompts/heldout.jsonl"
+    heldout = " ".join(f"{language}={path}" for language, path in HELDOUT.items())
+    command = (
+        f"evaluate {model} --tasks cloze phonebook rules --path rules={prompts} --heldout {heldout} --sequence-length 512 "
+        f"--limit 32 --lengths 256 --max-new-tokens 32 --output {folder}"
+    )
+    return Stage(f"{name}_scores", command, outputs=(folder,), inputs=(model, HOME / "prompts", *HELDOUT.values()))
 
 
 def merged(name: str, *models: str) -> Stage:
@@ -67,7 +79,6 @@ pipeline = Pipeline(
         ),
         Stage("distil", "pretrain configs/demo_small.py"),
         merged("merged", "small@60", "small@120"),
-        figures("merged_evaluation", HOME / "merged"),
         # A longer context.
         Stage(
             "extend",
@@ -86,16 +97,8 @@ pipeline = Pipeline(
         Stage("preferences", "preference-data configs/demo_preference_data.py", inputs=(HOME / "sft",)),
         *(tuned("dpo", seed) for seed in SEEDS),
         merged("tuned", *(f"dpo_{seed}" for seed in SEEDS)),
-        figures("tuned_evaluation", HOME / "tuned"),
-        *(
-            Stage(
-                f"{model}_answers",
-                f"preference-data configs/demo_preference_data.py --policy.model {HOME}/{model} "
-                f"--prompts {HOME}/prompts/heldout.jsonl --output {HOME}/{model}_answers --samples 2",
-                inputs=(HOME / model,),
-            )
-            for model in ("sft", "tuned")
-        ),
+        # The models side by side: pretrained; pruned, distilled and merged; fine-tuned; tuned on preferences.
+        *(scores(name, folder) for name, folder in EVALUATED.items()),
         Stage(
             "report",
             f"report {HOME}",
@@ -103,7 +106,8 @@ pipeline = Pipeline(
             # The page shows the runs and models in this folder too.
             inputs=(
                 HOME,
-                *(HOME / f"{name}evaluation.json" for name in ("", "merged_", "tuned_")),
+                HOME / "evaluation.json",
+                *(HOME / "scores" / name for name in EVALUATED),
                 HOME / "samples.jsonl",
                 *(HOME / name for name in ("small", "long", "sft_1", "sft_2", "dpo_1", "dpo_2")),
             ),

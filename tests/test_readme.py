@@ -84,16 +84,19 @@ def test_the_demo_leaves_a_report_with_both_languages(home):
     for name in ("small", "long", "sft_1", "dpo_2"):
         assert f"<h3>{name}</h3>" in page
     assert "reward accuracy" in page
-    assert "tuned_evaluation.json" in page
+    assert "Scores of the models" in page
+    for name in ("pretrained", "merged", "sft", "tuned"):
+        assert f"<tr><td>{name}</td>" in page
+        assert (home / "runs" / "demo" / "scores" / name / "rules" / "result.json").exists()
 
 
-def test_the_demo_ends_in_a_tuned_model_and_answers_of_it(home):
+def test_the_demo_ends_in_a_tuned_model_and_scores_of_it(home):
     demo = home / "runs" / "demo"
     assert (demo / "tuned" / "model.safetensors").exists()
     for model in ("sft", "tuned"):
-        report = json.loads((demo / f"{model}_answers" / "report.json").read_text(encoding="utf-8"))
-        assert report["answers"] > 0
-        assert not report["failed"]
+        scores = json.loads((demo / "scores" / model / "rules" / "result.json").read_text(encoding="utf-8"))
+        assert scores["n"] == 4
+        assert not scores["failed"]
 
 
 def test_every_command_of_the_readme_works(home):
@@ -108,6 +111,12 @@ def test_surgery_on_the_demo_works(home):
     for line in commands("demo", (ROOT / "docs" / "surgery.md").read_text(encoding="utf-8")):
         plamo2(line, home)
     assert (home / "phonebook" / "heat_map.png").exists()
+
+
+def test_evaluation_of_the_demo_works(home):
+    for line in commands("demo", (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")):
+        plamo2(line, home)
+    assert (home / "runs" / "evaluation" / "demo" / "report.html").exists()
 
 
 def test_quantization_of_the_demo_works(home):

@@ -19,7 +19,14 @@ _OPTIONS = {
     "preference-data": "--samples 3 --stop.max-new-tokens 8 --pairing.margin 0.001 --heldout-share 0.3",
     "generate": "--max-new-tokens 8",
 }
-_STEPS = {"@60": "@2", "@120": "@4", " --limit 480": "", " --samples 2": ""}
+_STEPS = {
+    "@60": "@2",
+    "@120": "@4",
+    " --limit 480": "",
+    " --samples 2": "",
+    "--limit 32": "--limit 4",
+    "--max-new-tokens 32": "--max-new-tokens 4",
+}
 
 
 def shorter(command: str) -> str:

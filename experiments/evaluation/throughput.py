@@ -2,9 +2,9 @@
 
     python experiments/evaluation/throughput.py --model runs/demo
 
-Multiple choice: the items have the same five examples before them and four choices each. The naive loop scores each choice in a call of
-its own. Both are measured in pairs after a first call that compiles the programs, on the same items. The naive loop is measured on a part
-of the items (`--naive-items`), because it is slow; its time is reported for an item.
+Multiple choice: the items have the form of JMMLU, with the same five examples before them, and the answer is one of four letters. The naive
+loop scores each choice in a call of its own. Both are measured in pairs after a first call that compiles the programs, on the same items.
+The naive loop is measured on a part of the items (`--naive-items`), because it is slow; its time is reported for an item.
 
 Sampled answers: 50 questions, 5 trials, 20 examples before each question, up to 300 tokens, with the sampling settings of pfgen-bench.
 With `--pfgen DIR`, they are the questions of pfgen-bench, else sentences of the bundled corpus. The time contains the compilation.
@@ -37,8 +37,8 @@ CHOICE_TASK = """
 name: continuation
 kind: multiple_choice
 data: continuation.jsonl
-prompt: "文: {{ beginning }}\\n続き:"
-choices: choices
+prompt: "文: {{ beginning }}\\nA. {{ choices[0] }}\\nB. {{ choices[1] }}\\nC. {{ choices[2] }}\\nD. {{ choices[3] }}\\n答え:"
+choices: ["A", "B", "C", "D"]
 target: "{{ answer }}"
 shots: 5
 """

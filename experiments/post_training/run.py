@@ -24,7 +24,6 @@ from trials import STOPPED, heldout_bits, run, spread  # noqa: E402
 
 from plamo2_jax import models  # noqa: E402
 from plamo2_jax.align.dpo import PreferenceConfig  # noqa: E402
-from plamo2_jax.align.preference_data import rules  # noqa: E402
 from plamo2_jax.align.preference_data.config import PreferenceDataConfig  # noqa: E402
 from plamo2_jax.align.preference_data.pairing import PairingConfig  # noqa: E402
 from plamo2_jax.align.preference_data.prompts import read_prompts  # noqa: E402
@@ -41,6 +40,7 @@ from plamo2_jax.convert.load import load_model  # noqa: E402
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem  # noqa: E402
 from plamo2_jax.engine.sampling import SamplingConfig  # noqa: E402
 from plamo2_jax.engine.stop import StopConfig  # noqa: E402
+from plamo2_jax.eval import answer_rules as rules  # noqa: E402
 from plamo2_jax.model import Plamo2  # noqa: E402
 from plamo2_jax.model.bits_per_byte import make_evaluator  # noqa: E402
 from plamo2_jax.train.config import RunConfig  # noqa: E402

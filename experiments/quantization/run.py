@@ -83,6 +83,8 @@ VARIANTS = (
     Variant("int4 g32, awq+gptq", four("awq+gptq", 32)),
     Variant("int4 g128, rtn", four("rtn", 128), False),
     Variant("int4 g128, awq+gptq", four("awq+gptq", 128)),
+    Variant("int4 one scale an output, rtn", ("--bits", "4", "--group-size", "none"), False),
+    Variant("int4 one scale an output, awq+gptq", ("--bits", "4", "--group-size", "none", "--method", "awq+gptq")),
     Variant("int4 g64 with Mamba, rtn", four("rtn", 64, *MAMBA), False),
     Variant("int4 g64 with Mamba, awq+gptq", four("awq+gptq", 64, *MAMBA)),
     Variant("budget halfway, rtn", ("--budget", "HALFWAY")),
@@ -338,6 +340,24 @@ def bars(results: dict) -> list[tuple[str, bool]]:
     return found
 
 
+def floors(results: dict) -> list[str]:
+    """The divergence of int8, beside those of 4 bits, which have the embedding and the Mamba projections in 8 bits."""
+    lines = []
+    for name, model in results["models"].items():
+        kl = {
+            label: statistics.fmean(value for lang in LANGUAGES for value in each[lang]["kl"])
+            for label, each in model["variants"].items()
+        }
+        if {"int8", "int4 g64, rtn", "int4 g64, gptq"} <= set(kl):
+            lines.append(
+                f"{name}: int8 alone has a KL divergence of {kl['int8']:.2e}. In the variants of int4, embedding and Mamba projections "
+                f"have 8 bits, too. Rounding to 4 bits adds {kl['int4 g64, rtn'] - kl['int8']:.1e}, and gptq "
+                f"{kl['int4 g64, gptq'] - kl['int8']:.1e}."
+            )
+            lines.append("")
+    return lines[:-1]
+
+
 def page(results: dict) -> str:
     """The README."""
     lines = [
@@ -379,6 +399,8 @@ def page(results: dict) -> str:
         "",
         "Models of this size lose so little that the changes of bits per byte are noise, and the bar on half of rounding's loss says "
         "nothing. The KL divergence ranks the methods. A dash means not measured.",
+        "",
+        *floors(results),
     ]
     lines += [
         "",
@@ -392,7 +414,7 @@ def page(results: dict) -> str:
 
 
 def speed_table(path: Path) -> list[str]:
-    """The figures of speed.py as lines of Markdown."""
+    """The figures of speed.py as lines of Markdown, and the notes on them."""
     if not path.exists():
         return []
     figures = json.loads(path.read_text())
@@ -412,6 +434,8 @@ def speed_table(path: Path) -> list[str]:
         "|---|---|",
         *(f"| {name} | {cell(one, 0)} |" for name, one in rates.items()),
         *(f"| {name} | {cell(one, 2)} |" for name, one in ratios.items()),
+        "",
+        *path.with_name("speed_notes.md").read_text(encoding="utf-8").splitlines(),
         "",
     ]
 

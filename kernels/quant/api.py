@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 from jaxtyping import Array, Float, Int
 
 from plamo2_kernels import native
 from plamo2_kernels.errors import ImplementationError
+from plamo2_kernels.quant import pallas_tpu
 from plamo2_kernels.quant.ffi import integer_product, why_not
 from plamo2_kernels.quant.reference import reference_product
 from plamo2_kernels.quant.xla import xla_product
 
-Implementation = Literal["auto", "reference", "xla", "ffi"]
+Implementation = Literal["auto", "reference", "xla", "ffi", "pallas_tpu"]
 MOST_FFI_ROWS = 64
 """Up to this number of rows, "auto" calls the C++ kernels on CPU."""
 
@@ -26,6 +27,7 @@ def quantized_product(
     *,
     activations: Literal["int8", "float8"] | None = None,
     implementation: Implementation = "auto",
+    interpret: Any = False,
 ) -> Float[Array, "rows n"]:
     """Return x Wᵀ for W = (values - zero points) · scales, where the inputs of an output are divided into groups of equal size.
 
@@ -39,14 +41,16 @@ def quantized_product(
         activations: Quantize each row of x to this dtype, with one scale. None: x stays as it is; with integers on CPU, it is rounded to 16
             bits relative to its largest magnitude.
         implementation: "ffi" calls C++ kernels on CPU; for up to `MOST_FFI_ROWS` rows of integers, "auto" does so too if they can be
-            compiled. Otherwise "auto" is "xla". "reference" computes the matrix in float32 first.
+            compiled. "pallas_tpu" is for up to 64 rows of bfloat16 with int4 in groups on TPU, where "auto" chooses it. Otherwise "auto"
+            is "xla". "reference" computes the matrix in float32 first.
+        interpret: Run "pallas_tpu" on any platform: True or an InterpretParams.
 
     Returns:
         The product in float32 (float64 if x is float64).
 
     Raises:
         ValueError: Shapes do not fit together, or the implementation is unknown.
-        ImplementationError: "ffi" cannot run here or with these dtypes.
+        ImplementationError: "ffi" or "pallas_tpu" cannot run here or with these shapes and dtypes.
     """
     if implementation not in get_args(Implementation):
         allowed = ", ".join(get_args(Implementation))
@@ -60,14 +64,23 @@ def quantized_product(
             raise ImplementationError(f'quantized_product: implementation="ffi" cannot run: {reason}. Use "xla"')
         native.require()
         return integer_product(x, values, scales, zero_points, activations)
-    few = implementation == "auto" and x.shape[0] <= MOST_FFI_ROWS and not why_not(x, values, activations)
-    if not few or not native.is_available():
-        return xla_product(*settings)
+    on_tpu = pallas_tpu.why_not(*settings)
+    if implementation == "pallas_tpu":
+        if on_tpu:
+            raise ImplementationError(f'quantized_product: implementation="pallas_tpu" cannot run: {on_tpu}. Use "xla"')
+        return pallas_tpu.pallas_product(x, values, scales, interpret=interpret)
+    arrays = [each for each in settings[:4] if each is not None]
     # A program for another platform may be made on this one.
+    special = {}
+    if implementation == "auto" and not on_tpu:
+        special["tpu"] = lambda *arrays: pallas_tpu.pallas_product(*arrays)
+    few = implementation == "auto" and x.shape[0] <= MOST_FFI_ROWS and not why_not(x, values, activations)
+    if few and native.is_available():
+        special["cpu"] = lambda *arrays: integer_product(*_padded(arrays), activations)
+    if not special:
+        return xla_product(*settings)
     return jax.lax.platform_dependent(
-        *(each for each in settings[:4] if each is not None),
-        cpu=lambda *arrays: integer_product(*_padded(arrays), activations),
-        default=lambda *arrays: xla_product(*_padded(arrays), activations),
+        *arrays, default=lambda *arrays: xla_product(*_padded(arrays), activations), **special
     )
 
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from plamo2_jax.align.preference_data.rules import RuleError, check_rules, mean, score
+from plamo2_jax.eval.answer_rules import RuleError, check_rules, mean, score
 from plamo2_jax.pattern import matches_whole
 
 
@@ -39,6 +39,9 @@ def one(name, value, answer, finished=True):
         ("json", {"title": "string"}, '["title"]', 0.0),
         ("exact", "東京 タワー", " 東京　ﾀﾜｰ\n", 1.0),
         ("exact", "東京", "東京都", 0.0),
+        ("check", {"name": "bullets", "count": 2, "mark": "・"}, "・猫\n・犬", 1.0),
+        ("check", {"name": "no_japanese_comma"}, "猫、犬", 0.0),
+        ("check", [{"name": "polite_endings"}, {"name": "no_japanese_comma"}], "猫、犬です。", 0.5),
     ],
 )
 def test_what_a_rule_gives(name, value, answer, expected):
@@ -69,6 +72,13 @@ def test_finished_and_the_mean():
         ({"code": {"language": "python", "tests": "x", "names": "sum"}}, "list of texts"),
         ({"code": {"language": "python", "tests": "x", "files": []}}, "not empty"),
         ({"finished": 1}, "true or false"),
+        ({"check": "no_comma"}, "an object such as"),
+        ({"check": []}, "an object such as"),
+        ({"check": {"name": "no_coma"}}, "the rule check: the checker 'no_coma' is unknown"),
+        (
+            {"check": [{"name": "bullets", "count": 2}]},
+            "the rule check: checker bullets: the parameter mark is missing",
+        ),
     ],
 )
 def test_a_wrong_rule_is_named_with_what_is_allowed(rules, message):

@@ -4,9 +4,9 @@ import statistics
 
 import pytest
 
-from plamo2_jax.align.preference_data import rules
 from plamo2_jax.align.preference_data.prompts import to_prompt
 from plamo2_jax.data.instructions import instructions
+from plamo2_jax.eval import answer_rules as rules
 
 
 @pytest.fixture(scope="module")

@@ -88,6 +88,8 @@ def test_short_items_are_compared_as_a_whole():
         ],
     )
     assert found == ["whole", "whole", None, None]
+    mixed = "Select the [Insert - Frames - Borders] menu で開く"
+    assert contaminated_items([mixed], [" ".join(mixed)]) == ["whole"]
     assert contaminated_items(items, ["what is the capital of Frances", "日本の首都はどこ"]) == [None] * 4
 
 

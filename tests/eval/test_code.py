@@ -42,6 +42,7 @@ def write(path, rows):
 def test_all_canonical_solutions_pass_in_completion_mode_and_stubs_do_not():
     task = opened()
     assert len(task.items) == 164
+    assert task.provenance["data_sha256"].startswith("b796127e")  # The file of openai/human-eval.
     # A model goes on after the function: the stop sequences end it.
     solutions = [f"{row['canonical_solution']}\ndef other():\n    raise SystemExit\n" for row in ROWS]
     found = scores(task, solutions)

@@ -9,11 +9,15 @@ import pytest
 
 from plamo2_jax import models
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.eval.benchmark_files import BUNDLED
+from plamo2_jax.eval.compare import compare
 from plamo2_jax.eval.judging import ATTEMPTS, read_rating
 from plamo2_jax.eval.run import answer_items, drive, run_task
 from plamo2_jax.eval.task import JudgeRequest, TaskOptions
 from plamo2_jax.eval.tasks import open_task
 from support.answering_server import answering_server
+
+QUESTIONS = BUNDLED / "mt_bench_ja" / "question_full-v4.jsonl"
 
 
 def opened(name="mt_bench_ja", **options):
@@ -138,10 +142,16 @@ def test_a_baseline_is_compared_in_both_orders(tmp_path, monkeypatch):
         a, b = content(body).split("# 回答A\n")[1].split("\n\n# 回答B\n")
         return f"理由 [[{'A' if len(a) > len(b) else 'B' if len(b) > len(a) else 'C'}]]"
 
+    few = tmp_path / "four.jsonl"
+    few.write_bytes(b"".join(QUESTIONS.read_bytes().splitlines(keepends=True)[:4]))
     with connected(numbered, monkeypatch) as (model, _), connected(lambda body: "[[5]]", monkeypatch) as (judge, _):
-        run_task(opened(), model, judge, folder=tmp_path / "mt_bench_ja")
-    task = opened(baseline=tmp_path)
+        for folder in (tmp_path, tmp_path / "again"):
+            run_task(opened(path=few), model, judge, folder=folder / "mt_bench_ja")
+    same = compare(tmp_path, tmp_path / "again")["mt_bench_ja"].scores["score"]
+    assert (same.difference, same.questions) == (0.0, 4)
+    task = opened(path=few, baseline=tmp_path)
     assert task.metric == "win_rate"
+    assert len(task.provenance["data_sha256"]) == len(task.provenance["baseline"]["sha256"]) == 64
     item = task.items[0]
 
     def scored(texts, judge):
@@ -163,7 +173,7 @@ def test_a_baseline_is_compared_in_both_orders(tmp_path, monkeypatch):
     lines = (tmp_path / "mt_bench_ja" / "answers.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "few.jsonl").write_text("".join(lines[1:]))
     with pytest.raises(PlamoError, match=r"few.jsonl has no answer with 2 turns to the item 1 \(task mt_bench_ja\)"):
-        opened(baseline=tmp_path / "few.jsonl")
+        opened(path=few, baseline=tmp_path / "few.jsonl")
 
 
 ELYZA = [{"input": "一足す一は、\n何ですか。", "output": "二です。", "eval_aspect": "- 二と答えていれば5点"}] * 2

@@ -6,7 +6,7 @@ import pytest
 
 from plamo2_jax.eval.ruler import needles
 from plamo2_jax.eval.ruler.words import corpus_words
-from plamo2_jax.eval.run import answer_items
+from plamo2_jax.eval.run import answer_items, spread
 from plamo2_jax.eval.task import TaskOptions
 from plamo2_jax.eval.tasks import open_task
 from plamo2_jax.eval.tasks.long_context import KINDS
@@ -94,6 +94,13 @@ def test_the_references_are_the_answers(name):
         assert found == set(item.reference), item.id
 
 
+def test_a_limited_evaluation_has_all_kinds_lengths_and_depths():
+    task = opened(lengths=(2000, 3000), trials=4)
+    items = spread(task.items, 2 * len(KINDS))
+    assert len({item.group for item in items}) == 2 * len(KINDS)
+    assert len({item.id.split("/")[2] for item in items}) == 3
+
+
 def test_the_score_is_the_share_of_references():
     task = opened(kinds=("niah_multivalue",), depths=1)
     [item] = task.items
@@ -108,9 +115,8 @@ def test_the_score_is_the_share_of_references():
 class Reader:
     """A chat model that finds the needles of one kind."""
 
-    description, parallel = {"fingerprint": "reader"}, False
-
     chat = score = None
+    parallel, description = False, {}
 
     def complete(self, requests):
         return [[ChatResponse(" ".join(re.findall(r"\d{7}", one.prompt)), "stop")] for one in requests]

@@ -32,7 +32,7 @@ def jmmlu(tmp_path):
     # As in the repository: a byte order mark in most files, and texts that span lines.
     write(tmp_path / "JMMLU" / "anatomy.csv", rows("解剖学", 8))
     write(tmp_path / "JMMLU" / "world_history.csv", rows("世界史", 12), mark=False)
-    first = [["「一,二」\n次の行", "一\n二", "三", "四", "五", "D"]]
+    first = [["「一,二」\n次の行 ", "一\n二", "三", "四", "五", "D"]]
     write(tmp_path / "JMMLU_NC_ND" / "japanese_idiom.csv", first + rows("熟語", 9))
     return tmp_path
 
@@ -80,6 +80,7 @@ def test_an_item_is_not_its_own_example_and_the_others_share_their_prefix(jmmlu)
         assert contexts[item.id].count("答え:") == 6
     rest = [contexts[f"world_history/{i}"].rpartition("問題: ")[0] for i in range(6, 13)]
     assert len(set(rest)) == 1
+    assert len(task.provenance["data_sha256"]) == 64
     assert task.provenance["examples"]["anatomy"] == [f"anatomy/{i}" for i in range(1, 6)]
 
 
@@ -124,13 +125,13 @@ def test_mmlu_has_its_own_examples_and_wording(tmp_path):
         [[f"d{i}", "1", "2", "3", "4", "C"] for i in range(5)],
         mark=False,
     )
-    write(tmp_path / "test" / "high_school_physics_test.csv", [["q", "a", "b", "c", "d", "B"]], mark=False)
+    write(tmp_path / "test" / "high_school_physics_test.csv", [["q ", "a", "b", "c", "d", "B"]], mark=False)
     task = opened("mmlu", tmp_path, shots=1)
     (item,) = task.items
     request = next(task.requests(item))
     assert request.context == (
-        "The following are multiple choice questions (with answers) about high school physics.\n\n"
-        "d0\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer: C\n\nq\nA. a\nB. b\nC. c\nD. d\nAnswer:"
+        "The following are multiple choice questions (with answers) about  high school physics.\n\n"
+        "d0\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer: C\n\nq \nA. a\nB. b\nC. c\nD. d\nAnswer:"
     )
     assert list(request.continuations) == [" A", " B", " C", " D"]
     assert task.score([item], [choose(task, item, "B")]) == [{"accuracy": 1.0}]

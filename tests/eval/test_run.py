@@ -6,6 +6,7 @@ import types
 import pytest
 
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.eval.contamination import contaminated_by_task
 from plamo2_jax.eval.metrics import mean_metrics
 from plamo2_jax.eval.run import ANSWERS, JOURNAL, RESULT, TIMES, answer_items, run_task, spread
 from plamo2_jax.eval.task import Item, JudgeRequest
@@ -146,3 +147,20 @@ def test_a_limit_takes_items_of_all_groups():
     assert [int(item.id) for item in chosen] == sorted(int(item.id) for item in chosen)
     assert set(spread(items, 10)) < set(chosen)
     assert spread(items, 1000) == items
+
+
+def test_items_in_the_training_data_are_marked_and_summarized_apart(tmp_path):
+    known = "Alice has seven apples and gives three of them to Bob, so how many apples does she have left now?"
+    (tmp_path / "train.txt").write_text(f"Some page. {known.upper()} And more.")
+    questions = [known, "b two", "c three"]
+    rules = contaminated_by_task({"made": task(*questions).items}, [str(tmp_path / "train.txt")], None)
+    assert rules == {"made": {"0": "window"}}
+    folder = tmp_path / "out"
+    result = run_task(task(*questions), CannedModel(), CannedModel("judge"), folder=folder, contaminated=rules["made"])
+    found = result["contamination"]
+    assert (found["contaminated"]["n"], found["clean"]["n"], found["rules"]) == (1, 2, {"window": 1})
+    name = result["metric"]
+    parts = [found[each]["metrics"][name]["value"] * found[each]["n"] for each in ("contaminated", "clean")]
+    assert sum(parts) == pytest.approx(result["score"] * 3)
+    rows = [json.loads(line) for line in (folder / ANSWERS).read_text(encoding="utf-8").splitlines()]
+    assert [row["contaminated"] for row in rows] == ["window", None, None]

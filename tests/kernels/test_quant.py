@@ -132,7 +132,7 @@ def test_stacked_matrices_are_multiplied_by_the_same_rows(rng):
 def test_what_cannot_run_is_refused(rng):
     (values, scales, _), _ = matrix(rng, 8, 16, 8, 1, False)
     x = jnp.ones((2, 16))
-    with pytest.raises(ValueError, match="implementation='fast' must be one of auto, reference, xla, ffi"):
+    with pytest.raises(ValueError, match="implementation='fast' must be one of auto, reference, xla, ffi, pallas_tpu"):
         quantized_product(x, values, scales, implementation="fast")
     with pytest.raises(ValueError, match=r"scales \(8, 3\) must be \[8, groups\], with groups dividing the 16 inputs"):
         quantized_product(x, values, jnp.ones((8, 3)))
@@ -140,3 +140,37 @@ def test_what_cannot_run_is_refused(rng):
         quantized_product(x, values.astype(jnp.float8_e4m3fn), scales, implementation="ffi")
     with pytest.raises(ImplementationError, match='"ffi" cannot run: it has no float8 activations'):
         quantized_product(x, values, scales, activations="float8", implementation="ffi")
+
+
+@pytest.mark.parametrize(
+    ("rows", "n", "k", "groups"), [(1, 128, 256, 2), (16, 200, 384, 12), (17, 72, 256, 4)], ids=["128", "32", "64"]
+)
+def test_the_tpu_kernel_equals_float64(rng, rows, n, k, groups):
+    """Also with outputs past the end of the matrix, which are NaN in the interpreter, and rows that do not fill a register."""
+    (values, scales, _), exact = matrix(rng, n, k, 4, groups, False)
+    x = jnp.asarray(rng.normal(size=(rows, k)), jnp.bfloat16)
+    y = quantized_product(x, values, scales, implementation="pallas_tpu", interpret=True)
+    expected = np.asarray(x, np.float64) @ exact.T
+    assert y.shape == (rows, n)
+    size = np.linalg.norm(np.asarray(x, np.float64), axis=1, keepdims=True) * np.linalg.norm(exact, axis=1)
+    # Sums of float32, with an offset of 136 that cancels.
+    np.testing.assert_array_less(np.abs(y - expected), 3e-6 * size)
+
+
+def test_tpu_programs_have_the_kernel_where_it_can_run(rng):
+    for rows, k, groups, dtype, kernels in (
+        (16, 256, 4, jnp.bfloat16, 1),
+        (16, 256, 1, jnp.bfloat16, 0),
+        (65, 256, 4, jnp.bfloat16, 0),
+        (16, 256, 4, jnp.float32, 0),
+        (16, 64, 2, jnp.bfloat16, 0),
+    ):
+        shapes = ((rows, k), dtype), ((128, k), jnp.int4), ((128, groups), jnp.float32)
+        arguments = [jax.ShapeDtypeStruct(*each) for each in shapes]
+        module = jax.export.export(jax.jit(quantized_product), platforms=["tpu"])(*arguments).mlir_module()
+        assert module.count("@tpu_custom_call") == kernels
+    (values, scales, _), _ = matrix(rng, 8, 128, 4, 2, False)
+    with pytest.raises(
+        ImplementationError, match='"pallas_tpu" cannot run: it multiplies bfloat16 by int4, not float32'
+    ):
+        quantized_product(jnp.ones((2, 128)), values, scales, implementation="pallas_tpu")

@@ -153,13 +153,13 @@ def test_accuracies_agree_in_process_through_the_server_and_on_our_own_runner(
     from lm_eval.models.openai_completions import LocalCompletionsAPI
     from lm_eval.tasks import TaskManager
 
-    client = LocalCompletionsAPI(
-        model="tiny",
-        base_url=f"{server.url}/v1/completions",
-        tokenizer_backend="remote",
-        max_length=256,
-        add_bos_token=True,
-    )
+    class WithBos(LocalCompletionsAPI):
+        """The harness's client, which puts no beginning-of-document id before a text if the server tokenizes it."""
+
+        def tok_encode(self, string, **kwargs):
+            return [local.tokenizer.bos_id, *super().tok_encode(string, **kwargs)]
+
+    client = WithBos(model="tiny", base_url=f"{server.url}/v1/completions", tokenizer_backend="remote", max_length=256)
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
     stock = logprobs(simple_evaluate(model=client, tasks=["choice"], task_manager=manager, bootstrap_iters=0))
     if end:

@@ -1,5 +1,8 @@
 """Fixtures that run pipelines in a folder of their own."""
 
+import contextlib
+import shutil
+
 import pytest
 
 from plamo2_jax.cli.main import main
@@ -17,6 +20,23 @@ def folder(tmp_path, monkeypatch):
 def small(folder):
     """Return a working directory with p.py of the four stages."""
     write(STAGES, OUTPUTS)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_pipeline(tmp_path_factory):
+    """Return a folder with p.py, whose four stages have run."""
+    folder = tmp_path_factory.mktemp("finished")
+    with contextlib.chdir(folder):
+        write(STAGES, OUTPUTS)
+        assert main(["pipeline", "p.py"]) == 0
+    return folder
+
+
+@pytest.fixture
+def finished(finished_pipeline, folder):
+    """Return a working directory with p.py, whose four stages have run."""
+    shutil.copytree(finished_pipeline, folder, dirs_exist_ok=True)
     return folder
 
 

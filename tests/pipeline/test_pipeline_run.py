@@ -37,8 +37,7 @@ def test_finished_stages_are_skipped(small, run, plan):
     }
 
 
-def test_a_change_reruns_what_depends_on_it_and_nothing_else(small, run, plan):
-    run()
+def test_a_change_reruns_what_depends_on_it_and_nothing_else(finished, run, plan):
     write({**STAGES, "shards": STAGES["shards"] + " --tokens-per-shard 500"}, OUTPUTS)
     assert plan()["shards"] == "to run (its command changed)"
     assert run() == {"shards": "its command changed"}
@@ -48,8 +47,7 @@ def test_a_change_reruns_what_depends_on_it_and_nothing_else(small, run, plan):
     assert why["vocabulary"] == "input runs/books.jsonl changed"
 
 
-def test_outputs_that_are_gone_or_changed_are_made_again_and_stages_with_equal_inputs_are_not(small, run, plan):
-    run()
+def test_outputs_that_are_gone_or_changed_are_made_again_and_stages_with_equal_inputs_are_not(finished, run, plan):
     ids = Path("runs/ids.txt").read_text()
     Path("runs/ids.txt").write_text("1\n")
     Path("runs/books.jsonl").unlink()
@@ -65,8 +63,7 @@ def test_outputs_that_are_gone_or_changed_are_made_again_and_stages_with_equal_i
     assert Path("runs/.pipeline/stale/ids/ids.txt").read_text() == "1\n"
 
 
-def test_touching_is_not_changing(small, run):
-    run()
+def test_touching_is_not_changing(finished, run):
     for path in ("runs/books.jsonl", "runs/tokenizer.jsonl"):
         os.utime(path, (1, 1))
     Path("runs/mine.txt").touch()
@@ -100,7 +97,8 @@ def test_a_stage_that_fails_ends_the_pipeline_and_leaves_what_is_done(small, run
     assert list(run()) == ["vocabulary", "shards", "ids"]
 
 
-def test_a_stage_that_prints_keeps_nothing_when_it_fails(small, run, capsys):
+def test_a_stage_that_prints_keeps_nothing_when_it_fails(finished, capsys):
+    Path("runs/ids.txt").unlink()
     write({**STAGES, "ids": "tokenizer decode runs/tokenizer.jsonl 5 x > runs/ids.txt"}, OUTPUTS)
     assert main(["pipeline", "p.py"]) == 2
     assert not any("ids" in path.name for path in Path("runs").iterdir())
@@ -117,9 +115,8 @@ def test_two_at_once_are_refused(small, refused):
         assert f"runs/.pipeline is in use by another process (process {os.getpid()} on " in refused()
 
 
-def test_a_record_with_other_inputs_is_understood_and_its_stage_run_again(small, run):
+def test_a_record_with_other_inputs_is_understood_and_its_stage_run_again(finished, run):
     """Versions that took inputs from the words of a command may have recorded others."""
-    run()
     path = Path("runs/.pipeline/shards.json")
     record = json.loads(path.read_text())
     record["key"]["inputs"]["text/b.jsonl"] = "0"
@@ -128,15 +125,14 @@ def test_a_record_with_other_inputs_is_understood_and_its_stage_run_again(small,
     assert run() == {}
 
 
-def test_a_damaged_record_is_named(small, run, refused):
-    run()
+def test_a_damaged_record_is_named(finished, run, refused):
     Path("runs/.pipeline/ids.json").write_text("{")
     assert "ids.json is not the record of a stage" in refused("--dry-run")
 
 
-def test_a_changed_config_reruns_the_run_and_what_is_made_of_it(small, run, plan):
+def test_a_changed_config_reruns_the_run_and_what_is_made_of_it(finished, run, plan):
     write_trained()
-    assert list(run()) == [*STAGES, "model", "merged"]
+    assert list(run()) == ["model", "merged"]
     first = Path("runs/merged/model.safetensors").read_bytes()
     # Another text with the same config, and a changed log, change nothing.
     Path("model.py").write_text(CONFIG + "# The same.\n")
@@ -150,9 +146,8 @@ def test_a_changed_config_reruns_the_run_and_what_is_made_of_it(small, run, plan
     assert Path("runs/.pipeline/stale/model/model/config.json").exists()
 
 
-def test_sigterm_stops_a_run_with_a_checkpoint_and_the_pipeline_with_its_status(small, run):
+def test_sigterm_stops_a_run_with_a_checkpoint_and_the_pipeline_with_its_status(finished):
     write_trained()
-    run("--until", "shards")
     Path("model.py").write_text(CONFIG.replace("steps=6", "steps=200000"))
     process = subprocess.Popen(
         [sys.executable, "-m", "plamo2_jax.cli.main", "pipeline", "p.py"], stderr=subprocess.PIPE

@@ -1,5 +1,7 @@
 """`plamo2 quantize`: what it writes is read by the other verbs; what it refuses leaves nothing."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -57,6 +59,19 @@ def test_eight_bits_need_no_data(model, tmp_path):
     assert gate.activations == "int8"
     assert isinstance(down, np.ndarray) or down.dtype == np.float32
     assert loaded["embedding"].activations is None
+
+
+def test_four_bits_with_one_scale_for_each_output(model, tmp_path):
+    assert main(["quantize", model, str(tmp_path / "out"), "--bits", "4", "--group-size", "none"]) == 0
+    down = load_model(tmp_path / "out", quantized=True).params["run_0"]["layer_0"]["mlp"]["down"]
+    assert down.values.dtype.name == "int4"
+    assert down.scales.shape[-1] == 1
+    assert main(["convert", "to-hf", str(tmp_path / "out"), str(tmp_path / "public")]) == 0
+    groups = json.loads((tmp_path / "public" / "config.json").read_text())["quantization_config"]["config_groups"]
+    strategies = {(each["weights"]["num_bits"], each["weights"]["strategy"]) for each in groups.values()}
+    assert strategies == {(4, "channel"), (8, "channel")}
+    again = load_model(tmp_path / "public", quantized=True).params["run_0"]["layer_0"]["mlp"]["down"]
+    np.testing.assert_array_equal(again.dequantize(), down.dequantize())
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,35 @@ def test_runs_below_and_their_evaluations_are_shown(run):
     assert "bad/config.json is not valid JSON" in page
 
 
+def write_scores(folder, task, score, finished, **fields):
+    place = folder / task
+    place.mkdir(parents=True)
+    result = {"task": task, "metric": "accuracy", "score": score, "stderr": 0.125, "n": 4, "failed": 0, "metrics": {}}
+    result |= {"provenance": {"chance": 0.25}, "model": {}, "settings": {}, "versions": {}, "tokens": {}}
+    (place / "result.json").write_text(json.dumps(result | {"finished": finished} | fields), encoding="utf-8")
+    (place / "answers.jsonl").write_text("", encoding="utf-8")
+
+
+def test_scores_of_models_are_in_one_table_in_the_order_of_their_evaluation(run, tmp_path):
+    write_scores(run / "scores" / "zeroth", "cloze", 0.5, "2026-01-01T00:00:00Z")
+    write_scores(run / "scores" / "first", "cloze", 0.75, "2026-01-02T00:00:00Z")
+    write_scores(run / "scores" / "first", "rules", None, "2026-01-02T00:00:01Z", stderr=None, provenance={})
+    figures = {"languages": {"ja": {"bits_per_byte": 1.375}}}
+    (run / "scores" / "first" / "evaluation.json").write_text(json.dumps(figures), encoding="utf-8")
+    (run / "scores" / "bad").mkdir()
+    (run / "scores" / "away").symlink_to(run / "scores" / "first")
+    page = write_report(run).read_text(encoding="utf-8")
+    table = page[page.index("Scores of the models") : page.index("Scores are means over items")]
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line) for line in table.splitlines() if "<tr>" in line]
+    assert rows == [
+        ["model", "bits per byte, ja", "cloze: accuracy", "rules: accuracy"],
+        ["zeroth", "–", "0.500 ± 0.125", "–"],
+        ["first", "1.375", "0.750 ± 0.125", "–"],
+        ["random answers", "", "0.250", ""],
+    ]
+    assert "bad has no results" in page
+
+
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "evaluation.json", "samples.jsonl"])
 def test_a_link_out_of_the_run_does_not_come_into_the_page(run, tmp_path_factory, name):
     outside = tmp_path_factory.mktemp("private") / "secret.jsonl"

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from plamo2_jax.align.preference_data.config import PreferenceDataConfig
-from plamo2_jax.align.preference_data.rules import check_rules, score
 from plamo2_jax.align.preference_data.sampling import make_preference_data
+from plamo2_jax.eval.answer_rules import check_rules, score
 from plamo2_jax.models import ChatModelConfig
 from plamo2_jax.sandbox import Limits, SandboxError, check, isolation_problem, passes
 

@@ -72,6 +72,7 @@ def write_config(config: RunConfig, folder: Path) -> Path:
         "from plamo2_jax.config import *\n"
         "from plamo2_jax.data.pipeline import *\n"
         "from plamo2_jax.sharding.mesh import *\n"
+        "from plamo2_jax.train.benchmarks import *\n"
         "from plamo2_jax.train.config import *\n"
         "from plamo2_jax.train.loss_guard import *\n"
         "from plamo2_jax.train.optimizer import *\n"

@@ -23,10 +23,17 @@ class Reference:
         stored = np.load(folder / f"{name}.npz")
         self.rows = [ids[:n].tolist() for ids, n in zip(stored["tokens"], stored["lengths"], strict=True)]
         self.generated = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text("utf-8").splitlines()]
-        self.prompts = [row[: -len(g["token_ids"])] for row, g in zip(self.rows, self.generated, strict=False)]
-        logits = stored["logits"].astype(np.float64)
-        logits -= logits.max(-1, keepdims=True)
-        self.logprobs = list(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
+        self.prompts = [
+            row[: len(row) - len(g["token_ids"])] for row, g in zip(self.rows, self.generated, strict=False)
+        ]
+        self.logprobs = log_softmax(stored["logits"])
+
+
+def log_softmax(logits):
+    """Log-probabilities in float64, one array for each row."""
+    logits = logits.astype(np.float64)
+    logits -= logits.max(-1, keepdims=True)
+    return list(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
 
 
 @contextlib.contextmanager

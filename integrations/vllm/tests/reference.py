@@ -1,8 +1,11 @@
 """Write models and what plamo2-jax computes with them. Runs in the environment of plamo2-jax: `python reference.py OUT`.
 
+With PLAMO2_MODEL, the path of a run folder, `trained` and `trained_w4a16` are this model and its quantization.
+
 OUT gets a folder of the public layout for each model (`adapter` is a folder of adapters), and for each of them NAME.npz with tokens
 [rows, t], lengths [rows], and logits [rows, t, vocab_size] of `plamo2 logits`, and NAME.jsonl of `plamo2 generate --json`. The rows are
-PROMPTS with their greedy continuations, and two texts longer than the window. Quantized models have the rows of `base`.
+PROMPTS with their greedy continuations, and two texts longer than the window. Quantized models have the rows of `base`, and
+NAME_bfloat16.npz if their activations are quantized.
 chat.jsonl holds the answers to MESSAGES.
 """
 
@@ -10,6 +13,7 @@ import contextlib
 import functools
 import io
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -43,7 +47,7 @@ QUANTIZED = {
     "w8a8": ("--bits", 8, "--activations", "int8"),
     "fp8": ("--bits", "float8", "--activations", "float8"),
 }
-KEEP_FLOAT = ("--float", "embedding", "lm_head")
+KEEP_FLOAT = ("--float", "embedding|lm_head")
 
 CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n", *map(chr, range(0x3041, 0x3094)), *"吾輩猫好。、"]
 ROWS = [
@@ -114,11 +118,14 @@ def write_reference(out: Path, name: str, model: Path, tokenizer: Tokenizer) -> 
     write_logits(out, name, model, padded, lengths)
 
 
-def write_logits(out: Path, name: str, model: Path, tokens: np.ndarray, lengths: np.ndarray) -> None:
-    """Write NAME.npz for a model and rows of tokens."""
+def write_logits(
+    out: Path, name: str, model: Path, tokens: np.ndarray, lengths: np.ndarray, dtype: str = "float32"
+) -> None:
+    """Write NAME.npz for a model and rows of tokens, or NAME_bfloat16.npz."""
     segment_ids = (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int32)
     np.savez(out / "input.npz", tokens=tokens, segment_ids=segment_ids)
-    plamo2("logits", model, "--input", out / "input.npz", "--output", out / "logits.npz")
+    plamo2("logits", model, "--input", out / "input.npz", "--output", out / "logits.npz", "--dtype", dtype)
+    name = name if dtype == "float32" else f"{name}_{dtype}"
     np.savez(out / f"{name}.npz", tokens=tokens, lengths=lengths, logits=np.load(out / "logits.npz")["logits"])
 
 
@@ -148,11 +155,28 @@ def write_all(out: Path) -> None:
         plamo2("quantize", runs / "base", runs / name, *options, *KEEP_FLOAT)
         plamo2("convert", "to-hf", runs / name, out / name)
         write_logits(out, name, runs / name, base["tokens"], base["lengths"])
+        if "--activations" in options:
+            write_logits(out, name, runs / name, base["tokens"], base["lengths"], "bfloat16")
         shutil.copy(out / "base.jsonl", out / f"{name}.jsonl")
+
+    if trained := os.environ.get("PLAMO2_MODEL"):
+        write_trained(out, Path(trained))
 
     chats = [argument for message in MESSAGES for argument in ("--chat", message)]
     answers = plamo2("generate", out / "base", *chats, "--max-new-tokens", NEW_TOKENS, "--temperature", 0, "--json")
     (out / "chat.jsonl").write_text(answers, encoding="utf-8")
+
+
+def write_trained(out: Path, model: Path) -> None:
+    """Write `trained` and `trained_w4a16` for a run folder."""
+    plamo2("convert", "to-hf", model, out / "trained")
+    write_reference(out, "trained", out / "trained", Tokenizer.load(model / "tokenizer.jsonl"))
+    quantized = out / "runs" / "trained_w4a16"
+    plamo2("quantize", model, quantized, *QUANTIZED["w4a16"], *KEEP_FLOAT)
+    plamo2("convert", "to-hf", quantized, out / quantized.name)
+    rows = np.load(out / "trained.npz")
+    write_logits(out, quantized.name, quantized, rows["tokens"], rows["lengths"])
+    shutil.copy(out / "trained.jsonl", out / f"{quantized.name}.jsonl")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from engines import Reference, differences, engine, greedy
+from engines import Reference, differences, engine, greedy, log_softmax
 from test_float32 import BOUND
 
 
@@ -41,4 +41,10 @@ def test_quantized_activations(folder, name):
     (errors,) = measure(reference.model, reference)
     assert min(np.median(error) for error in errors) < BOUND
     (errors,) = measure(reference.model, reference, dtype="bfloat16")
-    assert all(np.isfinite(error).all() for error in errors)
+    # Quantization turns rounding errors of bfloat16 into errors several times as large. plamo2-jax in bfloat16 has them too.
+    ours = log_softmax(np.load(folder / f"{name}_bfloat16.npz")["logits"])
+    noise = []
+    for row, exact, rounded in zip(reference.rows, reference.logprobs, ours, strict=True):
+        places = np.arange(len(row) - 1), row[1:]
+        noise.append(np.abs(exact[places] - rounded[places]))
+    assert np.concatenate(errors).mean() < 1.3 * np.concatenate(noise).mean()

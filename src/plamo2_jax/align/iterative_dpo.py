@@ -25,6 +25,7 @@ from plamo2_jax.align.preferences import Dpo
 from plamo2_jax.checkpoint import read_config, write_json
 from plamo2_jax.data.pipeline import MixtureItem
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.eval.in_training import open_benchmarks
 from plamo2_jax.old_config import modernize
 from plamo2_jax.storage import lock_folder, write_whole
 from plamo2_jax.surgery.merge.config import MergeConfig
@@ -145,7 +146,7 @@ def _round(
         data=dataclasses.replace(config.train.data, mixture=(MixtureItem(pairs / "pairs.jsonl"),)),
         heldout=heldout,
     )
-    outcome = train(training)
+    outcome = train(training, open_benchmarks=open_benchmarks)
     if outcome.signal is not None:
         return outcome.signal
     measured = {name: found.metrics for name, found in outcome.heldout.items()}

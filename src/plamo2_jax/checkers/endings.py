@@ -9,7 +9,6 @@ from plamo2_jax.checkers.parameters import WORD, count
 from plamo2_jax.checkers.sentences import japanese_sentences
 from plamo2_jax.checkers.words_ja import ends_with_noun
 
-_QUOTES = (re.compile("「[^\n」]*」"), re.compile("『[^\n』]*』"))
 _END = re.compile("[。！？]")
 _POLITE = re.compile(
     "(?:です|ます|でした|ました|ません|ませんでした|でしょう|ましょう|ください|下さい)(?:[かねよ]|よね|が|けど)?$"
@@ -18,9 +17,19 @@ _ENDINGS = ("です", "ます", "ました", "だ", "である")
 
 
 def _unquoted(text: str) -> str:
-    for quote in _QUOTES:
-        text = quote.sub("", text)
+    """Return a text without what each line has from 「 to the next 」, and from 『 to the next 』."""
+    for opening, closing in ("「」", "『』"):
+        text = "\n".join(_without(line, opening, closing) for line in text.split("\n"))
     return text
+
+
+def _without(line: str, opening: str, closing: str) -> str:
+    # A pattern would search for the closing mark once for each opening mark of a line that has none.
+    kept, position = [], 0
+    while (start := line.find(opening, position)) >= 0 and (end := line.find(closing, start + 1)) >= 0:
+        kept.append(line[position:start])
+        position = end + 1
+    return "".join(kept) + line[position:]
 
 
 def _bodies(text: str) -> list[str]:

@@ -116,8 +116,17 @@ def markdown_table(text: str) -> bool:
     )
 
 
+def without_comments(text: str) -> str:
+    """Return a text without <!-- comments -->. An open comment stays."""
+    kept, position = [], 0
+    while (start := text.find("<!--", position)) >= 0 and (end := text.find("-->", start + 4)) >= 0:
+        kept.append(text[position:start])
+        position = end + 3
+    return "".join(kept) + text[position:]
+
+
 def mediawiki_table(text: str) -> bool:
-    lines = [line.strip() for line in re.sub("<!--(?:[^-]|-(?!->))*-->", "", text.strip()).strip().splitlines()]
+    lines = [line.strip() for line in without_comments(text.strip()).strip().splitlines()]
     if len(lines) < 2 or not lines[0].startswith("{|") or lines[-1] != "|}":
         return False
     header = data = False

@@ -10,7 +10,9 @@ from plamo2_jax.checkers.parameters import count
 
 _DECIMAL = re.compile(r"(?<![\w/])[+-]?(?:\d+\.\d*|\.\d+)(?:[eE][+-]?\d+)?(?!\w)")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
-_FRACTION = re.compile(r"-?\d+\.(\d+)")
+_FRACTION = re.compile(
+    r"(?<!\d)\d+\.(\d+)"
+)  # The look-behind keeps a long run of digits from being read once for each digit.
 _INTEGER = re.compile(r"\d[\d,_\s]*")
 _SPACES = str.maketrans("\u00a0\u2009\u202f", "   ")
 _DASHES = re.compile("[\u2010-\u2015\u2212\uff0d]")

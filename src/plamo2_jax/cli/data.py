@@ -15,6 +15,7 @@ from plamo2_jax.cli.arguments import call_subcommand
 from plamo2_jax.cli.data_clean import clean
 from plamo2_jax.cli.data_deduplicate import deduplicate
 from plamo2_jax.cli.data_files import ReadOptions, print_bad, write_jsonl
+from plamo2_jax.cli.data_quality import quality, score
 from plamo2_jax.data.clean import guess_language
 from plamo2_jax.data.corpus import documents as corpus_documents
 from plamo2_jax.data.documents import Document, ReadReport
@@ -205,6 +206,8 @@ SUBCOMMANDS = {
     "corpus": corpus,
     "clean": clean,
     "deduplicate": deduplicate,
+    "quality": quality,
+    "score": score,
     "instructions": instructions,
 }
 

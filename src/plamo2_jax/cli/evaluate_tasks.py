@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,7 @@ def run_tasks(options: EvaluateOptions, folder: Path) -> int:
     from plamo2_jax.eval.run import run_task
     from plamo2_jax.report.evaluation import write_evaluation_report
 
+    contaminated = _contaminated(options, tasks)
     slots = 64 if options.batch_size is None else options.batch_size
     judge = None
     with open_model(options, slots) as model:
@@ -69,6 +70,7 @@ def run_tasks(options: EvaluateOptions, folder: Path) -> int:
                 settings=_settings(options),
                 batch_size=_REQUESTS_PER_SLOT * slots,
                 concurrency=options.concurrency,
+                contaminated=contaminated.get(label),
             )
             results.append((label, result))
             for error in result["errors"][:3]:
@@ -77,6 +79,9 @@ def run_tasks(options: EvaluateOptions, folder: Path) -> int:
             judge.close()
     report = write_evaluation_report(folder)
     print(results_table(results))
+    for label, result in results:
+        if "contamination" in result:
+            print(_contamination_line(label, result))
     print(f"results: {folder}, page: {report}")
     failed = sum(result["failed"] for _, result in results)
     if failed:
@@ -93,6 +98,12 @@ def open_tasks(options: EvaluateOptions) -> dict[str, Task]:
     from plamo2_jax.eval.tasks.user import open_file
 
     paths, common = _paths(options), _task_options(options)
+    for name in paths:
+        if name not in options.tasks:
+            raise PlamoError(f"--path names {name}, which is not one of --tasks {' '.join(options.tasks)}")
+    for name in options.tasks:
+        if options.tasks.count(name) > 1:
+            raise PlamoError(f"--tasks has {name} twice: each task must occur once")
     tasks: dict[str, Task] = {}
     for name in options.tasks:
         if name.endswith((".yaml", ".yml")):
@@ -104,8 +115,6 @@ def open_tasks(options: EvaluateOptions) -> dict[str, Task]:
             if label in tasks:
                 raise PlamoError(f"--tasks has {label} twice: each task must occur once")
             tasks[label] = task
-    if paths:
-        raise PlamoError(f"--path names {next(iter(paths))}, which is not one of --tasks {' '.join(options.tasks)}")
     return tasks
 
 
@@ -224,6 +233,30 @@ def _token_counter(options: EvaluateOptions) -> Any:
         return None
     load = functools.cache(lambda: Tokenizer.load(file))
     return lambda text: len(load().encode(text))
+
+
+def _contaminated(options: EvaluateOptions, tasks: Mapping[str, Task]) -> dict[str, dict[str, str]]:
+    """Return the items of each task that the training data contains; empty without --training-data."""
+    if not options.training_data:
+        return {}
+    from plamo2_jax.convert.names import ModelName
+    from plamo2_jax.eval.contamination import contaminated_by_task
+    from plamo2_jax.tokenizer.tokenizer import FILE_NAME, Tokenizer
+
+    file = options.tokenizer
+    if file is None and not options.model.startswith(("http://", "https://")):
+        file = ModelName.parse(options.model).folder / FILE_NAME
+    tokenizer = Tokenizer.load(file) if file is not None and (file == options.tokenizer or file.is_file()) else None
+    return contaminated_by_task({name: task.items for name, task in tasks.items()}, options.training_data, tokenizer)
+
+
+def _contamination_line(label: str, result: dict[str, Any]) -> str:
+    parts = []
+    for name in ("clean", "contaminated"):
+        found = result["contamination"][name]
+        metric = found["metrics"].get(result["metric"])
+        parts.append(f"{name} items {found['n']}" + ("" if metric is None else f" ({metric['value']:.4f})"))
+    return f"{label}, {result['metric']}: {', '.join(parts)}"
 
 
 def _settings(options: EvaluateOptions) -> dict[str, Any]:

@@ -25,7 +25,7 @@ VERBS = {
     "lora": "merge LoRA adapters into a model's weights",
     "pipeline": "run commands as a graph; finished stages are skipped",
     "launch": "run pretrain on TPU slices, in GKE, under SLURM or as several processes",
-    "evaluate": "measure held-out bits per byte of a model",
+    "evaluate": "evaluate a model on benchmark tasks and held-out data, compare results",
     "generate": "continue a prompt",
     "chat": "talk to a model, or to a server, in the terminal",
     "serve": "serve a model over HTTP with OpenAI's endpoints and a chat page",

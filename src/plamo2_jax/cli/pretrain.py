@@ -87,13 +87,19 @@ def run(
     join(options.distributed)
     leave_when_aborted(config.folder)
     with leave_when_broken(config.folder):
-        result = train(config, profile=profile)
+        result = train(config, profile=profile, open_benchmarks=_open_benchmarks)
     if result.signal is not None:
         print(f"stopped after step {result.step} of {config.steps}; the same command resumes the run", file=sys.stderr)
         return 128 + result.signal
     report(config, result)
     print(config.folder)
     return 0
+
+
+def _open_benchmarks(*arguments: Any) -> Any:
+    from plamo2_jax.eval.in_training import open_benchmarks  # Only runs with evaluation.tasks need the engine.
+
+    return open_benchmarks(*arguments)
 
 
 def example(task: TaskConfig | None = None, data: str = "data/train", init_from: Path | None = None) -> RunConfig:

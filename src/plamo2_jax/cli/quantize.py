@@ -39,8 +39,8 @@ class QuantizeOptions:
     """Bits of the values: 8 or 4 for integers, float8 for float8_e4m3fn."""
     activations: Literal["none", "int8", "float8"] = "none"
     """Quantize the activations of each token in products with quantized matrices: int8 with 8 or 4 bits, float8 with float8."""
-    group_size: Literal["32", "64", "128"] = "64"
-    """Inputs that share a scale, in matrices of 4 bits. Other matrices have one scale for each output."""
+    group_size: Literal["32", "64", "128", "none"] = "64"
+    """Inputs that share a scale, in matrices of 4 bits; none: one scale for each output. Other matrices always have one for each output."""
     calibration: tuple[str, ...] = ("bundled:ja:train", "bundled:en:train")
     """Calibration data: folders of shards, text in any format that data prepare reads, or bundled:ja:train and the like. Each has the same
     share; SOURCE=WEIGHT changes it."""
@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
         method=options.method,
         bits=_bits("--bits", options.bits),
         activations=options.activations,
-        group_size=int(options.group_size),
+        group_size=None if options.group_size == "none" else int(options.group_size),
         clip_search=options.clip_search,
         damping=options.damping,
         alpha=options.alpha,

@@ -167,9 +167,10 @@ class ContaminationIndex:
             longest = max(parts, key=lambda part: part.length("characters"), default=_Text(""))
             short.append(not long and longest.length("characters") < config.min_characters)
             if not long and not short[-1]:
-                add("whole", longest.kind, longest.length(longest.kind), longest)
+                kind = longest.kind_as_whole
+                add("whole", kind, longest.length(kind), longest)
                 # Only where an item may begin, windows of all lengths are compared.
-                self._shortest[longest.kind] = min(self._shortest[longest.kind], longest.length(longest.kind))
+                self._shortest[kind] = min(self._shortest[kind], longest.length(kind))
                 beginnings.append(longest)
             self.ids.append(item.id)
         if not self.ids:
@@ -177,7 +178,9 @@ class ContaminationIndex:
         self.too_short = np.array(short)
         self._tables = {key: _Table(some, len(self.ids)) for key, some in rows.items()}
         self._beginnings = {
-            kind: _Presence(np.concatenate([text.beginning(kind, length) for text in beginnings if text.kind == kind]))
+            kind: _Presence(
+                np.concatenate([text.beginning(kind, length) for text in beginnings if text.kind_as_whole == kind])
+            )
             for kind, length in self._shortest.items()
             if length < sys.maxsize
         }
@@ -311,6 +314,11 @@ class _Text:
         # The beginning of a long text is representative.
         unspaced = len(_UNSPACED.findall(self._text, 0, _SAMPLE))
         return "characters" if unspaced >= 0.2 * min(len(self._codes), _SAMPLE) else "words"
+
+    @property
+    def kind_as_whole(self) -> str:
+        """The unit of comparison of a text that is shorter than a window. Spaces do not matter next to scripts without spaces."""
+        return "characters" if _UNSPACED.search(self._text) else "words"
 
     def length(self, kind: str) -> int:
         """Return the number of characters or words."""

@@ -192,19 +192,26 @@ def _about(language: str, found: list[Section]) -> Iterator[_Asked]:
         yield "headings", language, title, "\n".join(f"- {heading}" for heading in headings), {"matches": _BULLETS}
 
 
-def _translations(ja: list[Section], en: list[Section]) -> Iterator[_Asked]:
-    """Yield translations: titles and paragraphs at the same place of both pages, as long as the pages have the same structure."""
+def aligned_texts(ja: list[Section], en: list[Section]) -> list[tuple[str, str]]:
+    """Return Japanese texts with their English translations: titles and paragraphs at the same place of both pages.
+
+    Only the title and the first paragraph are compared if the structures of the pages differ.
+    """
     pairs = [(ja[0].heading, en[0].heading)]
     if [len(part.paragraphs) for part in ja] == [len(part.paragraphs) for part in en]:
         for a, b in zip(ja, en, strict=True):
             pairs += [(a.heading, b.heading), *zip(a.paragraphs, b.paragraphs, strict=True)]
     elif ja[0].paragraphs and en[0].paragraphs:
         pairs.append((ja[0].paragraphs[0], en[0].paragraphs[0]))
-    for a, b in dict.fromkeys(pairs):
-        # The ratio of characters of real translations. Other paragraphs are at the same place by chance.
-        if a != b and 1.0 <= len(b) / len(a) <= 4.5:
-            yield "translation", "en", a, b, {}
-            yield "translation", "ja", b, a, {}
+    # The ratio of characters of real translations. Other paragraphs are at the same place by chance.
+    return [(a, b) for a, b in dict.fromkeys(pairs) if a and a != b and 1.0 <= len(b) / len(a) <= 4.5]
+
+
+def _translations(ja: list[Section], en: list[Section]) -> Iterator[_Asked]:
+    """Yield both directions of the aligned texts."""
+    for a, b in aligned_texts(ja, en):
+        yield "translation", "en", a, b, {}
+        yield "translation", "ja", b, a, {}
 
 
 def _sentence(text: str, language: str) -> str | None:

@@ -165,6 +165,20 @@ def load_weights(
     return model, dataclasses.replace(loaded, params=order_for_cpu(model, _reorder(model, params)))
 
 
+def decoding_params(model: Plamo2, params: dict, device: jax.Device) -> dict:
+    """Return a copy of the parameters of a training run for decoding: cast, one subtree per period, and placed as the model needs them.
+
+    Args:
+        model: the network for decoding, without a scan over layers.
+        params: stacked parameters, in any layout on the devices of the model's mesh.
+        device: the device to use if the model has no mesh.
+    """
+    params = unstack(model, cast_matrices(model.clone(scan_layers=True), params))
+    if model.mesh is None:
+        return jax.device_put(params, device)
+    return _reorder(model, jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, abstract_weights(model))))
+
+
 def unstack(model: Plamo2, params: dict) -> dict:
     """Return the parameters for a model without a scan over layers: one subtree per period, copied from the stacked arrays."""
     outside = dict(params)

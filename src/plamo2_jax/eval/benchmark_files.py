@@ -32,7 +32,7 @@ def sha256(files: Iterable[Path]) -> str:
 
 def data_identity(path: Path) -> dict[str, Any]:
     """Return the name of a file or folder that `read_rows` reads, and the sha256 of its files, for a task's provenance."""
-    return {"name": path.name, "sha256": sha256(find_files(path))}
+    return {"data": path.name, "data_sha256": sha256(find_files(path))}
 
 
 def read_rows(path: Path, fields: Mapping[str, type | tuple[type, ...]]) -> list[tuple[str, dict[str, Any]]]:

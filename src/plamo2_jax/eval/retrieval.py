@@ -48,7 +48,7 @@ class RetrievalTask:
 
     Args:
         name: name of the task.
-        questions: the questions, in any order.
+        questions: the questions.
         provenance: fields for the result.
     """
 
@@ -57,15 +57,12 @@ class RetrievalTask:
     def __init__(self, name: str, questions: Iterable[Question], provenance: Mapping[str, Any]):
         self.name, self.provenance = name, provenance
         numbers: collections.Counter[str] = collections.Counter()
-        numbered = []
+        self.questions: dict[str, Question] = {}
+        """The questions by item id."""
         for question in questions:
             place = f"{question.language}/{question.length}/{depth_label(question.depth)}"
-            numbered.append((numbers[place], place, question))
+            self.questions[f"{place}/{numbers[place]}"] = question
             numbers[place] += 1
-        # A limited number of items covers all languages, lengths and depths.
-        numbered.sort(key=lambda one: one[0])
-        self.questions = {f"{place}/{number}": question for number, place, question in numbered}
-        """The questions by item id."""
         self.items = [
             Item(item_id, question.prompt[-80:], question.answer, f"{question.language}/{question.length}")
             for item_id, question in self.questions.items()

@@ -19,9 +19,11 @@ from typing import Any
 
 import plamo2_jax
 from plamo2_jax.checkpoint import write_json
+from plamo2_jax.data.contamination import Rule
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.eval import request_json
 from plamo2_jax.eval.asking import Asker
+from plamo2_jax.eval.contamination import summary
 from plamo2_jax.eval.task import Answer, HasPlots, Item, Request, Responses, Task
 from plamo2_jax.journal import Journal
 from plamo2_jax.models import ChatModel, RequestError
@@ -69,6 +71,7 @@ def run_task(
     settings: Mapping[str, Any] | None = None,
     batch_size: int = 256,
     concurrency: int = 8,
+    contaminated: Mapping[str, Rule] | None = None,
 ) -> dict[str, Any]:
     """Answer the items of a task, score the answers, and return the result. Stored responses are not asked again.
 
@@ -81,6 +84,8 @@ def run_task(
         settings: JSON object for the result: how the task was opened.
         batch_size: maximum number of requests in one call of a local model.
         concurrency: number of concurrent requests to a server.
+        contaminated: how the training data contains an item, by the ids of such items; None: unknown. The answers then have the field
+            `contaminated`, and the result has the metrics of these items and of the others.
 
     Returns:
         The contents of result.json. `errors` lists the items without an answer; the metrics are those of the other items.
@@ -126,7 +131,8 @@ def run_task(
             )
             rows = zip(some, answered, scores, strict=True)
             write_whole(
-                folder / ANSWERS, b"".join(_answer_line(item, prompts[i], answers[i], row) for item, i, row in rows)
+                folder / ANSWERS,
+                b"".join(_answer_line(item, prompts[i], answers[i], row, contaminated) for item, i, row in rows),
             )
         main = metrics.get(task.metric)
         errors = [(items[i].id, answers[i].reason) for i in range(len(items)) if isinstance(answers[i], RequestError)]
@@ -146,6 +152,7 @@ def run_task(
             "judge": None if judge is None else dict(judge.description),
             "tokens": asker.tokens(),
             "plots": plots,
+            **({} if contaminated is None else {"contamination": summary(task, some, scores, contaminated)}),
             "versions": versions(),
             "seconds": asker.seconds(),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -221,7 +228,15 @@ def _noting_prompt(
         return end.value
 
 
-def _answer_line(item: Item, prompt: str | None, answer: Answer, scores: Mapping[str, float]) -> bytes:
+def _answer_line(
+    item: Item,
+    prompt: str | None,
+    answer: Answer,
+    scores: Mapping[str, float],
+    contaminated: Mapping[str, Rule] | None,
+) -> bytes:
     row = {"id": item.id, "group": item.group, "question": item.question, "reference": item.reference}
     row |= {"prompt_hash": prompt, "answer": answer, "scores": dict(scores)}
+    if contaminated is not None:
+        row["contaminated"] = contaminated.get(item.id)
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"

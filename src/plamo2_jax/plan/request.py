@@ -29,5 +29,9 @@ class Request:
 
 def not_counted(config: RunConfig) -> list[str]:
     """Return the fields of a run that ask for programs other than the train step. A plan of the step does not count these."""
-    asked = {"heldout": config.heldout, "samples.prompts": config.task.asks_for_samples}
+    asked = {
+        "heldout": config.heldout,
+        "samples.prompts": config.task.asks_for_samples,
+        "evaluation.tasks": config.evaluation.tasks,
+    }
     return [name for name, value in asked.items() if value]

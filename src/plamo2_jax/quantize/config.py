@@ -53,8 +53,8 @@ class QuantizeConfig:
     """Bits of the values of each matrix; float8 means float8_e4m3fn."""
     activations: Literal["none", "int8", "float8"] = "none"
     """dtype of the activations in products with quantized matrices. They are quantized per token."""
-    group_size: Literal[32, 64, 128] = 64
-    """Inputs of an output that share a scale, in matrices of 4 bits. Other matrices have one scale an output."""
+    group_size: Literal[32, 64, 128] | None = 64
+    """Inputs of an output that share a scale, in matrices of 4 bits; None: all. Other matrices have one scale an output."""
     clip_search: bool = False
     """Search scales that clip large values, to minimize the squared error, also with rtn and smoothquant. The others always do."""
     damping: float = 0.01
@@ -143,6 +143,8 @@ def matrix_format(
         activations = None
     if bits != 4:
         return MatrixFormat(KINDS[bits], 1, activations)
+    if options.group_size is None:
+        return MatrixFormat("int4", 1, activations)
     inputs = math.prod(shape[i] for i in contraction_axes(declared))
     if inputs % options.group_size:
         raise PlamoError(

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from plamo2_jax import checkpoint
 from plamo2_jax.report.plots import curves
 from plamo2_jax.report.run import EVALUATION, HeldOutRow, Run, read_evaluation, read_run
+from plamo2_jax.report.scores import read_scores
 from plamo2_jax.storage import located, write_whole
 
 REPORT = "report.html"
@@ -71,7 +72,8 @@ _SHARES = {"accuracy", "reward_accuracy"}
 def write_report(folder: str | os.PathLike[str], on_note: Callable[[str], None] | None = None) -> Path:
     """Write report.html into a run folder, from config.json and, if they exist, metrics.jsonl, evaluation.json and samples.jsonl.
 
-    The page ends with a summary of each run and model inside the folder.
+    A table shows the results of `plamo2 evaluate --tasks` in scores/MODEL. The page ends with a summary of each run and model inside
+    the folder.
 
     Args:
         folder: the run folder.
@@ -95,6 +97,7 @@ def write_report(folder: str | os.PathLike[str], on_note: Callable[[str], None] 
         view=_view(run, PLOTS),
         below=[(other, _view(other, [plot for plot in PLOTS if plot.in_summary])) for other in below],
         evaluations=_evaluations(folder, notes),
+        scores=read_scores(folder, notes),
         notes=notes,
         versions=_versions(),
         machine=f"{platform.machine()}, {os.cpu_count()} CPU cores, Python {platform.python_version()}",

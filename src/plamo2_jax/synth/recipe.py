@@ -6,13 +6,27 @@ unit runner sends the requests of many seeds together, stores every response in 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from plamo2_jax.models import ChatRequest, ChatResponse, CompletionRequest
 from plamo2_jax.synth.record import Draft, Kind, Refusal, Seed
+
+SeedKind = Literal["document", "fields", "none"]
+"""document: the seed has a text. fields: the seed has the fields that the recipe names. none: a numbered seed with an id only."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """A verification step that a recipe asks for."""
+
+    name: str
+    """Name of the step in `synth.verify`."""
+    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Parameters of the step, as JSON."""
 
 
 class Recipe(Protocol):
@@ -23,12 +37,20 @@ class Recipe(Protocol):
     language: str
     """Language of the records."""
     kind: Kind
+    source: SeedKind
+    """Kind of seed that the recipe needs."""
+    source_language: str | None
+    """Language that a document must be in; None: any language."""
+    fields: Sequence[str]
+    """Names of fields that every seed must have."""
     prompt_sha256: str
     """Hash of everything in the recipe that affects its requests."""
     uses_model: bool
     """False for recipes that are programs, such as arithmetic problems. They yield no requests."""
     sampling: Mapping[str, Any]
     """Sampling settings of its requests, for the provenance."""
+    verify: Sequence[Verification]
+    """Verification steps for the drafts, in order."""
 
     def requests(
         self, seed: Seed, sample: int, random: np.random.Generator

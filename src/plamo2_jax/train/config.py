@@ -18,6 +18,7 @@ from plamo2_jax.sharding.mesh import MeshConfig
 from plamo2_jax.sharding.rules import Strategy
 from plamo2_jax.storage import address, located
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from plamo2_jax.train.benchmarks import BenchmarksConfig
 from plamo2_jax.train.loss_guard import SpikeConfig
 from plamo2_jax.train.optimizer import OptimizerConfig
 from plamo2_jax.train.schedule import ScheduleConfig, make_schedule
@@ -135,6 +136,8 @@ class RunConfig:
     """Number of checkpoints to keep; older ones are deleted."""
     evaluate_every: int = dataclasses.field(default=1000, metadata=FREE)
     """Steps between measurements of held-out data. The last step always has one."""
+    evaluation: BenchmarksConfig = dataclasses.field(default_factory=BenchmarksConfig, metadata=FREE)
+    """Benchmark tasks that the current parameters answer during training."""
     log_every: int = dataclasses.field(default=10, metadata=FREE)
     """Steps between writes to the log, which wait for the device. Every step has a line in the log."""
     max_skipped: int = dataclasses.field(default=5, metadata=FREE)
@@ -163,6 +166,11 @@ class RunConfig:
         make_schedule(self.schedule, self.steps)  # Raises if warm-up and decay do not fit into the steps.
         require(self, "task", isinstance(self.task, TaskConfig), "Pretrain(...), Distill(...), Sft(...) or Dpo(...)")
         self.task.check(self)
+
+    def tasks_due(self, step: int) -> bool:
+        """Return whether the benchmark tasks are answered after a step."""
+        every = self.evaluate_every if self.evaluation.every is None else self.evaluation.every
+        return bool(self.evaluation.tasks) and (step == self.steps or step % every == 0)
 
     @property
     def folder(self) -> Path:

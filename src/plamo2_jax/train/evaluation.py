@@ -1,10 +1,12 @@
-"""Evaluation on held-out data between two steps."""
+"""Evaluation on held-out data and on benchmark tasks between two steps."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from plamo2_jax.train.benchmarks import Benchmarks
+from plamo2_jax.train.preemption import Preemption
 from plamo2_jax.train.prepare import PreparedRun
 from plamo2_jax.train.state import TrainState
 from plamo2_jax.train.task import EvalResult
@@ -35,3 +37,19 @@ def evaluate(
                 if prefix == "heldout":
                     results[name] = result
     return results, log
+
+
+def answer_tasks(
+    benchmarks: Benchmarks, params: Any, watchdog: StallWatchdog, preemption: Preemption
+) -> dict[str, float]:
+    """Answer the benchmark tasks with model parameters.
+
+    Returns:
+        The metrics for the log, as tasks/TASK/METRIC; empty if a signal asked the run to end.
+    """
+
+    def keep_on() -> bool:
+        watchdog.beat()
+        return preemption.signal is None
+
+    return {f"tasks/{name}": value for name, value in benchmarks.measure(params, keep_on).items()}

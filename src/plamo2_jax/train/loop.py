@@ -20,9 +20,10 @@ import jax
 
 from plamo2_jax.progress import tqdm
 from plamo2_jax.train import processes, run_folder
+from plamo2_jax.train.benchmarks import OpenBenchmarks
 from plamo2_jax.train.checkpoints import RunCheckpoints
 from plamo2_jax.train.config import RunConfig, to_json
-from plamo2_jax.train.evaluation import evaluate
+from plamo2_jax.train.evaluation import answer_tasks, evaluate
 from plamo2_jax.train.goodput import Goodput
 from plamo2_jax.train.loss_guard import LossGuard
 from plamo2_jax.train.metrics import MetricsLog, NoLog
@@ -52,6 +53,7 @@ def train(
     *,
     profile: ProfileSteps | None = None,
     on_step: Callable[[int], None] | None = None,
+    open_benchmarks: OpenBenchmarks | None = None,
 ) -> TrainResult:
     """Train the run that `config` describes, or resume it.
 
@@ -63,6 +65,7 @@ def train(
         config: Configuration of the run, the same in all processes.
         profile: Steps to trace into profile/.
         on_step: Called after each update is dispatched, before it is logged, with the number of updates.
+        open_benchmarks: Opens the tasks of `evaluation.tasks` (`plamo2_jax.eval.in_training.open_benchmarks`).
 
     Raises:
         TrainingError: The folder has a run with another configuration or tokenizer, or another process is training this run.
@@ -72,7 +75,7 @@ def train(
     """
     with run_folder.lock(config.folder) as take_lock:
         # -- Prepare ---------------------------------------------------------------------------------------------------------------
-        run = prepare(config, take_lock)
+        run = prepare(config, take_lock, open_benchmarks)
         program, task, folder = run.program, run.program.task, config.folder
         on_evaluate = run.on_evaluate
         writes = jax.process_index() == 0
@@ -114,7 +117,9 @@ def train(
 
                     complete, due = step == config.steps, step % config.checkpoint_every == 0
                     evaluation_due = complete or step % config.evaluate_every == 0
-                    writing = complete or due or step % config.log_every == 0 or step % config.evaluate_every == 0
+                    tasks_due = config.tasks_due(step)
+                    often = step % config.log_every == 0 or step % config.evaluate_every == 0
+                    writing = complete or due or often or tasks_due
                     stopping = preemption.should_stop(writing)
                     saving = complete or stopping or due
                     # After a signal, there may be no time for a pass over the held-out data.
@@ -135,6 +140,11 @@ def train(
                     if evaluating and on_evaluate is not None:
                         watchdog.beat()
                         on_evaluate(step, task.to_model_params(state.params, task.frozen))
+                    answering = tasks_due and not stopping
+                    if answering:
+                        params = task.to_model_params(state.params, task.frozen)
+                        if answered := answer_tasks(run.benchmarks, params, watchdog, preemption):
+                            log.write(step, answered)
                     log.flush()
                     if saving:
                         log.upload()  # Before the checkpoint, so that a run that resumes from it finds all lines of its steps.
@@ -142,7 +152,7 @@ def train(
                     elif writing:
                         checkpoints.check()
                     progress.update()
-                    if evaluating or saving:
+                    if evaluating or answering or saving:
                         step_metrics.restart()
                     if stopping:
                         break

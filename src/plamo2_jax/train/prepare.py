@@ -14,6 +14,7 @@ from plamo2_jax.progress import tqdm
 from plamo2_jax.sharding.rules import process_part
 from plamo2_jax.train import run_folder
 from plamo2_jax.train.banner import announce, compiling
+from plamo2_jax.train.benchmarks import Benchmarks, OpenBenchmarks
 from plamo2_jax.train.build import TrainProgram, build_train_program
 from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.fork import FORKED_FROM, Fork, open_fork
@@ -36,17 +37,30 @@ class PreparedRun:
     fork: Fork | None
     on_evaluate: Callable[[int, Any], None] | None
     """Called with step and model parameters at every evaluation."""
+    benchmarks: Benchmarks | None
+    """The tasks of `evaluation.tasks`."""
 
 
-def prepare(config: RunConfig, take_lock: Callable[[], None]) -> PreparedRun:
-    """Build the program and the data of a run, check and describe its folder, and compile the step.
+def prepare(
+    config: RunConfig, take_lock: Callable[[], None], open_benchmarks: OpenBenchmarks | None = None
+) -> PreparedRun:
+    """Build the program and the data of a run, open its benchmark tasks, check and describe its folder, and compile the step.
 
     Raises:
         PlamoError: See `train.loop.train`.
     """
     tokenizer = run_folder.load_tokenizer(config)
     on_evaluate = config.task.on_evaluate(config)
-    program = build_train_program(config, _devices(config), tokenizer)
+    devices = _devices(config)
+    benchmarks = None
+    if config.evaluation.tasks:
+        if open_benchmarks is None:
+            raise TrainingError(
+                f"evaluation.tasks={config.evaluation.tasks} is not allowed without a function that opens tasks: pass "
+                "open_benchmarks=plamo2_jax.eval.in_training.open_benchmarks to train"
+            )
+        benchmarks = open_benchmarks(config, tokenizer, devices)
+    program = build_train_program(config, devices, tokenizer)
     part = process_part(program.rows, program.batch["tokens"].shape)
     source = config.task.make_source(config, tokenizer)
     iterator = source.train(*part)
@@ -67,7 +81,7 @@ def prepare(config: RunConfig, take_lock: Callable[[], None]) -> PreparedRun:
     announce(config, program.task.trainable.abstract, program.mesh, source.targets, start)
     with compiling():
         train_step = program.jit().lower(*program.arguments).compile()
-    return PreparedRun(program, train_step, source, iterator, part, is_resumed, fork, on_evaluate)
+    return PreparedRun(program, train_step, source, iterator, part, is_resumed, fork, on_evaluate, benchmarks)
 
 
 def _devices(config: RunConfig) -> list[jax.Device]:

@@ -9,10 +9,10 @@ from typing import Any
 
 from plamo2_jax.align.preference_data.judge import JudgeConfig
 from plamo2_jax.align.preference_data.pairing import PairingConfig
-from plamo2_jax.align.preference_data.rules import RuleError, check_rules
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.eval.answer_rules import RuleError, check_rules
 from plamo2_jax.models import ChatModelConfig
 from plamo2_jax.train.config import fill_defaults, to_json
 from plamo2_jax.validation import require
@@ -35,7 +35,7 @@ class PreferenceDataConfig:
     stop: StopConfig = dataclasses.field(default_factory=StopConfig)
     """Further stop conditions; an answer always ends at the end token of the chat template."""
     rules: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Rules for the answers to all prompts; the rules of a prompt replace them. See plamo2_jax.align.preference_data.rules."""
+    """Rules for the answers to all prompts; the rules of a prompt replace them. See plamo2_jax.eval.answer_rules."""
     rules_weight: float = 1.0
     """Weight of the mean over rules in the score of an answer, relative to `judge.weight`."""
     judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)

@@ -17,11 +17,11 @@ from typing import Any
 from plamo2_jax.align import forms
 from plamo2_jax.align.chat import read_records
 from plamo2_jax.align.messages import check_messages, read_messages
-from plamo2_jax.align.preference_data.rules import RuleError, check_rules
 from plamo2_jax.data.dedup import duplicates_of
 from plamo2_jax.data.documents import ReadReport, UnreadableRecord
 from plamo2_jax.data.minhash import DedupConfig
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.eval.answer_rules import RuleError, check_rules
 from plamo2_jax.validation import shown
 
 # Fields of a record that are no variables of the chat template.

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from plamo2_jax import models
-from plamo2_jax.align.preference_data import rules as rule
 from plamo2_jax.align.preference_data.config import PreferenceDataConfig, identity, stored_identity
 from plamo2_jax.align.preference_data.entries import CONFIG, OR_AGAIN, REPORT, is_entry, read_identity, read_report
 from plamo2_jax.align.preference_data.files import write_files
@@ -30,6 +29,7 @@ from plamo2_jax.align.preference_data.pairing import repeated
 from plamo2_jax.align.preference_data.prompts import Prompt, digest, drop_alike, read_prompts
 from plamo2_jax.checkpoint import write_json
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.eval import answer_rules as rule
 from plamo2_jax.journal import Journal
 from plamo2_jax.models import ChatModel, ChatRequest, ChatResponse, RequestError
 from plamo2_jax.sandbox import isolation_problem

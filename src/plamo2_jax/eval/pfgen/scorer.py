@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -97,17 +98,10 @@ def _cores() -> int:
 
 def _combine(fluency: Sequence[float], truthfulness: Sequence[float], helpful: float) -> Scores:
     """Round and add the scores as the benchmark does: each pool to 6 digits after division by their number, the rest to 5."""
-    fluent = _total([round(value / len(fluency), 6) for value in fluency])
-    truthful = _total([round(value / len(truthfulness), 6) for value in truthfulness])
+    # The public results were made with Python 3.12 or later, whose `sum` has no rounding error. Older versions of Python sometimes differ
+    # by 0.00001 in the average.
+    fluent = math.fsum(round(value / len(fluency), 6) for value in fluency)
+    truthful = math.fsum(round(value / len(truthfulness), 6) for value in truthfulness)
     helpful = round(helpful, 5)
     average = round((fluent + truthful + helpful) / 3, 5)
-    # The sums have 6 digits. Rounding removes an error of the addition only.
     return Scores(round(fluent, 6), round(truthful, 6), helpful, average)
-
-
-def _total(values: Sequence[float]) -> float:
-    """Add values one after another. Since Python 3.12, `sum` rounds differently."""
-    total = 0.0
-    for value in values:
-        total += value
-    return total

@@ -62,6 +62,21 @@ TASKS: dict[str, TaskInfo] = {
         "https://github.com/evalplus/humanevalplus_release (HumanEvalPlus.jsonl.gz)",
     ),
     # instructions
+    "ifeval": TaskInfo(
+        "instructions",
+        "IFEval in English: 541 prompts with instructions that programs check, strict and loose, by prompt and instruction",
+        "Apache-2.0",
+    ),
+    "mifeval_ja": TaskInfo(
+        "instructions",
+        "M-IFEval in Japanese: 172 prompts with instructions that programs check, strict and loose, by prompt and instruction",
+        "Apache-2.0",
+    ),
+    "jfbench": TaskInfo(
+        "instructions",
+        "JFBench in Japanese: 98 constraints that programs check, 3 of 300 prompts for each (trials), share followed",
+        "prompts: ODC-BY 1.0; wordings: MIT",
+    ),
     # judged
     "mt_bench_ja": TaskInfo(
         "judged",
@@ -86,6 +101,17 @@ TASKS: dict[str, TaskInfo] = {
         "long_context",
         "RULER's kinds in Japanese, 20 questions per kind and length, share of references",
         "wordings: Apache-2.0; contexts: generated, or the bundled corpus",
+    ),
+    "cloze": TaskInfo(
+        "cloze",
+        "gaps in held-out pages of the bundled corpus, Japanese and English, choice of 4",
+        "text of the bundled corpus (MPL-2.0, CC-BY-SA-3.0)",
+    ),
+    "rules": TaskInfo(
+        "rules",
+        "conversations whose answers are checked by rules (language, length, form), mean over the rules",
+        "that of your prompts",
+        source="plamo2 data instructions (heldout.jsonl), or your own JSON lines with messages and rules",
     ),
     "phonebook": TaskInfo(
         "retrieval",

@@ -24,6 +24,7 @@ from plamo2_jax.errors import PlamoError
 from plamo2_jax.eval.benchmark_files import BUNDLED, data_identity
 from plamo2_jax.eval.metrics import mean_metrics
 from plamo2_jax.eval.task import Answer, Item, Metric, Request, Responses, TaskOptions
+from plamo2_jax.eval.tasks import TASKS
 from plamo2_jax.eval.tasks.code_problems import STOP, Problem, answered, completed, read_plus_problems, read_problems
 from plamo2_jax.models import ChatRequest, CompletionRequest
 from plamo2_jax.sandbox import Limits, SandboxError, isolation_problem, passes
@@ -156,7 +157,8 @@ def open(name: str, options: TaskOptions) -> CodeTask:
         name=name,
         problems={problem.id: problem for problem in problems},
         provenance={
-            "data": data_identity(path),
+            "licence": TASKS[name].licence,
+            **data_identity(path),
             "mode": mode,
             "trials": trials,
             "examples": [],

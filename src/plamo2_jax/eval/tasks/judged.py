@@ -25,6 +25,7 @@ from plamo2_jax.eval.benchmark_files import read_rows, sha256
 from plamo2_jax.eval.judging import COMPARISON_RUBRIC, compare_both_orders, rate
 from plamo2_jax.eval.metrics import mean_metrics
 from plamo2_jax.eval.task import Answer, Item, Metric, Request, Responses, TaskOptions
+from plamo2_jax.eval.tasks import TASKS
 from plamo2_jax.eval.tasks.judged_questions import TEMPERATURES, Question, read_elyza, read_mt_bench
 from plamo2_jax.models import ChatRequest
 
@@ -168,7 +169,8 @@ def open(name: str, options: TaskOptions) -> JudgedTask:
     max_new_tokens = options.max_new_tokens or _MAX_NEW_TOKENS
     used = rubric if options.baseline is None else COMPARISON_RUBRIC
     provenance = {
-        "data": data,
+        "licence": TASKS[name].licence,
+        **data,
         "trials": trials,
         "examples": [],
         "sampling": {"temperature": sorted({one.temperature for one in questions}), "max_new_tokens": max_new_tokens}

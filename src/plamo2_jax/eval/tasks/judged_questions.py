@@ -84,7 +84,7 @@ def read_elyza(path: Path) -> tuple[list[Question], dict[str, Any]]:
         Question(str(i), (row["input"],), references=(row["output"],), criteria=row["eval_aspect"])
         for i, row in enumerate(records, 1)
     ]
-    identity = {"name": path.name, "sha256": sha256([path])} if path.is_file() else data_identity(path)
+    identity = {"data": path.name, "data_sha256": sha256([path])} if path.is_file() else data_identity(path)
     return questions, identity
 
 

@@ -76,10 +76,11 @@ class Ruler:
         self._new_tokens = options.max_new_tokens
         self._places: dict[str, _Place] = {}
         self.items: list[Item] = []
-        # Kinds vary fastest, so that a limited number of items covers all kinds and lengths.
-        for trial, (number, depth), length, kind in itertools.product(
-            range(trials), enumerate(depths(count)), lengths, kinds
-        ):
+        groups = enumerate(itertools.product(kinds, lengths))
+        for (group, (kind, length)), trial, turn in itertools.product(groups, range(trials), range(count)):
+            # Each group begins with another depth, because a limited evaluation takes the first items of each group.
+            number = (turn + group) % count
+            depth = depths(count)[number]
             item_id = f"{kind}/{length}/{number}/{trial}"
             # The same seed for all lengths: the questions of two lengths differ in the context alone.
             seed = [options.seed, zlib.crc32(f"{language}/{kind}".encode()), number, trial]

@@ -20,6 +20,7 @@ from plamo2_jax.errors import PlamoError
 from plamo2_jax.eval.benchmark_files import read_csv, sha256
 from plamo2_jax.eval.metrics import mean_metrics
 from plamo2_jax.eval.task import Answer, Item, Metric, Request, Responses, TaskOptions
+from plamo2_jax.eval.tasks import TASKS
 from plamo2_jax.eval.tasks.mmlu_subjects import JAPAN, JAPANESE_NAMES, NO_DERIVATIVES
 from plamo2_jax.models import ScoreRequest
 
@@ -64,8 +65,10 @@ class Wording:
 
 
 JAPANESE = Wording("以下は、{subject}に関する四択問題とその答えです。\n\n", "問題: ", "答え:", "")
-ENGLISH = Wording("The following are multiple choice questions (with answers) about {subject}.\n\n", "", "Answer:", " ")
-"""The wording of MMLU's own evaluation (https://github.com/hendrycks/test, evaluate.py)."""
+ENGLISH = Wording(
+    "The following are multiple choice questions (with answers) about  {subject}.\n\n", "", "Answer:", " "
+)
+"""The wording of MMLU's own evaluation (https://github.com/hendrycks/test, evaluate.py), with its two spaces before the subject."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +158,10 @@ def open(name: str, options: TaskOptions) -> ChoiceTask:
         titles=JAPANESE_NAMES if name == "jmmlu" else {},
         shots=shots,
         provenance={
-            "data": {"name": options.path.name, "sha256": sha256(files), "files": len(files)},
+            "licence": TASKS[name].licence,
+            "data": options.path.name,
+            "data_sha256": sha256(files),
+            "files": len(files),
             "subjects": len(subjects),
             "shots": shots,
             "example_rule": "the first rows of the subject, without the item"
@@ -177,7 +183,7 @@ def _read_jmmlu(folder: Path) -> tuple[dict[str, list[Row]], dict[str, list[Row]
             f"{folder} has no CSV file: it must be the folder of https://github.com/nlp-waseda/JMMLU, with JMMLU/*.csv and "
             "JMMLU_NC_ND/*.csv"
         )
-    subjects = {file.stem: _read_rows(file, file.stem) for file in files}
+    subjects = {file.stem: [_stripped(row) for row in _read_rows(file, file.stem)] for file in files}
     return subjects, subjects, files
 
 
@@ -218,12 +224,15 @@ def _read_rows(file: Path, prefix: str) -> list[Row]:
             raise PlamoError(f"{where}: the answer is {answer[:40]!r}: it must be A, B, C or D")
         if not question.strip():
             raise PlamoError(f"{where}: the question is empty: {_COLUMNS}")
-        rows.append(
-            Row(f"{prefix}/{number}", question.strip(), tuple(choice.strip() for choice in choices), answer.strip())
-        )
+        rows.append(Row(f"{prefix}/{number}", question, tuple(choices), answer.strip()))
     if not rows:
         raise PlamoError(f"{file} has no rows: {_COLUMNS}")
     return rows
+
+
+def _stripped(row: Row) -> Row:
+    """Return a row without space around its texts. MMLU's own evaluation keeps such space."""
+    return dataclasses.replace(row, question=row.question.strip(), choices=tuple(one.strip() for one in row.choices))
 
 
 def _question(row: Row) -> str:

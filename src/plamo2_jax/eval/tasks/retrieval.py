@@ -38,7 +38,9 @@ def open(name: str, options: TaskOptions) -> Task:
         questions = phonebook.questions(counter, languages=languages, **shared)
     else:
         questions = needle.questions(counter, needle.heldout_pages(languages), **shared)
+    questions = list(questions)
     provenance = {
+        "chance": sum(1 / len(question.candidates) for question in questions) / len(questions),
         **settings,
         "lengths": list(settings["lengths"]),
         "depths": count,

@@ -233,7 +233,9 @@ class UserTask:
             return {"logprob": score.logprob, "tokens": len(score.token_logprobs)}
         if config.kind == "multiple_choice":
             scores = yield ScoreRequest(self._context(filled), filled.choices)
-            return {"choice": _largest([one.logprob for one in scores]), "logprobs": [one.logprob for one in scores]}
+            logprobs = [one.logprob for one in scores]
+            choice = _largest(logprobs)
+            return {"choice": choice, "text": filled.choices[choice], "logprobs": logprobs}
         sampling = SamplingConfig(temperature=config.temperature, top_p=config.top_p)
         stop = StopConfig(max_new_tokens=config.max_new_tokens, strings=tuple(config.stop))
         trial = int(item.id.rpartition("/")[2]) - 1 if config.trials > 1 else 0

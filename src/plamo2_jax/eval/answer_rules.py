@@ -11,6 +11,8 @@ Rules are a JSON object, such as `{"language": "ja", "characters": [20, 400], "f
     exact        text: 1 if the answer is this text, after NFKC normalization and folding of white space
     code         {"language": "python", "tests": "..."}: 1 if the tests pass with the last code block (see `plamo2_jax.sandbox`).
                  "names": ["sum"] lists functions of the code that the tests call and that have the name of a Python builtin
+    check        {"name": "bullets", "count": 3, "mark": "・"}, or a list of such objects: the share of these checkers that the answer
+                 passes. The other fields are the checker's parameters (see `plamo2_jax.checkers` and docs/checkers.md)
     finished     true: 1 if the answer ends by itself, not at the token limit. false: 1 if it does not
 """
 
@@ -23,6 +25,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from plamo2_jax import checkers
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.pattern import matches_whole
 from plamo2_jax.sandbox import passes
@@ -65,6 +68,12 @@ def check_rules(rules: Any) -> Mapping[str, Any]:
         allowed, fits, _ = _RULES[name]
         if not fits(value):
             raise RuleError(f"the rule {name}={repr(value)[:100]} is not allowed; it must be {allowed}")
+        if name == "check":
+            for checker, parameters in _checks(value):
+                try:
+                    checkers.validate(checker, parameters)
+                except checkers.CheckerError as error:
+                    raise RuleError(f"the rule check: {error}") from None
     return rules
 
 
@@ -132,6 +141,25 @@ def _json(wanted: bool | Mapping[str, str], answer: str, finished: bool) -> floa
 
 def _refuse_constant(name: str) -> None:
     raise PlamoError(f"{name} is not JSON")
+
+
+def _checks(value: Mapping[str, Any] | list[Mapping[str, Any]]) -> list[tuple[Any, dict[str, Any]]]:
+    """Return the name and the parameters of each checker."""
+    listed = [value] if isinstance(value, Mapping) else value
+    return [(one["name"], {key: item for key, item in one.items() if key != "name"}) for one in listed]
+
+
+def _check(value: Mapping[str, Any] | list[Mapping[str, Any]], answer: str, finished: bool) -> float:
+    return statistics.fmean(checkers.check(name, answer, parameters) for name, parameters in _checks(value))
+
+
+def _is_checks(value: Any) -> bool:
+    listed = [value] if isinstance(value, Mapping) else value
+    return (
+        isinstance(listed, list | tuple)
+        and bool(listed)
+        and all(isinstance(one, Mapping) and "name" in one for one in listed)
+    )
 
 
 def _folded(text: str) -> str:
@@ -203,6 +231,7 @@ _RULES: Mapping[str, tuple[str, Callable[[Any], bool], Callable[[Any, str, bool]
         _is_code,
         _code,
     ),
+    "check": ('an object such as {"name": "no_comma"}, or a list of such objects', _is_checks, _check),
     "finished": (
         "true or false",
         lambda value: isinstance(value, bool),

@@ -1,0 +1,197 @@
+"""`plamo2 evaluate --tasks`: a model in this process, a server, a kill, the page, and comparisons."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+from plamo2_jax import checkpoint
+from plamo2_jax.cli.main import main
+from plamo2_jax.config import preset
+from plamo2_jax.eval.run import ANSWERS, JOURNAL, RESULT, TIMES
+from plamo2_jax.model import Plamo2, init_params
+from plamo2_jax.tokenizer.tokenizer import Tokenizer
+from support import chromium
+from support.endpoint_server import Server
+
+SHAPE = preset("tiny", hidden_size=32, intermediate_size=32, num_hidden_layers=1, mamba_num_heads=2, vocab_size=864)
+CHAT = """
+name: chats
+kind: generate
+mode: chat
+data: rows.jsonl
+prompt: "{{ q }}"
+target: "{{ q }}への"
+metric: contains
+max_new_tokens: 8
+"""
+LOCAL = """
+- name: choices
+  kind: multiple_choice
+  data: rows.jsonl
+  prompt: "{{ q }}の続き:"
+  choices: ["{{ a }}", "{{ b }}"]
+  target: A
+  shots: 2
+- name: texts
+  kind: generate
+  data: rows.jsonl
+  prompt: "{{ q }}"
+  target: "{{ a }}"
+  max_new_tokens: 4
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rows = [{"q": f"質問{i}", "a": "はい" * (1 + i % 2), "b": "いいえ"} for i in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for name, text in (("chat.yaml", CHAT), ("local.yaml", LOCAL)):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    yield server
+    server.close()
+
+
+def evaluate(*arguments):
+    return main(["evaluate", *map(str, arguments)])
+
+
+def results_of(folder, name):
+    result = json.loads((folder / name / RESULT).read_text(encoding="utf-8"))
+    return {field: value for field, value in result.items() if field not in TIMES}, (
+        folder / name / ANSWERS
+    ).read_bytes()
+
+
+def test_a_killed_evaluation_of_a_server_goes_on_and_asks_nothing_twice(folder, server):
+    arguments = [server.url, "--served-model", "tiny", "--tasks", folder / "chat.yaml", "--concurrency", "2"]
+    answer, gate = server.answer, []
+
+    def slow(body):
+        gate.append(body)
+        if len(gate) > 12:  # The kill comes while requests are in flight.
+            server.free.wait(30)
+        return answer(body)
+
+    server.answer = slow
+    command = [sys.executable, "-m", "plamo2_jax.cli.main", "evaluate", *map(str, arguments)]
+    process = subprocess.Popen([*command, "--output", str(folder / "killed")], stderr=subprocess.PIPE)
+    journal = folder / "killed" / "chats" / JOURNAL
+    end = time.monotonic() + 60
+    while time.monotonic() < end and not (len(gate) >= 14 and journal.read_bytes().count(b"\n") >= 12):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, process.stderr.read().decode()
+    process.stderr.close()
+    stored, in_flight = journal.read_bytes().count(b"\n"), len(gate)
+    assert (stored, in_flight) == (12, 14)
+    server.answer = answer
+    assert evaluate(*arguments, "--output", folder / "killed") == 0
+    # 40 questions, and the two that were in flight once more.
+    assert len(server.requests) == 42
+    server.requests.clear()
+    assert evaluate(*arguments, "--output", folder / "killed") == 0
+    assert server.requests == []
+    assert evaluate(*arguments, "--output", folder / "whole") == 0
+    assert results_of(folder / "killed", "chats") == results_of(folder / "whole", "chats")
+    assert results_of(folder / "whole", "chats")[0]["score"] == 1.0
+
+
+def test_failures_are_named_and_end_with_a_status(folder, server, capsys):
+    server.troubles = {"質問7": [400]}
+    arguments = [server.url, "--served-model", "tiny", "--tasks", folder / "chat.yaml", "--output", folder / "out"]
+    assert evaluate(*arguments) == 1
+    assert "chats, item 8: HTTP 400" in capsys.readouterr().err
+    assert evaluate(*arguments) == 0
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A tiny run folder, the same as that of tests/models."""
+    params = jax.jit(lambda key: init_params(Plamo2(SHAPE), key))(jax.random.key(0))
+    folder = tmp_path_factory.mktemp("evaluate") / "run"
+    tokenizer = Tokenizer.load(Path(__file__).parents[1] / "golden" / "tokenizer")
+    checkpoint.save_model(folder, SHAPE, {**params, "embedding": 20 * params["embedding"]}, tokenizer)
+    return folder
+
+
+def test_a_local_model_its_page_and_a_comparison(folder, run, capsys, tmp_path_factory):
+    def of(output, *more):
+        return [run, "--tasks", folder / "local.yaml", "--batch-size", 4, "--output", folder / output, *more]
+
+    assert evaluate(*of("a", "--limit", 8)) == 0
+    shown = capsys.readouterr().out
+    assert "choices  accuracy" in shown
+    # A run of which half is lost ends in the same results.
+    expected = [results_of(folder / "a", name) for name in ("choices", "texts")]
+    for name in ("choices", "texts"):
+        journal = folder / "a" / name / JOURNAL
+        content = journal.read_bytes()
+        journal.write_bytes(content[: len(content) // 2])
+        (folder / "a" / name / RESULT).unlink()
+    assert evaluate(*of("a", "--limit", 8)) == 0
+    assert [results_of(folder / "a", name) for name in ("choices", "texts")] == expected
+    assert evaluate(*of("b", "--limit", 12)) == 0
+    capsys.readouterr()
+    assert evaluate("--compare", folder / "a", folder / "b", "--output", folder / "compared.json") == 0
+    assert "+0.0000" in capsys.readouterr().out
+    compared = json.loads((folder / "compared.json").read_text(encoding="utf-8"))
+    assert compared["tasks"]["choices"]["scores"]["accuracy"]["items"] == 8
+    page = (folder / "a" / "report.html").read_text(encoding="utf-8")
+    assert "質問" in page
+    assert page.count('class="track"') == 2
+    if chromium.find() is None:
+        pytest.skip("there is no Chromium")
+    browser = chromium.Browser(tmp_path_factory.mktemp("profile"))
+    try:
+        opened = browser.open((folder / "a" / "report.html").as_uri(), width=390)
+        for width, theme in ((390, "light"), (1100, "dark")):
+            opened.resize(width, 800, theme)
+            opened.wait(f"innerWidth === {width}")
+            assert opened.value("document.documentElement.scrollWidth <= innerWidth")
+            if os.environ.get("SCREENSHOTS"):
+                opened.screenshot(Path(os.environ["SCREENSHOTS"]) / f"evaluation_{width}.png")
+    finally:
+        browser.close()
+
+
+def test_the_list_has_sources_and_licences(capsys):
+    assert evaluate("--list") == 0
+    shown = capsys.readouterr().out
+    assert "jmmlu: " in shown
+    assert "licence: " in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "there is nothing to evaluate"),
+        (["--tasks", "ruler"], "the model is missing"),
+        (["m", "--tasks", "hellaswag"], "the task 'hellaswag' is unknown"),
+        (["m", "--tasks", "jmmlu"], "add --path jmmlu=PATH"),
+        (["m", "--tasks", "ruler", "--path", "jmmlu=x"], "--path names jmmlu, which is not one of --tasks ruler"),
+        (["m", "--tasks", "ruler", "--path", "x"], "--path x names no task"),
+        (["m", "--tasks", "ruler", "--output", "x.json"], "with --tasks it must be a folder"),
+        (["m", "--tasks", "ruler", "ruler"], "--tasks has ruler twice"),
+        (["m", "--tasks", "ruler", "--limit", "0"], "--limit 0 is not allowed"),
+        (["--tasks", "ruler", "--answers", "x"], "--answers needs one task and an output file"),
+        (["--tasks", "ruler", "--answers", "x", "--output", "y"], "the task ruler cannot score stored answers"),
+        (["--compare", "x", "y"], "x has no results"),
+    ],
+)
+def test_mistakes_are_named(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert evaluate(*arguments) != 0
+    assert message in capsys.readouterr().err
