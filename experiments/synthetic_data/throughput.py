@@ -1,4 +1,4 @@
-"""Time and memory of the model-free stages on a million generated records: parse, filter, remove duplicates, write. Optionally beside datatrove.
+"""Time and memory of the model-free stages on generated records: parse, filter, remove duplicates, write; also with datatrove.
 
 python experiments/synthetic_data/throughput.py --records 1000000 --folder /path/with/3/GB --repeats 3 \\
     --datatrove /path/to/venv/bin/python --output experiments/synthetic_data/throughput.json
