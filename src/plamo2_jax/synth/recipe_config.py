@@ -17,6 +17,7 @@ from plamo2_jax.synth.draws import read_draw
 from plamo2_jax.synth.parsers import make_parser
 from plamo2_jax.synth.recipe import SeedKind, Verification
 from plamo2_jax.synth.record import Kind
+from plamo2_jax.synth.verify import read_steps
 from plamo2_jax.validation import require, shown
 
 _LARGEST_FILE = 1 << 20
@@ -73,6 +74,8 @@ class StepConfig:
     a model in this process uses its own template."""
     system: str | None = None
     """Template of the system message before a `chat` wording that is one text."""
+    variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Variables of the generator's chat template, as in `ChatRequest`. A server has its own template and does not receive them."""
     when: str | None = None
     """Jinja expression. If it is false, the step is skipped and its value is none."""
     n: int = 1
@@ -192,7 +195,7 @@ def parse_recipe(content: Mapping[str, Any], where: str) -> RecipeConfig:
         draw={name: read_draw(value, language, f"{where}: draw.{name}") for name, value in given["draw"].items()},
         steps=tuple(read),
         drafts=tuple(_draft(one, given["kind"], f"{where}: draft {i}") for i, one in enumerate(given["drafts"], 1)),
-        verify=tuple(_verification(one, f"{where}: verify") for one in given["verify"]),
+        verify=tuple(read_steps(given["verify"], where)),
     )
 
 
@@ -220,6 +223,10 @@ def _step(given: Mapping[str, Any], where: str) -> StepConfig:
     if fields.get("system") is not None:
         plain = all(isinstance(one, str) for one in fields.get("chat", (None,)))
         _allow(plain, where, fields, "system", "left out unless all wordings of chat are texts")
+    variables = fields.get("variables", {})
+    _allow(
+        _names(variables) and _is_json(variables), where, fields, "variables", "a mapping of names to values of JSON"
+    )
     n = fields.get("n", 1)
     whole = isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= 64
     _allow(whole, where, fields, "n", "a whole number from 1 to 64")
@@ -277,15 +284,6 @@ def _draft(given: Mapping[str, Any], kind: str, where: str) -> DraftConfig:
         fits = _names(value) and all(isinstance(one, str) for one in value.values())
         _allow(fits, where, given, name, "a mapping of names to Jinja expressions")
     return DraftConfig(**{**given, "messages": tuple(messages or ())})
-
-
-def _verification(given: Any, where: str) -> Verification:
-    if isinstance(given, str):
-        return Verification(given)
-    if not (isinstance(given, dict) and len(given) == 1 and _names(given) and all(map(_names, given.values()))):
-        raise PlamoError(f"{where} has {shown(given)}: a step must be a name, or one name with its parameters")
-    ((name, parameters),) = given.items()
-    return Verification(name, parameters)
 
 
 def _config(kind: type[Any], given: Any, where: str) -> Any:
