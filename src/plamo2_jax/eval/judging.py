@@ -40,10 +40,10 @@ def read_verdict(text: str) -> str:
     return found[-1] if found else "?"
 
 
-def read_rating(text: str, largest: int) -> int | None:
-    """Return the last rating [[n]] in a reply of the judge. None without one, or if it is not from 1 to `largest`."""
+def read_rating(text: str, largest: int, smallest: int = 1) -> int | None:
+    """Return the last rating [[n]] in a reply of the judge. None without one, or if it is not from `smallest` to `largest`."""
     found = _RATING.findall(text)
-    return int(found[-1]) if found and 1 <= int(found[-1]) <= largest else None
+    return int(found[-1]) if found and smallest <= int(found[-1]) <= largest else None
 
 
 def comparison_messages(rubric: str, conversation: str, a: str, b: str) -> list[dict[str, str]]:
@@ -54,10 +54,12 @@ def comparison_messages(rubric: str, conversation: str, a: str, b: str) -> list[
     ]
 
 
-def rate(id: str, rubric: str, content: str, largest: int, *, max_new_tokens: int, seed: int) -> Judging:
-    """Ask for a rating from 1 to `largest`. `id` must be unique among the requests of a run."""
+def rate(
+    id: str, rubric: str, content: str, largest: int, *, smallest: int = 1, max_new_tokens: int, seed: int
+) -> Judging:
+    """Ask for a rating from `smallest` to `largest`. `id` must be unique among the requests of a run."""
     messages = [{"role": "system", "content": rubric}, {"role": "user", "content": content}]
-    return _judge(id, messages, lambda text: read_rating(text, largest), max_new_tokens, seed)
+    return _judge(id, messages, lambda text: read_rating(text, largest, smallest), max_new_tokens, seed)
 
 
 def compare_both_orders(

@@ -42,7 +42,7 @@ def refuse(reason: str) -> Refusal:
 
 @dataclasses.dataclass(frozen=True)
 class Passage:
-    """A running text. The value is the text without prefix, code fence, emphasis and quotation marks around it."""
+    """A running text. The value is the text without its prefix."""
 
     prefix: tuple[str, ...] = ()
     """Beginnings of which the answer must have one, with or without emphasis or a heading mark. Empty: no prefix is needed."""
@@ -51,7 +51,7 @@ class Passage:
     most_characters: int = LONGEST
     """Longest text."""
     plain: bool = True
-    """Remove Markdown headings, emphasis and list marks at the beginning of lines. False: keep the Markdown."""
+    """Remove a code fence or quotation marks around the text, headings and emphasis. False: keep them."""
 
     def __post_init__(self) -> None:
         _require_texts(self, "prefix")
@@ -65,9 +65,8 @@ class Passage:
             if found is None:
                 return refuse("no prefix")
             text = found.strip()
-        text = _unwrap(text)
         if self.plain:
-            text = _without_markdown(text)
+            text = _without_markdown(_unwrap(text))
         if len(text) < self.least_characters:
             return refuse("too short")
         return text if len(text) <= self.most_characters else refuse("too long")

@@ -17,6 +17,7 @@ from plamo2_jax.synth.draws import read_draw
 from plamo2_jax.synth.parsers import make_parser
 from plamo2_jax.synth.recipe import SeedKind, Verification
 from plamo2_jax.synth.record import Kind
+from plamo2_jax.synth.verify import read_steps
 from plamo2_jax.validation import require, shown
 
 _LARGEST_FILE = 1 << 20
@@ -73,6 +74,8 @@ class StepConfig:
     a model in this process uses its own template."""
     system: str | None = None
     """Template of the system message before a `chat` wording that is one text."""
+    variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Variables of the generator's chat template, as in `ChatRequest`. A server has its own template and does not receive them."""
     when: str | None = None
     """Jinja expression. If it is false, the step is skipped and its value is none."""
     n: int = 1
@@ -174,9 +177,10 @@ def parse_recipe(content: Mapping[str, Any], where: str) -> RecipeConfig:
     _allow(_names(given["parameters"]), where, given, "parameters", "a mapping by name")
     _allow(_names(given["draw"]), where, given, "draw", "a mapping by name")
     _allow(_is_json(given["parameters"]), where, given, "parameters", "values that JSON has")
-    for name in ("steps", "drafts", "verify"):
+    for name in ("steps", "drafts"):
         fits = isinstance(given[name], list) and all(isinstance(one, dict) for one in given[name])
-        _allow(fits and (given[name] or name == "verify"), where, given, name, "a list of mappings")
+        _allow(fits and given[name], where, given, name, "a list of mappings")
+    _allow(isinstance(given["verify"], list), where, given, "verify", "a list of steps")
     read: list[StepConfig] = []
     for number, fields in enumerate(steps, 1):
         step = _step(fields, f"{where}: step {fields.get('name', number)}")
@@ -191,7 +195,7 @@ def parse_recipe(content: Mapping[str, Any], where: str) -> RecipeConfig:
         draw={name: read_draw(value, language, f"{where}: draw.{name}") for name, value in given["draw"].items()},
         steps=tuple(read),
         drafts=tuple(_draft(one, given["kind"], f"{where}: draft {i}") for i, one in enumerate(given["drafts"], 1)),
-        verify=tuple(_verification(one, f"{where}: verify") for one in given["verify"]),
+        verify=tuple(read_steps(given["verify"], where)),
     )
 
 
@@ -219,6 +223,10 @@ def _step(given: Mapping[str, Any], where: str) -> StepConfig:
     if fields.get("system") is not None:
         plain = all(isinstance(one, str) for one in fields.get("chat", (None,)))
         _allow(plain, where, fields, "system", "left out unless all wordings of chat are texts")
+    variables = fields.get("variables", {})
+    _allow(
+        _names(variables) and _is_json(variables), where, fields, "variables", "a mapping of names to values of JSON"
+    )
     n = fields.get("n", 1)
     whole = isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= 64
     _allow(whole, where, fields, "n", "a whole number from 1 to 64")
@@ -276,13 +284,6 @@ def _draft(given: Mapping[str, Any], kind: str, where: str) -> DraftConfig:
         fits = _names(value) and all(isinstance(one, str) for one in value.values())
         _allow(fits, where, given, name, "a mapping of names to Jinja expressions")
     return DraftConfig(**{**given, "messages": tuple(messages or ())})
-
-
-def _verification(given: Mapping[str, Any], where: str) -> Verification:
-    step = _config(Verification, given, where)
-    require(step, "name", isinstance(step.name, str), "a text", where=where)
-    require(step, "parameters", _names(step.parameters), "a mapping", where=where)
-    return step
 
 
 def _config(kind: type[Any], given: Any, where: str) -> Any:

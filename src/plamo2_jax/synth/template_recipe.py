@@ -147,7 +147,7 @@ class _Step:
             messages = [
                 {"role": role, "content": template(variables).strip()} for role, template in self._chat[wording]
             ]
-            return ChatRequest(messages=messages, stop=config.stop, **settings)
+            return ChatRequest(messages=messages, variables=config.variables, stop=config.stop, **settings)
         if self._complete:
             return CompletionRequest(self._complete[wording](variables), stop=config.stop, **settings)
         assert self._turn is not None  # A step without wordings has `user_turn`.

@@ -1,8 +1,8 @@
 """Jinja templates and expressions of recipe files, in jinja2's sandbox.
 
-Variables: `text` and `fields` of the seed, `language` of the seed, `parameters`, `drawn`, `steps`, and `item` in drafts with `for_each`.
-`chrf(a, b)` compares two texts (synth.chrf). Nothing random or dependent on the clock is available, so a rendering depends on the variables
-only. Names are checked when a recipe is opened: a misspelt one is an error there.
+Variables: `text`, `language` and `fields` of the seed, `parameters`, `drawn`, `steps`, and `item` in drafts with `for_each`. Nothing random
+or dependent on the clock is available, so a rendering depends on the variables only. Names are checked when a recipe is opened: a
+misspelt one is an error there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import jinja2.nodes
 import jinja2.sandbox
 
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.synth.chrf import chrf
 
 
 def _tojson(value: Any, indent: int | None = None) -> str:
@@ -32,7 +31,6 @@ def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
     environment.filters["tojson"] = _tojson
     # These use Python's global random generator.
     del environment.filters["random"], environment.globals["lipsum"]
-    environment.globals["chrf"] = chrf
     return environment
 
 

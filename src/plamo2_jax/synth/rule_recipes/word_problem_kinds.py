@@ -182,7 +182,7 @@ KINDS: tuple[Problem, ...] = (
         "ja": Texts(
             ("{a}さんは時速{v}kmの電車に{h}時間乗り、そのあと時速{w}kmの自転車で{j}時間走りました。全部で何km進みましたか。",
              "時速{v}kmで{h}時間、続けて時速{w}kmで{j}時間移動すると、道のりは合わせて何kmですか。"),
-            ("電車などで進んだのは {v} × {h} = {vh} km です。", "そのあと進んだのは {w} × {j} = {wj} km です。",
+            ("はじめに進んだのは {v} × {h} = {vh} km です。", "そのあと進んだのは {w} × {j} = {wj} km です。",
              "合わせて {vh} + {wj} = {total} km です。"), "km"),
         "en": Texts(
             ("{a} rides a train at {v} km/h for {h} hours and then a bicycle at {w} km/h for {j} hours. How many kilometres is that?",
