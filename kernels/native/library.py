@@ -11,7 +11,7 @@ import functools
 import logging
 import platform
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,14 @@ from plamo2_kernels.errors import ImplementationError
 from plamo2_kernels.native.compiler import CompilationError, compile_library, library_key, target_flags
 from plamo2_kernels.native.library_cache import find_or_make
 
-_FUNCTIONS = ("plamo2_attend_one", "plamo2_float_columns", "plamo2_float_outputs", "plamo2_integers", "plamo2_rms_norm")
+_FUNCTIONS = (
+    "plamo2_attend_one",
+    "plamo2_float_columns",
+    "plamo2_float_outputs",
+    "plamo2_integers",
+    "plamo2_mamba_step",
+    "plamo2_rms_norm",
+)
 _logger = logging.getLogger(__name__)
 _lock = threading.Lock()
 
@@ -78,7 +85,21 @@ def require() -> None:
 
 
 def call(
-    name: str, result: jax.ShapeDtypeStruct | Sequence[jax.ShapeDtypeStruct], *arrays: jax.Array, **attributes: Any
+    name: str,
+    result: jax.ShapeDtypeStruct | Sequence[jax.ShapeDtypeStruct],
+    *arrays: jax.Array,
+    in_place: Mapping[int, int] | None = None,
+    **attributes: Any,
 ):
-    """Call a function of the library in a JAX program on CPU."""
-    return jax.ffi.ffi_call(name, result, vmap_method="sequential")(*arrays, **attributes)
+    """Call a function of the library in a JAX program on CPU.
+
+    Args:
+        name: name of the function.
+        result: shapes and dtypes of its results.
+        arrays: its arguments.
+        in_place: maps the number of an argument to the number of the result that takes its memory. XLA copies the argument first if it is
+            still needed.
+        attributes: its settings.
+    """
+    call = jax.ffi.ffi_call(name, result, vmap_method="sequential", input_output_aliases=in_place)
+    return call(*arrays, **attributes)

@@ -1,7 +1,7 @@
 """One token of the selective scan, for decoding.
 
-It is not fused by hand with the convolution before it and the gate after it: one function for all three compiles to the same fifteen
-operations on CPU, and takes the same 28 µs per layer and token at the size of the demo (b=2 h=8 p=n=64).
+XLA compiles the convolution before it, this function and the gate after it to the same fifteen operations when they are one function. On
+CPU, `mamba_step` computes them in C++ instead.
 """
 
 from __future__ import annotations

@@ -173,6 +173,7 @@ inline void multiply_standing(const float* x, const float* w, float* y, int64_t 
     constexpr int kVectors = decltype(vectors)::value, kOutputs = decltype(outputs)::value;
     int64_t j = begin;
     for (; j + kOutputs <= end; j += kOutputs) standing_block<kVectors, kOutputs>(x + r * k, w + j * k, y + r * n + j, rows - r, k, n);
+    for (; j + 4 <= end; j += 4) standing_block<kVectors, 4>(x + r * k, w + j * k, y + r * n + j, rows - r, k, n);
     for (; j < end; ++j) standing_block<kVectors, 1>(x + r * k, w + j * k, y + r * n + j, rows - r, k, n);
     return kVectors * kLanes;
   };

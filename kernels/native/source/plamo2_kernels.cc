@@ -4,6 +4,7 @@
 #include "attend_one.h"
 #include "float_product.h"
 #include "integer_product.h"
+#include "mamba_step.h"
 #include "rms_norm.h"
 #include "threads.h"
 
@@ -131,3 +132,61 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(plamo2_integers, Integers,
                                   .Arg<ffi::Buffer<ffi::S8>>()
                                   .Ret<Floats>()
                                   .Attr<int64_t>("parts"));
+
+// The arrays of `MambaStep` in its order. y [b, channels].
+static ffi::Error StepMamba(ffi::ThreadPool pool, Floats x, Floats z, ffi::Buffer<ffi::S32> segments, ffi::Buffer<ffi::PRED> continues,
+                            Floats conv, Floats b_proj, Floats c_proj, Floats dt_down, Floats b_norm, Floats c_norm, Floats dt_norm,
+                            Floats dt_up, Floats dt_bias, Floats a_log, Floats skip, Floats conv_before, Floats ssm_before, Result y,
+                            Result conv_after, Result ssm_after, float epsilon) {
+  auto shape = ssm_before.dimensions();
+  const MambaStep step{shape[0],
+                       shape[1],
+                       shape[2],
+                       shape[3],
+                       int64_t(conv.dimensions().back()),
+                       int64_t(dt_norm.element_count()),
+                       epsilon,
+                       x.typed_data(),
+                       z.typed_data(),
+                       segments.typed_data(),
+                       continues.typed_data(),
+                       conv.typed_data(),
+                       {b_proj.typed_data(), c_proj.typed_data(), dt_down.typed_data()},
+                       {b_norm.typed_data(), c_norm.typed_data(), dt_norm.typed_data()},
+                       dt_up.typed_data(),
+                       dt_bias.typed_data(),
+                       a_log.typed_data(),
+                       skip.typed_data(),
+                       conv_before.typed_data(),
+                       ssm_before.typed_data(),
+                       y->typed_data(),
+                       conv_after->typed_data(),
+                       ssm_after->typed_data()};
+  step.run(pool);
+  return ffi::Error::Success();
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(plamo2_mamba_step, StepMamba,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::PRED>>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Attr<float>("epsilon"));

@@ -51,6 +51,7 @@ def run_tasks(options: EvaluateOptions, folder: Path) -> int:
         raise PlamoError(f"the task {judged[0]} needs a judge: add --judge MODEL_OR_URL")
 
     from plamo2_jax.eval.run import run_task
+    from plamo2_jax.eval.server_identity import check_servers
     from plamo2_jax.report.evaluation import write_evaluation_report
 
     contaminated = _contaminated(options, tasks)
@@ -59,6 +60,7 @@ def run_tasks(options: EvaluateOptions, folder: Path) -> int:
     with open_model(options, slots) as model:
         if options.judge is not None:
             judge = open_judge(options, slots)
+        check_servers(folder, {"model": model.description, "judge": None if judge is None else judge.description})
         results = []
         for label, task in tasks.items():
             result = run_task(
@@ -139,7 +141,7 @@ def open_model(options: EvaluateOptions, slots: int) -> ChatModel:
     """Open the evaluated model.
 
     Raises:
-        PlamoError: it cannot be read, or the server lists no model.
+        PlamoError: it cannot be read, or the server does not answer or lists no model.
     """
     return _open(options.model, options, slots, options.served_model, options.api_key_env)
 
@@ -148,7 +150,7 @@ def open_judge(options: EvaluateOptions, slots: int) -> ChatModel:
     """Open the judge.
 
     Raises:
-        PlamoError: it cannot be read, or the server lists no model.
+        PlamoError: it cannot be read, or the server does not answer or lists no model.
     """
     plain = dataclasses.replace(options, step=None, template=None)
     return _open(options.judge, plain, slots, options.judge_model, options.judge_api_key_env)
@@ -175,12 +177,15 @@ def _open(name: str, options: EvaluateOptions, slots: int, served: str | None, a
     from plamo2_jax import models
 
     if name.startswith(("http://", "https://")):
+        from plamo2_jax.eval.server_identity import server_description
         from plamo2_jax.models.server_stream import ServerChatStream, with_version
 
         if served is None:
             served = ServerChatStream(name, api_key_env=api_key_env, timeout=options.timeout).model
         fields: dict[str, Any] = {"concurrency": options.concurrency, "timeout": options.timeout}
-        return models.open(with_version(name), model=served, api_key_env=api_key_env, **fields)
+        client = models.open(with_version(name), model=served, api_key_env=api_key_env, **fields)
+        client.description = server_description(client.description, client.identify())
+        return client
     if options.step is not None:
         name = f"{name}@{options.step}"
     model = models.open(

@@ -14,6 +14,7 @@ from plamo2_jax.model import axes, parallel
 from plamo2_jax.model.cache import Context, LayerCache, MambaCache
 from plamo2_jax.model.layers import observe
 from plamo2_jax.model.linear import multiply, project
+from plamo2_jax.model.mamba_step import step_natively, steps_natively
 from plamo2_jax.model.parameters import parameter
 from plamo2_kernels.quant import Implementation as ProductImplementation
 from plamo2_kernels.rms_norm import rms_norm
@@ -63,13 +64,18 @@ class Mamba(nn.Module):
         inner = {**heads, axes.HEAD_DIM: p}
         normal, ones = nn.initializers.normal(c.initializer_range), nn.initializers.ones
 
+        def close(y):
+            return project(self, "out_proj", "bthp,hpd->btd", y, normal, {**inner, axes.EMBED: e})
+
+        # The axis of z and x comes first. As one of the last two axes, its size of 2 would fill only a quarter of each TPU tile.
+        z, x = project(self, "in_proj", "btd,dhp->bthp", u, normal, {None: 2, axes.EMBED: e, **inner})
+        if steps_natively(self, x, context, cache):
+            y, after = step_natively(self, x, z, context, cache)
+            return close(y), after
         conv_state = ssm_state = continues = None
         if cache is not None:
             continues, ssm_state = context.continues, cache.ssm
             conv_state = jnp.where(continues[:, None, None, None], cache.conv, 0)
-
-        # The axis of z and x comes first. As one of the last two axes, its size of 2 would fill only a quarter of each TPU tile.
-        z, x = project(self, "in_proj", "btd,dhp->bthp", u, normal, {None: 2, axes.EMBED: e, **inner})
         conv = parameter(self, "conv", _conv_init, {**inner, axes.CONV: c.mamba_d_conv})
         convolve = functools.partial(parallel.convolve, self.mesh, x, conv, state=conv_state)
         x, conv_state = convolve(segment_ids=context.segment_ids)
@@ -103,7 +109,7 @@ class Mamba(nn.Module):
         y, ssm_state = scan(segment_ids=context.segment_ids)
         y = y * nn.silu(z)
         observe(self, y, tuple(inner), context.segment_ids)
-        out = project(self, "out_proj", "bthp,hpd->btd", y, normal, {**inner, axes.EMBED: e})
+        out = close(y)
 
         def commit(context: Context) -> MambaCache:
             conv_state, ssm_state = (compute(segment_ids=context.segment_ids)[1] for compute in (convolve, scan))
