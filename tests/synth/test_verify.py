@@ -202,4 +202,6 @@ def test_every_step_has_defaults_that_are_allowed():
 
 @pytest.mark.parametrize("name", builtin_recipes())
 def test_the_steps_of_a_recipe_in_the_package_are_allowed(name):
-    assert read_steps(open_recipe(name).verify, name)
+    recipe = open_recipe(name)
+    # Programs make records that are right by construction.
+    assert bool(read_steps(recipe.verify, name)) == recipe.uses_model
