@@ -11,6 +11,7 @@ import pytest
 
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem, heldout_batches, train_iterator
 from plamo2_jax.data.shards import ShardError
+from plamo2_jax.errors import PlamoError
 from support.shards import check_contract, documents_of, expected_segments, segments_of, write
 
 T = 16
@@ -228,3 +229,18 @@ def test_a_config_out_of_range_is_refused(tmp_path, fields, message):
 def test_a_weight_out_of_range_is_refused(tmp_path, weight):
     with pytest.raises(ValueError, match=r"MixtureItem\.weight="):
         MixtureItem(tmp_path, weight)
+
+
+def test_synthetic_folders_have_a_ceiling(folder):
+    mixture = (
+        MixtureItem(folder, 0.7),
+        MixtureItem(folder, 0.2, synthetic=True),
+        MixtureItem(folder, 0.1, synthetic=True),
+    )
+    assert config_of(folder, mixture=mixture, max_synthetic_share=0.3).max_synthetic_share == 0.3
+    with pytest.raises(
+        PlamoError, match=r"max_synthetic_share=0\.29 is not allowed: it must be at least 0\.3, the share of"
+    ):
+        config_of(folder, mixture=mixture, max_synthetic_share=0.29)
+    with pytest.raises(PlamoError, match=r"max_synthetic_share=1\.5 is not allowed: it must be between 0 and 1"):
+        config_of(folder, max_synthetic_share=1.5)

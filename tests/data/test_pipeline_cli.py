@@ -8,6 +8,8 @@ import pytest
 from plamo2_jax.cli.main import main
 from plamo2_jax.data import corpus
 from plamo2_jax.data.shards import open_shards
+from plamo2_jax.eval.task import TaskOptions
+from plamo2_jax.eval.tasks import open_task
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,29 @@ def test_prepare_leaves_out_documents_that_contain_evaluation_items(capsys, toke
     status, _, err = run(capsys, *shortened)
     assert status == 2
     assert "has no text in the fields choise: check --against-fields" in err
+
+
+def test_prepare_leaves_out_documents_with_items_of_a_task(capsys, tokenizer, tmp_path):
+    problem = next(item for item in open_task("humaneval", TaskOptions()).items if len(item.question) > 200)
+    texts = ["An ordinary document.", f"Some code:\n{problem.question}    return 1", "# 質問\nQ: 一つだけ"]
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    command = (
+        "prepare",
+        "--input",
+        tmp_path / "train.jsonl",
+        "--tokenizer",
+        tokenizer,
+        "--output",
+        tmp_path / "shards",
+    )
+    assert run(capsys, *command, "--against", "task:humaneval")[0] == 0
+    shards = open_shards(tmp_path / "shards")
+    assert shards.documents == 2
+    assert shards.manifest["contamination"]["first"][0]["item"] == f"humaneval: {problem.id}"
+    for spec, message in (("task:nothing", "'nothing' is unknown"), ("task:jmmlu", "write task:jmmlu=PATH")):
+        status, _, err = run(capsys, *command, "--overwrite", "--against", spec)
+        assert status == 2
+        assert message in err
 
 
 def test_prepare_reports_bad_records_and_splits(capsys, tokenizer, tmp_path):

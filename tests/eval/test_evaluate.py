@@ -14,6 +14,8 @@ import pytest
 from plamo2_jax import checkpoint
 from plamo2_jax.cli.main import main
 from plamo2_jax.config import preset
+from plamo2_jax.data.documents import Document
+from plamo2_jax.data.shard_writer import write_shards
 from plamo2_jax.eval.run import ANSWERS, JOURNAL, RESULT, TIMES
 from plamo2_jax.model import Plamo2, init_params
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -68,6 +70,11 @@ def evaluate(*arguments):
     return main(["evaluate", *map(str, arguments)])
 
 
+def asked(server):
+    """Return the requests of tasks, without those that identify the model."""
+    return [body for _, _, body in server.requests if body["max_tokens"] == 8]
+
+
 def results_of(folder, name):
     result = json.loads((folder / name / RESULT).read_text(encoding="utf-8"))
     return {field: value for field, value in result.items() if field not in TIMES}, (
@@ -80,6 +87,8 @@ def test_a_killed_evaluation_of_a_server_goes_on_and_asks_nothing_twice(folder, 
     answer, gate = server.answer, []
 
     def slow(body):
+        if body["max_tokens"] != 8:
+            return answer(body)
         gate.append(body)
         if len(gate) > 12:  # The kill comes while requests are in flight.
             server.free.wait(30)
@@ -100,13 +109,37 @@ def test_a_killed_evaluation_of_a_server_goes_on_and_asks_nothing_twice(folder, 
     server.answer = answer
     assert evaluate(*arguments, "--output", folder / "killed") == 0
     # 40 questions, and the two that were in flight once more.
-    assert len(server.requests) == 42
+    assert len(asked(server)) == 42
     server.requests.clear()
     assert evaluate(*arguments, "--output", folder / "killed") == 0
-    assert server.requests == []
+    assert asked(server) == []
     assert evaluate(*arguments, "--output", folder / "whole") == 0
     assert results_of(folder / "killed", "chats") == results_of(folder / "whole", "chats")
     assert results_of(folder / "whole", "chats")[0]["score"] == 1.0
+
+
+def test_other_weights_under_the_same_name_are_refused(folder, server, capsys):
+    arguments = [server.url, "--served-model", "tiny", "--tasks", folder / "chat.yaml", "--output", folder / "out"]
+    assert evaluate(*arguments, "--limit", 2) == 0
+    model = results_of(folder / "out", "chats")[0]["model"]
+    assert (model["url"], model["served_model"], len(model["fingerprint"])) == (server.url, "", 32)
+    answer = server.answer
+    server.answer = lambda body: {"model": "tiny-v2", **answer(body)}
+    server.requests.clear()
+    assert evaluate(*arguments) == 2
+    assert "answers with another model than when this evaluation began" in capsys.readouterr().err
+    assert asked(server) == []
+    (folder / "out" / "server.json").unlink()
+    assert evaluate(*arguments) == 0
+    # The two stored answers are not those of this model.
+    assert len(asked(server)) == 40
+    # A server without a chat template is asked for a completion.
+    server.troubles = {"富士山": [400]}
+    assert evaluate(*arguments) == 2
+    assert "answers with another model" in capsys.readouterr().err
+    server.troubles = {"富士山": [400, 400]}
+    assert evaluate(*arguments) == 2
+    assert "does not answer: HTTP 400" in capsys.readouterr().err
 
 
 def test_failures_are_named_and_end_with_a_status(folder, server, capsys):
@@ -167,10 +200,31 @@ def test_a_local_model_its_page_and_a_comparison(folder, run, capsys, tmp_path_f
         browser.close()
 
 
+def test_items_in_the_training_data_are_counted_on_the_page(folder, run, capsys):
+    rows = [json.loads(line)["q"] for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    long = {row: f"{row}は訓練データに{row}含まれ、{row}同じ文が{row}あります。" for row in rows}
+    (folder / "rows.jsonl").write_text(
+        "".join(json.dumps({"q": text, "a": "はい", "b": "いいえ"}) + "\n" for text in long.values()), encoding="utf-8"
+    )
+    documents = [Document("関係のない文書です。", "0"), *(Document(long[row], row) for row in rows[5:8])]
+    write_shards(documents, Tokenizer.load(run), folder / "shards", progress=False)
+    arguments = [run, "--tasks", folder / "local.yaml", "--limit", 40, "--training-data", folder / "shards"]
+    assert evaluate(*arguments, "--output", folder / "out") == 0
+    assert "choices, accuracy: clean items 35 (" in capsys.readouterr().out
+    found = results_of(folder / "out", "choices")[0]["contamination"]
+    assert (found["contaminated"]["n"], found["clean"]["n"], found["rules"]) == (3, 35, {"window": 3})
+    page = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert '<th class="number">in training data</th>' in page
+    assert '<td>in the training data</td><td class="number">3</td>' in page
+    assert evaluate(*arguments, "--output", folder / "out", "--training-data", folder / "absent") == 2
+    assert f"{folder / 'absent'}" in capsys.readouterr().err
+
+
 def test_the_list_has_sources_and_licences(capsys):
     assert evaluate("--list") == 0
     shown = capsys.readouterr().out
     assert "jmmlu: " in shown
+    assert "data: --path jmmlu=PATH, from https://github.com/nlp-waseda/JMMLU" in shown
     assert "licence: " in shown
 
 

@@ -172,7 +172,16 @@ def test_a_baseline_is_compared_in_both_orders(tmp_path, monkeypatch):
     assert scored(("長い", "長い"), lambda body: "?") == {"unreadable": 1.0}
     lines = (tmp_path / "mt_bench_ja" / "answers.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "few.jsonl").write_text("".join(lines[1:]))
+    limited = opened(path=few, baseline=tmp_path / "few.jsonl")
+    assert [one.id for one in limited.items] == [one.id for one in task.items[1:]]
+    assert limited.provenance["baseline"]["answers"] == 3
+    short = json.loads(lines[0])
+    short["answer"]["texts"].pop()
+    (tmp_path / "few.jsonl").write_text(json.dumps(short) + "\n")
     with pytest.raises(PlamoError, match=r"few.jsonl has no answer with 2 turns to the item 1 \(task mt_bench_ja\)"):
+        opened(path=few, baseline=tmp_path / "few.jsonl")
+    (tmp_path / "few.jsonl").write_text(json.dumps({**short, "id": "other"}) + "\n")
+    with pytest.raises(PlamoError, match=r"few.jsonl has no answer to an item of mt_bench_ja: evaluate the baseline"):
         opened(path=few, baseline=tmp_path / "few.jsonl")
 
 

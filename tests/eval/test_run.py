@@ -74,6 +74,9 @@ def test_the_result_has_metrics_groups_hashes_and_counts(tmp_path):
     assert result["score"] == result["metrics"]["length"]["value"] == pytest.approx(29 / 6)
     assert result["metrics"]["length/a"]["n"] == 3
     assert result["stderr"] > 0
+    assert [one["kind"] for one in result["sampling"]] == ["complete", "score"]
+    assert result["sampling"][0]["sampling"]["temperature"] == 1.0
+    assert result["sampling"][0]["stop"]["max_new_tokens"] > 0
     assert (result["model"], result["judge"]) == ({"fingerprint": "canned"}, {"fingerprint": "judge"})
     # Two scored tokens; every other token count is that of a completion or a verdict.
     assert result["tokens"] == {"prompt": 2 * 29, "generated": 10, "scored": 2}

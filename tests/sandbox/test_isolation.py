@@ -190,6 +190,17 @@ def test_a_python_below_a_home_that_only_root_may_enter(umask):
     assert found.stdout == "[True, True, True, True]\n", found.stderr
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="programs are isolated on Linux only")
+def test_a_python_below_tmp_is_named(monkeypatch, tmp_path):
+    # Isolated programs have a /tmp of their own, so they could not read the standard library.
+    monkeypatch.setattr(sys, "base_prefix", "/tmp/python")
+    kind, problem = check._best_isolation.__wrapped__()
+    assert kind is None
+    assert (
+        "Python is in /tmp/python, and an isolated program has a /tmp of its own. Use a Python outside /tmp" in problem
+    )
+
+
 @pytest.fixture
 def not_isolated(monkeypatch):
     """A system without namespaces."""

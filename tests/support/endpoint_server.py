@@ -17,7 +17,7 @@ class Server:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                asked = body["messages"][-1]["content"]
+                asked = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
                 with outer.lock:
                     outer.requests.append((self.path, dict(self.headers), body))
                     troubles = next((some for text, some in outer.troubles.items() if text in asked), [])
@@ -82,11 +82,13 @@ class Server:
         handler.wfile.write(content)
 
     def answer(self, body):
+        if "prompt" in body:
+            return {"choices": [{"text": f"{body['prompt']}の続き", "finish_reason": "length"}]}
         asked = body["messages"][-1]["content"]
         if "# 回答A" in asked:
             a, b = asked.split("# 回答A\n")[1].split("\n\n# 回答B\n")
             text = f"理由。[[{'A' if len(a) > len(b) else 'B' if len(b) > len(a) else 'C'}]]"
         else:
-            text = f"{asked}への答え" + "です。" * (1 + body["seed"] % 5)
+            text = f"{asked}への答え" + "です。" * (1 + body.get("seed", 0) % 5)
         choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         return {"choices": [choice], "usage": {"completion_tokens": len(text)}}

@@ -81,7 +81,7 @@ def xml_text(text: str) -> bool:
     parser = expat.ParserCreate()
 
     def refuse(*arguments) -> None:
-        raise ValueError("entities are not allowed")
+        raise expat.ExpatError("entities are not allowed")
 
     parser.EntityDeclHandler = refuse  # A few entities can expand to gigabytes.
     try:

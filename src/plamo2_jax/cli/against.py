@@ -34,9 +34,15 @@ def evaluation_items(specs: Sequence[str], fields: Sequence[str] = ()) -> Iterat
 
 def _items_of_task(spec: str) -> Iterator[EvaluationItem]:
     from plamo2_jax.eval.task import TaskOptions
-    from plamo2_jax.eval.tasks import open_task
+    from plamo2_jax.eval.tasks import TASKS, open_task
 
     name, _, path = spec.removeprefix("task:").partition("=")
+    info = TASKS.get(name)
+    if info is not None and info.source is not None and not path:
+        raise PlamoError(
+            f"--against {spec} is not allowed: the data of {name} is not part of this package (licence: {info.licence}). Get it from "
+            f"{info.source}, and write task:{name}=PATH"
+        )
     task = open_task(name, TaskOptions(path=Path(path) if path else None))
     for item in task.items:
         yield EvaluationItem(f"{name}: {item.id}", (item.question,))

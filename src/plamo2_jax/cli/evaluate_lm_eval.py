@@ -22,6 +22,7 @@ def run_lm_eval(options: EvaluateOptions, folder: Path) -> None:
     from plamo2_jax.convert.names import ModelName
     from plamo2_jax.eval.lm_eval import evaluate
     from plamo2_jax.eval.lm_eval_results import write_results
+    from plamo2_jax.eval.server_identity import check_servers
     from plamo2_jax.journal import Journal
     from plamo2_jax.report.evaluation import write_evaluation_report
     from plamo2_jax.storage import lock_folder
@@ -35,6 +36,7 @@ def run_lm_eval(options: EvaluateOptions, folder: Path) -> None:
         length = training_length(ModelName.parse(options.model).folder)
     slots = 64 if options.batch_size is None else options.batch_size
     with open_model(options, slots) as model, lock_folder(folder):
+        check_servers(folder, {"model": model.description})
         journal = Journal(folder / "lm_eval_journal.jsonl", lambda entry: isinstance(entry.get("values"), list))
         try:
             results = evaluate(

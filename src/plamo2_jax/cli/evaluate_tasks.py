@@ -30,9 +30,12 @@ def print_tasks() -> None:
     for name in sorted(TASKS):
         info = TASKS[name]
         print(f"{name}: {info.summary}{' Needs --judge.' if info.needs_judge else ''}")
-        data = "part of this package, or generated" if info.source is None else f"get it from {info.source}"
-        print(f"    data: {data} (licence: {info.licence})")
-    print("FILE.yaml: tasks on your own JSON lines, described in a YAML file (docs/evaluation.md).")
+        if info.source is None:
+            print("    data: included")
+        else:
+            print(f"    data: --path {name}=PATH, from {info.source}")
+        print(f"    licence: {info.licence}")
+    print("FILE.yaml: Tasks on your own JSON lines, described in a YAML file (docs/evaluation.md).")
 
 
 def run_tasks(options: EvaluateOptions, folder: Path) -> int:
@@ -51,6 +54,7 @@ def run_tasks(options: EvaluateOptions, folder: Path) -> int:
         raise PlamoError(f"the task {judged[0]} needs a judge: add --judge MODEL_OR_URL")
 
     from plamo2_jax.eval.run import run_task
+    from plamo2_jax.eval.server_identity import check_servers
     from plamo2_jax.report.evaluation import write_evaluation_report
 
     contaminated = _contaminated(options, tasks)
@@ -59,6 +63,7 @@ def run_tasks(options: EvaluateOptions, folder: Path) -> int:
     with open_model(options, slots) as model:
         if options.judge is not None:
             judge = open_judge(options, slots)
+        check_servers(folder, {"model": model.description, "judge": None if judge is None else judge.description})
         results = []
         for label, task in tasks.items():
             result = run_task(
@@ -139,7 +144,7 @@ def open_model(options: EvaluateOptions, slots: int) -> ChatModel:
     """Open the evaluated model.
 
     Raises:
-        PlamoError: it cannot be read, or the server lists no model.
+        PlamoError: it cannot be read, or the server does not answer or lists no model.
     """
     return _open(options.model, options, slots, options.served_model, options.api_key_env)
 
@@ -148,7 +153,7 @@ def open_judge(options: EvaluateOptions, slots: int) -> ChatModel:
     """Open the judge.
 
     Raises:
-        PlamoError: it cannot be read, or the server lists no model.
+        PlamoError: it cannot be read, or the server does not answer or lists no model.
     """
     plain = dataclasses.replace(options, step=None, template=None)
     return _open(options.judge, plain, slots, options.judge_model, options.judge_api_key_env)
@@ -175,12 +180,15 @@ def _open(name: str, options: EvaluateOptions, slots: int, served: str | None, a
     from plamo2_jax import models
 
     if name.startswith(("http://", "https://")):
+        from plamo2_jax.eval.server_identity import server_description
         from plamo2_jax.models.server_stream import ServerChatStream, with_version
 
         if served is None:
             served = ServerChatStream(name, api_key_env=api_key_env, timeout=options.timeout).model
         fields: dict[str, Any] = {"concurrency": options.concurrency, "timeout": options.timeout}
-        return models.open(with_version(name), model=served, api_key_env=api_key_env, **fields)
+        client = models.open(with_version(name), model=served, api_key_env=api_key_env, **fields)
+        client.description = server_description(client.description, client.identify())
+        return client
     if options.step is not None:
         name = f"{name}@{options.step}"
     model = models.open(

@@ -39,6 +39,8 @@ class MixtureItem:
     weight: float = 1.0
     """Share of the training tokens, relative to the other weights (accurate to 1 %). A small folder with a large weight is repeated
     more often."""
+    synthetic: bool = False
+    """Whether a model or a program wrote the text, for `DataConfig.max_synthetic_share`."""
 
     def __post_init__(self) -> None:
         require(self, "weight", 0 < self.weight < float("inf"), "positive and finite")
@@ -69,6 +71,8 @@ class DataConfig:
     """Number of batches that a thread prepares in advance, in addition to the rows of all bins. 0: prepare each batch on demand."""
     read_threads: int = field(default=2, metadata={"free": True})
     """Number of threads that read documents in advance; 0: read in the calling thread."""
+    max_synthetic_share: float = 1.0
+    """Largest share of the training tokens that may come from folders marked `synthetic`."""
     worker_processes: int = 0
     """Number of processes that read and pack, for hosts where one is too slow. Each packs its own share, so their number changes the
     order. A program that uses them must be started under `if __name__ == "__main__"`."""
@@ -84,6 +88,12 @@ class DataConfig:
         for name in ("prefetch_batches", "read_threads", "worker_processes"):
             require(self, name, getattr(self, name) >= 0, "0 or more")
         require(self, "seed", 0 <= self.seed < 2**32, "between 0 and 2**32 - 1")
+        require(self, "max_synthetic_share", 0 <= self.max_synthetic_share <= 1, "between 0 and 1")
+        weights = [item.weight for item in self.mixture]
+        share = sum(item.weight for item in self.mixture if item.synthetic) / sum(weights)
+        least = f"at least {share:.4g}, the share of the weights of synthetic folders. Lower their weights"
+        # Weights such as 0.1 and 0.2 are not exact.
+        require(self, "max_synthetic_share", share <= self.max_synthetic_share * (1 + 1e-9), least)
 
 
 def train_iterator(

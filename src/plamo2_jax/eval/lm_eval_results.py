@@ -7,6 +7,7 @@ FOLDER/lm-eval-TASK/answers.jsonl       the samples
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -71,6 +72,7 @@ def _result(
         "prompt_hash": _hash_of_prompts(samples),
         "provenance": {
             "lm_eval": metadata.version("lm_eval"),
+            "data_sha256": _hash_of_data(samples),
             "version": _plain(results.get("versions", {}).get(task)),
             "shots": _plain(results.get("n-shot", {}).get(task)),
             "config": _plain(results.get("configs", {}).get(task)),
@@ -108,6 +110,11 @@ def _hash_of_prompts(samples: Sequence[Mapping[str, Any]]) -> str:
     from plamo2_jax.eval.request_json import digest
 
     return digest([sample["prompt_hash"] for sample in _first_filter(samples)])
+
+
+def _hash_of_data(samples: Sequence[Mapping[str, Any]]) -> str:
+    """Return the sha256 of the harness's hashes of the documents, in their order."""
+    return hashlib.sha256("\n".join(sample["doc_hash"] for sample in _first_filter(samples)).encode()).hexdigest()
 
 
 def _is_number(value: Any) -> bool:

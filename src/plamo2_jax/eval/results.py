@@ -52,6 +52,14 @@ def _read(folder: Path) -> TaskResult:
                 raise TypeError
             if not isinstance(metric["n"], int):
                 raise TypeError
+        for part in ("contaminated", "clean") if "contamination" in result else ():
+            found = result["contamination"][part]
+            metrics = [found["metrics"][name] for name in found["metrics"] if name == result["metric"]]
+            if not isinstance(found["n"], int) or not all(
+                isinstance(one["value"], int | float) and isinstance(one["stderr"], int | float | None)
+                for one in metrics
+            ):
+                raise TypeError
         if not isinstance(result["n"], int) or not isinstance(result["failed"], int):
             raise TypeError
     except (KeyError, TypeError):

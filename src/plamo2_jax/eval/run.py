@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import platform
 import time
@@ -36,6 +37,7 @@ JOURNAL = "journal.jsonl"
 TIMES = ("seconds", "finished")
 """Fields of a result that differ between two runs with the same results."""
 _LARGEST_ERROR_LIST = 100
+_MOST_SAMPLING_SETTINGS = 10
 
 
 def answer_items(
@@ -114,7 +116,8 @@ def run_task(
 
         asker = Asker(model, judge, journal, batch_size=batch_size, concurrency=concurrency, on_progress=on_progress)
         prompts: list[str | None] = [None] * len(items)
-        generators = [_noting_prompt(task.requests(item), prompts, i) for i, item in enumerate(items)]
+        sampling: dict[str, dict[str, Any]] = {}
+        generators = [_noting_prompt(task.requests(item), prompts, i, sampling) for i, item in enumerate(items)]
         answers: list[Any] = [None] * len(items)
         for i, answer in drive(generators, asker):
             answers[i] = answer
@@ -146,7 +149,8 @@ def run_task(
             "failed": len(errors),
             "errors": [{"id": id, "reason": reason} for id, reason in errors[:_LARGEST_ERROR_LIST]],
             "prompt_hash": request_json.digest(prompts),
-            "provenance": dict(task.provenance),
+            "provenance": {"data_sha256": _items_sha256(task.items), **task.provenance},
+            "sampling": list(sampling.values()),
             "settings": {**(settings or {}), "limit": limit},
             "model": dict(model.description),
             "judge": None if judge is None else dict(judge.description),
@@ -215,17 +219,30 @@ def drive(
 
 
 def _noting_prompt(
-    inner: Generator[Request, Responses, Answer], prompts: list[str | None], i: int
+    inner: Generator[Request, Responses, Answer],
+    prompts: list[str | None],
+    i: int,
+    sampling: dict[str, dict[str, Any]],
 ) -> Generator[Request, Responses, Answer]:
-    """Run the generator of item i, and store the hash of its first request, which does not depend on the model."""
+    """Run the generator of item i. Store the hash of its first request, which does not depend on the model, and its sampling settings."""
     try:
         request = next(inner)
-        prompts[i] = request_json.digest(request_json.request_json(request))
+        fields = request_json.request_json(request)
+        prompts[i] = request_json.digest(fields)
+        if len(sampling) < _MOST_SAMPLING_SETTINGS:
+            settings = {name: fields[name] for name in ("kind", "sampling", "stop", "n") if name in fields}
+            sampling[request_json.digest(settings)] = settings
         while True:
             responses = yield request
             request = inner.send(responses)
     except StopIteration as end:
         return end.value
+
+
+def _items_sha256(items: Sequence[Item]) -> str:
+    """Return a hash of questions and references, for tasks that generate their data."""
+    rows = [[item.id, item.question, item.reference, item.group] for item in items]
+    return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _answer_line(

@@ -36,6 +36,8 @@ from plamo2_jax.models.openai_format import SHOWN, EndpointError, MalformedRespo
 _LONGEST_PAUSE = 60.0
 _LARGEST_BODY = 4 << 20
 _LARGEST_SCORES = 64 << 20
+_PROBE = "日本で一番高い山は富士山です。English: The highest mountain in Japan is"
+_PROBE_TOKENS = 16
 # With a wrong key, address or model name, every request fails.
 _FATAL_STATUSES = (401, 403, 404, 405)
 
@@ -141,6 +143,39 @@ class OpenAIClient:
         valid = [request for request, problem in zip(requests, problems, strict=True) if problem is None]
         results = iter(self._run(list(map(call, valid))))
         return [next(results) if problem is None else RequestError(problem) for problem in problems]
+
+    def identify(self) -> dict[str, str]:
+        """Return fields that tell apart two models behind one address and name.
+
+        The server answers a short greedy conversation, or continues a prompt if it has no chat template. `served_model` is the id of the
+        model in its response, and `probe_sha256` the hash of the text. Rounding on a server may depend on its load and change the text.
+
+        Raises:
+            EndpointError: the server does not answer.
+        """
+        asked = {"model": self._config.model, "max_tokens": _PROBE_TOKENS, "temperature": 0.0}
+        calls = [
+            _Call(
+                "chat/completions",
+                {**asked, "messages": [{"role": "user", "content": _PROBE}]},
+                openai_format.read_chat_probe,
+            ),
+            _Call("completions", {**asked, "prompt": _PROBE}, openai_format.read_completion_probe),
+        ]
+        reasons = []
+        for call in calls:
+            try:
+                result = self._call(call)
+            except EndpointError as error:
+                reasons.append(str(error))
+                continue
+            if not isinstance(result, RequestError):
+                name, text = result
+                return {"served_model": name, "probe_sha256": hashlib.sha256(text.encode()).hexdigest()}
+            reasons.append(f"{self._address} does not answer: {result.reason}")
+            if not result.reason.startswith("HTTP"):
+                break  # The server cannot be reached, or is not an OpenAI-compatible server.
+        raise EndpointError(reasons[0])
 
     def close(self) -> None:
         """Cancel all pending requests. Any thread may call this."""

@@ -59,6 +59,24 @@ def read_completion(body: bytes, retries: int) -> ChatResponse:
     return _read_text(body, retries, lambda choice: choice["text"], "a completion")
 
 
+def read_chat_probe(body: bytes, retries: int) -> tuple[str, str]:
+    """Read the id of the model and the text of a chat completion. The id is empty if the server does not name its model.
+
+    Raises:
+        MalformedResponse: the body is not a chat completion.
+    """
+    return _model_id(body), read_chat(body, retries).text
+
+
+def read_completion_probe(body: bytes, retries: int) -> tuple[str, str]:
+    """Read the id of the model and the text of a completion, as `read_chat_probe` does.
+
+    Raises:
+        MalformedResponse: the body is not a completion.
+    """
+    return _model_id(body), read_completion(body, retries).text
+
+
 def read_chunk(data: str) -> Piece:
     """Read one event of a streamed chat completion. The finish reason and the usage may be in different events.
 
@@ -163,6 +181,14 @@ def _read_text(body: bytes, retries: int, text_of: Callable[[Any], Any], what: s
     except _MALFORMED:
         raise MalformedResponse(f"the response is not {what}: {body[:80]!r}") from None
     return ChatResponse(text, reason if reason in _REASONS else "unknown", counts, retries)
+
+
+def _model_id(body: bytes) -> str:
+    try:
+        found = json.loads(body).get("model")
+    except _MALFORMED:
+        raise MalformedResponse(f"the response is not JSON: {body[:80]!r}") from None
+    return shown(found) if isinstance(found, str) else ""
 
 
 def _usage(found: Mapping[str, Any]) -> Usage:

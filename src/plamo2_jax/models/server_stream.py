@@ -102,7 +102,10 @@ class ServerChatStream:
         except (ValueError, KeyError, IndexError, TypeError) as error:
             if isinstance(error, PlamoError):
                 raise
-            raise PlamoError(f"{self._address}/models lists no model. Set the model with --name") from None
+            raise PlamoError(
+                f"{self._address}/models lists no model. Give the name of the model there (plamo2 chat --name, "
+                "plamo2 evaluate --served-model)"
+            ) from None
         return str(found)
 
     def _open(self, path: str, body: Mapping[str, Any] | None) -> http.client.HTTPResponse:

@@ -67,6 +67,7 @@ def _view(name: str, found: TaskResult, folder: Path, several: bool) -> dict[str
         "failed": result["failed"],
         "errors": [(one.get("id"), one.get("reason")) for one in result.get("errors", []) if isinstance(one, dict)][:5],
         "bar": _bar(score, error, chance),
+        "contamination": _contamination(result),
         "details": details,
         "examples": _examples(found),
         "plots": _plots(result, folder),
@@ -74,6 +75,7 @@ def _view(name: str, found: TaskResult, folder: Path, several: bool) -> dict[str
             "model": _flat(result["model"]),
             "judge": _flat(result.get("judge")),
             "settings": _flat(result["settings"]),
+            "sampling": "; ".join(map(_flat, result.get("sampling", []))),
             "data": _flat({key: value for key, value in provenance.items() if key != "config"}),
             "hash of the prompts": str(result.get("prompt_hash")),
             "tokens": _flat(tokens),
@@ -82,6 +84,20 @@ def _view(name: str, found: TaskResult, folder: Path, several: bool) -> dict[str
             "finished": str(result.get("finished")),
         },
     }
+
+
+def _contamination(result: Mapping[str, Any]) -> list[tuple[str, int, str, str]]:
+    """Return a row for the items that the training data contains and one for the others: kind, number, main metric, standard error."""
+    found, rows = result.get("contamination"), []
+    if not isinstance(found, dict):
+        return []
+    for name, label in (("contaminated", "in the training data"), ("clean", "not in the training data")):
+        part = found[name]
+        metric = part["metrics"].get(result["metric"])
+        error = None if metric is None else metric["stderr"]
+        value = "–" if metric is None else f"{metric['value']:.4f}"
+        rows.append((label, part["n"], value, "–" if error is None else f"{error:.4f}"))
+    return rows
 
 
 def _bar(score: Any, error: Any, chance: Any) -> dict[str, float] | None:

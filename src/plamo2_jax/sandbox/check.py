@@ -100,6 +100,11 @@ def _best_isolation() -> tuple[int | None, str | None]:
     """Return the kind of isolation that works here, or None and the reason why none does."""
     problem = f"Linux is needed, and this is {sys.platform}"
     if sys.platform == "linux":
+        if python := _python_below_tmp():
+            return None, (
+                f"this system cannot isolate untrusted programs: Python is in {python}, and an isolated program has a /tmp of its own. "
+                "Use a Python outside /tmp, or set allow_unisolated_code to run programs with your own rights"
+            )
         places = {f"/{Path(base).parts[1]}" for base in (sys.base_prefix, sys.base_exec_prefix)}
         for kind in (AS_NOBODY, IN_USER_NAMESPACE) if os.geteuid() == 0 else (IN_USER_NAMESPACE,):
             reason = _fault(kind, f"PLACES = {places!r}\n{_CORRECT}", "assert set(outside()) <= {'ld.so.cache'}")
@@ -107,6 +112,12 @@ def _best_isolation() -> tuple[int | None, str | None]:
                 return kind, None
             problem = reason
     return None, _not_isolated(problem)
+
+
+def _python_below_tmp() -> str | None:
+    """Return the folder of this Python if it is below /tmp, where isolated programs cannot read its standard library."""
+    bases = {sys.base_prefix, sys.base_exec_prefix}
+    return next((base for base in bases if Path(os.path.realpath(base)).is_relative_to("/tmp")), None)
 
 
 @functools.cache

@@ -195,6 +195,8 @@ def fill_defaults(stored: Any, config: Any) -> Any:
 
     `config` is the configuration, or part of one, that `stored` is compared with.
     """
+    if isinstance(config, tuple) and isinstance(stored, list) and len(config) == len(stored):
+        return [fill_defaults(*pair) for pair in zip(stored, config, strict=True)]
     if not (dataclasses.is_dataclass(config) and isinstance(stored, dict)):
         return stored
     filled = dict(stored)

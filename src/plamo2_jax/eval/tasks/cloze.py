@@ -44,7 +44,7 @@ class Cloze:
         self.provenance = {
             "chance": 1 / cloze.CHOICES,
             "languages": list(languages),
-            "sha256": hashlib.sha256(data.encode()).hexdigest(),
+            "data_sha256": hashlib.sha256(data.encode()).hexdigest(),
             "licence": "held-out pages of the bundled corpus: MPL-2.0, CC-BY-SA-3.0",
         }
 

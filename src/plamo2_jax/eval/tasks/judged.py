@@ -71,10 +71,11 @@ class JudgedTask:
 
     @functools.cached_property
     def items(self) -> list[Item]:
-        """One item for each question and trial."""
+        """One item for each question and trial; with a baseline, of those that it has answered."""
         return [
             Item(id, "\n\n".join(question.turns), list(question.references) or None, question.category)
             for id, (question, _) in self._by_id.items()
+            if self.baseline is None or id in self.baseline
         ]
 
     def requests(self, item: Item) -> Generator[Request, Responses, Answer]:
@@ -193,7 +194,7 @@ def open(name: str, options: TaskOptions) -> JudgedTask:
         return task
     file = options.baseline / name / "answers.jsonl" if options.baseline.is_dir() else options.baseline
     baseline = _read_baseline(file, task)
-    provenance["baseline"] = {"name": str(options.baseline), "sha256": sha256([file])}
+    provenance["baseline"] = {"name": str(options.baseline), "sha256": sha256([file]), "answers": len(baseline)}
     return dataclasses.replace(task, baseline=baseline)
 
 
@@ -209,12 +210,17 @@ def _read_baseline(file: Path, task: JudgedTask) -> dict[str, list[str]]:
         found[row["id"]] = texts
     for item in task.items:
         turns = len(task._by_id[item.id][0].turns)
-        if len(found.get(item.id, ())) != turns:
+        if len(found.get(item.id, [""] * turns)) != turns:
             raise PlamoError(
-                f"{file} has no answer with {turns} turns to the item {item.id} (task {task.name}): evaluate the baseline with the same "
-                "data and --trials, without --limit"
+                f"{file} has no answer with {turns} turns to the item {item.id} (task {task.name}): evaluate the baseline with the "
+                "same data"
             )
-    return found
+    common = {item.id: found[item.id] for item in task.items if item.id in found}
+    if not common:
+        raise PlamoError(
+            f"{file} has no answer to an item of {task.name}: evaluate the baseline with the same data and --trials"
+        )
+    return common
 
 
 def _judged_content(question: Question, texts: Sequence[str]) -> str:

@@ -74,7 +74,7 @@ class PfgenTask:
         self.provenance = {
             "source": SOURCE,
             "licence": LICENCE,
-            "sha256": hashlib.sha256("".join(file.sha256 for file in self._files.values()).encode()).hexdigest(),
+            "data_sha256": hashlib.sha256("".join(file.sha256 for file in self._files.values()).encode()).hexdigest(),
             "examples_sha256": hashlib.sha256(json.dumps(self._examples).encode()).hexdigest(),
             "mode": self._mode,
             "trials": trials,

@@ -63,7 +63,7 @@ class Rules:
             digest.update(f"{item_id}\n{asked}\n{rules}\n".encode())
         if not self.items:
             raise PlamoError(f"{path} has no prompt: it must have at least one record")
-        self.provenance = {"path": str(path), "sha256": digest.hexdigest(), "mode": "chat", "temperature": 0.0}
+        self.provenance = {"path": str(path), "data_sha256": digest.hexdigest(), "mode": "chat", "temperature": 0.0}
 
     def requests(self, item: Item) -> Generator[Request, Responses, Answer]:
         """Yield the conversation of an item. Return {"text": the answer, "finished": whether it ended by itself}."""
