@@ -29,7 +29,7 @@ help:
 	@echo 'make chaos    disturb runs, pipelines, sampling and the server at random, and compare them with undisturbed ones'
 	@echo 'make fuzz     read 20,000 damaged files with every reader, and count the outcomes (about 20 minutes)'
 	@echo 'make plans    compile the configurations in configs/ for TPU slices, without a TPU (15 minutes on two cores; installs libtpu)'
-	@echo 'make peers    compare with other implementations (mlx-lm, mergekit, TRL, PEFT, transformers, lm-eval, schemathesis); needs the demo'
+	@echo 'make peers    compare with other implementations (mlx-lm, mergekit, TRL, PEFT, transformers, lm-eval, Beam, schemathesis); needs the demo'
 	@echo 'make peers-vllm compare the vLLM plugin with this project, in an environment of its own, .venv-vllm (3.4 GB; about 15 minutes);'
 	@echo '             MODEL=runs/demo compares this run folder, too'
 	@echo
@@ -62,6 +62,8 @@ $(VENV)/.installed-peers: $(VENV)/.installed-test
 	$(PIP) install --quiet --no-deps mergekit==0.1.5
 	# Only its pure functions are used.
 	$(PIP) install --quiet --no-deps qwix==0.1.8
+	# Beam takes older versions of protobuf and pyarrow.
+	$(PIP) install --quiet 'apache-beam==2.77.0'
 	# Clients of the server.
 	$(PIP) install --quiet 'lm-eval[api]==0.4.13' schemathesis==4.32.5
 	touch $@

@@ -134,6 +134,12 @@ def test_the_python_example_runs():
     assert axes == ("layers", None, "embed", "mamba_heads", "head_dim")
 
 
+def test_the_docs_link_to_what_exists():
+    for page in (ROOT / "docs").glob("*.md"):
+        for link in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
 def test_the_map_names_what_exists():
     assert "NUMBERS" not in README
     for path in re.findall(r"^\| `([^`]+)` \|", README, re.MULTILINE):

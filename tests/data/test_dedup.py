@@ -247,3 +247,36 @@ def test_the_command_removes_duplicates_in_processes(real_documents, tmp_path, c
     assert [json.loads(line) for line in lines] == kept
     assert not (tmp_path / "out.work").exists()
     assert main([*map(str, command)]) == 2
+
+
+def test_a_work_folder_with_other_files_is_refused(tmp_path, capsys):
+    """The command removes the work folder at the end."""
+    (tmp_path / "in.jsonl").write_text('{"text": "a text"}\n')
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    arguments = [
+        "--input",
+        str(tmp_path / "in.jsonl"),
+        "--output",
+        str(tmp_path / "out"),
+        "--work",
+        str(tmp_path / "mine"),
+    ]
+    assert main(["data", "deduplicate", *arguments]) == 2
+    assert "holds other files: give the name of a new folder for --work" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
+
+
+def test_a_file_that_became_shorter_is_refused(tmp_path, real_documents):
+    """Without the check, the rest of its documents would be missing from the output."""
+    path, reads = tmp_path / "in.jsonl", []
+    path.write_text("".join(json.dumps(document) + "\n" for document in real_documents[:4]))
+
+    def read(file, report):
+        reads.append(file)
+        documents = list(read_documents([file], report=report))
+        return iter(documents if len(reads) == 1 else documents[:3])
+
+    with pytest.raises(PlamoError, match="has changed since"):
+        deduplicate_files([path], tmp_path / "out", tmp_path / "work", read)
+    assert not list((tmp_path / "out").glob("*.jsonl"))

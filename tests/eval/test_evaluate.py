@@ -224,6 +224,7 @@ def test_the_list_has_sources_and_licences(capsys):
     assert evaluate("--list") == 0
     shown = capsys.readouterr().out
     assert "jmmlu: " in shown
+    assert "data: --path jmmlu=PATH, from https://github.com/nlp-waseda/JMMLU" in shown
     assert "licence: " in shown
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 
 from plamo2_jax.cli.arguments import call_subcommand
+from plamo2_jax.cli.data_beam import beam
 from plamo2_jax.cli.data_clean import clean
 from plamo2_jax.cli.data_deduplicate import deduplicate
 from plamo2_jax.cli.data_files import ReadOptions, print_bad, write_jsonl
@@ -208,6 +209,7 @@ SUBCOMMANDS = {
     "deduplicate": deduplicate,
     "quality": quality,
     "score": score,
+    "beam": beam,
     "instructions": instructions,
 }
 

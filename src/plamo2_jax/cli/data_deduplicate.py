@@ -41,7 +41,7 @@ class DeduplicateOptions(ReadOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Reader:
+class FileReader:
     """Reads a file with the command's options."""
 
     options: ReadOptions
@@ -66,7 +66,7 @@ def deduplicate(options: DeduplicateOptions) -> None:
         list(files),
         options.output,
         work,
-        _Reader(options),
+        FileReader(options),
         DedupConfig(threshold=options.similarity),
         processes=options.processes,
         max_bad_rate=options.max_bad_rate,

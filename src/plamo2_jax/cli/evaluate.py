@@ -17,9 +17,9 @@ from plamo2_jax.validation import require_at_least
 class EvaluateOptions:
     """Evaluate a model on benchmark tasks and on held-out data.
 
-    Tasks: each task writes its metrics with standard errors and all answers to a folder, and report.html shows them. An evaluation that
-    was interrupted goes on where it was: run the same command again. Answers are asked again only if the model, the prompt or a setting
-    has changed.
+    Tasks: each task writes its metrics with standard errors and all answers to a folder, and report.html shows them. To
+    resume an interrupted evaluation, run the same command again. A question is asked again only if the model, the prompt or a setting has
+    changed.
 
     Held-out data: bits per byte and perplexity, and the bits per byte of `xz -9e` on the same text. Text: one pass over all documents,
     including their end-of-document tokens. Conversations: only the assistant's tokens are measured, given everything before them. Bits per
@@ -43,7 +43,7 @@ class EvaluateOptions:
     """Two folders with results. Print for each task the mean difference, second minus first, on the items that both have, with a 95 %
     confidence interval. --output writes the comparison to a JSON file."""
     answers: Path | None = None
-    """Score the stored answers of this file instead of those of a model, for tasks that can (pfgen). --output is then a file."""
+    """File with stored answers. They are scored instead of answers of a model, and --output is a file. Task: pfgen."""
 
     lm_eval: tuple[str, ...] = ()
     """Names of tasks or groups of lm-evaluation-harness (extra eval). --mode chat puts questions into conversations; --shots, --limit and
@@ -77,11 +77,11 @@ class EvaluateOptions:
     kinds: tuple[str, ...] = ()
     """Kinds of generated questions. Default: all of the task."""
     seed: int = 0
-    """Random seed of sampled answers and generated questions."""
+    """Random seed for sampled answers and generated questions."""
     judge: str | None = None
     """Judge model, for tasks that need one: a model folder or the address of a server."""
     judge_model: str | None = None
-    """Name of the judge on its server. Default: the first that the server lists."""
+    """Name of the judge on its server. Default: the first model that the server lists."""
     judge_api_key_env: str | None = None
     """Environment variable with the API key of the judge's server."""
     baseline: Path | None = None
@@ -92,7 +92,7 @@ class EvaluateOptions:
     """Number of processes that score answers. Default: one for each core."""
 
     served_model: str | None = None
-    """Name of the model on its server. Default: the first that the server lists."""
+    """Name of the model on its server. Default: the first model that the server lists."""
     api_key_env: str | None = None
     """Environment variable with the API key of the server."""
     concurrency: int = 8
@@ -101,17 +101,17 @@ class EvaluateOptions:
     """Maximum time of one request to a server, in seconds."""
 
     step: int | None = None
-    """Step of a run folder's checkpoint, instead of RUN@STEP; left out, the newest."""
+    """Step of a run folder's checkpoint, instead of RUN@STEP. Default: the newest."""
     template: str | None = None
-    """Chat template for conversations: chat, translate, a Jinja file or a folder; left out, the model's own, else chat."""
+    """Chat template for conversations: chat, translate, a Jinja file or a folder. Default: the template of the model, or else chat."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of activations."""
     batch_size: int | None = None
     """Number of texts that a local model reads or writes together. Default: 64 for tasks, 8 rows for held-out data."""
     tokenizer: Path | None = None
-    """Held-out data: tokenizer.jsonl for a model without one."""
+    """Tokenizer for --heldout and --training-data, if the model has none: a folder or tokenizer.jsonl."""
     sequence_length: int | None = None
-    """Held-out data: positions per row; longer documents are cut. Left out, the training length of a run folder, else 2048."""
+    """Held-out data: positions per row; longer documents are cut. Default: the training length of a run folder, or else 2048."""
 
 
 def main(argv: list[str]) -> int:

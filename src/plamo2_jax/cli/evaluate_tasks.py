@@ -30,9 +30,12 @@ def print_tasks() -> None:
     for name in sorted(TASKS):
         info = TASKS[name]
         print(f"{name}: {info.summary}{' Needs --judge.' if info.needs_judge else ''}")
-        data = "part of this package, or generated" if info.source is None else f"get it from {info.source}"
-        print(f"    data: {data} (licence: {info.licence})")
-    print("FILE.yaml: tasks on your own JSON lines, described in a YAML file (docs/evaluation.md).")
+        if info.source is None:
+            print("    data: included")
+        else:
+            print(f"    data: --path {name}=PATH, from {info.source}")
+        print(f"    licence: {info.licence}")
+    print("FILE.yaml: Tasks on your own JSON lines, described in a YAML file (docs/evaluation.md).")
 
 
 def run_tasks(options: EvaluateOptions, folder: Path) -> int:

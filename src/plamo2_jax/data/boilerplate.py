@@ -102,13 +102,18 @@ def boilerplate_lines(documents: Iterable[dict], min_documents: int = 20, where:
         if copy in seen:
             continue
         seen.add(copy)
-        lines = [line for line in text.split("\n") if line.strip()]
-        if where == "edges":
-            lines = lines if len(lines) <= 2 * EDGE_LINES else lines[:EDGE_LINES] + lines[-EDGE_LINES:]
-            lines = [line for line in lines if not _PROGRAM.match(line)]
-        keys = {line_key(line) for line in lines}
-        counts.update({_hash(key) for key in keys if where == "edges" or len(key) >= MIN_CHARS})
+        counts.update(line_hashes(text, where))
     return Boilerplate(frozenset(key for key, count in counts.items() if count >= min_documents), where)
+
+
+def line_hashes(text: str, where: Where) -> set[int]:
+    """Return the hashes of the lines of a document that may be boilerplate."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    if where == "edges":
+        lines = lines if len(lines) <= 2 * EDGE_LINES else lines[:EDGE_LINES] + lines[-EDGE_LINES:]
+        lines = [line for line in lines if not _PROGRAM.match(line)]
+    keys = {line_key(line) for line in lines}
+    return {_hash(key) for key in keys if where == "edges" or len(key) >= MIN_CHARS}
 
 
 def _hash(text: str) -> int:

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,9 @@ def _check_settings(work: Path, output: Path, files: Sequence[Path], config: Ded
                 f"{work} holds the work on other files or settings: give another work folder, or delete it to start again"
             )
         return
+    if any(not path.name.startswith(".") for path in work.iterdir()):
+        # The command removes the folder at the end. Hidden files are the lock and the partial files of an interrupted start.
+        raise PlamoError(f"{work} holds other files: give the name of a new folder for --work")
     if any(output.iterdir()):
         raise PlamoError(f"{output} is not empty: give the name of a new folder")
     write_whole(path, json.dumps(settings, indent=2).encode() + b"\n")
@@ -154,7 +158,7 @@ def _write_file(job: tuple[Path, Path, Path, Reader, int, int, list[int]]) -> di
         return {}
     stored = np.load(work / _FIRST, mmap_mode="r", allow_pickle=False)[start:stop]
     kept = stored == np.arange(start, stop)
-    wanted, names = set(named), {}
+    wanted, names, read_to = set(named), {}, start
     with new_file(target) as partial, partial.open("wb") as file:
         for i, document in enumerate(read(path, ReadReport(1.0, quiet=True))):
             if start + i in wanted:
@@ -163,6 +167,9 @@ def _write_file(job: tuple[Path, Path, Path, Reader, int, int, list[int]]) -> di
                 raise PlamoError(f"{path} has changed since {work} was made: delete the work folder to start again")
             if kept[i]:
                 file.write(json.dumps(document.to_json(), ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            read_to = start + i + 1
+        if read_to < stop:
+            raise PlamoError(f"{path} has changed since {work} was made: delete the work folder to start again")
     return names
 
 
@@ -197,5 +204,10 @@ class _Pool:
             yield from map(function, tqdm(jobs, note, unit="file"))
             return
         futures: list[Future] = [self._pool.submit(function, job) for job in jobs]
-        for future in tqdm(futures, note, unit="file"):
-            yield future.result()
+        try:
+            for future in tqdm(futures, note, unit="file"):
+                yield future.result()
+        except BrokenProcessPool:
+            raise PlamoError(
+                "a worker process was killed, probably because memory is full: rerun the command to resume, with fewer --processes"
+            ) from None

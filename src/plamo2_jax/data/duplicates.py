@@ -209,6 +209,16 @@ def _gather(blocks: Sequence[Block], offsets: np.ndarray, name: str, texts: np.n
     return found
 
 
+def join_pairs(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the numbers of the texts in pairs [k, 2] int64, ascending, and the first text of the component of each, [n] and [n]."""
+    numbers, places = np.unique(pairs, return_inverse=True)
+    parent = np.arange(len(numbers))
+    # Ranks have the order of the numbers, so the smallest rank is the first text.
+    compiled(_join)(parent, places.reshape(-1, 2))
+    compiled(_flatten)(parent)
+    return numbers, numbers[parent]
+
+
 def _join(parent, pairs):
     """Join the components of pairs. The smallest number is the root."""
     for k in range(len(pairs)):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
@@ -17,6 +19,9 @@ from plamo2_jax.serve.errors import ApiError
 from plamo2_jax.serve.served_model import ServedModel
 
 Receive = Callable[[], Awaitable[Any]]
+_MEASURED_ENDS = 65
+_SHORTEST_RETRY, _LONGEST_RETRY = 1, 60
+"""Limits of the header Retry-After, in seconds."""
 
 
 class Work:
@@ -75,15 +80,19 @@ class Admission:
 
     Args:
         limit: jobs at the same time, with and without a slot.
+        clock: returns the time in seconds.
 
     Attributes:
         works: what is in progress.
         draining: whether all new work is refused.
     """
 
-    def __init__(self, limit: int):
+    def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic):
         self.limit, self.jobs, self.draining = limit, 0, False
         self.works: set[Work] = set()
+        self._clock = clock
+        # Times of the latest ends and their numbers of jobs. The first entry is where the measurement begins.
+        self._ends: collections.deque[tuple[float, int]] = collections.deque(maxlen=_MEASURED_ENDS)
 
     def check(self, jobs: int = 1) -> None:
         """Refuse work that exceeds the limits.
@@ -102,8 +111,17 @@ class Admission:
                 429,
                 f"the server is busy: {self.jobs} of at most {self.limit} texts are waiting or running. Try again later",
                 code="queue_full",
-                headers={"Retry-After": "1"},
+                headers={"Retry-After": str(self._seconds_until_free(self.jobs + jobs - self.limit))},
             )
+
+    def _seconds_until_free(self, count: int) -> int:
+        """Return the estimated seconds until `count` jobs have ended, from the rate of ends since the server was last idle."""
+        begun = self._ends[0][0]
+        ended = sum(jobs for _, jobs in list(self._ends)[1:])
+        if not ended:
+            return _SHORTEST_RETRY
+        seconds = count * (self._clock() - begun) / ended
+        return max(_SHORTEST_RETRY, min(math.ceil(seconds), _LONGEST_RETRY))
 
     def open(self, work: Work, jobs: int) -> Callable[[], None]:
         """Count the jobs of a request; the result ends that.
@@ -112,6 +130,10 @@ class Admission:
             ApiError: see `check`.
         """
         self.check(jobs)
+        if not self.jobs:
+            # Idle time says nothing about the rate.
+            self._ends.clear()
+            self._ends.append((self._clock(), 0))
         self.jobs += jobs
         self.works.add(work)
 
@@ -119,6 +141,7 @@ class Admission:
             if work in self.works:
                 self.works.remove(work)
                 self.jobs -= jobs
+                self._ends.append((self._clock(), jobs))
 
         return close
 

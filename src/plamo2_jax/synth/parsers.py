@@ -278,8 +278,10 @@ class Score:
     def __call__(self, text: str) -> float | Refusal:
         found = re.findall(r"\[\[ ?(\d{1,4}(?:\.\d{1,4})?) ?\]\]", text)
         if not found:
-            for _, content in _labelled(text, {"score": self.labels}, lines=True):
-                match = re.match(r"\D{0,4}(\d{1,4}(?:\.\d{1,4})?)", unicodedata.normalize("NFKC", content[:40]))
+            for label, content in _labelled(text, {"score": self.labels}, lines=True):
+                match = label and re.match(
+                    r"\D{0,4}(\d{1,4}(?:\.\d{1,4})?)", unicodedata.normalize("NFKC", content[:40])
+                )
                 if match:
                     found.append(match[1])
         if not found:
@@ -308,7 +310,9 @@ class FinalAnswer:
 
     def __call__(self, text: str) -> dict[str, str] | Refusal:
         boxed = re.findall(r"\\boxed\{([^{}\n]{1,200})\}", text)
-        labelled = [content for label, content in _labelled(text, {"answer": self.labels}, lines=True) if content]
+        labelled = [
+            content for label, content in _labelled(text, {"answer": self.labels}, lines=True) if label and content
+        ]
         if not boxed and not labelled:
             return refuse("no final answer")
         answer = boxed[-1] if boxed else _without_emphasis(labelled[-1]).rstrip("。.").strip()

@@ -250,7 +250,9 @@ def _step(given: Mapping[str, Any], where: str) -> StepConfig:
     fields["refuse"] = tuple(_config(RefuseRule, rule, f"{where}: refuse") for rule in rules)
     for rule in fields["refuse"]:
         for name in ("when", "reason"):
-            require(rule, name, isinstance(getattr(rule, name), str), "a text", where=f"{where}: refuse")
+            require(
+                rule, name, isinstance(getattr(rule, name), str), "a text, in quotation marks", where=f"{where}: refuse"
+            )
     return StepConfig(**fields)
 
 

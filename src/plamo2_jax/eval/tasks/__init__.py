@@ -29,7 +29,7 @@ TASKS: dict[str, TaskInfo] = {
     # pfgen
     "pfgen": TaskInfo(
         "pfgen",
-        "pfgen-bench: 50 questions in Japanese, 10 trials, mean of fluency, truthfulness and helpfulness",
+        "pfgen-bench: 50 questions in Japanese, 10 trials: mean of fluency, truthfulness and helpfulness.",
         pfgen.LICENCE,
         pfgen.SOURCE,
     ),
@@ -64,17 +64,17 @@ TASKS: dict[str, TaskInfo] = {
     # instructions
     "ifeval": TaskInfo(
         "instructions",
-        "IFEval in English: 541 prompts with instructions that programs check, strict and loose, by prompt and instruction",
+        "IFEval in English: 541 prompts with instructions that programs check: share followed, strict and loose.",
         "Apache-2.0",
     ),
     "mifeval_ja": TaskInfo(
         "instructions",
-        "M-IFEval in Japanese: 172 prompts with instructions that programs check, strict and loose, by prompt and instruction",
+        "M-IFEval in Japanese: 172 prompts with instructions that programs check: share followed, strict and loose.",
         "Apache-2.0",
     ),
     "jfbench": TaskInfo(
         "instructions",
-        "JFBench in Japanese: 98 constraints that programs check, 3 of 300 prompts for each (trials), share followed",
+        "JFBench in Japanese: 98 constraints that programs check, each with 3 of 300 prompts (--trials): share followed.",
         "prompts: ODC-BY 1.0; wordings: MIT",
     ),
     # judged
@@ -94,33 +94,33 @@ TASKS: dict[str, TaskInfo] = {
     # long context
     "ruler": TaskInfo(
         "long_context",
-        "RULER in English: needles, variable tracking, common and frequent words, 20 questions per kind and length, share of references",
+        "RULER in English: needles, variable tracking, common and frequent words, 20 questions per kind and length: share of references.",
         "wordings: Apache-2.0; contexts: generated, or the bundled corpus",
     ),
     "ruler_ja": TaskInfo(
         "long_context",
-        "RULER's kinds in Japanese, 20 questions per kind and length, share of references",
+        "RULER's kinds in Japanese, 20 questions per kind and length: share of references.",
         "wordings: Apache-2.0; contexts: generated, or the bundled corpus",
     ),
     "cloze": TaskInfo(
         "cloze",
-        "gaps in held-out pages of the bundled corpus, Japanese and English, choice of 4",
-        "text of the bundled corpus (MPL-2.0, CC-BY-SA-3.0)",
+        "Gaps in held-out pages of the bundled corpus, Japanese and English, choice of 4: accuracy.",
+        "text of the bundled corpus: MPL-2.0, CC-BY-SA-3.0",
     ),
     "rules": TaskInfo(
         "rules",
-        "conversations whose answers are checked by rules (language, length, form), mean over the rules",
+        "Conversations whose answers are checked by rules (language, length, form): mean over the rules.",
         "that of your prompts",
         source="plamo2 data instructions (heldout.jsonl), or your own JSON lines with messages and rules",
     ),
     "phonebook": TaskInfo(
         "retrieval",
-        "numbers of names in phonebooks, Japanese and English, 20 questions per language and length, choice of 8",
+        "Numbers of names in phonebooks, Japanese and English, 20 questions per language and length, choice of 8: accuracy.",
         "generated",
     ),
     "needle": TaskInfo(
         "retrieval",
-        "numbers of cities in held-out text, Japanese and English, 20 questions per language and length, choice of 8",
+        "Numbers of cities in held-out text, Japanese and English, 20 questions per language and length, choice of 8: accuracy.",
         "generated; text of the bundled corpus (MPL-2.0, CC-BY-SA-3.0)",
     ),
 }
