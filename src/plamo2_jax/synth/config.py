@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -32,6 +32,8 @@ class SeedsConfig:
     """Documents: files, folders, patterns, bundled:LANGUAGE:SPLIT."""
     fields: tuple[str, ...] = ()
     """JSON lines whose fields are the seeds of recipes with `source: fields`."""
+    translations: Literal["train", "heldout", "all"] | None = None
+    """Split of the bundled corpus whose pages with their translations are the seeds of the translation recipes."""
     text_field: str = "text"
     """Field with the text of a document."""
     id_field: str = "id"

@@ -53,14 +53,14 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list):
             raise PlamoError(f"{where} is {shown(value)}: it must be a list")
         return tuple(_value(arguments[0], one, f"{where}[{i}]") for i, one in enumerate(value))
-    if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(value, Mapping):
-            raise PlamoError(f"{where} is {shown(value)}: it must be an object")
-        return {str(name): _value(arguments[1], one, f"{where}.{name}") for name, one in value.items()}
     if origin is typing.Literal:
         if value not in arguments:
             raise PlamoError(f"{where} is {shown(value)}: it must be one of {', '.join(map(str, arguments))}")
         return value
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise PlamoError(f"{where} is {shown(value)}: it must be an object")
+        return {str(name): _value(arguments[1], one, f"{where}.{name}") for name, one in value.items()}
     if dataclasses.is_dataclass(hint):
         return read_fields(hint, value, where)  # type: ignore[arg-type]
     if hint is Path and isinstance(value, str):

@@ -161,6 +161,7 @@ class LimitedModel:
         self._model, self._config, self._budget, self._rate = model, config, budget, rate
         self.description: Mapping[str, Any] = model.description
         self.parallel = model.parallel
+        self._stopped = False
 
     def chat(
         self, requests: Sequence[ChatRequest], *, accept: Callable[[str], bool] | None = None
@@ -177,11 +178,16 @@ class LimitedModel:
         return self._model.score(requests)
 
     def close(self) -> None:
-        """Release the model's resources."""
-        self._model.close()
+        """Release the model's resources. After a budget is spent, wait for the requests in flight instead, because they are paid."""
+        if not self._stopped:
+            self._model.close()
 
     def _limited(self, ask: Callable[[], list], count: int) -> list:
-        self._budget.check()
+        try:
+            self._budget.check()
+        except BudgetSpent:
+            self._stopped = True
+            raise
         if self._rate is not None:
             for _ in range(count):
                 self._rate.acquire()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from plamo2_jax.storage import new_folder
 from plamo2_jax.synth.config import RecipeUse, SynthConfig, digest
 from plamo2_jax.synth.recipe import Recipe
 from plamo2_jax.synth.record import Seed, Source
+from plamo2_jax.synth.rule_recipes.translation import aligned_seeds
 from plamo2_jax.synth.seeds import document_seeds, field_seeds, numbered_seeds
 
 PLAN = "plan.json"
@@ -112,8 +114,10 @@ def _chosen(config: SynthConfig, use: RecipeUse, recipe: Recipe) -> Iterator[See
         return
 
     def fitting() -> Iterator[Seed]:
-        found = document_seeds(config.seeds) if recipe.source == "document" else field_seeds(config.seeds)
-        for seed in found:
+        found = [document_seeds(config.seeds) if recipe.source == "document" else field_seeds(config.seeds)]
+        if config.seeds.translations is not None and "translation" in recipe.fields:
+            found.append(aligned_seeds(config.seeds.translations))
+        for seed in itertools.chain(*found):
             if recipe.source_language in (None, seed.language) and all(name in seed.fields for name in recipe.fields):
                 yield seed
 
