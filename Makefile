@@ -62,6 +62,8 @@ $(VENV)/.installed-peers: $(VENV)/.installed-test
 	$(PIP) install --quiet --no-deps mergekit==0.1.5
 	# Only its pure functions are used.
 	$(PIP) install --quiet --no-deps qwix==0.1.8
+	# chrF, and Japanese document filters.
+	$(PIP) install --quiet sacrebleu==2.6.0 hojichar==0.18.1
 	# Beam takes older versions of protobuf and pyarrow.
 	$(PIP) install --quiet 'apache-beam==2.77.0'
 	# Clients of the server.

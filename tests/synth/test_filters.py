@@ -176,25 +176,6 @@ def test_hojichar_is_an_extra():
             list(filter_hojichar([record("a", GOOD)], {"DiscardAdultContentJa": {}}, StageReport()))
 
 
-@pytest.mark.peer
-def test_hojichar_filters_and_changes_texts():
-    pytest.importorskip("hojichar", reason="hojichar is not installed")
-    records = [
-        record("a", GOOD),
-        record("b", "The capital of Japan is Tokyo."),
-        record("c", messages=chat("電話番号は？", "06-1234-5678です。ひらがなも書きます。")),
-    ]
-    ids, refused, kept = keep(filter_hojichar, records, {"AcceptJapanese": {}, "MaskPersonalInformation": {}})
-    assert ids == ["a", "c"]
-    assert refused == {"AcceptJapanese": 1}
-    assert kept[0] == records[0]
-    assert "5678" not in kept[1]["messages"][1]["content"]
-    with pytest.raises(PlamoError, match="hojichar has no document filter 'Nosuch': it has AcceptJapanese"):
-        list(filter_hojichar(records, {"Nosuch": {}}, StageReport()))
-    with pytest.raises(PlamoError, match=r"hojichar\.NgWordsFilterJa: .*check its parameters"):
-        list(filter_hojichar(records, {"NgWordsFilterJa": {"dict_path": "nosuch"}}, StageReport()))
-
-
 def test_texts_of_records():
     assert text_of(record("a", messages=chat("問", "答"))) == "問\n答"
     assert answers_of(record("a", messages=chat("問", "答"))) == "答"

@@ -3,21 +3,27 @@
 import copy
 import dataclasses
 import random
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
+from plamo2_jax import models
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.models import CompletionRequest
+from plamo2_jax.models import ChatResponse, CompletionRequest, RequestError
 from plamo2_jax.models.local import LocalChatModel
-from plamo2_jax.synth.recipe_config import parse_recipe
-from plamo2_jax.synth.recipe_files import open_recipe
+from plamo2_jax.synth.parsers import PARSERS
+from plamo2_jax.synth.recipe_config import DraftConfig, RecipeConfig, StepConfig, parse_recipe
+from plamo2_jax.synth.recipe_files import builtin_recipes, open_recipe
 from plamo2_jax.synth.record import Draft, Refusal, Seed
 from plamo2_jax.synth.template_recipe import TemplateRecipe
+from plamo2_jax.synth.try_recipe import try_recipe
 from plamo2_jax.synth.user_turn import local_user_turn
 from plamo2_jax.tokenizer.chat_template import ChatTemplate
 from support.canned_answers import drive
+from support.canned_model import CannedModel
 from support.tiny_generator import generator, model, params, tokenizer
 
 __all__ = ["generator", "model", "params", "tokenizer"]
@@ -277,3 +283,45 @@ def test_the_user_turn_is_the_beginning_of_the_chat_template(chat_model):
         assert after[0] in turn.stop_ids
     assert tokenizer.decode(turn.prompt).endswith("user\n")
     assert local_user_turn(object()) is None
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+
+
+def block(name):
+    return re.search(rf"<!-- {name} -->\n```\w+\n(.*?)```", PAGE, re.DOTALL)[1]
+
+
+def test_the_example_of_the_documentation_works(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "glossary_en.yaml").write_text(block("example"))
+    canned = CannedModel()
+    canned._answer = lambda text: [ChatResponse("- purr: a sound\n- larynx: a part of the throat", "stop")]
+    monkeypatch.setattr(models, "open", lambda name: canned)
+    exec(block("try"), {})
+    assert "text='Glossary\\npurr: a sound\\nlarynx: a part of the throat'" in capsys.readouterr().out
+    assert [kind for kind, _ in canned.asked] == ["chat"]
+
+
+def test_the_documentation_lists_all_recipes_and_parsers():
+    table = PAGE.partition("## Recipes of this package")[2]
+    for name in builtin_recipes():
+        listed = {name, name.removesuffix("_ja").removesuffix("_en"), re.sub("_(chat|plamo)$", "", name)}
+        assert any(f"`{one}`" in table for one in listed), name
+    parsers = re.findall(r"^\| `(\w+)` \|", PAGE.partition("## Parsers")[2].partition("\n## ")[0], re.MULTILINE)
+    assert parsers == list(PARSERS)
+    keys = set(re.findall(r"`(\w+)[`:]", PAGE.partition("## Keys of a recipe")[2].partition("## Parsers")[0]))
+    assert {
+        field.name for kind in (RecipeConfig, StepConfig, DraftConfig) for field in dataclasses.fields(kind)
+    } <= keys
+
+
+def test_a_recipe_is_tried_on_several_seeds():
+    seeds = [Seed(f"{i}", "ja") for i in range(5)]
+    results = try_recipe(open_recipe("word_problems_ja"), seeds)
+    assert results == try_recipe(open_recipe("word_problems_ja"), seeds)
+    assert len({result[0].text for result in results}) == 5
+    assert try_recipe(recipe(), [SEED]) == [Refusal("request: there is no model: give one")]
+    failing = CannedModel()
+    failing._answer = lambda text: RequestError("it failed")
+    assert try_recipe(recipe(), [SEED], failing) == [Refusal("request: it failed")]

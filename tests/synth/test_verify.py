@@ -7,6 +7,7 @@ from plamo2_jax.eval.task import JudgeRequest
 from plamo2_jax.models import ChatRequest, ChatResponse
 from plamo2_jax.sandbox import isolation_problem
 from plamo2_jax.synth.recipe import Verification
+from plamo2_jax.synth.recipe_files import builtin_recipes, open_recipe
 from plamo2_jax.synth.record import Draft, Refusal, Seed
 from plamo2_jax.synth.verify import STEPS, Verified, needs_judge, read_steps, verify
 
@@ -197,3 +198,10 @@ def test_a_wrong_step_is_refused_with_its_place(steps, message):
 def test_every_step_has_defaults_that_are_allowed():
     for name in STEPS:
         assert read_steps([{name: {"name": "votes"} if name == "score" else None}], "r")
+
+
+@pytest.mark.parametrize("name", builtin_recipes())
+def test_the_steps_of_a_recipe_in_the_package_are_allowed(name):
+    recipe = open_recipe(name)
+    # Programs make records that are right by construction.
+    assert bool(read_steps(recipe.verify, name)) == recipe.uses_model

@@ -7,6 +7,7 @@ in memory and depend on one record at a time, so that they can run in any number
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class QualityConfig:
     """Filter by a quality model."""
 
     model: Path
-    """File that `plamo2 data score` trained."""
+    """File that `plamo2 data quality` wrote."""
     least: float = 0.5
     """Smallest allowed probability that a text is good."""
 
@@ -79,14 +80,21 @@ def filter_licenses(records: Records, config: LicenseConfig, report: StageReport
 
     The licences are those of the record's sources and of its generator.
     """
+
+    @functools.lru_cache(4096)  # Most records of a run have the same licences.
+    def composed(names: frozenset[str]) -> str | LicenseError:
+        try:
+            return compose(names, config).license
+        except LicenseError as error:
+            return error
+
     for record in records:
         report.records_in += 1
-        names = [source.get("license") or "unknown" for source in record.get("sources") or ()]
-        names.append((record.get("generator") or {}).get("license") or "unknown")
-        try:
-            license = compose(names, config).license
-        except LicenseError as error:
-            report.refused[error.reason] += 1
+        names = {source.get("license") or "unknown" for source in record.get("sources") or ()}
+        names.add((record.get("generator") or {}).get("license") or "unknown")
+        license = composed(frozenset(names))
+        if isinstance(license, LicenseError):
+            report.refused[license.reason] += 1
             continue
         report.records_out += 1
         yield {**record, "license": license}

@@ -39,7 +39,6 @@ def open_recipe(name: str | os.PathLike[str], *, model: ChatModel | None = None)
         PlamoError: there is no such recipe, or its file has an error. The message names the file and the key.
     """
     text = str(name)
-    user_turn = None if model is None else local_user_turn(model)
     if text in RULE_RECIPES:
         return RULE_RECIPES[text]()
     if text in builtin_recipes():
@@ -51,4 +50,8 @@ def open_recipe(name: str | os.PathLike[str], *, model: ChatModel | None = None)
             f"the recipe {shown(text)} is unknown: it must be a file that ends in .yaml, or one of {', '.join(builtin_recipes())}"
         )
     where = f"recipe {text}"
-    return TemplateRecipe(parse_recipe(read_recipe_file(file), where), where, user_turn)
+    config = parse_recipe(read_recipe_file(file), where)
+    # Only these recipes depend on the chat template, which may refuse a single message.
+    asks_for_turn = any(step.user_turn is not None for step in config.steps)
+    user_turn = local_user_turn(model) if asks_for_turn and model is not None else None
+    return TemplateRecipe(config, where, user_turn)
