@@ -148,8 +148,11 @@ def finish(
         statistics = CardStatistics()
         with new_folder(config.output / "records", replace=True) as partial:
             _write_shards(partial, _counted(records, statistics))
+            # Recipes without a model repeat their wordings by construction.
+            written = {recipe.name for recipe in recipes.values() if recipe.uses_model}
             for name, meter in sorted(statistics.meters.items()):
-                check(meter.measure(), config.gates, f"the recipe {name}")
+                if name in written:
+                    check(meter.measure(), config.gates, f"the recipe {name}")
             content = card_content(config.output.name, statistics, {k: reports[k] for k in _STAGES if k in reports})
             write_card(partial, content)
         report_json = {"generate": made.to_json(), "records": statistics.records, "stages": content["stages"]}
