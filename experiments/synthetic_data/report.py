@@ -109,10 +109,11 @@ every arm. {len(seeds)} seeds; a seed sets the available pages, the synthetic te
 - Real text: 10 % of the training pages of the bundled corpus ({real:,.0f} tokens), a third of the tokens in Japanese. Without synthetic \
 text, a page is read {epochs:.1f} times on average. The arm `{REFERENCE}` has all training pages instead.
 - Synthetic text: {synthetic:,.0f} tokens from the recipes in `plamo2_jax.synth.rule_recipes`, by bytes: {parts}. Lists and translation \
-pairs come from the available pages only. The directory has 24 people of each language.
-- Held-out questions: one of four word problems, chosen by the hash of its kind and numbers, is never in the training text, in either \
-language. One of four questions about a person is never in the training text; statements with the fact are. No question is shown together \
-with the statements, so it must be answered from memory.
+pairs come from the available pages only. The directory has 24 people of each \
+language. All arms have the same tokenizer, which was trained on all training pages and on the synthetic text of seed 0.
+- Held-out questions: about one of four word problems, chosen by the hash of its kind and numbers, is never in the training text, in \
+either language. About one of four questions about a person is never in the training text; statements with the fact are. The script checks \
+that no training text has a held-out question. No question is shown together with the statements, so it must be answered from memory.
 - Scores, mean of both languages, {asked["word_problems"]} word problems and {asked["facts"]} facts. `exact`: greedy decoding ends with \
 the right answer. `ranked`: the right one of four continuations has the largest log-probability (`model.score`); chance is 0.25. For a \
 word problem, the solution up to the last equals sign is given, and the wrong results come from other problems of the same kind and \
