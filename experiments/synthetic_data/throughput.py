@@ -7,7 +7,7 @@ A record has about 300 bytes: 38 words of a vocabulary of 5,000, an id and a sou
     near             data deduplicate --processes 2: parse, exact and near-duplicates, write
     clean and near   data clean with all of its filters without boilerplate, with exact and near-duplicates, in one process
     datatrove        its MinHash pipeline with 2 workers, and its reader, filter and writer alone
-The environment of datatrove needs datatrove[io,processing]==0.10.1 and orjson.
+The environment of datatrove needs datatrove[io,processing]==0.10.1, orjson and spacy.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -54,20 +55,17 @@ def write_records(folder: Path, count: int, seed: int = 0) -> int:
 
 def measure(command: list[str]) -> tuple[float, float]:
     """Run a command; return its seconds, and the largest sum of the proportional memory (PSS) of its processes in MB."""
-    start, peak = time.monotonic(), 0
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, text=True
-    ) as process:
-        os.set_blocking(process.stderr.fileno(), False)
-        errors = ""
+    peak = 0
+    with tempfile.TemporaryFile() as errors:
+        start = time.monotonic()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True)
         while process.poll() is None:
             peak = max(peak, group_memory(process.pid))
-            errors = (errors + (process.stderr.read() or ""))[-2000:]
             time.sleep(0.2)
         seconds = time.monotonic() - start
-        errors += process.stderr.read() or ""
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} failed: {errors[-2000:]}")
+        if process.returncode:
+            errors.seek(0)
+            raise SystemExit(f"{' '.join(command)} failed: {errors.read()[-2000:].decode(errors='replace')}")
     return seconds, peak / 1e6
 
 

@@ -188,3 +188,9 @@ def test_a_recipe_is_deterministic_and_asks_nothing(name):
     if recipe.source == "document":
         assert isinstance(drive(recipe, Seed("p", "xx", page), None)[1], Refusal)
         assert drive(recipe, Seed("p", seed.language, " "), None)[1] == Refusal("seed: no text")
+
+
+def test_directory_of_few_people():
+    recipe = directory.recipe("directory_ja", "ja", "text", 6)
+    seen = {i for n in range(50) for i in drive(recipe, Seed(f"{n}", "ja"), None, random=n)[1][0].fields["people"]}
+    assert seen == set(range(6))

@@ -23,6 +23,7 @@ VERBS = {
     "preference-data": "make preference data: sample answers from a model, score them, pair them",
     "iterate": "iterative DPO: rounds of preference-data, dpo and merge",
     "lora": "merge LoRA adapters into a model's weights",
+    "synth": "make synthetic data from documents, rules and models",
     "pipeline": "run commands as a graph; finished stages are skipped",
     "launch": "run pretrain on TPU slices, in GKE, under SLURM or as several processes",
     "evaluate": "evaluate a model on benchmark tasks and held-out data, compare results",

@@ -88,8 +88,8 @@ def people(language: str) -> tuple[Person, ...]:
     )
 
 
-def _make(language: str, kind: Kind, seed: Seed, random: np.random.Generator) -> list[Draft]:
-    chosen = [int(i) for i in random.choice(PEOPLE, int(random.integers(2, 6)), replace=False)]
+def _make(language: str, kind: Kind, number: int, seed: Seed, random: np.random.Generator) -> list[Draft]:
+    chosen = [int(i) for i in random.choice(number, int(random.integers(2, 6)), replace=False)]
     everyone, sentences = people(language), []
     for i in chosen:
         for attribute in random.permutation(ATTRIBUTES):
@@ -113,14 +113,21 @@ def _make(language: str, kind: Kind, seed: Seed, random: np.random.Generator) ->
     return [Draft(text="\n".join([*sentences, "", str(draft.text)]), fields=fields)]
 
 
-def recipe(name: str, language: str, kind: Kind) -> RuleRecipe:
-    """Return the recipe of a language."""
+def recipe(name: str, language: str, kind: Kind, number: int = PEOPLE) -> RuleRecipe:
+    """Return the recipe of a language.
+
+    Args:
+        name: name of the recipe.
+        language: "ja" or "en".
+        kind: whether the records are texts or messages.
+        number: how many of the people occur, from 5 to `PEOPLE`. A small model learns the facts of few people only.
+    """
     return RuleRecipe(
         name=name,
         version="1",
         language=language,
         kind=kind,
         source="none",
-        description=f"facts about {PEOPLE:,} invented people in changing words, and a question",
-        make=functools.partial(_make, language, kind),
+        description=f"facts about {number:,} invented people in changing words, and a question",
+        make=functools.partial(_make, language, kind, number),
     )

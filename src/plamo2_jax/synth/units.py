@@ -1,0 +1,258 @@
+"""Work units: ask the models what a unit needs, verify the drafts, and write the result once.
+
+OUTPUT/units/NNNNN/journal.jsonl    every response, so that no paid response is asked for again
+OUTPUT/units/NNNNN/done.jsonl       the outcome of each entry, in the order of the plan; it appears complete
+
+The bytes of done.jsonl depend on the plan and the responses only, not on interruptions or on the number of workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from plamo2_jax.errors import PlamoError
+from plamo2_jax.eval import request_json
+from plamo2_jax.eval.asking import Asker
+from plamo2_jax.eval.run import drive
+from plamo2_jax.eval.task import JudgeRequest
+from plamo2_jax.journal import Journal
+from plamo2_jax.json_input import parse_json
+from plamo2_jax.models import ChatModel, ChatResponse, RequestError
+from plamo2_jax.storage import write_whole
+from plamo2_jax.synth.config import GeneratorConfig, SynthConfig, digest
+from plamo2_jax.synth.lease import lease
+from plamo2_jax.synth.limits import Spending
+from plamo2_jax.synth.plan import Entry, read_unit
+from plamo2_jax.synth.recipe import Recipe
+from plamo2_jax.synth.record import Draft, GeneratorStamp, RecipeStamp, Record, Refusal, Seed, Usage
+from plamo2_jax.synth.verify import verify
+
+JOURNAL, DONE = "journal.jsonl", "done.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """The models of a run. A run with rule-based recipes has none."""
+
+    generator: ChatModel | None = None
+    judge: ChatModel | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitRunner:
+    """Works on units.
+
+    Attributes:
+        config: the configuration.
+        recipes: recipes by name in the configuration.
+        models: the models.
+        plan: folder of the plan.
+        units: folder of the units.
+        on_progress: called with a number of new requests, and the number of requests that have just been answered.
+    """
+
+    config: SynthConfig
+    recipes: Mapping[str, Recipe]
+    models: Models
+    plan: Path
+    units: Path
+    on_progress: Callable[[int, int], None] | None = None
+
+    def state(self, name: str) -> str:
+        """Return "done", "failed" (some entries, which are tried again) or "open"."""
+        head, outcomes = self._stored(name)
+        if head is None or head["key"] != self._key(name):
+            return "open"
+        again = any("failed" in one and one["attempts"] < self.config.limits.attempts for one in outcomes)
+        return "failed" if again else "done"
+
+    def work(self, name: str) -> bool:
+        """Finish a unit. Return False if another worker has it."""
+        with lease(self.units / name) as taken:
+            if not taken:
+                return False
+            if self.state(name) != "done":
+                self._work(name)
+            return True
+
+    def outcomes(self, name: str) -> Iterator[dict[str, Any]]:
+        """Yield the outcomes of a finished unit: {"id", "recipe", "records", "refused"} or {"id", "recipe", "failed", "attempts"}."""
+        head, outcomes = self._stored(name)
+        if head is None:
+            raise PlamoError(f"the unit {name} is not finished")
+        yield from outcomes
+
+    def _stored(self, name: str) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+        path = self.units / name / DONE
+        if not path.is_file():
+            return None, []
+        with path.open("rb") as file:
+            head, *outcomes = (parse_json(line, str(path)) for line in file)
+        return head, outcomes
+
+    def _key(self, name: str) -> str:
+        """Return the hash of everything that determines the outcome of a unit."""
+        entries = read_unit(self.plan, name)
+        recipes = {one.recipe: self.recipes[one.recipe] for one in entries}
+        made = {key: [one.prompt_sha256, getattr(one, "config", None), one.verify] for key, one in recipes.items()}
+        uses = any(one.uses_model for one in recipes.values())
+        models = [model and model.description for model in (self.models.generator, self.models.judge)] if uses else []
+        licenses = [self.config.generator and self.config.generator.license] if uses else []
+        return digest([[one.id for one in entries], made, models, licenses, self.config.allow_unisolated_code])
+
+    def _work(self, name: str) -> None:
+        folder, entries = self.units / name, read_unit(self.plan, name)
+        _, stored = self._stored(name)
+        attempts = {one["id"]: one["attempts"] for one in stored if "failed" in one}
+        with contextlib.ExitStack() as stack:
+            journal = Journal(folder / JOURNAL, request_json.is_entry)
+            stack.callback(journal.close)
+            generator = self.models.generator
+            asker = None
+            if generator is not None:
+                concurrency = self.config.generator.concurrency if self.config.generator else 8
+                asker = Asker(
+                    generator,
+                    self.models.judge,
+                    journal,
+                    batch_size=len(entries),
+                    concurrency=concurrency,
+                    on_progress=self.on_progress,
+                )
+
+            def ask(requests: Sequence[Any]) -> Sequence[Any]:
+                if asker is None:
+                    raise PlamoError("a recipe needs a model: add generator to the config")
+                return asker(requests)
+
+            outcomes: list[dict[str, Any]] = [{} for _ in entries]
+            for i, outcome in drive([self._requests(entry) for entry in entries], ask):
+                entry = entries[i]
+                if isinstance(outcome, RequestError):
+                    count = attempts.get(entry.id, 0) + 1
+                    outcome = {"failed": outcome.reason, "attempts": count}
+                outcomes[i] = {"id": entry.id, "recipe": entry.recipe, **outcome}
+        lines = [{"key": self._key(name)}, *outcomes]
+        text = "".join(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n" for line in lines)
+        write_whole(folder / DONE, text.encode("utf-8", "surrogatepass"))
+
+    def _requests(self, entry: Entry) -> Generator[Any, Any, dict[str, Any]]:
+        """Yield the requests of an entry, and return its outcome."""
+        recipe, usage = self.recipes[entry.recipe], _UsageCounter(self.config)
+        drafts = yield from usage.counted(recipe.requests(entry.seed, entry.sample, entry.random(self.config.seed)))
+        if isinstance(drafts, Refusal):
+            return {"records": [], "refused": [drafts.reason], "spent": dataclasses.asdict(usage.total())}
+        records, refused = [], []
+        for number, draft in enumerate(drafts):
+            id = digest([entry.id, number])
+            verified = yield from usage.counted(
+                verify(
+                    id,
+                    draft,
+                    entry.seed,
+                    recipe.verify,
+                    language=recipe.language,
+                    random_seed=self.config.seed,
+                    allow_unisolated_code=self.config.allow_unisolated_code,
+                )
+            )
+            if isinstance(verified, Refusal):
+                refused.append(verified.reason)
+            else:
+                records.append((id, verified))
+        spent = usage.total()
+        return {
+            # The first record carries the usage of the entry, so that sums over records are right.
+            "records": [
+                self._record(id, entry, recipe, one.draft, spent if i == 0 else Usage(), one.scores, one.verdicts)
+                for i, (id, one) in enumerate(records)
+            ],
+            "refused": refused,
+            "spent": dataclasses.asdict(spent),
+        }
+
+    def _record(
+        self,
+        id: str,
+        entry: Entry,
+        recipe: Recipe,
+        draft: Draft,
+        usage: Usage,
+        scores: Mapping[str, float],
+        verdicts: Mapping[str, bool],
+    ) -> dict[str, Any]:
+        seed: Seed = entry.seed
+        record = Record(
+            id=id,
+            language=recipe.language,
+            kind=recipe.kind,
+            sources=seed.sources,
+            recipe=RecipeStamp(recipe.name, recipe.version, recipe.prompt_sha256),
+            generator=self._stamp(recipe),
+            sampling=recipe.sampling,
+            seed=self.config.seed,
+            sample=entry.sample,
+            usage=usage,
+            license="unknown",  # The stage `licenses` composes it.
+            generation=seed.generation + 1,
+            text=draft.text,
+            messages=draft.messages,
+            scores=scores,
+            verdicts=verdicts,
+            parents=(seed.id,) if seed.generation else (),
+            fields=draft.fields,
+        )
+        return json.loads(json.dumps(record.to_json()))
+
+    def _stamp(self, recipe: Recipe) -> GeneratorStamp:
+        """Return the provenance of a recipe's records. The outputs of rule-based recipes are works of this package."""
+        if not recipe.uses_model or self.models.generator is None or self.config.generator is None:
+            return GeneratorStamp(f"plamo2-jax recipe {recipe.name}", recipe.version, "Apache-2.0")
+        description, config = self.models.generator.description, self.config.generator
+        fingerprint = description.get("fingerprint") or digest(dict(description))
+        return GeneratorStamp(str(description.get("model", "model")), str(fingerprint), config.license)
+
+
+class _UsageCounter:
+    """Sums what the responses to the requests of an entry cost."""
+
+    def __init__(self, config: SynthConfig):
+        self._config, self._spent = config, Spending()
+
+    def counted(self, generator: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        """Yield the requests of a generator, and count their responses."""
+        try:
+            request = next(generator)
+            while True:
+                responses: Sequence[ChatResponse] = yield request
+                prices = self._config.judge if isinstance(request, JudgeRequest) else self._config.generator
+                self._spent.add(responses, prices or GeneratorConfig())
+                request = generator.send(responses)
+        except StopIteration as end:
+            return end.value
+
+    def total(self) -> Usage:
+        """Return the sums. Times are not part of them, because they differ between two runs."""
+        spent = self._spent
+        return Usage(spent.prompt_tokens, spent.completion_tokens, 0.0, round(spent.cost, 9))
+
+
+def spent_in_journals(units: Path, config: SynthConfig) -> Spending:
+    """Return what all stored responses cost, by the prices of the generator."""
+    total, prices = Spending(), config.generator or GeneratorConfig()
+    for path in sorted(units.glob(f"*/{JOURNAL}")):
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    entry = json.loads(line)
+                    counts = request_json.token_counts(entry)
+                except (ValueError, TypeError, AttributeError, IndexError):
+                    break  # A line that a worker is writing.
+                total.requests += 1
+                total.count(counts["prompt"], counts["generated"], prices)
+    return total
