@@ -38,11 +38,11 @@ def mamba_step(
     segment_ids: Int[Array, " b"],
     continues: Bool[Array, " b"],
     weights: MambaWeights,
-    conv: Float[Array, "b past h p"],
+    conv: Float[Array, "b lead h p"],
     ssm: Float[Array, "b h p n"],
     *,
     epsilon: float,
-) -> tuple[Float[Array, "b h p"], Float[Array, "b past h p"], Float[Array, "b h p n"]]:
+) -> tuple[Float[Array, "b h p"], Float[Array, "b lead h p"], Float[Array, "b h p n"]]:
     """Compute the mixer between its projections of the input and of the output, for one token of each row.
 
     x = silu(convolution of x); B, C, dt = RMS norms of projections of x, dt = softplus(dt_up dt + dt_bias);

@@ -234,6 +234,8 @@ def test_the_list_has_sources_and_licences(capsys):
         ([], "there is nothing to evaluate"),
         (["--tasks", "ruler"], "the model is missing"),
         (["m", "--tasks", "hellaswag"], "the task 'hellaswag' is unknown"),
+        (["m", "--tasks", "jmmul"], "the task 'jmmul' is unknown: did you mean jmmlu?"),
+        (["http://localhost", "--heldout", "ja=x"], "--heldout is not allowed with the server http://localhost"),
         (["m", "--tasks", "jmmlu"], "add --path jmmlu=PATH"),
         (["m", "--tasks", "ruler", "--path", "jmmlu=x"], "--path names jmmlu, which is not one of --tasks ruler"),
         (["m", "--tasks", "ruler", "--path", "x"], "--path x names no task"),

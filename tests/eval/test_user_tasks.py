@@ -96,7 +96,10 @@ def test_character_f1():
         ({"choices": []}, "at least two templates"),
         ({"choices": ["{{ a }}"]}, "rows.jsonl, line 1 has 1 choices"),
         ({"target": "C"}, "the target 'C' of rows.jsonl, line 1 is no choice"),
-        ({"prompt": "{{ question }}"}, "the template `prompt` fails for rows.jsonl, line 1: 'question' is undefined"),
+        (
+            {"prompt": "{{ question }}"},
+            "the template `prompt` fails for rows.jsonl, line 1: 'question' is undefined. The record has the ",
+        ),
         ({"prompt": "{{ q"}, "the template `prompt` cannot be compiled"),
         ({"prompt": "{{ q.__class__.__mro__ }}"}, "access to attribute '__class__'"),
         ({"shots": 3}, "too few records for shots=3"),

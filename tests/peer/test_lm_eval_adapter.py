@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from plamo2_jax import models
+from plamo2_jax import checkpoint, models
+from plamo2_jax.cli.main import main
 from plamo2_jax.data.documents import Document
 from plamo2_jax.data.in_memory import TokenizedText
 from plamo2_jax.engine.generator import Generator
@@ -291,3 +292,27 @@ def test_stored_responses_are_not_asked_again(adapter, local, tmp_path):
     assert logprobs(results[0]) == logprobs(results[1])
     with pytest.raises(PlamoError, match="lm-evaluation-harness has no task 'chioce'"):
         adapter.evaluate(counting, ["chioce"], include_path=str(tmp_path))
+
+
+def test_the_verb_writes_results_that_can_be_compared(adapter, model, params, tokenizer, tmp_path, capsys):
+    checkpoint.save_model(tmp_path / "model", model.config, params, tokenizer)
+    write_task(tmp_path, "choice", questions("?")[:6], **CHOICE)
+    command = ["evaluate", str(tmp_path / "model"), "--lm-eval", "choice", "--include-path", str(tmp_path)]
+    for output in ("a", "b"):
+        assert main([*command, "--limit", "4", "--output", str(tmp_path / output)]) == 0
+    assert "lm-eval-choice  acc" in capsys.readouterr().out
+    result = json.loads((tmp_path / "a" / "lm-eval-choice" / "result.json").read_text())
+    assert (result["n"], len(result["provenance"]["data_sha256"])) == (4, 64)
+    assert result["model"]["fingerprint"]
+    assert "lm-eval-choice" in (tmp_path / "a" / "report.html").read_text()
+    # The journal has all responses, so a second run writes the same answers.
+    answers = (tmp_path / "a" / "lm-eval-choice" / "answers.jsonl").read_bytes()
+    entries = (tmp_path / "a" / "lm_eval_journal.jsonl").read_bytes()
+    assert main([*command, "--limit", "4", "--output", str(tmp_path / "a")]) == 0
+    assert (tmp_path / "a" / "lm-eval-choice" / "answers.jsonl").read_bytes() == answers
+    assert (tmp_path / "a" / "lm_eval_journal.jsonl").read_bytes() == entries
+    capsys.readouterr()
+    assert main(["evaluate", "--compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert "+0.0000" in capsys.readouterr().out
+    assert main([*command[:3], "nothing", *command[4:], "--output", str(tmp_path / "c")]) == 2
+    assert "lm-evaluation-harness has no task 'nothing'" in capsys.readouterr().err

@@ -172,7 +172,9 @@ def test_hojichar_is_an_extra():
     try:
         import hojichar  # noqa: F401
     except ImportError:
-        with pytest.raises(PlamoError, match=r"needs the package hojichar: run pip install 'plamo2-jax\[hojichar\]'"):
+        with pytest.raises(
+            PlamoError, match=r"needs the package hojichar: install this project with the extra hojichar"
+        ):
             list(filter_hojichar([record("a", GOOD)], {"DiscardAdultContentJa": {}}, StageReport()))
 
 

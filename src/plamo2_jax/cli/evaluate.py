@@ -151,6 +151,10 @@ def main(argv: list[str]) -> int:
         raise PlamoError(
             "the model is missing: give it as the first argument, such as plamo2 evaluate runs/demo --tasks ..."
         )
+    if options.heldout and options.model.startswith(("http://", "https://")):
+        raise PlamoError(
+            f"--heldout is not allowed with the server {options.model}: it must be a model folder. A server can answer --tasks"
+        )
     status, output = 0, options.output
     if options.tasks:
         from plamo2_jax.cli.evaluate_tasks import output_folder, run_tasks

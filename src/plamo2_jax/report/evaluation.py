@@ -104,9 +104,10 @@ def _bar(score: Any, error: Any, chance: Any) -> dict[str, float] | None:
     """Return the positions of a bar in percent; None if the score is not a share."""
     if not isinstance(score, int | float) or not 0 <= score <= 1:
         return None
-    margin = _NORMAL * error if isinstance(error, int | float) else 0.0
-    low, high = max(0.0, score - margin), min(1.0, score + margin)
-    bar = {"value": 100 * score, "low": 100 * low, "width": 100 * (high - low)}
+    bar = {"value": 100 * score}
+    if isinstance(error, int | float):
+        low, high = max(0.0, score - _NORMAL * error), min(1.0, score + _NORMAL * error)
+        bar |= {"low": 100 * low, "width": 100 * (high - low)}
     if isinstance(chance, int | float) and 0 <= chance <= 1:
         bar["chance"] = 100 * chance
     return bar

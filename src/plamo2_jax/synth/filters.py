@@ -215,7 +215,8 @@ def _hojichar_filters(config: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
         from hojichar import Compose, Filter, document_filters
     except ImportError:
         raise PlamoError(
-            "the filter hojichar needs the package hojichar: run pip install 'plamo2-jax[hojichar]', or remove the filter"
+            "the filter hojichar needs the package hojichar: install this project with the extra hojichar, as in "
+            "pip install '.[hojichar]', or remove the filter"
         ) from None
     known = {name for name, kind in vars(document_filters).items() if _is_filter(kind, Filter)}
     found = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib
 
 from plamo2_jax.errors import PlamoError
@@ -111,7 +112,7 @@ TASKS: dict[str, TaskInfo] = {
         "rules",
         "Conversations whose answers are checked by rules (language, length, form): mean over the rules.",
         "that of your prompts",
-        source="plamo2 data instructions (heldout.jsonl), or your own JSON lines with messages and rules",
+        source="plamo2 data instructions (heldout.jsonl) or JSON lines of your own with messages and rules",
     ),
     "phonebook": TaskInfo(
         "retrieval",
@@ -134,11 +135,13 @@ def open_task(name: str, options: TaskOptions) -> Task:
         PlamoError: the task is unknown, or its data is missing or malformed.
     """
     if name not in TASKS:
-        raise PlamoError(f"the task {name!r} is unknown: plamo2 evaluate --list shows the tasks")
+        close = difflib.get_close_matches(name, TASKS, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise PlamoError(f"the task {name!r} is unknown: {hint}plamo2 evaluate --list shows the tasks")
     info = TASKS[name]
     if info.source is not None and options.path is None:
         raise PlamoError(
-            f"the task {name} needs data that is not part of this package (licence: {info.licence}): get it from {info.source} "
+            f"the task {name} needs data that is not part of this package (licence: {info.licence}): get it from {info.source}, "
             f"and add --path {name}=PATH"
         )
     return importlib.import_module(f"{__name__}.{info.module}").open(name, options)

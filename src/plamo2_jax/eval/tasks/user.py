@@ -387,7 +387,14 @@ class UserTask:
         except (
             Exception
         ) as error:  # A template is a program. Any exception is a fault of the template or of the record.
-            raise PlamoError(f"task {self.name}: the template `{name}` fails for {where}: {str(error)[:200]}") from None
+            hint = (
+                f". The record has the fields {', '.join(map(str, fields))}"[:200]
+                if isinstance(error, jinja2.UndefinedError)
+                else ""
+            )
+            raise PlamoError(
+                f"task {self.name}: the template `{name}` fails for {where}: {str(error)[:200]}{hint}"
+            ) from None
 
 
 @dataclasses.dataclass(frozen=True)
