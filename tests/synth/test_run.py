@@ -21,6 +21,7 @@ from plamo2_jax.synth.fields import read_fields
 from plamo2_jax.synth.lease import lease
 from plamo2_jax.synth.plan import read_unit
 from plamo2_jax.synth.seeds import segments
+from plamo2_jax.synth.units import spent_in_journals
 from support.endpoint_server import Server
 
 RECIPE = """
@@ -37,6 +38,28 @@ steps:
     parse: {name: passage}
 drafts:
   - text: "{{ steps.answer }}"
+"""
+
+TWO_STEPS = """
+name: facts
+version: "1"
+language: ja
+kind: text
+source: fields
+fields: [topic]
+steps:
+  - name: first
+    chat: ["{{ fields.topic }}について書いてください。"]
+    max_new_tokens: 50
+    parse: {name: passage}
+  - name: second
+    chat: ["続けてください。{{ steps.first }}"]
+    max_new_tokens: 50
+    parse: {name: passage}
+drafts:
+  - text: "{{ steps.second }}"
+verify:
+  - judge: {least: 0}
 """
 
 
@@ -261,7 +284,7 @@ def test_a_rate_is_shared_halved_and_restored(tmp_path):
     rates[0].acquire()
 
 
-def test_a_lease_is_exclusive_and_taken_over_when_its_host_is_silent(tmp_path, monkeypatch):
+def test_a_lease_is_exclusive_and_taken_over_when_its_host_is_silent(tmp_path):
     with lease(tmp_path, host="a") as first:
         assert first
         results = []
@@ -275,10 +298,51 @@ def test_a_lease_is_exclusive_and_taken_over_when_its_host_is_silent(tmp_path, m
         assert not taken
     old = time.time() - 1000
     os.utime(tmp_path / "lease.json", (old, old))
-    monkeypatch.setattr("plamo2_jax.synth.lease._SETTLE", 0.0)
     with lease(tmp_path, host="a") as taken:
         assert taken
     assert not (tmp_path / "lease.json").exists()
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_of_several_hosts_without_common_locks_one_takes_a_lease(tmp_path, monkeypatch, stale):
+    monkeypatch.setattr("fcntl.flock", lambda *_: None)
+    for trial in range(10):
+        folder, start, release = tmp_path / str(trial), threading.Barrier(4), threading.Barrier(4)
+        folder.mkdir()
+        if stale:
+            (folder / "lease.json").write_text('{"host": "dead", "token": "x"}')
+            os.utime(folder / "lease.json", (1, 1))
+        taken = []
+
+        def work(host, folder=folder, start=start, release=release, taken=taken):
+            start.wait()
+            with lease(folder, host=host) as mine:
+                taken.append(mine)
+                release.wait()
+
+        threads = [threading.Thread(target=work, args=(f"host{i}",)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sum(taken) <= 1
+        assert stale or sum(taken) == 1
+
+
+def test_the_spending_of_failed_entries_and_of_the_judge_is_counted(folder, server):
+    (folder / "facts.yaml").write_text(TWO_STEPS, encoding="utf-8")
+    judge = {"model": "j", "url": server.url, "price_completion": 3e6, "max_retries": 0}
+    server.troubles = {"続けてください": [400]}
+    path = write_config(folder, server, judge=judge, recipes=[{"name": "facts.yaml", "seeds": 4}])
+    assert main(["synth", path]) == 1
+    config = read_config(folder / path)
+    made = report(folder)["generate"]
+    assert sum(made["failed"].values()) == 1
+    spent = spent_in_journals(folder / "out/units", config)
+    # All first steps are paid, the one of the failed entry, too. A judge that gives no score is asked three times.
+    assert spent.requests == 4 + (3 + 1) + 3 * 3
+    assert made["spent"]["cost"] == pytest.approx(spent.cost)
+    assert made["spent"]["completion_tokens"] == spent.completion_tokens < spent.cost
 
 
 def test_segments_end_where_paragraphs_end():

@@ -108,7 +108,7 @@ class Asker:
         responses = send(model, kind, [batch[key] for key in asked])
         seconds = round((time.monotonic() - begin) / len(asked), 4)
         entries = [
-            request_json.response_entry(key, one, seconds=seconds, batch=name)
+            request_json.response_entry(key, one, seconds=seconds, batch=name, **_judged(kind))
             for key, one in zip(asked, responses, strict=True)
         ]
         self._keep([entry for entry in entries if entry["id"] in missing])
@@ -120,7 +120,7 @@ class Asker:
             begin = time.monotonic()
             (response,) = send(model, kind, [requests[key]])
             seconds = round((time.monotonic() - begin) / self._concurrency, 4)
-            self._keep([request_json.response_entry(key, response, seconds=seconds)])
+            self._keep([request_json.response_entry(key, response, seconds=seconds, **_judged(kind))])
             self._count_failures(response)
 
         if not requests:
@@ -166,6 +166,11 @@ class Asker:
     def seconds(self) -> float:
         """Return the time in which the models answered all requests so far, in this and earlier runs."""
         return round(sum(entry["seconds"] for entry in self.used.values()), 1)
+
+
+def _judged(kind: str) -> dict[str, bool]:
+    """Return a field of the entries of the judge, whose responses may have another price."""
+    return {"judge": True} if kind == "judge" else {}
 
 
 def send(model: ChatModel, kind: str, requests: Sequence[Request]) -> Sequence[Responses | RequestError]:

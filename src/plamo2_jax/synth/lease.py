@@ -19,7 +19,7 @@ from pathlib import Path
 
 STALE = 120.0
 """Seconds without a sign of life after which the lease of another host is taken over."""
-_BEAT, _SETTLE = 15.0, 2.0
+_BEAT = 15.0
 
 
 @contextlib.contextmanager
@@ -41,20 +41,17 @@ def lease(folder: Path, *, host: str | None = None) -> Iterator[bool]:
             yield False
             return
         owner = _owner(path)
-        elsewhere = owner is not None and owner.get("host") != host
-        if elsewhere and _age(path) < STALE:
+        if owner is not None and owner.get("host") != host and _age(path) < STALE:
             yield False
             return
-        content = json.dumps({"host": host, "process": os.getpid(), "token": token}).encode()
-        _replace(path, content)
-        if elsewhere:
-            # Of two hosts that take over at the same time, the later write stays.
-            time.sleep(_SETTLE)
-            if (_owner(path) or {}).get("token") != token:
-                yield False
-                return
+        if owner is not None and not _remove(path, owner):
+            yield False
+            return
+        if not _create(path, {"host": host, "process": os.getpid(), "token": token}):
+            yield False
+            return
         ended = threading.Event()
-        beat = threading.Thread(target=_beat, args=(path, ended), daemon=True)
+        beat = threading.Thread(target=_beat, args=(path, token, ended), daemon=True)
         beat.start()
         try:
             yield True
@@ -67,10 +64,43 @@ def lease(folder: Path, *, host: str | None = None) -> Iterator[bool]:
         os.close(lock)
 
 
-def _beat(path: Path, ended: threading.Event) -> None:
+def _beat(path: Path, token: str, ended: threading.Event) -> None:
     while not ended.wait(_BEAT):
+        # A worker that was suspended for long may have lost its lease.
+        if (_owner(path) or {}).get("token") != token:
+            return
         with contextlib.suppress(OSError):
             os.utime(path)
+
+
+def _create(path: Path, content: dict) -> bool:
+    """Create the file; return False if it exists. A link is atomic on shared file systems, too."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    partial.write_text(json.dumps(content))
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        return False
+    finally:
+        partial.unlink()
+    return True
+
+
+def _remove(path: Path, owner: dict) -> bool:
+    """Remove the file of a dead owner; return False if another worker was faster."""
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.stale")
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return False
+    if _owner(aside) != owner:
+        # Another worker took the lease after this one had read it: give it back.
+        with contextlib.suppress(FileExistsError):
+            os.link(aside, path)
+        aside.unlink()
+        return False
+    aside.unlink()
+    return True
 
 
 def _owner(path: Path) -> dict | None:
@@ -86,9 +116,3 @@ def _age(path: Path) -> float:
         return time.time() - path.stat().st_mtime
     except OSError:
         return STALE
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    partial.write_bytes(content)
-    os.replace(partial, path)

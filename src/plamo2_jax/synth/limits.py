@@ -18,6 +18,7 @@ from plamo2_jax.synth.config import GeneratorConfig, LimitsConfig
 
 _SLOWEST = 1 / 64
 _RECOVERY = 10.0  # Seconds between changes of the rate.
+_REFRESH = 5.0  # Seconds between readings of what other workers spend.
 
 
 class BudgetSpent(PlamoError):
@@ -56,17 +57,25 @@ class Spending:
 class Budget:
     """What was spent by all starts and workers, against the limits.
 
+    What other workers spend is read again every few seconds, so together they may exceed a limit by what they spend in this time and by the
+    requests in flight.
+
     Args:
         limits: the limits.
-        spent: what earlier requests cost.
+        stored: returns what all stored responses cost.
     """
 
-    def __init__(self, limits: LimitsConfig, spent: Spending):
-        self.limits, self.spent = limits, spent
+    def __init__(self, limits: LimitsConfig, stored: Callable[[], Spending]):
+        self.limits, self._stored = limits, stored
+        self.spent = stored()
         self._lock, self._start = threading.Lock(), time.monotonic()
+        self._refreshed = self._start
 
     def check(self) -> None:
         """Raise `BudgetSpent` if a limit is reached."""
+        with self._lock:
+            if time.monotonic() - self._refreshed >= _REFRESH:
+                self.refresh()
         limits, spent = self.limits, self.spent
         tokens, seconds = spent.prompt_tokens + spent.completion_tokens, time.monotonic() - self._start
         for name, value in (("max_tokens", tokens), ("max_cost", spent.cost), ("max_seconds", seconds)):
@@ -75,6 +84,11 @@ class Budget:
                 raise BudgetSpent(
                     f"limits.{name}={limit:g} is reached ({value:g}): raise it and run the command again to go on"
                 )
+
+    def refresh(self) -> None:
+        """Read what all workers have spent. Attempts that were repeated are known for this worker only."""
+        self.spent = dataclasses.replace(self._stored(), repeated=self.spent.repeated)
+        self._refreshed = time.monotonic()
 
     def add(self, responses: Any, config: GeneratorConfig) -> None:
         """Count the responses to one request."""

@@ -36,7 +36,7 @@ from plamo2_jax.synth.recipe import Recipe
 from plamo2_jax.synth.recipe_files import open_recipe
 from plamo2_jax.synth.seeds import document_seeds
 from plamo2_jax.synth.stage import StageReport
-from plamo2_jax.synth.units import Models, UnitRunner, spent_in_journals
+from plamo2_jax.synth.units import JournalSpending, Models, UnitRunner
 from plamo2_jax.synth.verify import needs_judge
 
 _POLL = 0.5
@@ -80,10 +80,10 @@ def generate(config: SynthConfig, recipes: Mapping[str, Recipe], *, wait: bool =
         names = write_plan(config, recipes, plan)
     units.mkdir(exist_ok=True)
     uses_model = any(recipe.uses_model for recipe in recipes.values())
-    budget = Budget(config.limits, spent_in_journals(units, config))
+    budget = Budget(config.limits, JournalSpending(units, config))
     opened: list[models.ChatModel] = []
 
-    def open_model(settings: GeneratorConfig | None) -> models.ChatModel | None:
+    def open_model(role: str, settings: GeneratorConfig | None) -> models.ChatModel | None:
         if settings is None or not uses_model:
             return None
         fields = {field.name for field in dataclasses.fields(models.ChatModelConfig)}
@@ -91,11 +91,11 @@ def generate(config: SynthConfig, recipes: Mapping[str, Recipe], *, wait: bool =
         opened.append(models.open(plain))
         rate = None
         if config.limits.requests_per_minute is not None and opened[-1].parallel:
-            rate = Rate(config.output / ".rate.json", config.limits.requests_per_minute)
+            rate = Rate(config.output / f".rate-{role}.json", config.limits.requests_per_minute)
         return LimitedModel(opened[-1], settings, budget, rate)
 
     try:
-        both = Models(open_model(config.generator), open_model(config.judge))
+        both = Models(open_model("generator", config.generator), open_model("judge", config.judge))
         if opened and both.generator is not None:
             recipes = {name: open_recipe(name, model=opened[0]) for name in recipes}
         with tqdm(total=len(names), desc="units", unit="unit") as progress:
@@ -113,6 +113,7 @@ def generate(config: SynthConfig, recipes: Mapping[str, Recipe], *, wait: bool =
                         break
                     time.sleep(_POLL)
                 left = busy
+        budget.refresh()
         return dataclasses.asdict(budget.spent)
     finally:
         for model in opened:
@@ -192,13 +193,13 @@ class _Made:
             for outcome in runner.outcomes(name):
                 self.entries += 1
                 counts = self.by_recipe.setdefault(outcome["recipe"], collections.Counter())
+                self.spent.update(outcome["spent"])
                 if "failed" in outcome:
                     self.failed[outcome["failed"]] += 1
                     counts["failed"] += 1
                     continue
                 counts.update(records=len(outcome["records"]), refused=len(outcome["refused"]))
                 self.refused.update(f"{outcome['recipe']}: {reason}" for reason in outcome["refused"])
-                self.spent.update(outcome["spent"])
                 yield from outcome["records"]
 
     def to_json(self) -> dict[str, Any]:

@@ -107,8 +107,10 @@ class UnitRunner:
 
     def _work(self, name: str) -> None:
         folder, entries = self.units / name, read_unit(self.plan, name)
-        _, stored = self._stored(name)
-        attempts = {one["id"]: one["attempts"] for one in stored if "failed" in one}
+        head, stored = self._stored(name)
+        if head is None or head["key"] != self._key(name):
+            stored = []
+        failed = {one["id"]: one for one in stored if "failed" in one}
         with contextlib.ExitStack() as stack:
             journal = Journal(folder / JOURNAL, request_json.is_entry)
             stack.callback(journal.close)
@@ -130,23 +132,29 @@ class UnitRunner:
                     raise PlamoError("a recipe needs a model: add generator to the config")
                 return asker(requests)
 
-            outcomes: list[dict[str, Any]] = [{} for _ in entries]
-            for i, outcome in drive([self._requests(entry) for entry in entries], ask):
-                entry = entries[i]
+            given_up = {id for id, one in failed.items() if one["attempts"] >= self.config.limits.attempts}
+            open_entries = [entry for entry in entries if entry.id not in given_up]
+            counters = [_UsageCounter(self.config) for _ in open_entries]
+            found = {id: failed[id] for id in given_up}
+            generators = [self._requests(entry, usage) for entry, usage in zip(open_entries, counters, strict=True)]
+            for i, outcome in drive(generators, ask):
+                entry = open_entries[i]
                 if isinstance(outcome, RequestError):
-                    count = attempts.get(entry.id, 0) + 1
+                    count = failed[entry.id]["attempts"] + 1 if entry.id in failed else 1
                     outcome = {"failed": outcome.reason, "attempts": count}
-                outcomes[i] = {"id": entry.id, "recipe": entry.recipe, **outcome}
+                spent = dataclasses.asdict(counters[i].total())
+                found[entry.id] = {"id": entry.id, "recipe": entry.recipe, **outcome, "spent": spent}
+        outcomes = [found[entry.id] for entry in entries]
         lines = [{"key": self._key(name)}, *outcomes]
         text = "".join(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n" for line in lines)
         write_whole(folder / DONE, text.encode("utf-8", "surrogatepass"))
 
-    def _requests(self, entry: Entry) -> Generator[Any, Any, dict[str, Any]]:
+    def _requests(self, entry: Entry, usage: _UsageCounter) -> Generator[Any, Any, dict[str, Any]]:
         """Yield the requests of an entry, and return its outcome."""
-        recipe, usage = self.recipes[entry.recipe], _UsageCounter(self.config)
+        recipe = self.recipes[entry.recipe]
         drafts = yield from usage.counted(recipe.requests(entry.seed, entry.sample, entry.random(self.config.seed)))
         if isinstance(drafts, Refusal):
-            return {"records": [], "refused": [drafts.reason], "spent": dataclasses.asdict(usage.total())}
+            return {"records": [], "refused": [drafts.reason]}
         records, refused = [], []
         for number, draft in enumerate(drafts):
             id = digest([entry.id, number])
@@ -173,7 +181,6 @@ class UnitRunner:
                 for i, (id, one) in enumerate(records)
             ],
             "refused": refused,
-            "spent": dataclasses.asdict(spent),
         }
 
     def _record(
@@ -242,17 +249,45 @@ class _UsageCounter:
         return Usage(spent.prompt_tokens, spent.completion_tokens, 0.0, round(spent.cost, 9))
 
 
+class JournalSpending:
+    """What the stored responses of all workers cost. Only the lines that are new since the last call are read.
+
+    Args:
+        units: folder of the units.
+        config: the configuration, with the prices.
+    """
+
+    def __init__(self, units: Path, config: SynthConfig):
+        self._units = units
+        self._prices = {False: config.generator or GeneratorConfig(), True: config.judge or GeneratorConfig()}
+        self._read: dict[Path, int] = {}
+        self._total = Spending()
+
+    def __call__(self) -> Spending:
+        """Return the sums."""
+        for path in sorted(self._units.glob(f"*/{JOURNAL}")):
+            start = self._read.get(path, 0)
+            if path.stat().st_size <= start:
+                continue
+            with path.open("rb") as file:
+                file.seek(start)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break  # A worker is writing it.
+                    self._read[path] = self._read.get(path, 0) + len(line)
+                    self._count(line)
+        return dataclasses.replace(self._total)
+
+    def _count(self, line: bytes) -> None:
+        try:
+            entry = json.loads(line)
+            counts = request_json.token_counts(entry)
+        except (ValueError, TypeError, AttributeError, IndexError):
+            return  # The journal's reader cuts such a line off.
+        self._total.requests += 1
+        self._total.count(counts["prompt"], counts["generated"], self._prices[bool(entry.get("judge"))])
+
+
 def spent_in_journals(units: Path, config: SynthConfig) -> Spending:
-    """Return what all stored responses cost, by the prices of the generator."""
-    total, prices = Spending(), config.generator or GeneratorConfig()
-    for path in sorted(units.glob(f"*/{JOURNAL}")):
-        with path.open("rb") as file:
-            for line in file:
-                try:
-                    entry = json.loads(line)
-                    counts = request_json.token_counts(entry)
-                except (ValueError, TypeError, AttributeError, IndexError):
-                    break  # A line that a worker is writing.
-                total.requests += 1
-                total.count(counts["prompt"], counts["generated"], prices)
-    return total
+    """Return what all stored responses cost."""
+    return JournalSpending(units, config)()
