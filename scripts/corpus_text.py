@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from corpus_html import CJK, Block
 
 from plamo2_jax.data.boilerplate import line_key
-from plamo2_jax.data.dedup import squeeze
+from plamo2_jax.data.minhash import squeeze
 
 Page = list[Block]
 Pages = dict[tuple[str, str], Page]  # (language, pair key) -> blocks

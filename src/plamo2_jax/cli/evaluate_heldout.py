@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from plamo2_jax.errors import PlamoError
 
 if TYPE_CHECKING:
-    from plamo2_jax.cli.evaluate import EvaluateOptions
+    from plamo2_jax.cli.evaluate_options import EvaluateOptions
     from plamo2_jax.eval.heldout import HeldOutSet
     from plamo2_jax.tokenizer.tokenizer import Tokenizer
 

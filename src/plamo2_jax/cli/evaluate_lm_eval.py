@@ -10,7 +10,7 @@ from plamo2_jax.cli.evaluate_tasks import open_model, results_table
 from plamo2_jax.errors import PlamoError
 
 if TYPE_CHECKING:
-    from plamo2_jax.cli.evaluate import EvaluateOptions
+    from plamo2_jax.cli.evaluate_options import EvaluateOptions
 
 
 def run_lm_eval(options: EvaluateOptions, folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from plamo2_jax.errors import PlamoError
 
 if TYPE_CHECKING:
-    from plamo2_jax.cli.evaluate import EvaluateOptions
+    from plamo2_jax.cli.evaluate_options import EvaluateOptions
 
 
 def score_stored(options: EvaluateOptions) -> None:

@@ -15,7 +15,7 @@ from plamo2_jax.eval.task import Task, TaskOptions
 from plamo2_jax.eval.tasks import TASKS, open_task
 
 if TYPE_CHECKING:
-    from plamo2_jax.cli.evaluate import EvaluateOptions
+    from plamo2_jax.cli.evaluate_options import EvaluateOptions
     from plamo2_jax.models import ChatModel
 
 # A local model checks its own maximum length. This limit bounds the memory that one prompt may need.

@@ -6,17 +6,11 @@ Tasks are in `plamo2_jax.eval`, which is built on this package. So the train loo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-import jax
-
-from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.validation import require
-
-if TYPE_CHECKING:
-    from plamo2_jax.train.config import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +65,3 @@ class Benchmarks(Protocol):
         Returns:
             The metrics as TASK/METRIC; empty if `keep_on` returned False.
         """
-
-
-OpenBenchmarks = Callable[["RunConfig", Tokenizer, Sequence[jax.Device]], Benchmarks]
-"""Opens the tasks of a run before its first step, on its devices. Raises PlamoError if one cannot be answered."""

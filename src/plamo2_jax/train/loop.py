@@ -20,7 +20,6 @@ import jax
 
 from plamo2_jax.progress import tqdm
 from plamo2_jax.train import processes, run_folder
-from plamo2_jax.train.benchmarks import OpenBenchmarks
 from plamo2_jax.train.checkpoints import RunCheckpoints
 from plamo2_jax.train.config import RunConfig, to_json
 from plamo2_jax.train.evaluation import answer_tasks, evaluate
@@ -28,7 +27,7 @@ from plamo2_jax.train.goodput import Goodput
 from plamo2_jax.train.loss_guard import LossGuard
 from plamo2_jax.train.metrics import MetricsLog, NoLog
 from plamo2_jax.train.preemption import Preemption
-from plamo2_jax.train.prepare import prepare
+from plamo2_jax.train.prepare import OpenBenchmarks, prepare
 from plamo2_jax.train.profiler import Profiler, ProfileSteps
 from plamo2_jax.train.restore import restore, roll_back
 from plamo2_jax.train.step_metrics import StepMetrics

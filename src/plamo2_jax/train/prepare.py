@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
@@ -12,14 +12,18 @@ import jax
 
 from plamo2_jax.progress import tqdm
 from plamo2_jax.sharding.rules import process_part
+from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train import run_folder
 from plamo2_jax.train.banner import announce, compiling
-from plamo2_jax.train.benchmarks import Benchmarks, OpenBenchmarks
+from plamo2_jax.train.benchmarks import Benchmarks
 from plamo2_jax.train.build import TrainProgram, build_train_program
 from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.fork import FORKED_FROM, Fork, open_fork
 from plamo2_jax.train.run_folder import TrainingError
 from plamo2_jax.train.source import Source
+
+OpenBenchmarks = Callable[[RunConfig, Tokenizer, Sequence[jax.Device]], Benchmarks]
+"""Opens the tasks of a run before its first step, on its devices. Raises PlamoError if one cannot be answered."""
 
 
 @dataclasses.dataclass(frozen=True)
