@@ -126,7 +126,7 @@ def measure(good: list[str], bad: list[str], seed: int) -> dict[str, float]:
 def main() -> None:
     """Measure the tasks and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="Model whose text is told from real text.")
+    parser.add_argument("--model", required=True, help="Model that writes the bad texts.")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     runs: dict[str, list[dict[str, float]]] = {}

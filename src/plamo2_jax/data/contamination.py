@@ -421,7 +421,7 @@ class _Table:
         return places[self._hashes[places] == candidates]
 
     def shares(self, places: np.ndarray, least: float) -> Iterator[tuple[int, float]]:
-        """Yield the items of which at least a share of the windows are at distinct places [k], and the share."""
+        """Yield the items with at least the share `least` of their windows at the distinct places [k], and this share."""
         first = self._first[places]
         counts = self._first[places + 1] - first
         # Concatenate the ranges from `first`.

@@ -114,7 +114,8 @@ def deduplicate(
 ) -> Iterator[dict]:
     """Yield the documents that are not duplicates of an earlier one, in order, after reading all documents.
 
-    Memory: 64 MiB of documents, one block of hashes and 8 bytes a document. The rest is in temporary files.
+    Memory: 64 MiB of documents, one block of hashes, 8 bytes a document and the hashes of one part of one band. The rest is in temporary
+    files.
 
     Args:
         documents: JSON objects with "text", and "id" for the report (their index if there is none).

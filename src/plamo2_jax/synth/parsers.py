@@ -45,7 +45,7 @@ class Passage:
     """A running text. The value is the text without its prefix."""
 
     prefix: tuple[str, ...] = ()
-    """Beginnings of which the answer must have one, with or without emphasis or a heading mark. Empty: no prefix is needed."""
+    """Allowed beginnings. The answer must have one, with or without emphasis or a heading mark. Empty: any beginning."""
     least_characters: int = 1
     """Shortest text."""
     most_characters: int = LONGEST
@@ -405,7 +405,7 @@ def code_blocks(text: str) -> list[tuple[str, str]]:
 
 
 def read_number(text: str) -> str | None:
-    """Return the only number of a text in its shortest form, such as "1200" for "１，２００円", or None if it has none or several."""
+    """Return the number in a text in its shortest form, such as "1200" for "１，２００円". Return None without a number or with several."""
     text = unicodedata.normalize("NFKC", text[:200])
     text = re.sub(r"(?<=\d),(?=\d{3})", "", text).replace("\N{MINUS SIGN}", "-")
     found = re.findall(r"-?\d+(?:\.\d+)?(?:/\d+)?", text)

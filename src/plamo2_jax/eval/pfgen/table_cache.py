@@ -23,7 +23,7 @@ _MAX_BYTES = 1 << 30
 
 
 def cached_scorer(sha256: str, count: Callable[[], NgramScorer]) -> NgramScorer:
-    """Return the scorer for a question file with this hash. If the cache has none, call `count` and store the result.
+    """Return the scorer for the question file with this hash. If the cache does not have its counts, call `count` and store them.
 
     If the cache folder cannot be used, counts are not stored.
     """
