@@ -162,8 +162,8 @@ def throughput(path: Path) -> str:
     return f"""
 {table}
 
-`{content["command"]}`: Python {content["python"]}, {content["cores"]} cores, load average {content["load_average"][0]:.1f} at the end, \
-medians of {repeats} repeats.
+`{content["command"]}`: Python {content["python"]}, {content["cores"]} cores, load average {content["load_average"][0]:.1f} at the end. \
+Medians; repeats: {repeats}.
 """
 
 
