@@ -110,8 +110,9 @@ def train(
     seed: int,
     init_from: Path | None = None,
     teacher: Path | None = None,
+    **changes: object,
 ) -> Trial:
-    """Train to the end, going on where an earlier call stopped; a run that is done is read."""
+    """Train to the end, going on where an earlier call stopped; a run that is done is read. `changes` are fields of RunConfig."""
     config = RunConfig(
         name=name,
         model=model,
@@ -134,6 +135,7 @@ def train(
         checkpoint_every=max(1, steps // 2),
         evaluate_every=steps,
     )
+    config = dataclasses.replace(config, **changes)
     result = config.folder / "trial.json"
     if result.exists() and any(
         read_config(config.folder)[part] != to_json(config)[part] for part in ("model", "steps")

@@ -49,7 +49,7 @@ _ONLY_BY_VALUES: tuple[tuple[tuple[Any, ...], str], ...] = (
     ),
     ((True,), "causal is_causal qk_norm use_qk_norm use_rope use_sliding_window"),
     ((None,), "eval_attention_n_bit eval_mlp_n_bit image_feature_size quantization_config"),
-    # Inference code reads weights trained with FP8 products as plain weights.
+    # How the weights were trained. They are plain weights: a run chooses its products with RunConfig.linear_type.
     (("normal", "fp8", "fp8-retain"), "linear_type"),
 )
 _ONLY = {name: values for values, names in _ONLY_BY_VALUES for name in names.split()}

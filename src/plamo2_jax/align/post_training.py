@@ -39,7 +39,7 @@ class RecordsConfig:
 
 
 def validate_post_training(run: RunConfig, lora: LoraConfig | None) -> None:
-    """Raise PlamoError if a field of the run is for text only, or if adapters have no model."""
+    """Raise PlamoError if a field of the run is for text only or for whole models only, or if adapters have no model."""
     if run.data.long_document_tokens is not None:
         raise PlamoError(
             f"data.long_document_tokens={run.data.long_document_tokens!r} is not allowed with task={type(run.task).__name__}: it must be "
@@ -48,6 +48,11 @@ def validate_post_training(run: RunConfig, lora: LoraConfig | None) -> None:
     if lora is not None and run.init_from is None:
         raise PlamoError(
             "init_from=None is not allowed with lora: it must name the model that the adapters are added to"
+        )
+    if lora is not None and run.linear_type != "normal":
+        raise PlamoError(
+            f"linear_type={run.linear_type!r} is not allowed with lora: it must be normal, because fp8 products are for matrices that are "
+            "trained. Remove one of the two"
         )
 
 

@@ -123,6 +123,7 @@ def to_public(
 
     options = {"max_shard_bytes": max_shard_bytes, "with_code": with_code, "on_write": on_write}
     options |= {"files": files, "readme": readme}
+    options["linear_type"] = checkpoint.read_config(name.folder).get("linear_type", "normal")
     if checkpoint.is_quantized(name.folder):
         dtype = np.dtype(np.float32 if dtype is None else dtype)
         loaded = load_model(name.folder, step=name.step, ema=name.ema, quantized=True)
@@ -152,6 +153,7 @@ def write_public(
     on_write: Progress | None = None,
     files: Mapping[str, bytes] | None = None,
     readme: Callable[[ModelConfig, Mapping[str, Scheme | None] | None], bytes] | None = None,
+    linear_type: str = "normal",
 ) -> None:
     """Write parameters in memory to a folder of the public layout. The folder appears complete or not at all.
 
@@ -166,6 +168,7 @@ def write_public(
         on_write: Called after each block written with its bytes and the bytes of the whole model.
         files: Further small files by name. A chat template among them is also written into tokenizer_config.json.
         readme: Function that returns README.md for the config and the schemes of the linear layers (None if none is quantized).
+        linear_type: `RunConfig.linear_type` of the training.
 
     Raises:
         PlamoError: `output` is not empty, or the parameters do not fit the config.
@@ -175,5 +178,5 @@ def write_public(
         schemes = write_params(partial, config, params, **options)
         quantized = schemes if any(schemes.values()) else None
         small = {**(files or {}), **({} if readme is None else {CARD: readme(config, quantized)})}
-        settings = {"with_code": with_code, "schemes": quantized}
+        settings = {"with_code": with_code, "schemes": quantized, "linear_type": linear_type}
         write_small_files(partial, config, tokenizer, np.dtype(dtype), small, **settings)

@@ -30,6 +30,7 @@ def write_small_files(
     *,
     with_code: bool = False,
     schemes: Mapping[str, Scheme | None] | None = None,
+    linear_type: str = "normal",
 ) -> None:
     """Write the files of a public folder beside the weights.
 
@@ -41,10 +42,13 @@ def write_small_files(
         files: Further files by name. A chat template among them is also written into tokenizer_config.json.
         with_code: Also write Python files for `trust_remote_code=True`, and name them in `auto_map`.
         schemes: How each linear layer is quantized (`write_params`); None: the model is not quantized.
+        linear_type: Products of the training, `RunConfig.linear_type`. config.json has this key unless it is "normal".
     """
     code = remote_code.config_map() if with_code else {}
     quantization = {} if schemes is None else {QUANTIZATION: quantization_config(schemes)}
-    checkpoint.write_json(folder / CONFIG, {**config.to_hf(), "torch_dtype": dtype.name, **quantization, **code})
+    trained = {} if linear_type == "normal" else {"linear_type": linear_type}
+    values = {**config.to_hf(), **trained, "torch_dtype": dtype.name, **quantization, **code}
+    checkpoint.write_json(folder / CONFIG, values)
     checkpoint.write_json(folder / "generation_config.json", generation_config(config, tokenizer))
     if tokenizer is not None:
         tokenizer.save(folder)

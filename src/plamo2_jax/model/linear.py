@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from plamo2_jax.model.axes import Axes, map_with_axes
+from plamo2_jax.model.float8 import Float8Weight
 from plamo2_jax.model.low_rank import LowRank
 from plamo2_jax.model.outputs_first import OutputsFirst
 from plamo2_jax.model.parameters import parameter
@@ -21,14 +22,21 @@ from plamo2_jax.model.quantized import QuantizedArray
 from plamo2_kernels import native
 from plamo2_kernels.errors import ImplementationError
 from plamo2_kernels.precision import product_precision
-from plamo2_kernels.quant import MOST_FFI_ROWS, Implementation, few_rows, few_rows_product, quantized_products
+from plamo2_kernels.quant import (
+    MOST_FFI_ROWS,
+    Implementation,
+    few_rows,
+    few_rows_product,
+    float8_product,
+    quantized_products,
+)
 
 # Up to this number of tokens, parts are multiplied in one product.
 _FEW_TOKENS = 64
 INPUTS = "inputs"
 """Flax collection of the activations that `project` multiplies, by the path of the weight. `model.apply(..., mutable=[INPUTS])` returns
 them; otherwise nothing is recorded."""
-Weight = Array | OutputsFirst | QuantizedArray | LowRank
+Weight = Array | OutputsFirst | QuantizedArray | LowRank | Float8Weight
 """The types that a weight matrix may have in a parameter tree."""
 
 
@@ -121,6 +129,8 @@ def multiply(
         return _multiply_quantized(spec, x, [weight], implementation)[0].astype(dtype)
     if isinstance(weight, OutputsFirst):
         return _multiply_outputs_first(spec, x, weight, dtype, implementation)
+    if isinstance(weight, Float8Weight):
+        return _multiply_float8(spec, x, weight).astype(dtype)
     if multiplies_few_rows(spec, x, weight, implementation):
         return _multiply_few_rows(spec, x, weight).astype(dtype)
     return einsum(spec, x, weight.astype(x.dtype))
@@ -202,6 +212,13 @@ def _multiply_quantized(
     return [letters.restore(y, x, sizes) for y, sizes in zip(products, outputs, strict=True)]
 
 
+def _multiply_float8(spec: str, x: Array, weight: Float8Weight) -> Array:
+    letters = _Letters.of(spec)
+    contracted = tuple(tuple(map(operand.index, letters.inputs)) for operand in (letters.x, letters.weight))
+    y = float8_product(x, weight.values, weight.scales, contracted)
+    return y.transpose([(letters.rows + letters.outputs).index(letter) for letter in letters.result])
+
+
 def _multiply_outputs_first(
     spec: str, x: Array, weight: OutputsFirst, dtype: jnp.dtype, implementation: Implementation
 ) -> Array:
@@ -253,6 +270,8 @@ def _multiply_parts(
         # The parts are outputs.
         joined = operands.replace(",", ",P") + "->P" + result
         return tuple(multiply(joined, x, weight, implementation=implementation))
+    if isinstance(weight, Float8Weight):
+        return tuple(multiply(spec, x, weight[i]) for i in range(parts))
     if multiplies_few_rows(spec, x, weight[0], implementation):
         letters = _Letters.of(spec)
         flat = weight.reshape(parts, -1, math.prod(weight.shape[1 + len(letters.inputs) :]))

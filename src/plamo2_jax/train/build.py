@@ -15,7 +15,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from plamo2_jax.data.batch import batch_shapes
+from plamo2_jax.data.batch import Batch, batch_shapes
+from plamo2_jax.model.float8 import with_float8
 from plamo2_jax.model.plamo2 import Plamo2
 from plamo2_jax.sharding.mesh import make_mesh
 from plamo2_jax.sharding.rules import batch_sharding, param_shardings, replicated, with_shardings
@@ -25,7 +26,7 @@ from plamo2_jax.train.optimizer import make_optimizer
 from plamo2_jax.train.schedule import make_schedule
 from plamo2_jax.train.state import TrainState, state_shardings
 from plamo2_jax.train.step import TrainStep, make_step
-from plamo2_jax.train.task import TaskContext, TrainTask
+from plamo2_jax.train.task import LossFn, Metrics, TaskContext, TrainTask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,5 +116,17 @@ def build_train_program(
     shape = (config.data.batch_size, config.data.sequence_length)
     rows = batch_sharding(mesh, shape, config.accumulation)
     batch = batch_shapes(*shape, task.batch_spec, rows)
-    step = make_step(task.loss_fn, optimizer, schedule, config.accumulation, placed, config.ema_decay)
+    loss_fn = task.loss_fn
+    if config.linear_type == "fp8":
+        loss_fn = _in_float8(loss_fn, task.trainable.axes)
+    step = make_step(loss_fn, optimizer, schedule, config.accumulation, placed, config.ema_decay)
     return TrainProgram(mesh, model, task, optimizer, state, batch, step, new_state)
+
+
+def _in_float8(loss_fn: LossFn, logical_axes: Any) -> LossFn:
+    """Return a loss function that multiplies by the trained projections and MLP in 8-bit floats. Frozen models are not changed."""
+
+    def in_float8(params: Any, batch: Batch, rng: jax.Array, frozen: Any = None) -> tuple[jax.Array, Metrics]:
+        return loss_fn(with_float8(params, logical_axes), batch, rng, frozen)
+
+    return in_float8

@@ -14,6 +14,7 @@ import tyro
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.data.pipeline import DataConfig
 from plamo2_jax.model.block import Remat
+from plamo2_jax.model.float8 import LinearType
 from plamo2_jax.sharding.mesh import MeshConfig
 from plamo2_jax.sharding.rules import Strategy
 from plamo2_jax.storage import address, located
@@ -114,6 +115,9 @@ class RunConfig:
     """Number of micro-batches per update; it must divide the batch size. More micro-batches need less memory and give the same result."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """dtype of activations. Parameters, optimizer, scan state, norm statistics, softmax and loss are always float32."""
+    linear_type: LinearType = "normal"
+    """Products of a step with the projections and the MLP, named as in the public config.json. normal: in `dtype`. fp8: operands are
+    rounded to 8-bit floats, forward (e4m3) and backward (e5m2); parameters stay float32. Held-out data are measured in `dtype`."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig, metadata=FREE)
     """Device mesh. By default, parameters and rows are divided over as many devices as the number of rows allows."""
     sharding: Strategy = dataclasses.field(default="fsdp_tensor", metadata=FREE)
@@ -157,7 +161,8 @@ class RunConfig:
         require(self, "stall_seconds", 0 < self.stall_seconds < math.inf, "positive and finite")
         require(self, "dtype", self.dtype in ("bfloat16", "float32"), "bfloat16 or float32")
         forks = ("fork_data", ("continue", "restart"))
-        for name, kinds in (("remat", get_args(Remat)), ("sharding", get_args(Strategy)), forks):
+        products = ("linear_type", get_args(LinearType))
+        for name, kinds in (("remat", get_args(Remat)), ("sharding", get_args(Strategy)), products, forks):
             require(self, name, getattr(self, name) in kinds, f"one of {', '.join(kinds)}")
         divides = self.loss_chunk is None or (self.loss_chunk >= 1 and self.data.sequence_length % self.loss_chunk == 0)
         require(self, "loss_chunk", divides, f"none or a divisor of data.sequence_length={self.data.sequence_length}")

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from plamo2_jax.model import axes
+from plamo2_jax.train import int8_moments
 from plamo2_jax.validation import require
+
+StateDtype = Literal["float32", "bfloat16", "int8"]
+"""dtypes of the moments of AdamW between updates."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +38,11 @@ class OptimizerConfig:
     """Whether parameters with a vocabulary axis decay too."""
     clip_norm: float = 1.0
     """Maximum global norm of the gradients."""
-    mu_dtype: Literal["float32", "bfloat16"] = "float32"
-    """dtype of the mean of gradients between updates; bfloat16 saves 2 bytes per parameter."""
-    nu_dtype: Literal["float32", "bfloat16"] = "float32"
-    """dtype of the mean of squared gradients between updates; bfloat16 saves 2 bytes per parameter."""
+    mu_dtype: StateDtype = "float32"
+    """dtype of the mean of gradients between updates. bfloat16 saves 2 bytes per parameter. int8, in blocks with a scale each, saves almost
+    3 for matrices; other parameters stay in float32."""
+    nu_dtype: StateDtype = "float32"
+    """dtype of the mean of squared gradients between updates, as mu_dtype."""
 
     def __post_init__(self) -> None:
         require(self, "beta1", 0 <= self.beta1 < 1, "in [0, 1)")
@@ -46,10 +52,10 @@ class OptimizerConfig:
         require(self, "clip_norm", self.clip_norm > 0, "positive")
         for name, beta in (("mu_dtype", self.beta1), ("nu_dtype", self.beta2)):
             dtype = getattr(self, name)
-            require(self, name, dtype in ("float32", "bfloat16"), "float32 or bfloat16")
+            require(self, name, dtype in get_args(StateDtype), "float32, bfloat16 or int8")
             # Half a step of a bfloat16 is 1/512 to 1/256 of its value. A mean that changes by less per update would not change at all.
-            allowed = f"float32 with a beta of {beta}: bfloat16 would round its updates away"
-            require(self, name, dtype == "float32" or 1 - beta >= 1 / 128, allowed)
+            allowed = f"float32 or int8 with a beta of {beta}: bfloat16 would round its updates away"
+            require(self, name, dtype != "bfloat16" or 1 - beta >= 1 / 128, allowed)
 
 
 def decay_mask(logical_axes: Any, *, decay_embedding: bool = False) -> Any:
@@ -67,30 +73,50 @@ def make_optimizer(
     config: OptimizerConfig, schedule: Callable[[jax.Array], jax.Array], logical_axes: Any
 ) -> optax.GradientTransformation:
     """Return clipping followed by AdamW. `schedule` maps the update number to the learning rate."""
-    adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon, mu_dtype=config.mu_dtype)
+    adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
     mask = decay_mask(logical_axes, decay_embedding=config.decay_embedding)
     # The inner chain is part of the structure of the optimizer state in checkpoints.
     adamw = optax.chain(
-        _with_nu_dtype(adam, config.nu_dtype),
+        _with_stored_moments(adam, config, logical_axes),
         optax.add_decayed_weights(config.weight_decay, mask),
         optax.scale_by_learning_rate(schedule),
     )
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
 
 
-def _with_nu_dtype(adam: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:
-    """Store the second moments in another dtype between updates (optax can do this only for the first). `adam` computes in float32."""
-    if dtype == "float32":
+def _with_stored_moments(
+    adam: optax.GradientTransformation, config: OptimizerConfig, logical_axes: Any
+) -> optax.GradientTransformation:
+    """Store the moments in other dtypes between updates. optax has only bfloat16, and only for the first moment. `adam` has float32."""
+    if config.mu_dtype == config.nu_dtype == "float32":
         return adam
 
-    def cast(state: optax.ScaleByAdamState, dtype: str) -> optax.ScaleByAdamState:
-        return state._replace(nu=jax.tree.map(lambda leaf: leaf.astype(dtype), state.nu))
+    dtypes = {"mu": (config.mu_dtype, int8_moments.MEAN), "nu": (config.nu_dtype, int8_moments.MEAN_OF_SQUARES)}
+
+    def store(state: optax.ScaleByAdamState) -> optax.ScaleByAdamState:
+        def one(moments: Any, dtype: StateDtype, code: int8_moments.Code) -> Any:
+            if dtype == "int8":
+                return int8_moments.encode(code, moments, logical_axes, state.count)
+            return jax.tree.map(lambda leaf: leaf.astype(dtype), moments)
+
+        return state._replace(**{name: one(getattr(state, name), *how) for name, how in dtypes.items()})
+
+    def load(state: optax.ScaleByAdamState) -> optax.ScaleByAdamState:
+        def one(stored: Any, dtype: StateDtype, code: int8_moments.Code) -> Any:
+            if dtype == "int8":
+                return int8_moments.decode(code, stored, logical_axes)
+            return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), stored)
+
+        return state._replace(**{name: one(getattr(state, name), *how) for name, how in dtypes.items()})
 
     def init(params: Any) -> optax.ScaleByAdamState:
-        return cast(adam.init(params), dtype)
+        # Zeros instead of stored zeros, which XLA would compute for minutes while it compiles.
+        return jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(lambda: store(adam.init(params)))
+        )
 
     def update(grads: Any, state: optax.ScaleByAdamState, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
-        updates, state = adam.update(grads, cast(state, "float32"), params)
-        return updates, cast(state, dtype)
+        updates, state = adam.update(grads, load(state), params)
+        return updates, store(state)
 
     return optax.GradientTransformation(init, update)

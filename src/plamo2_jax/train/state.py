@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from plamo2_jax.sharding.rules import replicated
 
@@ -53,7 +55,22 @@ def state_shardings(abstract: TrainState, optimizer: optax.GradientTransformatio
     """
     everywhere = replicated(jax.tree.leaves(params)[0].mesh)
     opt_state = optax.tree.map_params(
-        optimizer, lambda _, sharding: sharding, abstract.opt_state, params, transform_non_params=lambda _: everywhere
+        optimizer, _fitted, abstract.opt_state, params, transform_non_params=lambda _: everywhere
     )
     ema = None if abstract.ema is None else params
     return TrainState(step=everywhere, params=params, opt_state=opt_state, rng=everywhere, ema=ema)
+
+
+def _fitted(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> NamedSharding:
+    """Return the sharding of an array of the optimizer, given that of its parameter.
+
+    Scales of blocks have the axes of the parameter, and one of them is shorter. An axis that cannot be divided then is replicated.
+    """
+    mesh, spec = sharding.mesh, sharding.spec
+    if leaf.ndim < len(spec):
+        return replicated(mesh)
+    parts = [
+        math.prod(mesh.shape[name] for name in ((over,) if isinstance(over, str) else over or ())) for over in spec
+    ]
+    fitting = (over if leaf.shape[i] % parts[i] == 0 else None for i, over in enumerate(spec))
+    return NamedSharding(mesh, PartitionSpec(*fitting))

@@ -151,5 +151,10 @@ def mask_state(
     opt_state: optax.OptState, optimizer: optax.GradientTransformation, masks: Masks, config: ModelConfig
 ) -> optax.OptState:
     """Return the optimizer state with zero moments for masked parameters, so that momentum does not move them."""
-    keep = keep_tree(masks, config)
-    return optax.tree.map_params(optimizer, lambda leaf, kept: jnp.where(kept, leaf, 0), opt_state, keep)
+
+    def zero(leaf: Array, kept: np.ndarray) -> Array:
+        # The scales of moments in int8 have another shape than the parameter. Zero codes mean zero with any scale.
+        fits = leaf.ndim == kept.ndim and all(k in (1, n) for k, n in zip(kept.shape, leaf.shape, strict=True))
+        return jnp.where(kept, leaf, 0) if fits else leaf
+
+    return optax.tree.map_params(optimizer, zero, opt_state, keep_tree(masks, config))

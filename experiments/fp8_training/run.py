@@ -1,0 +1,157 @@
+"""Train the demo's model in small with FP8 products, and with moments of AdamW in fewer bits, and compare the losses.
+
+python experiments/fp8_training/run.py            # resumes where it was stopped
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from trials import LENGTH, MODEL, ROWS, Trial, prepare, smooth, spread, train, write_results  # noqa: E402
+
+from plamo2_jax.train.optimizer import OptimizerConfig  # noqa: E402
+
+# The demo's model with half its width, and the 2048-token vocabulary of the experiments.
+SMALL = dataclasses.replace(
+    MODEL,
+    hidden_size=128,
+    num_hidden_layers=4,
+    intermediate_size=256,
+    num_key_value_heads=1,
+    mamba_num_heads=8,
+    mamba_d_state=32,
+)
+BASELINE = "float32"
+
+
+def moments(dtype: str) -> OptimizerConfig:
+    """AdamW with both moments in a dtype."""
+    return OptimizerConfig(mu_dtype=dtype, nu_dtype=dtype)
+
+
+# Fields of RunConfig that differ from the baseline.
+ARMS = {
+    BASELINE: {},
+    "fp8 products": {"linear_type": "fp8"},
+    "bfloat16 moments": {"optimizer": moments("bfloat16")},
+    "int8 moments": {"optimizer": moments("int8")},
+    "bfloat16 activations": {"dtype": "bfloat16"},
+    "bfloat16 activations, fp8 products, int8 moments": {
+        "dtype": "bfloat16",
+        "linear_type": "fp8",
+        "optimizer": moments("int8"),
+    },
+}
+
+
+def main() -> None:
+    """Train what is not trained yet, and write results, plot and README."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/fp8_training"))
+    parser.add_argument("--output", type=Path, default=HERE)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=300)
+    options = parser.parse_args()
+    prepare(options.work)
+    trials: dict[str, list[Trial]] = {name: [] for name in ARMS}
+    for seed in range(options.seeds):
+        for name, changes in ARMS.items():
+            slug = f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+            trials[name].append(train(options.work, slug, SMALL, options.steps, seed, **changes))
+            print(f"{slug}: final loss {smooth(trials[name][-1].losses)[-1]:.4f}", flush=True)
+    results = {
+        "command": "python experiments/fp8_training/run.py",
+        "machine": f"{platform.machine()} CPU, {os.cpu_count()} cores",
+        "versions": {"python": platform.python_version(), "jax": jax.__version__},
+        "model": dataclasses.asdict(SMALL),
+        "parameters": SMALL.parameter_count(),
+        "seeds": options.seeds,
+        "steps": options.steps,
+        "tokens_per_step": LENGTH * ROWS,
+        "arms": {name: figures(found, trials[BASELINE]) for name, found in trials.items()},
+    }
+    plot(trials, options.output / "loss.png")
+    write_results(options.output, results, page)
+
+
+def figures(found: list[Trial], baseline: list[Trial]) -> dict[str, list[float]]:
+    """Losses of an arm by seed, and their differences from the baseline with the same seed, in percent."""
+    measures = {
+        "final_loss": lambda trial: float(smooth(trial.losses)[-1]),
+        "mean_loss": lambda trial: statistics.mean(trial.losses),
+        "heldout": lambda trial: trial.heldout,
+    }
+    values = {name: [measure(trial) for trial in found] for name, measure in measures.items()}
+    for name, measure in measures.items():
+        pairs = zip(values[name], baseline, strict=True)
+        values[f"{name}_percent"] = [100 * (value / measure(trial) - 1) for value, trial in pairs]
+    curves = np.mean([smooth(trial.losses) for trial in found], axis=0)
+    return values | {"loss_every_10_steps": [round(float(loss), 4) for loss in curves[9::10]]}
+
+
+def plot(trials: Mapping[str, list[Trial]], path: Path) -> None:
+    """Draw the smoothed losses, and their differences from the baseline, as means over seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    curves = {name: np.mean([smooth(trial.losses) for trial in found], axis=0) for name, found in trials.items()}
+    for name, curve in curves.items():
+        steps = np.arange(1, len(curve) + 1)
+        left.plot(steps, curve, label=name)
+        right.plot(steps, 100 * (curve / curves[BASELINE] - 1))
+    left.set(xlabel="update", ylabel="nats per token, mean of 20 updates", title="training loss")
+    right.set(xlabel="update", ylabel="difference from float32 in %", title="difference")
+    for level in (-1, 1):
+        right.axhline(level, color="gray", linestyle=":")
+    figure.legend(loc="outside lower center", ncols=3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def page(results: dict) -> str:
+    """Return the README: the table from the results, and the text of notes.md."""
+    rows = []
+    for name, found in results["arms"].items():
+        percents = (
+            ""
+            if name == BASELINE
+            else f"{statistics.mean(found[key]):+.2f} % ({min(found[key]):+.2f} to {max(found[key]):+.2f})"
+            for key in ("final_loss_percent", "mean_loss_percent", "heldout_percent")
+        )
+        rows.append(f"| {name} | {spread(found['final_loss'])} | {spread(found['heldout'])} | {' | '.join(percents)} |")
+    notes = (HERE / "notes.md").read_text(encoding="utf-8")
+    question, _, conclusions = notes.partition("<!-- results -->\n")
+    return f"""{question.strip()}
+
+{results["parameters"]:,} parameters, {results["steps"]} updates of {results["tokens_per_step"]:,} tokens, {results["seeds"]} seeds; mean ±
+standard deviation. Percentages compare an arm with float32 of the same seed: mean, and smallest to largest of the seeds.
+{results["machine"]}, jax {results["versions"]["jax"]}.
+
+| arm | final loss | held-out bits per byte | final loss, difference | mean loss, difference | held-out, difference |
+|---|---|---|---|---|---|
+{chr(10).join(rows)}
+
+![training loss](loss.png)
+
+{conclusions.strip()}
+"""
+
+
+if __name__ == "__main__":
+    main()
