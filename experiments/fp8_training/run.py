@@ -48,12 +48,7 @@ ARMS = {
     "fp8 products": {"linear_type": "fp8"},
     "bfloat16 moments": {"optimizer": moments("bfloat16")},
     "int8 moments": {"optimizer": moments("int8")},
-    "bfloat16 activations": {"dtype": "bfloat16"},
-    "bfloat16 activations, fp8 products, int8 moments": {
-        "dtype": "bfloat16",
-        "linear_type": "fp8",
-        "optimizer": moments("int8"),
-    },
+    "fp8 products, int8 moments": {"linear_type": "fp8", "optimizer": moments("int8")},
 }
 
 
