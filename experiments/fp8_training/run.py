@@ -59,16 +59,21 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument(
+        "--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="which arms, with float32 first"
+    )
     options = parser.parse_args()
+    arms = {name: ARMS[name] for name in options.arms}
     prepare(options.work)
-    trials: dict[str, list[Trial]] = {name: [] for name in ARMS}
+    trials: dict[str, list[Trial]] = {name: [] for name in arms}
     for seed in range(options.seeds):
-        for name, changes in ARMS.items():
+        for name, changes in arms.items():
             slug = f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
             trials[name].append(train(options.work, slug, SMALL, options.steps, seed, **changes))
             print(f"{slug}: final loss {smooth(trials[name][-1].losses)[-1]:.4f}", flush=True)
     results = {
-        "command": "python experiments/fp8_training/run.py",
+        "command": f"python experiments/fp8_training/run.py --seeds {options.seeds} --arms "
+        + " ".join(f"'{name}'" for name in arms),
         "machine": f"{platform.machine()} CPU, {os.cpu_count()} cores",
         "versions": {"python": platform.python_version(), "jax": jax.__version__},
         "model": dataclasses.asdict(SMALL),
