@@ -47,6 +47,7 @@ def test_projections_and_mlp_are_multiplied_in_float8_and_nothing_else():
     assert program.count(":f8_e5m2[") == sum(2 if len(shape) == 2 else 1 for shape in scales.values())
 
 
+@pytest.mark.peer  # It compiles a program of its own, which takes longer than this file may.
 def test_an_fp8_run_with_int8_moments_follows_the_float32_run_and_resumes_to_the_same_bits(
     uninterrupted, make_config, tmp_path
 ):
