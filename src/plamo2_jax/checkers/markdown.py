@@ -12,7 +12,7 @@ _HEADING = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*))?$")
 _LINK = re.compile(r"(!?)\[([^\[\]\n]{0,1000})\]\(\s?<?([^()\s<>]{0,2000})>?(?:\s+[\"'][^\"'\n]{0,1000}[\"'])?\s?\)")
 _DEFINITION = re.compile(r"^ {0,3}\[([^\]\n]{1,1000})\]:\s*(\S+)", re.MULTILINE)
 _REFERENCE = re.compile(r"\[([^\[\]\n]{1,1000})\]\[([^\[\]\n]{0,1000})\]")
-_ANCHOR = re.compile(r"\[[^\]\n]{0,1000}\]\(#([^)#\s]{1,1000})\)")
+_ANCHOR = re.compile(r"\[[^\[\]\n]{0,1000}\]\(#([^)#\s]{1,1000})\)")
 _SCHEME = re.compile("([a-z][a-z0-9+.-]{0,30}):", re.IGNORECASE)
 _SCHEMES = ("http", "https", "mailto", "tel", "ftp")
 

@@ -13,14 +13,14 @@ _EMOJI_END = re.compile("[\U0001f300-\U0001faff\u2700-\u27bf\U0001f1e6-\U0001f1f
 
 def _sentences(text: str) -> list[str]:
     """Return the sentences. Marks in a row, such as ！？, end one sentence, and an emoji after a mark belongs to the sentence before it."""
-    found: list[str] = []
+    found: list[list[str]] = []
     for sentence in japanese_sentences(text):
         stripped = sentence.strip()
         if stripped and found and not any(c.isalnum() for c in stripped):
-            found[-1] += stripped
+            found[-1].append(stripped)
         elif stripped:
-            found.append(stripped)
-    return found
+            found.append([stripped])
+    return ["".join(parts) for parts in found]
 
 
 def emoji_endings(text: str) -> bool:

@@ -9,6 +9,7 @@ a word in lower case.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 _FOLDED = str.maketrans({"！": "!", "？": "?", "｡": "。", "（": "(", "）": ")", "｢": "「", "｣": "」"})
 _ENDS = "。!?"
@@ -33,20 +34,27 @@ _LEADING = "\"'([{“‘*_`#>-"
 
 def japanese_sentences(text: str) -> list[str]:
     """Split a Japanese text into sentences. A line that ends with の continues on the next line."""
-    lines: list[str] = []
-    joined = False
-    for line in text.strip().translate(_FOLDED).splitlines():
-        if joined:
-            lines[-1] += line
-        else:
-            lines.append(line)
-        joined = len(lines[-1]) > 1 and lines[-1].endswith("の")
     found = []
-    for line in lines:
+    for line in _joined_lines(text.strip().translate(_FOLDED)):
         for pattern in (_QUOTE, _PARENTHESES):
             line = pattern.sub(lambda match: match.group().translate(_HIDDEN), line)
         found += [sentence.translate(_SHOWN) for sentence in _SENTENCE.findall(line)]
     return found
+
+
+def _joined_lines(text: str) -> Iterator[str]:
+    """Yield the lines of a text. A line of two or more characters that ends with の is joined with the next one."""
+    parts: list[str] = []
+    joined = False
+    for line in text.splitlines():
+        if parts and not joined:
+            yield "".join(parts)
+            parts = []
+        parts.append(line)
+        # An empty line changes nothing about the end of the line before it.
+        joined = line.endswith("の") and (joined or len(line) > 1) if line else joined
+    if parts:
+        yield "".join(parts)
 
 
 def english_sentences(text: str) -> list[str]:
