@@ -53,9 +53,9 @@ As a rule of preference data (see [post-training](post_training.md)), a checker 
 Every wording belongs to training or to test, in Japanese (ja), English (en) or both. No sentence is in both, so a model that was trained
 with checked instructions is not tested with the same sentences.
 
-A checker reads the first 1,048,576 characters of a text, in time that grows linearly with its length. Words, sentences, languages and
-noun endings are found without a morphological analyser, langdetect or NLTK. `experiments/evaluation/instructions.md` compares the verdicts
-with those that M-IFEval's repository stores for 17 models.
+A checker reads the first 262,144 characters of a text, in time that grows linearly with its length, and ignores the rest. Words,
+sentences, languages and noun endings are found without a morphological analyser, langdetect or NLTK.
+`experiments/evaluation/instructions.md` compares the verdicts with those that M-IFEval's repository stores for 17 models.
 
 Scripts of one language, letters and marks are decided exactly. These decisions are approximate:
 
