@@ -154,13 +154,10 @@ def test_a_stage_of_synthetic_data_resumes_and_names_its_files(folder):
     assert found.paths == ("runs/q.safetensors",)
     assert set(found.words) == {"runs/texts", "recipes/own.yaml", "runs/model", "runs/people.jsonl"}
     assert found.config["seeds"]["inputs"] == ["runs/texts", "bundled:ja:train"]
+    made = [
+        Stage(f"m{i}", f"x > {path}")
+        for i, path in enumerate(["runs/texts", "runs/people.jsonl", *found.paths, "runs/model"])
+    ]
+    stages = Stage("s", "synth s.yaml", inputs=("runs/texts", "runs/people.jsonl")), *made
     with pytest.raises(ValueError, match="stage s names runs/model, which is neither among its inputs"):
-        graph(
-            Stage("s", "synth s.yaml", inputs=("runs/texts", "runs/people.jsonl")),
-            *(
-                Stage(f"m{i}", f"x > {path}")
-                for i, path in enumerate((*found.words, *found.paths))
-                if path[:4] == "runs"
-            ),
-            described=found,
-        )
+        Graph(Pipeline(Path("runs"), stages), lambda argv: found if argv[0] == "synth" else Description(None))
