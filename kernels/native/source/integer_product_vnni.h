@@ -3,7 +3,7 @@
 // are stored with 128 more.
 //
 // Each integer sum is exact: of all inputs of an output for 8 bits with one scale, and otherwise of a piece of a group. So a row has the
-// same bits whether it lies or stands (`Activations`). In the comments, w is a weight, x an input, and r a row.
+// same bits whether it lies or stands (`Activations`).
 #pragma once
 
 #include "integer_product.h"
@@ -11,7 +11,7 @@
 // Outputs whose weights stay in the cache for all rows.
 constexpr int64_t kChunk = 48;
 
-// [a0 .. a15] -> the sums over the lanes of each vector, in order.
+// The sums over each quarter of four vectors.
 inline __m512i sum_quads(__m512i a, __m512i b, __m512i c, __m512i d) {
   __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
   __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
