@@ -2,8 +2,9 @@
 
     python experiments/quantization/memory.py [--preset plamo-2-1b] [--layers 16] [--samples 16] [--output memory.json]
 
-Writes a run folder of random weights in the shape of the preset, quantizes it in a process of its own with `plamo2 quantize --method gptq
---bits 4`, and records the largest resident memory of the process and its time. The bar is the float32 model's bytes + 4 GB.
+Writes random weights in the shape of the preset, in bfloat16 and the public layout, as PLaMo 2 is published. Quantizes them in a process
+of its own with `plamo2 quantize --method gptq --bits 4`, which computes in float32. Records the largest resident memory of the process
+and its time. The bar is the float32 model's bytes + 4 GB.
 Memory grows with the calibration rows by tokens × hidden size × 4 bytes: 0.5 GB for the default of 128 rows of 512 tokens.
 `--layers` cuts the model to measure less: each layer takes the same time.
 """
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import os
 import platform
@@ -25,13 +25,14 @@ from importlib import metadata
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
-from plamo2_jax.checkpoint import save_model
 from plamo2_jax.config import preset
+from plamo2_jax.convert.hf import write_public
 from plamo2_jax.model import Plamo2, init_params
 from plamo2_jax.tokenizer.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 
-ALLOWED = 4 * 2**30
+ALLOWED, LENGTH = 4 * 2**30, 512
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -41,12 +42,16 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def write_model(folder: Path, name: str, layers: int | None) -> None:
-    """Write a run folder with random weights. Called in a process of its own, so that its memory is not measured."""
+    """Write random weights. Called in a process of its own, so that its memory is not measured."""
     config = preset(name)
     if layers is not None:
         config = dataclasses.replace(config, num_hidden_layers=layers)
-    params = jax.jit(functools.partial(init_params, Plamo2(config)))(jax.random.key(0))
-    save_model(folder, config, params, byte_tokenizer())
+
+    @jax.jit
+    def make(key):
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), init_params(Plamo2(config), key))
+
+    write_public(folder, config, make(jax.random.key(0)), byte_tokenizer(), dtype=jnp.bfloat16)
 
 
 def main() -> None:
@@ -71,7 +76,9 @@ def main() -> None:
         layers = [] if arguments.layers is None else ["--layers", str(arguments.layers)]
         subprocess.run([sys.executable, __file__, "--write", model, "--preset", arguments.preset, *layers], check=True)
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-        command = ["quantize", model, out, "--method", arguments.method, "--bits", "4", "--samples", arguments.samples]
+        command = ["quantize", model, out, "--method", arguments.method, "--bits", "4"]
+        rows = min(8, arguments.samples)
+        command += ["--samples", arguments.samples, "--batch-size", rows, "--sequence-length", LENGTH]
         begun = time.monotonic()
         program = "import sys; from plamo2_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
         child = subprocess.Popen([sys.executable, "-c", program, *map(str, command)])
@@ -87,7 +94,8 @@ def main() -> None:
         "preset": arguments.preset,
         "layers": config.num_hidden_layers,
         "method": arguments.method,
-        "calibration_tokens": arguments.samples * 512,
+        "calibration_tokens": arguments.samples * LENGTH,
+        "batch_tokens": rows * LENGTH,
         "model_bytes": model_bytes,
         "written_bytes": written,
         "peak_bytes": peak,
