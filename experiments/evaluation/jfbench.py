@@ -7,8 +7,8 @@ PYTHON is a Python 3.12 with JFBench's requirements (janome, pysbd, esprima, htm
 emoji, syllapy, beautifulsoup4, openai, numpy, pandas, tqdm, matplotlib, plotly). JFBench's code runs there; nothing of it is copied.
 
 Answers are made from templates near each constraint's bounds, from the texts in JFBench's tests and from the bundled corpus. They are
-then changed in white space, width, punctuation and markup. The script writes `jfbench.json` and `jfbench.md` beside itself: the share of equal verdicts of
-each constraint, and the differences.
+then changed in white space, width, punctuation and markup. The script writes `jfbench.json` and `jfbench.md` beside itself: the share of
+equal verdicts of each constraint, and the differences.
 """
 
 from __future__ import annotations
