@@ -380,7 +380,8 @@ def page(results: dict) -> str:
         f"Method: each model is quantized by `plamo2 quantize`, calibrated on {results['samples']} rows of "
         f"{results['sequence_length']} tokens "
         "of the training data, Japanese and English in equal shares; where the calibration matters, with 3 seeds (mean ± standard "
-        "deviation; without a deviation, one seed). Bits per byte are relative to the float model on the same held-out rows. Agreement is the share of positions with the "
+        "deviation; without a deviation, one seed). "
+        "Bits per byte are relative to the float model on the same held-out rows. Agreement is the share of positions with the "
         "same most probable token. KL is the divergence from the float model in nats per token. A dash means not measured.",
     ]
     for name, model in results["models"].items():
