@@ -94,8 +94,11 @@ def main() -> None:
         written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     model_bytes = 4 * config.parameter_count()
     peak = usage.ru_maxrss * 1024
+    settings = {"preset": arguments.preset, "layers": arguments.layers, "samples": arguments.samples}
+    settings |= {"method": arguments.method}
+    options = [f"--{name} {value}" for name, value in settings.items() if value is not None]
     results = {
-        "command": "python experiments/quantization/memory.py " + " ".join(sys.argv[1:]),
+        "command": " ".join(["python experiments/quantization/memory.py", *options]),
         "preset": arguments.preset,
         "layers": config.num_hidden_layers,
         "layers_quantized_by_an_interrupted_run": before,
