@@ -105,6 +105,9 @@ def test_the_demo_leaves_a_report_with_both_languages(home):
     for name in ("small", "long", "sft_1", "dpo_2"):
         assert f"<h3>{name}</h3>" in page
     assert "reward accuracy" in page
+    assert "Synthetic data: synth" in page
+    card = re.search(r'<a href="([^"]+)">data card</a>', page).group(1)
+    assert "word_problems_ja" in (home / "runs" / "demo" / card).read_text(encoding="utf-8")
     assert "Scores of the models" in page
     for name in ("pretrained", "merged", "sft", "tuned"):
         assert f"<tr><td>{name}</td>" in page
