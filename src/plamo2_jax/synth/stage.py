@@ -24,6 +24,12 @@ class StageReport:
             "refused": dict(sorted(self.refused.items())),
         }
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> StageReport:
+        """Return the counts of a JSON object that `to_json` made."""
+        records = content["records"]
+        return cls(records["in"], records["out"], collections.Counter(content["refused"]))
+
     def summary(self) -> str:
         """Return a line for a log."""
         reasons = ", ".join(f"{reason} {count}" for reason, count in self.refused.most_common())
