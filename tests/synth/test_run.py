@@ -21,23 +21,7 @@ from plamo2_jax.synth.lease import lease
 from plamo2_jax.synth.plan import read_unit
 from plamo2_jax.synth.seeds import segments
 from plamo2_jax.synth.spending import StoredSpending
-from support.endpoint_server import Server
-
-RECIPE = """
-name: facts
-version: "1"
-language: ja
-kind: text
-source: fields
-fields: [topic]
-steps:
-  - name: answer
-    chat: ["{{ fields.topic }}について書いてください。"]
-    max_new_tokens: 50
-    parse: {name: passage}
-drafts:
-  - text: "{{ steps.answer }}"
-"""
+from support.synth_runs import RECIPE, write_config
 
 TWO_STEPS = """
 name: facts
@@ -60,47 +44,6 @@ drafts:
 verify:
   - judge: {least: 0}
 """
-
-
-@pytest.fixture
-def server():
-    server = Server()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "facts.yaml").write_text(RECIPE, encoding="utf-8")
-    lines = (json.dumps({"id": f"t{i}", "topic": f"話題{i}。", "language": "ja"}) + "\n" for i in range(30))
-    (tmp_path / "topics.jsonl").write_text("".join(lines))
-    return tmp_path
-
-
-def write_config(folder, server, output="out", **changes):
-    config = {
-        "output": output,
-        "seeds": {"fields": ["topics.jsonl"], "license": "CC0-1.0"},
-        "recipes": [{"name": "facts.yaml"}],
-        "generator": {
-            "model": "m",
-            "url": server.url,
-            "license": "Apache-2.0",
-            "timeout": 1.0,
-            "max_retries": 1,
-            "backoff": 0.01,
-            "concurrency": 4,
-            "price_completion": 1e6,
-        },
-        "filters": {"clean": None},
-        # The answers of the server are all alike.
-        "deduplicate": None,
-        "unit_size": 8,
-    }
-    (folder / f"{output}.yaml").parent.mkdir(exist_ok=True)
-    (folder / f"{output}.yaml").write_text(yaml.safe_dump(config | changes, allow_unicode=True), encoding="utf-8")
-    return f"{output}.yaml"
 
 
 def files(folder):
