@@ -15,7 +15,7 @@ import tyro
 
 from plamo2_jax.cli.arguments import parse
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.synth.finish import LATER, Stage
+from plamo2_jax.synth.stage import LATER, Stage
 from plamo2_jax.validation import require_at_least
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from plamo2_jax.checkpoint import write_json
 from plamo2_jax.data.contamination import ContaminationIndex, EvaluationItem
@@ -34,13 +34,9 @@ from plamo2_jax.synth.mix import MixConfig, mix
 from plamo2_jax.synth.plan import write_plan
 from plamo2_jax.synth.recipe import Recipe
 from plamo2_jax.synth.seeds import document_seeds
-from plamo2_jax.synth.stage import StageReport
+from plamo2_jax.synth.stage import LATER, Stage, StageReport
 from plamo2_jax.synth.units import DONE, Models, UnitRunner
 
-Stage = Literal["plan", "generate", "filter", "decontaminate", "deduplicate", "write", "mix"]
-"""Stages in order."""
-LATER: tuple[Stage, ...] = ("filter", "decontaminate", "deduplicate", "write", "mix")
-"""Stages after generation."""
 _SHARD = 100_000
 _RECORDS = "records.jsonl"
 _REPORTS = ("licenses", "clean", "hojichar", "quality", "decontaminate", "deduplicate")

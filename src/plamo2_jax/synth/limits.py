@@ -115,7 +115,8 @@ class Guard:
     def check_lease(self) -> None:
         """Raise `LeaseLost` if this worker has lost the lease of its unit."""
         if self._lease is not None:
-            self._lease.check()
+            with self.halting():
+                self._lease.check()
 
     def check(self) -> None:
         """Raise `Terminated` or `LeaseLost` if no further request may be sent."""

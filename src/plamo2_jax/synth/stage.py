@@ -5,7 +5,12 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
+
+Stage = Literal["plan", "generate", "filter", "decontaminate", "deduplicate", "write", "mix"]
+"""Stages in order."""
+LATER: tuple[Stage, ...] = ("filter", "decontaminate", "deduplicate", "write", "mix")
+"""Stages after generation."""
 
 
 @dataclasses.dataclass
