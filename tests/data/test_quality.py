@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from plamo2_jax.cli.main import main
 from plamo2_jax.data import corpus
 from plamo2_jax.data.quality import QualityModel, auc, features
-from plamo2_jax.data.quality_training import calibration_error, platt, train_quality
+from plamo2_jax.data.quality_training import QualityConfig, calibration_error, platt, train_quality
 from plamo2_jax.errors import PlamoError
 
 
@@ -71,6 +71,15 @@ def test_training_is_deterministic_and_learns_scores(classes):
     certain = train_quality(texts, np.round(scores))
     distances = [np.mean([abs(model.probability(text) - 0.5) for text in texts]) for model in (first, certain)]
     assert distances[0] < distances[1]
+
+
+@pytest.mark.parametrize(("good", "bad", "fraction", "empty"), [(10, 40, 0.96, "good"), (40, 10, 0.96, "bad")])
+def test_a_class_without_training_texts_is_refused(good, bad, fraction, empty):
+    """round(0.96 * 10) is 10: all ten texts of the smaller class would be held out."""
+    with pytest.raises(
+        PlamoError, match=rf"heldout_fraction=0\.96 leaves no {empty} text for training .* Lower heldout_fraction"
+    ):
+        train_quality(["text"] * (good + bad), [1.0] * good + [0.0] * bad, QualityConfig(heldout_fraction=fraction))
 
 
 @given(st.text(max_size=200))

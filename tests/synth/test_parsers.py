@@ -7,7 +7,10 @@ import hypothesis.strategies as st
 import pytest
 
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.synth.parsers import LONGEST, PARSERS, code_blocks, make_parser, read_number
+from plamo2_jax.synth.parsers import PARSERS, make_parser
+from plamo2_jax.synth.parsers.markdown import code_blocks
+from plamo2_jax.synth.parsers.parser import LONGEST
+from plamo2_jax.synth.parsers.verdicts import read_number
 from plamo2_jax.synth.record import Refusal
 from support.canned_answers import ANSWERS
 

@@ -82,6 +82,9 @@ def test_rule_based_recipes_run_without_a_model(tmp_path, monkeypatch, capsys):
     assert main(["synth", "c.yaml"]) == 0
     counts = report(tmp_path)["generate"]["recipes"]
     assert (counts["word_problems_ja"]["records"], counts["arithmetic_ja_chat"]["records"]) == (20, 40)
+    # A translation has two languages, of which the record declares one. Short English passages without common words are no English text.
+    cleaned = report(tmp_path)["stages"]["clean"]["refused"]
+    assert cleaned["language"] < 0.3 * counts["translation_pairs_ja_en"]["records"]
     records = [json.loads(line) for path in Path("out/records").glob("*.jsonl") for line in path.open()]
     assert len({record["id"] for record in records}) == len(records) == report(tmp_path)["records"] > 60
     assert {record["generation"] for record in records} == {1}

@@ -57,7 +57,7 @@ def train_quality(texts: Sequence[str], targets: Sequence[float], config: Qualit
             with a target of at least 0.5 are the positives of the AUC.
 
     Raises:
-        PlamoError: there are not at least ten texts on each side of 0.5.
+        PlamoError: there are not at least ten texts on each side of 0.5, or `heldout_fraction` leaves one side without training texts.
     """
     config = config or QualityConfig()
     wanted = np.asarray(targets, np.float32)
@@ -71,6 +71,12 @@ def train_quality(texts: Sequence[str], targets: Sequence[float], config: Qualit
     rng = np.random.default_rng(config.seed)
     heldout = _stratified(wanted >= 0.5, config.heldout_fraction, rng)
     train = np.flatnonzero(~heldout)
+    for side, name in ((True, "good"), (False, "bad")):
+        if not np.any((wanted[train] >= 0.5) == side):
+            raise PlamoError(
+                f"heldout_fraction={config.heldout_fraction:g} leaves no {name} text for training ({positives} good and "
+                f"{len(wanted) - positives} bad texts): both classes need at least one. Lower heldout_fraction, or give more texts"
+            )
     bins = [features(text) for text in texts]
     steps = config.epochs * -(-len(train) // config.batch_size)
     optimizer = optax.adamw(optax.linear_schedule(config.learning_rate, 0.0, steps), weight_decay=config.weight_decay)
