@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import grain
 import jax
@@ -17,6 +17,7 @@ from plamo2_jax import checkpoint, manifest
 from plamo2_jax.checkpoint import CHECKPOINTS, EMA, PARAMS, CheckpointError, first_line
 from plamo2_jax.storage import absolute, is_full_disk
 from plamo2_jax.train import integrity
+from plamo2_jax.train.local_checkpoints import LocalCheckpoints
 from plamo2_jax.train.loss_guard import LossGuard
 from plamo2_jax.train.state import TrainState
 
@@ -33,9 +34,19 @@ class RunCheckpoints:
     Args:
         keep: Number of checkpoints to keep.
         about: JSON values to record in each manifest, besides code versions.
+        local: Local checkpoints of the run; None: it has none.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], keep: int, about: Mapping[str, Any]):
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        keep: int,
+        about: Mapping[str, Any],
+        local: LocalCheckpoints | None = None,
+    ):
+        self.tier: Literal["persistent", "local"] | None = None
+        """Kind of checkpoint that `restore` read; None before."""
+        self._local = local
         self._folder = absolute(folder)
         self._about = {**integrity.provenance(), **about}
         self._saving: int | None = None
@@ -54,6 +65,8 @@ class RunCheckpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._local is not None:
+            self._local.wait()
         try:
             self._manager.close()
         except Exception as error:
@@ -81,6 +94,24 @@ class RunCheckpoints:
         except Exception as error:
             raise self._save_error(error) from error
 
+    def save_local(self, state: TrainState, iterator: grain.DatasetIterator, guard: LossGuard) -> None:
+        """Save a local checkpoint. The arrays are copied before this returns, so the state may be donated."""
+        self._local.save(state, iterator, guard)
+
+    def remove_local(self) -> None:
+        """Remove all local checkpoints after the last save of a complete run.
+
+        Raises:
+            CheckpointError: The last checkpoint could not be written.
+        """
+        if self._local is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._save_error(error) from error
+        self._local.remove()
+
     def check(self) -> None:
         """Check whether a save in the background has failed.
 
@@ -93,7 +124,7 @@ class RunCheckpoints:
             raise self._save_error(error) from error
 
     def restore(self, abstract: TrainState, iterator: grain.DatasetIterator, guard: LossGuard) -> TrainState:
-        """Read the newest intact checkpoint. Damaged checkpoints are reported on stderr and renamed.
+        """Read the newest intact checkpoint, persistent or local. Damaged checkpoints are reported on stderr; persistent ones are renamed.
 
         A checkpoint without a manifest, from an older version of this package, counts as damaged if it cannot be read.
 
@@ -104,17 +135,22 @@ class RunCheckpoints:
         Raises:
             CheckpointError: No intact checkpoint is left, or an intact checkpoint has another shape.
         """
-        while (step := checkpoint.latest_step(self._folder)) is not None:
+        local = None if self._local is None else self._local.newest
+        while (step := checkpoint.latest_step(self._folder)) is not None and (local is None or step > local):
             path = self._folder / CHECKPOINTS / str(step)
             damage, has_manifest = integrity.find_damage(path)
             if damage is None:
                 try:
+                    self.tier = "persistent"
                     return read_state(self._folder, step, abstract, iterator, guard)
                 except CheckpointError as error:
                     if has_manifest:
                         raise
                     damage = str(error)
             self._set_aside(path, integrity.DAMAGED, f"is damaged: {damage}")
+        if local is not None:
+            self.tier = "local"
+            return self._local.restore(iterator, guard)
         raise no_checkpoint_left(self._folder)
 
     def restore_step(
@@ -142,6 +178,8 @@ class RunCheckpoints:
                 if number > before:
                     reason = f"is not used after the spike of the loss at step {step}"
                     self._set_aside(self._folder / CHECKPOINTS / str(number), "spike", reason)
+            if self._local is not None:
+                self._local.drop_after(before)
         return before
 
     def _set_aside(self, path: Path, suffix: str, reason: str) -> None:

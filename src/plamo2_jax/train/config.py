@@ -16,7 +16,7 @@ from plamo2_jax.data.pipeline import DataConfig
 from plamo2_jax.model.block import Remat
 from plamo2_jax.sharding.mesh import MeshConfig
 from plamo2_jax.sharding.rules import Strategy
-from plamo2_jax.storage import address, located
+from plamo2_jax.storage import address, is_remote, located
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.benchmarks import BenchmarksConfig
 from plamo2_jax.train.loss_guard import SpikeConfig
@@ -27,8 +27,8 @@ from plamo2_jax.train.task import TaskContext, TrainTask
 from plamo2_jax.validation import require
 
 FREE = {"free": True}
-"""Metadata of a field that may change when a run is resumed: file locations, logging, prefetching, devices and rematerialization. Such a
-field changes an update only by the order of sums."""
+"""Metadata of a field that may change when a run is resumed: file locations, logging, prefetching, devices, micro-batches and
+rematerialization. Such a field changes an update only by the order of sums, and the random noise of tasks that draw some."""
 
 
 class TaskConfig(abc.ABC):
@@ -110,8 +110,9 @@ class RunConfig:
     """AdamW, clipping and weight decay."""
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     """Learning rate over the run."""
-    accumulation: int = 1
-    """Number of micro-batches per update; it must divide the batch size. More micro-batches need less memory and give the same result."""
+    accumulation: int = dataclasses.field(default=1, metadata=FREE)
+    """Number of micro-batches per update; it must divide the batch size. More micro-batches need less memory and give the same result,
+    except that dropout and NEFTune draw other noise."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """dtype of activations. Parameters, optimizer, scan state, norm statistics, softmax and loss are always float32."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig, metadata=FREE)
@@ -134,6 +135,11 @@ class RunConfig:
     """Steps between checkpoints. The last step always has one."""
     max_to_keep: int = dataclasses.field(default=3, metadata=FREE)
     """Number of checkpoints to keep; older ones are deleted."""
+    local_checkpoints: Path | None = dataclasses.field(default=None, metadata=FREE)
+    """Folder for local checkpoints, on a disk of each host. A job that restarts on the same hosts resumes from them. None: no local
+    checkpoints."""
+    local_every: int = dataclasses.field(default=100, metadata=FREE)
+    """Steps between local checkpoints. Steps with a checkpoint in the run's folder have no local one."""
     evaluate_every: int = dataclasses.field(default=1000, metadata=FREE)
     """Steps between measurements of held-out data. The last step always has one."""
     evaluation: BenchmarksConfig = dataclasses.field(default_factory=BenchmarksConfig, metadata=FREE)
@@ -150,8 +156,18 @@ class RunConfig:
     def __post_init__(self) -> None:
         allowed = "a folder name: not empty, no slash, no leading dot"
         require(self, "name", bool(self.name) and "/" not in self.name and not self.name.startswith("."), allowed)
-        for name in ("steps", "accumulation", "checkpoint_every", "max_to_keep", "evaluate_every", "log_every"):
+        for name in (
+            "steps",
+            "accumulation",
+            "checkpoint_every",
+            "max_to_keep",
+            "local_every",
+            "evaluate_every",
+            "log_every",
+        ):
             require(self, name, getattr(self, name) >= 1, "at least 1")
+        is_local = self.local_checkpoints is None or not is_remote(self.local_checkpoints)
+        require(self, "local_checkpoints", is_local, "a folder on a disk of the host")
         require(self, "max_skipped", self.max_skipped >= 0, "0 or more")
         require(self, "ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "between 0 and 1, or none")
         require(self, "stall_seconds", 0 < self.stall_seconds < math.inf, "positive and finite")
@@ -171,6 +187,10 @@ class RunConfig:
         """Return whether the benchmark tasks are answered after a step."""
         every = self.evaluate_every if self.evaluation.every is None else self.evaluation.every
         return bool(self.evaluation.tasks) and (step == self.steps or step % every == 0)
+
+    def local_due(self, step: int) -> bool:
+        """Return whether a local checkpoint is saved after a step."""
+        return self.local_checkpoints is not None and step % self.local_every == 0
 
     @property
     def folder(self) -> Path:
