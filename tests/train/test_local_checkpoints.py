@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +15,6 @@ from plamo2_jax.sharding.mesh import MeshConfig
 from plamo2_jax.train import prepare, shard_files
 from plamo2_jax.train.local_checkpoints import LocalCheckpoints
 from plamo2_jax.train.loop import train
-from plamo2_jax.train.loss_guard import LossGuard, SpikeConfig
 from plamo2_jax.train.state import TrainState
 from support.runs import assert_same_params, params_of, record, stop_after
 
@@ -158,25 +156,19 @@ def opened(run, begin=True):
     return found
 
 
-def iterator():
-    return iter(grain.MapDataset.range(100).to_iter_dataset())
-
-
 def test_old_checkpoints_are_removed_and_those_of_another_run_are_not_read(run):
-    disk, rows, guard = run.parent / "disk", iterator(), LossGuard(5, SpikeConfig())
+    disk = run.parent / "disk"
     local = opened(run)
     for step in (10, 20, 30):
-        next(rows)
-        local.save(state_at(step), rows, guard)
+        local.save(state_at(step), {"number": step})
     local.wait()
     assert local_steps(disk) == [20, 30]
     again = opened(run)
     assert (again.newest, local_steps(disk)) == (30, [30])
-    fresh = iterator()
-    restored = again.restore(fresh, LossGuard(5, SpikeConfig()))
+    restored, data = again.restore()
     assert_same_params(restored, state_at(30))
-    assert next(fresh) == next(rows) == 3
-    again.save(state_at(40), rows, guard)
+    assert data == {"number": 30}
+    again.save(state_at(40), {})
     again.wait()
     again.drop_after(30)  # As after a spike of the loss.
     assert local_steps(disk) == [30]
@@ -184,23 +176,23 @@ def test_old_checkpoints_are_removed_and_those_of_another_run_are_not_read(run):
     (run / "run_id.json").unlink()
     other = opened(run)
     assert other.newest is None
-    other.save(state_at(10), rows, guard)
+    other.save(state_at(10), {})
     other.remove()
     assert local_steps(disk) == [30]
 
 
 def test_a_disk_that_fails_does_not_end_the_run(run, capsys):
-    disk, rows, guard = run.parent / "disk", iterator(), LossGuard(5, SpikeConfig())
+    disk = run.parent / "disk"
     disk.write_text("not a folder")
     local = opened(run)
-    local.save(state_at(10), rows, guard)
+    local.save(state_at(10), {})
     local.wait()
     error = capsys.readouterr().err
     assert "10-" in error
     assert "could not be written: " in error
     assert error.endswith("The run continues without it\n")
     disk.unlink()
-    local.save(state_at(20), rows, guard)
+    local.save(state_at(20), {})
     local.wait()
     assert opened(run, begin=False).newest == 20
 

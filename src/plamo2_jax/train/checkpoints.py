@@ -83,7 +83,7 @@ class RunCheckpoints:
         items = {
             PARAMS: ocp.args.StandardSave(state.params),
             TRAINING: ocp.args.StandardSave(_without_params(state)),
-            DATA: ocp.args.JsonSave({"iterator": iterator.get_state(), "guard": guard.get_state()}),
+            DATA: ocp.args.JsonSave(_data(iterator, guard)),
         }
         if state.ema is not None:
             items[EMA] = ocp.args.StandardSave(state.ema)
@@ -96,7 +96,7 @@ class RunCheckpoints:
 
     def save_local(self, state: TrainState, iterator: grain.DatasetIterator, guard: LossGuard) -> None:
         """Save a local checkpoint. The arrays are copied before this returns, so the state may be donated."""
-        self._local.save(state, iterator, guard)
+        self._local.save(state, _data(iterator, guard))
 
     def remove_local(self) -> None:
         """Remove all local checkpoints after the last save of a complete run.
@@ -150,7 +150,14 @@ class RunCheckpoints:
             self._set_aside(path, integrity.DAMAGED, f"is damaged: {damage}")
         if local is not None:
             self.tier = "local"
-            return self._local.restore(iterator, guard)
+            state, data = self._local.restore()
+            try:
+                _set_data(data, iterator, guard)
+            except (ValueError, KeyError, TypeError) as error:
+                raise CheckpointError(
+                    f"the local checkpoint of step {local} cannot be resumed from: {first_line(error)}"
+                ) from error
+            return state
         raise no_checkpoint_left(self._folder)
 
     def restore_step(
@@ -245,10 +252,7 @@ def read_state(
         if iterator is not None or guard is not None:
             with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
                 data = reader.restore(path / DATA, args=ocp.args.JsonRestore())
-        if iterator is not None:
-            iterator.set_state(data["iterator"])
-        if guard is not None:
-            guard.set_state(data["guard"])
+            _set_data(data, iterator, guard)
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise CheckpointError(f"{path} cannot be resumed from: {first_line(error)}") from error
     return TrainState(params=params, ema=ema, **rest)
@@ -260,6 +264,19 @@ def no_checkpoint_left(folder: Path) -> CheckpointError:
         f"{folder} has no checkpoint left to resume from, only damaged ones ({', '.join(integrity.damaged(folder))}). Restore one from a "
         "copy, or start the run again under another name"
     )
+
+
+def _data(iterator: grain.DatasetIterator, guard: LossGuard) -> dict[str, Any]:
+    """Return the JSON values of a checkpoint."""
+    return {"iterator": iterator.get_state(), "guard": guard.get_state()}
+
+
+def _set_data(data: Any, iterator: grain.DatasetIterator | None, guard: LossGuard | None) -> None:
+    """Restore what `_data` returned."""
+    if iterator is not None:
+        iterator.set_state(data["iterator"])
+    if guard is not None:
+        guard.set_state(data["guard"])
 
 
 def _without_params(state: TrainState) -> dict[str, Any]:

@@ -21,11 +21,11 @@ import secrets
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 
@@ -34,7 +34,6 @@ from plamo2_jax.checkpoint import CheckpointError, first_line
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.storage import is_full_disk, located
 from plamo2_jax.train import processes, shard_files
-from plamo2_jax.train.loss_guard import LossGuard
 from plamo2_jax.train.state import TrainState
 
 RUN_ID = "run_id.json"
@@ -64,9 +63,12 @@ class LocalCheckpoints:
         self._found: dict[tuple[int, int], Path] = {}
         self._unusable: list[tuple[Path, str]] = []
         self._newest: tuple[int, int] | None = None
+        begun = time.perf_counter()
         self._id = processes.from_first(_read_id(self._run / RUN_ID) if jax.process_index() == 0 else None)
         if self._id is not None:
             self._find()
+        self.check_seconds = time.perf_counter() - begun
+        """Time to compare the checkpoints with their checksums."""
 
     @property
     def newest(self) -> int | None:
@@ -86,34 +88,34 @@ class LocalCheckpoints:
                 _remove(path)
         self._token = processes.from_first(secrets.randbits(31))
 
-    def restore(self, iterator: grain.DatasetIterator, guard: LossGuard) -> TrainState:
-        """Read the checkpoint `newest`. For the arguments, see `RunCheckpoints.restore`.
+    def restore(self) -> tuple[TrainState, dict[str, Any]]:
+        """Read the checkpoint `newest`. Return the state and the JSON values that were saved with it.
 
         Raises:
-            CheckpointError: The checkpoint cannot be read, or the data position does not fit the data.
+            CheckpointError: The checkpoint cannot be read.
         """
         path = self._found[self._newest]
         try:
             content = read_json_object(path / _STATE)
             state = shard_files.read_shards(path, content["leaves"], self._abstract)
-            iterator.set_state(content["iterator"])
-            guard.set_state(content["guard"])
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise CheckpointError(
                 f"{path} cannot be resumed from: {first_line(error)}. Remove it to resume from a persistent checkpoint"
             ) from error
-        return state
+        return state, content["data"]
 
-    def save(self, state: TrainState, iterator: grain.DatasetIterator, guard: LossGuard) -> None:
+    def save(self, state: TrainState, data: Mapping[str, Any]) -> None:
         """Save the shards of this process. They are copied before this returns, and a thread writes them.
 
         If the disk is full or fails, one line on stderr says so, and the run goes on.
+
+        Args:
+            data: JSON values to save with the state.
         """
         self.wait()
         self._remove_old()
         step = int(state.step)
-        content = {"iterator": iterator.get_state(), "guard": guard.get_state()}
-        arguments = step, self._path(step), shard_files.copy_shards(state), content
+        arguments = step, self._path(step), shard_files.copy_shards(state), data
         self._thread = threading.Thread(target=self._write, args=arguments, name="local checkpoint")
         self._thread.start()
 
@@ -212,12 +214,12 @@ class LocalCheckpoints:
             ):
                 _remove(path)
 
-    def _write(self, step: int, path: Path, shards: Any, content: dict[str, Any]) -> None:
+    def _write(self, step: int, path: Path, shards: Any, data: Mapping[str, Any]) -> None:
         temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
         try:
             temporary.mkdir(parents=True)
-            content["leaves"] = shard_files.write_shards(temporary, shards)
-            checkpoint.write_json(temporary / _STATE, content)
+            leaves = shard_files.write_shards(temporary, shards)
+            checkpoint.write_json(temporary / _STATE, {"data": data, "leaves": leaves})
             manifest.write_manifest(temporary, sorted(os.listdir(temporary)), {"step": step})
             temporary.rename(path)
             self._saved.append(step)

@@ -89,7 +89,7 @@ def train(
             # -- Restore -----------------------------------------------------------------------------------------------------------
             begun = time.perf_counter()
             state = jax.block_until_ready(restore(run, checkpoints, guard))
-            restore_seconds = time.perf_counter() - begun
+            restore_seconds = time.perf_counter() - begun + (0.0 if run.local is None else run.local.check_seconds)
             step = int(state.step)
             # -- Loop --------------------------------------------------------------------------------------------------------------
             heldout: dict[str, EvalResult] = {}
