@@ -3,7 +3,7 @@
 plamo2 pretrain experiments/quantization/wide.py                       # after make demo; about 30 minutes
 python experiments/quantization/run.py                                 # quantizes and measures; continues where it was stopped
 python experiments/quantization/run.py --speed                         # tokens per second, on a machine that does nothing else
-python experiments/quantization/run.py --chat sft=runs/sft-demo --instructions instructions   # rules of post_training, too
+python experiments/quantization/run.py --chat tuned=runs/demo/tuned --only int8 'int4 g64, rtn'   # rules of post_training, too
 
 Every cell (a model, a variant, a seed of the calibration rows) is one file in `--work`, so the script can run in pieces: `--minutes 20`
 stops after the cell in which 20 minutes are over. `results.json`, `plot.png` and `README.md` are written from the cells that exist.
@@ -16,10 +16,14 @@ import dataclasses
 import importlib.util
 import itertools
 import json
+import os
+import platform
 import shutil
 import statistics
 import sys
 import time
+from fnmatch import fnmatch
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,12 +38,13 @@ from trials import run  # noqa: E402
 
 from plamo2_jax.checkpoint import write_json  # noqa: E402
 from plamo2_jax.convert.load import load_model  # noqa: E402
+from plamo2_jax.convert.read import with_dtype  # noqa: E402
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem, heldout_batches  # noqa: E402
 from plamo2_jax.engine.generator import Generator  # noqa: E402
 from plamo2_jax.engine.sampling import SamplingConfig  # noqa: E402
 from plamo2_jax.engine.stop import StopConfig  # noqa: E402
 from plamo2_jax.engine.weights import load_weights, unstack  # noqa: E402
-from plamo2_jax.model import Plamo2  # noqa: E402
+from plamo2_jax.model import Plamo2, abstract_params  # noqa: E402
 from plamo2_jax.model.quantized import is_quantized  # noqa: E402
 from plamo2_jax.quantize.config import QuantizeConfig, matrix_formats  # noqa: E402
 from plamo2_jax.quantize.divergence import features  # noqa: E402
@@ -178,7 +183,7 @@ def quantized(
 
 
 def rule_scores(work: Path, model: Path, questions: int) -> dict[str, float]:
-    """The rules of post_training, on held-out requests in `work`/instructions."""
+    """Return the scores of post_training's rules, on held-out requests in `work`/instructions."""
     spec = importlib.util.spec_from_file_location("post_training", HERE.parent / "post_training" / "run.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["post_training"] = module
@@ -195,7 +200,7 @@ def cells(arguments: argparse.Namespace) -> None:
         reference = None
         for variant in (None, *VARIANTS):
             label = "float" if variant is None else variant.name
-            if arguments.only and label != "float" and not any(word in label for word in arguments.only):
+            if arguments.only and label != "float" and not any(fnmatch(label, each) for each in arguments.only):
                 continue
             for seed in arguments.seeds if variant and variant.calibrated else [0]:
                 target = work / name / "cells" / f"{label}, {seed}.json"
@@ -231,8 +236,12 @@ def cells(arguments: argparse.Namespace) -> None:
 
 
 def unstacked(folder: Path) -> dict:
-    """The parameters of a quantized model without a scan over layers."""
-    return load_weights(folder, dtype="float32")[1].params
+    """Return the parameters of a quantized model without a scan over layers."""
+
+    def abstract(config):
+        return with_dtype(abstract_params(Plamo2(config, scan_layers=False)), jnp.float32, None)
+
+    return load_model(folder, quantized=True, abstract=abstract).params
 
 
 def speed(arguments: argparse.Namespace) -> None:
@@ -307,6 +316,9 @@ def gather(arguments: argparse.Namespace) -> dict:
             }
         results["models"][name] = {"parameters": exact["parameters"], "variants": variants}
     results["samples"], results["sequence_length"] = arguments.samples, LENGTH
+    results["questions"] = arguments.questions
+    results["machine"] = f"{platform.machine()}, {os.cpu_count()} CPU cores"
+    results["versions"] = {name: metadata.version(name) for name in ("jax", "jaxlib")}
     return results
 
 
@@ -368,12 +380,13 @@ def page(results: dict) -> str:
         f"Method: each model is quantized by `plamo2 quantize`, calibrated on {results['samples']} rows of "
         f"{results['sequence_length']} tokens "
         "of the training data, Japanese and English in equal shares; where the calibration matters, with 3 seeds (mean ± standard "
-        "deviation). Bits per byte are relative to the float model on the same held-out rows. Agreement is the share of positions with the "
-        "same most probable token.",
+        "deviation; without a deviation, one seed). "
+        "Bits per byte are relative to the float model on the same held-out rows. Agreement is the share of positions with the "
+        "same most probable token. KL is the divergence from the float model in nats per token. A dash means not measured.",
     ]
     for name, model in results["models"].items():
         rules = any("rules" in each for each in model["variants"].values())
-        header = "| variant | bytes | bits per byte, change | KL ja | KL en | agreement ja | agreement en | tokens/s |"
+        header = "| variant | bytes | bits per byte, change | KL ja, 10⁻⁵ | KL en, 10⁻⁵ | agreement ja | agreement en | tokens/s |"
         header += " rules | all obeyed |" if rules else ""
         lines += [
             "",
@@ -384,7 +397,7 @@ def page(results: dict) -> str:
         ]
         for label, each in model["variants"].items():
             change = "0" if label == "float" else spread([100 * value for value in each["change"]], 3) + " %"
-            figures = [spread(each[lang]["kl"], 5) for lang in LANGUAGES]
+            figures = [spread([1e5 * value for value in each[lang]["kl"]], 2) for lang in LANGUAGES]
             figures += [spread(each[lang]["greedy_agreement"], 4) for lang in LANGUAGES]
             rate = f"{each['tokens_per_second']['median']:.0f}" if "tokens_per_second" in each else "-"
             cells = [label, f"{each['bytes']:,}", change, *figures, rate]
@@ -397,20 +410,49 @@ def page(results: dict) -> str:
         "",
         *(f"- {text}: {'reached' if good else '**not reached**'}" for text, good in bars(results)),
         "",
-        "Models of this size lose so little that the changes of bits per byte are noise, and the bar on half of rounding's loss says "
-        "nothing. The KL divergence ranks the methods. A dash means not measured.",
-        "",
         *floors(results),
-    ]
-    lines += [
         "",
+        *(HERE / "notes.md").read_text(encoding="utf-8").splitlines(),
+        "",
+        *chat_notes(results),
         "![Loss by size](plot.png)",
         "",
+        *memory_notes(HERE / "memory.json"),
         *speed_table(HERE / "speed.json"),
         "Again: `python experiments/quantization/run.py` (see its docstring).",
         "",
     ]
     return "\n".join(lines)
+
+
+def chat_notes(results: dict) -> list[str]:
+    """Return what the rules of the chat models are, as lines of Markdown."""
+    if not any("rules" in each for model in results["models"].values() for each in model["variants"].values()):
+        return []
+    return [
+        f"Rules: each chat model answers {results['questions']} held-out requests of the demo's instructions, four times at temperature "
+        "0.8 and top-p 0.95, and the rules of `experiments/post_training` score the answers (language, length, form, stopped by itself). "
+        '"rules" is the mean of all scores, "all obeyed" the share of answers in which every rule has at least a half.',
+        "",
+    ]
+
+
+def memory_notes(path: Path) -> list[str]:
+    """Return the figures of memory.py as lines of Markdown."""
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text(encoding="utf-8"))
+    gigabytes = {name: f"{found[name] / 1e9:.2f} GB" for name in ("model_bytes", "peak_bytes", "above_the_model")}
+    return [
+        "## Memory",
+        "",
+        f"`{found['command']}`: {found['preset']} with random weights, {found['layers']} layers, {found['method']} with 4 bits, "
+        f"{found['calibration_tokens']:,} calibration tokens. Peak resident memory {gigabytes['peak_bytes']}, "
+        f"{gigabytes['above_the_model']} above the {gigabytes['model_bytes']} of the float32 model; the goal is at most "
+        f"{found['allowed_above_the_model'] / 1e9:.2f} GB above it. It took {found['user_seconds']:,.0f} s of CPU time and "
+        f"{found['seconds']:,.0f} s on {found['machine']} that other programs shared (load {found['load_after']}).",
+        "",
+    ]
 
 
 def speed_table(path: Path) -> list[str]:
@@ -492,8 +534,13 @@ def main() -> None:
         help="NAME=PATH of base models",
     )  # fmt: skip
     parser.add_argument("--chat", type=named, nargs="*", default=[], help="NAME=PATH of chat models, measured by rules")
-    parser.add_argument("--instructions", type=Path, help="folder with instructions/heldout.jsonl, for --chat")
-    parser.add_argument("--questions", type=int, default=64, help="held-out requests, for --chat")
+    parser.add_argument(
+        "--instructions",
+        type=Path,
+        default=Path("runs/demo"),
+        help="folder with instructions/heldout.jsonl, for --chat",
+    )
+    parser.add_argument("--questions", type=int, default=192, help="held-out requests, for --chat")
     parser.add_argument(
         "--data", type=Path, default=Path("runs/demo/data"), help="folder with LANGUAGE/train and LANGUAGE/heldout"
     )
@@ -504,7 +551,7 @@ def main() -> None:
         "--batches", type=int, default=24, help="held-out batches of 4 rows of 512 tokens, for each language"
     )
     parser.add_argument("--minutes", type=float, default=1e9, help="start no cell after this time")
-    parser.add_argument("--only", nargs="*", help="only variants whose name holds one of these words")
+    parser.add_argument("--only", nargs="*", help="only variants with these names; * stands for any text")
     parser.add_argument("--speed", action="store_true", help="measure tokens per second instead")
     parser.add_argument("--turns", type=int, default=5, help="measurements of each variant, for --speed")
     parser.add_argument("--output", type=Path, default=HERE, help="folder of results.json, plot.png and README.md")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -73,9 +74,14 @@ def write(output: Path, results: dict) -> None:
     """Write results.json, plot.png and README.md."""
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "results.json", results)
+    plot(output / "plot.png", results, list(next(iter(results["seeds"].values()))["arms"]))
+    write_readme(output, results)
+
+
+def write_readme(output: Path, results: dict) -> None:
+    """Write README.md from the results, notes.md and throughput.json."""
     seeds = list(results["seeds"].values())
     arms = list(seeds[0]["arms"])
-    plot(output / "plot.png", results, arms)
     real = statistics.fmean(sum(seed["real_tokens"].values()) for seed in seeds)
     synthetic = statistics.fmean(seed["synthetic_tokens"] for seed in seeds)
     sizes = seeds[0]["synthetic_bytes"]
@@ -128,7 +134,7 @@ have as many digits. For a fact, the wrong answers belong to other people. `trai
 {differences}
 ![Held-out loss and accuracy by synthetic share](plot.png)
 
-{notes.read_text(encoding="utf-8") if notes.exists() else ""}
+{notes.read_text(encoding="utf-8") if notes.exists() else ""}{throughput(output / "throughput.json")}
 ## Run it again
 
 ```bash
@@ -139,6 +145,26 @@ The command resumes where it was stopped: data, checkpoints and measurements are
 """,
         encoding="utf-8",
     )
+
+
+def throughput(path: Path) -> str:
+    """Return the table of the results of throughput.py; empty without them."""
+    if not path.exists():
+        return ""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    rows = [
+        (name, f"{row['records']:,}", f"{row['kept']:,}", f"{row['seconds']:.1f}", f"{row['peak_mb']}")
+        for name, row in content["rows"].items()
+    ]
+    head = ("command", "records", "kept", "seconds", "peak memory of all processes, MB")
+    table = "\n".join("| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head), *rows))
+    repeats = len(next(iter(content["rows"].values()))["all_seconds"])
+    return f"""
+{table}
+
+`{content["command"]}`: Python {content["python"]}, {content["cores"]} cores, load average {content["load_average"][0]:.1f} at the end. \
+Medians; repeats: {repeats}.
+"""
 
 
 def plot(path: Path, results: dict, arms: list[str]) -> None:

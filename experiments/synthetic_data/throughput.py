@@ -1,13 +1,15 @@
 """Time and memory of the model-free stages on generated records: parse, filter, remove duplicates, write; also with datatrove.
 
-python experiments/synthetic_data/throughput.py --records 1000000 --folder /path/with/3/GB --repeats 3 \\
-    --datatrove /path/to/venv/bin/python --output experiments/synthetic_data/throughput.json
+python experiments/synthetic_data/throughput.py --records 1000000 --folder /path/with/3/GB --repeats 1 \\
+    --datatrove /path/to/venv/bin/python --peer-records 200000 --output experiments/synthetic_data/throughput.json
 
 A record has about 300 bytes: 38 words of a vocabulary of 5,000, an id and a source. A tenth repeat an earlier record exactly. The rows are
-    near             data deduplicate --processes 2: parse, exact and near-duplicates, write
-    clean and near   data clean with all of its filters without boilerplate, with exact and near-duplicates, in one process
-    datatrove        its MinHash pipeline with 2 workers, and its reader, filter and writer alone
-The environment of datatrove needs datatrove[io,processing]==0.10.1, orjson and spacy.
+    near                   data deduplicate --processes 2: parse, exact and near-duplicates, write
+    clean and near         data clean --workers 2: all of its filters without boilerplate, exact and near-duplicates
+    clean and near, 1      the same with --workers 1
+    datatrove clean        Gopher's filters and MinHash deduplication with 2 workers (throughput_datatrove.py)
+datatrove and a second row of `clean and near` read the first --peer-records. The environment of datatrove needs
+datatrove[io,processing]==0.10.1, orjson and spacy. Memory is the largest sum of the proportional memory (PSS) of all processes.
 """
 
 from __future__ import annotations
@@ -24,9 +26,20 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
+
+from report import write_readme
 
 FILES, EXACT = 8, 0.10
 FREQUENT = "the of and to in is for that are with it as be on or by this you a can"
+
+
+class Row(NamedTuple):
+    """A measured command, the number of records that it reads, and its output."""
+
+    records: int
+    command: list[str]
+    output: Path
 
 
 def write_records(folder: Path, count: int, seed: int = 0) -> int:
@@ -99,39 +112,51 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--datatrove", type=Path, help="Python of an environment with datatrove.")
+    parser.add_argument("--peer-records", type=int, default=200_000, help="Number of records for datatrove.")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    source, work = options.folder / f"in-{options.records}", options.folder / "work"
-    size = (
-        sum(p.stat().st_size for p in source.iterdir()) if source.exists() else write_records(source, options.records)
-    )
-    plamo2 = [sys.executable, "-m", "plamo2_jax.cli.main", "data"]
-    deduplicate = [*plamo2, "deduplicate", "--input", str(source), "--output", str(work / "out"), "--processes", "2"]
-    clean = [*plamo2, "clean", str(source), str(work / "out.jsonl"), "--boilerplate-documents", "0"]
-    rows = {"near": (deduplicate, work / "out"), "clean and near": (clean, work / "out.jsonl")}
+    work, plamo2 = options.folder / "work", [sys.executable, "-m", "plamo2_jax.cli.main", "data"]
+
+    def source(records: int) -> str:
+        folder = options.folder / f"in-{records}"
+        if not folder.exists():
+            write_records(folder, records)
+        return str(folder)
+
+    def clean(records: int, workers: int) -> Row:
+        command = ["clean", source(records), str(work / "out.jsonl"), "--boilerplate-documents", "0"]
+        return Row(records, [*plamo2, *command, "--workers", str(workers)], work / "out.jsonl")
+
+    deduplicate = ["deduplicate", "--input", source(options.records), "--output", str(work / "out")]
+    rows = {
+        "near": Row(options.records, [*plamo2, *deduplicate, "--processes", "2"], work / "out"),
+        "clean and near": clean(options.records, 2),
+        "clean and near, 1 worker": clean(options.records, 1),
+    }
     if options.datatrove:
-        script = Path(__file__).with_name("throughput_datatrove.py")
-        for stages in ("minhash", "filter"):
-            command = [str(options.datatrove), str(script), str(source), str(work), "--stages", stages]
-            rows[f"datatrove {stages}"] = (command, work / "out")
+        peer = options.peer_records
+        script = [str(options.datatrove), str(Path(__file__).with_name("throughput_datatrove.py"))]
+        rows[f"clean and near, {peer:,} records"] = clean(peer, 2)
+        rows[f"datatrove clean, {peer:,} records"] = Row(peer, [*script, source(peer), str(work)], work / "out")
     results: dict[str, list[tuple[float, float]]] = {name: [] for name in rows}
     kept = {}
     for _ in range(options.repeats):
-        for name, (command, output) in rows.items():
+        for name, row in rows.items():
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True)
-            results[name].append(measure(command))
-            kept[name] = count_lines(output)
+            results[name].append(measure(row.command))
+            kept[name] = count_lines(row.output)
             print(name, *(f"{value:.1f}" for value in results[name][-1]), kept[name], flush=True)
     shutil.rmtree(work)
     content = {
-        "records": options.records,
-        "bytes": size,
+        "command": f"throughput.py --records {options.records} --repeats {options.repeats} --peer-records {options.peer_records}",
+        "bytes": sum(path.stat().st_size for path in Path(source(options.records)).iterdir()),
         "load_average": os.getloadavg(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "rows": {
             name: {
+                "records": rows[name].records,
                 "seconds": round(statistics.median(s for s, _ in runs), 2),
                 "all_seconds": [round(s, 2) for s, _ in runs],
                 "peak_mb": round(max(mb for _, mb in runs)),
@@ -141,6 +166,9 @@ def main() -> None:
         },
     }
     options.output.write_text(json.dumps(content, indent=2) + "\n")
+    results_file = options.output.with_name("results.json")
+    if results_file.exists():
+        write_readme(options.output.parent, json.loads(results_file.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from plamo2_kernels import native
 from plamo2_kernels.errors import ImplementationError
 from plamo2_kernels.quant import pallas_tpu
-from plamo2_kernels.quant.ffi import integer_product, why_not
+from plamo2_kernels.quant.ffi import Matrix, integer_products, why_not
 from plamo2_kernels.quant.reference import reference_product
 from plamo2_kernels.quant.xla import xla_product
 
@@ -63,7 +64,7 @@ def quantized_product(
         if reason := why_not(x, values, activations):
             raise ImplementationError(f'quantized_product: implementation="ffi" cannot run: {reason}. Use "xla"')
         native.require()
-        return integer_product(x, values, scales, zero_points, activations)
+        return integer_products(x, [(values, scales, zero_points)], activations)[0]
     on_tpu = pallas_tpu.why_not(*settings)
     if implementation == "pallas_tpu":
         if on_tpu:
@@ -76,16 +77,51 @@ def quantized_product(
         special["tpu"] = lambda *arrays: pallas_tpu.pallas_product(*arrays)
     few = implementation == "auto" and x.shape[0] <= MOST_FFI_ROWS and not why_not(x, values, activations)
     if few and native.is_available():
-        special["cpu"] = lambda *arrays: integer_product(*_padded(arrays), activations)
+        special["cpu"] = lambda x, *matrix: integer_products(x, [_padded(matrix)], activations)[0]
     if not special:
         return xla_product(*settings)
     return jax.lax.platform_dependent(
-        *arrays, default=lambda *arrays: xla_product(*_padded(arrays), activations), **special
+        *arrays, default=lambda x, *matrix: xla_product(x, *_padded(matrix), activations), **special
     )
 
 
-def _padded(arrays: tuple[Array, ...]) -> tuple[Array | None, ...]:
-    return arrays if len(arrays) == 4 else (*arrays, None)
+def quantized_products(
+    x: Float[Array, "rows k"],
+    matrices: Sequence[Matrix],
+    *,
+    activations: Literal["int8", "float8"] | None = None,
+    implementation: Implementation = "auto",
+) -> tuple[Float[Array, "rows _"], ...]:
+    """Return `quantized_product` for each of several matrices.
+
+    One call of the C++ function computes all of them if they have the same dtype. It quantizes the activations once and divides the work
+    over threads once.
+
+    Args:
+        x: Activations of any float dtype.
+        matrices: Values, scales and zero points (or None) of each matrix.
+        activations: See `quantized_product`.
+        implementation: See `quantized_product`.
+    """
+
+    def one_by_one(x, matrices):
+        settings = {"activations": activations, "implementation": implementation}
+        return tuple(quantized_product(x, *matrix, **settings) for matrix in matrices)
+
+    several = len(matrices) > 1 and len({values.dtype for values, _, _ in matrices}) == 1
+    fits = several and x.shape[0] <= MOST_FFI_ROWS and not any(why_not(x, each[0], activations) for each in matrices)
+    if implementation not in ("auto", "ffi") or not fits or not native.is_available():
+        return one_by_one(x, matrices)
+
+    def together(x, matrices):
+        return integer_products(x, matrices, activations)
+
+    # A program for another platform may be made on this one.
+    return jax.lax.platform_dependent(x, tuple(matrices), cpu=together, default=one_by_one)
+
+
+def _padded(matrix: tuple[Array, ...]) -> tuple[Array | None, ...]:
+    return matrix if len(matrix) == 3 else (*matrix, None)
 
 
 def _check_shapes(x, values, scales, zero_points) -> None:

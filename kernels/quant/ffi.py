@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,8 @@ from plamo2_kernels import native
 
 # Sums of so many products of 8 bits fit into 32 bits.
 _MOST_INPUTS = 1 << 16
+Matrix = tuple[Int[Array, "_ k"] | Float[Array, "_ k"], Float[Array, "_ _"], Int[Array, "_ _"] | None]
+"""Values [n, k], scales [n, groups] and zero points [n, groups]. n and the number of groups may differ between matrices."""
 
 
 def why_not(x: Array, values: Array, activations: str | None) -> str | None:
@@ -30,17 +34,14 @@ def why_not(x: Array, values: Array, activations: str | None) -> str | None:
     return None
 
 
-def integer_product(
-    x: Float[Array, "rows k"],
-    values: Int[Array, "n k"],
-    scales: Float[Array, "n groups"],
-    zero_points: Int[Array, "n groups"] | None,
-    activations: str | None,
-) -> Float[Array, "rows n"]:
-    """Compute `quantized_product`."""
-    zeros = jnp.zeros((0, 0), jnp.int8) if zero_points is None else zero_points.astype(jnp.int8)
-    result = jax.ShapeDtypeStruct((x.shape[0], values.shape[0]), jnp.float32)
+def integer_products(
+    x: Float[Array, "rows k"], matrices: Sequence[Matrix], activations: str | None
+) -> tuple[Float[Array, "rows _"], ...]:
+    """Compute `quantized_product` for each of several matrices with the same dtype of values."""
+    arrays = [x.astype(jnp.float32)]
+    for values, scales, zero_points in matrices:
+        zeros = jnp.zeros((0, 0), jnp.int8) if zero_points is None else zero_points.astype(jnp.int8)
+        arrays += [values, scales.astype(jnp.float32), zeros]
+    results = [jax.ShapeDtypeStruct((x.shape[0], values.shape[0]), jnp.float32) for values, _, _ in matrices]
     parts = np.int64(2 if activations is None else 1)
-    return native.call(
-        "plamo2_integers", result, x.astype(jnp.float32), values, scales.astype(jnp.float32), zeros, parts=parts
-    )
+    return tuple(native.call("plamo2_integers", results, *arrays, parts=parts))

@@ -126,5 +126,5 @@ def test_long_texts_are_measured_in_stretches(monkeypatch):
     text = "".join(chr(0x4E00 + i * i % 9973) for i in range(5000)) + "=" * 5000
     whole = top_ngram_share(text)
     assert whole == pytest.approx(0.5, abs=0.01)
-    monkeypatch.setattr("plamo2_jax.data.clean._STRETCH", 1000)
+    monkeypatch.setattr("plamo2_jax.data.characters._STRETCH", 1000)
     assert top_ngram_share(text) == pytest.approx(whole, abs=0.01)

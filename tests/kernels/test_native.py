@@ -34,8 +34,8 @@ def results(inputs, suffix=""):
     y, none = jax.ShapeDtypeStruct((5, 37), jnp.float32), jnp.zeros((0, 0), jnp.int8)
     parts = {"parts": np.int64(2)}
     return [
-        native.call("plamo2_integers" + suffix, y, x, whole, one, none, **parts),
-        native.call("plamo2_integers" + suffix, y, x, half, scales, none, **parts),
+        *native.call("plamo2_integers" + suffix, [y, y], x, whole, one, none, whole[::-1], one, none, **parts),
+        *native.call("plamo2_integers" + suffix, [y], x, half, scales, none, **parts),
         native.call("plamo2_float_outputs" + suffix, y, x, weight),
         native.call("plamo2_float_columns" + suffix, jax.ShapeDtypeStruct((1, *y.shape), y.dtype), x, weight.T[None])[
             0

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from plamo2_kernels import native
 from plamo2_kernels.errors import ImplementationError
 from plamo2_kernels.native import library
-from plamo2_kernels.quant import few_rows_product, quantized_product, xla
+from plamo2_kernels.quant import few_rows_product, quantized_product, quantized_products, xla
 
 IMPLEMENTATIONS = ["reference", "xla", "ffi"]
 
@@ -174,3 +175,23 @@ def test_tpu_programs_have_the_kernel_where_it_can_run(rng):
         ImplementationError, match='"pallas_tpu" cannot run: it multiplies bfloat16 by int4, not float32'
     ):
         quantized_product(jnp.ones((2, 128)), values, scales, implementation="pallas_tpu")
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.int4])
+@pytest.mark.parametrize("rows", [1, 16])
+def test_products_together_equal_single_products(dtype, rows):
+    native.require()
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(rows, 128)), jnp.float32)
+    # Outputs that are no multiple of a block, and with and without zero points.
+    matrices = []
+    for n, groups, zeros in ((37, 2, True), (1, 1, False), (128, 4, False)):
+        values = jnp.asarray(rng.integers(-8, 8, (n, 128)), dtype)
+        scales = jnp.asarray(rng.uniform(1, 2, (n, groups)), jnp.float32)
+        matrices.append((values, scales, jnp.asarray(rng.integers(-8, 8, (n, groups)), jnp.int8) if zeros else None))
+    together = jax.jit(lambda x: quantized_products(x, matrices))
+    assert together.lower(x).as_text().count("plamo2_integers") == 1
+    for y, matrix in zip(together(x), matrices, strict=True):
+        np.testing.assert_array_equal(y, quantized_product(x, *matrix, implementation="ffi"))
+    mixed = [matrices[0], (matrices[2][0].astype(jnp.float8_e4m3fn), *matrices[2][1:])]
+    np.testing.assert_array_equal(quantized_products(x, mixed)[1], quantized_product(x, *mixed[1]))

@@ -48,20 +48,43 @@ static ffi::Error FloatOutputs(ffi::ThreadPool pool, Floats x, Floats w, Result 
   return ffi::Error::Success();
 }
 
-// x [rows, k]; w [n, k] of 8 or 4 bits; scales [n, groups]; zero points [n, groups] of 8 bits, or [0]; y [rows, n].
-static ffi::Error Integers(ffi::ThreadPool pool, Floats x, ffi::AnyBuffer w, Floats scales, ffi::Buffer<ffi::S8> zero_points,
-                           Result y, int64_t parts) {
-  int64_t rows = x.dimensions()[0];
-  Matrix matrix{static_cast<const uint8_t*>(w.untyped_data()),
-                scales.typed_data(),
-                zero_points.element_count() ? zero_points.typed_data() : nullptr,
-                w.element_type() == ffi::S4 ? 4 : 8,
-                w.dimensions()[0],
-                w.dimensions()[1],
-                scales.dimensions()[1]};
-  Activations inputs = quantize(x.typed_data(), rows, matrix.inputs, matrix.bits, int(parts));
-  in_parallel(pool, matrix.outputs, 48, matrix.outputs * matrix.row_bytes(), 4, [&](int64_t begin, int64_t end) {
-    multiply_integers(inputs, matrix, y->typed_data(), begin, end);
+// x [rows, k], and for each matrix: w [n, k] of 8 or 4 bits, the same for all; scales [n, groups]; zero points [n, groups] of 8 bits, or [0].
+// The results are y [rows, n].
+static ffi::Error Integers(ffi::ThreadPool pool, Floats x, ffi::RemainingArgs arrays, ffi::RemainingRets results, int64_t parts) {
+  struct Product {
+    Matrix matrix;
+    float* y;
+    int64_t first;  // of its blocks of outputs
+  };
+  constexpr int64_t kOutputs = 48;
+  std::vector<Product> products;
+  int64_t blocks = 0, bytes = 0;
+  for (size_t i = 0; i < results.size(); ++i) {
+    auto w = arrays.get<ffi::AnyBuffer>(3 * i);
+    auto scales = arrays.get<Floats>(3 * i + 1);
+    auto zero_points = arrays.get<ffi::Buffer<ffi::S8>>(3 * i + 2);
+    auto y = results.get<Floats>(i);
+    if (!w || !scales || !zero_points || !y) return ffi::Error::InvalidArgument("plamo2_integers: wrong arrays");
+    const Matrix matrix{static_cast<const uint8_t*>(w->untyped_data()),
+                        scales->typed_data(),
+                        zero_points->element_count() ? zero_points->typed_data() : nullptr,
+                        w->element_type() == ffi::S4 ? 4 : 8,
+                        w->dimensions()[0],
+                        w->dimensions()[1],
+                        scales->dimensions()[1]};
+    products.push_back({matrix, (*y)->typed_data(), blocks});
+    blocks += (matrix.outputs + kOutputs - 1) / kOutputs;
+    bytes += matrix.outputs * matrix.row_bytes();
+  }
+  const Matrix& one = products[0].matrix;
+  const bool grouped = std::any_of(products.begin(), products.end(), [](const Product& each) { return !each.matrix.is_whole(); });
+  const Activations inputs = quantize(x.typed_data(), x.dimensions()[0], one.inputs, one.bits, int(parts), grouped);
+  in_parallel(pool, blocks, 1, bytes, 4, [&](int64_t begin, int64_t end) {
+    for (const Product& each : products) {
+      const int64_t from = std::max((begin - each.first) * kOutputs, int64_t(0));
+      const int64_t to = std::min((end - each.first) * kOutputs, each.matrix.outputs);
+      if (from < to) multiply_integers(inputs, each.matrix, each.y, from, to);
+    }
   });
   return ffi::Error::Success();
 }
@@ -127,10 +150,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(plamo2_integers, Integers,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<Floats>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<Floats>()
-                                  .Arg<ffi::Buffer<ffi::S8>>()
-                                  .Ret<Floats>()
+                                  .RemainingArgs()
+                                  .RemainingRets()
                                   .Attr<int64_t>("parts"));
 
 // The arrays of `MambaStep` in its order. y [b, channels].

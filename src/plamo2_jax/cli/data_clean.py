@@ -5,28 +5,28 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from plamo2_jax.cli.data_files import ReadOptions, check_jsonl, print_bad, write_jsonl
-from plamo2_jax.data.boilerplate import boilerplate_lines
-from plamo2_jax.data.clean import CleanConfig, CleanReport, clean_documents, normalize_text
-from plamo2_jax.data.dedup import DedupReport, deduplicate
+from plamo2_jax.cli.data_files import WorkerOptions, check_jsonl, open_jsonl, print_bad
+from plamo2_jax.data.boilerplate import LineCounter
+from plamo2_jax.data.clean import CleanConfig, CleanReport
+from plamo2_jax.data.clean_chunks import CleanChunk, CleanedChunk, FindLines, FoundLines
+from plamo2_jax.data.dedup import DedupReport, LineDeduplicator
 from plamo2_jax.data.documents import ReadReport
 from plamo2_jax.data.files import find_files
 from plamo2_jax.data.minhash import DedupConfig
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.progress import tqdm
 from plamo2_jax.storage import write_whole
 
 _LINES_SHOWN = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class CleanOptions(ReadOptions):
+class CleanOptions(WorkerOptions):
     """Clean text, remove duplicates and write JSON lines.
 
     The output has the fields id, text and language (if known), and all other fields of the record. If --text-field, --id-field or
@@ -56,28 +56,42 @@ class CleanOptions(ReadOptions):
 
 def clean(options: CleanOptions) -> None:
     """Clean text, remove duplicates and write JSON lines."""
-    dedup_config, near = DedupConfig(threshold=options.similarity), options.duplicates == "near"
+    near = DedupConfig(threshold=options.similarity) if options.duplicates == "near" else None
     check_jsonl(options.output)
     _check_paths(options.input, options.output, options.report)
-
-    def records(reading: ReadReport, note: str) -> Iterator[dict[str, Any]]:
-        for document in tqdm(options.documents([options.input], reading), note, unit="doc"):
-            yield document.to_json()
-
+    counter = LineCounter(options.boilerplate_documents, options.boilerplate) if options.boilerplate_documents else None
     repeated = None
-    if options.boilerplate_documents:
-        # Lines are compared in their cleaned form.
-        normal = (
-            {"text": normalize_text(record["text"], options.criteria.unicode_form)}
-            for record in records(ReadReport(options.max_bad_rate, quiet=True), "find boilerplate")
-        )
-        repeated = boilerplate_lines(normal, options.boilerplate_documents, options.boilerplate)
+    if counter is not None:
+        find = FindLines(options.criteria.unicode_form, options.boilerplate)
+        found: FoundLines
+        for found in options.map_chunks(
+            [options.input], find, ReadReport(options.max_bad_rate, quiet=True), "find boilerplate"
+        ):
+            for document, hashes in found.documents:
+                counter.add(document, hashes)
+        repeated = counter.boilerplate()
     reading, cleaning, deduplication = ReadReport(options.max_bad_rate), CleanReport(), DedupReport()
-    documents: Iterable[dict] = clean_documents(records(reading, "clean"), options.criteria, cleaning, repeated)
-    if near:
-        documents = deduplicate(documents, dedup_config, deduplication, progress=False, folder=options.output.parent)
-    with write_jsonl(options.output) as write:
-        count = sum(map(write, documents))
+
+    def cleaned() -> Iterator[CleanedChunk]:
+        for chunk in options.map_chunks(
+            [options.input], CleanChunk(options.criteria, repeated, near), reading, "clean"
+        ):
+            cleaning.add(chunk.cleaning)
+            yield chunk
+
+    with open_jsonl(options.output) as file:
+        if near is None:
+            for chunk in cleaned():
+                file.write(chunk.lines)
+            count = cleaning.documents_out
+        else:
+            with LineDeduplicator(near, options.output.parent) as lines:
+                for chunk in cleaned():
+                    lines.add(chunk.lines, chunk.hashes)
+                count = 0
+                for line in lines.kept(deduplication, lambda i, line: str(json.loads(line)["id"])):
+                    file.write(line)
+                    count += 1
     print_bad(reading)
     print(cleaning.summary())
     if near:

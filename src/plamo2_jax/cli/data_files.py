@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from plamo2_jax.data.documents import Document, ReadReport
-from plamo2_jax.data.sources import read_documents
+from plamo2_jax.data.chunks import Chunk, read_chunks
+from plamo2_jax.data.documents import Document, ReadReport, json_line
+from plamo2_jax.data.sources import FieldNames, open_streams, read_documents
+from plamo2_jax.data.workers import available_cores, ordered_map
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.progress import tqdm
+from plamo2_jax.validation import require_at_least
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,42 @@ class ReadOptions:
         )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorkerOptions(ReadOptions):
+    """Options for reading documents in worker processes."""
+
+    workers: int | None = None
+    """Number of processes that parse and process the input; left out, the number of cores. The output is the same. A small input is
+    processed without them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(1, workers=self.workers)
+
+    def map_chunks(
+        self, inputs: Iterable[str], function: Callable[[Chunk], Any], report: ReadReport, note: str
+    ) -> Iterator[Any]:
+        """Yield the results of a function for the chunks of all inputs, in order.
+
+        Args:
+            inputs: Inputs.
+            function: Function that is pickled. Its results have the attribute `reading`, a PartReport.
+            report: Report of reading to update.
+            note: Title of the progress bar.
+        """
+        names = FieldNames(self.text_field, self.id_field, self.language_field)
+        streams = open_streams(
+            inputs, names, data_dir=self.data_dir, report=report, max_record_bytes=self.max_record_mib << 20
+        )
+        with tqdm(desc=note, unit="doc") as progress:
+            for result in ordered_map(function, read_chunks(streams), self.workers or available_cores()):
+                before = report.records
+                report.add(result.reading)
+                progress.update(report.records - before)
+                yield result
+        report.judge()
+
+
 def print_bad(report: ReadReport) -> None:
     """Print on stderr how many records are bad, and the first ones verbatim."""
     print(report.summary(), file=sys.stderr)
@@ -60,15 +99,22 @@ def print_bad(report: ReadReport) -> None:
 
 
 @contextlib.contextmanager
-def write_jsonl(path: Path) -> Iterator[Any]:
-    """Yield a function that appends an object to the file and returns 1. The file appears if the block ends without an error."""
+def open_jsonl(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a file for lines of JSON. It appears if the block ends without an error."""
     check_jsonl(path)
     from plamo2_jax.storage import new_file
 
     with new_file(path) as partial, partial.open("wb") as raw, _compressed(raw, path.suffix) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def write_jsonl(path: Path) -> Iterator[Any]:
+    """Yield a function that appends an object to the file and returns 1. The file appears if the block ends without an error."""
+    with open_jsonl(path) as file:
 
         def write(record: dict[str, Any]) -> int:
-            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            file.write(json_line(record))
             return 1
 
         yield write

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import tyro
 
-from plamo2_jax.cli.data_files import ReadOptions, check_jsonl, print_bad, write_jsonl
+from plamo2_jax.cli.data_files import ReadOptions, WorkerOptions, check_jsonl, open_jsonl, print_bad
 from plamo2_jax.data.documents import ReadReport
 from plamo2_jax.data.quality import QualityModel
+from plamo2_jax.data.score_chunks import ScoreChunk
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.progress import tqdm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ def quality(options: QualityOptions) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoreOptions(ReadOptions):
+class ScoreOptions(WorkerOptions):
     """Add the probability that a document is good, by a quality model, to each document."""
 
     input: Annotated[str, tyro.conf.Positional]
@@ -99,18 +99,14 @@ def score(options: ScoreOptions) -> None:
     if options.field in ("id", "text", "language"):
         raise PlamoError(f"--field {options.field} is not allowed: documents have a field of this name")
     check_jsonl(options.output)
-    model, report, histogram = QualityModel.load(options.model), ReadReport(options.max_bad_rate), [0] * 10
-
-    def scored() -> Iterator[dict]:
-        for document in tqdm(options.documents([options.input], report), "score", unit="doc"):
-            probability = model.probability(document.text)
-            histogram[min(9, int(probability * 10))] += 1
-            if probability >= options.at_least:
-                yield document.to_json() | {options.field: round(probability, 6)}
-
-    with write_jsonl(options.output) as write:
-        count = sum(map(write, scored()))
+    report, histogram, count = ReadReport(options.max_bad_rate), np.zeros(10, int), 0
+    function = ScoreChunk(QualityModel.load(options.model), options.field, options.at_least)
+    with open_jsonl(options.output) as file:
+        for chunk in options.map_chunks([options.input], function, report, "score"):
+            file.write(chunk.lines)
+            histogram += chunk.histogram
+            count += chunk.written
     print_bad(report)
     for i, number in enumerate(histogram):
         print(f"{i / 10:.1f} to {(i + 1) / 10:.1f}: {number:,} documents")
-    print(f"{options.output}: {count:,} of {sum(histogram):,} documents")
+    print(f"{options.output}: {count:,} of {histogram.sum():,} documents")

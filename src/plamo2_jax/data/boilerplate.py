@@ -49,7 +49,7 @@ class Boilerplate:
         return len(self.keys)
 
     def __contains__(self, line: str) -> bool:
-        return _hash(line_key(line)) in self.keys
+        return text_hash(line_key(line)) in self.keys
 
     def split(self, lines: Sequence[str]) -> tuple[list[str], list[str]]:
         """Return the lines of a document to keep and the lines to remove, each in order."""
@@ -82,28 +82,44 @@ def line_key(line: str) -> str:
     return re.sub(r"\s+", "", re.sub(r"\d+", "0", line))
 
 
-def boilerplate_lines(documents: Iterable[dict], min_documents: int = 20, where: Where = "edges") -> Boilerplate:
-    """Find the lines that occur in at least `min_documents` different documents.
-
-    Copies of one document count once, since deduplication removes them.
+class LineCounter:
+    """Counts in how many different documents each line occurs. Copies of one document count once, since deduplication removes them.
 
     Args:
-        documents: Dicts with a str under "text".
         min_documents: Smallest number of documents that makes a line boilerplate.
         where: "edges": count, and later remove, lines at the beginning and end of documents. "anywhere": all lines.
     """
-    if min_documents < 2:
-        raise PlamoError(f"min_documents={min_documents} is not allowed: it must be at least 2")
-    counts: Counter[int] = Counter()
-    seen: set[int] = set()
+
+    def __init__(self, min_documents: int = 20, where: Where = "edges"):
+        if min_documents < 2:
+            raise PlamoError(f"min_documents={min_documents} is not allowed: it must be at least 2")
+        self._min_documents, self._where = min_documents, where
+        self._counts: Counter[int] = Counter()
+        self._seen: set[int] = set()
+
+    def add(self, document: int, lines: Iterable[int]) -> None:
+        """Count a document, given as `text_hash` and `line_hashes`."""
+        if document not in self._seen:
+            self._seen.add(document)
+            self._counts.update(lines)
+
+    def boilerplate(self) -> Boilerplate:
+        """Return the lines that occur in enough documents."""
+        keys = frozenset(key for key, count in self._counts.items() if count >= self._min_documents)
+        return Boilerplate(keys, self._where)
+
+
+def boilerplate_lines(documents: Iterable[dict], min_documents: int = 20, where: Where = "edges") -> Boilerplate:
+    """Find the lines that occur in at least `min_documents` different documents.
+
+    Args:
+        documents: Dicts with a str under "text".
+        min_documents, where: See `LineCounter`.
+    """
+    counter = LineCounter(min_documents, where)
     for document in documents:
-        text = document["text"]
-        copy = _hash(text)
-        if copy in seen:
-            continue
-        seen.add(copy)
-        counts.update(line_hashes(text, where))
-    return Boilerplate(frozenset(key for key, count in counts.items() if count >= min_documents), where)
+        counter.add(text_hash(document["text"]), line_hashes(document["text"], where))
+    return counter.boilerplate()
 
 
 def line_hashes(text: str, where: Where) -> set[int]:
@@ -113,10 +129,11 @@ def line_hashes(text: str, where: Where) -> set[int]:
         lines = lines if len(lines) <= 2 * EDGE_LINES else lines[:EDGE_LINES] + lines[-EDGE_LINES:]
         lines = [line for line in lines if not _PROGRAM.match(line)]
     keys = {line_key(line) for line in lines}
-    return {_hash(key) for key in keys if where == "edges" or len(key) >= MIN_CHARS}
+    return {text_hash(key) for key in keys if where == "edges" or len(key) >= MIN_CHARS}
 
 
-def _hash(text: str) -> int:
+def text_hash(text: str) -> int:
+    """Return a 64-bit hash of a text."""
     # Eight bytes instead of the text of a line: a corpus has millions of different lines.
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 

@@ -15,25 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from plamo2_jax.data.boilerplate import Boilerplate, line_key
+from plamo2_jax.data.characters import NEWLINES, UNWANTED, count_characters, is_plain, most_frequent_window
 from plamo2_jax.validation import require
 
 UNICODE_FORMS = ("none", "NFC", "NFKC")
 LANGUAGES = ("ja", "en", "other")
 
-_NEWLINES = re.compile("\r\n?|[\u0085\u2028\u2029\v\f]")
-# Controls except tab and newline, the byte-order mark, the interlinear marks, non-characters, lone surrogates.
-_UNWANTED = re.compile(
-    "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff\ufff9-\ufffb\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff]"
-    "|[" + "".join(chr(plane << 16 | low) for plane in range(1, 17) for low in (0xFFFE, 0xFFFF)) + "]"
-)
 _TRAILING = re.compile(r"[^\S\n]+$", re.MULTILINE)
 _BLANK_LINES = re.compile(r"\n{3,}")
-_KANA = re.compile("[\u3041-\u3096\u30a1-\u30fa\u30fc\uff66-\uff9d]")
-_HAN = re.compile("[\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
-_LATIN = re.compile("[A-Za-z\u00c0-\u024f]")
-_LETTER = re.compile(r"[^\W\d_]")
-_STRETCH = 1_000_000
-_ENGLISH = re.compile(r"\b(?:the|of|and|to|in|is|for|that|are|with|it|as|be|on|or|by|this|you|a|can)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -82,6 +71,14 @@ class CleanReport:
     rejected: Counter[str] = field(default_factory=Counter)
     chars_rejected: Counter[str] = field(default_factory=Counter)
 
+    def add(self, part: CleanReport) -> None:
+        """Add the statistics of the documents that follow."""
+        for name in ("documents_in", "documents_out", "chars_in", "chars_out", "chars_boilerplate"):
+            setattr(self, name, getattr(self, name) + getattr(part, name))
+        for name in ("removed", "rejected", "chars_rejected"):
+            getattr(self, name).update(getattr(part, name))
+        self.examples = part.examples | self.examples
+
     def count_removed(self, lines: Iterable[str]) -> None:
         """Count lines that were removed as boilerplate."""
         for line in lines:
@@ -123,7 +120,9 @@ def normalize_text(text: str, unicode_form: str = "none") -> str:
 
     The function is idempotent. Leading spaces, tabs, full-width forms, emoji joiners and variation selectors are kept.
     """
-    text = _UNWANTED.sub("", _NEWLINES.sub("\n", text))
+    if unicode_form == "none" and is_plain(text):  # Most texts.
+        return text
+    text = UNWANTED.sub("", NEWLINES.sub("\n", text))
     if unicode_form != "none":
         text = unicodedata.normalize(unicode_form, text)
     return _BLANK_LINES.sub("\n\n", _TRAILING.sub("", text)).strip()
@@ -136,15 +135,13 @@ def guess_language(text: str) -> str:
     at least 90 % of the letters are Latin, and at least 4 % of the words are among the twenty most common English words (fewer: another
     language, or a listing).
     """
-    text = text[:20_000]
-    letters = len(_LETTER.findall(text))
-    kana = len(_KANA.findall(text))
-    japanese = kana + len(_HAN.findall(text))
-    if letters == 0:
+    counts = count_characters(text[:20_000])
+    japanese = counts.kana + counts.han
+    if counts.letters == 0:
         return "other"
-    if japanese >= 0.2 * letters and kana >= 0.05 * japanese:
+    if japanese >= 0.2 * counts.letters and counts.kana >= 0.05 * japanese:
         return "ja"
-    if len(_LATIN.findall(text)) >= 0.9 * letters and len(_ENGLISH.findall(text)) >= 0.04 * len(text.split()):
+    if counts.latin >= 0.9 * counts.letters and counts.english >= 0.04 * counts.words:
         return "en"
     return "other"
 
@@ -167,13 +164,7 @@ def top_ngram_share(text: str, n: int = 10) -> float:
     For texts longer than a million characters, return the mean over parts of that length.
     """
     windows = len(text) - n + 1
-    if windows < 10:
-        return 0.0
-    count = 0
-    for start in range(0, windows, _STRETCH):
-        stretch = Counter(text[i : i + n] for i in range(start, min(start + _STRETCH, windows)))
-        count += stretch.most_common(1)[0][1]
-    return count / windows
+    return most_frequent_window(text, n) / windows if windows >= 10 else 0.0
 
 
 def rejection(text: str, config: CleanConfig, declared: str | None = None) -> str | None:

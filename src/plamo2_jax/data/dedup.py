@@ -8,14 +8,15 @@ restarted.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +24,12 @@ from plamo2_jax.data.duplicates import (
     BLOCK,
     Block,
     Duplicates,
+    Hashes,
     block_folder,
     estimated_similarity,
     find_duplicates,
+    hash_texts,
+    save_block,
     write_block,
 )
 from plamo2_jax.data.minhash import DedupConfig, Signer
@@ -33,6 +37,7 @@ from plamo2_jax.progress import tqdm
 
 _SHOWN = 20
 _IN_MEMORY = 64 << 20  # Bytes of documents that are not written to a temporary file.
+_DOCUMENTS_AT_ONCE, _CHARACTERS_AT_ONCE = 1024, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,66 @@ def shown_duplicates(found: Duplicates, blocks: Sequence[Block], names: dict[int
     ]
 
 
+class LineDeduplicator(contextlib.ExitStack):
+    """Removes the lines of duplicates: lines and the hashes of their texts go in, and the lines to keep come out. Use it in a with block.
+
+    Memory: 64 MiB of lines, one block of hashes, 8 bytes a text and the hashes of one part of one band. The rest is in temporary files.
+
+    Args:
+        config: Settings.
+        folder: Folder for temporary files; None: the system's.
+    """
+
+    def __init__(self, config: DedupConfig, folder: Path | None = None):
+        super().__init__()
+        self.signer = Signer(config)
+        self._folder = Path(self.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=".dedup-")))
+        lines = tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=folder)  # noqa: SIM115 - closed with this object
+        self._lines = self.enter_context(lines)
+        self._blocks: list[Block] = []
+        self._hashes: list[Hashes] = []
+
+    def add(self, lines: bytes, hashes: Hashes) -> None:
+        """Append lines, each with a newline at its end, and the hashes of their texts."""
+        self._lines.write(lines)
+        self._hashes.append(hashes)
+        if sum(map(len, self._hashes)) >= BLOCK:
+            self._save()
+
+    def kept(self, report: DedupReport, id_of: Callable[[int, bytes], str]) -> Iterator[bytes]:
+        """Compare all texts, update the report, and yield the lines of those that repeat no earlier text, in order.
+
+        Args:
+            report: Statistics to update.
+            id_of: Returns the id for the report, given the number of a line and the line.
+        """
+        self._save()
+        found = find_duplicates(self._blocks, self.signer)
+        if self._blocks:
+            report.count(found, np.concatenate([block.load("characters") for block in self._blocks]))
+        shown = examples(found)
+        named = {*shown.tolist(), *found.first[shown].tolist()}
+        names = {i: id_of(i, line) for i, line in enumerate(self._read(max(named, default=-1) + 1)) if i in named}
+        report.first += shown_duplicates(found, self._blocks, names)
+        yield from itertools.compress(self._read(len(found.kept)), found.kept.tolist())
+
+    def _read(self, count: int) -> Iterator[bytes]:
+        self._lines.seek(0)
+        return itertools.islice(self._lines, count)
+
+    def _save(self) -> None:
+        """Write the hashes in memory as a block."""
+        hashes, self._hashes = [one for one in self._hashes if len(one)], []
+        if not hashes:
+            return
+        folder = block_folder(self._folder, 0, len(self._blocks))
+        folder.mkdir()
+        names = (field.name for field in dataclasses.fields(Hashes))
+        together = Hashes(*(np.concatenate([getattr(one, name) for one in hashes]) for name in names))
+        del hashes
+        self._blocks.append(save_block(folder, together, self.signer))
+
+
 def deduplicate(
     documents: Iterable[dict],
     config: DedupConfig | None = None,
@@ -114,8 +179,7 @@ def deduplicate(
 ) -> Iterator[dict]:
     """Yield the documents that are not duplicates of an earlier one, in order, after reading all documents.
 
-    Memory: 64 MiB of documents, one block of hashes, 8 bytes a document and the hashes of one part of one band. The rest is in temporary
-    files.
+    Memory: see `LineDeduplicator`.
 
     Args:
         documents: JSON objects with "text", and "id" for the report (their index if there is none).
@@ -126,34 +190,25 @@ def deduplicate(
         folder: Folder for temporary files; None: the system's.
     """
     report = report if report is not None else DedupReport()
-    signer = Signer(config or DedupConfig())
-    with (
-        tempfile.TemporaryDirectory(dir=folder, prefix=".dedup-") as hashes,
-        tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=folder) as spool,
-    ):
-
-        def texts() -> Iterator[str]:
-            for document in tqdm(documents, "deduplicate", total, unit="doc", disable=not progress):
-                spool.write(json.dumps(document).encode() + b"\n")
-                yield document["text"]
-
-        blocks = _write_blocks(Path(hashes), texts(), signer)
-        found = find_duplicates(blocks, signer)
-        if blocks:
-            report.count(found, np.concatenate([block.load("characters") for block in blocks]))
-        shown = examples(found)
-        named = {*shown.tolist(), *found.first[shown].tolist()}
-        names = {i: str(document.get("id", i)) for i, document in enumerate(_read(spool)) if i in named}
-        report.first += shown_duplicates(found, blocks, names)
-        kept = found.kept
-        for i, document in enumerate(_read(spool)):
-            if kept[i]:
-                yield document
+    with LineDeduplicator(config or DedupConfig(), folder) as lines:
+        stream = iter(tqdm(documents, "deduplicate", total, unit="doc", disable=not progress))
+        while some := _take(stream):
+            texts = (document["text"] for document in some)
+            lines.add(
+                b"".join(json.dumps(document).encode() + b"\n" for document in some), hash_texts(texts, lines.signer)
+            )
+        yield from map(json.loads, lines.kept(report, lambda i, line: str(json.loads(line).get("id", i))))
 
 
-def _read(spool: IO[bytes]) -> Iterator[dict]:
-    spool.seek(0)
-    return map(json.loads, spool)
+def _take(documents: Iterator[dict]) -> list[dict]:
+    """Return the next documents, with about a million characters."""
+    taken, size = [], 0
+    for document in itertools.islice(documents, _DOCUMENTS_AT_ONCE):
+        taken.append(document)
+        size += len(document["text"])
+        if size >= _CHARACTERS_AT_ONCE:
+            break
+    return taken
 
 
 def duplicates_of(texts: Sequence[str], config: DedupConfig) -> list[int]:

@@ -6,6 +6,7 @@ Reading continues until the share of bad records exceeds a limit. Then it fails,
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -46,6 +47,11 @@ class Document:
         return {"id": self.id, "text": self.text, **{k: v for k, v in self.meta.items() if k not in ("id", "text")}}
 
 
+def json_line(record: Mapping[str, Any]) -> bytes:
+    """Return a JSON object as a line in UTF-8, with its newline."""
+    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
 class UnreadableRecord(PlamoError):
     """A record cannot be read. Readers raise or yield it, and `ReadReport` counts it.
 
@@ -60,6 +66,10 @@ class UnreadableRecord(PlamoError):
         shown = shown.encode("utf-8", "backslashreplace").decode()
         super().__init__(f"{reason} ({shown})" if shown else reason)
         self.reason, self.detail = reason, detail
+
+    def __reduce__(self) -> tuple[type[UnreadableRecord], tuple[str, str]]:
+        # Exceptions are pickled with the message as their only argument.
+        return UnreadableRecord, (self.reason, self.detail)
 
 
 class TooManyBadRecordsError(PlamoError):
@@ -135,6 +145,19 @@ class ReadReport:
                 f"({self.bad / self.records:.2%}): at most {self.max_bad_rate:.2%} are allowed"
             )
 
+    def add(self, part: PartReport) -> None:
+        """Count the records of the next part of the input, as if they had been read one by one.
+
+        Raises:
+            TooManyBadRecordsError: The share of bad records exceeds the limit, after `judge_after` records.
+        """
+        start = self.records
+        for before, place, error in part.bad_records:
+            self.records = start + before
+            self.count_bad(place, error)
+        self.records = start + part.records
+        self.changes.update(part.changes)
+
     def to_json(self) -> dict[str, Any]:
         """Return the counts, the reasons, the first bad records and the losses in good records as JSON."""
         return {
@@ -150,3 +173,22 @@ class ReadReport:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(self.reasons.items()))
         changes = "".join(f"; {change}: {count}" for change, count in self.changes.most_common(10))
         return f"read {self.records} records, {self.bad} bad" + (f": {reasons}" if reasons else "") + changes
+
+
+@dataclass
+class PartReport(ReadReport):
+    """Statistics of a part of the input, from a worker process. `ReadReport.add` counts them and judges the share of bad records.
+
+    Attributes:
+        bad_records: Number of records before each bad record, its place and its reason.
+    """
+
+    bad_records: list[tuple[int, str, UnreadableRecord]] = field(default_factory=list)
+
+    def count_bad(self, place: str, error: UnreadableRecord) -> None:
+        """Note a record that cannot be read."""
+        self.bad_records.append((self.records, place, error))
+        self.records += 1
+
+    def judge(self, example: str | None = None) -> None:
+        """Do nothing, because a part of the input may have a larger share of bad records."""

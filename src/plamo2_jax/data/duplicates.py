@@ -41,29 +41,59 @@ class Block:
         return len(self.load("characters"))
 
 
-def write_block(folder: Path, texts: Iterable[str], signer: Signer) -> Block | None:
-    """Write the hashes of at most `BLOCK` texts. The folder appears if all files are complete. Return None if there is no text."""
+@dataclasses.dataclass(frozen=True)
+class Hashes:
+    """Hashes of n texts in memory."""
+
+    digests: np.ndarray
+    """Fingerprints, [n, 2] uint64."""
+    signatures: np.ndarray
+    """[n, permutations] uint32."""
+    characters: np.ndarray
+    """Lengths of the texts, [n] uint32."""
+
+    def __len__(self) -> int:
+        return len(self.characters)
+
+
+def hash_texts(texts: Iterable[str], signer: Signer) -> Hashes:
+    """Return the hashes of texts."""
     prints, signatures, characters = [], [], []
     for text in texts:
         digest, signature = signer(text)
         prints.append(digest)
         signatures.append(signature)
         characters.append(len(text))
-    if not prints:
+    return Hashes(
+        np.frombuffer(b"".join(prints), np.uint64).reshape(-1, 2),
+        np.stack(signatures) if signatures else np.zeros((0, signer.config.permutations), np.uint32),
+        np.array(characters, np.uint32),
+    )
+
+
+def write_block(folder: Path, texts: Iterable[str], signer: Signer) -> Block | None:
+    """Write the hashes of at most `BLOCK` texts. The folder appears if all files are complete. Return None if there is no text."""
+    hashes = hash_texts(texts, signer)
+    if not len(hashes):
         return None
-    digests = np.frombuffer(b"".join(prints), np.uint64).reshape(-1, 2)
-    keys = np.concatenate([signer.band_hashes(np.stack(signatures)), digests[:, :1]], axis=1).T
+    with new_folder(folder) as partial:
+        save_block(partial, hashes, signer)
+    return Block(folder)
+
+
+def save_block(folder: Path, hashes: Hashes, signer: Signer) -> Block:
+    """Write hashes into an existing folder, without the care that a restart needs."""
+    keys = np.concatenate([signer.band_hashes(hashes.signatures), hashes.digests[:, :1]], axis=1).T
     order = np.argsort(keys, axis=1, kind="stable").astype(np.uint32)
     arrays = {
-        "signatures": np.stack(signatures),
+        "signatures": hashes.signatures,
         "keys": np.take_along_axis(keys, order, axis=1),
         "order": order,
-        "digests": digests[:, 1],
-        "characters": np.array(characters, np.uint32),
+        "digests": hashes.digests[:, 1],
+        "characters": hashes.characters,
     }
-    with new_folder(folder) as partial:
-        for name, array in arrays.items():
-            np.save(partial / f"{name}.npy", array, allow_pickle=False)
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array, allow_pickle=False)
     return Block(folder)
 
 

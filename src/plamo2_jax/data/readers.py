@@ -1,7 +1,8 @@
 """Readers, one per file format.
 
-A reader yields `(place, fields)` for each record of a file: file and line, and the values by name. For a bad record, an UnreadableRecord
-with the reason takes the place of the values. A problem with the whole file raises PlamoError.
+A reader yields `(place, fields)` for each record of a file: file and line, and the values by name, or the JSON of the values, which
+`good_records` parses. For a bad record, an UnreadableRecord with the reason takes the place of the values. A problem with the whole file
+raises PlamoError.
 
 A record of more than `limit` bytes is unreadable, and reading continues after it. Memory is bounded for any decompressed size.
 """
@@ -25,7 +26,7 @@ from plamo2_jax.data.values import plain_fields
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import json_problem
 
-Fields = Mapping[str, Any] | UnreadableRecord
+Fields = Mapping[str, Any] | bytes | UnreadableRecord
 Records = Iterator[tuple[str, Fields]]
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -89,7 +90,7 @@ def open_records(
 def good_records(
     records: Records, report: ReadReport, texts: tuple[str, ...] = (), *, count_changes: bool = True
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Count the unreadable records in `report`, and yield the others with JSON values.
+    """Parse the records that are JSON, count the unreadable ones in `report`, and yield the others with JSON values.
 
     Args:
         records: Records of a reader.
@@ -102,6 +103,8 @@ def good_records(
     """
     for where, fields in records:
         try:
+            if isinstance(fields, bytes):
+                fields = _parse_json(fields)
             if isinstance(fields, UnreadableRecord):
                 raise fields
             plain = plain_fields(fields, report.changes if count_changes else None, texts)
@@ -116,11 +119,9 @@ def read_jsonl(path: Path, limit: int = MAX_RECORD_BYTES) -> Records:
     with report_damage(path), open_bytes(path) as file:
         for number, line in read_lines(file, limit):
             where = f"{path}, line {number}"
-            if isinstance(line, UnreadableRecord):
-                yield where, line
             # Concatenated files have a byte order mark in the middle.
-            elif (line := line.removeprefix(_BYTE_ORDER_MARK)).strip():
-                yield where, _parse_json(line)
+            if isinstance(line, UnreadableRecord) or (line := line.removeprefix(_BYTE_ORDER_MARK)).strip():
+                yield where, line
 
 
 def read_text(path: Path, text_field: str, limit: int = MAX_RECORD_BYTES) -> Records:
@@ -158,8 +159,7 @@ def read_array_record(path: Path, limit: int = MAX_RECORD_BYTES) -> Records:
                 found = reader.read(list(indices)) if readable else [None] * len(indices)
                 for number, record in zip(indices, found, strict=True):
                     too_large = record is None or len(record) > limit
-                    fields = too_long("record", limit) if too_large else _parse_json(record)
-                    yield f"{path}, record {number + 1}", fields
+                    yield f"{path}, record {number + 1}", too_long("record", limit) if too_large else record
         finally:
             reader.close()
 
@@ -242,7 +242,7 @@ def _bounded_ranges(path: Path, total: int, limit: int) -> Iterator[tuple[range,
         yield range(start, end), True
 
 
-def _parse_json(data: bytes) -> Fields:
+def _parse_json(data: bytes) -> dict[str, Any] | UnreadableRecord:
     try:
         if _values_at_most(data) > _JSON_VALUES:
             return UnreadableRecord("too many values", f"more than {_JSON_VALUES:,} values in one record")

@@ -31,7 +31,7 @@ _BUNDLED = re.compile(r"bundled:(?P<language>ja|en|all):(?P<split>train|heldout|
 
 
 @dataclass(frozen=True)
-class _FieldNames:
+class FieldNames:
     """Names of the fields of a record that are used: the arguments of `read_documents` that end in `_field`."""
 
     text: str = "text"
@@ -77,23 +77,52 @@ def read_documents(
         PlamoError: An input does not exist, or is damaged.
         TooManyBadRecordsError: The share of bad records exceeds the limit of `report`.
     """
+    report = ReadReport() if report is None else report
+    names = FieldNames(text_field, id_field, language_field, pair_field)
+    streams = open_streams(
+        inputs,
+        names,
+        data_dir=data_dir,
+        report=report,
+        max_record_bytes=max_record_bytes,
+        columns=None if keep_fields else names.used(),
+    )
+    return _read(streams, language, report, keep_fields)
+
+
+def open_streams(
+    inputs: Iterable[str | Path],
+    names: FieldNames,
+    *,
+    data_dir: str | Path | None = None,
+    report: ReadReport,
+    max_record_bytes: int = readers.MAX_RECORD_BYTES,
+    columns: tuple[str, ...] | None = None,
+) -> list[tuple[readers.Records, FieldNames]]:
+    """Return the records of all files of the inputs in order, with the names of their fields. They are read later, by `to_documents`.
+
+    Args:
+        inputs, data_dir, max_record_bytes: See `read_documents`.
+        names: Names of the fields. The bundled corpus has its own.
+        report: Report that notes files that are skipped.
+        columns: Columns of Parquet files to read; None: all.
+
+    Raises:
+        PlamoError: An input does not exist.
+    """
     if max_record_bytes < 1:
         raise PlamoError(f"max_record_bytes={max_record_bytes} is not allowed: it must be at least 1")
-    report = ReadReport() if report is None else report
-    names = _FieldNames(text_field, id_field, language_field, pair_field)
     seen: dict[str | tuple[int, int], Path] = {}
     streams = []
     for spec in map(str, inputs):
         found = _named_stream(spec, None if data_dir is None else Path(data_dir), max_record_bytes)
         if found is not None:
-            # The bundled corpus has its own field names.
-            streams.append((found, _FieldNames(pair="pair") if spec.startswith("bundled:") else names))
+            streams.append((found, FieldNames(pair="pair") if spec.startswith("bundled:") else names))
             continue
-        columns = None if keep_fields else names.used()
         for file in each_once(find_files(spec, report), report, seen):
             records = readers.open_records(file, limit=max_record_bytes, columns=columns, text_field=names.text)
             streams.append((records, names))
-    return _read(streams, language, report, keep_fields)
+    return streams
 
 
 def side_of(document: Document, fraction: float = 0.01) -> str:
@@ -122,23 +151,34 @@ def split_documents(documents: Iterable[Document], split: str, fraction: float =
             yield document
 
 
+def to_documents(
+    records: readers.Records,
+    names: FieldNames,
+    report: ReadReport,
+    language: str | None = None,
+    keep_fields: bool = True,
+) -> Iterator[Document]:
+    """Yield the documents of the records of a file, and count in `report`. The arguments are those of `read_documents`."""
+    for where, fields in readers.good_records(records, report, (names.text,), count_changes=keep_fields):
+        try:
+            document = _to_document(fields, where, names, language, report.changes if keep_fields else None)
+        except UnreadableRecord as error:
+            report.count_bad(where, error)
+            continue
+        report.records += 1
+        yield document
+
+
 def _read(
-    streams: list[tuple[readers.Records, _FieldNames]], language: str | None, report: ReadReport, keep_fields: bool
+    streams: list[tuple[readers.Records, FieldNames]], language: str | None, report: ReadReport, keep_fields: bool
 ) -> Iterator[Document]:
     for records, names in streams:
-        for where, fields in readers.good_records(records, report, (names.text,), count_changes=keep_fields):
-            try:
-                document = _to_document(fields, where, names, language, report.changes if keep_fields else None)
-            except UnreadableRecord as error:
-                report.count_bad(where, error)
-                continue
-            report.records += 1
-            yield document
+        yield from to_documents(records, names, report, language, keep_fields)
     report.judge()
 
 
 def _to_document(
-    fields: Mapping[str, Any], where: str, names: _FieldNames, language: str | None, changes: Counter[str] | None
+    fields: Mapping[str, Any], where: str, names: FieldNames, language: str | None, changes: Counter[str] | None
 ) -> Document:
     """Return the document of a record, or raise UnreadableRecord if it has no text.
 
@@ -187,7 +227,7 @@ def _named_stream(spec: str, data_dir: Path | None, limit: int) -> readers.Recor
     return None
 
 
-def _missing_text(fields: Mapping[str, Any], names: _FieldNames) -> str:
+def _missing_text(fields: Mapping[str, Any], names: FieldNames) -> str:
     """Describe which fields the record has, and which option selects the field that looks like the text."""
     texts = {name: len(value) for name, value in fields.items() if isinstance(value, str) and name not in names.used()}
     shown = ", ".join(name[:40] for name in list(fields)[:8]) + (", ..." if len(fields) > 8 else "")

@@ -12,7 +12,7 @@ from plamo2_jax.config import LayerKind, ModelConfig
 from plamo2_jax.model import axes, parallel
 from plamo2_jax.model.cache import AttentionCache, Context, LayerCache
 from plamo2_jax.model.layers import apply_rope, observe
-from plamo2_jax.model.linear import project
+from plamo2_jax.model.linear import project, project_together
 from plamo2_jax.model.parameters import parameter
 from plamo2_kernels.attention import Implementation
 from plamo2_kernels.quant import Implementation as ProductImplementation
@@ -44,15 +44,14 @@ class Attention(nn.Module):
         window = None if full else c.attention_window_size
         theta = float(c.rope_theta if full else c.local_theta)
 
-        def widen(name, sizes):
-            return project(self, name, "btd,dhp->bthp", u, normal, {axes.EMBED: e, **sizes})
-
         def rotate(x, name, sizes):
             scale = parameter(self, name, ones, sizes)
             x = rms_norm(x, scale, _QK_EPSILON, implementation=self.product_implementation)
             return apply_rope(x, context.positions, theta)
 
-        q, k, v = widen("q_proj", heads), widen("k_proj", kv_heads), widen("v_proj", kv_heads)
+        sizes = {"q_proj": heads, "k_proj": kv_heads, "v_proj": kv_heads}
+        sizes = {name: {axes.EMBED: e, **each} for name, each in sizes.items()}
+        q, k, v = project_together(self, "btd,dhp->bthp", u, normal, sizes)
         q, k = rotate(q, "q_scale", heads), rotate(k, "k_scale", kv_heads)
         settings = {"window": window, "implementation": self.implementation, "one_token": self.product_implementation}
         y, after = parallel.attend(self.mesh, cache, q, k, v, context, **settings)

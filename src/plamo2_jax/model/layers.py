@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.model import axes
-from plamo2_jax.model.linear import project
+from plamo2_jax.model.linear import project, project_together
 from plamo2_jax.model.parameters import parameter
 from plamo2_kernels.quant import Implementation as ProductImplementation
 from plamo2_kernels.rms_norm import rms_norm
@@ -96,10 +96,9 @@ class GatedMLP(nn.Module):
         init = nn.initializers.normal(c.initializer_range)
         e, f = c.hidden_size, c.intermediate_size
 
-        def widen(name):
-            return project(self, name, "btd,df->btf", x, init, {axes.EMBED: e, axes.MLP: f})
-
-        y = nn.silu(widen("gate")) * widen("up")
+        sizes = {axes.EMBED: e, axes.MLP: f}
+        gate, up = project_together(self, "btd,df->btf", x, init, {"gate": sizes, "up": sizes})
+        y = nn.silu(gate) * up
         observe(self, y, (axes.MLP,), segment_ids)
         return project(self, "down", "btf,fd->btd", y, init, {axes.MLP: f, axes.EMBED: e})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -21,7 +21,7 @@ from plamo2_jax.model.quantized import QuantizedArray
 from plamo2_kernels import native
 from plamo2_kernels.errors import ImplementationError
 from plamo2_kernels.precision import product_precision
-from plamo2_kernels.quant import MOST_FFI_ROWS, Implementation, few_rows, few_rows_product, quantized_product
+from plamo2_kernels.quant import MOST_FFI_ROWS, Implementation, few_rows, few_rows_product, quantized_products
 
 # Up to this number of tokens, parts are multiplied in one product.
 _FEW_TOKENS = 64
@@ -61,6 +61,35 @@ def project(
     return product(spec, x, weight, implementation=module.product_implementation)
 
 
+def project_together(
+    module: nn.Module,
+    spec: str,
+    x: Float[Array, "*x"],
+    init: Callable[..., Array],
+    weights: Mapping[str, Mapping[str, int]],
+) -> tuple[Float[Array, ...], ...]:
+    """Declare several weights with the same einsum and multiply `x` by each of them (`project`).
+
+    Args:
+        module: Module that owns the weights.
+        spec: Einsum of `x` and a weight.
+        x: Activations.
+        init: Initializer.
+        weights: Maps the name of each weight to the sizes of its axes.
+    """
+    declared = [
+        parameter(module, name, init, sizes, contracts=contracted(spec, sizes)) for name, sizes in weights.items()
+    ]
+    if not module.is_initializing() and module.is_mutable_collection(INPUTS):
+        for name in weights:
+            module.sow(INPUTS, name, x)
+    implementation = module.product_implementation
+    are_quantized = all(isinstance(weight, QuantizedArray) for weight in declared)
+    if not are_quantized or len({weight.activations for weight in declared}) > 1:
+        return tuple(multiply(spec, x, weight, implementation=implementation) for weight in declared)
+    return tuple(y.astype(x.dtype) for y in _multiply_quantized(spec, x, declared, implementation))
+
+
 def multiply(
     spec: str,
     x: Float[Array, "*x"],
@@ -89,7 +118,7 @@ def multiply(
         low, up = _adapter_specs(spec)
         return base + einsum(up, _lower(low, x, weight), weight.b.astype(x.dtype))
     if isinstance(weight, QuantizedArray):
-        return _multiply_quantized(spec, x, weight, implementation).astype(dtype)
+        return _multiply_quantized(spec, x, [weight], implementation)[0].astype(dtype)
     if isinstance(weight, OutputsFirst):
         return _multiply_outputs_first(spec, x, weight, dtype, implementation)
     if multiplies_few_rows(spec, x, weight, implementation):
@@ -153,18 +182,24 @@ class _Letters:
         return y.transpose([(self.rows + self.outputs).index(letter) for letter in self.result])
 
 
-def _multiply_quantized(spec: str, x: Array, weight: QuantizedArray, implementation: Implementation) -> Array:
+def _multiply_quantized(
+    spec: str, x: Array, weights: Sequence[QuantizedArray], implementation: Implementation
+) -> list[Array]:
+    """Multiply by weights that quantize activations to the same dtype."""
     letters = _Letters.of(spec)
-    outputs = weight.values.shape[: weight.values.ndim - len(weight.contracted)]
-    n = math.prod(outputs)
+    outputs = [weight.values.shape[: weight.values.ndim - len(weight.contracted)] for weight in weights]
 
-    # Both are reshaped without a copy.
-    def flat(array: Array | None) -> Array | None:
+    # Reshaped without a copy.
+    def flat(array: Array | None, n: int) -> Array | None:
         return None if array is None else array.reshape(n, -1)
 
-    matrix = flat(weight.values), flat(weight.scales), flat(weight.zero_points)
-    settings = {"activations": weight.activations, "implementation": implementation}
-    return letters.restore(quantized_product(letters.flat(x), *matrix, **settings), x, outputs)
+    matrices = [
+        tuple(flat(array, math.prod(sizes)) for array in (weight.values, weight.scales, weight.zero_points))
+        for weight, sizes in zip(weights, outputs, strict=True)
+    ]
+    settings = {"activations": weights[0].activations, "implementation": implementation}
+    products = quantized_products(letters.flat(x), matrices, **settings)
+    return [letters.restore(y, x, sizes) for y, sizes in zip(products, outputs, strict=True)]
 
 
 def _multiply_outputs_first(

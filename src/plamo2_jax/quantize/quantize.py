@@ -29,6 +29,9 @@ from plamo2_jax.quantize.rounding import (
     spread,
 )
 
+_BLOCK_BYTES = 1 << 26
+"""Largest block of a matrix, in float32, that is rounded at once without moments."""
+
 
 def quantize_leaves(
     config: ModelConfig,
@@ -203,33 +206,55 @@ def round_matrix(
     moments: Moments | None,
 ) -> tuple[QuantizedArray, MatrixReport]:
     """Choose scales and values of one matrix."""
-    matrix = as_matrix(declared, weight)
-    kind, columns = form.kind, matrix.shape[1]
-    importance = jnp.ones(columns) if moments is None else jnp.diagonal(moments.hessian)
-    scales = absmax_scales(matrix, form.groups, kind)
-    if options.searches_clip:
-        scales = searched_scales(matrix, form.groups, kind, importance)
-    if moments is not None and options.method.endswith("gptq"):
-        values = _gptq(path, matrix, moments.hessian, scales, form, options)
-    else:
-        values = round_to_nearest(matrix, scales, kind)
-    rounded = values * spread(scales, columns)
-    if moments is None:
-        lost, all_of_it = jnp.sum(jnp.square(rounded - matrix)), jnp.sum(jnp.square(matrix))
-    else:
-        lost, all_of_it = output_error(matrix, rounded, moments.hessian)
+    matrix, kind = as_matrix(declared, weight), form.kind
+    # Without moments, rows are independent. The embedding is large, and blocks need less memory for intermediate arrays.
+    size = max(1, _BLOCK_BYTES // (4 * matrix.shape[1])) if moments is None else len(matrix)
+    values, scales, lost, all_of_it = [], [], 0.0, 0.0
+    for start in range(0, len(matrix), size):
+        block = matrix[start : start + size]
+        rounded, of_groups = _round_block(path, block, form, options, moments)
+        errors = _errors(block, rounded * spread(of_groups, block.shape[1]), moments)
+        lost, all_of_it = lost + float(errors[0]), all_of_it + float(errors[1])
+        values.append(rounded.astype(DTYPES[kind]))
+        scales.append(of_groups)
     contracted = contraction_axes(declared)
     order = stored_order(weight.ndim, contracted)
     shape = tuple(weight.shape[i] for i in order)
     leaf = QuantizedArray(
-        values.reshape(shape).astype(DTYPES[kind]),
-        scales.reshape(*shape[: len(shape) - len(contracted)], form.groups),
+        jnp.concatenate(values).reshape(shape),
+        jnp.concatenate(scales).reshape(*shape[: len(shape) - len(contracted)], form.groups),
         None,
         contracted,
         form.activations,
     )
-    error = math.sqrt(max(float(lost), 0) / max(float(all_of_it), 1e-30))
+    error = math.sqrt(max(lost, 0) / max(all_of_it, 1e-30))
     return leaf, MatrixReport(path, kind, weight.size * weight.dtype.itemsize, stored_bytes(leaf), error)
+
+
+def _round_block(
+    path: str,
+    matrix: Float[Array, "z c"],
+    form: MatrixFormat,
+    options: QuantizeConfig,
+    moments: Moments | None,
+) -> tuple[Float[Array, "z c"], Float[Array, "z groups"]]:
+    """Return the values of some rows, as float32, and their scales."""
+    scales = absmax_scales(matrix, form.groups, form.kind)
+    if options.searches_clip:
+        importance = jnp.ones(matrix.shape[1]) if moments is None else jnp.diagonal(moments.hessian)
+        scales = searched_scales(matrix, form.groups, form.kind, importance)
+    if moments is not None and options.method.endswith("gptq"):
+        return _gptq(path, matrix, moments.hessian, scales, form, options), scales
+    return round_to_nearest(matrix, scales, form.kind), scales
+
+
+def _errors(
+    matrix: Float[Array, "z c"], rounded: Float[Array, "z c"], moments: Moments | None
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Return the squared error of some rows, or of their products with the inputs if the moments are known, and the square of all."""
+    if moments is None:
+        return jnp.sum(jnp.square(rounded - matrix)), jnp.sum(jnp.square(matrix))
+    return output_error(matrix, rounded, moments.hessian)
 
 
 def _gptq(
