@@ -30,9 +30,9 @@ _FUSED = {
 }
 OPTIONS: dict[str, dict[str, str]] = {
     "TPU v5 lite": {_VMEM: "65536", **_FUSED},
-    "TPU v5": {_VMEM: "49152", **_SPARSECORE},
-    "TPU v6 lite": {_VMEM: "65536", **_SPARSECORE},
-    "TPU7x": {_VMEM: "49152", **_SPARSECORE},
+    "TPU v5": {_VMEM: "49152", **_SPARSECORE, **_FUSED},
+    "TPU v6 lite": {_VMEM: "65536", **_SPARSECORE, **_FUSED},
+    "TPU7x": {_VMEM: "49152", **_SPARSECORE, **_FUSED},
 }
 """Device kind → options. A TPU v5e has no SparseCore."""
 
