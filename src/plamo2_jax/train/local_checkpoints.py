@@ -151,13 +151,13 @@ class LocalCheckpoints:
     def _folders(self) -> Iterator[tuple[Path, tuple[int, int, int] | None]]:
         """Yield the checkpoints in the folder with step, token and process, newest first.
 
-        Before them come the unfinished checkpoints of this process, with None.
+        Before them come unfinished checkpoints, with None.
         """
         found, process = [], jax.process_index()
         for path in self._folder.iterdir() if self._folder.is_dir() else ():
             if match := _NAME.fullmatch(path.name):
                 found.append((path, (int(match[1]), int(match[2], 16), int(match[3]))))
-            elif path.name.endswith(_TEMPORARY) and f"-p{process}." in path.name:
+            elif path.name.endswith(_TEMPORARY):
                 yield path, None
         # Of several copies of one checkpoint, the own one first.
         yield from sorted(found, key=lambda entry: (-entry[1][0], entry[1][1], entry[1][2] != process))
@@ -166,7 +166,8 @@ class LocalCheckpoints:
         """Find the usable checkpoints of this process, and agree with the other processes on the newest that all of them have."""
         for path, found in self._folders():
             if found is None:
-                self._unusable.append((path, "its writing was interrupted"))
+                if f"-p{jax.process_index()}." in path.name:
+                    self._unusable.append((path, "its writing was interrupted"))
             elif found[:2] not in self._found and len(self._found) < _MOST_OFFERED:
                 reason = self._problem(path)
                 if reason is None:
