@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 
@@ -17,13 +16,14 @@ from plamo2_jax import checkpoint, manifest
 from plamo2_jax.checkpoint import CHECKPOINTS, EMA, PARAMS, CheckpointError, first_line
 from plamo2_jax.storage import absolute, is_full_disk
 from plamo2_jax.train import integrity
+from plamo2_jax.train.data_position import DataIterator, gather_position
 from plamo2_jax.train.loss_guard import LossGuard
 from plamo2_jax.train.state import TrainState
 
 TRAINING = "training"
 """Checkpoint item with the TrainState without parameters and moving average."""
 DATA = "data"
-"""Checkpoint item with the states of the Grain iterator, the same in every process, and of the loss guard."""
+"""Checkpoint item with the data position of the job and the state of the loss guard."""
 _ITEMS = (PARAMS, TRAINING, DATA, EMA)
 
 
@@ -61,7 +61,7 @@ class RunCheckpoints:
             if kind is None:
                 raise self._save_error(error) from error
 
-    def save(self, state: TrainState, iterator: grain.DatasetIterator, guard: LossGuard) -> None:
+    def save(self, state: TrainState, iterator: DataIterator, guard: LossGuard) -> None:
         """Save the state. The arrays are copied before this returns, so the state may be donated; a thread writes them.
 
         Raises:
@@ -70,7 +70,7 @@ class RunCheckpoints:
         items = {
             PARAMS: ocp.args.StandardSave(state.params),
             TRAINING: ocp.args.StandardSave(_without_params(state)),
-            DATA: ocp.args.JsonSave({"iterator": iterator.get_state(), "guard": guard.get_state()}),
+            DATA: ocp.args.JsonSave({"iterator": gather_position(iterator.get_state()), "guard": guard.get_state()}),
         }
         if state.ema is not None:
             items[EMA] = ocp.args.StandardSave(state.ema)
@@ -92,7 +92,7 @@ class RunCheckpoints:
         except Exception as error:
             raise self._save_error(error) from error
 
-    def restore(self, abstract: TrainState, iterator: grain.DatasetIterator, guard: LossGuard) -> TrainState:
+    def restore(self, abstract: TrainState, iterator: DataIterator, guard: LossGuard) -> TrainState:
         """Read the newest intact checkpoint. Damaged checkpoints are reported on stderr and renamed.
 
         A checkpoint without a manifest, from an older version of this package, counts as damaged if it cannot be read.
@@ -117,9 +117,7 @@ class RunCheckpoints:
             self._set_aside(path, integrity.DAMAGED, f"is damaged: {damage}")
         raise no_checkpoint_left(self._folder)
 
-    def restore_step(
-        self, step: int, abstract: TrainState, iterator: grain.DatasetIterator, guard: LossGuard
-    ) -> TrainState:
+    def restore_step(self, step: int, abstract: TrainState, iterator: DataIterator, guard: LossGuard) -> TrainState:
         """Read one checkpoint, after comparing its files with their checksums. For the arguments, see `restore`.
 
         Raises:
@@ -184,7 +182,7 @@ def read_state(
     folder: Path,
     step: int,
     abstract: TrainState,
-    iterator: grain.DatasetIterator | None = None,
+    iterator: DataIterator | None = None,
     guard: LossGuard | None = None,
 ) -> TrainState:
     """Read the state of a run from a checkpoint, without comparing checksums.

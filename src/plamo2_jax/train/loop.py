@@ -80,7 +80,11 @@ def train(
         writes = jax.process_index() == 0
         guard = LossGuard(config.max_skipped, config.spike)
         about = {"config": to_json(config), "mesh": dict(program.mesh.shape), "processes": jax.process_count()}
-        with RunCheckpoints(folder, config.max_to_keep, about) as checkpoints, processes.leave_when_broken(folder):
+        with (
+            run.batches,
+            RunCheckpoints(folder, config.max_to_keep, about) as checkpoints,
+            processes.leave_when_broken(folder),
+        ):
             # -- Restore -----------------------------------------------------------------------------------------------------------
             state = restore(run, checkpoints, guard)
             step = int(state.step)
@@ -106,8 +110,7 @@ def train(
                     step += 1
                     profiler.before(step)
                     with step_metrics.clock.data_wait():
-                        batch = next(run.iterator)
-                        batch = program.put(batch if task.transform_batch is None else task.transform_batch(batch))
+                        batch = next(run.batches)
                     state, metrics = run.train_step(state, batch, task.frozen)
                     step_metrics.add(step, metrics)
                     profiler.after(step, metrics)
@@ -147,7 +150,7 @@ def train(
                     log.flush()
                     if saving:
                         log.upload()  # Before the checkpoint, so that a run that resumes from it finds all lines of its steps.
-                        checkpoints.save(state, run.iterator, guard)
+                        checkpoints.save(state, run.batches, guard)
                     elif writing:
                         checkpoints.check()
                     progress.update()
