@@ -1,21 +1,26 @@
 """packing="per_process": each process packs its own share, and a job of any number of processes has the same batches."""
 
 import json
+import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from plamo2_jax.align.examples import Examples
+from plamo2_jax.cli.run_options import load_run, parse_config
 from plamo2_jax.data.packing import Pieces
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem, train_iterator
 from plamo2_jax.data.shards import open_shards
 from plamo2_jax.data.upsampling import UpsampledPieces
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.train.config import free_fields
+from plamo2_jax.train.pretraining import Pretrain
 from support.shards import documents_of, expected_segments, segments_of, write
 from support.streams import assert_same, joined, take
 
+ROOT = Path(__file__).parents[2]
 T = 16
 LENGTHS = [3 + (7 * i) % 29 for i in range(80)]
 
@@ -32,6 +37,7 @@ def config_of(folder, **fields) -> DataConfig:
         "batch_size": 16,
         "packing_bins": 3,
         "read_threads": 0,
+        "prefetch_batches": 1,
     }
     return DataConfig(**{**defaults, "packing": "per_process", "packing_shards": 8, **fields})
 
@@ -152,3 +158,15 @@ def test_bad_numbers_of_shards_are_refused(folder, letters):
         train_iterator(config_of(folder, batch_size=128, packing_shards=128), letters)
     with pytest.raises(PlamoError, match=r"the data position has no state of packing shard 0"):
         train_iterator(config_of(folder), letters).set_state({"packing_shards": {}})
+
+
+def test_the_options_on_the_page_exist():
+    page = (ROOT / "docs" / "input_pipeline.md").read_text(encoding="utf-8")
+    lines = re.search(r"<!-- options -->\n```sh\n(.*?)```", page, re.DOTALL).group(1).strip().splitlines()
+    configs = []
+    for line in lines:
+        _, verb, file, *options = line.split()
+        configs.append(parse_config(load_run(ROOT / file, (Pretrain,), file), options, f"plamo2 {verb}"))
+    assert [config.data.packing_shards for config in configs] == [64, 64, 0]
+    assert configs[1].data.worker_processes == 4
+    assert (configs[2].data.cache, configs[2].data.cache_gib) == (Path("/mnt/ssd/shards"), 500)

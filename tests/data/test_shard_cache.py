@@ -77,6 +77,12 @@ def test_shards_in_a_bucket_are_those_on_disk(bucket, letters, tmp_path):
     assert max(bucket.reads[name] for name in names) == 1
 
 
+def test_a_cache_that_is_too_small_is_refused_at_once(bucket, letters, tmp_path):
+    config = DataConfig((MixtureItem(Path(ADDRESS)),), 16, 4, cache=tmp_path / "cache", cache_gib=1e-6)
+    with pytest.raises(PlamoError, match=r"cache_gib=1e-06 is not allowed: .* use packing=per_process"):
+        train_iterator(config, letters)
+
+
 def test_folders_that_were_written_again_are_copied_again(bucket, letters, tmp_path):
     cache = ShardCache(tmp_path / "cache", 1 << 30)
     assert len(open_shards(ADDRESS, letters, cache)[0].ids) == LENGTHS[0]

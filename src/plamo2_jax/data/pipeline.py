@@ -33,7 +33,7 @@ from plamo2_jax.data.shards import Shards, open_shards
 from plamo2_jax.data.shares import Share
 from plamo2_jax.data.upsampling import UpsampledPieces
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.storage import address
+from plamo2_jax.storage import address, is_remote
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.validation import require
 
@@ -149,13 +149,21 @@ def train_iterator(
 def open_mixture(config: DataConfig, tokenizer: Tokenizer) -> list[Elements]:
     """Open the shards of a mixture as the sources of `mixed_batches`. Raise ShardError as `train_iterator` does."""
     cache = open_cache(config)
-    sources = []
+    sources, in_buckets = [], 0
     for item in config.mixture:
         shards = open_shards(item.path, tokenizer, cache)
         pieces = Pieces(shards, config.sequence_length, tokenizer.bos_id, tokenizer.eos_id)
         if config.long_document_tokens is not None:
             pieces = UpsampledPieces(pieces, config.long_document_tokens, config.long_document_repeats)
         sources.append(pieces)
+        if is_remote(item.path):
+            in_buckets += sum(shard["size"] for shard in shards.manifest["shards"])
+    if cache is not None and config.packing == "global" and in_buckets > cache.limit:
+        # A process reads documents of all shards in random order, so it would fail after it has filled the cache.
+        raise PlamoError(
+            f"DataConfig.cache_gib={config.cache_gib} is not allowed: with packing=global it must be at least "
+            f"{in_buckets / 2**30:.3g}, the size of the shards in buckets. Raise it, or use packing=per_process"
+        )
     return sources
 
 
