@@ -125,6 +125,9 @@ class RunConfig:
     loss_chunk: int | None = dataclasses.field(default=None, metadata=FREE)
     """Positions of each row whose logits exist at a time; none: all. With a large vocabulary, the logits are by far the largest activation:
     rows × sequence_length × vocab_size × 4 bytes. With chunks, logits are computed twice."""
+    compiler_options: dict[str, str] = dataclasses.field(default_factory=dict, metadata=FREE)
+    """Options of the TPU compiler by name, in addition to the options for the generation of the chip (docs/compiler_options.md). An empty
+    value removes an option."""
     ema_decay: float | None = None
     """Decay per update of a moving average of the parameters (0.999 averages about the last thousand updates). Checkpoints contain the
     average (RUN@ema in merge, extend and convert), and held-out data are measured with it too. None: no average."""

@@ -22,7 +22,7 @@ from plamo2_jax.progress import tqdm
 from plamo2_jax.train import processes, run_folder
 from plamo2_jax.train.checkpoints import RunCheckpoints
 from plamo2_jax.train.config import RunConfig, to_json
-from plamo2_jax.train.evaluation import answer_tasks, evaluate
+from plamo2_jax.train.evaluation import TASKS, answer_tasks, evaluate
 from plamo2_jax.train.goodput import Goodput
 from plamo2_jax.train.loss_guard import LossGuard
 from plamo2_jax.train.metrics import MetricsLog, NoLog
@@ -106,6 +106,16 @@ def train(
             ):
                 goodput = Goodput(folder) if writes else None
                 step_metrics = StepMetrics(config, program, log, guard, watchdog, goodput)
+
+                def answer() -> None:
+                    params = task.to_model_params(state.params, task.frozen)
+                    if answered := answer_tasks(run.benchmarks, params, watchdog, preemption):
+                        log.write(step, answered)
+
+                # A signal ends the tasks of a step, but its checkpoint is written.
+                if step and config.tasks_due(step) and not any(name.startswith(TASKS) for name in log.first_names):
+                    answer()
+                    log.flush()
                 while step < config.steps:
                     step += 1
                     profiler.before(step)
@@ -144,9 +154,7 @@ def train(
                         on_evaluate(step, task.to_model_params(state.params, task.frozen))
                     answering = tasks_due and not stopping
                     if answering:
-                        params = task.to_model_params(state.params, task.frozen)
-                        if answered := answer_tasks(run.benchmarks, params, watchdog, preemption):
-                            log.write(step, answered)
+                        answer()
                     log.flush()
                     if saving:
                         log.upload()  # Before the checkpoint, so that a run that resumes from it finds all lines of its steps.

@@ -54,6 +54,8 @@ class MetricsLog:
         kept = [line for line in kept if line["step"] <= step]
         self.seconds = sum(line.get("step_seconds", 0.0) for line in kept)
         """Time spent on the steps in the log, in seconds."""
+        self.first_names = frozenset(name for line in kept if line["step"] == step for name in line)
+        """Names in the lines of the step from which the run starts."""
         write_whole(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         self._mirror.clear(TENSORBOARD)
@@ -119,6 +121,7 @@ class NoLog(contextlib.AbstractContextManager):
     """The log of a process that writes no log: its methods do nothing."""
 
     seconds = 0.0
+    first_names: frozenset[str] = frozenset()
 
     def _ignore(self, *_: object) -> None:
         pass
