@@ -34,7 +34,8 @@ def gather_position(state: Mapping[str, Any]) -> Mapping[str, Any]:
         return state
     own = np.frombuffer(json.dumps(state[STATES]).encode(), np.uint8)
     sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(own)))).reshape(-1)
-    padded = np.zeros(int(sizes.max()), np.uint8)
+    # Rounded up, so that few sizes are compiled.
+    padded = np.zeros(-(-int(sizes.max()) // 4096) * 4096, np.uint8)
     padded[: len(own)] = own
     texts = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), -1)
     shards: dict[str, Any] = {}
