@@ -25,7 +25,13 @@ def test_a_job_of_two_is_the_run_of_one_whatever_ends_it(make_config, tmp_path):
 
     Whoever is signalled or killed waits for it behind a step, so that it does not matter when the signal comes.
     """
-    alone = make_config("job", model=tiny(num_hidden_layers=1), output=tmp_path / "alone", steps=16, heldout={})
+    data = make_config("job").data
+    data = dataclasses.replace(
+        data, packing="per_process", packing_shards=2
+    )  # The positions of both processes are gathered.
+    alone = make_config(
+        "job", model=tiny(num_hidden_layers=1), output=tmp_path / "alone", steps=16, heldout={}, data=data
+    )
     alone.output.mkdir()
     status, lines = finish(start(write_config(alone, alone.output), devices=2))
     assert status == 0, lines

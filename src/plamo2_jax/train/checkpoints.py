@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 
@@ -17,6 +16,7 @@ from plamo2_jax import checkpoint, manifest
 from plamo2_jax.checkpoint import CHECKPOINTS, EMA, PARAMS, CheckpointError, first_line
 from plamo2_jax.storage import absolute, is_full_disk
 from plamo2_jax.train import integrity
+from plamo2_jax.train.data_position import DataIterator, gather_position
 from plamo2_jax.train.local_checkpoints import LocalCheckpoints
 from plamo2_jax.train.loss_guard import LossGuard
 from plamo2_jax.train.state import TrainState
@@ -24,7 +24,7 @@ from plamo2_jax.train.state import TrainState
 TRAINING = "training"
 """Checkpoint item with the TrainState without parameters and moving average."""
 DATA = "data"
-"""Checkpoint item with the states of the Grain iterator, the same in every process, and of the loss guard."""
+"""Checkpoint item with the data position of the job and the state of the loss guard."""
 _ITEMS = (PARAMS, TRAINING, DATA, EMA)
 
 
@@ -74,7 +74,7 @@ class RunCheckpoints:
             if kind is None:
                 raise self._save_error(error) from error
 
-    def save(self, state: TrainState, iterator: grain.DatasetIterator, guard: LossGuard) -> None:
+    def save(self, state: TrainState, iterator: DataIterator, guard: LossGuard) -> None:
         """Save the state. The arrays are copied before this returns, so the state may be donated; a thread writes them.
 
         Raises:
@@ -94,7 +94,7 @@ class RunCheckpoints:
         except Exception as error:
             raise self._save_error(error) from error
 
-    def save_local(self, state: TrainState, iterator: grain.DatasetIterator, guard: LossGuard) -> None:
+    def save_local(self, state: TrainState, iterator: DataIterator, guard: LossGuard) -> None:
         """Save a local checkpoint. The arrays are copied before this returns, so the state may be donated."""
         self._local.save(state, _data(iterator, guard))
 
@@ -123,7 +123,7 @@ class RunCheckpoints:
         except Exception as error:
             raise self._save_error(error) from error
 
-    def restore(self, abstract: TrainState, iterator: grain.DatasetIterator, guard: LossGuard) -> TrainState:
+    def restore(self, abstract: TrainState, iterator: DataIterator, guard: LossGuard) -> TrainState:
         """Read the newest intact checkpoint, persistent or local. Damaged checkpoints are reported on stderr; persistent ones are renamed.
 
         A checkpoint without a manifest, from an older version of this package, counts as damaged if it cannot be read.
@@ -160,9 +160,7 @@ class RunCheckpoints:
             return state
         raise no_checkpoint_left(self._folder)
 
-    def restore_step(
-        self, step: int, abstract: TrainState, iterator: grain.DatasetIterator, guard: LossGuard
-    ) -> TrainState:
+    def restore_step(self, step: int, abstract: TrainState, iterator: DataIterator, guard: LossGuard) -> TrainState:
         """Read one checkpoint, after comparing its files with their checksums. For the arguments, see `restore`.
 
         Raises:
@@ -229,7 +227,7 @@ def read_state(
     folder: Path,
     step: int,
     abstract: TrainState,
-    iterator: grain.DatasetIterator | None = None,
+    iterator: DataIterator | None = None,
     guard: LossGuard | None = None,
 ) -> TrainState:
     """Read the state of a run from a checkpoint, without comparing checksums.
@@ -266,12 +264,12 @@ def no_checkpoint_left(folder: Path) -> CheckpointError:
     )
 
 
-def _data(iterator: grain.DatasetIterator, guard: LossGuard) -> dict[str, Any]:
+def _data(iterator: DataIterator, guard: LossGuard) -> dict[str, Any]:
     """Return the JSON values of a checkpoint."""
-    return {"iterator": iterator.get_state(), "guard": guard.get_state()}
+    return {"iterator": gather_position(iterator.get_state()), "guard": guard.get_state()}
 
 
-def _set_data(data: Any, iterator: grain.DatasetIterator | None, guard: LossGuard | None) -> None:
+def _set_data(data: Any, iterator: DataIterator | None, guard: LossGuard | None) -> None:
     """Restore what `_data` returned."""
     if iterator is not None:
         iterator.set_state(data["iterator"])

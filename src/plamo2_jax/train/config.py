@@ -28,7 +28,8 @@ from plamo2_jax.validation import require
 
 FREE = {"free": True}
 """Metadata of a field that may change when a run is resumed: file locations, logging, prefetching, devices, micro-batches and
-rematerialization. Such a field changes an update only by the order of sums, and the random noise of tasks that draw some."""
+rematerialization. Such a field changes an update only by the order of sums, and the random noise of tasks that draw some. Instead of True, a
+function of the configuration may say whether the field is free."""
 
 
 class TaskConfig(abc.ABC):
@@ -147,6 +148,8 @@ class RunConfig:
     """Steps between measurements of held-out data. The last step always has one."""
     evaluation: BenchmarksConfig = dataclasses.field(default_factory=BenchmarksConfig, metadata=FREE)
     """Benchmark tasks that the current parameters answer during training."""
+    device_prefetch: int = dataclasses.field(default=2, metadata=FREE)
+    """Largest number of batches that a thread puts onto the devices while steps run; 0: put each batch when its step needs it."""
     log_every: int = dataclasses.field(default=10, metadata=FREE)
     """Steps between writes to the log, which wait for the device. Every step has a line in the log."""
     max_skipped: int = dataclasses.field(default=5, metadata=FREE)
@@ -171,6 +174,7 @@ class RunConfig:
             require(self, name, getattr(self, name) >= 1, "at least 1")
         is_local = self.local_checkpoints is None or not is_remote(self.local_checkpoints)
         require(self, "local_checkpoints", is_local, "a folder on a disk of the host")
+        require(self, "device_prefetch", self.device_prefetch >= 0, "0 or more")
         require(self, "max_skipped", self.max_skipped >= 0, "0 or more")
         require(self, "ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "between 0 and 1, or none")
         require(self, "stall_seconds", 0 < self.stall_seconds < math.inf, "positive and finite")
@@ -237,7 +241,8 @@ def free_fields(config: Any, prefix: str = "") -> Iterator[str]:
     """Yield the dotted names of the fields, including nested ones, that may change when a run is resumed."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.metadata.get("free"):
+        free = field.metadata.get("free", False)
+        if free(config) if callable(free) else free:
             yield f"{prefix}{field.name}"
         elif dataclasses.is_dataclass(value):
             yield from free_fields(value, f"{prefix}{field.name}.")

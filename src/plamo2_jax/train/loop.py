@@ -83,6 +83,7 @@ def train(
         guard = LossGuard(config.max_skipped, config.spike)
         about = {"config": to_json(config), "mesh": dict(program.mesh.shape), "processes": jax.process_count()}
         with (
+            run.batches,
             RunCheckpoints(folder, config.max_to_keep, about, run.local) as checkpoints,
             processes.leave_when_broken(folder),
         ):
@@ -125,8 +126,7 @@ def train(
                     step += 1
                     profiler.before(step)
                     with step_metrics.clock.data_wait():
-                        batch = next(run.iterator)
-                        batch = program.put(batch if task.transform_batch is None else task.transform_batch(batch))
+                        batch = next(run.batches)
                     state, metrics = run.train_step(state, batch, task.frozen)
                     step_metrics.add(step, metrics)
                     profiler.after(step, metrics)
@@ -165,10 +165,10 @@ def train(
                     log.flush()
                     if saving:
                         log.upload()  # Before the checkpoint, so that a run that resumes from it finds all lines of its steps.
-                        checkpoints.save(state, run.iterator, guard)
+                        checkpoints.save(state, run.batches, guard)
                     elif local_due:
                         log.upload()
-                        checkpoints.save_local(state, run.iterator, guard)
+                        checkpoints.save_local(state, run.batches, guard)
                     if writing and not saving:
                         checkpoints.check()
                     progress.update()

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import grain
 import jax
 
+from plamo2_jax.data.batch import Batch
 from plamo2_jax.progress import tqdm
 from plamo2_jax.sharding.rules import process_part
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -18,6 +18,7 @@ from plamo2_jax.train.banner import announce, compiling
 from plamo2_jax.train.benchmarks import Benchmarks
 from plamo2_jax.train.build import TrainProgram, build_train_program
 from plamo2_jax.train.config import RunConfig
+from plamo2_jax.train.device_prefetch import DevicePrefetch
 from plamo2_jax.train.fork import FORKED_FROM, Fork, open_fork
 from plamo2_jax.train.local_checkpoints import LocalCheckpoints
 from plamo2_jax.train.run_folder import TrainingError
@@ -35,7 +36,8 @@ class PreparedRun:
     train_step: Callable[..., Any]
     """The compiled step."""
     source: Source
-    iterator: grain.DatasetIterator
+    batches: DevicePrefetch
+    """The training batches, on the devices."""
     part: tuple[int, int]
     """Part of each batch that this process reads: its index, and the number of parts."""
     is_resumed: bool
@@ -71,6 +73,12 @@ def prepare(
     part = process_part(program.rows, program.batch["tokens"].shape)
     source = config.task.make_source(config, tokenizer)
     iterator = source.train(*part)
+    transform = program.task.transform_batch
+
+    def place(batch: Batch) -> dict[str, jax.Array]:
+        return program.put(batch if transform is None else transform(batch))
+
+    batches = DevicePrefetch(iterator, place, config.device_prefetch)
     local = None
     if config.local_checkpoints is not None:
         local = LocalCheckpoints(config.local_checkpoints, config.folder, program.state)
@@ -94,7 +102,7 @@ def prepare(
     announce(config, program.task.trainable.abstract, program.mesh, source.targets, start)
     with compiling():
         train_step = program.jit().lower(*program.arguments).compile()
-    return PreparedRun(program, train_step, source, iterator, part, is_resumed, fork, on_evaluate, benchmarks, local)
+    return PreparedRun(program, train_step, source, batches, part, is_resumed, fork, on_evaluate, benchmarks, local)
 
 
 def _devices(config: RunConfig) -> list[jax.Device]:
