@@ -5,7 +5,7 @@ Plans the bytes of the state of plamo-2-31b per device and per host from its sha
 local checkpoints. The devices' memory is host memory here, so the state itself counts too. Every measurement is a process of its own.
 Writes results.json and README.md.
 
-    python experiments/checkpoint_memory/run.py      # 4 GB of memory, 4 GB of disk, about 3 minutes on two idle cores
+    python experiments/checkpoint_memory/run.py      # 6 GB of memory, 6 GB of disk, about 3 minutes on two idle cores
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ from plamo2_jax.validation import require
 
 FREE = {"free": True}
 """Metadata of a field that may change when a run is resumed: file locations, logging, prefetching, devices, micro-batches and
-rematerialization. Such a field changes an update only by the order of sums, and the random noise of tasks that draw some. Instead of True, a
-function of the configuration may say whether the field is free."""
+rematerialization. Such a field changes an update only by the order of sums, and by the random noise of tasks that draw some. Instead of
+True, a function of the configuration may say whether the field is free."""
 
 
 class TaskConfig(abc.ABC):
