@@ -139,6 +139,10 @@ inline void lying_grouped(const Activations& x, int64_t r, const Matrix& w, floa
         ++group;
       }
       const int64_t at = piece * BYTES, place = at / 64 * 64 * kHalves + at % 64;
+      // The weights of the next block: its 16 rows are more streams than the processor follows by itself.
+      if (at % 64 == 0)
+#pragma GCC unroll 16
+        for (int o = 0; o < 16; ++o) __builtin_prefetch(w.values + first * row_bytes + (16 + o) * stride + at, 0, 2);
       __m512i inputs[PARTS][kHalves], sums[kVectors];
 #pragma GCC unroll 2
       for (int p = 0; p < PARTS; ++p)

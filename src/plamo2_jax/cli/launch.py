@@ -165,4 +165,8 @@ def inputs(config: RunConfig) -> tuple[Input, ...]:
         ("init_from", config.init_from and ModelName.parse(config.init_from).folder),
         *((name, path and ModelName.parse(path).folder) for name, path in config.task.inputs.items()),
     ]
-    return tuple(Input(name, address(path), in_bucket=name == "tokenizer") for name, path in fields if path is not None)
+    # Shards in a bucket are read through a cache.
+    readable = ("tokenizer",) if config.data.cache is None else ("tokenizer", "data.mixture", "heldout.")
+    return tuple(
+        Input(name, address(path), in_bucket=name.startswith(readable)) for name, path in fields if path is not None
+    )
