@@ -85,7 +85,7 @@ def functions(scan: Callable[..., Any], inputs: dict[str, Any], chunk: int) -> d
     def both():
         x, dt, A, B, C, D = leaves
         y = scan(x, dt, A, B, C, chunk, D=D)
-        return (y, *torch.autograd.grad(y, leaves, dy))
+        return (y.detach(), *torch.autograd.grad(y, leaves, dy))
 
     return {"forward": forward, "both": both}
 
