@@ -1,4 +1,6 @@
-"""Fine-tuning of the demo's long model on conversations made of the bundled corpus; two runs of it differ in the order of the data.
+"""Fine-tuning of the demo's long model on conversations made of the bundled corpus, and on some synthetic ones (configs/synth_demo.yaml).
+
+Two runs of it differ in the order of the data.
 
 `--name sft_1 --data.seed 1` and `--name sft_2 --data.seed 2` (configs/pipeline_demo.py); their mean is a better model than either.
 """
@@ -23,7 +25,10 @@ config = RunConfig(
     tokenizer=HOME / "tokenizer.jsonl",
     init_from=HOME / "long",
     data=DataConfig(
-        mixture=(MixtureItem(HOME / "instructions/train.jsonl"),), sequence_length=512, batch_size=2, packing_bins=64
+        mixture=(MixtureItem(HOME / "synth/data/messages/00000.jsonl"),),
+        sequence_length=512,
+        batch_size=2,
+        packing_bins=64,
     ),
     steps=100,
     task=Sft(

@@ -1,7 +1,8 @@
 """The demo, from text to a tuned model: `make demo`, or `plamo2 pipeline configs/pipeline_demo.py`.
 
-It pretrains a model; prunes and distills it and merges checkpoints of the result; trains it with full attention; and tunes it on
-conversations and on preferences, with two runs each that are merged. You can run each stage by hand: `--dry-run` prints the commands.
+It pretrains a model; prunes and distills it and merges checkpoints of the result; makes synthetic data; trains the model with full
+attention, partly on synthetic text; and tunes it on conversations and on preferences, with two runs each that are merged. You can run each
+stage by hand: `--dry-run` prints the commands.
 """
 
 from pathlib import Path
@@ -79,6 +80,19 @@ pipeline = Pipeline(
         ),
         Stage("distil", "pretrain configs/demo_small.py"),
         merged("merged", "small@60", "small@120"),
+        # Synthetic texts and conversations, from rules and from the pretrained model.
+        Stage("instructions", f"data instructions --output {HOME}/instructions", outputs=(HOME / "instructions",)),
+        Stage(
+            "synth",
+            "synth configs/synth_demo.yaml",
+            inputs=(HOME, HOME / "instructions", "configs/synth_demo_continue.yaml"),
+        ),
+        Stage(
+            "synth_text",
+            f"data prepare --input {HOME}/synth/records/text_*.jsonl --tokenizer {TOKENIZER} --output {HOME}/data/synthetic",
+            outputs=(HOME / "data/synthetic",),
+            inputs=(HOME / "synth", TOKENIZER),
+        ),
         # A longer context.
         Stage(
             "extend",
@@ -88,7 +102,6 @@ pipeline = Pipeline(
         ),
         Stage("long", "pretrain configs/demo_extend.py"),
         # Conversations and preferences.
-        Stage("instructions", f"data instructions --output {HOME}/instructions", outputs=(HOME / "instructions",)),
         Stage(
             "prompts", f"data instructions --output {HOME}/prompts --seed 1 --limit 480", outputs=(HOME / "prompts",)
         ),
@@ -109,6 +122,7 @@ pipeline = Pipeline(
                 HOME / "evaluation.json",
                 *(HOME / "scores" / name for name in EVALUATED),
                 HOME / "samples.jsonl",
+                HOME / "synth",
                 *(HOME / name for name in ("small", "long", "sft_1", "sft_2", "dpo_1", "dpo_2")),
             ),
         ),

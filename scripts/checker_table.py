@@ -53,15 +53,17 @@ As a rule of preference data (see [post-training](post_training.md)), a checker 
 Every wording belongs to training or to test, in Japanese (ja), English (en) or both. No sentence is in both, so a model that was trained
 with checked instructions is not tested with the same sentences.
 
-A checker reads the first 1,048,576 characters of a text, in time that grows linearly with its length. Words, sentences, languages and
-noun endings are found without a morphological analyser, langdetect or NLTK. `experiments/evaluation/instructions.md` compares the verdicts
-with those that M-IFEval's repository stores for 17 models.
+A checker reads the first 262,144 characters of a text, in time that grows linearly with its length, and ignores the rest. Words,
+sentences, languages and noun endings are found without a morphological analyser, langdetect or NLTK.
+`experiments/evaluation/instructions.md` compares the verdicts with those that M-IFEval's repository stores for 17 models.
+`experiments/evaluation/jfbench.md` compares them with JFBench's own code.
 
 Scripts of one language, letters and marks are decided exactly. These decisions are approximate:
 
 - Language: the script with most letters, then frequent words and letters. Text of a script without a known word is of no language.
 - Japanese words: a word counts unless the same script continues it (katakana, Latin letters, a single kanji).
-- Japanese sentences: they end at 。！？ and at line ends, but not inside 「」 or parentheses. JFBench splits with pysbd, which can differ.
+- Japanese sentences: they end at 。！？ and at line ends, but not inside 「」 or parentheses. For JFBench, ． and . end a
+  sentence too; pysbd, which JFBench uses, differs for some lists and brackets.
 - English sentences: they end at . ! ? but not after a listed abbreviation.
 - Noun endings: decided from the last characters before the mark.
 - LaTeX and Markdown: groups, environments, fences, headings and links are matched; there is no full parser.

@@ -18,7 +18,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from support import shapes
+from support import shapes, shared_programs
 
 shapes.install()
 
@@ -42,6 +42,14 @@ def compile_once(tmp_path_factory):
         jax.config.update("jax_compilation_cache_dir", None)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def share_programs():
+    """Build the programs of equal runs in this process once."""
+    with pytest.MonkeyPatch.context() as patch:
+        shared_programs.install(patch)
+        yield
+
+
 @pytest.fixture
 def unchecked_shapes():
     """Turn the checks of annotations off, for a test of what a function itself says of a wrong shape."""
@@ -58,6 +66,8 @@ def rng() -> np.random.Generator:
 
 # The longest of the slow files, by CPU time.
 _LONGEST = ("test_readme.py", "test_fuzz.py", "test_processes.py", "test_pipeline_kill.py", "test_packaging.py")
+# Folders whose files take the longest.
+_LONG_FOLDERS = ("train", "sharding", "surgery", "model", "pipeline", "align", "engine")
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -69,9 +79,14 @@ def pytest_runtest_call(item):
 
 
 def pytest_collection_modifyitems(items):
-    """Start the slow files first, the longest before the others.
+    """Start the slow files first, the longest before the others, and then the folders of long files.
 
     `make test` gives each file to one of two processes. A slow file that starts last keeps one of them busy while the other waits.
     """
-    place = {name: number for number, name in enumerate(_LONGEST)}
-    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, place.get(item.path.name, len(place))))
+    places = {name: number for number, name in enumerate(_LONGEST)}
+
+    def place(item):
+        is_fast = item.get_closest_marker("slow") is None
+        return is_fast, places.get(item.path.name, len(places)), item.path.parent.name not in _LONG_FOLDERS
+
+    items.sort(key=place)

@@ -33,24 +33,45 @@ def commands(name, page=README):
     return block.strip().splitlines()
 
 
-def plamo2(line, folder, options=()):
-    """Run one `plamo2 ...` line in a folder as a user would, in a shell; returns what it printed."""
-    for step, earlier in STEPS.items():
-        line = line.replace(step, earlier)
-    command, redirect, target = line.partition(" > ")
-    # A user's machine has the devices it has, not those of the tests; what is compiled here is hardly used.
-    environment = os.environ | {"XLA_FLAGS": xla_flags()}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        " ".join([command, *options]) + redirect + target,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        shell=True,
-        env=environment,
-    )
+def environment():
+    """Return the environment of commands. A user's machine has the devices it has, not those of the tests."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"XLA_FLAGS": xla_flags(), "PATH": path}
+
+
+def earlier(line):
+    """Return a command with the checkpoints of the shortened runs."""
+    for step, checkpoint in STEPS.items():
+        line = line.replace(step, checkpoint)
+    return line
+
+
+def plamo2(line, folder):
+    """Run one `plamo2 ...` line in a folder as a user would, in a shell; return its standard output."""
+    done = subprocess.run(earlier(line), cwd=folder, capture_output=True, text=True, shell=True, env=environment())
     assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+ONE_AFTER_ANOTHER = """
+import shlex, sys
+from plamo2_jax.cli.main import main
+for line in sys.argv[1:]:
+    command, *words = shlex.split(line, comments=True)
+    assert command == "plamo2", line
+    if main(words):
+        sys.exit(line)
+"""
+
+
+def run_all(lines, folder):
+    """Run `plamo2 ...` lines in a folder, in one process: the start of a process takes as long as most of these commands."""
+    words = [" ".join([earlier(line), *shorter(line)]) for line in lines]
+    assert len(words) > 2
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_AFTER_ANOTHER, *words], cwd=folder, capture_output=True, text=True, env=environment()
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +105,9 @@ def test_the_demo_leaves_a_report_with_both_languages(home):
     for name in ("small", "long", "sft_1", "dpo_2"):
         assert f"<h3>{name}</h3>" in page
     assert "reward accuracy" in page
+    assert "Synthetic data: synth" in page
+    card = re.search(r'<a href="([^"]+)">data card</a>', page).group(1)
+    assert "word_problems_ja" in (home / "runs" / "demo" / card).read_text(encoding="utf-8")
     assert "Scores of the models" in page
     for name in ("pretrained", "merged", "sft", "tuned"):
         assert f"<tr><td>{name}</td>" in page
@@ -100,28 +124,24 @@ def test_the_demo_ends_in_a_tuned_model_and_scores_of_it(home):
 
 
 def test_every_command_of_the_readme_works(home):
-    for line in commands("use"):
-        assert plamo2(line, home, shorter(line)) is not None
+    run_all(commands("use"), home)
     assert (home / "exported" / "model.safetensors").exists()
     lines = (home / "clean-ja.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) > 1000
 
 
 def test_surgery_on_the_demo_works(home):
-    for line in commands("demo", (ROOT / "docs" / "surgery.md").read_text(encoding="utf-8")):
-        plamo2(line, home)
+    run_all(commands("demo", (ROOT / "docs" / "surgery.md").read_text(encoding="utf-8")), home)
     assert (home / "phonebook" / "heat_map.png").exists()
 
 
 def test_evaluation_of_the_demo_works(home):
-    for line in commands("demo", (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")):
-        plamo2(line, home)
+    run_all(commands("demo", (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")), home)
     assert (home / "runs" / "evaluation" / "demo" / "report.html").exists()
 
 
 def test_quantization_of_the_demo_works(home):
-    for line in commands("demo", (ROOT / "docs" / "quantization.md").read_text(encoding="utf-8")):
-        plamo2(line, home)
+    run_all(commands("demo", (ROOT / "docs" / "quantization.md").read_text(encoding="utf-8")), home)
     assert (home / "four" / "quantized" / "weights.safetensors").exists()
 
 

@@ -1,7 +1,8 @@
 """Evaluate the models of the demo, and ablations of them, on every task whose data is here.
 
-    python experiments/evaluation/run.py --demo runs/demo                  # resumes; writes models.json, models.png and models.md
+    python experiments/evaluation/run.py --demo runs/demo                  # resumes; writes models.json, models.png and README.md
     python experiments/evaluation/run.py --demo runs/demo --limit 100      # smaller standard errors
+    python experiments/evaluation/run.py --page                            # after a change of notes.md: writes README.md
 
 Each model is evaluated by one process of `plamo2 evaluate`. Ablations: half of the training steps, 4-bit matrices, and pruning without
 distillation. Most benchmarks are far too hard for models of this size: a score is "at chance" if its 95 % confidence interval contains the
@@ -11,6 +12,9 @@ score of random answers, or of no right answer.
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import platform
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,6 +23,7 @@ from typing import Any
 
 from plamo2_jax.checkpoint import write_json
 from plamo2_jax.eval.results import read_results
+from plamo2_jax.eval.run import versions
 from plamo2_jax.eval.tasks import TASKS
 from plamo2_jax.report.run import read_evaluation
 from plamo2_jax.storage import write_whole
@@ -36,6 +41,7 @@ MODELS = {
 }
 """Names of the models, and their places in the folder of the demo."""
 _NORMAL = 1.96
+_MARKER = "<!-- models -->"
 
 
 def offline_tasks() -> list[str]:
@@ -85,34 +91,34 @@ def at_chance(found: Mapping[str, Any]) -> bool:
     return found["score"] is None or found["score"] - _NORMAL * error <= found["chance"]
 
 
+def cell(found: Mapping[str, Any] | None) -> str:
+    """Return a score with its standard error, in parentheses if it is at chance."""
+    if found is None or found["score"] is None:
+        return "–"
+    text = f"{found['score']:.3f}" + ("" if found["stderr"] is None else f" ± {found['stderr']:.3f}")
+    return f"({text})" if at_chance(found) else text
+
+
 def table(models: Mapping[str, Mapping[str, Any]], limit: int) -> str:
-    """Return the table of all scores in Markdown."""
-    tasks = list(dict.fromkeys(task for found in models.values() for task in found["tasks"]))
-    languages = list(next(iter(models.values()))["bits_per_byte"])
-    heads = ["model", *(f"bits per byte, {language}" for language in languages), *tasks]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for name, found in models.items():
-        cells = [name, *(f"{found['bits_per_byte'][language]:.3f}" for language in languages)]
-        for task in tasks:
-            one = found["tasks"].get(task)
-            if one is None or one["score"] is None:
-                cells.append("–")
-                continue
-            error = "" if one["stderr"] is None else f" ± {one['stderr']:.3f}"
-            cells.append(f"{one['score']:.3f}{error}{' (chance)' if at_chance(one) else ''}")
-        lines.append("| " + " | ".join(cells) + " |")
-    chances = {task: found["tasks"][task]["chance"] for found in models.values() for task in found["tasks"]}
-    lines.append(
-        "| random answers | " + " | ".join([""] * len(languages) + [f"{chances[t]:.3f}" for t in tasks]) + " |"
-    )
-    metrics = {task: found["tasks"][task]["metric"] for found in models.values() for task in found["tasks"]}
-    named = ", ".join(f"{task}: {metric}" for task, metric in metrics.items())
+    """Return the table of all scores in Markdown: a row for each task, a column for each model."""
+    lines = [
+        "| task | metric | random answers | " + " | ".join(models) + " |",
+        "|---|---|---:|" + "---:|" * len(models),
+    ]
+    for language in next(iter(models.values()))["bits_per_byte"]:
+        figures = [f"{found['bits_per_byte'][language]:.3f}" for found in models.values()]
+        lines.append(f"| held-out text, {language} | bits per byte | | {' | '.join(figures)} |")
+    for task in dict.fromkeys(task for found in models.values() for task in found["tasks"]):
+        some = [found["tasks"].get(task) for found in models.values()]
+        first = next(one for one in some if one is not None)
+        lines.append(
+            f"| {task} | {first['metric']} | {first['chance']:.3f} | {' | '.join(cell(one) for one in some)} |"
+        )
     return "\n".join(
         [
-            "## Models of the demo and ablations",
-            "",
-            f"At most {limit} items of each task; score ± standard error. (chance): the 95 % confidence interval contains the score of",
-            f"random answers. Metrics: {named}. Made by `python experiments/evaluation/run.py --limit {limit}`.",
+            f"At most {limit} items of each task; score ± standard error. In parentheses: at chance, so the 95 % confidence interval",
+            "contains the score of random answers, which is 0 where there is nothing to guess. Command: "
+            f"`run.py --demo runs/demo --limit {limit}`.",
             "",
             *lines,
             "",
@@ -120,6 +126,13 @@ def table(models: Mapping[str, Mapping[str, Any]], limit: int) -> str:
             "",
         ]
     )
+
+
+def write_page(found: Mapping[str, Any]) -> None:
+    """Write README.md: the text of notes.md with the table of the models in the place of its marker."""
+    notes = (HERE / "notes.md").read_text(encoding="utf-8")
+    page = notes.replace(_MARKER, table(found["models"], found["limit"]).rstrip("\n"))
+    write_whole(HERE / "README.md", page.encode())
 
 
 def plot(path: Path, models: Mapping[str, Mapping[str, Any]]) -> None:
@@ -142,6 +155,8 @@ def plot(path: Path, models: Mapping[str, Mapping[str, Any]]) -> None:
         panel.barh(names, scores, xerr=errors, color="#56B4E9", capsize=2)
         panel.axvline(some[0]["chance"], color="#D55E00", linestyle="--", linewidth=1)
         panel.set(title=task, xlim=(0, 1))
+        if not any(scores):
+            panel.text(0.5, (len(names) - 1) / 2, "all scores are 0", ha="center", va="center")
     axes.flat[0].invert_yaxis()
     for panel in axes.flat[len(tasks) :]:
         panel.axis("off")
@@ -162,17 +177,22 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=24, help="maximum number of items of each task")
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS), help="models to evaluate")
     parser.add_argument("--tasks", nargs="*", default=offline_tasks(), help="tasks")
+    parser.add_argument("--page", action="store_true", help="only write README.md from notes.md and models.json")
     options = parser.parse_args()
+    if options.page:
+        write_page(json.loads((HERE / "models.json").read_bytes()))
+        return
     options.output.mkdir(parents=True, exist_ok=True)
     models = {
         name: summary(evaluate(options.demo, options.output, name, options.tasks, options.limit))
         for name in options.models
     }
-    write_json(HERE / "models.json", {"limit": options.limit, "models": models})
-    text = table(models, options.limit)
-    write_whole(HERE / "models.md", text.encode())
+    command = f"python experiments/evaluation/run.py --demo runs/demo --limit {options.limit}"
+    machine = f"{platform.machine()}, {os.cpu_count()} CPU cores"
+    found = {"command": command, "machine": machine, "versions": versions(), "limit": options.limit, "models": models}
+    write_json(HERE / "models.json", found)
+    write_page(found)
     plot(HERE / "models.png", models)
-    print(text)
 
 
 if __name__ == "__main__":

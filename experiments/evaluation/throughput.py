@@ -2,9 +2,10 @@
 
     python experiments/evaluation/throughput.py --model runs/demo
 
-Multiple choice: the items have the form of JMMLU, with the same five examples before them, and the answer is one of four letters. The naive
-loop scores each choice in a call of its own. Both are measured in pairs after a first call that compiles the programs, on the same items.
-The naive loop is measured on a part of the items (`--naive-items`), because it is slow; its time is reported for an item.
+Multiple choice: the items have the same five examples before them and four choices. In `letters`, they have the form of JMMLU: the answer
+is one of four letters. In `texts`, the choices are 20 characters of text each. The naive loop scores each choice in a call of its own. Both
+are measured in pairs after a first call that compiles the programs, on the same items. The naive loop is measured on a part of the items
+(`--naive-items`), because it is slow; its time is reported for an item.
 
 Sampled answers: 50 questions, 5 trials, 20 examples before each question, up to 300 tokens, with the sampling settings of pfgen-bench.
 With `--pfgen DIR`, they are the questions of pfgen-bench, else sentences of the bundled corpus. The time contains the compilation.
@@ -37,11 +38,17 @@ CHOICE_TASK = """
 name: continuation
 kind: multiple_choice
 data: continuation.jsonl
-prompt: "文: {{ beginning }}\\nA. {{ choices[0] }}\\nB. {{ choices[1] }}\\nC. {{ choices[2] }}\\nD. {{ choices[3] }}\\n答え:"
-choices: ["A", "B", "C", "D"]
+%s
 target: "{{ answer }}"
 shots: 5
 """
+_LISTED = "".join(f"\\\\n{letter}. {{{{ choices[{i}] }}}}" for i, letter in enumerate("ABCD"))
+FORMS = {
+    "letters": f"""prompt: "文: {{{{ beginning }}}}{_LISTED}\\\\n答え:"
+choices: ["A", "B", "C", "D"]""",
+    "texts": """prompt: "文: {{ beginning }}\\n続き:"
+choices: choices""",
+}
 ANSWER_TASK = """
 name: answers
 kind: generate
@@ -59,7 +66,7 @@ trials: 5
 
 
 def main() -> None:
-    """Measure both, print the results, and write them to throughput.json."""
+    """Measure choices and answers, print the results, and write them to throughput.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="runs/demo")
     parser.add_argument("--items", type=int, default=400)
@@ -72,7 +79,10 @@ def main() -> None:
     result = {"machine": f"{platform.machine()}, {os.cpu_count()} CPU cores", "jax": jax.__version__}
     with tempfile.TemporaryDirectory() as folder, models.open(options.model, max_prompt_tokens=1 << 20) as model:
         if options.only != "answers":
-            result["choices"] = measure_choices(model, write_choices(Path(folder), options.items), options)
+            result["choices"] = {}
+            for form in FORMS:
+                task = write_choices(Path(folder), options.items, form)
+                result["choices"][form] = measure_choices(model, task, options)
             print(json.dumps(result["choices"], indent=2))
         if options.only != "choices":
             result["answers"] = measure_answers(model, open_answers(Path(folder), options.pfgen))
@@ -158,7 +168,7 @@ def open_answers(folder: Path, pfgen: Path | None):
     return task
 
 
-def write_choices(folder: Path, count: int):
+def write_choices(folder: Path, count: int, form: str):
     """Return a task: which of four pieces of text continues a sentence of the bundled corpus?"""
     sentences = _sentences(60, 160)
     rows = []
@@ -170,7 +180,7 @@ def write_choices(folder: Path, count: int):
         choices[0], choices[place] = choices[place], choices[0]
         rows.append({"beginning": right[:40], "choices": choices, "answer": str(place)})
     _write(folder / "continuation.jsonl", rows)
-    (folder / "continuation.yaml").write_text(CHOICE_TASK, encoding="utf-8")
+    (folder / "continuation.yaml").write_text(CHOICE_TASK % FORMS[form], encoding="utf-8")
     (task,) = open_file(folder / "continuation.yaml", TaskOptions())
     return task
 

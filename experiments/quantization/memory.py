@@ -12,11 +12,11 @@ Memory grows with the calibration rows by tokens × hidden size × 4 bytes: 0.5 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -61,7 +61,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="layers of the model; left out, all")
     parser.add_argument("--samples", type=int, default=16, help="calibration rows of 512 tokens")
     parser.add_argument("--method", default="gptq")
-    parser.add_argument("--work", type=Path, help="folder for the models; left out, a temporary one")
+    parser.add_argument(
+        "--work", type=Path, help="folder for the models, which an interrupted run continues; left out, a temporary one"
+    )
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "memory.json")
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -71,14 +73,17 @@ def main() -> None:
     config = preset(arguments.preset)
     if arguments.layers is not None:
         config = dataclasses.replace(config, num_hidden_layers=arguments.layers)
-    with tempfile.TemporaryDirectory(dir=arguments.work) as scratch:
-        model, out = Path(scratch) / "model", Path(scratch) / "out"
-        layers = [] if arguments.layers is None else ["--layers", str(arguments.layers)]
-        subprocess.run([sys.executable, __file__, "--write", model, "--preset", arguments.preset, *layers], check=True)
-        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-        command = ["quantize", model, out, "--method", arguments.method, "--bits", "4"]
+    with contextlib.ExitStack() as stack:
+        work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        model, out = work / "model", work / "out"
+        if not model.exists():
+            layers = [] if arguments.layers is None else ["--layers", str(arguments.layers)]
+            write = [sys.executable, __file__, "--write", model, "--preset", arguments.preset, *layers]
+            subprocess.run(write, check=True)
         rows = min(8, arguments.samples)
+        command = ["quantize", model, out, "--method", arguments.method, "--bits", "4"]
         command += ["--samples", arguments.samples, "--batch-size", rows, "--sequence-length", LENGTH]
+        before = len(list(work.glob("out.progress/layer_*")))
         begun = time.monotonic()
         program = "import sys; from plamo2_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
         child = subprocess.Popen([sys.executable, "-c", program, *map(str, command)])
@@ -89,10 +94,14 @@ def main() -> None:
         written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     model_bytes = 4 * config.parameter_count()
     peak = usage.ru_maxrss * 1024
+    settings = {"preset": arguments.preset, "layers": arguments.layers, "samples": arguments.samples}
+    settings |= {"method": arguments.method}
+    options = [f"--{name} {value}" for name, value in settings.items() if value is not None]
     results = {
-        "command": "python experiments/quantization/memory.py " + " ".join(sys.argv[1:]),
+        "command": " ".join(["python experiments/quantization/memory.py", *options]),
         "preset": arguments.preset,
         "layers": config.num_hidden_layers,
+        "layers_quantized_by_an_interrupted_run": before,
         "method": arguments.method,
         "calibration_tokens": arguments.samples * LENGTH,
         "batch_tokens": rows * LENGTH,
@@ -103,7 +112,6 @@ def main() -> None:
         "allowed_above_the_model": ALLOWED,
         "seconds": round(seconds, 1),
         "user_seconds": round(usage.ru_utime, 1),
-        "writer_peak_bytes": before * 1024,
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
         "load_after": round(os.getloadavg()[0], 2),
         "versions": {name: metadata.version(name) for name in ("jax", "jaxlib")},

@@ -316,6 +316,7 @@ def gather(arguments: argparse.Namespace) -> dict:
             }
         results["models"][name] = {"parameters": exact["parameters"], "variants": variants}
     results["samples"], results["sequence_length"] = arguments.samples, LENGTH
+    results["questions"] = arguments.questions
     results["machine"] = f"{platform.machine()}, {os.cpu_count()} CPU cores"
     results["versions"] = {name: metadata.version(name) for name in ("jax", "jaxlib")}
     return results
@@ -379,12 +380,13 @@ def page(results: dict) -> str:
         f"Method: each model is quantized by `plamo2 quantize`, calibrated on {results['samples']} rows of "
         f"{results['sequence_length']} tokens "
         "of the training data, Japanese and English in equal shares; where the calibration matters, with 3 seeds (mean ± standard "
-        "deviation). Bits per byte are relative to the float model on the same held-out rows. Agreement is the share of positions with the "
-        "same most probable token.",
+        "deviation; without a deviation, one seed). "
+        "Bits per byte are relative to the float model on the same held-out rows. Agreement is the share of positions with the "
+        "same most probable token. KL is the divergence from the float model in nats per token. A dash means not measured.",
     ]
     for name, model in results["models"].items():
         rules = any("rules" in each for each in model["variants"].values())
-        header = "| variant | bytes | bits per byte, change | KL ja | KL en | agreement ja | agreement en | tokens/s |"
+        header = "| variant | bytes | bits per byte, change | KL ja, 10⁻⁵ | KL en, 10⁻⁵ | agreement ja | agreement en | tokens/s |"
         header += " rules | all obeyed |" if rules else ""
         lines += [
             "",
@@ -395,7 +397,7 @@ def page(results: dict) -> str:
         ]
         for label, each in model["variants"].items():
             change = "0" if label == "float" else spread([100 * value for value in each["change"]], 3) + " %"
-            figures = [spread(each[lang]["kl"], 5) for lang in LANGUAGES]
+            figures = [spread([1e5 * value for value in each[lang]["kl"]], 2) for lang in LANGUAGES]
             figures += [spread(each[lang]["greedy_agreement"], 4) for lang in LANGUAGES]
             rate = f"{each['tokens_per_second']['median']:.0f}" if "tokens_per_second" in each else "-"
             cells = [label, f"{each['bytes']:,}", change, *figures, rate]
@@ -408,20 +410,49 @@ def page(results: dict) -> str:
         "",
         *(f"- {text}: {'reached' if good else '**not reached**'}" for text, good in bars(results)),
         "",
-        "Models of this size lose so little that the changes of bits per byte are noise, and the bar on half of rounding's loss says "
-        "nothing. The KL divergence ranks the methods. A dash means not measured.",
-        "",
         *floors(results),
-    ]
-    lines += [
         "",
+        *(HERE / "notes.md").read_text(encoding="utf-8").splitlines(),
+        "",
+        *chat_notes(results),
         "![Loss by size](plot.png)",
         "",
+        *memory_notes(HERE / "memory.json"),
         *speed_table(HERE / "speed.json"),
         "Again: `python experiments/quantization/run.py` (see its docstring).",
         "",
     ]
     return "\n".join(lines)
+
+
+def chat_notes(results: dict) -> list[str]:
+    """Return what the rules of the chat models are, as lines of Markdown."""
+    if not any("rules" in each for model in results["models"].values() for each in model["variants"].values()):
+        return []
+    return [
+        f"Rules: each chat model answers {results['questions']} held-out requests of the demo's instructions, four times at temperature "
+        "0.8 and top-p 0.95, and the rules of `experiments/post_training` score the answers (language, length, form, stopped by itself). "
+        '"rules" is the mean of all scores, "all obeyed" the share of answers in which every rule has at least a half.',
+        "",
+    ]
+
+
+def memory_notes(path: Path) -> list[str]:
+    """Return the figures of memory.py as lines of Markdown."""
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text(encoding="utf-8"))
+    gigabytes = {name: f"{found[name] / 1e9:.2f} GB" for name in ("model_bytes", "peak_bytes", "above_the_model")}
+    return [
+        "## Memory",
+        "",
+        f"`{found['command']}`: {found['preset']} with random weights, {found['layers']} layers, {found['method']} with 4 bits, "
+        f"{found['calibration_tokens']:,} calibration tokens. Peak resident memory {gigabytes['peak_bytes']}, "
+        f"{gigabytes['above_the_model']} above the {gigabytes['model_bytes']} of the float32 model; the goal is at most "
+        f"{found['allowed_above_the_model'] / 1e9:.2f} GB above it. It took {found['user_seconds']:,.0f} s of CPU time and "
+        f"{found['seconds']:,.0f} s on {found['machine']} that other programs shared (load {found['load_after']}).",
+        "",
+    ]
 
 
 def speed_table(path: Path) -> list[str]:

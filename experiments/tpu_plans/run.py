@@ -64,7 +64,7 @@ def gpus() -> dict:
 def table(results: dict) -> str:
     """Return the plans as a Markdown table."""
     lines = [
-        "| plan | libtpu | chips | HBM used / available | predicted step | MFU bound | without overlap | limit | longest collectives |",
+        "| plan | libtpu | chips | HBM used / available | predicted step | MFU bound | MFU as scheduled | limit | longest collectives |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- | --- |",
     ]
     for name, p in results["plans"].items():
@@ -73,11 +73,17 @@ def table(results: dict) -> str:
             over = p["error"] or f"does not fit: {report.gib(p['hbm_needed'] - p['hbm_available'])} over"
             lines.append(f"{head} {over} | | | | |")
             continue
+        # Plans of before record the MFU if no collective is hidden.
+        scheduled = (
+            f"{p['mfu_as_scheduled']:.1%}"
+            if "mfu_as_scheduled" in p
+            else f"{p['mfu_without_overlap']:.1%} (nothing hidden)"
+        )
         top = "; ".join(
             f"{c['kind']} ×{c['count']} {c['bytes'] / 1e9:.1f} GB {c['seconds']:.2f} s" for c in p["collectives"][:3]
         )
         lines.append(
-            f"{head} {p['predicted_seconds']:.3f} s | {p['mfu_bound']:.1%} | {p['mfu_without_overlap']:.1%} | "
+            f"{head} {p['predicted_seconds']:.3f} s | {p['mfu_bound']:.1%} | {scheduled} | "
             f"{p['times']['limit']} | {top} |"
         )
     return "\n".join(lines)

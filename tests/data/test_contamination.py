@@ -163,3 +163,20 @@ def test_the_texts_of_a_record_are_found_in_all_fields():
     assert index.matches("東京都庁のある場所") == []
     with pytest.raises(PlamoError, match="there is no evaluation item"):
         ContaminationIndex([])
+
+
+@pytest.mark.parametrize("size", [10, 60, 400])
+def test_the_quick_refusal_changes_no_match(pages, monkeypatch, size):
+    items = [EvaluationItem(str(i), (page[:size],)) for i, page in enumerate(pages[:60])]
+    index = ContaminationIndex([*items, EvaluationItem("words", ("apt-get install a package",))])
+    texts = [
+        *pages,
+        *(page[100:300] for page in pages),
+        "",
+        "APT get  install, a PACKAGE!",
+        "x" * 90 + " " + "\u0301" * 5,
+    ]
+    found = [index.matches(text) for text in texts]
+    assert 30 <= sum(map(bool, found)) < len(texts)
+    monkeypatch.setattr(ContaminationIndex, "_may_match", lambda self, codes: True)
+    assert found == [index.matches(text) for text in texts]

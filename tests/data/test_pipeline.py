@@ -1,6 +1,5 @@
 """Training batches: order, mixing, division among processes and exact continuation."""
 
-import itertools
 import json
 from collections import Counter
 
@@ -13,6 +12,7 @@ from plamo2_jax.data.pipeline import DataConfig, MixtureItem, heldout_batches, t
 from plamo2_jax.data.shards import ShardError
 from plamo2_jax.errors import PlamoError
 from support.shards import check_contract, documents_of, expected_segments, segments_of, write
+from support.streams import assert_same, joined, take
 
 T = 16
 LENGTHS = [3 + (7 * i) % 29 for i in range(40)]
@@ -25,18 +25,6 @@ def folder(letters, tmp_path_factory):
 
 def config_of(folder, **fields) -> DataConfig:
     return DataConfig(**{"mixture": (MixtureItem(folder),), "sequence_length": T, "batch_size": 4, **fields})
-
-
-def take(iterator, count):
-    return list(itertools.islice(iterator, count))
-
-
-def assert_same(left, right):
-    assert len(left) == len(right)
-    for a, b in zip(left, right, strict=True):
-        assert a.keys() == b.keys()
-        for name in a:
-            np.testing.assert_array_equal(a[name], b[name])
 
 
 def stream(config, tokenizer, batches, **process):
@@ -98,10 +86,7 @@ def test_the_rows_of_all_processes_are_the_batches_of_one(folder, letters, count
     config = config_of(folder, packing_bins=7)
     whole = take(train_iterator(config, letters), 20)
     parts = [train_iterator(config, letters, process_index=i, process_count=count) for i in range(count)]
-    batches = zip(*(take(part, 20) for part in parts), strict=True)
-    assert_same(
-        [{name: np.concatenate([part[name] for part in batch]) for name in batch[0]} for batch in batches], whole
-    )
+    assert_same(joined([take(part, 20) for part in parts]), whole)
     # The position in the data is that of the whole: a job of another size goes on from it.
     state = parts[1].get_state()
     other = train_iterator(config, letters)

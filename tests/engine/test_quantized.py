@@ -104,18 +104,13 @@ def test_an_int8_cache_is_close_to_a_float_cache(model, params, rng):
     def decoded(key_dtype):
         typed = model.clone(key_dtype=key_dtype)
 
-        @jax.jit
-        def run(params, tokens):
-            cache = typed.init_cache(2, 32)
-            held = sum(leaf.nbytes for leaf in jax.tree.leaves(jax.tree.map(lambda a: a, cache)))
-            first, cache = typed.apply({"params": params}, tokens[:, :16], cache=cache)
-            rest = []
-            for i in range(16, 24):
-                logits, cache = typed.apply({"params": params}, tokens[:, i : i + 1], cache=cache)
-                rest.append(logits)
-            return jnp.concatenate([first, *rest], axis=1), held
-
-        return run(params, tokens)
+        run = jax.jit(lambda params, tokens, cache: typed.apply({"params": params}, tokens, cache=cache))
+        cache, parts = typed.init_cache(2, 32), []
+        held = sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
+        for piece in (slice(0, 16), *(slice(i, i + 1) for i in range(16, 24))):
+            logits, cache = run(params, tokens[:, piece], cache)
+            parts.append(logits)
+        return jnp.concatenate(parts, axis=1), held
 
     (exact, size), (rounded, smaller) = decoded(None), decoded("int8")
     error = np.linalg.norm(rounded - exact) / np.linalg.norm(exact)

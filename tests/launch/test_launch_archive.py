@@ -149,6 +149,8 @@ def test_a_large_archive_is_refused_when_printed_and_when_run(checkout, tmp_path
         (("--init-from", "/mnt/models/8b"), ("runs/demo", "/mnt"), []),
         (("--init-from", "/mnt/models/8b"), ("runs/demo", "/mnt/model"), ["init_from /mnt/models/8b will be missing"]),
         (("--init-from", "gs://bucket/8b"), ("runs/demo",), ["init_from gs://bucket/8b is not allowed"]),
+        (("--heldout.ja", "gs://bucket/ja"), ("runs/demo",), ["heldout.ja gs://bucket/ja is not allowed"]),
+        (("--heldout.ja", "gs://bucket/ja", "--data.cache", "cache"), ("runs/demo",), []),
         (("--heldout.ja", "shards/heldout"), ("runs/demo",), ["heldout.ja shards/heldout will be missing"]),
     ],
 )

@@ -101,7 +101,10 @@ def cloud(checkout, tmp_path, monkeypatch):
 
     tools = tmp_path / "bin"
     home = Cloud.folder / "home"
-    for path, body in {tools / "gcloud": GCLOUD, tools / "python3": "#!/bin/sh\n", home / ".local/bin/uv": UV}.items():
+    # The script waits for whole seconds; `sleep` shortens them.
+    sleep = f"#!/bin/sh\nexec {shutil.which('sleep')} 0.05\n"
+    scripts = {"gcloud": GCLOUD, "python3": "#!/bin/sh\n", "sleep": sleep}
+    for path, body in {**{tools / name: text for name, text in scripts.items()}, home / ".local/bin/uv": UV}.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(body, encoding="utf-8")
         path.chmod(0o755)

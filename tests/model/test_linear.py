@@ -34,16 +34,15 @@ def params(model):
     return jax.jit(lambda key: init_params(model, key))(jax.random.key(0))
 
 
-def products(model, method, platform, *shapes):
+def products(traced, platform):
     """The matrix products of a program lowered for a platform: the text of each `dot_general`."""
-    lowered = jax.jit(method).trace(*shapes).lower(lowering_platforms=(platform,))
+    lowered = traced.lower(lowering_platforms=(platform,))
     found = re.findall(r"stablehlo\.dot_general.*", lowered.as_text())
     assert len(found) > 20
     return found
 
 
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
-def test_float32_activations_mean_full_products(model, params, platform):
+def test_float32_activations_mean_full_products(model, params):
     """In the forward and the backward pass, and with a cache."""
     abstract = jax.eval_shape(lambda: params)
     tokens = jax.ShapeDtypeStruct((2, 40), jnp.int32)
@@ -56,13 +55,14 @@ def test_float32_activations_mean_full_products(model, params, platform):
 
     def gradient(dtype):
         typed = model.clone(dtype=dtype, implementation="xla", attention_implementation="xla")
-        return lambda params, tokens: jax.grad(lambda p: loss(typed, p, tokens))(params)
+        return jax.jit(lambda params, tokens: jax.grad(lambda p: loss(typed, p, tokens))(params)).trace(
+            abstract, tokens
+        )
 
-    full = products(model, gradient(jnp.float32), platform, abstract, tokens)
-    assert [dot for dot in full if "precision = [HIGHEST, HIGHEST]" not in dot] == []
-    if platform == "cuda":
-        return
-    reduced = products(model, gradient(jnp.bfloat16), platform, abstract, tokens)
+    full = gradient(jnp.float32)
+    for platform in ("tpu", "cuda"):
+        assert [dot for dot in products(full, platform) if "precision = [HIGHEST, HIGHEST]" not in dot] == []
+    reduced = products(gradient(jnp.bfloat16), "tpu")
     # The hardware's own, but for the running sums of the scan.
     assert sum("HIGHEST" in dot for dot in reduced) < len(reduced) / 4
     assert all("HIGHEST" not in dot for dot in reduced if re.search(r"tensor<[^>]*bf16>, tensor<[^>]*bf16>", dot))

@@ -97,13 +97,15 @@ def test_pieces_of_any_length_equal_the_whole_row(apply, model, params, lengths,
     segment_ids = np.concatenate([np.ones((1, T), np.int32), SEGMENTS, SEGMENTS[:, ::-1]])
     expected, _ = apply(params, row, segment_ids)
     cache, pieces, start = model.init_cache(3, T), [], 0
-    for length in [*lengths, *([5] * T)]:
-        piece = slice(start, min(start + length, T))
-        if start >= T:
-            break
+    # Pieces of three lengths up to the end: each length is compiled.
+    for length in [*lengths, *([5] * T), 2, 2, 1]:
+        if start + length > T:
+            continue
+        piece = slice(start, start + length)
         logits, cache = apply(params, row[:, piece], segment_ids[:, piece], cache=cache)
         pieces.append(logits)
         start = piece.stop
+    assert start == T
     real = segment_ids != 0
     assert relative(np.concatenate(pieces, 1)[real], np.asarray(expected)[real]) < 1e-5
     np.testing.assert_array_equal(cache.count, real.sum(1))

@@ -72,10 +72,11 @@ def test_scores_are_those_of_the_whole_text(model):
     requests = [
         ScoreRequest("猫は", candidates),
         ScoreRequest("The cat", ("!",)),
-        ScoreRequest([1, 5, 9], ([7, 8], list(range(30, 50)))),
+        # Some differ in their last token only, and are read once.
+        ScoreRequest([1, 5, 9], ([7, 8], list(range(30, 50)), [7, 9], [3], [7])),
     ]
     found = model.score(requests)
-    assert [len(scores) for scores in found] == [5, 1, 2]
+    assert [len(scores) for scores in found] == [5, 1, 5]
     network, params = model.generator.model, model.generator.params
     forward = jax.jit(lambda tokens, segments: network.apply({"params": params}, tokens, segments)[0])
     for request, scores in zip(requests, found, strict=True):

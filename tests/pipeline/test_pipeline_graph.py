@@ -141,3 +141,23 @@ def test_a_stage_of_iterative_dpo_resumes_and_reads_what_its_rounds_do_not_set(f
     assert found.paths == ("runs/sft", "prompts.jsonl", "tokenizer.jsonl")
     assert found.words == ()
     assert found.config["rounds"] == 3
+
+
+def test_a_stage_of_synthetic_data_resumes_and_names_its_files(folder):
+    Path("s.yaml").write_text(
+        "output: runs/made\nseeds: {inputs: [runs/texts, 'bundled:ja:train']}\nrecipes: [{name: recipes/own.yaml}]\n"
+        "generator: {model: runs/model}\nmix: {conversations: [runs/people.jsonl]}\nfilters: {quality: {model: runs/q.safetensors}}\n"
+    )
+    found = describe(["synth", "s.yaml"])
+    assert found.resumes
+    assert found.outputs == (Path("runs/made"),)
+    assert found.paths == ("runs/q.safetensors",)
+    assert set(found.words) == {"runs/texts", "recipes/own.yaml", "runs/model", "runs/people.jsonl"}
+    assert found.config["seeds"]["inputs"] == ["runs/texts", "bundled:ja:train"]
+    made = [
+        Stage(f"m{i}", f"x > {path}")
+        for i, path in enumerate(["runs/texts", "runs/people.jsonl", *found.paths, "runs/model"])
+    ]
+    stages = Stage("s", "synth s.yaml", inputs=("runs/texts", "runs/people.jsonl")), *made
+    with pytest.raises(ValueError, match="stage s names runs/model, which is neither among its inputs"):
+        Graph(Pipeline(Path("runs"), stages), lambda argv: found if argv[0] == "synth" else Description(None))

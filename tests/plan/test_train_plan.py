@@ -158,23 +158,24 @@ def operation(**changes):
 
 def test_times_add_up():
     moved = collectives(program(), torus(V5P, 4, 1, 1))
-    slow = operation(estimated_cycles=round(V5P.clock))  # a second, twice
+    slow = operation(name="product.1", estimated_cycles=round(V5P.clock))  # a second, twice
     heavy = operation(name="copy.1", estimated_cycles=0, hbm_bytes=round(V5P.hbm_bytes_per_second), times=1)
-    found = step_times([slow, heavy], moved, V5P)
+    found = step_times(program(), [slow, heavy], moved, V5P)
     ici = sum(c.times * c.seconds for c in moved)
     assert found.compute == pytest.approx(2, rel=1e-6)
     assert found.hbm == pytest.approx(1, rel=1e-6)
     assert found.ici == pytest.approx(ici)
     assert found.dcn == 0
-    assert found.serial == pytest.approx(3 + ici, rel=1e-6)
-    assert found.waiting == pytest.approx(sum(c.times * c.seconds for c in moved if not c.asynchronous))
+    # Nothing runs between the starts and ends of the collectives of this program.
+    assert found.waiting == pytest.approx(ici)
+    assert found.scheduled == pytest.approx(3 + ici, rel=1e-6)
     assert found.limit == "compute"
     assert StepTimes(1.0, 2.0, 3.0, 0.0, 0.0, 6.0).limit == "ici"
 
 
 def test_a_kernel_takes_no_less_than_its_products():
     kernel = operation(kind="kernel", estimated_cycles=None, bundles=100, mxu_cycles=V5P.clock, times=1)
-    assert step_times([kernel], [], V5P).compute == pytest.approx(1)
+    assert step_times(program(), [kernel], [], V5P).compute == pytest.approx(1)
 
 
 def test_utilization_is_of_all_devices():

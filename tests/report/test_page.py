@@ -254,6 +254,40 @@ def test_scores_of_models_are_in_one_table_in_the_order_of_their_evaluation(run,
     assert "bad has no results" in page
 
 
+def test_synthetic_data_has_counts_by_reason_and_its_card(run, capsys):
+    stage = {"records": {"in": 9, "out": 7}, "refused": {"duplicate": 2}}
+    made = {"entries": 1234, "refused": {"facts <ja>: too short": 3}, "failed": {"timeout": 1}}
+    made["recipes"] = {"facts <ja>": {"records": 9, "refused": 3, "failed": 1}}
+    report = {
+        "generate": made,
+        "records": 7,
+        "stages": {"deduplicate": stage},
+        "mix": {"synthetic_share": {"text": 0.0625}},
+    }
+    for name in ("synth", "damaged", "linked"):
+        (run / name / "records").mkdir(parents=True)
+        (run / name / "records" / "README.md").touch()
+        (run / name / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    (run / "damaged" / "report.json").write_text(json.dumps({"generate": {}}), encoding="utf-8")
+    (run / "linked" / "report.json").rename(run / "elsewhere.json")
+    (run / "linked" / "report.json").symlink_to(run / "elsewhere.json")
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line) for line in page.splitlines() if line.startswith("<tr>")]
+    for row in (
+        ["facts &lt;ja&gt;", "9", "3", "1"],
+        ["deduplicate", "9", "7"],
+        ["facts &lt;ja&gt;: too short", "3"],
+        ["failed: timeout", "1"],
+        ["deduplicate: duplicate", "2"],
+    ):
+        assert row in rows
+    assert "7 records from 1,234 entries · 6.2 % of the texts of the mixture" in page
+    assert '<a href="synth/records/README.md">data card</a>' in page
+    assert "Synthetic data: linked" not in page
+    assert "damaged/report.json is not the report of plamo2 synth" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "evaluation.json", "samples.jsonl"])
 def test_a_link_out_of_the_run_does_not_come_into_the_page(run, tmp_path_factory, name):
     outside = tmp_path_factory.mktemp("private") / "secret.jsonl"

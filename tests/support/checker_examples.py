@@ -35,7 +35,13 @@ EXAMPLES: dict[str, Examples] = {
         ),
         ({"relation": "less than", "count": 2}, ["We met at 5 p.m. today."], ["Stop! Go."]),
     ],
-    "sentences_between": [({"least": 2, "most": 3}, ["猫。犬。", "猫。犬。鳥。"], ["猫。", "猫。犬。鳥。魚。"])],
+    "sentences_between": [
+        (
+            {"least": 2, "most": 3},
+            ["猫。犬。", "猫。犬。鳥。", "猫．犬．", "猫.犬", "A b. C 3.5 d."],
+            ["猫。", "猫。犬。鳥。魚。", "3.5", "「猫。犬。」と言う。"],
+        )
+    ],
     "divided_paragraphs": [
         ({"count": 2}, ["a\n***\nb", "***\n猫\n***\n犬\n***"], ["a\n\nb", "a\n***\n***\nb", "a***b***c"])
     ],
@@ -157,7 +163,9 @@ EXAMPLES: dict[str, Examples] = {
     "plain_endings": [({}, ["猫だ。走る。", "青い空。"], ["猫です。", "猫だ。走ります。", ""])],
     # sentences
     "emoji_endings": [({}, ["猫です😺。犬です🐶", "Yes 🎉!"], ["猫です。", "猫です😺。犬です。"])],
-    "balanced_sentences": [({}, ["猫です。猫ですか？猫だ！"], ["猫です。", "猫です。犬です。鳥です。本当？はい！"])],
+    "balanced_sentences": [
+        ({}, ["猫です。猫ですか？猫だ！", "A cat. A cat? A cat!"], ["猫です。", "猫です。犬です。鳥です。本当？はい！"])
+    ],
     "two_statements_a_question": [({}, ["猫です。犬です。鳥ですか？"], ["猫です。鳥ですか？", "猫です。"])],
     "word_in_sentence": [({"number": 2, "word": "AI"}, ["猫。aiです。"], ["AIです。猫。", "AIです。"])],
     "sentence_delimiter": [({"delimiter": "◇"}, ["猫です◇犬です◇"], ["猫です◇犬です", "猫です。犬です◇", "◇猫です◇"])],
@@ -263,7 +271,7 @@ EXAMPLES: dict[str, Examples] = {
     "json_text": [({}, ['{"a": [1]}', "3"], ["{a: 1}", "```\n1\n```"])],
     "json_or_block": [({}, ['```json\n{"a": "猫"}\n```', "[1]"], ["猫", "```json\n{\n```"])],
     "yaml_text": [({}, ["a: 1\nb: [2, 3]", "```yaml\n猫: 犬\n```"], ["a: [1", "a: b: c", "\tx"])],
-    "xml_text": [({}, ["<a><b>猫</b></a>", "```xml\n<a/>\n```"], ["<a><b></a>", "猫", "<a/><b/>"])],
+    "xml_text": [({}, ["<a><b>猫</b></a>", "```xml\n<a/>\n```"], ["<a><b></a>", "猫", "<a/><b/>", "~~~\n<a/>\n~~~"])],
     "csv_text": [({}, ["a,b\n猫,犬", "one"], ["a,b\nc", "a\nb,c"])],
     "tsv_text": [({}, ["a\tb\n猫\t犬"], ["a\tb\nc"])],
     "markdown_table": [
@@ -300,14 +308,22 @@ EXAMPLES: dict[str, Examples] = {
             ["-a\n+b", DIFF.replace("@@ -1,2", "@@ -1,1"), "猫\n" + DIFF],
         )
     ],
-    "python_text": [({}, ["x = 1", "説明\n```python\nx = 1\n```"], ["x = ", "```python\nx =\n```", "猫 です"])],
+    "python_text": [
+        (
+            {},
+            ["x = 1", "説明\n```python\nx = 1\n```", "~~~python\nx = 1\n~~~"],
+            ["x = ", "```python\nx =\n```", "猫 です"],
+        )
+    ],
     "python_bare": [({}, ["def f():\n    return '猫'"], ["```python\nx = 1\n```", "x ="])],
     "python_block": [
         ({}, ["```python\nx = 1\n```", "```py\nx = 1\n```"], ["x = 1", "```\nx = 1\n```", "```python\nx =\n```"])
     ],
     # markdown
     "closed_fences": [({}, ["```\na\n```", "猫"], ["```\na", "~~~\na\n```"])],
-    "heading_levels": [({}, ["# 猫\n## 犬\n# 鳥", "猫\n===\n犬\n---"], ["# 猫\n### 犬", "猫"])],
+    "heading_levels": [
+        ({}, ["# 猫\n## 犬\n# 鳥", "猫\n===\n犬\n---", "> # 猫\n- ## 犬"], ["# 猫\n### 犬", "># 猫\n1. ### 犬", "猫"])
+    ],
     "heading_titles": [({}, ["# 猫\n## 犬"], ["## 犬", "# 猫\n# 犬", "# 猫\n## 犬\n## 犬", "# 猫\n## "])],
     "links_and_images": [
         (

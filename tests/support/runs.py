@@ -51,7 +51,11 @@ def record(config):
     clock = ("time", "tokens_per_second", "trained_tokens_per_second", "mfu", "data_wait", "goodput")
     lines = read_metrics(config.folder / "metrics.jsonl")
     return [
-        {name: value for name, value in line.items() if name not in clock and not name.startswith("step_seconds")}
+        {
+            name: value
+            for name, value in line.items()
+            if name not in clock and not name.startswith(("step_seconds", "goodput_"))
+        }
         for line in lines
     ]
 

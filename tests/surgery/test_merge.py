@@ -1,6 +1,8 @@
 """Merging whole folders: layouts, names, refusals, memory."""
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -110,9 +112,6 @@ def test_refusals(models, tmp_path, capsys):
 
 
 def test_another_shape_and_another_tokenizer_are_refused(models, tmp_path, golden_tokenizer):
-    import dataclasses
-    import shutil
-
     other = dataclasses.replace(CONFIG, rope_theta=5.0)
     write_public(tmp_path / "other", random_model(0), other)
     with pytest.raises(MergeError, match=r"different shapes \(rope_theta is 100000.0 and 5.0\)"):
@@ -130,8 +129,6 @@ def test_another_shape_and_another_tokenizer_are_refused(models, tmp_path, golde
 
 
 def test_a_chat_template_goes_along(models, tmp_path):
-    import shutil
-
     shutil.copytree(models / "b", tmp_path / "b")
     (tmp_path / "b" / "chat_template.jinja").write_text("{{ messages }}")
     merge([str(models / "a"), str(tmp_path / "b")], tmp_path / "out", MergeConfig("linear"))
@@ -139,8 +136,6 @@ def test_a_chat_template_goes_along(models, tmp_path):
 
 
 def test_a_truncated_file_leaves_nothing_behind(models, tmp_path):
-    import shutil
-
     shutil.copytree(models / "a-run", tmp_path / "a")
     data = next((tmp_path / "a" / "checkpoints" / "0" / "params").rglob("d/*"))
     for file in data.parent.iterdir():
@@ -160,21 +155,29 @@ def peak():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 before = peak()
 home = sys.argv[1]
-merge([f"{home}/a", f"{home}/b"], f"{home}/out", MergeConfig(sys.argv[2]), base=f"{home}/base")
+merge([f"{home}/a", f"{home}/b"], f"{home}/out-{sys.argv[2]}", MergeConfig(sys.argv[2]), base=f"{home}/base")
 print(peak() - before)
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("method", ["ties", "model_stock"])
-def test_memory_stays_below_one_tensor_a_model_and_one_more(tmp_path, method):
-    config = CONFIG.__class__(**{**vars(CONFIG), "vocab_size": 800_000})
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A folder with two models and a base whose largest tensor has 800,000 rows."""
+    home = tmp_path_factory.mktemp("large")
+    config = dataclasses.replace(CONFIG, vocab_size=800_000)
     rng = np.random.default_rng(0)
     for name in ("a", "b", "base"):
         tensors = {t.name: rng.standard_normal(t.shape, np.float32) for t in public_tensors(config)}
-        write_public(tmp_path / name, tensors, config)
-    largest = 800_000 * config.hidden_size * 4
-    script = [sys.executable, "-c", MEASURE, str(tmp_path), method]
+        write_public(home / name, tensors, config)
+    yield home
+    shutil.rmtree(home)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("method", ["ties", "model_stock"])
+def test_memory_stays_below_one_tensor_a_model_and_one_more(large, method):
+    largest = 800_000 * CONFIG.hidden_size * 4
+    script = [sys.executable, "-c", MEASURE, str(large), method]
     grown = int(subprocess.run(script, check=True, capture_output=True, text=True).stdout)
     print(f"{method}: {grown / largest:.2f} x the largest tensor of {largest / 1e6:.0f} MB")
     # Three models, one more, and 100 MB of blocks and of what imports left for later.

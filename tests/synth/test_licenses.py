@@ -6,6 +6,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.synth.licenses import CONDITIONS, FILE, LicenseConfig, LicenseError, compose, find, read_table
@@ -25,7 +26,12 @@ NAMES = list(yaml.safe_load(FILE.read_text(encoding="utf-8")))
         (["CC-BY-SA-3.0", "Apache-2.0"], "CC-BY-SA-3.0"),
         (["CC-BY-SA-3.0", "CC-BY-SA-4.0"], "CC-BY-SA-4.0"),
         (["CC-BY-SA-4.0", "GPL-3.0-only"], "GPL-3.0-only"),
-        (["CC-BY-4.0", "Llama-3.1"], "Llama-3.1"),
+        # The terms of a model do not replace the licence of a source.
+        (["CC-BY-4.0", "Llama-3.1"], "CC-BY-4.0 AND Llama-3.1"),
+        (["CC-BY-4.0", "Gemma"], "CC-BY-4.0 AND Gemma"),
+        (["CC0-1.0", "Qwen"], "Qwen"),
+        (["CC-BY-SA-4.0", "GPL-3.0-or-later"], "GPL-3.0-only"),
+        (["MPL-2.0", "GPL-3.0-or-later"], "GPL-3.0-or-later"),
         (["CC-BY-NC-4.0", "Llama-3.1"], "CC-BY-NC-4.0 AND Llama-3.1"),
         (["MIT OR CC0-1.0", "CC0-1.0"], "CC0-1.0"),
         (["GPL-3.0-only OR MIT", "CC-BY-NC-4.0"], "CC-BY-NC-4.0"),
@@ -54,6 +60,10 @@ def test_the_strictest_licence_wins(names, expected):
         (["CC-BY-SA-4.0", "CC-BY-NC-SA-4.0"], "CC-BY-NC-SA-4.0 with CC-BY-SA-4.0", "do not compose"),
         (["CC-BY-SA-4.0", "MPL-2.0"], "CC-BY-SA-4.0 with MPL-2.0", "do not compose"),
         (["CC-BY-SA-4.0", "Llama-3.1"], "CC-BY-SA-4.0 with Llama-3.1", "do not compose"),
+        (["CC-BY-SA-3.0", "GPL-3.0-only"], "CC-BY-SA-3.0 with GPL-3.0-only", "do not compose"),
+        (["none"], "unknown", "the licence 'none' is unknown"),
+        (["Llama-3"], "no-training", "Llama-3 does not allow training on its outputs"),
+        (["tencent-hunyuan-community"], "no-training", "Tencent-Hunyuan does not allow training"),
     ],
 )
 def test_what_does_not_compose_is_refused(names, reason, message):
@@ -87,11 +97,29 @@ def test_a_composition_has_every_condition_and_does_not_depend_on_the_order(name
             results.add(error.reason)
             continue
         results.add(found)
+        # A licence with `also` may be replaced by one with the same conditions.
         wanted = frozenset().union(*(find(name).conditions for name in names))
         assert set(found.conditions) == wanted
         # Composing again changes nothing.
         assert compose([found.license]) == found
     assert len(results) == 1
+
+
+def test_names_are_ids_of_the_spdx_list_or_terms_of_models():
+    others = {"Public-Domain", "Research-Only"}
+    for name in NAMES:
+        if find(name).terms or name in others:
+            with pytest.raises(InvalidLicenseExpression):
+                canonicalize_license_expression(name)
+        else:
+            assert canonicalize_license_expression(name) == name
+
+
+def test_training_on_the_outputs_of_a_named_model_needs_a_notice():
+    for name in ("Llama-3.1", "Llama-3.2", "Llama-3.3", "Llama-4", "Gemma", "Qwen", "PLaMo-Community"):
+        assert "model-notice" in compose([name, "CC0-1.0"]).conditions
+        with pytest.raises(LicenseError, match="has the condition model-notice"):
+            compose([name], LicenseConfig(forbid=("model-notice",)))
 
 
 def test_a_wrong_table_is_refused():

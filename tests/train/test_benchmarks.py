@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from plamo2_jax import models
+from plamo2_jax import checkpoint, models
 from plamo2_jax.cli.main import main
 from plamo2_jax.eval.in_training import TrainingBenchmarks, open_benchmarks
 from plamo2_jax.eval.run import answer_items, spread
@@ -16,7 +16,17 @@ from plamo2_jax.sharding.mesh import MeshConfig
 from plamo2_jax.train.benchmarks import BenchmarksConfig
 from plamo2_jax.train.loop import train
 from plamo2_jax.train.run_folder import TrainingError
-from support.runs import assert_same_params, params_of, record, write_config
+from support.runs import (
+    assert_same_params,
+    finish,
+    held,
+    params_of,
+    record,
+    start,
+    stop_after,
+    wait_for,
+    write_config,
+)
 from support.tokenizers import byte_tokenizer
 
 ASKED = BenchmarksConfig(tasks=("phonebook",), every=6, limit=4, lengths=(160,), batch_size=8)
@@ -78,6 +88,22 @@ def model_params(benchmarks, params):
     from plamo2_jax.engine.weights import decoding_params
 
     return decoding_params(benchmarks._model, params, jax.devices()[0])
+
+
+def test_interruptions_change_no_metric_of_tasks(answered, make_config, tmp_path):
+    """A signal at a step with tasks, then kill -9 after the tasks were made up for and past a checkpoint."""
+    config = make_config("interrupted", evaluation=ASKED, heldout={})
+    assert train(config, open_benchmarks=open_benchmarks, on_step=stop_after(6)).step == 6
+    assert tasks_of(config) == {}
+    child = start(write_config(config, tmp_path), devices=8, preamble=held(10))
+    try:
+        wait_for(lambda: list(tasks_of(config)) == [6] and checkpoint.latest_step(config.folder) == 8, child)
+    finally:
+        child.kill()
+        finish(child)
+    assert train(config, open_benchmarks=open_benchmarks).step == 12
+    assert tasks_of(config) == tasks_of(answered)
+    assert_same_params(params_of(config), params_of(answered))
 
 
 def test_a_signal_ends_the_tasks(answered):

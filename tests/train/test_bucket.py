@@ -1,56 +1,23 @@
 """A run whose folder is in a bucket. The bucket is a folder: etils and TensorStore are pointed at it below their gs:// interfaces."""
 
 import dataclasses
-import os
 from pathlib import Path
 
 import pytest
 from etils import epath
-from etils.epath import backend, gpath
 from orbax.checkpoint._src.path import gcs_utils
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
-from plamo2_jax import storage
 from plamo2_jax.report.page import write_report
 from plamo2_jax.train.loop import train
+from support.buckets import Bucket, mount
 from support.runs import assert_same_params, params_of, record, stop_after
-
-OPERATIONS = ("open", "exists", "isdir", "listdir", "glob", "walk", "makedirs", "mkdir", "rmtree", "remove", "rename")
-OPERATIONS += ("replace", "copy", "stat")
-
-
-class Bucket:
-    """etils' operations on gs://, on the files below a folder. As in an object store nothing can be appended to."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def here(self, value):
-        """An address as a path of this machine; anything else as it is."""
-        text = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
-        return str(self.folder) + "/" + text.removeprefix("gs://") if text.startswith("gs://") else value
-
-    def there(self, path: str) -> str:
-        return "gs://" + os.path.relpath(path, self.folder)
-
-    def __getattr__(self, name: str):
-        def operation(*arguments, **options):
-            assert name != "open" or "a" not in arguments[1]
-            if name == "open" and "w" in arguments[1]:
-                Path(self.here(arguments[0])).parent.mkdir(parents=True, exist_ok=True)  # There are no folders to make.
-            found = getattr(backend.os_backend, name)(*map(self.here, arguments), **options)
-            return [self.there(path) for path in found] if name == "glob" else found
-
-        assert name in OPERATIONS
-        return operation
 
 
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
     """A folder that is gs://."""
-    fake = Bucket(tmp_path / "gs")
-    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", fake)
-    monkeypatch.setitem(storage._DRIVERS, "gs", "json")  # Any package that is there.
+    fake = mount(Bucket(tmp_path / "gs"), monkeypatch)
     # A bucket of the plain kind: asking which would take a network.
     monkeypatch.setattr(gcs_utils, "is_hierarchical_namespace_enabled", lambda path: False)
     build = tensorstore_utils.build_kvstore_tspec

@@ -128,7 +128,17 @@ def write_old_form(config):
     now = json.loads(path.read_text())
     old = json.loads((OLD / "pretrain.json").read_text())
     moved = {"z_loss": now["task"]["z_loss"], "distillation": None, "keep": now["max_to_keep"]}
-    assert old.keys() == (now.keys() | moved.keys()) - {"task", "max_to_keep", "evaluation", "linear_type"}
+    added = {
+        "task",
+        "max_to_keep",
+        "evaluation",
+        "compiler_options",
+        "device_prefetch",
+        "linear_type",
+        "local_checkpoints",
+        "local_every",
+    }
+    assert old.keys() == (now.keys() | moved.keys()) - added
     path.write_text(json.dumps({key: moved[key] if key in moved else now[key] for key in old}))
 
 

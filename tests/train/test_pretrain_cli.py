@@ -17,6 +17,7 @@ from plamo2_jax.train.optimizer import make_optimizer
 from plamo2_jax.train.pretraining import Pretrain
 from plamo2_jax.train.schedule import make_schedule
 from plamo2_jax.train.state import TrainState
+from support.models import tiny
 from support.runs import write_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -81,7 +82,7 @@ def make_file(make_config, folder, **fields):
 
 
 def test_overrides_reach_the_run_and_its_record(make_config, tmp_path, capsys):
-    path, config = make_file(make_config, tmp_path, steps=2, output=tmp_path)
+    path, config = make_file(make_config, tmp_path, steps=2, output=tmp_path, model=tiny(num_hidden_layers=1))
     arguments = ["--schedule.learning-rate", "0.002", "--name", "other", "--data.seed", "7"]
     assert main(["pretrain", str(path), *arguments]) == 0
     said = capsys.readouterr()

@@ -11,6 +11,7 @@ from plamo2_jax.train.profiler import ProfileSteps
 from plamo2_jax.train.step_clock import StepClock
 from plamo2_jax.train.step_metrics import memory_in_use
 from plamo2_jax.train.watchdog import StallWatchdog
+from support.runs import stop_after
 
 
 def test_the_log_tells_times_and_where_they_went(uninterrupted):
@@ -65,8 +66,8 @@ def test_memory_is_that_of_the_fullest_device():
 
 
 def test_a_trace_of_some_steps_is_written(make_config):
-    config = make_config("traced", steps=5, heldout={})
-    train(config, profile=ProfileSteps.parse("2:3"))
+    config = make_config("traced", heldout={})
+    train(config, profile=ProfileSteps.parse("2:3"), on_step=stop_after(4))
     traces = list((config.folder / "profile" / "plugins" / "profile").rglob("*.xplane.pb"))
     assert len(traces) == 1
     assert traces[0].stat().st_size > 1000

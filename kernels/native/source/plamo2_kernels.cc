@@ -77,7 +77,8 @@ static ffi::Error Integers(ffi::ThreadPool pool, Floats x, ffi::RemainingArgs ar
     bytes += matrix.outputs * matrix.row_bytes();
   }
   const Matrix& one = products[0].matrix;
-  const Activations inputs = quantize(x.typed_data(), x.dimensions()[0], one.inputs, one.bits, int(parts));
+  const bool grouped = std::any_of(products.begin(), products.end(), [](const Product& each) { return !each.matrix.is_whole(); });
+  const Activations inputs = quantize(x.typed_data(), x.dimensions()[0], one.inputs, one.bits, int(parts), grouped);
   in_parallel(pool, blocks, 1, bytes, 4, [&](int64_t begin, int64_t end) {
     for (const Product& each : products) {
       const int64_t from = std::max((begin - each.first) * kOutputs, int64_t(0));

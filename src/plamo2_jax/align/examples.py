@@ -15,6 +15,7 @@ import numpy as np
 from plamo2_jax.data.batch import Batch
 from plamo2_jax.data.packing import Collator
 from plamo2_jax.data.pipeline import DataConfig, mixed_batches, one_pass
+from plamo2_jax.data.shares import Share, even_range
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.tokenizer.chat_template import FILE_NAME, ChatTemplate
 
@@ -64,6 +65,11 @@ class Examples:
         other.__dict__.pop("fingerprint", None)
         other._arrays = {**self._arrays, name: values}
         return other
+
+    def share(self, index: int, count: int) -> Share:
+        """Return share `index` of `count`: consecutive examples, with about equally many positions in each share."""
+        start, stop = even_range(np.diff(self._ends), index, count)
+        return Share(self, start, stop, int(self._ends[stop] - self._ends[start]))
 
     def __len__(self) -> int:
         return len(self._ends) - 1

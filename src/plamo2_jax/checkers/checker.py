@@ -13,8 +13,9 @@ from plamo2_jax.validation import shown
 
 Language = Literal["ja", "en"]
 Split = Literal["train", "test"]
-LONGEST_TEXT = 1 << 20
-"""Number of characters that a checker reads. The rest of a longer text is ignored, so that a check takes bounded time."""
+LONGEST_TEXT = 1 << 18
+"""Number of characters that a checker reads. The rest of a longer text is ignored, so that a check takes bounded time. 32,768 tokens of
+five characters each are well below."""
 
 
 class CheckerError(PlamoError):

@@ -58,9 +58,11 @@ def quote_depth(text: str, least: int) -> bool:
 def explained_quote(text: str) -> bool:
     """Whether a quoted phrase occurs with an explanation after it that is not quoted."""
     for opening, closing, gap in (("「", "」", False), ('"', '"', True), ("'", "'", True)):
-        start = text.find(opening)
+        start, end = text.find(opening), -1
         while start >= 0:
-            end = text.find(closing, start + 2)
+            # Many openings can have the same closing mark: it is searched for once.
+            if end < start + 2:
+                end = text.find(closing, start + 2)
             if end < 0:
                 break
             rest = text[end + 1 : end + 100]

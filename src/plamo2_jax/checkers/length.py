@@ -6,7 +6,7 @@ import re
 
 from plamo2_jax.checkers.checker import Checker, Wordings
 from plamo2_jax.checkers.parameters import RELATION, WORD, choice, compare, count, ordered
-from plamo2_jax.checkers.sentences import english_sentences, japanese_sentences
+from plamo2_jax.checkers.sentences import english_sentences, japanese_sentences, marked_sentences
 
 _WORD = re.compile(r"\w+")
 _DIVIDER = re.compile(r"\s?\*\*\*\s?")
@@ -34,7 +34,7 @@ def sentences_en(text: str, relation: str, count: int) -> bool:
 
 
 def sentences_between(text: str, least: int, most: int) -> bool:
-    return least <= sum(1 for sentence in japanese_sentences(text) if sentence.strip()) <= most
+    return least <= len(marked_sentences(text)) <= most
 
 
 def divided_paragraphs(text: str, count: int) -> bool:

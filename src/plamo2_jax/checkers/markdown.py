@@ -9,10 +9,12 @@ from plamo2_jax.checkers.checker import plain
 
 _FENCE = re.compile(r"\s{0,3}(`{3,}|~{3,})([^`~\n]*)$")
 _HEADING = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*))?$")
+# Beginnings of quotes and of list items, which may contain a heading.
+_CONTAINERS = re.compile(r"(?: {0,3}(?:>|[-*+](?=[ \t])|\d{1,9}[.)](?=[ \t]))[ \t]?)+")
 _LINK = re.compile(r"(!?)\[([^\[\]\n]{0,1000})\]\(\s?<?([^()\s<>]{0,2000})>?(?:\s+[\"'][^\"'\n]{0,1000}[\"'])?\s?\)")
 _DEFINITION = re.compile(r"^ {0,3}\[([^\]\n]{1,1000})\]:\s*(\S+)", re.MULTILINE)
 _REFERENCE = re.compile(r"\[([^\[\]\n]{1,1000})\]\[([^\[\]\n]{0,1000})\]")
-_ANCHOR = re.compile(r"\[[^\]\n]{0,1000}\]\(#([^)#\s]{1,1000})\)")
+_ANCHOR = re.compile(r"\[[^\[\]\n]{0,1000}\]\(#([^)#\s]{1,1000})\)")
 _SCHEME = re.compile("([a-z][a-z0-9+.-]{0,30}):", re.IGNORECASE)
 _SCHEMES = ("http", "https", "mailto", "tel", "ftp")
 
@@ -42,7 +44,7 @@ def _headings(text: str) -> list[tuple[int, str]]:
     found = []
     previous = ""
     for line in _fences(text)[0]:
-        match = _HEADING.match(line[:1000])
+        match = _HEADING.match(_CONTAINERS.sub("", line[:1000], count=1) if _CONTAINERS.match(line) else line[:1000])
         bar = line.strip()
         if match is not None:
             found.append((len(match.group(1)), (match.group(2) or "").rstrip("# \t")))

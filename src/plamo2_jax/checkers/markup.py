@@ -21,6 +21,8 @@ MAX_PARSED = 50_000
 """Largest number of characters of a text that is parsed as YAML or Python. The parsers take about 10 µs a character."""
 _FENCE = re.compile(r"(```|~~~)([^\n`]*)\n(.*)\n\1\s*", re.DOTALL)
 
+_FENCE_START = re.compile("```|~~~")
+
 
 def fenced(text: str) -> tuple[str, str] | None:
     """Return the language and the content of a text that is one code block; None if it is not."""
@@ -78,6 +80,8 @@ def _deepest_indent(text: str) -> int:
 
 
 def xml_text(text: str) -> bool:
+    # JFBench removes ``` only.
+    content = _content(text) if text.lstrip().startswith("```") else text
     parser = expat.ParserCreate()
 
     def refuse(*arguments) -> None:
@@ -85,7 +89,7 @@ def xml_text(text: str) -> bool:
 
     parser.EntityDeclHandler = refuse  # A few entities can expand to gigabytes.
     try:
-        parser.Parse(_content(text).encode("utf-8", "surrogatepass"), True)
+        parser.Parse(content.encode("utf-8", "surrogatepass"), True)
     except (expat.ExpatError, ValueError):
         return False
     return True
@@ -160,7 +164,8 @@ def _parses(code: str) -> bool:
 
 
 def python_text(text: str) -> bool:
-    block = leading_block(text[text.find("```") :]) if "```" in text else None
+    fence = _FENCE_START.search(text)
+    block = None if fence is None else leading_block(text[fence.start() :])
     return _parses(text if block is None else block[1])
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import string
 import unicodedata
+from collections.abc import Iterator
 
 from plamo2_jax.checkers.checker import Checker, Wordings, plain
 from plamo2_jax.checkers.parameters import count
@@ -23,7 +25,8 @@ _DATE = re.compile(r"\b\d{4}年\d{2}月\d{2}日\b")
 _TIME = re.compile(r"\b(?:[01]\d|2[0-3]):[0-5]\d(?::[0-5]\d)?\b")
 _UNIT = re.compile(r"\d\s{0,100}(?:da|[YZEPTGMkhdcmunpfazyμu])?(?:m|g|s|A|K|mol|cd)(?![A-Za-z0-9_])")
 _RUBY = re.compile("<ruby>[^<]+<rt>[^<]+</rt></ruby>")
-_MAIL = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,1000}@[A-Za-z0-9.-]{1,1000}")
+_LOCAL_CHARACTERS = string.ascii_letters + string.digits + ".!#$%&'*+/=?^_`{|}~-"
+_DOMAIN = re.compile("[A-Za-z0-9.-]{1,1000}")
 _LOCAL = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
 _LABEL = re.compile("[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
@@ -116,10 +119,24 @@ def ruby(text: str) -> bool:
 def mail_address(text: str) -> bool:
     """Whether mail addresses occur, and all are valid."""
     found = [
-        match.lstrip("<([{'`\"").rstrip(">)]}.,;:!?'`\"")
-        for match in _MAIL.findall(unicodedata.normalize("NFKC", text))
+        candidate.lstrip("<([{'`\"").rstrip(">)]}.,;:!?'`\"")
+        for candidate in _mail_candidates(unicodedata.normalize("NFKC", text))
     ]
     return bool(found) and all(_is_address(address) for address in found)
+
+
+def _mail_candidates(text: str) -> Iterator[str]:
+    """Yield up to 1,000 characters of a mail address on each side of an @, without characters of the candidate before it."""
+    # Searching for the @ first reads a run of letters once. A regular expression would read it again from each of its letters.
+    position, at = 0, text.find("@")
+    while at >= 0:
+        before = text[max(position, at - 1000) : at]
+        local = before[len(before.rstrip(_LOCAL_CHARACTERS)) :]
+        domain = _DOMAIN.match(text, at + 1) if local else None
+        if domain is not None:
+            position = domain.end()
+            yield f"{local}@{domain.group()}"
+        at = text.find("@", at + 1)
 
 
 def _is_address(address: str) -> bool:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from plamo2_jax.checkers.checker import Language, Parameter
+from plamo2_jax.checkers.checker import LONGEST_TEXT, Language, Parameter
 
 RELATIONS = ("at least", "less than")
 """Relations of a count, as in IFEval: `at least` n, or `less than` n."""
@@ -110,7 +110,7 @@ PHRASE = text(PHRASES["ja"], PHRASES["en"])
 PROMPT = text(
     ("日本で一番高い山は何ですか。", "おいしいお茶の入れ方を教えてください。"),
     ("What is the highest mountain in Japan?", "How do I make good tea?"),
-    longest=1 << 20,
+    longest=LONGEST_TEXT,
 )
 """A prompt or document that the answer repeats or changes."""
 FLAG = Parameter(

@@ -6,43 +6,42 @@ import re
 
 from plamo2_jax.checkers.checker import Checker, Parameter, Wordings, plain
 from plamo2_jax.checkers.parameters import WORD, count
-from plamo2_jax.checkers.sentences import japanese_sentences
+from plamo2_jax.checkers.sentences import marked_sentences
 
 _EMOJI_END = re.compile("[\U0001f300-\U0001faff\u2700-\u27bf\U0001f1e6-\U0001f1ff]\ufe0f?$")
 
 
-def _sentences(text: str) -> list[str]:
+def _joined_sentences(text: str) -> list[str]:
     """Return the sentences. Marks in a row, such as ！？, end one sentence, and an emoji after a mark belongs to the sentence before it."""
-    found: list[str] = []
-    for sentence in japanese_sentences(text):
-        stripped = sentence.strip()
-        if stripped and found and not any(c.isalnum() for c in stripped):
-            found[-1] += stripped
-        elif stripped:
-            found.append(stripped)
-    return found
+    found: list[list[str]] = []
+    for sentence in marked_sentences(text):
+        if found and not any(c.isalnum() for c in sentence):
+            found[-1].append(sentence)
+        else:
+            found.append([sentence])
+    return ["".join(parts) for parts in found]
 
 
 def emoji_endings(text: str) -> bool:
-    return all(_EMOJI_END.search(sentence.rstrip("。．.!?！？ \t\n")) for sentence in _sentences(text))
+    return all(_EMOJI_END.search(sentence.rstrip("。．.!?！？ \t\n")) for sentence in _joined_sentences(text))
 
 
 def balanced_sentences(text: str) -> bool:
     counts = {"?": 0, "!": 0, "": 0}
-    for sentence in _sentences(text):
+    for sentence in marked_sentences(text):
         counts[sentence[-1] if sentence[-1] in "?!" else ""] += 1
     return min(counts.values()) > 0 and max(counts.values()) - min(counts.values()) <= 1
 
 
 def two_statements_a_question(text: str) -> bool:
-    last = [sentence[-1] for sentence in _sentences(text)]
+    last = [sentence[-1] for sentence in marked_sentences(text)]
     questions = last.count("?")
     statements = sum(1 for mark in last if mark in "。.．")
     return questions > 0 and abs(statements / questions - 2) <= 0.2
 
 
 def word_in_sentence(text: str, number: int, word: str) -> bool:
-    sentences = _sentences(text)
+    sentences = marked_sentences(text)
     return len(sentences) >= number and word.lower() in sentences[number - 1].lower()
 
 
@@ -52,7 +51,7 @@ def sentence_delimiter(text: str, delimiter: str) -> bool:
     if not text.endswith(delimiter):
         return False
     parts = text.split(delimiter)[:-1]
-    return all(part.strip() for part in parts) and len(_sentences(text.replace(delimiter, "。"))) == len(parts)
+    return all(part.strip() for part in parts) and len(_joined_sentences(text.replace(delimiter, "。"))) == len(parts)
 
 
 CHECKERS = (

@@ -9,12 +9,16 @@ a word in lower case.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 _FOLDED = str.maketrans({"！": "!", "？": "?", "｡": "。", "（": "(", "）": ")", "｢": "「", "｣": "」"})
 _ENDS = "。!?"
 _QUOTE = re.compile("「[^「」]*」")
 _PARENTHESES = re.compile(r"\([^()]*\)")
 _SENTENCE = re.compile(rf"[^{_ENDS}]*[{_ENDS}]|[^{_ENDS}]+")
+_MARKED = re.compile(rf".[^{_ENDS}]*[{_ENDS}]?")
+_STOP = re.compile(r"(?<=\.)(?![A-Za-z0-9.])")
+_SPACED = re.compile(r"(?<=[。．.!?])\s+")
 _HIDDEN = str.maketrans({"。": "\ue000", "!": "\ue001", "?": "\ue002"})
 _SHOWN = str.maketrans({"\ue000": "。", "\ue001": "!", "\ue002": "?"})
 
@@ -33,20 +37,46 @@ _LEADING = "\"'([{“‘*_`#>-"
 
 def japanese_sentences(text: str) -> list[str]:
     """Split a Japanese text into sentences. A line that ends with の continues on the next line."""
-    lines: list[str] = []
-    joined = False
-    for line in text.strip().translate(_FOLDED).splitlines():
-        if joined:
-            lines[-1] += line
-        else:
-            lines.append(line)
-        joined = len(lines[-1]) > 1 and lines[-1].endswith("の")
     found = []
-    for line in lines:
-        for pattern in (_QUOTE, _PARENTHESES):
-            line = pattern.sub(lambda match: match.group().translate(_HIDDEN), line)
-        found += [sentence.translate(_SHOWN) for sentence in _SENTENCE.findall(line)]
+    for line in _joined_lines(text.strip().translate(_FOLDED)):
+        found += _split_line(line, _SENTENCE)
     return found
+
+
+def _joined_lines(text: str) -> Iterator[str]:
+    """Yield the lines of a text. A line of two or more characters that ends with の is joined with the next one."""
+    parts: list[str] = []
+    joined = False
+    for line in text.splitlines():
+        if parts and not joined:
+            yield "".join(parts)
+            parts = []
+        parts.append(line)
+        # An empty line changes nothing about the end of the line before it.
+        joined = line.endswith("の") and (joined or len(line) > 1) if line else joined
+    if parts:
+        yield "".join(parts)
+
+
+def _split_line(line: str, sentence: re.Pattern[str]) -> list[str]:
+    """Split a line after each mark that is not inside 「」 or parentheses."""
+    for pattern in (_QUOTE, _PARENTHESES):
+        line = pattern.sub(lambda match: match.group().translate(_HIDDEN), line)
+    return [part.translate(_SHOWN) for part in sentence.findall(line)]
+
+
+def marked_sentences(text: str) -> list[str]:
+    """Split a text into sentences for JFBench, which uses pysbd.
+
+    A sentence ends at each of 。．！？!?, at a . unless a Latin letter or a digit follows, and at the end of a line, but not inside 「」 or
+    parentheses. If ending at every mark before white space gives more sentences, these are returned.
+    """
+    found = []
+    for line in text.translate(_FOLDED).replace("．", "。").splitlines():
+        found += [part for sentence in _split_line(line, _MARKED) for part in _STOP.split(sentence)]
+    spaced = [part.strip() for part in _SPACED.split(text.translate(_FOLDED)) if part.strip()]
+    found = [sentence.strip() for sentence in found if sentence.strip()]
+    return spaced if len(spaced) > len(found) else found
 
 
 def english_sentences(text: str) -> list[str]:

@@ -15,6 +15,7 @@ HIRAGANA = "\u3041-\u3096"
 _KANJI = re.compile(f"[{KANJI}]")
 _KATAKANA = re.compile(f"[{KATAKANA}]")
 _LATIN = re.compile("[A-Za-z0-9]")
+_HIRAGANA = re.compile(f"[{HIRAGANA}]")
 
 
 def count_word(text: str, word: str) -> int:
@@ -52,6 +53,19 @@ _NOUN_ENDINGS_TEXT = (
     "どれ ここ そこ あそこ どこ わたし あなた ぼく おれ だれ きょう あした きのう"
 )
 _NOUN_ENDINGS = tuple(_NOUN_ENDINGS_TEXT.split())
+# Endings of verbs that end like a noun.
+_VERB_ENDINGS = (
+    "ましたそう",
+    "しよう",
+    "みよう",
+    "ましょう",
+    "でしょう",
+    "だろう",
+    "しまう",
+    "いよう",
+    "えよう",
+    "れよう",
+)
 # Endings in hiragana after a kanji that make a noun of a verb's stem: 輝き, 流れ, 違い. The same letters end few other forms.
 _STEM = re.compile(f"[{KANJI}][かがさざたまらわ]?[いきぎしちにびみりえけげせてねべめれ]$")
 _NOT_STEMS = re.compile(f"[{KANJI}](て|せ|に|しい)$")
@@ -74,22 +88,9 @@ def ends_with_noun(text: str) -> bool:
     if not tail or tail[-1].isspace():
         return False
     last = tail[-1]
-    if re.match(f"[{HIRAGANA}]", last):
-        if tail.endswith(tuple(_NOUN_ENDINGS)):
-            return not tail.endswith(
-                (
-                    "ましたそう",
-                    "しよう",
-                    "みよう",
-                    "ましょう",
-                    "でしょう",
-                    "だろう",
-                    "しまう",
-                    "いよう",
-                    "えよう",
-                    "れよう",
-                )
-            )
+    if _HIRAGANA.match(last):
+        if tail.endswith(_NOUN_ENDINGS):
+            return not tail.endswith(_VERB_ENDINGS)
         if last == "さ":
             return True
         if tail[-2:] in _ADJECTIVES or tail[-3:] in _ADJECTIVES or _NOT_STEMS.search(tail):

@@ -1,4 +1,4 @@
-"""`plamo2 launch PLACE CONFIG.py`: run `plamo2 pretrain` on TPU slices, on a SLURM cluster, or as several processes here."""
+"""`plamo2 launch PLACE CONFIG`: run `plamo2 pretrain` or workers of `plamo2 synth` on other machines, or as several processes here."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import tyro
 
 from plamo2_jax.cli.arguments import parse, require_command
 from plamo2_jax.cli.compile_cache import NO_CACHE
-from plamo2_jax.launch import gcloud, local, slurm, xpk
+from plamo2_jax.errors import PlamoError
+from plamo2_jax.launch import gcloud, local, slurm, synth_gke, synth_slurm, xpk
 from plamo2_jax.launch.job import Input, Job
 from plamo2_jax.launch.slices import parse_slice
+from plamo2_jax.launch.synth_job import SynthJob
 
 if TYPE_CHECKING:
     from plamo2_jax.train.config import RunConfig
 
-_USAGE = """usage: plamo2 launch PLACE CONFIG.py [options] [--dry-run] [-- --field value ...]
+_USAGE = """usage: plamo2 launch PLACE CONFIG [options] [--dry-run] [-- --field value ...]
 
 Runs `plamo2 pretrain CONFIG.py` on other machines, or as several processes. Arguments after -- are passed to pretrain. --dry-run only
 prints the script or manifest, which you can read, keep, or pipe into shellcheck, bash, kubectl or sbatch.
@@ -28,14 +30,24 @@ prints the script or manifest, which you can read, keep, or pipe into shellcheck
   slurm     a SLURM cluster: an sbatch script that requeues itself
   local     several processes on this machine
 
+Workers of `plamo2 synth CONFIG.yaml`, which share a run folder (docs/synthetic_cluster.md):
+
+  synth-slurm   a SLURM array: one job for each worker
+  synth-gke     an indexed Job in a GKE cluster: one pod for each worker
+
 example: plamo2 launch slurm configs/demo.py --nodes 4 --gpus-per-node 8 --dry-run -- --output /shared/runs
 
 plamo2 launch PLACE --help explains a place; docs/launch.md has an example of each. A restarted run resumes from its newest checkpoint. With
 more than one machine, set --output to a bucket (gs://...) or to a folder on a shared file system."""
 
 
-SUBCOMMANDS = {"gcloud": gcloud.Gcloud, "xpk": xpk.Xpk, "slurm": slurm.Slurm, "local": local.Local}
+SYNTH = {"synth-slurm": synth_slurm.SynthSlurm, "synth-gke": synth_gke.SynthGke}
+"""Places for workers of `plamo2 synth`, and the classes of their options."""
+SUBCOMMANDS = {"gcloud": gcloud.Gcloud, "xpk": xpk.Xpk, "slurm": slurm.Slurm, "local": local.Local, **SYNTH}
 """Place → class of its options. The module of the class has `script` and `launch`."""
+
+_LOCAL = ("/tmp/", "/var/tmp/", "/dev/shm/")
+"""Folders on the disk of a machine."""
 
 Place = TypeVar("Place")
 
@@ -52,6 +64,18 @@ class _Command(Generic[Place]):
     """Print what would be run, and run nothing."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _SynthCommand(Generic[Place]):
+    """Launch workers of `plamo2 synth`."""
+
+    config: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG.yaml")]
+    """The config file of the run."""
+    place: tyro.conf.OmitArgPrefixes[Place]
+    """Options of the place."""
+    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print what would be run, and run nothing."""
+
+
 def main(argv: list[str]) -> int:
     """Run the verb; return the exit status of the launched program."""
     if not argv or argv[0] in ("-h", "--help"):
@@ -61,8 +85,10 @@ def main(argv: list[str]) -> int:
     require_command(place, SUBCOMMANDS, "plamo2 launch")
     split = rest.index("--") if "--" in rest else len(rest)
     kind = SUBCOMMANDS[place]
-    command = parse(_Command[kind], rest[:split], f"plamo2 launch {place}", description=kind.__doc__)
-    job, module = load_job(command.config, tuple(rest[split + 1 :])), sys.modules[kind.__module__]
+    shape = _SynthCommand if place in SYNTH else _Command
+    command = parse(shape[kind], rest[:split], f"plamo2 launch {place}", description=kind.__doc__)
+    overrides, module = tuple(rest[split + 1 :]), sys.modules[kind.__module__]
+    job = load_synth(command.config, overrides) if place in SYNTH else load_job(command.config, overrides)
     script = module.script(job, command.place)
     if disk := _lost_with(job, command.place):
         print(f"plamo2 launch: warning: output {job.output} is on the disk of {disk}", file=sys.stderr)
@@ -72,16 +98,40 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _lost_with(job: Job, options: Any) -> str | None:
+def load_synth(path: Path, overrides: tuple[str, ...]) -> SynthJob:
+    """Return the workers of a config file of `plamo2 synth`.
+
+    Raises:
+        PlamoError: The config file is wrong, the run folder is in a bucket, or there are overrides.
+    """
+    from plamo2_jax.storage import is_remote
+    from plamo2_jax.synth.config import read_config
+
+    if overrides:
+        raise PlamoError(f"the arguments after -- are not allowed for synth ({overrides[0]}): change {path}")
+    config = read_config(path)
+    if is_remote(config.output):
+        raise PlamoError(
+            f"output {config.output} is in a bucket, which has no atomic links and renames: it must be a folder on a file system that "
+            "all workers share, such as NFS, Lustre or Filestore"
+        )
+    keys = [model.api_key_env for model in (config.generator, config.judge) if model is not None]
+    names = tuple(dict.fromkeys(key for key in keys if key is not None))
+    return SynthJob(path, config.output.name, config.output, names)
+
+
+def _lost_with(job: Job | SynthJob, options: Any) -> str | None:
     """Return the machine on whose own disk the output is, and what to do; None if the output is in a lasting and shared place."""
     match options:
+        case synth_slurm.SynthSlurm() if str(job.output).startswith(_LOCAL):
+            return "each node. Set `output` in the config to a folder that all nodes share"
         case gcloud.Gcloud() if job.output_is_local:
             several = not parse_slice(options.accelerator).fits_one_machine
             why = "each machine has its own disk" if several else "it is lost at a preemption"
             return f"a TPU VM ({why}). Add -- --output gs://BUCKET/runs" if several or options.spot else None
         case xpk.Xpk() if job.output_is_local:
             return "a pod, which is lost with the pod. Add -- --output gs://BUCKET/runs, or a folder on a shared file system"
-        case slurm.Slurm() if options.nodes > 1 and job.output.startswith(("/tmp/", "/var/tmp/", "/dev/shm/")):
+        case slurm.Slurm() if options.nodes > 1 and job.output.startswith(_LOCAL):
             return "each node. Add -- --output FOLDER with a folder that all nodes share"
     return None
 
@@ -115,4 +165,8 @@ def inputs(config: RunConfig) -> tuple[Input, ...]:
         ("init_from", config.init_from and ModelName.parse(config.init_from).folder),
         *((name, path and ModelName.parse(path).folder) for name, path in config.task.inputs.items()),
     ]
-    return tuple(Input(name, address(path), in_bucket=name == "tokenizer") for name, path in fields if path is not None)
+    # Shards in a bucket are read through a cache.
+    readable = ("tokenizer",) if config.data.cache is None else ("tokenizer", "data.mixture", "heldout.")
+    return tuple(
+        Input(name, address(path), in_bucket=name.startswith(readable)) for name, path in fields if path is not None
+    )

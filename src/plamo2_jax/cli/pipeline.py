@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from plamo2_jax.pipeline.run import Ran
 
 _RESUMING = ("pretrain", "sft", "dpo", "preference-data", "iterate")
-"""Verbs that take a config file and options for its fields, and that resume after an interruption."""
+"""Verbs that take a config file and options for its fields, and that resume after an interruption (synth does, too)."""
 _OUTPUTS = ("output", "reference_log_probs")
 """Config fields that name outputs."""
 _SET_BY_ITERATE = ("policy", "init_from", "mixture", "heldout")
@@ -41,8 +41,8 @@ def pipeline(
 
     PIPELINE.py is a Python file that sets `pipeline = Pipeline(home=..., stages=(Stage(...), ...))`; see configs/pipeline_demo.py and
     docs/pipeline.md. A stage is finished while its command, its resolved config, its inputs, its outputs and the version of this package
-    are the same as when it ended. After an interruption, the same command resumes: pretrain, sft, dpo, preference-data and iterate from
-    what they saved, any other stage from its beginning. Before a stage starts from its beginning, its old outputs are moved to
+    are the same as when it ended. After an interruption, the same command resumes: pretrain, sft, dpo, preference-data, iterate and synth
+    from what they saved, any other stage from its beginning. Before a stage starts from its beginning, its old outputs are moved to
     HOME/.pipeline/stale.
 
     The exit status is the status of the stage that failed or was stopped (see plamo2 pretrain --help), or 2 if the pipeline file is wrong.
@@ -86,6 +86,8 @@ def describe(argv: list[str]) -> Description:
 
     verb, *rest = argv
     verb = OLD_VERBS.get(verb, verb)
+    if verb == "synth" and rest:
+        return _describe_synth(rest[0])
     if verb not in (*_RESUMING, "distill") or not rest or rest[0].startswith("-"):
         return Description(None)
     from plamo2_jax.cli import preference_data, run_options
@@ -111,6 +113,24 @@ def describe(argv: list[str]) -> Description:
         outputs=outputs,
         file=path,
         resumes=verb in _RESUMING,
+    )
+
+
+def _describe_synth(path: str) -> Description:
+    """Read the YAML file of `plamo2 synth`."""
+    from plamo2_jax.pipeline.graph import Description
+    from plamo2_jax.synth.config import read_config
+    from plamo2_jax.train.config import to_json
+
+    config = read_config(Path(path))
+    leaves = list(_leaves(config, ("output",)))
+    return Description(
+        to_json(config),
+        paths=tuple(str(value) for value in leaves if isinstance(value, Path)),
+        words=tuple(value for value in leaves if isinstance(value, str) and "/" in value),
+        outputs=(config.output,),
+        file=path,
+        resumes=True,
     )
 
 

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import signal
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from plamo2_jax.cli.arguments import parse
+from plamo2_jax.errors import PlamoError
+from plamo2_jax.synth.stage import LATER, Stage
+from plamo2_jax.validation import require_at_least
 
 if TYPE_CHECKING:
     from plamo2_jax.synth.config import SynthConfig
+    from plamo2_jax.synth.limits import Guard
     from plamo2_jax.synth.recipe import Recipe
+    from plamo2_jax.synth.spending import Spending
+
+TERMINATED = 128 + signal.SIGTERM
+"""Exit status of a worker that got SIGTERM and has stored all paid responses."""
+FAILING = 75
+"""Exit status of a worker whose server fails all requests. A later start may succeed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,62 +35,100 @@ class SynthOptions:
     """Make synthetic data by recipes, verify and filter it, and mix it with the documents.
 
     The config is a YAML file (docs/synthetic_data.md). Work units are written before anything is asked. Interrupt the command at any time;
-    run it again to resume: stored responses are not asked for again. Several workers may run the same command at the same time.
+    run it again to resume: stored responses are not asked for again, and finished stages are skipped. Several workers may run the same
+    command at the same time (docs/synthetic_cluster.md).
     """
 
     config: Annotated[Path, tyro.conf.Positional]
     """YAML file."""
     dry_run: bool = False
     """Print the number of entries and requests, the tokens and the cost by recipe. Nothing is asked or written."""
+    stage: Stage | None = None
+    """Stop after this stage; left out, run all stages. Earlier stages that are finished are skipped."""
     worker: bool = False
     """Work on units only. Run the command without this option at the end."""
+    worker_index: int | None = None
+    """Number of this worker among several. It selects one of generator.servers; and 0 runs all stages, the others work on units only."""
 
 
 def main(argv: list[str]) -> int:
     """Run the verb."""
     options = parse(SynthOptions, argv, "plamo2 synth")
+    require_at_least(0, worker_index=options.worker_index)
+    from plamo2_jax.eval.asking import ServerFailing
     from plamo2_jax.synth.config import read_config
-    from plamo2_jax.synth.run import finish, generate, open_recipes
+    from plamo2_jax.synth.finish import finish, require_stage
+    from plamo2_jax.synth.limits import Guard, Terminated
+    from plamo2_jax.synth.run import generate, open_recipes, plan
 
     config = read_config(options.config)
     recipes = open_recipes(config)
     if options.dry_run:
         print(_estimates(config, recipes))
         return 0
-    index = None
-    if config.against:
-        from plamo2_jax.cli.against import evaluation_items
-        from plamo2_jax.data.contamination import ContaminationIndex
-
-        # Before anything is asked, because an error here would come after all requests.
-        index = ContaminationIndex(evaluation_items(config.against), config.contamination)
-    spent = generate(config, recipes, wait=not options.worker)
-    _print_spent(spent)
-    if options.worker:
+    last = options.stage or ("generate" if options.worker or options.worker_index else "mix")
+    require_stage(config, "write" if options.stage is None else last)
+    if last == "plan":
+        print(f"{len(plan(config, recipes))} units")
         return 0
-    report = finish(config, recipes, index)
+    # Before anything is asked, because an error here would come after all requests.
+    items = _evaluation_items(config) if last in LATER and last != "filter" else []
+    guard = Guard()
+    try:
+        with _stop_at_sigterm(guard):
+            wait = last in LATER or not (options.worker or options.worker_index)
+            spent = generate(config, recipes, wait=wait, worker=options.worker_index or 0, guard=guard)
+    except (Terminated, ServerFailing) as error:
+        print(f"plamo2 synth: {error}", file=sys.stderr)
+        return TERMINATED if isinstance(error, Terminated) else FAILING
+    _print_spent(spent)
+    if last not in LATER:
+        return 0
+    report, skipped = finish(config, recipes, items, last=last)
+    if skipped:
+        print(f"skipped, because their inputs and settings are unchanged: {', '.join(skipped)}")
+    if report is None:
+        print(config.output / "stages" / last)
+        return 0
     _print_report(report)
     print(config.output / "records")
     return 1 if report["generate"]["failed"] else 0
 
 
+def _evaluation_items(config: SynthConfig) -> list[Any]:
+    from plamo2_jax.cli.against import evaluation_items
+
+    items = list(evaluation_items(config.against))
+    if config.against and not items:
+        raise PlamoError("against has no evaluation item: give files or tasks with at least one")
+    return items
+
+
+@contextlib.contextmanager
+def _stop_at_sigterm(guard: Guard) -> Iterator[None]:
+    """At SIGTERM, let the worker finish and store the requests in flight before it ends."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: guard.stopped.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _estimates(config: SynthConfig, recipes: dict[str, Recipe]) -> str:
     """Return a table of the expected requests by recipe."""
-    from plamo2_jax.synth.plan import Estimate, estimate
+    from plamo2_jax.synth.estimate import estimate, token_counter, total
 
-    prices = config.generator
+    counter, prices = token_counter(config.generator), config.generator
     rows = [("recipe", "entries", "requests", "prompt tokens", "most new tokens", "most cost")]
-    total = Estimate()
-    for use in config.recipes:
-        found = estimate(config, use, recipes[use.name])
-        for field in dataclasses.fields(Estimate):
-            setattr(total, field.name, getattr(total, field.name) + getattr(found, field.name))
-        rows.append(_row(use.name, found, prices))
-    rows.append(_row("all", total, prices))
+    found = {use.name: estimate(config, use, recipes[use.name], counter) for use in config.recipes}
+    rows += [_row(name, one, prices) for name, one in found.items()]
+    rows.append(_row("all", total(found), prices))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-    note = "First request of each entry; recipes with several steps ask more. A token is counted as three characters."
-    return "\n".join([*lines, note])
+    return "\n".join([*lines, f"First requests only; recipes with several steps or a judge ask more. {counter.method}"])
 
 
 def _row(name: str, found: Any, prices: Any) -> tuple[str, ...]:
@@ -86,11 +139,18 @@ def _row(name: str, found: Any, prices: Any) -> tuple[str, ...]:
     return (name, *(f"{count:,}" for count in counts), f"{cost:.4g}")
 
 
-def _print_spent(spent: dict[str, Any]) -> None:
+def _print_spent(spent: Spending) -> None:
     print(
-        f"requests so far: {spent['requests']:,}; prompt tokens {spent['prompt_tokens']:,}, generated tokens "
-        f"{spent['completion_tokens']:,}, cost {spent['cost']:.4g}; attempts repeated in this start: {spent['repeated']:,}"
+        f"requests so far: {spent.requests:,}; prompt tokens {spent.prompt_tokens:,}, generated tokens "
+        f"{spent.completion_tokens:,}, cost {spent.cost:.4g}, seconds of all workers {spent.seconds:,.0f}"
     )
+    if spent.failed_attempts or spent.wasted:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(spent.wasted.items()))
+        tokens = spent.wasted_prompt_tokens + spent.wasted_completion_tokens
+        print(
+            f"wasted: {tokens:,} tokens, cost {spent.wasted_cost:.4g}{f' ({kinds})' if kinds else ''}; failed attempts: "
+            f"{spent.failed_attempts:,}, of which {spent.unreported:,} may have been charged without a report"
+        )
 
 
 def _print_report(report: dict[str, Any]) -> None:
@@ -101,6 +161,9 @@ def _print_report(report: dict[str, Any]) -> None:
         print(f"  refused, {reason}: {count:,}")
     for reason, count in made["failed"].items():
         print(f"  failed, {reason}: {count:,}")
+    for kind, sums in made["wasted"].items():
+        tokens = sums["prompt_tokens"] + sums["completion_tokens"]
+        print(f"paid without a record, {kind}: {sums['entries']:,} entries, {tokens:,} tokens, cost {sums['cost']:.4g}")
     for name, stage in report["stages"].items():
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in stage["refused"].items())
         print(

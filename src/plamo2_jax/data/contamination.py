@@ -19,7 +19,6 @@ import collections
 import functools
 import re
 import sys
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -27,6 +26,7 @@ from typing import Any, Literal
 import numpy as np
 
 from plamo2_jax.data.documents import Document
+from plamo2_jax.data.window_hashes import WORD_BREAK, Presence, Windows, codes_of, has_window, mix, powers, unit_hashes
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.validation import require
 
@@ -34,13 +34,8 @@ Rule = Literal["window", "whole", "shingles"]
 
 _STRETCH = 1 << 18
 """Number of characters of a document that are hashed together: 2 MiB for each array."""
-_BASE = 0x9E3779B97F4A7C15
-_INVERSE = pow(_BASE, -1, 1 << 64)
-_TABLE_BITS = 22
 _SAMPLE = 20_000
 """Number of characters from which the script of a text is recognised."""
-_WORD_BREAK = np.uint32(0)
-"""Code that stands for white space and punctuation between two words. No kept character has it."""
 # Scripts written without spaces: Thai, Lao, Myanmar, Khmer, kana (also of half width), Han.
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003ffff]"
@@ -177,17 +172,27 @@ class ContaminationIndex:
             raise PlamoError("there is no evaluation item: give at least one")
         self.too_short = np.array(short)
         self._tables = {key: _Table(some, len(self.ids)) for key, some in rows.items()}
-        self._beginnings = {
-            kind: _Presence(
+        first = {
+            kind: np.unique(
                 np.concatenate([text.beginning(kind, length) for text in beginnings if text.kind_as_whole == kind])
             )
             for kind, length in self._shortest.items()
             if length < sys.maxsize
         }
+        self._beginnings = {kind: Presence(hashes) for kind, hashes in first.items()}
+        # A document without any of these windows contains no item: kind, length, hashes.
+        self._needed = [
+            (kind, length, table.presence, table.hashes)
+            for (rule, kind, length), table in self._tables.items()
+            if rule != "whole"
+        ] + [(kind, self._shortest[kind], self._beginnings[kind], first[kind]) for kind in first]
 
     def matches(self, text: str) -> list[Match]:
         """Return the items that a document contains, by rising index. An item has one match, by the first rule that applies."""
-        document = _Text(text)
+        codes = codes_of(text)
+        if not self._may_match(codes):  # Most documents.
+            return []
+        document = _Text(text, codes)
         places: dict[tuple[Rule, str, int], list[np.ndarray]] = {key: [] for key in self._tables}
         for kind in ("characters", "words"):
             keys = [key for key in self._tables if key[1] == kind]
@@ -210,6 +215,18 @@ class ContaminationIndex:
                     for item, share in table.shares(np.unique(np.concatenate(places[key])), least):
                         matches.setdefault(item, Match(item, rule, share))
         return [matches[item] for item in sorted(matches)]
+
+    def _may_match(self, codes: np.ndarray) -> bool:
+        """Return whether a document has a window that an item has, or that an item begins with."""
+        if len(codes) > _STRETCH:  # Only the full comparison has bounded memory.
+            return True
+        units: dict[str, np.ndarray] = {}
+        for kind, length, presence, hashes in self._needed:
+            if kind not in units:
+                units[kind] = unit_hashes(codes, kind)
+            if has_window(units[kind], length, presence, hashes):
+                return True
+        return False
 
     def _window(self, kind: str) -> int:
         return self.config.window_words if kind == "words" else self.config.window_characters
@@ -293,17 +310,22 @@ def texts_of(record: Mapping[str, Any], fields: Sequence[str] = ()) -> tuple[str
 
 def normalize(text: str) -> str:
     """Return the text as it is compared, with a space between words. It has letters, digits and combining marks."""
-    return "".join(chr(code) if code else " " for code in _codes(text)).strip()
+    return "".join(chr(code) if code else " " for code in codes_of(text)).strip()
 
 
 class _Text:
-    """A text as codes of its characters and hashes of its words."""
+    """A text as codes of its characters and hashes of its words.
 
-    def __init__(self, text: str):
-        codes = _codes(text)
+    Args:
+        text: The text.
+        codes: Its `codes_of`; None: make them.
+    """
+
+    def __init__(self, text: str, codes: np.ndarray | None = None):
+        codes = codes_of(text) if codes is None else codes
         self._text = text
-        self._codes = codes[codes != _WORD_BREAK]
-        breaks = np.flatnonzero(codes == _WORD_BREAK)
+        self._codes = codes[codes != WORD_BREAK]
+        breaks = np.flatnonzero(codes == WORD_BREAK)
         # Positions of the breaks among the kept characters.
         starts = np.unique(np.concatenate([[0], breaks - np.arange(len(breaks))]))
         self._word_starts = starts[starts < len(self._codes)]
@@ -331,66 +353,24 @@ class _Text:
 
     def beginning(self, kind: str, length: int) -> np.ndarray:
         """Return the hash [1] u64 of the first `length` characters or words."""
-        return _Windows(self._units(kind, 0, length)).hashes(length)
+        return Windows(self._units(kind, 0, length)).hashes(length)
 
-    def stretches(self, kind: str, longest: int) -> Iterator[_Windows]:
+    def stretches(self, kind: str, longest: int) -> Iterator[Windows]:
         """Yield the windows of the text in stretches. Every window of at most `longest` units is in one of them."""
         for start in range(0, self.length(kind), _STRETCH):
-            yield _Windows(self._units(kind, start, start + _STRETCH + longest - 1))
+            yield Windows(self._units(kind, start, start + _STRETCH + longest - 1))
 
     def _units(self, kind: str, start: int, stop: int) -> np.ndarray:
         """Return the hash of each character or word [n] u64 in a range."""
         if kind == "characters":
-            return _mix(self._codes[start:stop].astype(np.uint64))
+            return mix(self._codes[start:stop].astype(np.uint64))
         starts = self._word_starts[start:stop]
         ends = np.append(starts[1:], self._word_starts[stop] if stop < len(self._word_starts) else len(self._codes))
-        characters = _mix(self._codes[starts[0] : ends[-1]].astype(np.uint64))
+        characters = mix(self._codes[starts[0] : ends[-1]].astype(np.uint64))
         place = np.arange(len(characters)) - np.repeat(starts - starts[0], ends - starts)
         # The order of the characters after the 64th does not matter.
-        terms = characters * _powers(64)[0][np.minimum(place, 63)]
-        return _mix(np.add.reduceat(terms, starts - starts[0]))
-
-
-class _Windows:
-    """Hashes of the windows of a stretch of characters or words: polynomials, as differences of running sums.
-
-    Args:
-        units: Hash of each character or word [n] u64.
-    """
-
-    def __init__(self, units: np.ndarray):
-        # A power of two, so that few lengths are kept.
-        powers, inverses = _powers(1 << len(units).bit_length())
-        self._sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(units * powers[: len(units)], dtype=np.uint64)])
-        self._inverses = inverses
-
-    def hashes(self, length: int, starts: np.ndarray | None = None) -> np.ndarray:
-        """Return the hash [k] u64 of each window of `length` units, or of the windows at some positions."""
-        count = max(len(self._sums) - length, 0)
-        if starts is None:
-            return (self._sums[length:] - self._sums[:count]) * self._inverses[:count]
-        starts = starts[starts < count]
-        return (self._sums[starts + length] - self._sums[starts]) * self._inverses[starts]
-
-
-class _Presence:
-    """A set of hashes that may also report others: one look-up by the high bits.
-
-    Args:
-        hashes: The hashes [k] u64.
-    """
-
-    def __init__(self, hashes: np.ndarray):
-        self._present = np.zeros(1 << _TABLE_BITS, bool)
-        self._present[self._slots(hashes)] = True
-
-    def may_have(self, hashes: np.ndarray) -> np.ndarray:
-        """Return whether each hash may be in the set [k] bool."""
-        return np.take(self._present, self._slots(hashes))
-
-    @staticmethod
-    def _slots(hashes: np.ndarray) -> np.ndarray:
-        return (hashes >> np.uint64(64 - _TABLE_BITS)).view(np.int64)
+        terms = characters * powers(64)[0][np.minimum(place, 63)]
+        return mix(np.add.reduceat(terms, starts - starts[0]))
 
 
 class _Table:
@@ -408,17 +388,17 @@ class _Table:
         hashes, owners = hashes[order], owners[order]
         kept = np.append(True, (hashes[1:] != hashes[:-1]) | (owners[1:] != owners[:-1]))
         hashes, self._owners = hashes[kept], owners[kept]
-        self._hashes, first = np.unique(hashes, return_index=True)
+        self.hashes, first = np.unique(hashes, return_index=True)
         self._first = np.append(first, len(hashes))
         self._sizes = np.bincount(self._owners, minlength=items)
-        self._presence = _Presence(self._hashes)
+        self.presence = Presence(self.hashes)
 
     def find(self, hashes: np.ndarray) -> np.ndarray:
         """Return the places in the table [k] of those hashes that it has."""
         # Most windows of a document are not in the table, and a search costs far more than a look-up.
-        candidates = hashes[self._presence.may_have(hashes)]
-        places = np.minimum(np.searchsorted(self._hashes, candidates), len(self._hashes) - 1)
-        return places[self._hashes[places] == candidates]
+        candidates = hashes[self.presence.may_have(hashes)]
+        places = np.minimum(np.searchsorted(self.hashes, candidates), len(self.hashes) - 1)
+        return places[self.hashes[places] == candidates]
 
     def shares(self, places: np.ndarray, least: float) -> Iterator[tuple[int, float]]:
         """Yield the items with at least the share `least` of their windows at the distinct places [k], and this share."""
@@ -429,31 +409,3 @@ class _Table:
         items, counts = np.unique(owners, return_counts=True)
         shares = counts / self._sizes[items]
         yield from zip(items[shares >= least].tolist(), shares[shares >= least].tolist(), strict=True)
-
-
-@functools.cache
-def _classes() -> np.ndarray:
-    """Return for each code point whether it is a letter, a digit or a combining mark [1114112] bool."""
-    return np.array([unicodedata.category(chr(code))[0] in "LNM" for code in range(sys.maxunicode + 1)])
-
-
-def _codes(text: str) -> np.ndarray:
-    """Return the code points [n] u32 of a text after NFKC and case folding. Everything but letters, digits and marks is _WORD_BREAK."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    codes = np.frombuffer(folded.encode("utf-32-le", "surrogatepass"), np.uint32)
-    return np.where(_classes()[codes], codes, _WORD_BREAK)
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    """Return a 64-bit hash of each value [n] u64 (the finalizer of SplitMix64)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
-@functools.lru_cache(maxsize=4)
-def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the powers of an odd base, and of its inverse, modulo 2**64, each [count] u64."""
-    bases = np.full((2, count), [[_BASE], [_INVERSE]], np.uint64)
-    bases[:, 0] = 1
-    return tuple(np.multiply.accumulate(bases, axis=1))

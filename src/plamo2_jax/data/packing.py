@@ -17,6 +17,7 @@ import numpy as np
 
 from plamo2_jax.data.batch import Batch
 from plamo2_jax.data.shards import Shards
+from plamo2_jax.data.shares import Share, even_range
 
 
 class Pieces:
@@ -48,6 +49,12 @@ class Pieces:
     def document_lengths(self) -> np.ndarray:
         """[documents] int, number of tokens of each document."""
         return self._shards.lengths
+
+    def share(self, index: int, count: int) -> Share:
+        """Return the pieces of share `index` of `count`: consecutive whole documents, with about equally many targets in each share."""
+        sizes = self._shards.lengths.astype(np.int64) + 1
+        start, stop = even_range(sizes, index, count)
+        return Share(self, int(self._first[start]), int(self._first[stop]), int(sizes[start:stop].sum()))
 
     def __len__(self) -> int:
         return int(self._first[-1])

@@ -4,8 +4,12 @@ Training: the pieces of documents (`Pieces`) of each folder are shuffled over th
 mixed by weight, packed and batched. The batches depend only on the configuration. The iterator's state is a few numbers without
 buffered data, and restoring it continues the batches exactly.
 
-In a job of several processes, each process packs whole batches and keeps its own rows. Together the rows are the batches of a job with one
-process, and the iterator's state is the same in all processes and for any number of them. In return, every host reads and packs all rows.
+In a job of several processes, each process gets its own rows of every batch. Together the rows are the batches of a job with one process,
+and a job of any number of processes can continue from the saved position. `DataConfig.packing` selects who packs:
+
+* global: Each process reads and packs whole batches and keeps its own rows. The iterator's state is the same in all processes.
+* per_process: The documents are divided among `packing_shards` shards, and each process reads and packs only its own shards
+  (`data.packing_shards`).
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import grain
 import grain.experimental
@@ -23,9 +27,13 @@ import numpy as np
 from plamo2_jax.data.batch import Batch
 from plamo2_jax.data.in_memory import TokenizedText
 from plamo2_jax.data.packing import TEXT_COLLATOR, Collator, Pieces, pack
+from plamo2_jax.data.packing_shards import ShardedBatches
+from plamo2_jax.data.shard_cache import ShardCache
 from plamo2_jax.data.shards import Shards, open_shards
+from plamo2_jax.data.shares import Share
 from plamo2_jax.data.upsampling import UpsampledPieces
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.storage import address, is_remote
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.validation import require
 
@@ -35,7 +43,7 @@ class MixtureItem:
     """A folder of shards and its share of the mixture."""
 
     path: Path
-    """Folder that `plamo2 data prepare` wrote."""
+    """Folder that `plamo2 data prepare` wrote, on this machine or in a bucket (gs://BUCKET/FOLDER, which needs `data.cache`)."""
     weight: float = 1.0
     """Share of the training tokens, relative to the other weights (accurate to 1 %). A small folder with a large weight is repeated
     more often."""
@@ -59,7 +67,14 @@ class DataConfig:
     seed: int = 0
     """Random seed of the shuffling."""
     packing_bins: int = 256
-    """Number of rows that are filled at the same time. More bins leave less padding, but take memory and time (16 bytes per position)."""
+    """Number of rows that are filled at the same time, by each packing shard if there are several. More bins leave less padding, but take
+    memory and time (24 bytes per position)."""
+    packing: Literal["global", "per_process"] = "global"
+    """global: every process reads and packs whole batches, shuffled over all documents. per_process: every process reads and packs only its
+    own rows, from its own share of the documents, so the work of a process falls with the number of processes."""
+    packing_shards: int = 0
+    """Number of shares into which per_process divides the documents; 0 with global. It must divide `batch_size` and be a multiple of the
+    number of processes, now and after every later change of that number. Batches depend on it, and not on the number of processes."""
     long_document_tokens: int | None = None
     """Documents of at least this many tokens are read `long_document_repeats` times as often as others, for training at a new length,
     where short documents do not help (arXiv:2402.10171). The weights of the mixture stay the same."""
@@ -73,9 +88,14 @@ class DataConfig:
     """Number of threads that read documents in advance; 0: read in the calling thread."""
     max_synthetic_share: float = 1.0
     """Largest share of the training tokens that may come from folders marked `synthetic`."""
-    worker_processes: int = 0
-    """Number of processes that read and pack, for hosts where one is too slow. Each packs its own share, so their number changes the
-    order. A program that uses them must be started under `if __name__ == "__main__"`."""
+    worker_processes: int = field(default=0, metadata={"free": lambda config: config.packing == "per_process"})
+    """Number of processes of each host that read and pack, for hosts where one is too slow. With per_process, each serves some of the
+    packing shards, and the batches do not change. With global, each packs its own share, so their number changes the order. A program
+    that uses them must be started under `if __name__ == "__main__"`."""
+    cache: Path | None = field(default=None, metadata={"free": True})
+    """Local folder for copies of shards that are in a bucket. The processes of a host share it."""
+    cache_gib: float = field(default=100.0, metadata={"free": True})
+    """Largest size of `cache`, in GiB. Documents come in random order, so all shards that a host reads must fit."""
 
     def __post_init__(self) -> None:
         require(self, "mixture", len(self.mixture) >= 1, "at least one MixtureItem")
@@ -87,6 +107,15 @@ class DataConfig:
             require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("prefetch_batches", "read_threads", "worker_processes"):
             require(self, name, getattr(self, name) >= 0, "0 or more")
+        require(self, "packing", self.packing in ("global", "per_process"), "global or per_process")
+        if self.packing == "global":
+            require(self, "packing_shards", self.packing_shards == 0, "0 with packing=global")
+        else:
+            divides = self.packing_shards >= 1 and self.batch_size % self.packing_shards == 0
+            require(
+                self, "packing_shards", divides, f"a divisor of batch_size={self.batch_size} with packing=per_process"
+            )
+        require(self, "cache_gib", 0 < self.cache_gib < float("inf"), "positive and finite")
         require(self, "seed", 0 <= self.seed < 2**32, "between 0 and 2**32 - 1")
         require(self, "max_synthetic_share", 0 <= self.max_synthetic_share <= 1, "between 0 and 1")
         weights = [item.weight for item in self.mixture]
@@ -119,14 +148,28 @@ def train_iterator(
 
 def open_mixture(config: DataConfig, tokenizer: Tokenizer) -> list[Elements]:
     """Open the shards of a mixture as the sources of `mixed_batches`. Raise ShardError as `train_iterator` does."""
-    sources = []
+    cache = open_cache(config)
+    sources, in_buckets = [], 0
     for item in config.mixture:
-        shards = open_shards(item.path, tokenizer)
+        shards = open_shards(item.path, tokenizer, cache)
         pieces = Pieces(shards, config.sequence_length, tokenizer.bos_id, tokenizer.eos_id)
         if config.long_document_tokens is not None:
             pieces = UpsampledPieces(pieces, config.long_document_tokens, config.long_document_repeats)
         sources.append(pieces)
+        if is_remote(item.path):
+            in_buckets += sum(shard["size"] for shard in shards.manifest["shards"])
+    if cache is not None and config.packing == "global" and in_buckets > cache.limit:
+        # A process reads documents of all shards in random order, so it would fail after it has filled the cache.
+        raise PlamoError(
+            f"DataConfig.cache_gib={config.cache_gib} is not allowed: with packing=global it must be at least "
+            f"{in_buckets / 2**30:.3g}, the size of the shards in buckets. Raise it, or use packing=per_process"
+        )
     return sources
+
+
+def open_cache(config: DataConfig) -> ShardCache | None:
+    """Open the cache of shards that are in a bucket; None if the config names none."""
+    return None if config.cache is None else ShardCache(config.cache, int(config.cache_gib * 2**30))
 
 
 class Elements(Protocol):
@@ -138,6 +181,9 @@ class Elements(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Mapping[str, np.ndarray]: ...
+
+    def share(self, index: int, count: int) -> Share:
+        """Return share `index` of `count`, for `packing="per_process"`."""
 
 
 def mixed_batches(
@@ -157,22 +203,56 @@ def mixed_batches(
         process_index, process_count: As for `train_iterator`.
     """
     rows = _rows_of_process(config, process_index, process_count)
-    dataset = _mix(config, sources).to_iter_dataset(_read_options(config.read_threads))
+    # The packer fills all bins before it returns their rows. A buffer of that size lets it fill the bins again in the meantime.
+    shard_rows = config.batch_size // max(1, config.packing_shards)
+    buffer = config.prefetch_batches + -(-config.packing_bins // shard_rows) if config.prefetch_batches else 0
+    if config.worker_processes:
+        _mark_flags_parsed()
+    if config.packing == "per_process":
+        shards = _packing_shards(config, sources, collator, process_index, process_count)
+        return ShardedBatches(shards, config.worker_processes, buffer)
+    dataset = _mix(config, sources, config.seed).to_iter_dataset(_read_options(config.read_threads))
     dataset = pack(dataset, config.sequence_length, config.packing_bins, config.seed, config.shuffle, collator)
     dataset = dataset.batch(config.batch_size, drop_remainder=True)
     dataset = dataset.map(functools.partial(_take_rows, rows=rows)).map(collator.to_batch)
     if config.worker_processes:
-        from absl import flags
-
-        # Grain's worker processes read absl flags, and only `absl.app.run` would parse them.
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.worker_processes))
-    if config.prefetch_batches:
-        # The packer fills all bins before it returns their rows. A buffer of that size lets it fill the bins again in the meantime.
-        buffer = config.prefetch_batches + -(-config.packing_bins // config.batch_size)
+    if buffer:
         dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=buffer)
     return iter(dataset)
+
+
+def _packing_shards(
+    config: DataConfig, sources: Sequence[Elements], collator: Collator, process_index: int, process_count: int
+) -> dict[int, grain.IterDataset]:
+    """Return the endless batches of each packing shard that a process serves, by index."""
+    own, rest = divmod(config.packing_shards, process_count)
+    require(config, "packing_shards", not rest, f"a multiple of the number of processes, {process_count}")
+    threads = -(-config.read_threads // own)
+    shards = {}
+    for shard in range(process_index * own, (process_index + 1) * own):
+        shares = [source.share(shard, config.packing_shards) for source in sources]
+        for item, share in zip(config.mixture, shares, strict=True):
+            if not len(share):
+                raise PlamoError(
+                    f"DataConfig.packing_shards={config.packing_shards} is not allowed: {address(item.path)} has too few or too long "
+                    f"documents, so share {shard} is empty. Use fewer packing shards, or packing=global"
+                )
+        # Hashed, so that shards of neighbouring numbers and seeds do not share orders.
+        seed = int(np.random.SeedSequence([config.seed, shard, config.packing_shards]).generate_state(1)[0])
+        dataset = _mix(config, shares, seed).to_iter_dataset(_read_options(threads))
+        dataset = pack(dataset, config.sequence_length, config.packing_bins, seed, config.shuffle, collator)
+        dataset = dataset.batch(config.batch_size // config.packing_shards, drop_remainder=True)
+        shards[shard] = dataset.map(collator.to_batch)
+    return shards
+
+
+def _mark_flags_parsed() -> None:
+    from absl import flags
+
+    # Grain's worker processes read absl flags, and only `absl.app.run` would parse them.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
 
 
 def heldout_batches(
@@ -197,7 +277,11 @@ def heldout_batches(
         ShardError: The folder cannot be read or was written with another tokenizer.
         PlamoError: The batch cannot be divided among the processes.
     """
-    shards = documents if isinstance(documents, Shards | TokenizedText) else open_shards(documents, tokenizer)
+    shards = (
+        documents
+        if isinstance(documents, Shards | TokenizedText)
+        else open_shards(documents, tokenizer, open_cache(config))
+    )
     pieces = Pieces(shards, config.sequence_length, tokenizer.bos_id, tokenizer.eos_id)
     return one_pass(config, pieces, process_index=process_index, process_count=process_count)
 
@@ -219,15 +303,14 @@ def one_pass(
     return dataset.map(functools.partial(_take_rows, rows=rows)).map(collator.to_batch)
 
 
-def _mix(config: DataConfig, sources: Sequence[Elements]) -> grain.MapDataset:
+def _mix(config: DataConfig, sources: Sequence[Elements | Share], seed: int) -> grain.MapDataset:
     """Return the endless mixture of the elements of all sources."""
     parts, proportions = [], []
     for number, (item, pieces) in enumerate(zip(config.mixture, sources, strict=True)):
         part = grain.MapDataset.source(pieces)
         if config.shuffle:
             # Grain adds the epoch number to the seed. The seed is hashed, so that different folders and seeds do not share orders.
-            seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
-            part = part.shuffle(seed=seed)
+            part = part.shuffle(seed=int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
         parts.append(part.repeat())
         # Grain's weights count elements, ours count tokens.
         proportions.append(item.weight * len(pieces) / pieces.targets)

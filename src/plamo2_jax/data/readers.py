@@ -103,15 +103,29 @@ def good_records(
     """
     for where, fields in records:
         try:
-            if isinstance(fields, bytes):
-                fields = _parse_json(fields)
-            if isinstance(fields, UnreadableRecord):
-                raise fields
-            plain = plain_fields(fields, report.changes if count_changes else None, texts)
+            plain = parse_record(fields, report.changes if count_changes else None, texts)
         except UnreadableRecord as error:
             report.count_bad(where, error)
             continue
         yield where, plain
+
+
+def parse_record(fields: Fields, changes: Counter[str] | None = None, texts: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return a record of a reader with JSON values.
+
+    Args:
+        fields: A record of a reader: JSON, fields, or the reason why it is unreadable.
+        changes: Counter of losses, such as numbers that JSON does not have; None: not counted.
+        texts: Names of fields whose bytes must be UTF-8.
+
+    Raises:
+        UnreadableRecord: The record is unreadable.
+    """
+    if isinstance(fields, bytes):
+        fields = _parse_json(fields)
+    if isinstance(fields, UnreadableRecord):
+        raise fields
+    return plain_fields(fields, changes, texts)
 
 
 def read_jsonl(path: Path, limit: int = MAX_RECORD_BYTES) -> Records:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -137,8 +139,11 @@ class _Writer:
             return
         self._open.close()
         self._open = None
-        name = SHARD_NAME.format(len(self.shards))
-        self.shards.append({"name": name, **self._in_shard, "size": (self._folder / name).stat().st_size})
+        path = self._folder / SHARD_NAME.format(len(self.shards))
+        with path.open("rb") as file:
+            checksum = hashlib.file_digest(file, functools.partial(hashlib.blake2b, digest_size=32)).hexdigest()
+        written = {"size": path.stat().st_size, "blake2b": checksum}
+        self.shards.append({"name": path.name, **self._in_shard, **written})
         self._in_shard = {"documents": 0, "tokens": 0}
 
     def write_manifest(

@@ -1,8 +1,10 @@
 """Tokenized text on disk: a folder of ArrayRecord shards with a manifest.
 
-    FOLDER/manifest.json            counts, and the fingerprint of the tokenizer
+    FOLDER/manifest.json            counts, the fingerprint of the tokenizer, size and BLAKE2b-256 of each shard
     FOLDER/lengths.npy              [documents] uint32: number of tokens of each document, in order
     FOLDER/shard-00000.arrayrecord  documents, one per record; further shards follow in order
+
+The folder may be in a bucket. Its files are then copied to a local cache before they are read (`data.cached_shards`).
 
 A record is a 16-byte header and the ids, all little-endian:
 
@@ -16,6 +18,7 @@ Each record is stored in a group of its own, so that any document can be read se
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +26,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from plamo2_jax.array_input import map_npy
+from plamo2_jax.data.cached_shards import CachedFolder, CachedRecords
+from plamo2_jax.data.shard_cache import ShardCache
 from plamo2_jax.data.streams import first_line
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.json_input import read_json_object
+from plamo2_jax.json_input import MAX_BYTES, parse_json, read_json_object
 from plamo2_jax.model_files import file_inside, optional_file
+from plamo2_jax.storage import address, is_remote, located
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.validation import shown
 
@@ -80,13 +86,21 @@ class Shards:
         lengths: [documents] uint32, number of tokens of each document; memory-mapped.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any]):
+    def __init__(self, folder: Path, manifest: dict[str, Any], cached: CachedFolder | None = None):
         import grain.sources
 
         self.folder = folder
         self.manifest = manifest
         self.documents, self.tokens, self.bytes = (manifest[name] for name in _COUNTS)
-        self.lengths = _load_lengths(folder, manifest)
+        if cached is not None:
+            # Once it is mapped, the copy may be removed from the cache.
+            lengths = cached.fetch(LENGTHS)
+            self.lengths = _load_lengths(lengths.path, manifest)
+            self._records: CachedRecords | grain.sources.ArrayRecordDataSource = CachedRecords(
+                cached, manifest["shards"]
+            )
+            return
+        self.lengths = _load_lengths(file_inside(folder, LENGTHS, error=ShardError), manifest)
         paths = [str(folder / shard["name"]) for shard in manifest["shards"]]
         try:
             self._records = grain.sources.ArrayRecordDataSource(paths)
@@ -103,10 +117,10 @@ class Shards:
         try:
             document = decode_record(self._records[index])
         except (RuntimeError, ShardError) as error:
-            raise ShardError(f"{self.folder}, document {index}: {first_line(error)}") from None
+            raise ShardError(f"{address(self.folder)}, document {index}: {first_line(error)}") from None
         if len(document.ids) != self.lengths[index]:
             raise ShardError(
-                f"{self.folder}, document {index} has {len(document.ids)} ids: by {LENGTHS} it must have {self.lengths[index]}"
+                f"{address(self.folder)}, document {index} has {len(document.ids)} ids: by {LENGTHS} it must have {self.lengths[index]}"
             )
         return document
 
@@ -115,25 +129,42 @@ class Shards:
         return f"Shards({str(self.folder)!r}, documents={self.documents})"
 
 
-def open_shards(folder: str | Path, tokenizer: Tokenizer | None = None) -> Shards:
+def open_shards(folder: str | Path, tokenizer: Tokenizer | None = None, cache: ShardCache | None = None) -> Shards:
     """Open a folder of shards written by `write_shards`.
 
     Args:
-        folder: Folder with a manifest.
+        folder: Folder with a manifest, on this machine or in a bucket.
         tokenizer: Tokenizer that must have written the shards; None: any.
+        cache: Local copies of shards in buckets; None: only folders on this machine can be opened.
 
     Raises:
-        ShardError: The folder is missing, incomplete or damaged, or was written with another tokenizer.
+        ShardError: The folder is missing, incomplete or damaged, was written with another tokenizer, or is in a bucket and there is no
+            cache.
+        PlamoError: The bucket cannot be read.
     """
-    folder = Path(folder)
-    manifest = read_manifest(folder)
+    cached = None
+    if is_remote(folder):
+        if cache is None:
+            raise ShardError(
+                f"{address(folder)} is in a bucket: shards there need a local folder for copies. Give one as data.cache "
+                "(--data.cache FOLDER)"
+            )
+        folder = located(folder)
+        cached = CachedFolder(cache, folder, MANIFEST, MAX_BYTES)
+        manifest = parse_json(cached.manifest, address(folder / MANIFEST), error=ShardError)
+        if not isinstance(manifest, dict):
+            raise ShardError(f"{address(folder / MANIFEST)} must hold a JSON object, not {type(manifest).__name__}")
+        _check_manifest(folder / MANIFEST, manifest)
+    else:
+        folder = Path(folder)
+        manifest = read_manifest(folder)
     if tokenizer is not None and manifest["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
         raise ShardError(
-            f"{folder} was tokenized with the tokenizer {manifest['tokenizer']['fingerprint'][:12]} "
+            f"{address(folder)} was tokenized with the tokenizer {manifest['tokenizer']['fingerprint'][:12]} "
             f"({manifest['tokenizer']['vocab_size']} rows), not with the given tokenizer {tokenizer.fingerprint[:12]} "
             f"({tokenizer.vocab_size} rows). Prepare the shards again, or use their tokenizer"
         )
-    return Shards(folder, manifest)
+    return Shards(folder, manifest, cached)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -178,6 +209,9 @@ def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
         if name != expected:
             raise ShardError(f"{path}: shards[{i}].name is {shown(name)}: it must be {expected!r}")
         _check_counts(path, f"shards[{i}]", shard, ("documents", "size"))
+        checksum = shard.get("blake2b")
+        if checksum is not None and not (isinstance(checksum, str) and re.fullmatch("[0-9a-f]{64}", checksum)):
+            raise ShardError(f"{path}: shards[{i}].blake2b is {shown(checksum)}: it must be 64 hexadecimal digits")
 
 
 def _check_counts(path: Path, what: str, values: dict[str, Any], names: tuple[str, ...]) -> None:
@@ -187,8 +221,7 @@ def _check_counts(path: Path, what: str, values: dict[str, Any], names: tuple[st
             raise ShardError(f"{path}: {name} of {what} is {shown(value)}: it must be a whole number, not negative")
 
 
-def _load_lengths(folder: Path, manifest: dict[str, Any]) -> np.ndarray:
-    path = file_inside(folder, LENGTHS, error=ShardError)
+def _load_lengths(path: Path, manifest: dict[str, Any]) -> np.ndarray:
     lengths = map_npy(path, np.uint32, (manifest["documents"],), error=ShardError)
     tokens = int(lengths.sum(dtype=np.int64))
     if tokens != manifest["tokens"]:

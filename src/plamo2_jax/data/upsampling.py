@@ -10,6 +10,7 @@ import numpy as np
 
 from plamo2_jax.data.batch import Batch
 from plamo2_jax.data.packing import Pieces
+from plamo2_jax.data.shares import Share, even_range
 
 
 class UpsampledPieces:
@@ -23,10 +24,25 @@ class UpsampledPieces:
 
     def __init__(self, pieces: Pieces, long_tokens: int, repeats: int):
         self._pieces = pieces
-        document, lengths = pieces.documents(), pieces.document_lengths()
-        times = np.where(lengths >= long_tokens, repeats, 1)
+        self._long_tokens, self._repeats = long_tokens, repeats
+        document, times = pieces.documents(), self._times()
         self._indices = np.repeat(np.arange(len(pieces), dtype=np.int64), times[document])
-        self.targets = int(np.sum((lengths.astype(np.int64) + 1) * times))
+        self.targets = int(np.sum(self._sizes()))
+
+    def _times(self) -> np.ndarray:
+        """[documents] int, how many times each document is read in an epoch."""
+        return np.where(self._pieces.document_lengths() >= self._long_tokens, self._repeats, 1)
+
+    def _sizes(self) -> np.ndarray:
+        """[documents] int64, targets of each document in an epoch."""
+        return (self._pieces.document_lengths().astype(np.int64) + 1) * self._times()
+
+    def share(self, index: int, count: int) -> Share:
+        """Return the pieces of share `index` of `count`: consecutive whole documents, with about equally many targets in each share."""
+        sizes = self._sizes()
+        start, stop = even_range(sizes, index, count)
+        first, last = np.searchsorted(self._pieces.documents()[self._indices], (start, stop))
+        return Share(self, int(first), int(last), int(sizes[start:stop].sum()))
 
     def __len__(self) -> int:
         return len(self._indices)

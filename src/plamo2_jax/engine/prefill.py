@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 
 from plamo2_jax.engine.prefix_cache import PrefixCache, piece_keys
-from plamo2_jax.engine.shardings import committed
+from plamo2_jax.engine.shardings import committed, place_cache
 from plamo2_jax.engine.snapshot import Page, copied, restore, state_of, take_page
 from plamo2_jax.engine.step import empty_cache, prefill
 from plamo2_jax.model import Plamo2
@@ -45,20 +47,28 @@ def cut_prompt(length: int, size: int, boundaries: Sequence[int] = ()) -> list[i
     return [*ends, *range(start + size, length, size), *([length] if length > start else [])]
 
 
-def pieces(prompts: Sequence[np.ndarray], rows: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Cut all prompts of a batch at the piece ends of the longest prompt. The length of a piece is padded to a power of two.
+def piece_length(n: int) -> int:
+    """Return the padded length of a piece of n tokens: a power of two."""
+    return power_of_two(n, SMALLEST_PIECE)
+
+
+def pieces(
+    prompts: Sequence[np.ndarray], rows: int, size: int, padded: Callable[[int], int] = piece_length
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Cut all prompts of a batch at the piece ends of the longest prompt.
 
     Args:
         prompts: token ids of at most `rows` prompts.
         rows: number of rows of each batch. Rows after the prompts are padding.
         size: number of tokens of a full piece.
+        padded: returns the padded length of a piece from its length. Few different lengths mean few compilations.
 
     Yields:
         tokens and segment_ids [rows, t] i32; the segment is 0 for padding. If all prompts are empty, nothing is yielded.
     """
     start = 0
     for end in cut_prompt(max(map(len, prompts)), size):
-        tokens, segment_ids = np.zeros((2, rows, power_of_two(end - start, SMALLEST_PIECE)), np.int32)
+        tokens, segment_ids = np.zeros((2, rows, padded(end - start)), np.int32)
         for i, prompt in enumerate(prompts):
             piece = prompt[start:end]
             tokens[i, : len(piece)] = piece
@@ -173,6 +183,7 @@ class PromptReader:
             self._prefixes.add(keys, end, state if self.done else copied(state), self._pages)
 
 
-def repeat_rows(cache: Cache, times: int) -> Cache:
-    """Repeat every row of a cache `times` times. The layers of the cache must be unstacked."""
-    return cache if times == 1 else jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), cache)
+@functools.partial(jax.jit, static_argnames="model")
+def take_rows(model: Plamo2, cache: Cache, index: Int[Array, " b"]) -> Cache:
+    """Return a new cache with the given rows of a cache, in the given order. The layers of the cache must be unstacked."""
+    return place_cache(model.mesh, jax.tree.map(lambda leaf: jnp.take(leaf, index, axis=0), cache))

@@ -28,6 +28,10 @@ NO_JUDGE = "the task needs a judge: add --judge MODEL_OR_URL"
 _MOST_FAILURES = 20
 
 
+class ServerFailing(PlamoError):
+    """A server fails one request after another. A later start may succeed."""
+
+
 class Asker:
     """Asks models, and remembers the responses.
 
@@ -64,7 +68,8 @@ class Asker:
         """Return the responses to requests, or an error for each one that failed. Equal requests are asked once.
 
         Raises:
-            PlamoError: a request is for the judge, and there is none; or a server refuses or fails all requests.
+            PlamoError: a request is for the judge, and there is none; or a server refuses all requests.
+            ServerFailing: a server fails all requests.
         """
         keys = [self._key(request) for request in requests]
         unique = dict(zip(keys, requests, strict=True))
@@ -138,11 +143,11 @@ class Asker:
             pool.shutdown(cancel_futures=True)
 
     def _count_failures(self, response: Responses | RequestError) -> None:
-        """Raise a PlamoError after many failures in a row, because a server that does not answer would take hours to fail them all."""
+        """Raise ServerFailing after many failures in a row, because a server that does not answer would take hours to fail them all."""
         with self._lock:
             self._failures = self._failures + 1 if isinstance(response, RequestError) else 0
             if self._failures >= _MOST_FAILURES:
-                raise PlamoError(
+                raise ServerFailing(
                     f"the last {self._failures} requests failed, the last one because: {response.reason}. The answers so far are kept; run "
                     "the command again to go on"
                 )

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from plamo2_jax.data.files import find_files
-from plamo2_jax.data.readers import UnreadableRecord, open_records
-from plamo2_jax.data.values import plain_fields
+from plamo2_jax.data.readers import UnreadableRecord, open_records, parse_record
 from plamo2_jax.errors import PlamoError
 
 BUNDLED = Path(__file__).parent / "data"
@@ -52,9 +51,7 @@ def read_rows(path: Path, fields: Mapping[str, type | tuple[type, ...]]) -> list
     for file in find_files(path):
         for where, found in open_records(file):
             try:
-                if isinstance(found, UnreadableRecord):
-                    raise found
-                row = plain_fields(found)
+                row = parse_record(found)
             except UnreadableRecord as error:
                 raise PlamoError(f"{where}: {error}: each line must be a JSON object") from None
             for name, kind in fields.items():

@@ -158,17 +158,17 @@ class LocalChatModel:
         results: list[list[Score] | RequestError] = [one if isinstance(one, RequestError) else [] for one in encoded]
         wanted = [i for i, one in enumerate(encoded) if not isinstance(one, RequestError) and one[1]]
         for group, shared in group_contexts([encoded[i][0] for i in wanted]):
-            # Texts of similar length share a batch to reduce padding.
-            lengths = {i: len(encoded[i][0]) + max(map(len, encoded[i][1])) for i in (wanted[j] for j in group)}
+            # Contexts of similar length share a batch to reduce padding.
+            lengths = {i: (len(encoded[i][0]), max(map(len, encoded[i][1]))) for i in (wanted[j] for j in group)}
             members, beginning = sorted(lengths, key=lengths.__getitem__), None
             if shared:
-                longest = power_of_two(lengths[members[-1]], 64)
+                longest = power_of_two(max(map(sum, lengths.values())), 64)
                 beginning = Beginning.read(self.generator, encoded[members[0]][0][:shared], longest)
-            while members:
-                most = max(len(encoded[i][1]) for i in members[: self._batch_size])
-                # A power of two, like the number of rows of the batch.
-                count = 1 << (max(1, self._batch_size // most).bit_length() - 1)
-                batch, members = members[:count], members[count:]
+            # Several continuations of a context are read with a second cache of `batch_size` rows.
+            several = any(len(encoded[i][1]) > 1 for i in members)
+            count = 1 << (max(1, self._batch_size // (2 if several else 1)).bit_length() - 1)
+            for first in range(0, len(members), count):
+                batch = members[first : first + count]
                 contexts, continuations = zip(*(encoded[i] for i in batch), strict=True)
                 found = score_batch(self.generator, contexts, continuations, self._batch_size, beginning)
                 for i, scores in zip(batch, found, strict=True):

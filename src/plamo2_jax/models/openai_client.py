@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import email.utils
 import hashlib
 import http.client
 import json
 import queue
 import random
+import re
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +22,7 @@ import numpy as np
 from plamo2_jax.engine.sampling import SamplingConfig
 from plamo2_jax.engine.stop import StopConfig
 from plamo2_jax.models import openai_format
+from plamo2_jax.models.attempts import Attempt, AttemptGate, Outcome
 from plamo2_jax.models.chat_model import (
     MIXED,
     NOTHING_BEFORE,
@@ -28,6 +32,7 @@ from plamo2_jax.models.chat_model import (
     RequestError,
     Score,
     ScoreRequest,
+    Usage,
 )
 from plamo2_jax.models.config import ChatModelConfig, api_key
 from plamo2_jax.models.deadline_http import build_opener
@@ -40,14 +45,15 @@ _PROBE = "日本で一番高い山は富士山です。English: The highest moun
 _PROBE_TOKENS = 16
 # With a wrong key, address or model name, every request fails.
 _FATAL_STATUSES = (401, 403, 404, 405)
+_OVERLOADED_STATUSES = (429, 503)
 
 
 class _Temporary(Exception):
     """A failure after which a retry may succeed. `pause` is the server's Retry-After in seconds."""
 
-    def __init__(self, reason: str, pause: float = 0.0):
+    def __init__(self, reason: str, pause: float = 0.0, outcome: Outcome = "failed", usage: Usage | None = None):
         super().__init__(reason)
-        self.pause = pause
+        self.pause, self.outcome, self.usage = pause, outcome, usage or Usage()
 
 
 class _Refused(Exception):
@@ -71,14 +77,18 @@ class OpenAIClient:
 
     The threads are daemons, so neither the end of the program nor `close` waits for a pending response.
 
+    Args:
+        config: the server.
+        gate: delays, forbids and counts the attempts; None: each is sent at once.
+
     Raises:
         PlamoError: the environment variable of the API key is empty or invalid.
     """
 
     parallel = True
 
-    def __init__(self, config: ChatModelConfig):
-        self._config, self._key = config, api_key(config)
+    def __init__(self, config: ChatModelConfig, gate: AttemptGate | None = None):
+        self._config, self._key, self._gate = config, api_key(config), gate
         self._address = config.url.rstrip("/")
         self._opener = build_opener()
         self._closed: Future[None] = Future()
@@ -196,7 +206,10 @@ class OpenAIClient:
         results = []
         for request in requests:
             some = [next(responses) for _ in range(request.n)]
-            results.append(next((one for one in some if isinstance(one, RequestError)), some))
+            error = next((one for one in some if isinstance(one, RequestError)), None)
+            if error is not None:
+                self._drop(some)
+            results.append(some if error is None else error)
         return results
 
     def _run(self, calls: Sequence[_Call]) -> list[Any]:
@@ -212,10 +225,23 @@ class OpenAIClient:
                 if self._closed.done():
                     raise CancelledError
                 results.append(future.result())
-        finally:
+        except BaseException:
             for future in futures:
-                future.cancel()
+                if not future.cancel():
+                    future.add_done_callback(self._drop_result)
+            raise
         return results
+
+    def _drop_result(self, future: Future[Any]) -> None:
+        """Count the response of a call whose caller has failed."""
+        if not future.cancelled() and future.exception() is None:
+            self._drop([future.result()])
+
+    def _drop(self, results: Sequence[Any]) -> None:
+        """Count responses that nobody will use."""
+        for result in results:
+            if self._gate is not None and isinstance(result, ChatResponse):
+                self._gate.drop(result.usage)
 
     def _work(self) -> None:
         """Make calls from the queue until `close`. Each thread runs this."""
@@ -231,26 +257,53 @@ class OpenAIClient:
     def _call(self, call: _Call) -> Any:
         reason, attempts = "", 1 + self._config.max_retries
         for attempt in range(attempts):
+            started = self._gate.start(call.body, self._pause_unless_closed) if self._gate is not None else None
             try:
-                result = call.read(self._post(call), attempt)
-                if call.accept is None or call.accept(result.text):
-                    return result
-                raise _Temporary(f"the text of the response is not usable: {result.text[:80]!r}")
+                result = self._result(call, attempt)
             except _Refused as error:
+                self._end(started, Attempt("failed"))
                 return RequestError(str(error), attempt)
-            except (_Temporary, MalformedResponse) as error:
+            except _Temporary as error:
                 reason = str(error)
+                bound = min(_LONGEST_PAUSE, self._config.backoff * 2**attempt)
+                # Jitter spreads the retries. It has no seed, so two runs do not retry at the same times.
+                pause = max(error.pause, random.uniform(bound / 2, bound))
+                self._end(started, Attempt(error.outcome, error.usage, pause))
                 if attempt + 1 < attempts:
-                    bound = min(_LONGEST_PAUSE, self._config.backoff * 2**attempt)
-                    wanted = min(getattr(error, "pause", 0.0), _LONGEST_PAUSE)
-                    # Jitter spreads the retries. It has no seed, so two runs do not retry at the same times.
-                    self._pause(max(wanted, random.uniform(bound / 2, bound)))
+                    self._pause(min(_LONGEST_PAUSE, pause))
+            except BaseException:
+                self._end(started, Attempt("failed"))
+                raise
+            else:
+                self._end(started, Attempt("used", result.usage if isinstance(result, ChatResponse) else Usage()))
+                return result
             if self._closed.done():
                 return RequestError("cancelled, because the client was closed", attempt)
         return RequestError(f"{reason} ({attempts} attempt{'s' * (attempts > 1)})", attempts - 1)
 
+    def _result(self, call: _Call, retries: int) -> Any:
+        """Send a request once. Return its result; raise `_Temporary` or `_Refused` if there is none."""
+        body = self._post(call)
+        try:
+            result = call.read(body, retries)
+        except MalformedResponse as error:
+            raise _Temporary(str(error), outcome="unusable", usage=openai_format.read_usage(body)) from None
+        if call.accept is None or call.accept(result.text):
+            return result
+        reason = f"the text of the response is not usable: {result.text[:80]!r}"
+        raise _Temporary(reason, outcome="unusable", usage=result.usage)
+
+    def _end(self, started: Any, attempt: Attempt) -> None:
+        if self._gate is not None:
+            self._gate.end(started, attempt)
+
     def _pause(self, seconds: float) -> None:
         wait((self._closed,), seconds)
+
+    def _pause_unless_closed(self, seconds: float) -> None:
+        self._pause(seconds)
+        if self._closed.done():
+            raise CancelledError
 
     def _post(self, call: _Call) -> bytes:
         headers = {"Content-Type": "application/json"}
@@ -265,20 +318,21 @@ class OpenAIClient:
             with error:
                 raise self._status_error(error, address) from None
         except TimeoutError:
-            raise _Temporary(self._timed_out) from None
+            raise _Temporary(self._timed_out, outcome="unreported") from None
         except urllib.error.URLError as error:
             if isinstance(error.reason, TimeoutError):
-                raise _Temporary(self._timed_out) from None
+                raise _Temporary(self._timed_out, outcome="unreported") from None
             raise _Temporary(f"no connection: {shown(str(error.reason))}") from None
         except (http.client.HTTPException, OSError) as error:
-            raise _Temporary(f"the response could not be read: {type(error).__name__}") from None
+            reason = f"the response could not be read: {type(error).__name__}"
+            raise _Temporary(reason, outcome="unreported") from None
 
     def _status_error(self, error: urllib.error.HTTPError, address: str) -> Exception:
         """Return the exception to raise for an HTTP error status."""
         status = shown(f"HTTP {error.code} {error.reason}")
         if error.code in (408, 409, 425, 429) or error.code >= 500:
-            pause = error.headers.get("Retry-After", "")
-            return _Temporary(status, float(pause) if pause.isdecimal() else 0.0)
+            pause = retry_after(error.headers.get("Retry-After", ""), error.headers.get("Date", ""))
+            return _Temporary(status, pause, "refused" if error.code in _OVERLOADED_STATUSES else "failed")
         if error.code in _FATAL_STATUSES or error.code < 400:
             return EndpointError(f"{address} refuses requests for the model {self._config.model!r}: {status}")
         detail, late = b"", ""
@@ -294,6 +348,21 @@ class OpenAIClient:
     @property
     def _timed_out(self) -> str:
         return f"no answer in {self._config.timeout:g} s"
+
+
+def retry_after(value: str, date: str = "") -> float:
+    """Return the seconds that a Retry-After header asks for: a number, or a time after the server's Date. 0 without a valid one."""
+    if re.fullmatch(r"[0-9]{1,9}", value.strip()):
+        return float(value)
+    try:
+        until = email.utils.parsedate_to_datetime(value).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+    try:
+        now = email.utils.parsedate_to_datetime(date).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        now = time.time()
+    return max(0.0, until - now)
 
 
 def row_seed(seed: int, id: str, sample: int) -> int:
@@ -345,5 +414,5 @@ def _read_body(response: http.client.HTTPResponse, largest: int) -> bytes:
         parts.append(part)
         size += len(part)
         if size > largest:
-            raise _Temporary(f"the response has more than {largest:,} bytes")
+            raise _Temporary(f"the response has more than {largest:,} bytes", outcome="unreported")
     return b"".join(parts)

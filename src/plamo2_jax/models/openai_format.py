@@ -170,6 +170,14 @@ def _echoed(found: Mapping[str, Any], prompt: str | list[int]) -> list[tuple[Any
     return row
 
 
+def read_usage(body: bytes) -> Usage:
+    """Return the token counts of a response that may be damaged otherwise. Counts that cannot be read are None."""
+    try:
+        return _usage(json.loads(body).get("usage") or {})
+    except _MALFORMED:
+        return Usage()
+
+
 def _read_text(body: bytes, retries: int, text_of: Callable[[Any], Any], what: str) -> ChatResponse:
     try:
         found = json.loads(body)

@@ -6,16 +6,20 @@ import os
 from typing import Any
 
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.models.attempts import AttemptGate
 from plamo2_jax.models.chat_model import ChatModel
 from plamo2_jax.models.config import ChatModelConfig
 
 
-def open(name: str | os.PathLike[str] | ChatModelConfig, **fields: Any) -> ChatModel:
+def open(
+    name: str | os.PathLike[str] | ChatModelConfig, *, gate: AttemptGate | None = None, **fields: Any
+) -> ChatModel:
     """Open a chat model. Use the result as a context manager, or call `close` at the end.
 
     Args:
         name: run folder, RUN@STEP, RUN@ema, folder of the public layout, folder of adapters, address of an OpenAI-compatible server
             (http://HOST/v1 or https://HOST/v1), or a `ChatModelConfig`.
+        gate: delays, forbids and counts the HTTP requests to a server. The local engine does not use it.
         fields: other fields of `ChatModelConfig`. With an address, `model` is the name of the model on the server.
 
     Raises:
@@ -32,7 +36,7 @@ def open(name: str | os.PathLike[str] | ChatModelConfig, **fields: Any) -> ChatM
     if config.url is not None:
         from plamo2_jax.models.openai_client import OpenAIClient
 
-        return OpenAIClient(config)
+        return OpenAIClient(config, gate)
     from plamo2_jax.models.local import LocalChatModel
 
     return LocalChatModel.open(config)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from plamo2_jax.engine.generator import Generator
-from plamo2_jax.engine.prefill import read_prompts, repeat_rows
+from plamo2_jax.engine.prefill import read_prompts, take_rows
 from plamo2_jax.model.cache import Cache
 
 # Shorter beginnings are read again: this costs less than another compilation.
@@ -36,9 +34,9 @@ class Beginning:
         )
         return cls(cache, len(ids), max_length)
 
-    def rows(self, count: int) -> Cache:
+    def rows(self, generator: Generator, count: int) -> Cache:
         """Return a new cache with this state in all rows. Prefill reuses the memory of its cache, so the state is copied."""
-        return jax.tree.map(jnp.copy, self.cache) if count == 1 else repeat_rows(self.cache, count)
+        return take_rows(generator.model, self.cache, np.zeros(count, np.int32))
 
 
 def group_contexts(contexts: Sequence[np.ndarray]) -> list[tuple[list[int], int]]:
@@ -50,7 +48,7 @@ def group_contexts(contexts: Sequence[np.ndarray]) -> list[tuple[list[int], int]
         contexts: token ids [t] of each context, not empty.
 
     Returns:
-        The indices of the members of each group, and the number of tokens at their beginning that is read once, a multiple of 32. The last
+        The indices of the members of each group, and the number of tokens at their beginning that is read once, 0 or at least 32. The last
         token of a context is never one of them. Contexts that share too little with others are one group, with 0 tokens.
     """
     order = sorted(range(len(contexts)), key=lambda i: contexts[i].astype(">u4").tobytes())
@@ -65,7 +63,7 @@ def group_contexts(contexts: Sequence[np.ndarray]) -> list[tuple[list[int], int]
                 continue
         groups.append(([i], len(contexts[i]) - 1))
     alone = [i for members, _ in groups if len(members) == 1 for i in members]
-    found = [(members, shared // _SMALLEST * _SMALLEST) for members, shared in groups if len(members) > 1]
+    found = [group for group in groups if len(group[0]) > 1]
     return [*found, (alone, 0)] if alone else found
 
 

@@ -77,14 +77,14 @@ class Collective:
     seconds: float
     """Seconds that the links take at their published bandwidth."""
     asynchronous: bool
-    """Whether the program computes while the collective runs; otherwise the program waits."""
+    """Whether the program can compute while the collective runs; otherwise the core waits for all of it."""
 
 
 def collectives(module: Module, topology: Slice) -> list[Collective]:
     """Return all collectives that a program executes, including the collectives inside fusions."""
     found = []
     for instruction, computation, times in module.executed():
-        for inner, scope in _inside(module, instruction, computation):
+        for inner, scope in inner_instructions(module, instruction, computation):
             kind = _kind(inner)
             if kind is not None and not _continues(inner, scope):
                 kind = "reduce-scatter" if kind == "all-reduce" and _scatters(scope) else kind
@@ -116,13 +116,16 @@ def is_collective(module: Module, instruction: Instruction) -> bool:
     return communicates and not any(i.op in work and "AsyncCollective" not in i.attributes for i in inner)
 
 
-def _inside(module: Module, instruction: Instruction, scope: Computation) -> Iterator[tuple[Instruction, Computation]]:
+def inner_instructions(
+    module: Module, instruction: Instruction, scope: Computation
+) -> Iterator[tuple[Instruction, Computation]]:
+    """Yield the instructions of a fusion, also of fusions in it, each with its computation. Any other instruction is its own."""
     inner = module.fused(instruction)
     if inner is None:
         yield instruction, scope
         return
     for each in inner.values():
-        yield from _inside(module, each, inner)
+        yield from inner_instructions(module, each, inner)
 
 
 def _kind(instruction: Instruction) -> str | None:
@@ -145,7 +148,9 @@ def _collective(kind: str, instruction: Instruction, scope: Computation, times: 
         wire = wire_bytes(kind, operands, across) / (within if kind != "all-gather" else 1)
         links, speed = 0, topology.chip.dcn_bytes_per_second
     name, op_name = instruction.name, instruction.op_name
-    asynchronous = instruction.op.endswith("-start") or "chain_id=" in instruction.attributes
+    asynchronous = (
+        instruction.op.endswith("-start") or "chain_id=" in instruction.attributes or bool(instruction.thread)
+    )
     return Collective(kind, name, op_name, times, len(group), links, wire, wire / speed, asynchronous)
 
 

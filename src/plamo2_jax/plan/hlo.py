@@ -97,12 +97,20 @@ class Module:
             if instruction.op == "while":
                 yield from self._walk(instruction.called("body"), times * self.trip_count(instruction, computation))
             elif instruction.op == "conditional":
-                branches = _REFERENCE.findall(re.search(r"branch_computations=\{(.*?)\}", instruction.attributes)[1])
-                yield from self._walk(max(branches, key=lambda branch: len(self.computations[branch])), times)
+                yield from self._walk(self.longest_branch(instruction), times)
             elif instruction.op in ("call", "call-start", "async-start"):
-                yield from self._walk(instruction.called("to_apply") or instruction.called("calls"), times)
+                yield from self._walk(self.callee(instruction), times)
             elif instruction.op not in _FREE and not instruction.op.endswith(("-done", "-update")):
                 yield instruction, computation, times
+
+    def longest_branch(self, conditional: Instruction) -> str:
+        """Return the name of the branch of a conditional with the most instructions."""
+        branches = _REFERENCE.findall(re.search(r"branch_computations=\{(.*?)\}", conditional.attributes)[1])
+        return max(branches, key=lambda branch: len(self.computations[branch]))
+
+    def callee(self, call: Instruction) -> str:
+        """Return the name of the computation that a call runs."""
+        return call.called("to_apply") or call.called("calls")
 
     def trip_count(self, loop: Instruction, computation: Computation) -> int:
         """Return the trip count of a `while`: the count that XLA states, or the constant with which the counter (from 0) is compared.

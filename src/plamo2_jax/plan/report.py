@@ -27,7 +27,7 @@ def summary(plan: StepPlan) -> str:
         return f"does not fit: {gib(plan.hbm_needed)} needed of {gib(plan.hbm_available)} per chip, {gib(over)} over"
     return (
         f"fits: {gib(plan.hbm_needed)} of {gib(plan.hbm_available)} per chip; predicted step {plan.seconds:.3f} s, MFU at most "
-        f"{plan.mfu:.1%} (limit: {plan.times['limit']}), {plan.serial_mfu:.1%} if nothing overlaps"
+        f"{plan.mfu:.1%} (limit: {plan.times['limit']}), {plan.scheduled_mfu:.1%} as scheduled"
     )
 
 
@@ -65,12 +65,12 @@ def lines(plan: StepPlan) -> Iterator[str]:
         ("hbm", "HBM"),
         ("ici", "links between chips"),
         ("dcn", "network between slices"),
-        ("waiting", "of these, in synchronous collectives"),
-        ("serial", "if nothing overlaps"),
+        ("waiting", "of both, not hidden behind computation"),
+        ("scheduled", "as scheduled: waiting for HBM and collectives included"),
     ):
         if plan.times[name]:
             yield f"  {plan.times[name]:9.4f} s  {text}"
-    yield f"  {plan.flops / plan.devices:.3e} model FLOPs per chip; MFU at most {plan.mfu:.1%}, {plan.serial_mfu:.1%} if nothing overlaps"
+    yield f"  {plan.flops / plan.devices:.3e} model FLOPs per chip; MFU at most {plan.mfu:.1%}, {plan.scheduled_mfu:.1%} as scheduled"
     if plan.unknown:
         yield f"  not counted, because their loops depend on data: {', '.join(plan.unknown)}"
     if plan.sparsecore:
@@ -106,5 +106,5 @@ def to_json(plan: StepPlan) -> dict[str, Any]:
     verified = unverified(plan.libtpu) is None
     data = {**dataclasses.asdict(plan), "libtpu_verified": verified, "fits": plan.fits, "note": NOTE}
     if plan.fits:
-        data |= {"predicted_seconds": plan.seconds, "mfu_bound": plan.mfu, "mfu_without_overlap": plan.serial_mfu}
+        data |= {"predicted_seconds": plan.seconds, "mfu_bound": plan.mfu, "mfu_as_scheduled": plan.scheduled_mfu}
     return data

@@ -12,6 +12,7 @@ from plamo2_jax.plan.chips import Chip
 from plamo2_jax.plan.collectives import Collective
 from plamo2_jax.plan.hbm_traffic import instruction_bytes
 from plamo2_jax.plan.hlo import Computation, Instruction, Module
+from plamo2_jax.plan.overlap import waiting_seconds
 from plamo2_jax.plan.schedule.dump import Schedules
 from plamo2_jax.plan.schedule.scalar_core import Execution
 
@@ -130,9 +131,9 @@ class StepTimes:
     dcn: float
     """Bytes between slices over the bandwidth of the data center network."""
     waiting: float
-    """Seconds of `ici` and `dcn` in synchronous collectives, during which nothing is computed."""
-    serial: float
-    """Time if nothing overlaps: every operation waits for its bytes, and the program waits for every collective."""
+    """Seconds for which the core waits for collectives (overlap.py); the rest of `ici` and `dcn` is hidden behind computation."""
+    scheduled: float
+    """Time as the compiler has scheduled the program: every operation waits for its bytes, and collectives that are not hidden add up."""
 
     @property
     def limit(self) -> str:
@@ -140,18 +141,20 @@ class StepTimes:
         return max(("compute", "hbm", "ici", "dcn"), key=lambda name: getattr(self, name))
 
 
-def step_times(operations: Iterable[Operation], moved: Sequence[Collective], chip: Chip) -> StepTimes:
+def step_times(module: Module, operations: Iterable[Operation], moved: Sequence[Collective], chip: Chip) -> StepTimes:
     """Return the times of a program with these operations and collectives."""
     compute = hbm = slower = 0.0
+    each: dict[str, float] = {}
     for o in operations:
         seconds, moving = operation_seconds(o, chip)
         compute += seconds
         hbm += moving
         slower += max(seconds, moving)
+        each[o.name] = max(seconds, moving) / o.times if o.times else 0.0
     ici = sum(c.times * c.seconds for c in moved if c.links)
     dcn = sum(c.times * c.seconds for c in moved if not c.links)
-    waiting = sum(c.times * c.seconds for c in moved if not c.asynchronous)
-    return StepTimes(compute, hbm, ici, dcn, waiting, slower + ici + dcn)
+    waiting = waiting_seconds(module, each, moved)
+    return StepTimes(compute, hbm, ici, dcn, waiting, slower + waiting)
 
 
 def operation_seconds(operation: Operation, chip: Chip) -> tuple[float, float]:

@@ -98,9 +98,9 @@ class StepPlan:
         return utilization(self.flops, self.seconds, self.devices, chip_of(self.device))
 
     @property
-    def serial_mfu(self) -> float:
-        """Model FLOPs utilization if nothing overlaps."""
-        return utilization(self.flops, self.times["serial"], self.devices, chip_of(self.device))
+    def scheduled_mfu(self) -> float:
+        """Model FLOPs utilization of the program as it is scheduled: it waits for bytes and for collectives that are not hidden."""
+        return utilization(self.flops, self.times["scheduled"], self.devices, chip_of(self.device))
 
 
 def compile_step(request: Request, dump: Path) -> StepPlan:
@@ -183,7 +183,7 @@ def read(module: Module, schedules: Schedules, chip: Chip, devices: Sequence[jax
             continue
         operations.append(estimate_operation(module, instruction, computation, repeated, schedules, chip))
     longest = sorted(operations, key=lambda o: -max(operation_seconds(o, chip)))[:_MOST_OPERATIONS]
-    found = step_times(operations, moved, chip)
+    found = step_times(module, operations, moved, chip)
     return {
         "cycles": sum(o.times * o.cycles for o in operations),
         "unknown": tuple(o.name for o in operations if o.kind == "kernel" and o.bundles is None),

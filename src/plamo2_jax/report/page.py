@@ -18,6 +18,7 @@ from plamo2_jax import checkpoint
 from plamo2_jax.report.plots import curves
 from plamo2_jax.report.run import EVALUATION, HeldOutRow, Run, read_evaluation, read_run
 from plamo2_jax.report.scores import read_scores
+from plamo2_jax.report.synthetic import read_synthetic
 from plamo2_jax.storage import located, write_whole
 
 REPORT = "report.html"
@@ -72,8 +73,8 @@ _SHARES = {"accuracy", "reward_accuracy"}
 def write_report(folder: str | os.PathLike[str], on_note: Callable[[str], None] | None = None) -> Path:
     """Write report.html into a run folder, from config.json and, if they exist, metrics.jsonl, evaluation.json and samples.jsonl.
 
-    A table shows the results of `plamo2 evaluate --tasks` in scores/MODEL. The page ends with a summary of each run and model inside
-    the folder.
+    A table shows the results of `plamo2 evaluate --tasks` in scores/MODEL, and others the counts of `plamo2 synth`. The page ends with a
+    summary of each run and model inside the folder.
 
     Args:
         folder: the run folder.
@@ -98,6 +99,7 @@ def write_report(folder: str | os.PathLike[str], on_note: Callable[[str], None] 
         below=[(other, _view(other, [plot for plot in PLOTS if plot.in_summary])) for other in below],
         evaluations=_evaluations(folder, notes),
         scores=read_scores(folder, notes),
+        synthetic=read_synthetic(folder, notes),
         notes=notes,
         versions=_versions(),
         machine=f"{platform.machine()}, {os.cpu_count()} CPU cores, Python {platform.python_version()}",

@@ -76,30 +76,40 @@ class GeneratorConfig(ChatModelConfig):
     """Price of a million prompt tokens."""
     price_completion: float = 0.0
     """Price of a million generated tokens."""
+    servers: tuple[str, ...] = ()
+    """Addresses of several servers with the same model. Worker number I uses number I modulo their number. `url` is then the name of the
+    service in keys and records, which do not depend on the server. Empty: workers use `url`."""
+    tokenizer: str | None = None
+    """tokenizer.jsonl, or a folder with one, for the estimates of --dry-run; none: the one of a local model."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self, "servers", not self.servers or self.url is not None, "empty, or used with url")
+        for address in self.servers:
+            dataclasses.replace(self, url=address, servers=())  # Raises an error if the address is not valid.
         for name in ("price_prompt", "price_completion"):
             require(self, name, 0 <= getattr(self, name) < math.inf, "zero or positive, and finite")
 
 
 @dataclasses.dataclass(frozen=True)
 class LimitsConfig:
-    """Limits of requests and spending. Budgets count the requests of all starts and workers."""
+    """Limits of requests and spending. All workers of a run folder share them, and budgets count all starts."""
 
     requests_per_minute: float | None = None
-    """Largest rate of requests, for all workers on a host together. It is halved when a server refuses requests, and rises again."""
+    """Largest rate of requests to a server. It is halved when the server refuses requests, and rises again."""
+    tokens_per_minute: float | None = None
+    """Largest mean rate of prompt and generated tokens of a server. It is halved and rises like requests_per_minute."""
     max_tokens: int | None = None
     """Budget of prompt tokens and generated tokens together."""
     max_cost: float | None = None
     """Budget in the currency of the prices."""
     max_seconds: float | None = None
-    """Time limit of one start, in seconds."""
+    """Budget of time: the sum of the seconds of all workers in all starts."""
     attempts: int = 3
     """Number of starts in which a failed entry is tried again."""
 
     def __post_init__(self) -> None:
-        for name in ("requests_per_minute", "max_tokens", "max_cost", "max_seconds"):
+        for name in ("requests_per_minute", "tokens_per_minute", "max_tokens", "max_cost", "max_seconds"):
             value = getattr(self, name)
             require(self, name, value is None or 0 < value < math.inf, "positive and finite")
         require(self, "attempts", self.attempts >= 1, "at least 1")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from plamo2_jax.data.clean import LANGUAGES, CleanConfig, normalize_text, rejection
+from plamo2_jax.data.clean import LANGUAGES, CleanConfig, guess_language, normalize_text, rejection
 from plamo2_jax.data.contamination import ContaminationIndex
 from plamo2_jax.data.dedup import deduplicate
 from plamo2_jax.data.minhash import DedupConfig
@@ -101,12 +101,18 @@ def filter_licenses(records: Records, config: LicenseConfig, report: StageReport
 
 
 def filter_clean(records: Records, config: CleanConfig, report: StageReport) -> Iterator[dict[str, Any]]:
-    """Yield the records that meet the criteria of `data.clean`, with normalized texts. The messages of a record are judged together."""
+    """Yield the records that meet the criteria of `data.clean`, with normalized texts. The messages of a record are judged together.
+
+    The declared language is that of the whole text, of the answers, or of the field `answer`: a translation has both languages.
+    """
     for record in records:
         report.records_in += 1
         record = with_texts(record, lambda text: normalize_text(text, config.unicode_form))
-        language = record.get("language")
-        reason = rejection(text_of(record).strip(), config, language if language in LANGUAGES else None)
+        reason = rejection(text_of(record).strip(), config)
+        if reason is None and record.get("language") in LANGUAGES:
+            texts = (text_of(record), answers_of(record), str((record.get("fields") or {}).get("answer", "")))
+            if record["language"] not in map(guess_language, texts):
+                reason = "language"
         if reason is not None:
             report.refused[reason] += 1
             continue

@@ -1,8 +1,27 @@
 """Licences of synthetic records: the strictest of the licences of the sources and of the generator.
 
 licenses.yaml lists the conditions of each licence. The licence of a record meets all conditions of all of them. If one of the licences
-does, it is the record's licence; otherwise the record's licence is an SPDX expression with AND. Some licences do not compose: a
-share-alike licence allows no further condition, and a text without permission for adapted works cannot be rephrased.
+does, it is the record's licence; otherwise the record's licence is an expression with AND. Some licences do not compose: a share-alike
+licence allows no further condition, and a text without permission for adapted works cannot be rephrased. The terms of a model never stand
+for the licence of a source. A record keeps its sources, whose authors and notices must still be named.
+
+Names are ids of the SPDX list (https://spdx.org/licenses). The list has no terms of models; their names are this table's own.
+
+Sources of the table:
+    Creative Commons: section 3 of CC-BY-4.0, CC-BY-SA-4.0 and the other legal codes; adaptations under a later version: section 4(b) of
+        the 3.0 licences; https://creativecommons.org/compatiblelicenses: of the GPL, only version 3 is compatible, with BY-SA 4.0, in one
+        direction
+    MPL-2.0: sections 1.12 and 3.3 (GPL as secondary licence). ODbL-1.0: section 4.4. Apache-2.0: section 4
+    Llama 2 and 3: section 1.b.v of LICENSE in models/llama2 and models/llama3 of https://github.com/meta-llama/llama-models forbids to
+        improve other large language models with outputs. Llama 3.1: section 1.b.i of models/llama3_1/LICENSE asks for "Llama" at the
+        beginning of the name of a model that was trained on outputs, and for "Built with Llama"; 3.2, 3.3 and 4 repeat it
+    Gemma: https://ai.google.dev/gemma/terms: no rights in outputs (section 3.3), but a model trained on them to perform like Gemma is a
+        derivative (1.1) that passes on the forbidden uses and a notice (3.1)
+    Qwen and Qwen-Research: LICENSE of Qwen2.5-72B-Instruct and of Qwen2.5-3B-Instruct on the Hugging Face Hub, section 4: "Built with
+        Qwen" or "Improved using Qwen" on models trained on outputs; Qwen-Research is for research and evaluation
+    PLaMo-Community: https://www.preferred.jp/ja/plamo-community-license/: "Built with PLaMo" on published outputs and derivatives,
+        "PLaMo" in the names of derived models, conditions for commercial use. Read second hand
+    Tencent-Hunyuan: section 5(b). OpenAI and Anthropic: the terms of use forbid the development of competing models. Read second hand
 """
 
 from __future__ import annotations
@@ -28,6 +47,7 @@ CONDITIONS = (
     "no-derivatives",
     "research-only",
     "restricted-use",
+    "model-notice",
     "no-training",
 )
 UNKNOWN = "unknown"
@@ -57,6 +77,10 @@ class License:
     conditions: frozenset[str] = frozenset()
     joins: frozenset[str] = frozenset()
     """Names of share-alike licences whose works may be shared under this one."""
+    also: tuple[str, ...] = ()
+    """Names of licences that may be chosen instead of this one."""
+    terms: bool = False
+    """Whether these are the terms of a model, which are no licence for the works of others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +102,7 @@ class Composition:
     """The licence of a record."""
 
     license: str
-    """SPDX expression."""
+    """Names joined by AND, as in an SPDX expression."""
     conditions: tuple[str, ...]
     """Conditions in the order of CONDITIONS."""
 
@@ -182,6 +206,8 @@ def _covers(strict: License, loose: License) -> bool:
     """Return whether a work under the licence `strict` meets the conditions of `loose`."""
     if loose.name in strict.joins:
         return True
+    if strict.terms and loose.conditions:
+        return False  # A model's owner cannot give away the rights of others.
     if find(loose.name) is None:
         return False  # Its conditions are not in the table.
     if not loose.conditions:
@@ -204,7 +230,9 @@ def _alternatives(expression: str) -> list[tuple[str, ...]]:
     """Return the alternatives of an SPDX expression; AND binds closer than OR. Other expressions are one unknown licence."""
     if not expression.strip():
         return [(UNKNOWN,)]
-    if find(expression) or "(" in expression or not _OPERATOR.search(expression):
+    if license := find(expression):
+        return [(expression.strip(),), *((name,) for name in license.also)]
+    if "(" in expression or not _OPERATOR.search(expression):
         return [(expression.strip(),)]
     return [
         tuple(part.strip() for part in re.split(r"\s+AND\s+", one)) for one in re.split(r"\s+OR\s+", expression.strip())
@@ -233,7 +261,13 @@ def read_table(table: Mapping[str, Mapping[str, Any]]) -> dict[str, License]:
         if not conditions <= set(CONDITIONS):
             wrong = min(conditions - set(CONDITIONS))
             raise PlamoError(f"licences: {name} has the condition {wrong!r}: it must be one of {', '.join(CONDITIONS)}")
-        license = License(name, conditions, frozenset(entry.get("joins", ())))
+        license = License(
+            name,
+            conditions,
+            frozenset(entry.get("joins", ())),
+            tuple(entry.get("also", ())),
+            bool(entry.get("terms", False)),
+        )
         for key in (name, *entry.get("aliases", ())):
             if key.casefold() in found:
                 raise PlamoError(f"licences: the name {key!r} occurs twice")

@@ -1,57 +1,34 @@
-"""Limits: budgets of tokens, money and time, and a rate of requests that the workers of a host share."""
+"""Limits: budgets of tokens, money and time, and the conditions under which a worker may send a request."""
 
 from __future__ import annotations
 
-import dataclasses
-import fcntl
-import json
-import os
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from plamo2_jax.errors import PlamoError
+from plamo2_jax.eval.request_json import token_counts
 from plamo2_jax.models import ChatModel, ChatRequest, ChatResponse, CompletionRequest, RequestError, Score, ScoreRequest
-from plamo2_jax.synth.config import GeneratorConfig, LimitsConfig
+from plamo2_jax.models.attempts import Attempt
+from plamo2_jax.models.chat_model import Usage
+from plamo2_jax.synth.config import GeneratorConfig, SynthConfig
+from plamo2_jax.synth.lease import Halt, Lease
+from plamo2_jax.synth.rate import Place, Rate
+from plamo2_jax.synth.spending import Ledger, Spending
 
-_SLOWEST = 1 / 64
-_RECOVERY = 10.0  # Seconds between changes of the rate.
-_REFRESH = 5.0  # Seconds between readings of what other workers spend.
+CHARACTERS_PER_TOKEN = 3
+"""For estimates without a tokenizer."""
+_REFRESH = 5.0
+"""Seconds between readings of what other workers spend."""
 
 
-class BudgetSpent(PlamoError):
+class BudgetSpent(Halt):
     """A budget is spent. What is finished is stored."""
 
 
-@dataclasses.dataclass
-class Spending:
-    """Tokens and money."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost: float = 0.0
-    requests: int = 0
-    repeated: int = 0
-    """Number of attempts that failed and were repeated. A server may charge for them."""
-
-    def add(self, responses: Sequence[ChatResponse] | RequestError, config: GeneratorConfig) -> None:
-        """Add the responses to one request."""
-        self.requests += 1
-        if isinstance(responses, RequestError):
-            self.repeated += responses.retries
-            return
-        for response in responses:
-            self.repeated += response.retries
-            # A server reports the prompt of each sample, though it reads it once.
-            self.count(response.usage.prompt_tokens or 0, response.usage.completion_tokens or 0, config)
-
-    def count(self, prompt: int, completion: int, config: GeneratorConfig) -> None:
-        """Add tokens and their price."""
-        self.prompt_tokens += prompt
-        self.completion_tokens += completion
-        self.cost += (prompt * config.price_prompt + completion * config.price_completion) / 1e6
+class Terminated(Halt):
+    """The worker got SIGTERM. What is finished is stored."""
 
 
 class Budget:
@@ -61,33 +38,37 @@ class Budget:
     requests in flight.
 
     Args:
-        limits: the limits.
-        stored: returns what all stored responses cost.
+        config: the configuration, with limits and prices.
+        stored: returns what all workers have stored.
+        ledger: stores what this worker spends beside its stored responses.
     """
 
-    def __init__(self, limits: LimitsConfig, stored: Callable[[], Spending]):
-        self.limits, self._stored = limits, stored
-        self.spent = stored()
-        self._lock, self._start = threading.Lock(), time.monotonic()
-        self._refreshed = self._start
+    def __init__(self, config: SynthConfig, stored: Callable[[], Spending], ledger: Ledger):
+        self.limits, self._config, self._stored, self._ledger = config.limits, config, stored, ledger
+        self._lock = threading.Lock()
+        self.refresh()
 
     def check(self) -> None:
         """Raise `BudgetSpent` if a limit is reached."""
+        limits = {name: getattr(self.limits, name) for name in ("max_tokens", "max_cost", "max_seconds")}
         with self._lock:
-            if time.monotonic() - self._refreshed >= _REFRESH:
-                self.refresh()
-        limits, spent = self.limits, self.spent
-        tokens, seconds = spent.prompt_tokens + spent.completion_tokens, time.monotonic() - self._start
-        for name, value in (("max_tokens", tokens), ("max_cost", spent.cost), ("max_seconds", seconds)):
-            limit = getattr(limits, name)
+            since = time.monotonic() - self._refreshed
+            if since >= _REFRESH:
+                self.refresh(journals=any(limit is not None for limit in limits.values()))
+                since = 0.0
+        spent = self.spent
+        values = (spent.prompt_tokens + spent.completion_tokens, spent.cost, spent.seconds + since)
+        for (name, limit), value in zip(limits.items(), values, strict=True):
             if limit is not None and value >= limit:
                 raise BudgetSpent(
                     f"limits.{name}={limit:g} is reached ({value:g}): raise it and run the command again to go on"
                 )
 
-    def refresh(self) -> None:
-        """Read what all workers have spent. Attempts that were repeated are known for this worker only."""
-        self.spent = dataclasses.replace(self._stored(), repeated=self.spent.repeated)
+    def refresh(self, *, journals: bool = True) -> None:
+        """Store the seconds of this worker, and read what all workers have spent."""
+        self._ledger.flush()
+        if journals:
+            self.spent = self._stored()
         self._refreshed = time.monotonic()
 
     def add(self, responses: Any, config: GeneratorConfig) -> None:
@@ -95,70 +76,117 @@ class Budget:
         with self._lock:
             self.spent.add(responses, config)
 
+    def waste(self, kind: Any, usage: Usage, config: GeneratorConfig) -> None:
+        """Count and store a response that was paid for and is not in a journal."""
+        with self._lock:
+            self.spent.waste(kind, usage, config)
+        self._ledger.waste(kind, usage, config)
 
-class Rate:
-    """A token bucket in a file, shared by the processes of a host.
+    def waste_entry(self, entry: Mapping[str, Any]) -> None:
+        """Count and store a journal entry that came too late. It was counted before as a response that will be stored."""
+        config = (self._config.judge if entry.get("judge") else self._config.generator) or GeneratorConfig()
+        counts = token_counts(entry)
+        self._ledger.waste("late", Usage(counts["prompt"], counts["generated"]), config)
+
+    def fail(self, *, unreported: bool) -> None:
+        """Count and store an attempt that failed."""
+        self._ledger.fail(unreported=unreported)
+
+
+class Guard:
+    """Decides whether this worker may send requests and store responses."""
+
+    def __init__(self) -> None:
+        self.stopped = threading.Event()
+        """Set to make the worker end after the requests in flight."""
+        self.halted = False
+        """Whether a check of the current unit has failed."""
+        self._lease: Lease | None = None
+
+    @contextlib.contextmanager
+    def unit(self, lease: Lease) -> Iterator[None]:
+        """Require a lease until the block ends."""
+        self._lease, self.halted = lease, False
+        try:
+            yield
+        finally:
+            self._lease = None
+
+    def check_lease(self) -> None:
+        """Raise `LeaseLost` if this worker has lost the lease of its unit."""
+        if self._lease is not None:
+            with self.halting():
+                self._lease.check()
+
+    def check(self) -> None:
+        """Raise `Terminated` or `LeaseLost` if no further request may be sent."""
+        with self.halting():
+            if self.stopped.is_set():
+                raise Terminated("stopped by SIGTERM; the responses so far are stored, and the same command goes on")
+            self.check_lease()
+
+    @contextlib.contextmanager
+    def halting(self) -> Iterator[None]:
+        """Remember that the block stopped the worker."""
+        try:
+            yield
+        except Halt:
+            self.halted = True
+            raise
+
+
+class ServerGate:
+    """Delays and counts the HTTP requests to a server. It implements `AttemptGate`.
 
     Args:
-        path: the file; it need not exist.
-        per_minute: largest rate.
-        clock, sleep: time in seconds, for tests.
+        rate: limits shared by all workers.
+        guard: is checked just before a request is sent.
+        budget: counts responses that are not stored.
+        config: prices.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        per_minute: float,
-        clock: Callable[[], float] = time.time,
-        sleep: Callable[[float], None] = time.sleep,
-    ):
-        self._path, self._per_second, self._clock, self._sleep = path, per_minute / 60, clock, sleep
+    def __init__(self, rate: Rate, guard: Guard, budget: Budget, config: GeneratorConfig):
+        self._rate, self._guard, self._budget, self._config = rate, guard, budget, config
 
-    def acquire(self) -> None:
-        """Wait until a request may be sent."""
-        with self._state() as state:
-            wait = max(0.0, state["next"] - self._clock())
-            state["next"] = max(state["next"], self._clock()) + 1 / (self._per_second * state["factor"])
-        if wait:
-            self._sleep(wait)
+    def start(self, body: Mapping[str, Any], pause: Callable[[float], None]) -> Place:
+        """Return when an attempt may be sent, and the worker still has the lease of its unit."""
 
-    def report(self, refused: bool) -> None:
-        """Halve the rate after a refusal, and raise it by a tenth of the largest rate after 10 s without one."""
-        with self._state() as state:
-            now = self._clock()
-            if refused and now - state["halved"] >= 1:
-                state |= {"factor": max(_SLOWEST, state["factor"] / 2), "halved": now, "raised": now}
-            elif not refused and state["factor"] < 1 and now - state["raised"] >= _RECOVERY:
-                state |= {"factor": min(1.0, state["factor"] + 0.1), "raised": now}
+        def wait(seconds: float) -> None:
+            self._guard.check()
+            pause(seconds)
 
-    def _state(self) -> _SharedState:
-        return _SharedState(self._path)
+        place = self._rate.acquire(largest_usage(body), wait)
+        self._guard.check()
+        return place
+
+    def end(self, started: Place, attempt: Attempt) -> None:
+        """Count an attempt."""
+        usage, outcome = attempt.usage, attempt.outcome
+        known = usage.prompt_tokens is not None or usage.completion_tokens is not None
+        charged = outcome in ("used", "unusable", "unreported")
+        tokens = (usage.prompt_tokens or 0) + (usage.completion_tokens or 0) if known else None
+        self._rate.settle(started, tokens if charged else 0)
+        if outcome == "refused":
+            self._rate.refuse(attempt.pause)
+        if outcome == "unusable" and known:
+            self._budget.waste("unusable", usage, self._config)
+        if outcome != "used":
+            self._budget.fail(unreported=outcome == "unreported" or (outcome == "unusable" and not known))
+
+    def drop(self, usage: Usage) -> None:
+        """Count a response that nobody will use."""
+        self._budget.waste("dropped", usage, self._config)
 
 
-class _SharedState:
-    """The contents of a small JSON file, locked while the block runs."""
-
-    def __init__(self, path: Path):
-        self._path = path
-
-    def __enter__(self) -> dict[str, float]:
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        self._state = {"next": 0.0, "factor": 1.0, "halved": 0.0, "raised": 0.0}
-        try:
-            stored = json.loads(os.pread(self._file, 4096, 0) or b"{}")
-            self._state |= {name: float(stored[name]) for name in self._state if name in stored}
-        except (ValueError, TypeError):
-            pass  # A torn write of a killed worker: start at the full rate.
-        return self._state
-
-    def __exit__(self, *error: object) -> None:
-        try:
-            if error[0] is None:
-                os.ftruncate(self._file, 0)
-                os.pwrite(self._file, json.dumps(self._state).encode(), 0)
-        finally:
-            os.close(self._file)
+def largest_usage(body: Mapping[str, Any]) -> int:
+    """Return an upper estimate of the tokens of a request: those of its prompt, and `max_tokens`."""
+    prompt = body.get("prompt")
+    if isinstance(prompt, list):
+        tokens = sum(map(len, prompt)) if prompt and isinstance(prompt[0], str | list) else len(prompt)
+    else:
+        texts = [str(message.get("content") or "") for message in body.get("messages") or ()] or [prompt or ""]
+        tokens = -(-sum(map(len, texts)) // CHARACTERS_PER_TOKEN)
+    return tokens + int(body.get("max_tokens") or 0)
 
 
 class LimitedModel:
@@ -168,47 +196,41 @@ class LimitedModel:
         model: the model.
         config: its prices.
         budget: counts what the responses cost.
-        rate: limits the requests to a server; None: no limit.
+        guard: is checked before each request.
     """
 
-    def __init__(self, model: ChatModel, config: GeneratorConfig, budget: Budget, rate: Rate | None):
-        self._model, self._config, self._budget, self._rate = model, config, budget, rate
+    def __init__(self, model: ChatModel, config: GeneratorConfig, budget: Budget, guard: Guard):
+        self._model, self._config, self._budget, self._guard = model, config, budget, guard
         self.description: Mapping[str, Any] = model.description
+        if config.servers:
+            # Responses do not depend on which of the servers gave them.
+            self.description = {**model.description, "url": config.url}
         self.parallel = model.parallel
-        self._stopped = False
 
     def chat(
         self, requests: Sequence[ChatRequest], *, accept: Callable[[str], bool] | None = None
     ) -> list[list[ChatResponse] | RequestError]:
         """Answer conversations."""
-        return self._limited(lambda: self._model.chat(requests, accept=accept), len(requests))
+        return self._limited(lambda: self._model.chat(requests, accept=accept))
 
     def complete(self, requests: Sequence[CompletionRequest]) -> list[list[ChatResponse] | RequestError]:
         """Continue prompts."""
-        return self._limited(lambda: self._model.complete(requests), len(requests))
+        return self._limited(lambda: self._model.complete(requests))
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[list[Score] | RequestError]:
         """Score continuations. Recipes do not use this."""
         return self._model.score(requests)
 
     def close(self) -> None:
-        """Release the model's resources. After a budget is spent, wait for the requests in flight instead, because they are paid."""
-        if not self._stopped:
+        """Release the model's resources. After a budget is spent or a lease is lost, let the requests in flight end: they are paid."""
+        if not self._guard.halted:
             self._model.close()
 
-    def _limited(self, ask: Callable[[], list], count: int) -> list:
-        try:
+    def _limited(self, ask: Callable[[], list]) -> list:
+        with self._guard.halting():
             self._budget.check()
-        except BudgetSpent:
-            self._stopped = True
-            raise
-        if self._rate is not None:
-            for _ in range(count):
-                self._rate.acquire()
-        found = ask()
+            self._guard.check()
+            found = ask()
         for responses in found:
             self._budget.add(responses, self._config)
-            if self._rate is not None:
-                failed = isinstance(responses, RequestError)
-                self._rate.report(failed or any(response.retries for response in responses))
         return found

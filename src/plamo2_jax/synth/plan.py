@@ -10,7 +10,7 @@ import dataclasses
 import heapq
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ import numpy as np
 
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import parse_json
-from plamo2_jax.models import ChatRequest
 from plamo2_jax.storage import new_folder
 from plamo2_jax.synth.config import RecipeUse, SynthConfig, digest
 from plamo2_jax.synth.recipe import Recipe
@@ -27,8 +26,6 @@ from plamo2_jax.synth.rule_recipes.translation import aligned_seeds
 from plamo2_jax.synth.seeds import document_seeds, field_seeds, numbered_seeds
 
 PLAN = "plan.json"
-CHARACTERS_PER_TOKEN = 3
-"""For estimates without a tokenizer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,39 +135,3 @@ def _in_units(entries: Iterator[Entry], size: int) -> Iterator[list[Entry]]:
             unit = []
     if unit:
         yield unit
-
-
-@dataclasses.dataclass
-class Estimate:
-    """Expected requests of a recipe."""
-
-    entries: int = 0
-    requests: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    """Largest number of generated tokens."""
-
-
-def estimate(config: SynthConfig, use: RecipeUse, recipe: Recipe) -> Estimate:
-    """Return the requests of a recipe before anything is asked.
-
-    Only the first request of an entry is known. Later requests of recipes with several steps are not counted.
-    """
-    found = Estimate()
-    for entry in entries_of(config, use, recipe):
-        found.entries += 1
-        generator = recipe.requests(entry.seed, entry.sample, entry.random(config.seed))
-        try:
-            request = next(generator)
-        except StopIteration:
-            continue
-        generator.close()
-        found.requests += 1
-        if isinstance(request, ChatRequest):
-            characters = sum(len(str(message.get("content", ""))) for message in request.messages)
-            found.prompt_tokens += -(-characters // CHARACTERS_PER_TOKEN)
-        else:
-            prompt: str | Sequence[int] = request.prompt  # type: ignore[assignment]
-            found.prompt_tokens += -(-len(prompt) // (CHARACTERS_PER_TOKEN if isinstance(prompt, str) else 1))
-        found.completion_tokens += request.stop.max_new_tokens * request.n
-    return found

@@ -5,7 +5,12 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
+
+Stage = Literal["plan", "generate", "filter", "decontaminate", "deduplicate", "write", "mix"]
+"""Stages in order."""
+LATER: tuple[Stage, ...] = ("filter", "decontaminate", "deduplicate", "write", "mix")
+"""Stages after generation."""
 
 
 @dataclasses.dataclass
@@ -23,6 +28,12 @@ class StageReport:
             "records": {"in": self.records_in, "out": self.records_out},
             "refused": dict(sorted(self.refused.items())),
         }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> StageReport:
+        """Return the counts of a JSON object that `to_json` made."""
+        records = content["records"]
+        return cls(records["in"], records["out"], collections.Counter(content["refused"]))
 
     def summary(self) -> str:
         """Return a line for a log."""

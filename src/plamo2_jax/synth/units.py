@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,15 @@ from plamo2_jax.json_input import parse_json
 from plamo2_jax.models import ChatModel, ChatResponse, RequestError
 from plamo2_jax.storage import write_whole
 from plamo2_jax.synth.config import GeneratorConfig, SynthConfig, digest
-from plamo2_jax.synth.lease import lease
-from plamo2_jax.synth.limits import Spending
+from plamo2_jax.synth.lease import LeaseLost, lease
+from plamo2_jax.synth.limits import Budget, Guard
 from plamo2_jax.synth.plan import Entry, read_unit
 from plamo2_jax.synth.recipe import Recipe
 from plamo2_jax.synth.record import Draft, GeneratorStamp, RecipeStamp, Record, Refusal, Seed, Usage
+from plamo2_jax.synth.spending import JOURNAL, Spending
 from plamo2_jax.synth.verify import verify
 
-JOURNAL, DONE = "journal.jsonl", "done.jsonl"
+DONE = "done.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,9 @@ class UnitRunner:
         models: the models.
         plan: folder of the plan.
         units: folder of the units.
+        guard: decides whether requests may be sent and responses may be stored.
+        budget: counts the responses that may not be stored; None: there are no models.
+        clock: seconds of the clock that stamps the files of `units`.
         on_progress: called with a number of new requests, and the number of requests that have just been answered.
     """
 
@@ -61,6 +66,9 @@ class UnitRunner:
     models: Models
     plan: Path
     units: Path
+    guard: Guard = dataclasses.field(default_factory=Guard)
+    budget: Budget | None = None
+    clock: Callable[[], float] = time.time
     on_progress: Callable[[int, int], None] | None = None
 
     def state(self, name: str) -> str:
@@ -72,12 +80,20 @@ class UnitRunner:
         return "failed" if again else "done"
 
     def work(self, name: str) -> bool:
-        """Finish a unit. Return False if another worker has it."""
-        with lease(self.units / name) as taken:
-            if not taken:
+        """Finish a unit. Return False if another worker has it, or takes it over.
+
+        Raises:
+            Halt: a budget is spent, or the worker was asked to stop.
+        """
+        with lease(self.units / name, clock=self.clock) as taken:
+            if taken is None:
                 return False
-            if self.state(name) != "done":
-                self._work(name)
+            with self.guard.unit(taken):
+                try:
+                    if self.state(name) != "done":
+                        self._work(name)
+                except LeaseLost:
+                    return False
             return True
 
     def outcomes(self, name: str) -> Iterator[dict[str, Any]]:
@@ -112,7 +128,7 @@ class UnitRunner:
             stored = []
         failed = {one["id"]: one for one in stored if "failed" in one}
         with contextlib.ExitStack() as stack:
-            journal = Journal(folder / JOURNAL, request_json.is_entry)
+            journal = _LeasedJournal(folder / JOURNAL, self)
             stack.callback(journal.close)
             generator = self.models.generator
             asker = None
@@ -147,6 +163,7 @@ class UnitRunner:
         outcomes = [found[entry.id] for entry in entries]
         lines = [{"key": self._key(name)}, *outcomes]
         text = "".join(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n" for line in lines)
+        self.guard.check_lease()
         write_whole(folder / DONE, text.encode("utf-8", "surrogatepass"))
 
     def _requests(self, entry: Entry, usage: _UsageCounter) -> Generator[Any, Any, dict[str, Any]]:
@@ -225,6 +242,25 @@ class UnitRunner:
         return GeneratorStamp(str(description.get("model", "model")), str(fingerprint), config.license)
 
 
+class _LeasedJournal(Journal):
+    """A journal that only the holder of the unit's lease writes. Entries that come too late are counted as wasted."""
+
+    def __init__(self, path: Path, runner: UnitRunner):
+        super().__init__(path, request_json.is_entry)
+        self._runner = runner
+
+    def extend(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Write entries; raise LeaseLost if this worker has lost the lease."""
+        try:
+            self._runner.guard.check_lease()
+        except LeaseLost:
+            if self._runner.budget is not None:
+                for entry in entries:
+                    self._runner.budget.waste_entry(entry)
+            raise
+        super().extend(entries)
+
+
 class _UsageCounter:
     """Sums what the responses to the requests of an entry cost."""
 
@@ -247,47 +283,3 @@ class _UsageCounter:
         """Return the sums. Times are not part of them, because they differ between two runs."""
         spent = self._spent
         return Usage(spent.prompt_tokens, spent.completion_tokens, 0.0, round(spent.cost, 9))
-
-
-class JournalSpending:
-    """What the stored responses of all workers cost. Only the lines that are new since the last call are read.
-
-    Args:
-        units: folder of the units.
-        config: the configuration, with the prices.
-    """
-
-    def __init__(self, units: Path, config: SynthConfig):
-        self._units = units
-        self._prices = {False: config.generator or GeneratorConfig(), True: config.judge or GeneratorConfig()}
-        self._read: dict[Path, int] = {}
-        self._total = Spending()
-
-    def __call__(self) -> Spending:
-        """Return the sums."""
-        for path in sorted(self._units.glob(f"*/{JOURNAL}")):
-            start = self._read.get(path, 0)
-            if path.stat().st_size <= start:
-                continue
-            with path.open("rb") as file:
-                file.seek(start)
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break  # A worker is writing it.
-                    self._read[path] = self._read.get(path, 0) + len(line)
-                    self._count(line)
-        return dataclasses.replace(self._total)
-
-    def _count(self, line: bytes) -> None:
-        try:
-            entry = json.loads(line)
-            counts = request_json.token_counts(entry)
-        except (ValueError, TypeError, AttributeError, IndexError):
-            return  # The journal's reader cuts such a line off.
-        self._total.requests += 1
-        self._total.count(counts["prompt"], counts["generated"], self._prices[bool(entry.get("judge"))])
-
-
-def spent_in_journals(units: Path, config: SynthConfig) -> Spending:
-    """Return what all stored responses cost."""
-    return JournalSpending(units, config)()

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from plamo2_jax.data.batch import Batch, batch_shapes
 from plamo2_jax.model.float8 import with_float8
 from plamo2_jax.model.plamo2 import Plamo2
+from plamo2_jax.sharding.compiler_options import compiler_options
 from plamo2_jax.sharding.mesh import make_mesh
 from plamo2_jax.sharding.rules import batch_sharding, param_shardings, replicated, with_shardings
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -45,6 +46,8 @@ class TrainProgram:
     """`(state, batch, frozen) -> (state, metrics)`, not yet compiled."""
     new_state: Callable[[Any], TrainState]
     """Maps initial parameters to the state before the first update."""
+    compiler_options: Mapping[str, str]
+    """Options of the compiler for the devices of the mesh."""
 
     @property
     def shardings(self) -> TrainState:
@@ -63,7 +66,8 @@ class TrainProgram:
 
     def jit(self) -> jax.stages.Wrapped:
         """Return the jitted step. It donates the state, and returns the new state with the same shardings."""
-        return jax.jit(self.step, out_shardings=(self.shardings, replicated(self.mesh)), donate_argnums=0)
+        shardings, options = (self.shardings, replicated(self.mesh)), dict(self.compiler_options)
+        return jax.jit(self.step, out_shardings=shardings, donate_argnums=0, compiler_options=options)
 
     def create_state(self) -> TrainState:
         """Allocate the state before the first update, from the initial parameters of the task."""
@@ -120,7 +124,8 @@ def build_train_program(
     if config.linear_type == "fp8":
         loss_fn = _in_float8(loss_fn, task.trainable.axes)
     step = make_step(loss_fn, optimizer, schedule, config.accumulation, placed, config.ema_decay)
-    return TrainProgram(mesh, model, task, optimizer, state, batch, step, new_state)
+    options = compiler_options(mesh.devices.flat[0], config.compiler_options)
+    return TrainProgram(mesh, model, task, optimizer, state, batch, step, new_state, options)
 
 
 def _in_float8(loss_fn: LossFn, logical_axes: Any) -> LossFn:

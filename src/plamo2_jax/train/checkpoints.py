@@ -7,9 +7,8 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 
@@ -17,13 +16,15 @@ from plamo2_jax import checkpoint, manifest
 from plamo2_jax.checkpoint import CHECKPOINTS, EMA, PARAMS, CheckpointError, first_line
 from plamo2_jax.storage import absolute, is_full_disk
 from plamo2_jax.train import integrity
+from plamo2_jax.train.data_position import DataIterator, gather_position
+from plamo2_jax.train.local_checkpoints import LocalCheckpoints
 from plamo2_jax.train.loss_guard import LossGuard
 from plamo2_jax.train.state import TrainState
 
 TRAINING = "training"
 """Checkpoint item with the TrainState without parameters and moving average."""
 DATA = "data"
-"""Checkpoint item with the states of the Grain iterator, the same in every process, and of the loss guard."""
+"""Checkpoint item with the data position of the job and the state of the loss guard."""
 _ITEMS = (PARAMS, TRAINING, DATA, EMA)
 
 
@@ -33,9 +34,19 @@ class RunCheckpoints:
     Args:
         keep: Number of checkpoints to keep.
         about: JSON values to record in each manifest, besides code versions.
+        local: Local checkpoints of the run; None: it has none.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], keep: int, about: Mapping[str, Any]):
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        keep: int,
+        about: Mapping[str, Any],
+        local: LocalCheckpoints | None = None,
+    ):
+        self.tier: Literal["persistent", "local"] | None = None
+        """Kind of checkpoint that `restore` read; None before."""
+        self._local = local
         self._folder = absolute(folder)
         self._about = {**integrity.provenance(), **about}
         self._saving: int | None = None
@@ -54,6 +65,8 @@ class RunCheckpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._local is not None:
+            self._local.wait()
         try:
             self._manager.close()
         except Exception as error:
@@ -61,7 +74,7 @@ class RunCheckpoints:
             if kind is None:
                 raise self._save_error(error) from error
 
-    def save(self, state: TrainState, iterator: grain.DatasetIterator, guard: LossGuard) -> None:
+    def save(self, state: TrainState, iterator: DataIterator, guard: LossGuard) -> None:
         """Save the state. The arrays are copied before this returns, so the state may be donated; a thread writes them.
 
         Raises:
@@ -70,7 +83,7 @@ class RunCheckpoints:
         items = {
             PARAMS: ocp.args.StandardSave(state.params),
             TRAINING: ocp.args.StandardSave(_without_params(state)),
-            DATA: ocp.args.JsonSave({"iterator": iterator.get_state(), "guard": guard.get_state()}),
+            DATA: ocp.args.JsonSave(_data(iterator, guard)),
         }
         if state.ema is not None:
             items[EMA] = ocp.args.StandardSave(state.ema)
@@ -80,6 +93,24 @@ class RunCheckpoints:
             self._manager.save(self._saving, args=ocp.args.Composite(**items), force=True)
         except Exception as error:
             raise self._save_error(error) from error
+
+    def save_local(self, state: TrainState, iterator: DataIterator, guard: LossGuard) -> None:
+        """Save a local checkpoint. The arrays are copied before this returns, so the state may be donated."""
+        self._local.save(state, _data(iterator, guard))
+
+    def remove_local(self) -> None:
+        """Remove all local checkpoints after the last save of a complete run.
+
+        Raises:
+            CheckpointError: The last checkpoint could not be written.
+        """
+        if self._local is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._save_error(error) from error
+        self._local.remove()
 
     def check(self) -> None:
         """Check whether a save in the background has failed.
@@ -92,8 +123,8 @@ class RunCheckpoints:
         except Exception as error:
             raise self._save_error(error) from error
 
-    def restore(self, abstract: TrainState, iterator: grain.DatasetIterator, guard: LossGuard) -> TrainState:
-        """Read the newest intact checkpoint. Damaged checkpoints are reported on stderr and renamed.
+    def restore(self, abstract: TrainState, iterator: DataIterator, guard: LossGuard) -> TrainState:
+        """Read the newest intact checkpoint, persistent or local. Damaged checkpoints are reported on stderr; persistent ones are renamed.
 
         A checkpoint without a manifest, from an older version of this package, counts as damaged if it cannot be read.
 
@@ -104,22 +135,32 @@ class RunCheckpoints:
         Raises:
             CheckpointError: No intact checkpoint is left, or an intact checkpoint has another shape.
         """
-        while (step := checkpoint.latest_step(self._folder)) is not None:
+        local = None if self._local is None else self._local.newest
+        while (step := checkpoint.latest_step(self._folder)) is not None and (local is None or step > local):
             path = self._folder / CHECKPOINTS / str(step)
             damage, has_manifest = integrity.find_damage(path)
             if damage is None:
                 try:
+                    self.tier = "persistent"
                     return read_state(self._folder, step, abstract, iterator, guard)
                 except CheckpointError as error:
                     if has_manifest:
                         raise
                     damage = str(error)
             self._set_aside(path, integrity.DAMAGED, f"is damaged: {damage}")
+        if local is not None:
+            self.tier = "local"
+            state, data = self._local.restore()
+            try:
+                _set_data(data, iterator, guard)
+            except (ValueError, KeyError, TypeError) as error:
+                raise CheckpointError(
+                    f"the local checkpoint of step {local} cannot be resumed from: {first_line(error)}"
+                ) from error
+            return state
         raise no_checkpoint_left(self._folder)
 
-    def restore_step(
-        self, step: int, abstract: TrainState, iterator: grain.DatasetIterator, guard: LossGuard
-    ) -> TrainState:
+    def restore_step(self, step: int, abstract: TrainState, iterator: DataIterator, guard: LossGuard) -> TrainState:
         """Read one checkpoint, after comparing its files with their checksums. For the arguments, see `restore`.
 
         Raises:
@@ -142,6 +183,8 @@ class RunCheckpoints:
                 if number > before:
                     reason = f"is not used after the spike of the loss at step {step}"
                     self._set_aside(self._folder / CHECKPOINTS / str(number), "spike", reason)
+            if self._local is not None:
+                self._local.drop_after(before)
         return before
 
     def _set_aside(self, path: Path, suffix: str, reason: str) -> None:
@@ -184,7 +227,7 @@ def read_state(
     folder: Path,
     step: int,
     abstract: TrainState,
-    iterator: grain.DatasetIterator | None = None,
+    iterator: DataIterator | None = None,
     guard: LossGuard | None = None,
 ) -> TrainState:
     """Read the state of a run from a checkpoint, without comparing checksums.
@@ -207,10 +250,7 @@ def read_state(
         if iterator is not None or guard is not None:
             with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
                 data = reader.restore(path / DATA, args=ocp.args.JsonRestore())
-        if iterator is not None:
-            iterator.set_state(data["iterator"])
-        if guard is not None:
-            guard.set_state(data["guard"])
+            _set_data(data, iterator, guard)
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise CheckpointError(f"{path} cannot be resumed from: {first_line(error)}") from error
     return TrainState(params=params, ema=ema, **rest)
@@ -222,6 +262,19 @@ def no_checkpoint_left(folder: Path) -> CheckpointError:
         f"{folder} has no checkpoint left to resume from, only damaged ones ({', '.join(integrity.damaged(folder))}). Restore one from a "
         "copy, or start the run again under another name"
     )
+
+
+def _data(iterator: DataIterator, guard: LossGuard) -> dict[str, Any]:
+    """Return the JSON values of a checkpoint."""
+    return {"iterator": gather_position(iterator.get_state()), "guard": guard.get_state()}
+
+
+def _set_data(data: Any, iterator: DataIterator | None, guard: LossGuard | None) -> None:
+    """Restore what `_data` returned."""
+    if iterator is not None:
+        iterator.set_state(data["iterator"])
+    if guard is not None:
+        guard.set_state(data["guard"])
 
 
 def _without_params(state: TrainState) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from plamo2_jax.model.block import Remat
 from plamo2_jax.model.float8 import LinearType
 from plamo2_jax.sharding.mesh import MeshConfig
 from plamo2_jax.sharding.rules import Strategy
-from plamo2_jax.storage import address, located
+from plamo2_jax.storage import address, is_remote, located
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
 from plamo2_jax.train.benchmarks import BenchmarksConfig
 from plamo2_jax.train.loss_guard import SpikeConfig
@@ -28,8 +28,9 @@ from plamo2_jax.train.task import TaskContext, TrainTask
 from plamo2_jax.validation import require
 
 FREE = {"free": True}
-"""Metadata of a field that may change when a run is resumed: file locations, logging, prefetching, devices and rematerialization. Such a
-field changes an update only by the order of sums."""
+"""Metadata of a field that may change when a run is resumed: file locations, logging, prefetching, devices, micro-batches and
+rematerialization. Such a field changes an update only by the order of sums, and by the random noise of tasks that draw some. Instead of
+True, a function of the configuration may say whether the field is free."""
 
 
 class TaskConfig(abc.ABC):
@@ -111,8 +112,9 @@ class RunConfig:
     """AdamW, clipping and weight decay."""
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     """Learning rate over the run."""
-    accumulation: int = 1
-    """Number of micro-batches per update; it must divide the batch size. More micro-batches need less memory and give the same result."""
+    accumulation: int = dataclasses.field(default=1, metadata=FREE)
+    """Number of micro-batches per update; it must divide the batch size. More micro-batches need less memory and give the same result,
+    except that dropout and NEFTune draw other noise."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """dtype of activations. Parameters, optimizer, scan state, norm statistics, softmax and loss are always float32."""
     linear_type: LinearType = "normal"
@@ -129,6 +131,9 @@ class RunConfig:
     loss_chunk: int | None = dataclasses.field(default=None, metadata=FREE)
     """Positions of each row whose logits exist at a time; none: all. With a large vocabulary, the logits are by far the largest activation:
     rows × sequence_length × vocab_size × 4 bytes. With chunks, logits are computed twice."""
+    compiler_options: dict[str, str] = dataclasses.field(default_factory=dict, metadata=FREE)
+    """Options of the TPU compiler by name, in addition to the options for the generation of the chip (docs/compiler_options.md). An empty
+    value removes an option."""
     ema_decay: float | None = None
     """Decay per update of a moving average of the parameters (0.999 averages about the last thousand updates). Checkpoints contain the
     average (RUN@ema in merge, extend and convert), and held-out data are measured with it too. None: no average."""
@@ -138,10 +143,17 @@ class RunConfig:
     """Steps between checkpoints. The last step always has one."""
     max_to_keep: int = dataclasses.field(default=3, metadata=FREE)
     """Number of checkpoints to keep; older ones are deleted."""
+    local_checkpoints: Path | None = dataclasses.field(default=None, metadata=FREE)
+    """Folder for local checkpoints, on a disk of each host. A job that restarts on the same hosts resumes from them. None: no local
+    checkpoints."""
+    local_every: int = dataclasses.field(default=100, metadata=FREE)
+    """Steps between local checkpoints. Steps with a checkpoint in the run's folder have no local one."""
     evaluate_every: int = dataclasses.field(default=1000, metadata=FREE)
     """Steps between measurements of held-out data. The last step always has one."""
     evaluation: BenchmarksConfig = dataclasses.field(default_factory=BenchmarksConfig, metadata=FREE)
     """Benchmark tasks that the current parameters answer during training."""
+    device_prefetch: int = dataclasses.field(default=2, metadata=FREE)
+    """Largest number of batches that a thread puts onto the devices while steps run; 0: put each batch when its step needs it."""
     log_every: int = dataclasses.field(default=10, metadata=FREE)
     """Steps between writes to the log, which wait for the device. Every step has a line in the log."""
     max_skipped: int = dataclasses.field(default=5, metadata=FREE)
@@ -154,8 +166,19 @@ class RunConfig:
     def __post_init__(self) -> None:
         allowed = "a folder name: not empty, no slash, no leading dot"
         require(self, "name", bool(self.name) and "/" not in self.name and not self.name.startswith("."), allowed)
-        for name in ("steps", "accumulation", "checkpoint_every", "max_to_keep", "evaluate_every", "log_every"):
+        for name in (
+            "steps",
+            "accumulation",
+            "checkpoint_every",
+            "max_to_keep",
+            "local_every",
+            "evaluate_every",
+            "log_every",
+        ):
             require(self, name, getattr(self, name) >= 1, "at least 1")
+        is_local = self.local_checkpoints is None or not is_remote(self.local_checkpoints)
+        require(self, "local_checkpoints", is_local, "a folder on a disk of the host")
+        require(self, "device_prefetch", self.device_prefetch >= 0, "0 or more")
         require(self, "max_skipped", self.max_skipped >= 0, "0 or more")
         require(self, "ema_decay", self.ema_decay is None or 0 < self.ema_decay < 1, "between 0 and 1, or none")
         require(self, "stall_seconds", 0 < self.stall_seconds < math.inf, "positive and finite")
@@ -176,6 +199,10 @@ class RunConfig:
         """Return whether the benchmark tasks are answered after a step."""
         every = self.evaluate_every if self.evaluation.every is None else self.evaluation.every
         return bool(self.evaluation.tasks) and (step == self.steps or step % every == 0)
+
+    def local_due(self, step: int) -> bool:
+        """Return whether a local checkpoint is saved after a step."""
+        return self.local_checkpoints is not None and step % self.local_every == 0
 
     @property
     def folder(self) -> Path:
@@ -219,7 +246,8 @@ def free_fields(config: Any, prefix: str = "") -> Iterator[str]:
     """Yield the dotted names of the fields, including nested ones, that may change when a run is resumed."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.metadata.get("free"):
+        free = field.metadata.get("free", False)
+        if free(config) if callable(free) else free:
             yield f"{prefix}{field.name}"
         elif dataclasses.is_dataclass(value):
             yield from free_fields(value, f"{prefix}{field.name}.")

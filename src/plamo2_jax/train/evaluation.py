@@ -12,6 +12,9 @@ from plamo2_jax.train.state import TrainState
 from plamo2_jax.train.task import EvalResult
 from plamo2_jax.train.watchdog import StallWatchdog
 
+TASKS = "tasks/"
+"""Beginning of the names of the metrics of benchmark tasks in the log."""
+
 
 def evaluate(
     run: PreparedRun, state: TrainState, names: Iterable[str], watchdog: StallWatchdog
@@ -52,4 +55,4 @@ def answer_tasks(
         watchdog.beat()
         return preemption.signal is None
 
-    return {f"tasks/{name}": value for name, value in benchmarks.measure(params, keep_on).items()}
+    return {f"{TASKS}{name}": value for name, value in benchmarks.measure(params, keep_on).items()}

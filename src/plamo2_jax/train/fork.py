@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 
@@ -25,6 +24,7 @@ from plamo2_jax.storage import address, located
 from plamo2_jax.train import integrity
 from plamo2_jax.train.checkpoints import TRAINING, check_state, read_state
 from plamo2_jax.train.config import RunConfig, differences, fill_defaults, free_fields
+from plamo2_jax.train.data_position import DataIterator
 from plamo2_jax.train.loss_guard import LossGuard
 from plamo2_jax.train.state import TrainState
 
@@ -47,7 +47,7 @@ class Fork:
     origin: Mapping[str, Any]
     """Value of FORKED_FROM in config.json."""
 
-    def restore(self, abstract: TrainState, iterator: grain.DatasetIterator, guard: LossGuard) -> TrainState:
+    def restore(self, abstract: TrainState, iterator: DataIterator, guard: LossGuard) -> TrainState:
         """Read the state. If the fork keeps the data position, restore the iterator and the guard too.
 
         Raises:

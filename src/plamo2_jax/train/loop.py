@@ -2,7 +2,8 @@
 
 The first state is the first of these that exists:
 
-1. the newest checkpoint of this run; its configuration must be the same, or the error names the differences;
+1. the newest checkpoint of this run, in its folder or on the disks of the hosts; its configuration must be the same, or the error names
+   the differences;
 2. the checkpoint of another run that `fork` names, including the optimizer state;
 3. the parameters of `init_from`, with a new optimizer state;
 4. random parameters.
@@ -14,6 +15,7 @@ that an update depends on: parameters, optimizer state, step, random key, data p
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
 
 import jax
@@ -22,7 +24,7 @@ from plamo2_jax.progress import tqdm
 from plamo2_jax.train import processes, run_folder
 from plamo2_jax.train.checkpoints import RunCheckpoints
 from plamo2_jax.train.config import RunConfig, to_json
-from plamo2_jax.train.evaluation import answer_tasks, evaluate
+from plamo2_jax.train.evaluation import TASKS, answer_tasks, evaluate
 from plamo2_jax.train.goodput import Goodput
 from plamo2_jax.train.loss_guard import LossGuard
 from plamo2_jax.train.metrics import MetricsLog, NoLog
@@ -80,9 +82,15 @@ def train(
         writes = jax.process_index() == 0
         guard = LossGuard(config.max_skipped, config.spike)
         about = {"config": to_json(config), "mesh": dict(program.mesh.shape), "processes": jax.process_count()}
-        with RunCheckpoints(folder, config.max_to_keep, about) as checkpoints, processes.leave_when_broken(folder):
+        with (
+            run.batches,
+            RunCheckpoints(folder, config.max_to_keep, about, run.local) as checkpoints,
+            processes.leave_when_broken(folder),
+        ):
             # -- Restore -----------------------------------------------------------------------------------------------------------
-            state = restore(run, checkpoints, guard)
+            begun = time.perf_counter()
+            state = jax.block_until_ready(restore(run, checkpoints, guard))
+            restore_seconds = time.perf_counter() - begun + (0.0 if run.local is None else run.local.check_seconds)
             step = int(state.step)
             # -- Loop --------------------------------------------------------------------------------------------------------------
             heldout: dict[str, EvalResult] = {}
@@ -101,13 +109,24 @@ def train(
                 ) as progress,
             ):
                 goodput = Goodput(folder) if writes else None
+                if goodput is not None and checkpoints.tier is not None:
+                    goodput.add_restore(checkpoints.tier, restore_seconds, log.dropped_steps, log.dropped_seconds)
                 step_metrics = StepMetrics(config, program, log, guard, watchdog, goodput)
+
+                def answer() -> None:
+                    params = task.to_model_params(state.params, task.frozen)
+                    if answered := answer_tasks(run.benchmarks, params, watchdog, preemption):
+                        log.write(step, answered)
+
+                # A signal ends the tasks of a step, but its checkpoint is written.
+                if step and config.tasks_due(step) and not any(name.startswith(TASKS) for name in log.first_names):
+                    answer()
+                    log.flush()
                 while step < config.steps:
                     step += 1
                     profiler.before(step)
                     with step_metrics.clock.data_wait():
-                        batch = next(run.iterator)
-                        batch = program.put(batch if task.transform_batch is None else task.transform_batch(batch))
+                        batch = next(run.batches)
                     state, metrics = run.train_step(state, batch, task.frozen)
                     step_metrics.add(step, metrics)
                     profiler.after(step, metrics)
@@ -115,10 +134,11 @@ def train(
                         on_step(step)
 
                     complete, due = step == config.steps, step % config.checkpoint_every == 0
+                    local_due = config.local_due(step)
                     evaluation_due = complete or step % config.evaluate_every == 0
                     tasks_due = config.tasks_due(step)
                     often = step % config.log_every == 0 or step % config.evaluate_every == 0
-                    writing = complete or due or often or tasks_due
+                    writing = complete or due or local_due or often or tasks_due
                     stopping = preemption.should_stop(writing)
                     saving = complete or stopping or due
                     # After a signal, there may be no time for a pass over the held-out data.
@@ -141,19 +161,22 @@ def train(
                         on_evaluate(step, task.to_model_params(state.params, task.frozen))
                     answering = tasks_due and not stopping
                     if answering:
-                        params = task.to_model_params(state.params, task.frozen)
-                        if answered := answer_tasks(run.benchmarks, params, watchdog, preemption):
-                            log.write(step, answered)
+                        answer()
                     log.flush()
                     if saving:
                         log.upload()  # Before the checkpoint, so that a run that resumes from it finds all lines of its steps.
-                        checkpoints.save(state, run.iterator, guard)
-                    elif writing:
+                        checkpoints.save(state, run.batches, guard)
+                    elif local_due:
+                        log.upload()
+                        checkpoints.save_local(state, run.batches, guard)
+                    if writing and not saving:
                         checkpoints.check()
                     progress.update()
-                    if evaluating or answering or saving:
+                    if evaluating or answering or saving or local_due:
                         step_metrics.restart()
                     if stopping:
                         break
+                if step == config.steps:
+                    checkpoints.remove_local()
                 signal = preemption.signal if step < config.steps else None
         return TrainResult(step, signal, heldout)

@@ -48,12 +48,17 @@ class MetricsLog:
 
     def _open(self, step: int) -> None:
         folder = self._folder
-        kept, damaged = scan_metrics(folder / METRICS) if step else ([], [])
+        lines, damaged = scan_metrics(folder / METRICS) if step else ([], [])
         if damaged:
             print(f"left out of the log: {len(damaged)} damaged line(s), the first: {damaged[0]}", file=sys.stderr)
-        kept = [line for line in kept if line["step"] <= step]
+        kept = [line for line in lines if line["step"] <= step]
         self.seconds = sum(line.get("step_seconds", 0.0) for line in kept)
         """Time spent on the steps in the log, in seconds."""
+        dropped = [line["step_seconds"] for line in lines if line["step"] > step and "step_seconds" in line]
+        self.dropped_steps, self.dropped_seconds = len(dropped), sum(dropped)
+        """Steps after `step` in the log that was opened, which are repeated, and the time spent on them, in seconds."""
+        self.first_names = frozenset(name for line in kept if line["step"] == step for name in line)
+        """Names in the lines of the step from which the run starts."""
         write_whole(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         self._mirror.clear(TENSORBOARD)
@@ -118,7 +123,9 @@ def _without_full_disk(hook: Callable[..., Any]) -> Callable[..., Any]:
 class NoLog(contextlib.AbstractContextManager):
     """The log of a process that writes no log: its methods do nothing."""
 
-    seconds = 0.0
+    seconds = dropped_seconds = 0.0
+    dropped_steps = 0
+    first_names: frozenset[str] = frozenset()
 
     def _ignore(self, *_: object) -> None:
         pass

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import grain
 import jax
 
+from plamo2_jax.data.batch import Batch
 from plamo2_jax.progress import tqdm
 from plamo2_jax.sharding.rules import process_part
 from plamo2_jax.tokenizer.tokenizer import Tokenizer
@@ -18,7 +18,9 @@ from plamo2_jax.train.banner import announce, compiling
 from plamo2_jax.train.benchmarks import Benchmarks
 from plamo2_jax.train.build import TrainProgram, build_train_program
 from plamo2_jax.train.config import RunConfig
+from plamo2_jax.train.device_prefetch import DevicePrefetch
 from plamo2_jax.train.fork import FORKED_FROM, Fork, open_fork
+from plamo2_jax.train.local_checkpoints import LocalCheckpoints
 from plamo2_jax.train.run_folder import TrainingError
 from plamo2_jax.train.source import Source
 
@@ -34,7 +36,8 @@ class PreparedRun:
     train_step: Callable[..., Any]
     """The compiled step."""
     source: Source
-    iterator: grain.DatasetIterator
+    batches: DevicePrefetch
+    """The training batches, on the devices."""
     part: tuple[int, int]
     """Part of each batch that this process reads: its index, and the number of parts."""
     is_resumed: bool
@@ -43,6 +46,8 @@ class PreparedRun:
     """Called with step and model parameters at every evaluation."""
     benchmarks: Benchmarks | None
     """The tasks of `evaluation.tasks`."""
+    local: LocalCheckpoints | None
+    """The local checkpoints of `local_checkpoints`."""
 
 
 def prepare(
@@ -68,24 +73,36 @@ def prepare(
     part = process_part(program.rows, program.batch["tokens"].shape)
     source = config.task.make_source(config, tokenizer)
     iterator = source.train(*part)
-    is_resumed = run_folder.is_resumed(config)
+    transform = program.task.transform_batch
+
+    def place(batch: Batch) -> dict[str, jax.Array]:
+        return program.put(batch if transform is None else transform(batch))
+
+    batches = DevicePrefetch(iterator, place, config.device_prefetch)
+    local = None
+    if config.local_checkpoints is not None:
+        local = LocalCheckpoints(config.local_checkpoints, config.folder, program.state)
+    local_step = None if local is None else local.newest
+    is_resumed = run_folder.is_resumed(config, local_step)
     description = run_folder.describe(config, tokenizer, source, program.task.description)
     fork = None if is_resumed else open_fork(config, program.state, description)
     if is_resumed:
-        description = run_folder.check_resumable(config, description)
+        description = run_folder.check_resumable(config, description, local_step)
     elif fork is not None:
         description[FORKED_FROM] = dict(fork.origin)
     take_lock()
-    if run_folder.is_resumed(config) != is_resumed:
+    if run_folder.is_resumed(config, local_step) != is_resumed:
         raise TrainingError(
             f"{config.folder} was written by another process meanwhile. Run this command again to resume it"
         )
     run_folder.write_description(config, tokenizer, source, description)
-    start = run_folder.start(config, fork, is_resumed)
+    if local is not None:
+        local.begin()
+    start = run_folder.start(config, fork, is_resumed, local_step)
     announce(config, program.task.trainable.abstract, program.mesh, source.targets, start)
     with compiling():
         train_step = program.jit().lower(*program.arguments).compile()
-    return PreparedRun(program, train_step, source, iterator, part, is_resumed, fork, on_evaluate, benchmarks)
+    return PreparedRun(program, train_step, source, batches, part, is_resumed, fork, on_evaluate, benchmarks, local)
 
 
 def _devices(config: RunConfig) -> list[jax.Device]:

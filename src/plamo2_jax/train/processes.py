@@ -98,6 +98,13 @@ def from_first(value: Any) -> Any:
     return json.loads(multihost_utils.broadcast_one_to_all(buffer).tobytes())
 
 
+def gather(values: np.ndarray) -> np.ndarray:
+    """Return the arrays of all processes, stacked along a new first axis. They have the same shape and a dtype of at most 32 bits."""
+    if jax.process_count() == 1:
+        return values[None]
+    return np.asarray(multihost_utils.process_allgather(values))
+
+
 def largest(value: int) -> int:
     """Return the maximum of the values of all processes."""
     if jax.process_count() == 1:

@@ -19,9 +19,9 @@ def restore(run: PreparedRun, checkpoints: RunCheckpoints, guard: LossGuard) -> 
         CheckpointError: No checkpoint can be read.
     """
     if run.is_resumed:
-        return checkpoints.restore(run.program.state, run.iterator, guard)
+        return checkpoints.restore(run.program.state, run.batches, guard)
     if run.fork is not None:
-        return run.fork.restore(run.program.state, run.iterator, guard)
+        return run.fork.restore(run.program.state, run.batches, guard)
     return run.program.create_state()
 
 
@@ -44,9 +44,9 @@ def roll_back(
         guard.go_on()
         return None
     saved = LossGuard(config.max_skipped, config.spike)
-    state = checkpoints.restore_step(before, run.program.state, run.iterator, saved)
+    state = checkpoints.restore_step(before, run.program.state, run.batches, saved)
     for _ in range(guard.roll_back(spike, saved)):
-        next(run.iterator)
+        next(run.batches)
     log.drop_after(before)
     # Logged for the next step, because a run that resumes from this checkpoint has the spike again and writes this line again.
     log.write(before + 1, {"rollbacks": guard.rollbacks, "passed_over": guard.passed_over})

@@ -69,13 +69,16 @@ def load_tokenizer(config: RunConfig) -> Tokenizer:
     return Tokenizer.load(config.tokenizer)
 
 
-def is_resumed(config: RunConfig) -> bool:
+def is_resumed(config: RunConfig, local_step: int | None = None) -> bool:
     """Return whether the run has a checkpoint of its own to resume from.
+
+    Args:
+        local_step: Step of the newest local checkpoint; None: there is none.
 
     Raises:
         CheckpointError: It has only damaged checkpoints.
     """
-    if checkpoint.latest_step(config.folder) is not None:
+    if local_step is not None or checkpoint.latest_step(config.folder) is not None:
         return True
     if integrity.damaged(config.folder):
         raise no_checkpoint_left(config.folder)
@@ -87,7 +90,7 @@ def describe(config: RunConfig, tokenizer: Tokenizer, source: Source, task: Mapp
     return {**to_json(config), "tokenizer_fingerprint": tokenizer.fingerprint, **source.description, **task}
 
 
-def check_resumable(config: RunConfig, description: Mapping[str, Any]) -> dict[str, Any]:
+def check_resumable(config: RunConfig, description: Mapping[str, Any], local_step: int | None = None) -> dict[str, Any]:
     """Check that the folder contains the same run. Return the contents of config.json to write.
 
     `steps` may increase if the learning rates of all updates so far stay the same.
@@ -112,32 +115,36 @@ def check_resumable(config: RunConfig, description: Mapping[str, Any]) -> dict[s
             "another name, and fork=RUN@STEP to start from that run with its optimizer state, or init_from=RUN for its parameters only"
         )
     if isinstance(steps, int) and steps < config.steps:
-        _check_past(config, steps)
+        _check_past(config, steps, local_step)
     return ours
 
 
-def _check_past(config: RunConfig, steps: int) -> None:
+def _check_past(config: RunConfig, steps: int, local_step: int | None) -> None:
     """Raise TrainingError if the learning rates of the updates so far, in a run of `steps`, differ in this longer run."""
     found = checkpoint.steps(config.folder)
+    newest = max([*found, local_step or 0])
     schedules = [make_schedule(config.schedule, total) for total in (config.steps, steps)]
-    changed = first_change(*schedules, found[-1])
+    changed = first_change(*schedules, newest)
     if changed is None:
         return
     usable = [step for step in found if step <= changed]
     advice = f"No checkpoint up to step {changed} is left to fork. Start a run from its parameters with init_from"
     if usable:
         advice = f"Fork it before that: --name NEW --fork {config.folder}@{usable[-1]} --steps {config.steps}"
-    updates = f"update {found[-1]}" if changed + 1 == found[-1] else f"updates {changed + 1} to {found[-1]}"
+    updates = f"update {newest}" if changed + 1 == newest else f"updates {changed + 1} to {newest}"
     raise TrainingError(
         f"{config.folder} cannot be resumed with steps={config.steps}: it was trained for {steps}, and {updates} had another learning "
         f"rate. steps may increase while all rates so far stay the same, such as before a wsd decay begins. {advice}"
     )
 
 
-def start(config: RunConfig, fork: Fork | None, resumed: bool) -> str:
-    """Describe the initial state of a run."""
+def start(config: RunConfig, fork: Fork | None, resumed: bool, local_step: int | None = None) -> str:
+    """Describe the initial state of a run. `local_step` is the step of the newest local checkpoint, if any."""
     if resumed:
-        return f"resuming from step {checkpoint.latest_step(config.folder)}"
+        persistent = checkpoint.latest_step(config.folder)
+        if local_step is not None and (persistent is None or local_step >= persistent):
+            return f"resuming from step {local_step} (local checkpoint)"
+        return f"resuming from step {persistent}"
     if fork is not None:
         return f"fork of {address(fork.folder)} at step {fork.step}, with its optimizer"
     return "random parameters" if config.init_from is None else f"parameters of {address(config.init_from)}"

@@ -113,7 +113,9 @@ class StepMetrics:
 
     def _watched(self, seconds: float) -> dict[str, float]:
         """Return the metrics that are measured once per write. `seconds` is the time of the step that is not in the log yet."""
-        goodput = {} if self._goodput is None else {"goodput": self._goodput.share(self._log.seconds + seconds)}
+        goodput = {}
+        if self._goodput is not None:
+            goodput = {"goodput": self._goodput.share(self._log.seconds + seconds), **self._goodput.losses()}
         return self.clock.figures() | memory_in_use(self._devices) | goodput
 
 

@@ -38,8 +38,7 @@ def full_params(model: Plamo2, init_from: Path | None, seed: int) -> Trainable:
     def create(shardings: Any) -> Any:
         if init_from is not None:
             return load_params(init_from, model.config, shardings)
-        key = jax.random.key(seed)
-        return jax.jit(lambda: init_params(model, key), out_shardings=shardings)()
+        return jax.jit(init_params, static_argnums=0, out_shardings=shardings)(model, jax.random.key(seed))
 
     return Trainable(logical_axes(model), abstract_params(model), create)
 
