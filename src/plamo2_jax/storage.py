@@ -41,6 +41,11 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
     return _ADDRESS.match(os.fspath(path)) is not None
 
 
+def is_link(path: Path) -> bool:
+    """Return whether a path is a symbolic link. Buckets have none."""
+    return not is_remote(path) and path.is_symlink()
+
+
 def located(path: str | os.PathLike[str]) -> Path:
     """Return a pathlib path, or an etils path for the address of a bucket. Both have the same methods.
 

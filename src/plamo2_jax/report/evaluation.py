@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 
 from plamo2_jax.eval.results import TaskResult, read_results
-from plamo2_jax.storage import write_whole
+from plamo2_jax.storage import is_link, write_whole
 
 REPORT = "report.html"
 _SHOWN = 1200
@@ -145,7 +145,7 @@ def _plots(result: Mapping[str, Any], folder: Path) -> list[str]:
     for name in result.get("plots", []):
         if isinstance(name, str) and Path(name).name == name and name.endswith(".png"):
             file = folder / name
-            if file.is_file() and not file.is_symlink() and file.stat().st_size <= _LARGEST_PLOT:
+            if file.is_file() and not is_link(file) and file.stat().st_size <= _LARGEST_PLOT:
                 found.append("data:image/png;base64," + base64.b64encode(file.read_bytes()).decode())
     return found
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from plamo2_jax.eval.results import TaskResult, read_results
 from plamo2_jax.report.run import EVALUATION, read_evaluation
+from plamo2_jax.storage import is_link
 
 SCORES = "scores"
 
@@ -36,8 +37,8 @@ def read_scores(folder: Path, notes: list[str]) -> ScoreTable | None:
     home = folder / SCORES
     found: list[tuple[str, str, dict[str, TaskResult], dict[str, dict[str, float]]]] = []
     # A link may lead out of the run.
-    for path in sorted(home.iterdir()) if home.is_dir() and not home.is_symlink() else ():
-        if path.is_symlink() or not path.is_dir() or path.name.startswith("."):
+    for path in sorted(home.iterdir()) if home.is_dir() and not is_link(home) else ():
+        if is_link(path) or not path.is_dir() or path.name.startswith("."):
             continue
         try:
             results = read_results(path)

@@ -9,6 +9,7 @@ from typing import Any
 
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import read_json_object
+from plamo2_jax.storage import is_link
 
 REPORT, RECORDS, CARD = "report.json", "records", "README.md"
 _KINDS = {"text": "texts", "messages": "conversations"}
@@ -44,7 +45,7 @@ def read_synthetic(folder: Path, notes: list[str]) -> list[SyntheticData]:
     for path in sorted(folder.iterdir()):
         # A link may lead out of the run.
         files = [path, path / REPORT, path / RECORDS, path / RECORDS / CARD]
-        if any(one.is_symlink() for one in files) or not (files[1].is_file() and files[3].is_file()):
+        if any(is_link(one) for one in files) or not (files[1].is_file() and files[3].is_file()):
             continue
         try:
             found.append(_read(path.name, read_json_object(path / REPORT)))
