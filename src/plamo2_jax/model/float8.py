@@ -22,7 +22,7 @@ class Float8Weight(struct.PyTreeNode):
     """A float32 parameter whose products are `float8_product`. Both arrays may have an additional first axis (layers)."""
 
     values: Float[Array, "*w"]
-    scales: Float[Array, "*stacked"]
+    scales: Float[Array, "*parts"]
     """Scale of each matrix: a stacked parameter (in_proj) has several."""
 
     @property
