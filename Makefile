@@ -21,14 +21,14 @@ export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.ma
 
 help:
 	@echo 'make demo     set up, then pretrain, prune, distil, extend and fine-tune a small model; open $(RUN)/report.html (about 15 minutes)'
-	@echo 'make test     set up, then run the linters and all tests (about 15 minutes)'
+	@echo 'make test     set up, then run the linters and all tests (about 20 minutes)'
 	@echo 'make test-tpu compile kernels and plans with the TPU compiler (libtpu, 0.2 GB; no TPU is needed)'
 	@echo 'make install  create .venv with the plamo2 command'
 	@echo 'make lint     run ruff and check the import contracts'
 	@echo 'make bench    measure the train step, the tokenizer and sampling on this machine; needs the demo'
 	@echo 'make chaos    disturb runs, pipelines, sampling and the server at random, and compare them with undisturbed ones'
 	@echo 'make fuzz     read 20,000 damaged files with every reader, and count the outcomes (about 20 minutes)'
-	@echo 'make plans    compile the configurations in configs/ for TPU slices, without a TPU (15 minutes on two cores; installs libtpu)'
+	@echo 'make plans    compile the configurations in configs/ for TPU slices, without a TPU (half an hour or more; installs libtpu)'
 	@echo 'make peers    compare with other implementations (mlx-lm, mergekit, TRL, PEFT, transformers, lm-eval, Beam, schemathesis); needs the demo'
 	@echo 'make peers-vllm compare the vLLM plugin with this project, in an environment of its own, .venv-vllm (3.4 GB; about 15 minutes);'
 	@echo '             MODEL=runs/demo compares this run folder, too'
