@@ -52,7 +52,7 @@ def test_a_product_hides_as_much_as_it_lasts(program):
 
 
 def test_transfers_run_one_after_another(program):
-    """Two transfers that start together take the sum of their times, of which the product hides its own time."""
+    """Two transfers that start together take the sum of their times. A product hides as much of it as it lasts."""
     module, found = program
     entry = module.computations[module.entry]
     entry = {name: entry[name] for name in ("w", "x", "fusion.1", "call-start", "product.2", "fusion.3", "call-done")}

@@ -20,7 +20,7 @@ _SPARSECORE = {
     "xla_tpu_enable_async_sc_call": "true",
     "xla_tpu_use_single_sparse_core_for_reduce_scatter_offload": "true",
 }
-# All-gathers are cut into steps that are fused into matrix products.
+# All-gathers are cut into steps that are fused into matrix products. libtpu 0.0.50 refuses this on generations other than v5e.
 _FUSED = {
     "xla_tpu_enable_async_collective_fusion": "true",
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
@@ -30,9 +30,9 @@ _FUSED = {
 }
 OPTIONS: dict[str, dict[str, str]] = {
     "TPU v5 lite": {_VMEM: "65536", **_FUSED},
-    "TPU v5": {_VMEM: "49152", **_SPARSECORE, **_FUSED},
-    "TPU v6 lite": {_VMEM: "65536", **_SPARSECORE, **_FUSED},
-    "TPU7x": {_VMEM: "49152", **_SPARSECORE, **_FUSED},
+    "TPU v5": {_VMEM: "49152", **_SPARSECORE},
+    "TPU v6 lite": {_VMEM: "65536", **_SPARSECORE},
+    "TPU7x": {_VMEM: "49152", **_SPARSECORE},
 }
 """Device kind → options. A TPU v5e has no SparseCore."""
 

@@ -34,7 +34,7 @@ class RunCheckpoints:
     Args:
         keep: Number of checkpoints to keep.
         about: JSON values to record in each manifest, besides code versions.
-        local: Local checkpoints of the run; None: it has none.
+        local: Local checkpoints of the run; None if they are off.
     """
 
     def __init__(
