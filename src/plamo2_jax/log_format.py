@@ -76,7 +76,7 @@ class _LineWriter(io.TextIOBase):
         self._rest = ""
 
     def _emit(self, line: str) -> None:
-        text = line.rpartition("\r")[2].rstrip()  # What a terminal shows of a line that is drawn several times.
+        text = line.rstrip().rpartition("\r")[2]  # What a terminal shows of a line that is drawn several times.
         if text:
             emit("message", stream=self._stream, text=text)
 

@@ -213,7 +213,7 @@ def test_watching_ends_when_the_run_is_complete(run, capsys):
 
 
 def test_the_table_on_a_terminal_ends_with_ctrl_c(run):
-    terminal = Terminal("watch", run, "--every", "0.2", folder=run.parent)
+    terminal = Terminal("watch", run, "--every", "0.2", folder=run.parent, kind="xterm")
     try:
         terminal.wait("mine .pretrain.")
         terminal.type(CTRL_C)

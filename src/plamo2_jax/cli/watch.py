@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -49,7 +50,8 @@ def watch(
             raise PlamoError(f"--{name} {value} is not allowed: it must be positive and finite")
     found = FolderWatch(folder)
     pause = max(every, _BUCKET_SECONDS) if is_remote(folder) else every
-    if log_format == "text" and sys.stdout.isatty():
+    # A dumb terminal cannot redraw a table.
+    if log_format == "text" and sys.stdout.isatty() and os.environ.get("TERM") not in (None, "dumb", "unknown"):
         _show(found, pause, once, stall_seconds)
         return 0
     writer = LineWriter(log_format == "json", stall_seconds)
