@@ -57,7 +57,13 @@ def home(tmp_path_factory):
     """A folder like the one that `make demo` leaves, with a tiny model."""
     home = tmp_path_factory.mktemp("api")
     demo, tokenizer = home / "runs" / "demo", byte_tokenizer()
-    config = tiny(num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=2048, intermediate_size=96)
+    config = tiny(
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=2048,
+        intermediate_size=96,
+    )
     checkpoint.save_model(demo, config, make_params(config), tokenizer)
     texts = [Document(f"Document {i} of {'MANY ' * (i % 5)}words.", str(i)) for i in range(20)]
     write_shards(texts, tokenizer, demo / "data" / "en" / "train", progress=False)
