@@ -4,87 +4,22 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from support.xla import xla_flags
+from support.short_demo import commands, run_all, run_demo
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-SHORT_DEMO = ROOT / "experiments" / "chaos" / "short_demo.py"
-"""The demo's pipeline with options that make it short enough for a test."""
-# Checkpoints of the demo, and those that its shortened runs have.
-STEPS = {"@60 ": "@2 ", "@120 ": "@4 "}
-
-
-def shorter(line):
-    """Options that shorten a command."""
-    return ["--max-new-tokens", "8"] if line.startswith("plamo2 generate") else []
-
-
-def commands(name, page=README):
-    """The lines of the shell block that follows `<!-- name -->`."""
-    block = re.search(rf"<!-- {name} -->\n```sh\n(.*?)```", page, re.DOTALL).group(1)
-    return block.strip().splitlines()
-
-
-def environment():
-    """Return the environment of commands. A user's machine has the devices it has, not those of the tests."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"XLA_FLAGS": xla_flags(), "PATH": path}
-
-
-def earlier(line):
-    """Return a command with the checkpoints of the shortened runs."""
-    for step, checkpoint in STEPS.items():
-        line = line.replace(step, checkpoint)
-    return line
-
-
-def plamo2(line, folder):
-    """Run one `plamo2 ...` line in a folder as a user would, in a shell; return its standard output."""
-    done = subprocess.run(earlier(line), cwd=folder, capture_output=True, text=True, shell=True, env=environment())
-    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-ONE_AFTER_ANOTHER = """
-import shlex, sys
-from plamo2_jax.cli.main import main
-for line in sys.argv[1:]:
-    command, *words = shlex.split(line, comments=True)
-    assert command == "plamo2", line
-    if main(words):
-        sys.exit(line)
-"""
-
-
-def run_all(lines, folder):
-    """Run `plamo2 ...` lines in a folder, in one process: the start of a process takes as long as most of these commands."""
-    words = [" ".join([earlier(line), *shorter(line)]) for line in lines]
-    assert len(words) > 2
-    done = subprocess.run(
-        [sys.executable, "-c", ONE_AFTER_ANOTHER, *words], cwd=folder, capture_output=True, text=True, env=environment()
-    )
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A folder in which the demo has run, planned first."""
-    folder = tmp_path_factory.mktemp("readme")
-    (folder / "configs").symlink_to(ROOT / "configs")
-    plan, run = (line.partition("  #")[0] for line in commands("demo"))
-    listed = plamo2(plan, folder)
-    assert listed.count("to run (") == len(re.findall(r"^ ?\d+ ", listed, re.MULTILINE)) > 20
-    assert not (folder / "runs").exists()
-    plamo2(run.replace("configs/pipeline_demo.py", str(SHORT_DEMO)), folder)
-    return folder
+    return run_demo(tmp_path_factory.mktemp("readme"))
 
 
 def test_the_makefile_runs_what_the_readme_shows():
@@ -131,17 +66,17 @@ def test_every_command_of_the_readme_works(home):
 
 
 def test_surgery_on_the_demo_works(home):
-    run_all(commands("demo", (ROOT / "docs" / "surgery.md").read_text(encoding="utf-8")), home)
+    run_all(commands("demo", ROOT / "docs" / "surgery.md"), home)
     assert (home / "phonebook" / "heat_map.png").exists()
 
 
 def test_evaluation_of_the_demo_works(home):
-    run_all(commands("demo", (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")), home)
+    run_all(commands("demo", ROOT / "docs" / "evaluation.md"), home)
     assert (home / "runs" / "evaluation" / "demo" / "report.html").exists()
 
 
 def test_quantization_of_the_demo_works(home):
-    run_all(commands("demo", (ROOT / "docs" / "quantization.md").read_text(encoding="utf-8")), home)
+    run_all(commands("demo", ROOT / "docs" / "quantization.md"), home)
     assert (home / "four" / "quantized" / "weights.safetensors").exists()
 
 
@@ -155,7 +90,7 @@ def test_the_python_example_runs():
 
 
 def test_the_docs_link_to_what_exists():
-    for page in (ROOT / "docs").glob("*.md"):
+    for page in (ROOT / "docs").rglob("*.md"):
         for link in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 

@@ -99,7 +99,6 @@ def to_public(
         dtype: Dtype of the files, float32 or bfloat16; None: the dtype of the checkpoint.
         max_shard_bytes: Largest number of tensor bytes in one safetensors file.
         with_code: Also write Python files for `trust_remote_code=True` (`remote_code`).
-        card: What README.md states about the model.
         on_write: Called after each block written with its bytes and the bytes of the whole model.
 
     Returns:
