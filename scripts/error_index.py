@@ -9,6 +9,7 @@ written when the documentation is built (scripts/docs_pages.py), so it is never 
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,15 +45,20 @@ class Message:
     function: str
 
 
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def error_classes() -> set[str]:
-    """Return the names of `PlamoError` and all its subclasses."""
+    """Return the names of `PlamoError` and its subclasses, and of the errors of the kernels, which know no PlamoError."""
     bases = {}
     for folder in SOURCES.values():
         for path in folder.rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for node in _tree(path).body:
                 if isinstance(node, ast.ClassDef):
                     bases[node.name] = {getattr(base, "id", getattr(base, "attr", "")) for base in node.bases}
-    found = {"PlamoError"}
+    found = {"PlamoError", "ImplementationError"}
     while more := {name for name, parents in bases.items() if parents & found} - found:
         found |= more
     return found
@@ -105,7 +111,7 @@ def _messages_of(path: Path, module: str, errors: set[str]) -> Iterator[Message]
                     yield Message(name, text, module, ".".join(function))
             yield from visit(child, inner)
 
-    yield from visit(ast.parse(path.read_text(encoding="utf-8")), ())
+    yield from visit(_tree(path), ())
 
 
 def messages() -> list[Message]:

@@ -3,12 +3,15 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
-from support.short_demo import commands, run_all, run_demo
+import plamo2_jax
+from support.short_demo import DEMO, commands, run_all, run_demo
 
 pytestmark = pytest.mark.slow
 
@@ -22,14 +25,14 @@ def home(tmp_path_factory):
     return run_demo(tmp_path_factory.mktemp("readme"))
 
 
-def test_the_makefile_runs_what_the_readme_shows():
+def test_the_makefile_runs_what_the_page_of_the_demo_shows():
     # `make test PYTHON=...` would hand its own Python, and so another environment, to this make.
     plain = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "MAKEFLAGS", "MAKEOVERRIDES")}
     listed = subprocess.run(
         ["make", "-n", "demo"], cwd=ROOT, env=plain, capture_output=True, text=True, check=True
     ).stdout
     run = [line.removeprefix(".venv/bin/") for line in listed.splitlines() if line.startswith(".venv/bin/plamo2")]
-    assert run == commands("demo")[1:]
+    assert run == commands("demo", DEMO)[1:]
 
 
 def test_the_demo_leaves_a_report_with_both_languages(home):
@@ -58,8 +61,8 @@ def test_the_demo_ends_in_a_tuned_model_and_scores_of_it(home):
         assert not scores["failed"]
 
 
-def test_every_command_of_the_readme_works(home):
-    run_all(commands("use"), home)
+def test_using_a_model_works(home):
+    run_all(commands("use", ROOT / "docs" / "use.md"), home)
     assert (home / "exported" / "model.safetensors").exists()
     lines = (home / "clean-ja.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) > 1000
@@ -81,9 +84,10 @@ def test_quantization_of_the_demo_works(home):
 
 
 def test_the_python_example_runs():
-    example = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+    page = (ROOT / "docs" / "use.md").read_text(encoding="utf-8")
+    example = re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1)
     scope: dict = {}
-    exec(compile(example, "README.md", "exec"), scope)
+    exec(compile(example, "use.md", "exec"), scope)
     assert scope["logits"].shape == (1, 12, 4096)
     axes = scope["logical_axes"](scope["model"])["run_0"]["layer_0"]["mixer"]["in_proj"]
     assert axes == ("layers", None, "embed", "mamba_heads", "head_dim")
@@ -96,8 +100,27 @@ def test_the_docs_link_to_what_exists():
 
 
 def test_the_map_names_what_exists():
-    assert "NUMBERS" not in README
     for path in re.findall(r"^\| `([^`]+)` \|", README, re.MULTILINE):
         assert (ROOT / path).exists(), path
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
+    for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md"):
+        for link in re.findall(r"\]\((?!http|#)([^)#]+)(?:#[^)]*)?\)", (ROOT / name).read_text(encoding="utf-8")):
+            assert (ROOT / link).exists(), f"{name}: {link}"
+
+
+def test_generated_parts_of_the_readme_are_current():
+    parts = runpy.run_path(str(ROOT / "scripts" / "readme_parts.py"))
+    assert parts["with_packages"](README) == README, "run scripts/readme_parts.py"
+    for name, text in parts["badges"]().items():
+        assert (ROOT / "docs" / "images" / name).read_text(encoding="utf-8") == text, "run scripts/readme_parts.py"
+
+
+def test_pictures_are_small():
+    pictures = list((ROOT / "docs" / "images").glob("*.png"))
+    assert {path.name for path in pictures} == set(re.findall(r"images/(\w+\.png)", README))
+    assert max(path.stat().st_size for path in pictures) <= 300_000
+
+
+def test_the_citation_names_the_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == plamo2_jax.__version__
+    assert citation["license"] == "Apache-2.0"

@@ -9,6 +9,8 @@ from pathlib import Path
 from support.documents import ROOT, block, lines_of
 from support.xla import xla_flags
 
+DEMO = ROOT / "docs" / "demo.md"
+"""The page with the commands of the demo."""
 SHORT_DEMO = ROOT / "experiments" / "chaos" / "short_demo.py"
 """The demo's pipeline with options that make it short enough for a test."""
 # Checkpoints of the demo, and those that its shortened runs have.
@@ -22,7 +24,7 @@ _SHORTER = {
 }
 
 
-def commands(name: str, page: Path = ROOT / "README.md") -> list[str]:
+def commands(name: str, page: Path) -> list[str]:
     """Return the commands in the block that follows `<!-- name -->`."""
     return lines_of(block(name, page))
 
@@ -83,7 +85,7 @@ def run_all(lines: list[str], folder: Path) -> str:
 def run_demo(folder: Path) -> Path:
     """Plan the demo in a folder, then run it, shortened; return the folder."""
     (folder / "configs").symlink_to(ROOT / "configs")
-    plan, line = (line.partition("  #")[0] for line in commands("demo"))
+    plan, line = (line.partition("  #")[0] for line in commands("demo", DEMO))
     listed = run(plan, folder)
     assert listed.count("to run (") == len(re.findall(r"^ ?\d+ ", listed, re.MULTILINE)) > 20
     assert not (folder / "runs").exists()
