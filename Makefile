@@ -26,7 +26,7 @@ help:
 	@echo 'make docs     build the documentation site into build/docs; open build/docs/index.html'
 	@echo 'make docs-test build the site with strict links, and run the commands of the tutorials (about 10 minutes)'
 	@echo 'make install  create .venv with the plamo2 command'
-	@echo 'make lint     run ruff and check the import contracts'
+	@echo 'make lint     run ruff, check the import contracts, and the types of the public names'
 	@echo 'make bench    measure the train step, the tokenizer and sampling on this machine; needs the demo'
 	@echo 'make chaos    disturb runs, pipelines, sampling and the server at random, and compare them with undisturbed ones'
 	@echo 'make fuzz     read 20,000 damaged files with every reader, and count the outcomes (about 20 minutes)'
@@ -88,6 +88,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy --python-executable $(BIN)/python
 
 test: $(VENV)/.installed-test lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
