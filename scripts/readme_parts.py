@@ -72,7 +72,9 @@ def packages() -> str:
     rows = []
     for layer in filter(None, layers):
         names = [name.strip().removeprefix("plamo2_jax.") for name in layer.split("|")]
-        folders = [name for name in names if (ROOT / "src" / "plamo2_jax" / name).is_dir() or name in ("config", "checkpoint")]
+        folders = [
+            name for name in names if (ROOT / "src" / "plamo2_jax" / name).is_dir() or name in ("config", "checkpoint")
+        ]
         if names == ["plamo2_kernels"]:
             folders = ["kernels"]
         if folders:
@@ -84,7 +86,9 @@ def packages() -> str:
 
 def with_packages(readme: str) -> str:
     """Return README.md with the present diagram in the block after the mark."""
-    return re.sub(rf"({_MARK}\n```text\n).*?(\n```)", lambda match: match[1] + packages() + match[2], readme, flags=re.DOTALL)
+    return re.sub(
+        rf"({_MARK}\n```text\n).*?(\n```)", lambda match: match[1] + packages() + match[2], readme, flags=re.DOTALL
+    )
 
 
 def main() -> None:

@@ -57,7 +57,17 @@ def take_report(browser: Browser, run: Path) -> None:
 
 def take_chat(browser: Browser, model: Path) -> None:
     """Serve a model, ask it on the chat page, and take the picture."""
-    command = [sys.executable, "-m", "plamo2_jax.cli.main", "serve", str(model), "--port", str(_PORT), "--max-length", "1024"]
+    command = [
+        sys.executable,
+        "-m",
+        "plamo2_jax.cli.main",
+        "serve",
+        str(model),
+        "--port",
+        str(_PORT),
+        "--max-length",
+        "1024",
+    ]
     server = subprocess.Popen(command)
     try:
         url = f"http://127.0.0.1:{_PORT}"

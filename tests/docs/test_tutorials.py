@@ -142,6 +142,13 @@ def test_examples_of_the_concepts(name, capsys):
         assert printed.splitlines() == expected
 
 
+def test_the_python_example_of_the_readme(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL).group(1)
+    exec(compile(example.replace("temperature=0", "temperature=0, max_new_tokens=4"), "README.md", "exec"), {})
+    assert capsys.readouterr().out
+
+
 def test_the_tutorials_name_the_models_of_the_demo(home):
     for path in TUTORIALS.glob("*.md"):
         for model in re.findall(r"runs/demo/(\w+)(?![\w/.])", path.read_text(encoding="utf-8")):
