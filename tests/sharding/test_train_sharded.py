@@ -1,6 +1,7 @@
 """A train step on meshes of eight devices is the one on one device, and holds a part of it on each."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -12,6 +13,7 @@ from plamo2_jax.model.loss import largest_chunk
 from plamo2_jax.model.plamo2 import init_params
 from plamo2_jax.sharding.mesh import AXES, MeshConfig, make_mesh
 from plamo2_jax.sharding.rules import batch_sharding, replicated, with_shardings
+from plamo2_jax.train.gather_once import gather_once
 from plamo2_jax.train.optimizer import OptimizerConfig, make_optimizer
 from plamo2_jax.train.pretraining import next_token
 from plamo2_jax.train.state import TrainState, state_shardings
@@ -64,7 +66,7 @@ def test_loss_and_gradients_are_those_of_one_device(params, one_device, shape, s
 def stepper():
     """A function `(mesh) -> (step, shapes, shardings)` of a compiled train step of two micro-batches."""
 
-    def build(mesh):
+    def build(mesh, is_gathered_once=False):
         model = make_model(mesh)
         logical_axes, shapes = described()
         optimizer = make_optimizer(OptimizerConfig(), lambda step: 1e-3, logical_axes)
@@ -72,8 +74,13 @@ def stepper():
         shardings = state_shardings(shapes, optimizer, shardings_on(mesh))
         rows = batch_sharding(mesh, (ROWS, LENGTH), accumulation=2)
         batch = {n: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows) for n, a in make_batch().items()}
+        distribute = None
+        if is_gathered_once:
+            places = {"shardings": shardings.params, "logical_axes": logical_axes}
+            distribute = functools.partial(gather_once, mesh=mesh, dtype=jnp.float32, **places)
+        loss_fn = next_token(model, BYTE_LENGTHS)
         step = jax.jit(
-            make_step(next_token(model, BYTE_LENGTHS), optimizer, lambda step: 1e-3, 2, shardings.params),
+            make_step(loss_fn, optimizer, lambda step: 1e-3, 2, shardings.params, distribute=distribute),
             out_shardings=(shardings, replicated(mesh)),
             donate_argnums=0,
         )
@@ -89,12 +96,41 @@ def sharded_step(stepper, cube):
     return stepper(cube)
 
 
-def test_an_update_is_that_of_one_device(params, stepper, sharded_step):
-    results = []
-    for step, create, shardings, rows in (sharded_step, stepper(make_mesh(MeshConfig(), jax.devices()[:1]))):
-        state, metrics = step(create(jax.device_put(params, shardings.params)), jax.device_put(make_batch(), rows))
-        results.append((state, jax.device_get(metrics)))
-    (sharded, ours), (single, theirs) = results
+@pytest.fixture(scope="module")
+def single_update(params, stepper):
+    """State and metrics after an update on one device."""
+    return update(params, *stepper(make_mesh(MeshConfig(), jax.devices()[:1])))
+
+
+def update(params, step, create, shardings, rows):
+    state, metrics = step(create(jax.device_put(params, shardings.params)), jax.device_put(make_batch(), rows))
+    return state, jax.device_get(metrics)
+
+
+def test_an_update_is_that_of_one_device(params, sharded_step, single_update):
+    assert_same_update(update(params, *sharded_step), single_update)
+
+
+def test_parameters_gathered_once_make_the_same_update(params, stepper, single_update):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2), jax.devices()[:4])
+    gathered = stepper(mesh, is_gathered_once=True)
+    assert_same_update(update(params, *gathered), single_update)
+    # The loop over micro-batches has no collectives.
+    text = gathered[0].as_text()
+    in_loops = [line for line in text.splitlines() if "/while/body/" in line]
+    assert len(in_loops) > 100
+    assert not [line for line in in_loops if "all-gather" in line or "all-reduce" in line or "reduce-scatter" in line]
+
+
+def test_parameters_gathered_once_need_whole_rows(cube, stepper):
+    with pytest.raises(
+        ValueError, match=r'sharding="zero1" is not allowed with mesh.tensor=2: each device computes whole rows'
+    ):
+        stepper(cube, is_gathered_once=True)
+
+
+def assert_same_update(ours, theirs):
+    (sharded, ours), (single, theirs) = ours, theirs
     for name in theirs:
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, err_msg=name)
     # Adam's first update is the gradient's sign, which where it is all but zero is the rounding's: moments tell more.
