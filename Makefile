@@ -24,7 +24,7 @@ help:
 	@echo 'make test     set up, then run the linters and all tests (about 20 minutes)'
 	@echo 'make test-tpu compile kernels and plans with the TPU compiler (libtpu, 0.2 GB; no TPU is needed)'
 	@echo 'make install  create .venv with the plamo2 command'
-	@echo 'make lint     run ruff and check the import contracts'
+	@echo 'make lint     run ruff, check the import contracts, and the types of the public names'
 	@echo 'make bench    measure the train step, the tokenizer and sampling on this machine; needs the demo'
 	@echo 'make chaos    disturb runs, pipelines, sampling and the server at random, and compare them with undisturbed ones'
 	@echo 'make fuzz     read 20,000 damaged files with every reader, and count the outcomes (about 20 minutes)'
@@ -86,6 +86,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy --python-executable $(BIN)/python
 
 test: $(VENV)/.installed-test lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
