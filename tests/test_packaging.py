@@ -133,3 +133,26 @@ def test_nobody_is_told_to_install_this_project_by_a_name_on_an_index():
                 lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
                 found += [f"{path}:{number}: {line}" for number, line in enumerate(lines, 1) if advice.search(line)]
     assert found == []
+
+
+def test_the_extras_that_messages_name_exist():
+    """A message names an extra of setup.cfg, to be installed from a checkout."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    extras = set(parser["options.extras_require"])
+    named, from_an_index = [], []
+    for folder in ("src", "docs", "README.md", "Makefile", "experiments", "integrations"):
+        paths = [ROOT / folder] if (ROOT / folder).is_file() else (ROOT / folder).rglob("*")
+        for path in paths:
+            if path.suffix not in (".py", ".md", "") or not path.is_file():
+                continue
+            text = path.read_text(encoding="utf-8", errors="replace")
+            named += [(path, extra) for group in re.findall(r"'\.\[([\w,-]+)\]'", text) for extra in group.split(",")]
+            named += [(path, extra) for extra in re.findall(r"the extra `?([\w-]+)`?[ ,.:;]", text)]
+            if path.is_relative_to(ROOT / "src"):
+                from_an_index += [(path, found) for found in re.findall(r"pip install '?\w[\w-]*\[.*", text)]
+    # Other projects have extras, too: words of prose that follow `the extra`.
+    prose = {"work", "sources", "for", "steps"}
+    assert len(named) > 20
+    assert [(path, extra) for path, extra in named if extra not in extras | prose] == []
+    assert from_an_index == []

@@ -47,7 +47,9 @@ def test_changes_go_from_the_nearest_to_the_farthest():
     config = load_config(Path(CONFIG))
     config = dataclasses.replace(config, mesh=MeshConfig(data=4), accumulation=2, loss_chunk=None)
     options = [change for change, _ in changes(config, 64)]
-    assert options[:5] == ["--remat block", "--loss-chunk 512", "--accumulation 4", "--accumulation 8", "--mesh.data 2"]
+    policies = ["dots_except_up", "dots_except_gate_up", "outputs", "block"]
+    others = ["--loss-chunk 512", "--accumulation 4", "--accumulation 8", "--mesh.data 2"]
+    assert options[:8] == [f"--remat {policy}" for policy in policies] + others
     *_, (_, last) = changes(config, 64)
     assert (last.remat, last.accumulation, last.mesh.data) == ("block", 8, 1)
 
