@@ -1,7 +1,7 @@
 """Continual pretraining of an 8B with full attention over 128K tokens, on shards of your own.
 
-PLaMo 2 ends at 32K; this configuration is ours. A larger RoPE base than at 32K (1e6) keeps the slowest rotations within the angles that were
-trained, as in arXiv:2309.16039; the value is our choice and not tested.
+PLaMo 2 ends at 32K; this configuration is ours. A larger RoPE base than at 32K (1e6) keeps the slowest rotations within the angles that
+were trained, as in arXiv:2309.16039; the value is our choice and not tested.
 Needs folders of shards (`plamo2 data prepare`) of long documents under data/, and a run to start from: `--init-from runs/pretrain_8b_32k`.
 
 The mesh is for a TPU v5p:8x8x8. Each row's tokens are divided over 16 chips; experiments/tpu_plans has its memory and time there.

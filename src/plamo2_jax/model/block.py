@@ -23,8 +23,9 @@ Remat = Literal["none", "dots", "dots_except_up", "dots_except_gate_up", "output
 """Activations of a period that the forward pass saves for the backward pass, which recomputes the others, from the most saved to the
 fewest. docs/sharding.md has the memory and the recomputation of each.
 
-none: saves all. dots: saves the input of the period and the results of products with weights. dots_except_up, dots_except_gate_up: as dots, without the widest
-products of the MLP. outputs: saves the input and the results of mixers and MLPs. block: saves only the input. offload: saves the input in host memory.
+none: saves all. dots: saves the input of the period and the results of products with weights. dots_except_up, dots_except_gate_up: as
+dots, without the widest products of the MLP. outputs: saves the input and the results of mixers and MLPs. block: saves the input.
+offload: saves the input in host memory.
 """
 
 _INPUT = "period_input"
