@@ -16,13 +16,15 @@ RUN := runs/demo
 # demo takes 0.7 of the time. C libraries other than glibc ignore this variable.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000
 
-.PHONY: help install demo clean-demo test test-tpu lint bench chaos fuzz plans peers peers-vllm clean
+.PHONY: help install demo clean-demo test test-tpu docs docs-test lint bench chaos fuzz plans peers peers-vllm clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo     set up, then pretrain, prune, distil, extend and fine-tune a small model; open $(RUN)/report.html (about 15 minutes)'
 	@echo 'make test     set up, then run the linters and all tests (about 20 minutes)'
 	@echo 'make test-tpu compile kernels and plans with the TPU compiler (libtpu, 0.2 GB; no TPU is needed)'
+	@echo 'make docs     build the documentation site into build/docs; open build/docs/index.html'
+	@echo 'make docs-test build the site with strict links, and run the commands of the tutorials (about 10 minutes)'
 	@echo 'make install  create .venv with the plamo2 command'
 	@echo 'make lint     run ruff, check the import contracts, and the types of the public names'
 	@echo 'make bench    measure the train step, the tokenizer and sampling on this machine; needs the demo'
@@ -44,7 +46,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/pytho
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[test,serve]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[test,serve,docs]'
 	touch $@
 
 # The plan extra is libtpu, whose compiler runs on a machine without a TPU.
@@ -98,6 +100,13 @@ test-tpu: export TPU_WORKER_ID := 0
 test-tpu: export ALLOW_MULTIPLE_LIBTPU_LOAD := 1
 test-tpu: $(VENV)/.installed-tpu
 	$(BIN)/python -m pytest -m tpu --numprocesses 2
+
+docs: $(VENV)/.installed-test
+	$(BIN)/python scripts/docs_pages.py
+	$(BIN)/zensical build --strict --config-file mkdocs.yml
+
+docs-test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m docs tests/docs
 
 bench: install $(RUN)/report.html
 	$(BIN)/python experiments/bench/train_step.py --output experiments/bench/train_step.json
