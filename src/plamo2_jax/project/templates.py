@@ -61,7 +61,14 @@ TEMPLATES = {
     ),
     "large": Template(
         "models of 1B to 31B parameters on TPU slices",
-        ("pretrain_1b.py", "pretrain_8b.py", "pretrain_8b_32k.py", "pretrain_31b.py", "extend_32k.py"),
+        (
+            "pretrain_1b.py",
+            "pretrain_8b.py",
+            "pretrain_8b_32k.py",
+            "pretrain_8b_128k.py",
+            "pretrain_31b.py",
+            "extend_32k.py",
+        ),
         "plamo2 pretrain configs/pretrain_1b.py",
         "runs/pretrain_1b",
     ),
