@@ -88,6 +88,23 @@ def test_versions_that_are_installed_together_are_those_that_are_allowed(python)
     assert pinned["jax"] == pinned["jaxlib"] == {"3.11": "0.10.2"}.get(python, "0.12.0.1")
 
 
+def test_the_lowest_versions_are_those_of_setup_cfg():
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    extras = parser["options.extras_require"]
+    text = "\n".join([parser["options"]["install_requires"], extras["serve"], extras["gguf"]])
+    needs = [Requirement(line) for line in text.splitlines() if line.strip() and line[0] != "#"]
+    lowest = {
+        canonicalize_name(need.name): [one.version for one in need.specifier if one.operator == ">="] for need in needs
+    }
+    lines = (line.partition("#")[0].strip() for line in (ROOT / "constraints-lowest.txt").read_text().splitlines())
+    pinned = {canonicalize_name(pin.name): pin.specifier for pin in map(Requirement, filter(None, lines))}
+    assert lowest.keys() == pinned.keys()
+    for name, versions in lowest.items():
+        assert len(versions) == 1, name
+        assert pinned[name].contains(versions[0]), name
+
+
 def test_every_file_that_is_not_code_is_in_the_wheel(site):
     source = ROOT / "src" / "plamo2_jax"
     data = {

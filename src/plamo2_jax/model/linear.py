@@ -19,6 +19,7 @@ from plamo2_jax.model.float8 import Float8Weight
 from plamo2_jax.model.low_rank import LowRank
 from plamo2_jax.model.outputs_first import OutputsFirst
 from plamo2_jax.model.parameters import parameter
+from plamo2_jax.model.product import product
 from plamo2_jax.model.quantized import QuantizedArray
 from plamo2_kernels import native
 from plamo2_kernels.errors import ImplementationError
@@ -138,7 +139,8 @@ def multiply(
         return _multiply_float8(spec, x, weight).astype(dtype)
     if multiplies_few_rows(spec, x, weight, implementation):
         return _multiply_few_rows(spec, x, weight).astype(dtype)
-    return einsum(spec, x, weight.astype(x.dtype))
+    letters = _Letters.of(spec)
+    return product(spec, x, weight.astype(x.dtype), dtype, rows=letters.rows, inputs=letters.inputs)
 
 
 def multiplies_few_rows(spec: str, x: Float[Array, "*x"], weight: Weight, implementation: Implementation) -> bool:
