@@ -12,7 +12,9 @@ from typing import Any
 import jax
 
 from plamo2_jax import checkpoint
+from plamo2_jax.config import ModelConfig
 from plamo2_jax.convert.quantized import FOLDER as QUANTIZED
+from plamo2_jax.convert.read import read_public_config
 from plamo2_jax.eval.results import TaskResult, read_results
 from plamo2_jax.json_input import read_json_object
 from plamo2_jax.report.run import EVALUATION, LANGUAGES, Run, read_evaluation
@@ -54,8 +56,11 @@ class Model:
     """A model of a run folder, with what was measured about it."""
 
     name: str
-    run: Run | None = None
+    folder: Path | None = None
     """None: a model that was evaluated and has no folder here."""
+    config: ModelConfig | None = None
+    run: Run | None = None
+    """Its run; None: a folder in the public layout."""
     stage: str | None = None
     """The stage of the pipeline that made it."""
     results: Mapping[str, TaskResult] = dataclasses.field(default_factory=dict)
@@ -76,9 +81,17 @@ def read_models(
         notes: gets a sentence about each folder that could not be read.
     """
     scored = _scored(folder, notes)
+    names = {folder.name, base.name}
     if stages is None:
         return scored, set()
-    models = {"": Model(base.name, base)} | {run.name: Model(run.name, run) for run in below}
+    models = {"": Model(base.name, folder, base.model, base)}
+    models |= {run.name: Model(run.name, run.folder, run.model, run) for run in below}
+    for key in stages.makers:
+        if key not in models and not is_link(folder / key):
+            try:
+                models[key] = Model(key, folder / key, read_public_config(folder / key))
+            except ValueError:
+                continue  # Other folders have a config.json too, such as preference data.
     for key, model in models.items():
         model.stage = stages.makers.get(key)
     order = list(stages.makers)
@@ -87,7 +100,7 @@ def read_models(
     for path in sorted(folder.iterdir()):
         if path.name.endswith(EVALUATION) and not is_link(path) and path.is_file():
             try:
-                key = _key(read_json_object(path).get("model"), models, folder)
+                key = _key(read_json_object(path).get("model"), models, names)
                 if key is not None:
                     models[key].heldout = read_evaluation(path)
                     used.add(path.name)
@@ -96,7 +109,7 @@ def read_models(
     others = []
     for found in scored:
         # All tasks of a folder have the same model.
-        key = _key(next(iter(found.results.values())).result["model"].get("model"), models, folder)
+        key = _key(next(iter(found.results.values())).result["model"].get("model"), models, names)
         if key is None or models[key].results:
             others.append(found)
             continue
@@ -178,12 +191,12 @@ def _scored(folder: Path, notes: list[str]) -> list[Model]:
     return [model for _, model in found]
 
 
-def _key(evaluated: Any, models: Mapping[str, Model], folder: Path) -> str | None:
+def _key(evaluated: Any, models: Mapping[str, Model], base_names: set[str]) -> str | None:
     """Return the key of an evaluated model: the name of a folder, "" for the run itself, or None for another model or checkpoint."""
     name = Path(evaluated).name if isinstance(evaluated, str) else ""
-    if name in models:
-        return name if name else None
-    return "" if name and models[""].run is not None and name in (folder.name, models[""].run.name) else None
+    if name and name in models:
+        return name
+    return "" if name in base_names else None
 
 
 def _bits(model: Model, language: str, with_log: bool) -> str:
@@ -214,17 +227,15 @@ def _chance(found: TaskResult) -> str:
 
 
 def _kind(model: Model, stages: Stages) -> str:
-    if model.run is None:
-        return "–"
     verb = next((row.command.split()[0] for row in stages.rows if row.name == model.stage), "")
-    return _VERBS.get(verb, model.run.kind)
+    return _VERBS.get(verb, "–" if model.run is None else model.run.kind)
 
 
 def _size(model: Model) -> tuple[str, str]:
     """Return the number of parameters of a model, and the size of its weights without the state of the optimizer."""
-    if model.run is None:
+    if model.folder is None or model.config is None:
         return "–", "–"
-    return f"{model.run.model.parameter_count():,}", in_bytes(_weight_bytes(model.run.folder))
+    return f"{model.config.parameter_count():,}", in_bytes(_weight_bytes(model.folder))
 
 
 def _weight_bytes(folder: Path) -> int | None:

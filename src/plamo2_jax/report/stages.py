@@ -14,7 +14,7 @@ from plamo2_jax.pipeline.state import FOLDER, Record, State, Status
 from plamo2_jax.report.layout import place
 from plamo2_jax.storage import is_link
 
-_WIDTH, _HEIGHT, _GAP, _ROW_GAP = 142, 44, 14, 28
+_WIDTH, _HEIGHT, _GAP, _ROW_GAP = 148, 46, 14, 28
 _WORDS: Mapping[Status, str] = {
     "waiting": "not run",
     "running": "running",
@@ -167,7 +167,7 @@ def _draw(rows: Sequence[StageRow]) -> Markup:
         parts.append(
             f'<g class="{row.status}" transform="translate({left:.1f} {top})"><title>{escape(title)}</title>'
             f'<rect width="{_WIDTH}" height="{_HEIGHT}" rx="6"/>'
-            f'<rect class="share" y="{_HEIGHT - 4}" width="{max(row.share * _WIDTH, 0):.1f}" height="4"/>'
-            f'<text x="10" y="18">{escape(name)}</text><text class="soft" x="10" y="34">{escape(figures)}</text></g>'
+            f'<rect class="share" x="10" y="{_HEIGHT - 7}" width="{max(row.share, 0) * (_WIDTH - 20):.1f}" height="3"/>'
+            f'<text x="10" y="18">{escape(name)}</text><text class="soft" x="10" y="33">{escape(figures)}</text></g>'
         )
     return Markup("".join([*parts, "</svg>"]))
