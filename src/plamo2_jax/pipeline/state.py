@@ -19,8 +19,8 @@ from plamo2_jax.pipeline.files import Files
 from plamo2_jax.storage import lock_folder, write_whole
 
 FOLDER = ".pipeline"
-PROGRESS = ".progress.json"
-"""File in FOLDER. The name of a stage cannot start with a dot."""
+PROGRESS = ".progress"
+"""File in FOLDER. The names of the records end with .json."""
 
 
 @dataclasses.dataclass
