@@ -23,7 +23,7 @@ from plamo2_jax.json_input import parse_json
 from plamo2_jax.model_files import optional_file
 from plamo2_jax.storage import Mirror, is_full_disk, located, naming_full_disk, write_whole
 from plamo2_jax.train.task import PROCESSED, means
-from plamo2_jax.train.writers import TENSORBOARD, WriterName, open_writers
+from plamo2_jax.train.writers import RUN_ID, TENSORBOARD, WANDB, WriterName, open_writers
 
 METRICS = "metrics.jsonl"
 _MOST_BYTES = 16 << 20
@@ -53,6 +53,9 @@ class MetricsLog:
         self._mirror = Mirror(folder)
         self._folder = self._mirror.folder
         self._mirror.download(METRICS)
+        if WANDB in writers:  # A run in a bucket keeps the id of its run of Weights & Biases there.
+            (self._folder / WANDB).mkdir(parents=True, exist_ok=True)
+            self._mirror.download(f"{WANDB}/{RUN_ID}")
         self._writers = open_writers(writers, self._folder, about or {})
         self._open(step)
 

@@ -14,7 +14,8 @@ from plamo2_jax.errors import PlamoError
 WriterName = Literal["tensorboard", "wandb"]
 TENSORBOARD, WANDB = "tensorboard", "wandb"
 """Folders in the run folder."""
-_RUN_ID = "run_id.txt"
+RUN_ID = "run_id.txt"
+"""File in wandb/ with the id of the run of Weights & Biases."""
 Line = Mapping[str, float]
 
 
@@ -113,7 +114,7 @@ class WandbWriter:
         import wandb
 
         (folder / WANDB).mkdir(parents=True, exist_ok=True)
-        identity = folder / WANDB / _RUN_ID
+        identity = folder / WANDB / RUN_ID
         self._is_new = not identity.is_file()
         if self._is_new:
             identity.write_text(uuid.uuid4().hex[:16], encoding="ascii")
