@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 _MARK = "<!-- packages -->"
 _WIDTH = 74
-_CHARACTER = 6.6  # width of a character at 11 px, in px
+_CHARACTER = 6.2  # width of a character at 11 px, in px
 _BADGE = """<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="20" role="img" aria-label="{name}: {value}">
 <title>{name}: {value}</title>
 <rect width="{width}" height="20" rx="3" fill="#555"/>
@@ -66,14 +66,16 @@ def badges() -> dict[str, str]:
 
 
 def packages() -> str:
-    """Return the layers of the import contract as a diagram in text. Single modules are left out, except for config and checkpoint."""
+    """Return the layers of the import contract as a diagram in text. Single modules are left out, except for api, config and checkpoint."""
     settings = _settings()
     layers = settings["importlinter:contract:layers"]["layers"].split("\n")
     rows = []
     for layer in filter(None, layers):
         names = [name.strip().removeprefix("plamo2_jax.") for name in layer.split("|")]
         folders = [
-            name for name in names if (ROOT / "src" / "plamo2_jax" / name).is_dir() or name in ("config", "checkpoint")
+            name
+            for name in names
+            if (ROOT / "src" / "plamo2_jax" / name).is_dir() or name in ("api", "config", "checkpoint")
         ]
         if names == ["plamo2_kernels"]:
             folders = ["kernels"]

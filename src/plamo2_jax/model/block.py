@@ -21,11 +21,11 @@ from plamo2_kernels.ssd import Implementation
 
 Remat = Literal["none", "dots", "dots_except_up", "dots_except_gate_up", "outputs", "block", "offload"]
 """Activations of a period that the forward pass saves for the backward pass, which recomputes the others, from the most saved to the
-fewest. All but "none" save the input of
-the period; the table in docs/pretraining.md has the memory and the recomputation of each.
+fewest. docs/sharding.md has the memory and the recomputation of each.
 
-none: saves all. dots: saves the results of products with weights. dots_except_up, dots_except_gate_up: as dots, without the widest
-products of the MLP. outputs: saves the results of mixers and MLPs. block: saves only the input. offload: saves the input in host memory.
+none: saves all. dots: saves the input of the period and the results of products with weights. dots_except_up, dots_except_gate_up: as
+dots, without the widest products of the MLP. outputs: saves the input and the results of mixers and MLPs. block: saves the input.
+offload: saves the input in host memory.
 """
 
 _INPUT = "period_input"
