@@ -132,7 +132,8 @@ def test_refusals_say_how_much_is_over(message, overflow):
 @dataclasses.dataclass
 class Statistics:
     argument_size_in_bytes: int = 1000
-    temp_size_in_bytes: int = 10**6
+    peak_memory_in_bytes: int = 1000 + 10**6 + 100
+    temp_size_in_bytes: int = 2 * 10**6
     output_size_in_bytes: int = 900
     alias_size_in_bytes: int = 800
     generated_code_size_in_bytes: int = 50

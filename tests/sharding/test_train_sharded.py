@@ -10,6 +10,7 @@ import pytest
 
 from plamo2_jax.model.loss import largest_chunk
 from plamo2_jax.model.plamo2 import init_params
+from plamo2_jax.model.remat import REMAT
 from plamo2_jax.sharding.mesh import AXES, MeshConfig, make_mesh
 from plamo2_jax.sharding.rules import batch_sharding, replicated, with_shardings
 from plamo2_jax.train.optimizer import OptimizerConfig, make_optimizer
@@ -174,11 +175,13 @@ def test_chunks_of_the_loss_change_nothing_and_never_hold_the_logits(deep, keeps
 
 def test_recomputing_changes_nothing_and_keeps_less(deep, keeps_all):
     kept = {"none": temporary(keeps_all[0])}
-    for remat in ("dots", "block", "offload"):
+    for remat in REMAT[1:]:
         compiled, result = deep(remat=remat)
         assert_same(result, keeps_all[1])
         kept[remat] = temporary(compiled)
-    assert kept["block"] < kept["dots"] < kept["none"]
+    # On CPU, host memory is the memory of the device.
+    sizes = [kept[remat] for remat in REMAT if remat != "offload"]
+    assert sizes == sorted(set(sizes), reverse=True)
 
 
 def test_offloading_puts_the_inputs_of_periods_into_host_memory():

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import flax.linen as nn
 import jax
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from plamo2_jax.config import LayerKind, ModelConfig
@@ -15,35 +12,10 @@ from plamo2_jax.model.attention import Attention
 from plamo2_jax.model.cache import AttentionCache, Context, LayerCache, MambaCache
 from plamo2_jax.model.layers import MIXER_SCALE, MLP_SCALE, GatedMLP, RMSNorm, observe, record_block_influence
 from plamo2_jax.model.mamba import Mamba
+from plamo2_jax.model.remat import INPUT, named
 from plamo2_kernels.attention import Implementation as AttentionImplementation
 from plamo2_kernels.quant import Implementation as ProductImplementation
 from plamo2_kernels.ssd import Implementation
-
-Remat = Literal["none", "dots", "block", "offload"]
-"""Activations of a period that the forward pass saves for the backward pass, which recomputes the others.
-
-none: saves all. dots: saves the period's input and the results of products with weights. block: saves the input. offload: saves the input
-in host memory.
-"""
-
-_INPUT = "period_input"
-
-
-def recomputed(period: type[nn.Module], remat: Remat) -> type[nn.Module]:
-    """Apply a rematerialization policy to `Period`."""
-    policies = jax.checkpoint_policies
-    policy = {
-        # Products with batch axes, such as attention scores and those of the scan, are recomputed.
-        "dots": policies.dots_with_no_batch_dims_saveable,
-        "block": policies.nothing_saveable,
-        "offload": policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[],
-            names_which_can_be_offloaded=[_INPUT],
-            offload_src="device",
-            offload_dst="pinned_host",
-        ),
-    }
-    return period if remat == "none" else nn.remat(period, prevent_cse=False, policy=policy[remat])
 
 
 class Block(nn.Module):
@@ -100,7 +72,7 @@ class Period(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"], caches: tuple | None, context: Context):
         """Return the residual stream after the period, and the new caches of its layers (None without caches)."""
-        x = checkpoint_name(x, _INPUT)
+        x = named(x, INPUT)
         start, new = x, []
         for position, kind in enumerate(self.kinds):
             settings = (self.implementation, self.attention_implementation, self.mesh, self.product_implementation)

@@ -24,11 +24,12 @@ from jaxtyping import Array, Float, Int
 
 from plamo2_jax.config import LayerGroup, ModelConfig
 from plamo2_jax.model import axes, parallel
-from plamo2_jax.model.block import Period, Remat, recomputed
+from plamo2_jax.model.block import Period
 from plamo2_jax.model.cache import Cache, Context, KeyDtype, advance, init_cache, make_context
 from plamo2_jax.model.layers import OBSERVED, RMSNorm
 from plamo2_jax.model.linear import lookup, multiplies_few_rows, multiply
 from plamo2_jax.model.parameters import DeclaredParameter, parameter
+from plamo2_jax.model.remat import Remat, recomputed
 from plamo2_kernels.attention import Implementation as AttentionImplementation
 from plamo2_kernels.quant import Implementation as ProductImplementation
 from plamo2_kernels.ssd import Implementation

@@ -54,6 +54,10 @@ class Memory:
         """Bytes at the peak."""
         return self.argument_bytes + self.temporary_bytes + self.output_bytes + self.code_bytes
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields, `used` and `other_temporaries`, for JSON."""
+        return {**dataclasses.asdict(self), "used": self.used, "other_temporaries": self.other_temporaries}
+
     @property
     def other_temporaries(self) -> int:
         """Bytes of temporaries that are neither saved activations nor gradients."""
@@ -86,20 +90,24 @@ def memory_of(
         parameter_shapes: shapes of one chip's shards of the parameters, which distinguish gradients from activations.
         hbm: bytes of HBM that are available.
     """
-    kept, gradients = _carried(module, set(parameter_shapes))
+    kept, gradients = carried(module, set(parameter_shapes))
+    argument_bytes = statistics.argument_size_in_bytes
+    output_bytes = statistics.output_size_in_bytes - statistics.alias_size_in_bytes
+    # `temp_size_in_bytes` counts gaps between buffers twice: programs with more of it than there is HBM compile.
+    temporary_bytes = statistics.peak_memory_in_bytes - argument_bytes - output_bytes
     return Memory(
         hbm,
         dict(arguments),
-        statistics.argument_size_in_bytes,
+        argument_bytes,
         kept,
         gradients,
-        statistics.temp_size_in_bytes,
-        statistics.output_size_in_bytes - statistics.alias_size_in_bytes,
+        temporary_bytes,
+        output_bytes,
         statistics.generated_code_size_in_bytes,
     )
 
 
-def _carried(module: Module, parameters: set[tuple[int, ...]]) -> tuple[int, int]:
+def carried(module: Module, parameters: set[tuple[int, ...]]) -> tuple[int, int]:
     """Return the bytes of the arrays that loops fill slice by slice: saved activations, and gradients.
 
     Only the outermost two levels of loops count. Loops inside a layer, over chunks or blocks, fill small arrays that are freed with the

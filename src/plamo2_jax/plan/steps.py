@@ -1,4 +1,4 @@
-"""Plan the programs of a run, each in a separate compiler process; find the nearest change that fits; sweep meshes."""
+"""Plan the programs of a run, each in a separate compiler process; find the nearest change that fits."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ import os
 from collections.abc import Iterator
 
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.model.remat import REMAT
 from plamo2_jax.plan import step
 from plamo2_jax.plan.compiler import ENVIRONMENT, libtpu_version
 from plamo2_jax.plan.request import Request
 from plamo2_jax.plan.step import StepPlan
 from plamo2_jax.plan.worker import Worker
 from plamo2_jax.train.config import RunConfig
-
-# Remat policies, from the most saved activations to the fewest.
-_REMAT = ("none", "dots", "block", "offload")
 
 
 def plan(request: Request) -> StepPlan:
@@ -49,7 +47,7 @@ def changes(config: RunConfig, devices: int) -> Iterator[tuple[str, RunConfig]]:
     """Yield changes that need less memory as (options, config), the nearest first. Each includes the changes before it."""
     replace = dataclasses.replace
     per_device = config.data.batch_size // config.accumulation // math.prod(config.mesh.shape(devices)[:2])
-    for remat in _REMAT[_REMAT.index(config.remat) + 1 : -1]:
+    for remat in REMAT[REMAT.index(config.remat) + 1 : -1]:
         config = replace(config, remat=remat)
         yield f"--remat {remat}", config
     if config.loss_chunk is None and config.data.sequence_length % 512 == 0:
@@ -83,22 +81,3 @@ def nearest_fit(request: Request, devices: int) -> tuple[list[str], Request, Ste
             if found.fits:
                 return made, changed, found
     return None
-
-
-def sweep_points(config: RunConfig, devices: int) -> Iterator[tuple[str, RunConfig]]:
-    """Yield meshes and remat policies to compare as (options, config): all data × fsdp × tensor that divide rows and heads."""
-    replace = dataclasses.replace
-    slices, sequence = config.mesh.slices, config.mesh.sequence
-    heads = math.gcd(config.model.num_attention_heads, config.model.mamba_num_heads)
-    rows = config.data.batch_size // config.accumulation
-    for tensor in (1, 2, 4):
-        over = devices // (tensor * sequence)
-        if devices % (tensor * sequence) or heads % tensor:
-            continue
-        for data in (1, 2, 4, 8, 16):
-            if over % data or data % slices or rows % over or over // data < 4:
-                continue
-            for remat in ("dots", "block"):
-                mesh = replace(config.mesh, data=data, fsdp=over // data, tensor=tensor)
-                label = f"--mesh.data {data} --mesh.fsdp {over // data} --mesh.tensor {tensor} --remat {remat}"
-                yield label, replace(config, mesh=mesh, remat=remat)

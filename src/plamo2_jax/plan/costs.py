@@ -1,0 +1,157 @@
+"""Costs of operations, from compiled programs, and estimates for the operations of a program without machine code.
+
+libtpu chooses the tiles of an operation, and with them its cycles, when it generates the machine code. This takes about 95 % of a
+compilation. Programs of one model on different meshes share most operations, so a sweep takes their cycles from programs that it has
+compiled completely.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from plamo2_jax.plan.chips import Chip
+from plamo2_jax.plan.collectives import inner_instructions, is_collective
+from plamo2_jax.plan.hbm_traffic import instruction_bytes
+from plamo2_jax.plan.hlo import Computation, Instruction, Module, array_bytes
+from plamo2_jax.plan.roofline import Operation, estimate_operation, operation_of
+from plamo2_jax.plan.schedule.dump import Schedules
+
+_NAME = re.compile(r"%[\w.\-]+")
+_DIMS = re.compile(r"\[[\d,]*\]")
+_LAYOUT = re.compile(r"\{[^{}]*\}")
+_TRAILING = re.compile(r", (metadata|backend_config|frontend_attributes|sharding|control-predecessors|origin)=")
+# Share of the peak that a matrix product reaches with large tiles; used before any program is compiled completely.
+_PRODUCT_EFFICIENCY = 0.93
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Figures of one operation of a completely compiled program, and what they depend on."""
+
+    form: str
+    """Digest of the operation with shapes, layouts and memories. Equal forms have equal costs."""
+    family: str
+    """Digest of the operation without sizes and layouts. Costs in a family grow with `work`."""
+    work: float
+    """FLOPs of a matrix product; otherwise bytes of operands and results."""
+    estimated_cycles: int | None
+    bundles: int | None
+    mxu_cycles: float
+    hbm_bytes: int
+
+
+class Costs:
+    """Costs of the operations of completely compiled programs, by form and by family."""
+
+    def __init__(self, costs: Iterable[Cost] = ()) -> None:
+        self._forms: dict[str, Cost] = {}
+        self._families: dict[str, list[Cost]] = {}
+        self.add(costs)
+
+    def add(self, costs: Iterable[Cost]) -> None:
+        """Add the costs of a program. The first cost of a form is kept."""
+        for cost in costs:
+            if cost.form not in self._forms:
+                self._forms[cost.form] = cost
+                self._families.setdefault(cost.family, []).append(cost)
+
+    def operation(
+        self, module: Module, instruction: Instruction, computation: Computation, times: int, chip: Chip
+    ) -> tuple[Operation, bool]:
+        """Return an operation of a program without machine code, and whether its cost is that of an equal operation.
+
+        Otherwise the cost is scaled by the work from the most similar operation of its family, or is a roofline estimate if the family is
+        not known.
+        """
+        own = operation_of(module, instruction, times, None, instruction_bytes(module, computation, instruction), chip)
+        form, family, work = describe(module, instruction, computation)
+        equal = self._forms.get(form)
+        if equal is not None:
+            return _with_cost(own, equal, 1.0), True
+        alike = self._families.get(family)
+        if alike and work:
+            nearest = min(alike, key=lambda cost: abs(math.log(max(cost.work, 1.0) / work)))
+            return _with_cost(own, nearest, work / max(nearest.work, 1.0)), False
+        moving = own.hbm_bytes / chip.hbm_bytes_per_cycle
+        multiplying = 0.0
+        if own.kind == "convolution":
+            multiplying = work / chip.peak_flops * chip.clock / _PRODUCT_EFFICIENCY
+        return dataclasses.replace(own, estimated_cycles=round(max(moving, multiplying))), False
+
+
+def _with_cost(operation: Operation, cost: Cost, scale: float) -> Operation:
+    def scaled(cycles: int | None) -> int | None:
+        return None if cycles is None else round(cycles * scale)
+
+    return dataclasses.replace(
+        operation,
+        estimated_cycles=scaled(cost.estimated_cycles),
+        bundles=scaled(cost.bundles),
+        mxu_cycles=cost.mxu_cycles * scale,
+        # The schedule of a kernel tells which bytes it moves; for other operations, the program does.
+        hbm_bytes=round(cost.hbm_bytes * scale) if operation.kind == "kernel" else operation.hbm_bytes,
+    )
+
+
+def compiled_operations(module: Module, schedules: Schedules, chip: Chip) -> Iterator[tuple[Operation, Cost]]:
+    """Yield the operations of a completely compiled program, except collectives, each with its cost."""
+    for instruction, computation, times in module.executed():
+        if is_collective(module, instruction):
+            continue
+        o = estimate_operation(module, instruction, computation, times, schedules, chip)
+        yield (
+            o,
+            Cost(*describe(module, instruction, computation), o.estimated_cycles, o.bundles, o.mxu_cycles, o.hbm_bytes),
+        )
+
+
+def describe(module: Module, instruction: Instruction, computation: Computation) -> tuple[str, str, float]:
+    """Return the form, the family and the work of an instruction, as in `Cost`."""
+    shapes = [computation[name].shape if name in computation else "" for name in instruction.operands]
+    lines = [_line(instruction, shapes)]
+    fused = module.fused(instruction)
+    work = 0.0
+    if fused is not None:
+        for inner, scope in inner_instructions(module, instruction, computation):
+            operands = [scope[name].shape for name in inner.operands if name in scope]
+            lines.append(_line(inner, operands))
+            if inner.op == "convolution":
+                work += product_flops(inner, operands)
+    elif instruction.op == "convolution":
+        work = product_flops(instruction, shapes)
+    if instruction.is_kernel:
+        lines.append(re.sub(r"[.\d]+$", "", instruction.name))
+    work = work or float(sum(map(array_bytes, [*shapes, instruction.shape])))
+    exact = "\n".join(lines)
+    return _digest(exact), _digest(_LAYOUT.sub("", _DIMS.sub("[]", exact))), work
+
+
+def _line(instruction: Instruction, operands: Sequence[str]) -> str:
+    """Return an instruction without names and without what the compiler notes about its origin or its code."""
+    attributes = _TRAILING.split(instruction.attributes, maxsplit=1)[0]
+    # The value of a constant and the index of a parameter are in the arguments.
+    arguments = "" if instruction.operands else instruction.arguments[:40]
+    return f"{instruction.op} {instruction.shape} ({'; '.join(operands)}) {arguments} {_NAME.sub('', attributes)}"
+
+
+def product_flops(convolution: Instruction, operands: Sequence[str]) -> float:
+    """Return the FLOPs of a matrix product, which XLA writes as a convolution: 2 · results · weights per result."""
+    labels = re.search(r"dim_labels=\w+_(\w+)->", convolution.attributes)
+    if labels is None or len(operands) < 2:
+        return 0.0
+    weights = _sizes(operands[1])
+    outputs = weights[labels[1].index("o")] if len(weights) == len(labels[1]) else 1
+    return 2.0 * math.prod(_sizes(convolution.shape)) * math.prod(weights) / max(outputs, 1)
+
+
+def _sizes(shape: str) -> list[int]:
+    match = re.search(r"\[([\d,]*)\]", shape)
+    return [int(n) for n in match[1].split(",") if n] if match else []
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
