@@ -12,7 +12,7 @@ from plamo2_jax.errors import PlamoError
 from plamo2_jax.plan.candidates import candidates, least_bytes
 from plamo2_jax.plan.chips import CHIPS, chip_of_slice
 from plamo2_jax.plan.costs import Cost, Costs, describe, product_flops
-from plamo2_jax.plan.draft import Draft, buffer_bytes, estimate
+from plamo2_jax.plan.draft import Draft, buffer_bytes, estimate, with_wrapped_names
 from plamo2_jax.plan.hlo import parse_module
 from plamo2_jax.plan.journal import Journal
 from plamo2_jax.plan.request import Request
@@ -162,6 +162,31 @@ def draft(rows):
 
 def test_buffers_are_counted_by_kind():
     assert buffer_bytes(BUFFERS) == {"argument_bytes": 1200, "temporary_bytes": 5032, "output_bytes": 496}
+
+
+def test_asynchronous_operations_are_named_after_what_they_wrap():
+    module = with_wrapped_names(
+        parse_module(
+            """HloModule m, is_scheduled=true
+
+%async (p: f32[8]) -> f32[4] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %slice.1 = f32[4]{0:S(1)} slice(%p), slice={[0:4]}
+}
+
+ENTRY %main (x: f32[8]) -> f32[4] {
+  %x = f32[8]{0} parameter(0)
+  %s = ((f32[8]{0}), f32[4]{0:S(1)}, s32[]{:S(2)}) async-start(%x), calls=%async
+  %u = ((f32[8]{0}), f32[4]{0:S(1)}, s32[]{:S(2)}) async-update(%s)
+  ROOT %d = f32[4]{0:S(1)} async-done(%u)
+}
+"""
+        )
+    )
+    main = module.computations["main"]
+    assert [main[name].op for name in "sud"] == ["slice-start", "slice-update", "slice-done"]
+    assert main["s"].attributes == ", slice={[0:4]}"
+    assert [i.op for i, _, _ in module.executed()] == ["slice-start"]
 
 
 def test_the_plan_of_a_draft_has_memory_time_and_the_scaled_share():

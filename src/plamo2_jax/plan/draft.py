@@ -18,7 +18,7 @@ from plamo2_jax.plan.chips import chip_of
 from plamo2_jax.plan.collectives import Place, Slice, is_collective
 from plamo2_jax.plan.compiler import first_line, topology_devices
 from plamo2_jax.plan.costs import Costs
-from plamo2_jax.plan.hlo import parse_module
+from plamo2_jax.plan.hlo import Computation, Module, parse_module
 from plamo2_jax.plan.memory import Memory, Overflow, carried, parse_overflow
 from plamo2_jax.plan.program import train_program
 from plamo2_jax.plan.request import Request
@@ -130,6 +130,29 @@ def buffer_bytes(text: str) -> dict[str, int]:
     return sizes
 
 
+def with_wrapped_names(module: Module) -> Module:
+    """Name asynchronous operations after the operation that they wrap, as the text of a complete program does.
+
+    `async-start`, whose computation is one slice, becomes `slice-start` with the attributes of the slice.
+    """
+    return dataclasses.replace(
+        module, computations={name: _wrapped(module, scope) for name, scope in module.computations.items()}
+    )
+
+
+def _wrapped(module: Module, scope: Computation) -> Computation:
+    renamed: Computation = {}
+    for name, each in scope.items():
+        if each.op == "async-start":
+            inner = next(i for i in module.computations[each.called("calls")].values() if i.root)
+            each = dataclasses.replace(each, op=f"{inner.op}-start", attributes=inner.attributes)
+        elif each.op in ("async-update", "async-done"):
+            start = renamed[each.operands[0]].op.rpartition("-")[0]
+            each = dataclasses.replace(each, op=f"{start}-{each.op.rpartition('-')[2]}")
+        renamed[name] = each
+    return renamed
+
+
 def estimate(draft: Draft, costs: Costs, code_bytes: int = 0) -> StepPlan:
     """Return the plan of a draft, with cycles from the costs of completely compiled programs.
 
@@ -138,7 +161,7 @@ def estimate(draft: Draft, costs: Costs, code_bytes: int = 0) -> StepPlan:
     """
     if draft.error is not None or not draft.text:
         return StepPlan(**draft.facts, hbm_needed=draft.hbm_needed, error=draft.error)
-    module, chip = parse_module(draft.text), chip_of(draft.facts["device"])
+    module, chip = with_wrapped_names(parse_module(draft.text)), chip_of(draft.facts["device"])
     topology = Slice(chip, tuple(Place(index, tuple(coords)) for index, coords in draft.places))
     operations, seconds, scaled = [], 0.0, 0.0
     for instruction, computation, times in module.executed():
