@@ -150,7 +150,6 @@ def _one(options: Options, request: Request) -> int:
 def _sweep(options: Options, request: Request) -> int:
     from plamo2_jax.cli.plan_sweep import sweep
 
-    _warn_if_unverified()
     code, data = sweep(request, options.points, options.complete, options.minutes, options.journal)
     _write(options, data)
     return code

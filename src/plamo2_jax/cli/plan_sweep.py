@@ -31,7 +31,7 @@ def sweep(
     from plamo2_jax.plan import report
     from plamo2_jax.plan.candidates import candidates
     from plamo2_jax.plan.chips import chip_of_slice
-    from plamo2_jax.plan.compiler import device_count, libtpu_version
+    from plamo2_jax.plan.compiler import device_count, libtpu_version, unverified
     from plamo2_jax.plan.journal import Journal
     from plamo2_jax.plan.sweep import Sweep, table
     from plamo2_jax.progress import tqdm
@@ -46,6 +46,8 @@ def sweep(
             else f"no mesh divides data.batch_size={config.data.batch_size} and the heads over {devices} devices: change --data.batch-size"
         )
         raise PlamoError(f"--sweep finds no candidate on {request.topology}: {reason}")
+    if warning := unverified(libtpu_version()):
+        print(f"plamo2 plan: warning: {warning}", file=sys.stderr)
     chosen = found[: points or POINTS]
     folder = journal or Path("runs") / "plans" / f"{config.name}-{request.topology.replace(':', '-')}"
     running = Sweep(request, Journal(folder, request), minutes)
