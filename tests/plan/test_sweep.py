@@ -9,14 +9,16 @@ import pytest
 from plamo2_jax.cli.run_options import parse_config
 from plamo2_jax.config_file import load_config
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.plan.buffers import buffer_bytes
 from plamo2_jax.plan.candidates import candidates, least_bytes
 from plamo2_jax.plan.chips import CHIPS, chip_of_slice
-from plamo2_jax.plan.costs import Cost, Costs, describe, product_flops
-from plamo2_jax.plan.draft import Draft, buffer_bytes, estimate, with_wrapped_names
+from plamo2_jax.plan.costs import Costs, describe, product_sizes
+from plamo2_jax.plan.draft import Draft, estimate, with_wrapped_names
 from plamo2_jax.plan.hlo import parse_module
 from plamo2_jax.plan.journal import Journal
 from plamo2_jax.plan.request import Request
 from plamo2_jax.plan.sweep import Sweep, table
+from plamo2_jax.sharding.mesh import MeshConfig
 
 ROOT = Path(__file__).parent.parent.parent
 V5P = CHIPS["TPU v5"]
@@ -24,7 +26,8 @@ V5P = CHIPS["TPU v5"]
 
 @pytest.fixture(scope="module")
 def config():
-    return load_config(ROOT / "configs" / "pretrain_8b.py")
+    found = load_config(ROOT / "configs" / "pretrain_8b.py")
+    return dataclasses.replace(found, mesh=MeshConfig(data=4, fsdp=16))
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +40,12 @@ def found(config):
 
 def test_every_candidate_divides_the_run_and_is_given_by_its_options(config, found):
     assert len({each.options for each in found}) == len(found) > 50
-    for each in found[::7]:
+    for each in found:
         mesh = each.config.mesh
         assert mesh.data * mesh.fsdp * mesh.sequence * mesh.tensor == 64
         assert config.data.batch_size % (each.config.accumulation * mesh.data * mesh.fsdp) == 0
-        assert parse_config(config, each.options.split(), "plamo2 plan") == each.config
+    without = next(each for each in found if each.config.loss_chunk is None)
+    assert parse_config(config, without.options.split(), "plamo2 plan") == without.config
 
 
 def test_candidates_that_cannot_fit_are_left_out(config, found):
@@ -89,7 +93,7 @@ def product(rows, n=1, end=""):
 
 
 def cost(rows, cycles):
-    return Cost(*describe(*product(rows)[1:]), cycles, None, 0.0, 0)
+    return dataclasses.replace(describe(*product(rows)[1:]), estimated_cycles=cycles)
 
 
 def cycles(costs, rows, n=1):
@@ -99,10 +103,11 @@ def cycles(costs, rows, n=1):
     return operation.cycles, known
 
 
-def test_flops_of_a_product():
+def test_sizes_of_a_product():
     _, module, _, _ = product(1024)
     convolution = module.computations["fused"]["convolution.1"]
-    assert product_flops(convolution, ["bf16[1024,256]", "bf16[256,512]"]) == 2 * 1024 * 256 * 512
+    found = product_sizes(convolution, ["bf16[1024,256]", "bf16[256,512]"])
+    assert found == (2 * 1024 * 256 * 512, (1024, 256, 512))
 
 
 def test_an_equal_operation_has_an_equal_cost_whatever_its_name_and_its_code():
@@ -123,7 +128,7 @@ def test_an_unknown_operation_is_a_roofline_estimate():
     estimated, known = cycles(Costs(), 65536)
     assert not known
     moved = (65536 * 256 + 65536 * 512 + 256 * 512) * 2
-    assert estimated == pytest.approx(max(at_peak / 0.93, moved / V5P.hbm_bytes_per_cycle), rel=1e-6)
+    assert estimated == pytest.approx(max(at_peak / 0.93, moved / V5P.hbm_bytes_per_cycle), abs=1)
 
 
 # -- Drafts ------------------------------------------------------------------------------------------------------------------------

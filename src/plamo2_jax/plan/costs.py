@@ -35,9 +35,13 @@ class Cost:
     form: str
     """Digest of the operation with shapes, layouts and memories. Equal forms have equal costs."""
     family: str
-    """Digest of the operation without sizes and layouts. Costs in a family grow with `work`."""
+    """Digest of the operation without sizes and layouts."""
+    product: tuple[int, ...]
+    """Rows, contraction and columns of its largest matrix product; empty if it has none."""
     work: float
-    """FLOPs of a matrix product; otherwise bytes of operands and results."""
+    """FLOPs of matrix products; without one, bytes of operands and results."""
+    moved: float
+    """Bytes of operands and results."""
     estimated_cycles: int | None
     bundles: int | None
     mxu_cycles: float
@@ -45,11 +49,12 @@ class Cost:
 
 
 class Costs:
-    """Costs of the operations of completely compiled programs, by form and by family."""
+    """Costs of the operations of completely compiled programs."""
 
     def __init__(self, costs: Iterable[Cost] = ()) -> None:
         self._forms: dict[str, Cost] = {}
         self._families: dict[str, list[Cost]] = {}
+        self._products: list[Cost] = []
         self.add(costs)
 
     def add(self, costs: Iterable[Cost]) -> None:
@@ -58,29 +63,48 @@ class Costs:
             if cost.form not in self._forms:
                 self._forms[cost.form] = cost
                 self._families.setdefault(cost.family, []).append(cost)
+                if cost.product and cost.estimated_cycles:
+                    self._products.append(cost)
 
     def operation(
         self, module: Module, instruction: Instruction, computation: Computation, times: int, chip: Chip
     ) -> tuple[Operation, bool]:
         """Return an operation of a program without machine code, and whether its cost is that of an equal operation.
 
-        Otherwise the cost is scaled by the work from the most similar operation of its family, or is a roofline estimate if the family is
-        not known.
+        Otherwise a matrix product has the cost of the product with the nearest sizes, scaled by FLOPs. Other operations are scaled by bytes
+        from the nearest of their family, or are roofline estimates if the family is not known.
         """
         own = operation_of(module, instruction, times, None, instruction_bytes(module, computation, instruction), chip)
-        form, family, work = describe(module, instruction, computation)
-        equal = self._forms.get(form)
+        described = describe(module, instruction, computation)
+        equal = self._forms.get(described.form)
         if equal is not None:
             return _with_cost(own, equal, 1.0), True
-        alike = self._families.get(family)
-        if alike and work:
-            nearest = min(alike, key=lambda cost: abs(math.log(max(cost.work, 1.0) / work)))
-            return _with_cost(own, nearest, work / max(nearest.work, 1.0)), False
-        moving = own.hbm_bytes / chip.hbm_bytes_per_cycle
-        multiplying = 0.0
-        if own.kind == "convolution":
-            multiplying = work / chip.peak_flops * chip.clock / _PRODUCT_EFFICIENCY
-        return dataclasses.replace(own, estimated_cycles=round(max(moving, multiplying))), False
+        if described.product:
+            if not self._products:
+                cycles = described.work / chip.peak_flops * chip.clock / _PRODUCT_EFFICIENCY
+                return dataclasses.replace(own, estimated_cycles=round(max(cycles, _moving(own, chip)))), False
+            nearest = min(self._products, key=lambda cost: _distance(cost, described))
+            return _with_cost(own, nearest, described.work / nearest.work), False
+        alike = self._families.get(described.family)
+        if alike and described.work:
+            nearest = min(alike, key=lambda cost: _ratio(cost.work, described.work))
+            return _with_cost(own, nearest, described.work / max(nearest.work, 1.0)), False
+        return dataclasses.replace(own, estimated_cycles=round(_moving(own, chip))), False
+
+
+def _moving(operation: Operation, chip: Chip) -> float:
+    """Return the cycles in which HBM moves the bytes of an operation."""
+    return operation.hbm_bytes / chip.hbm_bytes_per_cycle
+
+
+def _ratio(one: float, other: float) -> float:
+    return abs(math.log(max(one, 1.0) / max(other, 1.0)))
+
+
+def _distance(cost: Cost, described: Cost) -> tuple[float, float]:
+    """Return how far two products differ in their sizes, and then in the bytes of the operations that they are part of."""
+    sizes = sum(_ratio(one, other) for one, other in zip(cost.product, described.product, strict=True))
+    return sizes, _ratio(cost.moved, described.moved)
 
 
 def _with_cost(operation: Operation, cost: Cost, scale: float) -> Operation:
@@ -103,31 +127,31 @@ def compiled_operations(module: Module, schedules: Schedules, chip: Chip) -> Ite
         if is_collective(module, instruction):
             continue
         o = estimate_operation(module, instruction, computation, times, schedules, chip)
-        yield (
-            o,
-            Cost(*describe(module, instruction, computation), o.estimated_cycles, o.bundles, o.mxu_cycles, o.hbm_bytes),
-        )
+        figures = {name: getattr(o, name) for name in ("estimated_cycles", "bundles", "mxu_cycles", "hbm_bytes")}
+        yield o, dataclasses.replace(describe(module, instruction, computation), **figures)
 
 
-def describe(module: Module, instruction: Instruction, computation: Computation) -> tuple[str, str, float]:
-    """Return the form, the family and the work of an instruction, as in `Cost`."""
+def describe(module: Module, instruction: Instruction, computation: Computation) -> Cost:
+    """Return a Cost with what the cost of an instruction depends on, and without figures."""
     shapes = [computation[name].shape if name in computation else "" for name in instruction.operands]
     lines = [_line(instruction, shapes)]
-    fused = module.fused(instruction)
-    work = 0.0
-    if fused is not None:
+    products: list[tuple[float, tuple[int, ...]]] = []
+    if instruction.op == "fusion":
         for inner, scope in inner_instructions(module, instruction, computation):
             operands = [scope[name].shape for name in inner.operands if name in scope]
             lines.append(_line(inner, operands))
             if inner.op == "convolution":
-                work += product_flops(inner, operands)
+                products.append(product_sizes(inner, operands))
     elif instruction.op == "convolution":
-        work = product_flops(instruction, shapes)
+        products.append(product_sizes(instruction, shapes))
     if instruction.is_kernel:
         lines.append(re.sub(r"[.\d]+$", "", instruction.name))
-    work = work or float(sum(map(array_bytes, [*shapes, instruction.shape])))
+    moved = float(sum(map(array_bytes, [*shapes, instruction.shape])))
+    work = sum(flops for flops, _ in products)
     exact = "\n".join(lines)
-    return _digest(exact), _digest(_LAYOUT.sub("", _DIMS.sub("[]", exact))), work
+    family = _digest(_LAYOUT.sub("", _DIMS.sub("[]", exact)))
+    largest = max(products)[1] if products else ()
+    return Cost(_digest(exact), family, largest, work or moved, moved, None, None, 0.0, 0)
 
 
 def _line(instruction: Instruction, operands: Sequence[str]) -> str:
@@ -138,14 +162,13 @@ def _line(instruction: Instruction, operands: Sequence[str]) -> str:
     return f"{instruction.op} {instruction.shape} ({'; '.join(operands)}) {arguments} {_NAME.sub('', attributes)}"
 
 
-def product_flops(convolution: Instruction, operands: Sequence[str]) -> float:
-    """Return the FLOPs of a matrix product, which XLA writes as a convolution: 2 · results · weights per result."""
+def product_sizes(convolution: Instruction, operands: Sequence[str]) -> tuple[float, tuple[int, ...]]:
+    """Return the FLOPs of a matrix product, which XLA writes as a convolution, and its rows, contraction and columns."""
+    results, weights = math.prod(_sizes(convolution.shape)), _sizes(operands[1])
     labels = re.search(r"dim_labels=\w+_(\w+)->", convolution.attributes)
-    if labels is None or len(operands) < 2:
-        return 0.0
-    weights = _sizes(operands[1])
-    outputs = weights[labels[1].index("o")] if len(weights) == len(labels[1]) else 1
-    return 2.0 * math.prod(_sizes(convolution.shape)) * math.prod(weights) / max(outputs, 1)
+    columns = weights[labels[1].index("o")] if labels and len(weights) == len(labels[1]) else 1
+    contraction = math.prod(weights) // max(columns, 1)
+    return 2.0 * results * contraction, (results // max(columns, 1), contraction, columns)
 
 
 def _sizes(shape: str) -> list[int]:

@@ -6,7 +6,6 @@ At this point the program has its final operations, order, collectives and memor
 from __future__ import annotations
 
 import dataclasses
-import re
 import threading
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import jax
 
+from plamo2_jax.plan.buffers import dump_options, program_text, read_buffers
 from plamo2_jax.plan.chips import chip_of
 from plamo2_jax.plan.collectives import Place, Slice, is_collective
 from plamo2_jax.plan.compiler import first_line, topology_devices
@@ -25,10 +25,7 @@ from plamo2_jax.plan.request import Request
 from plamo2_jax.plan.roofline import operation_seconds
 from plamo2_jax.plan.step import StepPlan, facts_of, figures, topology_of
 
-_TEXT = "*.after_optimizations_after_buffer_assignment.txt"
-_BUFFERS = "*.after_optimizations-buffer-assignment.txt"
 _POLL_SECONDS = 0.1
-_ALLOCATION = re.compile(r"^allocation \d+: size (\d+)(.*)$", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +63,10 @@ def compile_draft(request: Request, dump: Path) -> Draft:
     lowered = program.trace().lower()
     traced = time.perf_counter() - begin
     problems: list[Exception] = []
-    options = {"xla_dump_to": str(dump), "xla_dump_hlo_as_text": True}
 
     def run() -> None:
         try:
-            lowered.compile(compiler_options=options)
+            lowered.compile(compiler_options=dump_options(dump))
         except Exception as problem:  # The compiler's refusal is a result, whatever its type.
             problems.append(problem)
 
@@ -79,7 +75,7 @@ def compile_draft(request: Request, dump: Path) -> Draft:
     text = ""
     while not text:
         alive = thread.is_alive()
-        text = _whole_program(dump)
+        text = program_text(dump)
         if not alive and not text:
             break
         time.sleep(_POLL_SECONDS)
@@ -94,8 +90,7 @@ def compile_draft(request: Request, dump: Path) -> Draft:
     }
     if not text:
         return _refused(facts, common, problems)
-    sizes = buffer_bytes(next(dump.glob(_BUFFERS)).read_text())
-    return Draft(facts, **common, text=text, **sizes)
+    return Draft(facts, **common, text=text, **read_buffers(dump))
 
 
 def _refused(facts: dict[str, Any], common: dict[str, Any], problems: list[Exception]) -> Draft:
@@ -104,30 +99,6 @@ def _refused(facts: dict[str, Any], common: dict[str, Any], problems: list[Excep
     if overflow is None:
         return Draft(facts, **common, error=first_line(problem))
     return Draft(facts | {"hbm_available": overflow.available}, **common, hbm_needed=overflow.needed)
-
-
-def _whole_program(dump: Path) -> str:
-    """Return the text of the program if the compiler has written all of it; the entry computation is the last one."""
-    for path in dump.glob(_TEXT):
-        text = path.read_text()
-        if "\nENTRY " in text and text.rstrip().endswith("}"):
-            return text
-    return ""
-
-
-def buffer_bytes(text: str) -> dict[str, int]:
-    """Return the HBM bytes of arguments, temporaries and outputs in the compiler's list of buffers."""
-    sizes = {"argument_bytes": 0, "temporary_bytes": 0, "output_bytes": 0}
-    for size, kind in _ALLOCATION.findall(text):
-        if re.search(r", color [1-9]", kind) or "constant" in kind.split("shape")[0]:
-            continue
-        if ", parameter " in kind:
-            sizes["argument_bytes"] += int(size)
-        elif kind.rstrip(": ").endswith("maybe-live-out"):
-            sizes["output_bytes"] += int(size)
-        else:
-            sizes["temporary_bytes"] += int(size)
-    return sizes
 
 
 def with_wrapped_names(module: Module) -> Module:

@@ -80,12 +80,18 @@ def chip_bytes(tree: Any) -> int:
 
 
 def memory_of(
-    module: Module, statistics: Any, arguments: Mapping[str, int], parameter_shapes: Iterable[tuple[int, ...]], hbm: int
+    module: Module,
+    statistics: Any,
+    buffers: Mapping[str, int] | None,
+    arguments: Mapping[str, int],
+    parameter_shapes: Iterable[tuple[int, ...]],
+    hbm: int,
 ) -> Memory:
     """Return the memory account of a compiled program.
 
     Args:
         statistics: `compiled.memory_analysis()`.
+        buffers: `buffers.buffer_bytes` of the program; None: it is not known.
         arguments: bytes by kind.
         parameter_shapes: shapes of one chip's shards of the parameters, which distinguish gradients from activations.
         hbm: bytes of HBM that are available.
@@ -93,8 +99,12 @@ def memory_of(
     kept, gradients = carried(module, set(parameter_shapes))
     argument_bytes = statistics.argument_size_in_bytes
     output_bytes = statistics.output_size_in_bytes - statistics.alias_size_in_bytes
-    # `temp_size_in_bytes` counts gaps between buffers twice: programs with more of it than there is HBM compile.
-    temporary_bytes = statistics.peak_memory_in_bytes - argument_bytes - output_bytes
+    # `temp_size_in_bytes` counts the gaps between buffers twice: programs with more of it than there is HBM compile.
+    temporary_bytes = (
+        statistics.temp_size_in_bytes
+        if buffers is None
+        else buffers["temporary_bytes"] + buffers["output_bytes"] - output_bytes
+    )
     return Memory(
         hbm,
         dict(arguments),

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from plamo2_jax.plan.buffers import dump_options, read_buffers
 from plamo2_jax.plan.chips import Chip, chip_of
 from plamo2_jax.plan.collectives import Collective, Place, Slice, collectives
 from plamo2_jax.plan.compiler import first_line, libtpu_version, topology_devices
@@ -152,7 +153,7 @@ def _plan_and_costs(program: Program, dump: Path) -> tuple[StepPlan, tuple[Cost,
     middle, used = time.perf_counter(), time.process_time()
     compiled = overflow = error = None
     try:
-        compiled = traced.lower().compile()
+        compiled = traced.lower().compile(compiler_options=dump_options(dump))
     except Exception as problem:  # The compiler's refusal is a result, whatever its type.
         overflow, error = parse_overflow(str(problem)), first_line(problem)
     facts = facts_of(program, middle - begin, time.perf_counter() - middle, time.process_time() - used)
@@ -164,7 +165,14 @@ def _plan_and_costs(program: Program, dump: Path) -> tuple[StepPlan, tuple[Cost,
     chip = chip_of(devices[0].device_kind)
     module = dataclasses.replace(parse_module(compiled.as_text()), data_dependent_trips=program.data_dependent_trips)
     parameters = [leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(program.parts["parameters"])]
-    memory = memory_of(module, compiled.memory_analysis(), facts["arguments"], parameters, facts["hbm_available"])
+    memory = memory_of(
+        module,
+        compiled.memory_analysis(),
+        read_buffers(dump),
+        facts["arguments"],
+        parameters,
+        facts["hbm_available"],
+    )
     pairs = list(compiled_operations(module, Schedules(dump), chip))
     found = StepPlan(
         **facts,
