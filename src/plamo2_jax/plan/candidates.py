@@ -47,19 +47,25 @@ class Candidate:
     config: RunConfig
     least_bytes: float
     """Lower bound on the HBM bytes of one chip."""
+    likely_bytes: float
+    """Rough estimate of the HBM bytes of one chip, for the order of compilation."""
     seconds: float
     """Rough time of a step, for the order of compilation."""
 
 
 def candidates(config: RunConfig, devices: int, chip: Chip) -> tuple[list[Candidate], int]:
-    """Return the candidates whose lower bound fits into HBM, the fastest by a rough estimate first, and the number of others.
+    """Return the candidates whose lower bound fits into HBM, and the number of others.
+
+    The candidates that are likely to fit come first, and among them the fastest by a rough estimate.
 
     Args:
         devices: Number of devices of all slices.
     """
     found = list(_all(config, devices, chip))
     fitting = [each for each in found if each.least_bytes <= chip.hbm_bytes]
-    return sorted(fitting, key=lambda each: (each.seconds, each.options)), len(found) - len(fitting)
+    return sorted(fitting, key=lambda each: (each.likely_bytes > chip.hbm_bytes, each.seconds, each.options)), len(
+        found
+    ) - len(fitting)
 
 
 def _all(config: RunConfig, devices: int, chip: Chip) -> Iterator[Candidate]:
@@ -70,7 +76,7 @@ def _all(config: RunConfig, devices: int, chip: Chip) -> Iterator[Candidate]:
                 continue
             accumulation = config.data.batch_size // (groups * rows)
             point = dataclasses.replace(config, mesh=mesh, accumulation=accumulation, remat=remat, loss_chunk=chunk)
-            yield Candidate(options(point), point, least_bytes(point), rough_seconds(point, chip))
+            yield Candidate(options(point), point, *memory_bounds(point), rough_seconds(point, chip))
 
 
 def options(config: RunConfig) -> str:
@@ -105,8 +111,11 @@ def _chunks(config: RunConfig, mesh: MeshConfig) -> list[int | None]:
     return sorted(chosen, key=lambda size: size or 0)
 
 
-def least_bytes(config: RunConfig) -> float:
-    """Return a lower bound on the HBM bytes of one chip: parameters, moments, gradients, saved activations and one chunk of logits."""
+def memory_bounds(config: RunConfig) -> tuple[float, float]:
+    """Return a lower bound on the HBM bytes of one chip, and a rough estimate.
+
+    The lower bound is parameters, moments, gradients, saved activations and one chunk of logits.
+    """
     model, mesh, length = config.model, config.mesh, config.data.sequence_length
     shards = mesh.fsdp * mesh.tensor * mesh.sequence
     moments = _STATE_BYTES[config.optimizer.mu_dtype] + _STATE_BYTES[config.optimizer.nu_dtype]
@@ -117,8 +126,14 @@ def least_bytes(config: RunConfig) -> float:
     width = 2 if config.dtype == "bfloat16" else 4
     saved = tokens * width * sum(_saved_channels(config, group.kinds) * group.count for group in model.layer_groups)
     chunk = tokens if config.loss_chunk is None else tokens * config.loss_chunk / length
-    logits = chunk * model.vocab_size / mesh.tensor * 2
-    return copies * model.parameter_count() / shards + saved + logits
+    logits = chunk * model.vocab_size / mesh.tensor
+    always = copies * model.parameter_count() / shards
+    # Without remat, the results of element-by-element operations are saved too. Logits exist in float32, with their gradient and a copy.
+    # One layer needs about ten arrays as wide as the MLP, and the embedding is gathered in two types.
+    table = 10 * model.vocab_size * model.hidden_size / mesh.tensor
+    layer = 10 * tokens * width * model.intermediate_size / mesh.tensor
+    likely = always + saved * (2 if config.remat == "none" else 1.05) + 10 * logits + table + layer
+    return always + saved + 2 * logits, likely
 
 
 def _saved_channels(config: RunConfig, kinds: tuple[LayerKind, ...]) -> float:
