@@ -17,7 +17,7 @@ from plamo2_jax.plan.draft import Draft, estimate, with_wrapped_names
 from plamo2_jax.plan.hlo import parse_module
 from plamo2_jax.plan.journal import Journal
 from plamo2_jax.plan.request import Request
-from plamo2_jax.plan.sweep import Sweep, table
+from plamo2_jax.plan.sweep import Sweep, last_line, table
 from plamo2_jax.sharding.mesh import MeshConfig
 
 ROOT = Path(__file__).parent.parent.parent
@@ -254,3 +254,9 @@ def test_a_slice_names_its_chip():
     assert chip_of_slice("v6e:16x16") is CHIPS["TPU v6 lite"]
     with pytest.raises(PlamoError, match="no figures"):
         chip_of_slice("v2:2x2")
+
+
+def test_the_reason_of_a_refusal_is_one_line():
+    assert last_line(PlamoError("heads=3 is not allowed: it must be even")) == "heads=3 is not allowed: it must be even"
+    log = "the process has ended; its log ends with: call\n    x = f()\njax.errors.SomeError: traced\nSee https://x\n-----\n"
+    assert last_line(RuntimeError(log)) == "jax.errors.SomeError: traced"

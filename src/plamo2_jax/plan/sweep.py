@@ -8,6 +8,7 @@ computed again after each.
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -52,7 +53,7 @@ class Sweep:
 
     @property
     def refused(self) -> dict[str, str]:
-        """Options → why the run cannot be divided this way."""
+        """Options → why the run cannot be compiled this way."""
         return self._refused
 
     def out_of_time(self) -> bool:
@@ -72,8 +73,9 @@ class Sweep:
                 try:
                     with Worker() as worker:
                         found = worker.call(draft.compile_draft, self._with(candidate))
-                except PlamoError as error:
-                    self._refused[candidate.options] = str(error)
+                except (PlamoError, RuntimeError) as error:
+                    # One candidate that cannot be compiled does not end the sweep.
+                    self._refused[candidate.options] = last_line(error)
                 else:
                     self._journal.add_draft(candidate.options, found)
             if found is not None:
@@ -85,12 +87,16 @@ class Sweep:
         by_options = {candidate.options: candidate for candidate in candidates}
         while not self.out_of_time():
             best = [point for point in self.points() if point.plan.fits][:count]
-            missing = [point for point in best if not point.complete]
+            missing = [point for point in best if not point.complete and point.options not in self._refused]
             if not missing:
                 return
             options = missing[0].options
-            with Worker() as worker:
-                plan, costs = worker.call(step.compile_with_costs, self._with(by_options[options]))
+            try:
+                with Worker() as worker:
+                    plan, costs = worker.call(step.compile_with_costs, self._with(by_options[options]))
+            except (PlamoError, RuntimeError) as error:
+                self._refused[options] = last_line(error)
+                continue
             self._journal.add_complete(options, plan, list(costs))
             self._costs.add(costs)
             self._keep(options, plan)
@@ -117,6 +123,12 @@ class Sweep:
 
     def _with(self, candidate: Candidate) -> Request:
         return dataclasses.replace(self._request, config=candidate.config)
+
+
+def last_line(error: BaseException) -> str:
+    """Return the last line of an error message that names the error, or its last line. The log of a process may follow after a reason."""
+    lines = [line.strip() for line in str(error).splitlines() if re.match(r"[\w.]+(Error|Exception)?: ", line)]
+    return lines[-1] if lines else str(error).strip().splitlines()[-1]
 
 
 def table(points: Sequence[Point]) -> Iterator[str]:
