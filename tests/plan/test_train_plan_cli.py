@@ -12,6 +12,7 @@ from plamo2_jax.plan.memory import chip_bytes
 from plamo2_jax.plan.program import train_program
 from plamo2_jax.plan.steps import changes
 from plamo2_jax.sharding.mesh import MeshConfig
+from plamo2_kernels.attention import splash
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 CONFIG = str(CONFIGS / "pretrain_8b.py")
@@ -79,3 +80,11 @@ def test_a_train_step_is_described_as_the_loop_compiles_it():
     # Two moments, and step counts.
     assert chip_bytes(program.parts["optimizer"]) == pytest.approx(8 * config.model.parameter_count(), abs=64)
     assert program.trace().out_info[0].step.shape == ()
+
+
+def test_the_kernels_trace_without_rematerialization():
+    """Splash attention keeps tables in a cache, which must not belong to the trace of a `shard_map`."""
+    config = dataclasses.replace(load_config(CONFIGS / "demo.py"), mesh=MeshConfig(fsdp=1), remat="none")
+    splash._kernel.cache_clear()
+    program = train_program(config, jax.devices()[:1], "pallas")
+    assert "splash_mha" in str(program.trace().jaxpr)

@@ -86,8 +86,8 @@ class Sweep:
         """Compile the best candidate completely, until the best `count` candidates are complete; call `done` after each."""
         by_options = {candidate.options: candidate for candidate in candidates}
         while not self.out_of_time():
-            best = [point for point in self.points() if point.plan.fits][:count]
-            missing = [point for point in best if not point.complete and point.options not in self._refused]
+            fitting = [point for point in self.points() if point.plan.fits and point.options not in self._refused]
+            missing = [point for point in fitting[:count] if not point.complete]
             if not missing:
                 return
             options = missing[0].options
