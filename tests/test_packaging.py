@@ -13,6 +13,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from plamo2_jax.plan.compiler import VERIFIED
+from plamo2_jax.project.templates import TEMPLATES, project_files
+from plamo2_jax.storage import files_below
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +29,7 @@ def site(tmp_path_factory):
     # A copy, since building leaves files behind that a next build would take for sources.
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
-    for name in ("src", "kernels"):
+    for name in ("src", "kernels", "configs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     subprocess.run([*pip, "wheel", "--no-deps", "-w", folder, folder], check=True)
@@ -54,7 +56,8 @@ def test_setup_cfg_lists_every_package():
         for name, root in roots.items()
         for init in root.rglob("__init__.py")
     }
-    assert listed == found
+    # configs/ is installed as a package, but its files are not modules.
+    assert listed == found | {"plamo2_jax.configs"}
 
 
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
@@ -88,6 +91,23 @@ def test_versions_that_are_installed_together_are_those_that_are_allowed(python)
     assert pinned["jax"] == pinned["jaxlib"] == {"3.11": "0.10.2"}.get(python, "0.12.0.1")
 
 
+def test_the_lowest_versions_are_those_of_setup_cfg():
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    extras = parser["options.extras_require"]
+    text = "\n".join([parser["options"]["install_requires"], extras["serve"], extras["gguf"]])
+    needs = [Requirement(line) for line in text.splitlines() if line.strip() and line[0] != "#"]
+    lowest = {
+        canonicalize_name(need.name): [one.version for one in need.specifier if one.operator == ">="] for need in needs
+    }
+    lines = (line.partition("#")[0].strip() for line in (ROOT / "constraints-lowest.txt").read_text().splitlines())
+    pinned = {canonicalize_name(pin.name): pin.specifier for pin in map(Requirement, filter(None, lines))}
+    assert lowest.keys() == pinned.keys()
+    for name, versions in lowest.items():
+        assert len(versions) == 1, name
+        assert pinned[name].contains(versions[0]), name
+
+
 def test_every_file_that_is_not_code_is_in_the_wheel(site):
     source = ROOT / "src" / "plamo2_jax"
     data = {
@@ -116,6 +136,15 @@ def test_the_installed_wheel_reads_its_corpus_and_runs_a_model(site, tmp_path):
     assert "VERB" in run(site, "--help").stdout
 
 
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_the_installed_wheel_writes_the_projects_of_the_source_tree(site, tmp_path, template):
+    run(site, "init", tmp_path / "mine", "--template", template)
+    files = project_files(template)
+    assert {path.relative_to(tmp_path / "mine").as_posix() for path in files_below(tmp_path / "mine")} == set(files)
+    for path, text in files.items():
+        assert (tmp_path / "mine" / path).read_text(encoding="utf-8") == text
+
+
 def test_nobody_is_told_to_install_this_project_by_a_name_on_an_index():
     """The name is not registered there: whoever registers it would get our users. A path, or a package of others, is fine."""
     name = "plamo2" + "-jax"  # In two parts, so that this file does not match.
@@ -133,3 +162,26 @@ def test_nobody_is_told_to_install_this_project_by_a_name_on_an_index():
                 lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
                 found += [f"{path}:{number}: {line}" for number, line in enumerate(lines, 1) if advice.search(line)]
     assert found == []
+
+
+def test_the_extras_that_messages_name_exist():
+    """A message names an extra of setup.cfg, to be installed from a checkout."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    extras = set(parser["options.extras_require"])
+    named, from_an_index = [], []
+    for folder in ("src", "docs", "README.md", "Makefile", "experiments", "integrations"):
+        paths = [ROOT / folder] if (ROOT / folder).is_file() else (ROOT / folder).rglob("*")
+        for path in paths:
+            if path.suffix not in (".py", ".md", "") or not path.is_file():
+                continue
+            text = path.read_text(encoding="utf-8", errors="replace")
+            named += [(path, extra) for group in re.findall(r"'\.\[([\w,-]+)\]'", text) for extra in group.split(",")]
+            named += [(path, extra) for extra in re.findall(r"the extra `?([\w-]+)`?[ ,.:;]", text)]
+            if path.is_relative_to(ROOT / "src"):
+                from_an_index += [(path, found) for found in re.findall(r"pip install '?\w[\w-]*\[.*", text)]
+    # Other projects have extras, too: words of prose that follow `the extra`.
+    prose = {"work", "sources", "for", "steps"}
+    assert len(named) > 20
+    assert [(path, extra) for path, extra in named if extra not in extras | prose] == []
+    assert from_an_index == []

@@ -14,7 +14,6 @@ from plamo2_jax.model.cache import AttentionCache, Context, LayerCache
 from plamo2_jax.model.layers import apply_rope, observe
 from plamo2_jax.model.linear import project, project_together
 from plamo2_jax.model.parameters import parameter
-from plamo2_jax.model.remat import MIXER, named
 from plamo2_kernels.attention import Implementation
 from plamo2_kernels.quant import Implementation as ProductImplementation
 from plamo2_kernels.rms_norm import rms_norm
@@ -52,11 +51,11 @@ class Attention(nn.Module):
 
         sizes = {"q_proj": heads, "k_proj": kv_heads, "v_proj": kv_heads}
         sizes = {name: {axes.EMBED: e, **each} for name, each in sizes.items()}
-        q, k, v = (named(y, MIXER) for y in project_together(self, "btd,dhp->bthp", u, normal, sizes))
+        q, k, v = project_together(self, "btd,dhp->bthp", u, normal, sizes)
         q, k = rotate(q, "q_scale", heads), rotate(k, "k_scale", kv_heads)
         settings = {"window": window, "implementation": self.implementation, "one_token": self.product_implementation}
         y, after = parallel.attend(self.mesh, cache, q, k, v, context, **settings)
         if context.deferred:
             after = functools.partial(parallel.write, self.mesh, cache, q.shape[2], k, v)
         observe(self, y, tuple(heads), context.segment_ids)
-        return named(project(self, "o_proj", "bthp,hpd->btd", y, normal, {**heads, axes.EMBED: e}), MIXER), after
+        return project(self, "o_proj", "bthp,hpd->btd", y, normal, {**heads, axes.EMBED: e}), after

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from plamo2_jax.config import LayerKind, ModelConfig
@@ -12,10 +15,43 @@ from plamo2_jax.model.attention import Attention
 from plamo2_jax.model.cache import AttentionCache, Context, LayerCache, MambaCache
 from plamo2_jax.model.layers import MIXER_SCALE, MLP_SCALE, GatedMLP, RMSNorm, observe, record_block_influence
 from plamo2_jax.model.mamba import Mamba
-from plamo2_jax.model.remat import INPUT, named
 from plamo2_kernels.attention import Implementation as AttentionImplementation
 from plamo2_kernels.quant import Implementation as ProductImplementation
 from plamo2_kernels.ssd import Implementation
+
+Remat = Literal["none", "dots", "dots_except_up", "dots_except_gate_up", "outputs", "block", "offload"]
+"""Activations of a period that the forward pass saves for the backward pass, which recomputes the others, from the most saved to the
+fewest. docs/sharding.md has the memory and the recomputation of each.
+
+none: saves all. dots: saves the input of the period and the results of products with weights. dots_except_up, dots_except_gate_up: as
+dots, without the widest products of the MLP. outputs: saves the input and the results of mixers and MLPs. block: saves the input.
+offload: saves the input in host memory.
+"""
+
+_INPUT = "period_input"
+# Projections by their names (`linear.project`): results of a branch, then the other products of the mixers.
+_OUTPUTS = ("out_proj", "o_proj", "down")
+_MIXER = ("in_proj", "b_proj", "c_proj", "dt_down", "q_proj", "k_proj", "v_proj")
+
+
+def recomputed(period: type[nn.Module], remat: Remat) -> type[nn.Module]:
+    """Apply a rematerialization policy to `Period`."""
+    policies = jax.checkpoint_policies
+    policy = {
+        # Products with batch axes, such as attention scores and those of the scan, are recomputed.
+        "dots": policies.dots_with_no_batch_dims_saveable,
+        "dots_except_up": policies.save_only_these_names(*_OUTPUTS, *_MIXER, "gate"),
+        "dots_except_gate_up": policies.save_only_these_names(*_OUTPUTS, *_MIXER),
+        "outputs": policies.save_only_these_names(*_OUTPUTS),
+        "block": policies.nothing_saveable,
+        "offload": policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[_INPUT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        ),
+    }
+    return period if remat == "none" else nn.remat(period, prevent_cse=False, policy=policy[remat])
 
 
 class Block(nn.Module):
@@ -72,7 +108,7 @@ class Period(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"], caches: tuple | None, context: Context):
         """Return the residual stream after the period, and the new caches of its layers (None without caches)."""
-        x = named(x, INPUT)
+        x = checkpoint_name(x, _INPUT)
         start, new = x, []
         for position, kind in enumerate(self.kinds):
             settings = (self.implementation, self.attention_implementation, self.mesh, self.product_implementation)

@@ -10,7 +10,6 @@ from plamo2_jax.config import ModelConfig
 from plamo2_jax.model import axes
 from plamo2_jax.model.linear import project, project_together
 from plamo2_jax.model.parameters import parameter
-from plamo2_jax.model.remat import MLP_IN, MLP_OUT, named
 from plamo2_kernels.quant import Implementation as ProductImplementation
 from plamo2_kernels.rms_norm import rms_norm
 
@@ -98,11 +97,10 @@ class GatedMLP(nn.Module):
         e, f = c.hidden_size, c.intermediate_size
 
         sizes = {axes.EMBED: e, axes.MLP: f}
-        products = project_together(self, "btd,df->btf", x, init, {"gate": sizes, "up": sizes})
-        gate, up = (named(product, MLP_IN) for product in products)
+        gate, up = project_together(self, "btd,df->btf", x, init, {"gate": sizes, "up": sizes})
         y = nn.silu(gate) * up
         observe(self, y, (axes.MLP,), segment_ids)
-        return named(project(self, "down", "btf,fd->btd", y, init, {axes.MLP: f, axes.EMBED: e}), MLP_OUT)
+        return project(self, "down", "btf,fd->btd", y, init, {axes.MLP: f, axes.EMBED: e})
 
 
 def apply_rope(x: Float[Array, "b t h p"], positions: Int[Array, "b t"], theta: float) -> Float[Array, "b t h p"]:

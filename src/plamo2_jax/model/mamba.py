@@ -16,7 +16,6 @@ from plamo2_jax.model.layers import observe
 from plamo2_jax.model.linear import multiply, project
 from plamo2_jax.model.mamba_step import step_natively, steps_natively
 from plamo2_jax.model.parameters import parameter
-from plamo2_jax.model.remat import MIXER, named
 from plamo2_kernels.quant import Implementation as ProductImplementation
 from plamo2_kernels.rms_norm import rms_norm
 from plamo2_kernels.ssd import Implementation
@@ -66,10 +65,10 @@ class Mamba(nn.Module):
         normal, ones = nn.initializers.normal(c.initializer_range), nn.initializers.ones
 
         def close(y):
-            return named(project(self, "out_proj", "bthp,hpd->btd", y, normal, {**inner, axes.EMBED: e}), MIXER)
+            return project(self, "out_proj", "bthp,hpd->btd", y, normal, {**inner, axes.EMBED: e})
 
         # The axis of z and x comes first. As one of the last two axes, its size of 2 would fill only a quarter of each TPU tile.
-        z, x = named(project(self, "in_proj", "btd,dhp->bthp", u, normal, {None: 2, axes.EMBED: e, **inner}), MIXER)
+        z, x = project(self, "in_proj", "btd,dhp->bthp", u, normal, {None: 2, axes.EMBED: e, **inner})
         if steps_natively(self, x, context, cache):
             y, after = step_natively(self, x, z, context, cache)
             return close(y), after
@@ -84,7 +83,7 @@ class Mamba(nn.Module):
         x = jax.lax.optimization_barrier(x)
 
         def narrow(name, axis, size):
-            return named(project(self, name, "bthp,hpn->btn", x, normal, {**inner, axis: size}), MIXER)
+            return project(self, name, "bthp,hpn->btn", x, normal, {**inner, axis: size})
 
         def norm(x, name, axis, contracts=()):
             scale = parameter(self, name, ones, {axis: x.shape[-1]}, contracts=contracts, norm_offset=0.0)

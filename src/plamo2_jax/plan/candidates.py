@@ -9,11 +9,13 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
+from typing import get_args
 
 from plamo2_jax.config import LayerKind
-from plamo2_jax.model.remat import REMAT, Remat
+from plamo2_jax.model.block import Remat
 from plamo2_jax.plan.chips import Chip
 from plamo2_jax.sharding.mesh import MeshConfig
+from plamo2_jax.sharding.rules import Strategy
 from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.pretraining import Pretrain
 
@@ -23,13 +25,14 @@ _ROWS = (1, 2, 4)
 _CHUNKS = (512, 1024, 2048, 4096)
 _LONG = 32768
 """Rows of this many tokens may be divided over the mesh axis `sequence`."""
-_POLICIES: tuple[Remat, ...] = tuple(policy for policy in REMAT if policy != "offload")
-# Forward products that are computed again, as a share of all products of the forward pass: an MLP has about two thirds of them.
+_POLICIES: tuple[Remat, ...] = tuple(policy for policy in get_args(Remat) if policy != "offload")
+# Products of the forward pass that are computed again, as a share (docs/sharding.md).
 _RECOMPUTED = {
     "none": 0.0,
     "dots": 0.02,
-    "dots_except_mlp_in": 0.46,
-    "dots_except_mlp": 0.68,
+    "dots_except_up": 0.24,
+    "dots_except_gate_up": 0.46,
+    "outputs": 0.68,
     "block": 1.0,
     "offload": 1.0,
 }
@@ -70,12 +73,15 @@ def candidates(config: RunConfig, devices: int, chip: Chip) -> tuple[list[Candid
 
 def _all(config: RunConfig, devices: int, chip: Chip) -> Iterator[Candidate]:
     for mesh in _meshes(config, devices):
-        for rows, remat, chunk in itertools.product(_ROWS, _POLICIES, _chunks(config, mesh)):
+        choices = itertools.product(_ROWS, _POLICIES, _chunks(config, mesh), _strategies(config, mesh))
+        for rows, remat, chunk, sharding in choices:
             groups = mesh.data * mesh.fsdp
             if config.data.batch_size % (groups * rows):
                 continue
             accumulation = config.data.batch_size // (groups * rows)
-            point = dataclasses.replace(config, mesh=mesh, accumulation=accumulation, remat=remat, loss_chunk=chunk)
+            point = dataclasses.replace(
+                config, mesh=mesh, accumulation=accumulation, remat=remat, loss_chunk=chunk, sharding=sharding
+            )
             yield Candidate(options(point), point, *memory_bounds(point), rough_seconds(point, chip))
 
 
@@ -84,7 +90,8 @@ def options(config: RunConfig) -> str:
     mesh = config.mesh
     return (
         f"--mesh.data {mesh.data} --mesh.fsdp {mesh.fsdp} --mesh.sequence {mesh.sequence} --mesh.tensor {mesh.tensor} "
-        f"--accumulation {config.accumulation} --remat {config.remat} --loss-chunk {config.loss_chunk}"
+        f"--accumulation {config.accumulation} --remat {config.remat} --loss-chunk {config.loss_chunk} "
+        f"--sharding {config.sharding}"
     )
 
 
@@ -102,6 +109,14 @@ def _meshes(config: RunConfig, devices: int) -> Iterator[MeshConfig]:
         for data in _POWERS:
             if rest % data == 0 and data % slices == 0:
                 yield MeshConfig(data=data, fsdp=rest // data, sequence=sequence, tensor=tensor, slices=slices)
+
+
+def _strategies(config: RunConfig, mesh: MeshConfig) -> tuple[Strategy, ...]:
+    # With one part there is nothing to gather, and zero1 divides neither tokens nor heads.
+    gathers_once = mesh.fsdp > 1 and mesh.sequence == mesh.tensor == 1
+    if config.sharding == "zero1":
+        return ("zero1",) if gathers_once else ()
+    return (config.sharding, "zero1") if gathers_once else (config.sharding,)
 
 
 def _chunks(config: RunConfig, mesh: MeshConfig) -> list[int | None]:
@@ -128,6 +143,9 @@ def memory_bounds(config: RunConfig) -> tuple[float, float]:
     chunk = tokens if config.loss_chunk is None else tokens * config.loss_chunk / length
     logits = chunk * model.vocab_size / mesh.tensor
     always = copies * model.parameter_count() / shards
+    if config.sharding == "zero1":
+        # Whole matrices and gradients of one micro-batch in 2 bytes, and sums of gradients in 4.
+        always += (2 + 2 + 4 - 4 / shards) * model.parameter_count()
     # Without remat, the results of element-by-element operations are saved too. Logits exist in float32, with their gradient and a copy.
     # One layer needs about ten arrays as wide as the MLP, and the embedding is gathered in two types.
     table = 10 * model.vocab_size * model.hidden_size / mesh.tensor
@@ -144,15 +162,15 @@ def _saved_channels(config: RunConfig, kinds: tuple[LayerKind, ...]) -> float:
         return total if config.remat == "block" else 0.0
     for kind in kinds:
         head = model.hidden_size_per_head
+        # Results of the mixer and of the MLP.
+        total += 2 * model.hidden_size
+        if config.remat == "outputs":
+            continue
         if kind is LayerKind.MAMBA:
-            wide = 2 * model.mamba_num_heads * head / tensor + model.hidden_size
+            total += 2 * model.mamba_num_heads * head / tensor
         else:
-            wide = (model.num_attention_heads + 2 * model.num_key_value_heads) * head / tensor + model.hidden_size
-        total += wide
-        if config.remat != "dots_except_mlp":
-            total += model.hidden_size
-        if config.remat in ("dots", "none"):
-            total += 2 * model.intermediate_size / tensor
+            total += (model.num_attention_heads + 2 * model.num_key_value_heads) * head / tensor
+        total += {"dots_except_gate_up": 0, "dots_except_up": 1}.get(config.remat, 2) * model.intermediate_size / tensor
     return total
 
 
@@ -168,6 +186,8 @@ def rough_seconds(config: RunConfig, chip: Chip) -> float:
     shards = mesh.fsdp * mesh.sequence
     # Parameters are gathered in 2 bytes in each pass, and their gradients scattered in 4.
     passes = 2 * (2 if config.remat == "none" else 3) + 4
+    if config.sharding == "zero1":
+        passes /= config.accumulation
     moved = config.accumulation * passes * model.parameter_count() / mesh.tensor * (shards - 1) / shards
     moved += 8 * model.parameter_count() / (shards * mesh.tensor) * (mesh.data - 1) / mesh.data
     # A layer sums its activations over `tensor` four times in a step, and each sum is a scatter and a gather.

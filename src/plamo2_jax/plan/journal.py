@@ -28,7 +28,7 @@ from plamo2_jax.plan.wire import decode, encode
 from plamo2_jax.train.config import to_json
 
 # Fields that a sweep chooses itself.
-_CHOSEN = ("mesh", "accumulation", "remat", "loss_chunk")
+_CHOSEN = ("mesh", "accumulation", "remat", "loss_chunk", "sharding")
 
 
 class Journal:

@@ -7,15 +7,19 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterator
+from typing import get_args
 
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.model.remat import REMAT
+from plamo2_jax.model.block import Remat
 from plamo2_jax.plan import step
 from plamo2_jax.plan.compiler import ENVIRONMENT, libtpu_version
 from plamo2_jax.plan.request import Request
 from plamo2_jax.plan.step import StepPlan
 from plamo2_jax.plan.worker import Worker
 from plamo2_jax.train.config import RunConfig
+
+# Remat policies, from the most saved activations to the fewest.
+_REMAT = get_args(Remat)
 
 
 def plan(request: Request) -> StepPlan:
@@ -47,7 +51,7 @@ def changes(config: RunConfig, devices: int) -> Iterator[tuple[str, RunConfig]]:
     """Yield changes that need less memory as (options, config), the nearest first. Each includes the changes before it."""
     replace = dataclasses.replace
     per_device = config.data.batch_size // config.accumulation // math.prod(config.mesh.shape(devices)[:2])
-    for remat in REMAT[REMAT.index(config.remat) + 1 : -1]:
+    for remat in _REMAT[_REMAT.index(config.remat) + 1 : -1]:
         config = replace(config, remat=remat)
         yield f"--remat {remat}", config
     if config.loss_chunk is None and config.data.sequence_length % 512 == 0:

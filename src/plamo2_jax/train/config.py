@@ -13,8 +13,8 @@ import tyro
 
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.data.pipeline import DataConfig
+from plamo2_jax.model.block import Remat
 from plamo2_jax.model.float8 import LinearType
-from plamo2_jax.model.remat import Remat
 from plamo2_jax.sharding.mesh import MeshConfig
 from plamo2_jax.sharding.rules import Strategy
 from plamo2_jax.storage import address, is_remote, located
@@ -126,8 +126,9 @@ class RunConfig:
     """How parameters and optimizer state are divided over the mesh; see plamo2_jax.sharding.rules."""
     remat: Remat = dataclasses.field(default="none", metadata=FREE)
     """Activations of each period of layers that are saved for the backward pass, which recomputes the others. none: all. dots: its input
-    and the products with weights. dots_except_mlp_in: the same without gate and up of the MLP. dots_except_mlp: its input and the
-    products of the mixers. block: its input, for the least memory and about a third more time. offload: its input, in host memory."""
+    and the products with weights. dots_except_up, dots_except_gate_up: the same without the widest products of the MLP. outputs: its input
+    and the results of mixers and MLPs. block: its input, for the least memory and about a third more time. offload: its input, in host
+    memory."""
     loss_chunk: int | None = dataclasses.field(default=None, metadata=FREE)
     """Positions of each row whose logits exist at a time; none: all. With a large vocabulary, the logits are by far the largest activation:
     rows × sequence_length × vocab_size × 4 bytes. With chunks, logits are computed twice."""
