@@ -163,12 +163,14 @@ def _line(instruction: Instruction, operands: Sequence[str]) -> str:
 
 
 def product_sizes(convolution: Instruction, operands: Sequence[str]) -> tuple[float, tuple[int, ...]]:
-    """Return the FLOPs of a matrix product, which XLA writes as a convolution, and its rows, contraction and columns."""
-    results, weights = math.prod(_sizes(convolution.shape)), _sizes(operands[1])
-    labels = re.search(r"dim_labels=\w+_(\w+)->", convolution.attributes)
-    columns = weights[labels[1].index("o")] if labels and len(weights) == len(labels[1]) else 1
-    contraction = math.prod(weights) // max(columns, 1)
-    return 2.0 * results * contraction, (results // max(columns, 1), contraction, columns)
+    """Return the FLOPs of a matrix product, which XLA writes as a convolution, and its rows, contraction and columns.
+
+    They follow from the sizes of operands and result: rows · contraction, contraction · columns and rows · columns. The window of the
+    convolution does not tell: for several axes of heads and channels it contains multiplications by zero.
+    """
+    left, right, result = (float(math.prod(_sizes(shape))) for shape in (*operands[:2], convolution.shape))
+    sizes = (left * result / right, left * right / result, right * result / left)
+    return 2 * math.sqrt(left * right * result), tuple(round(math.sqrt(size)) for size in sizes)
 
 
 def _sizes(shape: str) -> list[int]:
