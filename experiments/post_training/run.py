@@ -334,7 +334,8 @@ bundled corpus (`plamo2 data instructions`), {plan["sft_steps"]} steps of {scale
 the data; the two are averaged. The average answers {plan["prompts"]} requests {plan["samples"]} times each; of each request's answers
 the best and the worst by rules (language, length, form, stopped by itself) make a pair, a fifth of them held out. DPO (sigmoid,
 β = {plan["beta"]}, + {plan["nll"]} × NLL, {plan["dpo_steps"]} steps) starts twice from the average and its two models are averaged again. \
-{len(seeds)} seeds of everything but the base; mean ± standard deviation over them, the two runs of a seed taken as their mean. Rules are scored on answers to
+{len(seeds)} seeds of everything but the base; mean ± standard deviation over them, \
+the two runs of a seed taken as their mean. Rules are scored on answers to
 {plan["questions"]} held-out requests: four each, drawn as those of the pairs were (temperature 0.8, top-p 0.95), and one that is greedy.
 `form` is that an asked-for form (JSON with two keys, "Title: …", bullets) is met; "all rules obeyed" counts answers in which every rule has
 at least a half. Rewards are log-ratios to the model that the stage began from; chance
