@@ -1,7 +1,7 @@
 """Phonebooks that a small model learns to look up in minutes: a tokenizer and shards, and the accuracy of a model by length of the book.
 
-Numbers are single tokens, as most names are, and stand behind a tab, which the tokenizer joins with nothing. A model of a million
-parameters then learns to look up in minutes on two CPU cores. To learn to spell telephone numbers, it would take hours.
+A number is one token, and a name two or three. So a model of a million parameters learns to look up in minutes on two CPU cores. To learn
+to spell telephone numbers, it would take hours.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from plamo2_jax.eval.phonebook_names import full_names
 from plamo2_jax.eval.retrieval import ask, table
 from plamo2_jax.storage import write_whole
 
+# The tokenizer joins a tab with neither name nor number.
 SEPARATOR, DEPTHS, CANDIDATES = "\t", 4, 4
 
 

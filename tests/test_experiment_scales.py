@@ -35,7 +35,7 @@ def read_scripts():
         options = {
             call.args[0].value.removeprefix("--").replace("-", "_"): {word.arg for word in call.keywords}
             for call in calls
-            if getattr(call.func, "attr", None) == "add_argument"
+            if getattr(call.func, "attr", None) == "add_argument" and isinstance(call.args[0], ast.Constant)
         }
         found |= {call.args[1].value: options for call in calls if getattr(call.func, "id", None) == "parse"}
     return found

@@ -105,7 +105,8 @@ def main() -> None:
     if options.page:
         write(options.output)
         return
-    books = Books(options.digits, {"short": (2, SHORT, SHORT), "long": (2, options.entries, options.entries // 2)})
+    kinds = {"short": (2, SHORT, SHORT), "long": (2, options.entries, options.entries // 2)}
+    books = Books(options.digits, kinds)
     prepare(options.work, books, options.documents, scale.vocab_size)
     compared = arms(scale.models["hybrid"], scale.length)
     window = scale.models["hybrid"].attention_window_size

@@ -212,7 +212,7 @@ def main() -> None:
             2,
         )
         options.work = options.output = options.work / "small"
-    books = Books(options.digits, {"short": (2, 5, 5), "long": (2, options.entries, options.entries // 2)})
+    books = Books(options.digits, kinds={"short": (2, 5, 5), "long": (2, options.entries, options.entries // 2)})
     prepare(options.work, books, options.documents, scale.vocab_size)
     path = options.output / "results.json"
     wanted = {"first": options.first, "steps": options.steps, "more": options.more, "samples": options.samples}
