@@ -140,7 +140,13 @@ _PRUNED_SMALL = _of(
 
 SCALES: dict[str, dict[str, Scale]] = {
     "architecture": {
-        "cpu": _small({"hybrid": _HYBRID}, 512, 2, first=1500, steps=400, documents=30_000, digits=2, entries=50),
+        "cpu": Scale(
+            {"hybrid": _HYBRID},
+            512,
+            2,
+            {"first": 1200, "steps": 400, "documents": 30_000, "digits": 2, "entries": 50},
+            learning_rate=2e-3,
+        ),
         "gpu": _large({"hybrid": _LARGE}, first=1000, steps=600, documents=100_000, digits=3, entries=170),
     },
     # Prompts of up to 32,768 tokens.

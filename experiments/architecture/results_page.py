@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from arms import COMPARISONS, KINDS
@@ -55,24 +55,30 @@ def training(results: dict) -> str:
     """Return the sentences on the training, with its command and machine."""
     tokens = results["rows"] * results["length"]
     seeds = len(results["seeds"])
-    return f"""`{results["command"]}`: {results["steps"]} steps of {results["rows"]} × {results["length"]} tokens \
-({results["steps"] * tokens / 1e6:.2f} million), \
-learning rate {results["learning_rate"]:g}, {results["dtype"]}, window {results["window"]}. \
+    return f"""`{results["command"]}`: {results["first"]} steps on short books and {results["steps"]} steps on text and books, each of \
+{tokens:,} tokens ({(results["first"] + results["steps"]) * tokens / 1e6:.2f} million in all), in rows of {results["length"] // 2} and \
+{results["length"]} tokens; learning rate {results["learning_rate"]:g}, {results["dtype"]}, window {results["window"]}. \
 {seeds} seed{"s" if seeds > 1 else ""}; mean ± standard deviation. {results["machine"]}, jax {results["versions"]["jax"]}. \
 Numbers of the phonebooks have {results["digits"]} digits. `exact` is greedy decoding (chance: {10.0 ** -results["digits"]:g}); \
 `ranked` chooses among four numbers of the same book (chance: 0.25). Columns are tokens of the book with question and answer."""
 
 
+def mean_accuracy(found: dict, lengths: Sequence[int]) -> float:
+    """Return the mean of `exact` over lengths."""
+    return statistics.fmean(accuracy(found, "exact", length) for length in lengths)
+
+
 def comparison(results: dict, name: str) -> str:
-    """Return the tables of a comparison."""
-    texts, lookups = [], []
-    missing = False
-    for kind, model in results["comparisons"][name].items():
+    """Return the tables of a comparison: held-out text, lookups, and the differences from the hybrid by seed."""
+    texts, lookups, differences = [], [], []
+    inside, beyond = ([n for n in results["lengths"] if (n <= results["window"]) is near] for near in (True, False))
+    measures = [lambda found, at=at: found["bits_per_byte"][at] for at in LANGUAGES]
+    measures += [lambda found, lengths=lengths: mean_accuracy(found, lengths) for lengths in (inside, beyond)]
+    models = results["comparisons"][name]
+    trained = {kind: model for kind, model in models.items() if values(results, model, lambda found: 1.0)}
+    for kind, model in trained.items():
         about = results["models"][model]
-        if not values(results, model, lambda found: 1.0):
-            missing = True
-            continue
-        bits = (spread(values(results, model, lambda found, at=at: found["bits_per_byte"][at])) for at in LANGUAGES)
+        bits = (spread(values(results, model, measure)) for measure in measures[: len(LANGUAGES)])
         texts.append(
             f"| {kind} | {about['config']['intermediate_size']} | {about['parameters']:,} | "
             f"{about['training_flops_per_token'] / 1e6:.2f} | {' | '.join(bits)} |"
@@ -83,7 +89,15 @@ def comparison(results: dict, name: str) -> str:
                 for n in results["lengths"]
             )
             lookups.append(f"| {kind} | {score} | {' | '.join(cells)} |")
-    heads = (f"{n} ({'inside' if n <= results['window'] else 'beyond'})" for n in results["lengths"])
+        both = [seed for seed in results["seeds"].values() if {model, models["hybrid"]} <= set(seed)]
+        if kind != "hybrid" and both:
+            cells = (
+                signed([measure(seed[model]) - measure(seed[models["hybrid"]]) for seed in both])
+                for measure in measures
+            )
+            differences.append(f"| {kind} | {len(both)} | {' | '.join(cells)} |")
+    heads = (f"{n} ({'inside' if n in inside else 'beyond'})" for n in results["lengths"])
+    missing = len(trained) < len(models) or any(set(models.values()) - set(seed) for seed in results["seeds"].values())
     return f"""## {TITLES[name]}
 
 | model | MLP width | parameters | MFLOP per token, training | held-out bits per byte, ja | en |
@@ -92,7 +106,21 @@ def comparison(results: dict, name: str) -> str:
 
 | model | score | {" | ".join(heads)} |
 |---|---|{"---|" * len(results["lengths"])}
-{chr(10).join(lookups)}""" + ("\n\nSome models are not trained yet: the command above continues." if missing else "")
+{chr(10).join(lookups)}
+
+Differences from the hybrid of the same seed: bits per byte (negative is better), and `exact` (positive is better).
+
+| model | seeds | ja | en | exact inside the window | exact beyond |
+|---|---|---|---|---|---|
+{chr(10).join(differences)}""" + (
+        "\n\nSome models are not trained yet: the command above continues." if missing else ""
+    )
+
+
+def signed(differences: Sequence[float]) -> str:
+    """Return the mean of differences with its sign, and their standard deviation."""
+    text = f"{statistics.fmean(differences):+.3f}"
+    return text if len(differences) < 2 else f"{text} ± {statistics.stdev(differences):.3f}"
 
 
 def speed(results: dict) -> str:
@@ -119,12 +147,13 @@ column; the models take turns. {results["machine"]}, jax {results["versions"]["j
 
 
 def plot_lookups(results: dict, path: Path) -> None:
-    """Draw the accuracy of lookups by length, a panel a comparison: means, and a point for each seed."""
+    """Draw the accuracy of lookups by length, a panel a comparison, with a point for each seed; and the loss of the first training."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    panels = figure.subplots(1, 3)
     lengths = results["lengths"]
-    for panel, name in zip(figure.subplots(1, 2, sharey=True), COMPARISONS, strict=True):
+    for panel, name in zip(panels, COMPARISONS, strict=False):
         for kind, model in results["comparisons"][name].items():
             by_length = [values(results, model, lambda found, n=n: accuracy(found, "exact", n)) for n in lengths]
             if not by_length[0]:
@@ -134,10 +163,20 @@ def plot_lookups(results: dict, path: Path) -> None:
                 panel.scatter([n] * len(some), some, color=COLOURS[kind], s=12, alpha=0.5)
         panel.axvline(results["window"], color="gray", linestyle=":")
         panel.set(xscale="log", xlabel="tokens of the phonebook", title=TITLES[name], ylim=(-0.02, 1.02))
+        panel.set_ylabel("exact; dotted line: the window")
         panel.set_xticks(lengths, list(map(str, lengths)))
         panel.minorticks_off()
         panel.legend()
-    figure.axes[0].set_ylabel("exact; dotted line: the window")
+    tokens = results["rows"] * results["length"]
+    for name, about in results["models"].items():
+        for number, losses in enumerate(values(results, name, lambda found: found["losses_first"])):
+            steps = [10 * tokens * (i + 1) / 1e6 for i in range(len(losses))]
+            width = about["config"]["intermediate_size"]
+            label = f"{about['kind']}, MLP {width}" if number == 0 else None
+            style = "--" if name != results["comparisons"]["parameters"][about["kind"]] else "-"
+            panels[2].plot(steps, losses, style, color=COLOURS[about["kind"]], label=label, alpha=0.7)
+    panels[2].set(xlabel="million tokens", ylabel="nats per token", title="first training", ylim=(None, 2.0))
+    panels[2].legend()
     figure.savefig(path, dpi=110)
 
 
