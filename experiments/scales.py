@@ -132,6 +132,17 @@ _HALF_DEMO = _of(
     mamba_d_state=32,
 )
 _HYBRID = _of(_WIDE, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, attention_window_size=64)
+# The demo's model with a wider MLP and the window of the 1B.
+_READER = _of(
+    _HALF_DEMO,
+    hidden_size=256,
+    intermediate_size=1024,
+    hidden_size_per_head=64,
+    mamba_d_state=64,
+    mamba_chunk_size=256,
+    attention_window_size=2048,
+    vocab_size=4096,
+)
 _TINY_PRESET = preset("tiny", vocab_size=2048, mamba_chunk_size=64)
 # The width alone is cut, as in the public 2B, which was cut from the 8B. The heads are cut, too: beside so narrow a stream they weigh more.
 _PRUNED_SMALL = _of(
@@ -151,9 +162,7 @@ SCALES: dict[str, dict[str, Scale]] = {
     },
     # Prompts of up to 32,768 tokens.
     "architecture_speed": {
-        "cpu": _small(
-            {"hybrid": _of(_START, num_key_value_heads=1, attention_window_size=2048, vocab_size=4096)}, 32_768, 1
-        ),
+        "cpu": _small({"hybrid": _READER}, 32_768, 1),
         "gpu": Scale({"hybrid": _of(_LARGE, attention_window_size=2048)}, 32_768, 1, dtype="bfloat16"),
     },
     "fp8_training": {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from plamo2_jax.config import ModelConfig
 
@@ -29,7 +29,7 @@ class Arm:
         return f"{self.kind.replace(' ', '-')}-mlp{self.model.intermediate_size}"
 
 
-def arms(hybrid: ModelConfig, length: int) -> list[Arm]:
+def arms(hybrid: ModelConfig, length: int, comparisons: Sequence[str] = COMPARISONS) -> list[Arm]:
     """Return the hybrid and the models that are compared with it.
 
     The others have the width, depth, head size and window of the hybrid, and attention in every layer. Their MLPs have the width at which
@@ -38,13 +38,14 @@ def arms(hybrid: ModelConfig, length: int) -> list[Arm]:
     Args:
         hybrid: the hybrid.
         length: tokens of a training row.
+        comparisons: some of COMPARISONS.
     """
     measures: dict[str, Callable[[ModelConfig], float]] = {
         "parameters": ModelConfig.parameter_count,
         "flops": lambda config: config.flops_per_token(length),
     }
     found = [Arm("hybrid", None, hybrid)]
-    for comparison in COMPARISONS:
+    for comparison in comparisons:
         for kind in KINDS[1:]:
             layers = tuple(range(hybrid.num_hidden_layers)) if kind == "full attention" else ()
             attention = dataclasses.replace(hybrid, mamba_enabled=False, full_attention_idx=layers)

@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder of speed.json (default: this one)")
     options, scale = parse(parser, "architecture_speed", HERE)
     keep_freed_memory()
-    compared = {arm.kind: arm.model for arm in arms(scale.models["hybrid"], scale.length) if arm.comparison != "flops"}
+    compared = {arm.kind: arm.model for arm in arms(scale.models["hybrid"], scale.length, ("parameters",))}
     path = options.output / "speed.json"
     options.output.mkdir(parents=True, exist_ok=True)
     about = {
