@@ -37,7 +37,9 @@ def read_scripts():
             for call in calls
             if getattr(call.func, "attr", None) == "add_argument" and isinstance(call.args[0], ast.Constant)
         }
-        found |= {call.args[1].value: options for call in calls if getattr(call.func, "id", None) == "parse"}
+        # `parse` of experiments/gpu has another second argument.
+        parses = [call.args[1] for call in calls if getattr(call.func, "id", None) == "parse"]
+        found |= {argument.value: options for argument in parses if isinstance(argument, ast.Constant)}
     return found
 
 

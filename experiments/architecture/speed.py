@@ -79,8 +79,8 @@ class Reader:
         self._engine = Engine(
             generator.model, generator.params, slots=1, max_length=length + NEW_TOKENS + 1, prefill_size=PIECE
         )
-        # All pieces have the same shape, so one compiles the programs.
-        self._turn(min(length, PIECE), 0)
+        # This compiles the programs: all pieces but the last have the same shape.
+        self._turn(length if length <= PIECE else PIECE + length % PIECE, 0)
 
     def turn(self, number: int) -> dict[str, float]:
         """Read a prompt, decode, and return both speeds in tokens per second."""
