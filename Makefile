@@ -16,15 +16,21 @@ RUN := runs/demo
 # demo takes 0.7 of the time. C libraries other than glibc ignore this variable.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000
 
-.PHONY: help install demo clean-demo test test-tpu lint bench chaos fuzz plans peers peers-vllm clean
+.PHONY: help install demo clean-demo test test-py test-lowest release-check test-tpu docs docs-test lint bench chaos fuzz plans peers \
+	peers-vllm clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo     set up, then pretrain, prune, distil, extend and fine-tune a small model; open $(RUN)/report.html (about 15 minutes)'
 	@echo 'make test     set up, then run the linters and all tests (about 20 minutes)'
+	@echo 'make test-py  run all tests in another Python: make test-py PYTHON=python3.13'
+	@echo 'make test-lowest  run a part of the tests with the lowest versions of all dependencies, in .venv-lowest (Python 3.11)'
+	@echo 'make release-check  build the sdist and the wheel, and use the wheel in an empty environment'
 	@echo 'make test-tpu compile kernels and plans with the TPU compiler (libtpu, 0.2 GB; no TPU is needed)'
+	@echo 'make docs     build the documentation site into build/docs; open build/docs/index.html'
+	@echo 'make docs-test build the site with strict links, and run the commands of the tutorials (about 10 minutes)'
 	@echo 'make install  create .venv with the plamo2 command'
-	@echo 'make lint     run ruff and check the import contracts'
+	@echo 'make lint     run ruff, check the import contracts, and the types of the public names'
 	@echo 'make bench    measure the train step, the tokenizer and sampling on this machine; needs the demo'
 	@echo 'make chaos    disturb runs, pipelines, sampling and the server at random, and compare them with undisturbed ones'
 	@echo 'make fuzz     read 20,000 damaged files with every reader, and count the outcomes (about 20 minutes)'
@@ -44,7 +50,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/pytho
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[test,serve]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[test,serve,docs]'
 	touch $@
 
 # The plan extra is libtpu, whose compiler runs on a machine without a TPU.
@@ -86,9 +92,43 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy --python-executable $(BIN)/python
 
 test: $(VENV)/.installed-test lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# The same tests in another Python, without the linters, which do not depend on it.
+ifeq ($(VENV),.venv)
+test-py:
+	$(error make test-py needs a Python, such as make test-py PYTHON=python3.13)
+else
+test-py: $(VENV)/.installed-test
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(TESTS)
+endif
+
+# The lowest versions of all dependencies, in an environment of its own. TESTS=tests runs all tests.
+LOWEST := .venv-lowest
+$(LOWEST)/.installed: setup.cfg pyproject.toml constraints-lowest.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "make test-lowest needs Python 3.11, the lowest version; try make test-lowest PYTHON=python3.11")'
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip --disable-pip-version-check install --quiet --constraint constraints-lowest.txt --editable '.[test,serve]'
+	touch $@
+
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile $(or $(TESTS),$(LOWEST_TESTS))
+
+# At least one file for each dependency.
+LOWEST_TESTS := $(addprefix tests/,test_cli.py test_config.py test_storage.py test_python_api.py model/test_golden.py \
+	tokenizer/test_tokenizer_train.py tokenizer/test_chat_template.py data/test_sources.py data/test_pipeline.py data/test_tfds_builder.py \
+	convert/test_round_trip.py convert/test_gguf.py engine/test_grammar.py serve/test_chats.py eval/test_compare.py train/test_metrics.py \
+	train/test_loop.py report/test_page.py)
+
+$(VENV)/.installed-release: $(VENV)/.installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[release]'
+	touch $@
+
+release-check: $(VENV)/.installed-release
+	$(BIN)/python scripts/release_check.py
 
 # Without these libtpu asks the metadata server of the cloud where it runs, and a second process cannot load it.
 test-tpu: export TPU_SKIP_MDS_QUERY := 1
@@ -97,6 +137,13 @@ test-tpu: export TPU_WORKER_ID := 0
 test-tpu: export ALLOW_MULTIPLE_LIBTPU_LOAD := 1
 test-tpu: $(VENV)/.installed-tpu
 	$(BIN)/python -m pytest -m tpu --numprocesses 2
+
+docs: $(VENV)/.installed-test
+	$(BIN)/python scripts/docs_pages.py
+	$(BIN)/zensical build --strict --config-file mkdocs.yml
+
+docs-test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m docs tests/docs
 
 bench: install $(RUN)/report.html
 	$(BIN)/python experiments/bench/train_step.py --output experiments/bench/train_step.json

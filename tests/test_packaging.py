@@ -88,6 +88,23 @@ def test_versions_that_are_installed_together_are_those_that_are_allowed(python)
     assert pinned["jax"] == pinned["jaxlib"] == {"3.11": "0.10.2"}.get(python, "0.12.0.1")
 
 
+def test_the_lowest_versions_are_those_of_setup_cfg():
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    extras = parser["options.extras_require"]
+    text = "\n".join([parser["options"]["install_requires"], extras["serve"], extras["gguf"]])
+    needs = [Requirement(line) for line in text.splitlines() if line.strip() and line[0] != "#"]
+    lowest = {
+        canonicalize_name(need.name): [one.version for one in need.specifier if one.operator == ">="] for need in needs
+    }
+    lines = (line.partition("#")[0].strip() for line in (ROOT / "constraints-lowest.txt").read_text().splitlines())
+    pinned = {canonicalize_name(pin.name): pin.specifier for pin in map(Requirement, filter(None, lines))}
+    assert lowest.keys() == pinned.keys()
+    for name, versions in lowest.items():
+        assert len(versions) == 1, name
+        assert pinned[name].contains(versions[0]), name
+
+
 def test_every_file_that_is_not_code_is_in_the_wheel(site):
     source = ROOT / "src" / "plamo2_jax"
     data = {
@@ -133,3 +150,26 @@ def test_nobody_is_told_to_install_this_project_by_a_name_on_an_index():
                 lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
                 found += [f"{path}:{number}: {line}" for number, line in enumerate(lines, 1) if advice.search(line)]
     assert found == []
+
+
+def test_the_extras_that_messages_name_exist():
+    """A message names an extra of setup.cfg, to be installed from a checkout."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    extras = set(parser["options.extras_require"])
+    named, from_an_index = [], []
+    for folder in ("src", "docs", "README.md", "Makefile", "experiments", "integrations"):
+        paths = [ROOT / folder] if (ROOT / folder).is_file() else (ROOT / folder).rglob("*")
+        for path in paths:
+            if path.suffix not in (".py", ".md", "") or not path.is_file():
+                continue
+            text = path.read_text(encoding="utf-8", errors="replace")
+            named += [(path, extra) for group in re.findall(r"'\.\[([\w,-]+)\]'", text) for extra in group.split(",")]
+            named += [(path, extra) for extra in re.findall(r"the extra `?([\w-]+)`?[ ,.:;]", text)]
+            if path.is_relative_to(ROOT / "src"):
+                from_an_index += [(path, found) for found in re.findall(r"pip install '?\w[\w-]*\[.*", text)]
+    # Other projects have extras, too: words of prose that follow `the extra`.
+    prose = {"work", "sources", "for", "steps"}
+    assert len(named) > 20
+    assert [(path, extra) for path, extra in named if extra not in extras | prose] == []
+    assert from_an_index == []

@@ -3,98 +3,36 @@
 import json
 import os
 import re
+import runpy
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from support.xla import xla_flags
+import plamo2_jax
+from support.short_demo import DEMO, commands, run_all, run_demo
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-SHORT_DEMO = ROOT / "experiments" / "chaos" / "short_demo.py"
-"""The demo's pipeline with options that make it short enough for a test."""
-# Checkpoints of the demo, and those that its shortened runs have.
-STEPS = {"@60 ": "@2 ", "@120 ": "@4 "}
-
-
-def shorter(line):
-    """Options that shorten a command."""
-    return ["--max-new-tokens", "8"] if line.startswith("plamo2 generate") else []
-
-
-def commands(name, page=README):
-    """The lines of the shell block that follows `<!-- name -->`."""
-    block = re.search(rf"<!-- {name} -->\n```sh\n(.*?)```", page, re.DOTALL).group(1)
-    return block.strip().splitlines()
-
-
-def environment():
-    """Return the environment of commands. A user's machine has the devices it has, not those of the tests."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"XLA_FLAGS": xla_flags(), "PATH": path}
-
-
-def earlier(line):
-    """Return a command with the checkpoints of the shortened runs."""
-    for step, checkpoint in STEPS.items():
-        line = line.replace(step, checkpoint)
-    return line
-
-
-def plamo2(line, folder):
-    """Run one `plamo2 ...` line in a folder as a user would, in a shell; return its standard output."""
-    done = subprocess.run(earlier(line), cwd=folder, capture_output=True, text=True, shell=True, env=environment())
-    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-ONE_AFTER_ANOTHER = """
-import shlex, sys
-from plamo2_jax.cli.main import main
-for line in sys.argv[1:]:
-    command, *words = shlex.split(line, comments=True)
-    assert command == "plamo2", line
-    if main(words):
-        sys.exit(line)
-"""
-
-
-def run_all(lines, folder):
-    """Run `plamo2 ...` lines in a folder, in one process: the start of a process takes as long as most of these commands."""
-    words = [" ".join([earlier(line), *shorter(line)]) for line in lines]
-    assert len(words) > 2
-    done = subprocess.run(
-        [sys.executable, "-c", ONE_AFTER_ANOTHER, *words], cwd=folder, capture_output=True, text=True, env=environment()
-    )
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A folder in which the demo has run, planned first."""
-    folder = tmp_path_factory.mktemp("readme")
-    (folder / "configs").symlink_to(ROOT / "configs")
-    plan, run = (line.partition("  #")[0] for line in commands("demo"))
-    listed = plamo2(plan, folder)
-    assert listed.count("to run (") == len(re.findall(r"^ ?\d+ ", listed, re.MULTILINE)) > 20
-    assert not (folder / "runs").exists()
-    plamo2(run.replace("configs/pipeline_demo.py", str(SHORT_DEMO)), folder)
-    return folder
+    return run_demo(tmp_path_factory.mktemp("readme"))
 
 
-def test_the_makefile_runs_what_the_readme_shows():
+def test_the_makefile_runs_what_the_page_of_the_demo_shows():
     # `make test PYTHON=...` would hand its own Python, and so another environment, to this make.
     plain = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "MAKEFLAGS", "MAKEOVERRIDES")}
     listed = subprocess.run(
         ["make", "-n", "demo"], cwd=ROOT, env=plain, capture_output=True, text=True, check=True
     ).stdout
     run = [line.removeprefix(".venv/bin/") for line in listed.splitlines() if line.startswith(".venv/bin/plamo2")]
-    assert run == commands("demo")[1:]
+    assert run == commands("demo", DEMO)[1:]
 
 
 def test_the_demo_leaves_a_report_with_both_languages(home):
@@ -123,46 +61,66 @@ def test_the_demo_ends_in_a_tuned_model_and_scores_of_it(home):
         assert not scores["failed"]
 
 
-def test_every_command_of_the_readme_works(home):
-    run_all(commands("use"), home)
+def test_using_a_model_works(home):
+    run_all(commands("use", ROOT / "docs" / "use.md"), home)
     assert (home / "exported" / "model.safetensors").exists()
     lines = (home / "clean-ja.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) > 1000
 
 
 def test_surgery_on_the_demo_works(home):
-    run_all(commands("demo", (ROOT / "docs" / "surgery.md").read_text(encoding="utf-8")), home)
+    run_all(commands("demo", ROOT / "docs" / "surgery.md"), home)
     assert (home / "phonebook" / "heat_map.png").exists()
 
 
 def test_evaluation_of_the_demo_works(home):
-    run_all(commands("demo", (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")), home)
+    run_all(commands("demo", ROOT / "docs" / "evaluation.md"), home)
     assert (home / "runs" / "evaluation" / "demo" / "report.html").exists()
 
 
 def test_quantization_of_the_demo_works(home):
-    run_all(commands("demo", (ROOT / "docs" / "quantization.md").read_text(encoding="utf-8")), home)
+    run_all(commands("demo", ROOT / "docs" / "quantization.md"), home)
     assert (home / "four" / "quantized" / "weights.safetensors").exists()
 
 
 def test_the_python_example_runs():
-    example = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+    page = (ROOT / "docs" / "use.md").read_text(encoding="utf-8")
+    example = re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1)
     scope: dict = {}
-    exec(compile(example, "README.md", "exec"), scope)
+    exec(compile(example, "use.md", "exec"), scope)
     assert scope["logits"].shape == (1, 12, 4096)
     axes = scope["logical_axes"](scope["model"])["run_0"]["layer_0"]["mixer"]["in_proj"]
     assert axes == ("layers", None, "embed", "mamba_heads", "head_dim")
 
 
 def test_the_docs_link_to_what_exists():
-    for page in (ROOT / "docs").glob("*.md"):
+    for page in (ROOT / "docs").rglob("*.md"):
         for link in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 def test_the_map_names_what_exists():
-    assert "NUMBERS" not in README
     for path in re.findall(r"^\| `([^`]+)` \|", README, re.MULTILINE):
         assert (ROOT / path).exists(), path
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
+    for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md"):
+        for link in re.findall(r"\]\((?!http|#)([^)#]+)(?:#[^)]*)?\)", (ROOT / name).read_text(encoding="utf-8")):
+            assert (ROOT / link).exists(), f"{name}: {link}"
+
+
+def test_generated_parts_of_the_readme_are_current():
+    parts = runpy.run_path(str(ROOT / "scripts" / "readme_parts.py"))
+    assert parts["with_packages"](README) == README, "run scripts/readme_parts.py"
+    for name, text in parts["badges"]().items():
+        assert (ROOT / "docs" / "images" / name).read_text(encoding="utf-8") == text, "run scripts/readme_parts.py"
+
+
+def test_pictures_are_small():
+    pictures = list((ROOT / "docs" / "images").glob("*.png"))
+    assert {path.name for path in pictures} == set(re.findall(r"images/(\w+\.png)", README))
+    assert max((path.stat().st_size for path in pictures), default=0) <= 300_000
+
+
+def test_the_citation_names_the_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == plamo2_jax.__version__
+    assert citation["license"] == "Apache-2.0"

@@ -27,7 +27,8 @@ def test_pathlib_takes_no_slash_away():
 def test_what_reads_buckets_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setattr(storage.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
-        ValueError, match=r"gs://bucket/runs needs the package gcsfs. Run pip install 'etils\[epath-gcs\]'"
+        ValueError,
+        match=r"gs://bucket/runs needs the package gcsfs: install this project with the extra gs, as in pip install '.\[gs\]'",
     ):
         storage.located(Path("gs://bucket/runs"))
 

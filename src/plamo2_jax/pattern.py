@@ -32,7 +32,10 @@ _SECONDS = 1.0
 _SERVE = """
 import json, re, resource, sys, warnings
 warnings.simplefilter("ignore")
-resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+try:
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+except (OSError, ValueError):
+    pass  # macOS does not limit address space. The time limit still applies.
 for line in sys.stdin:
     patterns, texts, method = json.loads(line)
     number = 0

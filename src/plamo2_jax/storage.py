@@ -57,7 +57,8 @@ def located(path: str | os.PathLike[str]) -> Path:
     scheme = address(path).split(":")[0]
     if not any(importlib.util.find_spec(name) for name in (_DRIVERS[scheme], "tensorflow")):
         raise PlamoError(
-            f"{address(path)} needs the package {_DRIVERS[scheme]}. Run pip install 'etils[epath-{'gcs' if scheme == 'gs' else 's3'}]'"
+            f"{address(path)} needs the package {_DRIVERS[scheme]}: install this project with the extra {scheme}, as in "
+            f"pip install '.[{scheme}]'"
         )
     return epath.Path(address(path))
 
@@ -194,8 +195,13 @@ def allocate(path: Path) -> None:
     Without this, a process that writes to a memory map on a full disk is killed by SIGBUS.
     """
     with path.open("r+b") as file:
-        if size := os.fstat(file.fileno()).st_size:
-            os.posix_fallocate(file.fileno(), 0, size)
+        descriptor, size = file.fileno(), os.fstat(file.fileno()).st_size
+        if size and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, size)
+            return
+        # macOS has no such call. Writing a block again allocates it.
+        for start in range(0, size, 1 << 20):
+            os.pwrite(descriptor, os.pread(descriptor, 1 << 20, start), start)
 
 
 def is_full_disk(error: BaseException) -> bool:

@@ -68,6 +68,44 @@ def test_float32_activations_mean_full_products(model, params):
     assert all("HIGHEST" not in dot for dot in reduced if re.search(r"tensor<[^>]*bf16>, tensor<[^>]*bf16>", dot))
 
 
+@pytest.mark.parametrize(
+    ("spec", "sizes"),
+    [
+        ("btd,df->btf", (5, 6)),
+        ("bthp,hpd->btd", (2, 3, 4)),
+        ("btd,dhp->bthp", (5, 2, 3)),
+        ("btd,vd->btv", (7, 5)),
+    ],
+)
+def test_gradients_of_a_product_are_those_of_its_einsum(spec, sizes):
+    """In the layout of the weight, however its axes are ordered. In float64, so that the order of a sum makes no difference."""
+    letters = dict(zip(spec.split(",")[1].split("->")[0], sizes, strict=True)) | {"b": 2, "t": 3}
+    rng = np.random.default_rng(0)
+    of_x, of_weight, of_y = re.split(",|->", spec)
+
+    def draw(letters_of):
+        return jnp.asarray(rng.standard_normal([letters[letter] for letter in letters_of]), jnp.float64)
+
+    with jax.enable_x64(True):
+        x, weight, dy = draw(of_x), draw(of_weight), draw(of_y)
+        gradients = jax.vjp(lambda x, weight: multiply(spec, x, weight), x, weight)[1](dy)
+        expected = (
+            jnp.einsum(f"{of_y},{of_weight}->{of_x}", dy, weight),
+            jnp.einsum(f"{of_x},{of_y}->{of_weight}", x, dy),
+        )
+        for gradient, exact in zip(gradients, expected, strict=True):
+            assert gradient.shape == exact.shape
+            np.testing.assert_allclose(gradient, exact, rtol=1e-12, atol=1e-12)
+
+
+def test_gradient_of_a_weight_sums_over_one_axis_on_cpu_alone():
+    """Elsewhere, rows and tokens stay two axes, which can be divided over devices."""
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 3, 5), (5, 6))]
+    traced = jax.jit(jax.grad(lambda x, w: multiply("btd,df->btf", x, w).sum(), argnums=1)).trace(*shapes)
+    for platform, axes in (("cpu", "[0] x [0]"), ("tpu", "[0, 1] x [0, 1]")):
+        assert f"contracting_dims = {axes}" in traced.lower(lowering_platforms=(platform,)).as_text()
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group_size", [None, 8])

@@ -53,7 +53,7 @@ def test_without_libtpu_the_package_is_named(capsys, monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "libtpu" else found(name, *rest)
     )
-    assert "pip install 'jax[tpu]'" in refused(SSD, capsys)
+    assert "pip install '.[plan]'" in refused(SSD, capsys)
 
 
 @pytest.mark.parametrize("version", ["0.0.42.1", "0.0.42", "0.0.50.1", "0.0.50.7"])

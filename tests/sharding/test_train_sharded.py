@@ -1,19 +1,27 @@
 """A train step on meshes of eight devices is the one on one device, and holds a part of it on each."""
 
+import collections
 import dataclasses
+import functools
 import math
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from plamo2_jax.data.pipeline import DataConfig, MixtureItem
 from plamo2_jax.model.loss import largest_chunk
 from plamo2_jax.model.plamo2 import init_params
 from plamo2_jax.sharding.mesh import AXES, MeshConfig, make_mesh
 from plamo2_jax.sharding.rules import batch_sharding, replicated, with_shardings
+from plamo2_jax.train.build import build_train_program
+from plamo2_jax.train.config import RunConfig
+from plamo2_jax.train.gather_once import gather_once
 from plamo2_jax.train.optimizer import OptimizerConfig, make_optimizer
-from plamo2_jax.train.pretraining import next_token
+from plamo2_jax.train.pretraining import Pretrain, next_token
 from plamo2_jax.train.state import TrainState, state_shardings
 from plamo2_jax.train.step import make_step
 from support.meshes import (
@@ -64,7 +72,7 @@ def test_loss_and_gradients_are_those_of_one_device(params, one_device, shape, s
 def stepper():
     """A function `(mesh) -> (step, shapes, shardings)` of a compiled train step of two micro-batches."""
 
-    def build(mesh):
+    def build(mesh, is_gathered_once=False):
         model = make_model(mesh)
         logical_axes, shapes = described()
         optimizer = make_optimizer(OptimizerConfig(), lambda step: 1e-3, logical_axes)
@@ -72,8 +80,13 @@ def stepper():
         shardings = state_shardings(shapes, optimizer, shardings_on(mesh))
         rows = batch_sharding(mesh, (ROWS, LENGTH), accumulation=2)
         batch = {n: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows) for n, a in make_batch().items()}
+        distribute = None
+        if is_gathered_once:
+            places = {"shardings": shardings.params, "logical_axes": logical_axes}
+            distribute = functools.partial(gather_once, mesh=mesh, dtype=jnp.float32, **places)
+        loss_fn = next_token(model, BYTE_LENGTHS)
         step = jax.jit(
-            make_step(next_token(model, BYTE_LENGTHS), optimizer, lambda step: 1e-3, 2, shardings.params),
+            make_step(loss_fn, optimizer, lambda step: 1e-3, 2, shardings.params, distribute=distribute),
             out_shardings=(shardings, replicated(mesh)),
             donate_argnums=0,
         )
@@ -89,12 +102,64 @@ def sharded_step(stepper, cube):
     return stepper(cube)
 
 
-def test_an_update_is_that_of_one_device(params, stepper, sharded_step):
-    results = []
-    for step, create, shardings, rows in (sharded_step, stepper(make_mesh(MeshConfig(), jax.devices()[:1]))):
-        state, metrics = step(create(jax.device_put(params, shardings.params)), jax.device_put(make_batch(), rows))
-        results.append((state, jax.device_get(metrics)))
-    (sharded, ours), (single, theirs) = results
+@pytest.fixture(scope="module")
+def single_update(params, stepper):
+    """State and metrics after an update on one device."""
+    return update(params, *stepper(make_mesh(MeshConfig(), jax.devices()[:1])))
+
+
+def update(params, step, create, shardings, rows):
+    state, metrics = step(create(jax.device_put(params, shardings.params)), jax.device_put(make_batch(), rows))
+    return state, jax.device_get(metrics)
+
+
+def test_an_update_is_that_of_one_device(params, sharded_step, single_update):
+    assert_same_update(update(params, *sharded_step), single_update)
+
+
+def test_parameters_gathered_once_make_the_same_update(params, stepper, single_update):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2), jax.devices()[:4])
+    gathered = stepper(mesh, is_gathered_once=True)
+    assert_same_update(update(params, *gathered), single_update)
+    # The loop over micro-batches has no collectives.
+    text = gathered[0].as_text()
+    in_loops = [line for line in text.splitlines() if "/while/body/" in line]
+    assert len(in_loops) > 100
+    assert not [line for line in in_loops if "all-gather" in line or "all-reduce" in line or "reduce-scatter" in line]
+
+
+def test_a_run_gathers_matrices_in_the_dtype_of_its_activations():
+    config = RunConfig(
+        name="run",
+        model=make_model().config,
+        tokenizer=Path("tokenizer"),
+        data=DataConfig((MixtureItem(Path("data")),), sequence_length=LENGTH, batch_size=ROWS),
+        steps=10,
+        task=Pretrain(),
+        sharding="zero1",
+        accumulation=2,
+    )
+    program = build_train_program(config, jax.devices()[:4])
+    text = program.jit().lower(*program.arguments).as_text()
+    gathered = re.findall(r"stablehlo.all_gather.*-> tensor<([0-9x]+)x(\w+)>", text)
+    sizes = {"f32": 0, "bf16": 0}
+    for shape, dtype in gathered:
+        sizes[dtype] += math.prod(map(int, shape.split("x")))
+    matrices = {path: leaf for path, leaf in by_name(program.state.params).items() if any(leaf.sharding.spec)}
+    tables = sum(leaf.size for path, leaf in matrices.items() if path in ("embedding", "lm_head"))
+    assert sizes == {"f32": tables, "bf16": sum(leaf.size for leaf in matrices.values()) - tables}
+    assert len(re.findall(r"stablehlo.reduce_scatter", text)) == len(matrices)
+
+
+def test_parameters_gathered_once_need_whole_rows(cube, stepper):
+    with pytest.raises(
+        ValueError, match=r'sharding="zero1" is not allowed with mesh.tensor=2: each device computes whole rows'
+    ):
+        stepper(cube, is_gathered_once=True)
+
+
+def assert_same_update(ours, theirs):
+    (sharded, ours), (single, theirs) = ours, theirs
     for name in theirs:
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, err_msg=name)
     # Adam's first update is the gradient's sign, which where it is all but zero is the rounding's: moments tell more.
@@ -174,11 +239,28 @@ def test_chunks_of_the_loss_change_nothing_and_never_hold_the_logits(deep, keeps
 
 def test_recomputing_changes_nothing_and_keeps_less(deep, keeps_all):
     kept = {"none": temporary(keeps_all[0])}
-    for remat in ("dots", "block", "offload"):
+    for remat in ("dots", "dots_except_gate_up", "block", "offload"):
         compiled, result = deep(remat=remat)
         assert_same(result, keeps_all[1])
         kept[remat] = temporary(compiled)
-    assert kept["block"] < kept["dots"] < kept["none"]
+    assert kept["block"] < kept["dots_except_gate_up"] < kept["dots"] < kept["none"]
+
+
+def test_policies_by_name_recompute_the_products_that_they_do_not_save():
+    def products(remat):
+        traced = jax.make_jaxpr(loss_and_gradients(make_model(remat=remat)))(described()[1], make_batch())
+        return collections.Counter(re.findall(r"name\[name=(\w+)\]", str(traced)))
+
+    once = products("none")
+    mixers = {"in_proj", "b_proj", "c_proj", "dt_down", "q_proj", "k_proj", "v_proj"}
+    recomputed = {
+        "dots_except_up": {"up"},
+        "dots_except_gate_up": {"gate", "up"},
+        "outputs": {"gate", "up", *mixers},
+        "block": {"gate", "up", *mixers, "out_proj", "o_proj", "down"},
+    }
+    for remat, names in recomputed.items():
+        assert {name for name, n in products(remat).items() if n > once[name]} == {"period_input", *names}, remat
 
 
 def test_offloading_puts_the_inputs_of_periods_into_host_memory():

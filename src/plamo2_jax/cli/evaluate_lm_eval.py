@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plamo2_jax.cli.evaluate_heldout import training_length
 from plamo2_jax.cli.evaluate_tasks import open_model, results_table
 from plamo2_jax.errors import PlamoError
 
@@ -19,6 +18,7 @@ def run_lm_eval(options: EvaluateOptions, folder: Path) -> None:
     Raises:
         PlamoError: the extra eval is not installed, a task is unknown or cannot be loaded, a request failed, or the folder is in use.
     """
+    from plamo2_jax.align.heldout import training_length
     from plamo2_jax.convert.names import ModelName
     from plamo2_jax.eval.lm_eval import evaluate
     from plamo2_jax.eval.lm_eval_results import write_results

@@ -16,7 +16,7 @@ _USAGE = """usage: plamo2 plan CONFIG.py --topology SLICE [options] [--field val
        plamo2 plan kernel ssd --topology SLICE --preset MODEL [options]
 
 Compile for a TPU slice on a machine without a TPU, and print the cycles, bytes and memory that the compiler reports. These are the
-compiler's figures, not measured time. Needs libtpu: pip install 'jax[tpu]'
+compiler's figures, not measured time. Needs the extra plan: pip install '.[plan]'
 
   CONFIG.py     a train step, prefill or decoding step: HBM per chip, collectives, predicted time and upper bound on MFU
                                                               (options: plamo2 plan CONFIG.py --help)

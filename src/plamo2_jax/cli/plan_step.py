@@ -25,7 +25,7 @@ usage: plamo2 plan CONFIG.py --topology SLICE [options] [--field value] [--part.
 Prints HBM per chip by kind, collectives, the compiler's cycles, and the step time and the bound on MFU predicted from them. Nothing is
 measured, and no data are needed. If the step does not fit, prints how many bytes are missing and the nearest change that fits.
 CONFIG.py is a config of plamo2 pretrain, sft or dpo, and any of its fields can be replaced on the command line. For distillation, the shape
-of the teacher is read from its folder. Needs libtpu: pip install 'jax[tpu]'"""
+of the teacher is read from its folder. Needs the extra plan: pip install '.[plan]'"""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -67,10 +66,9 @@ class PruneOptions:
 def main(argv: list[str]) -> None:
     """Run the verb."""
     options = parse(PruneOptions, argv, "plamo2 prune")
-    from plamo2_jax.convert.hf import write_public
     from plamo2_jax.storage import require_empty
     from plamo2_jax.surgery.prune.cut import check_target
-    from plamo2_jax.surgery.prune.search import candidates, prune_best
+    from plamo2_jax.surgery.prune.search import candidates
     from plamo2_jax.surgery.shapes import changes_table, read_shape, with_sizes
 
     old = read_shape(options.model)
@@ -93,25 +91,7 @@ def main(argv: list[str]) -> None:
         raise PlamoError("--calibration must name a folder of shards. Write one with plamo2 data prepare")
     require_empty(options.output)
 
-    from plamo2_jax.convert.load import load_model
-    from plamo2_jax.convert.names import ModelName
-    from plamo2_jax.data.pipeline import DataConfig, MixtureItem, train_iterator
-    from plamo2_jax.tokenizer.template_files import chat_template_files
-
-    files = chat_template_files(ModelName.parse(options.model).folder)
-    loaded = load_model(options.model, step=options.step, require_finite=True)
-    if loaded.tokenizer is None:
-        raise PlamoError(
-            f"{options.model} has no tokenizer.jsonl: it is needed to check the calibration data. Copy it into the folder"
-        )
-    data = DataConfig(
-        (MixtureItem(options.calibration),),
-        options.sequence_length,
-        options.batch_size,
-        seed=options.seed,
-        prefetch_batches=0,
-    )
-    examples = list(itertools.islice(train_iterator(data, loaded.tokenizer), options.batches))
+    from plamo2_jax.surgery.prune.write import prune_model
 
     def report(shape, loss) -> None:
         print(
@@ -120,10 +100,23 @@ def main(argv: list[str]) -> None:
             file=sys.stderr,
         )
 
-    choices = {"method": options.method, "depth": options.depth, "rounds": options.rounds, "seed": options.seed}
-    best = prune_best(loaded.params, old, shapes, examples, on_pruned=report, **choices)
-    write_public(options.output, best.config, best.params, loaded.tokenizer, dtype=options.dtype, files=files)
-    print(changes_table(old, best.config))
+    pruned = prune_model(
+        options.model,
+        options.output,
+        shapes,
+        calibration=options.calibration,
+        method=options.method,
+        depth=options.depth,
+        rounds=options.rounds,
+        batches=options.batches,
+        batch_size=options.batch_size,
+        sequence_length=options.sequence_length,
+        seed=options.seed,
+        step=options.step,
+        dtype=options.dtype,
+        on_pruned=report,
+    )
+    print(changes_table(old, pruned))
     print(options.output)
 
 

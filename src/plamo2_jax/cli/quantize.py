@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -13,11 +13,6 @@ from plamo2_jax.cli.arguments import parse
 from plamo2_jax.cli.convert import parse_size
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.validation import require_at_least
-
-if TYPE_CHECKING:
-    from plamo2_jax.convert.load import LoadedModel
-    from plamo2_jax.data.batch import Batch
-    from plamo2_jax.quantize.config import QuantizeConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +70,7 @@ def main(argv: list[str]) -> None:
     """Run the verb."""
     options = parse(QuantizeOptions, argv, "plamo2 quantize")
     from plamo2_jax.quantize.config import QuantizeConfig
-    from plamo2_jax.storage import require_empty
+    from plamo2_jax.quantize.write import CalibrationConfig, quantize_model
 
     require_at_least(0, finetune_norms=options.finetune_norms)
     require_at_least(1, samples=options.samples, batch_size=options.batch_size)
@@ -94,107 +89,20 @@ def main(argv: list[str]) -> None:
         keep_float=options.keep_float,
         bits_for=tuple(_bits_for(each) for each in options.bits_for),
     )
-    require_empty(options.output)
-    _run(options, config, budget)
-
-
-def _run(options: QuantizeOptions, config: QuantizeConfig, budget: int | None) -> None:
-    import flax.traverse_util
-
-    from plamo2_jax import checkpoint
-    from plamo2_jax.convert.names import ModelName
-    from plamo2_jax.convert.quantized import save_quantized
-    from plamo2_jax.quantize.config import matrix_formats
-    from plamo2_jax.quantize.finetune import finetune_scales
-    from plamo2_jax.quantize.progress import Progress
-    from plamo2_jax.quantize.quantize import quantize_leaves
-    from plamo2_jax.quantize.report import table, total_bytes
-    from plamo2_jax.quantize.search import candidates, search_formats
-    from plamo2_jax.tokenizer.template_files import chat_template_files
-
-    folder = ModelName.parse(options.model).folder
-    loaded = _load(options)
-    files = chat_template_files(folder)
-    formats = matrix_formats(loaded.config, config)
-    leaves = flax.traverse_util.flatten_dict(loaded.params, sep="/")
-    fingerprint = checkpoint.fingerprint(loaded.config, loaded.params)
-    loaded.params.clear()
-    before = total_bytes(leaves)
-    batches: list[Batch] = []
-    heldout = 0
-    if config.calibrated or budget is not None or options.finetune_norms:
-        heldout = 2 if budget is not None else 0
-        batches = _calibration(options, loaded, heldout)
-    if budget is not None:
-        with _bar("measuring", len(candidates(loaded.config, formats, config)), "matrix") as bar:
-            chosen = batches[len(batches) - heldout :]
-            formats = search_formats(loaded.config, leaves, formats, budget, config, chosen, on_matrix=bar.update)
-        batches = batches[: len(batches) - heldout]
-    progress = None
-    if config.calibrated:
-        progress = Progress(options.output.absolute().with_name(f"{options.output.absolute().name}.progress"))
-        progress.begin(config, formats, batches, fingerprint)
-    with _bar("quantizing", loaded.config.num_hidden_layers, "layer") as bar:
-        reports = quantize_leaves(
-            loaded.config, leaves, formats, config, batches, progress=progress, on_layer=lambda layer: bar.update()
-        )
-    if options.finetune_norms:
-        teacher = flax.traverse_util.flatten_dict(_load(options).params, sep="/")
-        with _bar("fine-tuning scales", options.finetune_norms, "step") as bar:
-
-            def advance(divergence: float) -> None:
-                bar.set_postfix(kl=f"{divergence:.2e}", refresh=False)
-                bar.update()
-
-            leaves = finetune_scales(
-                loaded.config, teacher, leaves, batches, steps=options.finetune_norms, on_step=advance
-            )
-    about = {"quantized_from": {"model": str(options.model), "fingerprint": fingerprint}}
-    params = flax.traverse_util.unflatten_dict(leaves, sep="/")
-    save_quantized(
-        options.output, loaded.config, params, loaded.tokenizer, method=config.method, files=files, about=about
+    calibration = CalibrationConfig(
+        options.calibration, options.samples, options.sequence_length, options.batch_size, options.seed
     )
-    if progress is not None:
-        progress.remove()
-    print(table(loaded.config, reports, before, total_bytes(leaves)))
+    written = quantize_model(
+        options.model,
+        options.output,
+        config,
+        calibration=calibration,
+        budget=budget,
+        finetune_norms=options.finetune_norms,
+        step=options.step,
+    )
+    print(written.table)
     print(options.output)
-
-
-def _load(options: QuantizeOptions) -> LoadedModel:
-    """Load the float model without a scan over layers, so that each matrix can be released when it is quantized."""
-    import numpy as np
-
-    from plamo2_jax.convert.load import load_model
-    from plamo2_jax.convert.read import with_dtype
-    from plamo2_jax.model import Plamo2, abstract_params
-
-    def abstract(config):
-        return with_dtype(abstract_params(Plamo2(config, scan_layers=False)), np.float32, None)
-
-    return load_model(options.model, step=options.step, abstract=abstract, require_finite=True)
-
-
-def _calibration(options: QuantizeOptions, loaded: LoadedModel, heldout: int) -> list[Batch]:
-    from plamo2_jax.quantize.calibration import read_calibration
-
-    if loaded.tokenizer is None:
-        raise PlamoError(
-            f"{options.model} has no tokenizer.jsonl: calibration data is tokenized with it. Copy it into the folder"
-        )
-    return read_calibration(
-        options.calibration,
-        loaded.tokenizer,
-        rows=options.samples + heldout * options.batch_size,
-        sequence_length=options.sequence_length,
-        batch_size=options.batch_size,
-        seed=options.seed,
-    )
-
-
-def _bar(what: str, total: int, unit: str) -> Any:
-    from plamo2_jax.progress import tqdm
-
-    return tqdm(total=total, desc=what, unit=unit, delay=1)
 
 
 def _bits(option: str, text: str) -> Any:

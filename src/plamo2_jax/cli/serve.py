@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -44,43 +43,20 @@ class ServeOptions(ServeConfig):
 
 def serve(options: ServeOptions) -> None:
     """Serve a model over HTTP with OpenAI's endpoints and a chat page."""
-    try:
-        import starlette  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise PlamoError(
-            f"plamo2 serve needs the package {error.name}: install this project with the extra serve, as in pip install '.[serve]'"
-        ) from None
-    from plamo2_jax.convert.names import ModelName
-    from plamo2_jax.serve.auth import is_loopback, read_keys
-    from plamo2_jax.serve.opening import open_models
-    from plamo2_jax.serve.server import Server
+    from plamo2_jax.serve.run import serve_model
 
-    # What can be checked at once is not left to the engine thread.
-    keys = read_keys(options.api_key_file)
-    adapters = parse_adapters(options.adapter)
-    folder = ModelName.parse(options.model).folder
-    if not folder.is_dir():
-        raise PlamoError(f"{folder} is not a folder: give a run, a folder of the public layout or a folder of adapters")
-    if not keys and not is_loopback(options.host):
-        print(f"warning: everybody who reaches {options.host} may use this server; see --api-key-file", file=sys.stderr)
-
-    def load():
-        return open_models(
-            options.model,
-            options,
-            name=options.name,
-            template=options.template,
-            adapters=adapters,
-            dtype=options.dtype,
-            step=options.step,
-            tokenizer=options.tokenizer,
-            mesh=options.mesh.make(),
-        )
-
-    server = Server(load, options, keys)
-    print(f"{server.url}: loading {options.model}", file=sys.stderr, flush=True)
-    server.serve_forever()
+    serve_model(
+        options.model,
+        options,
+        name=options.name,
+        template=options.template,
+        adapters=parse_adapters(options.adapter),
+        api_key_file=options.api_key_file,
+        dtype=options.dtype,
+        step=options.step,
+        tokenizer=options.tokenizer,
+        make_mesh=options.mesh.make,
+    )
 
 
 def parse_adapters(values: tuple[str, ...]) -> dict[str, Path]:

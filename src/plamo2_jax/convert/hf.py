@@ -164,7 +164,6 @@ def write_public(
         dtype: Dtype of the files, float32 or bfloat16.
         max_shard_bytes: Largest number of tensor bytes in one safetensors file.
         with_code: Also write Python files for `trust_remote_code=True` (`remote_code`).
-        card: What README.md states about the model.
         on_write: Called after each block written with its bytes and the bytes of the whole model.
         files: Further small files by name. A chat template among them is also written into tokenizer_config.json.
         readme: Function that returns README.md for the config and the schemes of the linear layers (None if none is quantized).

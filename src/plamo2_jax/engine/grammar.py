@@ -276,6 +276,7 @@ def _library() -> types.ModuleType:
         import llguidance
     except ImportError:
         raise PlamoError(
-            "structured output and tool calls need llguidance, which is not installed: install this project with the extra serve"
+            "structured output and tool calls need llguidance, which is not installed: install this project with the extra serve, "
+            "as in pip install '.[serve]'"
         ) from None
     return llguidance

@@ -19,14 +19,19 @@ from plamo2_kernels.attention import Implementation as AttentionImplementation
 from plamo2_kernels.quant import Implementation as ProductImplementation
 from plamo2_kernels.ssd import Implementation
 
-Remat = Literal["none", "dots", "block", "offload"]
-"""Activations of a period that the forward pass saves for the backward pass, which recomputes the others.
+Remat = Literal["none", "dots", "dots_except_up", "dots_except_gate_up", "outputs", "block", "offload"]
+"""Activations of a period that the forward pass saves for the backward pass, which recomputes the others, from the most saved to the
+fewest. docs/sharding.md has the memory and the recomputation of each.
 
-none: saves all. dots: saves the period's input and the results of products with weights. block: saves the input. offload: saves the input
-in host memory.
+none: saves all. dots: saves the input of the period and the results of products with weights. dots_except_up, dots_except_gate_up: as
+dots, without the widest products of the MLP. outputs: saves the input and the results of mixers and MLPs. block: saves the input.
+offload: saves the input in host memory.
 """
 
 _INPUT = "period_input"
+# Projections by their names (`linear.project`): results of a branch, then the other products of the mixers.
+_OUTPUTS = ("out_proj", "o_proj", "down")
+_MIXER = ("in_proj", "b_proj", "c_proj", "dt_down", "q_proj", "k_proj", "v_proj")
 
 
 def recomputed(period: type[nn.Module], remat: Remat) -> type[nn.Module]:
@@ -35,6 +40,9 @@ def recomputed(period: type[nn.Module], remat: Remat) -> type[nn.Module]:
     policy = {
         # Products with batch axes, such as attention scores and those of the scan, are recomputed.
         "dots": policies.dots_with_no_batch_dims_saveable,
+        "dots_except_up": policies.save_only_these_names(*_OUTPUTS, *_MIXER, "gate"),
+        "dots_except_gate_up": policies.save_only_these_names(*_OUTPUTS, *_MIXER),
+        "outputs": policies.save_only_these_names(*_OUTPUTS),
         "block": policies.nothing_saveable,
         "offload": policies.save_and_offload_only_these_names(
             names_which_can_be_saved=[],

@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from plamo2_jax.model.axes import Axes, map_with_axes
@@ -18,6 +19,7 @@ from plamo2_jax.model.float8 import Float8Weight
 from plamo2_jax.model.low_rank import LowRank
 from plamo2_jax.model.outputs_first import OutputsFirst
 from plamo2_jax.model.parameters import parameter
+from plamo2_jax.model.product import product
 from plamo2_jax.model.quantized import QuantizedArray
 from plamo2_kernels import native
 from plamo2_kernels.errors import ImplementationError
@@ -66,7 +68,8 @@ def project(
     if not module.is_initializing() and module.is_mutable_collection(INPUTS):
         module.sow(INPUTS, name, x)
     product = _multiply_parts if None in sizes else multiply
-    return product(spec, x, weight, implementation=module.product_implementation)
+    # The name is for rematerialization (`block.recomputed`).
+    return checkpoint_name(product(spec, x, weight, implementation=module.product_implementation), name)
 
 
 def project_together(
@@ -94,7 +97,10 @@ def project_together(
     implementation = module.product_implementation
     are_quantized = all(isinstance(weight, QuantizedArray) for weight in declared)
     if not are_quantized or len({weight.activations for weight in declared}) > 1:
-        return tuple(multiply(spec, x, weight, implementation=implementation) for weight in declared)
+        return tuple(
+            checkpoint_name(multiply(spec, x, weight, implementation=implementation), name)
+            for name, weight in zip(weights, declared, strict=True)
+        )
     return tuple(y.astype(x.dtype) for y in _multiply_quantized(spec, x, declared, implementation))
 
 
@@ -133,7 +139,8 @@ def multiply(
         return _multiply_float8(spec, x, weight).astype(dtype)
     if multiplies_few_rows(spec, x, weight, implementation):
         return _multiply_few_rows(spec, x, weight).astype(dtype)
-    return einsum(spec, x, weight.astype(x.dtype))
+    letters = _Letters.of(spec)
+    return product(spec, x, weight.astype(x.dtype), dtype, rows=letters.rows, inputs=letters.inputs)
 
 
 def multiplies_few_rows(spec: str, x: Float[Array, "*x"], weight: Weight, implementation: Implementation) -> bool:

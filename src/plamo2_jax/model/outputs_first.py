@@ -20,7 +20,7 @@ from plamo2_jax.model.quantized import stored_order
 class OutputsFirst(struct.PyTreeNode):
     """A parameter whose contraction axes come last in memory. The array may have an additional first axis (layers)."""
 
-    values: Float[Array, "*outputs *inputs"]
+    values: Float[Array, "*outputs_and_inputs"]
     contracted: tuple[int, ...] = struct.field(pytree_node=False)
     """Contraction axes of the parameter, counted from the end: -1 is the last axis."""
 

@@ -28,6 +28,15 @@ from plamo2_kernels.sequence import sharded_attention, sharded_causal_conv1d, sh
 _shard_map = functools.partial(jax.shard_map, check_vma=False)
 
 
+def divided(mesh: Mesh | None) -> Mesh | None:
+    """Return the mesh over which XLA divides the arrays of the caller, or None.
+
+    Inside a `jax.shard_map` over all axes, each device has its own arrays, as without a mesh.
+    """
+    manual = set(jax.sharding.get_abstract_mesh().manual_axes)
+    return None if mesh is None or manual >= set(mesh.axis_names) else mesh
+
+
 def convolve(
     mesh: Mesh | None,
     x: Float[Array, "b t h p"],

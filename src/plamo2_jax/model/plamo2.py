@@ -92,7 +92,8 @@ class Plamo2(nn.Module):
         def separate(group: LayerGroup, name: str) -> list[nn.Module]:
             return [Period(c, group.kinds, *settings, name=period_name(name, i)) for i in range(group.count)]
 
-        settings = self.implementation, self.attention_implementation, self.mesh, self.product_implementation
+        mesh = parallel.divided(self.mesh)
+        settings = self.implementation, self.attention_implementation, mesh, self.product_implementation
         # A group of one period is scanned too, so that every layer parameter has the axis `layers`.
         make = stacked if self.scan_layers else separate
         self.runs = [make(group, f"run_{i}") for i, group in enumerate(c.layer_groups)]
@@ -232,7 +233,7 @@ class Plamo2(nn.Module):
 
     def _place(self, x: Array, *mesh_axes: tuple[str, ...]) -> Array:
         """Divide each axis over its mesh axes. An axis that is not a multiple of them (a short row, a small batch) is not divided."""
-        if self.mesh is None:
+        if parallel.divided(self.mesh) is None:
             return x
         parts = [math.prod(self.mesh.shape[name] for name in over) for over in mesh_axes]
         spec = [

@@ -31,8 +31,8 @@ MAX_FLOAT8 = 448.0
 class QuantizedArray(struct.PyTreeNode):
     """A quantized parameter. All arrays may have an additional first axis (layers), which a scan or an index removes."""
 
-    values: Int[Array, "*outputs *inputs"] | Float[Array, "*outputs *inputs"]
-    """The quantized values: int8, int4 or float8_e4m3fn."""
+    values: Int[Array, "*outputs_and_inputs"] | Float[Array, "*outputs_and_inputs"]
+    """The quantized values: int8, int4 or float8_e4m3fn. The outputs are the first axes."""
     scales: Float[Array, "*outputs groups"]
     zero_points: Int[Array, "*outputs groups"] | None
     """The integers that represent 0; None: 0 itself."""

@@ -36,7 +36,10 @@ def libtpu_version() -> str:
         PlamoError: libtpu is not installed.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise PlamoError("libtpu, the TPU compiler, is not installed: run pip install 'jax[tpu]' (no TPU is needed)")
+        raise PlamoError(
+            "libtpu, the TPU compiler, is not installed: install this project with the extra plan, as in pip install '.[plan]' "
+            "(no TPU is needed)"
+        )
     return importlib.metadata.version("libtpu")
 
 

@@ -7,8 +7,10 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterator
+from typing import get_args
 
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.model.block import Remat
 from plamo2_jax.plan import step
 from plamo2_jax.plan.compiler import ENVIRONMENT, libtpu_version
 from plamo2_jax.plan.request import Request
@@ -17,7 +19,7 @@ from plamo2_jax.plan.worker import Worker
 from plamo2_jax.train.config import RunConfig
 
 # Remat policies, from the most saved activations to the fewest.
-_REMAT = ("none", "dots", "block", "offload")
+_REMAT = get_args(Remat)
 
 
 def plan(request: Request) -> StepPlan:

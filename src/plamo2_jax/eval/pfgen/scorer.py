@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
+from plamo2_jax.data.workers import available_cores
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.eval.pfgen.benchmark import QuestionFile, read_criteria
 from plamo2_jax.eval.pfgen.keywords import helpfulness
@@ -61,7 +61,7 @@ def score_questions(
     Raises:
         PlamoError: a file is missing or damaged.
     """
-    processes = min(len(files), _cores() if processes is None else processes)
+    processes = min(len(files), available_cores() if processes is None else processes)
     if processes < 2:
         yield from map(score_question, files, answers)
         return
@@ -87,13 +87,6 @@ def _score_in_worker(file: QuestionFile, answers: Sequence[str]) -> list[Scores]
         return score_question(file, answers)
     except PlamoError as error:
         return str(error)
-
-
-def _cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _combine(fluency: Sequence[float], truthfulness: Sequence[float], helpful: float) -> Scores:

@@ -1,0 +1,33 @@
+"""Continual pretraining of an 8B with full attention over 128K tokens, on shards of your own.
+
+PLaMo 2 ends at 32K; this configuration is ours. A larger RoPE base than at 32K (1e6) keeps the slowest rotations within the angles that
+were trained, as in arXiv:2309.16039; the value is our choice and not tested.
+Needs folders of shards (`plamo2 data prepare`) of long documents under data/, and a run to start from: `--init-from runs/pretrain_8b_32k`.
+
+The mesh is for a TPU v5p:8x8x8. Each row's tokens are divided over 16 chips; experiments/tpu_plans has its memory and time there.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from plamo2_jax.config_file import load_config
+from plamo2_jax.sharding.mesh import MeshConfig
+from plamo2_jax.train.schedule import ScheduleConfig
+
+base = load_config(Path(__file__).parent / "pretrain_8b_32k.py")
+TOKENS = 20e9  # our choice
+ROWS, LENGTH = 32, 131072  # 4.2M tokens per update, as pretrain_8b_32k.py
+
+config = dataclasses.replace(
+    base,
+    name="pretrain_8b_128k",
+    model=dataclasses.replace(base.model, attention_window_size=LENGTH, rope_theta=8e6),
+    data=dataclasses.replace(base.data, sequence_length=LENGTH, batch_size=ROWS),
+    steps=round(TOKENS / (ROWS * LENGTH)),
+    schedule=ScheduleConfig(kind="wsd", learning_rate=2e-5, warmup=100, decay_fraction=0.5),
+    # Parameters over fsdp × sequence = 64 of 512 chips, two axes of the torus; see pretrain_8b.py.
+    mesh=MeshConfig(data=8, fsdp=4, sequence=16),
+    accumulation=1,
+    # 8192 positions of a row on each chip. More chunks would gather the embedding once per chunk.
+    loss_chunk=None,
+)
