@@ -131,7 +131,8 @@ _HALF_DEMO = _of(
     mamba_num_heads=8,
     mamba_d_state=32,
 )
-# At this width, weights of the usual standard deviation, 0.02, are too small: all models then take twice as long to learn to look up.
+# At this width, weights with the usual standard deviation, 0.02, are too small: with them, a model of full attention needed twice the
+# steps until it began to look up.
 _HYBRID = _of(
     _WIDE,
     num_hidden_layers=4,
