@@ -58,13 +58,16 @@ def values(results: dict, name: str, measure: Callable[[dict], float]) -> list[f
 def training(results: dict) -> str:
     """Return the sentences on the training, with its command and machine."""
     tokens = results["rows"] * results["length"]
-    seeds = len(results["seeds"])
-    return f"""`{results["command"]}`: {results["first"]} steps on short books and {results["steps"]} steps on text and books, each of \
-{results["rows"]} × {results["length"]} tokens ({(results["first"] + results["steps"]) * tokens / 1e6:.2f} million in all); learning \
-rate {results["learning_rate"]:g}, then two thirds of it; {results["dtype"]}, window {results["window"]}. \
-{seeds} seed{"s" if seeds > 1 else ""}; mean ± standard deviation. {results["machine"]}, jax {results["versions"]["jax"]}. \
-Numbers of the phonebooks have {results["digits"]} digits. `exact` is greedy decoding (chance: {10.0 ** -results["digits"]:g}; a number of the same book: \
-one over its entries); `ranked` chooses among four numbers of the same book (chance: 0.25). Columns are tokens of the book with question and answer."""
+    million = (results["first"] + results["steps"]) * tokens / 1e6
+    seeds, digits = len(results["seeds"]), results["digits"]
+    return f"""`{results["command"]}`: {results["first"]} steps on short books and {results["steps"]} steps on text and books, each of
+{results["rows"]} × {results["length"]} tokens ({million:.2f} million in all); learning rate {results["learning_rate"]:g}, then two thirds
+of it; {results["dtype"]}, window {results["window"]}. {seeds} seed{"s" if seeds > 1 else ""}; mean ± standard deviation.
+{results["machine"]}, jax {results["versions"]["jax"]}.
+
+Numbers of the phonebooks have {digits} digits. `exact` is greedy decoding (chance: {10.0**-digits:g}; a random number of the same book: one
+over its entries). `ranked` chooses among four numbers of the same book (chance: 0.25). Columns are tokens of the book with question and
+answer."""
 
 
 def mean_accuracy(found: dict, lengths: Sequence[int]) -> float:
