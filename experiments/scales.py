@@ -131,16 +131,6 @@ _HALF_DEMO = _of(
     mamba_num_heads=8,
     mamba_d_state=32,
 )
-# At this width, weights with the usual standard deviation, 0.02, are too small: with them, a model of full attention needed twice the
-# steps until it began to look up.
-_HYBRID = _of(
-    _WIDE,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    attention_window_size=64,
-    initializer_range=0.1,
-)
 # The demo's model with a wider MLP and the window of the 1B.
 _READER = _of(
     _HALF_DEMO,
@@ -153,6 +143,8 @@ _READER = _of(
     vocab_size=4096,
 )
 _TINY_PRESET = preset("tiny", vocab_size=2048, mamba_chunk_size=64)
+# A layer of each kind.
+_WINDOWED = _of(_TINY_PRESET, num_hidden_layers=2, attention_window_size=64)
 # The width alone is cut, as in the public 2B, which was cut from the 8B. The heads are cut, too: beside so narrow a stream they weigh more.
 _PRUNED_SMALL = _of(
     _PRUNED, hidden_size=64, intermediate_size=176, num_attention_heads=4, num_key_value_heads=2, mamba_num_heads=4
@@ -160,7 +152,7 @@ _PRUNED_SMALL = _of(
 
 SCALES: dict[str, dict[str, Scale]] = {
     "architecture": {
-        "cpu": _small({"hybrid": _HYBRID}, 512, 2, first=1000, steps=400, documents=30_000, digits=2, entries=50),
+        "cpu": _small({"hybrid": _WINDOWED}, 512, 8, first=600, steps=150, documents=30_000, digits=2, entries=50),
         "gpu": _large({"hybrid": _LARGE}, first=1000, steps=600, documents=100_000, digits=3, entries=170),
     },
     # Prompts of up to 32,768 tokens.
@@ -174,7 +166,7 @@ SCALES: dict[str, dict[str, Scale]] = {
     },
     "full_attention": {
         "cpu": _small(
-            {"windowed": _of(_TINY_PRESET, num_hidden_layers=2, attention_window_size=64)},
+            {"windowed": _WINDOWED},
             256,
             16,
             **{"first": 600, "steps": 150, "more": 150, "documents": 30_000, "digits": 2, "entries": 40},

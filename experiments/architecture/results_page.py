@@ -35,8 +35,12 @@ def page(results: dict | None, speeds: dict | None) -> str:
     if results:
         parts += [training(results), *(comparison(results, name) for name in COMPARISONS)]
         parts.append("![accuracy by length](plot.png)")
+    else:
+        parts.append("No model is trained yet: `python experiments/architecture/run.py` trains them.")
     if speeds:
         parts += [speed(speeds), "![speed and cache by context length](speed.png)"]
+    else:
+        parts.append("Speed is not measured yet: `python experiments/architecture/speed.py` measures it.")
     return "\n\n".join([*parts, conclusions.strip()]).rstrip() + "\n"
 
 
@@ -54,13 +58,16 @@ def values(results: dict, name: str, measure: Callable[[dict], float]) -> list[f
 def training(results: dict) -> str:
     """Return the sentences on the training, with its command and machine."""
     tokens = results["rows"] * results["length"]
-    seeds = len(results["seeds"])
-    return f"""`{results["command"]}`: {results["first"]} steps on short books and {results["steps"]} steps on text and books, each of \
-{tokens:,} tokens ({(results["first"] + results["steps"]) * tokens / 1e6:.2f} million in all), in rows of {results["length"] // 2} and \
-{results["length"]} tokens; learning rate {results["learning_rate"]:g}, {results["dtype"]}, window {results["window"]}. \
-{seeds} seed{"s" if seeds > 1 else ""}; mean ± standard deviation. {results["machine"]}, jax {results["versions"]["jax"]}. \
-Numbers of the phonebooks have {results["digits"]} digits. `exact` is greedy decoding (chance: {10.0 ** -results["digits"]:g}); \
-`ranked` chooses among four numbers of the same book (chance: 0.25). Columns are tokens of the book with question and answer."""
+    million = (results["first"] + results["steps"]) * tokens / 1e6
+    seeds, digits = len(results["seeds"]), results["digits"]
+    return f"""`{results["command"]}`: {results["first"]} steps on short books and {results["steps"]} steps on text and books, each of
+{results["rows"]} × {results["length"]} tokens ({million:.2f} million in all); learning rate {results["learning_rate"]:g}, then two thirds
+of it; {results["dtype"]}, window {results["window"]}. {seeds} seed{"s" if seeds > 1 else ""}; mean ± standard deviation.
+{results["machine"]}, jax {results["versions"]["jax"]}.
+
+Numbers of the phonebooks have {digits} digits. `exact` is greedy decoding (chance: {10.0**-digits:g}; a random number of the same book: one
+over its entries). `ranked` chooses among four numbers of the same book (chance: 0.25). Columns are tokens of the book with question and
+answer."""
 
 
 def mean_accuracy(found: dict, lengths: Sequence[int]) -> float:

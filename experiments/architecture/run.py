@@ -46,9 +46,7 @@ SHORT = 5
 
 def train(home: Path, arm: Arm, scale: Scale, seed: int, first: int, steps: int) -> tuple[Path, Path]:
     """Train a model to the end, and return the folders of its two trainings."""
-    half = scale.length // 2
-    books = DataConfig(mixture(home, FIRST), half, scale.tokens // half, seed=seed)
-    both = DataConfig(mixture(home, THEN), scale.length, scale.rows, seed=seed)
+    books, both = (DataConfig(mixture(home, shares), scale.length, scale.rows, seed=seed) for shares in (FIRST, THEN))
     looking_up = train_to_end(run_config(home, f"{arm.name}-{seed}-first", arm, scale, seed, books, first, None))
     return looking_up, train_to_end(run_config(home, f"{arm.name}-{seed}", arm, scale, seed, both, steps, looking_up))
 
