@@ -67,8 +67,10 @@ log = {
     "quickstart_stages_seconds": {name: float(value) for name, value in re.findall(r"\] (\w+): done in ([\d.]+) s", text)},
     "compile_seconds": float(re.search(r"compiled in ([\d.]+) s", text)[1]),
     "ready_after_seconds": float(re.search(r"is ready after (\d+) s", text)[1]),
-    "answers": re.findall(r"^\[\d/\d\] (.*)\n(.*)$", text, re.MULTILINE),
+    "answers": re.findall(r"^\[[12]/2\] (.*)\n(.*)$", text, re.MULTILINE),
     "machine": {"cpu": model[1] if model else platform.processor(), "cores": os.cpu_count(), "system": platform.system()},
+    # Far above 1 if other programs ran on the machine: the seconds are then too large.
+    "load_average_of_15_minutes_at_the_end": round(os.getloadavg()[2], 1),
     "versions": {name: metadata.version(name) for name in ("plamo2-jax", "jax", "flax", "numpy")} | {"python": platform.python_version()},
 }
 Path(output).write_text(json.dumps(log, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -21,6 +21,7 @@ from plamo2_jax.watch.log_tail import LogTail
 from plamo2_jax.watch.project import FolderWatch
 from plamo2_jax.watch.screen import render, sparkline
 from plamo2_jax.watch.status import RunWatch
+from support.buckets import Bucket, mount
 from support.terminal import CTRL_C, Terminal
 
 PAGE = (Path(__file__).parents[2] / "docs" / "watching.md").read_text(encoding="utf-8")
@@ -113,6 +114,7 @@ def test_the_page_shows_the_figures_without_control_characters(run):
     ):
         assert part in text
     assert "\x1b" not in text
+    assert re.search(r"│ step +100 of", text)
     # The run of the test was written long ago.
     assert "no new step for" in text
 
@@ -203,6 +205,19 @@ def test_the_stages_of_a_pipeline(run, capsys):
     text = printed(run, capsys, "--once")
     assert "stage tokenizer: finished in 3 s" in text
     assert "stage pretrain: started" in text
+
+
+def test_a_run_in_a_bucket(tmp_path, monkeypatch, capsys):
+    mount(Bucket(tmp_path), monkeypatch)
+    folder = write_run(tmp_path / "bucket" / "runs" / "mine", [update(step) for step in range(1, 101)])
+    watch = FolderWatch("gs://bucket/runs/mine")
+    run = watch.read().run
+    assert (run.folder, run.step, run.free_bytes) == ("gs://bucket/runs/mine", 100, None)
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(update(101)) + "\n")
+    (folder / "checkpoints" / "101").mkdir(parents=True)
+    assert (watch.read().run.step, list(watch.read().run.checkpoints)) == (101, [101])
+    assert "mine: step 101/150" in printed("gs://bucket/runs/mine", capsys, "--once")
 
 
 def test_watching_ends_when_the_run_is_complete(run, capsys):

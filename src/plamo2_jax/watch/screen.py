@@ -40,7 +40,9 @@ def _run(status: RunStatus, stall_seconds: float) -> RenderableType:
         figures.add_row(name, value)
     parts: list[RenderableType] = []
     if status.steps:
-        parts.append(ProgressBar(total=status.steps, completed=min(status.step, status.steps), width=60))
+        bar = Table.grid()  # A bar alone would not end its line.
+        bar.add_row(ProgressBar(total=status.steps, completed=min(status.step, status.steps), width=60))
+        parts.append(bar)
     parts.append(figures)
     for sample in status.samples:
         parts += [Text(""), Text(f"> {printable(sample.prompt)}", style="dim"), Text(printable(sample.text))]
