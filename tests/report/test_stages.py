@@ -10,6 +10,7 @@ from plamo2_jax.config import preset
 from plamo2_jax.pipeline.state import FOLDER, PROGRESS, Progress, Record, State
 from plamo2_jax.report.layout import place
 from plamo2_jax.report.page import write_report
+from support import chromium
 
 WIDTH, GAP = 100.0, 10.0
 
@@ -161,3 +162,23 @@ def test_edges_point_down_nodes_do_not_overlap_and_implied_edges_are_left_out():
             for name, (other, row) in layout.places.items()
             if row == level and name != one
         )
+
+
+@pytest.mark.skipif(chromium.find() is None, reason="no Chromium is installed")
+def test_the_page_fits_a_phone_has_a_dark_mode_and_shows_values_under_the_pointer(home, tmp_path):
+    url = write_report(home).as_uri()
+    browser = chromium.Browser(tmp_path / "profile")
+    try:
+        for width, theme, background in ((390, "dark", "rgb(20, 25, 31)"), (1280, "light", "rgb(255, 255, 255)")):
+            page = browser.open(url, width=width, theme=theme)
+            page.wait("document.readyState === 'complete' && document.querySelector('.plot svg') !== null")
+            assert page.value("document.documentElement.scrollWidth") <= width
+            assert page.value("getComputedStyle(document.body).backgroundColor") == background
+        at = "{clientX: box.left + box.width / 2, clientY: box.top + 20}"
+        shown = page.value(
+            "(() => { const svg = document.querySelector('.plot svg'), box = svg.getBoundingClientRect(); "
+            f"svg.dispatchEvent(new PointerEvent('pointermove', {at})); return document.querySelector('.values').textContent; }})()"
+        )
+        assert shown == "step 1loss: 2"
+    finally:
+        browser.close()
