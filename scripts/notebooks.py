@@ -49,7 +49,12 @@ def execute(notebook: NotebookNode, folder: Path, parameters: Mapping[str, str])
     with tempfile.TemporaryDirectory() as settings:
         # Neither the user's start-up files nor their history.
         client.execute(
-            env={**os.environ, "IPYTHONDIR": settings, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+            env={
+                "JAX_PLATFORMS": "cpu",
+                **os.environ,
+                "IPYTHONDIR": settings,
+                "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+            }
         )
     notebook.cells = [cell for cell in notebook.cells if _INJECTED not in cell.metadata.get("tags", ())]
     tidy(notebook)
