@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 _MARK = "<!-- packages -->"
 _WIDTH = 74
-_CHARACTER = 6.6  # width of a character at 11 px, in px
+_CHARACTER = 6.2  # width of a character at 11 px, in px
 _BADGE = """<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="20" role="img" aria-label="{name}: {value}">
 <title>{name}: {value}</title>
 <rect width="{width}" height="20" rx="3" fill="#555"/>
