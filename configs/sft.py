@@ -1,7 +1,7 @@
-"""Fine-tuning of the demo on conversations of your own: `plamo2 sft configs/sft.py` after `make demo`.
+"""Fine-tune a model on your own conversations: `plamo2 sft configs/sft.py`.
 
-Put JSON lines of conversations where DATA says: `{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", ...}]}`, Alpaca or
-ShareGPT. For a published model, name its folder in INIT and set `model=preset("plamo-2-8b")`.
+INIT is the model to start from. Put JSON lines of conversations where DATA says: `{"messages": [{"role": "user", "content": "..."},
+{"role": "assistant", ...}]}`, Alpaca or ShareGPT. For a published model, name its folder in INIT and set `model=preset("plamo-2-8b")`.
 """
 
 from pathlib import Path

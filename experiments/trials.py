@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from scales import Scale
 
 from plamo2_jax.checkpoint import latest_step, read_config, write_json
 from plamo2_jax.cli.main import main as plamo2
@@ -28,23 +29,7 @@ from plamo2_jax.train.pretraining import Pretrain
 from plamo2_jax.train.schedule import ScheduleConfig
 
 LANGUAGES = {"ja": 0.33, "en": 0.67}
-LENGTH, ROWS = 256, 4
-TOKENS = LENGTH * ROWS
-"""Of a step."""
 STOPPED = "stopped; the same command goes on from there"
-MODEL = ModelConfig(
-    hidden_size=64,
-    num_hidden_layers=2,
-    intermediate_size=192,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    hidden_size_per_head=32,
-    mamba_num_heads=4,
-    mamba_d_state=16,
-    mamba_chunk_size=64,
-    attention_window_size=128,
-    vocab_size=2048,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +42,12 @@ class Trial:
     """Mean of the languages' held-out bits per byte at the end."""
 
 
-def prepare(work: Path) -> None:
+def prepare(work: Path, vocab_size: int) -> None:
     """A tokenizer and shards of the bundled corpus, once; programs that are compiled are kept too."""
     work.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(work / "compiled"))
     if not (work / "tokenizer.jsonl").exists():
-        run("tokenizer", "train", "--input", "bundled:all:train", "--vocab-size", "2048", "--output", work)
+        run("tokenizer", "train", "--input", "bundled:all:train", "--vocab-size", vocab_size, "--output", work)
     for language in LANGUAGES:
         for split in ("train", "heldout"):
             folder = work / "data" / language / split
@@ -105,6 +90,7 @@ def run(*arguments: object) -> None:
 def train(
     work: Path,
     name: str,
+    scale: Scale,
     model: ModelConfig,
     steps: int,
     seed: int,
@@ -119,8 +105,8 @@ def train(
         tokenizer=work / "tokenizer.jsonl",
         data=DataConfig(
             tuple(MixtureItem(work / "data" / language / "train", share) for language, share in LANGUAGES.items()),
-            LENGTH,
-            ROWS,
+            scale.length,
+            scale.rows,
             seed=seed,
         ),
         steps=steps,
@@ -129,8 +115,10 @@ def train(
         init_from=init_from,
         heldout={language: work / "data" / language / "heldout" for language in LANGUAGES},
         optimizer=OptimizerConfig(),
-        schedule=ScheduleConfig(learning_rate=3e-3, warmup=0.05, decay_fraction=0.5, decay_shape="linear"),
-        dtype="float32",
+        schedule=ScheduleConfig(
+            learning_rate=scale.learning_rate, warmup=0.05, decay_fraction=0.5, decay_shape="linear"
+        ),
+        dtype=scale.dtype,
         seed=seed,
         checkpoint_every=max(1, steps // 2),
         evaluate_every=steps,
@@ -171,8 +159,8 @@ def spread(values: list[float], digits: int = 3) -> str:
     return text if len(values) < 2 else f"{text} ± {statistics.stdev(values):.{digits}f}"
 
 
-def plot(curves: Mapping[str, list[list[float]]], path: Path, title: str) -> None:
-    """Smoothed training loss by tokens, the mean over seeds, a line a method."""
+def plot(curves: Mapping[str, list[list[float]]], tokens: int, path: Path, title: str) -> None:
+    """Smoothed training loss by tokens, with `tokens` in a step: the mean over seeds, a line a method."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -181,7 +169,7 @@ def plot(curves: Mapping[str, list[list[float]]], path: Path, title: str) -> Non
     figure, axis = plt.subplots(figsize=(9, 4.5), layout="constrained")
     for name, runs in curves.items():
         mean = np.mean([smooth(losses) for losses in runs], axis=0)
-        axis.plot(np.arange(1, len(mean) + 1) * TOKENS / 1e6, mean, label=name)
+        axis.plot(np.arange(1, len(mean) + 1) * tokens / 1e6, mean, label=name)
     axis.set(xlabel="million tokens", ylabel="nats a token, mean of 20 steps", title=title)
     axis.set_ylim(top=float(np.max([smooth(losses)[len(losses) // 10] for losses in curves["scratch"]])))
     figure.legend(loc="outside right upper")

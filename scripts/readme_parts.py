@@ -66,14 +66,16 @@ def badges() -> dict[str, str]:
 
 
 def packages() -> str:
-    """Return the layers of the import contract as a diagram in text. Single modules are left out, except for config and checkpoint."""
+    """Return the layers of the import contract as a diagram in text. Single modules are left out, except for api, config and checkpoint."""
     settings = _settings()
     layers = settings["importlinter:contract:layers"]["layers"].split("\n")
     rows = []
     for layer in filter(None, layers):
         names = [name.strip().removeprefix("plamo2_jax.") for name in layer.split("|")]
         folders = [
-            name for name in names if (ROOT / "src" / "plamo2_jax" / name).is_dir() or name in ("config", "checkpoint")
+            name
+            for name in names
+            if (ROOT / "src" / "plamo2_jax" / name).is_dir() or name in ("api", "config", "checkpoint")
         ]
         if names == ["plamo2_kernels"]:
             folders = ["kernels"]

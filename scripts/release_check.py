@@ -25,7 +25,10 @@ ROOT = Path(__file__).resolve().parent.parent
 _FORBIDDEN = re.compile(r"^(tests|experiments|docs|configs|scripts)/|__pycache__|\.pyc$")
 _NEEDED = (
     "plamo2_jax/py.typed",
+    "plamo2_jax/configs/quickstart.py",
+    "plamo2_jax/configs/synth_demo.yaml",
     "plamo2_jax/data/bundled/ja.jsonl.xz",
+    "plamo2_jax/project/files/Makefile",
     "plamo2_jax/report/page.html",
     "plamo2_jax/tokenizer/templates/chat.jinja",
     "plamo2_kernels/py.typed",
@@ -102,6 +105,8 @@ def check_contents(sdist: Path, wheel: Path, version: str) -> None:
     if missing or unwanted or outside:
         sys.exit(f"{wheel}: missing {missing}, not wanted {unwanted[:5]}, outside the packages {outside[:5]}")
     packaged = {name for name in names if name.startswith("plamo2_jax/")}
+    # configs/ is installed as plamo2_jax/configs.
+    sources += [f"src/plamo2_jax/{name}" for name in sources if name.startswith("configs/")]
     if lost := [name for name in packaged if f"src/{name}" not in sources]:
         sys.exit(f"{sdist}: lacks {lost[:5]}")
     print(f"{wheel.name}: {len(names)} files, {wheel.stat().st_size:,} bytes")

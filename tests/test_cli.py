@@ -63,7 +63,7 @@ def test_an_unknown_verb_gets_the_closest_command(word, meant, capsys):
 
 def test_a_verb_like_no_other_gets_the_list(capsys):
     message = refused(["xyzzy" * 100], capsys)
-    assert "must be one of tokenizer, data, pretrain" in message
+    assert "must be one of init, quickstart, tokenizer, data" in message
     assert len(message) < 400
 
 

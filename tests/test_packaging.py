@@ -13,6 +13,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from plamo2_jax.plan.compiler import VERIFIED
+from plamo2_jax.project.templates import TEMPLATES, project_files
+from plamo2_jax.storage import files_below
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +29,7 @@ def site(tmp_path_factory):
     # A copy, since building leaves files behind that a next build would take for sources.
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
-    for name in ("src", "kernels"):
+    for name in ("src", "kernels", "configs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     subprocess.run([*pip, "wheel", "--no-deps", "-w", folder, folder], check=True)
@@ -54,7 +56,8 @@ def test_setup_cfg_lists_every_package():
         for name, root in roots.items()
         for init in root.rglob("__init__.py")
     }
-    assert listed == found
+    # configs/ is installed as a package, but its files are not modules.
+    assert listed == found | {"plamo2_jax.configs"}
 
 
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
@@ -131,6 +134,15 @@ def test_the_installed_wheel_reads_its_corpus_and_runs_a_model(site, tmp_path):
     logits = np.load(tmp_path / "out.npz")["logits"][0]
     assert np.linalg.norm(logits - cases["single.logits"]) < 2e-5 * np.linalg.norm(cases["single.logits"])
     assert "VERB" in run(site, "--help").stdout
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_the_installed_wheel_writes_the_projects_of_the_source_tree(site, tmp_path, template):
+    run(site, "init", tmp_path / "mine", "--template", template)
+    files = project_files(template)
+    assert {path.relative_to(tmp_path / "mine").as_posix() for path in files_below(tmp_path / "mine")} == set(files)
+    for path, text in files.items():
+        assert (tmp_path / "mine" / path).read_text(encoding="utf-8") == text
 
 
 def test_nobody_is_told_to_install_this_project_by_a_name_on_an_index():

@@ -1,6 +1,7 @@
 """Train the demo's model in small with FP8 products, and with moments of AdamW in fewer bits, and compare the losses.
 
-python experiments/fp8_training/run.py            # resumes where it was stopped
+python experiments/fp8_training/run.py              # resumes where it was stopped
+python experiments/fp8_training/run.py --scale gpu  # 65 million parameters, bfloat16 activations in all arms
 """
 
 from __future__ import annotations
@@ -20,21 +21,10 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from trials import LENGTH, MODEL, ROWS, Trial, prepare, smooth, spread, train, write_results  # noqa: E402
+from scales import parse  # noqa: E402
+from trials import Trial, prepare, smooth, spread, train, write_results  # noqa: E402
 
 from plamo2_jax.train.optimizer import OptimizerConfig  # noqa: E402
-
-# The demo's model with half its width, and the 2048-token vocabulary of the experiments.
-SMALL = dataclasses.replace(
-    MODEL,
-    hidden_size=128,
-    num_hidden_layers=4,
-    intermediate_size=256,
-    num_key_value_heads=1,
-    mamba_num_heads=8,
-    mamba_d_state=32,
-)
-BASELINE = "float32"
 
 
 def moments(dtype: str) -> OptimizerConfig:
@@ -42,6 +32,7 @@ def moments(dtype: str) -> OptimizerConfig:
     return OptimizerConfig(mu_dtype=dtype, nu_dtype=dtype)
 
 
+BASELINE = "float32"
 # Fields of RunConfig that differ from the baseline.
 ARMS = {
     BASELINE: {},
@@ -55,33 +46,36 @@ ARMS = {
 def main() -> None:
     """Train what is not trained yet, and write results, plot and README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("runs/fp8_training"))
-    parser.add_argument("--output", type=Path, default=HERE)
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--output", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int)
     parser.add_argument(
         "--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="which arms, with float32 first"
     )
-    options = parser.parse_args()
-    arms = {name: ARMS[name] for name in options.arms}
-    prepare(options.work)
+    options, scale = parse(parser, "fp8_training", HERE)
+    model = scale.models["model"]
+    # The baseline is named after the dtype of its activations, which is bfloat16 at the GPU scale.
+    baseline = scale.dtype
+    arms = {baseline if name == BASELINE else name: ARMS[name] for name in options.arms}
+    prepare(options.work, scale.vocab_size)
     trials: dict[str, list[Trial]] = {name: [] for name in arms}
     for seed in range(options.seeds):
         for name, changes in arms.items():
             slug = f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
-            trials[name].append(train(options.work, slug, SMALL, options.steps, seed, **changes))
+            trials[name].append(train(options.work, slug, scale, model, options.steps, seed, **changes))
             print(f"{slug}: final loss {smooth(trials[name][-1].losses)[-1]:.4f}", flush=True)
     results = {
         "command": f"python experiments/fp8_training/run.py --seeds {options.seeds} --arms "
-        + " ".join(f"'{name}'" for name in arms),
+        + " ".join(f"'{name}'" for name in options.arms),
         "machine": f"{platform.machine()} CPU, {os.cpu_count()} cores",
         "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "model": dataclasses.asdict(SMALL),
-        "parameters": SMALL.parameter_count(),
+        "model": dataclasses.asdict(model),
+        "parameters": model.parameter_count(),
         "seeds": options.seeds,
         "steps": options.steps,
-        "tokens_per_step": LENGTH * ROWS,
-        "arms": {name: figures(found, trials[BASELINE]) for name, found in trials.items()},
+        "tokens_per_step": scale.tokens,
+        "arms": {name: figures(found, trials[baseline]) for name, found in trials.items()},
     }
     plot(trials, options.output / "loss.png")
     write_results(options.output, results, page)
@@ -111,12 +105,13 @@ def plot(trials: Mapping[str, list[Trial]], path: Path) -> None:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     curves = {name: np.mean([smooth(trial.losses) for trial in found], axis=0) for name, found in trials.items()}
+    baseline = next(iter(curves.values()))
     for name, curve in curves.items():
         steps = np.arange(1, len(curve) + 1)
         left.plot(steps, curve, label=name)
-        right.plot(steps, 100 * (curve / curves[BASELINE] - 1))
+        right.plot(steps, 100 * (curve / baseline - 1))
     left.set(xlabel="update", ylabel="nats per token, mean of 20 updates", title="training loss")
-    right.set(xlabel="update", ylabel="difference from float32 in %", title="difference")
+    right.set(xlabel="update", ylabel=f"difference from {next(iter(curves))} in %", title="difference")
     for level in (-1, 1):
         right.axhline(level, color="gray", linestyle=":")
     figure.legend(loc="outside lower center", ncols=3)
@@ -126,11 +121,11 @@ def plot(trials: Mapping[str, list[Trial]], path: Path) -> None:
 
 def page(results: dict) -> str:
     """Return the README: the table from the results, and the text of notes.md."""
-    rows = []
+    rows, baseline = [], next(iter(results["arms"]))
     for name, found in results["arms"].items():
         percents = (
             ""
-            if name == BASELINE
+            if name == baseline
             else f"{statistics.mean(found[key]):+.2f} % ({min(found[key]):+.2f} to {max(found[key]):+.2f})"
             for key in ("final_loss_percent", "mean_loss_percent", "heldout_percent")
         )
@@ -140,7 +135,7 @@ def page(results: dict) -> str:
     return f"""{question.strip()}
 
 {results["parameters"]:,} parameters, {results["steps"]} updates of {results["tokens_per_step"]:,} tokens, {results["seeds"]} seeds; mean ±
-standard deviation. Percentages compare an arm with float32 of the same seed: mean, and smallest to largest of the seeds.
+standard deviation. Percentages compare an arm with {baseline} of the same seed: mean, and smallest to largest of the seeds.
 {results["machine"]}, jax {results["versions"]["jax"]}.
 
 | arm | final loss | held-out bits per byte | final loss, difference | mean loss, difference | held-out, difference |

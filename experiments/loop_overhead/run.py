@@ -29,8 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 _PLAMO2 = [sys.executable, "-m", "plamo2_jax.cli.main"]
 
 
-def demo(folder: Path, steps: int, checkpoint_every: int) -> RunConfig:
-    """The demo's configuration on the bundled held-out text, which is prepared in seconds; without evaluation."""
+def demo(path: Path, folder: Path, steps: int, checkpoint_every: int) -> RunConfig:
+    """The demo's configuration, or another one, on the bundled held-out text, which is prepared in seconds; without evaluation."""
     tokenizer = [
         "tokenizer",
         "train",
@@ -47,7 +47,7 @@ def demo(folder: Path, steps: int, checkpoint_every: int) -> RunConfig:
         commands.append([*prepare, "--output", str(folder / language)])
     for command in commands:
         subprocess.run(_PLAMO2 + command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    config = load_config(ROOT / "configs" / "demo.py")
+    config = load_config(path)
     mixture = tuple(
         dataclasses.replace(item, path=folder / language)
         for item, language in zip(config.data.mixture, ("ja", "en"), strict=True)
@@ -149,6 +149,12 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, default=Path("runs/loop_overhead"), help="to work in; it is emptied first"
     )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=ROOT / "configs" / "demo.py",
+        help="training to measure; experiments/demo_gpu.py has 62 million parameters (default: the demo)",
+    )
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--block", type=int, default=10, help="steps a turn")
     parser.add_argument("--checkpoint-every", type=int, default=50, help="steps; the demo's is 350")
@@ -156,8 +162,10 @@ def main() -> None:
     options = parser.parse_args()
     shutil.rmtree(options.folder, ignore_errors=True)
     options.folder.mkdir(parents=True)
-    demo_every = load_config(ROOT / "configs" / "demo.py").checkpoint_every
-    config = demo(options.folder.resolve(), options.block * (options.rounds + 3), options.checkpoint_every)
+    demo_every = load_config(options.config).checkpoint_every
+    config = demo(
+        options.config, options.folder.resolve(), options.block * (options.rounds + 3), options.checkpoint_every
+    )
 
     turns = Turns(config, options.block)
     turns.start()

@@ -2,7 +2,7 @@
 
 python experiments/merging/run.py --seeds 0 1 2        # goes on where it was stopped; writes results.json, plot.png, README.md
 python experiments/merging/run.py --seeds 0 --small    # minutes, to see that it runs
-python experiments/merging/run.py --steps 5000 --tuning 2000    # on an accelerator
+python experiments/merging/run.py --scale gpu          # 65 million parameters
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from trials import LANGUAGES, LENGTH, heldout_bits, prepare, train_to_end  # noqa: E402
+from scales import Scale, parse  # noqa: E402
+from trials import LANGUAGES, heldout_bits, prepare, train_to_end  # noqa: E402
 
 from plamo2_jax import checkpoint  # noqa: E402
-from plamo2_jax.config import preset  # noqa: E402
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem  # noqa: E402
 from plamo2_jax.surgery.merge.config import MergeConfig  # noqa: E402
 from plamo2_jax.surgery.merge.merge import merge  # noqa: E402
@@ -47,25 +47,26 @@ METHODS = {
 
 
 def train(
-    home: Path, name: str, seed: int, steps: int, rate: float, languages: tuple[str, ...], base: Path | None
+    home: Path, scale: Scale, name: str, seed: int, steps: int, languages: tuple[str, ...], base: Path | None
 ) -> Path:
-    """A run of the tiny model, or what is left of it to do."""
+    """A run of the model, or what is left of it to do. A fine-tune has a third of the learning rate."""
+    rate = scale.learning_rate if base is None else scale.learning_rate / 3
     config = RunConfig(
         name=f"{name}-{seed}",
         output=home / "runs",
-        model=preset("tiny", vocab_size=2048, mamba_chunk_size=64),
+        model=scale.models["model"],
         tokenizer=home / "tokenizer.jsonl",
         data=DataConfig(
             tuple(MixtureItem(home / "data" / language / "train") for language in languages),
-            sequence_length=LENGTH,
-            batch_size=4,
+            sequence_length=scale.length,
+            batch_size=scale.rows,
             seed=seed + (1000 if base else 0),
         ),
         steps=steps,
         task=Pretrain(),
         init_from=base,
         schedule=ScheduleConfig(learning_rate=rate, warmup=0.05, decay_fraction=0.5, decay_shape="linear"),
-        dtype="float32",
+        dtype=scale.dtype,
         seed=seed,
         checkpoint_every=max(1, steps // 2),
         max_to_keep=1,
@@ -73,12 +74,12 @@ def train(
     return train_to_end(config)
 
 
-def measure(home: Path, seed: int, steps: int, tuning: int, batches: int) -> dict[str, dict[str, float]]:
+def measure(home: Path, scale: Scale, seed: int, steps: int, tuning: int, batches: int) -> dict[str, dict[str, float]]:
     """Bits a byte of base, parents and every merge."""
-    base = train(home, "base", seed, steps, 3e-3, tuple(LANGUAGES), None)
-    parents = [train(home, language, seed, tuning, 1e-3, (language,), base) for language in LANGUAGES]
+    base = train(home, scale, "base", seed, steps, tuple(LANGUAGES), None)
+    parents = [train(home, scale, language, seed, tuning, (language,), base) for language in LANGUAGES]
     found = {
-        name: heldout_bits(home, folder, LENGTH, 8, batches)
+        name: heldout_bits(home, folder, scale.length, 8, batches)
         for name, folder in zip(("base", "ja", "en"), (base, *parents), strict=True)
     }
     for name, config in METHODS.items():
@@ -89,7 +90,7 @@ def measure(home: Path, seed: int, steps: int, tuning: int, batches: int) -> dic
         if config.method == "nearswap":
             origin, *models = models
         merge(models, output, config, base=origin)
-        found[name] = heldout_bits(home, output, LENGTH, 8, batches)
+        found[name] = heldout_bits(home, output, scale.length, 8, batches)
     shutil.rmtree(output)
     return found
 
@@ -139,7 +140,8 @@ def write(output: Path, results: dict) -> None:
 
 Question: how much of a Japanese and of an English fine-tune does each way of merging them keep?
 
-Method: a model of the preset `tiny` (vocabulary 2048) is trained for {results["steps"]} steps on the bundled corpus, both languages \
+Method: {results.get("model", "a model of the preset `tiny` (vocabulary 2048)")} \
+is trained for {results["steps"]} steps on the bundled corpus, both languages \
 alike, then for {results["tuning"]} steps on each alone; the two are merged by `plamo2 merge`. Held-out bits a byte, mean of \
 {len(by_seed)} seed(s) ± standard deviation; lower is better. The last two columns compare with the fine-tune of that language.
 
@@ -162,24 +164,28 @@ def main() -> None:
     """Run what is missing and write everything anew."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--home", type=Path, default=Path("runs/merging"), help="where runs and shards lie")
-    parser.add_argument("--output", type=Path, default=HERE, help="where results go")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--tuning", type=int, default=120)
+    parser.add_argument("--work", type=Path, help="where runs and shards lie")
+    parser.add_argument("--output", type=Path, help="where results go")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--tuning", type=int)
     parser.add_argument("--batches", type=int, default=20, help="of 8 rows of held-out text in each language")
-    parser.add_argument("--small", action="store_true", help="a few steps, into HOME/small")
-    options = parser.parse_args()
+    parser.add_argument("--small", action="store_true", help="a few steps, into WORK/small")
+    options, scale = parse(parser, "merging", HERE)
     if options.small:
         options.steps, options.tuning, options.batches = 6, 3, 2
-        options.home, options.output = options.home / "small", options.home / "small"
-    prepare(options.home)
+        options.work = options.output = options.work / "small"
+    prepare(options.work, scale.vocab_size)
     path = options.output / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     if (results.get("steps"), results.get("tuning")) != (options.steps, options.tuning):
         results = {"steps": options.steps, "tuning": options.tuning, "seeds": {}}
+        if options.scale != "cpu":
+            results["model"] = f"a model of {scale.models['model'].parameter_count():,} parameters"
     for seed in options.seeds:
         if str(seed) not in results["seeds"]:
-            results["seeds"][str(seed)] = measure(options.home, seed, options.steps, options.tuning, options.batches)
+            results["seeds"][str(seed)] = measure(
+                options.work, scale, seed, options.steps, options.tuning, options.batches
+            )
             checkpoint.write_json(path, results)
     write(options.output, results)
 

@@ -2,7 +2,7 @@
 
 python experiments/post_training/run.py --base runs/demo                      # after make demo; goes on where it was stopped
 python experiments/post_training/run.py --base runs/demo --small              # minutes, to see that it runs
-python experiments/post_training/run.py --base runs/8b --sft-steps 2000 --dpo-steps 500 --prompts 20000    # on an accelerator
+plamo2 pretrain experiments/demo_gpu.py && python experiments/post_training/run.py --scale gpu    # after make demo
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import jax
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+from scales import Scale, parse  # noqa: E402
 from trials import STOPPED, heldout_bits, run, spread  # noqa: E402
 
 from plamo2_jax import models  # noqa: E402
@@ -49,7 +50,6 @@ from plamo2_jax.train.optimizer import OptimizerConfig  # noqa: E402
 from plamo2_jax.train.schedule import ScheduleConfig  # noqa: E402
 
 MODELS = ("base", "SFT", "SFT merged", "DPO", "DPO merged")
-LENGTH, ROWS = 512, 2
 SAMPLING = SamplingConfig(0.8, top_p=0.95)
 FORMS = ("matches", "json")
 """Rules about the form of an answer."""
@@ -78,7 +78,7 @@ def fit(work: Path, config: RunConfig) -> Path:
     return config.folder
 
 
-def sft_config(plan: Plan, work: Path, name: str, seed: int) -> RunConfig:
+def sft_config(plan: Plan, scale: Scale, work: Path, name: str, seed: int) -> RunConfig:
     """Fine-tuning on the instructions; two runs differ in the order of the data."""
     base = load_model(Path(plan.base))
     return RunConfig(
@@ -87,20 +87,22 @@ def sft_config(plan: Plan, work: Path, name: str, seed: int) -> RunConfig:
         model=base.config,
         tokenizer=Path(plan.base),
         init_from=Path(plan.base),
-        data=DataConfig((MixtureItem(work / "instructions/train.jsonl"),), LENGTH, ROWS, seed=seed, packing_bins=64),
+        data=DataConfig(
+            (MixtureItem(work / "instructions/train.jsonl"),), scale.length, scale.rows, seed=seed, packing_bins=64
+        ),
         steps=plan.sft_steps,
         task=Sft(z_loss=0.0),
         heldout={"answers": work / "instructions/heldout.jsonl"},
         optimizer=OptimizerConfig(weight_decay=0.0),
         schedule=ScheduleConfig(kind="cosine", learning_rate=plan.sft_rate, warmup=0.1, final_fraction=0.1),
-        dtype="float32",
+        dtype=scale.dtype,
         seed=seed,
         checkpoint_every=plan.sft_steps,
         max_to_keep=1,
     )
 
 
-def dpo_config(plan: Plan, work: Path, name: str, seed: int, start: Path, pairs: Path) -> RunConfig:
+def dpo_config(plan: Plan, scale: Scale, work: Path, name: str, seed: int, start: Path, pairs: Path) -> RunConfig:
     """Preferences on top of the merged fine-tune."""
     loaded = load_model(start)
     return RunConfig(
@@ -109,7 +111,7 @@ def dpo_config(plan: Plan, work: Path, name: str, seed: int, start: Path, pairs:
         model=loaded.config,
         tokenizer=start,
         init_from=start,
-        data=DataConfig((MixtureItem(pairs / "pairs.jsonl"),), LENGTH, ROWS, seed=seed, packing_bins=16),
+        data=DataConfig((MixtureItem(pairs / "pairs.jsonl"),), scale.length, scale.rows, seed=seed, packing_bins=16),
         steps=plan.dpo_steps,
         task=Dpo(
             pairs=PairsConfig(template=str(start), max_pairs=8),
@@ -118,7 +120,7 @@ def dpo_config(plan: Plan, work: Path, name: str, seed: int, start: Path, pairs:
         heldout={"pairs": pairs / "heldout.jsonl"},
         optimizer=OptimizerConfig(weight_decay=0.0),
         schedule=ScheduleConfig(kind="cosine", learning_rate=plan.dpo_rate, warmup=0.1, final_fraction=0.1),
-        dtype="float32",
+        dtype=scale.dtype,
         seed=seed,
         checkpoint_every=plan.dpo_steps,
         max_to_keep=1,
@@ -217,16 +219,16 @@ def reward_accuracy(config: RunConfig, model: Path, reference: Path) -> dict[str
     }
 
 
-def one_seed(plan: Plan, work: Path, seed: int) -> dict[str, list[dict[str, float]]]:
+def one_seed(plan: Plan, scale: Scale, work: Path, data: Path, seed: int) -> dict[str, list[dict[str, float]]]:
     """Figures of every model; where two runs differ in their data's order, of both."""
     base = Path(plan.base)
     if not (work / f"prompts-{seed}").exists():
         run("data", "instructions", "--output", work / f"prompts-{seed}", "--seed", 100 + seed, "--limit", plan.prompts)
-    tuning = [sft_config(plan, work, f"sft-{seed}-{i}", 10 * seed + i) for i in (1, 2)]
+    tuning = [sft_config(plan, scale, work, f"sft-{seed}-{i}", 10 * seed + i) for i in (1, 2)]
     tuned = [fit(work, config) for config in tuning]
     middle = merged(work, f"sft-{seed}", tuned)
     pairs = preference_data(plan, work, middle, seed)
-    preferring = [dpo_config(plan, work, f"dpo-{seed}-{i}", 10 * seed + i, middle, pairs) for i in (1, 2)]
+    preferring = [dpo_config(plan, scale, work, f"dpo-{seed}-{i}", 10 * seed + i, middle, pairs) for i in (1, 2)]
     preferred = [fit(work, config) for config in preferring]
     last = merged(work, f"dpo-{seed}", preferred)
     # Each with what its stage began from, which its rewards are taken against.
@@ -237,7 +239,10 @@ def one_seed(plan: Plan, work: Path, seed: int) -> dict[str, list[dict[str, floa
                 "answer_bits": answer_bits(tuning[0], model),
                 **rule_scores(plan, work, model),
                 **({} if reference is None else reward_accuracy(preferring[0], model, reference)),
-                **{f"text_{language}": bits for language, bits in heldout_bits(base, model, LENGTH, 4, 40).items()},
+                **{
+                    f"text_{language}": bits
+                    for language, bits in heldout_bits(data, model, scale.length, 4, 40).items()
+                },
             }
             for model in (found if isinstance(found, list) else [found])
         ]
@@ -288,7 +293,7 @@ def plot(path: Path, means: dict[str, dict[str, list[float]]]) -> None:
     plt.close(figure)
 
 
-def write(output: Path, results: dict) -> None:
+def write(output: Path, results: dict, scale: Scale) -> None:
     """results.json, plot.png and README.md."""
     write_json(output / "results.json", results)
     seeds = list(results["seeds"].values())
@@ -325,11 +330,12 @@ def write(output: Path, results: dict) -> None:
 rules that a program can check, to the rewards of held-out pairs, and to ordinary text?
 
 **Method.** The demo's model (`{plan["base"]}`, {results["parameters"]:,} parameters) is fine-tuned on instructions made from the
-bundled corpus (`plamo2 data instructions`), {plan["sft_steps"]} steps of {ROWS} × {LENGTH} tokens, twice with other orders of the data;
-the two are averaged. The average answers {plan["prompts"]} requests {plan["samples"]} times each; of each request's answers the best and
-the worst by rules (language, length, form, stopped by itself) make a pair, a fifth of them held out. DPO (sigmoid, β = {plan["beta"]},
-+ {plan["nll"]} × NLL, {plan["dpo_steps"]} steps) starts twice from the average and its two models are averaged again. {len(seeds)} seeds of
-everything but the base; mean ± standard deviation over them, the two runs of a seed taken as their mean. Rules are scored on answers to
+bundled corpus (`plamo2 data instructions`), {plan["sft_steps"]} steps of {scale.rows} × {scale.length} tokens, twice with other orders of
+the data; the two are averaged. The average answers {plan["prompts"]} requests {plan["samples"]} times each; of each request's answers
+the best and the worst by rules (language, length, form, stopped by itself) make a pair, a fifth of them held out. DPO (sigmoid,
+β = {plan["beta"]}, + {plan["nll"]} × NLL, {plan["dpo_steps"]} steps) starts twice from the average and its two models are averaged again. \
+{len(seeds)} seeds of everything but the base; mean ± standard deviation over them, \
+the two runs of a seed taken as their mean. Rules are scored on answers to
 {plan["questions"]} held-out requests: four each, drawn as those of the pairs were (temperature 0.8, top-p 0.95), and one that is greedy.
 `form` is that an asked-for form (JSON with two keys, "Title: …", bullets) is met; "all rules obeyed" counts answers in which every rule has
 at least a half. Rewards are log-ratios to the model that the stage began from; chance
@@ -362,23 +368,24 @@ Averaging the two fine-tunes changes the mean of rules by {change("rules", "SFT"
 def main() -> None:
     """Run what is missing and write everything anew."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", help="model to begin with (default: runs/demo)")
     parser.add_argument(
-        "--base", default="runs/demo", help="model to begin with; its folder holds data/LANGUAGE/heldout too"
+        "--data", type=Path, help="folder that holds data/LANGUAGE/heldout (default: that of the model)"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, default=Path("runs/post_training"))
-    parser.add_argument("--output", type=Path, default=HERE)
-    parser.add_argument("--sft-steps", type=int, default=150)
-    parser.add_argument("--sft-rate", type=float, default=1e-3)
-    parser.add_argument("--dpo-steps", type=int, default=300)
-    parser.add_argument("--dpo-rate", type=float, default=3e-4)
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--sft-steps", type=int)
+    parser.add_argument("--sft-rate", type=float)
+    parser.add_argument("--dpo-steps", type=int)
+    parser.add_argument("--dpo-rate", type=float)
     parser.add_argument("--beta", type=float, default=0.1)
     parser.add_argument("--nll", type=float, default=0.2, help="weight of the chosen answers' likelihood in the loss")
-    parser.add_argument("--prompts", type=int, default=1200)
+    parser.add_argument("--prompts", type=int)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--questions", type=int, default=192)
     parser.add_argument("--small", action="store_true", help="a few steps, into WORK/small")
-    options = parser.parse_args()
+    options, scale = parse(parser, "post_training", HERE)
     if options.small:
         options.sft_steps, options.dpo_steps, options.prompts, options.questions = 20, 6, 40, 24
         options.work = options.output = options.work / "small"
@@ -394,9 +401,9 @@ def main() -> None:
         results = {"plan": dataclasses.asdict(plan), "parameters": parameters, "seeds": {}}
     for seed in options.seeds:
         if str(seed) not in results["seeds"]:
-            results["seeds"][str(seed)] = one_seed(plan, options.work, seed)
+            results["seeds"][str(seed)] = one_seed(plan, scale, options.work, options.data or Path(plan.base), seed)
             write_json(path, results)
-    write(options.output, results)
+    write(options.output, results, scale)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Cut a trained model to about a quarter of its parameters by each importance, train on, and compare with that shape from scratch.
 
 python experiments/pruning/run.py                                        # goes on where it was stopped
-python experiments/pruning/run.py --large-steps 5000 --steps 3000        # on an accelerator
+python experiments/pruning/run.py --scale gpu                            # from 230 to 61 million parameters
 """
 
 from __future__ import annotations
@@ -18,26 +18,14 @@ import jax
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from trials import LANGUAGES, LENGTH, MODEL, ROWS, TOKENS, plot, prepare, smooth, spread, train, write_results  # noqa: E402
+from scales import Scale, parse  # noqa: E402
+from trials import LANGUAGES, plot, prepare, smooth, spread, train, write_results  # noqa: E402
 
 from plamo2_jax.convert.hf import write_public  # noqa: E402
 from plamo2_jax.convert.load import load_model  # noqa: E402
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem, train_iterator  # noqa: E402
 from plamo2_jax.surgery.prune.prune import mean_loss, prune  # noqa: E402
 
-LARGE = dataclasses.replace(
-    MODEL,
-    hidden_size=128,
-    num_hidden_layers=4,
-    intermediate_size=512,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-    mamba_num_heads=8,
-)
-# Width alone, as the public cut of the 8B to a 2B; heads go too, since beside so narrow a stream they weigh more.
-SMALL = dataclasses.replace(
-    LARGE, hidden_size=64, intermediate_size=176, num_attention_heads=4, num_key_value_heads=2, mamba_num_heads=4
-)
 # importance, rounds
 METHODS = {
     "activation": ("activation", 1),
@@ -53,42 +41,41 @@ DISTILLED = {"activation, distilled": "activation", "scratch, distilled": "scrat
 def main() -> None:
     """Runs what is not done yet, and writes results, plot and README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("runs/pruning"))
-    parser.add_argument("--output", type=Path, default=HERE)
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--output", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--large-steps", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--large-steps", type=int)
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--batches", type=int, default=16)
-    options = parser.parse_args()
-    work, steps = options.work, options.steps
-    prepare(work)
-    ratio = LARGE.flops_per_token(LENGTH) / SMALL.flops_per_token(LENGTH)
+    options, scale = parse(parser, "pruning", HERE)
+    shapes, work, steps = scale.models, options.work, options.steps
+    prepare(work, scale.vocab_size)
+    ratio = shapes["large"].flops_per_token(scale.length) / shapes["small"].flops_per_token(scale.length)
     longer = steps + round(options.large_steps * ratio)
     trials = {name: [] for name in ("scratch", "scratch, same FLOPs", *DISTILLED, *METHODS)}
     after = {name: [] for name in METHODS}
     for seed in range(options.seeds):
-        train(work, f"large-{seed}", LARGE, options.large_steps, 1000 + seed)
+        train(work, f"large-{seed}", scale, shapes["large"], options.large_steps, 1000 + seed)
         large = work / "runs" / f"large-{seed}"
-        trials["scratch"].append(train(work, f"scratch-{seed}", SMALL, steps, seed))
-        trials["scratch, same FLOPs"].append(train(work, f"longer-{seed}", SMALL, longer, seed))
+        trials["scratch"].append(train(work, f"scratch-{seed}", scale, shapes["small"], steps, seed))
+        trials["scratch, same FLOPs"].append(train(work, f"longer-{seed}", scale, shapes["small"], longer, seed))
         for name, (method, rounds) in METHODS.items():
             slug = f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
-            cut(work, slug, method, rounds, seed, options.batches)
-            trials[name].append(train(work, slug, SMALL, steps, seed, work / "cut" / slug))
+            cut(work, slug, scale, method, rounds, seed, options.batches)
+            trials[name].append(train(work, slug, scale, shapes["small"], steps, seed, work / "cut" / slug))
             after[name].append(trials[name][-1].losses[0])
         for name, start in DISTILLED.items():
             slug = f"{start}-distilled-{seed}"
             folder = None if start == "scratch" else work / "cut" / f"{start}-{seed}"
-            trials[name].append(train(work, slug, SMALL, steps, seed, folder, large))
+            trials[name].append(train(work, slug, scale, shapes["small"], steps, seed, folder, large))
     results = {
-        "large": dataclasses.asdict(LARGE),
-        "small": dataclasses.asdict(SMALL),
-        "parameters": [LARGE.parameter_count(), SMALL.parameter_count()],
+        **{role: dataclasses.asdict(shape) for role, shape in shapes.items()},
+        "parameters": [shape.parameter_count() for shape in shapes.values()],
         "seeds": options.seeds,
         "large_steps": options.large_steps,
         "steps": steps,
         "longer_steps": longer,
-        "tokens_a_step": TOKENS,
+        "tokens_a_step": scale.tokens,
         "methods": {
             name: {
                 "first_loss": after.get(name),
@@ -100,21 +87,22 @@ def main() -> None:
     }
     # The longer run would squeeze the others.
     shown = {name: [t.losses[:steps] for t in found] for name, found in trials.items() if name != "scratch, same FLOPs"}
-    plot(shown, options.output / "loss.png", "pruning, then training")
+    plot(shown, scale.tokens, options.output / "loss.png", "pruning, then training")
     write_results(options.output, results, page)
 
 
-def cut(work: Path, slug: str, method: str, rounds: int, seed: int, batches: int) -> None:
+def cut(work: Path, slug: str, scale: Scale, method: str, rounds: int, seed: int, batches: int) -> None:
     """Write the cut model, unless it is there."""
     folder = work / "cut" / slug
     if folder.exists():
         return
     large = load_model(work / "runs" / f"large-{seed}")
     mixture = tuple(MixtureItem(work / "data" / language / "train", share) for language, share in LANGUAGES.items())
-    data = DataConfig(mixture, LENGTH, ROWS, seed=2000 + seed, prefetch_batches=0)
+    data = DataConfig(mixture, scale.length, scale.rows, seed=2000 + seed, prefetch_batches=0)
     examples = list(itertools.islice(train_iterator(data, large.tokenizer), batches))
-    pruned = prune(large.params, LARGE, SMALL, examples, method=method, rounds=rounds, seed=seed)
-    loss = jax.jit(mean_loss(SMALL))
+    target = scale.models["small"]
+    pruned = prune(large.params, scale.models["large"], target, examples, method=method, rounds=rounds, seed=seed)
+    loss = jax.jit(mean_loss(target))
     print(slug, "cut, nats a token:", float(loss(pruned.params, examples[0])), flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     write_public(folder, pruned.config, pruned.params, large.tokenizer)

@@ -1,6 +1,7 @@
 """What each way of quantizing costs: held-out bits per byte, KL divergence, greedy agreement, bytes and tokens per second.
 
 plamo2 pretrain experiments/quantization/wide.py                       # after make demo; about 30 minutes
+plamo2 pretrain experiments/demo_gpu.py                                # for --scale gpu, in the place of wide.py
 python experiments/quantization/run.py                                 # quantizes and measures; continues where it was stopped
 python experiments/quantization/run.py --speed                         # tokens per second, on a machine that does nothing else
 python experiments/quantization/run.py --chat tuned=runs/demo/tuned --only int8 'int4 g64, rtn'   # rules of post_training, too
@@ -34,6 +35,7 @@ import jax.numpy as jnp
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+from scales import parse  # noqa: E402
 from trials import run  # noqa: E402
 
 from plamo2_jax.checkpoint import write_json  # noqa: E402
@@ -530,9 +532,8 @@ def main() -> None:
     """Measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--models", type=named, nargs="*", default=[("demo", Path("runs/demo")), ("wide", Path("runs/wide"))],
-        help="NAME=PATH of base models",
-    )  # fmt: skip
+        "--models", type=named, nargs="*", help="NAME=PATH of base models (default: demo and wide in runs/)"
+    )
     parser.add_argument("--chat", type=named, nargs="*", default=[], help="NAME=PATH of chat models, measured by rules")
     parser.add_argument(
         "--instructions",
@@ -544,7 +545,7 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, default=Path("runs/demo/data"), help="folder with LANGUAGE/train and LANGUAGE/heldout"
     )
-    parser.add_argument("--work", type=Path, default=Path("runs/quantization"))
+    parser.add_argument("--work", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=64, help="calibration rows of 512 tokens")
     parser.add_argument(
@@ -554,8 +555,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="only variants with these names; * stands for any text")
     parser.add_argument("--speed", action="store_true", help="measure tokens per second instead")
     parser.add_argument("--turns", type=int, default=5, help="measurements of each variant, for --speed")
-    parser.add_argument("--output", type=Path, default=HERE, help="folder of results.json, plot.png and README.md")
-    arguments = parser.parse_args()
+    parser.add_argument("--output", type=Path, help="folder of results.json, plot.png and README.md")
+    arguments, _ = parse(parser, "quantization", HERE)
     arguments.models, arguments.chat = dict(arguments.models), dict(arguments.chat)
     speed(arguments) if arguments.speed else cells(arguments)
     results = gather(arguments)

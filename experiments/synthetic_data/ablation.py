@@ -2,6 +2,7 @@
 
 python experiments/synthetic_data/ablation.py                         # resumes; writes results.json, plot.png and README.md
 python experiments/synthetic_data/ablation.py --seeds 0 --steps 60    # a minute, to see that it runs
+python experiments/synthetic_data/ablation.py --scale gpu             # 65 million parameters
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from report import write  # noqa: E402
-from trials import LANGUAGES, LENGTH, MODEL, ROWS, heldout_bits, run, train_to_end  # noqa: E402
+from scales import Scale, parse  # noqa: E402
+from trials import LANGUAGES, heldout_bits, run, train_to_end  # noqa: E402
 
 from plamo2_jax import models  # noqa: E402
 from plamo2_jax.checkpoint import write_json  # noqa: E402
@@ -154,13 +156,13 @@ def prepare_texts(home: Path, seed: int) -> Path:
     return folder
 
 
-def prepare(home: Path, seed: int) -> None:
+def prepare(home: Path, seed: int, vocab_size: int) -> None:
     """Write the tokenizer, the shards of real text, and those of the synthetic text of a seed, unless they exist."""
     folder = prepare_texts(home, seed)
     if not (home / "tokenizer.jsonl").exists():
         # All arms and seeds have the same tokenizer. It has seen synthetic text, so that this text is not spelt in bytes.
         inputs = ("bundled:all:train", prepare_texts(home, 0) / "synthetic.jsonl")
-        run("tokenizer", "train", "--input", *inputs, "--vocab-size", MODEL.vocab_size, "--output", home)
+        run("tokenizer", "train", "--input", *inputs, "--vocab-size", vocab_size, "--output", home)
     sources = {f"{name}-{seed}": folder / f"{name}.jsonl" for name in (*LANGUAGES, "synthetic")}
     for language in LANGUAGES:
         sources |= {f"{language}/{split}": f"bundled:{language}:{split}" for split in ("train", "heldout")}
@@ -190,7 +192,7 @@ def check_disjoint(home: Path, seed: int, count: int) -> None:
                 raise SystemExit(f"the training text of seed {seed} has the held-out question: {question.prompt}")
 
 
-def train(home: Path, arm: str, seed: int, steps: int) -> Path:
+def train(home: Path, scale: Scale, arm: str, seed: int, steps: int) -> Path:
     """Train an arm to the end, and return its folder. The initial parameters of a seed are the same in all arms."""
     share = ARMS[arm]
     kind = "/train" if arm == ALL_PAGES else f"-{seed}"
@@ -203,13 +205,15 @@ def train(home: Path, arm: str, seed: int, steps: int) -> Path:
         RunConfig(
             name=f"{arm.replace(' ', '-')}-{seed}",
             output=home / "runs",
-            model=MODEL,
+            model=scale.models["model"],
             tokenizer=home / "tokenizer.jsonl",
-            data=DataConfig(tuple(mixture), LENGTH, ROWS, seed=seed),
+            data=DataConfig(tuple(mixture), scale.length, scale.rows, seed=seed),
             steps=steps,
             task=Pretrain(),
-            schedule=ScheduleConfig(learning_rate=3e-3, warmup=0.05, decay_fraction=0.5, decay_shape="linear"),
-            dtype="float32",
+            schedule=ScheduleConfig(
+                learning_rate=scale.learning_rate, warmup=0.05, decay_fraction=0.5, decay_shape="linear"
+            ),
+            dtype=scale.dtype,
             seed=seed,
             checkpoint_every=max(1, steps // 4),
             max_to_keep=1,
@@ -282,9 +286,9 @@ def exact(question: Question, text: str, language: str) -> bool:
     return bool(stated[1]) and number is not None and number.group() == question.answer
 
 
-def measure(home: Path, folder: Path, count: int) -> dict:
+def measure(home: Path, scale: Scale, folder: Path, count: int) -> dict:
     """Return held-out bits per byte of the pages and of solutions, and accuracies, by language."""
-    found: dict = {"bits_per_byte": heldout_bits(home, folder, LENGTH, ROWS, BATCHES)}
+    found: dict = {"bits_per_byte": heldout_bits(home, folder, scale.length, scale.rows, BATCHES)}
     with models.open(folder, batch_size=64) as model:
         for language in LANGUAGES:
             sets: dict[str, list[Question]] = {
@@ -331,19 +335,19 @@ def cached(path: Path, make: Callable[[], dict]) -> dict:
 def main() -> None:
     """Train and measure every arm and seed, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("runs/synthetic_data"), help="Folder for data and runs.")
-    parser.add_argument("--output", type=Path, default=HERE, help="Folder for the results.")
+    parser.add_argument("--work", type=Path, help="Folder for data and runs.")
+    parser.add_argument("--output", type=Path, help="Folder for the results.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="Random seeds.")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="Arms to train.")
-    parser.add_argument("--steps", type=int, default=1000, help=f"Training steps of {ROWS} × {LENGTH} tokens.")
+    parser.add_argument("--steps", type=int, help="Training steps.")
     parser.add_argument("--questions", type=int, default=100, help="Number of word problems of each language.")
-    options = parser.parse_args()
+    options, scale = parse(parser, "synthetic_data", HERE)
     home = options.work / f"steps-{options.steps}"
     home.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(options.work / "compiled"))
-    results: dict = {"steps": options.steps, "tokens": options.steps * ROWS * LENGTH, "seeds": {}}
+    results: dict = {"steps": options.steps, "tokens": options.steps * scale.tokens, "seeds": {}}
     for seed in options.seeds:
-        prepare(home, seed)
+        prepare(home, seed, scale.vocab_size)
         check_disjoint(home, seed, options.questions)
         of_seed = results["seeds"][str(seed)] = {
             "synthetic_bytes": json.loads((home / f"texts-{seed}" / "sizes.json").read_text(encoding="utf-8")),
@@ -352,9 +356,11 @@ def main() -> None:
             "arms": {},
         }
         for arm in options.arms:
-            folder = train(home, arm, seed, options.steps)
+            folder = train(home, scale, arm, seed, options.steps)
             name = f"{folder.name}-{options.questions}.json"
-            of_seed["arms"][arm] = cached(home / name, functools.partial(measure, home, folder, options.questions))
+            of_seed["arms"][arm] = cached(
+                home / name, functools.partial(measure, home, scale, folder, options.questions)
+            )
             print(seed, arm, json.dumps(of_seed["arms"][arm]), flush=True)
     write(options.output, results)
 

@@ -1,7 +1,7 @@
 """Grow a trained small model by each method, train on, and compare with a model of that shape from scratch.
 
 python experiments/weight_reuse/run.py                                       # goes on where it was stopped
-python experiments/weight_reuse/run.py --small-steps 5000 --steps 5000       # on an accelerator
+python experiments/weight_reuse/run.py --scale gpu                           # from 18 to 121 million parameters
 """
 
 from __future__ import annotations
@@ -17,22 +17,13 @@ import jax
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from trials import LENGTH, MODEL, TOKENS, plot, prepare, smooth, spread, steps_to_reach, train, write_results  # noqa: E402
+from scales import parse  # noqa: E402
+from trials import plot, prepare, smooth, spread, steps_to_reach, train, write_results  # noqa: E402
 
 from plamo2_jax.convert.hf import write_public  # noqa: E402
 from plamo2_jax.convert.load import load_model  # noqa: E402
 from plamo2_jax.surgery.grow.grow import grow  # noqa: E402
 
-SMALL = MODEL
-WIDE = dataclasses.replace(
-    MODEL,
-    hidden_size=128,
-    intermediate_size=384,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-    mamba_num_heads=8,
-)
-LARGE = dataclasses.replace(WIDE, num_hidden_layers=4)
 # width, depth, noise
 METHODS = {
     "clone + identity": ("clone", "identity", 0.1),
@@ -46,44 +37,43 @@ METHODS = {
 def main() -> None:
     """Runs what is not done yet, and writes results, plot and README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("runs/weight_reuse"))
-    parser.add_argument("--output", type=Path, default=HERE)
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--output", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--small-steps", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=300)
-    options = parser.parse_args()
-    work, steps = options.work, options.steps
-    prepare(work)
-    ratio = SMALL.flops_per_token(LENGTH) / LARGE.flops_per_token(LENGTH)
+    parser.add_argument("--small-steps", type=int)
+    parser.add_argument("--steps", type=int)
+    options, scale = parse(parser, "weight_reuse", HERE)
+    shapes, work, steps = scale.models, options.work, options.steps
+    prepare(work, scale.vocab_size)
+    ratio = shapes["small"].flops_per_token(scale.length) / shapes["large"].flops_per_token(scale.length)
     # What the small model's training cost, in steps of the large one.
     longer = steps + round(options.small_steps * ratio)
     trials = {name: [] for name in ("scratch", "scratch, same FLOPs", *METHODS)}
     start = {name: [] for name in METHODS}
     for seed in range(options.seeds):
         # Other documents first: a grown model may not see its data twice where one from scratch sees them once.
-        train(work, f"small-{seed}", SMALL, options.small_steps, 1000 + seed)
-        trials["scratch"].append(train(work, f"scratch-{seed}", LARGE, steps, seed))
-        trials["scratch, same FLOPs"].append(train(work, f"longer-{seed}", LARGE, longer, seed))
+        train(work, f"small-{seed}", scale, shapes["small"], options.small_steps, 1000 + seed)
+        trials["scratch"].append(train(work, f"scratch-{seed}", scale, shapes["large"], steps, seed))
+        trials["scratch, same FLOPs"].append(train(work, f"longer-{seed}", scale, shapes["large"], longer, seed))
         for name, (width, depth, noise) in METHODS.items():
             slug = f"{width}-{depth}-{noise:g}-{seed}"
             folder = work / "grown" / slug
             if not folder.exists():
                 small = load_model(work / "runs" / f"small-{seed}")
                 params = jax.device_get(small.params)
-                grown = grow(params, SMALL, LARGE, width=width, depth=depth, noise=noise, seed=seed)
+                grown = grow(params, shapes["small"], shapes["large"], width=width, depth=depth, noise=noise, seed=seed)
                 folder.parent.mkdir(parents=True, exist_ok=True)
-                write_public(folder, LARGE, grown, small.tokenizer)
-            trials[name].append(train(work, slug, LARGE, steps, seed, folder))
+                write_public(folder, shapes["large"], grown, small.tokenizer)
+            trials[name].append(train(work, slug, scale, shapes["large"], steps, seed, folder))
             start[name].append(trials[name][-1].losses[0])
     results = {
-        "small": dataclasses.asdict(SMALL),
-        "large": dataclasses.asdict(LARGE),
-        "parameters": [SMALL.parameter_count(), LARGE.parameter_count()],
+        **{role: dataclasses.asdict(shape) for role, shape in shapes.items()},
+        "parameters": [shape.parameter_count() for shape in shapes.values()],
         "seeds": options.seeds,
         "steps": steps,
         "small_steps": options.small_steps,
         "longer_steps": longer,
-        "tokens_a_step": TOKENS,
+        "tokens_a_step": scale.tokens,
         "methods": {
             name: {
                 "heldout": [trial.heldout for trial in found],
@@ -97,9 +87,8 @@ def main() -> None:
             for name, found in trials.items()
         },
     }
-    plot(
-        {name: [t.losses for t in found] for name, found in trials.items()}, options.output / "loss.png", "weight reuse"
-    )
+    losses = {name: [trial.losses for trial in found] for name, found in trials.items()}
+    plot(losses, scale.tokens, options.output / "loss.png", "weight reuse")
     write_results(options.output, results, page)
 
 

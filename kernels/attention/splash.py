@@ -9,6 +9,7 @@ XLA cannot partition a Pallas kernel. On several devices, call `attention` insid
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 
 import jax
@@ -102,9 +103,14 @@ def _kernel(t: int, s: int, h: int, window: int | None, block: int, interpret: b
         block_q_dq=block,
         block_kv_dq=block,
     )
-    # NumPy tables belong to no device and no trace, so one kernel can be used in all of them.
-    with jax.ensure_compile_time_eval():
-        kernel = library.make_splash_mha(
+
+    def make() -> library.SplashAttentionKernel:
+        return library.make_splash_mha(
             masks.MultiHeadMask([mask] * h), block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
         )
+
+    # NumPy tables belong to no device and no trace, so one kernel can be used in all of them. Traces belong to threads, so no trace reaches
+    # a new thread. `jax.ensure_compile_time_eval` is not enough in a `shard_map` that is differentiated without rematerialization.
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        kernel = pool.submit(make).result()
     return jax.tree.map(np.asarray, kernel)

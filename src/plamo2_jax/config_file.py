@@ -20,15 +20,30 @@ def load_config(path: Path, kind: type = object, such_as: str = "configs/demo.py
     Raises:
         PlamoError: The file does not exist, fails to run, assigns no such configuration, or a field is out of range.
     """
-    if not path.is_file():
-        raise PlamoError(f"{path} is not a file; the first argument must be a {name} file, such as {such_as}")
-    try:
-        found = runpy.run_path(str(path)).get(name)
-    except (SyntaxError, ImportError, TypeError, NameError, AttributeError) as error:
-        raise PlamoError(f"{path}, line {_line(error, path)}: {error}") from error
+    found = run_config_file(path, such_as, name).get(name)
     if found is None or (kind is not object and type(found) is not kind):
         raise PlamoError(f"{path} must set `{name}` to a {kind.__name__}; it sets it to {type(found).__name__}")
     return found
+
+
+def run_config_file(path: Path, such_as: str, name: str = "config") -> dict[str, Any]:
+    """Run a config file and return the values of all its names.
+
+    Args:
+        such_as: Example of a config file, for messages.
+        name: Kind of the file, for messages.
+
+    Raises:
+        PlamoError: The file does not exist or fails to run, or a field is out of range.
+    """
+    if not path.is_file():
+        raise PlamoError(
+            f"{path} is not a file; the first argument must be a {name} file, such as {such_as} (plamo2 init FOLDER writes some)"
+        )
+    try:
+        return runpy.run_path(str(path))
+    except (SyntaxError, ImportError, TypeError, NameError, AttributeError) as error:
+        raise PlamoError(f"{path}, line {_line(error, path)}: {error}") from error
 
 
 def _line(error: Exception, path: Path) -> int | None:

@@ -132,20 +132,25 @@ def test_refusals_say_how_much_is_over(message, overflow):
 @dataclasses.dataclass
 class Statistics:
     argument_size_in_bytes: int = 1000
-    temp_size_in_bytes: int = 10**6
+    temp_size_in_bytes: int = 2 * 10**6
     output_size_in_bytes: int = 900
     alias_size_in_bytes: int = 800
     generated_code_size_in_bytes: int = 50
 
 
+# The compiler's statistics count the gaps between temporaries twice.
+BUFFERS = {"argument_bytes": 1000, "temporary_bytes": 10**6, "output_bytes": 100}
+
+
 def test_memory_tells_kept_activations_from_gradients():
-    memory = memory_of(program(), Statistics(), {"parameters": 600}, [], 2**30)
+    memory = memory_of(program(), Statistics(), BUFFERS, {"parameters": 600}, [], 2**30)
     assert memory.kept == 6 * 256 * 128 * 2
     assert memory.gradients == 0
     assert memory.used == 1000 + 10**6 + 100 + 50
     assert memory.other_temporaries == 10**6 - memory.kept
+    assert memory_of(program(), Statistics(), None, {}, [], 2**30).temporary_bytes == 2 * 10**6
     # An array of a parameter's shape that a loop fills is a gradient.
-    same = memory_of(program(), Statistics(), {}, [(6, 256, 128)], 2**30)
+    same = memory_of(program(), Statistics(), BUFFERS, {}, [(6, 256, 128)], 2**30)
     assert (same.kept, same.gradients) == (0, 6 * 256 * 128 * 2)
 
 

@@ -24,11 +24,12 @@ class Terminal:
     Args:
         arguments: of `plamo2`.
         folder: its working folder.
+        kind: of the terminal, as in $TERM.
     """
 
-    def __init__(self, *arguments, folder):
+    def __init__(self, *arguments, folder, kind="dumb"):
         self._screen, slave = pty.openpty()
-        environment = os.environ | {"TERM": "dumb", "PYTHONUNBUFFERED": "1"}
+        environment = os.environ | {"TERM": kind, "PYTHONUNBUFFERED": "1"}
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START, *map(str, arguments)],
             stdin=slave,

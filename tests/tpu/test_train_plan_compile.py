@@ -9,8 +9,12 @@ import pytest
 from plamo2_jax.config import ModelConfig
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.plan import report
+from plamo2_jax.plan.costs import Costs
+from plamo2_jax.plan.draft import compile_draft, estimate
 from plamo2_jax.plan.request import Request
+from plamo2_jax.plan.step import compile_with_costs
 from plamo2_jax.plan.steps import plan
+from plamo2_jax.plan.worker import Worker
 from plamo2_jax.sharding.mesh import MeshConfig
 from plamo2_jax.surgery.distill import Distill
 
@@ -56,9 +60,38 @@ def test_a_small_model_fits_and_every_figure_is_there():
     assert not found.unknown
     names = set(found.parts)
     assert {"scan kernels (ssd)", "attention kernels (splash)", "MLP products"} <= names
-    assert 0 < found.serial_mfu <= found.mfu < 1
+    assert 0 < found.scheduled_mfu <= found.mfu < 1
     assert "fits" in report.summary(found)
     assert any("HBM per chip" in line for line in report.lines(found))
+
+
+def test_a_draft_with_the_costs_of_equal_operations_is_the_complete_plan():
+    model = dataclasses.replace(SMALL, num_hidden_layers=4)
+    # Small tiles, because the search and the code of large ones take minutes.
+    quick = {"xla_tpu_scoped_vmem_limit_kib": "16384"}
+    request = Request(pretraining("pretrain_1b", model=model, compiler_options=quick, **CHANGES), "v5e:2x2")
+    with Worker() as worker:
+        made = worker.call(compile_draft, request)
+    with Worker() as worker:
+        complete, costs = worker.call(compile_with_costs, request)
+    found = estimate(made, Costs(costs), complete.memory["code_bytes"])
+    assert found.scaled == 0
+    assert found.times == complete.times
+    assert found.collectives == complete.collectives
+    assert found.hbm_needed == pytest.approx(complete.hbm_needed, rel=0.01)
+    assert made.facts["cpu_seconds_to_compile"] < complete.cpu_seconds_to_compile / 2
+    # Another policy shares most operations.
+    block = dataclasses.replace(request, config=dataclasses.replace(request.config, remat="dots"))
+    with Worker() as worker:
+        assert 0 < estimate(worker.call(compile_draft, block), Costs(costs)).scaled < 0.7
+
+
+def test_a_draft_of_a_program_that_does_not_fit_has_the_bytes_that_it_needs():
+    request = Request(pretraining("pretrain_8b", batch_size=4, accumulation=1, mesh=MeshConfig()), "v5e:2x2")
+    with Worker() as worker:
+        made = worker.call(compile_draft, request)
+    assert made.hbm_needed > made.facts["hbm_available"] > 0
+    assert not estimate(made, Costs()).fits
 
 
 def test_a_model_that_no_kernel_takes_is_refused_in_one_sentence():

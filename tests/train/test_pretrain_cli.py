@@ -39,7 +39,7 @@ def test_the_configurations_can_be_planned(name):
 def test_every_configuration_is_one_of_its_verb(path, make_config, tmp_path, monkeypatch, capsys):
     verb = path.stem.removeprefix("demo_").replace("_", "-")
     if verb not in ("sft", "dpo", "preference-data", "iterate"):
-        verb = "pipeline" if verb == "pipeline-demo" else "pretrain"
+        verb = {"pipeline": "pipeline", "quickstart": "sft"}.get(verb.partition("-")[0], "pretrain")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(CONFIGS)
     for start in ("runs/demo", "runs/sft"):

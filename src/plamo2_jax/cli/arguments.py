@@ -20,7 +20,7 @@ import tyro
 
 from plamo2_jax.errors import PlamoError
 
-GROUPS = ("tokenizer", "data", "convert", "launch")
+GROUPS = ("tokenizer", "data", "convert", "launch", "config")
 """Verbs whose first argument is a subcommand. Their modules list the subcommands in SUBCOMMANDS."""
 
 

@@ -15,6 +15,8 @@ from plamo2_jax.cli.library_logs import silence_library_logs
 from plamo2_jax.errors import PlamoError
 
 VERBS = {
+    "init": "write a project folder: config files, a Makefile, hints about the data",
+    "quickstart": "train a tiny model on the bundled text in about a minute and talk to it",
     "tokenizer": "train a vocabulary, encode, decode",
     "data": "build the bundled corpus, clean text, write tokenized shards",
     "pretrain": "train a model from a config file",
@@ -41,6 +43,8 @@ VERBS = {
     "distill": "write a teacher's logits to disk for distillation",
     "probe": "measure retrieval at chosen lengths: phonebook and needle",
     "phonebook": "write phonebooks as training text",
+    "config": "show, compare and check config files",
+    "watch": "follow a training run or a pipeline in the terminal",
     "inspect": "describe a folder of a model, adapters or shards",
     "report": "write an HTML page about a run",
     "plan": "predict memory and time on a TPU slice you do not have, with its compiler",

@@ -16,7 +16,6 @@ from plamo2_jax.validation import require_at_least
 
 if TYPE_CHECKING:
     from plamo2_jax.plan.request import Request
-    from plamo2_jax.plan.step import StepPlan
 
 _DESCRIPTION = """Compile a run's train step for a TPU slice on a machine without a TPU, and print its memory and predicted time.
 
@@ -45,7 +44,15 @@ class Options:
     rows: int | None = None
     """Rows per copy of the model in prefill and decode; left out, 8."""
     sweep: bool = False
-    """Compile for several meshes and remat policies, and rank the plans that fit."""
+    """Compare meshes, micro-batches, remat policies and loss chunks, and print the options of the best."""
+    points: int | None = None
+    """With --sweep: number of candidates to compile; left out, 16."""
+    complete: int | None = None
+    """With --sweep: number of best candidates to compile completely, which takes minutes each; left out, 1."""
+    minutes: float | None = None
+    """With --sweep: no compilation begins later than this many minutes after the start."""
+    journal: Path | None = None
+    """With --sweep: folder for finished compilations, from which the same command resumes; left out, runs/plans/NAME-SLICE."""
     search: bool = True
     """If the train step does not fit, search for the nearest change that fits."""
     longest: bool = False
@@ -91,6 +98,13 @@ def _refuse_unused(options: Options) -> None:
         raise PlamoError("--rows is not allowed without --prefill or --decode: a train step has data.batch_size rows")
     if options.sweep and serving:
         raise PlamoError("--sweep is not allowed with --prefill or --decode: it compares train steps")
+    require_at_least(1, points=options.points)
+    require_at_least(0, complete=options.complete)
+    if options.minutes is not None and not options.minutes > 0:
+        raise PlamoError(f"--minutes {options.minutes} is not allowed: it must be positive")
+    for name in ("points", "complete", "minutes", "journal"):
+        if getattr(options, name) is not None and not options.sweep:
+            raise PlamoError(f"--{name} is not allowed without --sweep: it is an option of the sweep")
     if options.sweep and options.longest:
         raise PlamoError("--longest is not allowed with --sweep; plan one of its meshes alone")
     if options.gpu is not None and (serving or options.sweep or options.longest):
@@ -134,27 +148,11 @@ def _one(options: Options, request: Request) -> int:
 
 
 def _sweep(options: Options, request: Request) -> int:
-    from plamo2_jax.plan import report
-    from plamo2_jax.plan.compiler import device_count, libtpu_version
-    from plamo2_jax.plan.steps import plan, sweep_points
-    from plamo2_jax.progress import tqdm
+    from plamo2_jax.cli.plan_sweep import sweep
 
-    points = list(sweep_points(request.config, device_count(request.topology) * request.config.mesh.slices))
-    if not points:
-        raise PlamoError("--sweep finds no mesh that divides the rows of a micro-batch: lower --accumulation")
-    _warn_if_unverified()
-    found: list[tuple[str, StepPlan]] = []
-    for label, config in tqdm(points, desc="compile", unit="plan"):
-        try:
-            found.append((label, plan(dataclasses.replace(request, config=config))))
-        except PlamoError as error:
-            print(f"{label}: {error}", file=sys.stderr)
-    found.sort(key=lambda item: -item[1].mfu if item[1].fits else 1)
-    print(f"compiled by libtpu {libtpu_version()}")
-    for label, each in found:
-        print(f"{label}\n  {report.summary(each)}")
-    _write(options, {"topology": request.topology, "sweep": {label: report.to_json(each) for label, each in found}})
-    return 0 if any(each.fits for _, each in found) else 1
+    code, data = sweep(request, options.points, options.complete, options.minutes, options.journal)
+    _write(options, data)
+    return code
 
 
 def _gpus(options: Options, request: Request) -> int:

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from plamo2_jax.cli.arguments import split_config_file
-from plamo2_jax.cli.run_options import load_run, parse
+from plamo2_jax.cli.run_options import RunOptions, load_run, parse
 from plamo2_jax.config import preset
 from plamo2_jax.data.pipeline import DataConfig, MixtureItem
+from plamo2_jax.errors import PlamoError
+from plamo2_jax.log_format import emit, is_json, json_output
+from plamo2_jax.storage import address
 from plamo2_jax.surgery.distill import Distill
 from plamo2_jax.train.config import RunConfig, TaskConfig
 from plamo2_jax.train.loop import TrainResult, train
@@ -26,9 +29,12 @@ CONFIG.py is a Python file that sets `config = RunConfig(..., task=Pretrain(...)
 
   from plamo2_jax.train.config import RunConfig
   from plamo2_jax.train.pretraining import Pretrain
-  from plamo2_jax.surgery.distill import Distill
+  from plamo2_jax.errors import PlamoError
+from plamo2_jax.log_format import emit, is_json, json_output
+from plamo2_jax.storage import address
+from plamo2_jax.surgery.distill import Distill
 
-The folder configs/ of the source tree has examples. Any field below can be replaced on the command line; the fields of the task are
+plamo2 init FOLDER writes config files to start from. Any field below can be replaced on the command line; the fields of the task are
 listed with those of the run. The run is written to OUTPUT/NAME: config.json (the resolved config), tokenizer.jsonl, checkpoints/,
 metrics.jsonl and tensorboard/. The same command resumes an interrupted run from its newest intact checkpoint; the result is bit-identical
 to an uninterrupted run. Ctrl-C and SIGTERM save a checkpoint and end the run. A run without a checkpoint of its own starts from
@@ -82,12 +88,24 @@ def run(
     """
     path, overrides = split_config_file(argv, such_as, lambda: parse(verb, "CONFIG.py", example, ["-h"], description))
     options = parse(verb, path, load_run(Path(path), tasks, such_as), overrides, description)
-    config = options.config
     profile = None if options.profile is None else ProfileSteps.parse(options.profile)
+    with json_output(options.log_format == "json"):
+        try:
+            return _run(options, profile, report)
+        except (PlamoError, OSError) as error:
+            if not is_json():
+                raise
+            emit("error", text=str(error))
+            return 2
+
+
+def _run(options: RunOptions, profile: ProfileSteps | None, report: Callable[[Any, TrainResult], None]) -> int:
+    config = options.config
     join(options.distributed)
     leave_when_aborted(config.folder)
     with leave_when_broken(config.folder):
         result = train(config, profile=profile, open_benchmarks=_open_benchmarks)
+    emit("end", step=result.step, steps=config.steps, signal=result.signal, folder=address(config.folder))
     if result.signal is not None:
         print(f"stopped after step {result.step} of {config.steps}; the same command resumes the run", file=sys.stderr)
         return 128 + result.signal

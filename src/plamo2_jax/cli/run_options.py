@@ -12,6 +12,7 @@ import tyro
 from plamo2_jax.cli import arguments
 from plamo2_jax.config_file import load_config
 from plamo2_jax.errors import PlamoError
+from plamo2_jax.log_format import LogFormat
 from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.processes import ProcessesConfig
 
@@ -31,6 +32,9 @@ class RunOptions:
     """How this process joins a job of several processes."""
     profile: str | None = None
     """FIRST:LAST, such as 10:13: trace these steps into OUTPUT/NAME/profile, for TensorBoard or XProf."""
+    log_format: LogFormat = "text"
+    """text: a progress bar on a terminal, otherwise a line every 30 s. json: one JSON object per line on standard error, for each write to
+    the log, evaluation, checkpoint and message (docs/watching.md)."""
 
 
 def load_run(path: Path, tasks: Sequence[type], such_as: str) -> RunConfig:

@@ -85,6 +85,19 @@ CHIPS = {
 }
 
 
+# First part of the name of a slice → kind of its devices.
+_SLICES = {"v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite", "tpu7x": "TPU7x"}
+
+
+def chip_of_slice(topology: str) -> Chip:
+    """Return the figures of the devices of a slice by its name, such as "v5p:4x4x4".
+
+    Raises:
+        PlamoError: there are no published figures for them.
+    """
+    return chip_of(_SLICES.get(topology.partition(":")[0], topology))
+
+
 def chip_of(kind: str) -> Chip:
     """Return the figures of a device kind.
 

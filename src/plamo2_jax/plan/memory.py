@@ -54,6 +54,10 @@ class Memory:
         """Bytes at the peak."""
         return self.argument_bytes + self.temporary_bytes + self.output_bytes + self.code_bytes
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields, `used` and `other_temporaries`, for JSON."""
+        return {**dataclasses.asdict(self), "used": self.used, "other_temporaries": self.other_temporaries}
+
     @property
     def other_temporaries(self) -> int:
         """Bytes of temporaries that are neither saved activations nor gradients."""
@@ -76,30 +80,44 @@ def chip_bytes(tree: Any) -> int:
 
 
 def memory_of(
-    module: Module, statistics: Any, arguments: Mapping[str, int], parameter_shapes: Iterable[tuple[int, ...]], hbm: int
+    module: Module,
+    statistics: Any,
+    buffers: Mapping[str, int] | None,
+    arguments: Mapping[str, int],
+    parameter_shapes: Iterable[tuple[int, ...]],
+    hbm: int,
 ) -> Memory:
     """Return the memory account of a compiled program.
 
     Args:
         statistics: `compiled.memory_analysis()`.
+        buffers: `buffers.buffer_bytes` of the program; None: it is not known.
         arguments: bytes by kind.
         parameter_shapes: shapes of one chip's shards of the parameters, which distinguish gradients from activations.
         hbm: bytes of HBM that are available.
     """
-    kept, gradients = _carried(module, set(parameter_shapes))
+    kept, gradients = carried(module, set(parameter_shapes))
+    argument_bytes = statistics.argument_size_in_bytes
+    output_bytes = statistics.output_size_in_bytes - statistics.alias_size_in_bytes
+    # `temp_size_in_bytes` counts the gaps between buffers twice: programs with more of it than there is HBM compile.
+    temporary_bytes = (
+        statistics.temp_size_in_bytes
+        if buffers is None
+        else buffers["temporary_bytes"] + buffers["output_bytes"] - output_bytes
+    )
     return Memory(
         hbm,
         dict(arguments),
-        statistics.argument_size_in_bytes,
+        argument_bytes,
         kept,
         gradients,
-        statistics.temp_size_in_bytes,
-        statistics.output_size_in_bytes - statistics.alias_size_in_bytes,
+        temporary_bytes,
+        output_bytes,
         statistics.generated_code_size_in_bytes,
     )
 
 
-def _carried(module: Module, parameters: set[tuple[int, ...]]) -> tuple[int, int]:
+def carried(module: Module, parameters: set[tuple[int, ...]]) -> tuple[int, int]:
     """Return the bytes of the arrays that loops fill slice by slice: saved activations, and gradients.
 
     Only the outermost two levels of loops count. Loops inside a layer, over chunks or blocks, fill small arrays that are freed with the

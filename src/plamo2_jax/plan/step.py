@@ -14,9 +14,11 @@ from typing import Any
 
 import jax
 
+from plamo2_jax.plan.buffers import dump_options, read_buffers
 from plamo2_jax.plan.chips import Chip, chip_of
-from plamo2_jax.plan.collectives import Collective, Place, Slice, collectives, is_collective
+from plamo2_jax.plan.collectives import Collective, Place, Slice, collectives
 from plamo2_jax.plan.compiler import first_line, libtpu_version, topology_devices
+from plamo2_jax.plan.costs import Cost, compiled_operations
 from plamo2_jax.plan.hlo import Module, parse_module
 from plamo2_jax.plan.memory import chip_bytes, memory_of, parse_overflow
 from plamo2_jax.plan.program import Program, train_program
@@ -24,7 +26,6 @@ from plamo2_jax.plan.request import Request
 from plamo2_jax.plan.roofline import (
     Operation,
     by_part,
-    estimate_operation,
     operation_seconds,
     part,
     phase,
@@ -81,6 +82,9 @@ class StepPlan:
     collectives: tuple[dict[str, Any], ...] = ()
     operations: tuple[dict[str, Any], ...] = ()
     """The longest operations."""
+    scaled: float = 0.0
+    """Share of the operations' seconds that is not from equal operations: cycles scaled from similar operations (draft.py). 0 for a
+    complete compilation."""
 
     @property
     def fits(self) -> bool:
@@ -132,56 +136,81 @@ def gpu_argument_bytes(request: Request, dump: Path) -> dict[str, int]:
     return {**kinds, "all": compiled.memory_analysis().argument_size_in_bytes}
 
 
+def compile_with_costs(request: Request, dump: Path) -> tuple[StepPlan, tuple[Cost, ...]]:
+    """Compile the train step of a request, as `compile_step`, and return its plan and the costs of its operations."""
+    devices = topology_devices(request.topology, request.config.mesh.slices)
+    return _plan_and_costs(train_program(request.config, devices, request.kernels), dump)
+
+
 def plan_step(program: Program, dump: Path) -> StepPlan:
     """Compile a program for the devices of a slice and read the result, as `compile_step`."""
-    devices = list(program.mesh.devices.flat)
-    chip = chip_of(devices[0].device_kind)
-    arguments = {kind: chip_bytes(tree) for kind, tree in program.parts.items()}
+    return _plan_and_costs(program, dump)[0]
+
+
+def _plan_and_costs(program: Program, dump: Path) -> tuple[StepPlan, tuple[Cost, ...]]:
     begin = time.perf_counter()
     traced = program.trace()
     middle, used = time.perf_counter(), time.process_time()
     compiled = overflow = error = None
     try:
-        compiled = traced.lower().compile()
+        compiled = traced.lower().compile(compiler_options=dump_options(dump))
     except Exception as problem:  # The compiler's refusal is a result, whatever its type.
         overflow, error = parse_overflow(str(problem)), first_line(problem)
-    facts = {
+    facts = facts_of(program, middle - begin, time.perf_counter() - middle, time.process_time() - used)
+    if overflow is not None:
+        return StepPlan(**facts | {"hbm_available": overflow.available}, hbm_needed=overflow.needed), ()
+    if error is not None:
+        return StepPlan(**facts, hbm_needed=0, error=error), ()
+    devices = list(program.mesh.devices.flat)
+    chip = chip_of(devices[0].device_kind)
+    module = dataclasses.replace(parse_module(compiled.as_text()), data_dependent_trips=program.data_dependent_trips)
+    parameters = [leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(program.parts["parameters"])]
+    memory = memory_of(
+        module,
+        compiled.memory_analysis(),
+        read_buffers(dump),
+        facts["arguments"],
+        parameters,
+        facts["hbm_available"],
+    )
+    pairs = list(compiled_operations(module, Schedules(dump), chip))
+    found = StepPlan(
+        **facts,
+        hbm_needed=memory.used,
+        memory=memory.as_dict(),
+        **figures(module, [operation for operation, _ in pairs], chip, topology_of(devices)),
+    )
+    return found, tuple({cost.form: cost for _, cost in pairs}.values())
+
+
+def facts_of(program: Program, traced: float, compiled: float, cpu: float) -> dict[str, Any]:
+    """Return the fields of a StepPlan that do not need the compiled program; the arguments are the seconds that it took."""
+    devices = list(program.mesh.devices.flat)
+    chip = chip_of(devices[0].device_kind)
+    return {
         "device": chip.kind,
         "devices": len(devices),
         "mesh": dict(program.mesh.shape),
         "tokens": program.tokens,
         "flops": program.flops,
-        "arguments": arguments,
+        "arguments": {kind: chip_bytes(tree) for kind, tree in program.parts.items()},
         "hbm_available": round(chip.hbm_bytes),
-        "seconds_to_trace": middle - begin,
-        "seconds_to_compile": time.perf_counter() - middle,
-        "cpu_seconds_to_compile": time.process_time() - used,
+        "seconds_to_trace": traced,
+        "seconds_to_compile": compiled,
+        "cpu_seconds_to_compile": cpu,
         "libtpu": libtpu_version(),
     }
-    if overflow is not None:
-        return StepPlan(**facts | {"hbm_available": overflow.available}, hbm_needed=overflow.needed)
-    if error is not None:
-        return StepPlan(**facts, hbm_needed=0, error=error)
-    module = dataclasses.replace(parse_module(compiled.as_text()), data_dependent_trips=program.data_dependent_trips)
-    parameters = [leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(program.parts["parameters"])]
-    memory = memory_of(module, compiled.memory_analysis(), arguments, parameters, facts["hbm_available"])
-    return StepPlan(
-        **facts,
-        hbm_needed=memory.used,
-        memory={**dataclasses.asdict(memory), "used": memory.used, "other_temporaries": memory.other_temporaries},
-        **read(module, Schedules(dump), chip, devices),
-    )
 
 
-def read(module: Module, schedules: Schedules, chip: Chip, devices: Sequence[jax.Device]) -> dict[str, Any]:
-    """Return the fields of a StepPlan that come from the compiled program."""
-    topology = Slice(chip, tuple(Place(getattr(d, "slice_index", 0) or 0, tuple(d.coords)) for d in devices))
+def topology_of(devices: Sequence[jax.Device]) -> Slice:
+    """Return the chips of a program."""
+    places = tuple(Place(getattr(d, "slice_index", 0) or 0, tuple(d.coords)) for d in devices)
+    return Slice(chip_of(devices[0].device_kind), places)
+
+
+def figures(module: Module, operations: Sequence[Operation], chip: Chip, topology: Slice) -> dict[str, Any]:
+    """Return the fields of a StepPlan that come from a program and its operations, without collectives."""
     moved = collectives(module, topology)
-    operations = []
-    for instruction, computation, repeated in module.executed():
-        if is_collective(module, instruction):
-            continue
-        operations.append(estimate_operation(module, instruction, computation, repeated, schedules, chip))
     longest = sorted(operations, key=lambda o: -max(operation_seconds(o, chip)))[:_MOST_OPERATIONS]
     found = step_times(module, operations, moved, chip)
     return {

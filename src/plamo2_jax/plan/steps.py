@@ -1,4 +1,4 @@
-"""Plan the programs of a run, each in a separate compiler process; find the nearest change that fits; sweep meshes."""
+"""Plan the programs of a run, each in a separate compiler process; find the nearest change that fits."""
 
 from __future__ import annotations
 
@@ -85,22 +85,3 @@ def nearest_fit(request: Request, devices: int) -> tuple[list[str], Request, Ste
             if found.fits:
                 return made, changed, found
     return None
-
-
-def sweep_points(config: RunConfig, devices: int) -> Iterator[tuple[str, RunConfig]]:
-    """Yield meshes and remat policies to compare as (options, config): all data × fsdp × tensor that divide rows and heads."""
-    replace = dataclasses.replace
-    slices, sequence = config.mesh.slices, config.mesh.sequence
-    heads = math.gcd(config.model.num_attention_heads, config.model.mamba_num_heads)
-    rows = config.data.batch_size // config.accumulation
-    for tensor in (1, 2, 4):
-        over = devices // (tensor * sequence)
-        if devices % (tensor * sequence) or heads % tensor:
-            continue
-        for data in (1, 2, 4, 8, 16):
-            if over % data or data % slices or rows % over or over // data < 4:
-                continue
-            for remat in ("dots", "block"):
-                mesh = replace(config.mesh, data=data, fsdp=over // data, tensor=tensor)
-                label = f"--mesh.data {data} --mesh.fsdp {over // data} --mesh.tensor {tensor} --remat {remat}"
-                yield label, replace(config, mesh=mesh, remat=remat)

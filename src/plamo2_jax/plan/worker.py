@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -76,7 +77,7 @@ def answer(line: str, dump: Path) -> str:
     """Return the answer to one request, both as JSON."""
     call = json.loads(line)
     for path in dump.iterdir():
-        path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     try:
         found = encode(named(call["function"], callable)(decode(call["request"]), dump))
     except (PlamoError, ImplementationError) as error:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from plamo2_jax.log_format import emit, is_json
 from plamo2_jax.train.config import RunConfig
 
 
@@ -32,13 +33,29 @@ def announce(config: RunConfig, trained: Any, mesh: Mesh, parts: Sequence[int], 
     total = config.model.parameter_count()
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(trained))
     share = f", {count:,} trained" if count != total else ""
+    rows, length = config.data.batch_size, config.data.sequence_length
+    if jax.process_index() == 0:
+        emit(
+            "start",
+            name=config.name,
+            parameters=total,
+            trained_parameters=count,
+            devices=mesh.devices.size,
+            device_kind=mesh.devices.flat[0].device_kind,
+            processes=jax.process_count(),
+            mesh=dict(mesh.shape),
+            steps=config.steps,
+            tokens_per_step=rows * length,
+            state=start,
+        )
+    if is_json():
+        return
     say(f"{config.name}: {total:,} parameters{share}; {config.dtype} activations")
     device, axes = mesh.devices.flat[0], " ".join(f"{name}={size}" for name, size in mesh.shape.items())
     say(
         f"devices: {mesh.devices.size} {device.device_kind} in {jax.process_count()} process(es); mesh {axes}; "
         f"sharding {config.sharding}"
     )
-    rows, length = config.data.batch_size, config.data.sequence_length
     say(f"steps: {config.steps:,} of {rows} x {length} = {rows * length:,} tokens; {_epochs(config, parts)}")
     say(f"start: {start}")
 

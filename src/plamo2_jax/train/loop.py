@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 
+from plamo2_jax.log_format import emit, is_json
 from plamo2_jax.progress import tqdm
 from plamo2_jax.train import processes, run_folder
 from plamo2_jax.train.checkpoints import RunCheckpoints
@@ -105,7 +106,7 @@ def train(
                     unit="step",
                     desc=config.name,
                     dynamic_ncols=True,
-                    disable=not writes,
+                    disable=not writes or is_json(),
                 ) as progress,
             ):
                 goodput = Goodput(folder) if writes else None
@@ -147,6 +148,8 @@ def train(
                     if writing or stopping:
                         spike = step_metrics.write()
                         progress.set_postfix(step_metrics.shown)
+                        if writes:
+                            emit("step", step=step, steps=config.steps, metrics=step_metrics.newest)
                         restored = spike and roll_back(config, run, checkpoints, guard, log, spike)
                         if restored is not None:
                             state, step = restored, int(restored.step)
@@ -156,6 +159,8 @@ def train(
                     if evaluating and config.heldout:
                         heldout, measured = evaluate(run, state, config.heldout, watchdog)
                         log.write(step, measured)
+                        if writes:
+                            emit("evaluation", step=step, metrics=measured)
                     if evaluating and on_evaluate is not None:
                         watchdog.beat()
                         on_evaluate(step, task.to_model_params(state.params, task.frozen))
@@ -166,6 +171,8 @@ def train(
                     if saving:
                         log.upload()  # Before the checkpoint, so that a run that resumes from it finds all lines of its steps.
                         checkpoints.save(state, run.batches, guard)
+                        if writes:
+                            emit("checkpoint", step=step)
                     elif local_due:
                         log.upload()
                         checkpoints.save_local(state, run.batches, guard)

@@ -42,6 +42,8 @@ class StepMetrics:
         self.clock = StepClock()
         self.shown: dict[str, str] = {}
         """Metrics for the progress bar."""
+        self.newest: dict[str, float] = {}
+        """All metrics of the newest step in the log."""
         self.restart()
 
     def restart(self) -> None:
@@ -83,6 +85,7 @@ class StepMetrics:
             if step == lines[-1][0]:
                 figures |= self._watched(seconds)
             self._log.write(step, figures)
+            self.newest = figures
             shown = {"loss": f"{sums['loss']:.3f}"}
             if "bits_per_byte" in figures:
                 shown["bits/byte"] = f"{figures['bits_per_byte']:.3f}"

@@ -1,0 +1,31 @@
+"""From text to a pretrained model with a report: `plamo2 pipeline configs/pipeline.py`. Finished stages are skipped.
+
+TEXT names the training text. It is the text bundled with plamo2-jax until you change it, for example to "data/text/*.jsonl".
+"""
+
+from pathlib import Path
+
+from plamo2_jax.pipeline.stage import Pipeline, Stage
+
+TEXT = "bundled:all:all"
+HOME = Path("runs/base")
+TOKENIZER, SHARDS = HOME / "tokenizer.jsonl", HOME / "data"
+
+pipeline = Pipeline(
+    home=HOME,
+    stages=(
+        Stage(
+            "tokenizer",
+            f"tokenizer train --input '{TEXT}' --vocab-size 4096 --output {TOKENIZER}",
+            outputs=(TOKENIZER,),
+        ),
+        Stage(
+            "shards",
+            f"data prepare --input '{TEXT}' --split both --heldout-fraction 0.05 --tokenizer {TOKENIZER} --output {SHARDS}",
+            outputs=(SHARDS,),
+            inputs=(TOKENIZER,),
+        ),
+        Stage("pretrain", "pretrain configs/pretrain.py"),
+        Stage("report", f"report {HOME}", outputs=(HOME / "report.html",), inputs=(HOME,)),
+    ),
+)
