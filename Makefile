@@ -66,7 +66,7 @@ $(VENV)/.installed-peers: $(VENV)/.installed-test
 	$(PIP) install --quiet --no-deps mlx-vlm==0.7.10
 	# Only the merge functions of mergekit and the losses of TRL are used. mergekit requires older versions of packages that we need, so it is
 	# installed without its dependencies.
-	$(PIP) install --quiet torch==2.13.0 transformers accelerate peft pydantic immutables trl==1.16.0 compressed-tensors==0.17.0
+	$(PIP) install --quiet torch==2.13.0 transformers accelerate peft pydantic immutables trl==1.16.0 compressed-tensors==0.17.0 wandb==0.31.0
 	$(PIP) install --quiet --no-deps mergekit==0.1.5
 	# Only its pure functions are used.
 	$(PIP) install --quiet --no-deps qwix==0.1.8

@@ -93,8 +93,18 @@ def test_a_stage_that_fails_ends_the_pipeline_and_leaves_what_is_done(small, run
     assert main(["pipeline", "p.py"]) == 2
     assert "[2/4] vocabulary: ended with status 2" in capsys.readouterr().err
     assert not Path("runs/shards").exists()
+    progress = State(small / "runs").read_progress()
+    assert {name: (stage.status, stage.before) for name, stage in progress.items()} == {
+        "books": ("done", []),
+        "vocabulary": ("failed", ["books"]),
+        "shards": ("waiting", ["books", "vocabulary"]),
+        "ids": ("waiting", ["vocabulary"]),
+    }
+    assert progress["books"].seconds > 0
     write(STAGES, OUTPUTS)
     assert list(run()) == ["vocabulary", "shards", "ids"]
+    statuses = [stage.status for stage in State(small / "runs").read_progress().values()]
+    assert statuses == ["skipped", "done", "done", "done"]
 
 
 def test_a_stage_that_prints_keeps_nothing_when_it_fails(finished, capsys):

@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from plamo2_jax.config import preset
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.train.flops import model_flops_utilization
 from plamo2_jax.train.metrics import MetricsLog, read_metrics, step_figures
 
@@ -93,3 +94,17 @@ def test_utilization_is_three_forward_passes_over_the_peak():
     assert model_flops_utilization(config, 4096, rate, "TPU v5p", 4) == pytest.approx(0.4)
     assert model_flops_utilization(config, 4096, rate, "TPU v5p", 4, [config]) == pytest.approx(0.4 * 4 / 3)
     assert model_flops_utilization(config, 4096, rate, "cpu", 4) is None
+
+
+def test_only_the_named_writers_get_the_metrics(tmp_path):
+    with MetricsLog(tmp_path, writers=()) as log:
+        log.write(1, {"loss": 1.0})
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_missing_wandb_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        PlamoError, match=r"^--metrics wandb needs the package wandb: install .* as in pip install '\.\[wandb\]'$"
+    ):
+        MetricsLog(tmp_path, writers=("wandb",))

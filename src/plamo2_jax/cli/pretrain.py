@@ -20,6 +20,7 @@ from plamo2_jax.train.loop import TrainResult, train
 from plamo2_jax.train.pretraining import Pretrain
 from plamo2_jax.train.processes import join, leave_when_aborted, leave_when_broken
 from plamo2_jax.train.profiler import ProfileSteps
+from plamo2_jax.train.writers import require_writers
 
 DESCRIPTION = """Train a model from a config file, or resume its training.
 
@@ -29,10 +30,7 @@ CONFIG.py is a Python file that sets `config = RunConfig(..., task=Pretrain(...)
 
   from plamo2_jax.train.config import RunConfig
   from plamo2_jax.train.pretraining import Pretrain
-  from plamo2_jax.errors import PlamoError
-from plamo2_jax.log_format import emit, is_json, json_output
-from plamo2_jax.storage import address
-from plamo2_jax.surgery.distill import Distill
+  from plamo2_jax.surgery.distill import Distill
 
 plamo2 init FOLDER writes config files to start from. Any field below can be replaced on the command line; the fields of the task are
 listed with those of the run. The run is written to OUTPUT/NAME: config.json (the resolved config), tokenizer.jsonl, checkpoints/,
@@ -101,10 +99,11 @@ def run(
 
 def _run(options: RunOptions, profile: ProfileSteps | None, report: Callable[[Any, TrainResult], None]) -> int:
     config = options.config
+    require_writers(options.metrics)
     join(options.distributed)
     leave_when_aborted(config.folder)
     with leave_when_broken(config.folder):
-        result = train(config, profile=profile, open_benchmarks=_open_benchmarks)
+        result = train(config, profile=profile, open_benchmarks=_open_benchmarks, writers=options.metrics)
     emit("end", step=result.step, steps=config.steps, signal=result.signal, folder=address(config.folder))
     if result.signal is not None:
         print(f"stopped after step {result.step} of {config.steps}; the same command resumes the run", file=sys.stderr)

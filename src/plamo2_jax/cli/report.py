@@ -17,7 +17,8 @@ class ReportOptions:
     """Write RUN/report.html: training curves, held-out evaluations, samples and configuration of a run, finished or not.
 
     Reads config.json and, if they exist, metrics.jsonl, evaluation.json (plamo2 evaluate --output) and samples.jsonl (plamo2 generate
-    --json). The page ends with a summary of each run and model inside RUN. Files and lines that cannot be read are skipped, with a note on
+    --json). If RUN is the folder of a pipeline, the page shows its stages as a graph, a table of all models, and answers of the models side
+    by side. The page ends with a summary of each run and model inside RUN. Files and lines that cannot be read are skipped, with a note on
     the page and on stderr. The page needs no other file and no network.
     """
 
@@ -28,6 +29,6 @@ class ReportOptions:
 def main(argv: list[str]) -> None:
     """Run the verb."""
     options = parse(ReportOptions, argv, "plamo2 report")
-    from plamo2_jax.report.page import write_report  # Matplotlib is slow to import.
+    from plamo2_jax.report.page import write_report  # jax is slow to import.
 
     print(write_report(options.run, on_note=lambda note: print(note, file=sys.stderr)))

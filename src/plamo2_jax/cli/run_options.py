@@ -15,6 +15,7 @@ from plamo2_jax.errors import PlamoError
 from plamo2_jax.log_format import LogFormat
 from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.processes import ProcessesConfig
+from plamo2_jax.train.writers import WriterName
 
 _VERBS = {"pretrain": "pretrain", "distill": "pretrain", "sft": "sft", "dpo": "dpo"}
 """Kind of task → the verb that runs it."""
@@ -32,6 +33,9 @@ class RunOptions:
     """How this process joins a job of several processes."""
     profile: str | None = None
     """FIRST:LAST, such as 10:13: trace these steps into OUTPUT/NAME/profile, for TensorBoard or XProf."""
+    metrics: tuple[WriterName, ...] = ("tensorboard",)
+    """Programs that get the metrics of metrics.jsonl too, such as `--metrics tensorboard wandb`: TensorBoard (OUTPUT/NAME/tensorboard) and
+    Weights & Biases (the extra wandb; its environment variables apply, such as WANDB_PROJECT and WANDB_MODE=offline)."""
     log_format: LogFormat = "text"
     """text: a progress bar on a terminal, otherwise a line every 30 s. json: one JSON object per line on standard error, for each write to
     the log, evaluation, checkpoint and message (docs/watching.md)."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-LOGS = frozenset({"metrics.jsonl", "tensorboard", "goodput.json", "run_id.json", "stalls.txt", "profile"})
+LOGS = frozenset({"metrics.jsonl", "tensorboard", "goodput.json", "run_id.json", "stalls.txt", "profile", "wandb"})
 """Logs of a run. They contain times, and no stage's result depends on them."""
 
 

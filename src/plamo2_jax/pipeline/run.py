@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from plamo2_jax.errors import PlamoError
 from plamo2_jax.pipeline.graph import Graph
 from plamo2_jax.pipeline.plan import Planner
-from plamo2_jax.pipeline.state import State
+from plamo2_jax.pipeline.state import Progress, State, Status
 
 Command = Callable[[list[str], Path | None], int]
 """Runs `plamo2` with arguments and writes its standard output to a file if one is given; returns the exit status."""
@@ -49,6 +50,14 @@ def run(graph: Graph, names: Collection[str], force: Collection[str], command: C
     planner = Planner(graph, state, force)
     chosen = [name for name in graph.stages if name in names]
     ran: list[Ran] = []
+    progress = {name: Progress(graph.before(name), stage.command) for name, stage in graph.stages.items()}
+
+    def mark(name: str, status: Status, seconds: float = 0.0) -> None:
+        progress[name].status, progress[name].seconds = status, seconds
+        # A call that runs nothing changes no file.
+        if any(each.why is not None for each in ran) or status == "running":
+            state.write_progress(progress)
+
     with state.lock():
         for number, name in enumerate(chosen, start=1):
             verdict, place = planner.judge(name), f"[{number}/{len(chosen)}] {name}"
@@ -56,6 +65,7 @@ def run(graph: Graph, names: Collection[str], force: Collection[str], command: C
                 if state.read(name) != verdict.record:
                     state.write(name, verdict.record)  # A file has a new modification time but the same content.
                 ran.append(Ran(name, None, verdict.record.seconds))
+                mark(name, "skipped", verdict.record.seconds)
                 continue
             stage = graph.stages[name]
             _say(f"{place}: {verdict.why}\n  plamo2 {stage.command}")
@@ -64,15 +74,22 @@ def run(graph: Graph, names: Collection[str], force: Collection[str], command: C
             for path in graph.outputs(name):
                 path.parent.mkdir(parents=True, exist_ok=True)
             state.write(name, verdict.record)
+            mark(name, "running")
             begun = time.monotonic()
             status = command(stage.argv, stage.stdout)
             seconds = time.monotonic() - begun
             ran.append(Ran(name, verdict.why, seconds))
             if status:
+                mark(name, "failed", seconds)
                 _say(f"{place}: ended with status {status} after {seconds:.1f} s; run the same command to resume")
                 return status, ran
-            outputs = planner.made(name)
+            try:
+                outputs = planner.made(name)
+            except PlamoError:
+                mark(name, "failed", seconds)
+                raise
             state.write(name, dataclasses.replace(verdict.record, outputs=outputs, seconds=seconds))
+            mark(name, "done", seconds)
             _say(f"{place}: done in {seconds:.1f} s")
     return 0, ran
 

@@ -1,15 +1,16 @@
-"""The records of a pipeline in HOME/.pipeline: a JSON file for each stage, a lock, and old outputs."""
+"""The records of a pipeline in HOME/.pipeline: a JSON file for each stage, the progress of all, a lock, and old outputs."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import read_json_object
@@ -18,6 +19,8 @@ from plamo2_jax.pipeline.files import Files
 from plamo2_jax.storage import lock_folder, write_whole
 
 FOLDER = ".pipeline"
+PROGRESS = ".progress"
+"""File in FOLDER. The names of the records end with .json."""
 
 
 @dataclasses.dataclass
@@ -30,6 +33,21 @@ class Record:
     """Input → its files, for inputs that no stage makes."""
     outputs: Files | None = None
     """Files that it made, by path relative to the home; None: it has started and not succeeded."""
+    seconds: float = 0.0
+    """Duration of its last run."""
+
+
+Status = Literal["waiting", "running", "done", "skipped", "failed"]
+
+
+@dataclasses.dataclass
+class Progress:
+    """A stage in the last call of the pipeline that ran a stage."""
+
+    before: list[str]
+    """The stages that make its inputs."""
+    command: str
+    status: Status = "waiting"
     seconds: float = 0.0
     """Duration of its last run."""
 
@@ -68,6 +86,28 @@ class State:
         content = json.dumps(dataclasses.asdict(record), ensure_ascii=False, indent=1)
         write_whole(self.folder / f"{name}.json", content.encode())
 
+    def read_progress(self) -> dict[str, Progress]:
+        """Return the stages of the last call that ran a stage, each after those it depends on; {} if there was none.
+
+        Raises:
+            PlamoError: the file is damaged.
+        """
+        path = optional_file(self.folder, PROGRESS)
+        if path is None:
+            return {}
+        stages = read_json_object(path)
+        if not all(map(_is_progress, stages.values())) or any(
+            set(fields["before"]) - set(list(stages)[:i]) for i, fields in enumerate(stages.values())
+        ):
+            raise PlamoError(f"{path} is not the progress of a pipeline: remove it; plamo2 pipeline writes it again")
+        return {name: Progress(**fields) for name, fields in stages.items()}
+
+    def write_progress(self, stages: Mapping[str, Progress]) -> None:
+        """Replace the progress of all stages."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {name: dataclasses.asdict(stage) for name, stage in stages.items()}
+        write_whole(self.folder / PROGRESS, json.dumps(content, ensure_ascii=False, indent=1).encode())
+
     def lock(self) -> AbstractContextManager[None]:
         """Keep other processes from running this pipeline. The lock ends with the process, also if it is killed.
 
@@ -103,6 +143,20 @@ def _problem(fields: Mapping[str, Any]) -> str | None:
     if type(fields.get("seconds", 0.0)) not in (int, float):
         return "seconds must be a number"
     return None
+
+
+def _is_progress(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys() != {field.name for field in dataclasses.fields(Progress)}:
+        return False
+    before, seconds = value["before"], value["seconds"]
+    return (
+        isinstance(before, list)
+        and all(isinstance(name, str) for name in before)
+        and isinstance(value["command"], str)
+        and value["status"] in get_args(Status)
+        and type(seconds) in (int, float)
+        and math.isfinite(seconds)
+    )
 
 
 def _is_files(value: Any) -> bool:

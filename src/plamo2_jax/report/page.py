@@ -15,9 +15,10 @@ import jinja2
 from markupsafe import Markup
 
 from plamo2_jax import checkpoint
-from plamo2_jax.report.plots import curves
+from plamo2_jax.report.models import model_table, read_models, side_by_side
+from plamo2_jax.report.plots import EDGES, curves
 from plamo2_jax.report.run import EVALUATION, HeldOutRow, Run, read_evaluation, read_run
-from plamo2_jax.report.scores import read_scores
+from plamo2_jax.report.stages import read_stages
 from plamo2_jax.report.synthetic import read_synthetic
 from plamo2_jax.storage import located, write_whole
 
@@ -73,8 +74,9 @@ _SHARES = {"accuracy", "reward_accuracy"}
 def write_report(folder: str | os.PathLike[str], on_note: Callable[[str], None] | None = None) -> Path:
     """Write report.html into a run folder, from config.json and, if they exist, metrics.jsonl, evaluation.json and samples.jsonl.
 
-    A table shows the results of `plamo2 evaluate --tasks` in scores/MODEL, and others the counts of `plamo2 synth`. The page ends with a
-    summary of each run and model inside the folder.
+    A table shows the results of `plamo2 evaluate --tasks` in scores/MODEL, and others the counts of `plamo2 synth`. If a pipeline has run
+    in the folder, the page shows its stages as a graph, and the table has all models that it made. The page ends with a summary of each
+    run and model inside the folder.
 
     Args:
         folder: the run folder.
@@ -90,6 +92,8 @@ def write_report(folder: str | os.PathLike[str], on_note: Callable[[str], None] 
     run = read_run(folder)
     notes = list(run.notes)
     below = _runs_below(folder, notes)
+    stages = read_stages(folder, notes)
+    models, used = read_models(folder, run, below, stages, notes)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("plamo2_jax.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -97,9 +101,12 @@ def write_report(folder: str | os.PathLike[str], on_note: Callable[[str], None] 
         run=run,
         view=_view(run, PLOTS),
         below=[(other, _view(other, [plot for plot in PLOTS if plot.in_summary])) for other in below],
-        evaluations=_evaluations(folder, notes),
-        scores=read_scores(folder, notes),
+        evaluations=[row for row in _evaluations(folder, notes) if row[0] not in used],
+        stages=stages,
+        models=model_table(models, stages),
+        compared=side_by_side(models, below),
         synthetic=read_synthetic(folder, notes),
+        edges=EDGES,
         notes=notes,
         versions=_versions(),
         machine=f"{platform.machine()}, {os.cpu_count()} CPU cores, Python {platform.python_version()}",
@@ -155,7 +162,7 @@ def _view(run: Run, plots: Sequence[Plot]) -> dict[str, Any]:
         "table": table,
         "prefers": prefers,
         "compares": any(_xz(row) for row in run.heldout),
-        "plots": [Markup(svg) for plot in plots if (svg := _draw(plot, run)) is not None],
+        "plots": [Markup(html) for plot in plots if (html := _draw(plot, run))],
     }
 
 
@@ -171,8 +178,8 @@ def _xz(row: HeldOutRow) -> float | None:
     return row.figures.get("xz_bits_per_byte")
 
 
-def _draw(plot: Plot, run: Run) -> str | None:
-    """Return the plot as SVG, or None if the run logged none of its metrics."""
+def _draw(plot: Plot, run: Run) -> str:
+    """Return the plot as HTML, or an empty text if the run logged none of its metrics."""
     lines = []
     for label, figure in plot.series.items():
         values = [(line["step"], line[figure]) for line in run.lines if figure in line]
@@ -180,8 +187,6 @@ def _draw(plot: Plot, run: Run) -> str | None:
     points = [
         (row.name, *zip(*row.curves[plot.heldout], strict=True)) for row in run.heldout if row.curves.get(plot.heldout)
     ]
-    if not lines and not points:
-        return None
     levels = []
     if plot.heldout == "bits_per_byte":
         levels = [(f"xz -9e, {row.name}", _xz(row)) for row in run.heldout if _xz(row) and row.curves.get(plot.heldout)]

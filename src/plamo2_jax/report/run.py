@@ -20,7 +20,7 @@ from plamo2_jax.train.metrics import METRICS, is_step, read_lines, scan_metrics
 EVALUATION = "evaluation.json"
 SAMPLES = "samples.jsonl"
 _MOST_SAMPLES, _MOST_TEXT = 50, 5000
-_LANGUAGES = {"ja": "Japanese", "en": "English"}
+LANGUAGES = {"ja": "Japanese", "en": "English"}
 _PREFIXES = {"heldout/": "", "heldout_ema/": " (moving average)"}
 
 Lines = list[dict[str, Any]]
@@ -130,9 +130,9 @@ def _heldout(metrics: Lines, evaluation: Mapping[str, Mapping[str, float]]) -> l
             for prefix, suffix in _PREFIXES.items():
                 if key.startswith(prefix):
                     name, _, figure = key.removeprefix(prefix).rpartition("/")
-                    figures = curves.setdefault(_LANGUAGES.get(name, name) + suffix, {})
+                    figures = curves.setdefault(LANGUAGES.get(name, name) + suffix, {})
                     figures.setdefault(figure, []).append((line["step"], value))
-    final = {_LANGUAGES.get(name, name): figures for name, figures in evaluation.items()}
+    final = {LANGUAGES.get(name, name): figures for name, figures in evaluation.items()}
     return [
         HeldOutRow(
             name,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
@@ -36,6 +36,7 @@ from plamo2_jax.train.restore import restore, roll_back
 from plamo2_jax.train.step_metrics import StepMetrics
 from plamo2_jax.train.task import EvalResult
 from plamo2_jax.train.watchdog import StallWatchdog
+from plamo2_jax.train.writers import WriterName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,7 @@ def train(
     profile: ProfileSteps | None = None,
     on_step: Callable[[int], None] | None = None,
     open_benchmarks: OpenBenchmarks | None = None,
+    writers: Sequence[WriterName] = ("tensorboard",),
 ) -> TrainResult:
     """Train the run that `config` describes, or resume it.
 
@@ -68,6 +70,7 @@ def train(
         profile: Steps to trace into profile/.
         on_step: Called after each update is dispatched, before it is logged, with the number of updates.
         open_benchmarks: Opens the tasks of `evaluation.tasks` (`plamo2_jax.eval.in_training.open_benchmarks`).
+        writers: Programs that get the metrics of metrics.jsonl too.
 
     Raises:
         TrainingError: The folder has a run with another configuration or tokenizer, or another process is training this run.
@@ -96,7 +99,7 @@ def train(
             # -- Loop --------------------------------------------------------------------------------------------------------------
             heldout: dict[str, EvalResult] = {}
             with (
-                MetricsLog(folder, step) if writes else NoLog() as log,
+                MetricsLog(folder, step, writers, {"name": config.name, **about}) if writes else NoLog() as log,
                 Preemption() as preemption,
                 StallWatchdog(folder, config.stall_seconds) as watchdog,
                 Profiler(folder, profile) as profiler,

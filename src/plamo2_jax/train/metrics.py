@@ -1,4 +1,4 @@
-"""The log of a run: metrics.jsonl, and the same metrics for TensorBoard.
+"""The log of a run: metrics.jsonl, and the same metrics for TensorBoard and Weights & Biases.
 
 metrics.jsonl has one JSON object per line with `step` (number of updates), `time` (seconds since 1970) and metrics. The lines of a killed
 run are kept. For a run in a bucket, lines are uploaded with each checkpoint. The TensorBoard files are derived from metrics.jsonl. When a
@@ -15,19 +15,17 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-from tensorboard.summary import Writer
 
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.json_input import parse_json
 from plamo2_jax.model_files import optional_file
 from plamo2_jax.storage import Mirror, is_full_disk, located, naming_full_disk, write_whole
 from plamo2_jax.train.task import PROCESSED, means
+from plamo2_jax.train.writers import RUN_ID, TENSORBOARD, WANDB, WriterName, open_writers
 
 METRICS = "metrics.jsonl"
-TENSORBOARD = "tensorboard"
 _MOST_BYTES = 16 << 20
 """Maximum length of a line. A line of samples.jsonl holds a text with a log-probability per token."""
 
@@ -38,12 +36,27 @@ class MetricsLog:
     Args:
         folder: Run folder.
         step: Step from which the run starts. Lines of later steps are dropped.
+        writers: Writers that get the same metrics.
+        about: Name and config of the run, for the writers.
+
+    Raises:
+        PlamoError: The package of a writer is not installed.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], step: int = 0):
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        step: int = 0,
+        writers: Sequence[WriterName] = ("tensorboard",),
+        about: Mapping[str, Any] | None = None,
+    ):
         self._mirror = Mirror(folder)
         self._folder = self._mirror.folder
         self._mirror.download(METRICS)
+        if WANDB in writers:  # A run in a bucket keeps the id of its run of Weights & Biases there.
+            (self._folder / WANDB).mkdir(parents=True, exist_ok=True)
+            self._mirror.download(f"{WANDB}/{RUN_ID}")
+        self._writers = open_writers(writers, self._folder, about or {})
         self._open(step)
 
     def _open(self, step: int) -> None:
@@ -62,9 +75,8 @@ class MetricsLog:
         write_whole(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         self._mirror.clear(TENSORBOARD)
-        self._tensorboard = Writer(str(folder / TENSORBOARD))
-        for line in kept:
-            self._show(line)
+        for writer in self._writers:
+            writer.start(kept)
 
     def __enter__(self) -> MetricsLog:
         # TensorBoard writes in a thread. If the disk is full, `write` or `flush` fails too, and a single message is enough.
@@ -75,7 +87,8 @@ class MetricsLog:
         try:
             with naming_full_disk(self._folder):
                 try:
-                    self._tensorboard.close()
+                    for writer in self._writers:
+                        writer.close()
                 finally:
                     self._file.close()
                 self._mirror.close()
@@ -85,7 +98,6 @@ class MetricsLog:
     def drop_after(self, step: int) -> None:
         """Drop the lines of later steps, after a rollback."""
         self._file.close()
-        self._tensorboard.close()
         self._open(step)
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
@@ -96,23 +108,20 @@ class MetricsLog:
         self.seconds += figures.get("step_seconds", 0.0)
         with naming_full_disk(self._folder):
             self._file.write(json.dumps(line) + "\n")
-            self._show(line)
+            for writer in self._writers:
+                writer.write(line)
 
     def flush(self) -> None:
         """Write all lines to the operating system, so that they survive the process."""
         with naming_full_disk(self._folder):
             self._file.flush()
-            self._tensorboard.flush()
+            for writer in self._writers:
+                writer.flush()
 
     def upload(self) -> None:
         """Upload all lines if the run is in a bucket."""
         self.flush()
         self._mirror.upload()
-
-    def _show(self, line: Mapping[str, float]) -> None:
-        for name, value in line.items():
-            if name not in ("step", "time"):
-                self._tensorboard.add_scalar(name, value, line["step"], wall_time=line.get("time"))
 
 
 def _without_full_disk(hook: Callable[..., Any]) -> Callable[..., Any]:
