@@ -16,7 +16,7 @@ RUN := runs/demo
 # demo takes 0.7 of the time. C libraries other than glibc ignore this variable.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000
 
-.PHONY: help install demo clean-demo test test-py test-lowest release-check test-tpu docs docs-test lint bench chaos fuzz plans peers \
+.PHONY: help install demo clean-demo test test-py test-lowest release-check test-tpu docs docs-test notebooks lint bench chaos fuzz plans peers \
 	peers-vllm clean
 .DELETE_ON_ERROR:
 
@@ -28,7 +28,8 @@ help:
 	@echo 'make release-check  build the sdist and the wheel, and use the wheel in an empty environment'
 	@echo 'make test-tpu compile kernels and plans with the TPU compiler (libtpu, 0.2 GB; no TPU is needed)'
 	@echo 'make docs     build the documentation site into build/docs; open build/docs/index.html'
-	@echo 'make docs-test build the site with strict links, and run the commands of the tutorials (about 10 minutes)'
+	@echo 'make docs-test build the site with strict links, run the commands of the tutorials, and execute the notebooks (about 10 minutes)'
+	@echo 'make notebooks execute the notebooks and write their outputs (about 10 minutes)'
 	@echo 'make install  create .venv with the plamo2 command'
 	@echo 'make lint     run ruff, check the import contracts, and the types of the public names'
 	@echo 'make bench    measure the train step, the tokenizer and sampling on this machine; needs the demo'
@@ -145,8 +146,16 @@ docs: $(VENV)/.installed-test
 	$(BIN)/python scripts/docs_pages.py
 	$(BIN)/zensical build --strict --config-file mkdocs.yml
 
-docs-test: $(VENV)/.installed-test
+# The kernel of the notebooks.
+$(VENV)/.installed-notebooks: $(VENV)/.installed-test
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[notebooks]'
+	touch $@
+
+docs-test: $(VENV)/.installed-notebooks
 	$(BIN)/python -m pytest -m docs tests/docs
+
+notebooks: $(VENV)/.installed-notebooks
+	$(BIN)/python scripts/notebooks.py --set COMPILE=False
 
 bench: install $(RUN)/report.html
 	$(BIN)/python experiments/bench/train_step.py --output experiments/bench/train_step.json

@@ -13,7 +13,8 @@ from support.documents import ROOT
 def build(folder, *options):
     """Write the pages and build the site in a copy of what it is made from; return the folder of the site."""
     pytest.importorskip("zensical", reason="zensical is not installed (the docs extra has it)")
-    for name in ("docs", "src", "kernels", "experiments", "scripts", *(path.name for path in ROOT.glob("*.md"))):
+    folders = ("docs", "notebooks", "src", "kernels", "experiments", "scripts")
+    for name in (*folders, *(path.name for path in ROOT.glob("*.md"))):
         (folder / name).symlink_to(ROOT / name)
     shutil.copy(ROOT / "mkdocs.yml", folder)
     for command in (
