@@ -28,6 +28,4 @@ config = dataclasses.replace(
     # Parameters over fsdp × sequence = 64 of 512 chips, two axes of the torus; see pretrain_8b.py.
     mesh=MeshConfig(data=8, fsdp=4, sequence=16),
     accumulation=1,
-    # 8192 positions of a row on each chip. More chunks would gather the embedding once per chunk.
-    loss_chunk=None,
 )
