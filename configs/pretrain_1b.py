@@ -42,10 +42,12 @@ config = RunConfig(
     optimizer=OptimizerConfig(beta1=0.9, beta2=0.95, weight_decay=0.1, clip_norm=1.0),
     # Peak rate and warm-up of OLMo 2 1B. Stable, then decay over the last eighth: the share that the second phase has of the tokens.
     schedule=ScheduleConfig(kind="wsd", learning_rate=4e-4, warmup=2000, decay_fraction=0.125),
-    # Parameters over 4 of 16 chips: over 16 the compiler cuts products into pieces too small for the matrix units (experiments/tpu_plans).
-    mesh=MeshConfig(data=4),
-    accumulation=32,
-    remat="dots",
+    # State over all 16 chips, parameters gathered once per step: sums of gradients in every micro-batch would take as long as half of the
+    # products (experiments/tpu_plans).
+    mesh=MeshConfig(),
+    sharding="zero1",
+    accumulation=16,
+    remat="dots_except_gate_up",
     loss_chunk=1024,
     checkpoint_every=2000,
     evaluate_every=2000,

@@ -46,9 +46,10 @@ def test_the_demo_leaves_a_report_with_both_languages(home):
     assert "Synthetic data: synth" in page
     card = re.search(r'<a href="([^"]+)">data card</a>', page).group(1)
     assert "word_problems_ja" in (home / "runs" / "demo" / card).read_text(encoding="utf-8")
-    assert "Scores of the models" in page
-    for name in ("pretrained", "merged", "sft", "tuned"):
-        assert f"<tr><td>{name}</td>" in page
+    assert "<h2>Models</h2>" in page
+    assert "Models side by side" in page
+    for name, shown in {"pretrained": "pretrained (demo)", "merged": "merged", "sft": "sft", "tuned": "tuned"}.items():
+        assert f"<tr><td>{shown}</td>" in page
         assert (home / "runs" / "demo" / "scores" / name / "rules" / "result.json").exists()
 
 

@@ -1,5 +1,6 @@
 """Runs of `plamo2 synth`: plans, units, kills, failing servers, workers, budgets and rates."""
 
+import contextlib
 import json
 import os
 import random
@@ -17,7 +18,7 @@ from plamo2_jax.cli.main import main
 from plamo2_jax.errors import PlamoError
 from plamo2_jax.synth.config import SynthConfig, read_config
 from plamo2_jax.synth.fields import read_fields
-from plamo2_jax.synth.lease import lease
+from plamo2_jax.synth.lease import LeaseLost, lease
 from plamo2_jax.synth.plan import read_unit
 from plamo2_jax.synth.seeds import segments
 from plamo2_jax.synth.spending import StoredSpending
@@ -236,16 +237,20 @@ def test_of_several_hosts_without_common_locks_one_takes_a_lease(tmp_path, monke
         def work(host, folder=folder, start=start, release=release, taken=taken):
             start.wait()
             with lease(folder, host=host) as mine:
-                taken.append(mine is not None)
                 release.wait()
+                if mine is not None:
+                    # Of two hosts that take over a lease at once, one may find out only here, before it uses the lease.
+                    with contextlib.suppress(LeaseLost):
+                        mine.check()
+                        taken.append(host)
 
         threads = [threading.Thread(target=work, args=(f"host{i}",)) for i in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert sum(taken) <= 1
-        assert stale or sum(taken) == 1
+        assert len(taken) <= 1
+        assert stale or len(taken) == 1
 
 
 def test_the_spending_of_failed_entries_and_of_the_judge_is_counted(folder, server):

@@ -60,6 +60,9 @@ def remove_dead(path: Path, owner: Mapping[str, Any], is_dead: Callable[[Path], 
         owner: its content when its owner was found dead.
         is_dead: returns whether the owner is still dead. It gets the path of the file after it has been moved aside.
     """
+    # If another process was faster, its file stays where it is.
+    if read(path) != owner:
+        return False
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.stale")
     try:
         os.rename(path, aside)
