@@ -17,10 +17,13 @@ from plamo2_jax.checkpoint import write_json
 from plamo2_jax.config_file import load_config
 from plamo2_jax.plan.request import Request
 from plamo2_jax.plan.steps import plan
+from plamo2_jax.sharding.mesh import MeshConfig
 from plamo2_jax.train.config import RunConfig
 
 HERE = Path(__file__).resolve().parent
 BASE = HERE.parents[1] / "configs" / "pretrain_1b.py"
+# As the results were compiled; a reference beside the policy would be gathered in float32 with zero1.
+SETTINGS = {"mesh": MeshConfig(data=4), "accumulation": 32, "remat": "dots", "sharding": "fsdp_tensor"}
 
 
 def programs(base: RunConfig) -> dict[str, RunConfig]:
@@ -74,7 +77,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE)
     parser.add_argument("--beside", action="store_true", help="also with the reference beside the policy")
     options = parser.parse_args()
-    base = load_config(BASE)
+    base = dataclasses.replace(load_config(BASE), **SETTINGS)
     plans = {}
     for name, config in programs(base).items():
         if "beside" in name and not options.beside:

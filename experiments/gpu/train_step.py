@@ -40,7 +40,7 @@ def one_gpu(config: RunConfig, rows: int, remat: str, dry_run: bool) -> RunConfi
     """Return the config of a run for one device."""
     data = dataclasses.replace(config.data, batch_size=rows)
     config = dataclasses.replace(config, data=data, accumulation=1, remat=remat, mesh=MeshConfig(), steps=10_000)
-    config = dataclasses.replace(config, loss_chunk=LOSS_CHUNK)
+    config = dataclasses.replace(config, loss_chunk=LOSS_CHUNK, sharding="fsdp_tensor")
     if dry_run:
         data = dataclasses.replace(data, sequence_length=32)
         config = dataclasses.replace(config, data=data, model=preset("tiny", **TINY), loss_chunk=16)

@@ -42,7 +42,14 @@ SMALL = ModelConfig(
     attention_window_size=512,
     vocab_size=4096,
 )
-CHANGES = {"batch_size": 8, "sequence_length": 2048, "accumulation": 1, "remat": "block", "mesh": MeshConfig()}
+CHANGES = {
+    "batch_size": 8,
+    "sequence_length": 2048,
+    "accumulation": 1,
+    "remat": "block",
+    "mesh": MeshConfig(),
+    "sharding": "fsdp_tensor",
+}
 
 
 def test_a_small_model_fits_and_every_figure_is_there():
