@@ -21,7 +21,7 @@ export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.ma
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo     set up, then pretrain, prune, distil, extend and fine-tune a small model; open $(RUN)/report.html (about 15 minutes)'
+	@echo 'make demo     set up, then pretrain, prune, distil, extend and fine-tune a small model; open $(RUN)/report.html (about 8 minutes)'
 	@echo 'make test     set up, then run the linters and all tests (about 20 minutes)'
 	@echo 'make test-py  run all tests in another Python: make test-py PYTHON=python3.13'
 	@echo 'make test-lowest  run a part of the tests with the lowest versions of all dependencies, in .venv-lowest (Python 3.11)'
