@@ -50,7 +50,7 @@ def save(page: Any, name: str) -> None:
 
 def take_report(browser: Browser, run: Path) -> None:
     """Take the picture of a run's report."""
-    page = browser.open((run / "report.html").resolve().as_uri(), width=1000, height=1100)
+    page = browser.open((run / "report.html").resolve().as_uri(), width=1140, height=1100)
     time.sleep(1)
     save(page, "report.png")
 
