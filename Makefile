@@ -21,14 +21,14 @@ export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.ma
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo     set up, then pretrain, prune, distil, extend and fine-tune a small model; open $(RUN)/report.html (about 8 minutes)'
+	@echo 'make demo     set up, then pretrain, prune, distil, extend and fine-tune a small model; open $(RUN)/report.html (7 minutes after the installation)'
 	@echo 'make test     set up, then run the linters and all tests (about 20 minutes)'
 	@echo 'make test-py  run all tests in another Python: make test-py PYTHON=python3.13'
 	@echo 'make test-lowest  run a part of the tests with the lowest versions of all dependencies, in .venv-lowest (Python 3.11)'
 	@echo 'make release-check  build the sdist and the wheel, and use the wheel in an empty environment'
 	@echo 'make test-tpu compile kernels and plans with the TPU compiler (libtpu, 0.2 GB; no TPU is needed)'
 	@echo 'make docs     build the documentation site into build/docs; open build/docs/index.html'
-	@echo 'make docs-test build the site with strict links, run the commands of the tutorials, and execute the notebooks (about 10 minutes)'
+	@echo 'make docs-test build the site with strict links, run the commands of the tutorials, and execute the notebooks'
 	@echo 'make notebooks execute the notebooks and write their outputs (about 10 minutes)'
 	@echo 'make install  create .venv with the plamo2 command'
 	@echo 'make lint     run ruff, check the import contracts, and the types of the public names'

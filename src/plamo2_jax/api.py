@@ -325,7 +325,7 @@ def prune_model(
         model: run folder, RUN@STEP or RUN@ema, or folder of the public layout.
         output: folder of the public layout to create: it must not exist or must be empty.
         target: target shape: the sizes to change, such as {"hidden_size": 512}; a `ModelConfig`, a preset, a config.json or the folder of
-            a model, of which only the sizes are used.
+            a model. Only the sizes are used.
         calibration: folder of shards that `plamo2 data prepare` wrote with the model's tokenizer.
         method: how channels are ranked.
         batches: number of calibration batches.

@@ -239,10 +239,13 @@ def test_chunks_of_the_loss_change_nothing_and_never_hold_the_logits(deep, keeps
 
 def test_recomputing_changes_nothing_and_keeps_less(deep, keeps_all):
     kept = {"none": temporary(keeps_all[0])}
-    for remat in ("dots", "dots_except_gate_up", "block", "offload"):
+    policies = ("dots", "dots_except_up", "dots_except_gate_up", "outputs", "block")
+    for remat in (*policies, "offload"):
         compiled, result = deep(remat=remat)
         assert_same(result, keeps_all[1])
         kept[remat] = temporary(compiled)
+    sizes = [kept[remat] for remat in ("none", *policies)]
+    assert sizes == sorted(sizes, reverse=True)
     assert kept["block"] < kept["dots_except_gate_up"] < kept["dots"] < kept["none"]
 
 

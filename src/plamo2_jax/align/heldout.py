@@ -1,4 +1,4 @@
-"""Held-out data of any kind for one model: shards, text, or conversations, of which the assistant's tokens are measured."""
+"""Held-out data of any kind for one model: shards, text, or conversations. In conversations, only the assistant's tokens are measured."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Cost:
     family: str
     """Digest of the operation without sizes and layouts."""
     product: tuple[int, ...]
-    """Rows, contraction and columns of its largest matrix product; empty if it has none."""
+    """Rows, contraction and columns of the largest matrix product; empty for operations without a product."""
     work: float
     """FLOPs of matrix products; without one, bytes of operands and results."""
     moved: float

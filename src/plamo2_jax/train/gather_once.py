@@ -33,8 +33,8 @@ def gather_once(sums: Sums, mesh: Mesh, shardings: Any, logical_axes: Any, dtype
         sums: Function for one device. It is called inside `jax.shard_map`.
         shardings: Tree of the shardings of the parameters, and of the resulting gradients.
         logical_axes: Tree of the axis names of the parameters.
-        dtype: dtype of the activations. Matrices are gathered in it. Vectors, and parameters with a vocabulary axis, of which each device
-            adds up several gradients, are gathered in float32.
+        dtype: dtype of the activations. Matrices are gathered in this dtype. All other parameters are gathered in float32. So are embedding
+            and head, because each device adds up their gradients from several chunks of the loss.
 
     Raises:
         ShardingError: The mesh divides tokens or heads.
