@@ -56,6 +56,13 @@ def test_a_project_needs_nothing_else(tmp_path, monkeypatch, capsys):
     assert " ".join(commands[0]) in printed
     assert main(commands[1][1:]) == 0
     assert "tokenizer, shards, pretrain, report" in capsys.readouterr().out
+    # A user's folder of text needs no other change.
+    Path("data/text/en").mkdir(parents=True)
+    Path("data/text/en/a.txt").write_text("One document.", encoding="utf-8")
+    pipeline = Path("configs/pipeline.py")
+    source = pipeline.read_text(encoding="utf-8")
+    pipeline.write_text(re.sub("^TEXT = .*", 'TEXT = "data/text"', source, flags=re.MULTILINE), encoding="utf-8")
+    assert main(commands[1][1:]) == 0
     assert load_config(Path("configs/pretrain.py")).folder == Path(commands[2][2])
     assert load_config(Path("configs/pipeline.py"), name="pipeline").home == Path(commands[2][2])
 
