@@ -211,7 +211,8 @@ def open_template(folder: Path, template: str | None) -> ChatTemplate:
     if template is not None:
         return ChatTemplate.load(template)
     folder = ModelName.parse(folder).folder
-    if find_template(folder) is None:
+    # A folder that does not exist is reported when the model is loaded.
+    if folder.exists() and find_template(folder) is None:
         print(f"{folder} has no chat template; the built-in template chat is used (see --template)", file=sys.stderr)
     return ChatTemplate.of_model(folder)
 
