@@ -167,7 +167,7 @@ def test_a_folder_from_before_the_renaming_resumes(done, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"another configuration \(policy\.batch_size: 16, not 8\)"):
         make_preference_data(other)
     assert main(["prefer"]) == 2
-    assert "warning: the verb prefer is now called preference-data" in capsys.readouterr().err
+    assert "warning: the command prefer is now called preference-data" in capsys.readouterr().err
 
 
 def test_a_journal_cut_anywhere_leads_to_the_same_bytes(done, make_config, tmp_path):

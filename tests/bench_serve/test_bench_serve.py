@@ -275,7 +275,7 @@ def test_the_wait_before_sending_counts():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--rate", "1", "--concurrency", "2"], "--rate and --concurrency exclude each other"),
+        (["--rate", "1", "--concurrency", "2"], "--rate and --concurrency cannot be combined"),
         (["--rate", "0"], "BenchConfig.rate=0.0 is not allowed"),
         (["--requests", "0"], "BenchConfig.requests=0 is not allowed"),
         (["--slo-itl", "-1"], "BenchConfig.slo_itl=-1.0 is not allowed"),

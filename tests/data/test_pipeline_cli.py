@@ -49,7 +49,7 @@ def test_prepare_and_inspect_the_bundled_corpus(capsys, tokenizer, tmp_path):
     )
     assert status == 0
     assert f"all: {opened.documents:,} documents, {opened.tokens:,} tokens, {opened.bytes:,} bytes" in out
-    assert "% of positions used at length 512 with 256 bins" in out
+    assert "% of the positions used at sequence length 512 with 256 bins" in out
     assert documents[0]["text"][:100] in out
     assert documents[len(documents) // 2]["text"][:100] in out
 
@@ -284,7 +284,7 @@ def test_clean_does_not_write_over_its_input(capsys, tmp_path):
     for output in (folder / "a.jsonl", tmp_path / "link.jsonl"):
         for source in (folder, folder / "a.jsonl", f"{tmp_path}/**/a.jsonl"):
             status, _, err = run(capsys, "clean", source, output)
-            assert (status, f"{output} is also the input" in err) == (2, True)
+            assert (status, f"{output} is also an input file" in err) == (2, True)
     assert (folder / "a.jsonl").read_text() == '{"text": "a"}\n'
     for options, message in [
         (("--report", tmp_path / "no" / "r.json"), "does not exist"),

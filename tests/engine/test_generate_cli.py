@@ -156,7 +156,7 @@ def test_a_message_is_written_into_the_models_template(folder, model, params, to
     ids = [tokenizer.encode(piece, allow_control=i != 1) for i, piece in enumerate(written)]
     assert row["token_ids"] == answer(np.concatenate(ids))
     assert row["prompt"] == "<|plamo:eos|>"
-    assert "has no chat template; the built-in template chat is used" in said
+    assert "has no chat template; using the built-in template `chat`" in said
     assert "warning" not in said
     own = tmp_path / "own"
     save_model(own, model.config, params, tokenizer)

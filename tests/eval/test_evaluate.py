@@ -231,7 +231,7 @@ def test_the_list_has_sources_and_licences(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "there is nothing to evaluate"),
+        ([], "no tasks and no held-out data are given"),
         (["--tasks", "ruler"], "the model is missing"),
         (["m", "--tasks", "hellaswag"], "the task 'hellaswag' is unknown"),
         (["m", "--tasks", "jmmul"], "the task 'jmmul' is unknown: did you mean jmmlu?"),

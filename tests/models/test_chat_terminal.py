@@ -127,8 +127,8 @@ def test_problems_are_one_sentence_and_the_chat_goes_on(chat, server, tmp_path):
     terminal.wait("lists the commands")
     for line, sentence in [
         ("/sytem x", "error: unknown command '/sytem': /help lists the commands\n"),
-        ("/save", "error: the name of the file is missing: /save FILE\n"),
-        ("/save new.jsonl", "error: there is no conversation to save: ask something first\n"),
+        ("/save", "error: the file name is missing: use /save FILE\n"),
+        ("/save new.jsonl", "error: there is no conversation to save: send a message first\n"),
     ]:
         terminal.line(line)
         terminal.wait(re.escape(sentence))

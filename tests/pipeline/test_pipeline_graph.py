@@ -82,7 +82,7 @@ def test_a_path_belongs_to_the_stage_with_the_longest_output(folder):
         ),
         ((("a", "x"), ("a", "y")), "Pipeline.stages is not allowed: a is the name of 2 of them"),
         ((("a/b", "x"),), "Stage.name='a/b' is not allowed: it must be letters, digits, _, - and ."),
-        ((("a", "plamo2 merge"),), "stage a: the command must start with a verb of plamo2, such as merge"),
+        ((("a", "plamo2 merge"),), "stage a: the command must start with the name of a plamo2 command, such as merge"),
         ((("a", "generate 'x"),), 'stage a: the command "generate \'x" cannot be read: No closing quotation'),
         ((("a", "generate > f x"),), "stage a: > FILE is allowed once, at the end of the command"),
         ((), "Pipeline.stages=() is not allowed: there must be at least one"),

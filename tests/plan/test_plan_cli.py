@@ -37,7 +37,7 @@ def refused(argv, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--preset", "plamo-3"], "--preset plamo-3 is not allowed; it must be one of tiny, plamo-2-1b"),
+        (["--preset", "plamo-3"], "--preset plamo-3 is not allowed: it must be one of tiny, plamo-2-1b"),
         (["--chunk", "256", "0"], "--chunk 0 is not allowed: it must be at least 1"),
         (["--tokens", "0"], "--tokens 0 is not allowed"),
         (["--output", "nowhere/plan.json"], "the folder nowhere does not exist"),

@@ -23,7 +23,7 @@ CONFIG = str(CONFIGS / "pretrain_8b.py")
     [
         ([], "needs either --topology SLICE"),
         (["--topology", "v5e:2x2", "--gpu", "h100x8"], "needs either --topology SLICE"),
-        (["--topology", "v5e:2x2", "--prefill", "8", "--decode", "8"], "--prefill and --decode are two plans"),
+        (["--topology", "v5e:2x2", "--prefill", "8", "--decode", "8"], "--prefill and --decode cannot be combined"),
         (["--gpu", "h100"], "--gpu h100 is not allowed"),
         # Options that would be ignored are refused.
         (["--topology", "v5e:2x2", "--prefill", "0"], "--prefill 0 is not allowed: it must be at least 1"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from plamo2_jax.cli.main import VERBS, main
+from plamo2_jax.cli.main import COMMANDS, main
 from plamo2_jax.config_file import load_config
 from plamo2_jax.project.templates import TEMPLATES, project_files
 
@@ -85,7 +85,7 @@ def test_the_commands_in_the_hints_are_commands(tmp_path, capsys):
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     commands = [shlex.split(line, comments=True) for line in "".join(blocks).splitlines()]
     assert len(commands) == 3
-    assert all(words[0] == "plamo2" and words[1] in VERBS for words in commands)
+    assert all(words[0] == "plamo2" and words[1] in COMMANDS for words in commands)
     assert 'TEXT = "' in (tmp_path / "mine" / "configs" / "pipeline.py").read_text(encoding="utf-8")
 
 

@@ -79,7 +79,7 @@ def test_four_bits_with_one_scale_for_each_output(model, tmp_path):
     [
         (["--bits-for", "mlp/down=3"], "'3' is not allowed: the bits must be 8, 4 or float8"),
         (["--bits-for", "mlp/down"], "it must be REGEX=BITS"),
-        (["--budget", "1MB", "--bits", "4"], "--budget starts from 8 bits"),
+        (["--budget", "1MB", "--bits", "4"], "--budget cannot be combined with --bits"),
         (["--budget", "much"], "--budget 'much' is not a size"),
         (["--method", "gptq", "--calibration", "nowhere.txt"], "nowhere.txt"),
         (["--samples", "0"], "--samples 0 is not allowed"),

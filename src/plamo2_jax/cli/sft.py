@@ -9,7 +9,7 @@ from plamo2_jax.cli import pretrain
 from plamo2_jax.train.config import RunConfig
 from plamo2_jax.train.loop import TrainResult
 
-DESCRIPTION = """Fine-tune a model on conversations, or resume a run.
+DESCRIPTION = """Fine-tune a model on conversations, or resume its training.
 
 usage: plamo2 sft CONFIG.py [--field value] [--part.field value] ...
 
@@ -25,7 +25,7 @@ adapters, which are also written to OUTPUT/NAME/adapter in PEFT's layout at the 
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb; return the exit status."""
+    """Run the command and return the exit status."""
 
     def report(config: RunConfig, result: TrainResult) -> None:
         for name, heldout in result.heldout.items():

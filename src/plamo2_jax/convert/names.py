@@ -1,4 +1,6 @@
-"""Names of models on disk: a folder, or one checkpoint of a run folder. Every verb and every config field that takes a model uses them."""
+"""Names of models on disk: a folder, or one checkpoint of a run folder. Every command and every config field that takes a model uses
+them.
+"""
 
 from __future__ import annotations
 

@@ -33,13 +33,13 @@ class Gcloud:
     accelerator: str
     """The slice: v5litepod-16, v5p-128, v6e-256, ...; or its generation and shape, v5p:4x4x4."""
     project: str | None = None
-    """Google Cloud project; left out, CLOUDSDK_CORE_PROJECT or gcloud's property core/project."""
+    """Google Cloud project. Default: CLOUDSDK_CORE_PROJECT or gcloud's property core/project."""
     zone: str | None = None
-    """Zone; left out, CLOUDSDK_COMPUTE_ZONE or gcloud's property compute/zone."""
+    """Zone. Default: CLOUDSDK_COMPUTE_ZONE or gcloud's property compute/zone."""
     spot: bool = False
     """Use spare capacity, which is cheaper and may be preempted at any time. The script then requests the resource again and resumes."""
     job_name: str | None = None
-    """Name of the queued resource and of its node; left out, the run's name."""
+    """Name of the queued resource and of its node. Default: the run's name."""
     runtime_version: str | None = None
     """Software version of the TPU VMs; left out, the version for the TPU generation."""
     create_flag: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()

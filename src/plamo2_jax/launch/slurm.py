@@ -40,15 +40,15 @@ class Slurm:
     grace: int = 120
     """Seconds before the time limit at which the run gets SIGTERM, saves a checkpoint and stops."""
     partition: str | None = None
-    """Partition; left out, the cluster's default."""
+    """Partition. Default: the cluster's default."""
     account: str | None = None
-    """Account to charge; left out, the user's default."""
+    """Account to charge. Default: the user's default."""
     setup: str = ""
     """Shell command before the run, such as "module load cuda"; join several with &&. If it fails, the job ends."""
     sbatch_flag: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Further option of sbatch, as in --sbatch-flag=--qos=high; may be given several times."""
     job_name: str | None = None
-    """Name of the job; left out, the run's name."""
+    """Name of the job. Default: the run's name."""
     program: str = ".venv/bin/plamo2"
     """The plamo2 command on the nodes: a path relative to the folder in which sbatch is called."""
 

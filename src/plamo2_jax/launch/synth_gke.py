@@ -50,7 +50,7 @@ class SynthGke:
     service_account: str | None = None
     """Kubernetes service account of the pods."""
     job_name: str | None = None
-    """Name of the Job; left out, the name of the run folder."""
+    """Name of the Job. Default: the name of the run folder."""
 
     def check(self, job: SynthJob) -> None:
         """Check that values are given and allowed; raise PlamoError otherwise."""

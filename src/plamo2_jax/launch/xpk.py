@@ -40,7 +40,7 @@ class Xpk:
     spot: bool = False
     """Run on spot nodes."""
     job_name: str | None = None
-    """Name of the JobSet or workload; left out, the run's name."""
+    """Name of the JobSet or workload. Default: the run's name."""
     namespace: str = "default"
     """Namespace of the JobSet."""
     queue: str | None = None
@@ -54,9 +54,9 @@ class Xpk:
     cluster: str | None = None
     """With --by xpk: the GKE cluster."""
     project: str | None = None
-    """With --by xpk: the project; left out, CLOUDSDK_CORE_PROJECT or gcloud's property core/project."""
+    """With --by xpk: the project. Default: CLOUDSDK_CORE_PROJECT or gcloud's property core/project."""
     zone: str | None = None
-    """With --by xpk: the cluster's zone; left out, CLOUDSDK_COMPUTE_ZONE or gcloud's property compute/zone."""
+    """With --by xpk: the cluster's zone. Default: CLOUDSDK_COMPUTE_ZONE or gcloud's property compute/zone."""
 
     def check(self) -> None:
         """Check that an image is given and that values are allowed; raise PlamoError otherwise."""

@@ -41,7 +41,9 @@ class Stage:
         except ValueError as error:
             raise PlamoError(f"stage {self.name}: the command {self.command!r} cannot be read: {error}") from error
         if not words or words[0] in ("plamo2", "pipeline") or words[0].startswith("-"):
-            raise PlamoError(f"stage {self.name}: the command must start with a verb of plamo2, such as merge")
+            raise PlamoError(
+                f"stage {self.name}: the command must start with the name of a plamo2 command, such as merge"
+            )
         if ">" in words[:-2] or words[-1] == ">":
             raise PlamoError(f"stage {self.name}: > FILE is allowed once, at the end of the command")
 
