@@ -151,7 +151,7 @@ def test_the_names_of_positional_arguments_are_in_errors_too(capsys):
             "config.py, line 3: RunConfig.__init__() got an unexpected keyword argument 'nme'",
         ),
         ("import nothing_of_that_name\n", "config.py, line 1: No module named 'nothing_of_that_name'"),
-        ("config = 3\n", "config.py must set `config` to a RunConfig; it sets it to int"),
+        ("config = 3\n", "config.py must set `config` to a RunConfig, but its type is int"),
     ],
 )
 def test_a_config_file_that_does_not_run_is_named_with_its_line(tmp_path, capsys, source, message):

@@ -53,7 +53,7 @@ def read_npz(
                     raise ArrayInputError(f"{path} has two arrays of the same name")
                 if required not in found:
                     listed = ", ".join(sorted(found)[:10])[:200] or "none"
-                    raise ArrayInputError(f"{path} has no array {required}: it has only {listed}")
+                    raise ArrayInputError(f"{path} has no array {required}: its arrays are {listed}")
                 names = (required, *(name for name in optional if name in found))
                 return {name: _read(path, archive, name, found[name], max_bytes) for name in names}
         except ArrayInputError:

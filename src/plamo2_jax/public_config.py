@@ -114,8 +114,8 @@ def model_fields(values: Mapping[str, Any], names: Collection[str]) -> dict[str,
             _require_only(key, value)
         elif not (key in names or key in _READ or key in _HARMLESS or key in _ONLY or _is_off(value)):
             raise PlamoError(
-                f"{_shown_key(key)}={shown(value)} is not supported: the network does not know this key. Remove it if it does not "
-                "change what the network computes"
+                f"{_shown_key(key)}={shown(value)} is not supported: the key is unknown. Remove it if it does "
+                "not change the results of the network"
             )
     fields = {key: value for key, value in values.items() if key in names}
     for name in ("full_attention_idx", "rope_theta", "rope_local_theta"):

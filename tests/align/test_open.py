@@ -183,7 +183,7 @@ def test_the_public_layout_adapters_and_shards_are_described(run, base, texts, s
     assert main(["convert", "to-hf", str(base), str(tmp_path / "public")]) == 0
     capsys.readouterr()
     _, public = inspect(capsys, tmp_path / "public", "--tensors")
-    assert public["kind"] == "folder of the public layout"
+    assert public["kind"] == "folder in Hugging Face format"
     _, ours = inspect(capsys, base)
     assert {**public["parameters"]} == ours["parameters"]
     assert "model.embed_tokens.weight" in {tensor["name"] for tensor in public["tensors"]}

@@ -167,7 +167,7 @@ def test_verbs_that_need_float_weights_refuse(folders, tmp_path, capsys):
         ["extend", folder, str(tmp_path / "out"), "--window", "128"],
     ):
         assert main(argv) == 2
-        assert "holds a quantized model: this command needs one in float32 or bfloat16" in capsys.readouterr().err
+        assert "holds a quantized model: this command needs a float32 or bfloat16 model" in capsys.readouterr().err
     for read in (load_model, open_source):
         with pytest.raises(PlamoError, match="holds a quantized model"):
             read(folder)

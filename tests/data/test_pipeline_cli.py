@@ -190,7 +190,7 @@ def test_both_sides_are_written_in_one_pass(capsys, tokenizer, tmp_path):
     )
     assert (status, err.splitlines()[-1]) == (
         2,
-        f"plamo2 data: there is no document to write to {tmp_path}/few/heldout: each side needs at least one",
+        f"plamo2 data: there is no document for {tmp_path}/few/heldout: each side of the split needs at least one",
     )
     assert not (tmp_path / "few").exists()
 

@@ -136,7 +136,7 @@ def dataclass_numbers(model):
         (lambda path: save_file({"weights": np.zeros(3)}, path), "is not a quality model"),
         (
             lambda path: save_file(load_file(path) | {"numbers": np.zeros(2)}, path, {"format": "plamo2 quality 1"}),
-            "tensors of other shapes",
+            "its tensors have the shapes",
         ),
         (
             lambda path: save_file(

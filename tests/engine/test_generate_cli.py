@@ -69,8 +69,8 @@ def test_stop_strings_and_ids_end_a_row(folder, expected, capsys):
         (["--stop-id", "999"], "the model has ids from 0 to 287"),
         (["--prompt-file", "/nowhere/prompt.txt"], "/nowhere/prompt.txt"),
         (["--chat", "a", "--prompt", "b"], "cannot be combined"),
-        (["--system", "a"], "--system is for --chat"),
-        (["--template", "chat"], "--template is for --chat"),
+        (["--system", "a"], "--system applies only to --chat"),
+        (["--template", "chat"], "--template applies only to --chat"),
         (["--chat", "a", "--template", "/nowhere/x.jinja"], "/nowhere/x.jinja does not exist"),
     ],
 )

@@ -238,7 +238,7 @@ def test_the_list_has_sources_and_licences(capsys):
         (["http://localhost", "--heldout", "ja=x"], "--heldout is not allowed with the server http://localhost"),
         (["m", "--tasks", "jmmlu"], "add --path jmmlu=PATH"),
         (["m", "--tasks", "ruler", "--path", "jmmlu=x"], "--path names jmmlu, which is not one of --tasks ruler"),
-        (["m", "--tasks", "ruler", "--path", "x"], "--path x names no task"),
+        (["m", "--tasks", "ruler", "--path", "x"], "--path x has no task name"),
         (["m", "--tasks", "ruler", "--output", "x.json"], "with --tasks it must be a folder"),
         (["m", "--tasks", "ruler", "ruler"], "--tasks has ruler twice"),
         (["m", "--tasks", "ruler", "--limit", "0"], "--limit 0 is not allowed"),

@@ -40,7 +40,7 @@ def test_a_conversation_with_a_folder(chat, folder, tmp_path):
     terminal = chat(folder, "--max-new-tokens", "24", "--seed", "3", "--system", "短く答える。" * 8)
     terminal.wait("lists the commands")
     terminal.line("吾輩は猫である。")
-    first = terminal.wait(r"24 tokens, [\d.]+ tokens/s, first text after [\d.]+ s, prompt \d+ tokens, ended by")
+    first = terminal.wait(r"24 tokens, [\d.]+ tokens/s, first token after [\d.]+ s, prompt \d+ tokens, ended by")
     terminal.line("名前はまだ無い。" * 4)
     # The second turn reads on from the first one.
     second = terminal.wait(r"24 tokens, .* prompt (\d+) tokens \((\d+) from the cache\)")

@@ -128,7 +128,7 @@ def test_a_file_that_exists_must_be_declared(folder):
 def test_unknown_stages_and_bad_files_are_refused(small, refused):
     assert "p.py has no stage 'modle'; it has books, vocabulary, shards, ids" in refused("--until", "modle")
     Path("p.py").write_text("pipeline = 3\n")
-    assert "p.py must set `pipeline` to a Pipeline; it sets it to int" in refused()
+    assert "p.py must set `pipeline` to a Pipeline, but its type is int" in refused()
     Path("p.py").unlink()
     assert "p.py is not a file; the first argument must be a pipeline file" in refused()
 

@@ -92,5 +92,5 @@ def test_the_commands_in_the_hints_are_commands(tmp_path, capsys):
 def test_a_folder_with_files_is_refused_and_left_alone(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("mine", encoding="utf-8")
     assert main(["init", str(tmp_path)]) == 2
-    assert "must not exist or must be empty" in capsys.readouterr().err
+    assert "it must not exist, or it must be empty" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["a.txt"]

@@ -66,7 +66,7 @@ def test_without_a_terminal_it_prints_two_answers_and_the_command_to_chat(smalle
     # The second call trains nothing.
     assert main([*run[1:], "--no-chat"]) == 0
     second = capsys.readouterr()
-    assert "compil" not in second.err.replace("with compilation", "")
+    assert "compil" not in second.err.replace("including compilation", "")
     assert second.out.count("skipped") == 3
     assert second.out.splitlines()[-1] == first.out.splitlines()[-1]
     assert init == ["plamo2", "init", "my-model"]  # tests/project/test_init.py runs it.

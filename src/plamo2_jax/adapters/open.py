@@ -27,7 +27,7 @@ def open_model(
     ema: bool = False,
     abstract: Callable[[ModelConfig], Any] | None = None,
 ) -> LoadedModel:
-    """Open a run folder, which may be quantized, a folder of the public layout, or a folder of adapters in PEFT's layout.
+    """Open a run folder, which may be quantized, a folder in Hugging Face format, or a folder of adapters in PEFT's layout.
 
     Adapters are merged into their base: the `init_from` of their run, or the `base_model_name_or_path` of adapter_config.json, which must
     be a folder on this machine.
@@ -76,7 +76,10 @@ def _with_base(folder: Path, step: int | None, ema: bool) -> LoadedModel:
         ) from error
     shapes = [jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (params, abstract_params(Plamo2(config)))]
     if shapes[0] != shapes[1]:
-        raise AdapterError(f"{folder} holds adapters of a model of another shape than {base}")
+        raise AdapterError(
+            f"{folder} has adapters for a model with a different shape than {base}: use the model that the "
+            "adapters were trained on"
+        )
     expected = described.get(checkpoint.BASE_FINGERPRINT)
     if expected is not None and checkpoint.fingerprint(config, params) != expected:
         raise AdapterError(

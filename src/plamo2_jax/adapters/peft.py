@@ -243,7 +243,7 @@ def merged_model(
     """Open a model, in float32, with adapters merged into its weights.
 
     Args:
-        model: run folder, RUN@STEP or folder of the public layout.
+        model: run folder, RUN@STEP or folder in Hugging Face format.
         adapter: run folder that trained adapters, one of its checkpoints, or a folder in PEFT's layout.
         step: checkpoint of a run with adapters; None: the one that `adapter` names, or else the newest.
 

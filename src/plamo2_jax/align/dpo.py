@@ -96,9 +96,9 @@ class PreferenceConfig:
     """
 
     losses: tuple[Loss, ...] = ("sigmoid",)
-    """Terms of the loss; see plamo2_jax.align.dpo. RPO is sigmoid and nll, ORPO is nll and orpo."""
+    """Terms of the loss (docs/post_training.md). RPO is sigmoid and nll; ORPO is nll and orpo."""
     weights: tuple[float, ...] = ()
-    """Weight of each term, in the same order; empty: all 1."""
+    """Weight of each loss, in the same order; empty: all 1."""
     beta: float = 0.1
     """Scale β of the log-ratios. A larger value keeps the policy closer to the reference. SimPO needs 2 to 2.5."""
     label_smoothing: float = 0.0

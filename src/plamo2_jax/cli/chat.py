@@ -26,7 +26,7 @@ class ChatOptions:
     """
 
     model: Annotated[str, tyro.conf.Positional]
-    """A run folder, RUN@STEP or RUN@ema, a folder of the public layout, a folder of adapters, or the address of a server
+    """A run folder, RUN@STEP or RUN@ema, a folder in Hugging Face format, a folder of adapters, or the address of a server
     (http://HOST:PORT)."""
     system: str | None = None
     """System message."""

@@ -1,4 +1,4 @@
-"""`plamo2 convert`: convert models from and to the public PLaMo 2 layout, and to GGUF."""
+"""`plamo2 convert`: convert models from and to Hugging Face format, and to GGUF."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def from_hf(
     *,
     dtype: Literal["float32", "bfloat16"] | None = None,
 ) -> None:
-    """Convert a folder of the public layout (config.json, safetensors, tokenizer.jsonl) to a run folder.
+    """Convert a folder in Hugging Face format (config.json, safetensors, tokenizer.jsonl) to a run folder.
 
     Only safetensors files are read, never pickle files, and no code in the folder is run. Without --dtype, the conversion is bit-exact. The
     chat template in chat_template.jinja or tokenizer_config.json is copied. Symbolic links that lead out of the folder are refused.
@@ -54,7 +54,7 @@ def to_hf(
     license: str | None = None,
     languages: tuple[str, ...] = (),
 ) -> None:
-    """Convert a run folder to a folder of the public layout, for transformers, vLLM and other programs.
+    """Convert a run folder to a folder in Hugging Face format, for transformers, vLLM and other programs.
 
     The tokenizer is written as tokenizer.jsonl and as tokenizer.json, which AutoTokenizer in transformers loads without remote code. A
     quantized model is written in the compressed-tensors format. README.md is the model card.
@@ -106,7 +106,7 @@ def to_gguf(
     attention_window_size + 1 tokens only.
 
     Args:
-        source: Run folder, such as runs/demo, one of its checkpoints (RUN@STEP, RUN@ema or RUN@STEP,ema), or folder of the public layout.
+        source: Run folder, such as runs/demo, one of its checkpoints (RUN@STEP, RUN@ema or RUN@STEP,ema), or folder in Hugging Face format.
         output: File to create, such as model.gguf: it must not exist.
         type: Type of most matrices. Default: the type of a quantized model, otherwise f16.
         step: Step of the checkpoint, instead of RUN@STEP. Default: the newest.

@@ -19,7 +19,7 @@ usage: plamo2 dpo CONFIG.py [--field value] [--part.field value] ...
 
 CONFIG.py is a Python file that sets `config = RunConfig(..., task=Dpo(...))`. Its data.mixture and heldout name records of {"prompt",
 "chosen", "rejected"} or {"prompt", "completion", "label"} (true or false) as JSON lines, Parquet or ArrayRecord; its init_from is a run
-folder or a folder of the public layout. docs/post_training.md lists all forms of a record. Bad records are skipped and counted; a larger
+folder or a folder in Hugging Face format. docs/post_training.md lists all forms of a record. Bad records are skipped and counted; a larger
 share than --pairs.max-bad-rate is an error. --preference.losses takes one or several losses of the DPO family, which are added with
 --preference.weights. Single answers need a loss for unpaired answers, such as kto or bco. Any field below can be replaced on the command
 line.

@@ -23,7 +23,7 @@ class EvaluateOptions:
     """
 
     model: Annotated[str | None, tyro.conf.Positional] = None
-    """Run folder, RUN@STEP or RUN@ema, folder of the public layout, or folder of adapters. With --tasks, it may also be the address of an
+    """Run folder, RUN@STEP or RUN@ema, folder in Hugging Face format, or folder of adapters. With --tasks, it may also be the address of an
     OpenAI-compatible server, such as http://localhost:8000/v1."""
     tasks: tuple[str, ...] = ()
     """Names of tasks (--list prints them), or YAML files that define tasks on your own JSON lines."""

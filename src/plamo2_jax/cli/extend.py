@@ -25,7 +25,7 @@ class ExtendOptions:
     """
 
     model: Annotated[str, tyro.conf.Positional]
-    """Run folder, folder of the public layout, RUN@STEP or RUN@ema."""
+    """Run folder, folder in Hugging Face format, RUN@STEP or RUN@ema."""
     output: Annotated[Path, tyro.conf.Positional]
     """Run folder to create: it must not exist, or it must be empty."""
     window: int | None = None

@@ -41,7 +41,7 @@ class GenerateOptions:
     """
 
     model: Annotated[Path, tyro.conf.Positional]
-    """A run folder, RUN@STEP or RUN@ema, a folder of the public layout, or a folder of adapters."""
+    """A run folder, RUN@STEP or RUN@ema, a folder in Hugging Face format, or a folder of adapters."""
     prompt: Several[tuple[str, ...]] = ()
     """Text to continue; may be given several times. Default: the model starts a new document."""
     prompt_file: Several[tuple[Path, ...]] = ()

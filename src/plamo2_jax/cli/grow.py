@@ -14,14 +14,14 @@ from plamo2_jax.errors import PlamoError
 
 @dataclasses.dataclass(frozen=True)
 class GrowOptions:
-    """Grow a model to a larger shape, and write it in the public layout. To train it further, use plamo2 pretrain with --init-from.
+    """Grow a model to a larger shape, and write it in Hugging Face format. To train it further, use plamo2 pretrain with --init-from.
 
     Only size fields of the target are used; windows, RoPE bases and token ids keep the source's values. The optimizer state is not copied.
     With --method clone or zero and --depth identity, the larger model computes the same function as the smaller one.
     """
 
     source: Annotated[str, tyro.conf.Positional]
-    """Model to grow: a run folder, RUN@STEP or RUN@ema, or a folder of the public layout. With --plan it may be a shape."""
+    """Model to grow: a run folder, RUN@STEP or RUN@ema, or a folder in Hugging Face format. With --plan it may be a shape."""
     target: Annotated[str, tyro.conf.Positional]
     """Target shape: a preset, a config.json, or a model's folder."""
     output: Annotated[Path, tyro.conf.Positional]

@@ -25,7 +25,7 @@ def inspect(
     tokenizer, chat template, checkpoints and checksums.
 
     Args:
-        folder: A run folder or RUN@STEP, a folder of the public layout, a folder of adapters, or a folder of shards.
+        folder: A run folder or RUN@STEP, a folder in Hugging Face format, a folder of adapters, or a folder of shards.
         tensors: List every stored tensor: name, dtype, shape, axes.
         step: Step of a run folder's checkpoint. Default: the newest.
         verify: Read all files of the checkpoint and compare their checksums. The exit status is 1 if one differs.

@@ -39,7 +39,7 @@ def logits(
     meaningless. Memory use depends on the batch size, not on the size of the file.
 
     Args:
-        model: A run folder, RUN@STEP or RUN@ema, a folder of the public layout, or a folder of adapters.
+        model: A run folder, RUN@STEP or RUN@ema, a folder in Hugging Face format, or a folder of adapters.
         input: An .npz with the array tokens [b, t] of integers and, if rows are packed or padded, segment_ids [b, t]: 0 for padding,
             1, 2, ... for documents.
         output: The .npz to write.

@@ -20,7 +20,7 @@ def lora(
     """Merge trained LoRA adapters into a model's weights, and write the result as a run folder.
 
     Args:
-        model: The model that the adapters were trained on: a run folder, RUN@STEP, or a folder of the public layout.
+        model: The model that the adapters were trained on: a run folder, RUN@STEP, or a folder in Hugging Face format.
         adapter: A run that trained adapters, RUN@STEP or RUN@ema, or a folder in PEFT's layout, also from other programs. LoRA and rsLoRA
             are supported. Other kinds are refused: DoRA, activated LoRA, biases, whole modules, and adapters that were trained on a
             modified base (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA).

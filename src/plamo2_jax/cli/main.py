@@ -33,7 +33,7 @@ COMMANDS = {
     "chat": "chat with a model or a server in the terminal",
     "serve": "serve a model over HTTP: OpenAI-compatible API and chat page",
     "bench-serve": "measure an OpenAI-compatible server under load",
-    "convert": "convert from and to the Hugging Face layout of PLaMo 2, and to GGUF",
+    "convert": "convert models from and to Hugging Face format, and to GGUF",
     "logits": "write the logits of given tokens, to compare implementations",
     "grow": "initialize a larger model from a smaller one",
     "prune": "prune a model to a smaller shape by importance",

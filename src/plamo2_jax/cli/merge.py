@@ -16,9 +16,9 @@ from plamo2_jax.surgery.merge.methods import Rescale
 
 @dataclasses.dataclass(frozen=True)
 class MergeOptions:
-    """Merge models with the same shape and the same tokenizer, tensor by tensor, into a folder of the public layout.
+    """Merge models with the same shape and the same tokenizer, tensor by tensor, into a folder in Hugging Face format.
 
-    A model is a folder of the public layout, a run folder (its newest checkpoint), a checkpoint RUN@STEP, or the moving average of the
+    A model is a folder in Hugging Face format, a run folder (its newest checkpoint), a checkpoint RUN@STEP, or the moving average of the
     parameters, RUN@ema or RUN@STEP,ema. Example, the average of two checkpoints: plamo2 merge runs/demo@350 runs/demo@700 averaged
 
     Methods without a base: linear (weighted mean), slerp (spherical interpolation of two models), karcher (spherical mean of any number).

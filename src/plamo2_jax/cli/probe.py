@@ -36,7 +36,7 @@ class ProbeOptions:
     """
 
     model: Annotated[str, tyro.conf.Positional]
-    """Run folder, RUN@STEP or RUN@ema, folder of the public layout, or folder of adapters."""
+    """Run folder, RUN@STEP or RUN@ema, folder in Hugging Face format, or folder of adapters."""
     output: Path
     """Folder to create: it must not exist, or it must be empty."""
     task: Literal["phonebook", "needle"] = "phonebook"

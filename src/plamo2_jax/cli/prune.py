@@ -16,7 +16,7 @@ from plamo2_jax.validation import require_at_least
 
 @dataclasses.dataclass(frozen=True)
 class PruneOptions:
-    """Prune a model to a smaller shape, and write it in the public layout. To train it further, use plamo2 pretrain with --init-from.
+    """Prune a model to a smaller shape, and write it in Hugging Face format. To train it further, use plamo2 pretrain with --init-from.
 
     Only size fields of the target are used; windows, RoPE bases and token ids keep the model's values. Channels and layers are selected by
     their importance on calibration data. Residual channels are selected for all layers together; MLP channels, heads and state channels in
@@ -24,7 +24,7 @@ class PruneOptions:
     """
 
     model: Annotated[str, tyro.conf.Positional]
-    """Model to prune: a run folder, RUN@STEP or RUN@ema, or a folder of the public layout. With --plan it may be a shape."""
+    """Model to prune: a run folder, RUN@STEP or RUN@ema, or a folder in Hugging Face format. With --plan it may be a shape."""
     target: Annotated[str, tyro.conf.Positional]
     """Target shape: a preset, a config.json, or a model's folder (may be MODEL if --set or a budget is given)."""
     output: Annotated[Path, tyro.conf.Positional]

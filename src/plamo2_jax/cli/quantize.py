@@ -24,7 +24,7 @@ class QuantizeOptions:
     """
 
     model: Annotated[str, tyro.conf.Positional]
-    """Run folder, RUN@STEP or RUN@ema, or folder of the public layout."""
+    """Run folder, RUN@STEP or RUN@ema, or folder in Hugging Face format."""
     output: Annotated[Path, tyro.conf.Positional]
     """Folder to create: it must not exist, or it must be empty."""
     method: Literal["rtn", "gptq", "awq", "awq+gptq", "smoothquant"] = "rtn"

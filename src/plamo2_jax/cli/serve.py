@@ -23,7 +23,7 @@ class ServeOptions(ServeConfig):
     """
 
     model: Annotated[Path, tyro.conf.Positional] = dataclasses.field(kw_only=True)
-    """A run folder, RUN@STEP or RUN@ema, a folder of the public layout, or a folder of adapters."""
+    """A run folder, RUN@STEP or RUN@ema, a folder in Hugging Face format, or a folder of adapters."""
     name: str | None = None
     """Name of the model for clients. Default: the name of its folder."""
     template: str | None = None

@@ -111,7 +111,8 @@ def check_tensors(folder: Path, stored: dict[str, StoredTensor], wanted: list[Pu
         found = stored[tensor.name]
         if found.shape != tensor.shape and found.shape not in tensor.other_shapes:
             raise ConvertError(
-                f"{found.file}: tensor {tensor.name} has shape {list(found.shape)}; by config.json it must be {list(tensor.shape)}"
+                f"{found.file}: tensor {tensor.name} has shape {list(found.shape)}; config.json requires "
+                f"{list(tensor.shape)}"
             )
 
 

@@ -120,8 +120,8 @@ def _plan(
         for page in read_pages(file, column):
             if "." in column.path and page.values > _NESTED_VALUES:
                 raise PlamoError(
-                    f"{where}: a page holds {page.values:,} values: at most {_NESTED_VALUES:,} are read. Write the file with "
-                    "smaller pages"
+                    f"{where}: a page holds {page.values:,} values: at most {_NESTED_VALUES:,} are allowed. "
+                    "Write the file with smaller pages"
                 )
             if page.decompressed > budget and page.decompressed > _RATIO * page.compressed:
                 raise PlamoError(

@@ -49,7 +49,7 @@ class Archive:
         lines += [f"  {_size(self.files[path]):>10}  {_shown(path)}" for path in largest]
         if self.untracked:
             names = ", ".join(map(_shown, self.untracked[:_SHOWN])) + (", ..." if len(self.untracked) > _SHOWN else "")
-            lines.append(f"not copied, as git does not track them: {len(self.untracked):,} files ({names})")
+            lines.append(f"not copied, because git does not track them: {len(self.untracked):,} files ({names})")
         return lines
 
     def require_at_most(self, megabytes: int) -> None:

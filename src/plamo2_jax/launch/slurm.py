@@ -32,13 +32,13 @@ class Slurm:
     gpus_per_node: int = 0
     """GPUs of each node; 0 for a job on CPUs."""
     processes_per_node: int | None = None
-    """Processes per node; left out, one per GPU, or one on CPUs. They share the GPUs of the node in equal parts."""
+    """Number of processes per node. Default: one per GPU, or one without GPUs. The processes share the GPUs of the node in equal parts."""
     cpus_per_process: int | None = None
-    """CPU cores of each process; left out, 8 for each GPU of the process, or 8 on CPUs. 0 asks for the cluster's default."""
+    """Number of CPU cores of each process. Default: 8 for each GPU of the process, or 8 without GPUs. 0: the cluster's default."""
     time: str = "24:00:00"
-    """Time limit, after which the job is queued again: minutes, hours:minutes:seconds or days-hours:minutes:seconds."""
+    """Time limit of the job, after which it is queued again, as minutes, hours:minutes:seconds or days-hours:minutes:seconds."""
     grace: int = 120
-    """Seconds before the time limit at which the run gets SIGTERM, saves a checkpoint and stops."""
+    """Time before the time limit at which the run gets SIGTERM, saves a checkpoint and stops, in seconds."""
     partition: str | None = None
     """Partition. Default: the cluster's default."""
     account: str | None = None
@@ -130,8 +130,8 @@ def job_name(given: str | None, run: str) -> str:
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", run).strip("-")[:_LONGEST_NAME] if given is None else given
     if len(name) > _LONGEST_NAME or not re.fullmatch(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*", name):
         raise PlamoError(
-            f"--job-name {name[:60]!r} is not allowed: it must be letters, digits, '_', '.' and '-' (not first), "
-            f"{_LONGEST_NAME} characters at most"
+            f"--job-name {name[:60]!r} is not allowed: it must have only letters, digits, '_', '.' and '-' "
+            f"(not first), and at most {_LONGEST_NAME} characters"
         )
     return name
 

@@ -25,17 +25,18 @@ class SynthSlurm:
     workers: int = 4
     """Number of workers. Worker 0 also runs the stages after generation."""
     at_once: int | None = None
-    """Largest number of workers at the same time; left out, no limit."""
+    """Maximum number of workers that run at the same time. Default: no limit."""
     cpus_per_worker: int = 4
     """CPU cores of each worker."""
     gpus_per_worker: int = 0
-    """GPUs of each worker, for a generator without url; 0 if a server generates."""
+    """Number of GPUs of each worker, for a generator that runs in the worker; 0 if a server generates."""
     time: str = "24:00:00"
-    """Time limit, after which a worker is queued again: minutes, hours:minutes:seconds or days-hours:minutes:seconds."""
+    """Time limit of a worker, after which it is queued again, as minutes, hours:minutes:seconds or days-hours:minutes:seconds."""
     grace: int = 180
-    """Seconds before the time limit at which a worker gets SIGTERM. It finishes its requests: give more than generator.timeout."""
+    """Time before the time limit at which a worker gets SIGTERM and finishes its requests, in seconds. It must be larger than
+    generator.timeout."""
     restarts: int = 20
-    """Largest number of times that a worker is queued again."""
+    """Maximum number of times that a worker is queued again."""
     partition: str | None = None
     """Partition. Default: the cluster's default."""
     account: str | None = None
@@ -56,7 +57,7 @@ class SynthSlurm:
         )
         require_at_least(0, gpus_per_worker=self.gpus_per_worker, restarts=self.restarts)
         if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", self.time):
-            raise PlamoError(f"--time {self.time} is not allowed: it must be such as 24:00:00 or 2-00:00:00")
+            raise PlamoError(f"--time {self.time} is not allowed: it must be a time such as 24:00:00 or 2-00:00:00")
         for field in ("partition", "account"):
             value = getattr(self, field)
             if value is not None and not re.fullmatch(r"[\w.,-]+", value):

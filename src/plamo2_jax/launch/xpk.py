@@ -30,9 +30,9 @@ class Xpk:
     """Train on TPU slices of a GKE cluster with JobSet installed. Needs a container image with the project, and kubectl or xpk."""
 
     accelerator: str
-    """The slice: v5litepod-16, v5p-128, v6e-256, tpu7x-128, ...; or its generation and shape, v5p:4x4x4."""
+    """TPU slice: an accelerator type such as v5litepod-16, v5p-128, v6e-256 or tpu7x-128, or generation and shape such as v5p:4x4x4."""
     image: str | None = None
-    """Container image with a tag or digest, with the project installed and the config file in its working directory; see docs/launch.md."""
+    """Container image with a tag or digest, with the project installed and the config file in its working directory (docs/launch.md)."""
     by: Literal["jobset", "xpk"] = "jobset"
     """jobset: apply a JobSet manifest with kubectl. xpk: run `xpk workload create`."""
     slices: int = 1
@@ -50,7 +50,7 @@ class Xpk:
     restarts: int = 100
     """Limit on restarts of all pods after a preemption or a failure. A wrong configuration ends the job at once."""
     grace: int = 120
-    """Seconds between SIGTERM and SIGKILL, in which a pod saves its checkpoint. (Less before a spot node is preempted.)"""
+    """Time between SIGTERM and SIGKILL in which a pod saves its checkpoint, in seconds. Preempted spot nodes may get less time."""
     cluster: str | None = None
     """With --by xpk: the GKE cluster."""
     project: str | None = None
@@ -74,7 +74,7 @@ class Xpk:
             raise PlamoError(f"--image {self.image!r} is not an image name: it must be like REGISTRY/PATH/NAME:TAG")
         if "@" not in self.image and ":" not in self.image.rpartition("/")[2]:
             raise PlamoError(
-                f"--image {self.image} has no tag, so a restart might run another image than the first start. Add a tag such as "
+                f"--image {self.image} has no tag, so a restart might use a different image. Add a tag such as "
                 f"{self.image}:1, or a digest"
             )
 

@@ -56,7 +56,7 @@ def open_generator(
     """Open a model for generation.
 
     Args:
-        model: run folder, RUN@STEP, RUN@ema, folder of the public layout or folder of adapters.
+        model: run folder, RUN@STEP, RUN@ema, folder in Hugging Face format or folder of adapters.
         step: checkpoint of a run folder; None: the step in `model`, or else the newest.
         dtype: dtype of activations and matrices; None: float32 on CPU and bfloat16 elsewhere.
         tokenizer: tokenizer.jsonl, or its folder, to use instead of the model's own tokenizer.

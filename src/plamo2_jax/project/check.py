@@ -124,7 +124,8 @@ def _check_shape(config: RunConfig) -> None:
     )
     if next(shapes) != next(shapes):
         raise PlamoError(
-            f"init_from={address(config.init_from)} holds a model of another shape than `model`: all sizes must be the same"
+            f"init_from={address(config.init_from)} has a model with a different shape than `model`: all sizes "
+            "must be the same"
         )
 
 

@@ -91,7 +91,7 @@ def quantize_model(
     """Quantize the matrices of a model, and write a run folder. An interrupted call continues after the last finished layer.
 
     Args:
-        model: run folder, RUN@STEP or RUN@ema, or folder of the public layout.
+        model: run folder, RUN@STEP or RUN@ema, or folder in Hugging Face format.
         output: folder to create: it must not exist or must be empty.
         config: what to quantize, and how; None: 8 bits, rounded to nearest.
         calibration: data for the methods that measure activations, for `budget` and for `finetune_norms`; None: bundled text.

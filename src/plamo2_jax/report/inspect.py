@@ -57,7 +57,7 @@ def inspect_folder(folder: Path, step: int | None = None, verify: bool = False) 
     """Describe a folder.
 
     Args:
-        folder: a run folder or RUN@STEP, a folder of the public layout, a PEFT folder or a folder of shards.
+        folder: a run folder or RUN@STEP, a folder in Hugging Face format, a PEFT folder or a folder of shards.
         step: checkpoint of a run folder; None: the step in `folder`, or else the newest.
         verify: read all files of the checkpoint and compare them with their checksums.
 
@@ -144,7 +144,7 @@ def _quantized(folder: Path, verify: bool) -> tuple[dict[str, Any], list[Tensor]
 def _public(folder: Path) -> tuple[dict[str, Any], list[Tensor]]:
     config = read_public_config(folder)
     groups = {tensor.name: _group(config, tensor.parts[0].path) for tensor in public_tensors(config)}
-    facts = {"kind": "folder of the public layout", **_network(config), **_texts(folder)}
+    facts = {"kind": "folder in Hugging Face format", **_network(config), **_texts(folder)}
     facts["checksums"] = "none: safetensors files have no checksums"
     return facts, _tensors(find_tensors(folder), lambda name: groups.get(name, "other"))
 

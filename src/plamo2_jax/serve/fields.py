@@ -1,4 +1,6 @@
-"""Typed access to the fields of a JSON request. A wrong type or value is refused by the field's name; null counts as left out."""
+"""Typed access to the fields of a JSON request. A field with a wrong type or value raises an error that names the field. null counts as
+absent.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ class Fields:
         return self._where + name
 
     def get(self, name: str) -> Any:
-        """Return a field of any type; None if it is left out."""
+        """Return a field of any type; None if it is absent."""
         self._read.add(name)
         return self._value.get(name)
 
@@ -112,7 +114,7 @@ class Fields:
         return self._nested[-1]
 
     def mapping(self, name: str) -> Mapping[str, Any]:
-        """Return an object whose keys are free; empty if it is left out."""
+        """Return an object whose keys are free; empty if it is absent."""
         value = self.get(name)
         if value is not None and not isinstance(value, dict):
             raise self.refuse(name, "an object")

@@ -47,7 +47,7 @@ def open_models(
     """Open a model and its adapters, ready to answer.
 
     Args:
-        model: run folder, RUN@STEP, RUN@ema, folder of the public layout or folder of adapters.
+        model: run folder, RUN@STEP, RUN@ema, folder in Hugging Face format or folder of adapters.
         config: sizes.
         name: name of the model; None: the folder's.
         template: chat template; None: the model's own.

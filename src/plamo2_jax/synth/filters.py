@@ -43,7 +43,7 @@ class FilterConfig:
     """Filters that depend on one record at a time."""
 
     licenses: LicenseConfig = dataclasses.field(default_factory=LicenseConfig)
-    """Which licences are written."""
+    """Licences that are written."""
     clean: CleanConfig | None = dataclasses.field(default_factory=lambda: CleanConfig(min_chars=20))
     """Criteria of text; None: no filter."""
     hojichar: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)

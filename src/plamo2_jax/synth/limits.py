@@ -61,7 +61,7 @@ class Budget:
         for (name, limit), value in zip(limits.items(), values, strict=True):
             if limit is not None and value >= limit:
                 raise BudgetSpent(
-                    f"limits.{name}={limit:g} is reached ({value:g}): raise it and run the command again to go on"
+                    f"limits.{name}={limit:g} is reached ({value:g}): raise it and run the command again to continue"
                 )
 
     def refresh(self, *, journals: bool = True) -> None:
@@ -122,7 +122,7 @@ class Guard:
         """Raise `Terminated` or `LeaseLost` if no further request may be sent."""
         with self.halting():
             if self.stopped.is_set():
-                raise Terminated("stopped by SIGTERM; the responses so far are stored, and the same command goes on")
+                raise Terminated("stopped by SIGTERM; all responses are stored, and the same command resumes")
             self.check_lease()
 
     @contextlib.contextmanager

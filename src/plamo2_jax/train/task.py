@@ -83,7 +83,7 @@ class TaskContext:
         """Load the parameters of a model, sharded like the parameters of the run. In a plan, return their shapes.
 
         Args:
-            folder: Run folder, or folder of the public layout.
+            folder: Run folder, or folder in Hugging Face format.
             model: Network with these parameters; None: the model of the run.
 
         Raises:
