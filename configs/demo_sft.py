@@ -1,8 +1,7 @@
-"""Fine-tuning of the demo's long model on conversations made of the bundled corpus, and on some synthetic ones (configs/synth_demo.yaml).
+"""Fine-tuning of the demo's long-context model on conversations from the bundled corpus and synthetic ones (configs/synth_demo.yaml).
 
-Two runs of it differ in the order of the data.
-
-`--name sft_1 --data.seed 1` and `--name sft_2 --data.seed 2` (configs/pipeline_demo.py); their mean is a better model than either.
+configs/pipeline_demo.py makes two runs with different data order, `--name sft_1 --data.seed 1` and `--name sft_2 --data.seed 2`, and merges
+them. The mean of both is better than each of them.
 """
 
 from pathlib import Path

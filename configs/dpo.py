@@ -1,7 +1,7 @@
-"""Preferences of your own on top of fine-tuning: `plamo2 dpo configs/dpo.py` after `plamo2 sft configs/sft.py`.
+"""DPO training of a fine-tuned model on your own preference data: `plamo2 dpo configs/dpo.py` after `plamo2 sft configs/sft.py`.
 
-Put JSON lines of `{"prompt": "...", "chosen": "...", "rejected": "..."}` where DATA says, or let `plamo2 preference-data` make them
-there. Of single answers, `{"prompt": "...", "completion": "...", "label": true}`, it learns with
+DATA is a file of JSON lines, `{"prompt": "...", "chosen": "...", "rejected": "..."}`. You can write it yourself or make it with
+`plamo2 preference-data`. For single answers with a label, `{"prompt": "...", "completion": "...", "label": true}`, add
 `--preference.losses kto --preference.weights 1`.
 """
 

@@ -1,6 +1,6 @@
 """From text to a pretrained model with a report: `plamo2 pipeline configs/pipeline.py`. Finished stages are skipped.
 
-TEXT names the training text. It is the text bundled with plamo2-jax until you change it, for example to "data/text/*.jsonl".
+TEXT is the training text. The default is the text that comes with plamo2-jax; change it to your own text, for example "data/text/*.jsonl".
 """
 
 from pathlib import Path

@@ -2,8 +2,8 @@
 
 Run it after `plamo2 sft configs/sft.py` and before `plamo2 dpo configs/dpo.py`.
 
-Put JSON lines of prompts where DATA says: `{"prompt": "...", "rules": {"language": "ja", "characters": [20, 400]}}`, or conversations,
-whose last answer is left out. A judge is a model as the policy is: `--judge.model NAME --judge.url http://localhost:8000/v1`.
+DATA is a file of JSON lines with prompts, `{"prompt": "...", "rules": {"language": "ja", "characters": [20, 400]}}`, or with conversations,
+whose last answer is not used. To add a judge model: `--judge.model NAME --judge.url http://localhost:8000/v1`.
 """
 
 from pathlib import Path

@@ -1,9 +1,9 @@
-"""Pretraining at the size of plamo-2-1b, on shards of your own.
+"""Pretraining of a model with the shape of plamo-2-1b, on your own shards.
 
-The shape and the number of tokens (4T) are public; the recipe is not, so it is ours, with its source beside each figure. Needs folders
-of shards (`plamo2 data prepare`) under data/.
+The shape and the number of tokens (4T) are published. The training recipe is not; the values here are our choice, with their sources in
+the comments. Needs folders of shards (`plamo2 data prepare`) under data/.
 
-Micro-batches are for a TPU v5e:4x4; experiments/tpu_plans has what they take there.
+The micro-batches are chosen for a TPU v5e:4x4; experiments/tpu_plans has the planned memory and time.
 """
 
 from pathlib import Path
@@ -18,14 +18,14 @@ from plamo2_jax.train.schedule import ScheduleConfig
 
 DATA = Path("data")
 TOKENS = 4e12  # plamo-2-1b was trained on 4T tokens
-ROWS, LENGTH = 512, 4096  # 2.1M tokens an update, as OLMo 2 1B (arXiv:2501.00656)
+ROWS, LENGTH = 512, 4096  # 2.1M tokens per step, as for OLMo 2 1B (arXiv:2501.00656)
 
 config = RunConfig(
     name="pretrain_1b",
     model=preset("plamo-2-1b"),
     tokenizer=DATA / "tokenizer.jsonl",
     data=DataConfig(
-        # Shares of the first phase as the model card states them; the second phase shifts ten points from English to Japanese.
+        # Mixture of the first phase in the model card. The second phase has ten percentage points more Japanese and less English.
         mixture=(
             MixtureItem(DATA / "english", 0.45),
             MixtureItem(DATA / "japanese", 0.30),
@@ -38,12 +38,12 @@ config = RunConfig(
     steps=round(TOKENS / (ROWS * LENGTH)),
     task=Pretrain(z_loss=1e-5),  # OLMo 2
     heldout={language: DATA / "heldout" / language for language in ("ja", "en")},
-    # Betas, decay and clipping are common to Llama 2 (arXiv:2307.09288) and OLMo 2.
+    # Betas, weight decay and clipping are the same in Llama 2 (arXiv:2307.09288) and OLMo 2.
     optimizer=OptimizerConfig(beta1=0.9, beta2=0.95, weight_decay=0.1, clip_norm=1.0),
-    # Peak rate and warm-up of OLMo 2 1B. Stable, then decay over the last eighth: the share that the second phase has of the tokens.
+    # Peak rate and warm-up of OLMo 2 1B. The decay is the last eighth of the run, the share of the second phase.
     schedule=ScheduleConfig(kind="wsd", learning_rate=4e-4, warmup=2000, decay_fraction=0.125),
-    # State over all 16 chips, parameters gathered once per step: sums of gradients in every micro-batch would take as long as half of the
-    # products (experiments/tpu_plans).
+    # ZeRO-1: the state is sharded over all 16 chips, and parameters are gathered once per step. Summing gradients in every micro-batch
+    # would take half as long as the matrix products (experiments/tpu_plans).
     mesh=MeshConfig(),
     sharding="zero1",
     accumulation=16,

@@ -1,10 +1,11 @@
-"""Continual pretraining of an 8B with full attention over 128K tokens, on shards of your own.
+"""Continual pretraining of an 8B model with full attention over 128K tokens, on your own shards.
 
-PLaMo 2 ends at 32K; this configuration is ours. A larger RoPE base than at 32K (1e6) keeps the slowest rotations within the angles that
-were trained, as in arXiv:2309.16039; the value is our choice and not tested.
-Needs folders of shards (`plamo2 data prepare`) of long documents under data/, and a run to start from: `--init-from runs/pretrain_8b_32k`.
+Published PLaMo 2 models have at most 32K tokens of context; this configuration is our proposal. The RoPE base is larger than for 32K (1e6),
+so the slowest rotations stay within the angles of earlier training (arXiv:2309.16039). The value is our choice and has not been tested.
+Needs folders of shards (`plamo2 data prepare`) of long documents under data/, and an initial model: `--init-from runs/pretrain_8b_32k`.
 
-The mesh is for a TPU v5p:8x8x8. Each row's tokens are divided over 16 chips; experiments/tpu_plans has its memory and time there.
+The mesh is chosen for a TPU v5p:8x8x8. The tokens of each row are sharded over 16 chips; experiments/tpu_plans has the planned memory and
+time.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from plamo2_jax.train.schedule import ScheduleConfig
 
 base = load_config(Path(__file__).parent / "pretrain_8b_32k.py")
 TOKENS = 20e9  # our choice
-ROWS, LENGTH = 32, 131072  # 4.2M tokens per update, as pretrain_8b_32k.py
+ROWS, LENGTH = 32, 131072  # 4.2M tokens per step, as in pretrain_8b_32k.py
 
 config = dataclasses.replace(
     base,
@@ -25,7 +26,7 @@ config = dataclasses.replace(
     data=dataclasses.replace(base.data, sequence_length=LENGTH, batch_size=ROWS),
     steps=round(TOKENS / (ROWS * LENGTH)),
     schedule=ScheduleConfig(kind="wsd", learning_rate=2e-5, warmup=100, decay_fraction=0.5),
-    # Parameters over fsdp × sequence = 64 of 512 chips, two axes of the torus; see pretrain_8b.py.
+    # Parameters are sharded over fsdp × sequence = 64 of 512 chips, two axes of the torus; see pretrain_8b.py.
     mesh=MeshConfig(data=8, fsdp=4, sequence=16),
     accumulation=1,
 )

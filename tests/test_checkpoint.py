@@ -51,7 +51,7 @@ def test_restoring_casts_and_shards(folder):
 
 def test_a_folder_in_use_is_not_overwritten(folder):
     before = (folder / "config.json").read_bytes()
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="already exists"):
         checkpoint.save_model(folder, preset("tiny"), PARAMS)
     assert (folder / "config.json").read_bytes() == before
 

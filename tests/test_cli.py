@@ -224,5 +224,5 @@ def test_inspect_names_the_folders_that_it_can_describe(tmp_path, capsys):
         (tmp_path / "shards" / name).mkdir(parents=True)
         (tmp_path / "shards" / name / "manifest.json").write_text("{}", encoding="utf-8")
     message = refused(["inspect", str(tmp_path / "shards")], capsys)
-    assert "neither a model, nor adapters, nor shards" in message
+    assert "no model, no adapters and no shards" in message
     assert message.rstrip().endswith("heldout, train")

@@ -340,8 +340,8 @@ def prune_model(
         The config of the pruned model. To train it further, use it as `init_from` of a `RunConfig`.
 
     Raises:
-        PlamoError: the model or the calibration data cannot be read, the target is not a smaller shape of the model, or the output is in
-            the way.
+        PlamoError: the model or the calibration data cannot be read, the target is not a smaller shape of the model, or the output already
+            exists.
     """
     from plamo2_jax.surgery.prune.write import prune_model
     from plamo2_jax.surgery.shapes import read_shape, with_sizes
@@ -380,7 +380,8 @@ def merge_models(
         base: model that the others were trained from, for the methods that merge differences.
 
     Raises:
-        PlamoError: a model cannot be read, the models differ in shape or tokenizer, a setting is out of range, or the output is in the way.
+        PlamoError: a model cannot be read, the models differ in shape or tokenizer, a setting is out of range, or the output already
+            exists.
     """
     from plamo2_jax.surgery.merge.config import MergeConfig
     from plamo2_jax.surgery.merge.merge import merge

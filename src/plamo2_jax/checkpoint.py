@@ -242,7 +242,7 @@ def check_params(
     metadata = read_metadata(path)
     stored, wanted = _shapes(metadata), _shapes(abstract_params)
     if missing := sorted(wanted.keys() - stored.keys()):
-        raise CheckpointError(f"{path} does not have {len(missing)} tensor(s) of this model: {_some(missing)}")
+        raise CheckpointError(f"{path} does not have {len(missing)} tensor(s) of this model, such as {_some(missing)}")
     if extra := sorted(stored.keys() - wanted.keys()):
         raise CheckpointError(f"{path} has {len(extra)} tensor(s) that this model does not have: {_some(extra)}")
     for name, shape in wanted.items():
@@ -259,7 +259,10 @@ def item_folder(folder: str | os.PathLike[str], step: int | None = None, item: s
     """
     path = step_folder(folder, step) / item
     if item == EMA and not path.is_dir():
-        raise CheckpointError(f"{path.parent} has no {EMA}: only runs with ema_decay keep a moving average")
+        raise CheckpointError(
+            f"{path.parent} has no {EMA}: only runs with ema_decay store a moving average. Use the checkpoint "
+            "without @ema"
+        )
     return path
 
 
@@ -348,7 +351,10 @@ def step_folder(folder: str | os.PathLike[str], step: int | None = None) -> Path
     """
     found = steps(folder)
     if not found:
-        raise CheckpointError(f"{folder} has no finished checkpoint in {located(folder) / CHECKPOINTS}")
+        raise CheckpointError(
+            f"{folder} has no finished checkpoint in {located(folder) / CHECKPOINTS}: train the run until its "
+            "first checkpoint, or choose another run"
+        )
     if step is not None and step not in found:
         raise CheckpointError(
             f"{folder} has no finished checkpoint of step {step}: it has {', '.join(map(str, found))}"

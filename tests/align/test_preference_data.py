@@ -164,7 +164,7 @@ def test_a_folder_from_before_the_renaming_resumes(done, tmp_path, capsys):
     for name in ("answers.jsonl", "pairs.jsonl", "heldout.jsonl"):
         assert (old.output / name).read_bytes() == (config.output / name).read_bytes()
     other = dataclasses.replace(old, policy=dataclasses.replace(old.policy, batch_size=16))
-    with pytest.raises(ValueError, match=r"another configuration \(policy\.batch_size: 16, not 8\)"):
+    with pytest.raises(ValueError, match=r"a different configuration \(policy\.batch_size: 16, not 8\)"):
         make_preference_data(other)
     assert main(["prefer"]) == 2
     assert "warning: the command prefer is now called preference-data" in capsys.readouterr().err
@@ -334,7 +334,7 @@ def test_prompts_of_every_form(write_lines):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"prompt": "a", "rules": {"lang": "ja"}}, "line 2: the rule 'lang' is unknown; it must be one of"),
+        ({"prompt": "a", "rules": {"lang": "ja"}}, "line 2: the rule 'lang' is unknown: it must be one of"),
         ({"prompt": "a", "rules": {"language": "fr"}}, "line 2: the rule language='fr' is not allowed"),
         ({"prompt": "a", "rules": []}, "line 2: rules must be an object"),
         ({"text": "a"}, r"line 2: no prompt \(neither a field prompt nor messages: a record must have one of"),

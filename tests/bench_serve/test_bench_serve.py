@@ -186,7 +186,7 @@ def test_a_server_that_is_not_there_is_one_sentence(tmp_path, capsys):
     assert main(command) == 2
     assert "the models of the server cannot be listed (connection)" in capsys.readouterr().err
     assert main([*command, "--model", "m"]) == 2
-    assert "the warm-up request fails (connection)" in capsys.readouterr().err
+    assert "the warm-up request failed (connection)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

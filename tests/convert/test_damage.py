@@ -182,7 +182,7 @@ SHARDED = {
     ),
     "tensor the index lacks": (
         lambda f, t: edit_index(f, lambda w: w.pop(D)),
-        f"has tensor {D}, which model.safetensors.index.json does not list",
+        f"has the tensor {D}, which model.safetensors.index.json does not list",
     ),
     "tensor a shard lacks": (
         lambda f, t: save_file(without(dict(list(t.items())[0::3]), "model.embed_tokens.weight"), f / FIRST),
@@ -226,7 +226,7 @@ def test_a_tokenizer_with_more_rows_than_the_model(tmp_path, golden_tokenizer):
 def test_an_output_in_use_is_not_touched(public, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes").write_text("mine")
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="already exists"):
         from_public(public, tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes"]
 

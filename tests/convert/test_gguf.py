@@ -365,7 +365,7 @@ def refusal(tmp_path, source, **options):
 def test_refusals(tmp_path, model, golden_tokenizer):
     assert "1 to 1,073,741,824" in refusal(tmp_path, model, context_length=0)
     assert "has no steps" in refusal(tmp_path, model, step=3)
-    with pytest.raises(ConvertError, match="exists already"):
+    with pytest.raises(ConvertError, match="already exists"):
         to_gguf(model, model / "config.json")
     (model / "tokenizer.jsonl").rename(model / "other")
     assert "has no tokenizer.jsonl" in refusal(tmp_path, model)

@@ -155,7 +155,7 @@ def test_verbs_that_read_a_model(folders, tmp_path, capsys):
     assert main(["evaluate", folder, *heldout]) == 0
     assert main(["inspect", folder]) == 0
     assert "quantized run folder" in (text := capsys.readouterr().out)
-    assert "1 matrices float8 with 1 scale an output and float8 activations" in text
+    assert "1 matrices float8 with 1 scale per output and float8 activations" in text
 
 
 def test_verbs_that_need_float_weights_refuse(folders, tmp_path, capsys):
@@ -177,7 +177,7 @@ def test_verbs_that_need_float_weights_refuse(folders, tmp_path, capsys):
 
 
 def test_a_second_writer_and_a_wrong_tree_are_refused(folders, uniform, tmp_path):
-    with pytest.raises(PlamoError, match="exists already"):
+    with pytest.raises(PlamoError, match="already exists"):
         save(folders["uniform"], uniform)
     with pytest.raises(ConvertError, match="parameter embedding is missing"):
         save(tmp_path / "out", {name: leaf for name, leaf in uniform.items() if name != "embedding"})

@@ -127,7 +127,7 @@ def test_other_weights_under_the_same_name_are_refused(folder, server, capsys):
     server.answer = lambda body: {"model": "tiny-v2", **answer(body)}
     server.requests.clear()
     assert evaluate(*arguments) == 2
-    assert "answers with another model than when this evaluation began" in capsys.readouterr().err
+    assert "answers with a different model than at the start of this evaluation" in capsys.readouterr().err
     assert asked(server) == []
     (folder / "out" / "server.json").unlink()
     assert evaluate(*arguments) == 0
@@ -136,7 +136,7 @@ def test_other_weights_under_the_same_name_are_refused(folder, server, capsys):
     # A server without a chat template is asked for a completion.
     server.troubles = {"富士山": [400]}
     assert evaluate(*arguments) == 2
-    assert "answers with another model" in capsys.readouterr().err
+    assert "answers with a different model" in capsys.readouterr().err
     server.troubles = {"富士山": [400, 400]}
     assert evaluate(*arguments) == 2
     assert "does not answer: HTTP 400" in capsys.readouterr().err

@@ -151,7 +151,7 @@ def test_problems_are_one_sentence_and_the_chat_goes_on(chat, server, tmp_path):
     assert [each["content"] for each in server.bodies[-1]["messages"]] == ["Hi", "Half", "Hi"]
     terminal.line("/save mine.txt")
     # Without the prompt, the terminal may not take Ctrl-D as the end yet.
-    terminal.wait(r"(?s)error: mine.txt exists: give the name of a new file\n.*> ")
+    terminal.wait(r"(?s)error: mine.txt already exists: give the name of a new file\n.*> ")
     assert (tmp_path / "mine.txt").read_text(encoding="utf-8") == "kept"
     terminal.type(CTRL_D)
     assert terminal.end() == 0

@@ -49,7 +49,7 @@ def test_a_model_in_four_bits_generates(model, text, tmp_path, capsys):
     assert main(["generate", str(out), "--prompt", "A", "--max-new-tokens", "3", "--temperature", "0"]) == 0
     # Once more into a folder that exists.
     assert main(["quantize", model, str(out), *options(text)]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_eight_bits_need_no_data(model, tmp_path):

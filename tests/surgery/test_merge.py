@@ -104,9 +104,9 @@ def test_refusals(models, tmp_path, capsys):
     assert "must be REGEX=w1,w2" in refused([a, b, out, "--weights-for", "x"], capsys)
     assert "has no finished checkpoint of step 7" in refused([f"{a}-run@7", b, out], capsys)
     assert "only runs with ema_decay" in refused([f"{a}-run@ema", b, out], capsys)
-    assert "is a folder in Hugging Face format, which has no steps" in refused([f"{a}@7", b, out], capsys)
+    assert "is in Hugging Face format, which has no steps" in refused([f"{a}@7", b, out], capsys)
     assert "give the models and then the folder" in refused([a], capsys)
-    assert "exists already" in refused([a, b, a], capsys)
+    assert "already exists" in refused([a, b, a], capsys)
     assert not out.exists()
     assert not list(tmp_path.iterdir())
 

@@ -100,7 +100,7 @@ def test_a_pruned_model_generates_and_trains(home, pruned, capsys):
         (["prune", "MODEL", "MODEL", "OUT", "--set", "hidden_size=64"], "must not be larger"),
         (["prune", "MODEL", "MODEL", "OUT", "--calibration", "nowhere", "--set", "hidden_size=12"], "nowhere"),
         (["prune", "MODEL", "MODEL", "OUT", "--max-parameters", "10"], "fits a budget of 10"),
-        (["prune", "MODEL", "MODEL", "MODEL", "--calibration", "DATA"], "exists already"),
+        (["prune", "MODEL", "MODEL", "MODEL", "--calibration", "DATA"], "already exists"),
     ],
 )
 def test_refusals_are_one_line_and_leave_nothing(home, tmp_path, capsys, argv, message):

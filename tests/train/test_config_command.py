@@ -145,7 +145,7 @@ def test_validate_refuses_a_vocabulary_that_does_not_fit(make_config, tmp_path, 
 
 def test_validate_and_show_name_files_that_hold_no_config(tmp_path, refused):
     (tmp_path / "a.py").write_text("x = 1\n", encoding="utf-8")
-    assert "sets no configuration" in refused("validate", tmp_path / "a.py")
+    assert "does not set a configuration" in refused("validate", tmp_path / "a.py")
     assert "no.py is not a file" in refused("show", "no.py")
     (tmp_path / "config.json").write_text('{"model_type": "plamo2"}', encoding="utf-8")
     assert "is not the folder of a training run" in refused("diff", tmp_path)

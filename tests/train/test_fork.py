@@ -144,7 +144,7 @@ def short(make_config):
 
 
 def test_an_average_that_the_other_run_kept_not_is_refused(short):
-    with pytest.raises(CheckpointError, match="only runs with ema_decay keep a moving average"):
+    with pytest.raises(CheckpointError, match="only runs with ema_decay store a moving average"):
         train(dataclasses.replace(short, name="averaging", ema_decay=0.9, fork=f"{short.folder}@4"))
 
 
@@ -157,7 +157,7 @@ def test_a_complete_run_is_trained_further(short, make_config):
     assert losses(longer) == losses(whole)
     assert_same_params(params_of(longer), params_of(whole))
     assert json.loads((longer.folder / "config.json").read_text())["steps"] == 12
-    with pytest.raises(TrainingError, match=r"another configuration, .*steps: 6, not 12.*fork=RUN@STEP"):
+    with pytest.raises(TrainingError, match=r"a different configuration, .*steps: 6, not 12.*fork=RUN@STEP"):
         train(short)
 
 

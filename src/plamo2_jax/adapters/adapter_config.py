@@ -117,8 +117,9 @@ def read_adapter_config(path: Path) -> AdapterConfig:
     start = fields.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CHANGED_BASE):
         raise AdapterError(
-            f"{path}: init_lora_weights={shown(start)} is not supported: such adapters belong to a base whose weights were changed "
-            "before training. Convert them to plain LoRA with PEFT (save_pretrained with path_initial_model_for_weight_conversion)"
+            f"{path}: init_lora_weights={shown(start)} is not supported: such adapters were trained on a base "
+            "with modified weights. Convert them to plain LoRA with PEFT (save_pretrained with "
+            "path_initial_model_for_weight_conversion)"
         )
     unchanged = start is None or isinstance(start, bool) or start in _PLAIN_STARTS
     require("init_lora_weights", unchanged, f"true, false, {', '.join(map(repr, _PLAIN_STARTS))}")

@@ -130,7 +130,7 @@ class Dpo(TaskConfig):
     kind: ClassVar[str] = "dpo"
 
     pairs: PairsConfig = dataclasses.field(default_factory=PairsConfig)
-    """How pairs become rows."""
+    """Packing of pairs into rows."""
     preference: PreferenceConfig = dataclasses.field(default_factory=PreferenceConfig)
     """The losses and their settings."""
     reference: Path | None = None

@@ -73,7 +73,7 @@ class Sft(TaskConfig):
     kind: ClassVar[str] = "sft"
 
     chat: ChatConfig = dataclasses.field(default_factory=ChatConfig)
-    """How conversations become rows."""
+    """Packing of conversations into rows."""
     z_loss: float = 1e-4
     """Coefficient of the z-loss log(Z)², which keeps logits from drifting (PaLM, arXiv:2204.02311); 0 turns it off."""
     neftune_alpha: float = 0.0
@@ -82,7 +82,7 @@ class Sft(TaskConfig):
     lora: LoraConfig | None = None
     """Train LoRA adapters instead of the model."""
     samples: SamplesConfig = dataclasses.field(default_factory=SamplesConfig, metadata=FREE)
-    """Prompts that the model answers at every evaluation."""
+    """Prompts for sample answers at every evaluation."""
 
     def __post_init__(self) -> None:
         for name in ("z_loss", "neftune_alpha"):

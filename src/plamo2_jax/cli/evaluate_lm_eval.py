@@ -56,4 +56,4 @@ def run_lm_eval(options: EvaluateOptions, folder: Path) -> None:
         written = write_results(folder, results, model.description)
     report = write_evaluation_report(folder)
     print(results_table(written))
-    print(f"results: {folder}, page: {report}")
+    print(f"results: {folder}, report: {report}")

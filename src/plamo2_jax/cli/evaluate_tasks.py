@@ -87,7 +87,7 @@ def run_tasks(options: EvaluateOptions, folder: Path) -> int:
     for label, result in results:
         if "contamination" in result:
             print(_contamination_line(label, result))
-    print(f"results: {folder}, page: {report}")
+    print(f"results: {folder}, report: {report}")
     failed = sum(result["failed"] for _, result in results)
     if failed:
         print(

@@ -184,7 +184,7 @@ def read_prompt(path: Path) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise PlamoError(f"--prompt-file: {name} is not UTF-8 (byte {error.start})") from None
+        raise PlamoError(f"--prompt-file: {name} is not UTF-8 (byte {error.start}): save the file as UTF-8") from None
     if "\r\n" in text:
         print(f"--prompt-file: CRLF line ends of {name} are read as LF", file=sys.stderr)
     return text.replace("\r\n", "\n")

@@ -73,7 +73,7 @@ class _SynthCommand(Generic[Place]):
     place: tyro.conf.OmitArgPrefixes[Place]
     """Options of the place."""
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print what would be run, and run nothing."""
+    """Print the script, manifest or command, and run nothing."""
 
 
 def main(argv: list[str]) -> int:

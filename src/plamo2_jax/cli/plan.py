@@ -73,7 +73,10 @@ def ssd(options: SsdOptions) -> None:
         raise PlamoError(f"--preset {options.preset} is not allowed: it must be one of {', '.join(PRESETS)}")
     require_at_least(1, tokens=options.tokens, batch=options.batch, chunk=min(options.chunk, default=None))
     if options.output is not None and not options.output.parent.is_dir():
-        raise PlamoError(f"--output {options.output}: the folder {options.output.parent} does not exist")
+        raise PlamoError(
+            f"--output {options.output}: the folder {options.output.parent} does not exist. Create it, or choose "
+            "another file"
+        )
     shape = (options.tokens, options.batch, options.segments, options.initial_state)
     programs = [
         (SsdProgram(options.preset, name, size, direction, *shape), layout)

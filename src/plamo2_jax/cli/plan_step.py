@@ -80,7 +80,9 @@ def main(argv: Sequence[str]) -> int:
         raise PlamoError("plamo2 plan needs either --topology SLICE, such as v5p:4x4x4, or --gpu NODE, such as h100x8")
     _refuse_unused(options)
     if options.json is not None and not options.json.absolute().parent.is_dir():
-        raise PlamoError(f"--json {options.json}: the folder {options.json.parent} does not exist")
+        raise PlamoError(
+            f"--json {options.json}: the folder {options.json.parent} does not exist. Create it, or choose another file"
+        )
     if options.gpu is not None:
         return _gpus(options, Request(config, "", gpus=_gpu_count(options.gpu)))
     context = options.prefill or options.decode or config.data.sequence_length

@@ -74,7 +74,7 @@ def encode(
         try:
             text = sys.stdin.buffer.read().decode()
         except UnicodeDecodeError as error:
-            raise PlamoError(f"standard input is not UTF-8 (byte {error.start})") from None
+            raise PlamoError(f"standard input is not UTF-8 (byte {error.start}): it must be UTF-8 text") from None
     if not allow_control and (found := dict.fromkeys(loaded.control_strings_in(text))):
         print(
             f"warning: {', '.join(found)} is encoded as text, not as a control token; use --allow-control to "

@@ -194,7 +194,7 @@ def _write(
             f"{address(output)} is in a bucket: a GGUF file must be written to a local path. Copy it afterwards"
         )
     if os.path.lexists(output):
-        raise ConvertError(f"{output} exists already. Choose another file, or delete it")
+        raise ConvertError(f"{output} already exists. Choose another file, or delete it")
     check_type(about.kind, leaves)
     tensors = gguf_tensors(about.config, about.kind, leaves)
     total = sum(tensor.bytes for tensor in tensors)

@@ -62,7 +62,9 @@ def compare(first: Path, second: Path) -> dict[str, Comparison]:
     one, other = read_results(first), read_results(second)
     names = [name for name in one if name in other]
     if not names:
-        raise PlamoError(f"{first} and {second} have no task in common: {', '.join(one)} and {', '.join(other)}")
+        raise PlamoError(
+            f"{first} and {second} have no task in common: they have {', '.join(one)} and {', '.join(other)}"
+        )
     return {name: compare_results(name, one[name], other[name]) for name in names}
 
 

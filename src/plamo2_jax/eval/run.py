@@ -75,7 +75,7 @@ def run_task(
     concurrency: int = 8,
     contaminated: Mapping[str, Rule] | None = None,
 ) -> dict[str, Any]:
-    """Answer the items of a task, score the answers, and return the result. Stored responses are not asked again.
+    """Answer the items of a task, score the answers, and return the result. Stored responses are reused.
 
     Args:
         task: the task.

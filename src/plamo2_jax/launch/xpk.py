@@ -60,7 +60,7 @@ class Xpk:
 
     def check(self) -> None:
         """Check that an image is given and that values are allowed; raise PlamoError otherwise."""
-        require({"container image": (self.image, "--image (docs/launch.md says how to build one)")})
+        require({"container image": (self.image, "--image (docs/launch.md explains how to build one)")})
         require_at_least(1, slices=self.slices, grace=self.grace)
         require_at_least(0, restarts=self.restarts)
         for field in ("namespace", "queue", "service_account"):

@@ -45,7 +45,7 @@ class Stage:
                 f"stage {self.name}: the command must start with the name of a plamo2 command, such as merge"
             )
         if ">" in words[:-2] or words[-1] == ">":
-            raise PlamoError(f"stage {self.name}: > FILE is allowed once, at the end of the command")
+            raise PlamoError(f"stage {self.name}: > FILE is allowed only once, at the end of the command")
 
     @property
     def argv(self) -> list[str]:
@@ -76,7 +76,7 @@ class Pipeline:
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
         if not names:
-            raise PlamoError("Pipeline.stages=() is not allowed: there must be at least one")
+            raise PlamoError("Pipeline.stages=() is not allowed: there must be at least one stage")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise PlamoError(
                 f"Pipeline.stages is not allowed: {twice[0]} is the name of {names.count(twice[0])} of them"

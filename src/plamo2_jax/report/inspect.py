@@ -75,8 +75,8 @@ def inspect_folder(folder: Path, step: int | None = None, verify: bool = False) 
         facts, tensors = _peft(folder)
     elif folder.is_dir() and not (folder / checkpoint.CONFIG).exists():
         raise PlamoError(
-            f"{folder} holds neither a model, nor adapters, nor shards: it must have config.json, {PEFT_CONFIG} or {SHARDS_MANIFEST}"
-            f"{_described_below(folder)}"
+            f"{folder} has no model, no adapters and no shards: it must have config.json, {PEFT_CONFIG} or "
+            f"{SHARDS_MANIFEST}{_described_below(folder)}"
         )
     elif is_run_folder(folder):
         quantized = checkpoint.is_quantized(folder)
@@ -84,7 +84,9 @@ def inspect_folder(folder: Path, step: int | None = None, verify: bool = False) 
     else:
         facts, tensors = _public(folder)
     if (step is not None or name.ema) and "steps" not in facts:
-        raise PlamoError(f"{folder} is not a run folder and has no steps; remove --step or what follows the @")
+        raise PlamoError(
+            f"{folder} is not a run folder, so it has no steps: remove --step, or the @ and the text after it"
+        )
     if tensors:
         groups, dtypes = Counter(), Counter()
         for tensor in tensors:
@@ -211,7 +213,7 @@ def _texts(folder: Path) -> dict[str, Any]:
 
 def _checksums(path: Path, verify: bool) -> str:
     if not (path / MANIFEST).is_file():
-        return "none: written by an older version"
+        return "none: the checkpoint was written by an older version"
     if not verify:
         return "present, not compared (--verify)"
     damage = find_damage(path)

@@ -22,7 +22,7 @@ class Completion:
     """A request to `/v1/completions`, with its prompts encoded.
 
     Args:
-        model: the model that is asked.
+        model: the model of the request.
         fields: the request.
         prompts: ids [t] i32 of each prompt.
         output: what each text must be.

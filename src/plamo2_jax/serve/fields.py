@@ -106,7 +106,7 @@ class Fields:
         return default if value is None else value
 
     def nested(self, name: str) -> Fields | None:
-        """Return the fields of an object; None if it is left out."""
+        """Return the fields of an object; None if it is absent."""
         value = self.get(name)
         if value is None:
             return None
@@ -121,7 +121,7 @@ class Fields:
         return value or {}
 
     def items(self, name: str, what: str) -> list[Any] | None:
-        """Return a field that is an array; None if it is left out. `what` describes the array in the error."""
+        """Return a field that is an array; None if it is absent. `what` describes the array in the error."""
         value = self.get(name)
         if value is not None and not isinstance(value, list):
             raise self.refuse(name, what)

@@ -31,7 +31,7 @@ def read_output_format(fields: Fields, model: ServedModel) -> OutputFormat:
 
     Args:
         fields: the request.
-        model: the model that is asked.
+        model: the model of the request.
 
     Raises:
         ApiError: a field is not allowed.

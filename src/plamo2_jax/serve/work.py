@@ -29,7 +29,7 @@ class Work:
 
     Args:
         engine: the engine.
-        model: the model that is asked.
+        model: the model of the request.
         timeout: seconds after which the jobs end.
     """
 

@@ -140,7 +140,7 @@ class SynthConfig:
     recipes: tuple[RecipeUse, ...]
     """The recipes."""
     seeds: SeedsConfig = dataclasses.field(default_factory=SeedsConfig)
-    """What the recipes start from."""
+    """Inputs of the recipes."""
     generator: GeneratorConfig | None = None
     """Generator model; None: only recipes without a model can be used."""
     judge: GeneratorConfig | None = None

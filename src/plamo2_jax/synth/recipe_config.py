@@ -185,7 +185,7 @@ def parse_recipe(content: Mapping[str, Any], where: str) -> RecipeConfig:
     for number, fields in enumerate(steps, 1):
         step = _step(fields, f"{where}: step {fields.get('name', number)}")
         if step.name in [one.name for one in read]:
-            raise PlamoError(f"{where}: two steps have the name {step.name}: names must differ. Rename one")
+            raise PlamoError(f"{where}: two steps have the name {step.name}: names must be unique. Rename one")
         read.append(step)
     return RecipeConfig(
         **{name: given[name] for name in ("name", "version", "description", "language", "kind", "source")},

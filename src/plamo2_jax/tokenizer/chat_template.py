@@ -158,7 +158,7 @@ class ChatTemplate:
             shielded = _shield(given, controls)
             text = self._template.render({**_TOKENS, **shielded, "add_generation_prompt": add_generation_prompt})
             if not _is_unicode(text) and _is_unicode(json.dumps(shielded, ensure_ascii=False)):
-                raise ChatTemplateError(f"{self.name} writes a lone surrogate, which is not text")
+                raise ChatTemplateError(f"{self.name} returns a lone surrogate, which is not valid text")
             return text
         except RecursionError:
             raise ChatTemplateError(f"{self.name} fails on this conversation: it nests too deeply") from None

@@ -80,7 +80,8 @@ def join(config: ProcessesConfig) -> None:
         )
     except (RuntimeError, ValueError) as error:
         raise PlamoError(
-            f"the job at distributed.coordinator={config.coordinator} cannot be joined: {first_line(error)}"
+            f"the job at distributed.coordinator={config.coordinator} cannot be joined: {first_line(error)}. "
+            "Check that all processes can reach this address and have the same process_count"
         ) from error
 
 
