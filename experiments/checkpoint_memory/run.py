@@ -141,14 +141,15 @@ def page(results: dict) -> str:
     notes = (HERE / "notes.md").read_text(encoding="utf-8")
     return f"""# Host memory of checkpoints
 
-Question: how much host memory do saving and restoring the state of a large run need?
+**Question.** How much host memory do saving and restoring the state of a large run need?
 
 ## Plan for the 31B on 8 devices
 
-From shapes and shardings; nothing was allocated. {planned["parameters"]:,} parameters, AdamW, all in float32, divided over 8 devices \
-(fsdp).
+These sizes are computed from shapes and shardings. The state has {planned["parameters"]:,} parameters and the moments of AdamW, all in \
+float32, \
+and is divided over 8 devices (fsdp).
 
-| | GiB |
+| part | GiB |
 |---|---|
 | state | {gib["state_bytes"]} |
 | of it on each device | {gib["device_bytes"]} |
@@ -158,16 +159,18 @@ From shapes and shardings; nothing was allocated. {planned["parameters"]:,} para
 ## Measured
 
 One process, {DEVICES} CPU devices, layers of the 1B with half its width ({" and ".join(map(str, LAYERS))} layers, vocabulary of \
-8,192). Not measured: the 31B and the 1B, whose states need more memory than the machine had free. "rise" is the peak of the resident \
-memory during the action minus the resident memory before it. A restore includes the state, which is in host memory here; on accelerators \
-it goes to the devices' memory. "besides the state" leaves it out. The time was measured while other work ran and is no benchmark.
+8,192). The 31B and the 1B were not measured, because their states need more memory than was free on the machine. "rise" is the peak of \
+the resident \
+memory during the action minus the resident memory before it. For a restore, the rise includes the state, which is in host memory here \
+and in device \
+memory on accelerators. "besides the state" does not include it. The times were measured while other work ran, and are not a benchmark.
 
 | action | state, GiB | largest array, GiB | rise, GiB | rise / state | besides the state, GiB | s |
 |---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
 {notes}
-`{results["command"]}` repeats it (jax {results["versions"]["jax"]}, Orbax {results["versions"]["orbax-checkpoint"]}; \
+`{results["command"]}` repeats the experiment (jax {results["versions"]["jax"]}, Orbax {results["versions"]["orbax-checkpoint"]}; \
 {results["machine"]["cpus"]} CPUs, {results["machine"]["memory"]}).
 """
 

@@ -111,7 +111,9 @@ def to_public(
     name = ModelName.parse(source, step=step, ema=ema)
     require_empty(Path(output))
     if not is_run_folder(name.folder):
-        raise ConvertError(f"{name.folder} is already a folder in Hugging Face format: to-hf needs a run folder")
+        raise ConvertError(
+            f"{name.folder} is already a folder in Hugging Face format, which other programs can read: to-hf needs a run folder"
+        )
 
     files = chat_template_files(name.folder)
     newest = name.step is None and not name.ema
