@@ -70,7 +70,7 @@ def absolute(path: str | os.PathLike[str]) -> Path:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file atomically. Of two concurrent writers, the later one wins. An OSError names the path, also if the disk is full."""
+    """Write a file atomically. With two concurrent writers, the later one wins. An OSError names the path, also if the disk is full."""
     if is_remote(path):
         path.write_bytes(content)  # An object in a bucket appears only when it is complete.
         return

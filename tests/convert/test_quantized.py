@@ -284,7 +284,7 @@ HOSTILE = {
             config_change(lambda q: q["tensors"][OUT4].update(zero_points=True))(folder),
             tensor_change(f"{OUT4}.scales", lambda a: a, zero_points=f"{OUT4}.zero_points")(folder),
         ),
-        "holds a zero point out of range: those of int4 must be from -8 to 7",
+        "holds a zero point out of range: zero points of int4 must be from -8 to 7",
     ),
     "no weights": (lambda folder: shutil.rmtree(folder / FOLDER), "has no folder quantized"),
     "a cut file": (

@@ -230,7 +230,7 @@ def test_clean_keeps_the_fields_that_were_chosen(capsys, tmp_path):
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").open()] == [
         {"id": f"a-{i}", "text": text.format(i), "language": "en"} for i in range(3)
     ]
-    assert "left out: the field 'text', which is not the text here: 3" in err
+    assert "omitted: the field 'text', which was not selected as the text: 3" in err
 
 
 def test_clean_says_what_was_lost(capsys, tmp_path):

@@ -1,7 +1,7 @@
 """Reading and validation of PEFT's adapter_config.json. Only plain LoRA is supported.
 
-A field is read, or ignored because it does not change the merged weights, or refused unless it has the value of plain LoRA. The fields are
-those of LoraConfig in PEFT 0.21. Unknown fields must be null, false or empty.
+A field is read, or ignored because it does not change the merged weights, or refused unless it has the value of plain LoRA. The list has
+the fields of LoraConfig in PEFT 0.21. Unknown fields must be null, false or empty.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def convert_records(
 
 
 def read_conversations(spec: str | Path, report: ReadReport) -> Iterator[Conversation]:
-    """Return the conversations of a file, a folder or a pattern; arguments and errors are those of `convert_records`."""
+    """Return the conversations of a file, a folder or a pattern; arguments and errors are the same as for `convert_records`."""
     return convert_records(spec, report, to_conversation)
 
 

@@ -50,7 +50,7 @@ class Pair:
 
 
 def read_pairs(spec: str | Path, report: ReadReport) -> Iterator[Pair]:
-    """Return the pairs and single answers of a file, a folder or a pattern; arguments and errors are those of `convert_records`."""
+    """Return the pairs and single answers of a file, a folder or a pattern; arguments and errors are the same as for `convert_records`."""
     return chat.convert_records(spec, report, to_pair)
 
 

@@ -67,10 +67,10 @@ def preference_loss_fn(
 ) -> LossFn:
     """Return the loss function of packed pairs. The loss is a mean over pairs and single answers.
 
-    The sums are those of `dpo.preference_loss`, and `tokens`, the number of answer tokens. With a reference there are two more sums over
-    the answer tokens, where d = log π_ref − log π of a token. `log_ratio` is Σ −d. `kl` is Σ exp(d) − 1 − d, Schulman's estimator k3 of
-    KL(π ‖ π_ref). The answers come from the data and not from the policy, so `kl` is a distance and not an unbiased estimate. d is clipped
-    at `MOST_KL_EXPONENT`, where a token adds 142 nats, because otherwise very unlikely tokens would dominate the sum.
+    The sums are the same as in `dpo.preference_loss`, plus `tokens`, the number of answer tokens. With a reference there are two more sums
+    over the answer tokens, where d = log π_ref − log π of a token. `log_ratio` is Σ −d. `kl` is Σ exp(d) − 1 − d, Schulman's estimator k3
+    of KL(π ‖ π_ref). The answers come from the data and not from the policy, so `kl` is a distance and not an unbiased estimate. d is
+    clipped at `MOST_KL_EXPONENT`, where a token adds 142 nats, because otherwise very unlikely tokens would dominate the sum.
 
     Args:
         chunk: positions of each row whose logits exist at a time; None: all.

@@ -18,7 +18,7 @@ COMMANDS = {
     "/exit": "end the chat (or Ctrl-D)",
     "/reset": "start a new conversation with the same system message",
     "/system TEXT": "set the system message, or remove it if TEXT is missing",
-    "/save FILE": "append the conversation to FILE as a JSON line for plamo2 sft",
+    "/save FILE": "write the conversation to a new file, as a JSON line that plamo2 sft reads",
     "/help": "list the commands",
 }
 

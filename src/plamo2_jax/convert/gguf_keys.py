@@ -150,7 +150,7 @@ def add_tokenizer(writer: GGUFWriter, config: ModelConfig, tokenizer: Tokenizer,
 
 
 def stop_ids(config: ModelConfig, tokenizer: Tokenizer) -> list[int]:
-    """Return the ids that end a text, as generation in this project uses them: those of the config, then eos, op and bos.
+    """Return the ids that end a text, as generation in this project uses them: the ids in the config, then eos, op and bos.
 
     llama.cpp has three keys for such ids: end of text, of a turn and of a message.
     """

@@ -162,7 +162,7 @@ def _type(short: str, shape: tuple[int, ...], kind: FileType, leaves: list[Any],
 
 
 def has_blocks(leaf: Any) -> bool:
-    """Return whether the values and scales of a matrix are those of blocks: integers without zero points in groups of n · 32 inputs."""
+    """Return whether a matrix fits into blocks: integers without zero points, in groups of n · 32 inputs."""
     if not is_quantized(leaf) or leaf.zero_points is not None:
         return False
     inputs = math.prod(leaf.values.shape[-len(leaf.contracted) :])

@@ -72,7 +72,7 @@ def model_card(
         config: Shape of the model.
         options: Information from the user.
         step: Step of the exported checkpoint, if known.
-        newest: Whether it is the newest checkpoint with its own parameters. Otherwise evaluation.json, which names no step, is left out.
+        newest: Whether it is the newest checkpoint with its own parameters. Otherwise evaluation.json, which has no step, is not used.
         with_code: Whether the export has Python files.
         chat: Whether it has a chat template.
         schemes: How the linear layers are quantized; None: not at all.

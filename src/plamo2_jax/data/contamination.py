@@ -290,7 +290,7 @@ def contaminated_items(
 
 
 def texts_of(record: Mapping[str, Any], fields: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the texts in a record: those of the named fields, or of all fields, also inside of lists and objects."""
+    """Return the texts in a record, from the named fields or from all fields, including nested lists and objects."""
     texts: list[str] = []
 
     def add(value: Any) -> None:

@@ -297,7 +297,7 @@ def one_pass(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.IterDataset[Batch]:
-    """Return batches with every element once, in order, as `heldout_batches` does. The arguments are those of `mixed_batches`."""
+    """Return batches with every element once, in order, as `heldout_batches` does. The arguments are the same as for `mixed_batches`."""
     rows = _rows_of_process(config, process_index, process_count)
     dataset = grain.MapDataset.source(elements).to_iter_dataset(_read_options(config.read_threads))
     dataset = pack(dataset, config.sequence_length, config.packing_bins, collator=collator)

@@ -48,7 +48,7 @@ class QualityModel:
         weights: weight of each bin, [BINS] float32.
         bias: added to the mean weight.
         scale, shift: calibration: the probability is sigmoid(scale * logit + shift).
-        training: what the model was trained on, as JSON: files, numbers of texts, held-out AUC.
+        training: training data of the model, as JSON: files, numbers of texts, held-out AUC.
     """
 
     weights: np.ndarray

@@ -62,7 +62,7 @@ class Generator:
         max_length: maximum number of tokens of a row, prompt and continuation; None: `max_position_embeddings` of the model. The
             cache has only the length that a call needs.
         max_slots: maximum number of rows decoded together. Other rows wait for a free slot.
-        key_dtype: dtype of cached keys and values; None: that of the activations.
+        key_dtype: dtype of cached keys and values; None: the dtype of the activations.
 
     Attributes:
         model: the network without a scan over layers.

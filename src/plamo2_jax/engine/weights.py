@@ -48,7 +48,7 @@ def cast_matrices(model: Plamo2, params: dict) -> dict:
 def abstract_weights(model: Plamo2) -> dict:
     """Return the tree of `jax.ShapeDtypeStruct` of a model's parameters for inference.
 
-    Matrices have the activation dtype; vectors have float32. With a mesh, the shardings are those of the strategy "tensor". Without a
+    Matrices have the activation dtype; vectors have float32. With a mesh, the parameters are sharded by the strategy "tensor". Without a
     mesh, all parameters are on the first device.
     """
     names, shapes = logical_axes(model), abstract_params(model)

@@ -1,7 +1,7 @@
 """Compare two evaluations: paired differences of the scores of common items, with confidence intervals.
 
-The interval is that of a paired t test. Answers to one question, such as several trials, are not independent, so the differences of a
-question are averaged first, and the questions are the sample.
+The interval is the interval of a paired t test. Answers to one question, such as several trials, are not independent, so the differences of
+a question are averaged first, and the questions are the sample.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def server_description(description: Mapping[str, Any], found: Mapping[str, str])
 
 
 def check_servers(folder: Path, servers: Mapping[str, Mapping[str, Any] | None]) -> None:
-    """Compare servers with those of an earlier evaluation in the same folder, and store them in FOLDER/server.json.
+    """Compare servers with the servers of an earlier evaluation in the same folder, and store them in FOLDER/server.json.
 
     Args:
         folder: folder of the results.

@@ -41,7 +41,7 @@ class Archive:
         return sum(self.files.values())
 
     def summary(self) -> list[str]:
-        """Return lines that describe what is copied, the largest files, and what is not copied."""
+        """Return lines that describe the copied files, the largest files, and the files that are not copied."""
         largest = sorted(self.files, key=lambda path: (-self.files[path], path))[:_SHOWN]
         lines = [
             f"copied to each worker: {len(self.files):,} files that git tracks, {_size(self.bytes)} before compression"

@@ -41,7 +41,7 @@ class Gcloud:
     job_name: str | None = None
     """Name of the queued resource and of its node. Default: the run's name."""
     runtime_version: str | None = None
-    """Software version of the TPU VMs; left out, the version for the TPU generation."""
+    """Software version of the TPU VMs. Default: the version for the TPU generation."""
     create_flag: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Further flag of `gcloud compute tpus queued-resources create`, as in --create-flag=--reserved; may be given several times."""
     source: Path = Path(".")

@@ -30,5 +30,5 @@ class SynthJob:
     """Names of environment variables with API keys."""
 
     def command(self, program: str, index: str) -> list[str]:
-        """Return the command line of a worker. `index` is the number of the worker, or what the launcher replaces by it."""
+        """Return the command line of a worker. `index` is the number of the worker, or a placeholder that the launcher replaces."""
         return [program, "synth", str(self.config), "--worker-index", index]

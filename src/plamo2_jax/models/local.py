@@ -62,7 +62,7 @@ def open_generator(
         tokenizer: tokenizer.jsonl, or its folder, to use instead of the model's own tokenizer.
         max_slots: maximum number of texts generated together.
         mesh: mesh over which the model is sharded; None: use the first device.
-        key_dtype: dtype of cached keys and values; None: that of the activations.
+        key_dtype: dtype of cached keys and values; None: the dtype of the activations.
 
     Returns:
         The generator, and the contents of the folder with the generator's parameters.

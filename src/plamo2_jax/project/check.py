@@ -35,7 +35,7 @@ class MemoryEstimate:
     """Arrays that are not trained, such as a teacher."""
     gradients: int
     activations: int
-    """Arrays of one micro-batch that the backward pass reads, with those of one period that it computes again, before the compiler fuses
+    """Activations of one micro-batch that the backward pass reads, and the recomputed activations of one period, before the compiler fuses
     operations."""
     logits: int
     """Logits and their gradient that exist besides `activations`."""
@@ -75,7 +75,7 @@ def exists(path: str | os.PathLike[str]) -> bool:
 
 
 def check_run(config: RunConfig, program: TrainProgram) -> Iterator[tuple[str, str]]:
-    """Check a run as `train` does before its first step, and yield what was checked, as name and result. Nothing is written.
+    """Check a run as `train` does before its first step, and yield the name and the result of each check. Nothing is written.
 
     Args:
         program: Result of `one_device_program`.

@@ -53,7 +53,7 @@ class SideBySide:
 
 @dataclasses.dataclass
 class Model:
-    """A model of a run folder, with what was measured about it."""
+    """A model of a run folder, with its results."""
 
     name: str
     folder: Path | None = None

@@ -1,4 +1,4 @@
-"""The thread that owns JAX: it runs the schedulers of all models and passes what they generate to the event loop.
+"""The thread that owns JAX: it runs the schedulers of all models and passes the generated tokens to the event loop.
 
 The event loop calls `submit` and `score`; nothing else of the engine is touched outside of the thread.
 """

@@ -29,7 +29,7 @@ class Fields:
 
     @property
     def unknown(self) -> list[str]:
-        """Names of the fields that were not read, those of nested objects with their path."""
+        """Names of the fields that were not read; fields of nested objects have their path."""
         own = [self._where + name for name in self._value if name not in self._read]
         return own + [name for nested in self._nested for name in nested.unknown]
 

@@ -66,7 +66,7 @@ class GenerationFields:
             salt: separates the prefixes of models.
             samples: number of samples; None: `n`.
             top_logprobs: number of most likely tokens to report at each position.
-            output: what the text must be; None: free text.
+            output: format of the text; None: free text.
         """
         ids = (*(() if self.ignore_eos else stop_ids), *self.stop_token_ids)
         stop = StopConfig(max_tokens, min(self.min_tokens, max_tokens), None, self.stop)

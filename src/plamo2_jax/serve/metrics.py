@@ -50,7 +50,7 @@ class Metrics:
         self._refused.labels(str(status)).inc()
 
     def delta(self, model: ServedModel, answer: Answer, index: int, delta: Delta) -> None:
-        """Count what a round has added to a job."""
+        """Count the tokens that a round has added to a job."""
         job, name = delta.job, model.name
         self._generated_tokens(name).inc(len(delta.token_ids))
         if delta.finish_reason is None and delta.error is None:

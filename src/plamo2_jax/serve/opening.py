@@ -58,7 +58,7 @@ def open_models(
         mesh: devices that the model is divided over; None: the first one.
 
     Raises:
-        ValueError: a folder is not what it must be.
+        ValueError: a folder is not a model, or not an adapter of the model.
     """
     folder = ModelName.parse(model).folder
     found = ChatTemplate.load(template) if template else None

@@ -1,4 +1,4 @@
-"""The fields of a chat request that say what the answer must be: `response_format`, `tools`, and vLLM's `guided_*`."""
+"""The fields of a chat request that set the format of the answer: `response_format`, `tools`, and vLLM's `guided_*`."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class Admission:
         clock: returns the time in seconds.
 
     Attributes:
-        works: what is in progress.
+        works: the work in progress.
         draining: whether all new work is refused.
     """
 

@@ -248,7 +248,7 @@ class TeacherLogits:
 
 
 def _top(model: Plamo2, params: Any, batch: Mapping[str, jax.Array], temperature: float, top_k: int) -> Any:
-    """Return the likeliest tokens at all positions of a batch. Logits exist for one row at a time."""
+    """Return the most likely tokens at all positions of a batch. Logits exist for one row at a time."""
     features, _ = model.apply(
         {"params": params}, batch["tokens"], batch["segment_ids"], batch["positions"], method="features"
     )

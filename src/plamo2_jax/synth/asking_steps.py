@@ -1,7 +1,6 @@
 """Verification steps that ask a model: a judge's score, agreement over samples, and translation back.
 
-A step sends no requests itself. `requests` is a generator like those of recipes, so that the unit runner stores every response in its
-journal.
+A step sends no requests itself. `requests` is a generator, as in recipes, so that the unit runner stores every response in its journal.
 """
 
 from __future__ import annotations

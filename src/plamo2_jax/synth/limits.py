@@ -34,8 +34,8 @@ class Terminated(Halt):
 class Budget:
     """What was spent by all starts and workers, against the limits.
 
-    What other workers spend is read again every few seconds, so together they may exceed a limit by what they spend in this time and by the
-    requests in flight.
+    The spending of other workers is read every few seconds. So the workers together may exceed a limit by their spending in this time and
+    by the requests in flight.
 
     Args:
         config: the configuration, with limits and prices.
@@ -179,7 +179,7 @@ class ServerGate:
 
 
 def largest_usage(body: Mapping[str, Any]) -> int:
-    """Return an upper estimate of the tokens of a request: those of its prompt, and `max_tokens`."""
+    """Return an upper estimate of the tokens of a request: its prompt tokens plus `max_tokens`."""
     prompt = body.get("prompt")
     if isinstance(prompt, list):
         tokens = sum(map(len, prompt)) if prompt and isinstance(prompt[0], str | list) else len(prompt)
@@ -195,7 +195,7 @@ class LimitedModel:
     Args:
         model: the model.
         config: its prices.
-        budget: counts what the responses cost.
+        budget: counts the cost of the responses.
         guard: is checked before each request.
     """
 

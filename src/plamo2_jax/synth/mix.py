@@ -47,7 +47,7 @@ class MixConfig:
     conversations: tuple[str, ...] = ()
     """Files, folders or patterns of conversations that people wrote, with the field messages."""
     shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Relative shares of synthetic tokens by name of the recipe. Recipes without a share are left out. Empty: all records."""
+    """Relative shares of synthetic tokens by name of the recipe. Recipes without a share are omitted. Empty: all records."""
     max_synthetic_share: float = 0.5
     """Largest share of synthetic tokens among the texts."""
     max_synthetic_share_messages: float = 1.0

@@ -262,7 +262,7 @@ class _LeasedJournal(Journal):
 
 
 class _UsageCounter:
-    """Sums what the responses to the requests of an entry cost."""
+    """Sums the cost of the responses to the requests of an entry."""
 
     def __init__(self, config: SynthConfig):
         self._config, self._spent = config, Spending()

@@ -54,7 +54,7 @@ _TAKEN = frozenset(
 
 
 def template_variables(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a record that a template may read as variables. Names that this package or Jinja uses are left out."""
+    """Return the fields of a record that a template may read as variables. Names that this package or Jinja uses are omitted."""
     return {name: value for name, value in fields.items() if name.isidentifier() and name not in _TAKEN}
 
 

@@ -149,7 +149,7 @@ def read_lines(
 
     Args:
         path: File to read. A missing file has no lines.
-        check: Returns a description of what is wrong with an object, or None.
+        check: Returns a description of the problem of an object, or None.
 
     Returns:
         The good lines, and a message for each bad line.
@@ -179,7 +179,7 @@ def read_lines(
 
 
 def metrics_problem(line: Mapping[str, Any]) -> str | None:
-    """Return a description of what is wrong with a line of metrics.jsonl, or None."""
+    """Return a description of the problem of a line of metrics.jsonl, or None."""
     if not is_step(line.get("step")):
         return 'must have an integer "step" of 0 or more'
     for name, value in line.items():

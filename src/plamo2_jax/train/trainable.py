@@ -52,7 +52,7 @@ def load_params(folder: Path, config: ModelConfig, shardings: Any) -> Any:
         shardings: Tree of shardings; None: the first device.
 
     Raises:
-        PlamoError: The folder has no model or a model of another shape, or is damaged.
+        PlamoError: The folder has no model or a model with a different shape, or is damaged.
     """
     params = load_model(folder, shardings=shardings).params
     # Only shapes must match. Other fields, such as the window or the RoPE base, are those of the configuration.

@@ -257,7 +257,7 @@ class UserTask:
         return [self._score(item, answer) for item, answer in zip(items, answers, strict=True)]
 
     def summarize(self, items: Sequence[Item], scores: Sequence[Mapping[str, float]]) -> Mapping[str, Metric]:
-        """Return the means. Bits per byte and perplexity are those of all texts together."""
+        """Return the means. Bits per byte and perplexity are computed over all texts together."""
         if self._config.kind != "rolling":
             return mean_metrics(items, scores)
         answers = [self._filled[item.id].prompt for item in items]
