@@ -1,9 +1,9 @@
-"""Pretraining at the size of plamo-2-1b, on shards of your own.
+"""Pretraining at the size of plamo-2-1b, on your own shards.
 
-The shape and the number of tokens (4T) are public; the recipe is not, so it is ours, with its source beside each figure. Needs folders
+The shape and the number of tokens (4T) are public. The recipe is not public; comments name the sources of this one. The run needs folders
 of shards (`plamo2 data prepare`) under data/.
 
-Micro-batches are for a TPU v5e:4x4; experiments/tpu_plans has what they take there.
+The sharding and the micro-batches are for a TPU v5e:4x4; experiments/tpu_plans has their memory and time.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from plamo2_jax.train.schedule import ScheduleConfig
 
 DATA = Path("data")
 TOKENS = 4e12  # plamo-2-1b was trained on 4T tokens
-ROWS, LENGTH = 512, 4096  # 2.1M tokens an update, as OLMo 2 1B (arXiv:2501.00656)
+ROWS, LENGTH = 512, 4096  # 2.1M tokens per update, as OLMo 2 1B (arXiv:2501.00656)
 
 config = RunConfig(
     name="pretrain_1b",
@@ -40,10 +40,10 @@ config = RunConfig(
     heldout={language: DATA / "heldout" / language for language in ("ja", "en")},
     # Betas, decay and clipping are common to Llama 2 (arXiv:2307.09288) and OLMo 2.
     optimizer=OptimizerConfig(beta1=0.9, beta2=0.95, weight_decay=0.1, clip_norm=1.0),
-    # Peak rate and warm-up of OLMo 2 1B. Stable, then decay over the last eighth: the share that the second phase has of the tokens.
+    # Peak rate and warm-up of OLMo 2 1B. The rate decays over the last eighth, because the second phase has this share of the tokens.
     schedule=ScheduleConfig(kind="wsd", learning_rate=4e-4, warmup=2000, decay_fraction=0.125),
-    # State over all 16 chips, parameters gathered once per step: sums of gradients in every micro-batch would take as long as half of the
-    # products (experiments/tpu_plans).
+    # The state is sharded over all 16 chips, and parameters are gathered once per step. Summing gradients in every micro-batch would take
+    # half as long as the products (experiments/tpu_plans).
     mesh=MeshConfig(),
     sharding="zero1",
     accumulation=16,
