@@ -1,9 +1,9 @@
-"""Pretraining at the size of plamo-2-1b, on shards of your own.
+"""Pretraining at the size of plamo-2-1b, on your own shards.
 
-The shape and the number of tokens (4T) are public; the recipe is not, so it is ours, with its source beside each figure. Data and AdamW are
-those of pretrain_8b.py. Needs folders of shards (`plamo2 data prepare`) under data/.
+The shape and the number of tokens (4T) are public. The recipe is not public; comments name the sources of this one. The mixture and AdamW
+are the same as in pretrain_8b.py. The run needs folders of shards (`plamo2 data prepare`) under data/.
 
-Micro-batches are for a TPU v5e:4x4; experiments/tpu_plans has what they take there.
+The sharding and the micro-batches are for a TPU v5e:4x4; experiments/tpu_plans has their memory and time.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from plamo2_jax.train.schedule import ScheduleConfig
 
 base = load_config(Path(__file__).parent / "pretrain_8b.py")
 TOKENS = 4e12  # plamo-2-1b was trained on 4T tokens
-ROWS, LENGTH = 512, 4096  # 2.1M tokens an update, as OLMo 2 1B (arXiv:2501.00656)
+ROWS, LENGTH = 512, 4096  # 2.1M tokens per update, as OLMo 2 1B (arXiv:2501.00656)
 
 config = dataclasses.replace(
     base,
@@ -24,10 +24,10 @@ config = dataclasses.replace(
     model=preset("plamo-2-1b"),
     data=dataclasses.replace(base.data, sequence_length=LENGTH, batch_size=ROWS),
     steps=round(TOKENS / (ROWS * LENGTH)),
-    # Peak rate and warm-up of OLMo 2 1B. Stable, then decay over the last eighth: the share that the second phase has of the tokens.
+    # Peak rate and warm-up of OLMo 2 1B. The rate decays over the last eighth, because the second phase has this share of the tokens.
     schedule=ScheduleConfig(kind="wsd", learning_rate=4e-4, warmup=2000, decay_fraction=0.125),
-    # State over all 16 chips, parameters gathered once per step: sums of gradients in every micro-batch would take as long as half of the
-    # products (experiments/tpu_plans).
+    # The state is sharded over all 16 chips, and parameters are gathered once per step. Summing gradients in every micro-batch would take
+    # half as long as the products (experiments/tpu_plans).
     mesh=MeshConfig(),
     sharding="zero1",
     accumulation=16,

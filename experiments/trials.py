@@ -173,7 +173,7 @@ def plot(curves: Mapping[str, list[list[float]]], tokens: int, path: Path, title
     for name, runs in curves.items():
         mean = np.mean([smooth(losses) for losses in runs], axis=0)
         axis.plot(np.arange(1, len(mean) + 1) * tokens / 1e6, mean, label=name)
-    axis.set(xlabel="million tokens", ylabel="nats a token, mean of 20 steps", title=title)
+    axis.set(xlabel="million tokens", ylabel="nats per token, mean of 20 steps", title=title)
     axis.set_ylim(top=float(np.max([smooth(losses)[len(losses) // 10] for losses in curves["scratch"]])))
     figure.legend(loc="outside right upper")
     figure.savefig(path, dpi=120)

@@ -242,12 +242,12 @@ def page(results: dict) -> str:
     above = sum(row["rise_bytes"] > bound(row) for row in results["rows"])
     return f"""# Host memory of checkpoints
 
-Question: how much host memory do saving and restoring the state of a large run need?
+**Question.** How much host memory do saving and restoring the state of a large run need?
 
 ## Plan on {DEVICES} devices
 
-From shapes and shardings; nothing was allocated. AdamW with parameters in float32 and moments in the dtype of the first column, divided
-over {DEVICES} devices (fsdp). GiB:
+These sizes are computed from shapes and shardings. A state has parameters in float32 and the moments of AdamW in the dtype of the first
+column, and is divided over {DEVICES} devices (fsdp). In GiB:
 
 | state | parameters | state | of it on each device | of it on each host of 4 devices | largest array, over all devices |
 |---|---|---|---|---|---|
@@ -257,8 +257,9 @@ over {DEVICES} devices (fsdp). GiB:
 
 One process with {DEVICES} CPU devices ({FEWER} in the rows "fewer devices"). "rise" is the peak of the process's own memory during the
 action minus the memory before it. During a save, the state lies in a mapped file, which stands for the memory of accelerators and does not
-count. A restored state counts, because it lies in host memory here; "besides the state" leaves it out. "peak" is all memory of the process,
-with Python and jax. The restored values equal the saved ones. Times were measured while other work ran and are no benchmark. GiB:
+count. For a restore, the rise includes the state, which is in host memory here. "besides the state" does not include it. "peak" is the
+memory of the whole process, with Python and jax. The restored values equal the saved ones. The times were measured while other work ran,
+and are not a benchmark. In GiB:
 
 | action | state | size of the state | largest array | rise | bound of the rise | besides the state | peak | s |
 |---|---|---|---|---|---|---|---|---|
@@ -268,7 +269,7 @@ Bounds: {BOUNDS}. They follow from limits in the code; the margins of 0.1 to 0.7
 Rows above their bound: {above} of {len(results["rows"])}.
 
 {(HERE / "notes.md").read_text(encoding="utf-8")}
-`{results["command"]}` repeats it (jax {versions["jax"]}, Orbax {versions["orbax-checkpoint"]}; \
+`{results["command"]}` repeats the experiment (jax {versions["jax"]}, Orbax {versions["orbax-checkpoint"]}; \
 {machine["cpus"]} CPUs, {machine["memory"]}).
 """
 

@@ -51,9 +51,9 @@ def floors(results: dict) -> list[str]:
         }
         if {"int8", "int4 g64, rtn", "int4 g64, gptq"} <= set(kl):
             lines.append(
-                f"{name}: int8 alone has a KL divergence of {kl['int8']:.2e}. In the variants of int4, embedding and Mamba projections "
-                f"have 8 bits, too. Rounding to 4 bits adds {kl['int4 g64, rtn'] - kl['int8']:.1e}, and gptq "
-                f"{kl['int4 g64, gptq'] - kl['int8']:.1e}."
+                f"{name}: int8 alone has a KL divergence of {kl['int8']:.2e}. In the int4 variants, the embedding and the Mamba "
+                f"projections have 8 bits. Relative to int8, rounding to 4 bits changes the divergence by "
+                f"{kl['int4 g64, rtn'] - kl['int8']:+.1e}, and gptq by {kl['int4 g64, gptq'] - kl['int8']:+.1e}."
             )
             lines.append("")
     return lines[:-1]
@@ -62,20 +62,22 @@ def floors(results: dict) -> list[str]:
 def page(results: dict) -> str:
     """The README."""
     lines = [
-        "# What quantization costs",
+        "# Loss and speed of quantized models",
         "",
-        "Question: how much of a model do 8 and 4 bits lose, by method?",
+        "**Question.** How much quality do models lose with 8 and with 4 bits, by method?",
         "",
-        f"Method: each model is quantized by `plamo2 quantize`, calibrated on {results['samples']} rows of "
+        f"**Method.** `plamo2 quantize` quantizes each model. The calibration set has {results['samples']} rows of "
         f"{results['sequence_length']} tokens "
-        "of the training data, Japanese and English in equal shares; where the calibration matters, with 3 seeds (mean ± standard "
-        "deviation; without a deviation, one seed). "
-        "Bits per byte are relative to the float model on the same held-out rows. Agreement is the share of positions with the "
-        "same most probable token. KL is the divergence from the float model in nats per token. A dash means not measured.",
+        "of the training data, Japanese and English in equal shares. Methods that use it are run with 3 seeds (mean ± standard "
+        "deviation); rows without a deviation have one seed. "
+        "Changes of bits per byte are relative to the float model on the same held-out rows. Agreement is the share of positions with the "
+        "same most likely token. KL is the divergence from the float model in nats per token.",
     ]
     for name, model in results["models"].items():
         rules = any("rules" in each for each in model["variants"].values())
-        header = "| variant | bytes | bits per byte, change | KL ja, 10⁻⁵ | KL en, 10⁻⁵ | agreement ja | agreement en | tokens/s |"
+        timed = any("tokens_per_second" in each for each in model["variants"].values())
+        header = "| variant | bytes | bits per byte, change | KL ja, 10⁻⁵ | KL en, 10⁻⁵ | agreement ja | agreement en |"
+        header += " tokens/s |" if timed else ""
         header += " rules | all obeyed |" if rules else ""
         lines += [
             "",
@@ -88,14 +90,17 @@ def page(results: dict) -> str:
             change = "0" if label == "float" else spread([100 * value for value in each["change"]], 3) + " %"
             figures = [spread([1e5 * value for value in each[lang]["kl"]], 2) for lang in LANGUAGES]
             figures += [spread(each[lang]["greedy_agreement"], 4) for lang in LANGUAGES]
-            rate = f"{each['tokens_per_second']['median']:.0f}" if "tokens_per_second" in each else "-"
-            cells = [label, f"{each['bytes']:,}", change, *figures, rate]
+            cells = [label, f"{each['bytes']:,}", change, *figures]
+            if timed:
+                cells.append(
+                    f"{each['tokens_per_second']['median']:.0f}" if "tokens_per_second" in each else "not measured"
+                )
             if rules:
                 cells += [spread([one[key] for one in each["rules"]], 3) for key in ("rules", "all_obeyed")]
             lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        "## Bars",
+        "## Goals",
         "",
         *(f"- {text}: {'reached' if good else '**not reached**'}" for text, good in bars(results)),
         "",
@@ -108,7 +113,7 @@ def page(results: dict) -> str:
         "",
         *memory_notes(HERE / "memory.json"),
         *speed_table(HERE / "speed.json"),
-        "Again: `python experiments/quantization/run.py` (see its docstring).",
+        "`python experiments/quantization/run.py` repeats the experiment; its docstring lists the steps.",
         "",
     ]
     return "\n".join(lines)
@@ -119,9 +124,9 @@ def chat_notes(results: dict) -> list[str]:
     if not any("rules" in each for model in results["models"].values() for each in model["variants"].values()):
         return []
     return [
-        f"Rules: each chat model answers {results['questions']} held-out requests of the demo's instructions, four times at temperature "
-        "0.8 and top-p 0.95, and the rules of `experiments/post_training` score the answers (language, length, form, stopped by itself). "
-        '"rules" is the mean of all scores, "all obeyed" the share of answers in which every rule has at least a half.',
+        f"Rules: each chat model answers {results['questions']} held-out requests of the demo's instructions four times, at temperature "
+        "0.8 and top-p 0.95. The rules of `experiments/post_training` score the answers (language, length, form, stopped by itself). "
+        '"rules" is the mean of all scores, and "all obeyed" is the share of answers in which every rule scores at least 0.5.',
         "",
     ]
 
@@ -137,7 +142,7 @@ def memory_notes(path: Path) -> list[str]:
         "",
         f"`{found['command']}`: {found['preset']} with random weights, {found['layers']} layers, {found['method']} with 4 bits, "
         f"{found['calibration_tokens']:,} calibration tokens. Peak resident memory {gigabytes['peak_bytes']}, "
-        f"{gigabytes['above_the_model']} above the {gigabytes['model_bytes']} of the float32 model; the goal is at most "
+        f"{gigabytes['above_the_model']} above the {gigabytes['model_bytes']} of the float32 model. The goal is at most "
         f"{found['allowed_above_the_model'] / 1e9:.2f} GB above it. It took {found['user_seconds']:,.0f} s of CPU time and "
         f"{found['seconds']:,.0f} s on {found['machine']} that other programs shared (load {found['load_after']}).",
         "",
@@ -158,10 +163,10 @@ def speed_table(path: Path) -> list[str]:
         "## Speed on a CPU",
         "",
         f"`python experiments/quantization/speed.py`: decoding with a model of 51.3 million random weights on {figures['machine']}, jax "
-        f"{figures['versions']['jax']}. llama.cpp (xllamacpp {figures['versions']['xllamacpp']}) runs beside it in the same turns. "
-        "Median (least to most).",
+        f"{figures['versions']['jax']}. llama.cpp (xllamacpp {figures['versions']['xllamacpp']}) runs in the same turns. "
+        "Median (minimum to maximum).",
         "",
-        "| weights, rows: tokens/s, or ratio | |",
+        "| weights and rows | tokens/s, or ratio |",
         "|---|---|",
         *(f"| {name} | {cell(one, 0)} |" for name, one in rates.items()),
         *(f"| {name} | {cell(one, 2)} |" for name, one in ratios.items()),
