@@ -1,4 +1,4 @@
-"""DPO training of the demo's fine-tuned model on pairs of its own answers. The pipeline makes two runs with different data order."""
+"""DPO of the demo's fine-tuned model on pairs of its own answers. The demo runs it twice, with different orders of the data."""
 
 from pathlib import Path
 

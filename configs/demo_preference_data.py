@@ -1,4 +1,4 @@
-"""Preference data of the demo: four answers of the fine-tuned model to each prompt, scored by rules. The best and the worst form a pair."""
+"""Preference data of the demo: four answers of the fine-tuned model to each prompt; rules select the best and the worst answer."""
 
 from pathlib import Path
 

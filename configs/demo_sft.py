@@ -1,7 +1,7 @@
-"""Fine-tuning of the demo's long-context model on conversations from the bundled corpus and synthetic ones (configs/synth_demo.yaml).
+"""Fine-tuning of the demo's long model on conversations from the bundled corpus, and on synthetic conversations (configs/synth_demo.yaml).
 
-configs/pipeline_demo.py makes two runs with different data order, `--name sft_1 --data.seed 1` and `--name sft_2 --data.seed 2`, and merges
-them. The mean of both is better than each of them.
+The demo runs it twice, with different orders of the data: `--name sft_1 --data.seed 1` and `--name sft_2 --data.seed 2`
+(configs/pipeline_demo.py). It then averages the two models.
 """
 
 from pathlib import Path

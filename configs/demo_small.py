@@ -1,8 +1,7 @@
-"""Distillation of the demo: the pruned model learns from the pretrained model.
+"""The demo's second model: the first model after pruning, distilled from the first model.
 
-`make demo` removes half of the MLP channels and half of the Mamba heads of runs/demo (`plamo2 prune`). This run trains the pruned model for
-a minute: half of the loss is cross-entropy with the text, half is the divergence from the teacher's distribution. Afterwards, the two
-checkpoints of the run are merged.
+`make demo` removes half of the MLP and half of the scan's heads of runs/demo (`plamo2 prune`), and trains the pruned model for a minute.
+Half of the loss is cross-entropy, and half is the divergence from the first model. Then two checkpoints of this run are merged.
 """
 
 import dataclasses
@@ -21,7 +20,7 @@ config = dataclasses.replace(
     model=dataclasses.replace(demo.model, intermediate_size=256, mamba_num_heads=4),
     init_from=HOME / "pruned",
     task=Distill(teacher=HOME),
-    # The pruned model is already trained, so the warm-up is shorter and the peak rate lower. The seed differs from the first 700 steps.
+    # The pruned model is already trained, so the warm-up is shorter and the rate lower. The seed selects other rows than the demo's.
     schedule=dataclasses.replace(demo.schedule, learning_rate=1e-3),
     data=dataclasses.replace(demo.data, seed=1),
     steps=120,

@@ -1,7 +1,7 @@
-"""DPO training of a fine-tuned model on your own preference data: `plamo2 dpo configs/dpo.py` after `plamo2 sft configs/sft.py`.
+"""DPO on your own preferences: `plamo2 dpo configs/dpo.py` after `plamo2 sft configs/sft.py`.
 
-DATA is a file of JSON lines, `{"prompt": "...", "chosen": "...", "rejected": "..."}`. You can write it yourself or make it with
-`plamo2 preference-data`. For single answers with a label, `{"prompt": "...", "completion": "...", "label": true}`, add
+Put JSON lines of `{"prompt": "...", "chosen": "...", "rejected": "..."}` into DATA/pairs.jsonl and DATA/heldout.jsonl, or let
+`plamo2 preference-data` write these files. For single answers, `{"prompt": "...", "completion": "...", "label": true}`, add
 `--preference.losses kto --preference.weights 1`.
 """
 

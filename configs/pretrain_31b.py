@@ -1,9 +1,9 @@
-"""Pretraining of a 31B model, a shape proposed by this project, on your own shards.
+"""Pretraining at the size of plamo-2-31b, a shape of this project, on your own shards.
 
-The recipe is the same as in pretrain_8b.py, with twice as many tokens per step. Needs folders of shards (`plamo2 data prepare`) under
-data/.
+The recipe is the one of pretrain_8b.py, with twice as many tokens per update. The run needs folders of shards (`plamo2 data prepare`)
+under data/.
 
-The mesh is chosen for a TPU v5p:8x8x8; experiments/tpu_plans has the planned memory and time.
+The mesh is for a TPU v5p:8x8x8; experiments/tpu_plans has its memory and time.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ from plamo2_jax.config_file import load_config
 from plamo2_jax.sharding.mesh import MeshConfig
 
 base = load_config(Path(__file__).parent / "pretrain_8b.py")
-TOKENS = 6e12  # as for plamo-2-8b
-ROWS = 1024  # 8.4M tokens per step, as for OLMo 2 32B (arXiv:2501.00656)
+TOKENS = 6e12  # as plamo-2-8b
+ROWS = 1024  # 8.4M tokens per update, as OLMo 2 32B (arXiv:2501.00656)
 
 config = dataclasses.replace(
     base,
@@ -27,6 +27,6 @@ config = dataclasses.replace(
     mesh=MeshConfig(data=8),
     accumulation=2,
     remat="dots",
-    # The logits of a row take 3 GiB. Keeping them is faster than computing them twice.
+    # All logits of a row exist at once. They take 3 GiB, and the step is faster than with chunks, which compute the logits twice.
     loss_chunk=None,
 )

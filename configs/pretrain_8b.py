@@ -1,9 +1,9 @@
-"""Pretraining of a model with the shape of plamo-2-8b, on your own shards.
+"""Pretraining at the size of plamo-2-8b, on your own shards.
 
-The shape and the number of tokens (6T) are published. The training recipe is not; the values here are our choice, with their sources in
-the comments. Needs folders of shards (`plamo2 data prepare`) under data/.
+The shape and the number of tokens (6T) are public. The recipe is not public; comments name the sources of this one. The run needs folders
+of shards (`plamo2 data prepare`) under data/.
 
-The mesh is chosen for a TPU v5p:4x4x4; experiments/tpu_plans has the planned memory and time, and the options for a v6e:16x16.
+The mesh is for a TPU v5p:4x4x4; experiments/tpu_plans has its memory and time, also for a v6e:16x16 with other options.
 """
 
 from pathlib import Path
@@ -18,14 +18,14 @@ from plamo2_jax.train.schedule import ScheduleConfig
 
 DATA = Path("data")
 TOKENS = 6e12  # plamo-2-8b was trained on 6T tokens
-ROWS, LENGTH = 512, 8192  # 4.2M tokens per step, as for OLMo 2 7B (arXiv:2501.00656) and Llama 2 7B (arXiv:2307.09288)
+ROWS, LENGTH = 512, 8192  # 4.2M tokens per update, as OLMo 2 7B (arXiv:2501.00656) and Llama 2 7B (arXiv:2307.09288)
 
 config = RunConfig(
     name="pretrain_8b",
     model=preset("plamo-2-8b"),
     tokenizer=DATA / "tokenizer.jsonl",
     data=DataConfig(
-        # Mixture of the first phase in the model card. The second phase has ten percentage points more Japanese and less English.
+        # Shares of the first phase as the model card states them; the second phase shifts ten points from English to Japanese.
         mixture=(
             MixtureItem(DATA / "english", 0.45),
             MixtureItem(DATA / "japanese", 0.30),
@@ -38,13 +38,13 @@ config = RunConfig(
     steps=round(TOKENS / (ROWS * LENGTH)),
     task=Pretrain(z_loss=1e-5),  # OLMo 2
     heldout={language: DATA / "heldout" / language for language in ("ja", "en")},
-    # Betas, weight decay and clipping are the same in Llama 2 and OLMo 2.
+    # Betas, decay and clipping are common to Llama 2 and OLMo 2.
     optimizer=OptimizerConfig(beta1=0.9, beta2=0.95, weight_decay=0.1, clip_norm=1.0),
-    # Peak rate and warm-up of OLMo 2 7B and Llama 2 7B. The decay is the last eighth of the run, the share of
-    # the second phase.
+    # Peak rate and warm-up of OLMo 2 7B and Llama 2 7B. The rate decays over the last eighth, because the second phase has this share of
+    # the tokens.
     schedule=ScheduleConfig(kind="wsd", learning_rate=3e-4, warmup=2000, decay_fraction=0.125),
-    # Parameters are sharded over 16 of 64 chips, two axes of the torus. Over all three axes, the TPU compiler has no efficient all-gather
-    # and adds up padded arrays.
+    # Parameters are sharded over 16 of 64 chips, two axes of the torus. Over all three axes, the TPU compiler replaces all-gathers by
+    # all-reduces of zero-padded arrays.
     mesh=MeshConfig(data=4),
     accumulation=8,
     remat="dots",

@@ -1,11 +1,10 @@
-"""Continual pretraining of an 8B model with full attention over 128K tokens, on your own shards.
+"""Continual pretraining of an 8B with full attention over 128K tokens, on your own shards.
 
-Published PLaMo 2 models have at most 32K tokens of context; this configuration is our proposal. The RoPE base is larger than for 32K (1e6),
-so the slowest rotations stay within the angles of earlier training (arXiv:2309.16039). The value is our choice and has not been tested.
-Needs folders of shards (`plamo2 data prepare`) of long documents under data/, and an initial model: `--init-from runs/pretrain_8b_32k`.
+PLaMo 2 ends at 32K; this configuration is a proposal of this project. The RoPE base is larger than at 32K (1e6), which keeps the slowest
+rotations within the angles of the training before, as in arXiv:2309.16039. The value has not been tested. The run needs folders of shards
+(`plamo2 data prepare`) of long documents under data/, and a run to start from: `--init-from runs/pretrain_8b_32k`.
 
-The mesh is chosen for a TPU v5p:8x8x8. The tokens of each row are sharded over 16 chips; experiments/tpu_plans has the planned memory and
-time.
+The mesh is for a TPU v5p:8x8x8, and divides the tokens of each row over 16 chips; experiments/tpu_plans has its memory and time.
 """
 
 import dataclasses
@@ -17,7 +16,7 @@ from plamo2_jax.train.schedule import ScheduleConfig
 
 base = load_config(Path(__file__).parent / "pretrain_8b_32k.py")
 TOKENS = 20e9  # our choice
-ROWS, LENGTH = 32, 131072  # 4.2M tokens per step, as in pretrain_8b_32k.py
+ROWS, LENGTH = 32, 131072  # 4.2M tokens per update, as pretrain_8b_32k.py
 
 config = dataclasses.replace(
     base,

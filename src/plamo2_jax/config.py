@@ -98,7 +98,7 @@ class ModelConfig:
     mamba_chunk_size: int = 256
     """Chunk length of the scan in published checkpoints. Results do not depend on it."""
     mamba_enabled: bool = True
-    """Use Mamba layers. If false, every layer is an attention layer."""
+    """Use Mamba layers. Use Mamba layers. If false, every layer is an attention layer."""
     attention_window_size: int = 2048
     """Number of past tokens that a windowed attention layer attends to, in addition to the token itself."""
     full_attention_idx: tuple[int, ...] = ()

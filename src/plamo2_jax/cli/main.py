@@ -94,11 +94,9 @@ def main(argv: list[str] | None = None) -> int:
         argv[:end] = [word for word in argv[:end] if word != NO_CACHE]
         compile_cache.disable()
     if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
-        return 0 if argv else 2
+        return _print(usage()) or (0 if argv else 2)
     if argv[0] in ("-V", "--version"):
-        print(version())
-        return 0
+        return _print(version())
     if argv[0] in OLD_COMMANDS:
         verb = OLD_COMMANDS[argv[0]]
         print(
@@ -123,15 +121,28 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return verb.main(argv[1:]) or 0
     except BrokenPipeError:
-        # The reader of the output has closed the pipe. Any further write would fail, also the one at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return _drop_output()
     except KeyboardInterrupt:
         print(f"plamo2 {argv[0]}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except (PlamoError, OSError) as error:
         print(f"plamo2 {argv[0]}: {_printable(_sentence(error))}", file=sys.stderr)
         return 2
+
+
+def _print(text: str) -> int:
+    """Print a text, and return 0, or the exit status for a closed pipe, as in `plamo2 --help | head`."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        return _drop_output()
+    return 0
+
+
+def _drop_output() -> int:
+    """Return the exit status for an output whose reader has closed the pipe. Any further write would fail, also the one at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 
 def _sentence(error: Exception) -> str:

@@ -128,7 +128,8 @@ class MixSettings:
     conversations: tuple[str, ...] = ()
     """Files of conversations that people wrote."""
     max_generation: int = 1
-    """Largest generation of a record. Text by people has generation 0; a record has 1 + the largest generation of its sources."""
+    """Largest generation of a record. Text by people has generation 0; a record has 1 + the largest generation of its sources. Text by
+    people has generation 0; a record has 1 + the largest generation of its sources."""
 
 
 @dataclasses.dataclass(frozen=True)
