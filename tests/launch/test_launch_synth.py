@@ -143,7 +143,12 @@ def test_the_schema_of_a_job_holds_and_paths_are_not_expanded(printed):
         ("synth-slurm", ["--time", "soon"], {}, "--time soon is not allowed"),
         ("synth-slurm", ["--partition", "a b"], {}, "a name without spaces"),
         ("synth-slurm", ["--sbatch-flag=qos"], {}, "it must be one option"),
-        ("synth-slurm", [], {"output": "gs://bucket/x"}, "is in a bucket, which does not support atomic links and renames"),
+        (
+            "synth-slurm",
+            [],
+            {"output": "gs://bucket/x"},
+            "is in a bucket, which does not support atomic links and renames",
+        ),
         ("synth-gke", [], {}, "the container image is missing: give --image"),
         ("synth-gke", IMAGE[:2], {}, "the volume claim is missing: give --volume-claim"),
         ("synth-gke", IMAGE, {"output": "runs/x"}, "is not on the shared volume"),
