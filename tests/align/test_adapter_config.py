@@ -156,7 +156,7 @@ REFUSED = {
         },
         "down_proj.lora_A.weight alone",
     ),
-    "an adapter of nothing": ({"tensors": {"x" * 5000: np.ones(2, np.float32)}}, "belongs to no matrix"),
+    "an adapter of nothing": ({"tensors": {"x" * 5000: np.ones(2, np.float32)}}, "does not belong to a matrix"),
     "not finite": (
         {"tensors": {f"base_model.model.{MODULE}.lora_B.weight": np.full((32, 2), np.nan, np.float32)}},
         "the adapter of model.layers.layers.1.mixer.o_proj holds NaN or infinity",
