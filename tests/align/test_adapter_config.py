@@ -154,7 +154,7 @@ REFUSED = {
                 "base_model.model.model.layers.layers.1.mlp.down_proj.lora_A.weight": np.ones((2, 32), np.float32)
             }
         },
-        "down_proj.lora_A.weight alone",
+        "has only the tensor .*down_proj.lora_A.weight of an adapter",
     ),
     "an adapter of nothing": ({"tensors": {"x" * 5000: np.ones(2, np.float32)}}, "does not belong to a matrix"),
     "not finite": (
