@@ -32,6 +32,8 @@ _BLOCK, _SMALL_BLOCK, _SMALL_WINDOW = 1024, 512, 1024
 _MOST_HEAD_BYTES = 512
 # Head sizes that were compiled: 16, 32, 64, 96, 128, 192, 256. Sizes below 128 leave lanes unused.
 _HEAD_MULTIPLE = 16
+CHECKPOINT_NAME = "attention"
+"""Name for rematerialization policies: the output of attention, and of splash also the logarithms of the normalizers of the softmax."""
 # Number of keys of a block that are multiplied at a time, in the kernels that loop over keys.
 _COMPUTE = 512
 
@@ -63,13 +65,13 @@ def splash_attention(
     The queries are the last t of the s tokens of the row. `segment_ids` belongs to the queries and `key_segment_ids` to the keys. If
     `key_segment_ids` is None, the keys have the segments of the queries.
     """
-    t, h = q.shape[1:3]
+    t = q.shape[1]
     block = _choose_block(q, t, window, block_size)
     pad = -t % block
     lead = -(k.shape[1] + pad) % block
     q = pad_tokens(_scaled(q), 0, pad)
     k, v = (pad_tokens(a, lead, pad) for a in (k, v))
-    kernel = _kernel(q.shape[1], k.shape[1], h, window, block, interpret)
+    kernel = _kernel(q.shape[1], k.shape[1], window, block, interpret)
     segments = None
     if segment_ids is not None:
         keys = segment_ids if key_segment_ids is None else key_segment_ids
@@ -105,7 +107,7 @@ def attend_pieces(
     tail = -k.shape[1] % block
     k, v, key_segment_ids = (pad_tokens(a, 0, tail) for a in (k, v, key_segment_ids))
     segments = library.SegmentIds(pad_pieces(segment_ids), key_segment_ids)
-    tables = _kernel_of_pieces(t // 2, shards, k.shape[1], h, block, interpret)
+    tables = _kernel_of_pieces(t // 2, shards, k.shape[1], block, interpret)
 
     def of_shard(a):
         axis = max(0, a.ndim - 2)
@@ -141,8 +143,16 @@ def _scaled(q: Float[Array, "b t h p"]) -> Float[Array, "b t h p"]:
 
 def _call(kernel, q, k, v, segments):
     # Without segments, the padding is at the end, where the causal mask hides it.
-    arguments = [a.swapaxes(1, 2) for a in (q, k, v)] + ([] if segments is None else [segments])
-    return jax.vmap(kernel)(*arguments).swapaxes(1, 2)
+    halves = 2 - k.shape[2] % 2
+
+    def heads_first(a):
+        """[b, t, h, p] -> [b, halves, h / halves, t, p]"""
+        return jnp.moveaxis(a.reshape(*a.shape[:2], halves, -1, a.shape[3]), 1, 3)
+
+    # The two cores of a v4 or v5p chip divide the axes of a vmap. Without the axis over halves, one core would compute all gradients.
+    of_half = jax.vmap(kernel, in_axes=(0, 0, 0, None))
+    y = jax.vmap(of_half)(*map(heads_first, (q, k, v)), segments)
+    return jnp.moveaxis(y, 3, 1).reshape(q.shape)
 
 
 def _choose_block(q: Array, t: int, window: int | None, block_size: int | None) -> int:
@@ -155,22 +165,20 @@ def _choose_block(q: Array, t: int, window: int | None, block_size: int | None) 
 
 
 @functools.lru_cache(maxsize=32)
-def _kernel(t: int, s: int, h: int, window: int | None, block: int, interpret: bool) -> library.SplashAttentionKernel:
+def _kernel(t: int, s: int, window: int | None, block: int, interpret: bool) -> library.SplashAttentionKernel:
     """Return the kernel for t queries at the end of s keys. Its tables of blocks, about ts/block² bytes, are constants."""
     if window is None or window >= s - 1:
-        return _make(masks.CausalMask((t, s), offset=s - t), h, block, 1, interpret)
-    return _make(masks.LocalMask((t, s), (window, 0), offset=s - t), h, block, 1, interpret)
+        return _make(masks.CausalMask((t, s), offset=s - t), block, 1, interpret)
+    return _make(masks.LocalMask((t, s), (window, 0), offset=s - t), block, 1, interpret)
 
 
 @functools.lru_cache(maxsize=32)
-def _kernel_of_pieces(
-    piece: int, shards: int, s: int, h: int, block: int, interpret: bool
-) -> library.SplashAttentionKernel:
+def _kernel_of_pieces(piece: int, shards: int, s: int, block: int, interpret: bool) -> library.SplashAttentionKernel:
     """Return the kernel of `attend_pieces` with the tables of all shards in order. Pieces are padded to a multiple of the block."""
     within = np.minimum(np.arange(piece + -piece % block, dtype=np.int32), piece - 1)
     starts = [piece * number for shard in range(shards) for number in (2 * shard, 2 * (shards - shard) - 1)]
     positions = np.concatenate([start + within for start in starts])
-    return _make(_Pieces(positions, s), h, block, shards, interpret)
+    return _make(_Pieces(positions, s), block, shards, interpret)
 
 
 class _Pieces(masks.CausalMask):
@@ -188,7 +196,7 @@ class _Pieces(masks.CausalMask):
         return super().__getitem__(index)
 
 
-def _make(mask: masks.Mask, h: int, block: int, shards: int, interpret: bool) -> library.SplashAttentionKernel:
+def _make(mask: masks.Mask, block: int, shards: int, interpret: bool) -> library.SplashAttentionKernel:
     compute = block if block % _COMPUTE else _COMPUTE
     sizes = library.BlockSizes(
         block_q=block,
@@ -203,7 +211,12 @@ def _make(mask: masks.Mask, h: int, block: int, shards: int, interpret: bool) ->
 
     def make() -> library.SplashAttentionKernel:
         return library.make_splash_mha(
-            masks.MultiHeadMask([mask] * h), block_sizes=sizes, head_shards=1, q_seq_shards=shards, interpret=interpret
+            masks.MultiHeadMask([mask]),
+            block_sizes=sizes,
+            head_shards=1,
+            q_seq_shards=shards,
+            residual_checkpoint_name=CHECKPOINT_NAME,
+            interpret=interpret,
         )
 
     # NumPy tables belong to no device and no trace, so one kernel can be used in all of them. Traces belong to threads, so no trace reaches

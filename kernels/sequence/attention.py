@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from plamo2_kernels.attention import Implementation, attention, choose_implementation
-from plamo2_kernels.attention.splash import attend_pieces, splash_attention
+from plamo2_kernels.attention.splash import CHECKPOINT_NAME, attend_pieces, splash_attention
 from plamo2_kernels.attention.xla import KEY_MULTIPLE, attend_by_block, default_block
 from plamo2_kernels.padding import pad_tokens
 from plamo2_kernels.sequence.halo import exchange_halves, preceding, rest_of_the_row
@@ -80,7 +81,8 @@ def sharded_attention(
     lead = -(k.shape[1] + pad) % KEY_MULTIPLE
     q, segment_ids = (pad_tokens(a, 0, pad) for a in (q, segment_ids))
     k, v, key_segments = (pad_tokens(a, lead, pad) for a in (k, v, key_segments))
-    return attend_by_block(q, k, v, segment_ids, key_segments, window, block_size, implementation)[:, :t]
+    y = attend_by_block(q, k, v, segment_ids, key_segments, window, block_size, implementation)[:, :t]
+    return checkpoint_name(y, CHECKPOINT_NAME)
 
 
 def _exchange_and_attend(q, k, v, segment_ids, axis_name, block_size, interpret):

@@ -22,7 +22,7 @@ def tables(kernel):
 def test_the_plan_counts_the_blocks_of_a_row_or_a_window(t, s, window):
     """t, s and window in blocks; the keys of a window are those of the shard and those before it."""
     t, s = t * BLOCK, s * BLOCK
-    forward, dq, dkv = tables(splash._kernel(t, s, 2, window and int(window * BLOCK), BLOCK, True))
+    forward, dq, dkv = tables(splash._kernel(t, s, window and int(window * BLOCK), BLOCK, True))
     assert forward.shape == dq.shape
     expected = splash.computed_blocks(forward.shape[1], t, s, BLOCK)
     assert {np.count_nonzero(table) for table in (forward, dq, dkv)} == {expected}
@@ -31,7 +31,7 @@ def test_the_plan_counts_the_blocks_of_a_row_or_a_window(t, s, window):
 @pytest.mark.parametrize(("piece", "shards"), [(1, 2), (2, 4), (4, 3)])
 def test_shards_of_a_row_compute_the_same_number_of_blocks(piece, shards):
     t = 2 * piece * BLOCK
-    forward, *others = tables(splash._kernel_of_pieces(piece * BLOCK, shards, shards * t, 2, BLOCK, True))
+    forward, *others = tables(splash._kernel_of_pieces(piece * BLOCK, shards, shards * t, BLOCK, True))
     expected = splash.computed_blocks(forward.shape[1], t, shards * t, BLOCK)
     for table in (forward, *others):
         assert {np.count_nonzero(of_shard) for of_shard in np.split(table, shards)} == {expected}
@@ -42,6 +42,6 @@ def test_tables_of_long_rows_are_made_without_the_mask(monkeypatch):
     computed = []
     whole = splash.masks.CausalMask.__getitem__
     monkeypatch.setattr(splash.masks.CausalMask, "__getitem__", lambda *args: computed.append(1) or whole(*args))
-    splash._kernel_of_pieces.__wrapped__(512, 16, 2 * 16 * 512, 2, BLOCK, True)
+    splash._kernel_of_pieces.__wrapped__(512, 16, 2 * 16 * 512, BLOCK, True)
     # Each of the three kernels' tables reads each block twice.
     assert len(computed) <= 6 * 2 * 16 * 4

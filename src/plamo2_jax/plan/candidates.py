@@ -164,6 +164,8 @@ def _saved_channels(config: RunConfig, kinds: tuple[LayerKind, ...]) -> float:
         head = model.hidden_size_per_head
         # Results of the mixer and of the MLP.
         total += 2 * model.hidden_size
+        if kind is not LayerKind.MAMBA:
+            total += model.num_attention_heads * head / tensor
         if config.remat == "outputs":
             continue
         if kind is LayerKind.MAMBA:
