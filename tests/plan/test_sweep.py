@@ -44,7 +44,7 @@ def test_every_candidate_divides_the_run_and_is_given_by_its_options(config, fou
         mesh = each.config.mesh
         assert mesh.data * mesh.fsdp * mesh.sequence * mesh.tensor == 64
         assert config.data.batch_size % (each.config.accumulation * mesh.data * mesh.fsdp) == 0
-    assert {each.config.sharding for each in found} == {"fsdp_tensor", "zero1"}
+    assert {each.config.sharding for each in found} == {"fsdp_tensor", "zero1", "zero2"}
     without = next(each for each in found if each.config.loss_chunk is None)
     assert parse_config(config, without.options.split(), "plamo2 plan") == without.config
 
