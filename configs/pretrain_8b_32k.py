@@ -28,6 +28,4 @@ config = dataclasses.replace(
     schedule=ScheduleConfig(kind="wsd", learning_rate=3e-5, warmup=100, decay_fraction=0.5),
     # Parameters over fsdp × sequence = 16 of 64 chips; see pretrain_8b.py.
     mesh=MeshConfig(data=4, sequence=4),
-    # Each chip computes the logits of 8192 positions. Every chunk would gather the embedding again.
-    loss_chunk=None,
 )

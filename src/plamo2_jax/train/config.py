@@ -125,10 +125,10 @@ class RunConfig:
     sharding: Strategy = dataclasses.field(default="fsdp_tensor", metadata=FREE)
     """How parameters and optimizer state are divided over the mesh; see plamo2_jax.sharding.rules."""
     remat: Remat = dataclasses.field(default="none", metadata=FREE)
-    """Activations of each period of layers that are saved for the backward pass, which recomputes the others. none: all. dots: its input
-    and the products with weights. dots_except_up, dots_except_gate_up: the same without the widest products of the MLP. outputs: its input
-    and the results of mixers and MLPs. block: its input, for the least memory and about a third more time. offload: its input, in host
-    memory."""
+    """Activations of each period of layers that are saved for the backward pass, which recomputes the others. none: all. dots: its input,
+    the products with weights, and the outputs of attention. dots_except_up, dots_except_gate_up: the same without the widest products of
+    the MLP. outputs: its input, the results of mixers and MLPs, and the outputs of attention. block: its input, for the least memory and
+    about a third more time. offload: its input, in host memory."""
     loss_chunk: int | None = dataclasses.field(default=None, metadata=FREE)
     """Positions of each row whose logits exist at a time; none: all. With a large vocabulary, the logits are by far the largest activation:
     rows × sequence_length × vocab_size × 4 bytes. With chunks, logits are computed twice."""
