@@ -17,7 +17,7 @@ RUN := runs/demo
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000
 
 .PHONY: help install demo clean-demo test test-py test-lowest release-check test-tpu docs docs-test notebooks lint bench chaos fuzz plans peers \
-	peers-vllm clean
+	vllm peers-vllm clean
 .DELETE_ON_ERROR:
 
 help:
@@ -38,6 +38,7 @@ help:
 	@echo 'make fuzz     read 20,000 damaged files with every reader, and count the outcomes (about 20 minutes)'
 	@echo 'make plans    compile the configurations in configs/ for TPU slices, without a TPU (half an hour or more; installs libtpu)'
 	@echo 'make peers    compare with other implementations (mlx-lm, mergekit, TRL, PEFT, transformers, lm-eval, Beam, schemathesis); needs the demo'
+	@echo 'make vllm     create .venv-vllm with vLLM for CPUs and the plugin (3.4 GB)'
 	@echo 'make peers-vllm compare the vLLM plugin with this project, in an environment of its own, .venv-vllm (3.4 GB; about 15 minutes);'
 	@echo '             MODEL=runs/demo compares this run folder, too'
 	@echo
@@ -199,6 +200,8 @@ $(VLLM)/.installed: integrations/vllm/setup.cfg integrations/vllm/pyproject.toml
 	rm -r $(VLLM)/wheel
 	$(VLLM)/bin/pip --disable-pip-version-check install --quiet --no-deps --editable integrations/vllm
 	touch $@
+
+vllm: $(VLLM)/.installed
 
 peers-vllm: $(VENV)/.installed $(VLLM)/.installed
 	cd integrations/vllm && PLAMO2_PYTHON=$(abspath $(BIN)/python) $(if $(MODEL),PLAMO2_MODEL=$(abspath $(MODEL))) $(abspath $(VLLM))/bin/python -m pytest

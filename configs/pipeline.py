@@ -1,6 +1,7 @@
 """From text to a pretrained model with a report: `plamo2 pipeline configs/pipeline.py`. Finished stages are skipped.
 
-TEXT names the training text. It is the text bundled with plamo2-jax until you change it, for example to "data/text/*.jsonl".
+TEXT names the training text: a file, a folder, or a pattern such as "data/text/*.jsonl". It is the text bundled with plamo2-jax until you
+change it. If its files change, the next call of the pipeline trains again.
 """
 
 from pathlib import Path
@@ -18,12 +19,13 @@ pipeline = Pipeline(
             "tokenizer",
             f"tokenizer train --input '{TEXT}' --vocab-size 4096 --output {TOKENIZER}",
             outputs=(TOKENIZER,),
+            inputs=(TEXT,),
         ),
         Stage(
             "shards",
             f"data prepare --input '{TEXT}' --split both --heldout-fraction 0.05 --tokenizer {TOKENIZER} --output {SHARDS}",
             outputs=(SHARDS,),
-            inputs=(TOKENIZER,),
+            inputs=(TEXT, TOKENIZER),
         ),
         Stage("pretrain", "pretrain configs/pretrain.py"),
         Stage("report", f"report {HOME}", outputs=(HOME / "report.html",), inputs=(HOME,)),

@@ -103,6 +103,12 @@ def test_what_is_not_trained_on_is_not_read_and_bad_data_leave_no_run(make_confi
         with pytest.raises(ValueError, match=r"bad\.jsonl, line 1: not JSON.*raise chat\.max_bad_rate"):
             train(other)
         assert not other.folder.exists()
+    missing = dataclasses.replace(config, output=tmp_path, heldout={"chat": tmp_path / "no.jsonl"})
+    with pytest.raises(
+        ValueError, match=r"heldout\['chat'\]: .*no\.jsonl does not exist.*set heldout=\{\} in the config"
+    ):
+        train(missing)
+    assert not missing.folder.exists()
 
 
 def test_the_mixture_keeps_to_its_weights(make_config, data, tokenizer):

@@ -149,7 +149,7 @@ def test_the_schema_of_a_job_holds_and_paths_are_not_expanded(printed):
         ("synth-gke", IMAGE, {"output": "runs/x"}, "is not on the shared volume"),
         ("synth-gke", IMAGE, {"output": "/shared/../x"}, "is not on the shared volume"),
         ("synth-gke", IMAGE, {"api_key_env": "KEY"}, "the API key is missing: give --api-key-secret"),
-        ("synth-gke", ["--image", "a/b", *IMAGE[2:]], {}, "must be like REGISTRY/PATH/NAME:TAG"),
+        ("synth-gke", ["--image", "a/b", *IMAGE[2:]], {}, "--image a/b has no tag"),
         ("synth-gke", [*IMAGE, "--memory-per-worker", "8"], {}, "it must be such as 8Gi"),
         ("synth-gke", [*IMAGE, "--namespace", "No"], {}, "--namespace 'No' is not a Kubernetes name"),
     ],

@@ -120,6 +120,9 @@ def test_a_file_that_exists_must_be_declared(folder):
     Path("text/a.txt").touch()
     with pytest.raises(ValueError, match=r"stage a names text/a[.]txt, which is neither among its inputs"):
         graph(Stage("a", "x --input text/a.txt > runs/a"))
+    # Data sets that are no files of the user are named in the same place.
+    found = graph(Stage("a", "x --input bundled:all:all > runs/a", inputs=("bundled:all:all", "tfds:wiki:train")))
+    assert found.inputs == {"a": ()}
     # A verb or a word without a slash is no path, even if a file has that name.
     Path("data").mkdir()
     assert graph(Stage("a", "data prepare --input data text/b.txt > runs/a")).inputs == {"a": ()}

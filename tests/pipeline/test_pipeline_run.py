@@ -82,6 +82,16 @@ def test_a_file_of_the_users_is_an_input_by_its_content(folder, run, plan):
     assert plan() == {"vocabulary": "to run (input text/a.txt changed)"}
 
 
+def test_the_files_of_a_pattern_are_inputs_at_any_depth(folder, run, plan):
+    Path("text/deep/er").mkdir(parents=True)
+    Path("text/deep/er/a.txt").write_text("one two three " * 40)
+    stages = {"vocabulary": "tokenizer train --input 'text/**/*.txt' --vocab-size 274 --output runs/tokenizer.jsonl"}
+    write(stages, OUTPUTS, {"vocabulary": ("text/**/*.txt",)})
+    assert run() == {"vocabulary": "new"}
+    Path("text/deep/er/b.txt").write_text("one two tree " * 40)
+    assert plan() == {"vocabulary": "to run (input text/**/*.txt changed)"}
+
+
 def test_only_what_is_asked_for(small, run, plan):
     assert list(run("--until", "vocabulary")) == ["books", "vocabulary"]
     assert plan()["shards"] == "to run (new)"

@@ -54,8 +54,16 @@ def test_a_project_needs_nothing_else(tmp_path, monkeypatch, capsys):
     commands = [shlex.split(line) for line in listed.stdout.splitlines() if line.startswith("plamo2")]
     assert [command[1] for command in commands] == ["pipeline", "config", "watch", "chat"]
     assert " ".join(commands[0]) in printed
+    assert "mine/data/README.md describes" in printed
     assert main(commands[1][1:]) == 0
     assert "tokenizer, shards, pretrain, report" in capsys.readouterr().out
+    # A user's folder of text needs no other change.
+    Path("data/text/en").mkdir(parents=True)
+    Path("data/text/en/a.txt").write_text("One document.", encoding="utf-8")
+    pipeline = Path("configs/pipeline.py")
+    source = pipeline.read_text(encoding="utf-8")
+    pipeline.write_text(re.sub("^TEXT = .*", 'TEXT = "data/text"', source, flags=re.MULTILINE), encoding="utf-8")
+    assert main(commands[1][1:]) == 0
     assert load_config(Path("configs/pretrain.py")).folder == Path(commands[2][2])
     assert load_config(Path("configs/pipeline.py"), name="pipeline").home == Path(commands[2][2])
 
@@ -84,8 +92,8 @@ def test_the_commands_in_the_hints_are_commands(tmp_path, capsys):
     text = (tmp_path / "mine" / "data" / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     commands = [shlex.split(line, comments=True) for line in "".join(blocks).splitlines()]
-    assert len(commands) == 3
-    assert all(words[0] == "plamo2" and words[1] in VERBS for words in commands)
+    assert [words[0] for words in commands] == ["plamo2", "plamo2", "tail", "head", "plamo2"]
+    assert all(words[1] in VERBS for words in commands if words[0] == "plamo2")
     assert 'TEXT = "' in (tmp_path / "mine" / "configs" / "pipeline.py").read_text(encoding="utf-8")
 
 

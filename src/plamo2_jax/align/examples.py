@@ -13,6 +13,7 @@ import grain
 import numpy as np
 
 from plamo2_jax.data.batch import Batch
+from plamo2_jax.data.files import find_files
 from plamo2_jax.data.packing import Collator
 from plamo2_jax.data.pipeline import DataConfig, mixed_batches, one_pass
 from plamo2_jax.data.shares import Share, even_range
@@ -110,6 +111,8 @@ class ExampleSource:
         description: Mapping[str, Any] | None = None,
     ):
         self._data, self._collator, self._read, self._add_arrays = data, collator, read, add_arrays
+        for name, path in heldout.items():
+            _require_heldout(name, path)
         self._heldout = {name: add_arrays(read(path)) for name, path in heldout.items()}
         self._further = description or {}
         self.files = {FILE_NAME: template.source}
@@ -140,3 +143,12 @@ class ExampleSource:
         return one_pass(
             self._data, self._heldout[name], self._collator, process_index=process_index, process_count=process_count
         )
+
+
+def _require_heldout(name: str, path: Path) -> None:
+    try:
+        find_files(path)
+    except PlamoError as error:
+        raise PlamoError(
+            f"heldout[{name!r}]: {error}. Put some records there that are not trained on, or set heldout={{}} in the config"
+        ) from error

@@ -30,7 +30,12 @@ def init(
         print(folder / path)
     chosen = TEMPLATES[template]
     where = "" if folder.resolve() == Path.cwd() else f"cd {folder} && "
-    print(f"\n{where}make check   # check the configs\n{where}make         # {chosen.command}")
+    print()
+    if template == "start":
+        print(
+            f"{folder / 'data' / 'README.md'} describes where to put your text. Without it, make uses the bundled text.\n"
+        )
+    print(f"{where}make check   # check the configs\n{where}make         # {chosen.command}")
 
 
 def main(argv: list[str]) -> None:

@@ -111,7 +111,9 @@ def to_public(
     name = ModelName.parse(source, step=step, ema=ema)
     require_empty(Path(output))
     if not is_run_folder(name.folder):
-        raise ConvertError(f"{name.folder} already has the public layout: to-hf reads run folders")
+        raise ConvertError(
+            f"{name.folder} already has the public layout, so other programs read it as it is: the source of to-hf must be a run folder"
+        )
 
     files = chat_template_files(name.folder)
     newest = name.step is None and not name.ema

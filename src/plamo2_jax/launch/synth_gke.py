@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import subprocess
 from pathlib import PurePosixPath
 from typing import Any
 
 from plamo2_jax.errors import PlamoError
-from plamo2_jax.launch.checks import require, require_tool, resource_name
+from plamo2_jax.launch import kubernetes
+from plamo2_jax.launch.checks import require, resource_name
 from plamo2_jax.launch.synth_job import INCOMPLETE, REFUSED, SynthJob
 from plamo2_jax.validation import require_at_least
 
@@ -66,17 +66,9 @@ class SynthGke:
         )
         require_at_least(1, workers=self.workers, cpus_per_worker=self.cpus_per_worker, grace=self.grace)
         require_at_least(0, restarts=self.restarts)
-        if not re.fullmatch(r"[\w.:/@-]+", self.image or "", re.ASCII) or not re.search(
-            r"[:@][^/]+$", self.image or ""
-        ):
-            raise PlamoError(f"--image {self.image!r} is not allowed: it must be like REGISTRY/PATH/NAME:TAG")
-        for field in ("volume_claim", "namespace", "service_account", "api_key_secret"):
-            value = getattr(self, field)
-            if value is not None and not re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?", value):
-                option = field.replace("_", "-")
-                raise PlamoError(
-                    f"--{option} {value!r} is not a Kubernetes name: it must be lower-case letters, digits and hyphens"
-                )
+        kubernetes.require_image(self.image)
+        names = ("volume_claim", "namespace", "service_account", "api_key_secret")
+        kubernetes.require_names({name: getattr(self, name) for name in names})
         if not re.fullmatch(r"[1-9]\d*(Mi|Gi)", self.memory_per_worker):
             raise PlamoError(f"--memory-per-worker {self.memory_per_worker!r} is not allowed: it must be such as 8Gi")
         output = PurePosixPath(job.output)
@@ -171,10 +163,4 @@ def launch(job: SynthJob, options: SynthGke) -> int:
     Raises:
         PlamoError: A program, a cluster or a value is missing.
     """
-    body = script(job, options)
-    require_tool("kubectl")
-    if subprocess.run(["kubectl", "config", "current-context"], capture_output=True).returncode != 0:
-        raise PlamoError(
-            "kubectl has no cluster: run `gcloud container clusters get-credentials CLUSTER --location ZONE`"
-        )
-    return subprocess.run(["kubectl", "apply", "-f", "-"], input=body, text=True).returncode
+    return kubernetes.apply(script(job, options))

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import shlex
-import subprocess
 from typing import Annotated
 
 import tyro
 
-from plamo2_jax.errors import PlamoError
-from plamo2_jax.launch.checks import require_tool
+from plamo2_jax.launch import sbatch
 from plamo2_jax.launch.setup import setup_lines
-from plamo2_jax.launch.slurm import job_name
 from plamo2_jax.launch.synth_job import FAILING, TERMINATED, SynthJob
 from plamo2_jax.validation import require_at_least
 
@@ -55,15 +51,7 @@ class SynthSlurm:
             1, workers=self.workers, at_once=self.at_once, cpus_per_worker=self.cpus_per_worker, grace=self.grace
         )
         require_at_least(0, gpus_per_worker=self.gpus_per_worker, restarts=self.restarts)
-        if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", self.time):
-            raise PlamoError(f"--time {self.time} is not allowed: it must be such as 24:00:00 or 2-00:00:00")
-        for field in ("partition", "account"):
-            value = getattr(self, field)
-            if value is not None and not re.fullmatch(r"[\w.,-]+", value):
-                raise PlamoError(f"--{field} {value!r} is not allowed: it must be a name without spaces")
-        for flag in self.sbatch_flag:
-            if not flag.startswith("-") or "\n" in flag:
-                raise PlamoError(f"--sbatch-flag {flag!r} is not allowed: it must be one option, such as --qos=high")
+        sbatch.check(self)
 
 
 def script(job: SynthJob, options: SynthSlurm) -> str:
@@ -73,25 +61,15 @@ def script(job: SynthJob, options: SynthSlurm) -> str:
         PlamoError: An option is not allowed.
     """
     options.check()
-    name = job_name(options.job_name, job.name)
-    directives = [
-        f"--job-name={name}",
+    own = [
         f"--array=0-{options.workers - 1}{f'%{options.at_once}' if options.at_once else ''}",
         "--ntasks=1",
         f"--cpus-per-task={options.cpus_per_worker}",
         *([f"--gpus={options.gpus_per_worker}"] if options.gpus_per_worker else []),
-        f"--time={options.time}",
-        *([f"--partition={options.partition}"] if options.partition else []),
-        *([f"--account={options.account}"] if options.account else []),
-        f"--output={name}-%A-%a.log",
-        "--open-mode=append",  # A requeued worker appends to its log.
-        f"--signal=TERM@{options.grace}",
-        "--requeue",
-        *map(shlex.quote, options.sbatch_flag),
     ]
     command = job.command(options.program, "INDEX")
     return _SCRIPT.format(
-        directives="\n".join(f"#SBATCH {each}" for each in directives),
+        directives=sbatch.directives(options, job.name, own, log="%A-%a"),
         setup=f"{setup}\n" if (setup := setup_lines(options.setup)) else "",
         cpus=options.cpus_per_worker,
         command=f'{shlex.join(command[:-1])} "$SLURM_ARRAY_TASK_ID"',
@@ -125,6 +103,4 @@ def launch(job: SynthJob, options: SynthSlurm) -> int:
     Raises:
         PlamoError: sbatch is missing, or a value is not allowed.
     """
-    text = script(job, options)
-    require_tool("sbatch")
-    return subprocess.run(["sbatch"], input=text, text=True).returncode
+    return sbatch.submit(script(job, options))

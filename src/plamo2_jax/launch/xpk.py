@@ -8,12 +8,11 @@ access to data and buckets (workload identity), so a manifest contains no creden
 from __future__ import annotations
 
 import dataclasses
-import re
 import shlex
 import subprocess
 from typing import Any, Literal
 
-from plamo2_jax.errors import PlamoError
+from plamo2_jax.launch import kubernetes
 from plamo2_jax.launch.checks import project_and_zone, require, require_account, require_tool, resource_name
 from plamo2_jax.launch.job import AUTO, REFUSED, Job, wrapped
 from plamo2_jax.launch.slices import Slice, parse_slice
@@ -63,20 +62,8 @@ class Xpk:
         require({"container image": (self.image, "--image (docs/launch.md says how to build one)")})
         require_at_least(1, slices=self.slices, grace=self.grace)
         require_at_least(0, restarts=self.restarts)
-        for field in ("namespace", "queue", "service_account"):
-            value = getattr(self, field)
-            if value is not None and not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", value):
-                option = field.replace("_", "-")
-                raise PlamoError(
-                    f"--{option} {value!r} is not a Kubernetes name: it must be lower-case letters, digits and hyphens"
-                )
-        if not re.fullmatch(r"[\w.:/@-]+", self.image, re.ASCII):
-            raise PlamoError(f"--image {self.image!r} is not an image name: it must be like REGISTRY/PATH/NAME:TAG")
-        if "@" not in self.image and ":" not in self.image.rpartition("/")[2]:
-            raise PlamoError(
-                f"--image {self.image} has no tag, so a restart might run another image than the first start. Add a tag such as "
-                f"{self.image}:1, or a digest"
-            )
+        kubernetes.require_names({name: getattr(self, name) for name in ("namespace", "queue", "service_account")})
+        kubernetes.require_image(self.image)
 
 
 def script(job: Job, options: Xpk) -> str:
@@ -209,10 +196,4 @@ def launch(job: Job, options: Xpk) -> int:
             require_tool(tool)
         require_account()
         return subprocess.run(command).returncode
-    body = script(job, options)
-    require_tool("kubectl")
-    if subprocess.run(["kubectl", "config", "current-context"], capture_output=True).returncode != 0:
-        raise PlamoError(
-            "kubectl has no cluster: run `gcloud container clusters get-credentials CLUSTER --location ZONE`"
-        )
-    return subprocess.run(["kubectl", "apply", "-f", "-"], input=body, text=True).returncode
+    return kubernetes.apply(script(job, options))

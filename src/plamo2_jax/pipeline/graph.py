@@ -136,9 +136,10 @@ class Graph:
         found: dict[Path, None] = {}
         for text in (*map(str, stage.inputs), *description.paths):
             path = absolute(_without_step(text))
-            if is_remote(text):
+            # Bundled and prepared data sets are compared by their names, which are in the command.
+            if is_remote(text) or text.startswith(("bundled:", "tfds:")):
                 continue
-            if not self.makers(path) and not os.path.exists(path) and not glob.glob(str(path)):
+            if not self.makers(path) and not os.path.exists(path) and not glob.glob(str(path), recursive=True):
                 raise PlamoError(f"stage {stage.name} reads {text}, which does not exist and which no stage makes")
             found[path] = None
         declared = {*found, *(path for path, owner in self._owners.items() if owner == stage.name)}

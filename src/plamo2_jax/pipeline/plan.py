@@ -135,7 +135,8 @@ def _scan_given(path: Path, known: Files) -> Files:
     """Fingerprint a file, a folder or the files of a pattern."""
     if path.exists():
         return scan(path, known)
-    return {name: entry(Path(name), known.get(name)) for name in sorted(glob.glob(str(path))) if Path(name).is_file()}
+    files = (name for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file())
+    return {name: entry(Path(name), known.get(name)) for name in files}
 
 
 def _first_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

@@ -31,7 +31,7 @@ class Stage:
     outputs: tuple[str | os.PathLike[str], ...] = ()
     """Files and folders that it makes, besides FILE and the output folder of a config."""
     inputs: tuple[str | os.PathLike[str], ...] = ()
-    """Files, folders, patterns and RUN@STEP that it reads, besides the paths of a config."""
+    """Files, folders, patterns, RUN@STEP and data sets (`bundled:` and `tfds:`) that it reads, besides the paths of a config."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):

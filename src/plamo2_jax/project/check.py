@@ -71,7 +71,7 @@ def missing_paths(config: RunConfig) -> list[str]:
 
 def exists(path: str | os.PathLike[str]) -> bool:
     """Return whether a file or folder exists, on this machine or in a bucket, or whether files match a pattern."""
-    return bool(glob.glob(os.fspath(path))) if not is_remote(path) else located(path).exists()
+    return bool(glob.glob(os.fspath(path), recursive=True)) if not is_remote(path) else located(path).exists()
 
 
 def check_run(config: RunConfig, program: TrainProgram) -> Iterator[tuple[str, str]]:
