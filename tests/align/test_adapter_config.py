@@ -125,14 +125,14 @@ REFUSED = {
     **{
         f"a base changed by {start}": (
             {"init_lora_weights": start},
-            f"init_lora_weights='{start}'.* base whose weights were changed",
+            f"init_lora_weights='{start}'.* base with modified weights",
         )
         for start in ("pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga")
     },
     "an unknown start": ({"init_lora_weights": "new"}, "init_lora_weights='new'"),
     "modules left out": (
         {"target_modules": ["q_proj"]},
-        "o_proj, which target_modules of adapter_config.json leaves out",
+        "o_proj, which target_modules in adapter_config.json does not include",
     ),
     "targets of numbers": ({"target_modules": [3]}, r"target_modules=\[3\]"),
     **{

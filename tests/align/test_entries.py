@@ -162,7 +162,7 @@ def test_a_file_that_is_missing_is_made_anew(name, config):
 def test_a_configuration_that_is_none_is_refused(content, message, config):
     (config.output / "config.json").write_text(content)
     with pytest.raises(
-        ValueError, match=f"config.json {message}.*; give another --output, or --again to make it anew$"
+        ValueError, match=f"config.json {message}.*; choose another --output, or add --again to start over$"
     ) as refused:
         make_preference_data(config)
     assert len(str(refused.value)) < 400

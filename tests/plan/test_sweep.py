@@ -242,7 +242,7 @@ def test_a_journal_of_another_sweep_or_a_damaged_file_is_refused(config, tmp_pat
     journal = Journal(tmp_path, request)
     # The sweep chooses remat itself.
     Journal(tmp_path, dataclasses.replace(request, config=dataclasses.replace(config, remat="block")))
-    with pytest.raises(PlamoError, match="has a sweep with another topology: give another folder"):
+    with pytest.raises(PlamoError, match="has a sweep with a different topology: choose another folder"):
         Journal(tmp_path, dataclasses.replace(request, topology="v5p:8x8x8"))
     journal.add_draft("--remat dots", draft(1024))
     (path,) = tmp_path.glob("*.draft.json.gz")
@@ -253,7 +253,7 @@ def test_a_journal_of_another_sweep_or_a_damaged_file_is_refused(config, tmp_pat
 
 def test_a_slice_names_its_chip():
     assert chip_of_slice("v6e:16x16") is CHIPS["TPU v6 lite"]
-    with pytest.raises(PlamoError, match="no figures"):
+    with pytest.raises(PlamoError, match="no published figures"):
         chip_of_slice("v2:2x2")
 
 

@@ -1,6 +1,7 @@
 """Candidates of a sweep: meshes, micro-batches, remat policies and loss chunks, without those that cannot fit, the most promising first.
 
-The formulas here use only the configuration. They decide what is compiled, and in which order; the compiler decides what fits.
+The formulas here use only the configuration. They select the candidates to compile and their order; the compiler decides whether a
+candidate fits.
 """
 
 from __future__ import annotations
