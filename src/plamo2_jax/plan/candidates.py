@@ -150,7 +150,7 @@ def memory_bounds(config: RunConfig) -> tuple[float, float]:
     # One layer needs about ten arrays as wide as the MLP, and the embedding is gathered in two types.
     table = 10 * model.vocab_size * model.hidden_size / mesh.tensor
     layer = 10 * tokens * width * model.intermediate_size / mesh.tensor
-    likely = always + saved * (2 if config.remat == "none" else 1.05) + 10 * logits + table + layer
+    likely = always + saved * (2 if config.remat == "none" else 1.05) + 6 * logits + table + layer
     return always + saved + 2 * logits, likely
 
 
