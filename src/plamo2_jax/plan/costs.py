@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from plamo2_jax.plan.attention_blocks import computed_shares
 from plamo2_jax.plan.chips import Chip
 from plamo2_jax.plan.collectives import inner_instructions, is_collective
 from plamo2_jax.plan.hbm_traffic import instruction_bytes
@@ -123,10 +124,12 @@ def _with_cost(operation: Operation, cost: Cost, scale: float) -> Operation:
 
 def compiled_operations(module: Module, schedules: Schedules, chip: Chip) -> Iterator[tuple[Operation, Cost]]:
     """Yield the operations of a completely compiled program, except collectives, each with its cost."""
+    computed = computed_shares(module)
     for instruction, computation, times in module.executed():
         if is_collective(module, instruction):
             continue
-        o = estimate_operation(module, instruction, computation, times, schedules, chip)
+        share = computed.get(instruction.name, 1.0)
+        o = estimate_operation(module, instruction, computation, times, schedules, chip, share)
         figures = {name: getattr(o, name) for name in ("estimated_cycles", "bundles", "mxu_cycles", "hbm_bytes")}
         yield o, dataclasses.replace(describe(module, instruction, computation), **figures)
 

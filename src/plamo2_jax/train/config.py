@@ -123,13 +123,13 @@ class RunConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig, metadata=FREE)
     """Device mesh. By default, parameters and rows are sharded over as many devices as the number of rows allows."""
     sharding: Strategy = dataclasses.field(default="fsdp_tensor", metadata=FREE)
-    """Strategy for sharding parameters and optimizer state over the mesh (docs/sharding.md). zero1 shards only the optimizer state between
-    steps."""
+    """Strategy for sharding parameters and optimizer state over the mesh (docs/sharding.md). zero1 and zero2 gather the parameters once per
+    step; the others gather them for each use."""
     remat: Remat = dataclasses.field(default="none", metadata=FREE)
     """Rematerialization: the activations of each period of layers that are saved for the backward pass; the others are recomputed. none:
-    all are saved. dots: its input and the products with weights. dots_except_up, dots_except_gate_up: the same without the widest products
-    of the MLP. outputs: its input and the results of mixers and MLPs. block: its input, for the least memory and about a third more time.
-    offload: its input, in host memory."""
+    all are saved. dots: its input, the products with weights, and the outputs of attention. dots_except_up, dots_except_gate_up: the same
+    without the widest products of the MLP. outputs: its input, the results of mixers and MLPs, and the outputs of attention. block: its
+    input, for the least memory and about a third more time. offload: its input, in host memory."""
     loss_chunk: int | None = dataclasses.field(default=None, metadata=FREE)
     """Number of positions of each row whose logits are in memory at the same time; none: all. With a large vocabulary, the logits are by
     far the largest activation: rows × sequence_length × vocab_size × 4 bytes. With chunks, the logits are computed twice."""
