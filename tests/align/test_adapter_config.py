@@ -154,9 +154,9 @@ REFUSED = {
                 "base_model.model.model.layers.layers.1.mlp.down_proj.lora_A.weight": np.ones((2, 32), np.float32)
             }
         },
-        "down_proj.lora_A.weight alone",
+        "has only the tensor .*down_proj.lora_A.weight of an adapter",
     ),
-    "an adapter of nothing": ({"tensors": {"x" * 5000: np.ones(2, np.float32)}}, "belongs to no matrix"),
+    "an adapter of nothing": ({"tensors": {"x" * 5000: np.ones(2, np.float32)}}, "does not belong to a matrix"),
     "not finite": (
         {"tensors": {f"base_model.model.{MODULE}.lora_B.weight": np.full((32, 2), np.nan, np.float32)}},
         "the adapter of model.layers.layers.1.mixer.o_proj holds NaN or infinity",

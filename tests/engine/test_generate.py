@@ -218,5 +218,5 @@ def test_text_without_a_tokenizer_is_refused(model, params):
 
 def test_logits_that_are_no_numbers_are_reported(model, params):
     broken = jax.tree.map(lambda leaf: leaf * np.nan, params)
-    with pytest.raises(ValueError, match="not finite numbers"):
+    with pytest.raises(ValueError, match="are not finite"):
         Generator(model, broken).generate([[1, 2]], sampling=WARM, stop=endless(3))
