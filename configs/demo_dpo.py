@@ -1,4 +1,4 @@
-"""Preferences on top of the demo's fine-tuned model, its own answers against each other; two runs differ in the order of the data."""
+"""DPO of the demo's fine-tuned model on pairs of its own answers. The demo runs it twice, with different orders of the data."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
-"""The demo's third model: the first with full attention, trained on for half a minute on rows of twice the length.
+"""The demo's third model: the first model with full attention, trained for another half minute on rows of twice the length.
 
-`plamo2 extend` opens the attention and turns RoPE by a larger base first (configs/pipeline_demo.py). Documents of half a row and more are
-read four times as often as others. A twentieth of the tokens is synthetic (configs/synth_demo.yaml).
+Before this run, `plamo2 extend` switches the model to full attention and a larger RoPE base (configs/pipeline_demo.py). Documents of at
+least half a row are read four times as often as others. A twentieth of the tokens is synthetic (configs/synth_demo.yaml).
 """
 
 import dataclasses
@@ -32,6 +32,6 @@ config = dataclasses.replace(
     ),
     schedule=dataclasses.replace(demo.schedule, learning_rate=1e-3),
     steps=60,
-    heldout={},  # The tuned model is measured.
+    heldout={},  # The demo evaluates the tuned model instead.
     checkpoint_every=60,
 )

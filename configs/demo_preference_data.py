@@ -1,4 +1,4 @@
-"""Answers of the demo's fine-tuned model, four to a prompt, the best against the worst by rules that a program can check."""
+"""Preference data of the demo: four answers of the fine-tuned model to each prompt; rules select the best and the worst answer."""
 
 from pathlib import Path
 

@@ -1,8 +1,7 @@
-"""Fine-tuning of the demo's long model on conversations made of the bundled corpus, and on some synthetic ones (configs/synth_demo.yaml).
+"""Fine-tuning of the demo's long model on conversations from the bundled corpus, and on synthetic conversations (configs/synth_demo.yaml).
 
-Two runs of it differ in the order of the data.
-
-`--name sft_1 --data.seed 1` and `--name sft_2 --data.seed 2` (configs/pipeline_demo.py); their mean is a better model than either.
+The demo runs it twice, with different orders of the data: `--name sft_1 --data.seed 1` and `--name sft_2 --data.seed 2`
+(configs/pipeline_demo.py). It then averages the two models.
 """
 
 from pathlib import Path

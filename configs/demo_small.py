@@ -1,7 +1,7 @@
-"""The demo's second model: what is left of the first after pruning, taught by it.
+"""The demo's second model: the first model after pruning, distilled from the first model.
 
-`make demo` cuts half of the MLP and half of the scan's heads out of runs/demo (`plamo2 prune`) and trains the rest for a minute, half on
-the text and half on what the first model says of it. Its two checkpoints are merged after that.
+`make demo` removes half of the MLP and half of the scan's heads of runs/demo (`plamo2 prune`), and trains the pruned model for a minute.
+Half of the loss is cross-entropy, and half is the divergence from the first model. Then two checkpoints of this run are merged.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ config = dataclasses.replace(
     model=dataclasses.replace(demo.model, intermediate_size=256, mamba_num_heads=4),
     init_from=HOME / "pruned",
     task=Distill(teacher=HOME),
-    # The pruned model knows much already: a shorter warm-up to a lower rate, and other rows than the first 700 steps of the demo.
+    # The pruned model is already trained, so the warm-up is shorter and the rate lower. The seed selects other rows than the demo's.
     schedule=dataclasses.replace(demo.schedule, learning_rate=1e-3),
     data=dataclasses.replace(demo.data, seed=1),
     steps=120,

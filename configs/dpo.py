@@ -1,7 +1,7 @@
-"""Preferences of your own on top of fine-tuning: `plamo2 dpo configs/dpo.py` after `plamo2 sft configs/sft.py`.
+"""DPO on your own preferences: `plamo2 dpo configs/dpo.py` after `plamo2 sft configs/sft.py`.
 
-Put JSON lines of `{"prompt": "...", "chosen": "...", "rejected": "..."}` where DATA says, or let `plamo2 preference-data` make them
-there. Of single answers, `{"prompt": "...", "completion": "...", "label": true}`, it learns with
+Put JSON lines of `{"prompt": "...", "chosen": "...", "rejected": "..."}` into DATA/pairs.jsonl and DATA/heldout.jsonl, or let
+`plamo2 preference-data` write these files. For single answers, `{"prompt": "...", "completion": "...", "label": true}`, add
 `--preference.losses kto --preference.weights 1`.
 """
 

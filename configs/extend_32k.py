@@ -1,12 +1,11 @@
-"""Training on after `plamo2 extend`, from a window of 2048 to full attention over 32K tokens in three stages.
+"""Context extension with `plamo2 extend` and further training: from a window of 2048 to full attention over 32K tokens in three stages.
 
-    plamo2 extend runs/pretrain_8b runs/stage_0 --full-attention all --rope-theta 46416       # the base that STAGES has for stage 1
+    plamo2 extend runs/pretrain_8b runs/stage_0 --full-attention all --rope-theta 46416       # the RoPE base of stage 1 in STAGES
     STAGE=1 plamo2 pretrain configs/extend_32k.py --init-from runs/stage_0
-    plamo2 extend runs/extend_32k_1 runs/stage_1 --rope-theta ...                              # and so on with the next
+    plamo2 extend runs/extend_32k_1 runs/stage_1 --rope-theta ...                              # repeat for the next stages
 
-Rows grow and the RoPE base with them, each by a fixed factor a stage; `python configs/extend_32k.py` prints them. Documents of at
-least half a row are read four times as often as others, source by source (arXiv:2402.10171), and packed at the new length: nothing
-crosses from one to the next.
+The row length and the RoPE base grow by a fixed factor in each stage; `python configs/extend_32k.py` prints them. In each source, documents
+of at least half a row are read four times as often as others (arXiv:2402.10171). Documents in a row do not see each other.
 """
 
 import dataclasses
@@ -18,12 +17,12 @@ from plamo2_jax.config import preset
 from plamo2_jax.surgery.extend import Stage, extended_config, stages
 from plamo2_jax.train.schedule import ScheduleConfig
 
-TOKENS = 100e9  # of all stages; our choice: the published model does not say
+TOKENS = 100e9  # In all stages. This is our choice, because the number for the published model is not public.
 STAGES = stages(Stage(2048, 2048, 1e4), Stage(32768, 32768, 1e6), 3)
 NUMBER = int(os.environ.get("STAGE", len(STAGES)))
 STAGE = STAGES[NUMBER - 1]
 
-# Data, optimizer, mesh and recomputation are those of the move by a window of 32K.
+# Data, optimizer, mesh and remat are the same as in the extension with a window of 32K.
 whole = runpy.run_path(str(Path(__file__).parent / "pretrain_8b_32k.py"))["config"]
 rows = whole.data.batch_size * whole.data.sequence_length // STAGE.sequence_length
 
@@ -39,7 +38,7 @@ config = dataclasses.replace(
         long_document_repeats=4,
     ),
     steps=round(TOKENS / len(STAGES) / (whole.data.batch_size * whole.data.sequence_length)),
-    # Each stage warms up anew and decays; the rate is that of the end of pretraining.
+    # Each stage has its own warm-up and decay. The rate equals the rate at the end of pretraining.
     schedule=ScheduleConfig(kind="wsd", learning_rate=3e-5, warmup=50, decay_fraction=0.5),
     loss_chunk=max(size for size in range(1, 2049) if STAGE.sequence_length % size == 0),
 )

@@ -1,6 +1,6 @@
-"""Iterated DPO, two rounds: `plamo2 iterate configs/iterate.py` after `plamo2 sft configs/sft.py`.
+"""Iterative DPO in two rounds: `plamo2 iterate configs/iterate.py` after `plamo2 sft configs/sft.py`.
 
-Pairs are made as in configs/preference_data.py.
+configs/preference_data.py has the settings of the preference data.
 """
 
 import runpy
@@ -27,7 +27,7 @@ config = IterativeDpoConfig(
         model=read_model_config(START),
         tokenizer=START,
         init_from=START,
-        # The mixture of a round is its own pairs.
+        # Each round replaces this mixture by its own pairs.
         data=DataConfig(mixture=(MixtureItem(Path("pairs.jsonl")),), sequence_length=1024, batch_size=4),
         steps=100,
         task=Dpo(

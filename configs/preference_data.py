@@ -2,8 +2,8 @@
 
 Run it after `plamo2 sft configs/sft.py` and before `plamo2 dpo configs/dpo.py`.
 
-Put JSON lines of prompts where DATA says: `{"prompt": "...", "rules": {"language": "ja", "characters": [20, 400]}}`, or conversations,
-whose last answer is left out. A judge is a model as the policy is: `--judge.model NAME --judge.url http://localhost:8000/v1`.
+Put JSON lines of prompts into DATA/prompts.jsonl: `{"prompt": "...", "rules": {"language": "ja", "characters": [20, 400]}}`. Conversations
+are read too, without their last answer. To add a judge model: `--judge.model NAME --judge.url http://localhost:8000/v1`.
 """
 
 from pathlib import Path

@@ -1,8 +1,9 @@
-"""Pretraining at the size of plamo-2-31b, a shape of this project's own, on shards of your own.
+"""Pretraining at the size of plamo-2-31b, a shape of this project, on your own shards.
 
-The recipe is that of pretrain_8b.py, with twice the tokens an update. Needs folders of shards (`plamo2 data prepare`) under data/.
+The recipe is the one of pretrain_8b.py, with twice as many tokens per update. The run needs folders of shards (`plamo2 data prepare`)
+under data/.
 
-The mesh is for a TPU v5p:8x8x8; experiments/tpu_plans has what it takes there.
+The mesh is for a TPU v5p:8x8x8; experiments/tpu_plans has its memory and time.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from plamo2_jax.sharding.mesh import MeshConfig
 
 base = load_config(Path(__file__).parent / "pretrain_8b.py")
 TOKENS = 6e12  # as plamo-2-8b
-ROWS = 1024  # 8.4M tokens an update, as OLMo 2 32B (arXiv:2501.00656)
+ROWS = 1024  # 8.4M tokens per update, as OLMo 2 32B (arXiv:2501.00656)
 
 config = dataclasses.replace(
     base,
@@ -22,10 +23,8 @@ config = dataclasses.replace(
     model=preset("plamo-2-31b"),
     data=dataclasses.replace(base.data, batch_size=ROWS),
     steps=round(TOKENS / (ROWS * base.data.sequence_length)),
-    # Parameters over 64 of 512 chips, two axes of the torus; see pretrain_8b.py.
+    # Parameters are sharded over 64 of 512 chips, two axes of the torus; see pretrain_8b.py.
     mesh=MeshConfig(data=8),
     accumulation=2,
     remat="dots",
-    # The logits of a row take 3 GiB, which is less time than computing them twice.
-    loss_chunk=None,
 )

@@ -1,9 +1,9 @@
-"""Pretraining at the size of plamo-2-8b, on shards of your own.
+"""Pretraining at the size of plamo-2-8b, on your own shards.
 
-The shape and the number of tokens (6T) are public; the recipe is not, so it is ours, with its source beside each figure. Needs folders
+The shape and the number of tokens (6T) are public. The recipe is not public; comments name the sources of this one. The run needs folders
 of shards (`plamo2 data prepare`) under data/.
 
-The mesh is for a TPU v5p:4x4x4; experiments/tpu_plans has what it takes there, and on a v6e:16x16 with the options it names.
+The mesh is for a TPU v5p:4x4x4; experiments/tpu_plans has its memory and time, also for a v6e:8x8 with other options.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from plamo2_jax.train.schedule import ScheduleConfig
 
 DATA = Path("data")
 TOKENS = 6e12  # plamo-2-8b was trained on 6T tokens
-ROWS, LENGTH = 512, 8192  # 4.2M tokens an update, as OLMo 2 7B (arXiv:2501.00656) and Llama 2 7B (arXiv:2307.09288)
+ROWS, LENGTH = 512, 8192  # 4.2M tokens per update, as OLMo 2 7B (arXiv:2501.00656) and Llama 2 7B (arXiv:2307.09288)
 
 config = RunConfig(
     name="pretrain_8b",
@@ -40,14 +40,16 @@ config = RunConfig(
     heldout={language: DATA / "heldout" / language for language in ("ja", "en")},
     # Betas, decay and clipping are common to Llama 2 and OLMo 2.
     optimizer=OptimizerConfig(beta1=0.9, beta2=0.95, weight_decay=0.1, clip_norm=1.0),
-    # Peak rate and warm-up of OLMo 2 7B and Llama 2 7B. Stable, then decay over the last eighth: the share that the second phase has of
+    # Peak rate and warm-up of OLMo 2 7B and Llama 2 7B. The rate decays over the last eighth, because the second phase has this share of
     # the tokens.
     schedule=ScheduleConfig(kind="wsd", learning_rate=3e-4, warmup=2000, decay_fraction=0.125),
-    # Parameters over 16 of 64 chips, two axes of the torus: over all three the TPU compiler knows no gathering and sums padded arrays.
+    # Parameters are sharded over 16 of 64 chips, two axes of the torus. Over all three axes, the TPU compiler replaces all-gathers by
+    # all-reduces of zero-padded arrays.
     mesh=MeshConfig(data=4),
     accumulation=8,
     remat="dots",
-    loss_chunk=2048,
+    # All logits of a row exist at once. They take 3 GiB, and the step is faster than with chunks, which compute the logits twice.
+    loss_chunk=None,
     checkpoint_every=2000,
     evaluate_every=2000,
     max_to_keep=5,

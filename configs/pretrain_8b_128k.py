@@ -1,10 +1,10 @@
-"""Continual pretraining of an 8B with full attention over 128K tokens, on shards of your own.
+"""Continual pretraining of an 8B with full attention over 128K tokens, on your own shards.
 
-PLaMo 2 ends at 32K; this configuration is ours. A larger RoPE base than at 32K (1e6) keeps the slowest rotations within the angles that
-were trained, as in arXiv:2309.16039; the value is our choice and not tested.
-Needs folders of shards (`plamo2 data prepare`) of long documents under data/, and a run to start from: `--init-from runs/pretrain_8b_32k`.
+PLaMo 2 ends at 32K; this configuration is a proposal of this project. The RoPE base is larger than at 32K (1e6), which keeps the slowest
+rotations within the angles of the training before, as in arXiv:2309.16039. The value has not been tested. The run needs folders of shards
+(`plamo2 data prepare`) of long documents under data/, and a run to start from: `--init-from runs/pretrain_8b_32k`.
 
-The mesh is for a TPU v5p:8x8x8. Each row's tokens are divided over 16 chips; experiments/tpu_plans has its memory and time there.
+The mesh is for a TPU v5p:8x8x8, and divides the tokens of each row over 16 chips; experiments/tpu_plans has its memory and time.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ config = dataclasses.replace(
     data=dataclasses.replace(base.data, sequence_length=LENGTH, batch_size=ROWS),
     steps=round(TOKENS / (ROWS * LENGTH)),
     schedule=ScheduleConfig(kind="wsd", learning_rate=2e-5, warmup=100, decay_fraction=0.5),
-    # Parameters over fsdp × sequence = 64 of 512 chips, two axes of the torus; see pretrain_8b.py.
+    # Parameters are sharded over fsdp × sequence = 64 of 512 chips, two axes of the torus; see pretrain_8b.py.
     mesh=MeshConfig(data=8, fsdp=4, sequence=16),
     accumulation=1,
 )

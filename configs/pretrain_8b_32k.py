@@ -1,9 +1,9 @@
-"""The move of an 8B to full attention over 32K tokens, on shards of your own.
+"""Context extension of an 8B to full attention over 32K tokens, on your own shards.
 
-The shape is that of plamo-2.1-8b, whose published window, 32768, cuts nothing off. The recipe is that of pretrain_8b.py but for the rate.
-Needs folders of shards (`plamo2 data prepare`) of long documents under data/, and a run to start from: `--init-from runs/pretrain_8b`.
+The shape is plamo-2.1-8b, whose published window of 32768 covers the whole row. The recipe is the one of pretrain_8b.py with another rate.
+It needs folders of shards (`plamo2 data prepare`) of long documents under data/, and a run to start from: `--init-from runs/pretrain_8b`.
 
-The mesh is for a TPU v5p:4x4x4, each row's tokens over four chips; experiments/tpu_plans has what it takes there.
+The mesh is for a TPU v5p:4x4x4, and divides the tokens of each row over four chips; experiments/tpu_plans has its memory and time.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from plamo2_jax.sharding.mesh import MeshConfig
 from plamo2_jax.train.schedule import ScheduleConfig
 
 base = load_config(Path(__file__).parent / "pretrain_8b.py")
-TOKENS = 100e9  # our choice: the published model does not say
-ROWS, LENGTH = 128, 32768  # 4.2M tokens an update, as pretrain_8b.py
+TOKENS = 100e9  # Our choice, because the number for the published model is not public.
+ROWS, LENGTH = 128, 32768  # 4.2M tokens per update, as pretrain_8b.py
 
 config = dataclasses.replace(
     base,
@@ -24,10 +24,8 @@ config = dataclasses.replace(
     model=preset("plamo-2.1-8b"),
     data=dataclasses.replace(base.data, sequence_length=LENGTH, batch_size=ROWS),
     steps=round(TOKENS / (ROWS * LENGTH)),
-    # A tenth of the peak of pretrain_8b.py, where its decay ends, and down to nothing.
+    # The rate starts at a tenth of the peak of pretrain_8b.py, where its decay ends, and falls to zero.
     schedule=ScheduleConfig(kind="wsd", learning_rate=3e-5, warmup=100, decay_fraction=0.5),
-    # Parameters over fsdp × sequence = 16 of 64 chips; see pretrain_8b.py.
+    # Parameters are sharded over fsdp × sequence = 16 of 64 chips; see pretrain_8b.py.
     mesh=MeshConfig(data=4, sequence=4),
-    # Each chip computes the logits of 8192 positions. Every chunk would gather the embedding again.
-    loss_chunk=None,
 )

@@ -1,7 +1,8 @@
 """Fine-tune a model on your own conversations: `plamo2 sft configs/sft.py`.
 
-INIT is the model to start from. Put JSON lines of conversations where DATA says: `{"messages": [{"role": "user", "content": "..."},
-{"role": "assistant", ...}]}`, Alpaca or ShareGPT. For a published model, name its folder in INIT and set `model=preset("plamo-2-8b")`.
+INIT is the model to start from. Put JSON lines of conversations into DATA/train.jsonl and DATA/heldout.jsonl:
+`{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", ...}]}`, Alpaca or ShareGPT. For a published model, name its folder
+in INIT and set `model=preset("plamo-2-8b")`.
 """
 
 from pathlib import Path

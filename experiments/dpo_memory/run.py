@@ -1,6 +1,6 @@
 """What a DPO step takes on a chip beside an SFT step of the same tokens, by the TPU compiler's account, at the size of plamo-2-1b.
 
-python experiments/dpo_memory/run.py        # wants libtpu (make test-tpu installs it), no TPU; writes results.json and README.md
+python experiments/dpo_memory/run.py        # needs libtpu (make test-tpu installs it), no TPU; writes results.json and README.md
 """
 
 from __future__ import annotations
@@ -50,19 +50,22 @@ def page(results: dict) -> str:
         rows.append(f"| {name} | {parts} | {ratio:.2f} | {found['seconds'] / sft['seconds']:.2f} |")
     return f"""# Memory of a DPO step
 
-Question: does a step of preferences take more of a chip than one of fine-tuning on as many tokens?
+**Question.** Does a DPO step need more memory of a chip than a fine-tuning (SFT) step on as many tokens?
 
-Method: the train step of {results["parameters"] / 1e9:.2f} billion parameters (the preset plamo-2-1b), {results["rows"]} rows of \
-{results["length"]} tokens in {results["accumulation"]} micro-batches on {results["topology"]}, otherwise as `configs/pretrain_1b.py`, \
-compiled by libtpu {results["libtpu"]} with jax {results["jax"]} and not run ({results["date"]}). GiB of a chip at the peak; "arguments" \
-are parameters, optimizer state, batch, and where it runs beside the policy the reference. A row holds up to 16 pairs. The last column is \
-the predicted time of a step, if everything overlaps.
+**Method.** The train step of {results["parameters"] / 1e9:.2f} billion parameters (the preset plamo-2-1b), {results["rows"]} rows of \
+{results["length"]} tokens in {results["accumulation"]} micro-batches on {results["topology"]}, is compiled by libtpu \
+{results["libtpu"]} with jax \
+{results["jax"]} and not run ({results["date"]}). All other settings are those of `configs/pretrain_1b.py`, except the mesh, sharding \
+and remat in \
+`run.py`. Memory is in GiB of one chip at the peak. "arguments" are parameters, optimizer state, batch, and the reference if it runs \
+beside the policy. \
+A row holds up to 16 pairs. The last column compares predicted step times, as if everything overlapped.
 
-| step | arguments | temporaries | all | to SFT | time to SFT |
+| step | arguments | temporaries | total | total / SFT | time / SFT |
 |---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-`python experiments/dpo_memory/run.py` repeats it.
+`python experiments/dpo_memory/run.py` repeats the experiment.
 """
 
 

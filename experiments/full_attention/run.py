@@ -1,6 +1,6 @@
 """A windowed hybrid and its continuation under full attention on phonebooks inside and beyond the window.
 
-python experiments/full_attention/run.py --seeds 0 1 2        # goes on where it was stopped; writes results.json, plot.png, README.md
+python experiments/full_attention/run.py --seeds 0 1 2        # resumes; writes results.json, plot.png, README.md
 python experiments/full_attention/run.py --seeds 0 --small    # minutes, to see that it runs
 python experiments/full_attention/run.py --scale gpu          # 65 million parameters
 """
@@ -154,33 +154,38 @@ def write(output: Path, results: dict, scale: Scale, books: Books) -> None:
     texts = [f"| {name} | {ja:.4f} | {en:.4f} |" for name, (ja, en) in bits.items()]
     worse = max(full / control - 1 for full, control in zip(bits[MODELS[2]], bits[MODELS[1]], strict=True))
     output.joinpath("README.md").write_text(
-        f"""# From a window to full attention
+        f"""# Full attention after training with a window
 
-Question: does a windowed hybrid fail to look up what lies beyond its window, and does training on under full \
-attention mend that, at what cost to ordinary text?
+**Question.** Does a hybrid with windowed attention fail to look up facts beyond its window? Does further training with full attention \
+repair this, and \
+what does it cost on ordinary text?
 
-Method: a model of {shape.num_hidden_layers} layers, state-space and attention layers in turn with a window of \
-{shape.attention_window_size} (width {shape.hidden_size}, vocabulary {shape.vocab_size}), is trained for {results["first"]} steps of \
+**Method.** The model has {shape.num_hidden_layers} layers; state-space layers alternate with attention layers with a window of \
+{shape.attention_window_size} (width {shape.hidden_size}, vocabulary {shape.vocab_size}). It is trained for {results["first"]} steps of \
 {scale.rows} × {scale.length} tokens on phonebooks of 2 to 5 entries with numbers of {books.digits} digits, and for {results["steps"]} \
-steps on a mixture: half of it phonebooks, most of 2 to {books.kinds["long"][1]} entries, half the bundled corpus. It is trained on for \
-{results["more"]} steps of the mixture twice, as it is and after `plamo2 extend --full-attention all`, on the same data. Then phonebooks \
-that no model saw, {results["samples"]} of each language, length and of four depths; accuracy, mean of {len(seeds)} seed(s) of all but the \
-first training. `exact` is greedy decoding: chance is {10.0**-books.digits:g}. `ranked` chooses among four \
-numbers of the same book: chance is 0.25.
+steps on a mixture: half phonebooks, most of them with 2 to {books.kinds["long"][1]} entries, and half the bundled corpus. It is then \
+trained for \
+{results["more"]} more steps of the mixture twice, on the same data: unchanged, and after `plamo2 extend --full-attention all`. The \
+questions are about \
+phonebooks that were not in the training data, {results["samples"]} for each language, length and one of four depths. The table has the \
+mean accuracy \
+over {len(seeds)} seed(s) of all but the first training. `exact` is greedy decoding; chance is {10.0**-books.digits:g}. `ranked` chooses \
+among four \
+numbers of the same book; chance is 0.25.
 
 | model | score | {" | ".join(f"{n} tokens" for n in lengths)} |
 |---|---|{"---|" * len(lengths)}
 {chr(10).join(rows)}
 
-| model | Japanese, held-out bits a byte | English |
+| model | Japanese, held-out bits per byte | English, held-out bits per byte |
 |---|---|---|
 {chr(10).join(texts)}
 
-Ordinary text under full attention against the same training without: at most {worse:+.2%}.
+With full attention, the bits per byte of ordinary text are at most {worse:.2%} higher than after the same training with the window.
 
 ![accuracy by length](plot.png)
 
-Again: `python experiments/full_attention/run.py --seeds {" ".join(results["seeds"])}`.
+`python experiments/full_attention/run.py --seeds {" ".join(results["seeds"])}` repeats the experiment.
 """,
         encoding="utf-8",
     )
@@ -190,8 +195,6 @@ def main() -> None:
     """Run what is missing and write everything anew."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, help="where runs and shards lie")
-    parser.add_argument("--output", type=Path, help="where results go")
     parser.add_argument("--first", type=int)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--more", type=int)

@@ -116,9 +116,9 @@ def page(results: dict, notes: str) -> str:
         "## Result",
         "",
         f"{results['machine']}; {results['versions']}; load {results['load'][0]:.1f} before and {results['load'][1]:.1f} after; "
-        f"{results['date']}. Median of {results['blocks']} blocks (least to most).",
+        f"{results['date']}. Median of {results['blocks']} blocks (minimum to maximum).",
         "",
-        "| packing | worker processes | tokens/s of the host's own rows | times the share at 11 s | memory | positions used |",
+        "| packing | worker processes | tokens/s of the host's own rows | multiple of its share at 11 s/step | memory | positions used |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for case in results["cases"]:
@@ -130,8 +130,8 @@ def page(results: dict, notes: str) -> str:
         )
     lines += [
         "",
-        f"The share of a host is {ROWS} rows × {LENGTH:,} positions / {HOSTS} hosts = {ROWS * LENGTH // HOSTS:,} tokens a step: "
-        f"{most:,.0f} tokens/s for a step of {STEP_SECONDS[0]:.0f} s, {least:,.0f} for one of {STEP_SECONDS[1]:.0f} s.",
+        f"The share of a host is {ROWS} rows × {LENGTH:,} positions / {HOSTS} hosts = {ROWS * LENGTH // HOSTS:,} tokens per step: "
+        f"{most:,.0f} tokens/s if a step takes {STEP_SECONDS[0]:.0f} s, and {least:,.0f} if it takes {STEP_SECONDS[1]:.0f} s.",
         "",
         f"    {results['command']}",
         "",

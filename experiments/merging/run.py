@@ -1,6 +1,6 @@
 """Two fine-tunes of one base, on Japanese and on English, merged by every method: what each keeps of both.
 
-python experiments/merging/run.py --seeds 0 1 2        # goes on where it was stopped; writes results.json, plot.png, README.md
+python experiments/merging/run.py --seeds 0 1 2        # resumes; writes results.json, plot.png, README.md
 python experiments/merging/run.py --seeds 0 --small    # minutes, to see that it runs
 python experiments/merging/run.py --scale gpu          # 65 million parameters
 """
@@ -108,7 +108,7 @@ def plot(path: Path, figures: dict[str, dict[str, list[float]]]) -> None:
         marker = {"base": "s", "ja": "^", "en": "v"}.get(name, "o")
         panel.scatter(values["ja"], values["en"], s=10, color=plt.colormaps["tab20"](i), alpha=0.4)
         panel.scatter([x], [y], marker=marker, s=60, color=plt.colormaps["tab20"](i), edgecolor="k", label=name)
-    panel.set(xlabel="Japanese, held-out bits a byte", ylabel="English, held-out bits a byte")
+    panel.set(xlabel="Japanese, held-out bits per byte", ylabel="English, held-out bits per byte")
     figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=120)
 
@@ -138,23 +138,27 @@ def write(output: Path, results: dict) -> None:
     output.joinpath("README.md").write_text(
         f"""# Merging two fine-tunes of one base
 
-Question: how much of a Japanese and of an English fine-tune does each way of merging them keep?
+**Question.** How much of a Japanese and of an English fine-tune does each merge method keep?
 
-Method: {results.get("model", "a model of the preset `tiny` (vocabulary 2048)")} \
-is trained for {results["steps"]} steps on the bundled corpus, both languages \
-alike, then for {results["tuning"]} steps on each alone; the two are merged by `plamo2 merge`. Held-out bits a byte, mean of \
-{len(by_seed)} seed(s) ± standard deviation; lower is better. The last two columns compare with the fine-tune of that language.
+**Method.** {results.get("model", "A model of the preset `tiny` (vocabulary 2048)")} \
+is trained for {results["steps"]} steps on the bundled corpus, with equal shares of both languages, and then for {results["tuning"]} \
+steps on each \
+language alone. `plamo2 merge` merges the two fine-tunes. Held-out bits per byte, mean of {len(by_seed)} seed(s) ± standard deviation; \
+lower is \
+better. The last two columns are differences from the fine-tune of that language.
 
-| model | Japanese | English | mean | Japanese − its fine-tune | English − its fine-tune |
+| model | Japanese | English | mean | Japanese − Japanese fine-tune | English − English fine-tune |
 |---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-Best of the merges by the mean: {best}, {both[best]:.4f}; the base has {both["base"]:.4f}, the better of the two fine-tunes \
+The best merge by the mean is {best} ({both[best]:.4f}). The base model has {both["base"]:.4f}, and the better fine-tune \
 {min(both["ja"], both["en"]):.4f}.
 
-![Japanese and English bits a byte](plot.png)
+![Japanese and English bits per byte](plot.png)
 
-Again: `python experiments/merging/run.py --seeds {" ".join(by_seed)}`. Models this small say nothing of how methods rank at 8B.
+`python experiments/merging/run.py --seeds {" ".join(by_seed)}` repeats the experiment. The ranking of methods for models this small \
+does not predict \
+the ranking for an 8B.
 """,
         encoding="utf-8",
     )
@@ -164,8 +168,6 @@ def main() -> None:
     """Run what is missing and write everything anew."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, help="where runs and shards lie")
-    parser.add_argument("--output", type=Path, help="where results go")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--tuning", type=int)
     parser.add_argument("--batches", type=int, default=20, help="of 8 rows of held-out text in each language")
@@ -180,7 +182,7 @@ def main() -> None:
     if (results.get("steps"), results.get("tuning")) != (options.steps, options.tuning):
         results = {"steps": options.steps, "tuning": options.tuning, "seeds": {}}
         if options.scale != "cpu":
-            results["model"] = f"a model of {scale.models['model'].parameter_count():,} parameters"
+            results["model"] = f"A model of {scale.models['model'].parameter_count():,} parameters"
     for seed in options.seeds:
         if str(seed) not in results["seeds"]:
             results["seeds"][str(seed)] = measure(

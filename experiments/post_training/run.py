@@ -194,7 +194,7 @@ def rule_scores(plan: Plan, work: Path, model: Path) -> dict[str, float]:
 
 
 def answer_bits(config: RunConfig, model: Path) -> float:
-    """Held-out bits a byte of what the assistant says."""
+    """Held-out bits per byte of what the assistant says."""
     loaded = load_model(model)
     evaluate = make_evaluator(Plamo2(loaded.config), loaded.tokenizer.padded_byte_lengths(loaded.config.vocab_size))
     return evaluate(
@@ -251,7 +251,7 @@ def one_seed(plan: Plan, scale: Scale, work: Path, data: Path, seed: int) -> dic
 
 
 COLUMNS = {
-    "answer_bits": ("answers, bits a byte", 3),
+    "answer_bits": ("answers, bits per byte", 3),
     "rules": ("rules, mean", 3),
     "all_obeyed": ("all rules obeyed", 3),
     "form": ("form", 3),
@@ -260,8 +260,8 @@ COLUMNS = {
     "greedy_all_obeyed": ("greedy: all rules obeyed", 3),
     "greedy_finished": ("greedy: stopped", 3),
     "reward_accuracy": ("reward accuracy", 3),
-    "text_ja": ("text ja, bits a byte", 3),
-    "text_en": ("text en, bits a byte", 3),
+    "text_ja": ("text ja, bits per byte", 3),
+    "text_en": ("text en, bits per byte", 3),
 }
 
 
@@ -275,7 +275,7 @@ def plot(path: Path, means: dict[str, dict[str, list[float]]]) -> None:
     figure, panels = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
     for panel, title, names in zip(
         panels,
-        ("rules obeyed by answers", "held-out answers, bits a byte", "ordinary text, bits a byte"),
+        ("rules obeyed by answers", "held-out answers, bits per byte", "ordinary text, bits per byte"),
         (("rules", "all_obeyed", "form", "finished"), ("answer_bits",), ("text_ja", "text_en")),
         strict=True,
     ):
@@ -324,42 +324,57 @@ def write(output: Path, results: dict, scale: Scale) -> None:
         return f"{statistics.fmean(means[model][name]):.3f}"
 
     output.joinpath("README.md").write_text(
-        f"""# What each stage of post-training does
+        f"""# Effect of each stage of post-training
 
-**Question.** What do fine-tuning, preferences, and merging after each, as PLaMo 2 was made, do to a small model: to held-out answers, to
-rules that a program can check, to the rewards of held-out pairs, and to ordinary text?
+**Question.** PLaMo 2 was made by fine-tuning and preference optimization, with model merging after each stage. How does each stage change a
+small model: its held-out answers, the rules that a program checks, the rewards of held-out pairs, and ordinary text?
 
-**Method.** The demo's model (`{plan["base"]}`, {results["parameters"]:,} parameters) is fine-tuned on instructions made from the
-bundled corpus (`plamo2 data instructions`), {plan["sft_steps"]} steps of {scale.rows} × {scale.length} tokens, twice with other orders of
-the data; the two are averaged. The average answers {plan["prompts"]} requests {plan["samples"]} times each; of each request's answers
-the best and the worst by rules (language, length, form, stopped by itself) make a pair, a fifth of them held out. DPO (sigmoid,
-β = {plan["beta"]}, + {plan["nll"]} × NLL, {plan["dpo_steps"]} steps) starts twice from the average and its two models are averaged again. \
-{len(seeds)} seeds of everything but the base; mean ± standard deviation over them, \
-the two runs of a seed taken as their mean. Rules are scored on answers to
-{plan["questions"]} held-out requests: four each, drawn as those of the pairs were (temperature 0.8, top-p 0.95), and one that is greedy.
-`form` is that an asked-for form (JSON with two keys, "Title: …", bullets) is met; "all rules obeyed" counts answers in which every rule has
-at least a half. Rewards are log-ratios to the model that the stage began from; chance
-is 0.5. "Text" is held-out text of the corpus.
+**Method.** The demo's model (`{plan["base"]}`, {results["parameters"]:,} parameters) is fine-tuned twice on conversations made from the
+bundled corpus (`plamo2 data instructions`), {plan["sft_steps"]} steps of {scale.rows} × {scale.length} tokens, with different orders of
+the data. The two models are averaged. The averaged model answers {plan["prompts"]} requests {plan["samples"]} times each. For each request,
+the best and the worst answer by rules (language, length, form, stopped by itself) are a pair; a fifth of the pairs are held out. DPO
+(sigmoid,
+β = {plan["beta"]}, + {plan["nll"]} × NLL, {plan["dpo_steps"]} steps) starts twice from the averaged model, and the two results are
+averaged.
+Everything except the base model has {len(seeds)} seeds. The table has the mean ± standard deviation over seeds; the two runs of a seed
+count as their mean.
+
+Rules are scored on answers to {plan["questions"]} held-out requests: four sampled answers each (temperature 0.8, top-p 0.95, as for the
+pairs), and
+one greedy answer. `form` is the share of answers with the requested form (JSON with two keys, "Title: …", bullets). "all rules obeyed"
+counts
+answers in which every rule scores at least 0.5. Rewards are log-ratios to the model from which the stage started; the reward accuracy
+of a random
+choice is 0.5. "Text" is held-out text of the corpus.
 
 | model | {" | ".join(title for title, _ in COLUMNS.values())} |
 |---|{"---|" * len(COLUMNS)}
 {chr(10).join(rows)}
 
-Fine-tuning takes the mean of rules from {level("rules", "base")} to {level("rules", "SFT")} and the answers that obey all of them
-from {level("all_obeyed", "base")} to {level("all_obeyed", "SFT")}, at {change("text_en", "base", "SFT")} bits a byte of ordinary English.
-Preferences change the mean of rules by {change("rules", *preferred)} and the answers that obey all by
-{change("all_obeyed", *preferred)} against the average that they began from, of greedy answers by
-{change("greedy_all_obeyed", *preferred)}, with a reward accuracy of {level("reward_accuracy", "DPO merged")} on held-out pairs.
-They cost {change("answer_bits", *preferred)} bits a byte of held-out answers and {change("text_en", *preferred)} of ordinary English.
-The rules that score are the rules that made the pairs, of other requests: what gets better is what a program can check, not what is said.
-Averaging the two fine-tunes changes the mean of rules by {change("rules", "SFT", "SFT merged")}, held-out answers by
-{change("answer_bits", "SFT", "SFT merged")} bits a byte and ordinary English by
-{change("text_en", "SFT", "SFT merged")}; averaging the two preference runs changes them by {change("rules", "DPO", "DPO merged")},
-{change("answer_bits", "DPO", "DPO merged")} and {change("text_en", "DPO", "DPO merged")}.
+* **Fine-tuning** changes the mean rule score from {level("rules", "base")} to {level("rules", "SFT")}, the share of answers that obey
+  all rules from
+  {level("all_obeyed", "base")} to {level("all_obeyed", "SFT")}, and the bits per byte of ordinary English text by
+  {change("text_en", "base", "SFT")}.
+* **Preference optimization** starts from the averaged fine-tuned model. Relative to it, the mean rule score changes by
+  {change("rules", *preferred)}, and
+  the share of answers that obey all rules by {change("all_obeyed", *preferred)} (greedy answers:
+  {change("greedy_all_obeyed", *preferred)}). The reward
+  accuracy on held-out pairs is {level("reward_accuracy", "DPO merged")}. The bits per byte of held-out answers change by
+  {change("answer_bits", *preferred)}, and those of ordinary English text by {change("text_en", *preferred)}.
+* **Averaging the two fine-tuned models** changes the mean rule score by {change("rules", "SFT", "SFT merged")}, and the bits per byte
+  of held-out
+  answers by {change("answer_bits", "SFT", "SFT merged")} and of ordinary English text by {change("text_en", "SFT", "SFT merged")}.
+  Averaging the two
+  DPO models changes them by {change("rules", "DPO", "DPO merged")}, {change("answer_bits", "DPO", "DPO merged")} and \
+{change("text_en", "DPO", "DPO merged")}.
+
+The rules that score the answers also selected the pairs, for other requests. The scores show what a program can check; they do not show
+whether an
+answer is correct.
 
 ![by stage](plot.png)
 
-`python experiments/post_training/run.py --base {plan["base"]}` repeats it; it goes on where it was stopped.
+`python experiments/post_training/run.py --base {plan["base"]}` repeats the experiment. An interrupted run resumes.
 """,
         encoding="utf-8",
     )
@@ -373,8 +388,6 @@ def main() -> None:
         "--data", type=Path, help="folder that holds data/LANGUAGE/heldout (default: that of the model)"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--work", type=Path)
-    parser.add_argument("--output", type=Path)
     parser.add_argument("--sft-steps", type=int)
     parser.add_argument("--sft-rate", type=float)
     parser.add_argument("--dpo-steps", type=int)

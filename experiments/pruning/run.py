@@ -41,8 +41,6 @@ DISTILLED = {"activation, distilled": "activation", "scratch, distilled": "scrat
 def main() -> None:
     """Runs what is not done yet, and writes results, plot and README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path)
-    parser.add_argument("--output", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--large-steps", type=int)
     parser.add_argument("--steps", type=int)
@@ -103,7 +101,7 @@ def cut(work: Path, slug: str, scale: Scale, method: str, rounds: int, seed: int
     target = scale.models["small"]
     pruned = prune(large.params, scale.models["large"], target, examples, method=method, rounds=rounds, seed=seed)
     loss = jax.jit(mean_loss(target))
-    print(slug, "cut, nats a token:", float(loss(pruned.params, examples[0])), flush=True)
+    print(slug, "cut, nats per token:", float(loss(pruned.params, examples[0])), flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     write_public(folder, pruned.config, pruned.params, large.tokenizer)
 
@@ -120,29 +118,34 @@ def page(results: dict) -> str:
     against = {name: f"{heldout[best] - heldout[name]:+.3f}" for name in heldout}
     steps, large_steps, longer = results["steps"], results["large_steps"], results["longer_steps"]
     a_step, seeds = results["tokens_a_step"], results["seeds"]
-    return f"""# Which importance to prune by, and is pruning worth it?
+    return f"""# Pruning against training from scratch, by measure of importance
 
-**Question.** Is a model of {small:,} parameters better cut out of one of {large:,} than trained from scratch, and does it matter how the
-channels that stay are chosen?
+**Question.** Is it better to prune a model of {large:,} parameters to {small:,} parameters, or to train the smaller model from scratch?
+Does
+the measure of importance that selects the channels matter?
 
-**Method.** A model is trained {large_steps} steps of {a_step} tokens, cut in width (residual stream, MLP, heads of both mixers) by each
-importance, and trained {steps} steps more, with a new optimizer and the same schedule, data and order of data as the model from
-scratch: on cross-entropy, or where the name says so on half cross-entropy, half divergence from the large model ("distilled": the
-teacher's forward passes are not counted). "Same FLOPs" is from scratch with {longer} steps: what the large model's training cost is
-added. {seeds} seeds, mean ± standard deviation. Losses are training losses in nats a token, the final one a mean of 20 steps; held-out
+**Method.** A model is trained for {large_steps} steps of {a_step} tokens. It is pruned in width (residual stream, MLP, heads of both
+mixers)
+by each measure of importance, and trained for {steps} more steps. The optimizer is new; the schedule, the data and their order are the same
+as for the model from scratch. The loss is cross-entropy. For rows with "distilled", half of it is the divergence from the large model; the
+teacher's forward passes are not counted. "Same FLOPs" is a model from scratch with {longer} steps, which adds the cost of training the
+large
+model. {seeds} seeds, mean ± standard deviation. Losses are training losses in nats per token; the final loss is a mean of 20 steps.
+Held-out
 is the mean of Japanese and English bits per byte.
 
-| method | loss after the cut | final loss | held-out bits/byte |
+| method | loss after pruning | final loss | held-out bits per byte |
 |---|---|---|---|
 {chr(10).join(rows)}
 
-Best of the cuts trained on cross-entropy by held-out text: {best}, {against["scratch"]} bits a byte against scratch on the same
-tokens, {against["scratch, same FLOPs"]} on the same FLOPs, {against["magnitude"]} against magnitude and {against["random"]} against random
-channels. The losses of what is distilled are of its own mixture and compare with each other only.
+The best pruned model without distillation by held-out text is {best}. Its bits per byte differ by {against["scratch"]} from scratch on
+the same
+tokens, by {against["scratch, same FLOPs"]} from scratch with the same FLOPs, by {against["magnitude"]} from magnitude, and by
+{against["random"]} from random channels. Losses of distilled models contain the divergence, so compare them only with each other.
 
 ![loss by tokens](loss.png)
 
-`python experiments/pruning/run.py` repeats it; it goes on where it was stopped.
+`python experiments/pruning/run.py` repeats the experiment. An interrupted run resumes.
 """
 
 

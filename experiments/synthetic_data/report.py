@@ -103,10 +103,10 @@ Differences from the arm without synthetic text, by seed (same pages, initial pa
 """
     notes = output / "notes.md"
     (output / "README.md").write_text(
-        f"""# Synthetic text from checked generators beside scarce real text
+        f"""# Synthetic text from rules, added to scarce real text
 
-Question: real text is scarce and must be repeated. What does it change if part of the training tokens is synthetic text from generators \
-that are right by construction: the loss on real pages, and the accuracy in the domain of the synthetic text?
+**Question.** Real text is scarce and must be repeated. If rule-based generators, which are correct by construction, replace a part of the \
+training tokens with synthetic text, how do the loss on real pages and the accuracy in the domain of the synthetic text change?
 
 ## Method
 
@@ -118,13 +118,15 @@ text, a page is read {epochs:.1f} times on average. The arm `{REFERENCE}` has al
 pairs come from the available pages only. The directory has 24 people of each \
 language. All arms have the same tokenizer, which was trained on all training pages and on the synthetic text of seed 0.
 - Held-out questions: about one of four word problems, chosen by the hash of its kind and numbers, is never in the training text, in \
-either language. About one of four questions about a person is never in the training text; statements with the fact are. The script checks \
-that no training text has a held-out question. No question is shown together with the statements, so it must be answered from memory.
-- Scores, mean of both languages, {asked["word_problems"]} word problems and {asked["facts"]} facts. `exact`: greedy decoding ends with \
+either language. About one of four questions about a person is never in the training text, but statements with the fact are. The script \
+checks \
+that no training text has a held-out question. The statements are not in the prompt of a question, so the model must answer from memory.
+- Scores are means of both languages over {asked["word_problems"]} word problems and {asked["facts"]} facts. `exact`: greedy decoding \
+ends with \
 the right answer. `ranked`: the right one of four continuations has the largest log-probability (`model.score`); chance is 0.25. For a \
 word problem, the solution up to the last equals sign is given, and the wrong results come from other problems of the same kind and \
-have as many digits. For a fact, the wrong answers belong to other people. `trained questions` are questions that the training text has.
-- Mean ± standard error over seeds.
+have as many digits. For a fact, the wrong answers belong to other people. `trained questions` are questions in the training text.
+- The tables have the mean ± standard error over seeds.
 
 ## Results
 

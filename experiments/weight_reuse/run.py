@@ -37,8 +37,6 @@ METHODS = {
 def main() -> None:
     """Runs what is not done yet, and writes results, plot and README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path)
-    parser.add_argument("--output", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--small-steps", type=int)
     parser.add_argument("--steps", type=int)
@@ -111,27 +109,32 @@ def page(results: dict) -> str:
     same = heldout[best] - heldout["scratch, same FLOPs"]
     steps, small_steps, longer = results["steps"], results["small_steps"], results["longer_steps"]
     a_step, seeds = results["tokens_a_step"], results["seeds"]
-    return f"""# Does a trained small model give a larger one a start?
+    return f"""# Growing a trained small model against training from scratch
 
-**Question.** How many tokens does a model of {large:,} parameters save when it starts from one of {small:,}?
+**Question.** How many training tokens does a model of {large:,} parameters save when it starts from a trained model of {small:,}?
 
-**Method.** A small model is trained {small_steps} steps of {a_step} tokens, grown by each method, and trained {steps} steps more, with a
-new optimizer and the same schedule, data and order of data as the model from scratch. "Same FLOPs" is from scratch with {longer} steps:
-what the small model's training cost is added. {seeds} seeds, mean ± standard deviation. Losses are training losses in nats a token, means
-of 20 steps but for the first; held-out is the mean of Japanese and English bits per byte. "Tokens saved" is up to the smoothed loss with
-which scratch ends.
+**Method.** A small model is trained for {small_steps} steps of {a_step} tokens, grown by each method, and trained for {steps} more
+steps. The
+optimizer is new; the schedule, the data and their order are the same as for the model from scratch. "Same FLOPs" is a model from
+scratch with
+{longer} steps, which adds the cost of training the small model. {seeds} seeds, mean ± standard deviation. Losses are training losses in
+nats
+per token; all except the first are means of 20 steps. Held-out is the mean of Japanese and English bits per byte. "Tokens saved"
+compares the
+tokens until the smoothed loss reaches the final loss of scratch.
 
-| method | first loss | final loss | held-out bits/byte | tokens saved |
+| method | first loss | final loss | held-out bits per byte | tokens saved |
 |---|---|---|---|---|
 {chr(10).join(rows)}
 
-Best by held-out text: {best}, {heldout[best] - heldout["scratch"]:+.3f} bits a byte against scratch on the same tokens and {same:+.3f}
-against scratch on the same FLOPs; the best of the cloning methods has {cloned:.3f}. With one period of layers to repeat, stacking and
-interleaving are the same.
+The best method by held-out text is {best}: its bits per byte differ by {heldout[best] - heldout["scratch"]:+.3f} from scratch on the
+same tokens,
+and by {same:+.3f} from scratch with the same FLOPs. The best cloning method reaches {cloned:.3f}. With only one period of layers to repeat,
+stacking and interleaving are the same.
 
 ![loss by tokens](loss.png)
 
-`python experiments/weight_reuse/run.py` repeats it; it goes on where it was stopped.
+`python experiments/weight_reuse/run.py` repeats the experiment. An interrupted run resumes.
 """
 
 
