@@ -26,11 +26,9 @@ config = dataclasses.replace(
     steps=round(TOKENS / (ROWS * LENGTH)),
     # Peak rate and warm-up of OLMo 2 1B. The rate decays over the last eighth, because the second phase has this share of the tokens.
     schedule=ScheduleConfig(kind="wsd", learning_rate=4e-4, warmup=2000, decay_fraction=0.125),
-    # The state is sharded over all 16 chips, and parameters are gathered once per step. Summing gradients in every micro-batch would take
+    # The state is sharded over all 16 chips, and parameters are gathered once per step. If they were gathered for each use, this would take
     # half as long as the products (experiments/tpu_plans).
     mesh=MeshConfig(),
-    sharding="zero1",
+    sharding="zero2",
     accumulation=16,
-    remat="dots_except_gate_up",
-    loss_chunk=1024,
 )

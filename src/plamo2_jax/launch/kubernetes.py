@@ -37,8 +37,8 @@ def require_image(image: str) -> None:
         raise PlamoError(f"--image {image!r} is not an image name: it must be like REGISTRY/PATH/NAME:TAG")
     if "@" not in image and ":" not in image.rpartition("/")[2]:
         raise PlamoError(
-            f"--image {image} has no tag, so a restart might run another image than the first start. Add a tag such as {image}:1, or a "
-            "digest"
+            f"--image {image} has no tag, so a restart might use a different image. Add a tag such as "
+            f"{image}:1, or a digest"
         )
 
 

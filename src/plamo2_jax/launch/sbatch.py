@@ -29,7 +29,7 @@ class SbatchOptions(Protocol):
 def check(options: SbatchOptions) -> None:
     """Check that values can be part of an #SBATCH line; raise PlamoError otherwise."""
     if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", options.time):
-        raise PlamoError(f"--time {options.time} is not allowed: it must be such as 24:00:00 or 2-00:00:00")
+        raise PlamoError(f"--time {options.time} is not allowed: it must be a time such as 24:00:00 or 2-00:00:00")
     for field in ("partition", "account"):
         value = getattr(options, field)
         if value is not None and not re.fullmatch(r"[\w.,-]+", value):
@@ -88,7 +88,7 @@ def _job_name(given: str | None, run: str) -> str:
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", run).strip("-")[:_LONGEST_NAME] if given is None else given
     if len(name) > _LONGEST_NAME or not re.fullmatch(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*", name):
         raise PlamoError(
-            f"--job-name {name[:60]!r} is not allowed: it must be letters, digits, '_', '.' and '-' (not first), "
-            f"{_LONGEST_NAME} characters at most"
+            f"--job-name {name[:60]!r} is not allowed: it must have only letters, digits, '_', '.' and '-' "
+            f"(not first), and at most {_LONGEST_NAME} characters"
         )
     return name

@@ -27,23 +27,23 @@ class Slurm:
     gpus_per_node: int = 0
     """GPUs of each node; 0 for a job on CPUs."""
     processes_per_node: int | None = None
-    """Processes per node; left out, one per GPU, or one on CPUs. They share the GPUs of the node in equal parts."""
+    """Number of processes per node. Default: one per GPU, or one without GPUs. The processes share the GPUs of the node in equal parts."""
     cpus_per_process: int | None = None
-    """CPU cores of each process; left out, 8 for each GPU of the process, or 8 on CPUs. 0 asks for the cluster's default."""
+    """Number of CPU cores of each process. Default: 8 for each GPU of the process, or 8 without GPUs. 0: the cluster's default."""
     time: str = "24:00:00"
-    """Time limit, after which the job is queued again: minutes, hours:minutes:seconds or days-hours:minutes:seconds."""
+    """Time limit of the job, after which it is queued again, as minutes, hours:minutes:seconds or days-hours:minutes:seconds."""
     grace: int = 120
-    """Seconds before the time limit at which the run gets SIGTERM, saves a checkpoint and stops."""
+    """Time before the time limit at which the run gets SIGTERM, saves a checkpoint and stops, in seconds."""
     partition: str | None = None
-    """Partition; left out, the cluster's default."""
+    """Partition. Default: the cluster's default."""
     account: str | None = None
-    """Account to charge; left out, the user's default."""
+    """Account to charge. Default: the user's default."""
     setup: str = ""
     """Shell command before the run, such as "module load cuda"; join several with &&. If it fails, the job ends."""
     sbatch_flag: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Further option of sbatch, as in --sbatch-flag=--qos=high; may be given several times."""
     job_name: str | None = None
-    """Name of the job; left out, the run's name."""
+    """Name of the job. Default: the run's name."""
     program: str = ".venv/bin/plamo2"
     """The plamo2 command on the nodes: a path relative to the folder in which sbatch is called."""
 

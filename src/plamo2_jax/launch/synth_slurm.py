@@ -21,27 +21,28 @@ class SynthSlurm:
     workers: int = 4
     """Number of workers. Worker 0 also runs the stages after generation."""
     at_once: int | None = None
-    """Largest number of workers at the same time; left out, no limit."""
+    """Maximum number of workers that run at the same time. Default: no limit."""
     cpus_per_worker: int = 4
     """CPU cores of each worker."""
     gpus_per_worker: int = 0
-    """GPUs of each worker, for a generator without url; 0 if a server generates."""
+    """Number of GPUs of each worker, for a generator that runs in the worker; 0 if a server generates."""
     time: str = "24:00:00"
-    """Time limit, after which a worker is queued again: minutes, hours:minutes:seconds or days-hours:minutes:seconds."""
+    """Time limit of a worker, after which it is queued again, as minutes, hours:minutes:seconds or days-hours:minutes:seconds."""
     grace: int = 180
-    """Seconds before the time limit at which a worker gets SIGTERM. It finishes its requests: give more than generator.timeout."""
+    """Time before the time limit at which a worker gets SIGTERM and finishes its requests, in seconds. It must be larger than
+    generator.timeout."""
     restarts: int = 20
-    """Largest number of times that a worker is queued again."""
+    """Maximum number of times that a worker is queued again."""
     partition: str | None = None
-    """Partition; left out, the cluster's default."""
+    """Partition. Default: the cluster's default."""
     account: str | None = None
-    """Account to charge; left out, the user's default."""
+    """Account to charge. Default: the user's default."""
     setup: str = ""
     """Shell command before the worker; join several with &&. If it fails, the worker ends."""
     sbatch_flag: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Further option of sbatch, as in --sbatch-flag=--qos=high; may be given several times."""
     job_name: str | None = None
-    """Name of the job; left out, the name of the run folder."""
+    """Name of the job. Default: the name of the run folder."""
     program: str = ".venv/bin/plamo2"
     """The plamo2 command on the nodes: a path relative to the folder in which sbatch is called."""
 

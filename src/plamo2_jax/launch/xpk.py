@@ -29,9 +29,9 @@ class Xpk:
     """Train on TPU slices of a GKE cluster with JobSet installed. Needs a container image with the project, and kubectl or xpk."""
 
     accelerator: str
-    """The slice: v5litepod-16, v5p-128, v6e-256, tpu7x-128, ...; or its generation and shape, v5p:4x4x4."""
+    """TPU slice: an accelerator type such as v5litepod-16, v5p-128, v6e-256 or tpu7x-128, or generation and shape such as v5p:4x4x4."""
     image: str | None = None
-    """Container image with a tag or digest, with the project installed and the config file in its working directory; see docs/launch.md."""
+    """Container image with a tag or digest, with the project installed and the config file in its working directory (docs/launch.md)."""
     by: Literal["jobset", "xpk"] = "jobset"
     """jobset: apply a JobSet manifest with kubectl. xpk: run `xpk workload create`."""
     slices: int = 1
@@ -39,7 +39,7 @@ class Xpk:
     spot: bool = False
     """Run on spot nodes."""
     job_name: str | None = None
-    """Name of the JobSet or workload; left out, the run's name."""
+    """Name of the JobSet or workload. Default: the run's name."""
     namespace: str = "default"
     """Namespace of the JobSet."""
     queue: str | None = None
@@ -49,17 +49,17 @@ class Xpk:
     restarts: int = 100
     """Limit on restarts of all pods after a preemption or a failure. A wrong configuration ends the job at once."""
     grace: int = 120
-    """Seconds between SIGTERM and SIGKILL, in which a pod saves its checkpoint. (Less before a spot node is preempted.)"""
+    """Time between SIGTERM and SIGKILL in which a pod saves its checkpoint, in seconds. Preempted spot nodes may get less time."""
     cluster: str | None = None
     """With --by xpk: the GKE cluster."""
     project: str | None = None
-    """With --by xpk: the project; left out, CLOUDSDK_CORE_PROJECT or gcloud's property core/project."""
+    """With --by xpk: the project. Default: CLOUDSDK_CORE_PROJECT or gcloud's property core/project."""
     zone: str | None = None
-    """With --by xpk: the cluster's zone; left out, CLOUDSDK_COMPUTE_ZONE or gcloud's property compute/zone."""
+    """With --by xpk: the cluster's zone. Default: CLOUDSDK_COMPUTE_ZONE or gcloud's property compute/zone."""
 
     def check(self) -> None:
         """Check that an image is given and that values are allowed; raise PlamoError otherwise."""
-        require({"container image": (self.image, "--image (docs/launch.md says how to build one)")})
+        require({"container image": (self.image, "--image (docs/launch.md explains how to build one)")})
         require_at_least(1, slices=self.slices, grace=self.grace)
         require_at_least(0, restarts=self.restarts)
         kubernetes.require_names({name: getattr(self, name) for name in ("namespace", "queue", "service_account")})

@@ -93,7 +93,7 @@ def prepare(
     take_lock()
     if run_folder.is_resumed(config, local_step) != is_resumed:
         raise TrainingError(
-            f"{config.folder} was written by another process meanwhile. Run this command again to resume it"
+            f"{config.folder} was written by another process in the meantime. Run the command again to resume"
         )
     run_folder.write_description(config, tokenizer, source, description)
     if local is not None:
@@ -115,10 +115,11 @@ def _devices(config: RunConfig) -> list[jax.Device]:
     usable = config.mesh.usable_devices(len(devices), rows)
     if usable < len(devices):
         message = (
-            f"training on {usable} of {len(devices)} devices: a micro-batch has {rows} rows (data.batch_size / accumulation), and "
-            "all devices are used only if this is a multiple of mesh.data × mesh.fsdp"
+            f"training uses only {usable} of {len(devices)} devices: a micro-batch has {rows} rows "
+            "(data.batch_size / accumulation), which must be a multiple of mesh.data × mesh.fsdp to use all "
+            "devices"
         )
         if jax.process_count() > 1:
-            raise TrainingError(f"{message}. With several processes this is not allowed")
+            raise TrainingError(f"{message}. This is not allowed with several processes")
         tqdm.write(message, file=sys.stderr)
     return devices[:usable]
