@@ -186,7 +186,7 @@ SHARDED = {
     ),
     "tensor a shard lacks": (
         lambda f, t: save_file(without(dict(list(t.items())[0::3]), "model.embed_tokens.weight"), f / FIRST),
-        f"{FIRST} lacks tensor model.embed_tokens.weight, which model.safetensors.index.json lists there",
+        f"{FIRST} does not have the tensor model.embed_tokens.weight, but model.safetensors.index.json lists it there",
     ),
     "index misplaces a tensor": (
         lambda f, t: edit_index(f, lambda w: w.update({D: next(x for x in (FIRST, SECOND) if x != w[D])})),
